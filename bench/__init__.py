@@ -18,26 +18,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.plan.recipe import Recipe
+    from bench.plan.protocol import Recipe
     from bench.plan.run_spec import RunSpec
     from bench.records.run_folder import read, samples
-    from bench.run.runner import run_spec as run
-    from reports.notebook import report
+    from bench.runs.runner import run_spec as run
+    from reports.report import report
 
 __all__ = ["Recipe", "RunSpec", "read", "report", "run", "samples"]
 
-HOMES = {  # the module that has each name
-    "Recipe": "bench.plan.recipe",
-    "RunSpec": "bench.plan.run_spec",
-    "read": "bench.records.run_folder",
-    "report": "reports.notebook",
-    "samples": "bench.records.run_folder",
+HOMES = {  # the module that has each name, and what it is called there
+    "Recipe": ("bench.plan.protocol", "Recipe"),
+    "RunSpec": ("bench.plan.run_spec", "RunSpec"),
+    "read": ("bench.records.run_folder", "read"),
+    "report": ("reports.report", "report"),
+    "run": ("bench.runs.runner", "run_spec"),
+    "samples": ("bench.records.run_folder", "samples"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("engines", "run"):
-        return import_module(f"bench.{name}")  # of which bench.run can be called
+    if name == "engines":
+        return import_module("bench.engines")
     if name in HOMES:
-        return getattr(import_module(HOMES[name]), name)
+        module, attribute = HOMES[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")

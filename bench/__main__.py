@@ -1,5 +1,7 @@
 """`python -m bench`, and the command `prunebench`."""
 
+from __future__ import annotations
+
 import sys
 from typing import NoReturn
 

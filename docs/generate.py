@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import method_pages  # noqa: E402
 from method_pages import escaped  # noqa: E402
 
-from bench.records.schema import published  # noqa: E402  # of this checkout, whatever is installed
+from bench.records.layout import FILES, json_schema, sections  # noqa: E402  # of this checkout, whatever is installed
 
 MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
 OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")
@@ -106,8 +106,8 @@ def _record() -> str:
         "",
     ]
     for name in schemas():
-        layout = published.FILES[name]
-        for section in published.sections(layout):
+        layout = FILES[name]
+        for section in sections(layout):
             title = section.path or f"{'served.jsonl: a served record' if name == served else 'A record'}"
             depth = "##" if not section.path else "###"
             shown = f"`{section.path}`" if section.path else title
@@ -123,9 +123,7 @@ def _record() -> str:
 
 def schemas() -> dict[str, str]:
     """Return the JSON schemas of the records by their names below docs/."""
-    return {
-        name: json.dumps(published.json_schema(layout), indent=1) + "\n" for name, layout in published.FILES.items()
-    }
+    return {name: json.dumps(json_schema(layout), indent=1) + "\n" for name, layout in FILES.items()}
 
 
 def on_config(config: Any) -> Any:
@@ -183,13 +181,13 @@ def measured_costs() -> str:
 
 
 def with_formats(guide: str) -> str:
-    """Return docs/guides/checkpoints.md with the table of formats as bench.export.formats has it."""
-    from bench.export import formats
+    """Return docs/guides/checkpoints.md with the table of formats as bench.export.write has it."""
+    from bench.export import write
 
-    heading, *rows = (f"| {' | '.join(row)} |" for row in formats.table())
+    heading, *rows = (f"| {' | '.join(row)} |" for row in write.table())
     start = guide.index(heading)
     end = guide.index("\n\n", start)
-    return guide[:start] + "\n".join([heading, "| --- " * len(formats.table()[0]) + "|", *rows]) + guide[end:]
+    return guide[:start] + "\n".join([heading, "| --- " * len(write.table()[0]) + "|", *rows]) + guide[end:]
 
 
 if __name__ == "__main__":
@@ -198,6 +196,6 @@ if __name__ == "__main__":
     (ROOT / "bench" / "schedule" / "measured_costs.json").write_text(measured_costs(), encoding="utf-8")
     guide = ROOT / "docs" / "guides" / "checkpoints.md"
     guide.write_text(with_formats(guide.read_text(encoding="utf-8")), encoding="utf-8")
-    from bench.doctor import answers
+    from bench.doctor import pruning
 
-    answers.write()
+    pruning.write()

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from methods import cards as authors_code  # noqa: E402
 from methods import registry  # noqa: E402  # of this checkout, whatever is installed
-from methods.listed import authors_code  # noqa: E402
-from methods.listed.cards import Card, of_module  # noqa: E402
+from methods.cards import Card, CodeComparison, departures, of_module, what_was_timed  # noqa: E402
 
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
 
@@ -85,7 +85,7 @@ class MethodPage:
             said.append("For the comparison the code's choice is put in: " + escaped(" ".join(check.put_in)))
         timed = [f"| {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |" for one in check.speed]
         head = ["| work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- |"]
-        table = [*head, *timed, "", f"Seconds: {escaped(authors_code.what_was_timed())}.", ""] if timed else []
+        table = [*head, *timed, "", f"Seconds: {escaped(what_was_timed())}.", ""] if timed else []
         return ["## Checked against the authors' code", "", *said, "", *table]
 
     def _command(self) -> str:
@@ -127,7 +127,7 @@ def method_pages() -> Iterator[MethodPage]:
                 yield MethodPage(module, of_module(module, decorator), plus)
 
 
-def _places(check: authors_code.CodeComparison) -> str:
+def _places(check: CodeComparison) -> str:
     """Return links to the code that a module was held against, at its commit where that was noted."""
     return ", ".join(
         f"[{name}](https://github.com/{name}/tree/{commit}) at {commit[:7]}"
@@ -151,7 +151,7 @@ def checked() -> str:
         apart = [f"{check.largest[kind]:.1e}" if kind in check.largest else "-" for kind in ("scores", "logits")]
         compared = escaped(check.compared)
         lines.append(f"| {page.checked} | {_places(check)}{port} | {check.runs} | {compared} | {' | '.join(apart)} |")
-    lines += ["", f"Seconds: {escaped(authors_code.what_was_timed())}.", ""]
+    lines += ["", f"Seconds: {escaped(what_was_timed())}.", ""]
     lines += ["| method | work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {page.checked} | {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |"
@@ -160,7 +160,7 @@ def checked() -> str:
     ]
     lines += ["", "| method | departs from the code or the paper | put in for the comparison |", "| --- | --- | --- |"]
     for page in pages:
-        departs = " ".join(authors_code.departures(f"{page.folder}.{page.stem}"))
+        departs = " ".join(departures(f"{page.folder}.{page.stem}"))
         put_in = " ".join(checks[page.stem].put_in)
         lines.append(f"| {page.names} | {escaped(departs)} | {escaped(put_in) or '-'} |")
     return "\n".join(lines)

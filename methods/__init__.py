@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from methods.base import REGISTRY, Holds, Look, Pruner, RandomPruner, WidthPruner, register
+from methods.cards import catalogue, compensations
 from methods.errors import OutOfReach, Unsupported, UserError
-from methods.listed.cards import catalogue, compensations
 from methods.registry import (
     changed_parameters,
     hyperparameters,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from methods.model.calibration import Calibration
     from methods.model.decoder import Decoder
     from methods.model.sizes import parameters
+
 
 LAZY = {  # what needs torch is imported when it is asked for
     "Calibration": "methods.model.calibration",

@@ -1,21 +1,27 @@
 """The base class of methods, what it says of the memory and the look of one, and the registry that methods enter.
 
 Every attribute has a default, so that a method states what is special about it and nothing else. Lists read the
-attributes from the text of the sources (methods/listed/cards.py), where they are literals.
+attributes from the text of the sources (methods/cards.py), where they are literals.
+
+Types of parameters that say which values are right; `methods.make` refuses others.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Lt
 
 from methods.model.calibration import Calibration
 
 if TYPE_CHECKING:
     from methods.counted import Budget
     from methods.model.decoder import Decoder
+
 
 Looks = Literal["nothing", "calibration", "gradients"]
 Reuses = Literal["", "removals", "statistics"]
@@ -62,7 +68,7 @@ class Pruner(ABC):
     takes_budget: ClassVar[bool] = False  # True: prune_to meets macs=0.8 by itself; else a ratio is searched for
     only_cuts: ClassVar[bool] = False  # whether its decisions name all that it changes
     axes: ClassVar[tuple[str, ...]] = ("layers",)  # of layers, heads, channels, experts, residual
-    leaves: ClassVar[tuple[str, ...]] = ("layers",)  # shapes of its models, by the names of bench.export.formats
+    leaves: ClassVar[tuple[str, ...]] = ("layers",)  # shapes of its models, by the names of bench.export.write
 
     # What lists, figures, the doctor and the tests take from it.
     paper_ratio: ClassVar[str] = ""  # what the ratio of its paper is a share of
@@ -170,3 +176,12 @@ def register(name: str) -> Callable[[P], P]:
         return cls
 
     return add
+
+
+Layers = Annotated[int, Ge(0)]  # how many layers
+Whole = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Tokens = Annotated[int, Ge(2)]  # of which all but the first are predicted
+Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+Share = Annotated[float, Ge(0), Lt(1)]

@@ -3,14 +3,27 @@
 A ratio is the share of all stored parameters removed: unique tensors, tied ones once, everything added counted back in.
 The request is rounded to whole decoder layers, the coarsest step of any method, and the resulting count is the budget
 of every method of the run.
+
+Finds the ratio at which a method meets a budget that is no number of parameters, as --budget macs=0.8.
+
+Methods take shares of all parameters and no other, and how much of a quantity goes with them depends on what a method
+chooses. `pruned_to` asks a method for one ratio after another, each time of the dense model, and keeps what comes
+nearest. A method that takes budgets as they are (`prune_to`) is asked once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from methods.base import Pruner
+from methods.counted import MISSED, QUANTITIES, Budget
+from methods.decisions import prune
 from methods.errors import OutOfReach
-from methods.model.decoder import Decoder
+from methods.model.calibration import Calibration, knowing
+from methods.model.decoder import Decoder, twin
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, sublayer_sizes
 
@@ -51,3 +64,171 @@ def matched_ratio(model: Decoder, ratio: float) -> float:
     """Return `ratio` rounded to whole layers: the budget that every method of a run must meet."""
     each = sum(map(layer_parameters, model.layers)) / len(model.layers)
     return whole_layers(model, ratio) * each / parameters(model)
+
+
+MET = 0.001  # of the dense model's quantity: how near a method has to come for the search to end
+TRIES = 6  # prunings of one search
+FINEST = 1e-6  # between ratios that are told apart
+
+
+def pruned_to(
+    wanted: float | Budget, pruner: Pruner, model: Decoder, calibration: Calibration
+) -> tuple[Decoder, dict[str, Any], dict[str, Any]]:
+    """Return the pruned model, what was decided, and what a record says of a budget, which has none for a ratio.
+
+    A ratio is removed in place. For a budget copies of the model, around the same weights, are pruned until one meets
+    it; the nearest is returned, and the model stays as it is. The first ratio is the one at which all layers lose
+    alike, which is the answer for whole layers; the next ones lie between those that left too much and too little. No
+    ratio is tried at which the method plans what it does at another one.
+
+    Raises what `prune` raises, and OutOfReach where too much stays at every ratio or where nothing goes.
+    """
+    if not isinstance(wanted, Budget):
+        return model, prune(pruner, model, calibration, wanted), {}
+    search = _Search(pruner, model, wanted)
+    found = search.run(calibration)
+    about = {"of": wanted.of, "share": wanted.share, "stays": found.stays, "ratio": found.ratio, "tried": search.tried}
+    return found.model, found.decisions, {"budget": about}
+
+
+def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
+    """Raise OutOfReach for a budget that the method cannot meet by what it plans, which shapes alone decide.
+
+    dense  may be without weights
+    """
+    search = _Search(pruner, dense, budget)
+    plan, gone = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
+    unsaid = {"kv_heads": plan.keys().isdisjoint(("d", "ranks"))}
+    heads = plan.get("removed_per_layer", unsaid).get(
+        "kv_heads", 0
+    )  # which a method that removes experts does not name
+    if budget.of == "kv" and gone and not heads and not plan.get("attentions"):
+        raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")
+    layers = plan.get("layers")
+    if isinstance(layers, int) and layers * budget.layer < gone - MISSED:
+        held = f"{layers * budget.layer:.3f} of {QUANTITIES[budget.of]}"
+        raise OutOfReach(f"{budget} is out of reach: the {layers} layers that may go hold {held}")
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """Holds a pruned model, the share of all parameters that was to go, and the share of a quantity that stays."""
+
+    model: Decoder
+    decisions: dict[str, Any]
+    ratio: float
+    stays: float
+
+
+class _Search:
+    """Looks for the ratio at which a method meets a budget.
+
+    low, high  the nearest ratios that left too much and too little, with the share of the quantity that goes there
+    tried      [ratio, the share of the quantity that stays] of each pruning
+    limit      a ratio that has turned out to be out of reach
+    """
+
+    def __init__(self, pruner: Pruner, dense: Decoder, budget: Budget) -> None:
+        self.pruner, self.dense, self.budget = pruner, dense, budget
+        self.wanted = 1 - budget.share
+        self.low: tuple[float, float] = (0.0, 0.0)
+        self.high: tuple[float, float] | None = None
+        self.tried: list[list[float]] = []
+        self.limit, self.refusal = math.inf, OutOfReach(f"{budget} is out of reach")
+        self.best: _Pruned | None = None
+
+    def run(self, calibration: Calibration) -> _Pruned:
+        """Prune until the budget is met, no other ratio is left, or there have been TRIES prunings."""
+        if self.pruner.takes_budget:
+            model = twin(self.dense)
+            decisions = prune(self.pruner, model, calibration, self.budget)
+            self.keep(model, decisions, 1 - parameters(model) / parameters(self.dense))
+            self.high = self.high or (1.0, 1.0)  # it comes as near as its choices allow, which is no matter of reach
+            return self.judged()
+        ratio: float | None = self.reachable(self.budget.start)
+        for _ in range(TRIES):
+            if ratio is None:
+                break
+            try:
+                calibration = self.prune(ratio, calibration)
+            except OutOfReach as reason:
+                self.limit, self.refusal = ratio, reason
+            ratio = self.following()
+        return self.judged()
+
+    def prune(self, ratio: float, calibration: Calibration) -> Calibration:
+        """Prune a copy of the dense model; return the calibration with what a greedy search has found out."""
+        model = twin(self.dense)
+        decisions = prune(self.pruner, model, calibration, ratio)
+        self.keep(model, decisions, ratio)
+        return knowing(calibration, decisions)
+
+    def keep(self, model: Decoder, decisions: dict[str, Any], ratio: float) -> None:
+        """Note what a pruning has left, and keep its model where none has come as near."""
+        stays = self.budget.stays(model)
+        self.tried.append([ratio, stays])
+        if self.best is None or (abs(stays - self.budget.share), ratio) < (self.missed, self.best.ratio):
+            self.best = _Pruned(model, decisions, ratio, stays)
+        if stays > self.budget.share:
+            self.low = max(self.low, (ratio, 1 - stays))
+        else:
+            self.high = min(self.high or (math.inf, 0.0), (ratio, 1 - stays))
+
+    @property
+    def missed(self) -> float:
+        """Return by which share of the quantity the nearest model misses the budget."""
+        return math.inf if self.best is None else abs(self.best.stays - self.budget.share)
+
+    def following(self) -> float | None:
+        """Return the ratio to try next; None where the budget is met, or where no ratio does anything else."""
+        if self.missed <= MET:
+            return None
+        low, less = self.low
+        if self.high is None:
+            far = self.reachable(1.0)
+            return self.unlike(min(far, low * self.wanted / less) if less else far, far)
+        high, more = self.high
+        sides = [stays > self.budget.share for _, stays in self.tried]
+        halved = len(sides) > 1 and sides[-1] == sides[-2]  # since else one end may stay where it is
+        return self.unlike(low + (high - low) * (0.5 if halved else (self.wanted - less) / (more - less)), high)
+
+    def unlike(self, ratio: float, high: float) -> float | None:
+        """Return the ratio, or the nearest one at which the method plans something else than at both ends; or None."""
+        ends = [self.plan(self.low[0]), *([] if self.high is None else [self.plan(high)])]
+        said = self.plan(ratio)
+        if said not in ends:
+            return ratio
+        near, far = ratio, high if said == ends[0] else self.low[0]
+        while abs(far - near) > FINEST:
+            middle = (near + far) / 2
+            near, far = (middle, far) if self.plan(middle) == said else (near, middle)
+        return None if self.plan(far) in [said, *ends] else far
+
+    def plan(self, ratio: float) -> Mapping[str, Any] | None:
+        """Return what the method plans at a ratio; None where that is out of its reach."""
+        try:
+            return self.pruner.plan(self.dense, ratio) if ratio < self.limit else None
+        except OutOfReach:
+            return None
+
+    def reachable(self, ratio: float) -> float:
+        """Return the ratio, or the highest one below it that is in reach."""
+        low, high = self.low[0], ratio
+        if self.plan(ratio) is not None:
+            return ratio
+        while high - low > FINEST:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.plan(middle) is None else (middle, high)
+        return low
+
+    def judged(self) -> _Pruned:
+        """Return the nearest model. Raises OutOfReach where nothing of the quantity goes, or never enough."""
+        if self.best is None:
+            raise self.refusal
+        where, words = f"{self.budget} is out of reach", QUANTITIES[self.budget.of]
+        if self.wanted and self.best.stays >= 1:
+            raise OutOfReach(f"{where}: what comes nearest to it leaves {words} as they are")
+        if self.high is None and self.best.stays - self.budget.share > MISSED:
+            stays = f"{self.best.stays:.3f} of {words} stay"
+            raise OutOfReach(f"{where}: where the method has removed {self.best.ratio:.3f} of all parameters, {stays}")
+        return self.best

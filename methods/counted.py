@@ -3,7 +3,7 @@
 A run may ask for a share of the decoder or of the layers (--ratio-of). Its request is turned into a share of all
 parameters before any method sees it, so that all methods of a run have one budget whatever their papers count.
 
-A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay; bench.plan.budget_search finds
+A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay; methods.budget finds
 the ratio at which a method meets it.
 """
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from methods.model.decoder import Decoder
     from methods.model.layer import Layer
 
+
 Counted = Literal["all", "decoder", "layers"]
 COUNTED: tuple[str, ...] = get_args(Counted)
 QUANTITIES = {  # what a budget may be a share of, and what the share that stays is of, in words
@@ -28,7 +29,7 @@ QUANTITIES = {  # what a budget may be a share of, and what the share that stays
     "macs": "the MACs per token",
     "latency": "the milliseconds per token by the table",
 }
-MISSED = 0.005  # of the dense model's quantity: the largest miss of a budget that is not marked (bench.records.columns)
+MISSED = 0.005  # of the dense model's quantity: the largest miss of a budget that is not marked (bench.records.frame)
 
 
 @dataclass(frozen=True)

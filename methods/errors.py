@@ -1,5 +1,7 @@
 """The exceptions of the project, of which a user's mistake is one."""
 
+from __future__ import annotations
+
 import re
 
 LONG = 200  # characters of one word or of one quoted text, of which a message shows the ends, each of 50 characters

@@ -12,23 +12,64 @@ weak channels unbounded beside the few huge ones that language models have.
 Sums and solutions are in float64. Rows of x in half precision are multiplied in float32, a micro-batch at a time
 (methods/model/precision.py).
 
-The weight w of a row is 1, but for attention sinks, which are a population of their own (methods/model/sinks.py).
+The weight w of a row is 1, but for attention sinks, which are a population of their own (methods/least_squares.py).
 
 I = columns of x, O = columns of y, M = rows of one piece, B = sequences of a micro-batch, T = tokens.
+
+Tells attention sinks from the other tokens, by the size of their states, for fits that sum squares over tokens.
+
+Many language models hold a state of huge norm at the first position of a sequence, and at few others, on which heads
+that have nothing to do spend their attention: Xiao, Tian, Chen, Han, Lewis 2024, "Efficient Streaming Language Models
+with Attention Sinks", ICLR, arXiv 2309.17453; Sun, Chen, Kolter, Liu 2024, "Massive Activations in Large Language
+Models", COLM, arXiv 2402.17762. In SmolLM2-135M such a state is a hundred times as long as the others behind layer 11.
+A sum of squares over all tokens is then decided by the sinks, and one that leaves them out loses them where they first
+appear inside the removed layers. So they are a population of their own: a fit minimises
+
+    J = sum_others ||e||^2 / sum_others ||z||^2  +  s sum_sinks ||e||^2 / sum_sinks ||z||^2
+
+e what is missed at a token, z the state that is wanted there, s = 1, or, where there are fewer sinks than sequences,
+their number by that of the sequences. A token is a sink where its norm is more than TIMES the median, in any of the
+states that a fit sees. Where there is none, J is the usual sum of squares but for a factor.
+
+What a sink needs is to be one: the norm in front of every block does not see its size. So a sink that is there already
+is wanted in the size that it has, in the direction of z (`wanted_states`). To shrink one, as the last layers of
+SmolLM2-135M do, would cost the other tokens much.
+
+B = sequences of a micro-batch, T = tokens, D = residual width.
+
+Least squares for an output matrix whose result is normed before it joins the residual, as in Gemma 2 and OLMo 2.
+
+A block adds m = g * u, u = o / rms(o), with o = x W at each token and a gain g for each channel. What it adds is not
+linear in W, since the norm divides by the size of o. With s = 1 / rms(o) held fixed at each token, at what the matrix
+before gives, it is, and with t what the block ought to add,
+
+    W = argmin  sum over tokens of ||s x W - t / (k g)||^2  +  the penalty of methods/least_squares.py
+
+Each channel's gain is a factor of its whole equation, and falls out. s follows from the new W, and the number k, by
+which all gains are multiplied, from the least squares of t by k g u: several removed blocks add more than one, and a
+norm gives no more than its gains. Of a few rounds the one that misses least is taken. At last each gain is the least
+squares of its own channel,
+
+    g_i = sum over tokens of u_i t_i  /  sum over tokens of u_i^2
+
+so that on the tokens it is fitted on the block never misses more than before. No parameter is added.
+
+I = columns of x, D = residual width, M = rows of one piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.errors import Unsupported
+from methods.model.calibration import Wait, in_memory
+from methods.model.layer import Layer, norm_eps
 from methods.model.precision import add_product, widened
-from methods.model.sinks import Sinks
 
 HELD_OUT = 4  # one sequence in so many is left out of the fit that is judged by it
 
@@ -170,7 +211,7 @@ def total_error(sinks: Sequence[Tensor], where: Sequence[Tensor], z: Sequence[Te
 
 
 def sink_weight(batches: Sequence[Rows]) -> float:
-    """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2 (methods/model/sinks.py)."""
+    """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2 (methods/least_squares.py)."""
     others, sinks = (sum(squared(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
     count = sum(int(each.populations[1].sum()) for each in batches)
     return min(1.0, count / sum(len(each.where) for each in batches)) * others / sinks if sinks and others else 1.0
@@ -203,7 +244,7 @@ def fit(
 def _judged(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
     """Return what a solution misses of other sequences, and of the sinks in them; None where there are none."""
     there = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
-    return [relative_error(_missed(held, i, W, b)) if there[i] else None for i in (0, 1)]
+    return [relative_error(_residuals(held, i, W, b)) if there[i] else None for i in (0, 1)]
 
 
 def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, float]) -> None:
@@ -212,7 +253,7 @@ def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, floa
             sums.add(each.x[tokens], each.y[tokens], w)
 
 
-def _missed(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _residuals(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what W and b miss at the tokens of population i, and their z, for each micro-batch."""
     for each in batches:
         tokens = each.populations[i]
@@ -233,3 +274,165 @@ def held_apart(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
         held.append(replace(each, where=each.where & out))
         number += len(each.where)
     return known, held
+
+
+Sinks = Literal["apart", "alike"]  # a population of their own, or tokens as all others
+
+TIMES = 5.0  # the median norm; in SmolLM2-135M sinks have 5 to 11 times it in layers 2 to 7, 28 or more from 11 to 27
+
+
+def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tensor]:
+    """Return (B, T) for each micro-batch, true at what is a sink in any of the states.
+
+    `where` (B, T) is true at real tokens; of each of `states` there is (B, T, D) for each micro-batch.
+    """
+    found = [torch.zeros_like(one) for one in where]
+    for each in states:
+        norms = [one.float().norm(dim=-1) for one in each]
+        median = torch.cat([norm[real] for norm, real in zip(norms, where, strict=True)]).median()
+        found = [sink | (real & (norm > TIMES * median)) for sink, norm, real in zip(found, norms, where, strict=True)]
+    return found
+
+
+def wanted_states(
+    where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], sinks: Sinks, wait: Wait = in_memory
+) -> list[Tensor]:
+    """Return z, (B, T, D) for each micro-batch; with sinks `apart`, where y is one as well as z, in the size of y."""
+    if sinks == "alike":
+        return list(z)
+    found = []
+    for one, other, in_y, in_z in zip(y, z, find_sinks(where, y), find_sinks(where, z), strict=True):
+        size = torch.where(in_y & in_z, one.float().norm(dim=-1) / other.float().norm(dim=-1), 1.0)
+        found.append(wait(other * size[..., None].to(other.dtype)))
+    return found
+
+
+ROUNDS = 3  # of s and W
+SMALL = 0.05  # of the median gain: a smaller one counts as that much where it is divided by
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Holds what stands between a block and the residual: gains g (D,) in float64, and epsilon."""
+
+    g: Tensor
+    epsilon: float
+
+    @classmethod
+    def behind(cls, layer: Layer, which: int) -> Norm:
+        """Return the norm behind the attention (0) or the MLP (1) of a layer."""
+        norm: Any = layer.post_norm(which)
+        return cls(norm.weight.detach().to(layer.device).double() + layer.family.gain_offset, norm_eps(norm))
+
+    def put_behind(self, layer: Layer, which: int) -> None:
+        """Give the norm of a layer these gains."""
+        norm: Any = layer.post_norm(which)
+        old = norm.weight
+        norm.weight = nn.Parameter((self.g - layer.family.gain_offset).to(old.device, old.dtype), old.requires_grad)
+
+    def size(self, o: Tensor) -> Tensor:
+        """Return rms(o) at each token, (..., 1)."""
+        return (o.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
+
+    def undone(self, m: Tensor) -> Tensor:
+        """Return m / g, (..., D): what the norm was given, but for its size at each token."""
+        return m / self.divisor.to(m.dtype)
+
+    @property
+    def divisor(self) -> Tensor:
+        """Return g with those near zero moved away from it."""
+        least = SMALL * self.g.abs().median()
+        return torch.where(self.g.abs() < least, least * torch.where(self.g < 0, -1.0, 1.0), self.g)
+
+
+@dataclass(frozen=True)
+class NormedMap:
+    """Maps what enters an output matrix to what its block adds: g * x W / rms(x W)."""
+
+    W: Tensor
+    norm: Norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what is added for x (..., I), in the dtype of x."""
+        o = x.double() @ self.W
+        return (self.norm.g * o / self.norm.size(o)).to(x.dtype)
+
+
+def fit_normed(
+    batches: Sequence[Rows], ridge: float, towards: Tensor, sinks: Sinks, norm: Norm, *, hold_out: bool = True
+) -> tuple[NormedMap, Fitted]:
+    """Fit what a block adds to y over all micro-batches; `towards` is W0 (I, D), `norm` what stands behind it.
+
+    Returns the map, and the fit as methods/least_squares.py has it, judged by sequences that it has not seen.
+    """
+    weights = (1.0, sink_weight(batches) if sinks == "apart" else 1.0)
+    known, held = held_apart(batches) if hold_out else (list(batches), [])
+    missed: list[float | None] = [None, None]
+    if known and held:
+        found = _rounds(known, weights, ridge, towards, norm)
+        for i in (0, 1):
+            if any(bool(each.populations[i].any()) for each in held):
+                missed[i] = relative_error(_normed_residuals(held, i, found))
+    found = _rounds(batches, weights, ridge, towards, norm)
+    return found, Fitted(found.W, None, *missed)
+
+
+def _rounds(
+    batches: Sequence[Rows], weights: tuple[float, float], ridge: float, towards: Tensor, norm: Norm
+) -> NormedMap:
+    W = towards.detach().double()
+    best, least = NormedMap(W, norm), _error(batches, weights, NormedMap(W, norm))
+    for _ in range(ROUNDS):
+        scaled = Norm(norm.g * _factor(batches, weights, NormedMap(W, norm)), norm.epsilon)
+        W = _solved(batches, weights, ridge, towards, NormedMap(W, scaled))
+        found = NormedMap(W, Norm(norm.g * _factor(batches, weights, NormedMap(W, norm)), norm.epsilon))
+        if (error := _error(batches, weights, found)) < least:
+            best, least = found, error
+    return NormedMap(best.W, Norm(_gains(batches, weights, best), norm.epsilon))
+
+
+def _solved(
+    batches: Sequence[Rows], weights: tuple[float, float], ridge: float, towards: Tensor, now: NormedMap
+) -> Tensor:
+    """Return W with the size of each token as it is now."""
+    sums, divisor = LeastSquares(towards.shape[0], towards.shape[1], towards.device), now.norm.divisor
+    for x, t, w in _pieces(batches, weights):
+        sums.add(x / now.norm.size(x @ now.W), t / divisor, w)
+    return sums.solve(ridge, towards)[0]
+
+
+def _factor(batches: Sequence[Rows], weights: tuple[float, float], found: NormedMap) -> float:
+    """Return k, by which all that is added is multiplied to come nearest to what is wanted; 1 where it points away."""
+    both = own = 0.0
+    for x, t, w in _pieces(batches, weights):
+        m = found(x)
+        both, own = both + w * float((m * t).sum()), own + w * float(m.square().sum())
+    return both / own if both > 0 else 1.0
+
+
+def _gains(batches: Sequence[Rows], weights: tuple[float, float], found: NormedMap) -> Tensor:
+    """Return g (D,); a channel that is never given anything keeps its gain."""
+    both, own = torch.zeros_like(found.norm.g), torch.zeros_like(found.norm.g)
+    for x, t, w in _pieces(batches, weights):
+        o = x @ found.W
+        u = o / found.norm.size(o)
+        both, own = both + w * (u * t).sum(0), own + w * u.square().sum(0)
+    return torch.where(own > 0, both / own.clamp_min(torch.finfo(own.dtype).tiny), found.norm.g)
+
+
+def _error(batches: Sequence[Rows], weights: tuple[float, float], found: NormedMap) -> float:
+    return sum(w * float((found(x) - t).square().sum()) for x, t, w in _pieces(batches, weights))
+
+
+def _pieces(batches: Sequence[Rows], weights: tuple[float, float]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yield x (M, I), t (M, D) and the weight of each population of each micro-batch, in float64."""
+    for each in batches:
+        for tokens, w in zip(each.populations, weights, strict=True):
+            yield each.x[tokens].double(), each.y[tokens].double(), w
+
+
+def _normed_residuals(batches: Sequence[Rows], i: int, found: NormedMap) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what the map misses at the tokens of population i, and their z, for each micro-batch."""
+    for each in batches:
+        tokens = each.populations[i]
+        yield found(each.x[tokens].double()) - each.y[tokens].double(), each.z[tokens]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from methods.compensation.base import Compensation
 
+
 METHODS = Path(__file__).parent
 FOLDERS = ("depth", "width", "search", "experts")  # in the order in which lists show their methods
 ENTRY_POINTS = "prunebench.methods"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.plan.cell import share
 from bench.plan.run_spec import RunSpec
-from bench.records.record import share
-from bench.schedule.forecast import duration
-from bench.schedule.misfits import ALONE
-from bench.schedule.plan import Plan, PlannedCell, gib, summary
+from bench.runs.plan import Plan, PlannedCell, summary
+from bench.schedule.estimate import duration
+from bench.schedule.memory_needs import ALONE, gib
 from reports.tables.table import Column, Row, Table, TableCell, text, words
 
 STAGES = ("load", "prune", "heal", "save", "perplexity", "tasks", "speed", "checks")

@@ -1,20 +1,36 @@
-"""The report of a run: the main view for a terminal, as Markdown with everything around it, and the frame as CSV."""
+"""The report of a run: the main view for a terminal, as Markdown with everything around it, and the frame as CSV.
+
+The report of runs as Python objects, which Jupyter shows as tables and figures and a terminal as text.
+
+report = bench.report("results/mine")
+report                          # the main tables
+report.table("cost")            # those of another view
+report.figure("perplexity")     # a figure, by the start of its name
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.records.columns import columns, rows, timed
+from bench.records import run_folder
 from bench.records.comparability import apart, setups
+from bench.records.frame import columns, rows, timed
 from bench.records.record import Record, display_name
+from bench.records.run_folder import Merged
+from methods.cards import needs
+from methods.errors import UserError
 from methods.files import write_atomically
-from reports import notes
-from reports.formats import markdown as markdown_text
+from reports import legend
+from reports.figures import catalogue as figures
+from reports.figures.figure import Figure, svg
+from reports.formats import markup, terminal
+from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
-from reports.formats import tidy_csv
-from reports.tables import order
+from reports.tables import rows as order
 from reports.tables.rows import ReportData
 from reports.tables.table import Table, footnotes
 from reports.tables.views import view
@@ -42,7 +58,7 @@ def csv(records: Sequence[Record]) -> str:
             for row, key in zip(found, setups(records), strict=True)
         ]
     table = {name: _written_out([row.get(name) for row in found]) for name in columns(found)}
-    return tidy_csv.written(list(table), zip(*table.values(), strict=True))
+    return markup.csv_of_lines(list(table), zip(*table.values(), strict=True))
 
 
 def _written_out(values: Sequence[Any]) -> list[str]:
@@ -53,7 +69,7 @@ def _written_out(values: Sequence[Any]) -> list[str]:
     return ["" if value is None else repr(float(value)) if numbers else str(value) for value in values]
 
 
-def terminal(records: Sequence[Record]) -> str:
+def to_terminal(records: Sequence[Record]) -> str:
     """Return the main view in lines of at most 100 columns."""
     return terminal_text.render(view("main", records))
 
@@ -69,11 +85,11 @@ def markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, r
     parts = [
         f"# Structured pruning of {', '.join(models)}",
         "## How to read this",
-        markdown_text.bullets([*remarks, *footnotes(main)]),
+        markdown_text.bullets_to_markdown([*remarks, *footnotes(main)]),
         *(part for table in main for part in markdown_text.section(table)),
         *speed_markdown(records),
         "## Environment",
-        markdown_text.bullets(notes.environment(records)),
+        markdown_text.bullets_to_markdown(legend.environment(records)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -91,4 +107,101 @@ def speed_markdown(records: Sequence[Record]) -> list[str]:
         return []
     found = view("speed", records)
     sections = [part for table in found for part in markdown_text.section(table, 3)]
-    return ["## Speed", *sections, markdown_text.bullets(footnotes(found))]
+    return ["## Speed", *sections, markdown_text.bullets_to_markdown(footnotes(found))]
+
+
+def report(*runs: Path | str) -> RunReport:
+    """Read one or several run folders as one report; those that can be compared share their tables.
+
+    Raises UserError where one is no run folder, and where no record fits.
+    """
+    if not runs:
+        raise UserError('a report is of runs: name their folders, as in report("results/mine")')
+    return RunReport(run_folder.load_runs([Path(run) for run in runs]))
+
+
+class RunReport:
+    """The report of one or several runs, see `report`. In Jupyter it is its main tables.
+
+    merged  the records of the runs with their samples, see bench.records.run_folder.load_runs
+    """
+
+    def __init__(self, merged: Merged) -> None:
+        self._merged = merged
+
+    @cached_property
+    def _drawn(self) -> dict[str, Figure]:
+        merged = self._merged
+        found = figures.figures(merged.records, merged.samples, served=merged.served, needs=needs())
+        return {figure.name: figure for figure in found}
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """Return the title of each figure for which there is data, by its name."""
+        return {name: figure.title for name, figure in self._drawn.items()}
+
+    def table(self, name: str = "main", reference: str | None = None) -> ShownTables:
+        """Return the tables of a view, as `python -m bench report --view` names them.
+
+        reference  the label of a method: what differs from it is marked, by paired tests on the samples
+
+        Raises UserError for an unknown view, and for a reference that no record has.
+        """
+        merged = self._merged
+        return ShownTables(view(name, merged.records, reference, merged.samples, needs(), served=merged.served))
+
+    def figure(self, name: str) -> ShownFigure:
+        """Return the figure of that name, or the first whose name starts so. Raises UserError where there is none."""
+        found = [figure for own, figure in self._drawn.items() if own.startswith(name)]
+        found.sort(key=lambda figure: figure.name != name)
+        if not found:
+            known = ", ".join(self._drawn) or "none of these cells"
+            raise UserError(f"no figure is called {name!r}; there are {known}")
+        return ShownFigure(found[0])
+
+    def __str__(self) -> str:
+        return "".join(f"{note}\n" for note in self._merged.notes) + str(self.table())
+
+    def __repr__(self) -> str:
+        return f"<report of {len(self._merged.records)} cells>"
+
+    def _repr_html_(self) -> str:
+        return markup.bullets_to_html(self._merged.notes) + self.table()._repr_html_()
+
+
+@dataclass(frozen=True)
+class ShownTables:
+    """Tables of a view, which Jupyter shows as such. `tables` are the tables as data (reports.tables.table)."""
+
+    tables: list[Table]
+
+    def __str__(self) -> str:
+        return terminal.render(self.tables)
+
+    def __repr__(self) -> str:
+        return f"<tables {', '.join(table.name for table in self.tables)}>"
+
+    def _repr_html_(self) -> str:
+        return markup.render_html(self.tables)
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure, which Jupyter draws. `figure` is the figure as data (reports.figures.figure)."""
+
+    figure: Figure
+
+    @cached_property
+    def svg(self) -> str:
+        """The drawing as an SVG file, with its title and a description for those who cannot see it."""
+        return svg(self.figure)
+
+    def save(self, path: Path | str) -> None:
+        """Write the drawing as an SVG file. Raises UserError where the disk does not take it."""
+        write_atomically(Path(path), self.svg)
+
+    def __repr__(self) -> str:
+        return f"<figure {self.figure.name}: {self.figure.title}>"
+
+    def _repr_svg_(self) -> str:
+        return self.svg

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from bench.system.console import printable
+from methods.console import printable
 
 __all__ = ["file_names", "markdown_escaped", "printable", "shortened", "width", "wrap"]
 

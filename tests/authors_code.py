@@ -35,7 +35,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer
-from methods.search.trials import Trial
+from methods.trials.blocks import Trial
 
 FOLDER = Path(__file__).parent / "golden"
 DATA = Path(__file__).parents[1] / "methods" / "listed" / "authors_code.json"

@@ -268,7 +268,7 @@ def _conversions_are_of_the_tests(tmp_path_factory):
 def _processes_of_other_machines_are_forked():
     """Fork what stands for another machine's process from this one's server: torch is imported once, for 6 s."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.engines.workplace.Worker", functools.partial(Worker, imported=("bench.run.job",)))
+        patch.setattr("bench.engines.engine.Worker", functools.partial(Worker, imported=("bench.runs.job",)))
         yield
 
 
@@ -289,7 +289,7 @@ def bars(monkeypatch):
         one.update = lambda: setattr(one, "done", one.done + 1)
         yield one
 
-    monkeypatch.setattr("methods.progress.tqdm", bar)
+    monkeypatch.setattr("methods.console.tqdm", bar)
     return shown
 
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from mutated_records import mutated, replacements
 
 from bench.cli.main import main
-from bench.run.lock import LOCK
+from bench.runs.store import LOCK
 from methods.errors import UserError
 
 SECONDS, ROOM = 5.0, 2**30

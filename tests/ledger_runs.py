@@ -75,21 +75,21 @@ class Runner:
 
 def cells_of(arguments: list[str]):
     """The cells that `python -m bench` makes of the arguments, and what else they say."""
+    from bench import cli
     from bench.cli import main as cli_main
-    from bench.cli import options
     from bench.plan import validate
     from bench.plan.run_spec import flags, from_flags
 
-    spec = from_flags(options.given(cli_main._parsed(arguments), flags().values()))
+    spec = from_flags(cli.given_flags(cli_main._parsed(arguments), flags().values()))
     return validate.cells(spec), spec
 
 
 def one(asked, order: Order, said: str) -> None:
     """In the fork: one run, as the command does it."""
-    from bench.engines import chosen
-    from bench.run import runner
+    from bench import engines
+    from bench.runs import runner
     from bench.system import interrupt
-    from methods.model import sweep_log
+    from methods.model import calibration
 
     with open(said, "w", encoding="utf-8") as file:  # noqa: PTH123
         os.dup2(file.fileno(), 2)
@@ -98,13 +98,13 @@ def one(asked, order: Order, said: str) -> None:
     writes = flushes(order.deaths)
     fails = kills_of_workers(order.fails)
     if order.deaths:
-        sweep_log.SECONDS = 0.0
+        calibration.SECONDS = 0.0
     try:
         from reports import report
 
         cells, spec = asked if not order.more else cells_of([*sys.argv[1:], *order.more])
         with interrupt.prompt():
-            engine = chosen.engine(spec) if spec.slots != 1 else None
+            engine = engines.engine_of_spec(spec) if spec.slots != 1 else None
             how = {"engine": engine, "retry_failed": spec.retry_failed, "isolate": spec.isolate}
             runner.run(cells, Path(order.folder), report=report.write, **how)
         code = 0
@@ -164,7 +164,7 @@ def kills_of_workers(numbers: list[int]) -> list[int]:
 def main() -> None:
     from tqdm import tqdm
 
-    for name in ("bench.engines.chosen", "bench.healing.training", "bench.run.runner", "reports.report"):
+    for name in ("bench.engines", "bench.healing", "bench.runs.runner", "reports.report"):
         importlib.import_module(name)  # so that no fork has to
     tqdm.monitor_interval = 0  # no thread that watches bars
     tqdm.set_lock(threading.RLock())  # its own is one for all forks, and one that is killed would take it along

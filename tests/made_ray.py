@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.engines import Ray, ray_cluster
+from bench.engines import Ray, ray
 from bench.engines.engine import Conditions
 from bench.engines.ray import RaySession
 
@@ -26,7 +26,7 @@ MARK = "PRUNEBENCH_TEST_CLUSTER"  # a variable of all processes of the cluster, 
 
 def surround_cluster(patch: pytest.MonkeyPatch, **variables: str) -> None:
     """Set what a cluster and its nodes need, with a token of its own."""
-    for name, value in ray_cluster.OWN.items():  # before ray is imported, which reads them then
+    for name, value in ray.OWN.items():  # before ray is imported, which reads them then
         patch.setenv(name, value)
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     patch.setenv("RAY_process_group_cleanup_enabled", "1")

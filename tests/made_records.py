@@ -8,8 +8,7 @@ import math
 from typing import Any
 
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
-from bench.plan.recipe import Recipe
+from bench.plan.protocol import Recipe, profile
 from bench.records.record import Record
 
 TASKS = {"hellaswag": 10042, "piqa": 1838, "winogrande": 1267, "arc_easy": 2376, "openbookqa": 500}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from conftest import tiny
 
-from methods.model import spread as spreading
+from methods.model import decoder as spreading
 from methods.model.decoder import Decoder
 
 BOTH = [torch.device("cuda", number) for number in range(2)]
@@ -22,7 +22,7 @@ def model_of(family: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module
 
 def spread(model: torch.nn.Module) -> torch.nn.Module:
     """Spread a model's layers over two GPUs."""
-    return spreading.put(model, BOTH)
+    return spreading.put_model(model, BOTH)
 
 
 def devices_of(decoder: Decoder) -> tuple[set[torch.device], set[torch.device]]:

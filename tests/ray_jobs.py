@@ -8,8 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from bench.engines.engine import InUse, Job
-from bench.engines.workplace import Workplace
+from bench.engines.engine import InUse, Job, Workplace
 from bench.system.worker import Limits, Worker
 
 

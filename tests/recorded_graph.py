@@ -53,7 +53,7 @@ class _Host(TorchFunctionMode):
 
 
 class RecordedGraph:
-    """Records a step and replays it, as bench.speed.graph.StepGraph has it."""
+    """Records a step and replays it, as bench.speed.workloads.StepGraph has it."""
 
     def capture(self, step, rewind) -> None:
         rewind()

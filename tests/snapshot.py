@@ -146,7 +146,7 @@ def take_figures(run: Path) -> Iterator[tuple[str, Any]]:
     from matplotlib import pyplot
 
     from bench.records import run_folder
-    from methods.listed.cards import needs
+    from methods.cards import needs
     from reports.figures.catalogue import figures
     from reports.figures.style import SETTINGS
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from bench.system import worker
-from methods import progress
+from methods import console
 
 
 def finds(line, number):
@@ -54,7 +54,7 @@ def knows(line, module):
 
 def draws(line):
     """Tell whether a progress bar is drawn."""
-    with progress.bar(1, "drawing", "line") as bar:
+    with console.bar(1, "drawing", "line") as bar:
         line.tell({"quiet": bar.disable})
 
 
@@ -72,10 +72,10 @@ def asks(line):
 
 def times(line, *arguments):
     """Do what times a cell, and tell what it has imported for that, and how many models it has copied."""
-    from bench.speed import dense_model, timed_cell
+    from bench.speed import timed_cell
 
-    before, copied, copy = set(sys.modules), [], dense_model.own_memory
-    dense_model.own_memory = lambda *models: copy(*models) or copied.extend(models)
+    before, copied, copy = set(sys.modules), [], timed_cell.own_memory
+    timed_cell.own_memory = lambda *models: copy(*models) or copied.extend(models)
     timed_cell._work(line, *arguments)
     line.tell({"imported": sorted(set(sys.modules) - before), "copied": len(copied)})
 

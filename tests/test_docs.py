@@ -11,7 +11,7 @@ from pages import DOCS, ROOT, generator, measure, pages, report, rows, tables, t
 
 import methods
 from bench.records import run_folder
-from reports.figures import draws
+from reports.figures import factors
 from reports.formats import terminal
 from reports.tables import views
 
@@ -151,7 +151,7 @@ def test_the_tables_and_the_figure_of_seeds_are_what_their_records_say():
     for name, (_, *lines) in zip(names, tables(text("docs/studies/seeds.md")), strict=True):
         shown |= {f"{name} {label}": cells for label, *cells in lines}
     assert shown == said
-    (figure,) = draws.figures(run_folder.load_runs([ROOT / "docs/results/seeds"]).records)
+    (figure,) = factors.figures_of_calibrations(run_folder.load_runs([ROOT / "docs/results/seeds"]).records)
     root = ElementTree.parse(ROOT / "docs/studies/seeds.svg").getroot()
     assert (root.findtext("{*}title"), root.findtext("{*}desc")) == (figure.title, figure.description)
 

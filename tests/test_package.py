@@ -12,7 +12,7 @@ import pytest
 
 import bench
 from bench.cli.main import main
-from bench.plan.recipe import Recipe
+from bench.plan.protocol import Recipe
 from bench.records.record import main_metric
 from methods.errors import UserError
 
@@ -110,7 +110,7 @@ def test_a_mistake_is_raised_before_any_work(model_folder, tmp_path):
 
 
 def test_the_names_of_the_package_are_what_it_says():
-    import bench.run.runner  # after which bench.run is the package, which is called all the same
+    import bench.runs.runner
 
     assert bench.Recipe is Recipe
     assert callable(bench.run)

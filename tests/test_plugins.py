@@ -17,7 +17,7 @@ from conftest import refused, tiny
 
 from bench.cli.main import main
 from bench.records.run_folder import load_run
-from bench.run import measure
+from bench.runs import measure
 from bench.system.interrupt import EndedBySignal
 from methods import Decoder, OutOfReach
 from methods.model.sizes import layer_parameters, parameters

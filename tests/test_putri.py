@@ -16,7 +16,7 @@ from bench.stats.clusters import paired_perplexity
 from methods.model.decoder import Decoder, twin
 from methods.model.sizes import parameters
 from methods.model.structures import sublayers_of
-from methods.search.trials import Gone, Trial
+from methods.trials.blocks import Gone, Trial
 
 CALIBRATION = padded(torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(4)).tolist())
 

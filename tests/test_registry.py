@@ -9,8 +9,7 @@ import pytest
 
 import methods
 from methods import registry
-from methods.base import REGISTRY
-from methods.ranges import Layers
+from methods.base import REGISTRY, Layers
 
 NAMES = [card.name for card in methods.catalogue() if card.name != "drop"]
 

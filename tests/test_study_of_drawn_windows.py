@@ -10,9 +10,8 @@ import numpy as np
 from pages import ROOT, measure, report, tables, text
 
 from bench.records import run_folder
-from bench.records.record import ANSWER_BPB
-from reports import tested_rows
-from reports.tables.rows import ReportData
+from bench.records.measured import ANSWER_BPB
+from reports.tables import rows as tested_rows
 
 RUN, PAGE = "drawn-windows", "docs/studies/drawn-windows.md"
 WIKI, C4 = "perplexity_wiki", "perplexity_c4"
@@ -36,7 +35,7 @@ def run() -> run_folder.Merged:
 @cache
 def by_ratio() -> dict[float, tested_rows.TestedRow]:
     """Return the tests between all methods of each ratio."""
-    data = ReportData(run().records, "", run().samples)
+    data = tested_rows.ReportData(run().records, "", run().samples)
     return {
         group.ratio: tested_rows.tested_block([one for drawn in group.drawn for one in drawn], group, run().samples)
         for group in data.groups

@@ -13,11 +13,12 @@ from pages import ROOT, text
 from rows_beside import SEEDS, by_seed
 
 from bench.records import run_folder
-from bench.stats import contrasts
+from bench.regression import pairs as contrasts
+from bench.regression.pairs import perplexity
 from bench.stats.clusters import paired_perplexity
-from reports.formats import markdown
-from reports.tables.models import view
-from reports.tables.models.changes import ModelRows, SharedRatio, shared_ratios
+from reports.formats import markup
+from reports.tables import models as view
+from reports.tables.models import ModelRows, SharedRatio, shared_ratios
 from reports.tables.rows import ReportData
 
 RUN, PAGE = ROOT / "docs/results/all-models", "docs/studies/models.md"
@@ -71,7 +72,7 @@ def best_beside(model: ModelRows, measure: str) -> list[str]:
         found = contrasts.average(every, [pair], data().samples, model.tasks[BPB], BPB, bounds=True)[pair]
         apart = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     else:
-        found = contrasts.perplexity(every, [pair], data().samples, measure.removeprefix("perplexity_"))[pair]
+        found = perplexity(every, [pair], data().samples, measure.removeprefix("perplexity_"))[pair]
         apart = f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
     worse = model.tested.shows_more(at, mine, measure)
     return [figure(times(model, "laco-ls", measure)), f"`{other}` {figure(times(model, other, measure))}",
@@ -92,7 +93,7 @@ def tables() -> dict[str, list[str]]:
     """Return the lines of each table of the view, by its name."""
     found = {}
     for table in view.tables(data()):
-        lines = markdown.grid(table).splitlines()
+        lines = markup.grid_to_markdown(table).splitlines()
         found.setdefault(table.name, []).extend(line for line in lines if line.startswith("|"))
     return found
 
@@ -191,7 +192,7 @@ def more_windows() -> dict[str, str]:
     merged = run_folder.load_runs([ROOT / "docs/results/more-windows"])
     at = {record.cell["method"]: n for n, record in enumerate(merged.records)}
     pair = (at["laco-ls"], at["2ssp"])
-    found = contrasts.perplexity(merged.records, [pair], merged.samples, "wiki")[pair]
+    found = perplexity(merged.records, [pair], merged.samples, "wiki")[pair]
     before, after = (merged.samples.of(n, "perplexity-wiki", "nll") for n in pair)
     assert before is not None and after is not None
     tokens = np.array(before.units.to_pylist())
@@ -391,7 +392,7 @@ def search_rows() -> list[str]:
             )
             words += [taken, ", ".join(f"{each:.1f}" for each in figures)]
         for name in ("wiki", "c4"):
-            (pair,) = contrasts.perplexity(run.records, [both], run.samples, name).values()
+            (pair,) = perplexity(run.records, [both], run.samples, name).values()
             words.append(f"{pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]")
         lines.append(f"| {ratio} | {seed} | {' | '.join(words)} |")
     return lines

@@ -11,9 +11,9 @@ from pages import ROOT, text
 
 from bench.records import served
 from bench.records.run_folder import load_run
-from reports.figures import served as figures
-from reports.formats import markdown
-from reports.tables.speed import served as tables
+from reports.figures import pareto as figures
+from reports.formats import markup
+from reports.tables import speed as tables
 from reports.tables.views import view
 
 RUN = ROOT / "docs/results/smollm2-135m"
@@ -34,9 +34,9 @@ def times(record, base):
 
 
 def test_the_table_is_that_of_the_records(records):
-    (table,) = tables.tables(list(records.values()))
+    (table,) = tables.tables_of_served(list(records.values()))
     page = text("docs/studies/served.md")
-    lines = [line for line in markdown.grid(table).splitlines() if line.startswith("|")]
+    lines = [line for line in markup.grid_to_markdown(table).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 11
     assert all(line in page for line in lines)
 
@@ -69,7 +69,7 @@ def test_the_claims_are_what_the_records_say(records):
 
 
 def test_the_picture_is_drawn_from_the_records(records):
-    (drawn,) = figures.figures(list(records.values()))
+    (drawn,) = figures.figures_of_served(list(records.values()))
     size, speed = drawn.charts
     assert {curve.label for curve in size.curves} == {
         "dense",
@@ -90,7 +90,7 @@ def test_the_picture_is_drawn_from_the_records(records):
 def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
     records = load_run(ROOT / "docs/results/latency")
     page, (table,) = text("docs/studies/speed.md"), view("main", records)
-    lines = [line for line in markdown.grid(table.groups()[0]).splitlines() if line.startswith("|")]
+    lines = [line for line in markup.grid_to_markdown(table.groups()[0]).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 5
     assert all(line in page for line in lines)
     pruned = [record for record in records if record.cell["method"] != "dense"]

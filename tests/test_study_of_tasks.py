@@ -9,7 +9,7 @@ from pathlib import Path
 from pages import ROOT, text
 
 from bench.records import run_folder
-from bench.stats import contrasts
+from bench.regression import pairs
 from reports.tables.rows import ReportData
 from reports.tables.table import Table
 from reports.tables.views import view
@@ -51,11 +51,11 @@ def row_of_pair(model: str, method: str) -> str:
     records, samples = data(RUN).records, data(RUN).samples
     cells = []
     for name in ("wiki", "c4"):
-        found = contrasts.perplexity(records, [pair], samples, name)[pair]
+        found = pairs.perplexity(records, [pair], samples, name)[pair]
         cells.append(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
-    found = contrasts.average(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
+    found = pairs.average(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
     cells.append(f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
-    accuracy = contrasts.average(records, [pair], samples, TASKS, bounds=True)[pair]
+    accuracy = pairs.average(records, [pair], samples, TASKS, bounds=True)[pair]
     cells.append(f"{100 * accuracy.estimate:+.1f} [{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]")
     return f"| {' | '.join([f'`{model}`', f'`{method}`', *cells])} |"
 

@@ -1,13 +1,13 @@
 """What llama.cpp computes while it is timed, told from its process."""
 
-from bench.serving import llama_cpp, llama_cpp_speed
+from bench.inference import llama_cpp
 
 
 def replay(line, task, complaints):
     """Tell the logits of each step of two passes of a point, and the token ids that they are of."""
     engine = llama_cpp.Library(complaints)
     model = engine.load(task["file"])
-    run = llama_cpp_speed.TimedFile(engine, model, task["point"], task["steps"], 1)
+    run = llama_cpp.TimedFile(engine, model, task["point"], task["steps"], 1)
     work, V, point = run.workload, engine.vocabulary(model), task["point"]
     places = range(point.batch) if point.kind == "decode" else range(point.tokens - 1, 10**6, point.tokens)
     passes = []

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import methods
 from methods.model.decoder import Decoder
-from methods.model.residual_map import put_map
+from methods.model.inserted import put_map
 from methods.model.structures import keep_channels, keep_kv_groups
 
 

@@ -1,6 +1,68 @@
 """The commands of the command line, a module for each kind: `add(commands)` adds their flags to the parser.
 
 Nothing here imports anything heavy before its command runs.
+
+Adds the flags of a dataclass to a command: `add`. A flag that is not given leaves no value behind.
 """
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from bench.plan.fields import Option
+from bench.plan.run_spec import flags
+
+if TYPE_CHECKING:
+    from bench.plan.trust import Trust
+
+
 OK, NOT_AS_SAID, USAGE, FAILED_CELLS, READER_GONE = 0, 1, 2, 3, 141  # exit codes, beside bench.system.interrupt's
+
+
+TRUST = (
+    "a model, text, task or file of documents that records may name, as they write it or as a path; by default those "
+    "that come with this suite, and what lies in RUN. May be given several times"
+)
+
+
+def add_flags(parser: Any, options: Iterable[Option], **renamed: str) -> None:
+    """Add flags to a parser or to a group of one; their values stand under the names of the flags.
+
+    renamed  other names of flags, as speed_rounds="--rounds"
+    """
+    for option in options:
+        how: dict[str, Any] = {"metavar": option.metavar}
+        if option.kind is bool:
+            actions = {None: argparse.BooleanOptionalAction, False: "store_true", True: "store_false"}
+            how = {"action": actions[option.default]}
+        elif option.repeated:
+            how["action"] = "append"
+        elif option.choices:
+            how["choices"] = option.choices
+        flag = renamed.get(option.field, f"--{option.flag}")
+        parser.add_argument(flag, dest=option.flag, default=argparse.SUPPRESS, help=option.help, **how)
+
+
+def given_flags(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
+    """Return the values of those flags that were given, by the names of the flags."""
+    return {option.flag: vars(arguments)[option.flag] for option in options if option.flag in arguments}
+
+
+def given_fields(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
+    """Return the values of those flags that were given, by the names of their fields."""
+    return {option.field: vars(arguments)[option.flag] for option in options if option.flag in arguments}
+
+
+def add_trust(parser: Any) -> None:
+    """Add the flags of a command that makes cells of records again, which allow what a record alone does not."""
+    parser.add_argument("--trust", action="append", default=[], metavar="NAME", help=TRUST)
+    add_flags(parser, [flags()["trust-remote-code"]])
+
+
+def trust_of(arguments: argparse.Namespace) -> Trust:
+    """Return what the user lets the records of the run name."""
+    from bench.plan.trust import Trust
+
+    return Trust(arguments.run, vars(arguments).get("trust-remote-code", False), tuple(arguments.trust))

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.cli import NOT_AS_SAID, OK, options
-from bench.export.formats import FORMATS, GGUF, HF
-from bench.plan.protocol import SAVE_DTYPES
-from bench.plan.served import QUANTISED
+from bench import cli
+from bench.cli import NOT_AS_SAID, OK
+from bench.export.write import FORMATS, GGUF, HF
+from bench.plan.protocol import QUANTISED, SAVE_DTYPES
 from methods.errors import UserError
 
 SHARD_MB = 5000
@@ -53,7 +53,7 @@ def _add_export(commands: Any) -> None:
     public = "a new repository of --push can be seen by all; one that exists stays as it is"
     export.add_argument("--public", action="store_true", help=public)
     export.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
-    options.add_trust(export)
+    cli.add_trust(export)
     export.set_defaults(command=_export)
 
 
@@ -73,12 +73,13 @@ def _add_verify(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if arguments.lm_eval_json:
-        from bench.export import lm_eval_results
+        from bench.export.write import write_lm_eval_results
 
-        print(lm_eval_results.write(arguments.run, arguments.cell, arguments.to))
+        print(write_lm_eval_results(arguments.run, arguments.cell, arguments.to))
         return OK
     import methods
-    from bench.export import hub, write
+    from bench.export import write
+    from bench.export import write as hub
 
     try:
         methods.load(arguments.plugin)
@@ -93,10 +94,10 @@ def _export(arguments: argparse.Namespace) -> int:
         most=arguments.shard_mb * 10**6,
         device=arguments.device,
     )
-    record, trust = write.find(arguments.run, arguments.cell), options.trust(arguments)
+    record, trust = write.find(arguments.run, arguments.cell), cli.trust_of(arguments)
     if arguments.push:
         hub.check(arguments.push)
-    print(write.write(record, trust, wish))
+    print(write.write_model(record, trust, wish))
     if arguments.push:
         return _push(arguments)
     return _print(write.checks(record, trust, wish)) if arguments.format == GGUF else OK
@@ -104,11 +105,11 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _push(arguments: argparse.Namespace) -> int:
     """Push the folder that was written, and return the exit code."""
-    from bench.export import hub
+    from bench.export import write
 
     try:
-        print(hub.push(arguments.to, arguments.push, public=arguments.public))
-    except hub.NotPushed as error:
+        print(write.push(arguments.to, arguments.push, public=arguments.public))
+    except write.NotPushed as error:
         print(error, file=sys.stderr)
         return NOT_AS_SAID
     return OK
@@ -156,9 +157,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         from bench.export import engine_check
 
         return _print(engine_check.check_alone(arguments.path, arguments.text, arguments.windows))
-    from methods.checkpoint import verify
+    from methods.checkpoint import save_load
 
-    return _print(verify.verify(arguments.path))
+    return _print(save_load.verify(arguments.path))
 
 
 def _print(checks: Iterable[Any]) -> int:

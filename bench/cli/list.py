@@ -1,4 +1,7 @@
-"""The commands list and fetch: what there is."""
+"""The commands list and fetch: what there is.
+
+Adds the command doctor: whether this machine gives right numbers.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli import OK
+from bench.cli import NOT_AS_SAID, OK
+from bench.doctor import CHECKS
 from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
-from bench.system.console import say
+from methods.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
-    from methods.listed.cards import Card
+    from methods.cards import Card
+
 
 MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
 CONDITIONS = (
@@ -25,7 +30,7 @@ CONDITIONS = (
 WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", "formats")
 
 
-def add(commands: Any) -> None:
+def add_list(commands: Any) -> None:
     listing = commands.add_parser("list", help="show what there is")
     listing.add_argument("what", choices=WHAT)
     listing.add_argument(
@@ -78,9 +83,9 @@ def _methods(verbose: bool) -> list[str]:
 
 def _authors(card: Card) -> list[str]:
     """Return how a method was held against its authors' code, and where its module departs from that."""
-    from methods.listed import authors_code
+    from methods.cards import checks, departures
 
-    lines, check = [], authors_code.checks().get(card.module.rpartition(".")[2])
+    lines, check = [], checks().get(card.module.rpartition(".")[2])
     if check and card.name in check.methods:
         code = " and ".join(f"{name} at {commit[:7]}" if commit else name for name, commit in check.code)
         whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
@@ -91,7 +96,7 @@ def _authors(card: Card) -> list[str]:
             f"        speed: theirs {one.theirs:.2f} s, ours {one.ours:.2f} s, {one.times} times as fast ({one.work})"
             for one in check.speed
         ]
-    return lines + [f"    departure: {sentence}" for sentence in authors_code.departures(card.module)]
+    return lines + [f"    departure: {sentence}" for sentence in departures(card.module)]
 
 
 def _models(verbose: bool) -> list[str]:
@@ -164,25 +169,25 @@ def _profiles(verbose: bool) -> list[str]:
 
 
 def _specs(verbose: bool) -> list[str]:
-    from bench.plan import spec_file
+    from bench.plan import run_spec
 
-    found = spec_file.shipped()
+    found = run_spec.shipped()
     wide = 2 + max(map(len, found))
     lines = [f"{name:<{wide}}{description}" for name, description in found.items()]
     return [*lines, "`run --spec` takes these names, and a YAML file whose keys are the flags of `run`."]
 
 
 def _formats(verbose: bool) -> list[str]:
-    from bench.export import formats
+    from bench.export import write
 
-    rows = formats.table()
+    rows = write.table()
     wide = [2 + max(len(row[column]) for row in rows) for column in (0, 2, 3)]
     lines = []
     for removed, by, *held in rows:
         first, second, third = held
         lines.append(f"{removed:<{wide[0]}}{first:<{wide[1]}}{second:<{wide[2]}}{third}".rstrip())
         lines += [f"    {by}"] if (removed, by) != rows[0][:2] else []
-    return [*lines, *(f"{name} is read by {who}" for name, who in formats.READ_BY.items())]
+    return [*lines, *(f"{name} is read by {who}" for name, who in write.READ_BY.items())]
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -209,3 +214,38 @@ def _accept_terms(names: list[str]) -> None:
         if name in under:
             say(f"{name} comes {under[name].notice}: accepted")
             under[name].accept(assets.cache_folder())
+
+
+def add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="say whether this machine gives right numbers",
+        description=(
+            "Look at this machine: its speed, every method on a tiny model beside stored results, the scorer beside "
+            "lm-eval's, a model timed against itself, saved models, and on a GPU its memory and its copies. Prints one "
+            "table; the exit code is 1 where something is wrong. Nothing is fetched, and nothing is left behind."
+        ),
+    )
+    doctor.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
+    doctor.add_argument("--only", default="", metavar="LIST", help=f"of {', '.join(CHECKS)}; by default all")
+    doctor.add_argument("--json", action="store_true", help="print JSON for a bug report instead of the table")
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from bench.data import pretrained
+    from bench.doctor import examination, finding, machine
+    from methods.console import say
+
+    device = pretrained.resolve_device(arguments.device)
+    only = [name for name in arguments.only.split(",") if name]
+    if arguments.only and not only:
+        raise UserError(f"--only is given nothing; name one of {', '.join(CHECKS)} or several")
+    found = examination.examine(device, only)
+    if arguments.json:
+        print(json.dumps(finding.document(found, machine.describe(device)), indent=1, allow_nan=False))
+    else:
+        print(finding.table(found))
+    wrong = examination.wrong(found)
+    say(f"wrong on this machine: {'; '.join(wrong)}" if wrong else "nothing is wrong on this machine")
+    return NOT_AS_SAID if wrong else OK

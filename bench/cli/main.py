@@ -14,27 +14,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.cli import (
-    READER_GONE,
-    USAGE,
-    cell,
-    doctor,
-    export,
-    latency_table,
-    merge,
-    pack,
-    regression,
-    report,
-    run,
-    serve_speed,
-    show,
-    similarity,
-)
+from bench.cli import READER_GONE, USAGE, export, folder, measurements, regression, report, run
 from bench.cli import list as list_command
-from bench.plan.parse import near
+from bench.plan.fields import near
 from bench.system import failures, interrupt
-from bench.system.console import say
 from bench.system.threads import set_up_threads
+from methods.console import say
 from methods.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -201,31 +186,31 @@ def _parser(program: str) -> Parser:
         help="print what a shell needs to complete `prunebench` commands",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (
-        run,
-        export,
-        serve_speed,
-        latency_table,
-        report,
-        show,
-        pack,
-        merge,
-        cell,
-        regression,
-        list_command,
-        similarity,
-        doctor,
+    for add in (
+        run.add_run,
+        export.add,
+        measurements.add_serve_speed,
+        measurements.add_latency_table,
+        report.add,
+        folder.add_show,
+        folder.add_pack,
+        folder.add_merge,
+        run.add_cell,
+        regression.add,
+        list_command.add_list,
+        measurements.add_similarity,
+        list_command.add_doctor,
     ):
-        module.add(commands)
+        add(commands)
     return parser
 
 
 def _versions(_: object) -> str:
     """Return the versions that a figure stands on, a line each."""
-    from bench.system import versions
+    from bench.system import environment
 
     python = ".".join(map(str, sys.version_info[:3]))
-    return "\n".join(f"{name} {version}" for name, version in (versions.installed() | {"python": python}).items())
+    return "\n".join(f"{name} {version}" for name, version in (environment.installed() | {"python": python}).items())
 
 
 def _completion(shell: str) -> str:

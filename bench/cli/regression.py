@@ -6,17 +6,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.cli import OK, options
-from bench.system.console import printable, say
+from bench import cli
+from bench.cli import OK
+from methods.console import printable, say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bench.plan.trust import Trust
-    from bench.regression.cell_results import CellResults
-    from bench.regression.gate import Verdict
-    from bench.regression.margins import Margins
+    from bench.regression.gate import Margins, Verdict
+    from bench.regression.pairs import CellResults
+
 
 NO_COMPARISON = 4  # exit code: what was asked to be compared is not comparable, or there is no baseline
 
@@ -76,7 +77,7 @@ def _add_gate(commands: Any) -> None:
     gate.add_argument("--strict", action="store_true", help="inconclusive is exit code 3")
     gate.add_argument("--no-confirm", action="store_true", help="do not measure a suspected regression again")
     gate.add_argument("--plugin", action="append", default=[], metavar="FILE", help="methods to measure again with")
-    options.add_trust(gate)
+    cli.add_trust(gate)
     gate.add_argument("--format", choices=("terminal", "markdown", "junit"), default="terminal")
     gate.add_argument("--out", type=Path, metavar="FILE", help="write the format there, and print the table")
     gate.set_defaults(command=_gate)
@@ -99,27 +100,29 @@ def _add_history(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from bench.regression import compare, compared_rows
-    from reports.formats import markdown, terminal, tidy_csv
+    from bench.regression import gate as compare
+    from bench.regression.gate import refusal, sides
+    from bench.regression.pairs import allowed_fields, rows
+    from reports.formats import markup, terminal
     from reports.tables import verdicts
 
-    allowed = compared_rows.allowed_fields(arguments.allow)
+    allowed = allowed_fields(arguments.allow)
     pairs = {}
-    for name, before, after in compare.sides(arguments.a, arguments.b):
+    for name, before, after in sides(arguments.a, arguments.b):
         if before.status == after.status == "ok":
-            pairs[name] = compared_rows.rows(before, after, allowed)
+            pairs[name] = rows(before, after, allowed)
         else:
             say(f"{name}: {before.status} in A, {after.status} in B; left out")
     if not pairs:
         raise UserError("every cell that A and B share has failed in one of them")
-    if reason := compare.refusal(pairs):
+    if reason := refusal(pairs):
         say(f"prunebench: {reason}")
         return NO_COMPARISON
     judged = compare.judged(pairs)
     render = {
         "terminal": lambda: terminal.render(verdicts.comparison(judged)),
-        "markdown": lambda: markdown.render(verdicts.comparison(judged), level=4),
-        "csv": lambda: tidy_csv.written(*verdicts.comparison_csv(judged)),
+        "markdown": lambda: markup.render_markdown(verdicts.comparison(judged), level=4),
+        "csv": lambda: markup.csv_of_lines(*verdicts.comparison_csv(judged)),
     }
     print(render[arguments.format](), end="")
     return OK
@@ -134,25 +137,27 @@ def _accept(arguments: argparse.Namespace) -> int:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from bench.regression import baseline, cell_results, gate, margins
+    from bench.regression import baseline, gate
+    from bench.regression.gate import read
+    from bench.regression.pairs import of_run
     from methods.files import write_atomically
-    from reports.formats import ci, terminal
+    from reports.formats import markup, terminal
     from reports.tables import verdicts
 
-    may_lose = margins.read(arguments.margins)
+    may_lose = read(arguments.margins)
     try:
         base = baseline.read(arguments.baseline)
     except baseline.NoBaseline as error:
         say(f"prunebench: {error}")
         return NO_COMPARISON
-    run = cell_results.of_run(arguments.run)
+    run = of_run(arguments.run)
     labels = [[str(cell.identity["label"]) for cell in cells.values()] for cells in (run, base)]
     mapping = gate.parse_mapping(arguments.map, *labels)
     found = gate.judge(base, run, may_lose, mapping)
     if not arguments.no_confirm:
-        found = _confirmed(found, base, run, _Options(options.trust(arguments), arguments.plugin, may_lose, mapping))
+        found = _confirmed(found, base, run, _Options(cli.trust_of(arguments), arguments.plugin, may_lose, mapping))
     table = terminal.render(verdicts.gate(found, strict=arguments.strict))
-    renderers = {"markdown": ci.comment, "junit": ci.junit}
+    renderers = {"markdown": markup.comment, "junit": markup.junit}
     text = table if arguments.format == "terminal" else renderers[arguments.format](found, strict=arguments.strict)
     if arguments.out:
         write_atomically(arguments.out, text)
@@ -180,7 +185,7 @@ def _confirmed(
     if not suspects:
         return found
     import methods
-    from bench.run import reproduce
+    from bench.runs import reproduce
 
     try:
         methods.load(options.plugins)
@@ -196,21 +201,22 @@ def _confirmed(
 
 
 def _history(arguments: argparse.Namespace) -> int:
-    from bench.regression import history
-    from reports import history_points
-    from reports.formats import markdown, terminal, tidy_csv
-    from reports.tables import history as history_table
+    from reports import history
+    from reports import history as history_points
+    from reports import history as history_table
+    from reports.formats import markup, terminal
+    from reports.history import AskedFigure
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
-    asked = history_points.AskedFigure(arguments.metric, arguments.model, arguments.label, arguments.ratio)
+    asked = AskedFigure(arguments.metric, arguments.model, arguments.label, arguments.ratio)
     points = history.series(history_points.points(arguments.runs, asked))
     if arguments.plot:
         ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
         history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
     if arguments.format == "csv":
-        print(tidy_csv.written(*history_table.csv(points, arguments.metric)), end="")
+        print(markup.csv_of_lines(*history_table.csv(points, arguments.metric)), end="")
     else:
-        render = markdown.render if arguments.format == "markdown" else terminal.render
+        render = markup.render_markdown if arguments.format == "markdown" else terminal.render
         print(render([history_table.table(points, arguments.metric)]), end="")
     return OK

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli import OK
-from bench.system.console import say
+from methods.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     from bench.records.run_folder import Merged
     from reports.tables.table import Table
+
 
 VIEWS = (
     *("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions"),
@@ -69,7 +70,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     merged = run_folder.load_runs(arguments.runs)
     if arguments.above_guessing:
-        from bench.records.guessing import above_guessing
+        from bench.records.frame import above_guessing
 
         records, said = above_guessing(merged.records)
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *said])
@@ -86,11 +87,11 @@ def _report(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
     """Return the tables that go to stdout, by view."""
     if arguments.against:
+        from reports.published import against
         from reports.published.papers import read_published
-        from reports.tables import against_published
 
         papers = read_published(arguments.against)
-        return {"against": against_published.tables(merged.records, papers)}
+        return {"against": against.tables(merged.records, papers)}
     tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
     if arguments.view == "ablation" and not tables["ablation"]:
         raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
@@ -117,7 +118,7 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
 
 
 def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
-    from methods.listed.cards import needs
+    from methods.cards import needs
     from reports.tables.views import views
 
     return views(names, merged.records, reference, merged.samples, needs(), served=merged.served)
@@ -126,7 +127,7 @@ def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> di
 def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
     """Return what goes to stdout."""
     from reports import report as report_text
-    from reports.formats import html, latex, markdown, terminal, tidy_csv
+    from reports.formats import latex, markup, terminal
 
     flat = [one for several in tables.values() for one in several]
     whole = arguments.view == "main"
@@ -135,19 +136,19 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
         return "\n".join(terminal.render(several, colour=colour) for several in tables.values() if several)
     renderers: dict[str, Callable[[], str]] = {
         "markdown": lambda: (
-            report_text.markdown(merged.records, flat, merged.notes) if whole else markdown.render(flat)
+            report_text.markdown(merged.records, flat, merged.notes) if whole else markup.render_markdown(flat)
         ),
-        "csv": lambda: report_text.csv(merged.records) if whole else tidy_csv.render(flat),
+        "csv": lambda: report_text.csv(merged.records) if whole else markup.render_csv(flat),
         "latex": lambda: latex.render(flat, standalone=arguments.standalone),
-        "html": lambda: html.render(flat),
+        "html": lambda: markup.render_html(flat),
     }
     return renderers[arguments.format]()
 
 
 def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
     """Write everything into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
+    from methods.cards import needs
     from methods.files import write_atomically
-    from methods.listed.cards import needs
     from reports import report as report_text
     from reports.figures.catalogue import Gallery, figures
     from reports.formats import latex

@@ -1,4 +1,7 @@
-"""The commands run and speed: from flags or a spec file to records and the report."""
+"""The commands run and speed: from flags or a spec file to records and the report.
+
+Adds the command cell: one cell of a run, measured into a part, as the engines of other machines have it done.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli import FAILED_CELLS, OK, options, serve_speed
-from bench.plan import grid, named, spec_file
+from bench import cli
+from bench.cli import FAILED_CELLS, OK, measurements
+from bench.plan import grid, named, run_spec
+from bench.plan.protocol import LLAMA_CPP, ServedProtocol
 from bench.plan.run_spec import RunSpec, flags, from_flags
-from bench.plan.served import LLAMA_CPP, ServedProtocol
 from bench.records.record import FAILED, Record
+from methods.errors import UserError
 from reports.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from reports.tracking.tracker import RunTracking
+
 
 SPEC = "flags from YAML, see `list specs`; those given here win"
 SERVED = "serve the models by it afterwards, as serve-speed does by default, and print its table too"
@@ -38,7 +45,7 @@ HEADINGS = {
 }
 
 
-def add(commands: Any) -> None:
+def add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="prune and measure",
@@ -48,7 +55,7 @@ def add(commands: Any) -> None:
         group = run.add_argument_group(heading)
         if name == "what":
             group.add_argument("--spec", metavar="NAME|FILE", help=SPEC)
-        options.add(group, [option for option in flags().values() if option.group == name])
+        cli.add_flags(group, [option for option in flags().values() if option.group == name])
         if name == "time":
             group.add_argument("--engine-speed", choices=(LLAMA_CPP,), help=SERVED)
         if name == "engine":
@@ -68,17 +75,17 @@ def add(commands: Any) -> None:
     group.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=f"by default {MODEL}")
     left_out = ("model", "then", "save-models", "save-dtype")
     taken = [option for option in flags().values() if option.flag not in left_out]
-    options.add(group, [one for one in taken if one.group == "what" or one.flag.startswith("calibration")])
-    options.add(
+    cli.add_flags(group, [one for one in taken if one.group == "what" or one.flag.startswith("calibration")])
+    cli.add_flags(
         speed.add_argument_group("how to time"), [one for one in taken if one.group == "time"], speed_rounds="--rounds"
     )
-    options.add(speed.add_argument_group("where"), [one for one in taken if one.group == "where"])
+    cli.add_flags(speed.add_argument_group("where"), [one for one in taken if one.group == "where"])
     speed.set_defaults(command=_speed)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    given = options.given(arguments, flags().values())
-    spec = spec_file.spec(arguments.spec, given) if arguments.spec else from_flags(given)
+    given = cli.given_flags(arguments, flags().values())
+    spec = run_spec.spec(arguments.spec, given) if arguments.spec else from_flags(given)
     folder = spec.folder()  # whose date may be another one at the end
     named.refuse_missing(spec, folder)
     protocol = ServedProtocol(engine=arguments.engine_speed) if arguments.engine_speed else None
@@ -87,22 +94,22 @@ def _run(arguments: argparse.Namespace) -> int:
 
         tracker.require(arguments.track)
     if protocol:
-        serve_speed.require(protocol)
+        measurements.require(protocol)
     if arguments.plan:
         return _planned(spec)
     code = _measured(spec, folder, _told, arguments.track)
     if not protocol:
         return code
     from bench.plan.trust import Trust
-    from bench.run import runner
+    from bench.runs import runner
     from bench.system import interrupt
 
     with interrupt.prompt(runner.again(spec, folder)):
-        return max(code, serve_speed.serve(Trust.of_run(spec, folder), protocol))
+        return max(code, measurements.serve(Trust.of_run(spec, folder), protocol))
 
 
 def _speed(arguments: argparse.Namespace) -> int:
-    spec = from_flags({"methods": "dense", "profile": "speed"} | options.given(arguments, flags().values()))
+    spec = from_flags({"methods": "dense", "profile": "speed"} | cli.given_flags(arguments, flags().values()))
     folder = spec.folder()
     named.refuse_missing(spec, folder)
     from reports.report import speed_terminal
@@ -114,7 +121,7 @@ def _measured(
     spec: RunSpec, folder: Path, told: Callable[[RunSpec, list[Record]], str], track: str | None = None
 ) -> int:
     """Run the cells, send each to the tracker `track` if one is named, and print what `told` makes of the records."""
-    from bench.run import runner
+    from bench.runs import runner
     from reports import report
 
     start = time.perf_counter()
@@ -130,7 +137,7 @@ def _measured(
 
 def _tracking(name: str, folder: Path) -> RunTracking:
     """Open a tracker for a run, before any work. Raises UserError."""
-    from bench.system.console import say
+    from methods.console import say
     from reports.tracking import tracker
 
     return tracker.RunTracking(name, tracker.open_tracker(name), folder, say)
@@ -138,11 +145,11 @@ def _tracking(name: str, folder: Path) -> RunTracking:
 
 def _planned(spec: RunSpec) -> int:
     """Print what a run would do and take, and run nothing."""
-    from bench.run import planned
+    from bench.runs.plan import plan_spec
     from reports import plan
     from reports.formats import terminal
 
-    found = planned.plan_spec(spec)
+    found = plan_spec(spec)
     print(terminal.render(plan.tables(found, spec)), end="")
     for remark in found.remarks:
         print(remark, file=sys.stderr)
@@ -157,4 +164,35 @@ def _told(spec: RunSpec, records: list[Record]) -> str:
 
     swept = grid.is_sweep(replace(spec, seeds=spec.seeds[:1]))  # seeds alone are the draws of a mean
     factors = views.view("ablation", records) if swept else []
-    return terminal.render(factors) if factors else report.terminal(records)
+    return terminal.render(factors) if factors else report.to_terminal(records)
+
+
+def add_cell(commands: Any) -> None:
+    cell = commands.add_parser(
+        "cell",
+        help="measure one cell that a run has written down",
+        description=(
+            "Measure the cell of a job, as `run --engine slurm` writes it, into a run folder of its own, unless its "
+            "record is there. `merge` joins such parts. A job holds the code of its plugins, and what it names is "
+            "loaded as its run allowed it: measure none that you would not run."
+        ),
+    )
+    cell.add_argument("job", type=Path, metavar="JOB.json", help="a job of a run")
+    cell.add_argument("--out", required=True, type=Path, metavar="PART", help="the folder of the part")
+    cell.set_defaults(command=_cell)
+
+
+def _cell(arguments: argparse.Namespace) -> int:
+    from bench.engines.engine import Job
+    from bench.records.record import FAILED
+    from bench.runs import job, store
+    from bench.system import interrupt
+
+    try:
+        asked = Job.from_json(arguments.job.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{arguments.job} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    with interrupt.prompt(leave=partial(store.leave, arguments.out)):
+        record = job.run_remote_job(asked, arguments.out)
+    print(f"{arguments.out}: {asked.key}, {record.status}")
+    return FAILED_CELLS if record.status in FAILED else OK

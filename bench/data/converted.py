@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.data import kept_folder
 from bench.data.assets import cache_folder
 from bench.data.file_hashes import remembered_sha256
-from bench.system.console import say
+from methods.console import say
 from methods.errors import CheckpointError
 
 
@@ -28,7 +28,7 @@ def folder(file: Path, *, hashes: bool = False) -> Path:
     Raises UserError for a file that is no model, or a cache that takes no files.
     """
     target = location(file)
-    if not kept_folder.is_complete(target, hash_of=remembered_sha256 if hashes else None):
+    if not kept_folder.is_filled(target, hash_of=remembered_sha256 if hashes else None):
         kept_folder.fill(target, f"what {file} holds, in float32,", partial(_convert, file))
     return target
 
@@ -44,14 +44,14 @@ def place() -> Path:
 
 
 def _convert(file: Path, folder: Path, scratch: Path) -> Mapping[str, str]:
-    from bench.data import conversion
+    from bench.data import gguf
 
     before = remembered_sha256(file)
     say(f"converting {file.name} to float32 safetensors, once")
     alone = scratch / "model.gguf"
     alone.symlink_to(file.resolve())
     try:
-        conversion.write(alone, folder)
+        gguf.write(alone, folder)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(alone), str(file))) from error
     if remembered_sha256(file) != before:

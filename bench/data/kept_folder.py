@@ -27,7 +27,7 @@ ABANDONED = 24 * 3600.0  # seconds after which what a killed process has left is
 Fill = Callable[[Path, Path], Mapping[str, Any]]
 
 
-def is_complete(folder: Path, holds: Iterable[str] = (), hash_of: Callable[[Path], str] | None = None) -> bool:
+def is_filled(folder: Path, holds: Iterable[str] = (), hash_of: Callable[[Path], str] | None = None) -> bool:
     """Tell whether all files of a folder are there with the right size.
 
     holds    names of files that have to be among them
@@ -59,7 +59,7 @@ def fill(folder: Path, name: str, write: Fill, holds: Iterable[str] = ()) -> Non
             _write_manifest(facts, staged)
             _move(staged, folder, holds)
     except (OSError, SafetensorError) as error:
-        if not is_complete(folder, holds):  # or else another process was faster
+        if not is_filled(folder, holds):  # or else another process was faster
             raise UserError(_refusal(folder.parent, name, error)) from error
 
 
@@ -94,11 +94,11 @@ def _write_manifest(facts: Mapping[str, Any], folder: Path) -> None:
 
 def _move(staged: Path, target: Path, holds: Iterable[str]) -> None:
     """Rename `staged` to `target`; a damaged target leaves with the temporary folder, a complete one stays."""
-    if not is_complete(target, holds, sha256):
+    if not is_filled(target, holds, sha256):
         with suppress(FileNotFoundError):
             target.rename(staged.with_name("damaged"))
     try:
         staged.rename(target)
     except OSError:
-        if not is_complete(target, holds):
+        if not is_filled(target, holds):
             raise

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets, converted, model_folder
+from bench.data import model_folder as hub_models
 from bench.data.file_hashes import remembered_sha256
-from bench.data.hub import models as hub_models
 from methods import model_files
 from methods.errors import UserError, first_line
 from methods.files import sha256
@@ -22,8 +22,9 @@ from methods.files import sha256
 if TYPE_CHECKING:
     import torch
 
+    from methods.model.decoder import Place
     from methods.model.layer_store import LayerStore
-    from methods.model.spread import Place
+
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,13 +34,13 @@ def check(name: str, trust_remote_code: bool = False) -> None:
     if name in assets.MODELS or _is_gguf(name):
         return
     if Path(name).is_dir():
-        model_folder.check(name, Path(name), trust_remote_code)
+        model_folder.check_folder(name, Path(name), trust_remote_code)
     elif Path(name).exists() or not _is_hub_name(name):
         raise UserError(f"{name!r} is no model: give {_choices()}")
     elif (cached := hub_models.cached(name)) is not None:
-        model_folder.check(name, cached, trust_remote_code)
+        model_folder.check_folder(name, cached, trust_remote_code)
     else:
-        hub_models.check(name, _choices(), trust_remote_code)
+        hub_models.check_on_hub(name, _choices(), trust_remote_code)
 
 
 def display_name(name: str) -> str:
@@ -92,7 +93,7 @@ def load(
 
     from methods.checkpoint import save_load
     from methods.checkpoint.transformers_compat import with_all_weights
-    from methods.model import spread
+    from methods.model import decoder
     from methods.model.decoder import Decoder
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -101,7 +102,7 @@ def load(
         model = save_load.load(folder, dtype=dtype, device=device, store=store).model
     else:
         if store is None:
-            options |= spread.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
+            options |= decoder.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
         wanted = dtype if store is None else "auto"
         options |= {"dtype": wanted, "use_safetensors": True}
         try:

@@ -2,10 +2,14 @@
 
 Prompts, choices, metrics and versions are lm-eval's. Of a task in OFFLINE only the source of the documents is swapped:
 the stored split, and the columns that are called otherwise there. Documents of any task can come from local files
-instead (bench.data.local_task). Any other name goes to lm-eval's catalogue and the hub.
+instead (bench.data.task_loading). Any other name goes to lm-eval's catalogue and the hub.
 
 All tasks run zero-shot unless lm-eval's definition of the task says otherwise or examples are asked for. Examples come
 from a split of their own, never from the documents that are evaluated; a task without one is refused.
+
+Loads a task of lm-eval with documents of local files, which --task-data names.
+
+Makes a task of an lm-eval definition and of documents at hand, which are read as they are needed.
 """
 
 from __future__ import annotations
@@ -20,10 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.data import assets, local_task
-from bench.data.task_documents import task_of
+from bench.data import assets, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE
-from bench.system.console import say
+from methods.console import say
 from methods.errors import UserError
 
 Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_data: task, path, sha256
@@ -43,9 +46,9 @@ def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str,
     for name in every:
         if fewshot and name in OFFLINE and name not in local:
             _refuse_examples(name, OFFLINE[name].examples is not None)
-    load(local, data, fewshot, every_document=True)
+    load_tasks(local, data, fewshot, every_document=True)
     if others and (fewshot or not assets.hub_is_reachable()):
-        load(others, fewshot=fewshot)
+        load_tasks(others, fewshot=fewshot)
     return every
 
 
@@ -86,7 +89,9 @@ def _refuse_examples(name: str, has_split: bool) -> None:
         raise UserError(f"--fewshot: {name} has no documents for examples beside those that are evaluated")
 
 
-def load(names: Iterable[str], data: Data = (), fewshot: int = 0, *, every_document: bool = False) -> dict[str, Any]:
+def load_tasks(
+    names: Iterable[str], data: Data = (), fewshot: int = 0, *, every_document: bool = False
+) -> dict[str, Any]:
     """Return lm-eval's Task of each name, ready to evaluate. Raises UserError when its documents cannot be had.
 
     fewshot         examples in front of each question; 0 leaves that to the definition
@@ -97,7 +102,7 @@ def load(names: Iterable[str], data: Data = (), fewshot: int = 0, *, every_docum
     with quiet():
         for name in names:
             if name in local:
-                loaded = {name: local_task.load(name, _definition(name), local[name], every_document)}
+                loaded = {name: load_local_task(name, _definition(name), local[name], every_document)}
             else:
                 loaded = {name: _load_offline(name)} if name in OFFLINE else _load_from_hub(name)
             for task in loaded.values():
@@ -208,3 +213,157 @@ def quiet() -> Iterator[None]:
         task.tqdm = tqdm
         if not bars:
             datasets.enable_progress_bars()
+
+
+def load_local_task(name: str, definition: Path, path: Path, every_document: bool) -> Any:
+    """Load the task `name`, of lm-eval's `definition`, with its documents from `path`.
+
+    every_document  also make the prompt of every document, so that a bad one is found now
+
+    Raises UserError where they do not fit the definition.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        config = load_yaml(definition)
+    except Exception as error:  # of a package that the definition's code needs, such as sympy
+        raise UserError(f"--task-data: the definition of {name} cannot be read: {error}") from error
+    split = config.get("test_split") or config.get("validation_split")
+    documents = task_sources.read_documents(path, split)
+    if documents is None:
+        raise UserError(f"--task-data: {path} has no files of the split {split}, on which {name} is evaluated")
+    shots = config.get("fewshot_split") or config.get("training_split")
+    examples = (
+        task_sources.read_documents(path, shots)
+        if shots and shots != split and task_sources.names_splits(path)
+        else None
+    )
+    if examples is None and (shown := config.get("num_fewshot") or 0) and not has_samples(config):
+        own = f"give a folder with files of the splits {split} and {shots}" if shots else "it has no split for them"
+        raise UserError(f"--task-data: {name} is asked with {shown} examples, and {path} has none; {own}")
+    try:
+        documents, examples = processed(config.get("process_docs"), documents, examples)
+        task = task_of(definition, documents, examples, processed=True)
+        if every_document:
+            _refuse_unlabelled(task)
+            task.build_all_requests()
+    except Unlabelled as error:
+        raise UserError(f"--task-data: {path}: {error}") from None
+    except Exception as error:  # whatever a definition does with a document that it does not expect
+        columns = ", ".join(documents.column_names)
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise UserError(
+            f"--task-data: {path} has the columns {columns}, of which lm-eval's {name} cannot make prompts as of "
+            f"{config.get('dataset_path')} ({reason})"
+        ) from error
+    return task
+
+
+class Unlabelled(ValueError):
+    """Says which document has no right choice."""
+
+
+def _refuse_unlabelled(task: Any) -> None:
+    """Raise Unlabelled for a document whose right choice is none of its choices, as in the test sets of some tasks."""
+    if not has_one_right_choice(task) or task.multiple_input:
+        return
+    for number, document in enumerate(task.eval_docs):
+        target, choices = task.doc_to_target(document), task.doc_to_choice(document)
+        known = target in choices if isinstance(target, str) else 0 <= target < len(choices)
+        if not known:
+            raise Unlabelled(
+                f"document {number} has the right choice {target!r}, of {len(choices)} choices; leave out "
+                "documents without a label"
+            )
+
+
+SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they make a document
+
+
+def task_of(definition: Path, documents: Any, examples: Any, *, processed: bool = False) -> Any:
+    """Make lm-eval's task of a definition, with these documents and, unless that is None, these examples.
+
+    processed  whether they are as the definition makes them of what is stored
+    """
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    class LocalTask(ConfigurableTask):  # type: ignore[misc]
+        """Takes its documents from data sets at hand."""
+
+        def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+            self.dataset = {"documents": documents, "examples": examples}
+
+        def fewshot_docs(self) -> Any:
+            """Return the documents that examples are taken from, or None where there are none."""
+            return super().fewshot_docs() if examples is None else Documents(examples, self.config.process_docs)
+
+        @property
+        def eval_docs(self) -> Documents:
+            return Documents(documents, self.config.process_docs)
+
+        def doc_iterator(self, *, samples: list[int] | None = None, **_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+            """Give (position among those drawn, document), and read no other document."""
+            return enumerate(self.eval_docs.read(samples or range(len(documents))))
+
+    config = load_yaml(definition)
+    for key in ("tag", "training_split", "test_split", "fewshot_split"):
+        config.pop(key, None)
+    if processed:
+        config.pop("process_docs", None)
+    if examples is None and not has_samples(config):
+        config.pop("fewshot_config", None)
+    shots = {} if examples is None else {"fewshot_split": "examples"}
+    return LocalTask(config=config | {"validation_split": "documents"} | shots)
+
+
+class Documents(Sequence[dict[str, Any]]):
+    """Turns stored documents into lm-eval's form when they are read: all of HellaSwag's 10,042 would take a second."""
+
+    def __init__(self, stored: Any, process: Any):
+        self.stored = stored
+        self.process = process
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.read([position])[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.read(range(len(self))))
+
+    def read(self, positions: Iterable[int]) -> Any:
+        """Return the documents at `positions`, as lm-eval's data set of them."""
+        selected = self.stored.select(positions)
+        return selected if self.process is None else self.process(selected)
+
+    @property
+    def features(self) -> Any:
+        return self.read([0]).features
+
+
+def processed(process: Any, *sets: Any) -> list[Any]:
+    """Return data sets as a definition makes documents of them: once, since some shuffle choices or leave rows out.
+
+    lm-eval's own evaluator does so twice, for the prompts and for the scores, and finds the first time on the disk.
+    """
+    before = random.getstate()
+    random.seed(SHUFFLE_SEED)
+    try:
+        return [one if one is None or process is None else process(one) for one in sets]
+    finally:
+        random.setstate(before)
+
+
+def has_one_right_choice(task: Any) -> bool:
+    """Say whether the answer is one of several choices, scored by lm-eval's own rule.
+
+    A task with a rule of its own, as truthfulqa_mc2, may sum over several right choices, which no target names.
+    """
+    return task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None
+
+
+def has_samples(config: dict[str, Any]) -> bool:
+    """Say whether a definition has the examples in front of each question in itself."""
+    return (config.get("fewshot_config") or {}).get("samples") is not None

@@ -24,6 +24,7 @@ from methods.files import sha256
 if TYPE_CHECKING:
     import datasets
 
+
 QUICK_TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
 VALIDATION = ("arc_easy", "arc_challenge", "openbookqa", "sciq")  # whose test sets, which lm-eval takes, are not stored
 SUFFIXES = (".arrow", ".parquet", ".jsonl")

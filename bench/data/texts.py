@@ -9,31 +9,47 @@ halved: repeated documents are dropped, then those at even positions are for cal
 evaluation, but for those that hold an even one whole; they are tokenised one by one, each followed by an empty line,
 and joined. Any other text is evaluated whole, as papers do it with the test split of WikiText-2
 (hub:Salesforce/wikitext:wikitext-2-raw-v1:test): as it is, rows joined by empty lines, tokenised in one piece. That
-two texts of different names are not the same one is checked by bench.data.contamination.
+two texts of different names are not the same one is checked by bench.data.texts.
 
 Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
 
 Letters: N = calibration sequences, T = tokens per sequence, M = windows, W = tokens per window.
+
+Refuses to fit a model to what it is measured on: a compensation would be tested on what it has seen.
+
+A text that has the same name on both sides is halved by documents (bench.data.texts). Texts of different names are
+compared here: one may be a copy or a part of the other, or the same dataset from another place. Compared is what is
+used of them, the sequences that are fitted and the windows that are scored, as characters without white space, so that
+tokens, line breaks and the order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so,
+is always found, one below PASSAGE never: licences and set phrases are not contamination. Where windows are drawn and
+hold less than two such passages, half a window is looked for, but no less than FEWEST characters. Of the default texts,
+a passage of C4 and one of Wikipedia have at most nine tokens in common.
+
+Reads a text that is a data set of the hub, written hub:DATASET[:CONFIG[:SPLIT]], and says before how large it is.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import random
 import re
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
-from bench.data.hub import texts as hub_texts
+from methods.console import say
 from methods.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
 
     from methods.model.calibration import Calibration
+
 
 SEPARATOR = "\n\n"
 BATCH = 64  # documents that are tokenised together
@@ -70,12 +86,12 @@ class EvaluationText:
     drawn: bool
 
 
-def check(text: str) -> None:
+def check_text(text: str) -> None:
     """Refuse a text that cannot be read, before any work. Raises UserError with the ones that are known."""
     if text in assets.TEXTS:
         return
     if text.startswith("hub:"):
-        hub_texts.check(text)
+        check_hub_text(text)
     elif not _is_readable(Path(text)):
         near = difflib.get_close_matches(text, assets.TEXTS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -120,7 +136,7 @@ def same(one: str, other: str) -> bool:
 
 def _identity(text: str) -> Any:
     """Return a value that is equal for two ways of writing the same text."""
-    return hub_texts.parse(text) if text.startswith("hub:") else Path(text).resolve()
+    return parse_hub_text(text) if text.startswith("hub:") else Path(text).resolve()
 
 
 def evaluation(
@@ -253,7 +269,7 @@ def _separated(documents: list[str]) -> list[str]:
 def _documents(text: str) -> list[str]:
     """Return the distinct documents of a text, in its order."""
     if text.startswith("hub:"):
-        documents = hub_texts.documents(text)
+        documents = read_hub_documents(text)
     elif text in assets.TEXTS:
         documents = _split(text, assets.text_file(text).read_text(encoding="utf-8"))
     else:
@@ -281,7 +297,7 @@ def halves(text: str) -> tuple[list[str], list[str]]:
 
 def _content(text: str) -> str:
     """Return a text as it is: a file's, or the rows of a dataset with an empty line between them."""
-    return SEPARATOR.join(hub_texts.documents(text)) if text.startswith("hub:") else _read(Path(text))
+    return SEPARATOR.join(read_hub_documents(text)) if text.startswith("hub:") else _read(Path(text))
 
 
 def _split(text: str, content: str) -> list[str]:
@@ -315,3 +331,124 @@ def _is_readable(path: Path) -> bool:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"text {path} cannot be read: {first_line(error)}; give a UTF-8 file that can")
+
+
+PASSAGE = 256  # characters
+FEWEST = 96  # of a passage in short windows
+STEP = 64  # from passage to passage
+
+
+def refuse_shared(tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterable[EvaluationText], fitted: str) -> None:
+    """Raise UserError where a passage of ids (N, T), sequences of the text `source`, is evaluated in another text.
+
+    fitted  what is done to it: "calibrated on", "trained on"
+    """
+    bare = ""
+    for text in texts:
+        if same(source, text.text):
+            continue
+        bare = bare or _bare(tokenizer, ids)
+        held_out = _bare(tokenizer, text.ids[_once(text.scored)])
+        half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
+        size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
+        passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
+        there = _standing(passages, held_out, size)
+        found = sum(passage in there for passage in passages)
+        if found:
+            raise UserError(
+                f"{source}, which is {fitted}, is in part the text {text.text}, which is evaluated: {found} of "
+                f"{len(passages)} passages stand there; give another text, or one name for both, which is then halved"
+            )
+
+
+def _standing(passages: Iterable[str], held_out: str, size: int) -> set[str]:
+    """Return those of the passages, of `size` characters each, that stand in a text, which is read once for all."""
+    return set(passages).intersection(held_out[start : start + size] for start in range(len(held_out) - size + 1))
+
+
+def _once(scored: torch.Tensor) -> torch.Tensor:
+    """Return (M, W), true once for each token: where it is scored, and where a window begins with a new one."""
+    once = scored.clone()
+    once[:, 0] |= scored[:, 1:2].any(1)
+    return once
+
+
+def _bare(tokenizer: Any, ids: torch.Tensor) -> str:
+    """Return the text of tokens, without white space and special tokens."""
+    return "".join(tokenizer.decode(ids.flatten(), skip_special_tokens=True).split())
+
+
+HELD = 2  # times its bytes that a text takes of the memory, as rows and as documents
+FILE = "give a file with as much of it as is read"
+
+
+def parse_hub_text(text: str) -> tuple[str, str | None, str]:
+    """Split 'hub:DATASET[:CONFIG[:SPLIT]]' into (dataset, config, split). Raises UserError for anything else."""
+    dataset, config, split, *rest = [*text.removeprefix("hub:").split(":"), "", ""]
+    if not dataset or any(rest):
+        raise UserError(f"a hub text is written hub:DATASET[:CONFIG[:SPLIT]]; got {text!r}")
+    return dataset, config or None, split or "test"
+
+
+def check_hub_text(text: str) -> None:
+    """Refuse a text, before any work, that cannot be had, or for which disk or memory have no room.
+
+    How large it is can only be told where the data set's page on the hub says so.
+    """
+    from bench.system.memory import free_bytes
+
+    parse_hub_text(text)
+    if not assets.hub_is_reachable():
+        read_hub_documents(text)
+        return
+    stored, held, folder = _sizes(text)
+    for what, takes, free in (("disk", stored, shutil.disk_usage(folder).free), ("memory", held, free_bytes())):
+        if takes > free:
+            raise UserError(
+                f"{text} takes {takes / 1e9:,.1f} GB of the {what}, of which {free / 1e9:,.1f} are free; {FILE}"
+            )
+
+
+@functools.cache
+def _sizes(text: str) -> tuple[int, int, Path]:
+    """Return the bytes that are still to be put on the disk, those that the memory is to hold, and where on the disk.
+
+    The first are of all splits, as they are fetched and as they are kept.
+    """
+    import datasets
+
+    dataset, config, split = parse_hub_text(text)
+    builder = _asked(text, lambda: datasets.load_dataset_builder(dataset, config))
+    info, kept = builder.info, Path(builder.cache_dir)
+    folder = next(path for path in (kept, *kept.parents) if path.exists())
+    stored = 0 if folder == kept else (info.download_size or 0) + (info.dataset_size or 0)
+    held = HELD * info.splits[split].num_bytes if split in (info.splits or {}) else 0
+    if stored:
+        say(f"{text} is fetched whole, and takes {stored / 1e6:,.1f} MB of the disk")
+    return stored, held, folder
+
+
+def read_hub_documents(text: str) -> list[str]:
+    """Return the rows of the data set's column `text`."""
+    import datasets
+
+    dataset, config, split = parse_hub_text(text)
+    rows = _asked(text, lambda: datasets.load_dataset(dataset, config, split=split))
+    if "text" not in rows.column_names:
+        raise UserError(f"{text} has no column text; it has {', '.join(rows.column_names)}")
+    found = list(rows["text"])
+    if (wrong := next((number for number, one in enumerate(found) if not isinstance(one, str)), None)) is not None:
+        raise UserError(f"{text} has rows without a text, of which row {wrong} is the first")
+    return found
+
+
+def _asked(text: str, question: Callable[[], Any]) -> Any:
+    """Return the hub's answer, or that of its cache. Raises UserError for whatever a data set's loader may raise."""
+    reachable = assets.hub_is_reachable()
+    try:
+        return question()
+    except Exception as error:
+        where = (
+            "the hub is out of reach and its cache has no such data" if not reachable else "the hub does not give it"
+        )
+        raise UserError(f"cannot read {text}: {where} ({first_line(error)})") from error

@@ -1,5 +1,7 @@
 """Says whether this machine gives right numbers, which is what to run first on a new one (docs/guides/doctor.md)."""
 
+from __future__ import annotations
+
 CHECKS = {  # names for --only, in the order in which they run; bench.doctor.examination has the functions
     "machine": "versions, devices and memory, and products of matrices",
     "methods": "decisions and logits of every method and compensation",

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from bench.doctor import CHECKS, devices, machine, pruning, scores, self_timing, storing
+from bench.doctor import CHECKS, machine, measuring, pruning
 from bench.doctor.finding import Finding, raised
-from bench.system.console import say
+from methods.console import say
 from methods.errors import UserError
 
 FUNCTIONS: dict[str, Callable[[torch.device], Iterator[Finding]]] = {
-    "machine": machine.check,
-    "methods": pruning.check,
-    "scorer": scores.check,
-    "timing": self_timing.check,
-    "checkpoints": storing.check,
-    "memory": devices.memory,
-    "copies": devices.copies,
+    "machine": machine.check_machine,
+    "methods": pruning.check_pruning,
+    "scorer": measuring.check_scores,
+    "timing": measuring.check_timing,
+    "checkpoints": pruning.check_storing,
+    "memory": machine.memory,
+    "copies": machine.copies,
 }
 
 

@@ -1,21 +1,38 @@
-"""Describes the machine, and checks that it multiplies matrices as exactly as their dtype says."""
+"""Describes the machine, and checks that it multiplies matrices as exactly as their dtype says.
+
+Checks a GPU's limits and neighbours: running out of memory, copies, and a second GPU. A CPU has none of these.
+
+Measures how fast a disk gives weights, and for how many tokens a sweep computes as long as it reads.
+
+A sweep over the layers of a model of P parameters reads b P bytes, in a dtype of b bytes, and computes 2 P T FLOP for T
+tokens. At B bytes/s and F FLOP/s reading is hidden behind computing from
+
+    T = b F / (2 B)
+
+on, whatever the model.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from bench.doctor import disk
-from bench.doctor.finding import Finding, judged
-from bench.doctor.numbers import apart, named
-from bench.speed import peak_rates
+from bench.data import assets
+from bench.doctor import pruning
+from bench.doctor.finding import Finding, apart, judged, named
+from bench.speed import peaks
 from bench.system import environment, failures, gpu
+from bench.system.memory import give_back
 from bench.system.threads import usable_cores
 
-SIZES = {"cpu": {"copied": 2**27, "side": 1024}}  # smaller ones of bench.speed.peak_rates, for a slower machine
+SIZES = {"cpu": {"copied": 2**27, "side": 1024}}  # smaller ones of bench.speed.peaks, for a slower machine
 EXACT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # share by which a product may be off
 
 
@@ -37,7 +54,7 @@ def _card(device: torch.device) -> dict[str, Any]:
     return {"gpus": torch.cuda.device_count(), "free_gpu_memory_bytes": free} | states
 
 
-def check(device: torch.device) -> Iterator[Finding]:
+def check_machine(device: torch.device) -> Iterator[Finding]:
     """Say what there is, how fast it is, and whether its products are right."""
     found = describe(device)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
@@ -54,7 +71,7 @@ def check(device: torch.device) -> Iterator[Finding]:
 def rates(device: torch.device) -> Iterator[Finding]:
     """Measure what a large product and a copy reach, in the dtype in which models are measured by default."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = peak_rates.measure(device, dtype, **SIZES.get(device.type, {}))
+    found = peaks.measure(device, dtype, **SIZES.get(device.type, {}))
     whats = {
         "matmul_flops_per_second": (f"matrix rate, {named(dtype)}", "GFLOP/s in a large product"),
         "copy_bytes_per_second": ("bandwidth", "GB/s read and written in a copy"),
@@ -65,7 +82,7 @@ def rates(device: torch.device) -> Iterator[Finding]:
         else:
             yield Finding("not here", what, "there is no room to measure it")
     if (flops := found.get("matmul_flops_per_second")) is not None:
-        yield disk.check(flops, dtype.itemsize, named(dtype))
+        yield check_disk(flops, dtype.itemsize, named(dtype))
 
 
 def _gib(count: float) -> str:
@@ -94,3 +111,98 @@ def product(device: torch.device, dtype: torch.dtype) -> Finding:
     if wrong and dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
         wrong.append("TF32 is on: torch.set_float32_matmul_precision('highest') turns it off")
     return judged(f"product, {named(dtype)}", wrong, f"off by {off:.1e} of its size", off=off)
+
+
+SPREAD = "slicegpt"  # that a model is pruned with whose layers lie on both
+TOO_MUCH = 16  # times the whole memory of the card
+COPIED = 2**24  # numbers
+SECOND = ("shortgpt", "flap", "slicegpt", "llm-pruner")  # methods that a second GPU is tried with
+
+
+def memory(device: torch.device) -> Iterator[Finding]:
+    """Ask a GPU for more memory than it has: it must be recognised, and leave the GPU as it was."""
+    what = "out of memory"
+    if device.type != "cuda":
+        reason = "a CPU's memory is not exhausted on purpose, since the system may kill any process then"
+        yield Finding("not here", what, reason)
+        return
+    asked = TOO_MUCH * torch.cuda.get_device_properties(device).total_memory
+    wrong = list[str]()
+    try:
+        torch.empty(asked, dtype=torch.uint8, device=device)
+        wrong.append(f"the GPU gave {asked / 2**30:,.0f} GiB, {TOO_MUCH} times what it has")
+    except Exception as error:
+        if not failures.is_out_of_memory(error):
+            wrong.append(f"not recognised: {failures.reason(error)}")
+    give_back([device])
+    after = product(device, torch.float32)
+    if after.status != "ok":
+        wrong.append(f"products afterwards: {after.figure}")
+    yield judged(what, wrong, f"recognised at {asked / 2**30:,.0f} GiB, and the GPU works on")
+
+
+def copies(device: torch.device) -> Iterator[Finding]:
+    """Copy numbers to the GPU and back, and look at a second GPU where there is one."""
+    if device.type != "cuda":
+        yield Finding("not here", "copies", "a CPU copies nothing to another device")
+        yield Finding("not here", "second GPU", "looked at the CPU")
+        return
+    yield copied("copies", torch.device("cpu"), device)
+    others = [number for number in range(torch.cuda.device_count()) if number != (device.index or 0)]
+    if not others:
+        yield Finding("not here", "second GPU", "torch sees one")
+        return
+    second = torch.device("cuda", others[0])
+    yield copied("copies between GPUs", device, second)
+    stored = pruning.read()
+    for name in SECOND:
+        found = pruning.check_method(name, second, stored[name])
+        yield Finding(found.status, f"{name} on {second}", found.figure, found.found, found.where)
+    both = [torch.device("cuda", device.index or 0), second]
+    found = pruning.check_method(SPREAD, both, stored[SPREAD])
+    yield Finding(found.status, f"{SPREAD} over both GPUs", found.figure, found.found, found.where)
+
+
+def copied(what: str, here: torch.device, there: torch.device) -> Finding:
+    """Copy numbers from one device to another and back: not a bit may change."""
+    numbers = torch.arange(COPIED, dtype=torch.int32)
+    first = numbers.to(here)
+    second = first.to(there)
+    back = second.to(here)
+    steps = {f"to {here}": first, f"to {there}": second, f"back to {here}": back}
+    wrong = [f"changed on the way {step}" for step, tensor in steps.items() if not torch.equal(tensor.cpu(), numbers)]
+    return judged(what, wrong, f"{COPIED * 4 / 2**20:.0f} MiB from {here} to {there} and back, every bit the same")
+
+
+SIZE, BLOCK = 2**28, 2**22  # bytes that are read, and at once
+
+
+def check_disk(flops: float, bytes_each: int, dtype: str) -> Finding:
+    """Say how fast weights come from the folder of the models; `flops` is what a product reaches in a second."""
+    what, folder = "weights in files", assets.cache_folder()
+    try:
+        rate = read_rate(folder if folder.is_dir() else Path(tempfile.gettempdir()))
+    except OSError as error:
+        return Finding("not here", what, f"{SIZE / 1e6:,.0f} MB cannot be written and read: {error.strerror}")
+    tokens = bytes_each * flops / (2 * rate)
+    figure = f"{rate / 1e9:.1f} GB/s read; hidden behind computing from {tokens:,.0f} tokens of a sweep on, {dtype}"
+    return Finding("ok", what, figure, {"read_bytes_per_second": rate, "hidden_from_tokens": tokens})
+
+
+def read_rate(folder: Path) -> float:
+    """Return the bytes per second at which a new file is read that the page cache does not hold. Raises OSError.
+
+    Where the system has no call that lets go of cached pages, or the folder lies in memory, it is memory's rate.
+    """
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        block = os.urandom(BLOCK)
+        for _ in range(SIZE // BLOCK):
+            file.write(block)
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        start = time.perf_counter()
+        while file.read(BLOCK):
+            pass
+        return SIZE / (time.perf_counter() - start)

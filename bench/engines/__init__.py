@@ -1,17 +1,29 @@
 """Where cells run: what every engine offers (engine), this machine (local), a Ray cluster (ray), Slurm (slurm).
 
 bench.run(spec, engine=bench.engines.Ray(address="10.0.0.1:6379"))
+
+Turns the flags of a run into the engine that they name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from bench.engines.engine import Engine
+from bench.engines.local import Local
+from bench.engines.ray import Ray
+from bench.engines.slurm import Slurm, flag
+from bench.plan.fields import options
+from bench.plan.run_spec import RunSpec
+from methods.errors import UserError
 
 if TYPE_CHECKING:
     from bench.engines.local import Local
     from bench.engines.ray import Ray
     from bench.engines.slurm import Slurm
+
 
 __all__ = ["Local", "Ray", "Slurm"]
 
@@ -26,3 +38,45 @@ def __getattr__(name: str) -> Any:
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'bench.engines' has no attribute {name!r}")
+
+
+OWN = {  # {field: the engines that heed it}
+    "ray_address": ("ray",),
+    "accelerator": ("ray", "slurm"),
+    "partition": ("slurm",),
+    "slurm_options": ("slurm",),
+}
+
+
+def refuse_flags(spec: RunSpec) -> None:
+    """Raise UserError for flags of another engine than the one that is asked for."""
+    for one in options(RunSpec):
+        heeded = OWN.get(one.field, (spec.engine,))
+        if spec.engine not in heeded and getattr(spec, one.field) != one.default:
+            raise UserError(f"--{one.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out")
+    if spec.engine != "local" and spec.isolate is False:
+        raise UserError(f"--engine {spec.engine} measures each cell in a process of its own; leave --no-isolate out")
+
+
+def engine_of_spec(spec: RunSpec) -> Engine:
+    """Return the engine that a run asks for. Raises UserError as `refuse_flags` does, and without its package."""
+    refuse_flags(spec)
+    if spec.engine == "local":
+        return Local(spec.slots or 1, spec.gpus_per_cell)
+    most = None if spec.slots == "auto" else spec.slots
+    if spec.engine == "slurm":
+        return Slurm(spec.partition, spec.gpus_per_cell, spec.accelerator, most, _named(spec.slurm_options))
+    return Ray(spec.ray_address or "auto", spec.gpus_per_cell, spec.accelerator, most)
+
+
+def _named(options: Sequence[str]) -> dict[str, str]:
+    """Return the options of sbatch by their names. Raises UserError for one without a value or given twice."""
+    found = dict[str, str]()
+    for given in options:
+        name, _, value = given.partition("=")
+        if not value:
+            raise UserError(f"--slurm is NAME=VALUE, as in time=120; got {given!r}")
+        if (plain := flag(name)) in found:
+            raise UserError(f"--slurm {name}= is given twice, as {found[plain]!r} and {value!r}; say one")
+        found[plain] = value
+    return found

@@ -1,30 +1,85 @@
-"""Says what a run asks of what measures its cells: an `Engine` names a place and starts a `Session` there, which takes
+"""Keeps what jobs share that another machine than the run's measures one after the other: a process and a folder.
+
+Says what a run asks of what measures its cells: an `Engine` names a place and starts a `Session` there, which takes
 a `Job` for each cell and gives a `Result` back.
 
 A job is plain values, so that JSON can carry it to another machine, and a result is too; a model is in neither. What
 happens to a cell inside a job is that cell's outcome: a crash, a lack of memory, a limit. The run alone decides which
 job may start, holds the folder and writes records.
 
-A session of this machine measures in the run's folder, where a job's samples are pieces (bench.run.store). One of other
-machines has each job measured into a part (bench.run.part), a run folder with that one cell, whose files are taken in.
+A session of this machine measures in the run's folder, where a job's samples are pieces (bench.runs.store). One of
+other machines has each job measured into a part (bench.runs.job), a run folder with that one cell, whose files are
+taken in.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bench.engines.workplace import Workplace
 from bench.records.record import REFUSED
-from bench.system.worker import Line
+from bench.system.failures import Failure
+from bench.system.worker import Limits, Line, Worker
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+
+class Workplace:
+    """Runs one task after the other in a process, of which a failure makes a new one.
+
+    folder  for what need not outlive the place, as the dense model's predictions; None: one of its own
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._own = None
+        if folder is None:
+            self._own = tempfile.TemporaryDirectory(prefix="prunebench-", ignore_cleanup_errors=True)
+            folder = Path(self._own.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._variables: Mapping[str, str] = {}
+        self._worker = Worker()
+
+    def run(
+        self,
+        target: Callable[..., None],
+        arguments: tuple[Any, ...],
+        *,
+        variables: Mapping[str, str],
+        limits: Limits,
+        hear: Callable[[dict[str, Any]], object],
+    ) -> Failure | None:
+        """Run a task, as `Worker.run` does, in a process whose environment has the variables."""
+        if variables != self._variables:
+            self.end_process()
+            self._worker, self._variables = Worker(variables), dict(variables)
+        return self._worker.run(target, arguments, limits=limits, hear=hear)
+
+    def end_process(self) -> None:
+        """Let the next task have a process of its own."""
+        self._worker.stop()
+
+    def close(self) -> None:
+        """End the process, and remove the folder where it is the place's own."""
+        self.end_process()
+        if self._own:
+            self._own.cleanup()
+
+    def __enter__(self) -> Workplace:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._worker.end()
+        self.close()
+
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PARTS = "parts"  # folder in the run's, in which other machines that see it measure a job, by its key
@@ -59,7 +114,7 @@ class Job:
     slots    jobs that may be at once on the machine where it runs, which share that memory
     device_memory GiB that it may take of its GPU's; None: all
     offload  folder of the machine that measures, for states that wait on its host; empty: they wait in memory
-    run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
+    run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.runs.inputs)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
     """
 

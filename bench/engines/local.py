@@ -4,7 +4,7 @@
 
 A slot is a process that measures one cell after the other, with a GPU and threads of its own. Each process follows the
 one of the run, so that none is left when that is killed (bench.system.worker). While a cell is timed no other one
-works: the others wait where they come to the same (bench.system.gate), and none starts.
+works: the others wait where they come to the same (bench.system.worker), and none starts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work, refuse_gpus_of_cpus
 from bench.system import environment
-from bench.system.gate import Gate
-from bench.system.worker import Limits, Line, Worker, end_server
+from bench.system.worker import Gate, Limits, Line, Worker, end_server
 from methods.errors import UserError
 
 

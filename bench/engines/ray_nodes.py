@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.engines.engine import VISIBLE, Conditions, Machine
-from bench.engines.workplace import Workplace
-from bench.system import versions, worker
-from bench.system.console import say
+from bench.engines.engine import VISIBLE, Conditions, Machine, Workplace
+from bench.system import environment, worker
 from bench.system.worker import Line
+from methods.console import say
 from methods.errors import UserError
 
 TIMING = "timing"  # the resource of which a node has one, for what is timed there
@@ -211,9 +210,9 @@ def where_timed(
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
     """Refuse nodes with other versions than this process has, and those that do not see models in the run's folder."""
-    here = versions.installed()
+    here = environment.installed()
     for one in nodes:
-        versions.refuse_unlike(one.name, looks[one.id].versions, here)
+        environment.refuse_unlike(one.name, looks[one.id].versions, here)
         if conditions.models and not looks[one.id].sees:
             raise UserError(
                 f"cells keep models in {conditions.folder}, which {one.name} does not see; put --out where all nodes "
@@ -223,7 +222,7 @@ def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: 
 
 def look(site: Site, device: str | None) -> Look:
     """Return what a task finds on its node. device: of timed cells, whose processor takes a process to be named."""
-    found = versions.installed()
+    found = environment.installed()
     if device is None:
         return Look(found, site.is_seen(), os.nice(0))
     told = dict[str, Any]()

@@ -34,7 +34,7 @@ from transformers import GenerationConfig
 
 from bench.evaluation.forwards import Call, Sweeping, read
 from bench.stats.clusters import ratio_interval
-from methods import progress
+from methods import console
 from methods.model.decoder import Decoder, capped
 
 WORDS = (
@@ -183,7 +183,7 @@ def log_probabilities(model: Any, windows: Tensor, sweeping: Sweeping | None = N
     calls = (
         (Call({"input_ids": window[None, :-1].to(model.device)}, torch.arange(length)), None) for window in windows
     )
-    with progress.bar(len(windows) * length, "comparing with the dense model", "token") as bar:
+    with console.bar(len(windows) * length, "comparing with the dense model", "token") as bar:
         for _, h in read(model, calls, bar, sweeping, norm or decoder.head):  # (T, D)
             logits = _exact_logits(decoder, norm, h) if exact else capped(decoder.head(h), model.config).float()
             yield (logits - logits.logsumexp(-1, keepdim=True)).cpu()

@@ -95,7 +95,7 @@ def read(
 ) -> Iterator[tuple[About, Tensor]]:
     """Yield for each call what came with it, and the states at its positions that `before` would read, (M, D).
 
-    shown     a bar of methods.progress, in tokens
+    shown     a bar of methods.console, in tokens
     sweeping  how the calls of a chunk go through a layer before the next one; None: one call after the other
     before    a module behind the layers, which reads nothing; None: the head
     """

@@ -34,6 +34,7 @@ from bench.data.texts import EvaluationText
 from bench.plan.protocol import SimilarityProtocol
 from bench.stats.clusters import ratio_interval
 from bench.stats.intervals import mean_stderr
+from methods.console import over
 from methods.depth import laco
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -42,7 +43,6 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.structures import Part, attention_parts, mlp_parts
-from methods.progress import over
 
 SCHEMA = 1
 TOKENS_AT_ONCE = 512  # in one forward of a merged model, and through its head

@@ -10,12 +10,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.data.task_documents import SHUFFLE_SEED, Documents, has_one_right_choice
-from bench.data.task_loading import quiet
+from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, quiet
 from bench.records import answers
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 ADDRESS = re.compile(r"0x[0-9a-f]+")  # in the description of a function that has no source

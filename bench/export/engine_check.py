@@ -17,16 +17,16 @@ import gguf
 import torch
 from torch import Tensor
 
-from bench.data import gguf_reader, texts
+from bench.data import texts
+from bench.data.gguf import architecture, read
 from bench.evaluation.scoring import window_nll
-from bench.export import vocabulary
-from bench.serving import llama_cpp
-from bench.serving.llama_cpp import EngineAnswer
+from bench.export import gguf_file
+from bench.inference import llama_cpp
+from bench.inference.llama_cpp import EngineAnswer
 from bench.stats.draws import exponential
 from bench.system.failures import Failure
-from methods.checkpoint.save_load import default_probe
+from methods.checkpoint.save_load import Check, default_probe
 from methods.checkpoint.transformers_compat import logits
-from methods.checkpoint.verify import Check
 from methods.errors import UserError, first_line
 from methods.model.decoder import Decoder
 
@@ -55,11 +55,11 @@ def check(
     Returns the engine's answer, its first sequence some fixed tokens and then the windows; None where there is none.
     """
     try:
-        model = gguf_reader.read(file, torch.float32)
+        model = read(file, torch.float32)
     except (ValueError, OSError) as error:
         yield Check("loads", False, first_line(error))
         return None
-    yield Check("loads", True, f"{gguf_reader.architecture(file)}, {len(model.layers)} layers")
+    yield Check("loads", True, f"{architecture(file)}, {len(model.layers)} layers")
     probe = default_probe(model)
     expected = logits(model, probe)[0]
     finite = bool(expected.isfinite().all())
@@ -70,11 +70,11 @@ def check(
         yield Check("llama.cpp", True, f"not asked, for it is not installed: {llama_cpp.INSTALL}")
         return None
     sequences = [probe[0].tolist(), *([] if windows is None else windows.tolist())]
-    answer = llama_cpp.compute(file, sequences, vocabulary.SAMPLE, threads=threads, minutes=minutes)
+    answer = llama_cpp.compute(file, sequences, gguf_file.SAMPLE, threads=threads, minutes=minutes)
     if isinstance(answer, Failure):
         yield Check("llama.cpp", False, f"{answer.status}, {answer.reason}")
         return None
-    asked = tokenizer(vocabulary.SAMPLE)["input_ids"]
+    asked = tokenizer(gguf_file.SAMPLE)["input_ids"]
     same = answer.tokens == asked
     yield Check("llama.cpp tokens", same, f"the same {len(asked)}" if same else f"{answer.tokens[:8]}, not {asked[:8]}")
     bound, share = _bounds(file)
@@ -122,9 +122,9 @@ def check_alone(file: Path, text: str, windows: int) -> Iterator[Check]:
         raise UserError(f"there is no file {file}")
     if windows < 1:
         raise UserError(f"windows is a number of windows, at least 1; got {windows}")
-    texts.check(text)
+    texts.check_text(text)
     try:
-        tokenizer = vocabulary.read(file)
+        tokenizer = gguf_file.read_tokenizer(file)
     except (ValueError, OSError) as error:
         yield Check("loads", False, first_line(error))
         return

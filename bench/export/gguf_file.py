@@ -2,7 +2,7 @@
 
 Layers of one width are written under the architecture's own name. GGUF's `deci` says for each layer how many heads and
 channels it has, none included, so that it holds every other Llama-like model. A file counts only once transformers, or
-bench.data.gguf_reader for `deci`, has made the same tensors, logits and tokens of it. Tensors are rounded, written
+bench.data.gguf for `deci`, has made the same tensors, logits and tokens of it. Tensors are rounded, written
 and compared one at a time, and the reader's model is in the file's dtype, so that the host holds a few matrices in
 float32 and never the model.
 
@@ -15,10 +15,15 @@ Rotary halves: transformers keeps the two halves of a head apart, GGUF's llama i
 go from (heads, 2, E / 2) to (heads, E / 2, 2).
 
 Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width.
+
+Puts a tokenizer into a GGUF file.
+
+Letters: V = vocabulary.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -28,17 +33,16 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from bench.data import gguf_reader
-from bench.export import vocabulary
+from bench.data.gguf import DECI, read, readable
 from bench.export.engine_form import EngineForm, engine_form, require_plain_llama
-from bench.serving import llama_cpp
+from bench.inference import llama_cpp
 from bench.system.failures import Failure, room_left
-from methods.checkpoint.pruned_config import describe
+from methods.checkpoint.pruned_config import Uneven, describe, empty
 from methods.checkpoint.save_load import default_probe
-from methods.checkpoint.stock import Uneven, empty
 from methods.checkpoint.transformers_compat import (
     TOLERANCE,
     difference,
@@ -50,11 +54,11 @@ from methods.checkpoint.transformers_compat import (
     uniform_config,
 )
 from methods.checkpoint.weight_files import cast_to
-from methods.errors import Unwritable, UserError, first_line
+from methods.errors import CheckpointError, Unwritable, UserError, first_line
 from methods.model.decoder import Decoder
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # by GGUF's names
-INTERLEAVED = ("llama", gguf_reader.DECI)
+INTERLEAVED = ("llama", DECI)
 BLOCK = 32  # numbers that share a scale where llama.cpp quantises
 CHANNELS = 32  # of the MLP of zeros that stands where a layer has an attention alone
 TYPES = {
@@ -97,7 +101,7 @@ def write(
     """Write `model` with its tokenizer to `path`, matrices in `dtype`, vectors in float32. Returns what is in it.
 
     multiple   channels of each MLP are filled up with zeros to a multiple of this
-    quantised  one of bench.serving.llama_cpp.FILE_TYPES in which llama.cpp then writes the matrices
+    quantised  one of bench.inference.llama_cpp.FILE_TYPES in which llama.cpp then writes the matrices
 
     Raises UserError, and leaves no file, for a model or tokenizer that GGUF or its reader cannot hold; of its kinds
     Unwritable where the disk takes no file, and NotQuantised where llama.cpp does not finish.
@@ -107,7 +111,7 @@ def write(
     contents = contents_of(model, multiple)
     if quantised:
         _require_blocks(contents, quantised)
-    words = vocabulary.describe(tokenizer, model.config.vocab_size)
+    words = describe_tokenizer(tokenizer, model.config.vocab_size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
@@ -115,7 +119,7 @@ def write(
             writer = gguf.GGUFWriter(file, contents.architecture)
             writer.add_name(name)
             _write(writer, model, contents, dtype, words)
-            problem = _read_back(file, model, contents, dtype) or vocabulary.other_tokens(file, tokenizer)
+            problem = _read_back(file, model, contents, dtype) or other_tokens(file, tokenizer)
             if problem:
                 raise UserError(f"GGUF's reader does not give this model back: {problem}")
             if quantised:
@@ -158,9 +162,9 @@ def contents_of(model: Decoder, multiple: int = 1) -> Contents:
     try:
         uniform_config(model, describe(model))
     except Uneven:
-        architecture = gguf_reader.DECI
+        architecture = DECI
     if architecture == "llama" and any(name.endswith(".bias") for name in form.tensors):
-        architecture = gguf_reader.DECI  # since the reader of transformers has no place for them
+        architecture = DECI  # since the reader of transformers has no place for them
     return Contents(architecture, form)
 
 
@@ -174,7 +178,7 @@ def _write(
 ) -> None:
     config, form, E = model.config, contents.form, model.layers[0].head_width
     sizes: dict[str, Any] = {letter: [getattr(layer, letter) for layer in form.layers] for letter in "HGI"}
-    if contents.architecture != gguf_reader.DECI:
+    if contents.architecture != DECI:
         sizes = {letter: numbers[0] for letter, numbers in sizes.items()}
     kind, file_type = TYPES[dtype]
     writer.add_file_type(file_type)
@@ -190,7 +194,7 @@ def _write(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    vocabulary.add(writer, words)
+    add(writer, words)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[contents.architecture.upper()], len(form.layers))
     targets = dict[str, str]()
     kinds = {
@@ -225,11 +229,11 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
     """Read the file again and say how that differs from what was written; None where it does not."""
     stored = contents.form.tensors
     try:
-        if contents.architecture != gguf_reader.DECI:
+        if contents.architecture != DECI:
             shell = empty(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
             if problem := difference({name: tuple(tensor.shape) for name, tensor in stored.items()}, shapes(shell)):
                 return problem
-        found = gguf_reader.read(file, dtype)
+        found = read(file, dtype)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         return first_line(error)
     again = found.model.state_dict()
@@ -245,7 +249,106 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
     ids = default_probe(expected)
     wanted = logits(expected, ids)
     off = float((logits(found, ids) - wanted).abs().max())
-    share = tolerance(kind) if contents.architecture == gguf_reader.DECI else TOLERANCE
+    share = tolerance(kind) if contents.architecture == DECI else TOLERANCE
     if not off <= share * float(wanted.abs().max()):
         return f"its configuration has no place for all of this model's; logits differ by {off:.2g}"
     return None
+
+
+SAMPLE = "The Eiffel Tower, built in 1889, isn't in Lyon.\n  It's 330 m high: naïve? 42%!"
+
+
+def describe_tokenizer(tokenizer: Any, V: int) -> dict[str, Any]:
+    """Return what GGUF says of a BPE tokenizer: its kind and split, tokens and their types, merges, special ids."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    bpe = described["model"]
+    if bpe["type"] != "BPE" or not bpe["merges"]:
+        raise UserError(f"GGUF is written for BPE tokenizers with merges; this one is a {bpe['type']}")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    added = {entry["id"]: entry["special"] for entry in described["added_tokens"]}
+    kinds = gguf.TokenType
+    types = [
+        (kinds.CONTROL if added[number] else kinds.USER_DEFINED)
+        if number in added
+        else kinds.UNUSED
+        if number not in by_id
+        else kinds.BYTE
+        if bpe["byte_fallback"] and by_id[number].startswith("<0x")
+        else kinds.NORMAL
+        for number in range(V)
+    ]
+    ranks = {merge.replace(" ", "", 1): -float(rank) for rank, merge in reversed(list(enumerate(merges)))}
+    tokens = [by_id.get(number, f"[PAD{number}]") for number in range(V)]
+    template = tokenizer.chat_template
+    special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    return {
+        "model": "llama" if bpe["byte_fallback"] else "gpt2",
+        "pre": "default" if bpe["byte_fallback"] else _split(described["pre_tokenizer"]),
+        "tokens": tokens,
+        "types": types,
+        "merges": merges,
+        "scores": [ranks.get(token, 0.0) for token in tokens] if bpe["byte_fallback"] else None,
+        "special": {name: number for name, number in special.items() if number is not None},
+        "add_bos": tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id],
+        "chat_template": template if isinstance(template, str) else None,
+    }
+
+
+def _split(pre_tokenizer: dict[str, Any] | None) -> str:
+    """Return GGUF's word for how a byte-level tokenizer splits text. Raises UserError where it has none."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"] and steps[0]["use_regex"]:
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1]["use_regex"]:
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"]:
+        pattern = steps[0]["pattern"].get("Regex")
+        for word in ("llama-bpe", "qwen2", "tekken", "gpt-4o"):
+            if GGUF_PRE_TOKENIZER_SPLITS.get(word) == pattern:
+                return word
+    raise UserError(f"GGUF has no word for how this tokenizer splits text: {', '.join(map(str, kinds))}")
+
+
+def add(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None:
+    writer.add_tokenizer_model(vocabulary["model"])
+    writer.add_tokenizer_pre(vocabulary["pre"])
+    writer.add_token_list(vocabulary["tokens"])
+    writer.add_token_types(vocabulary["types"])
+    writer.add_token_merges(vocabulary["merges"])
+    if vocabulary["scores"] is not None:
+        writer.add_token_scores(vocabulary["scores"])
+    add = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
+    }
+    for name, number in vocabulary["special"].items():
+        add[name](number)
+    writer.add_add_bos_token(vocabulary["add_bos"])
+    if vocabulary["chat_template"]:
+        writer.add_chat_template(vocabulary["chat_template"])
+
+
+def read_tokenizer(file: Path) -> Any:
+    """Return the tokenizer in a file, through the reader of transformers. Raises CheckpointError."""
+    with readable(file):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
+        split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
+        if split is not None and split.contents() == "smollm":  # which the reader does not know: digits stay together
+            steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        return tokenizer
+
+
+def other_tokens(file: Path, tokenizer: Any) -> str | None:
+    """Say whether the tokenizer that is read from the file splits a sample otherwise."""
+    try:
+        words = read_tokenizer(file)
+    except CheckpointError as error:
+        return first_line(error)
+    return None if words(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"] else "its tokens differ"

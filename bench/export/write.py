@@ -1,11 +1,24 @@
-"""Writes models out of a run: a cell's pruned model in one of bench.export.formats.
+"""Says which shapes of pruned models each format holds, and what reads it.
+
+Writes models out of a run: a cell's pruned model in one of bench.export.write.
 
 run --save-models    every pruned model is saved, loaded again, and measured as it loads
 export               a saved model is copied; any other is made again from its record, which must agree
+
+Pushes a written model folder to the Hugging Face hub, with its card. Nothing calls this without `export --push`.
+
+Writes what a cell has answered as a result file of lm-eval, for programs that read those.
+
+The fields are those of lm-eval 0.4.13 that its own table and common readers use. What this suite adds stands there by
+its own names: `answer_bpb`, bits per byte of the right answer, is a metric of its task, and a perplexity is that of a
+task `prunebench_TEXT`, whose windows are in `config`.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import glob
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,20 +28,69 @@ from typing import Any
 import torch
 
 from bench.data import pretrained, texts
-from bench.export.formats import GGUF, HF
-from bench.plan.served import AUTO, QUANTISED
+from bench.inference import llama_cpp
+from bench.plan.protocol import AUTO, QUANTISED, text_name
 from bench.plan.trust import Trust
 from bench.records import run_folder
+from bench.records.answers import NAME as ANSWER_BPB
 from bench.records.record import Record
-from bench.run.reproduce import PrunedModel, prune_again
-from bench.run.saving import wanted_dtype
-from bench.serving import llama_cpp
-from bench.system.console import say
+from bench.runs.reproduce import PrunedModel, prune_again
+from bench.runs.saving import wanted_dtype
+from methods.cards import catalogue, compensations
 from methods.checkpoint import save_load, weight_files
-from methods.checkpoint.stock import Uneven
+from methods.checkpoint.pruned_config import Uneven
+from methods.checkpoint.save_load import Check
 from methods.checkpoint.transformers_compat import padded
-from methods.checkpoint.verify import Check
+from methods.console import say
 from methods.errors import UserError, first_line
+from methods.files import write_atomically
+
+HF, GGUF, NEMOTRON_NAS = FORMATS = ("hf", "gguf", "nemotron-nas")
+READ_BY = {
+    HF: "transformers alone where the table says stock, else this project",
+    GGUF: "llama.cpp and what builds on it; Llama-like models: llama, mistral, qwen2, qwen3",
+    NEMOTRON_NAS: "MLX-LM; vLLM and SGLang only with NVIDIA's configuration class; Llama-like models: llama, mistral",
+}
+
+
+@dataclass(frozen=True)
+class HeldShape:
+    """Says how each format holds one kind of shape; "no" where it does not."""
+
+    removed: str
+    hf: str
+    gguf: str
+    nemotron_nas: str
+
+
+SHAPES = {  # by the names that methods and compensations give in `leaves`
+    "layers": HeldShape("whole layers", "stock", "stock", "yes"),
+    "equal widths": HeldShape("as many heads and channels in every layer", "stock", "stock", "yes"),
+    "experts": HeldShape("as many experts in every layer", "stock", "no", "no"),
+    "attentions": HeldShape("attentions", "prunebench", "deci", "yes"),
+    "mlps": HeldShape("MLPs", "prunebench", "deci, with 32 channels of zeros", "yes"),
+    "channels": HeldShape("channels, in each layer others", "prunebench", "deci", "yes"),
+    "heads": HeldShape("heads, in each layer others", "prunebench", "deci", "no"),
+    "ranks": HeldShape("rank of each matrix", "prunebench", "no", "no"),
+    "residual": HeldShape("residual width", "prunebench", "no", "no"),
+    "maps": HeldShape("anything, with a map in its place", "prunebench", "no", "no"),
+}
+
+
+def makers_of(shape: str) -> list[str]:
+    """Return the methods, and the compensations behind a plus, that leave a shape with their usual parameters."""
+    makers = [card.name for card in catalogue() if shape in card.leaves]
+    return makers + [f"+{card.name}" for card in compensations() if shape in card.leaves]
+
+
+def table() -> list[tuple[str, ...]]:
+    """Return the rows of the table, its heading first."""
+    rows = [
+        (held.removed, ", ".join(makers_of(shape)), held.hf, held.gguf, held.nemotron_nas)
+        for shape, held in SHAPES.items()
+    ]
+    return [("removed", "by", *FORMATS), *rows]
+
 
 CARRIED = ("base", "pruning", "measured", "rounding")  # what a copy says as its original does
 BEFORE = "the model of the run, before it was stored in this folder"
@@ -39,7 +101,7 @@ class Wish:
     """Says what a model is to be written as.
 
     to        the new folder, or the new file for GGUF
-    format    one of bench.export.formats
+    format    one of bench.export.write
     dtype     of the weights, "auto" for the base's, None for that of the saved model, without one for that in which the
               run measured; one of QUANTISED for GGUF
     pad       whether zeros fill all layers up to the same widths
@@ -122,7 +184,7 @@ def copy(source: Path, target: Path, trust: Trust) -> None:
         shutil.copytree(source, inside, dirs_exist_ok=True)
 
 
-def write(record: Record, trust: Trust, wish: Wish) -> str:
+def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     """Write the record's model as wished, and return a line on it. Raises UserError."""
     to = wish.to
     if not to.name:
@@ -145,10 +207,10 @@ def write(record: Record, trust: Trust, wish: Wish) -> str:
     cell, quantised = record.cell, wish.dtype if wish.dtype in QUANTISED else None
     dtype = "float32" if quantised else wish.dtype
     if wish.format == GGUF:
-        from bench.export import vocabulary
+        from bench.export.gguf_file import describe_tokenizer
 
         words = _tokenizer(record, trust, wish.dtype)
-        vocabulary.describe(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
+        describe_tokenizer(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
     found = model_of(record, trust, wish.device, dtype)
     kind = _stored_as(dtype or kept.get("dtype", cell["dtype"]), record, trust)
     try:
@@ -168,10 +230,10 @@ def write(record: Record, trust: Trust, wish: Wish) -> str:
         name = pretrained.display_name(cell["model"])
         form = gguf_file.write(model, found.tokenizer, to, kind, name, multiple=wish.multiple, quantised=quantised).form
     else:
-        from bench.export import nemotron_nas
+        from bench.export import engine_form
 
         sizes = {"shard_bytes": wish.most, "multiple": wish.multiple}
-        form = nemotron_nas.write(model, found.tokenizer, to, kind, **sizes)
+        form = engine_form.write(model, found.tokenizer, to, kind, **sizes)
     size = sum(file.stat().st_size for file in ([to] if to.is_file() else to.glob("*.safetensors"))) / 1e6
     zeros = f", {form.zeros:,} zeros where something is gone" if form.zeros else ""
     stored = quantised or str(kind).removeprefix("torch.")
@@ -206,7 +268,7 @@ def checks(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
     for count in (engine_check.WINDOWS, 1):  # a text may be too short for several
         try:
             trust.refuse_text(text)
-            texts.check(text)
+            texts.check_text(text)
             windows = engine_check.windows_of(tokenizer, text, protocol["window"], count)
             break
         except UserError as error:
@@ -216,3 +278,136 @@ def checks(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
     yield from engine_check.check(
         wish.to, tokenizer, windows, threads=torch.get_num_threads(), which=engine_check.first_of(text)
     )
+
+
+# Files that an earlier push may have left, at the top alone: the same commit deletes those that the folder has not,
+# since transformers takes a model.safetensors before an index, and so the weights of another model.
+REPLACED = [
+    *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "chat_template.jinja"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+]
+
+
+class NotPushed(Exception):
+    """Says why a model that has been written was not pushed."""
+
+
+def check(name: str) -> None:
+    """Ask the hub whose token this is. Raises UserError where `name` is no name there, or nothing can be pushed."""
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # which it does
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push {name}: {first_line(error)}") from None
+    if name.count("/") != 1:
+        raise UserError(f"--push takes ORG/NAME, as in me/smollm2-135m-laco; got {name!r}")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("--push needs the hub, and HF_HUB_OFFLINE is set; unset it")
+    if get_token() is None:
+        raise UserError("--push needs a token that may write: run `hf auth login`, or set HF_TOKEN")
+    try:
+        HfApi().whoami()
+    except Exception as error:  # whose class is that of an HTTP client, which differs between the hub's versions
+        raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line(error)}") from None
+
+
+def _is_replaced(file: str) -> bool:
+    """Say whether a push replaces a file of the repository; a pattern's star alone would reach into folders."""
+    return "/" not in file and any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
+
+
+def push(folder: Path, name: str, *, public: bool) -> str:
+    """Push the folder that methods.checkpoint has written as a commit of the repository `name`; return its address.
+
+    public  whether a new repository can be seen by all; one that exists stays as it is
+
+    Raises NotPushed where the hub refuses or is gone.
+    """
+    from huggingface_hub import HfApi
+
+    hub, pruning = HfApi(), save_load.read_manifest(folder).get("pruning", {})
+    try:
+        hub.create_repo(name, private=not public, exist_ok=True)
+        said = f"Pruned with {pruning['label']}" if pruning.get("label") else "A pruned model"
+        gone = [glob.escape(file) for file in hub.list_repo_files(name) if _is_replaced(file)]
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said, delete_patterns=gone)
+    except Exception as error:  # see `check`
+        kept = f"the folder is whole, and `hf upload {name} {folder}` tries again"
+        raise NotPushed(f"{name} was not pushed: {first_line(error)}; {kept}") from None
+    return f"{hub.endpoint}/{name}"
+
+
+OF_TEXTS = {
+    "perplexity": "token_perplexity",
+    "word_perplexity": "word_perplexity",
+    "byte_perplexity": "byte_perplexity",
+    "bits_per_byte": "bits_per_byte",
+}
+LOWER = (ANSWER_BPB, *OF_TEXTS.values(), "perplexity")
+
+
+def write_lm_eval_results(run: Path, cell: str, to: Path) -> str:
+    """Write the result file of the one measured cell that is meant; return its path. Raises UserError."""
+    key, record = run_folder.cell(run, cell)
+    if record.status != "ok":
+        raise UserError(f"{key} has no figures: {record.status}, {(record.error or '').partition(chr(10))[0]}")
+    if to.exists():
+        raise UserError(f"{to} exists; name a new file")
+    write_atomically(to, json.dumps(results(record), indent=2, ensure_ascii=False) + "\n")
+    return str(to)
+
+
+def results(record: Record) -> dict[str, Any]:
+    """Return the content of the file, as plain JSON values. Raises UserError for a cell without tasks and texts."""
+    tasks, texts = record.measured.get("tasks", {}), record.measured.get("perplexity", {})
+    if not tasks and not texts:
+        raise UserError(f"{record.cell['label']} was measured on no task and no text")
+    found = {name: _metrics(task) for name, task in tasks.items()}
+    found |= {f"prunebench_{text_name(name)}": _of_text(text) for name, text in texts.items()}
+    cell, protocol = record.cell, record.cell["protocol"]
+    return {
+        "results": {name: {"alias": name} | metrics for name, metrics in found.items()},
+        "group_subtasks": {name: [] for name in found},
+        "versions": {name: task["version"] for name, task in tasks.items()},
+        "n-shot": {name: task["fewshot"] for name, task in tasks.items()},
+        "higher_is_better": {name: dict(map(_direction, metrics)) for name, metrics in found.items()},
+        "n-samples": {
+            name: {"original": task["available"], "effective": task["documents"]} for name, task in tasks.items()
+        },
+        "config": {
+            "model": "prunebench",
+            "model_args": {name: cell.get(name) for name in ("model", "method", "parameters", "ratio", "ratio_of")},
+            "dtype": cell["dtype"],
+            "device": cell["device"],
+            "window": protocol["window"],
+            "stride": protocol["stride"],
+        },
+        "model_name": f"{cell['model']} {cell['label']}",
+        "date": record.environment.get("date"),
+        "versions_of_packages": record.environment.get("versions", {}),
+    }
+
+
+def _metrics(task: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a task as lm-eval names them, METRIC,FILTER and METRIC_stderr,FILTER."""
+    found = {}
+    right = {ANSWER_BPB: task[ANSWER_BPB]} if ANSWER_BPB in task else {}
+    for name, figure in {**task["metrics"], **right}.items():
+        metric, _, chosen = name.partition(",")
+        found[f"{metric},{chosen or 'none'}"] = figure["value"]
+        if "stderr" in figure:
+            found[f"{metric}_stderr,{chosen or 'none'}"] = figure["stderr"]
+    return found
+
+
+def _of_text(text: dict[str, Any]) -> dict[str, Any]:
+    return {f"{shown},none": text[name] for name, shown in OF_TEXTS.items() if name in text}
+
+
+def _direction(metric: str) -> tuple[str, bool]:
+    """Return a metric's name, without its filter, and whether higher is better."""
+    name = metric.partition(",")[0].removesuffix("_stderr")
+    return name, name not in LOWER

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import methods
-from bench.plan.protocol import Protocol
-from bench.plan.recipe import Recipe
-from bench.records.record import label, share
+from bench.plan.protocol import Protocol, Recipe
 from methods.counted import QUANTITIES
+
+if TYPE_CHECKING:
+    from bench.plan.protocol import Recipe
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Cell:
     healing  how the model is trained once it is pruned
     latency  the table by which a budget of "latency" is told (methods.counted.LatencyTable), with what was measured;
              None for any other
-    earlier  what was done to it before, first to last; `ratio` is of the dense model all the same (bench.plan.chain)
-    inputs   what the answer stands on (bench.run.fingerprint); the runner fills it in, since it needs the loaded
+    earlier  what was done to it before, first to last; `ratio` is of the dense model all the same (bench.plan.grid)
+    inputs   what the answer stands on (bench.runs.inputs); the runner fills it in, since it needs the loaded
              materials
     """
 
@@ -121,3 +122,86 @@ def _reader() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Cell)
+
+
+def is_draw(cell: Cell | Stage) -> bool:
+    """Return whether a cell, or a stage of one, is one of several draws of a random method."""
+    return is_drawn(cell.parameters, cell.given)
+
+
+def is_timed(cell: Cell) -> bool:
+    """Return whether the cell is timed: of several draws the first is. The others differ in what went, not how much."""
+    stages: list[Cell | Stage] = [*cell.earlier, cell]
+    first = (None, first_draw(cell.seed))
+    later = any(is_draw(stage) and stage.parameters.get("seed") not in first for stage in stages)
+    return cell.protocol.speed_rounds > 0 and not later
+
+
+def stage_of(cell: Cell) -> Stage:
+    """Return a cell as what was done before those that go on from it."""
+    return Stage(cell.method, cell.parameters, cell.ratio, cell.given, cell.healing)
+
+
+def parent_of(cell: Cell) -> Cell:
+    """Return the cell that a chained one goes on from, without inputs."""
+    *earlier, last = cell.earlier
+    stage = {name: getattr(last, name) for name in ("method", "parameters", "ratio", "given", "healing")}
+    return replace(cell, **stage, earlier=tuple(earlier), inputs={})
+
+
+def ancestors(cell: Cell) -> list[Cell]:
+    """Return all cells that come before a chained one, the first of them first."""
+    return [*ancestors(parent_of(cell)), parent_of(cell)] if cell.earlier else []
+
+
+def first_draw(seed: int) -> int:
+    """Return the seed of a random method's first draw, so far from those of other seeds that none is drawn twice."""
+    return 1000 * seed
+
+
+def is_recorded_draw(stage: Mapping[str, Any]) -> bool:
+    """Say whether a cell, or one that it goes on from, is one of several draws of a random method."""
+    return is_drawn(stage["parameters"], stage.get("given", ()))
+
+
+def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
+    """Say whether a method with these parameters draws its seeds itself, none having been given."""
+    return "draws" in parameters and "seed" not in given
+
+
+def label(cell: Mapping[str, Any]) -> str:
+    """Write a cell as its method and the parameters that were given, with what was done before in front.
+
+    'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.plan.cell.Cell.
+    """
+    before = [_label(stage, stage["ratio"]) for stage in cell.get("earlier") or ()]
+    return ", then ".join([*before, _label(cell)])
+
+
+def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
+    given = ",".join(f"{name}={stage['parameters'][name]}" for name in stage.get("given", ()))
+    asked = f"{stage['method']}:{given}" if given else str(stage["method"])
+    where = "" if ratio is None else f" at {ratio:g}"
+    return f"{asked}{where}, healed" if stage.get("healing") else f"{asked}{where}"
+
+
+def ratio_of(cell: Mapping[str, Any]) -> str:
+    """Return what the ratio of a record's cell is a share of: all, decoder or layers; or bytes, kv or macs."""
+    return str(cell.get("ratio_of", "all"))
+
+
+def share(ratio: float | None, of: str = "all") -> str:
+    """Write a ratio as it was asked for: '0.3', '0.3 of the decoder', or as a budget 'macs=0.8'; empty for none."""
+    if ratio is None:
+        return ""
+    return f"{of}={1 - ratio:g}" if of in QUANTITIES else f"{ratio:g}" + ("" if of == "all" else f" of the {of}")
+
+
+def amount(ratio: float | None, of: str = "all") -> str:
+    """Write a ratio or a budget with the word for it: 'ratio 0.3', 'budget macs=0.8'; empty for none."""
+    return f"{'budget' if of in QUANTITIES else 'ratio'} {share(ratio, of)}" if ratio is not None else ""
+
+
+def named(cell: Cell) -> str:
+    """Return what messages call a cell: 'laco at 0.3'."""
+    return f"{cell.label}{'' if cell.ratio is None else f' at {share(cell.ratio, cell.ratio_of)}'}"

@@ -2,28 +2,36 @@
 
 --set laco.C=2,3 --set laco.T=0.45,0.65    four sets of parameters for every mention of laco
 --calibration c4,wiki --seed 0,1,2         six ways to look at text; every method is measured under each
+
+Adds what follows a pruned cell: the same cell healed, and cells that go on from it.
+
+    a cell -> itself, itself healed, and behind each of the two what --then names, one behind the other
+
+A chained cell asks for a ratio of the dense model, as any cell does, and starts from the model of the cell before it,
+its parent, as that was measured (bench.runs.store). A pruned cell is pruned further; a healed one is pruned further,
+and once more healed by the same recipe, from where the next one goes on.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.plan.cell import Cell
-from bench.plan.fields import repeated
-from bench.plan.parse import Mention, near, parse_methods, parse_ratios
-from bench.records.record import amount
+from bench.plan.cell import Cell, amount, first_draw, is_draw, parent_of, stage_of
+from bench.plan.fields import Mention, near, parse_methods, parse_ratios, repeated
 from bench.system import failures
-from methods.errors import UserError
+from methods.errors import OutOfReach, UserError
 
 if TYPE_CHECKING:
+    from bench.plan.protocol import Recipe
     from bench.plan.run_spec import RunSpec
     from methods.base import Pruner
     from methods.counted import Budget
     from methods.model.decoder import Decoder
+
 
 FORM = "--then is written METHOD:ratio=R[,NAME=VALUE], as in laco:ratio=0.5"
 
@@ -170,11 +178,6 @@ def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
     return [replace(cell, parameters=cell.parameters | {"seed": first + draw}) for draw in range(method.draws)]
 
 
-def first_draw(seed: int) -> int:
-    """Return the seed of a random method's first draw, so far from those of other seeds that none is drawn twice."""
-    return 1000 * seed
-
-
 def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell:
     import methods
 
@@ -187,7 +190,7 @@ def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell
 def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
     """Raise UserError for a ratio that the method cannot meet; an unsupported model is an outcome of its own."""
     import methods
-    from bench.plan.budget_search import refuse_unmet
+    from methods.budget import refuse_unmet
     from methods.counted import COUNTED, share_of_all
 
     try:
@@ -246,3 +249,75 @@ def quantity(cell: Cell, decoder: Decoder) -> Budget | None:
     whole, context = cell.match == "layers", cell.protocol.macs_context
     table = LatencyTable(cell.latency["parts"], cell.latency["rest"]) if cell.latency else None
     return quantity_budget(decoder, cell.ratio, cell.ratio_of, context, whole=whole, table=table)
+
+
+def extended(
+    cells: Sequence[Cell],
+    recipe: Recipe | None,
+    stages: Sequence[list[Cell]],
+    decoder: Decoder,
+) -> list[Cell]:
+    """Return the cells with what follows each, every parent in front of those that go on from it.
+
+    stages   what goes on from them, one behind the other, as a cell that starts from the dense model; several cells
+             where the method draws at random
+    decoder  the dense model without weights
+
+    Raises UserError where there is nothing to heal or to go on from, and where a stage would remove nothing.
+    """
+    for flag, wanted in (("--heal", recipe is not None), ("--then", bool(stages))):
+        if wanted and all(cell.method == "dense" for cell in cells):
+            raise UserError(f"{flag} is for pruned models, and --methods names none")
+    found = []
+    for cell in cells:
+        if cell.method == "dense":
+            found.append(cell)
+            continue
+        for start in (cell, *([replace(cell, healing=recipe)] if recipe else [])):
+            found += [start, *_further(start, stages, decoder)]
+    return found
+
+
+def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> Iterator[Cell]:
+    """Yield the cells behind `parent`, by the stages that are left."""
+    for asked_for in _same_draw(parent, stages[0]) if stages else ():
+        _refuse_unless_above(parent, asked_for, decoder)
+        last = replace(asked_for, earlier=(*parent.earlier, stage_of(parent)))
+        yield last
+        if parent.healing:
+            last = replace(last, healing=parent.healing)
+            yield last
+        yield from _further(last, stages[1:], decoder)
+
+
+def _same_draw(parent: Cell, stage: list[Cell]) -> list[Cell]:
+    """Return of several draws the one of the parent's seed, where the parent is a draw itself."""
+    same = [cell for cell in stage if is_draw(parent) and cell.parameters.get("seed") == parent.parameters["seed"]]
+    return same or stage
+
+
+def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
+    """Raise UserError where the budgets, as far as they are known before any work, leave nothing to remove.
+
+    One that is out of reach is the outcome of its cell, and not refused here.
+    """
+    if parent.ratio is None:
+        return
+    try:
+        is_above = budget(cell, decoder) > budget(parent, decoder)
+    except OutOfReach:
+        return
+    if not is_above:
+        rounded = "" if cell.ratio is None or cell.ratio <= parent.ratio else ", and both round to the same layers"
+        raise UserError(
+            f"--then {cell.method}:ratio={cell.ratio:g} would remove nothing behind {parent.label} at {parent.ratio:g}"
+            f"{rounded}; its ratio counts of the dense model in total, so give a higher one"
+        )
+
+
+def parent_key(cell: Cell, keys: Mapping[str, str]) -> str:
+    """Return the key of a chained cell's parent among `keys`, {question: key}. Raises UserError where it is missing."""
+    parent = parent_of(cell)
+    if (key := keys.get(parent.question)) is None:
+        raise UserError(f"{cell.label} goes on from {parent.label}, which is no cell in front of it")
+    return key

@@ -26,7 +26,7 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
     healed_on = [spec.healing.text] if spec.healing else []
     for text in dict.fromkeys([*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]):
         if not text.startswith("hub:"):
-            texts.check(text)
+            texts.check_text(text)
     for model in spec.models:
         if not pretrained.is_on_hub(model):
             pretrained.check(model, spec.trust_remote_code)

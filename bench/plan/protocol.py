@@ -1,17 +1,133 @@
-"""Says how the cells of a run are measured: `Protocol`, and the profiles that are known by name."""
+"""Says how a pruned model is healed: `Recipe`, the same for every method of a run.
+
+Text comes from the calibration documents alone, and so do the held-out sequences on which the learning curve is taken:
+what models are measured on is not touched. The learning rate is warmed up over a twentieth of the steps and then
+lowered to zero along a cosine.
+
+Letters: N = training sequences, H = held-out sequences, T = tokens of a sequence, B = sequences of a step.
+
+Says how the cells of a run are measured: `Protocol`, and the profiles that are known by name.
+
+Says how exported models are served, scored and timed by an inference engine: `ServedProtocol`.
+"""
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from urllib.parse import quote
 
 from bench.data.task_sources import QUICK_TASKS
 from bench.plan.fields import check, option
-from bench.plan.recipe import PREDICTED
-from bench.records.record import text_name
-from methods.errors import UserError
+from methods.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+
+KINDS = {"lora": 1e-3, "full": 1e-4}  # and their usual learning rates
+RATES = ", ".join(f"{rate:g} for {kind}" for kind, rate in KINDS.items())
+PREDICTED = "two tokens or more, since the first is not predicted"
+SMALLEST = math.ulp(0.0)  # the number next to 0
+WARM_UP = 1 / 20  # share of the steps
+
+healed = partial(option, group="heal")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Says how a model is healed. Raises UserError for what cannot be.
+
+    kind, loss     see bench.healing
+    text           whose calibration documents are trained on, as bench.data.texts knows it
+    tokens         that are trained on, rounded down to whole sequences; repeats of a pass counted
+    passes         over the text: tokens / passes of them are distinct
+    learning_rate  its highest; None: 1e-3 for lora, 1e-4 for full
+    batch, length  sequences of a step, and tokens of a sequence
+    rank           of the adapters
+    points         of the learning curve, besides the one before training; a checkpoint is written at each
+    seed           of the draw of text, of its order, and of the adapters
+    """
+
+    PREFIX: ClassVar = "heal-"  # of its flags
+
+    kind: Literal["lora", "full"] = healed(
+        "lora", "measure every method as pruned, and healed; by default not", flag="heal"
+    )
+    text: str = healed("wiki", "whose calibration half is trained on, by default {default}", "TEXT")
+    tokens: int = healed(100_000, "trained on, by default {default:,}", "N", least=1)
+    loss: Literal["next-token", "kl"] = healed("next-token", "kl: from the dense model; by default {default}")
+    passes: int = healed(1, "over the text, by default {default}", "N", least=1)
+    learning_rate: float | None = healed(
+        None, f"the highest, by default {RATES}", "RATE", least=SMALLEST, wanted="a positive number"
+    )
+    batch: int = healed(8, "sequences of a step, by default {default}", "N", least=1)
+    length: int = healed(256, "of a sequence, by default {default}", "TOKENS", least=2, wanted=PREDICTED)
+    rank: int = healed(8, "of LoRA's matrices, by default {default}", "N", least=1)
+    points: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.points < 1:
+            raise UserError(f"points of healing is a positive number; got {self.points}")
+        if self.tokens < self.passes * self.length:
+            raise UserError(
+                f"healing needs a sequence of {self.length} tokens in each pass, {self.passes * self.length} in all; "
+                f"got {self.tokens} tokens"
+            )
+
+    @property
+    def sequences(self) -> int:
+        """Distinct training sequences, N."""
+        return self.tokens // self.passes // self.length
+
+    @property
+    def steps(self) -> int:
+        return self.passes * math.ceil(self.sequences / self.batch)
+
+    @property
+    def highest(self) -> float:
+        """The learning rate after warming up."""
+        return KINDS[self.kind] if self.learning_rate is None else self.learning_rate
+
+    def as_run(self) -> dict[str, Any]:
+        """Every field as plain values, with the learning rate and the number of steps that follow from them."""
+        return asdict(self) | {"learning_rate": self.highest, "steps": self.steps}
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0 .. steps - 1."""
+        highest = self.highest
+        warm = max(1, round(WARM_UP * self.steps))
+        if step < warm:
+            return highest * (step + 1) / warm
+        return highest * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm))) / 2
+
+    def order(self, step: int) -> list[int]:
+        """The sequences of a step: each once in every pass."""
+        within = math.ceil(self.sequences / self.batch)
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step // within)
+        chosen: list[int] = torch.randperm(self.sequences, generator=generator).tolist()
+        return chosen[step % within * self.batch :][: self.batch]
+
+
+def refuse(recipe: Recipe, dtype: torch.dtype, dense: Any) -> None:
+    """Raise UserError for what no training can be done in or with."""
+    import torch
+
+    if dtype not in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(f"healing trains in float32 or bfloat16, and the model is in {name}; give --dtype bfloat16")
+    if recipe.loss == "kl" and dense is None:
+        raise UserError("healing by kl needs what the dense model predicts")
+
 
 SaveDtype = Literal["", "auto", "float32", "bfloat16", "float16"]
 SAVE_DTYPES: tuple[str, ...] = get_args(SaveDtype)
@@ -199,3 +315,62 @@ class SimilarityProtocol:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+AUTO = "auto"  # the dtype of the cell
+QUANTISED = ("q8_0", "q4_0")  # types that llama.cpp itself writes into a GGUF file
+TYPES = (AUTO, "float32", "bfloat16", "float16", *QUANTISED)
+LLAMA_CPP, VLLM, SGLANG = ("llama.cpp", "vllm", "sglang")
+
+
+@dataclass(frozen=True)
+class ServedProtocol:
+    """Says what is asked of an engine, of every model alike. Raises UserError for what cannot be.
+
+    The dense model in the first of `types` is what every row is compared with. `prefill` are prompt lengths, `decode`
+    depths of context, `batches` sequences at once, `steps` the tokens that a pass generates for each of them. A text's
+    `windows` of `window` tokens are scored by the engine.
+    """
+
+    engine: Literal["llama.cpp", "vllm", "sglang"] = option("llama.cpp", "what serves the models, by default {default}")
+    engine_python: str = option("", "that has vllm or sglang, as in /opt/vllm/bin/python", "PATH")
+    engine_args: str = option("", "for vllm or sglang, as in --engine-args=--enforce-eager", "WORDS")
+    types: tuple[str, ...] = option(
+        (AUTO, "q8_0"), f"of weights, by default auto,q8_0: {', '.join(TYPES)}; auto is as in the cell", "LIST"
+    )
+    prefill: tuple[int, ...] = option((128,), "prompt lengths in tokens, by default 128; or none", "LIST", least=1)
+    decode: tuple[int, ...] = option(
+        (128,), "tokens of context before the first that is generated, by default 128; or none", "LIST", least=1
+    )
+    batches: tuple[int, ...] = option((1,), "sequences at once, by default 1", "LIST", flag="batch", least=1)
+    steps: int = option(16, "tokens that a pass generates for each sequence, by default {default}", "N", least=1)
+    rounds: int = option(12, "of dense against pruned, by default {default}", "N", least=MIN_ROUNDS)
+    text: str = option("wiki", "that the engine scores, by default {default}; see `list texts`", "TEXT")
+    windows: int = option(16, "of that text, by default {default}", "N", least=2)
+    window: int = option(512, "tokens of a window, by default {default}", "TOKENS", least=2)
+    silence: int = option(
+        600, "without a word after which the engine is ended, by default {default}", "SECONDS", least=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.types or (wrong := [kind for kind in self.types if kind not in TYPES]):
+            got = wrong[0] if self.types else "none"
+            raise UserError(f"--types is a list of {', '.join(TYPES)}; got {got}")
+        if not (self.prefill or self.decode) or not self.batches:
+            raise UserError("there is nothing to time: give --prefill or --decode, and --batch")
+        try:
+            shlex.split(self.engine_args)
+        except ValueError as error:
+            wrong_words = first_line(error).lower()
+            raise UserError(f"--engine-args are words as in a shell; got {self.engine_args!r}: {wrong_words}") from None
+        if self.engine != LLAMA_CPP and (quantised := [kind for kind in self.types if kind in QUANTISED]):
+            raise UserError(f"{quantised[0]} is a type of llama.cpp's; {self.engine} is given {', '.join(TYPES[:4])}")
+
+
+def text_name(text: str) -> str:
+    """Return what the samples of a text are called by; no path: of a file its name without the ending.
+
+    A dataset of the hub goes by all that it is called, since its parts may differ only behind a point.
+    """
+    return quote(text, safe="") if text.startswith("hub:") else PurePath(text).stem

@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.data import assets, task_loading
 from bench.data.task_sources import OFFLINE
+from bench.plan.cell import label
 from bench.plan.run_spec import RunSpec
-from bench.records.record import label
 from methods.errors import UserError
 
 

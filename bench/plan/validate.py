@@ -15,12 +15,11 @@ import torch
 
 import methods
 from bench.data import pretrained, task_loading, task_sources, texts
-from bench.plan import chain, grid
+from bench.plan import grid
 from bench.plan.cell import Cell
+from bench.plan.fields import Mention
 from bench.plan.named import refuse_file
-from bench.plan.parse import Mention
-from bench.plan.protocol import Protocol, for_cuda
-from bench.plan.recipe import Recipe, refuse
+from bench.plan.protocol import Protocol, Recipe, for_cuda, refuse
 from bench.plan.run_spec import RunSpec
 from bench.system import environment
 from methods.checkpoint import save_load
@@ -47,7 +46,7 @@ def target(spec: RunSpec, model: str, read: Iterable[str], *, here: bool = True)
     cannot be used.
     """
     for text in dict.fromkeys(read):
-        texts.check(text)
+        texts.check_text(text)
     device = pretrained.resolve_device(spec.device) if here else _named_device(spec)
     dtype = pretrained.resolve_dtype(spec.dtype, device, here=here)
     pretrained.check(model, spec.trust_remote_code)
@@ -155,7 +154,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
             }
             further = [_stage_cells(stage, found.decoder, common) for stage in stages]
             pruned = grid.cells(mentions, ratios, found.decoder, common)
-            every += chain.extended(pruned, spec.healing, further, found.decoder)
+            every += grid.extended(pruned, spec.healing, further, found.decoder)
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every

@@ -20,7 +20,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.record import ANSWER_BPB
+from bench.records.measured import ANSWER_BPB
 from bench.stats.intervals import mean_stderr
 
 NAME = ANSWER_BPB

@@ -2,6 +2,11 @@
 
 Kinds of figures are size, text (perplexities), task and speed. A table of a report sets cells apart where any condition
 of its figures differs; the gate and `compare` refuse only what their column says.
+
+Says which cells are draws of one row: those that differ in what a seed chooses alone.
+
+That is the choice of a random method, whose cells have a parameter for its seed; and what a cell's own seed draws, the
+calibration text and the documents of the tasks.
 """
 
 from __future__ import annotations
@@ -10,8 +15,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.records.drawn_cells import is_draw, undrawn
-from bench.records.record import ANSWER_BPB, Record, display_name, model_names, ratio_of, share
+from bench.plan.cell import is_recorded_draw, ratio_of, share
+from bench.records.measured import ANSWER_BPB
+from bench.records.record import Record, display_name, model_names
 
 FIGURES = ("size", "text", "task", "speed")
 OF_TEXTS = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")  # figures of which each text has one
@@ -241,7 +247,7 @@ def identity(record: Record) -> dict[str, Any]:
     found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
     if (of := ratio_of(cell)) != "all":
         found["ratio_of"] = of
-    drawn = [stage["parameters"]["seed"] for stage in (*cell.get("earlier", ()), cell) if is_draw(stage)]
+    drawn = [stage["parameters"]["seed"] for stage in (*cell.get("earlier", ()), cell) if is_recorded_draw(stage)]
     if drawn:
         found["draw"] = drawn[0] if len(set(drawn)) == 1 else ", ".join(map(str, drawn))
     return found
@@ -344,3 +350,42 @@ def brief(value: Any) -> str:
     if len(text) <= 40:
         return text
     return json.dumps(f"{value[:12]}...") if isinstance(value, str) else f"{text[:12]}..."
+
+
+def draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
+    """Return the places of the records that share a row: measured cells that differ in what was drawn alone.
+
+    That is the choice of a random method, whose cells have a parameter for its seed, and what the cell's own seed
+    draws, the calibration and the documents; without `seeds` the choice alone. Cells that cannot be measured share a
+    row over the seeds too. One that was timed comes first, then the lowest seed.
+    """
+    rows: dict[str, list[int]] = {}
+    seeds = seeds and len({record.cell["seed"] for record in records}) > 1
+    for number, record in enumerate(records):
+        random = record.status == "ok" and any(map(is_recorded_draw, (*record.cell.get("earlier", ()), record.cell)))
+        key = _undrawn_cell(record, random=random, seeds=seeds) if random or seeds else str(number)
+        others = {records[other].cell["seed"] for other in rows.get(key, ())}
+        rows.setdefault(key if random or record.cell["seed"] not in others else str(number), []).append(number)
+    return [
+        sorted(numbers, key=lambda n: ("speed" not in records[n].measured, records[n].cell["seed"]))
+        for numbers in rows.values()
+    ]
+
+
+def _undrawn_cell(record: Record, *, random: bool, seeds: bool) -> str:
+    """Return all that was asked for and that it stands on but for what was drawn, as one text."""
+    *earlier, cell = [
+        {**stage, "parameters": {**stage["parameters"], "seed": None}} if random and is_recorded_draw(stage) else stage
+        for stage in (*record.cell.get("earlier", ()), record.cell)
+    ]
+    inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
+    drawn = {"seed": None, "inputs": undrawn(inputs)} if seeds else {"inputs": inputs}
+    return json.dumps([record.status, {**cell, "earlier": earlier, **drawn}], sort_keys=True)
+
+
+def undrawn(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs without what the seed draws: the calibration, and of each task the documents."""
+    found = {name: value for name, value in inputs.items() if name != "calibration_sha256"}
+    if "tasks" in found:
+        found["tasks"] = {name: task.get("version") for name, task in found["tasks"].items()}
+    return found

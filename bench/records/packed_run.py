@@ -7,6 +7,8 @@
 A record names the sha256 of each file of samples that its run wrote. In the packed form those files are gone, so
 `rows_sha256` has for each of them the sha256 of its rows, which no version of Parquet changes. Whatever reads the rows
 looks at it.
+
+Moves records out of the way of reports, with their samples: to the folder superseded/ of their run.
 """
 
 from __future__ import annotations
@@ -21,17 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records import served, superseded
+from bench.records import served
 from bench.records.record import LEFT_OUT, InvalidRecord, Record, content, from_json, read_json, write_json
-from bench.records.sample_tables import (
-    CELL,
-    packed_tables,
-    read_table,
-    refuse_other_figures,
-    refuse_unfit,
-    rows_sha256,
-)
-from bench.system.console import say
+from bench.records.sample_tables import CELL, packed_tables, read_table, refuse_other_figures, refuse_unfit, rows_sha256
+from methods.console import say
 from methods.errors import UserError, first_line
 from methods.files import write_atomically
 
@@ -159,8 +154,8 @@ def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:
     write_atomically(target / RECORDS, b"".join(line + b"\n" for line in packed))
     for key, error in wrong.items():
         if target == run:
-            superseded.move(run, key)
-        told(f"{error}; {f'moved to {superseded.SUPERSEDED}/' if target == run else LEFT_OUT}")
+            move(run, key)
+        told(f"{error}; {f'moved to {SUPERSEDED}/' if target == run else LEFT_OUT}")
     if target == run:
         shutil.rmtree(run / "cells")
         for path in paths:
@@ -277,3 +272,22 @@ def _parquet(where: str, tables: list[Any]) -> bytes:
         raise InvalidRecord(f"{where} differ in a column from cell to cell: {first_line(error)}") from None
     parquet.write_table(whole, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+SUPERSEDED = "superseded"
+BESIDE = ("models", "kept", "partial")  # folders of what a cell has beside its record and samples (bench.runs.store)
+
+
+def move(folder: Path, key: str, to: Path | None = None) -> None:
+    """Move a record and its samples from a run folder to another one, by default to its superseded/.
+
+    Elsewhere the cell goes on to count, and takes its models and what it has left with it.
+    """
+    beside = BESIDE if to else ()
+    to = to or folder / SUPERSEDED
+    for kind, ending in (*((kind, "") for kind in beside), ("samples", ""), ("cells", ".json")):
+        source, target = folder / kind / f"{key}{ending}", to / kind / f"{key}{ending}"
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            source.replace(target)

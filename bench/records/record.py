@@ -5,19 +5,33 @@
 
 or, once the run is packed, as a line of records.jsonl (bench.records.packed_run). bench.records.schema says what each
 key means, and refuses a file that is no record when it is read.
+
+Says whether plain JSON values are a record, and if not, which field is wrong and what would be right.
+
+Makes a record of what a cell has found, whatever that is: leaves out what no record holds, and says what that was.
+
+Of a layout's object that has lost what it needs, the smallest that holds it goes: a text, a metric, the learning curve
+with its healing. A list is left out whole, since its places count.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path, PurePath
-from typing import Any
-from urllib.parse import quote
+from typing import Annotated, Any, ClassVar, Self
 
-from methods.counted import QUANTITIES
+from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from bench.plan.cell import label, ratio_of, share
+from bench.plan.kinds import Layout, OneOf, needed
+from bench.records.asked import CellAsked
+from bench.records.measured import ANSWER_BPB, DecidedAll, MeasuredAll
+from bench.records.speed_results import Environment
 from methods.errors import UserError, first_line
 from methods.files import write_atomically
 
@@ -27,8 +41,6 @@ FAILED = ("error", "out_of_memory", "crashed", "timed_out", LOST)
 REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, and no failures
 STATUSES = ("ok", *REFUSED, *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
-ANSWER_BPB = "answer_bpb"  # the metric of the right answer's bits per byte
-ACCURACY = re.compile(r"(^|_)acc(_|$)")
 LEFT_OUT = "it is left out"  # what is said of a record that does not fit
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
 
@@ -58,22 +70,6 @@ class Record:
             raise InvalidRecord(f"error is null, not a reason, and status is {self.status}")
         if self.status == "ok" and "parameters" not in self.measured:
             raise InvalidRecord("measured.parameters is missing, and status is ok")
-
-
-def label(cell: Mapping[str, Any]) -> str:
-    """Write a cell as its method and the parameters that were given, with what was done before in front.
-
-    'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.plan.cell.Cell.
-    """
-    before = [_label(stage, stage["ratio"]) for stage in cell.get("earlier") or ()]
-    return ", then ".join([*before, _label(cell)])
-
-
-def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
-    given = ",".join(f"{name}={stage['parameters'][name]}" for name in stage.get("given", ()))
-    asked = f"{stage['method']}:{given}" if given else str(stage["method"])
-    where = "" if ratio is None else f" at {ratio:g}"
-    return f"{asked}{where}, healed" if stage.get("healing") else f"{asked}{where}"
 
 
 def display_name(record: Record) -> str:
@@ -106,24 +102,7 @@ def peak_bytes(measured: Mapping[str, Any], stage: str = "") -> int | None:
     return max(known, default=None)
 
 
-def ratio_of(cell: Mapping[str, Any]) -> str:
-    """Return what the ratio of a record's cell is a share of: all, decoder or layers; or bytes, kv or macs."""
-    return str(cell.get("ratio_of", "all"))
-
-
-def share(ratio: float | None, of: str = "all") -> str:
-    """Write a ratio as it was asked for: '0.3', '0.3 of the decoder', or as a budget 'macs=0.8'; empty for none."""
-    if ratio is None:
-        return ""
-    return f"{of}={1 - ratio:g}" if of in QUANTITIES else f"{ratio:g}" + ("" if of == "all" else f" of the {of}")
-
-
-def amount(ratio: float | None, of: str = "all") -> str:
-    """Write a ratio or a budget with the word for it: 'ratio 0.3', 'budget macs=0.8'; empty for none."""
-    return f"{'budget' if of in QUANTITIES else 'ratio'} {share(ratio, of)}" if ratio is not None else ""
-
-
-def named(record: Record) -> str:
+def cell_title(record: Record) -> str:
     """Write a cell as sentences and figures call it: 'laco at 0.3'."""
     asked = share(requested_ratio(record), ratio_of(record.cell))
     return label(record.cell) + (f" at {asked}" if asked else "")
@@ -137,25 +116,6 @@ def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
 def main_metric(task: Mapping[str, Any]) -> Any:
     """Return {value, stderr} of the metric of a task that stands in tables."""
     return task["metrics"][task["main"]]
-
-
-def is_accuracy(task: Mapping[str, Any]) -> bool:
-    """Say whether a task's main metric is an accuracy, which alone can be averaged over tasks."""
-    return is_accuracy_metric(task["main"])
-
-
-def is_accuracy_metric(metric: str) -> bool:
-    """Say whether a metric is a share of documents that were right."""
-    name = metric.partition(",")[0]  # lm-eval names a filter behind a comma
-    return name in ("exact_match", "em", "mc1", "mc2") or ACCURACY.search(name) is not None
-
-
-def text_name(text: str) -> str:
-    """Return what the samples of a text are called by; no path: of a file its name without the ending.
-
-    A dataset of the hub goes by all that it is called, since its parts may differ only behind a point.
-    """
-    return quote(text, safe="") if text.startswith("hub:") else PurePath(text).stem
 
 
 def save(record: Record, path: Path) -> None:
@@ -193,7 +153,7 @@ def from_json(data: Any, where: str) -> Record:
     """Return the record in a JSON object. Raises InvalidRecord, whose message begins with `where` that was read."""
     if isinstance(data, dict) and data.get("schema", SCHEMA) != SCHEMA:
         raise InvalidRecord(f"{where} has schema {data['schema']}; this version reads {SCHEMA}")
-    if wrong := misfit(data):
+    if wrong := misfit_of_record(data):
         raise InvalidRecord(f"{where}: {wrong}")
     try:
         return Record(**{name: data[name] for name in KEYS})
@@ -201,8 +161,181 @@ def from_json(data: Any, where: str) -> Record:
         raise InvalidRecord(f"{where}: {error}") from None
 
 
-def misfit(data: Any) -> str:
+def misfit_of_record(data: Any) -> str:
     """Say in one sentence what keeps plain JSON values from being a record; empty where nothing does."""
-    from bench.records.schema import fitting, layouts
 
-    return fitting.misfit(data, layouts.RecordLayout)
+    return misfit_of_layout(data, RecordLayout)
+
+
+SHOWN = 40  # characters of a value that a message shows
+
+WANTED = {  # what would be right, by the kind of mistake
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number below 2^63",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+LIMITS = {  # and where a limit is crossed
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "above {gt}",
+    "less_than_equal": "{le} or less",
+    "less_than": "below {lt}",
+    "literal_error": "{expected}",
+}
+
+
+def misfit_of_layout(data: Any, layout: type[BaseModel]) -> str:
+    """Say in one sentence what keeps plain JSON values from being of a layout; empty where nothing does."""
+    try:
+        _reader(layout).validate_python(data)
+    except ValidationError as error:
+        first, *more = error.errors(include_url=False)
+        others = f", and {len(more)} more fields do not fit" if len(more) > 1 else ", and another field does not fit"
+        return _said(first) + (others if more else "")
+    return ""
+
+
+def misplaced(data: Any, layout: type[BaseModel]) -> list[tuple[str | int, ...]]:
+    """Return where plain JSON values do not fit a layout, as keys and numbers from the outside in."""
+    try:
+        _reader(layout).validate_python(data)
+    except ValidationError as error:
+        return [one["loc"] for one in error.errors(include_url=False, include_context=False, include_input=False)]
+    return []
+
+
+@cache
+def _reader(layout: type[BaseModel]) -> TypeAdapter[Any]:
+    return TypeAdapter(layout)
+
+
+def _said(error: ErrorDetails) -> str:
+    """Say what is wrong with a field, and what would be right."""
+    path, kind, limits = _path(error["loc"]), error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return f"{path} is missing"
+    if kind == "value_error":
+        return f"{path} {limits['error']}"
+    if kind in LIMITS:
+        wanted = LIMITS[kind].format(**{name: _limit(limit) for name, limit in limits.items()})
+    elif kind in ("too_short", "too_long", "string_too_short"):
+        wanted = "empty" if kind == "too_long" and not limits["max_length"] else _length(kind, limits)
+    else:
+        wanted = WANTED.get(kind, error["msg"].lower())
+    return f"{path} is {_shown(error['input'])}, not {wanted}"
+
+
+def _limit(limit: Any) -> Any:
+    return f"{limit:g}" if isinstance(limit, float) else limit
+
+
+def _length(kind: str, limits: Mapping[str, Any]) -> str:
+    """Say how long a list or a text is to be."""
+    if kind == "string_too_short":
+        return "a text with a letter in it"
+    return f"a list of {limits.get('min_length', limits.get('max_length'))}" + " or more" * (kind == "too_short")
+
+
+def _path(places: Sequence[str | int]) -> str:
+    """Write where a field stands, as in measured.speed.points[0].batch."""
+    path = "".join(f"[{place}]" if isinstance(place, int) else f".{place}" for place in places)
+    return path.removeprefix(".") or "it"
+
+
+def _shown(value: Any) -> str:
+    """Write a value so short that a sentence can hold it."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+class RecordLayout(Layout):
+    """Describes a record: the outcome of one cell."""
+
+    source: ClassVar[str] = "bench.runs.job"
+
+    number: Annotated[int, OneOf((SCHEMA,))] = needed("number of this layout", alias="schema")
+    cell: CellAsked = needed("what was asked for")
+    status: Annotated[str, OneOf(STATUSES)] = needed(
+        f"{', '.join(REFUSED)}: what the method cannot do, which are outcomes; {', '.join(FAILED)}: failures, of which "
+        "lost is of a machine that went away again and again"
+    )
+    error: str | None = needed("why the status is not ok, else null")
+    environment: Environment = needed("where it was measured")
+    decisions: DecidedAll = needed("what the method decided")
+    measured: MeasuredAll = needed("what was measured")
+
+    @model_validator(mode="after")
+    def _layers_are_there(self) -> Self:
+        """Refuse layers that the model did not have."""
+        layers = self.measured.dense_layers
+        for name in ("removed_layers", "removed_attention", "removed_mlp") if layers else ():
+            if beyond := [number for number in getattr(self.decisions, name) or () if number >= layers]:
+                raise ValueError(f"has {beyond[0]} in decisions.{name}, and measured.dense_layers is {layers}")
+        return self
+
+
+FOUND = ("decisions", "measured")  # the fields of a record that say what was found
+GONE = object()  # stands where nothing is left
+
+Lost = dict[str, list[str]]  # {what is wrong: the paths of what is}
+
+
+def sound(record: Record) -> Record:
+    """Return the record as it is where it fits, else as failed, without what does not fit."""
+    lost: Lost = {}
+    found = {name: _plain(getattr(record, name), name, lost) for name in FOUND}
+    data = json.loads(json.dumps(vars(record) | found))
+    reasons = [f"{what}: {', '.join(dict.fromkeys(paths))}" for what, paths in lost.items()]
+    if wrong := misfit_of_layout(data, RecordLayout):
+        reasons = reasons or [f"this is no record's: {wrong}"]
+        while (places := misplaced(data, RecordLayout)) and _leave_out(data, places[0]):
+            pass
+    if not reasons:
+        return record
+    kept = {name: data[name] for name in FOUND}
+    return replace(record, status="error", error=record.error or "; ".join(reasons), **kept)
+
+
+def _plain(value: Any, path: str, lost: Lost) -> Any:
+    """Return a value without what JSON has none of, and note the path of that."""
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.setdefault("not a finite number", []).append(path)
+        return GONE
+    if isinstance(value, Mapping):
+        parts = {name: _plain(one, f"{path}.{name}", lost) for name, one in value.items()}
+        return {name: one for name, one in parts.items() if one is not GONE}
+    if isinstance(value, list | tuple):
+        items = [_plain(one, path, lost) for one in value]
+        return [None if one is GONE else one for one in items]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    lost.setdefault("not a value of JSON", []).append(f"{path} ({type(value).__name__})")
+    return GONE
+
+
+def _leave_out(data: dict[str, Any], place: Sequence[str | int]) -> bool:
+    """Leave out the smallest part of what was found in which `place` is; return whether there is one."""
+    steps, inside = list[str | int](), [data]
+    for step in place:
+        here: Any = inside[-1]
+        if not (step in here if isinstance(here, dict) else isinstance(here, list) and isinstance(step, int)):
+            break  # what is missing, or the name of a kind of value
+        steps.append(step)
+        inside.append(here[step])
+    while steps and isinstance(steps[-1], int):
+        steps.pop()
+    if len(steps) > 1 and steps[0] in FOUND:
+        del inside[len(steps) - 1][steps[-1]]  # type: ignore[arg-type]
+        return True
+    emptied = steps if steps else [name for name in FOUND if data[name]]  # what is wrong may be between the two
+    if not emptied or emptied[0] not in FOUND or not data[emptied[0]]:
+        return False
+    data[emptied[0]] = {}
+    return True

@@ -4,23 +4,29 @@
     results/RUN/records.jsonl, samples/NAME.parquet           a packed run (bench.records.packed_run)
 
 KEY is the name of a cell; a command takes it, the start of it, or the cell's label, as RUN/CELL.
+
+Joins run folders into one: those of machines that know nothing of each other, each with a part of the cells.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import columns, packed_run, served
+from bench.plan.protocol import text_name
+from bench.records import frame as columns
+from bench.records import packed_run, served
 from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
-from bench.records.record import LEFT_OUT, InvalidRecord, Record, load, text_name
-from bench.records.sample_tables import CELL
+from bench.records.record import LEFT_OUT, InvalidRecord, Record, load
+from bench.records.sample_tables import CELL, refuse_unfit
 from bench.records.samples import SampleFiles, Samples
 from bench.records.served import ServedRecord
-from bench.system.console import say
+from methods.checkpoint.weight_files import staged
+from methods.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +139,7 @@ def split(named: str) -> tuple[Path, str] | None:
 
 
 def read(run: Path | str) -> pd.DataFrame:
-    """Read a run folder as a data frame: a row for each cell, by its key; columns as bench.records.columns lists them.
+    """Read a run folder as a data frame: a row for each cell, by its key; columns as bench.records.frame lists them.
 
     A record that does not fit is left out, and said on stderr. Raises UserError where it is no run folder.
     """
@@ -248,3 +254,58 @@ def _apart(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
         more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
         where = "within one run" if run == found[0][0] else f"with those of {found[0][0].name}"
         yield f"{run.name}: cells are not compared {where} and stand in tables of their own: {', '.join(shown)}{more}."
+
+
+def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
+    """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`; return them.
+
+    A cell of one key and one content in several parts is taken once. What inference engines made of a model is joined
+    as `served.join` says. Raises UserError, and writes nothing, where a part is no run folder or has a record that does
+    not fit, where two have different records of one key, where samples are damaged, where a saved model has links, and
+    where `out` has files.
+    """
+    found: dict[str, tuple[Path, Record]] = {}
+    for part in parts:
+        for key, record in records(part, _refuse).items():
+            first, known = found.setdefault(key, (part, record))
+            if known != record:
+                raise UserError(
+                    f"{key} is in {first} and in {part}, and not the same: it was measured twice; leave one of the two "
+                    "out, or compare the parts as runs of their own"
+                )
+    with staged(out) as folder:
+        for part in parts:
+            if packed_run.is_packed(part):
+                packed_run.unpack(part, folder)
+        for key, (part, record) in found.items():
+            if not packed_run.is_packed(part):
+                _copy(part, key, record, folder)
+            _copy_model(part / "models" / key, folder / "models" / key)
+        served.join(parts, folder)
+    return {key: record for key, (_, record) in found.items()}
+
+
+def _refuse(wrong: str) -> None:
+    """Raise UserError for a record that does not fit, which would be lost."""
+    raise UserError(f"{wrong.removesuffix(f'; {LEFT_OUT}')}; mend it, or move it out of the part")
+
+
+def _copy_model(model: Path, target: Path) -> None:
+    """Copy the saved model of a cell, where there is one. Raises UserError where it has links."""
+    if not model.is_dir():
+        return
+    if link := next((path for path in (model.parent, model, *model.rglob("*")) if path.is_symlink()), None):
+        raise UserError(f"{link} is a link, and what it leads to is not copied; put the files there, or remove it")
+    shutil.copytree(model, target)
+
+
+def _copy(part: Path, key: str, record: Record, folder: Path) -> None:
+    """Copy a cell's record, and its samples where they are those that the record names."""
+    refuse_unfit(samples_folder(part, key), record.measured)
+    samples = samples_folder(folder, key)
+    for path in sorted(samples_folder(part, key).glob("*.parquet")):
+        samples.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, samples)
+    target = folder / "cells" / f"{key}.json"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(part / "cells" / target.name, target)

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.record import ANSWER_BPB, InvalidRecord, text_name
+from bench.plan.protocol import text_name
+from bench.records.measured import ANSWER_BPB
+from bench.records.record import InvalidRecord
 from methods.errors import first_line
 from methods.files import sha256
 

@@ -2,9 +2,11 @@
 
     results/<run>/served.jsonl    a line for each, beside the records of the run, packed or not
 
-bench.records.schema.layouts says what each key means (`ServedLayout`), and refuses a line that is none when it is read.
+bench.records.served says what each key means (`ServedLayout`), and refuses a line that is none when it is read.
 A line answers one question about one model (`answers`). A new one takes the place of an earlier answer to the same
 question and adds to all others, lines of other versions among them, whoever wrote them meanwhile.
+
+Describes whole records: that of a cell, and what an inference engine made of a cell's model.
 """
 
 from __future__ import annotations
@@ -14,25 +16,43 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from filelock import FileLock
 
+from bench.plan.kinds import (
+    DRAWN,
+    Above,
+    Bytes,
+    Count,
+    Layout,
+    Name,
+    OneOf,
+    Parameters,
+    Positive,
+    Ratio,
+    Sha256,
+    Tokens,
+    Whole,
+    absent,
+    needed,
+)
 from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, content, read_json
-from bench.system.console import say
+from bench.records.speed_results import Environment, MachineMeanwhile, MemoryAlone, PointTimed
+from methods.console import say
 from methods.errors import Unwritable
 from methods.files import write_atomically
 
-SCHEMA = 2
+SERVED_SCHEMA = 2
 FILE = "served.jsonl"
-LOCK = ".served.lock"  # held while the file is read and written again; stays, as bench.run.lock says of its own
-STATUSES = ("ok", "unsupported", *FAILED)
+LOCK = ".served.lock"  # held while the file is read and written again; stays, as bench.runs.store says of its own
+SERVED_STATUSES = ("ok", "unsupported", *FAILED)
 OF_NO_FIGURE = ("silence", "engine_python")  # are asked, and change none: the version of what answers is asked too
 
 
 @dataclass(frozen=True)
 class ServedRecord:
-    """Holds one line; the bench.records.schema.layouts.ServedLayout says what is in it."""
+    """Holds one line; the bench.records.served.ServedLayout says what is in it."""
 
     key: str
     type: str
@@ -43,12 +63,12 @@ class ServedRecord:
     environment: dict[str, Any]
     measured: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
-    schema: int = SCHEMA
+    schema: int = SERVED_SCHEMA
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise InvalidRecord(f"{FILE} has schema {self.schema}; this version reads {SCHEMA}")
-        if self.status not in STATUSES or (self.status == "ok") != (self.error is None):
+        if self.schema != SERVED_SCHEMA:
+            raise InvalidRecord(f"{FILE} has schema {self.schema}; this version reads {SERVED_SCHEMA}")
+        if self.status not in SERVED_STATUSES or (self.status == "ok") != (self.error is None):
             raise InvalidRecord(f"error is a reason exactly if status is not ok; got {self.status!r}")
 
     @property
@@ -117,9 +137,9 @@ def _read(line: bytes, where: str = FILE) -> ServedRecord:
 
 def _from_json(data: Any, where: str) -> ServedRecord:
     """Return the served record in a JSON object. Raises InvalidRecord."""
-    from bench.records.schema import fitting, layouts
+    from bench.records.record import misfit_of_layout
 
-    if wrong := fitting.misfit(data, layouts.ServedLayout):
+    if wrong := misfit_of_layout(data, ServedLayout):
         raise InvalidRecord(f"{where}: {wrong}")
     try:
         return ServedRecord(**{field.name: data[field.name] for field in fields(ServedRecord)})
@@ -180,3 +200,108 @@ def locked(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class EngineAsked(Layout):
+    """Says what an inference engine was asked, of every model alike."""
+
+    source: ClassVar[str] = "bench.plan.protocol"
+
+    engine: Name = needed("llama.cpp, vllm or sglang")
+    engine_python: str = absent("interpreter that has vllm or sglang")
+    engine_args: str = absent("words for those")
+    prefill: list[Tokens] = absent("prompt lengths that are timed")
+    decode: list[Tokens] = absent("depths of context behind which tokens are generated")
+    batches: list[Positive] = absent("sequences at once")
+    steps: Positive = needed("tokens that a pass generates for each sequence")
+    rounds: Positive = needed("of dense against pruned")
+    text: str = needed("that the engine scores")
+    windows: Count = needed("of that text")
+    window: Tokens = needed("of each window")
+    silence: Count = absent("seconds without a word after which the engine is ended")
+    version: str = needed("of the engine")
+    threads: Count = needed("of the engine")
+
+
+class ModelServed(Layout):
+    """Says which model was served."""
+
+    source: ClassVar[str] = "bench.serving.serve"
+
+    pruned_sha256: Sha256 | None = absent("of the cell's record")
+    name: str = needed("of the dense model for a reader")
+    label: Name = needed("the method with its parameters")
+    method: Name = needed("its name")
+    dtype: Name = absent("of its cell, which is that of the dense model beside it")
+    seed: Whole = absent("of its cell")
+    requested_ratio: Ratio | None = needed("that was asked for; null for dense, and where parameters alone decide")
+    ratio_of: Name = needed("what that is a share of")
+    ratio: Ratio | None = needed("of the dense model's parameters that went")
+    parameters: Parameters | None = needed("that are left")
+
+
+class TextServed(Layout):
+    """Says how well an engine predicts the text with the model."""
+
+    source: ClassVar[str] = "bench.export.engine_check"
+
+    text: Name = needed("its name")
+    sha256: Sha256 = needed("of the windows' tokens")
+    windows: Count = absent("that were read")
+    drawn: bool = needed(DRAWN)
+    window: Tokens = needed("of each window")
+    tokens: Tokens = absent("that are scored")
+    nll: list[float] = needed("nats of each window")
+    perplexity: Above = needed("per token")
+    perplexity_low: Above = absent("lower end of its 95 % interval over windows")
+    perplexity_high: Above = absent("upper end of its 95 % interval over windows")
+
+
+class EngineFound(Layout):
+    """Describes the engine."""
+
+    source: ClassVar[str] = "bench.inference"
+
+    name: str = absent("llama.cpp, vllm or sglang")
+    version: str = absent("of its package")
+    commit: str = absent("of its source")
+    system: str = absent("instructions of the processor that it uses")
+    threads: Count = absent("with which it computes")
+
+
+class ServedFound(Layout):
+    """Holds what was found of a served model; what was not is absent."""
+
+    source: ClassVar[str] = "bench.serving.serve"
+
+    format: str = absent("gguf or hf", "bench.export.write")
+    bytes: Bytes = absent("of the weights' files, with the vocabulary where it is in them")
+    checks: list[list[Any]] = absent("[name, passed, found] of the engine's answers against this suite's")
+    perplexity: TextServed = absent("by the engine")
+    engine: EngineFound = absent("which it was")
+    memory: MemoryAlone = absent("of the engine's process with this model alone")
+    points: list[PointTimed] = absent(
+        "each size; dense is the dense model in the type `base`, pruned this one; prefill at batch 1 is the time to "
+        "the first token"
+    )
+    machine: MachineMeanwhile = absent("what else the machine did while both were timed")
+
+
+class ServedLayout(Layout):
+    """Describes a served record: what an inference engine made of one cell's model in one type of weights."""
+
+    source: ClassVar[str] = "bench.serving.serve"
+
+    number: Annotated[int, OneOf((SERVED_SCHEMA,))] = needed("number of this layout", alias="schema")
+    key: Name = needed("of the cell whose model it is")
+    type: Name = needed("of its matrices in the file: float32, bfloat16, float16, q8_0 or q4_0")
+    base: Name = needed("type of the dense model that it was timed beside")
+    protocol: EngineAsked = needed("how the engine was asked")
+    model: ModelServed = needed("which it is")
+    status: Annotated[str, OneOf(SERVED_STATUSES)] = needed(
+        "unsupported: no format of the engine holds the model; error: the model is not made again, or a check did not "
+        "pass, and nothing was timed"
+    )
+    error: str | None = needed("why the status is not ok, else null")
+    environment: Environment = needed("where it was served")
+    measured: ServedFound = needed("what was found")

@@ -1,6 +1,6 @@
 """Says whether a run is worse than its baseline: a verdict for each metric of each cell.
 
-It follows from the rows of bench.regression.compared_rows and the margins of bench.regression.margins.
+It follows from the rows of bench.regression.pairs and the margins of bench.regression.gate.
 
 With g the change for the better (shares, bits, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
 
@@ -16,17 +16,28 @@ p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies
 gate, so that a model that is no worse fails by any of them in at most LEVEL / 2 of gates. WEIGHTS are their shares of
 the level: an accuracy's is the largest, since the tests of the others find far smaller losses. Sizes have no margin:
 fewer is better, more is worse.
+
+Compares the cells of two runs: what the second has more, and whether that can be told from chance.
+
+run, run -> pairs of cells -> [ComparedRow] (bench.regression.pairs) -> [Judged]
+
+Says what a run may lose beside its baseline: a margin for each kind of metric, of a YAML file or the defaults.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from bench.regression import compared_rows
-from bench.regression.cell_results import CellResults
-from bench.regression.compared_rows import ComparedRow
-from bench.regression.margins import Margins
+import numpy as np
+
+from bench.plan import run_spec
+from bench.records import run_folder
+from bench.regression import pairs as compared_rows
+from bench.regression.pairs import CellResults, ComparedRow, allowed_fields, of_cell, of_run
 from bench.stats import intervals
 from methods.errors import UserError
 
@@ -250,3 +261,177 @@ def exit_code(verdicts: Sequence[Verdict], *, strict: bool = False) -> int:
     if "incomparable" in words:
         return INCOMPARABLE
     return INCOMPLETE if words & {"failed", "missing", *(("inconclusive",) if strict else ())} else 0
+
+
+ALPHA = 0.05  # below which an adjusted p value is called a difference
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Hold a row and its verdict.
+
+    p           adjusted for all that the comparison tests; None where there is none
+    detectable  the smallest true change that is found with the probability bench.stats.intervals.POWER at the strictest
+                level that the adjustment gives a test, in the scale of ComparedRow.change
+    """
+
+    cells: str
+    row: ComparedRow
+    p: float | None
+    verdict: str
+    detectable: float | None = None
+
+
+def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
+    """Return (name, cell of A, cell of B) of the two that are named, or of two runs by label, ratio and seed."""
+    one, other = _side(a), _side(b)
+    if not any(run_folder.is_run(Path(named)) for named in (a, b)):
+        (first,), (second,) = one.values(), other.values()
+        pairs = [(first.name if first.name == second.name else f"{first.name} → {second.name}", first, second)]
+    else:
+        pairs = [(name, one[name], other[name]) for name in one if name in other]
+    if not pairs:
+        raise UserError(
+            f"no cell of {a} has label, ratio and seed of one of {b}: {'; '.join(one)} against {'; '.join(other)}; "
+            "name two cells as RUN/CELL"
+        )
+    return pairs
+
+
+def _side(named: str) -> dict[str, CellResults]:
+    """Return the cells of a run folder, or the one cell of RUN/CELL, by its key, the start of one, or its label."""
+    if run_folder.is_run(Path(named)):
+        return of_run(Path(named))
+    found = run_folder.split(named)
+    if found is None:
+        raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
+    run, wanted = found
+    key, record = run_folder.cell(run, wanted)
+    cell = of_cell(record, run, key)
+    return {cell.name: cell}
+
+
+def refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
+    """Say in one line why these cells cannot be compared; None if they can."""
+    found: dict[str, str] = {}
+    for cells, compared in pairs.items():
+        for row in compared:
+            for name, words in row.differs:
+                found.setdefault(name, f"{name} ({words} in {cells}, for {row.metric})")
+    if not found:
+        return None
+    return f"not comparable, these differ: {'; '.join(found.values())}; --allow {','.join(found)} compares all the same"
+
+
+def judged(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[Judged]:
+    """Judge every row; the p values are adjusted (intervals.holm) for the number of them in the table."""
+    every = [(cells, row) for cells, compared in pairs.items() for row in _without_repetition(compared)]
+    tested = [number for number, (_, row) in enumerate(every) if row.difference and not np.isnan(row.difference.p)]
+    adjusted = intervals.holm([every[number][1].difference.p for number in tested])  # type: ignore[union-attr]
+    p = dict(zip(tested, adjusted, strict=True))
+    found = []
+    for number, (cells, row) in enumerate(every):
+        detectable = row.detectable(ALPHA / len(tested)) if number in p else None
+        found.append(Judged(cells, row, p.get(number), _verdict(row, p.get(number)), detectable))
+    return found
+
+
+def _without_repetition(compared: Sequence[ComparedRow]) -> list[ComparedRow]:
+    """Return the rows without the figure over all tasks where there is one task, whose row says the same."""
+    kinds = [row.kind for row in compared]
+    same = [whole for whole, one in (("accuracy", "task"), ("bits", "bits of a task")) if kinds.count(one) == 1]
+    return [row for row in compared if row.kind not in same]
+
+
+def _verdict(row: ComparedRow, p: float | None) -> str:
+    if row.before is None or row.after is None:
+        return "only in B" if row.before is None else "only in A"
+    if row.kind == "size":
+        return "same" if row.before == row.after else "smaller" if row.after < row.before else "larger"
+    if row.difference is None:
+        return "not paired"
+    _, low, high = row.changes
+    if p > ALPHA if p is not None else low <= 0 <= high:
+        return "no difference shown"
+    if row.kind == "task" and not row.is_accuracy:
+        return "differs"  # which way is better is not known of every metric
+    return "better" if row.change > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Say what may be lost. Points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
+
+    sizes   whether sizes gate
+    tasks   points, of tasks that gate by themselves too
+    allow   conditions that may differ (bench.regression.pairs.FIELDS)
+    """
+
+    accuracy: float | None = 1.0
+    answer_bpb: float | None = 0.01
+    perplexity: float | None = 1.0
+    speed: float | None = 5.0
+    sizes: bool = True
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+
+    def of(self, row: ComparedRow) -> float | None:
+        """Return the margin of a row in the scale of its change; of a task that does not gate the accuracy's."""
+        if row.kind == "text":
+            return None if self.perplexity is None else math.log1p(self.perplexity / 100)
+        if row.kind == "speed":
+            return None if self.speed is None else -math.log1p(-self.speed / 100)
+        if row.kind == "bits":
+            return self.answer_bpb
+        points = self.tasks.get(row.task, self.accuracy) if row.kind == "task" else self.accuracy
+        return None if points is None else points / 100
+
+    def gates(self, row: ComparedRow) -> bool:
+        """Say whether a row counts; a task does where it is named, or where the run has lost it."""
+        if row.kind == "task":
+            return row.task in self.tasks or (row.after is None and self.accuracy is not None)
+        return self.sizes if row.kind == "size" else self.of(row) is not None
+
+
+def read(file: Path | None) -> Margins:
+    """Read the margins of a YAML file; without one return the defaults. Raises UserError."""
+    if file is None:
+        return Margins()
+    plain = run_spec.read_yaml(file, f"--margins: {file}") or {}
+    if not isinstance(plain, dict):
+        raise UserError(f"--margins: {file} is a table of names and margins, as in `accuracy: 1.0`")
+    known = tuple(Margins.__dataclass_fields__)
+    if unknown := [str(key) for key in plain if key not in known]:
+        raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
+    return Margins(**{key: _checked(file, key, value) for key, value in plain.items()})
+
+
+def _checked(file: Path, key: str, value: Any) -> Any:
+    where = f"--margins: {file}: {key}"
+    if key == "allow":
+        if not isinstance(value, list):
+            raise UserError(f"{where} is a list of fields, as in [cpu, threads]; got {value!r}")
+        try:
+            return allowed_fields(",".join(map(str, value)))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    if key == "sizes":
+        if value != "exact" and not _is_off(value):
+            raise UserError(f"{where} is exact or off; got {value!r}")
+        return value == "exact"
+    if key == "tasks":
+        if not isinstance(value, dict):
+            raise UserError(f"{where} has a margin for each task, as in {{hellaswag: 2.0}}; got {value!r}")
+        return {str(task): _margin(f"{where}.{task}", points) for task, points in value.items()}
+    return None if _is_off(value) else _margin(where, value)
+
+
+def _is_off(value: Any) -> bool:
+    """Say whether a value of YAML is off, which YAML 1.1 reads as false."""
+    return value is False or value == "off"
+
+
+def _margin(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
+        raise UserError(f"{where} is a number of points, bits or percent from 0 to below 100, or off; got {value!r}")
+    return float(value)

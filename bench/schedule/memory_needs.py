@@ -1,26 +1,39 @@
-"""Says how much memory a cell takes on its device and on its host, from shapes, or from records of like cells."""
+"""Says how much memory a cell takes on its device and on its host, from shapes, or from records of like cells.
+
+Refuses, before any work, cells that surely need more memory, or more of a disk, than there is.
+
+Says what is pruned and on what, for which a method's `holds` gives the memory (bench.schedule.memory_needs).
+
+Says how much memory pruning takes beside the dense model, from what the method and its compensation say they hold.
+
+The sizes are those of methods.base.Holds: multiples of sizes that every model has. Tests hold the sums to peaks that
+were counted on an emulated GPU, to between 0.7 and 2 times of them.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 import methods
+from bench import healing
 from bench.data import pretrained
-from bench.healing import training
-from bench.plan import chain
-from bench.plan.cell import Cell
-from bench.schedule.passes import make_pruner
-from bench.schedule.pruned_amount import FLOAT32, PruningMemory
-from bench.schedule.pruning_memory import bytes_beside_weights, bytes_offloaded, bytes_on_the_host, bytes_parked
+from bench.plan.cell import Cell, is_timed, named
 from bench.schedule.shape import Shape
-from bench.schedule.work import bytes_of
 from bench.system.memory import host_bytes
+from methods.base import Holds, Pruner
 from methods.checkpoint.save_load import SHARD_BYTES
+from methods.compensation.base import CompensatedPruner
+from methods.console import say
 from methods.counted import QUANTITIES
+from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -68,7 +81,7 @@ class Footprint:
 
     def needs(self, cell: Cell, peak: int = 0) -> MemoryNeeds:
         """Return what a cell takes; `peak` is what a like one had on its device, 0 where none is known."""
-        stages, timed = self.stages(cell), chain.is_timed(cell)
+        stages, timed = self.stages(cell), is_timed(cell)
         model = max(bytes_ for stage, bytes_ in stages.items() if stage != "speed")
         if cell.device.startswith("cuda"):  # where weights are read, and models wait while another process has the card
             waits = self.process + 2 * self.weights if timed else min(self.weights, SHARD_BYTES)
@@ -104,7 +117,7 @@ class Footprint:
             found = self._beside_visits(cell, card or 0)
         else:
             found = MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
-        if not chain.is_timed(cell):
+        if not is_timed(cell):
             return found
         *timings, alone = self._timings(cell, found)
         for needs in (*timings, alone, found):
@@ -190,7 +203,7 @@ class Footprint:
             found["prune"] = self.weights + self._pruning(cell) + self._kept_head(cell) + self._copies(cell, left)
         if cell.healing:
             found["heal"] = self._healing(cell, left)
-        if chain.is_timed(cell):
+        if is_timed(cell):
             found["speed"] = self.weights + self._timed(cell)
         return found
 
@@ -236,7 +249,7 @@ class Footprint:
         """Return the bytes of the model, of what is trained with its gradients and moments, and of one micro-batch."""
         assert cell.healing is not None
         recipe, shape, b = cell.healing, self.shape, self.bytes_each
-        most = training.LOGITS if cell.device.startswith("cuda") else training.LOGITS_ON_CPU
+        most = healing.LOGITS if cell.device.startswith("cuda") else healing.LOGITS_ON_CPU
         tokens = recipe.length * max(1, min(recipe.batch, most // (shape.vocabulary * recipe.length)))
         kept = shape.kept(shape.share(cell.ratio, cell.ratio_of))
         layers, D, I = shape.layers * kept, shape.width, shape.mlp
@@ -327,3 +340,248 @@ def footprint_of(cell: Cell, *, offload: bool = False) -> Footprint:
 def shape_of(model: str, trust_remote_code: bool) -> Shape:
     """Return the shape of a model, which is read once in a process."""
     return Shape.of(Decoder(pretrained.shell(model, trust_remote_code)))
+
+
+ALONE = (
+    "there is no room for the dense model, which is not timed; pruned models are timed alone, beside what the removed "
+    "work alone would bring"
+)
+SURE = 0.5  # of what a cell takes beside its weights by its estimate, which tests hold to at most twice the peak
+
+
+def refuse_misfits(
+    cells: Sequence[Cell],
+    gpus: int = 1,
+    memory: float | None = None,
+    device_memory: float | None = None,
+    *,
+    offload: bool = False,
+    slots: int = 1,
+) -> None:
+    """Raise UserError where one of the cells surely needs more memory than there is, and name those that may.
+
+    Where the dense model has no room to be timed in, that is said too.
+
+    gpus    that each cell has, where cells run on GPUs
+    memory  GiB of the host's memory that each may take, where they run on the CPU; None: what the machine has
+    device_memory  GiB of its GPU's that each may take, where it has one; None: what that has
+    offload  whether states that wait on the host have a folder
+    slots    among which GPUs are divided
+    """
+    if not cells:
+        return
+    if cells[0].device.startswith("cuda"):
+        _refuse_on_gpus(cells, gpus, device_memory, slots)
+        return
+    room = room_of(memory)
+    needed = [(cell, footprint_of(cell, offload=offload).placed(cell, room)) for cell in cells]
+    if any(needs.alone for _, needs in needed):
+        say(ALONE)
+    for cell, needs in needed:
+        footprint = footprint_of(cell, offload=offload)
+        words = f"{cell.label} needs about {needs.host / GIB:.1f} GiB, and may take {room / GIB:.1f} GiB"
+        if needs.in_files:
+            whole = footprint.needs(cell).host / GIB
+            words = f"{cell.label} needs about {whole:.1f} GiB, or {needs.host / GIB:.1f} GiB with its weights in files"
+            words = f"{words}, and may take {room / GIB:.1f} GiB"
+        if needs.host <= room:
+            continue
+        if not needs.in_files and footprint.weights > room:
+            raise UserError(f"{words}: it {footprint.not_in_files(cell)}; leave that out, or give a smaller model")
+        if footprint.process + SURE * (needs.host - footprint.process) > room:
+            other = _with_a_folder(cell, room) or "leave it out"
+            raise UserError(f"{words}; {other}, or give less calibration or fewer --batch-tokens")
+        say(f"{words}: it may run out of memory")
+
+
+def _with_a_folder(cell: Cell, room: int) -> str:
+    """Say that states which wait can lie in a folder, where the cell would fit then."""
+    needs = footprint_of(cell, offload=True).placed(cell, room)
+    return f"give --offload DIR, where {needs.offloaded / GIB:.1f} GiB of states can wait" if needs.host <= room else ""
+
+
+def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
+    """Raise UserError where a folder has not the room for the states of those cells that take most of it at once."""
+    sizes = [(named(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
+    largest = sorted(sizes, key=lambda one: -one[1])[:slots]
+    taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
+    if taken > free:
+        names = " and ".join(name for name, _ in largest)
+        raise UserError(
+            f"states of {names} take about {taken / GIB:.1f} GiB of --offload {folder}, which has {free / GIB:.1f} GiB "
+            "left; name another folder, or give less calibration"
+        )
+
+
+def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None, slots: int) -> None:
+    all_of_them = gpus_bytes(cells[0], gpus, slots)
+    cards = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
+    card = card_of(cells[0], gpus, device_memory, slots)
+    if any(footprint_of(cell).placed(cell, room_of(None), card=card).alone for cell in cells):
+        say(ALONE)
+    for cell in sorted(cells, key=lambda one: -footprint_of(one).needs(one).device):
+        footprint = replace(footprint_of(cell), process=0)
+        there, whole = card or all_of_them, footprint.needs(cell).device
+        if whole <= there:
+            break
+        needs = footprint.placed(cell, room_of(None), card=card)
+        words = f"{cell.label} needs about {whole / GIB:.1f} GiB"
+        if needs.in_files:
+            words = f"{words}, or {needs.device / GIB:.1f} GiB with layers that visit the GPU"
+        words = f"{words}, and {'it may take' if device_memory else cards} {there / GIB:.1f} GiB"
+        if needs.device <= there:
+            continue
+        least = footprint.weights if not needs.in_files else 0
+        if least + SURE * (needs.device - least) > there:
+            all_there = card is not None and not needs.in_files
+            why = f"it {footprint.not_in_files(cell)}; leave that out" if all_there else "leave it out"
+            raise UserError(f"{words}; {why}, or give a smaller model, --dtype bfloat16 or less calibration")
+        say(f"{words}: it may run out of memory")
+
+
+def make_pruner(method: str, parameters: Mapping[str, Any]) -> Pruner:
+    """Return the pruner of a cell; equal cells share one. Raises ValueError for an unknown method or parameter."""
+    return _make_pruner(method, json.dumps(dict(parameters), sort_keys=True, default=str))
+
+
+@functools.lru_cache(1024)
+def _make_pruner(method: str, parameters: str) -> Pruner:
+    return methods.make(method, json.loads(parameters))
+
+
+def gib(count: float) -> str:
+    """Write bytes as a reader wants them: '1.6 GiB'."""
+    return f"{count / GIB:.1f} GiB"
+
+
+FLOAT32, FLOAT64 = 4, 8
+
+
+@dataclass(frozen=True)
+class PruningMemory:
+    """Says what is pruned, and on what.
+
+    b       bytes of a number
+    ratio   to remove of the dense model
+    sequences, length, memory   of the calibration, and the bytes that its states may take
+    on_gpu  whether what a method parks on the host lies in another memory
+    in_files  whether the weights lie in files, so that they take none
+    in_folder  whether states that wait for a later layer lie in a folder
+    """
+
+    shape: Shape
+    b: int
+    ratio: float
+    sequences: int
+    length: int
+    memory: int
+    on_gpu: bool = True
+    in_files: bool = False
+    in_folder: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of the calibration."""
+        return self.sequences * self.length
+
+    @property
+    def left(self) -> float:
+        """Return the bytes of the layers that are left."""
+        return self.b * self.shape.inner * self.shape.kept(self.ratio)
+
+    @property
+    def values_of_a_token(self) -> int:
+        """Return how many numbers a layer computes of a token."""
+        return 8 * self.shape.width + 4 * self.shape.mlp
+
+    @property
+    def micro_batch(self) -> int:
+        """Return the tokens of a micro-batch, as methods.model.calibration makes it."""
+        rows = max(1, self.memory // (self.b * self.values_of_a_token * self.length))
+        return self.length * min(self.sequences, rows)
+
+
+LOGIT_TOKENS = 128  # tokens whose logits are a unit of Holds
+STEP = 1.15  # of the numbers that a layer computes of a token, which are held at once
+
+
+@dataclass(frozen=True)
+class HeldPart:
+    """Computes the bytes that a method holds, or the compensation that follows it.
+
+    tokens  whose states it holds; 0 where it looks at none
+    """
+
+    holds: Holds
+    tokens: int
+    amount: PruningMemory
+
+    @property
+    def waiting(self) -> dict[str, float]:
+        """Return the bytes of states that wait for a later layer, by the name of their unit."""
+        of_one = self.amount.b * self.tokens * self.amount.shape.width
+        every = self.holds.all_layers * (self.amount.shape.layers + 1)
+        return {"states": self.holds.states * of_one, "all_layers": every * of_one}
+
+    @property
+    def parked(self) -> float:
+        """Return the bytes of states that wait on the host, beside a GPU."""
+        size = self.waiting.get(self.holds.parks, 0.0)
+        return size if self.amount.on_gpu and size > self.amount.memory else 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Return the bytes where it prunes: on the GPU, or in the host's memory."""
+        amount, shape, holds = self.amount, self.amount.shape, self.holds
+        waiting = dict.fromkeys(self.waiting, 0.0) if amount.in_folder else self.waiting
+        if self.parked:
+            waiting = waiting | {holds.parks: 0.0}
+        of_a_token = STEP * amount.b * amount.values_of_a_token
+        steps = holds.steps * min(amount.micro_batch, self.tokens) * of_a_token
+        logits = holds.logits * FLOAT32 * min(self.tokens, LOGIT_TOKENS) * shape.vocabulary
+        swept = waiting["all_layers"] + max(steps, logits) + holds.layers * FLOAT32 * shape.layer
+        solved = holds.squares * FLOAT64 * max(shape.width, shape.mlp) ** 2
+        copies = holds.models + (0.0 if amount.in_files else holds.copies) + (0.0 if amount.on_gpu else holds.hosted)
+        return waiting["states"] + max(swept, solved) + copies * amount.left
+
+
+def parts_of(pruner: Pruner, amount: PruningMemory) -> Iterator[HeldPart]:
+    """Yield what the method holds, and what the compensation holds when the method has ended."""
+    method = pruner.alone
+    tokens = 0 if method.looks_at == "nothing" else method.tokens_read(amount.tokens)
+    yield HeldPart(method.holds, tokens, amount)
+    if isinstance(pruner, CompensatedPruner):
+        yield HeldPart(pruner.compensation.holds, amount.tokens, amount)
+
+
+def bytes_beside_weights(pruner: Pruner, amount: PruningMemory) -> int:
+    """Return the bytes that pruning takes beside the dense weights, its compensation included."""
+    held = max(part.bytes for part in parts_of(pruner, amount))
+    return round(held + (0 if amount.on_gpu else _dense_layers(pruner, amount)))
+
+
+def bytes_offloaded(pruner: Pruner, amount: PruningMemory) -> int:
+    """Return the bytes of states that wait while a method prunes, which a folder has to have room for."""
+    return round(max(sum(part.waiting.values()) for part in parts_of(pruner, amount)))
+
+
+def bytes_parked(pruner: Pruner, amount: PruningMemory) -> int:
+    """Return the bytes of states that wait on the host beside a GPU."""
+    return round(max(part.parked for part in parts_of(pruner, amount)))
+
+
+def bytes_on_the_host(pruner: Pruner, amount: PruningMemory) -> int:
+    """Return the bytes of weights that pruning on a GPU keeps on the host."""
+    kept = max(part.holds.hosted + part.holds.models for part in parts_of(pruner, amount))
+    return round(kept * amount.left + _dense_layers(pruner, amount))
+
+
+def _dense_layers(pruner: Pruner, amount: PruningMemory) -> float:
+    """Return the bytes of the dense layers that wait on the host for a compensation that needs one after the other."""
+    waits = isinstance(pruner, CompensatedPruner) and pruner.compensation.by_layer and not amount.in_files
+    return amount.b * amount.shape.inner if waits else 0.0
+
+
+def bytes_of(dtype: str) -> int:
+    """Return the bytes of a number of the type that torch calls so."""
+    return int(getattr(torch, dtype).itemsize)

@@ -5,7 +5,7 @@
   in their records, so that the first cell of a method and its parameters goes first; where its record has an order of
   removals, each waits for those in front of it. What a cell begins with is so the same with one slot and with many.
 - Of those that wait for none, the one with the longest way to go is first where several run at once: its own seconds
-  and those of what waits for it, as they are estimated (bench.schedule.estimator). With one slot the order is that of
+  and those of what waits for it, as they are estimated (bench.schedule.estimate). With one slot the order is that of
   the cells.
 - Nothing waits for the dense model's predictions: each process writes them unless they are there. Texts and tasks are
   read once in each process.
@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.engines.engine import Result, Session
-from bench.plan import chain
-from bench.plan.cell import Cell
+from bench.plan.cell import Cell, is_timed
 from bench.records import comparability
 from bench.records.record import FAILED, Record
 
@@ -73,7 +72,7 @@ class Schedule:
         for key, cell in self.cells.items():
             if parent := cell.inputs.get("parent"):
                 self._behind.setdefault(parent, []).append(key)
-        self._timed = {key for key, cell in self.cells.items() if chain.is_timed(cell)}
+        self._timed = {key for key, cell in self.cells.items() if is_timed(cell)}
         way = self._ways(seconds) if seconds is not None else {}
         self._rank = {key: (-way.get(key, 0.0), at) for at, key in enumerate(self.cells)}
         self._ready: dict[bool, list[tuple[tuple[float, int], str]]] = {False: [], True: []}

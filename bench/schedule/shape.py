@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.system.rate import Widths
-from methods.checkpoint.stock import has_one_mlp
+from bench.system.rates import Widths
+from methods.checkpoint.pruned_config import has_one_mlp
 from methods.model.activations import values_of_an_mlp
 from methods.model.decoder import Decoder
-from methods.model.parts.low_rank import linears
+from methods.model.inserted import linears
 from methods.model.sizes import layer_parameters, macs_per_token, parameters, parameters_without_embeddings
 
 

@@ -1,1 +1,1 @@
-"""Runs pruned models in inference engines, each in a process of its own."""
+"""The models of a run as an inference engine serves them: exported, held against this suite, scored and timed."""

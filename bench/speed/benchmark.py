@@ -7,10 +7,16 @@ decode   forwards of one token for each sequence on a cache that holds `context`
 Both models are timed in turns (bench.speed.timing), those of a cell in a process of their own (bench.speed.timed_cell).
 The speed-up is dense over pruned milliseconds, from the medians of each round (bench.stats.intervals.paired_ratio).
 Token ids are random and the same for both models, and no end of sequence ends a pass early. Results have the layout of
-bench.records.schema.speed; docs/guides/speed.md describes the protocol.
+bench.records.speed_results; docs/guides/speed.md describes the protocol.
 
 Each point (bench.speed.workloads) is an outcome of its own: one that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.
+
+Puts the models of a pair on the device: both at once where they fit, else one at a time.
+
+Makes figures of the samples of a point: medians, spread, percentiles, the speed-up, and what is in doubt.
+
+`Sweep` says of the points of rising batches where more no longer help.
 """
 
 from __future__ import annotations
@@ -18,21 +24,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 from torch import nn
 
 from bench.plan.protocol import Protocol
-from bench.speed import memory, peak_rates, timing
-from bench.speed.graph import CudaGraph, StepGraph
-from bench.speed.placement import Placement
-from bench.speed.summary import Sweep, is_narrow, summary
+from bench.speed import peaks as memory
+from bench.speed import timing
+from bench.speed.peaks import energy, judged
 from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workload
-from bench.speed.workloads import TimedPoint, points, predicted, workload
+from bench.speed.workloads import CudaGraph, StepGraph, TimedPoint, points, predicted, workload
+from bench.stats.intervals import paired_ratio
 from bench.system import failures, gpu
 from bench.system.memory import give_back, use
-from methods import progress
+from methods import console
 from methods.model.decoder import Decoder
 
 
@@ -50,7 +57,7 @@ class SpeedBenchmark:
     """Measures one model alone, for its memory, or two in turns, for their speed, at every point of a protocol.
 
     alive  is told what is about to be done, as "while it ..."
-    rates  what the GPU reaches at most, of bench.speed.peak_rates
+    rates  what the GPU reaches at most, of bench.speed.peaks
     graph  makes what captures a step
     """
 
@@ -68,11 +75,11 @@ class SpeedBenchmark:
         return any(device.type == "cuda" for device in self.devices)
 
     def memory(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """Measure peaks and energy at each point, as bench.records.schema.speed has them."""
+        """Measure peaks and energy at each point, as bench.records.speed_results has them."""
         return self._each(lambda point: self._memory(point, model))
 
     def time(self, dense: nn.Module, pruned: nn.Module, *, alone: bool = False) -> Iterator[dict[str, Any]]:
-        """Time both models in turns at each point, as bench.records.schema.speed has them.
+        """Time both models in turns at each point, as bench.records.speed_results has them.
 
         alone  whether only the pruned one is timed, since there is no room for the dense one, which has no weights here
         """
@@ -88,7 +95,7 @@ class SpeedBenchmark:
             if point.mode == "graph":
                 captured[point] = found
             beside = captured.get(replace(point, mode="graph"), {}) if point.mode == "eager" else {}
-            return found | peak_rates.judged(decoders, point, found, beside, self.rates) if self.on_gpu else found
+            return found | judged(decoders, point, found, beside, self.rates) if self.on_gpu else found
 
         return self._each(measure)
 
@@ -113,7 +120,7 @@ class SpeedBenchmark:
             work = workload(model, point, self.protocol, self.graph)
             peaks = memory.peaks(work, self.devices, self.gpus)
             tokens = point.batch * (point.tokens if point.kind == "prefill" else work.steps)
-            return peaks | memory.energy(work, tokens, self.gpus, lambda: wait(self.devices))
+            return peaks | energy(work, tokens, self.gpus, lambda: wait(self.devices))
         except Exception as error:
             return _lost(error, "pruned")
 
@@ -153,7 +160,7 @@ class SpeedBenchmark:
 
     def _rounds(self, point: TimedPoint, works: dict[str, Workload], warm: dict[str, WarmUp]) -> dict[str, Any]:
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
-        with progress.bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
+        with console.bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
             found = self._turns(point, works, warm, number, bar.update, enough=is_narrow)
         return self._summed(found, warm, sampler)
 
@@ -185,7 +192,7 @@ class SpeedBenchmark:
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
         found, warm, full = dict[str, list[list[Pass]]](), dict[str, WarmUp](), list[str]()
         first, second = place.models
-        with progress.bar(2 * number, f"timing {point}", "turn") as bar:
+        with console.bar(2 * number, f"timing {point}", "turn") as bar:
             for name, rounds in ((first, number // 2), (second, number), (first, number - number // 2)):
                 if name in full:
                     continue
@@ -237,3 +244,114 @@ def wait(devices: Sequence[torch.device]) -> None:
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+
+CPU = torch.device("cpu")
+
+
+class Placement:
+    """Knows where the `models`, by their names, lie: on `devices`, or while they wait in the host's memory."""
+
+    def __init__(self, models: Mapping[str, nn.Module], devices: Sequence[torch.device]) -> None:
+        self.models, self.devices = models, devices
+        self.together = True
+        self.gather()
+
+    @property
+    def separable(self) -> bool:
+        """Whether one model can make room for the other; those of a CPU lie in the memory that they would wait in."""
+        return len(self.models) > 1 and [device.type for device in self.devices] == ["cuda"]
+
+    @torch.inference_mode(mode=False)  # which would make tensors of that mode of the parameters
+    def gather(self) -> None:
+        """Put all models on the device, if they did not turn out to be too large for it together."""
+        if not self.together:
+            return
+        try:
+            for model in self.models.values():
+                model.to(self.devices[0])
+        except Exception as error:
+            if not (self.separable and failures.is_out_of_memory(error)):
+                raise
+            self.together = False
+
+    @torch.inference_mode(mode=False)
+    def alone(self, name: str) -> nn.Module:
+        """Return a model, which then is the only one on the device."""
+        for other, model in self.models.items():
+            if other != name:
+                model.to(CPU)
+        give_back(self.devices)
+        return self.models[name].to(self.devices[0])
+
+
+# Where a model's weights lie in memory is the same in all rounds of a process and counts as speed there: equal models
+# have differed by up to 0.6 %. No interval of a speed-up is therefore narrower than this share on each side.
+RESOLUTION = 0.01
+NARROW = 0.03  # an interval within this share on each side after half of the rounds ends them
+RISE = 1.05  # times as many tokens per second as at the batch before, or the sweep of a GPU ends
+PERCENTILES = {90: 10, 99: 100}  # of all calls on a GPU, beside the median: the fewest calls of which one is beyond
+
+
+def summary(
+    found: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], *, percentiles: bool = False
+) -> dict[str, Any]:
+    """Return all samples and what follows from them: medians, spread, the speed-up with its interval, and flags."""
+    rounds = {name: [[ms for one in turn for ms in one.ms] for turn in turns] for name, turns in found.items()}
+    calls = {name: [ms for turn in turns for ms in turn] for name, turns in rounds.items()}
+    spread = {name: timing.variation(samples) for name, samples in calls.items()}
+    apart = max(timing.disagreement([one for turn in turns for one in turn]) for turns in found.values())
+    flags = {
+        "noisy": max(spread.values()) > timing.NOISY,
+        "not_warm": not all(one.stable for one in warm.values()),
+        "clocks_disagree": apart > timing.CLOCKS_AGREE,
+    }
+    result: dict[str, Any] = {
+        "warm_up": {name: one.calls for name, one in warm.items()},
+        "rounds": {name: [[round(ms, 5) for ms in turn] for turn in turns] for name, turns in rounds.items()},
+        **{f"{name}_ms": median(samples) for name, samples in calls.items()},
+        **{f"{name}_cv": one for name, one in spread.items()},
+        "clocks_apart": apart,
+        "flags": [name for name, holds in flags.items() if holds],
+    }
+    if percentiles:
+        for name, samples in calls.items():
+            cuts = quantiles(samples, n=100, method="inclusive")
+            result |= {
+                f"{name}_p{share}": cuts[share - 1] for share, least in PERCENTILES.items() if len(samples) >= least
+            }
+    if len(rounds) > 1:
+        speedup, low, high = _speedup(found)
+        low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
+        result |= {"speedup": speedup, "speedup_low": low, "speedup_high": high}
+    return result
+
+
+def is_narrow(found: dict[str, list[list[Pass]]]) -> bool:
+    """Say whether the rounds so far, of both models, give a speed-up with an interval within NARROW on each side."""
+    if len(found) < 2:
+        return False
+    speedup, low, high = _speedup(found)
+    return low >= speedup * (1 - NARROW) and high <= speedup * (1 + NARROW)
+
+
+def _speedup(found: dict[str, list[list[Pass]]]) -> tuple[float, float, float]:
+    """Return the speed-up, dense over pruned, and its 95 % interval, from the median call of each round."""
+    medians = {name: [median(ms for one in turn for ms in one.ms) for turn in turns] for name, turns in found.items()}
+    return paired_ratio(medians["dense"], medians["pruned"])
+
+
+class Sweep:
+    """Follows tokens per second over rising batches."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self.is_level = False
+
+    def add(self, batch: int, found: Mapping[str, Any]) -> None:
+        """Take in a point; it is level where no model that was timed has become faster by enough."""
+        ms = {name: found[f"{name}_ms"] for name in ("dense", "pruned") if f"{name}_ms" in found}
+        rates = {name: batch / one for name, one in ms.items()}
+        before = [name for name in rates if name in self.last]
+        self.is_level = bool(before) and all(rates[name] < RISE * self.last[name] for name in before)
+        self.last = rates

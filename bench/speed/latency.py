@@ -23,9 +23,9 @@ import torch
 
 from bench.data import pretrained
 from bench.plan.protocol import for_cuda, profile
-from bench.speed import machine
+from bench.speed import peaks
 from bench.speed.benchmark import SpeedBenchmark, clock_of
-from bench.speed.dense_model import own_memory
+from bench.speed.timed_cell import own_memory
 from bench.system import environment, gpu
 from methods.errors import UserError
 from methods.model.decoder import Decoder, twin
@@ -52,7 +52,7 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
     if device.type == "cuda":  # as cells are timed there
         protocol = for_cuda(protocol, SIZES, None)
     gpus, no_gpus = gpu.find([device])
-    before, timer = machine.state(gpus), SpeedBenchmark(protocol, clock_of([device]), [device], gpus, lambda _: None)
+    before, timer = peaks.state(gpus), SpeedBenchmark(protocol, clock_of([device]), [device], gpus, lambda _: None)
     timed = list[dict[str, Any]]()
     for part, copy in _copies(model):
         point = next(timer.time(dense, copy.model))  # of captured steps, which come first where there are any
@@ -61,7 +61,7 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
         size = fmean(layer.sizes()[part] for layer in copy.layers)
         timed.append({"part": part, "parameters": size, **_figures(point)})
     others = [gpu.others(card, os.getpid(), os.getppid(), parent_is_there=False) for card in gpus]
-    meanwhile = machine.between(before, machine.state(gpus), others) | ({"nvml": no_gpus} if no_gpus else {})
+    meanwhile = peaks.between(before, peaks.state(gpus), others) | ({"nvml": no_gpus} if no_gpus else {})
     whole, L = median(one["dense_ms"] for one in timed), len(model.layers)
     parts = {part: _points(model, part, timed, whole) for part in KINDS}
     return {

@@ -6,12 +6,23 @@ that nothing is lost with it.
 
 Where the dense model has no room at all, the pruned one is timed alone: what the removed work alone would bring stands
 beside its milliseconds, and there is no speed-up.
+
+Gives the process that times a pruned model the dense one to compare it with.
+
+Sends a model to another process through memory: nothing is written to a disk, and no shared memory is needed.
+
+The model's structure is pickled without its tensors, and the tensors follow as raw bytes, each once however often the
+model refers to it. The receiver's copies lie in memory of its own, as those of a model that it loads itself do; memory
+shared between processes would be paged differently and so be timed differently.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -20,15 +31,14 @@ from torch import Tensor, nn
 import methods
 from bench.data import pretrained
 from bench.plan.cell import Cell
-from bench.speed import dense_model, machine, peak_rates, transfer
+from bench.speed import peaks
 from bench.speed.benchmark import SpeedBenchmark, clock_of
-from bench.system import gpu, worker
-from bench.system.memory import give_back
-from bench.system.process_memory import resident_bytes
+from bench.system import failures, gpu, worker
+from bench.system.memory import give_back, resident_bytes
 from bench.system.threads import usable_cores
-from methods.model.decoder import Decoder
-from methods.model.layer_store import put
-from methods.model.spread import gpus_of
+from methods.model.decoder import Decoder, gpus_of
+from methods.model.layer_store import cast, put
+from methods.model.precision import held_in
 from methods.registry import find_method_modules
 
 IMPORTED = (  # by the server from which processes that time on a CPU are forked: what each would else import by itself
@@ -64,11 +74,11 @@ def measure(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) 
             (cell, threads, methods.plugins(), alone),
             limits=worker.Limits(silence=cell.protocol.speed_limit),
             hear=lambda news: _merge(found, news),
-            give=lambda pipe: transfer.send(pipe, model),
+            give=lambda pipe: send(pipe, model),
             imported=() if device.type == "cuda" else IMPORTED,
         )
         failed = failure.reason if failure else None
-    except transfer.NotPortable as error:
+    except NotPortable as error:
         failed = str(error)
     finally:
         put(there, device)
@@ -99,31 +109,132 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], alone
         pretrained.shell(cell.model, trust_remote_code=True)  # makes the classes known that came with the model
     gpus, no_gpus = gpu.find([device])
     resident = resident_bytes()
-    pruned = transfer.receive(line.ask(), device).eval()
-    before = machine.state(gpus)
+    pruned = receive(line.ask(), device).eval()
+    before = peaks.state(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
     clock, rates = clock_of(devices), dict[str, float]()
     if [one.type for one in devices] == ["cuda"]:
         line.alive("while it measured what the GPU reaches at most")
-        rates = peak_rates.measure(devices[0], dtype)
+        rates = peaks.measure(devices[0], dtype)
         give_back(devices)
     benchmark = SpeedBenchmark(protocol, clock, devices, gpus, line.alive, rates)
-    line.tell({"setup": machine.setup(pruned, devices, clock, rates), "widths": machine.widths(Decoder(pruned))})
+    line.tell({"setup": peaks.setup(pruned, devices, clock, rates), "widths": peaks.widths(Decoder(pruned))})
     line.tell({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
     line.alive("while it loaded the dense model")
-    dense = dense_model.without_weights(cell) if alone else dense_model.loaded(cell, device)
+    dense = without_weights(cell) if alone else loaded(cell, device)
     if device.type == "cpu" and not alone:
-        dense_model.own_memory(dense, pruned)  # by the same copy, so that both lie alike
+        own_memory(dense, pruned)  # by the same copy, so that both lie alike
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     slowed_by = set[str]()
     for point in benchmark.time(dense, pruned, alone=alone):
         slowed_by |= {reason for card in point.get("gpus", ()) for reason in card.get("slowed_by", ())}
         line.tell({"points": [point]})
     others = [gpu.others(card, os.getpid(), os.getppid(), device.type == "cuda") for card in gpus]
-    found = machine.between(before, machine.state(gpus), others, slowed_by)
+    found = peaks.between(before, peaks.state(gpus), others, slowed_by)
     line.tell({"machine": found | ({"nvml": no_gpus} if no_gpus else {})})
 
 
 def _tensors(part: nn.Module) -> Iterator[Tensor]:
     yield from part.parameters()
     yield from part.buffers()
+
+
+def loaded(cell: Cell, device: torch.device) -> nn.Module:
+    """Load the dense model onto the device, and where it does not fit beside what is there into the host's memory."""
+    how = getattr(torch, cell.dtype), cell.trust_remote_code
+    try:
+        return pretrained.load(cell.model, device, *how)[0]
+    except Exception as error:
+        if device.type == "cpu" or not failures.is_out_of_memory(error):
+            raise
+    give_back([device])
+    return pretrained.load(cell.model, torch.device("cpu"), *how)[0]
+
+
+def without_weights(cell: Cell) -> nn.Module:
+    """Make the dense model on the meta device, of the cell's dtype: its work is counted from shapes alone."""
+    model = pretrained.shell(cell.model, cell.trust_remote_code)
+    cast(model.named_parameters(), held_in(model, getattr(torch, cell.dtype)))
+    return model
+
+
+def own_memory(*models: nn.Module) -> None:
+    """Copy every tensor into plain memory: a model that lies in a mapped file would be timed differently."""
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+
+
+CHUNK = 2**18  # bytes in one message; a buffer of that size is made for each, and larger ones take fresh pages
+
+
+class NotPortable(Exception):
+    """Says that a model holds something that cannot be sent to another process."""
+
+
+class _Structure(pickle.Pickler):
+    """Pickles everything but tensors, for which it leaves a number behind."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[Tensor] = []
+        self.numbers: dict[int, int] = {}
+
+    def persistent_id(self, thing: Any) -> int | None:
+        if not isinstance(thing, Tensor):
+            return None
+        if id(thing) not in self.numbers:
+            self.numbers[id(thing)] = len(self.tensors)
+            self.tensors.append(thing)
+        return self.numbers[id(thing)]
+
+
+class _Restored(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
+        super().__init__(file)
+        self.tensors = tensors
+
+    def persistent_load(self, number: int) -> Tensor:
+        return self.tensors[number]
+
+
+def send(pipe: Connection, model: nn.Module) -> None:
+    """Send `model`, wherever its tensors lie. Raises NotPortable before anything is sent."""
+    file = io.BytesIO()
+    structure = _Structure(file)
+    try:
+        structure.dump(model)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise NotPortable(f"{type(model).__name__} cannot be sent to another process: {error}") from None
+    pipe.send([(tensor.dtype, tensor.shape, _leaf(tensor)) for tensor in structure.tensors])
+    for tensor in structure.tensors:
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        for start in range(0, len(values), CHUNK):
+            pipe.send_bytes(values[start : start + CHUNK].data)
+    pipe.send_bytes(file.getvalue())
+
+
+def receive(pipe: Connection, device: torch.device) -> Any:
+    """Return the model that the other side sends. The modules of its classes must be importable here.
+
+    Each tensor goes to the device as it arrives, so that beside a GPU one at a time lies in the host's memory.
+    """
+    tensors = []
+    for dtype, shape, leaf in pipe.recv():
+        there = _tensor(pipe, dtype, shape).to(device)
+        tensors.append(there if leaf is None else nn.Parameter(there, requires_grad=leaf))
+    return _Restored(io.BytesIO(pipe.recv_bytes()), tensors).load()
+
+
+def _tensor(pipe: Connection, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """Return the next tensor, in the host's memory."""
+    tensor = torch.empty(shape, dtype=dtype)
+    values = tensor.flatten().view(torch.uint8).numpy()
+    for start in range(0, len(values), CHUNK):
+        pipe.recv_bytes_into(values[start : start + CHUNK].data)
+    return tensor
+
+
+def _leaf(tensor: Tensor) -> bool | None:
+    """Return whether a parameter wants a gradient; None for what is no parameter."""
+    return tensor.requires_grad if isinstance(tensor, nn.Parameter) else None

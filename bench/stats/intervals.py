@@ -4,7 +4,7 @@ Letters: n = observations, p = share of successes, z = quantile of the standard 
 is b - a: what the second model has more than the first. Every p value is two-sided.
 
 scipy.stats and scipy.optimize take longer to import than many a report to make: what needs the one is in
-bench.stats.resampling, and the other is imported where it is used.
+bench.stats.clusters, and the other is imported where it is used.
 """
 
 from __future__ import annotations

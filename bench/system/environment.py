@@ -3,6 +3,8 @@
 A description holds versions, commit, device, threads and memory, but no host name, user name or path. What cannot be
 found out is absent. No function here raises an error, since a run is worth more than its description, but `processor`:
 what it names says which records may serve.
+
+Names the packages that an answer stands on, and refuses a machine that has others. Imports none of them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +25,8 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from bench.system import control_groups, gpu, threads
+from bench.system import gpu, memory, threads
+from methods.errors import UserError
 
 T = TypeVar("T")
 
@@ -35,7 +38,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the environment block of a record as plain JSON values (bench.records.schema.machine.Environment)."""
+    """Return the environment block of a record as plain JSON values (bench.records.speed_results.Environment)."""
     found = {
         "date": date(),
         "python": platform.python_version(),
@@ -76,7 +79,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def state() -> dict[str, float]:
-    """Return what the machine does at this moment (bench.records.schema.machine.MachineState).
+    """Return what the machine does at this moment (bench.records.speed_results.MachineState).
 
     `between` tells from two states what happened meanwhile.
     """
@@ -92,7 +95,7 @@ def state() -> dict[str, float]:
         "busy_seconds": sum(times.get(name, 0.0) for name in BUSY) if times else None,
         "stolen_seconds": times.get("steal", 0.0) if times else None,
         "own_seconds": own.user + own.system,
-        "held_seconds": control_groups.held_seconds(),
+        "held_seconds": memory.held_seconds(),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -195,3 +198,29 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+COMPARED_PACKAGES = ("prunebench", "torch", "transformers", "lm_eval")
+
+
+def installed() -> dict[str, str]:
+    """Return {package: version}, "none" for one that is missing."""
+    found = dict.fromkeys(COMPARED_PACKAGES, "none")
+    for package in COMPARED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def refuse_unlike(machine: str, there: Mapping[str, str], run: Mapping[str, str]) -> None:
+    """Refuse a machine on which one of the run's packages, or whatever else has a version, is another one.
+
+    machine     what the message calls it
+    there, run  {name: version} of that machine, and of the run
+
+    Raises UserError, which names both.
+    """
+    if unlike := [f"{name} {there.get(name)} and not {run[name]}" for name in run if there.get(name) != run[name]]:
+        raise UserError(f"{machine} has {', '.join(unlike)}, which the run has; install the same there")

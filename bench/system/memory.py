@@ -1,13 +1,31 @@
-"""Reads and steers the memory of this process and its devices: its peaks, and what becomes of what it frees."""
+"""Reads the control groups of this process, by which a container or a job has less than the whole machine.
+
+Reads and steers the memory of this process and its devices: its peaks, and what becomes of what it frees.
+
+Keeps the folder in which states of cells wait: those of one cell in a folder of their own, which goes with the cell.
+
+Its name says which run and which cell, so that what a killed attempt has left goes when the cell begins again. The
+files in it have no name where the system allows that (methods.model.layer_store), and are gone with the process.
+
+Reads how much memory a process holds, this one or another: all of it, or what lies in no file.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import math
 import os
+import platform
+import re
+import resource
+import shutil
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +33,56 @@ from typing import Any
 import psutil
 import torch
 
-from bench.system import process_memory
-from bench.system.control_groups import GROUPS, PROCESS, folders
+from methods.errors import UserError, first_line
+from methods.files import WRITING
+
+PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+HELD = {"throttled_usec": 1e6, "throttled_time": 1e9}  # lines of cpu.stat, of version 2 and of 1, to a second
+
+
+def folders(kind: str, process: Path = PROCESS, groups: Path = GROUPS) -> Iterator[tuple[Path, int]]:
+    """Yield (folder, version) of each group that limits this process's `memory` or `cpu`, from the innermost outwards.
+
+    process  the file that says which groups it is in, one `number:kinds:path` a line
+    groups   the folder of these, of either version
+    """
+    with contextlib.suppress(OSError):
+        for line in process.read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and kind not in kinds.split(","):
+                continue
+            inner = (groups / kind if kinds else groups) / path.lstrip("/")
+            for folder in (inner, *inner.parents):
+                yield folder, 1 if kinds else 2
+
+
+def cores(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
+    """Return of how many cores this process may take the time, by the strictest of its groups; None without a limit."""
+    return min((allowed for allowed, _ in _quotas(process, groups)), default=None)
+
+
+def held_seconds(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
+    """Return for how long the groups that have a limit kept cores waiting, all cores together; None without a limit."""
+    found = list[float]()
+    for _, folder in _quotas(process, groups):
+        with contextlib.suppress(OSError, ValueError):
+            lines = [line.split() for line in (folder / "cpu.stat").read_text(encoding="ascii").splitlines()]
+            found += [int(value) / HELD[name] for name, value in lines if name in HELD]
+    return sum(found) if found else None
+
+
+def _quotas(process: Path, groups: Path) -> Iterator[tuple[float, Path]]:
+    """Yield (cores, folder) of each group whose time is limited."""
+    for folder, version in folders("cpu", process, groups):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            if version == 1:
+                texts = [(folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")]
+            else:
+                texts = (folder / "cpu.max").read_text(encoding="ascii").split()
+            quota, period = map(int, texts)
+            if quota > 0 < period:
+                yield quota / period, folder
+
 
 KEPT = 256 * 2**20  # bytes that a process may keep of what it has freed
 FROM_HEAP = 64 * 2**20, 32 * 2**20  # a tensor up to here is taken from them; the second where glibc is before 2.35
@@ -104,7 +170,7 @@ def watched(devices: Sequence[torch.device]) -> Iterator[Watched]:
     found, done = Watched(devices), threading.Event()
 
     def look() -> None:
-        found.anonymous = max(found.anonymous, process_memory.anonymous_bytes(os.getpid()))
+        found.anonymous = max(found.anonymous, anonymous_bytes(os.getpid()))
 
     def watch() -> None:
         while not done.wait(LOOK):
@@ -136,7 +202,7 @@ def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:
         if device.type == "cuda"
     ]
     if not each:
-        return {"resident_bytes": process_memory.highest_resident_bytes()}
+        return {"resident_bytes": highest_resident_bytes()}
     total: dict[str, Any] = {name: sum(one[name] for one in each) for name in each[0]}
     return total | ({"each": each} if len(each) > 1 else {})
 
@@ -179,3 +245,75 @@ def keep_freed() -> None:
         libc = ctypes.CDLL(None)
         any(libc.mallopt(MMAP_THRESHOLD, size) for size in FROM_HEAP)
         libc.mallopt(TRIM_THRESHOLD, KEPT)
+
+
+STATES = ".states-"  # begins the names of those folders
+
+
+def check(folder: Path) -> None:
+    """Raise UserError where states cannot be put into a folder."""
+    if not folder.is_dir():
+        raise UserError(f"--offload {folder} is no folder; name one on a disk that has room for states")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=WRITING):
+            pass
+    except OSError as error:
+        raise UserError(f"--offload {folder} takes no files: {first_line(error)}; name another folder") from None
+
+
+@contextmanager
+def of_cell(folder: Path, run: Path, key: str) -> Iterator[Path]:
+    """Make the folder for the states of a cell of a run, without what is left there, and remove it at the end.
+
+    Raises UserError where the folder in which it is made is none, or takes no files.
+    """
+    check(folder)
+    name = hashlib.sha256(f"{platform.node()} {run.resolve()} {key}".encode()).hexdigest()[:16]
+    place = folder / f"{STATES}{name}"
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        place.mkdir()
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def resident_bytes() -> int:
+    """Return what this process has in the machine's memory now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def highest_resident_bytes() -> int:
+    """Return the most that this process has had in the machine's memory, since its peak was reset where it was.
+
+    Linux is asked through VmHWM, because getrusage also counts the process that started this one.
+    """
+    with contextlib.suppress(OSError):
+        if peak := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(peak[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Return the bytes that a process has in memory now and in no file, which the system cannot drop.
+
+    Left out are pages of files that are mapped, such as weights that are read from there. Linux alone tells them apart;
+    elsewhere all of it counts. Raises psutil.NoSuchProcess.
+    """
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        if found := re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE):
+            return sum(map(int, found)) * 1024
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def with_children(pid: int | None) -> int:
+    """Return `anonymous_bytes` of a process and of those that it has started; 0 when gone."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += anonymous_bytes(process.pid)
+    return total

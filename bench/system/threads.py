@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from bench.system import control_groups
+from bench.system import memory
 
 SHORTEST = 0.25  # seconds over which it is told what others use; the system counts in hundredths
 
@@ -36,7 +36,7 @@ def _keep_to_quota() -> None:
 
     More than these would all be stopped together for the rest of each period, which is 0.1 s by default.
     """
-    if "OMP_NUM_THREADS" in os.environ or control_groups.cores() is None:
+    if "OMP_NUM_THREADS" in os.environ or memory.cores() is None:
         return
     import psutil
 
@@ -50,7 +50,7 @@ def _keep_to_quota() -> None:
 def usable_cores() -> int:
     """Count the cores that this process may run on, or of which its container or job may take the time, if fewer."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = control_groups.cores()
+    allowed = memory.cores()
     return there if allowed is None else max(1, min(there, int(allowed)))
 
 

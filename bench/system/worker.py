@@ -5,6 +5,12 @@ needs, it is forked from a server that is spawned once and does nothing but impo
 environment that it had then: modules read some of it when they are imported. It asks for what it needs and sends plain
 values through a pipe. It ignores Ctrl-C, SIGTERM and SIGHUP, which its parent handles, and ends when its parent does,
 however that came about. It may start a process of its own in the same way.
+
+Lets processes that run at once do one thing each alone: the others wait where they come to the same thing.
+
+Every process that works is `started`. The first one that comes to the gate waits there until all others have come too,
+or have ended; then one after the other does its thing, and all leave together. Nobody waits for it in the middle of
+other work, so that what a process measures of its own work has no pause in it.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -30,8 +37,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.system import failures, interrupt, process_memory
+from bench.system import failures, interrupt
 from bench.system.failures import Failure
+from bench.system.memory import with_children
 
 STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
@@ -45,7 +53,7 @@ class Limits:
 
     silence  seconds without a word
     seconds  of the task, with the start of its process where it is the first
-    memory   bytes that lie in no file (bench.system.process_memory), with the processes that it starts
+    memory   bytes that lie in no file (bench.system.memory), with the processes that it starts
     """
 
     silence: float = math.inf
@@ -74,7 +82,7 @@ class Line:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other process of the parent works, and be the only one within (bench.system.gate)."""
+        """Wait until no other process of the parent works, and be the only one within (bench.system.worker)."""
         self.pipe.send(("alone", None))
         self.pipe.recv()
         yield
@@ -317,7 +325,7 @@ def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) 
             return Failure("timed_out", f"took longer than {limits.seconds / 60:g} min")
         if now - asked > limits.silence:
             return Failure("timed_out", f"silent for {limits.silence:g} s")
-        if limits.memory < math.inf and process_memory.with_children(process.pid) > limits.memory:
+        if limits.memory < math.inf and with_children(process.pid) > limits.memory:
             return Failure("out_of_memory", f"used more than {limits.memory / 2**20:g} MiB")
         if here.poll(pause):
             return None
@@ -397,3 +405,69 @@ def _killed_after(limit: float, process: BaseProcess, deaf: list[float]) -> Iter
         yield
     finally:
         timer.cancel()
+
+
+class Gate:
+    """Keeps who works, who waits to be alone, and who has been."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = set[int]()
+        self._waiting = list[int]()
+        self._been = set[int]()
+        self._alone: int | None = None
+        self._open = False  # for good: nobody waits any more
+
+    @property
+    def is_closed(self) -> bool:
+        """Say whether somebody waits, so that nobody should start."""
+        with self._changed:
+            return bool(self._waiting or self._been or self._alone is not None)
+
+    def started(self, who: int) -> None:
+        """Note that somebody works."""
+        with self._changed:
+            self._working.add(who)
+
+    def ended(self, who: int) -> None:
+        """Note that somebody works no more, wherever that was."""
+        with self._changed:
+            self._working.discard(who)
+            self._been.discard(who)
+            if self._alone == who:
+                self._alone = None
+            self._let_go()
+
+    def open(self) -> None:
+        """Let everybody through from now on, as where all are about to be killed."""
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    @contextmanager
+    def alone(self, who: int) -> Iterator[None]:
+        """Wait until all others wait too, be alone within, and wait until all have been who came meanwhile."""
+        with self._changed:
+            self._waiting.append(who)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._open or self._is_next(who))
+            self._waiting.remove(who)
+            self._alone = who
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = None
+                self._been.add(who)
+                self._let_go()
+                self._changed.wait_for(lambda: self._open or who not in self._been)
+
+    def _is_next(self, who: int) -> bool:
+        all_here = self._working == {*self._waiting, *self._been}
+        return self._alone is None and self._waiting[0] == who and all_here
+
+    def _let_go(self) -> None:
+        """Let all leave who have been alone, where nobody is or waits to be."""
+        if not self._waiting and self._alone is None:
+            self._been.clear()
+        self._changed.notify_all()

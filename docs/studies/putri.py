@@ -31,18 +31,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
-from methods.compensation.boundaries import Pruning
+from methods.base import Positive, register
+from methods.compensation.base import Pruning
 from methods.compensation.refit import Refit
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
 from methods.model.structures import Narrowed, Sublayer, cut, cuts, keep, structures_of
-from methods.ranges import Positive
-from methods.search.trials import Gone, Trial
-from methods.shared import shared
+from methods.trials.blocks import Gone, Trial
 from methods.width.two_ssp import TwoSSP, attention_parameters, channel_norms
 
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from bench.data.texts import halves
-from methods.progress import over
+from methods.console import over
 
 TEXTS = ("wiki", "c4")
 VOCABULARY, WIDTH, LAYERS, EXPERTS, TAKEN = 2048, 192, 6, 16, 2

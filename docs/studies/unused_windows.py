@@ -21,7 +21,7 @@ from torch import Tensor
 import methods
 from bench.data import pretrained, texts
 from bench.evaluation.scoring import window_nll
-from bench.plan.parse import parse_methods
+from bench.plan.fields import parse_methods
 from methods.budget import matched_ratio
 from methods.counted import share_of_all
 from methods.model.decoder import Decoder, twin

@@ -12,6 +12,8 @@ model_card           the README of a saved model
 verify               whether a folder is what it says
 """
 
+from __future__ import annotations
+
 from methods.checkpoint.save_load import complete, is_checkpoint, load, read_manifest, save
 from methods.errors import CheckpointError
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
     from jinja2 import Template
 
+
 PROTOCOL = ("tokens", "windows", "window", "drawn", "stride", "bos")  # of a perplexity
 TEXT_METRICS = {  # how the hub calls a figure, how a record does, and how a reader does
     "perplexity": ("perplexity", "perplexity per token"),

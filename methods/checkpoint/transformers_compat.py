@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from methods.checkpoint.pruned_config import PrunedConfig, cut_class, describe
-from methods.checkpoint.stock import Uneven, empty, stock_class, stock_config
-from methods.model import spread
+from methods.checkpoint.pruned_config import PrunedConfig, Uneven, cut_class, describe, empty, stock_class, stock_config
+from methods.model import decoder
 from methods.model.decoder import Decoder
 from methods.model.structures import Part, attention_parts, mlp_parts
 
@@ -104,13 +103,13 @@ def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], dtype: torch.dt
     for problem, names in (("missing", missing), ("left over", unknown)):
         if names:
             raise ValueError(f"{problem}: {', '.join(names[:3])}")
-    return spread.settle(model).eval()
+    return decoder.settle(model).eval()
 
 
-def loaded(config: PreTrainedConfig, folder: str, place: spread.Place, dtype: torch.dtype, **options: Any) -> Any:
+def loaded(config: PreTrainedConfig, folder: str, place: decoder.Place, dtype: torch.dtype, **options: Any) -> Any:
     """Call `from_pretrained` without progress bars. Raises ValueError for a tensor that is missing or left over."""
     kind = cut_class(config) if isinstance(config, PrunedConfig) else stock_class(config)
-    options |= spread.loading(lambda: Decoder(empty(config)), place)
+    options |= decoder.loading(lambda: Decoder(empty(config)), place)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

@@ -15,7 +15,8 @@ Departures from the paper. The states are taken from the pruned model with its e
 rear; the paper takes them from the dense one. Neighbouring blocks share one cut; the authors' code puts a map at every
 removed layer. Each channel is penalised in proportion to its energy (see methods/least_squares.py) instead of by an
 absolute 1e-6. Attention sinks, whose states are of huge norm, weigh as a population of their own (see
-methods/model/sinks.py) instead of deciding the squares; `ghost.sinks=alike` weighs all tokens alike, as the authors do.
+methods/least_squares.py) instead of deciding the squares; `ghost.sinks=alike` weighs all tokens alike, as the authors
+do.
 
 Families. Methods that remove layers, attentions or MLPs, in every family. The model loads with `methods.checkpoint`.
 
@@ -29,12 +30,9 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.base import Look
-from methods.compensation.base import ResidualMap, compensation
-from methods.compensation.boundaries import BoundaryStates
-from methods.least_squares import Fitted, Rows, fit
-from methods.model.sinks import Sinks
-from methods.ranges import Positive, Tokens
+from methods.base import Look, Positive, Tokens
+from methods.compensation.base import BoundaryStates, ResidualMap, compensation
+from methods.least_squares import Fitted, Rows, Sinks, fit
 
 
 @compensation("ghost")

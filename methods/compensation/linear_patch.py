@@ -14,8 +14,8 @@ is a random orthogonal matrix with a fixed seed. D = residual width, k = a chann
 
 Departures from the authors' code. The code chooses the layers too, by a cosine along the wrong axis; here any method
 does. Its tabulated Hadamard matrix of 12, 20 or 36 times a power of two is another one; neither is better. The states
-are taken from the pruned model with its earlier cuts repaired. Attention sinks (methods/model/sinks.py) are left out of
-the means, unless `linearpatch.sinks=alike`. The training of the map that the paper also offers is not built.
+are taken from the pruned model with its earlier cuts repaired. Attention sinks (methods/least_squares.py) are left out
+of the means, unless `linearpatch.sinks=alike`. The training of the map that the paper also offers is not built.
 
 Families. Methods that remove layers, attentions or MLPs, in every family. The model loads with `methods.checkpoint`.
 
@@ -29,13 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import Look
-from methods.compensation.base import ResidualMap, compensation
-from methods.compensation.boundaries import BoundaryStates
-from methods.least_squares import Fitted
+from methods.base import Look, Tokens
+from methods.compensation.base import BoundaryStates, ResidualMap, compensation
+from methods.least_squares import Fitted, Sinks
 from methods.model.precision import widened
-from methods.model.sinks import Sinks
-from methods.ranges import Tokens
 
 
 @compensation("linearpatch")

@@ -13,7 +13,7 @@ Layers are taken in order, each fed by those before it as they have been refitte
 `intercept` the matrix gets a bias b that is fitted as well, and counted; otherwise it keeps the bias that it has.
 
 D = residual width, C = channels that are left. The penalty is that of methods/least_squares.py. Attention sinks, tokens
-for which a block gives something of huge norm, weigh as a population of their own (methods/model/sinks.py).
+for which a block gives something of huge norm, weigh as a population of their own (methods/least_squares.py).
 
 Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width, obs, puzzle, tyr. A
 layer that has taken over the work of others is set beside no dense layer, and is not served where it has been narrowed;
@@ -33,17 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Holds, Look
-from methods.compensation.base import Compensation, compensation
-from methods.compensation.boundaries import Pruning
+from methods.base import Holds, Look, Positive, Tokens
+from methods.compensation.base import Compensation, Pruning, compensation
+from methods.console import over
 from methods.errors import Unsupported
-from methods.least_squares import Rows, errors, fit
+from methods.least_squares import Rows, Sinks, errors, find_sinks, fit
 from methods.model.activations import enter_all, inputs_of, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.layer import Layer
-from methods.model.sinks import Sinks, find_sinks
-from methods.progress import over
-from methods.ranges import Positive, Tokens
 
 WIDTHS = {"removed_kv_heads", "removed_channels"}  # in the decisions of methods that cut them
 Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]

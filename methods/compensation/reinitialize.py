@@ -29,13 +29,11 @@ import torch
 from torch import nn
 
 from methods.base import Holds, Look
-from methods.compensation.base import Compensation, compensation
-from methods.compensation.boundaries import Pruning
+from methods.compensation.base import Compensation, Pruning, compensation
 from methods.model.calibration import Calibration
+from methods.model.decoder import gpus_of
+from methods.model.inserted import LowRank, MappedLayer
 from methods.model.layer_store import copies
-from methods.model.parts.low_rank import LowRank
-from methods.model.residual_map import MappedLayer
-from methods.model.spread import gpus_of
 
 
 @compensation("reinitialize")

@@ -16,11 +16,11 @@ Departures from the authors' code. Any method chooses the layers, and cuts may b
 model with its earlier cuts repaired. T is drawn towards the identity, each channel in proportion to its energy (see
 methods/least_squares.py), where the code's alpha is 0. Where the removed run ends with the last layer, the code fits
 the state behind the final norm, and this the state before it. Attention sinks, whose states are of huge norm, weigh as
-a population of their own (see methods/model/sinks.py); `replaceme.sinks=alike` weighs all tokens alike, as the authors
-do. The variant that minimises a cosine by gradient descent is not built.
+a population of their own (see methods/least_squares.py); `replaceme.sinks=alike` weighs all tokens alike, as the
+authors do. The variant that minimises a cosine by gradient descent is not built.
 
 Where a norm stands behind the block (as in gemma2 or olmo2), T maps what the norm is given, and is fitted together with
-the norm's gains (methods/normed_fit.py).
+the norm's gains (methods/least_squares.py).
 
 Families. Methods that remove layers, attentions or MLPs, and not for a cut before the first layer. Transformers alone
 loads the result.
@@ -37,23 +37,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Look
-from methods.compensation.base import Compensation, compensation
-from methods.compensation.boundaries import (
+from methods.base import Look, Positive, Tokens
+from methods.compensation.base import (
     Boundary,
     BoundaryStates,
     Compensated,
+    Compensation,
     Pruning,
     at_boundaries,
+    compensation,
     some_boundaries,
 )
 from methods.errors import Unsupported
-from methods.least_squares import Fitted, Rows, fit
+from methods.least_squares import Fitted, Norm, Rows, Sinks, fit, fit_normed
 from methods.model.calibration import Calibration
 from methods.model.layer import Layer
-from methods.model.sinks import Sinks
-from methods.normed_fit import Norm, fit_normed
-from methods.ranges import Positive, Tokens
 
 
 @compensation("replaceme")

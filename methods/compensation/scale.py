@@ -14,7 +14,7 @@ attentions and MLPs. No parameter is added and the model remains one of its fami
 
 Departures from the paper. Only sizes are compensated; any method chooses the layers. The paper scales weights in front
 of the cut; scaling those behind it leaves the embedding alone, which may be tied to the head. Attention sinks
-(methods/model/sinks.py) are left out of the mean, unless `scale.sinks=alike`.
+(methods/least_squares.py) are left out of the mean, unless `scale.sinks=alike`.
 
 Where a norm stands behind a block (as in gemma2 or olmo2), what the block adds has the norm's gains for a factor, and
 these are divided by c.
@@ -32,22 +32,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Holds, Look
-from methods.compensation.base import Compensation, compensation
-from methods.compensation.boundaries import (
+from methods.base import Holds, Look, Tokens
+from methods.compensation.base import (
     Boundary,
     BoundaryStates,
     Compensated,
+    Compensation,
     Pruning,
     at_boundaries,
+    compensation,
     some_boundaries,
 )
 from methods.errors import Unsupported
+from methods.least_squares import Norm, Sinks
 from methods.model.calibration import Calibration
 from methods.model.layer import Layer
-from methods.model.sinks import Sinks
-from methods.normed_fit import Norm
-from methods.ranges import Tokens
 
 
 @compensation("scale")

@@ -34,14 +34,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import Holds, Look, register
-from methods.depth.one_shot import OneShot
+from methods.base import Holds, Layers, Look, register
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.structures import drop_layers
-from methods.ranges import Layers
-from methods.shared import shared
+from methods.trials.selection import OneShot
 
 AT_ONCE = 2**22  # numbers of states that are compared in float64 at a time
 

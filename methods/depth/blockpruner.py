@@ -25,9 +25,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods.base import Look, register
-from methods.depth.greedy_search import GreedyBlocks
-from methods.ranges import Tokens
+from methods.base import Look, Tokens, register
+from methods.trials.selection import GreedyBlocks
 
 
 @register("blockpruner")

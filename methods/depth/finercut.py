@@ -32,12 +32,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from methods.base import Look, register
-from methods.depth.greedy_search import GreedyBlocks
+from methods.base import Layers, Look, Tokens, register
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, sublayers_of
-from methods.ranges import Layers, Tokens
-from methods.search.trials import Positions
+from methods.trials.blocks import Positions
+from methods.trials.selection import GreedyBlocks
 
 Distance = Literal["js", "kl", "js-released"]
 MODES = {"both": ("attention", "mlp"), "attention": ("attention",)}

@@ -54,15 +54,14 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Finite, Holds, Layers, Look, Pruner, register
 from methods.budget import whole_layers
+from methods.console import bar
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.progress import bar
-from methods.ranges import Count, Finite, Layers
-from methods.search.merges import Candidate, Merged, MergeTrial, leaves_of
+from methods.trials.merges import Candidate, Merged, MergeTrial, leaves_of
 
 TOGETHER = 16  # windows that go through layers in files together, where no threshold says which will be asked for
 

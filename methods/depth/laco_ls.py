@@ -11,8 +11,8 @@ z_e, the dense model's states behind the window, window by window from the front
     W* = argmin ||r + C W^T + b - z_e||^2  +  ridge * sum over channels i of ||C_i||^2 ||W_i - W0_i||^2
 
 r is what layer s has before its MLP adds to it, C what enters the down matrix. No parameter is added, and the ratio is
-met to the layer. Attention sinks weigh as a population of their own (methods/model/sinks.py).
-methods/depth/collapse_fit.py has the fit and what can be fitted beside it.
+met to the layer. Attention sinks weigh as a population of their own (methods/least_squares.py).
+methods/trials/collapse_fit.py has the fit and what can be fitted beside it.
 
 Windows are found one layer at a time. A map T of the MLP's output m, fitted on dense states, predicts what the survivor
 of a window would do, and
@@ -20,8 +20,8 @@ of a window would do, and
     u(s, e) = 1 - mean over tokens of cos(r + m T, z_e)
 
 is what the fit leaves of the window's block influence. With `choose=error` it is ||r + m T - z_e||^2 / ||z_e||^2, over
-attention sinks and over all other tokens (methods/model/sinks.py), with `choose=cosine` the angle without a fit, T = 1.
-Candidates of a step are
+attention sinks and over all other tokens (methods/least_squares.py), with `choose=cosine` the angle without a fit, T =
+1. Candidates of a step are
 
 trials     the windows of the step before, one of which takes in the layer behind it: those with the least sum of u
 divisions  of all divisions of the layers into as many windows, those with the least sum of u, by dynamic programming
@@ -36,8 +36,8 @@ lowest, are compared once more, on `final_tokens`. Of the best one the `exchange
 back and another gone, those with the least sum of u, are candidates too, until none of them is better.
 
 Where a norm stands behind the MLP (gemma2, olmo2), the survivor's down matrix is fitted together with the norm's
-gains, and so is a candidate's T, which maps what the norm is given (methods/normed_fit.py). `attention` and `sweeps`,
-which take what is added for linear in the matrix, are for other families.
+gains, and so is a candidate's T, which maps what the norm is given (methods/least_squares.py). `attention` and
+`sweeps`, which take what is added for linear in the matrix, are for other families.
 
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
 
@@ -60,16 +60,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Holds, Look, Positive, Pruner, Share, Tokens, Whole, register
 from methods.budget import whole_layers
-from methods.depth.collapse_fit import Collapse, Fit
+from methods.console import over
 from methods.errors import Unsupported
+from methods.least_squares import Sinks
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.sinks import Sinks
-from methods.progress import over
-from methods.ranges import Count, Positive, Share, Tokens, Whole
-from methods.search.windows import CollapseTrial, DenseStates, Division, begun, exchanged, joined, lightest, single
+from methods.trials.collapse_fit import Collapse, Fit
+from methods.trials.windows import CollapseTrial, DenseStates, Division, begun, exchanged, joined, lightest, single
 
 Choice = Literal["fit", "error", "cosine"]
 NAMED = "layers "  # begins the name of a division

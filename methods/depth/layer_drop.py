@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
-from methods.base import Look, Pruner, RandomPruner, register
+from methods.base import Count, Look, Pruner, RandomPruner, register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import drop_layers
-from methods.ranges import Count
 
 
 @register("drop-tail")

@@ -39,13 +39,12 @@ from torch.nn.functional import cosine_similarity
 
 from methods.base import Look, Pruner, register
 from methods.budget import block_parameters
-from methods.depth.greedy_search import affordable
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
-from methods.shared import shared
+from methods.trials.selection import affordable
 
 Mode = Literal["attn", "mlp", "joint", "block"]
 MODES = {"attn": ("attention",), "mlp": ("mlp",), "joint": ("attention", "mlp"), "block": ("layer",)}

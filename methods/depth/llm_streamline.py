@@ -46,20 +46,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Holds, Look, Positive, Pruner, register
 from methods.budget import whole_layers
+from methods.console import over
 from methods.depth.angular import between_layers, cosines
-from methods.least_squares import Rows, sink_weight
+from methods.least_squares import Rows, Sinks, find_sinks, sink_weight
 from methods.model.activations import States, enter, enter_all, values_of_a_step
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.gradients import repeatable
 from methods.model.layer import Layer
-from methods.model.sinks import Sinks, find_sinks
 from methods.model.structures import drop_layers
-from methods.progress import over
-from methods.ranges import Count, Positive
-from methods.shared import shared
 
 RATE, WIDTH = 2e-4, 4096  # of the authors' script, and of the models that it was run on
 WARM_UP = 0.05  # of the steps
@@ -174,7 +171,7 @@ class LayerTraining:
         self.weight: Tensor | None = None  # (N, T) of each token, where they differ
 
     def weigh_sinks(self) -> None:
-        """Let attention sinks weigh as a population of their own, as in fits (methods/model/sinks.py)."""
+        """Let attention sinks weigh as a population of their own, as in fits (methods/least_squares.py)."""
         x, z, where = ([one[None].to(self.device) for one in each] for each in (self.x, self.z, self.calibration.mask))
         sinks = find_sinks(where, x, z)
         every = [Rows(one, other, other, *of) for one, other, *of in zip(x, z, where, sinks, strict=True)]

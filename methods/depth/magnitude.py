@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from methods.base import Look, register
-from methods.depth.one_shot import OneShot
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.trials.selection import OneShot
 
 
 @register("magnitude")

@@ -36,18 +36,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Holds, Look, register
+from methods.base import Holds, Layers, Look, Tokens, register
 from methods.budget import whole_layers
-from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
 from methods.model.activations import refuse_overflow
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, gradients
 from methods.model.structures import sublayers_of
-from methods.ranges import Layers, Tokens
-from methods.search.trials import Trial
-from methods.shared import shared
+from methods.trials.blocks import Trial
+from methods.trials.selection import OneShot
 
 
 @register("shortened-llama")

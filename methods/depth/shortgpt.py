@@ -28,13 +28,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import Look, register
-from methods.depth.one_shot import OneShot
+from methods.base import Layers, Look, register
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
-from methods.ranges import Layers
-from methods.shared import shared
+from methods.trials.selection import OneShot
 
 
 @register("shortgpt")

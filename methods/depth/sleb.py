@@ -28,15 +28,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Holds, Layers, Look, Pruner, Tokens, register
 from methods.budget import whole_layers
-from methods.depth.greedy_search import searched
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters
 from methods.model.structures import sublayers_of
-from methods.ranges import Layers, Tokens
-from methods.search.trials import Trial
+from methods.trials.blocks import Trial
+from methods.trials.selection import searched
 
 
 @register("sleb")

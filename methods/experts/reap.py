@@ -38,15 +38,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Holds, Look, Pruner, RandomPruner, register
+from methods.base import Count, Holds, Look, Pruner, RandomPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
-from methods.model.parts.experts import mixtures, remove_experts
 from methods.model.sizes import parameters
-from methods.ranges import Count
-from methods.shared import shared
+from methods.model.structures import mixtures, remove_experts
 
 
 class LowestExperts(Pruner):

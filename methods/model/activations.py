@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.console import bar
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.progress import bar
 
 
 @dataclass(frozen=True)

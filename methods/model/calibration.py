@@ -1,22 +1,50 @@
-"""Holds the tokens that a method may look at while it decides."""
+"""Holds the tokens that a method may look at while it decides.
+
+Keeps on disk what a sweep over the layers has found, so that a sweep that was interrupted goes on where it stood.
+
+A sweep takes layer after layer, and has of each a few tensors that it needs later (statistics, a basis) and, between
+two layers, the states of all tokens. Both are written every few seconds: the findings of the layers since the last time
+to one file, the states to another, which takes the place of the states before. What follows from them is computed
+again, by the same products, so that the model that is pruned is the same to the last bit.
+
+Shares statistics of the dense model on calibration tokens between cells that need the same ones.
+
+A method that looks at the dense model before it cuts looks at the same whatever the ratio is and whatever compensation
+follows. It asks for what it needs as `shared(function, model, calibration, *arguments)`, and the name under which a run
+keeps the answer says all that it depends on: the function, the tokens and the arguments. The model is left to the run
+(`Calibration.keep`), which knows which one it is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import errno
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from methods.files import write_atomically
+from methods.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from methods.model.sweep_log import SweepLog, SweepLogs
-
     Note = Callable[[list[str]], object]
     Statistics = list[torch.Tensor]
     Keep = Callable[[str, Callable[[], Statistics]], Statistics]  # (name, how it is found) -> what it is
+
 
 Wait = Callable[["torch.Tensor"], "torch.Tensor"]  # states -> the same, as they wait until a later layer wants them
 
@@ -42,9 +70,9 @@ class Calibration:
             decision
     note    is given all removals so far, as `order` has them, each time a greedy search has found one that no budget
             has bound; None: they are not needed before the search ends
-    sweeps  keeps where sweeps over the layers stand (methods.model.sweep_log); None: nothing is kept
+    sweeps  keeps where sweeps over the layers stand (methods.model.calibration); None: nothing is kept
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
-            (methods.shared); None: nothing is kept
+            (methods.model.calibration); None: nothing is kept
     offload  folder for states that wait for a later layer (methods.model.layer_store); None: they are in memory. It
             changes no decision
     """
@@ -83,7 +111,6 @@ class Calibration:
         `repr` of `of` says all that it depends on beside the tokens, the method with its parameters and the dense
         model, such as what is to be removed.
         """
-        from methods.model.sweep_log import SweepLog  # here, since lists of methods import no torch
 
         tokens = self.sha256, tuple(self.ids.shape)
         return SweepLog(None, states) if self.sweeps is None else self.sweeps.log(states, tokens, *of, wait=self.wait)
@@ -101,3 +128,149 @@ class Calibration:
         rows = max(1, self.memory // (dtype.itemsize * values_per_token * self.ids.shape[1]))
         starts = range(0, len(self.ids), rows)
         return [(self.ids[start : start + rows], self.mask[start : start + rows]) for start in starts]
+
+
+def knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
+    """Return the calibration with what a greedy search has found out, which serves the next."""
+    order = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
+    return dataclasses.replace(calibration, order=max(calibration.order, tuple(order), key=len))
+
+
+SECONDS = 15.0  # between two times that a sweep is written down
+
+
+class SweepLog:
+    """Says where a sweep stands, and keeps that in a folder.
+
+    folder  keeps what layers have given, and may have some; None: nothing is kept
+    states  what the sweep begins with, a tensor for each micro-batch, sequences first; none where each of the findings
+            stands for itself
+    wait    keeps states that have been read, as `Calibration.wait` does
+
+    done     layers whose findings `kept` has
+    seconds  that the interrupted sweep has taken for them
+    """
+
+    def __init__(self, folder: Path | None, states: Sequence[Tensor], wait: Wait = in_memory) -> None:
+        self.folder, self.done, self.seconds = folder, 0, 0.0
+        self._states = list(states)
+        self._new: list[list[Tensor]] = []  # findings that are not written yet
+        if folder is not None:
+            with suppress(OSError, SafetensorError, KeyError, ValueError):  # what cannot be read has not been found
+                self._read(folder, wait)
+        self._written, self._start = self.done, time.perf_counter()
+        self._last = self._start
+
+    def take(self) -> list[Tensor]:
+        """Return the states behind the layers that are done, and keep them in memory no longer."""
+        states, self._states = self._states, []
+        return states
+
+    def kept(self) -> Iterator[list[Tensor]]:
+        """Yield what each of the layers that are done has given, on the CPU, in the order of the sweep."""
+        read = 0
+        while self.folder is not None and read < self.done:
+            layers, _ = _load(_found_file(self.folder, read))
+            yield from layers
+            read += len(layers)
+
+    def add(self, found: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+        """Take in what the next layer has given, and the states behind it. Raises Unwritable."""
+        if self.folder is None:
+            return
+        self._new.append([one.cpu() for one in found])
+        if time.perf_counter() - self._last >= SECONDS:
+            self._write(self.folder, states)
+            self._last = time.perf_counter()
+
+    def _write(self, folder: Path, states: Sequence[Tensor]) -> None:
+        """Write the states first: findings count with the states behind them alone."""
+        before, self._written = self._written, self._written + len(self._new)
+        _save(_states_file(folder, self._written), [states], 0.0)
+        _save(_found_file(folder, before), self._new, self.seconds + time.perf_counter() - self._start)
+        _states_file(folder, before).unlink(missing_ok=True)
+        self._new = []
+
+    def _read(self, folder: Path, wait: Wait) -> None:
+        done, seconds = 0, 0.0
+        while (file := _found_file(folder, done)).exists():
+            layers, seconds = _load(file)
+            done += len(layers)
+        if not done:
+            return
+        (states,), _ = _load(_states_file(folder, done))
+        if self._states:
+            rows = [row for one in states for row in torch.split(one, 1)]
+            ends = list(accumulate(map(len, self._states)))  # of the micro-batches of this time
+            parts = (torch.cat(rows[start:end]) for start, end in pairwise([0, *ends]))
+            self._states = [wait(kept.to(one.device)) for kept, one in zip(parts, self._states, strict=True)]
+        self.done, self.seconds = done, seconds
+
+
+class SweepLogs:
+    """Gives each sweep of a cell its log, in a folder of the cell.
+
+    seconds  that sweeps of interrupted attempts had taken for what has been read of their logs
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seconds = folder, 0.0
+        self._asked = set[Path]()  # whose further seconds are of this attempt, and counted there
+
+    def log(self, states: Sequence[Tensor], *of: Any, wait: Wait = in_memory) -> SweepLog:
+        """Return the log of the sweep that begins with `states`; `repr` of `of` says all else that it depends on."""
+        folder = self.folder / hashlib.sha256(repr(of).encode()).hexdigest()[:16]
+        found = SweepLog(folder, states, wait)
+        if folder not in self._asked:
+            self.seconds += found.seconds
+            self._asked.add(folder)
+        return found
+
+
+def _found_file(folder: Path, first: int) -> Path:
+    return folder / f"found-{first:04}.safetensors"
+
+
+def _states_file(folder: Path, behind: int) -> Path:
+    return folder / f"states-{behind:04}.safetensors"
+
+
+def _save(file: Path, groups: Sequence[Sequence[Tensor]], seconds: float) -> None:
+    named = {(layer, number): one for layer, group in enumerate(groups) for number, one in enumerate(group)}
+    tensors = {f"{layer}.{number}": one.detach().cpu().contiguous() for (layer, number), one in named.items()}
+    told = {"sizes": " ".join(str(len(group)) for group in groups), "seconds": repr(seconds)}
+
+    def write(path: Path) -> None:
+        try:
+            save_file(tensors, path, told)  # with no copy of them in memory
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
+
+    write_atomically(file, write)
+
+
+def _load(file: Path) -> tuple[list[list[Tensor]], float]:
+    with safe_open(file, "pt") as stored:
+        told = stored.metadata()
+        sizes = enumerate(map(int, told["sizes"].split()))
+        groups = [[stored.get_tensor(f"{layer}.{number}") for number in range(size)] for layer, size in sizes]
+        return groups, float(told["seconds"])
+
+
+def shared(
+    function: Callable[..., list[Tensor]], model: Decoder, calibration: Calibration, *arguments: Any
+) -> list[Tensor]:
+    """Return function(model, calibration, *arguments), on the CPU, as another cell has found it where one has.
+
+    The model is dense: no method has changed it yet. `function` is a function of a module, which reads nothing but what
+    it is given, and `repr` of an argument says all of it.
+    """
+
+    def found() -> list[Tensor]:
+        return [statistic.cpu() for statistic in function(model, calibration, *arguments)]
+
+    if calibration.keep is None:
+        return found()
+    tokens = (calibration.sha256, tuple(calibration.ids.shape), calibration.memory)
+    asked = repr((function.__module__, function.__qualname__, tokens, arguments))
+    return calibration.keep(hashlib.sha256(asked.encode()).hexdigest(), found)

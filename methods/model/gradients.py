@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from methods.console import over
 from methods.model.activations import enter
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.progress import over
 
 TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
 

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from methods.errors import Unsupported
 from methods.model.architectures import Family
 from methods.model.layer_store import LayerStore, copies
-from methods.model.parts.experts import Experts
-from methods.model.parts.removed import Removed
-from methods.model.parts.times import Times
+from methods.model.parts import Experts, Removed, Times
 
 
 class Layer:

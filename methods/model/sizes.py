@@ -8,7 +8,7 @@ from torch import nn
 
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.parts.removed import Removed
+from methods.model.parts import Removed
 
 
 def parameters(model: Decoder) -> int:

@@ -12,15 +12,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.model.architectures import Axis
+from methods.errors import Unsupported
+from methods.model.architectures import FAMILIES, Axis, Mixture
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.parts.experts import remove_experts
+from methods.model.parts import Experts
+
+if TYPE_CHECKING:
+    from methods.model.decoder import Decoder
+
 
 AXIS: dict[str, Axis] = {"kv_heads": "heads", "channels": "channels"}
 PARTS = ("layer", "attention", "mlp")  # that are removed whole
@@ -301,3 +306,42 @@ def keep_columns(matrix: nn.Linear, columns: Tensor) -> None:
 
 def _picked(tensor: Tensor, axis: int, index: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().index_select(axis, index.to(tensor.device)), tensor.requires_grad)
+
+
+def remove_experts(model: Decoder, removed: Sequence[Sequence[int]]) -> None:
+    """Remove from each layer the experts of these numbers, in place; no layer that is no mixture has any.
+
+    Raises ValueError where some layer would have more experts left than another: a configuration has one count.
+    """
+    layers = model.layers
+    left = {
+        number: [j for j in range(layer.experts.count) if j not in set(gone)]
+        for number, (layer, gone) in enumerate(zip(layers, removed, strict=True))
+        if layer.experts is not None
+    }
+    if len({len(kept) for kept in left.values()}) != 1:
+        raise ValueError("each layer keeps as many experts as the others, since a configuration has one count for all")
+    for number, kept in left.items():
+        experts = layers[number].experts
+        if experts is not None and len(kept) < experts.count:
+            experts.keep(kept)
+            layers[number].settle()
+            count_experts(model, experts.row, len(kept))
+
+
+def count_experts(model: Decoder, row: Mixture, count: int) -> None:
+    """Tell a model and its configuration how many experts each layer has."""
+    for name in row.counts:
+        for holder in (model.model, model.config):
+            if hasattr(holder, name):
+                setattr(holder, name, count)
+
+
+def mixtures(model: Decoder) -> dict[int, Experts]:
+    """Return the mixtures of experts by the number of their layer. Raises Unsupported where there is none."""
+    found = {number: layer.experts for number, layer in enumerate(model.layers)}
+    there = {number: experts for number, experts in found.items() if experts is not None}
+    if not there:
+        serves = ", ".join(name for name, family in FAMILIES.items() if family.mixture is not None)
+        raise Unsupported(f"{model.config.model_type} has no experts: this method serves {serves}")
+    return there

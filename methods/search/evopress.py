@@ -39,16 +39,15 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Holds, Look, Positive, Pruner, Tokens, register
 from methods.budget import block_parameters
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
-from methods.ranges import Count, Positive, Tokens
-from methods.search.evolution import Fitness, Fits, Generations, any_state, distinct, ends_after
-from methods.search.trials import Gone
+from methods.trials.blocks import Gone
+from methods.trials.evolution import Fitness, Fits, Generations, any_state, distinct, ends_after
 
 ROUNDING = 1e-9  # of the size of a block: what the mean of equal sizes may miss
 

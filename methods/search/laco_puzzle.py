@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Holds, Look, Positive, Pruner, Share, Tokens, register
 from methods.budget import block_parameters, whole_layers
 from methods.compensation.base import CompensatedPruner
 from methods.compensation.refit import Refit
@@ -40,7 +40,6 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import sublayers_of
-from methods.ranges import Count, Positive, Share, Tokens
 from methods.search.puzzle import Puzzle, choices
 
 LISTS = ("removed_attention", "removed_mlp")  # of numbers of layers

@@ -49,19 +49,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Holds, Look, Pruner, Tokens, register
 from methods.budget import block_parameters
 from methods.counted import Budget, held
 from methods.errors import OutOfReach
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Narrowed, Sublayer, cut, keep, sublayers_of, units_left
-from methods.ranges import Count, Tokens
-from methods.search.trials import Gone, Trial
-from methods.shared import shared
+from methods.trials.blocks import Gone, Trial
 
 Numbers = NDArray[np.float64]
 Ranks = dict[tuple[int, str], list[int]]  # by layer and kind: heads or channels, the one that stays longest first

@@ -17,7 +17,7 @@ each structure, and its fitness is
 
 A child of a state has min(a, b) swaps, a and b uniform in 1 .. mutations: one structure goes a level down and another
 one of its kind a level up, so that as many parameters are left. How the fittest are found is in
-methods/search/evolution.py. In each of `rounds` rounds the levels lie around the winner of the round before, with d
+methods/trials/evolution.py. In each of `rounds` rounds the levels lie around the winner of the round before, with d
 half as large: at first an eighth of the channels, and one head where there are eight or fewer. At last the model is cut
 to the winner's widths, layer by layer, so that each matrix is solved for on what the cut layers in front of it give.
 
@@ -51,17 +51,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Holds, Look, Positive, Pruner, Tokens, register
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
 from methods.model.structures import Narrowed, Structure, cuts, keep, structures_of
-from methods.ranges import Count, Positive, Tokens
-from methods.search.evolution import Fitness, Generations, Narrow, distinct, ends_after
-from methods.search.trials import Gone
-from methods.width.obs import KINDS, OBS, Asked, Counts, Cut, Problem
-from methods.width.obs_costs import Score
+from methods.trials.blocks import Gone
+from methods.trials.evolution import Fitness, Generations, Narrow, distinct, ends_after
+from methods.width.obs import KINDS, OBS, Asked, Counts, Cut, Problem, Score
 from methods.width.widths import equal_widths, fewest
 
 COARSEST = 8  # of a structure's units, at least one, are the first round's step

@@ -40,15 +40,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Holds, Look, WidthPruner, register
+from methods.base import Count, Holds, Look, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, known_units, lowest, structures_of
-from methods.ranges import Count
-from methods.shared import shared
 from methods.width.widths import equal_widths, freed, lower_widths
 
 Metric = Literal["wifv", "ifv", "wifn"]

@@ -54,15 +54,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Holds, Look, WidthPruner, register
+from methods.base import Count, Holds, Layers, Look, Share, Tokens, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, gradients
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
-from methods.ranges import Count, Layers, Share, Tokens
-from methods.shared import shared
 from methods.width.widths import equal_widths
 
 FULL = 0.9  # share of what layers can lose from which on fewer are protected, where the user has not said which

@@ -30,15 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Look, WidthPruner, register
+from methods.base import Count, Look, WidthPruner, register
 from methods.errors import OutOfReach
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
-from methods.ranges import Count
-from methods.shared import shared
 from methods.width.widths import equal_widths
 
 

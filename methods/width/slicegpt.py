@@ -48,15 +48,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Holds, Look, Pruner, register
+from methods.base import Count, Holds, Look, Pruner, Share, register
+from methods.console import over
 from methods.errors import OutOfReach
 from methods.model.activations import enter_all, refuse_overflow
-from methods.model.calibration import Calibration, Wait
+from methods.model.calibration import Calibration, SweepLog, Wait
 from methods.model.decoder import Decoder
-from methods.model.layer import Layer
-from methods.model.precision import add_product, widened
-from methods.model.sizes import parameters
-from methods.model.sliced_layer import (
+from methods.model.inserted import (
     SlicedLayer,
     attention,
     both,
@@ -66,9 +64,9 @@ from methods.model.sliced_layer import (
     read_in_basis,
     write_in_basis,
 )
-from methods.model.sweep_log import SweepLog
-from methods.progress import over
-from methods.ranges import Count, Share
+from methods.model.layer import Layer
+from methods.model.precision import add_product, widened
+from methods.model.sizes import parameters
 
 
 @register("slicegpt")

@@ -50,15 +50,15 @@ import torch
 from torch import Tensor
 
 from methods.base import Holds, Look, Pruner, register
+from methods.console import over
 from methods.errors import OutOfReach
 from methods.model.activations import beside, enter_all, inputs_of, refuse_overflow, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
+from methods.model.inserted import factored
 from methods.model.layer import Layer
-from methods.model.parts.low_rank import factored
 from methods.model.precision import add_product, widened
 from methods.model.sizes import parameters
-from methods.progress import over
 
 CONDITION = 1e-10  # of H: its smallest eigenvalue, at least, as a share of the largest, where it has to be lifted
 HALVINGS = 50  # of the interval in which the kept share lies

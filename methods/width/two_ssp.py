@@ -38,17 +38,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Holds, Look, Pruner, register
-from methods.depth.greedy_search import Found, search
+from methods.base import Count, Holds, Look, Positive, Pruner, Tokens, register
 from methods.errors import OutOfReach
 from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, shared
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
-from methods.ranges import Count, Positive, Tokens
-from methods.search.trials import Trial
-from methods.shared import shared
+from methods.trials.blocks import Trial
+from methods.trials.selection import Found, search
 from methods.width.widths import equal_widths, freed, lower_widths
 
 MLP_BY_ATTENTION = 3.0  # parameters of an MLP over those of an attention, as most Llama-like layers have them

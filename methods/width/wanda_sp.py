@@ -32,15 +32,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Holds, Look, WidthPruner, register
+from methods.base import Count, Holds, Look, WidthPruner, register
+from methods.console import over
 from methods.model.activations import enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
-from methods.progress import over
-from methods.ranges import Count
 from methods.width.widths import equal_widths
 
 KINDS = ("kv_heads", "channels")

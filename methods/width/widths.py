@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from methods.checkpoint.stock import takes
+from methods.checkpoint.pruned_config import takes
 from methods.errors import OutOfReach, Unsupported
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters

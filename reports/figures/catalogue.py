@@ -18,10 +18,10 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports.blocks import blocks
-from reports.figures import ablation, compensation, draws, heatmaps, pareto, quality, traces
+from reports.figures import factors, heatmaps, pareto, quality, traces
 from reports.figures.figure import Figure, save
-from reports.figures.served import figures as of_served
+from reports.figures.pareto import figures_of_served as of_served
+from reports.groups import blocks
 from reports.text import file_names, printable
 
 PATIENCE = 300.0  # seconds for the figures of a process, which takes a second for most
@@ -96,13 +96,13 @@ def figures(
     for number, setup in enumerate(setups):
         of_setup = [
             *quality.figures(setup, setups, reference),
-            *pareto.figures(setup, reference),
-            *compensation.figures(setup, samples or Samples()),
+            *pareto.figures_of_fronts(setup, reference),
+            *factors.figures_of_compensations(setup, samples or Samples()),
             *heatmaps.figures(setup),
             *traces.figures(setup),
         ]
         found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
-    found += [*ablation.figures(setups), *draws.figures(records, needs), *of_served(served)]
+    found += [*factors.figures_of_studies(setups), *factors.figures_of_calibrations(records, needs), *of_served(served)]
     names = file_names(one.name for one in found)
     return [
         replace(one, name=name, title=_sentence(one.title), description=_sentence(one.description))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+
 Point = tuple[float, float]
 GREYED: dict[str, Any] = {"color": LIGHT, "linestyle": "solid", "linewidth": 0.8, "marker": "o", "markersize": 2.5}
 BEST = 5  # methods in colour for their figure at the highest ratio

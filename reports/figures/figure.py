@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from reports.figures.curves import Chart
 
+
 FORMATS = ("svg", "pdf", "png")
 PADDING = 0.1  # inches around a drawing
 

@@ -9,18 +9,20 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.records.columns import task_columns
-from bench.records.record import amount, display_name
-from reports.blocks import TableGroup
+from bench.plan.cell import amount
+from bench.records.frame import task_columns
+from bench.records.quantities import metric
+from bench.records.record import display_name
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, GREY, axes, name
-from reports.metrics import metric
+from reports.groups import TableGroup
 from reports.removed import Remaining, ranges, remaining
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
     from matplotlib.image import AxesImage
+
 
 ROW = 0.21  # inches of a method's row
 Shares = dict[str, list[float]]  # method: share for each task

@@ -10,20 +10,22 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from bench.records.columns import MISS, texts
+from bench.plan.cell import amount
 from bench.records.comparability import perplexity_setup, setup
-from bench.records.record import amount, display_name
+from bench.records.frame import MISS, texts
+from bench.records.quantities import finite, metric, shown
+from bench.records.record import display_name
 from bench.stats.intervals import NORMAL_95
 from methods.counted import QUANTITIES
-from reports.blocks import TableGroup
 from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, draw
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, axes, logarithmic, look, name, plain
-from reports.metrics import finite, metric, shown
+from reports.groups import TableGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+
 
 BY_METHOD = (
     "by method, the best at the highest ratio on top; bars are 95 % intervals; several draws are points behind their "

@@ -10,13 +10,14 @@ from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from bench.records.quantities import metric
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, COLOURS, legend, logarithmic, name
-from reports.metrics import metric
 from reports.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+
 
 Study = dict[str, Any]
 Matrix = list[list[float | None]]

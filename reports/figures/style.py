@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from methods.listed.cards import catalogue, compensations
+from methods.cards import catalogue, compensations
 from reports.text import printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
     from matplotlib.ticker import Locator
+
 
 BLACK, GREY, LIGHT = "#000000", "#767676", "#B4B8BD"
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"

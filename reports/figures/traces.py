@@ -9,16 +9,18 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.records.columns import STAGES, timed
-from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio, share
-from reports.blocks import TableGroup
+from bench.plan.cell import amount, label, ratio_of, share
+from bench.records.frame import STAGES, timed
+from bench.records.quantities import significant
+from bench.records.record import Record, display_name, requested_ratio
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, GREY, axes, legend, look, name, style
-from reports.metrics import significant
+from reports.groups import TableGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+
 
 HALF = 0.13  # of a box's height, in rows
 PANELS = 4  # of the similarity in one figure, side by side

@@ -21,15 +21,14 @@ from markupsafe import Markup
 from bench.records.record import Record, display_name
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports import notes
-from reports.blocks import draws_named, seeds_named, seeds_of
+from reports import legend
 from reports.figures.catalogue import figures
 from reports.figures.figure import Figure, svg
-from reports.page.charts import chart
-from reports.page.findings import summary
+from reports.groups import draws_named, seeds_named, seeds_of
+from reports.page.charts import chart, inline
 from reports.page.sections import VIEWS, Group, groups, ratios, sections
-from reports.page.svg import inline
-from reports.tables import cell
+from reports.page.summary import summary
+from reports.tables import whole_cell
 from reports.tables.table import Table
 from reports.tables.views import views
 from reports.text import printable
@@ -90,7 +89,7 @@ def page(
             sections=parts,
             figures=rest,
             cells=cells,
-            environment=list(notes.environment(records)),
+            environment=list(legend.environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
             data=Markup(as_json(_data(parts, rows))),
         )
@@ -164,7 +163,7 @@ def _links(parts: Sequence[dict[str, Any]], first: Sequence[Any], rest: Sequence
 
 def _conditions(records: Sequence[Record]) -> list[str]:
     """Return the conditions of the records, and on which days they were measured."""
-    found = dict.fromkeys(part for record in records for part in notes.conditions([record]))
+    found = dict.fromkeys(part for record in records for part in legend.conditions([record]))
     dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
     return [*found, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
 
@@ -192,8 +191,8 @@ def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _title(group: Group) -> str:
     first, seeds, draws = group.records[0], seeds_of(group.records), len(group.records)
     if len(seeds) > 1:
-        return f"{cell.title(first).removesuffix(f', {seeds_named(seeds_of([first]))}')}, {seeds_named(seeds)}"
-    return cell.title(first) + (f", {draws} draws" if draws > 1 else "")
+        return f"{whole_cell.title(first).removesuffix(f', {seeds_named(seeds_of([first]))}')}, {seeds_named(seeds)}"
+    return whole_cell.title(first) + (f", {draws} draws" if draws > 1 else "")
 
 
 def _cell(group: Group) -> dict[str, Any]:
@@ -207,19 +206,21 @@ def _cell(group: Group) -> dict[str, Any]:
         "label": group.label,
         "ratio": group.ratio,
         "title": _title(group),
-        "failure": notes.status(first) if first.status != "ok" else "",
-        "protocol": notes.protocol(peers, rows, seeds=len(seeds_of(group.records)) > 1) if first.status == "ok" else [],
+        "failure": legend.status(first) if first.status != "ok" else "",
+        "protocol": legend.describe_columns(peers, rows, seeds=len(seeds_of(group.records)) > 1)
+        if first.status == "ok"
+        else [],
         "blocks": [
             {"name": block.name + (f", {which}" if several else ""), "inside": _shortened(block).inside}
             for which, record in zip(draws_named(group.records), group.records, strict=True)
-            for block in cell.facts(record)
+            for block in whole_cell.facts(record)
         ],
     }
 
 
-def _shortened(fact: cell.Fact) -> cell.Fact:
+def _shortened(fact: whole_cell.Fact) -> whole_cell.Fact:
     """Return a fact without the ends of very long values, such as the numbers of a thousand channels."""
     value = fact.value
     if len(value) > LONG:
         value = f"{value[:LONG].rpartition(' ')[0]} … (`python -m bench show` prints all of it)"
-    return cell.Fact(fact.name, value, tuple(_shortened(inside) for inside in fact.inside), fact.table)
+    return whole_cell.Fact(fact.name, value, tuple(_shortened(inside) for inside in fact.inside), fact.table)

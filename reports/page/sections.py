@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
-from bench.records.record import Record, display_name, share
-from reports import notes
-from reports.blocks import TableGroup, blocks, named_beside, seeds_of
-from reports.metrics import finite
+from bench.plan.cell import share
+from bench.records.quantities import finite
+from bench.records.record import Record, display_name
+from reports import legend as notes
+from reports.groups import TableGroup, blocks, named_beside, seeds_of
 from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
 
 SECTIONS = (  # name, title, view, and the group of its columns where it has several
@@ -91,7 +92,7 @@ def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
 
 
 def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the columns in which reports.blocks.pooled gives a standard deviation, where others have an interval.
+    """Return the columns in which reports.groups.pooled gives a standard deviation, where others have an interval.
 
     That is at one seed alone, and not of what some of the choices lack, such as a speed: it is that of the first.
     """

@@ -7,11 +7,11 @@ from itertools import chain
 
 from bench.records.comparability import identity
 from bench.records.record import Record
-from reports import healing_notes
-from reports.blocks import TableGroup, seeds_named, seeds_of
+from reports import legend
+from reports.groups import TableGroup, seeds_named, seeds_of
 from reports.removed import WENT, went
-from reports.tables import order
-from reports.tables.rows import ReportData, of_group, row_of, starred
+from reports.tables import rows as order
+from reports.tables.rows import ReportData, measure, of_group, ordered, row_of, starred
 from reports.tables.table import Table, TableCell, column, figure, text, words
 
 READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than the whole block
@@ -34,7 +34,7 @@ THRESHOLD = "threshold: of the similarity, above which layers are merged."
 
 def cost(data: ReportData) -> list[Table]:
     """Return for each group seconds, memory, calibration tokens and gradients."""
-    return [_cost(order.ordered(group, BY), data) for group in data.groups]
+    return [_cost(ordered(group, BY), data) for group in data.groups]
 
 
 def _cost(group: TableGroup, data: ReportData) -> Table:
@@ -47,7 +47,7 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
         share, *others = (figure(row, name) for name in names)
         cells = [starred(share, row), *others, *_looks(record, data.needs.get(record.cell["method"]))]
         rows.append(row_of(record, group.label(place), cells))
-    recipes = healing_notes.notes([record.cell for record in group.records]) if healed else []
+    recipes = legend.notes([record.cell for record in group.records]) if healed else []
     columns = [*map(column, names), words("calibration"), words("reads"), words("gradients")]
     known = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
     footnotes = (PRUNED, *known, *OFFERED, *recipes, *_means(group), *order.said(group, BY))
@@ -92,7 +92,7 @@ def decisions(data: ReportData) -> list[Table]:
                 row_of(record, name, [starred(figure(row, "ratio"), row), *(text(found.get(one)) for one in present)])
                 for name, record, row, found in cells
             ]
-            said = (NUMBERED, *[THRESHOLD] * ("threshold" in present), *order.said(group, order.measure(group)))
+            said = (NUMBERED, *[THRESHOLD] * ("threshold" in present), *order.said(group, measure(group)))
             tables.append(of_group("decisions", group, [column("ratio"), *map(words, present)], rows, said))
     return tables
 

@@ -1,21 +1,37 @@
-"""From a group of cells that are compared to the rows of a table: figures, the marks that compare them, the table."""
+"""From a group of cells that are compared to the rows of a table: figures, the marks that compare them, the table.
+
+In which order the rows of a table stand: by the measure that separates them, and not by the alphabet.
+
+The dense model is on top, then the best first; what has no figure comes next and what failed last, ties by name.
+
+Which cells of a table differ from a chosen reference: the paired tests of bench.regression.pairs, column by column.
+
+What nothing pairs with the reference has no test and no mark. The p values of a column are adjusted for their number.
+Beside that, which row of a table is shown to be better than another in a column, by the tests of all pairs.
+
+A group of rows with the tests between its cells, and the words in which the page speaks of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
+from typing import Any
 
-from bench.records.columns import amount_column
-from bench.records.guessing import may_be_guessed
-from bench.records.record import Record, display_name, ratio_of, requested_ratio, share
+from bench.plan.cell import amount, label, ratio_of, share
+from bench.records.frame import accuracies, amount_column, answered, may_be_guessed, texts
+from bench.records.measured import ANSWER_BPB
+from bench.records.quantities import METRICS, finite, metric, shown
+from bench.records.record import Record, display_name, requested_ratio
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports import notes
-from reports.blocks import TableGroup, blocks
-from reports.metrics import METRICS, metric
-from reports.tables import order, significance
+from bench.regression import pairs as contrasts
+from bench.regression.pairs import LEVEL, Contrasts, Pair, all_pairs, average, perplexity, shown_more
+from reports import legend
+from reports.groups import TableGroup, blocks
 from reports.tables.table import Column, Row, Table, TableCell, figure, with_best_marked
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
@@ -42,7 +58,7 @@ class ReportData:
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
         """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
-        return [[order.ordered(one, order.measure(one)) for one in groups] for groups in blocks(self.records)]
+        return [[ordered(one, measure(one)) for one in groups] for groups in blocks(self.records)]
 
     @property
     def groups(self) -> list[TableGroup]:
@@ -55,7 +71,7 @@ def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> 
 
     The best figures, missed ratios and differences from the reference are marked, the first and the last as tests show.
     """
-    tested = significance.tested(data.reference, group, [column.name for column in columns], data.samples)
+    tested = test_rows(data.reference, group, [column.name for column in columns], data.samples)
     rows, amount = [], amount_column(group.ratio_of)
     for place, (record, figures) in enumerate(zip(group.records, group.rows, strict=True)):
         cells = [figure(figures, column.name) for column in columns]
@@ -69,7 +85,7 @@ def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> 
     eligible = [_may_win(group, place) for place in range(len(group.records))]
     for number, column in enumerate(columns):
         if column.better and column.name not in UNRANKED:
-            is_better = significance.shown_better(group, column.name, column.better, data.samples)
+            is_better = shown_better(group, column.name, column.better, data.samples)
             rows = with_best_marked(rows, number, column.better, eligible, is_better)
     return rows, [*tested.notes, *_guesses(rows, columns, group)]
 
@@ -92,7 +108,7 @@ def _may_win(group: TableGroup, place: int) -> bool:
 
 def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
     """Make the row of a record; one that failed says so in a word instead of figures."""
-    failure = None if record.status == "ok" else notes.status(record)
+    failure = None if record.status == "ok" else legend.status(record)
     return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure, ratio_of(record.cell))
 
 
@@ -145,10 +161,319 @@ def of_group(
         name=name or f"{view}-{ratio_word(group)}",
         view=view,
         model=display_name(group.records[0]),
-        title=title or notes.ratio(group.records),
-        conditions=(*notes.conditions(list(chain(*group.drawn))), *group.apart),
+        title=title or legend.ratio(group.records),
+        conditions=(*legend.conditions(list(chain(*group.drawn))), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(notes.exceptions(group.spoken_of(), beside=group.beside) if said is None else said),
+        notes=tuple(legend.exceptions(group.spoken_of(), beside=group.beside) if said is None else said),
         footnotes=tuple(footnotes),
+    )
+
+
+Key = tuple[int, float, str]
+
+
+def measure(group: TableGroup, *preferred: str) -> str:
+    """Return the column of the frame that orders a group: the first that any row has a finite figure in, or "".
+
+    preferred  columns to look at before the perplexity on the first text, the divergence and the average
+    """
+    names = [*preferred, *(f"perplexity_{text}" for text in texts(group.records)), "kl", "average"]
+    return next((name for name in names if any(finite(row.get(name)) for row in group.rows)), "")
+
+
+def ordered(group: TableGroup, name: str) -> TableGroup:
+    """Sort the rows of a group by the column `name` of the frame."""
+
+    def key(place: int) -> Key:
+        record, figure = group.records[place], group.rows[place].get(name)
+        failed = record.status != "ok"
+        return row_key(group.label(place), record.cell["method"], figure, metric(name).better if name else None, failed)
+
+    order = sorted(range(len(group.records)), key=key)
+    return replace(
+        group,
+        records=[group.records[at] for at in order],
+        rows=[group.rows[at] for at in order],
+        numbers=[group.numbers[at] for at in order],
+        drawn=[group.drawn[at] for at in order],
+        each=[group.each[at] for at in order],
+    )
+
+
+def records(groups: Iterable[TableGroup]) -> list[Record]:
+    """Return the records of several groups in the order of their rows, each once."""
+    return list({id(one): one for group in groups for drawn in group.drawn for one in drawn}.values())
+
+
+def row_key(label: str, method: str, figure: Any, better: str | None, failed: bool) -> Key:
+    """Return what a row is sorted by."""
+    if method == "dense":
+        return 0, 0.0, ""
+    if failed or figure is None or math.isnan(figure):
+        return 3 if failed else 2, 0.0, label
+    return 1, -figure if better == "higher" else figure, label
+
+
+def said(group: TableGroup, name: str, where: str = "rows") -> list[str]:
+    """Say by which column of the frame the rows of a group are sorted, where there are several."""
+    rows = [Row(group.label(place), record.cell["method"], None) for place, record in enumerate(group.records)]
+    return sorting_note(rows, metric(name).label, metric(name).better, where) if name else []
+
+
+def sorting_note(rows: Sequence[Row], by: str, better: str | None, where: str = "rows") -> list[str]:
+    """Return the sentence that says how rows are sorted, where there are several."""
+    several = sum(row.method != "dense" for row in rows) > 1
+    return [f"{where} are sorted by {by}, the {'highest' if better == 'higher' else 'lowest'} first."] * several
+
+
+TESTED = ("perplexity_", "task_", "average", "answer_bpb")  # how columns begin that are tested
+TESTS = {
+    "mcnemar": "McNemar's exact test on documents",
+    "normal": "a normal test on documents, every task weighing alike",
+    "student": "Student's test on windows",
+    "draws": "Student's test on the calibration seeds beside windows or documents",
+}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Which cells of a table differ from the reference's, as (row, column), and what is to be said of the tests."""
+
+    differs: set[tuple[int, str]] = field(default_factory=set)
+    notes: tuple[str, ...] = ()
+
+
+def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> Tested:
+    """Test every row of a block against the row of `reference`, an empty name for none."""
+    columns = [one for one in columns if one.startswith(TESTED)]
+    if not reference or not columns:
+        return Tested()
+    place = _reference(reference, block)
+    if isinstance(place, str):
+        return Tested(notes=(place,))
+    differs, untested, tests = set(), [], set()
+    candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
+    for column in columns:
+        single = [at for at in candidates if len(block.models(at)) == 1]
+        found = in_pairs(block, [(place, at) for at in single], column, samples)
+        known = {at: contrast.p for (_, at), contrast in found.items()}
+        differs |= {(at, column) for at, p in known.items() if p < LEVEL and not block.tied(place, at, column)}
+        tests |= {contrast.test for contrast in found.values()}
+        if len(known) < len(candidates):
+            untested.append((metric(column).label, [block.label(at) for at in candidates if at not in known]))
+    return Tested(differs, tuple(_notes(block.label(place), differs, untested, tests)))
+
+
+def _reference(reference: str, block: TableGroup) -> int | str:
+    """Return the place of the row of this name, else of the one with this label; or why none can be tested against."""
+    named = [at for at in range(len(block.records)) if block.label(at) == reference]
+    places = named or [at for at, record in enumerate(block.records) if label(record.cell) == reference]
+    known = [at for at in places if block.records[at].status == "ok"]
+    asked = amount(block.ratio, block.ratio_of)
+    where = f" at {asked}" if asked else ""
+    if not known:
+        return f"not tested against {reference}{where}, which has no figures there."
+    if len(known) > 1:
+        names = "; ".join(map(block.label, known))
+        return f"not tested against {reference}{where}: several rows have that label; --reference takes one of {names}."
+    if len(block.models(known[0])) > 1:
+        return f"{reference} is a mean of draws, and no single model to test others against."
+    return known[0]
+
+
+def _notes(
+    reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: Collection[str]
+) -> list[str]:
+    """Return what the dagger claims, if there is one, and which cells no test has seen."""
+    said = []
+    if differs:
+        how = ", ".join(words for test, words in TESTS.items() if test in tests)
+        said.append(
+            f"†: differs from {reference}, p < {LEVEL} (paired: {how}; adjusted by Holm for the methods of a column)."
+        )
+    for names in dict.fromkeys(tuple(names) for _, names in untested):
+        columns = ", ".join(column for column, others in untested if tuple(others) == names)
+        said.append(
+            f"not tested against {reference} in {columns}: {', '.join(names)} (draws, or no samples in common)."
+        )
+    return said
+
+
+def in_pairs(
+    block: TableGroup, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False
+) -> Contrasts:
+    """Test pairs of rows of the block, by their places, each a single model, as far as samples pair them.
+
+    bounds  as of contrasts.average
+    """
+    models = {at: block.models(at)[0] for pair in places for at in pair}
+    number = {at: next(iter(model.values())) for at, model in models.items()}
+    place, seeds = {found: at for at, found in number.items()}, {number[at]: model for at, model in models.items()}
+    pairs = [(number[a], number[b]) for a, b in places]
+    found = _tests(block, list(models), pairs, column, samples, seeds=seeds, intervals=False, bounds=bounds)
+    return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}
+
+
+def _tests(
+    block: TableGroup,
+    rows: Iterable[int],
+    pairs: Sequence[Pair],
+    column: str,
+    samples: Samples,
+    *,
+    seeds: Mapping[int, Mapping[int, int]],
+    intervals: bool,
+    bounds: bool = False,
+) -> Contrasts:
+    """Test pairs of models of the block's rows in a column; pairs and seeds are by the numbers of records."""
+    records = {n: one for at in rows for n, one in zip(block.numbers[at], block.drawn[at], strict=True)}
+    if column.startswith("perplexity_"):
+        text = column.removeprefix("perplexity_")
+        return perplexity(records, pairs, samples, text, intervals=intervals, seeds=seeds)
+    which, tasks = "", accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
+    if column.startswith(ANSWER_BPB):
+        which = ANSWER_BPB
+        tasks = answered(block.records) if column == which else [column.removeprefix(f"{which}_")]
+    return average(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
+
+
+def shown_better(block: TableGroup, column: str, better: str, samples: Samples) -> Callable[[int, int], bool]:
+    """Return what says of the places of two rows whether the first is shown to be better in a column.
+
+    The tests are those of all pairs of models, adjusted by Holm, as the page of a run has them. `kept` is as the
+    average is, and an accuracy that may be that of guesses is not better than another. Figures that nothing tests,
+    such as speeds, are compared by their intervals.
+    """
+    column = "average" if column == "kept" else column
+    if not column.startswith(TESTED):
+        return partial(_by_intervals, block.rows, column, better)
+    rows = [at for at, record in enumerate(block.records) if record.status == "ok"]
+    seeds = {next(iter(model.values())): model for at in rows for model in block.models(at)}
+
+    @cache
+    def tests() -> Contrasts:
+        return _tests(block, rows, all_pairs(list(seeds)), column, samples, seeds=seeds, intervals=True)
+
+    def is_better(one: int, another: int) -> bool:
+        more = (one, another) if better == "higher" else (another, one)
+        return not may_be_guessed(block.rows[one], column) and shows_more(block, tests(), *more, column)
+
+    return is_better
+
+
+def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, one: int, another: int) -> bool:
+    """Say whether the interval of a row's figure lies on the better side of another's; no where there is none."""
+    ends = [row.get(f"{column}_{end}") for row in (rows[one], rows[another]) for end in ("low", "high")]
+    known = [float(end) for end in ends if end is not None]
+    if len(known) < len(ends):
+        return False
+    low, high, low_of_another, high_of_another = known
+    return bool(low > high_of_another if better == "higher" else high < low_of_another)
+
+
+def models_of(block: TableGroup, place: int) -> list[int]:
+    """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
+    return [next(iter(model.values())) for model in block.models(place)]
+
+
+def shows_more(block: TableGroup, tests: Contrasts, some: int, than: int, column: str) -> bool:
+    """Say whether one row is shown to have more of a column than another, at every seed of the two."""
+    neutral = 1 if column.startswith("perplexity_") else 0
+    more = shown_more(tests, models_of(block, some), models_of(block, than), neutral=neutral)
+    return more and not block.tied(some, than, column)
+
+
+NAMES = 5  # as many are listed before the rest is counted
+
+
+@dataclass(frozen=True)
+class TestedRow:
+    """A group of rows of one ratio, with the tests between its cells, and how sentences speak of them.
+
+    dense       the place of the dense model's row, None where it has no figures
+    rows        the places of the other rows that have figures
+    perplexity  by text;  average  of the accuracies;  answers  of the bits per byte of the right answer
+    """
+
+    block: TableGroup
+    dense: int | None
+    rows: list[int]
+    perplexity: dict[str, Contrasts]
+    average: Contrasts
+    answers: Contrasts
+
+    def tests(self, column: str) -> Contrasts:
+        """Return the tests of a column of the frame."""
+        whole = {"average": self.average, ANSWER_BPB: self.answers}
+        return whole[column] if column in whole else self.perplexity[column.removeprefix("perplexity_")]
+
+    def models(self, place: int) -> list[int]:
+        """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
+        return models_of(self.block, place)
+
+    def shows_more(self, some: int, than: int, column: str) -> bool:
+        """Say whether one row is shown to have more of a column than another, at every seed of the two."""
+        return shows_more(self.block, self.tests(column), some, than, column)
+
+    def where(self) -> str:
+        """Say 'At ratio 0.3'."""
+        return (
+            "With the methods' own parameters"
+            if self.block.ratio is None
+            else f"At {amount(self.block.ratio, self.block.ratio_of)}"
+        )
+
+    def eligible(self) -> list[int]:
+        """Return the places of the rows that can win: a cell that removed too little cannot."""
+        return [place for place in self.rows if not self.block.removed_too_little(place)]
+
+    def ordered(self, places: Sequence[int], column: str, better: str) -> list[int]:
+        """Return the places with a finite figure, the best first; equal ones in the order of the run."""
+        sign = -1 if better == "higher" else 1
+        known = [place for place in places if finite(self.block.rows[place].get(column))]
+        return sorted(known, key=lambda place: sign * self.block.rows[place][column])
+
+    def figure(self, place: int, column: str) -> str:
+        """Return a figure with its spread and its unit, such as '36.8 ± 6.2'."""
+        unit = metric(column).unit if not metric(column).unit_in_cell else ""
+        return f"{shown(self.block.rows[place], column)} {unit}".strip()
+
+    def name(self, place: int) -> str:
+        """Return the name of a method, which says whether its figures are a mean over draws."""
+        draws, seeds = len(self.block.numbers[place]), len(self.block.models(place)[0])
+        of = f"{seeds} seeds" if draws == seeds else f"{draws} draws"
+        return self.block.label(place) + (f" (mean of {of})" if draws > 1 else "")
+
+    def names(self, places: Sequence[int]) -> str:
+        """List the methods in this order; the rest of many is counted."""
+        names = [self.block.label(place) for place in places]
+        more = len(names) - NAMES
+        return ", ".join(names) if more <= 1 else f"{', '.join(names[:NAMES])} and {more} more"
+
+    def shown(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
+        """Say 'shown to be below all 5 others', or below how many, and which ones not, the nearest first."""
+        others = "the other one" if len(rest) == 1 else f"{len(rest)} others"
+        if len(places) == len(rest):
+            return f"shown to be {side} {others if len(rest) == 1 else f'all {others}'}"
+        if not places:
+            return f"not shown to be {side} {others if len(rest) == 1 else f'any of the {others}'}"
+        unshown = [place for place in rest if place not in places]
+        return f"shown to be {side} {len(places)} of {others}; not {side} {self.names(unshown)}"
+
+
+def tested_block(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
+    """Test every pair of cells of a group of rows; `records` are those of its setup, `samples` those of all setups."""
+    ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
+    dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
+    cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
+    seeds = {next(iter(model.values())): model for place in ok for model in block.models(place)}
+    pairs = all_pairs(list(seeds))
+    return TestedRow(
+        block,
+        dense,
+        [place for place in ok if block.records[place].cell["method"] != "dense"],
+        {text: contrasts.perplexity(cells, pairs, samples, text, seeds=seeds) for text in texts(records)},
+        contrasts.average(cells, pairs, samples, accuracies(records), seeds=seeds),
+        contrasts.average(cells, pairs, samples, answered(records), ANSWER_BPB, seeds=seeds),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from reports.metrics import metric, significant
+from bench.records.quantities import metric, significant
 from reports.tables.table import Column, Row, Table, TableCell, text, words
 
 Study = dict[str, Any]

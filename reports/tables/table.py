@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from reports.metrics import MISSING, metric, shown
+from bench.records.quantities import MISSING, metric, shown
 
 SIGNS = {"differs": "†", "guess": "‡"}  # of marks that stand behind a figure
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
@@ -20,7 +20,7 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 class Column:
     """One column of a table.
 
-    name     the column of the frame (bench.records.columns) that it shows, else a word of its own
+    name     the column of the frame (bench.records.frame) that it shows, else a word of its own
     label    the heading
     unit     said in the heading; empty where it stands in the cells or there is none
     better   which way is better, None where neither is
@@ -88,7 +88,7 @@ class Row:
     label    what is shown in front of the cells;  method  the name of the method that it is about
     ratio    the one that was asked for, None for the dense model and for fixed ones
     failure  why there are no figures, in a word or two; None where there are
-    ratio_of what the ratio is a share of, as bench.records.record.ratio_of says
+    ratio_of what the ratio is a share of, as bench.plan.cell.ratio_of says
     """
 
     label: str
@@ -156,7 +156,7 @@ def footnotes(tables: Iterable[Table]) -> list[str]:
 
 
 def column(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:
-    """Make the column of a figure of the frame, headed as reports.metrics says."""
+    """Make the column of a figure of the frame, headed as bench.records.quantities says."""
     found = metric(name)
     unit = found.unit if found.unit and not found.unit_in_cell else ""
     return Column(name, found.label, unit, found.better, group, brief, detail)

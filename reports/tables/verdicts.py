@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
-from bench.regression.compare import Judged
-from bench.regression.compared_rows import BITS, ComparedRow
-from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, Verdict, exit_code
-from reports import metrics
-from reports.metrics import MISSING
+from bench.records import quantities
+from bench.records.quantities import MISSING
+from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, Judged, Verdict, exit_code
+from bench.regression.pairs import BITS, ComparedRow
 from reports.tables.table import Column, Row, Table, text
 
 OUTCOMES = {
@@ -170,7 +169,7 @@ def _gated(v: Verdict) -> list[str]:
 def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
     """Return [before, after, change, interval] as text; sizes to the last digit unless `rounded`."""
     if row.kind == "size":
-        write = metrics.count if rounded else "{:,.0f}".format
+        write = quantities.count if rounded else "{:,.0f}".format
         sides = [MISSING if figure is None else write(figure) for figure in (row.before, row.after)]
         if row.before is None or row.after is None:
             return [*sides, MISSING, MISSING]
@@ -186,12 +185,12 @@ def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
 
 def _figure(row: ComparedRow, figure: float) -> str:
     if row.kind == "text":
-        return metrics.perplexity(figure, figure)
+        return quantities.perplexity(figure, figure)
     if row.kind == "speed":
-        return f"{metrics.speed(figure, figure)}x"
+        return f"{quantities.speed(figure, figure)}x"
     if row.kind in BITS:
-        return metrics.bits(figure)
-    return f"{metrics.percent(figure)} %" if _in_points(row) else metrics.significant(figure)
+        return quantities.bits(figure)
+    return f"{quantities.percent(figure)} %" if _in_points(row) else quantities.significant(figure)
 
 
 def _in_points(row: ComparedRow) -> bool:
@@ -201,7 +200,7 @@ def _in_points(row: ComparedRow) -> bool:
 def _change(row: ComparedRow, change: float) -> str:
     """Write a change: points of an accuracy, percent of a perplexity or speed-up, from a hundredfold on a factor."""
     if row.kind in ("text", "speed"):
-        return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{metrics.perplexity(change, change)}"
+        return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{quantities.perplexity(change, change)}"
     if row.kind in BITS:
         return f"{change:+z.3f}"
     return f"{100 * change:+z.1f}" if _in_points(row) else f"{change:+.3g}"
@@ -221,7 +220,7 @@ def _loss(row: ComparedRow, detectable: float) -> str:
 def _margin(row: ComparedRow, margin: float, *, rounded: bool = False) -> str:
     """Write a loss on the scale of ComparedRow.change: as it was given, or rounded like a change."""
     if row.kind in BITS:
-        return metrics.bits(margin) if rounded else f"{margin:g}"
+        return quantities.bits(margin) if rounded else f"{margin:g}"
     percent = {"text": math.expm1(margin), "speed": -math.expm1(-margin)}.get(row.kind, margin)
     written = f"{100 * percent:.1f}" if rounded else f"{100 * percent:g}"
     return f"{written} {'%' if row.kind in ('text', 'speed') else 'pt'}"

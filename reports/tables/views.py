@@ -24,19 +24,19 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.records.columns import STAGES, amount_column, answered, task_columns, texts
-from bench.records.record import Record, label
+from bench.plan.cell import label
+from bench.records.frame import STAGES, amount_column, answered, task_columns, texts
+from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from methods.errors import UserError
-from reports import notes
-from reports.blocks import TableGroup
-from reports.tables import ablation, cost, order, pivots, seeds, signal
-from reports.tables.models import view as models
+from reports import legend
+from reports.groups import TableGroup
+from reports.tables import cost, models, pivots, seeds, speed
+from reports.tables import rows as order
+from reports.tables import speed as served_models
 from reports.tables.pivots import SUMMARY
-from reports.tables.rows import COST, ReportData, compared, of_group
-from reports.tables.speed import served as served_models
-from reports.tables.speed import view as speed
+from reports.tables.rows import COST, ReportData, compared, measure, of_group, ordered
 from reports.tables.table import Column, Table, column
 from reports.text import file_names
 
@@ -105,7 +105,7 @@ def _main(data: ReportData) -> list[Table]:
             *(column(name, "cost", detail=True) for name in COST),
         ]
 
-    return _by_group("main", data, columns, notes.EVERYTHING)
+    return _by_group("main", data, columns, legend.EVERYTHING)
 
 
 def ratio_columns(group: TableGroup) -> list[str]:
@@ -151,11 +151,11 @@ def _by_group(
     for group in data.groups:
         asked = columns(group)
         present = [one for one in asked if any(row.get(one.name) is not None for row in group.rows)] or asked[:1]
-        by = order.measure(group, *preferred)
-        one = order.ordered(group, by)
+        by = measure(group, *preferred)
+        one = ordered(group, by)
         rows, tests = compared(one, present, data)
-        said = [*notes.exceptions(one.spoken_of(), stages, one.beside), *tests]
-        footnotes = notes.protocol(list(chain(*one.drawn)), list(chain(*one.each)), about)
+        said = [*legend.exceptions(one.spoken_of(), stages, one.beside), *tests]
+        footnotes = legend.describe_columns(list(chain(*one.drawn)), list(chain(*one.each)), about)
         tables.append(of_group(name, one, present, rows, [*footnotes, *order.said(one, by)], said=said))
     return tables
 
@@ -165,12 +165,12 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "per-task": _per_task,
     "by-ratio": pivots.by_ratio,
     "grid": pivots.compensation_grids,
-    "speed": speed.tables,
+    "speed": speed.tables_of_speed,
     "cost": cost.cost,
     "decisions": cost.decisions,
-    "ablation": ablation.tables,
-    "seeds": seeds.tables,
+    "ablation": pivots.tables_of_studies,
+    "seeds": seeds.tables_of_seeds,
     "models": models.tables,
-    "signal": signal.tables,
-    "served": lambda data: served_models.tables(data.served),
+    "signal": seeds.tables_of_signal,
+    "served": lambda data: served_models.tables_of_served(data.served),
 }

@@ -5,4 +5,6 @@ record -> entry.TrackerEntry (parameters, metrics, learning curve) -> mlflow, tr
 A tracker reads records as a report does. Nothing here is imported unless `run --track` asks for it.
 """
 
+from __future__ import annotations
+
 TRACKERS = ("mlflow", "trackio", "wandb")

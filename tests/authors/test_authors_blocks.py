@@ -11,10 +11,11 @@ import math
 import pytest
 from authors_code import Run, every_run, every_trial
 
-from methods.depth import greedy_search, llm_drop
+from methods.depth import llm_drop
 from methods.depth.blockpruner import BlockPruner
 from methods.depth.finercut import FinerCut
 from methods.depth.llm_drop import LLMDrop
+from methods.trials import selection
 
 MODES = {"attn": "attn", "mlp": "mlp", "all": "joint", "block": "block"}
 TOKENS = 8192  # more than any run has
@@ -22,7 +23,7 @@ TOKENS = 8192  # more than any run has
 
 def counting_blocks(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     """Let a budget be `n` blocks of size 1 from now on."""
-    for module in (greedy_search, llm_drop):
+    for module in (selection, llm_drop):
         monkeypatch.setattr(module, "block_parameters", lambda model, ratio, blocks: n, raising=False)
         monkeypatch.setattr(module, "sublayer_sizes", lambda model, blocks: dict.fromkeys(blocks, 1))
 

@@ -15,8 +15,7 @@ from authors_code import Run, every_run, last_state_normed
 from torch import Tensor
 
 from methods.compensation import linear_patch
-from methods.compensation.base import CompensatedPruner, Compensation
-from methods.compensation.boundaries import BoundaryStates
+from methods.compensation.base import BoundaryStates, CompensatedPruner, Compensation
 from methods.compensation.ghost import Ghost
 from methods.compensation.linear_patch import LinearPatch
 from methods.compensation.replaceme import ReplaceMe
@@ -24,7 +23,7 @@ from methods.depth.angular import Angular
 from methods.depth.layer_drop import Drop
 from methods.least_squares import Fitted, LeastSquares
 from methods.model.decoder import Decoder
-from methods.model.residual_map import put_map
+from methods.model.inserted import put_map
 
 
 def as_the_authors_fit(kind: type[Compensation], monkeypatch: pytest.MonkeyPatch, penalty: float = 0.0, **options: Any):

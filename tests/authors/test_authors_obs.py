@@ -6,7 +6,7 @@ import torch
 from authors_code import Run, difference, every_run
 from torch import Tensor
 
-from methods.width.obs_costs import cheapest, factor
+from methods.width.obs import cheapest, factor
 
 
 def problem(run: Run) -> tuple[Tensor, Tensor]:

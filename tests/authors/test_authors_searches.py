@@ -11,10 +11,10 @@ from conftest import tiny
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer
-from methods.search import evolution
 from methods.search.evopress import EvoPress
-from methods.search.trials import Gone
 from methods.search.tyr import Levels, Tyr, widths
+from methods.trials import evolution
+from methods.trials.blocks import Gone
 
 
 def missed(gone: Gone, ids: int) -> float:

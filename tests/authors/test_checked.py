@@ -9,9 +9,9 @@ import pytest
 from authors_code import DATA, FOLDER, UPDATE, golden
 from pages import DOCS, generator, tables, text
 
-from methods.listed import authors_code
+from methods import cards
 
-CHECKS = authors_code.checks()
+CHECKS = cards.checks()
 ELSEWHERE = {"laco": 1, "slicegpt": 6, "llm_pruner": 8}  # runs, repeated by the tests of these methods
 PAGE = "docs/studies/checked.md"
 MADE = re.compile(r"(<!-- made by docs/generate.py -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -61,7 +61,7 @@ def test_the_page_of_what_was_checked_is_made_of_the_file():
 def test_the_page_of_a_method_and_the_list_say_how_it_was_checked(name, capsys):
     from bench.cli.main import main
 
-    check = authors_code.checks()[name]
+    check = cards.checks()[name]
     (page,) = (page for page in generator().method_pages.PAGES if page.stem == name)
     assert main(["list", "methods", "--verbose"]) == 0
     listed = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_the_page_of_a_method_and_the_list_say_how_it_was_checked(name, capsys):
         assert check.apart in said
         assert all(repository in said and (commit or "")[:7] in said for repository, commit in check.code)
         assert all(sentence in said for sentence in check.put_in)
-    departures = authors_code.departures(f"{page.folder}.{name}")
+    departures = cards.departures(f"{page.folder}.{name}")
     assert departures
     assert all(f"departure: {sentence}\n" in listed for sentence in departures)
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import pytest
 
-from bench.engines.simulated import SimulatedSession
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
-from bench.run import runner
-from bench.schedule.estimator import Estimate
-from bench.system.process_memory import resident_bytes
+from bench.runs import runner
+from bench.runs.plan import SimulatedSession
+from bench.schedule.estimate import Estimate
+from bench.system.memory import resident_bytes
 
 CELLS = int(os.environ.get("PRUNEBENCH_CELLS", "1000"))
 SLOTS = 256

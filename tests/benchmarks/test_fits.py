@@ -18,12 +18,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from methods.compensation.base import CompensatedPruner
-from methods.compensation.boundaries import Pruning, kept_layers
-from methods.depth.collapse_fit import Collapse, Fit
+from methods.compensation.base import CompensatedPruner, Pruning, kept_layers
 from methods.model.activations import enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
+from methods.trials.collapse_fit import Collapse, Fit
 
 PAIRS = {
     "drop+scale": {"layers": "2-3"},

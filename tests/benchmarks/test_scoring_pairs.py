@@ -74,7 +74,7 @@ def report(benchmark, name: str, call, reference, rounds: int) -> None:
 
 @pytest.mark.parametrize(("name", "fewshot", "documents"), CASES)
 def test_against_stock(name, fewshot, documents, loaded, benchmark):
-    task = task_loading.load([name], fewshot=fewshot)[name]
+    task = task_loading.load_tasks([name], fewshot=fewshot)[name]
     drawn = {name: task_loading.draw(task, documents, 0)}
     ours, theirs = (lambda lm=lm: tasks.evaluate(lm, {name: task}, drawn) for lm in (Scorer(*loaded), stock(*loaded)))
     report(benchmark, f"{name}, {fewshot}-shot, {documents} documents", ours, theirs, ROUNDS)
@@ -97,6 +97,6 @@ def test_what_a_model_costs_once(loaded, benchmark):
 
     def start() -> None:
         Scorer(*loaded)
-        task_loading.load(["hellaswag"])
+        task_loading.load_tasks(["hellaswag"])
 
     benchmark.pedantic(start, rounds=ROUNDS, warmup_rounds=1)

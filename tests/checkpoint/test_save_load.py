@@ -21,7 +21,7 @@ from methods.decisions import prune
 from methods.errors import CheckpointError
 from methods.files import sha256
 from methods.model.decoder import Decoder
-from methods.model.parts.low_rank import factored
+from methods.model.inserted import factored
 from methods.model.sizes import active_parameters, parameters
 from methods.model.structures import Sublayer, keep_channels, keep_kv_groups, remove_sublayers
 

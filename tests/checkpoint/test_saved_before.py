@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from methods import checkpoint
-from methods.checkpoint.verify import verify
+from methods.checkpoint.save_load import verify
 from methods.model.sizes import parameters
 
 SAVED = Path(__file__).parents[1] / "golden" / "saved"

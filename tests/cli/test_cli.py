@@ -244,7 +244,7 @@ def test_a_random_method_is_drawn_several_times_and_shares_a_row(base, capsys, t
 
 def test_all_is_every_method_that_takes_a_ratio(base, monkeypatch, tmp_path):
     import methods
-    from bench.run import runner
+    from bench.runs import runner
 
     seen = []
 
@@ -307,7 +307,7 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
 
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
-    from bench.run.removals import Removals
+    from bench.runs.searches import Removals
 
     inputs = {"weights_sha256": "a", "revision": "1", "tasks": {"piqa": {"sha256": "e"}}}
     cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
@@ -337,7 +337,7 @@ def test_a_search_serves_every_compensation_behind_it():
 
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
-    from bench.run.removals import Removals
+    from bench.runs.searches import Removals
 
     def found(method, parameters, revision="1+1", **changes):
         inputs = {"weights_sha256": "a", "revision": revision}

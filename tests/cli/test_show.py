@@ -12,8 +12,8 @@ from made_records import DENSE, LACO, RECORDS, failed
 
 from bench.cli.main import main
 from bench.records.record import save
-from reports.formats import cell_text
-from reports.tables import cell
+from reports.formats import terminal
+from reports.tables import whole_cell
 from reports.text import width
 
 
@@ -26,8 +26,8 @@ def names(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.cell["method"][:8])
 def test_everything_is_there_within_the_line(record):
-    text = cell_text.text(record, "key")
-    assert all(width(line) <= cell_text.LINE for line in text.splitlines())
+    text = terminal.text(record, "key")
+    assert all(width(line) <= terminal.LINE for line in text.splitlines())
     assert all(character.isprintable() for line in text.splitlines() for character in line)
     for block in (record.cell, record.decisions, record.measured, record.environment):
         for name in names(block):
@@ -36,7 +36,7 @@ def test_everything_is_there_within_the_line(record):
 
 def written(value: Any) -> str:
     return "\n".join(
-        cell_text.text(replace(LACO, decisions={"found": value}), "key").partition("DECIDED")[2].splitlines()[1:3]
+        terminal.text(replace(LACO, decisions={"found": value}), "key").partition("DECIDED")[2].splitlines()[1:3]
     )
 
 
@@ -62,21 +62,21 @@ def test_values_are_written_short_and_without_loss(value, text):
 
 def test_ranges_stand_for_the_same_numbers():
     values = [0, 1, 2, 3, 5, 6, 9, 10, 11, 12, 20]
-    (fact,) = cell._fact("", {"x": values}).inside
+    (fact,) = whole_cell._fact("", {"x": values}).inside
     parts = [part.split("-") for part in fact.value.split(", ")]
     assert [n for part in parts for n in range(int(part[0]), int(part[-1]) + 1)] == values
 
 
 def test_a_long_table_is_written_row_by_row():
     rows = [{f"column_{number}": number for number in range(20)}] * 2
-    text = cell_text.text(replace(LACO, decisions={"trace": rows}), "key")
+    text = terminal.text(replace(LACO, decisions={"trace": rows}), "key")
     assert "column_0 0, column_1 1," in text
-    assert all(width(line) <= cell_text.LINE for line in text.splitlines())
+    assert all(width(line) <= terminal.LINE for line in text.splitlines())
 
 
 def test_an_error_keeps_its_lines():
     record = failed("error", "flap", "KeyError: x\nTraceback (most recent call last):\n  File a\n    raise \x1b[31m")
-    lines = cell_text.text(record, "key").splitlines()
+    lines = terminal.text(record, "key").splitlines()
     assert any(line.endswith("Traceback (most recent call last):") for line in lines)
     assert any(line.endswith("raise \\x1b[31m") for line in lines)
 

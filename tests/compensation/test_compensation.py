@@ -15,10 +15,9 @@ from tiny_methods import SPECS, logits
 from tiny_methods import calibration as whole_sequences
 
 import methods
-from bench.plan import spec_file
+from bench.plan import run_spec
 from methods.checkpoint import save_load
-from methods.compensation.base import CompensatedPruner
-from methods.compensation.boundaries import Boundary, BoundaryStates, Pruning, boundaries_of
+from methods.compensation.base import Boundary, BoundaryStates, CompensatedPruner, Pruning, boundaries_of
 from methods.compensation.ghost import Ghost
 from methods.compensation.linear_patch import LinearPatch, hadamard
 from methods.compensation.refit import Refit
@@ -28,12 +27,12 @@ from methods.errors import CheckpointError, OutOfReach, Unsupported
 from methods.least_squares import LeastSquares
 from methods.model.activations import enter, inputs_of
 from methods.model.decoder import Decoder, twin
+from methods.model.inserted import MappedLayer
 from methods.model.layer import Layer
-from methods.model.residual_map import MappedLayer
 from methods.model.sizes import layer_parameters, macs_per_token, parameters
 from methods.model.structures import Sublayer, drop_layers, keep_channels
 from methods.search.evopress import EvoPress
-from methods.search.trials import Gone
+from methods.trials.blocks import Gone
 
 RIDGE = 0.3
 DEPTH = ("scale", "linearpatch", "ghost", "replaceme")
@@ -620,7 +619,7 @@ def test_weights_keep_their_dtype_and_their_state(pair):
 @pytest.mark.parametrize(("name", "cells"), [("compensation", 87), ("compensation-calibration", 15), ("seeds", 110)])
 def test_the_specs_of_the_study_name_what_there_is(name, cells):
     """Every method is known, and each that is mended stands there alone as well."""
-    spec = spec_file.spec(name, {})
+    spec = run_spec.spec(name, {})
     asked = spec.mentions()
     for method, given, _ in asked:
         methods.make(method, given)

@@ -7,12 +7,11 @@ import torch
 from conftest import LAYERS, VOCABULARY, tiny
 
 import methods
-from methods.least_squares import Rows
+from methods.least_squares import Norm, NormedMap, Rows, fit_normed
 from methods.model.activations import enter_all
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.sizes import layer_parameters, parameters
-from methods.normed_fit import Norm, NormedMap, fit_normed
 
 FAMILIES = ("gemma2", "gemma3_text")
 

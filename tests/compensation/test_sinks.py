@@ -8,13 +8,12 @@ from calibrations import calibration
 from conftest import tiny
 
 import methods
-from methods.compensation.boundaries import BoundaryStates
+from methods.compensation.base import BoundaryStates
 from methods.compensation.ghost import Ghost
 from methods.compensation.linear_patch import LinearPatch
 from methods.compensation.scale import Scale
-from methods.least_squares import Rows, errors, fit
+from methods.least_squares import TIMES, Rows, errors, find_sinks, fit, wanted_states
 from methods.model.decoder import Decoder
-from methods.model.sinks import TIMES, find_sinks, wanted_states
 
 B, T, D = 8, 30, 12
 WHERE = torch.ones(B, T, dtype=torch.bool)

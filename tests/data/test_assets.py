@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from bench.data import assets, kept_folder, wheels
+from bench.data import assets, kept_folder
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -32,7 +32,7 @@ def index(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in {**FILES, **METADATA}.items():
             archive.writestr(name, content)
-    pinned = wheels.Wheel("fake-text", "1.0", sha256(wheel))
+    pinned = assets.Wheel("fake-text", "1.0", sha256(wheel))
     fake = assets.Asset((pinned,), "MIT", 1, ("fake_text/data/",), (".txt",))
     monkeypatch.setattr(assets, "ASSETS", {"fake": fake})
     monkeypatch.setattr(assets, "TEXTS", {"a": assets.Offer("A", "one word", "fake", "a.txt")})
@@ -53,7 +53,7 @@ def downloads(index, monkeypatch):
         file.write_bytes((index / file.name).read_bytes())
         return file
 
-    monkeypatch.setattr(wheels, "download", copy)
+    monkeypatch.setattr(assets, "download", copy)
     return asked
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_manifest_means_fetching_again(downloads, damage):
 
 def test_another_wheel_is_refused_with_both_sums(downloads, monkeypatch):
     got = assets.ASSETS["fake"].sha256
-    replace_asset(monkeypatch, wheels=(wheels.Wheel("fake-text", "1.0", "0" * 64),))
+    replace_asset(monkeypatch, wheels=(assets.Wheel("fake-text", "1.0", "0" * 64),))
     with pytest.raises(UserError, match=f"should be {'0' * 64} and is {got}"):
         assets.fetch(["fake"])
     assert list(assets.cache_folder().iterdir()) == []

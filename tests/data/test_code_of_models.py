@@ -13,7 +13,7 @@ from conftest import tiny
 from uneven_models import bpe
 
 from bench.cli.main import main
-from bench.data import gguf_reader, pretrained
+from bench.data import gguf, pretrained
 from bench.export import gguf_file
 from methods.checkpoint import save_load
 from methods.errors import UserError
@@ -79,7 +79,7 @@ def test_what_lies_beside_a_gguf_file_runs_nothing(tmp_path, marker):
     (tmp_path / "own.py").write_text(CODE.format(marker=str(marker)))
     own = {"auto_map": {"AutoTokenizer": ["own.Slow", "own.Fast"]}, "tokenizer_class": "Own"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
-    for load in (gguf_reader.tokenizer, gguf_reader.config, lambda path: gguf_reader.load(path, torch.float32)):
+    for load in (gguf.tokenizer, gguf.config, lambda path: gguf.load(path, torch.float32)):
         try:
             load(file)
         except UserError as error:

@@ -9,8 +9,9 @@ import pytest
 from byte_tokens import byte_tokenizer
 
 from bench.cli.main import main
-from bench.data import assets, contamination
+from bench.data import assets
 from bench.data import texts as text_data
+from bench.data.texts import PASSAGE, STEP, _standing, refuse_shared
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 
@@ -36,7 +37,7 @@ def blocks(calibration: str, text: str, windows: int = 0) -> tuple[Calibration, 
 
 def refuse(calibration: str, text: str, windows: int = 0) -> None:
     block, texts = blocks(calibration, text, windows)
-    contamination.refuse_shared(byte_tokenizer(bos=True), block.ids, block.source, texts, "calibrated on")
+    refuse_shared(byte_tokenizer(bos=True), block.ids, block.source, texts, "calibrated on")
 
 
 def test_a_copy_is_refused_however_it_is_broken_into_lines(tmp_path):
@@ -63,20 +64,20 @@ def test_passages_are_found_as_by_a_search_for_each():
     for size in (1, 3, 6, 40):
         text, other = ("".join(draw.choice("ab") for _ in range(count)) for count in (300, 500))
         passages = [other[start : start + size] for start in range(0, len(other) - size + 1, 2)]
-        assert contamination._standing(passages, ReadOnce(text), size) == {one for one in passages if one in text}
-    assert contamination._standing(["abc"], ReadOnce("ab"), 3) == set()
+        assert _standing(passages, ReadOnce(text), size) == {one for one in passages if one in text}
+    assert _standing(["abc"], ReadOnce("ab"), 3) == set()
 
 
 def test_a_passage_of_another_text_is_found_wherever_it_stands(tmp_path):
     """Every position of it, against the grid of passages that are looked for."""
-    characters = contamination.PASSAGE + contamination.STEP
+    characters = PASSAGE + STEP
     passage = document(99, words=characters).replace(" ", "")[:characters]
     text = written(tmp_path / "text.txt", [document(1), passage, document(2)])
-    for shift in range(0, contamination.STEP, 7):
+    for shift in range(0, STEP, 7):
         mine = written(tmp_path / "mine.txt", ["x" * (700 + shift) + passage + "y" * 3000])
         with pytest.raises(UserError, match="calibrated on"):
             refuse(mine, text)
-    mine = written(tmp_path / "mine.txt", ["x" * 700 + passage[: contamination.PASSAGE - 1] + "y" * 3000])
+    mine = written(tmp_path / "mine.txt", ["x" * 700 + passage[: PASSAGE - 1] + "y" * 3000])
     refuse(mine, text)
 
 
@@ -87,12 +88,12 @@ def test_a_copy_is_found_in_drawn_windows_that_are_shorter_than_a_passage(window
     tokenizer = byte_tokenizer(bos=True)
     block = text_data.calibration(tokenizer, one, 4, 901, 0)
     text = text_data.evaluation(tokenizer, copy, window, window, 6, whole=True, drawn=True)
-    assert len(text.ids) == 6 and window < 2 * contamination.PASSAGE
+    assert len(text.ids) == 6 and window < 2 * PASSAGE
     if found:
         with pytest.raises(UserError, match=r"one\.txt, which is calibrated on, is in part the text"):
-            contamination.refuse_shared(tokenizer, block.ids, block.source, [text], "calibrated on")
+            refuse_shared(tokenizer, block.ids, block.source, [text], "calibrated on")
     else:
-        contamination.refuse_shared(tokenizer, block.ids, block.source, [text], "calibrated on")
+        refuse_shared(tokenizer, block.ids, block.source, [text], "calibrated on")
 
 
 def test_what_is_not_used_is_no_leak(tmp_path):
@@ -194,7 +195,7 @@ def test_the_texts_that_ship_share_no_passage(calibration):
     tokenizer = AutoTokenizer.from_pretrained(assets.model_folder("smollm2-135m"))
     block = text_data.calibration(tokenizer, calibration, 160, 256, 0)
     texts = [text_data.evaluation(tokenizer, text, 512, 512, 0) for text in assets.TEXTS]
-    contamination.refuse_shared(tokenizer, block.ids, block.source, texts, "calibrated on")
+    refuse_shared(tokenizer, block.ids, block.source, texts, "calibrated on")
     even, odd = text_data.halves(calibration)
     evaluated = text_data.SEPARATOR.join(odd)
     assert not [one for one in even if len(one) >= text_data.SHORTEST and one in evaluated]

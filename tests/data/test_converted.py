@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from uneven_models import bpe, uneven
 
-from bench.data import conversion, converted, gguf_reader, pretrained
+from bench.data import converted, pretrained
+from bench.data import gguf as conversion
+from bench.data import gguf as gguf_reader
 from bench.export import gguf_file
-from bench.run.fingerprint import _tokenizer_sha256
+from bench.runs.inputs import _tokenizer_sha256
 from methods.errors import UserError
 from methods.files import sha256
 from methods.model.decoder import Decoder

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.data import assets, pretrained
 from bench.plan.run_spec import RunSpec
-from bench.run.planned import plan_spec
+from bench.runs.plan import plan_spec
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.files import sha256

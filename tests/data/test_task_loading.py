@@ -14,7 +14,7 @@ pytestmark = pytest.mark.default_model
 
 
 def test_a_draw_depends_on_the_seed_alone():
-    task = task_loading.load(["arc_easy"])["arc_easy"]
+    task = task_loading.load_tasks(["arc_easy"])["arc_easy"]
     assert task_loading.draw(task, 10, 0) == task_loading.draw(task, 10, 0) != task_loading.draw(task, 10, 1)
     assert task_loading.draw(task, 10, 0) == sorted(set(task_loading.draw(task, 10, 0)))
     assert task_loading.draw(task, 0, 0) == task_loading.draw(task, 9999, 0) == list(range(570))
@@ -73,7 +73,7 @@ def test_documents_from_a_local_file(tmp_path, file):
     write(tmp_path / file, [RACE, RACE | {"article": "Another."}])
     data = task_sources.parse_task_data([f"race={tmp_path / file}"])
     assert task_loading.check(["race"], data) == ("race",)
-    task = task_loading.load(["race"], data)["race"]
+    task = task_loading.load_tasks(["race"], data)["race"]
     assert (len(task.eval_docs), task.VERSION) == (2, 3.0)
     task.build_all_requests(samples=[0])
     assert (
@@ -85,7 +85,7 @@ def test_documents_from_a_local_file(tmp_path, file):
 def test_local_documents_take_the_place_of_the_stored_ones(tmp_path):
     rows = [{"goal": "To boil water", "sol1": "heat it", "sol2": "paint it", "label": 0}]
     write(tmp_path / "mine.jsonl", rows)
-    task = task_loading.load(["piqa"], task_sources.parse_task_data([f"piqa={tmp_path}"]))["piqa"]
+    task = task_loading.load_tasks(["piqa"], task_sources.parse_task_data([f"piqa={tmp_path}"]))["piqa"]
     assert [document["goal"] for document in task.eval_docs] == ["To boil water"]
 
 
@@ -101,7 +101,7 @@ def test_a_folder_with_splits_gives_each_its_own(tmp_path, layout):
     write(tmp_path / layout.format("validation"), [row("Mark left. He slept.")])
     data = task_sources.parse_task_data([f"wsc={tmp_path}"])
     assert task_loading.check(["wsc"], data, fewshot=3) == ("wsc",)
-    task = task_loading.load(["wsc"], data, fewshot=2)["wsc"]
+    task = task_loading.load_tasks(["wsc"], data, fewshot=2)["wsc"]
     assert len(task.eval_docs) == 1
     task.set_fewshot_seed(1)
     task.build_all_requests()
@@ -176,7 +176,7 @@ def test_a_task_that_is_only_in_the_catalogue_takes_local_documents(tmp_path):
     rows = [{"context": "It rained.", "question": "q", "answer0": "a", "answer1": "b", "answer2": "c", "answer3": "d"}]
     write(tmp_path / "rows.jsonl", [rows[0] | {"label": 2, "text": "One two three"}])
     data = task_sources.parse_task_data([f"lambada_standard={tmp_path / 'rows.jsonl'}"])
-    task = task_loading.load(["lambada_standard"], data)["lambada_standard"]
+    task = task_loading.load_tasks(["lambada_standard"], data)["lambada_standard"]
     task.build_all_requests()
     assert task.instances[0].args == ("One two", " three")
 
@@ -191,7 +191,7 @@ def questions(path, count=40):
 def test_choices_that_a_definition_shuffles_are_the_same_each_time_that_they_are_read(tmp_path):
     """For the prompts, for the scores, and in the next run."""
     data = questions(tmp_path / "rows.jsonl")
-    task, again = (task_loading.load(["gpqa_main_zeroshot"], data)["gpqa_main_zeroshot"] for _ in range(2))
+    task, again = (task_loading.load_tasks(["gpqa_main_zeroshot"], data)["gpqa_main_zeroshot"] for _ in range(2))
     first, second, third = (
         [[one[f"choice{number}"] for number in (1, 2, 3, 4)] for one in each]
         for each in (task.eval_docs, task.eval_docs, again.eval_docs)
@@ -210,7 +210,7 @@ def test_a_model_that_knows_all_answers_has_them_all_right(tmp_path):
         loglikelihood_rolling = generate_until = None
 
     data = questions(tmp_path / "rows.jsonl")
-    tasks = task_loading.load(["gpqa_main_zeroshot"], data)
+    tasks = task_loading.load_tasks(["gpqa_main_zeroshot"], data)
     figures, _ = evaluate(Knows(), tasks, {"gpqa_main_zeroshot": [2, 7, 30]})
     assert figures["gpqa_main_zeroshot"]["metrics"]["acc"]["value"] == 1.0
 
@@ -229,7 +229,7 @@ def test_documents_that_a_definition_leaves_out_are_not_counted(tmp_path):
     ]
     write(tmp_path / "validation/rows.jsonl", rows[1:2])
     write(tmp_path / "test/rows.jsonl", rows)
-    task = task_loading.load(["mmlu_pro_math"], task_sources.parse_task_data([f"mmlu_pro_math={tmp_path}"]))[
+    task = task_loading.load_tasks(["mmlu_pro_math"], task_sources.parse_task_data([f"mmlu_pro_math={tmp_path}"]))[
         "mmlu_pro_math"
     ]
     assert [one["question"] for one in task.eval_docs] == ["1?", "3?", "4?"]
@@ -247,7 +247,7 @@ def test_documents_without_a_right_choice_are_refused(tmp_path):
 def test_examples_that_are_in_a_definition_need_no_file_and_others_are_asked_for(tmp_path):
     write(tmp_path / "rows.jsonl", [{"question": "1 + 1?", "answer": "2 #### 2"}])
     file = tmp_path / "rows.jsonl"
-    shown = task_loading.load(["gsm8k_cot"], task_sources.parse_task_data([f"gsm8k_cot={file}"]))["gsm8k_cot"]
+    shown = task_loading.load_tasks(["gsm8k_cot"], task_sources.parse_task_data([f"gsm8k_cot={file}"]))["gsm8k_cot"]
     assert len(shown.fewshot_docs()) == shown.config.num_fewshot == 8
     with pytest.raises(
         UserError, match=r"gsm8k is asked with 5 examples, and .* has none; give a folder with files of"
@@ -283,7 +283,7 @@ def test_a_task_without_a_split_for_examples_is_refused():
         with pytest.raises(UserError, match=f"--fewshot: {name} has no documents for examples"):
             task_loading.check(["mmlu_anatomy", name], fewshot=2)
     with pytest.raises(UserError, match="mmlu_anatomy has 5 examples; 6 were asked for"):
-        task_loading.load(["mmlu_anatomy"], fewshot=6)
+        task_loading.load_tasks(["mmlu_anatomy"], fewshot=6)
 
 
 def test_listing_tasks_imports_nothing_heavy():

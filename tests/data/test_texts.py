@@ -11,7 +11,7 @@ import torch
 from byte_tokens import byte_tokenizer
 
 from bench.data import assets, texts
-from bench.data.hub import texts as hub_texts
+from bench.data import texts as hub_texts
 from methods.errors import UserError
 
 DOCUMENTS = [f"document {number:02d} says: {chr(ord('a') + number) * 20}" for number in range(20)]
@@ -217,11 +217,11 @@ def test_a_tokenizer_without_offsets_is_refused(file):
 
 def test_check_names_what_is_known(file):
     for text in (*assets.TEXTS, file):
-        texts.check(text)
+        texts.check_text(text)
     with pytest.raises(UserError, match=r"no text 'wikki'; did you mean wiki\? give wiki, c4, a UTF-8 file or hub:"):
-        texts.check("wikki")
+        texts.check_text("wikki")
     with pytest.raises(UserError, match="no text"):
-        texts.check("nowhere.txt")
+        texts.check_text("nowhere.txt")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
@@ -234,21 +234,21 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 def test_a_file_that_cannot_be_read_is_refused_when_it_is_asked_for_and_when_it_is_used(tmp_path, monkeypatch):
     """One whose name is too long for the system, one that goes before it is used, and one that it does not open."""
     with pytest.raises(UserError, match="cannot be read: File name too long"):
-        texts.check("x" * 5000)
+        texts.check_text("x" * 5000)
     with pytest.raises(UserError, match=r"gone\.txt cannot be read: No such file or directory"):
         texts.halves(str(tmp_path / "gone.txt"))
     file = tmp_path / "text.txt"
     file.write_text("text")
-    texts.check(str(file))
+    texts.check_text(str(file))
     monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
-        texts.check(str(file))
+        texts.check_text(str(file))
 
 
 @pytest.mark.parametrize("text", ["hub:", "hub:a:b:c:d"])
 def test_a_hub_text_has_three_parts_at_most(text):
     with pytest.raises(UserError, match="is written hub:DATASET"):
-        texts.check(text)
+        texts.check_text(text)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +256,12 @@ def test_a_hub_text_has_three_parts_at_most(text):
     [("hub:a/b", ("a/b", None, "test")), ("hub:a/b:c", ("a/b", "c", "test")), ("hub:a/b::d", ("a/b", None, "d"))],
 )
 def test_parts_of_a_hub_text(text, parts):
-    assert hub_texts.parse(text) == parts
+    assert hub_texts.parse_hub_text(text) == parts
 
 
 def test_a_hub_text_out_of_reach_is_one_line():
     with pytest.raises(UserError, match="hub is out of reach and its cache has no such data") as caught:
-        texts.check("hub:nobody/nothing")
+        texts.check_text("hub:nobody/nothing")
     assert "\n" not in str(caught.value)
 
 
@@ -314,7 +314,7 @@ def sized(tmp_path, monkeypatch):
 
 def test_how_large_a_hub_text_is_stands_before_any_work_and_is_said_once(sized, capsys):
     for _ in range(2):
-        texts.check("hub:a/b")
+        texts.check_text("hub:a/b")
     assert capsys.readouterr().err.count("hub:a/b is fetched whole, and takes 27.0 MB of the disk") == 1
 
 
@@ -330,20 +330,20 @@ def test_how_large_a_hub_text_is_stands_before_any_work_and_is_said_once(sized, 
 def test_a_hub_text_for_which_there_is_no_room_is_refused(sized, text, room, words):
     vars(sized).update(room)
     with pytest.raises(UserError, match=words) if words else nullcontext():
-        texts.check(text)
+        texts.check_text(text)
 
 
 def test_a_hub_text_that_is_kept_already_takes_no_more_of_the_disk(sized, tmp_path, capsys):
     (tmp_path / "kept" / "here").mkdir(parents=True)
     sized.disk = 0
-    texts.check("hub:a/b")
+    texts.check_text("hub:a/b")
     assert capsys.readouterr().err == ""
 
 
 def test_a_hub_that_does_not_say_how_large_a_text_is_refuses_nothing(sized):
     sized.builder.info = SimpleNamespace(download_size=None, dataset_size=None, splits=None)
     sized.disk = sized.memory = 0
-    texts.check("hub:a/b")
+    texts.check_text("hub:a/b")
 
 
 def test_a_data_set_that_the_hub_has_not_is_refused_before_any_work(sized, monkeypatch):
@@ -351,4 +351,4 @@ def test_a_data_set_that_the_hub_has_not_is_refused_before_any_work(sized, monke
 
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: 1 / 0)
     with pytest.raises(UserError, match=r"cannot read hub:a/b: the hub does not give it \(division by zero"):
-        texts.check("hub:a/b")
+        texts.check_text("hub:a/b")

@@ -13,19 +13,19 @@ from conftest import VOCABULARY, tiny
 from torch import nn
 
 import methods
-from methods.depth.greedy_search import affordable, search
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
-from methods.search.trials import Trial
+from methods.trials.blocks import Trial
+from methods.trials.selection import affordable, search
 
 
 @pytest.fixture(autouse=True)
 def few_tokens_at_once(monkeypatch):
     """Several pieces, so that a trial can be given up behind each, and in each several that stay in a cache."""
-    monkeypatch.setattr("methods.search.trials.TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr("methods.trials.blocks.TOKENS_AT_ONCE", 8)
     monkeypatch.setattr("methods.model.precision.CACHED", 3 * VOCABULARY)
 
 
@@ -236,7 +236,7 @@ def test_candidates_that_run_together_have_the_losses_of_each_alone(family, monk
     blocks = [block for block in sublayers_of(model, "layer", "attention", "mlp") if block != Sublayer("mlp", 1)]
     found = []
     for rows in (1, 2048):  # one at a time; all that run a layer
-        monkeypatch.setattr("methods.search.trials.ROWS", rows)
+        monkeypatch.setattr("methods.trials.blocks.ROWS", rows)
         trial = Trial(model, calibration(), "nll")
         trial.remove(Sublayer("mlp", 1))
         found.append(trial.without([None, *blocks]))

@@ -17,15 +17,14 @@ from tiny_methods import overflowing
 import methods
 from methods.depth.laco import LaCo, LaCoPublished, merge
 from methods.errors import OutOfReach, Unsupported
-from methods.model import sweep_log
+from methods.model import calibration as sweep_log
 from methods.model.activations import Entry
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, SweepLogs
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.layer_store import LayerStore
 from methods.model.structures import keep_channels
-from methods.model.sweep_log import SweepLogs
-from methods.search.merges import MergeTrial
+from methods.trials.merges import MergeTrial
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "laco_smol_c4_i2_t065.json").read_text())
 RELEASED = partial(merge, rule="last", norms="base")

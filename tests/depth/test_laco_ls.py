@@ -16,13 +16,13 @@ from tiny_methods import logits
 import methods
 from methods.checkpoint import save_load
 from methods.compensation.replaceme import fold
-from methods.depth.collapse_fit import Collapse, Fit
 from methods.depth.laco_ls import LaCoLS, named, parsed
 from methods.errors import Unsupported
 from methods.model.activations import inputs_of
 from methods.model.decoder import Decoder, twin
 from methods.model.sizes import layer_parameters, parameters
-from methods.search.windows import CollapseTrial, DenseStates, exchanged, joined, lightest, single
+from methods.trials.collapse_fit import Collapse, Fit
+from methods.trials.windows import CollapseTrial, DenseStates, exchanged, joined, lightest, single
 
 RIDGE = 0.3
 

@@ -139,7 +139,7 @@ def test_half_precision_is_trained_in_float32_and_given_back(family, dtype):
 
 
 def test_sinks_that_weigh_apart_count_as_much_as_all_other_tokens_together():
-    """J of methods/model/sinks.py over what J is where nothing is given, on states with one sink for each sequence."""
+    """J of methods/least_squares.py over J where nothing is given, on states with one sink for each sequence."""
     model, tokens = Decoder(tiny("llama")), calibration()
     (N, T), generator = tokens.ids.shape, torch.Generator().manual_seed(3)
     x, z = (torch.randn(N, T, 32, generator=generator) for _ in range(2))

@@ -18,7 +18,7 @@ from emulated.gpus import EmulatedGpus
 
 from bench.cli.main import main
 from bench.data import assets
-from bench.doctor import CHECKS, answers, devices, examination, finding, machine, scores, self_timing
+from bench.doctor import CHECKS, examination, finding, machine, measuring, pruning
 from bench.doctor.finding import Finding
 from bench.evaluation.scoring import Scorer
 from methods.depth.magnitude import Magnitude
@@ -55,7 +55,7 @@ def test_nothing_is_wrong_here(here):
 
 def test_every_check_and_every_method_is_in_it(here):
     statuses = {one["what"]: one["status"] for one in here.found["findings"]}
-    assert {name: statuses[name] for name in answers.cases()} == dict.fromkeys(answers.cases(), "ok")
+    assert {name: statuses[name] for name in pruning.cases()} == dict.fromkeys(pruning.cases(), "ok")
     assert all(f"{name}:" in here.err for name in CHECKS)
     assert examination.FUNCTIONS.keys() == CHECKS.keys()
     lines = ("product, float32", "bandwidth", "perplexity, bfloat16", "scorer, made-up documents, float32")
@@ -93,7 +93,7 @@ def test_methods_that_decide_otherwise_or_fail_are_named(monkeypatch):
     assert "removed_layers is [" in found.wrong["shortgpt"]["figure"]
     assert "shortgpt" in found.err.splitlines()[-1]
     assert found.wrong["magnitude"]["figure"].startswith("FileNotFoundError")
-    assert any(line.startswith("methods/depth/one_shot.py:") for line in found.wrong["magnitude"]["where"])
+    assert any(line.startswith("methods/trials/selection.py:") for line in found.wrong["magnitude"]["where"])
     assert "/nowhere" not in found.text
 
 
@@ -154,27 +154,27 @@ def test_what_is_no_number_is_null_in_a_bug_report(monkeypatch, capsys):
 
 
 def test_there_is_an_answer_for_every_method_and_compensation():
-    assert list(answers.read()) == answers.cases()
-    assert [case for case, held in answers.read().items() if held.logits is None] == ["shortgpt+reinitialize"]
+    assert list(pruning.read()) == pruning.cases()
+    assert [case for case, held in pruning.read().items() if held.logits is None] == ["shortgpt+reinitialize"]
 
 
 @pytest.mark.nightly
 def test_no_answer_is_near_to_another():
-    assert [case for case, held in answers.read().items() if answers.unsteady(case, held, 1)] == []
+    assert [case for case, held in pruning.read().items() if pruning.unsteady(case, held, 1)] == []
 
 
 def test_an_answer_that_noise_changes_is_not_written(monkeypatch, tmp_path):
-    monkeypatch.setattr(answers, "FILE", tmp_path / "answers.json")
-    monkeypatch.setattr(answers, "cases", lambda: ["shortgpt"])
+    monkeypatch.setattr(pruning, "FILE", tmp_path / "answers.json")
+    monkeypatch.setattr(pruning, "cases", lambda: ["shortgpt"])
     right, calls = ShortGPT.scores, []
     monkeypatch.setattr(ShortGPT, "scores", lambda *a: calls.append(1) or right(*a)[:: 1 if len(calls) == 1 else -1])
     with pytest.raises(UserError, match="too near to another choice"):
-        answers.write()
+        pruning.write()
     assert list(tmp_path.iterdir()) == []
     calls.clear()
     monkeypatch.setattr(ShortGPT, "scores", right)
-    answers.write()
-    assert answers.read()["shortgpt"].decided.keys() == {"removed_layers"}
+    pruning.write()
+    assert pruning.read()["shortgpt"].decided.keys() == {"removed_layers"}
 
 
 # timing
@@ -197,7 +197,7 @@ def timed(monkeypatch, *intervals: tuple[float, float]) -> list[Finding]:
         }
 
     monkeypatch.setattr("bench.speed.benchmark.SpeedBenchmark.time", time)
-    found = list(self_timing.check(CPU))
+    found = list(measuring.check_timing(CPU))
     assert left == []
     return found
 
@@ -267,7 +267,7 @@ class Stuck(Replayed):
 
 @pytest.mark.parametrize(("graph", "status"), [(Replayed, "ok"), (Stuck, "wrong")])
 def test_captured_steps_must_say_what_eager_ones_say(graph, status):
-    assert self_timing.captured(CPU, torch.float32, graph).status == status
+    assert measuring.captured(CPU, torch.float32, graph).status == status
 
 
 # a made-up GPU
@@ -276,7 +276,7 @@ def test_captured_steps_must_say_what_eager_ones_say(graph, status):
 def test_an_emulated_gpu_and_a_second_one():
     with EmulatedGpus(count=2):
         found = examination.examine(torch.device("cuda", 0), ["memory", "copies"])
-        assert self_timing.captured(torch.device("cuda", 1), torch.float32, Replayed).status == "ok"
+        assert measuring.captured(torch.device("cuda", 1), torch.float32, Replayed).status == "ok"
     assert [one.what for one in found if one.status != "ok"] == []
     assert {one.what for one in found} >= {"out of memory", "copies between GPUs", "slicegpt on cuda:1"}
 
@@ -289,7 +289,7 @@ def test_a_gpu_that_a_check_has_lost_leaves_what_was_found(monkeypatch):
         monkeypatch.setitem(examination.FUNCTIONS, "memory", lost)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
         found = examined("--device", "cuda", "--only", "memory")
-        (gpu,) = [one for one in itertools.islice(machine.check(torch.device("cuda")), 3) if one.what == "GPU"]
+        (gpu,) = [one for one in itertools.islice(machine.check_machine(torch.device("cuda")), 3) if one.what == "GPU"]
     assert found.code == 1
     assert "illegal memory access" in found.wrong["memory"]["figure"]
     assert "illegal memory access" in found.found["machine"]["gpu_lost"]
@@ -302,7 +302,7 @@ def test_a_gpu_without_a_name_is_no_cpu(monkeypatch):
 
     with EmulatedGpus():
         monkeypatch.setattr(torch.cuda, "get_device_properties", unknown)
-        (gpu,) = [one for one in itertools.islice(machine.check(torch.device("cuda")), 3) if one.what == "GPU"]
+        (gpu,) = [one for one in itertools.islice(machine.check_machine(torch.device("cuda")), 3) if one.what == "GPU"]
     assert gpu.status == "wrong"
     assert "torch cannot tell its name" in gpu.figure
 
@@ -318,7 +318,7 @@ def gpu(monkeypatch):
             raise card.answer
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(devices.torch, "empty", empty)
+    monkeypatch.setattr(machine.torch, "empty", empty)
     monkeypatch.setattr(machine, "product", lambda *asked: Finding("ok", "product", ""))
     return card
 
@@ -333,15 +333,15 @@ def gpu(monkeypatch):
 )
 def test_memory_that_runs_out_must_be_recognised(gpu, answer, status):
     gpu.answer = answer
-    (found,) = devices.memory(torch.device("cuda", 0))
+    (found,) = machine.memory(torch.device("cuda", 0))
     assert found.status == status
 
 
 def test_a_copy_that_changes_a_bit_is_wrong(monkeypatch):
-    monkeypatch.setattr(devices, "COPIED", 100)
-    assert devices.copied("copies", CPU, CPU).status == "ok"
+    monkeypatch.setattr(machine, "COPIED", 100)
+    assert machine.copied("copies", CPU, CPU).status == "ok"
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self ^ 1)
-    assert devices.copied("copies", CPU, CPU).status == "wrong"
+    assert machine.copied("copies", CPU, CPU).status == "wrong"
 
 
 def test_a_product_less_exact_than_its_dtype_is_wrong(monkeypatch):
@@ -351,6 +351,6 @@ def test_a_product_less_exact_than_its_dtype_is_wrong(monkeypatch):
 
 @pytest.mark.default_model
 def test_real_documents_are_scored_as_by_lm_eval():
-    assets.fetch((scores.MODEL, "tasks"))
-    found = list(scores._real(CPU))
+    assets.fetch((measuring.MODEL, "tasks"))
+    found = list(measuring._real(CPU))
     assert [one.status for one in found] == ["ok"]

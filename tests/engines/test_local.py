@@ -28,9 +28,8 @@ from bench.cli.main import main
 from bench.engines.engine import Conditions
 from bench.engines.local import VISIBLE, Local, LocalSession, environments, threads_of, visible
 from bench.plan.cell import Cell, Stage, from_plain
-from bench.plan.protocol import profile
-from bench.plan.recipe import Recipe
-from bench.run import runner
+from bench.plan.protocol import Recipe, profile
+from bench.runs import runner
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]

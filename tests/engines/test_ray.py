@@ -28,8 +28,8 @@ from ray_jobs import tries
 from run_contents import contents
 
 from bench.cli.main import main
-from bench.engines import Ray, ray_cluster
-from bench.run import runner
+from bench.engines import Ray, ray
+from bench.runs import runner
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +237,7 @@ def test_what_is_no_cluster_is_refused(cluster, base, tmp_path, capsys, monkeypa
     assert ":1 (Connection refused); start one with" in refused(capsys, [*on_ray, "127.0.0.1:1"])
     assert "--ray-address is auto or HOST:PORT; got 'here'" in refused(capsys, [*on_ray, "here"])
     with socket.create_server(("", 0)) as other, monkeypatch.context() as patch:
-        patch.setattr(ray_cluster, "HEALTH", 4.0)
+        patch.setattr(ray, "HEALTH", 4.0)
         port = other.getsockname()[1]
         assert f":{port} is no Ray cluster" in refused(capsys, [*on_ray, f"127.0.0.1:{port}"])
     with monkeypatch.context() as patch:

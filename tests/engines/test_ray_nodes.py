@@ -8,7 +8,7 @@ import pytest
 
 from bench.engines.engine import Conditions, Machine
 from bench.engines.ray_nodes import Ask, Look, Node, node, refuse_unlike, shared, suitable, where_timed
-from bench.system import versions
+from bench.system import environment
 from methods.errors import UserError
 
 BIG = Node("b", "big", cpus=16, gpus=4, accelerators=("H100",), timing=True)
@@ -86,7 +86,7 @@ def test_nodes_have_the_versions_of_the_run_and_see_what_it_keeps():
     def conditions(models: bool) -> Conditions:
         return Conditions(Path("run"), "cpu", False, False, None, models, work=print, measure=print)
 
-    here = versions.installed()
+    here = environment.installed()
     refuse_unlike([BARE], {"c": Look(here, False)}, conditions(models=False))
     with pytest.raises(UserError, match="cells keep models in run, which bare does not see"):
         refuse_unlike([BARE], {"c": Look(here, False)}, conditions(models=True))

@@ -22,14 +22,13 @@ from method_source import KILL, SHORTGPT, method_source
 from run_contents import contents
 from slurm_jobs import conditions
 
+from bench import engines
 from bench.cli.main import main
-from bench.engines import chosen
 from bench.engines.engine import PARTS, Machine
-from bench.engines.slurm import Slurm
-from bench.engines.slurm_session import ELEMENTS, LOGS
+from bench.engines.slurm import ELEMENTS, LOGS, Slurm
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
-from bench.run import part
+from bench.runs.job import run_job_text
 from bench.system import environment
 from methods.errors import UserError
 
@@ -92,7 +91,7 @@ def test_a_run_through_slurm_is_the_local_one_and_a_cell_that_dies_is_an_outcome
     asked += ["--methods", "shortgpt,dies", "--then", "shortgpt:ratio=0.6"]
     assert main([*asked, "--isolate", "--out", str(tmp_path / "here")]) == 3
     capfd.readouterr()
-    monkeypatch.setattr(chosen, "engine", lambda spec: HERE)
+    monkeypatch.setattr(engines, "engine", lambda spec: HERE)
     assert main([*asked, "--out", str(tmp_path / "there")]) == 3
     found = contents(tmp_path / "there")
     assert found == contents(tmp_path / "here")
@@ -325,7 +324,7 @@ def test_a_part_of_another_run_is_refused(tmp_path):
     other.parent.mkdir(parents=True)
     other.write_text("{}")
     refused_alike = pytest.raises(UserError, match="belongs to another run, it holds laco--0")
-    with refused_alike, HERE.start(conditions(tmp_path, measure=part.measure)) as session:
+    with refused_alike, HERE.start(conditions(tmp_path, measure=run_job_text)) as session:
         session.submit(job(cell.key, cell=cell.plain()))
         session.next_result()
     assert other.exists()

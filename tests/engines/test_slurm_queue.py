@@ -14,11 +14,9 @@ from engine_jobs import job
 from made_slurm import Enough, MadeSlurm, wait_a_little
 from slurm_jobs import conditions
 
-from bench.engines import slurm_elements, slurm_session
+from bench.engines import slurm
 from bench.engines.engine import PARTS, InUse
-from bench.engines.slurm import Slurm
-from bench.engines.slurm_node import ENDED, JOB, measure_there
-from bench.engines.slurm_session import LOGS
+from bench.engines.slurm import ENDED, JOB, LOGS, Slurm, measure_there
 from bench.system import interrupt
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -71,7 +69,7 @@ def test_what_sbatch_refuses_from_the_start_or_for_long_ends_the_run(made, tmp_p
         session.submit(job("a"))
         session.next_result()
     (made.place / "refuses").unlink()
-    monkeypatch.setattr(slurm_session, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr(slurm, "REFUSED_FOR", 0.0)
     with Slurm().start(conditions(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
@@ -229,8 +227,8 @@ def test_a_run_that_is_killed_while_it_notes_what_it_has_submitted_submits_nothi
             written.append(path.name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(slurm_session, "write_atomically", until_then)
-        patch.setattr(slurm_elements, "write_atomically", until_then)
+        patch.setattr(slurm, "write_atomically", until_then)
+        patch.setattr(slurm, "write_atomically", until_then)
         with pytest.raises((Killed, Enough)):
             session = Slurm().start(conditions(tmp_path))
             for key in "abc":

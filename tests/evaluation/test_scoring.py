@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from bench.evaluation import scoring
 from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import Scorer, perplexity, stock, window_nll
-from bench.run import measure
+from bench.runs import measure
 from methods.errors import UserError
 from methods.model import precision
 

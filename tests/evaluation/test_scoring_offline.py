@@ -37,7 +37,7 @@ def scorers():
 
 @pytest.mark.parametrize(("name", "fewshot"), ASKED)
 def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
-    task = task_loading.load([name], fewshot=fewshot)[name]
+    task = task_loading.load_tasks([name], fewshot=fewshot)[name]
     documents = {name: task_loading.draw(task, DOCUMENTS, 0)}
     (ours, samples), (theirs, reference) = (tasks.evaluate(lm, {name: task}, documents) for lm in scorers)
     got, want = samples[name], reference[name]

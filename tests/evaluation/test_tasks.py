@@ -9,7 +9,7 @@ from lm_eval.api.model import LM
 
 from bench.data import pretrained, task_loading, task_sources
 from bench.evaluation import tasks
-from bench.records import columns
+from bench.records import frame
 
 # task: documents, then of the first one a piece of its prompt and the right choice
 KNOWN = {
@@ -63,7 +63,7 @@ class Answering(LM):
 
 @pytest.fixture(scope="module")
 def offline():
-    return task_loading.load(KNOWN)
+    return task_loading.load_tasks(KNOWN)
 
 
 def evaluated(task, name, documents, likes=lambda context, continuation: 0.0):
@@ -135,7 +135,7 @@ def test_the_right_choice_scores(offline, name):
 
 
 def test_all_subjects_of_mmlu_load():
-    subjects = task_loading.load(task_loading.check(["mmlu"]))
+    subjects = task_loading.load_tasks(task_loading.check(["mmlu"]))
     assert len(subjects) == 57
     assert sum(len(task.eval_docs) for task in subjects.values()) == 14042
     task = subjects["mmlu_world_religions"]
@@ -260,12 +260,12 @@ def test_samples_survive_parquet(offline, tmp_path):
 
 def test_evaluation_is_silent(offline, capfd):
     evaluated(offline["mrpc"], "mrpc", [0, 1])
-    task_loading.load(["hellaswag", "cb"])
+    task_loading.load_tasks(["hellaswag", "cb"])
     assert capfd.readouterr() == ("", "")
 
 
 def test_examples_of_mmlu_are_its_dev_split_in_order():
-    task = task_loading.load(task_loading.check(["mmlu_anatomy"], fewshot=5), fewshot=5)["mmlu_anatomy"]
+    task = task_loading.load_tasks(task_loading.check(["mmlu_anatomy"], fewshot=5), fewshot=5)["mmlu_anatomy"]
     task.build_all_requests(samples=[0])
     context = task.instances[0].args[0]
     head, *examples, question = context.split("\n\n")
@@ -281,7 +281,7 @@ def test_documents_of_a_local_file_are_scored(tmp_path):
     problem = {"question": "The cat is  _  .", "answer": "B", "options": ["red", "black", "green", "blue"]}
     row = {"article": "A black cat sat here.", "problems": str([problem | {"question": "Who sat?"}, problem])}
     (tmp_path / "race.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
-    task = task_loading.load(["race"], task_sources.parse_task_data([f"race={tmp_path / 'race.jsonl'}"]))["race"]
+    task = task_loading.load_tasks(["race"], task_sources.parse_task_data([f"race={tmp_path / 'race.jsonl'}"]))["race"]
     figures, samples = evaluated(task, "race", [0, 1], lambda _, continuation: float(continuation == " black"))
     assert samples["target"].tolist() == [1, 1]
     assert figures["metrics"]["acc"] == {"value": 1.0, "stderr": 0.0}
@@ -294,15 +294,15 @@ def test_a_task_that_sums_over_several_right_choices_has_neither_bits_nor_an_acc
     rows = [{"question": "Why?", "mc2_targets": {"choices": list("abcdef"[: len(l)]), "labels": l}} for l in labels]
     (tmp_path / "mc2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = task_sources.parse_task_data([f"truthfulqa_mc2={tmp_path / 'mc2.jsonl'}"])
-    task = task_loading.load(["truthfulqa_mc2"], data)["truthfulqa_mc2"]
+    task = task_loading.load_tasks(["truthfulqa_mc2"], data)["truthfulqa_mc2"]
     figures, samples = evaluated(task, "truthfulqa_mc2", [0, 1])
     assert figures["metrics"]["acc"]["value"] == pytest.approx(0.5)
     assert not {"chance", "answer_bpb"} & figures.keys()
     assert "answer_bpb" not in samples
-    row = columns._task("task_truthfulqa_mc2", figures | {"metrics": {"acc": {"value": 0.45}}, "documents": 817})
+    row = frame._task("task_truthfulqa_mc2", figures | {"metrics": {"acc": {"value": 0.45}}, "documents": 817})
     assert (row["task_truthfulqa_mc2_low"], row["task_truthfulqa_mc2_high"]) == (None, None)  # no count of answers
     piqa = {"main": "acc", "metrics": {"acc": {"value": 0.45}}, "documents": 100}
-    assert columns._task("task_piqa", piqa)["task_piqa_low"] > 0.3
+    assert frame._task("task_piqa", piqa)["task_piqa_low"] > 0.3
 
 
 def test_every_model_gets_the_same_examples(tmp_path):
@@ -310,7 +310,7 @@ def test_every_model_gets_the_same_examples(tmp_path):
     for split, count in (("train", 40), ("validation", 6)):
         rows = [{"goal": f"{split} {i}", "sol1": "a", "sol2": "b", "label": 0} for i in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = task_loading.load(["piqa"], task_sources.parse_task_data([f"piqa={tmp_path}"]), fewshot=3)["piqa"]
+    task = task_loading.load_tasks(["piqa"], task_sources.parse_task_data([f"piqa={tmp_path}"]), fewshot=3)["piqa"]
     _, one = evaluated(task, "piqa", range(6))
     _, two = evaluated(task, "piqa", range(6))
     assert one["prompt_hash"].tolist() == two["prompt_hash"].tolist()

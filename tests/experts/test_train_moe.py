@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import methods
 from bench.data import pretrained, texts
 from methods.model.decoder import Decoder
-from methods.model.parts.experts import mixtures
+from methods.model.structures import mixtures
 
 
 @pytest.fixture

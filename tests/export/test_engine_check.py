@@ -11,10 +11,10 @@ import pytest
 import torch
 from uneven_models import bpe, droped, uneven
 
-from bench.data import gguf_reader
+from bench.data import gguf
 from bench.export import engine_check, gguf_file
 from bench.export.engine_form import Sizes
-from bench.serving import llama_cpp
+from bench.inference import llama_cpp
 from methods.errors import UserError
 
 engine = pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs the extra `llama`")
@@ -113,7 +113,7 @@ def test_what_llama_cpp_does_not_compute_is_given_to_it_as_zeros(trap, tmp_path,
 def test_llama_cpp_turns_pairs_of_neighbours(tmp_path, monkeypatch):
     """A file whose query and key rows are not interleaved is another model there, though it reads back as the same."""
     monkeypatch.setattr(gguf_file, "interleaved", lambda rows, heads: rows)
-    monkeypatch.setattr(gguf_reader, "halves", lambda rows, heads: rows)
+    monkeypatch.setattr(gguf, "halves", lambda rows, heads: rows)
     assert failed(outcomes(uneven("llama"), tmp_path))[0] == "llama.cpp logits"
 
 
@@ -134,7 +134,7 @@ def test_llama_cpp_quantises_what_has_whole_blocks(kind, tmp_path):
     model = uneven("llama", heads=(), num_attention_heads=2, num_key_value_heads=1)
     checks = outcomes(model, tmp_path, quantised=kind, multiple=32)
     assert failed(checks) == []
-    types = {str(tensor.tensor_type.name) for tensor in gguf_reader.gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    types = {str(tensor.tensor_type.name) for tensor in gguf.gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     assert types == {"F32", kind.upper()}
 
 

@@ -16,10 +16,10 @@ from bench.cli.main import main
 from bench.data import pretrained as named
 from bench.export import engine_check
 from bench.export import write as export
+from bench.inference import llama_cpp
 from bench.plan.trust import Trust
 from bench.records.run_folder import is_run, load_run
-from bench.run.saving import RELOADED, wanted_dtype
-from bench.serving import llama_cpp
+from bench.runs.saving import RELOADED, wanted_dtype
 from methods.checkpoint import save_load
 from methods.files import sha256
 

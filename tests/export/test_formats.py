@@ -10,18 +10,18 @@ from tiny_methods import EXPERTS, METHODS, calibration, pruned
 
 import methods
 from bench.cli.main import main
-from bench.export import formats, gguf_file, nemotron_nas
+from bench.export import engine_form, gguf_file, write
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
-from methods.model.residual_map import maps_of
+from methods.model.inserted import maps_of
 
 HEADS, CHANNELS = "heads, in each layer others", "channels, in each layer others"
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "checkpoints.md"
 
 
 def rows_of(method):
-    return [held for shape, held in formats.SHAPES.items() if method in formats.makers_of(shape)]
+    return [held for shape, held in write.SHAPES.items() if method in write.makers_of(shape)]
 
 
 def has(model):
@@ -54,7 +54,7 @@ def test_a_format_holds_the_models_of_a_method_as_the_table_says(method):
     assert form.reason is None or {shape.hf for shape in rows} == {"prunebench"}
     for held, ask in (
         ({shape.gguf.partition(",")[0] for shape in rows}, gguf_file.contents_of),
-        ({shape.nemotron_nas for shape in rows}, nemotron_nas.form_of),
+        ({shape.nemotron_nas for shape in rows}, engine_form.form_of),
     ):
         if held == {"no"} and (shapes or method in ("slicegpt", "svd-llm")):
             with pytest.raises(UserError) as caught:
@@ -72,7 +72,7 @@ def test_hf_alone_holds_a_mixture_and_as_stock(method):
     methods.make(method).prune(model, calibration(), 0.3)
     assert save_load.form_of(model, save_load.default_probe(model)).reason is None
     assert (row.hf, row.gguf, row.nemotron_nas) == ("stock", "no", "no")
-    for ask in (gguf_file.contents_of, nemotron_nas.form_of):
+    for ask in (gguf_file.contents_of, engine_form.form_of):
         with pytest.raises(UserError, match="this model is a mixtral"):
             ask(model)
 
@@ -83,18 +83,18 @@ def test_no_format_but_hf_holds_a_map(repair):
     model, _ = pruned(f"shortgpt+{repair}", "llama", 0.3)
     assert any(maps_of(model))
     assert (row.hf, row.gguf, row.nemotron_nas) == ("prunebench", "no", "no")
-    for ask in (gguf_file.contents_of, nemotron_nas.form_of):
+    for ask in (gguf_file.contents_of, engine_form.form_of):
         with pytest.raises(UserError, match="a linear map of the residual stands"):
             ask(model)
 
 
 def test_every_method_is_in_the_table():
-    named = {name for shape in formats.SHAPES for name in formats.makers_of(shape)}
+    named = {name for shape in write.SHAPES for name in write.makers_of(shape)}
     assert named - {"+ghost", "+linearpatch"} == set(METHODS) | set(EXPERTS)
 
 
 def test_the_guide_repeats_the_table(capsys):
-    heading, *rows = formats.table()
+    heading, *rows = write.table()
     lines = [f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *rows)]
     assert "\n".join(lines) in GUIDE.read_text(encoding="utf-8")
     assert main(["list", "formats"]) == 0

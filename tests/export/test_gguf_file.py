@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from uneven_models import bpe, droped, uneven, with_a_map
 
 import methods
-from bench.data import gguf_reader
 from bench.data import pretrained as named
-from bench.export import engine_form, gguf_file, nemotron_nas, vocabulary
+from bench.data.gguf import architecture, read
+from bench.export import engine_form, gguf_file
 from methods.errors import CheckpointError, Unwritable, UserError
 from methods.model.decoder import Decoder
 
@@ -52,7 +52,7 @@ def test_numbers_that_a_dtype_does_not_hold_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight has numbers that float16 does not hold; store it"):
         gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float16, "tiny")
     with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight has numbers that float16 does not hold; store it"):
-        nemotron_nas.write(model, bpe(), tmp_path / "nas", torch.float16, shard_bytes=10**9)
+        engine_form.write(model, bpe(), tmp_path / "nas", torch.float16, shard_bytes=10**9)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,8 +134,8 @@ DECI = {
 def test_a_gguf_file_of_uneven_layers_is_the_model_again(kind, ids, tmp_path):
     model = DECI[kind]()
     contents = gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
-    assert gguf_reader.architecture(tmp_path / "model.gguf") == "deci"
-    again = gguf_reader.read(tmp_path / "model.gguf", torch.float32)
+    assert architecture(tmp_path / "model.gguf") == "deci"
+    again = read(tmp_path / "model.gguf", torch.float32)
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
     put = sum(parameter.numel() for parameter in again.model.parameters())
     put -= sum(parameter.numel() for parameter in model.model.parameters())
@@ -169,7 +169,7 @@ def test_channels_are_filled_up_to_a_multiple(ids, tmp_path):
     model = uneven("llama", gone="mlp 1")
     contents = gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny", multiple=16)
     assert [one.I for one in contents.form.layers] == [48, 32, 48, 48, 48, 48]
-    again = gguf_reader.read(tmp_path / "model.gguf", torch.float32)
+    again = read(tmp_path / "model.gguf", torch.float32)
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
 
 
@@ -180,11 +180,11 @@ def test_a_file_that_is_cut_short_is_no_model(tmp_path):
     for size in (10, 2000, len(whole) - 40):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"\w"):
-            gguf_reader.read(path, torch.float32)
+            read(path, torch.float32)
 
 
 READINGS = [
-    lambda file: gguf_reader.read(file, torch.float32),
+    lambda file: read(file, torch.float32),
     lambda file: named.load(str(file), torch.device("cpu"), torch.float32),
 ]
 
@@ -228,10 +228,10 @@ def test_other_rotary_positions_of_a_foreign_file_are_refused(says, reason, tmp_
     monkeypatch.setattr(gguf_file, "_read_back", lambda *_: None)  # which would refuse it too
     gguf_file.write(uneven("llama"), bpe(), path, torch.float32, "tiny")
     if reason is None:
-        assert len(gguf_reader.read(path, torch.float32).layers) == 6
+        assert len(read(path, torch.float32).layers) == 6
     else:
         with pytest.raises(CheckpointError, match=reason):
-            gguf_reader.read(path, torch.float32)
+            read(path, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_split_is_read_again(name, other, tmp_path):
     text = "a 12 a12 12\n\n  a \n\na   12, a\n"
     path = tmp_path / "model.gguf"
     gguf_file.write(Decoder(tiny("llama", vocab_size=266)), tokenizer, path, torch.float32, "tiny")
-    found = vocabulary.read(path)
+    found = gguf_file.read_tokenizer(path)
     assert gguf.GGUFReader(path).get_field("tokenizer.ggml.pre").contents() == name
     assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
     found.backend_tokenizer.pre_tokenizer = splits[other]

@@ -9,7 +9,7 @@ import pytest
 from pages import ROOT
 
 from bench.cli.main import main
-from bench.export.lm_eval_results import results
+from bench.export.write import results
 from bench.records.record import metric_of_task
 from bench.records.run_folder import load_run
 from methods.errors import UserError

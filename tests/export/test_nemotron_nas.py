@@ -11,7 +11,7 @@ import torch
 from tiny_methods import logits
 from uneven_models import bpe, droped, uneven, with_a_map
 
-from bench.export import nemotron_nas
+from bench.export import engine_form
 from methods.errors import UserError
 
 WIDE = {"intermediate_size": 768, "heads": (), "step": 256}
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def write(model, folder, **how):
-    return nemotron_nas.write(model, bpe(), folder, torch.float32, shard_bytes=10**9, **how)
+    return engine_form.write(model, bpe(), folder, torch.float32, shard_bytes=10**9, **how)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from made_records import DENSE, LACO, MENDED, RECORDS, changed, failed
 from made_samples import MadeSamples, any_figures
 
 from bench.records.record import Record
-from reports.formats import tidy_csv
+from reports.formats import markup
 from reports.formats.latex import escaped, render
 from reports.tables.views import VIEWS, view
 
@@ -82,7 +82,7 @@ def test_labels_of_a_document_are_unique():
 def test_cells_that_all_failed_are_a_table_in_every_format(name):
     tables = view(name, [failed("error", method, "it broke") for method in ("laco", "flap")])
     assert "laco: error: it broke" in render(tables)
-    lines = list(csv.DictReader(io.StringIO(tidy_csv.render(tables))))
+    lines = list(csv.DictReader(io.StringIO(markup.render_csv(tables))))
     assert {(line["label"], line["failure"]) for line in lines} == {("laco", "error"), ("flap", "error")}
 
 

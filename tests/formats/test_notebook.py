@@ -14,8 +14,8 @@ from bench.cli.main import main
 from bench.records.run_folder import Merged
 from bench.records.samples import Samples
 from methods import UserError
-from reports.formats import html, terminal
-from reports.notebook import RunReport
+from reports.formats import markup, terminal
+from reports.report import RunReport
 from reports.tables.views import view
 
 RESULTS = ROOT / "docs" / "results"
@@ -55,14 +55,14 @@ def test_a_report_is_its_tables_and_what_is_to_be_said_of_them_with_all_escaped(
     assert shown.names <= allowed
     assert shown.attributes <= {"scope", "value", "colspan"}
     tables = view("main", RECORDS)
-    assert report._repr_html_().endswith(html.render(tables))
+    assert report._repr_html_().endswith(markup.render_html(tables))
     assert str(report) == f"remark {ATTACK}\n{terminal.render(tables)}"
     assert repr(report) == "<report of 6 cells>"
 
 
 def test_a_view_is_shown_as_the_command_line_has_it(report):
     shown, tables = report.table("by-ratio"), view("by-ratio", RECORDS)
-    assert (shown._repr_html_(), str(shown)) == (html.render(tables), terminal.render(tables))
+    assert (shown._repr_html_(), str(shown)) == (markup.render_html(tables), terminal.render(tables))
     assert repr(shown) == f"<tables {', '.join(table.name for table in tables)}>"
     with pytest.raises(UserError, match="no view 'mian'; there are main, per-task"):
         report.table("mian")

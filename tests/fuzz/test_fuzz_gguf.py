@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from uneven_models import bpe, uneven
 
-from bench.data import gguf_reader
+from bench.data.gguf import architecture, config, load, read_in_a_step, tokenizer
 from bench.export import engine_check, gguf_file
 from methods.model.decoder import Decoder
 
@@ -49,9 +49,9 @@ def held_to(files: Path, content: bytes, folder: Path) -> None:
     file = folder / "model.gguf"
     file.write_bytes(content)
     watched(PLAN, folder)
-    for read in (gguf_reader.architecture, gguf_reader.config, gguf_reader.tokenizer, gguf_reader.read_in_a_step):
+    for read in (architecture, config, tokenizer, read_in_a_step):
         refused_or_done(lambda read=read: read(file), folder)
-    refused_or_done(lambda: gguf_reader.load(file, torch.float32), folder)
+    refused_or_done(lambda: load(file, torch.float32), folder)
 
 
 def rewritten(file: Path, changes: list[tuple[str, Any]], without: int | None, to: Path) -> bytes:

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.plan.run_spec import flags
-from bench.regression import margins
+from bench.regression import gate
 
 SPECS = [
     {"methods": ["laco", "shortgpt+ghost"], "ratio": [0.1, 0.2], "set": {"laco.C": [2, 3], "laco.T": 0.65}},
@@ -74,7 +74,7 @@ def planned(content: bytes, folder: Path, model_folder: Path, text_file: Path) -
 def test_hard_yaml(text, model_folder, text_file, tmp_path):
     planned(text.encode(), tmp_path, model_folder, text_file)
     (tmp_path / "margins.yaml").write_text(text.replace("methods", "tasks").replace("ratio", "accuracy"))
-    refused_or_done(lambda: margins.read(tmp_path / "margins.yaml"), tmp_path)
+    refused_or_done(lambda: gate.read(tmp_path / "margins.yaml"), tmp_path)
 
 
 @share(0.07)
@@ -110,7 +110,7 @@ def test_damaged_specs(table, changes, model_folder, text_file, tmp_path_factory
 def test_wild_margins(text, tmp_path_factory):
     with scratch(tmp_path_factory, "margins") as folder:
         (folder / "margins.yaml").write_text(text)
-        said = refused_or_done(lambda: margins.read(folder / "margins.yaml"), folder)
+        said = refused_or_done(lambda: gate.read(folder / "margins.yaml"), folder)
         assert said is None or "margins.yaml" in said
         watched(["gate", "none", "--baseline", "none", "--margins", "margins.yaml"], folder)
 

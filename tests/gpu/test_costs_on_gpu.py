@@ -19,7 +19,7 @@ from methods.least_squares import LeastSquares
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.search import trials
+from methods.trials import blocks as trials
 
 IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
 EVERY = torch.ones_like(IDS, dtype=torch.bool)
@@ -141,7 +141,7 @@ def test_gradients_take_the_memory_of_a_few_layers_and_not_of_all(method, settin
 
 def test_slicegpt_holds_no_table_in_float64(monkeypatch):
     """The vocabulary outweighs the layers here; a copy of the head in its own dtype is all that may be twice there."""
-    monkeypatch.setattr("methods.model.sliced_layer.NUMBERS", 2**12)
+    monkeypatch.setattr("methods.model.inserted.NUMBERS", 2**12)
     with EmulatedGpus() as gpus:
         decoder = Decoder(tiny("llama", vocab_size=8192, tie_word_embeddings=False).to("cuda"))
         table = decoder.head.weight.nbytes

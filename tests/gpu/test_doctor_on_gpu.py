@@ -8,7 +8,7 @@ import pytest
 from emulated import EmulatedGpus
 
 from bench.cli.main import main
-from bench.doctor import answers, devices, disk, machine, scores, self_timing, storing
+from bench.doctor import machine, measuring, pruning
 from bench.speed.benchmark import SpeedBenchmark
 from methods.depth.shortgpt import ShortGPT
 
@@ -36,20 +36,20 @@ class Again:
 @pytest.fixture
 def examined(monkeypatch, capsys, tmp_path):
     """Return a call of the command for a GPU, with few methods and small sizes: its exit code, and its findings."""
-    stored = {name: answer for name, answer in answers.read().items() if name in METHODS}
+    stored = {name: answer for name, answer in pruning.read().items() if name in METHODS}
     points = [POINT | {"kind": "decode", "mode": "graph"}, POINT | {"kind": "prefill", "mode": "eager"}]
-    monkeypatch.setattr(answers, "read", lambda: stored)
-    monkeypatch.setattr(answers, "cases", lambda: list(METHODS))
+    monkeypatch.setattr(pruning, "read", lambda: stored)
+    monkeypatch.setattr(pruning, "cases", lambda: list(METHODS))
     monkeypatch.setattr("methods.load", lambda *_: {})
-    monkeypatch.setattr(devices, "SECOND", METHODS[:1])
-    monkeypatch.setattr(devices, "COPIED", 1000)
+    monkeypatch.setattr(machine, "SECOND", METHODS[:1])
+    monkeypatch.setattr(machine, "COPIED", 1000)
     monkeypatch.setitem(machine.SIZES, "cuda", {"copied": 2**16, "side": 64})
-    monkeypatch.setattr(storing, "FORMS", {"drop": storing.FORMS["drop"]})
-    monkeypatch.setattr(storing, "STEPS", 2)
-    monkeypatch.setattr(disk, "SIZE", 2**16)
-    monkeypatch.setattr(disk, "BLOCK", 2**12)
-    monkeypatch.setattr(scores, "MADE_UP", scores.MADE_UP[:1])
-    monkeypatch.setattr(self_timing, "CudaGraph", Again)
+    monkeypatch.setattr(pruning, "FORMS", {"drop": pruning.FORMS["drop"]})
+    monkeypatch.setattr(pruning, "STEPS", 2)
+    monkeypatch.setattr(machine, "SIZE", 2**16)
+    monkeypatch.setattr(machine, "BLOCK", 2**12)
+    monkeypatch.setattr(measuring, "MADE_UP", measuring.MADE_UP[:1])
+    monkeypatch.setattr(measuring, "CudaGraph", Again)
     monkeypatch.setattr(SpeedBenchmark, "time", lambda *_: iter(points))  # which has tests of its own
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path))
 

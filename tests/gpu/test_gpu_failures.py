@@ -16,10 +16,10 @@ from bench.cli.main import main
 from bench.engines.local import InThisProcess, LocalSession
 from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
-from bench.run import measure, outcome, runner
+from bench.runs import measure, runner
 from bench.system import failures, memory
 from methods.checkpoint import transformers_compat
-from methods.checkpoint.stock import Uneven
+from methods.checkpoint.pruned_config import Uneven
 from methods.model.decoder import Decoder
 
 CALIBRATION = padded(torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(2)).tolist())
@@ -137,9 +137,9 @@ def test_a_stage_lasts_until_the_gpu_has_done_its_work(monkeypatch):
         clock[0] += queued[0]
         queued[0] = 0.0
 
-    monkeypatch.setattr(outcome.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(outcome.benchmark, "wait", lambda devices: wait())
-    of_cell = outcome.Outcome(*[lambda told: None] * 3, nullcontext)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.benchmark, "wait", lambda devices: wait())
+    of_cell = measure.Outcome(*[lambda told: None] * 3, nullcontext)
     queued[0] = 7.0  # of nobody's
     with of_cell.timed("prune"):
         queued[0] = 2.0

@@ -17,7 +17,7 @@ from bench.cli.main import main
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.records.run_folder import load_run
-from bench.run import job
+from bench.runs import job
 from bench.schedule.memory_needs import Footprint, MemoryNeeds
 from bench.schedule.shape import Shape
 from bench.speed import timed_cell

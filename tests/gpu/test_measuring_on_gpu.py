@@ -13,18 +13,16 @@ from emulated import EmulatedGpus
 from places import model_of, spread
 
 import methods
+from bench import healing
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.evaluation import checks, layer_similarity, scoring
-from bench.healing import training
-from bench.healing.dense_predictions import DensePredictions
-from bench.healing.text import Text
+from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
-from bench.plan.recipe import Recipe
+from bench.plan.protocol import Recipe, profile
 from bench.records.run_folder import load_run
-from bench.run import fingerprint
-from bench.speed import dense_model, transfer
+from bench.runs import inputs
+from bench.speed import timed_cell
 from bench.speed.benchmark import SpeedBenchmark, wait
 from bench.speed.timing import WallClock
 from methods.checkpoint import save_load, transformers_compat
@@ -92,7 +90,7 @@ def test_checks(place, dtype, tmp_path):
 @pytest.mark.parametrize("how", TRAININGS, ids=str)
 def test_healing(how, place, tmp_path, monkeypatch):
     """Interrupted halfway, it goes on from its checkpoint to the same model."""
-    train = training._Training._train
+    train = healing._Training._train
 
     def killed(self):
         if self.step == 1:
@@ -103,14 +101,14 @@ def test_healing(how, place, tmp_path, monkeypatch):
         model, recipe = Decoder(place(model_of("llama"))), replace(RECIPE, **how)
         dense = DensePredictions(model, TEXT.train) if recipe.loss == "kl" else None
         methods.make("shortgpt").prune(model, CALIBRATION, 0.3)
-        curve = training.heal(model, TEXT, recipe, dense=dense, folder=folder)
+        curve = healing.heal(model, TEXT, recipe, dense=dense, folder=folder)
         curve = [{name: value for name, value in point.items() if name != "seconds"} for point in curve]
         return curve, {name: value.detach().cpu() for name, value in model.model.named_parameters()}
 
     curve, weights = healed(lambda model: model, tmp_path / "cpu")
     with EmulatedGpus(count=2):
         with monkeypatch.context() as patched:
-            patched.setattr(training._Training, "_train", killed)
+            patched.setattr(healing._Training, "_train", killed)
             with pytest.raises(KeyboardInterrupt):
                 healed(place, tmp_path / "gpu")
         for _ in range(2):  # from halfway, then from the end
@@ -133,9 +131,9 @@ def test_a_model_is_saved_loads_again_and_is_the_same_to_the_last_bit(method, tm
         save_load.save(model, tmp_path / "model", probe=IDS[:1])
         loaded = save_load.load(tmp_path / "model", device=torch.device("cuda"))
         assert {parameter.device for parameter in loaded.model.parameters()} == {torch.device("cuda", 0)}
-        here = fingerprint.state_sha256(loaded.model)
+        here = inputs.state_sha256(loaded.model)
     on_cpu = save_load.load(tmp_path / "model")
-    assert fingerprint.state_sha256(on_cpu.model) == here
+    assert inputs.state_sha256(on_cpu.model) == here
 
 
 def test_padding_with_zeros():
@@ -184,7 +182,7 @@ class Kept:
 
 
 def test_a_model_that_is_handed_over_goes_to_the_gpu_one_tensor_at_a_time(monkeypatch):
-    arrived, arrival = list[weakref.ref](), transfer._tensor
+    arrived, arrival = list[weakref.ref](), timed_cell._tensor
 
     def noted(*asked):
         assert not [one for one in arrived if one() is not None]  # on the host
@@ -192,14 +190,14 @@ def test_a_model_that_is_handed_over_goes_to_the_gpu_one_tensor_at_a_time(monkey
         arrived.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(transfer, "_tensor", noted)
+    monkeypatch.setattr(timed_cell, "_tensor", noted)
     model, pipe = model_of("llama"), Kept()
-    transfer.send(pipe, model)
+    timed_cell.send(pipe, model)
     with EmulatedGpus():
-        found = transfer.receive(pipe, torch.device("cuda", 0))
+        found = timed_cell.receive(pipe, torch.device("cuda", 0))
         assert len(arrived) > 20
         assert {one.device for one in (*found.parameters(), *found.buffers())} == {torch.device("cuda", 0)}
-        assert fingerprint.state_sha256(found) == fingerprint.state_sha256(model)
+        assert inputs.state_sha256(found) == inputs.state_sha256(model)
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -212,7 +210,7 @@ def test_the_dense_model_is_loaded_beside_the_pruned_one_where_it_fits(fits, mon
     monkeypatch.setattr(pretrained, "load", load)
     cell = Cell("m", "dense", {}, None, "layers", 0, "cuda:0", "bfloat16", profile("smoke"))
     with EmulatedGpus():
-        found = dense_model.loaded(cell, torch.device("cuda", 0))
+        found = timed_cell.loaded(cell, torch.device("cuda", 0))
     assert (found.weight.device.type, found.weight.dtype) == ("cuda" if fits else "cpu", torch.bfloat16)
 
 

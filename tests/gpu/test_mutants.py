@@ -15,11 +15,10 @@ from emulated.mutants import mutated
 from places import model_of, spread
 
 import methods
+from bench import healing
 from bench.evaluation import checks, scoring
-from bench.healing import training
-from bench.healing.dense_predictions import DensePredictions
-from bench.healing.text import Text
-from bench.plan.recipe import Recipe
+from bench.healing import DensePredictions, Text
+from bench.plan.protocol import Recipe
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -63,7 +62,7 @@ def diverge(place, folder):
 def heal(place):
     text, model = Text(IDS[:4], IDS[4:], "made here", "0" * 64), Decoder(place(model_of("llama")))
     recipe = Recipe(kind="lora", loss="kl", tokens=96, length=24, batch=4, points=1)
-    curve = training.heal(model, text, recipe, dense=DensePredictions(model, text.train))
+    curve = healing.heal(model, text, recipe, dense=DensePredictions(model, text.train))
     return [point["heldout_loss"] for point in curve]
 
 
@@ -84,8 +83,8 @@ ILLEGAL = [
     ("methods/model/structures.py", "index.to(tensor.device)", "index", "flap"),
     ("methods/least_squares.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "laco-ls"),
     ("methods/least_squares.py", ", device=each.where.device)", ")", "shortgpt+replaceme"),
-    ("methods/search/merges.py", "mask.to(final.device)", "mask", "laco"),
-    ("methods/search/windows.py", ", device=y[0].device)", ")", "laco-ls"),
+    ("methods/trials/merges.py", "mask.to(final.device)", "mask", "laco"),
+    ("methods/trials/windows.py", ", device=y[0].device)", ")", "laco-ls"),
     (
         "methods/compensation/replaceme.py",
         "self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device)",
@@ -106,26 +105,26 @@ ILLEGAL = [
     ("bench/evaluation/scoring.py", "torch.cat(missed).cpu()", "torch.cat(missed)", "score"),
     ("bench/evaluation/scoring.py", "kept = torch.arange(0, device=model.device)", "kept = torch.arange(0)", "score"),
     ("bench/evaluation/scoring.py", "forward.nodes.stop, device=model.device)", "forward.nodes.stop)", "score"),
-    ("bench/evaluation/prefix_tree.py", "dtype=model.dtype, device=nodes.device)", "dtype=model.dtype)", "score"),
+    ("bench/evaluation/scoring.py", "dtype=model.dtype, device=nodes.device)", "dtype=model.dtype)", "score"),
     ("bench/evaluation/scoring.py", "ids[block].to(model.device)", "ids[block]", "read"),
     ("bench/evaluation/checks.py", "stored.get_tensor(str(row)).to(model.device)", "stored.get_tensor(str(row))",
      "diverge"),
     ("bench/evaluation/scoring.py", "-found.cpu()", "-found", "read"),
     ("bench/evaluation/checks.py", "window[None, :-1].to(model.device)", "window[None, :-1]", "diverge"),
-    ("bench/healing/training.py", "self.text.train[rows].to(self.device)", "self.text.train[rows]", "heal"),
-    ("bench/healing/dense_predictions.py", "some.to(dense.embed.weight.device)", "some", "heal"),
-    ("bench/healing/dense_predictions.py", "[rows].to(self.head.weight.device)", "[rows]", "heal"),
-    ("bench/healing/training.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
+    ("bench/healing.py", "self.text.train[rows].to(self.device)", "self.text.train[rows]", "heal"),
+    ("bench/healing.py", "some.to(dense.embed.weight.device)", "some", "heal"),
+    ("bench/healing.py", "[rows].to(self.head.weight.device)", "[rows]", "heal"),
+    ("bench/healing.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
 ]  # fmt: skip
 ILLEGAL_ON_TWO = [
-    ("methods/search/trials.py", "one.to(layer.device)", "one", "blockpruner"),
+    ("methods/trials/blocks.py", "one.to(layer.device)", "one", "blockpruner"),
     ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
-    ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
-    ("methods/model/sliced_layer.py", "Q.to(matrix.weight.device)", "Q", "slicegpt"),
+    ("methods/model/inserted.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
+    ("methods/model/inserted.py", "Q.to(matrix.weight.device)", "Q", "slicegpt"),
     ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
     ("methods/depth/laco.py", "theta.detach().to(base.device)", "theta.detach()", "laco-published"),
-    ("methods/depth/collapse_fit.py", "z, where = beside(before, z, self.where)", "where = self.where", "laco-ls"),
+    ("methods/trials/collapse_fit.py", "z, where = beside(before, z, self.where)", "where = self.where", "laco-ls"),
     ("methods/compensation/refit.py", "([one.to(layer.device) for one in each] for each in (x, where))", "(x, where)",
      "flap+refit"),
     ("bench/evaluation/forwards.py", "positions.to(states.device)", "positions", "score untied"),
@@ -136,7 +135,7 @@ LEGAL = [
     ("methods/width/wanda_sp.py", "s.cpu()[", "s[", "wanda-sp"),
     ("bench/evaluation/checks.py", "input_ids=ids.to(model.device)", "input_ids=ids", "generate"),
     ("methods/model/activations.py", "(self.masks,) = beside(self.states, masks)", "self.masks = masks", "shortgpt"),
-    ("methods/search/windows.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
+    ("methods/trials/windows.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
     ("methods/width/slicegpt.py", "entry.x.to(waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),
     ("bench/evaluation/scoring.py", "scored[block].to(model.device)", "scored[block]", "read"),

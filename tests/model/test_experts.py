@@ -14,18 +14,19 @@ from transformers import AutoModelForCausalLM
 
 import methods
 from bench.schedule.shape import Shape
-from bench.speed import machine
+from bench.speed import peaks
+from methods.cards import compensations
 from methods.checkpoint import load, save
-from methods.checkpoint.verify import verify
+from methods.checkpoint.save_load import verify
 from methods.counted import counted, held
 from methods.errors import Unsupported
-from methods.listed.cards import compensations
 from methods.model import structures
 from methods.model.activations import enter, step
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.parts.experts import Experts, remove_experts
+from methods.model.parts import Experts
 from methods.model.sizes import active_parameters, layer_parameters, macs_per_token, parameters, sizes
+from methods.model.structures import remove_experts
 
 EVERY_LAYER = [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]
 GONE = dict.fromkeys(("mixtral", "olmoe", "gpt_oss"), EVERY_LAYER) | {
@@ -289,12 +290,12 @@ def test_shapes_of_a_mixture_are_told_without_weights():
     shape = Shape.of(model)
     assert 4 * shape.mlp <= mixture_of(model.layers[0]).values < 4 * shape.mlp + 4
     assert shape.parameters == parameters(model)
-    roles = machine.widths(model)
+    roles = peaks.widths(model)
     assert roles["router"] == {"in": [32], "out": [8], "multiple_of": 8}
     assert roles["experts"] == {"in": [24, 32], "out": [32, 48], "multiple_of": 8}
     assert "shared" not in roles and "added" not in roles
-    assert machine.widths(Decoder(tiny("gpt_oss")))["experts"] == {"in": [32, 48], "out": [32, 96], "multiple_of": 8}
-    shared = machine.widths(Decoder(tiny("glm4_moe")))
+    assert peaks.widths(Decoder(tiny("gpt_oss")))["experts"] == {"in": [32, 48], "out": [32, 96], "multiple_of": 8}
+    shared = peaks.widths(Decoder(tiny("glm4_moe")))
     assert shared["shared"] == {"in": [24, 32], "out": [24, 32], "multiple_of": 8}
     assert "added" not in shared
     assert roles["down"] == {"in": [48], "out": [32], "multiple_of": 8}

@@ -11,13 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import methods
 from bench.cli.main import main
-from methods.depth.collapse_fit import Collapse, Fit
 from methods.errors import Unsupported
 from methods.model import architectures
 from methods.model.activations import enter
 from methods.model.architectures import AXES, FAMILIES
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
+from methods.trials.collapse_fit import Collapse, Fit
 
 BY = {
     "heads": "llm-pruner",

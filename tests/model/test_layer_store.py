@@ -14,7 +14,7 @@ from tiny_methods import EXPERTS, SPECS
 
 import methods
 from bench.data import pretrained
-from bench.run.fingerprint import state_sha256
+from bench.runs.inputs import state_sha256
 from methods.files import sha256
 from methods.model import layer_store
 from methods.model.calibration import Calibration

@@ -12,11 +12,10 @@ from conftest import tiny
 from tiny_methods import SPECS, calibration
 
 import methods
-from bench.evaluation.statistics import KeptStatistics
+from bench.runs.datasets import KeptStatistics
 from methods.errors import OutOfReach
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, SweepLogs
 from methods.model.decoder import Decoder
-from methods.model.sweep_log import SweepLogs
 
 SHARING = {
     *("shortgpt", "angular", "shortened-llama", "shortened-llama-taylor", "llm-drop"),

@@ -14,14 +14,13 @@ from conftest import VOCABULARY, tiny
 from tiny_methods import EXPERTS, SPECS, TINY
 
 import methods
-from bench.run.fingerprint import state_sha256
+from bench.runs.inputs import state_sha256
 from bench.system import environment
 from methods.errors import NoRoom
 from methods.model import layer_store
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, SweepLogs
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore, _lies_in, _mapped_files, put_to_wait
-from methods.model.sweep_log import SweepLogs
 
 RATIO = 0.3
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
@@ -69,7 +68,7 @@ import os, sys, torch
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
 import methods
-from bench.system.process_memory import anonymous_bytes
+from bench.system.memory import anonymous_bytes
 from methods.compensation import boundaries
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder

@@ -19,10 +19,11 @@ from statsmodels.stats.multitest import multipletests
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
-from bench.stats import contrasts, intervals
+from bench.regression import pairs as contrasts
+from bench.regression.pairs import LEVEL, all_pairs, average
+from bench.stats import intervals
 from bench.stats.clusters import paired_perplexity
-from bench.stats.contrasts import all_pairs
-from reports.page.findings import summary
+from reports.page.summary import summary
 
 TASKS = ("hellaswag", "piqa")
 BEST_TWO = {"laco": 100.0, "flap": 200.0}  # their perplexities
@@ -100,7 +101,7 @@ def test_pairs_are_tested_as_scipy_does_and_adjusted_as_statsmodels_does(tmp_pat
     lost = [int((right[a] > right[b]).sum()) for a, b in pairs]
     gained = [int((right[b] > right[a]).sum()) for a, b in pairs]
     expected = [binomtest(x, x + y).pvalue for x, y in zip(lost, gained, strict=True)]
-    found = contrasts.average(records, pairs, samples, TASKS)
+    found = average(records, pairs, samples, TASKS)
     assert [found[pair].p for pair in pairs] == pytest.approx(multipletests(expected, method="holm")[1], rel=1e-6)
     assert found[0, 3].estimate == pytest.approx(right[3].mean() - right[0].mean())
     assert all(contrast.paired for contrast in found.values())
@@ -124,7 +125,7 @@ def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng, in_a_row)
     pairs, samples = all_pairs(range(9)), Samples(folders)
     for test in (
         lambda pairs: contrasts.perplexity(records, pairs, samples, "wiki"),
-        lambda pairs: contrasts.average(records, pairs, samples, TASKS),
+        lambda pairs: average(records, pairs, samples, TASKS),
     ):
         alone, together = [test([pair])[pair] for pair in pairs], test(pairs)
         assert list(together) == pairs
@@ -143,8 +144,8 @@ def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng, in_a_row)
             (raw,) = contrasts.perplexity(records, [(a, b)], samples, "wiki").values()
             assert raw.p == pytest.approx(one.p, abs=1e-12)
     right = [np.concatenate([pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS]) for f in folders]
-    for (a, b), contrast in contrasts.average(records, pairs, samples, TASKS).items():
-        (raw,) = contrasts.average(records, [(a, b)], samples, TASKS).values()
+    for (a, b), contrast in average(records, pairs, samples, TASKS).items():
+        (raw,) = average(records, [(a, b)], samples, TASKS).values()
         if contrast.test == "mcnemar":
             assert raw.p == pytest.approx(intervals.paired_shares(right[a], right[b]).p, abs=1e-12)
 
@@ -162,7 +163,7 @@ def test_without_samples_in_common_figures_are_taken_as_independent(tmp_path, rn
     assert contrasts.perplexity(records, [(1, 2)], Samples(), "wiki", intervals=False) == {}
     table = pd.read_parquet(folders[3] / "piqa.parquet")
     table.iloc[::-1].to_parquet(folders[3] / "piqa.parquet")  # the same documents in another order
-    (averages,) = contrasts.average(records, [(1, 3)], Samples(folders), TASKS).values()
+    (averages,) = average(records, [(1, 3)], Samples(folders), TASKS).values()
     assert not averages.paired
 
 
@@ -187,7 +188,7 @@ def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
         right = {"hellaswag": rng.uniform(size=20) < small, "piqa": rng.uniform(size=2000) < large}
         records.append(made(tmp_path / method, method, rng.normal(1800, 9, 8), right))
         folders.append(tmp_path / method)
-    (found,) = contrasts.average(records, [(0, 1)], Samples(folders), TASKS).values()
+    (found,) = average(records, [(0, 1)], Samples(folders), TASKS).values()
     means = [
         np.mean([record.measured["tasks"][t]["metrics"]["acc_norm"]["value"] for t in TASKS]) for record in records
     ]
@@ -240,7 +241,7 @@ def with_bits(tmp_path: Path, rng: np.random.Generator) -> tuple[list[Record], S
 
 def test_bits_per_byte_are_tested_on_the_same_documents(tmp_path, rng):
     records, samples = with_bits(tmp_path, rng)
-    found = contrasts.average(records, [(0, 1), (1, 2)], samples, TASKS, "answer_bpb")
+    found = average(records, [(0, 1), (1, 2)], samples, TASKS, "answer_bpb")
     apart = [samples.of(2, task, "answer_bpb").figures - samples.of(1, task, "answer_bpb").figures for task in TASKS]
     estimate = np.mean([one.mean() for one in apart])
     stderr = math.hypot(*(one.std(ddof=1) / math.sqrt(len(one)) for one in apart)) / 2
@@ -302,7 +303,7 @@ def test_of_equal_models_none_is_shown_to_be_better():
         base = rng.normal(1800, 150, 16)
         nll = [base + rng.normal(0, 30, 16) for _ in range(8)]
         found = contrasts.perplexity([DENSE] * 8, all_pairs(range(8)), Made(nll), "wiki")
-        claims += any(contrast.p < contrasts.LEVEL for contrast in found.values())
+        claims += any(contrast.p < LEVEL for contrast in found.values())
     assert claims <= 5  # at 5 % in 99 of 100 such tests; without adjustment it is half of them
 
 

@@ -18,9 +18,9 @@ from made_records import DENSE, LACO, RECORDS, changed, drawn, measured, ok
 from pages import ROOT
 
 from bench.records.run_folder import load_run
+from reports.page.charts import inline
 from reports.page.page import as_json, page
 from reports.page.sections import VIEWS, groups, sections
-from reports.page.svg import inline
 from reports.tables.views import views
 
 DRAWS = [drawn(seed, ppl, 0.3) for seed, ppl in ((0, 900.0), (1, 1100.0), (2, 1000.0))]

@@ -14,18 +14,18 @@ from tiny_methods import EXPERTS, METHODS, SPECS, calibration
 
 import methods
 from bench.cli.main import main
-from bench.plan.budget_search import MET, TRIES, pruned_to, refuse_unmet
 from bench.plan.cell import from_plain
+from bench.plan.fields import parse_budget
 from bench.plan.grid import budget, quantity
-from bench.plan.parse import parse_budget
 from bench.plan.run_spec import RunSpec
 from bench.plan.trust import Trust
-from bench.records.columns import removed_too_little
-from bench.records.record import Record, named
+from bench.records.frame import removed_too_little
+from bench.records.record import Record, cell_title
 from bench.records.run_folder import load_run
-from bench.run.fingerprint import state_sha256
-from bench.run.reproduce import prune_again
+from bench.runs.inputs import state_sha256
+from bench.runs.reproduce import prune_again
 from bench.schedule.shape import Shape
+from methods.budget import MET, TRIES, pruned_to, refuse_unmet
 from methods.counted import MISSED, QUANTITIES, Budget, LatencyTable, quantity_budget
 from methods.errors import OutOfReach, Unsupported, UserError
 from methods.model.decoder import Decoder
@@ -337,14 +337,14 @@ def test_a_missed_budget_is_marked_as_a_missed_ratio_is():
     }
     (said,) = [note for note in table.notes if "sleb" in note]
     assert said == ("* sleb misses the budget: requested 80.0 %, budget 78.9 % of the MACs per token, achieved 82.0 %.")
-    assert named(met) == "flap at macs=0.8"
+    assert cell_title(met) == "flap at macs=0.8"
 
 
 def test_a_spec_file_may_name_a_budget(tmp_path):
-    from bench.plan import spec_file
+    from bench.plan import run_spec
 
     file = tmp_path / "mine.yaml"
     file.write_text("methods: [laco]\nbudget: [macs=0.8, macs=0.6]\n", encoding="utf-8")
-    assert spec_file.spec(str(file), {}).amounts == ([0.2, 0.4], "macs")
+    assert run_spec.spec(str(file), {}).amounts == ([0.2, 0.4], "macs")
     with pytest.raises(UserError, match="--budget and --ratio"):
-        spec_file.spec(str(file), {"ratio": "0.2"})
+        run_spec.spec(str(file), {"ratio": "0.2"})

@@ -22,20 +22,19 @@ import methods
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.data import texts as text_data
-from bench.healing import training
-from bench.healing.text import draw
-from bench.plan import chain
-from bench.plan.cell import Cell, Stage, from_plain
-from bench.plan.protocol import profile
-from bench.plan.recipe import Recipe
+from bench.healing import _Training, draw, heal
+from bench.plan import cell
+from bench.plan.cell import Cell, Stage, ancestors, from_plain
+from bench.plan.protocol import Recipe, profile
 from bench.records.record import Record
 from bench.records.run_folder import load_run
-from bench.regression import cell_results
-from bench.run import fingerprint, measure, removals, reproduce, runner
+from bench.regression import pairs
+from bench.runs import inputs as fingerprint
+from bench.runs import measure, reproduce, runner, searches
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
-from reports import healing_notes
+from reports import groups
 from reports.figures.catalogue import figures
 from reports.figures.figure import save
 from reports.removed import remaining, together, went
@@ -127,7 +126,7 @@ def test_a_key_is_the_same_from_version_to_version_and_has_nothing_of_what_a_cel
 
 
 def test_every_field_of_a_recipe_and_of_an_earlier_stage_is_in_the_key():
-    recipe, stage = Recipe(), chain.stage_of(replace(CELL, ratio=0.1))
+    recipe, stage = Recipe(), cell.stage_of(replace(CELL, ratio=0.1))
     others = [replace(CELL, healing=recipe), replace(CELL, earlier=(stage,))]
     for name, value in (("kind", "full"), ("text", "c4"), ("tokens", 999), ("loss", "kl"), ("passes", 2), ("seed", 1)):
         others.append(replace(CELL, healing=replace(recipe, **{name: value})))
@@ -148,7 +147,7 @@ def test_labels_say_what_was_done_in_order():
         "laco at 0.25, healed, then drop:layers=3, then laco:C=4, healed"
     )
     assert replace(healed, earlier=(first,)).key.startswith("laco-at-0.25-healed-then-laco-C-4-healed--0.3--")
-    assert chain.ancestors(replace(healed, earlier=(first, second))) == [
+    assert cell.ancestors(replace(healed, earlier=(first, second))) == [
         replace(CELL, method="laco", parameters={"C": 4}, ratio=0.25, given=(), healing=recipe, inputs={}),
         replace(
             CELL, method="drop", parameters={"layers": "3"}, ratio=None, given=("layers",), earlier=(first,), inputs={}
@@ -299,7 +298,7 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
     # and that is what training in memory comes to
     recipe, tokenizer = reproduce.cell_of(healed).healing, pretrained.load_tokenizer(str(model_folder))
     model = save_load.load(folder / plain.measured["saved"]["folder"])
-    training.heal(model, draw(tokenizer, recipe), recipe)
+    heal(model, draw(tokenizer, recipe), recipe)
     assert torch.allclose(found, model.model(ids).logits, atol=1e-5)
     card = (saved / "README.md").read_text()
     assert "| Trained after pruning | lora, 256 tokens of words.txt, loss next-token" in card
@@ -316,7 +315,7 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
 KILLED = """
 import os, signal, sys
 from bench.cli.main import main
-from bench.healing.training import _Training
+from bench.healing import _Training
 
 def save(self, *arguments, write=_Training._save):
     write(self, *arguments)
@@ -341,8 +340,8 @@ def test_healing_that_is_killed_goes_on_and_ends_where_an_uninterrupted_one_does
         reached = json.loads(stored.metadata()["progress"])["step"]
     assert 0 < reached < 80
     assert not list(folder.glob("cells/*healed*"))
-    train, steps = training._Training._train, []
-    monkeypatch.setattr(training._Training, "_train", lambda self: steps.append(self.step) or train(self))
+    train, steps = _Training._train, []
+    monkeypatch.setattr(_Training, "_train", lambda self: steps.append(self.step) or train(self))
     assert main([*arguments, str(folder)]) == 0
     assert steps == list(range(reached, 80))
     assert not (folder / "partial").exists()
@@ -370,7 +369,7 @@ def test_a_healed_cell_that_fails_later_is_not_trained_again(healing, tmp_path, 
     assert by_label(folder)["drop-tail, healed"].status == "error"
     assert [path.name for path in folder.glob("partial/*/heal-*/*")] == ["heal.safetensors"]
     monkeypatch.setattr(measure, "_perplexity", texts)
-    monkeypatch.setattr(training._Training, "_train", lambda self: pytest.fail("it was trained already"))
+    monkeypatch.setattr(_Training, "_train", lambda self: pytest.fail("it was trained already"))
     assert main([*arguments, "--retry-failed"]) == 0
     record = by_label(folder)["drop-tail, healed"]
     assert (record.status, not (folder / "partial").exists()) == ("ok", True)
@@ -402,7 +401,7 @@ def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_ch
     block = text_data.calibration(tokenizer, protocol["calibration"], 4, 24, 0)
     model = Decoder(pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)[0])
     methods.make("flap").prune(model, block, healed.measured["ratio_budget"])
-    training.heal(model, draw(tokenizer, recipe), recipe)
+    heal(model, draw(tokenizer, recipe), recipe)
     assert runner.fingerprint.state_sha256(model.model) == healed.measured["pruned_sha256"]
     model.set_layers(model.layers[: further.measured["layers"]])
     assert runner.fingerprint.state_sha256(model.model) == further.measured["pruned_sha256"]
@@ -435,7 +434,7 @@ def test_a_record_names_its_cell_whole(chained):
 
 
 def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing, tmp_path, monkeypatch, capsys):
-    folder, train, prune = tmp_path / "run", training.heal, measure._prune
+    folder, train, prune = tmp_path / "run", heal, measure._prune
     arguments = [*healing, "--methods", "drop-tail", "--ratio", "0.2", "--no-checks"]
     arguments += ["--then", "drop-tail:ratio=0.5", "--out", str(folder)]
     healed = []
@@ -476,7 +475,7 @@ def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing,
         }
 
 
-@pytest.mark.nightly  # tests/engines/test_local.py and tests/run/test_part.py have chains in processes of their own
+@pytest.mark.nightly  # tests/engines/test_local.py and tests/runs/test_part.py have chains in processes of their own
 def test_a_chain_in_processes_of_its_own_comes_to_the_same(chained, healing, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(chained[0], folder)
@@ -495,7 +494,7 @@ def test_a_chain_in_processes_of_its_own_comes_to_the_same(chained, healing, tmp
 def test_a_cell_whose_parent_failed_says_so_and_runs_when_that_one_does(healing, tmp_path, monkeypatch):
     arguments = [*healing, "--methods", "drop-tail", "--ratio", "0.2", "--heal", "full", "--no-checks"]
     arguments += ["--then", "drop-tail:ratio=0.5", "--out", str(tmp_path / "run")]
-    train = training.heal
+    train = heal
 
     def fails(*_, **__):
         raise MemoryError("no more")
@@ -536,7 +535,7 @@ def test_a_parent_that_the_run_does_not_have_is_refused(chained, tmp_path):
     with pytest.raises(UserError, match="goes on from flap, which is no cell in front of it"):
         runner.run([cell], tmp_path / "run")
     assert not list(tmp_path.rglob("cells/*"))
-    (record,) = [r for r in runner.run([*chain.ancestors(cell), cell], tmp_path / "run") if r.cell["earlier"]]
+    (record,) = [r for r in runner.run([*ancestors(cell), cell], tmp_path / "run") if r.cell["earlier"]]
     expected = by_label(chained[0])["flap at 0.2, then drop-tail"].measured
     assert record.measured["pruned_sha256"] == expected["pruned_sha256"]
 
@@ -552,7 +551,7 @@ def test_draws_go_on_from_their_own_draw_and_share_a_row(healing, tmp_path, caps
         assert len(seeds) == 1
     table = capsys.readouterr().out
     assert table.count("mean of 2 draws") == 5
-    assert len(cell_results.of_run(tmp_path / "run")) == len(records)  # which are told apart
+    assert len(pairs.of_run(tmp_path / "run")) == len(records)  # which are told apart
 
 
 def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(healing, tmp_path):
@@ -565,7 +564,7 @@ def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(he
     assert healed.measured["search_seconds"] == plain.measured["search_seconds"]
     assert healed.decisions["removal_order"] == plain.decisions["removal_order"]
     found = [
-        removals.Removals(records.values()).of(replace(reproduce.cell_of(r), inputs=r.cell["inputs"]))
+        searches.Removals(records.values()).of(replace(reproduce.cell_of(r), inputs=r.cell["inputs"]))
         for r in (healed, records["sleb at 0.2, healed, then sleb"], records["sleb at 0.2, then sleb"])
     ]
     own = [records[f"sleb at 0.2{middle}, then sleb"].decisions for middle in (", healed", "")]
@@ -612,7 +611,7 @@ def test_reports_show_the_curve_the_cost_and_the_recipe(chained, tmp_path, capsy
     at = columns.index("heal_tokens")
     assert (rows["drop-tail"][at], rows["drop-tail, healed"][at]) == ("-", "256")
     assert any(sentence.startswith("healed: LoRA of rank 8") for sentence in cost.footnotes)
-    without = [record for record in records if not healing_notes.of(record.cell)]
+    without = [record for record in records if not groups.recipe_of_cell(record.cell)]
     assert not [column.name for column in view("cost", without)[0].columns if column.name.startswith("heal")]
     assert not [figure for figure in figures(without) if figure.name.startswith("healing")]
     capsys.readouterr()

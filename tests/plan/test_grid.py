@@ -11,16 +11,16 @@ import yaml
 from conftest import refused, tiny
 
 from bench.cli.main import main
-from bench.plan import grid, spec_file, validate
+from bench.plan import grid, run_spec, validate
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
-from bench.run import runner
+from bench.runs import runner
 from methods.errors import UserError
 from methods.model.decoder import Decoder
+from reports.published.against import CLOSE
 from reports.published.papers import read_published
-from reports.tables.against_published import CLOSE
 
 
 @pytest.fixture
@@ -342,17 +342,17 @@ SIZES = {  # cells, and dense ones
 def test_every_spec_that_comes_with_the_suite_is_described(capsys):
     assert main(["list", "specs"]) == 0
     out = capsys.readouterr().out
-    for name, description in spec_file.shipped().items():
+    for name, description in run_spec.shipped().items():
         assert description
         assert "\n" not in description
         assert f"{name} " in out
 
 
-@pytest.mark.parametrize("name", spec_file.shipped())
+@pytest.mark.parametrize("name", run_spec.shipped())
 def test_every_spec_asks_for_methods_and_parameters_that_there_are(name):
     import methods
 
-    spec = spec_file.spec(name, {"device": "cpu"})
+    spec = run_spec.spec(name, {"device": "cpu"})
     asked = [methods.make(method, given) for method, given, _ in grid.methods(spec)]
     assert asked
     assert all(pruner.fixed or spec.ratios for pruner in asked)
@@ -376,13 +376,13 @@ def test_the_studies_are_as_large_as_they_say(name, model_folder, tmp_path, cell
 
     from bench.data import pretrained, texts
 
-    monkeypatch.setattr(texts, "check", lambda text: None)
+    monkeypatch.setattr(texts, "check_text", lambda text: None)
     monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
     found = cells_of(
         ["run", "--spec", name, "--model", str(model_folder), "--device", "cpu", "--out", str(tmp_path / "r")]
     )
     assert (len(found), sum(cell.method == "dense" for cell in found)) == SIZES[name]
-    assert str(len(found) - SIZES[name][1]) in spec_file.shipped()[name]
+    assert str(len(found) - SIZES[name][1]) in run_spec.shipped()[name]
     assert found[0].protocol.tasks == ()
     assert found[0].protocol.speed_rounds == 0
 
@@ -399,15 +399,13 @@ def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
     assert (healed.ratio, healed.protocol.windows) == (measured.cell["ratio"], measured.cell["protocol"]["windows"])
 
 
-PUBLISHED = sorted(
-    path.stem for path in (Path(spec_file.__file__).parents[1] / "specs/papers").glob("published-*.yaml")
-)
+PUBLISHED = sorted(path.stem for path in (Path(run_spec.__file__).parents[1] / "specs/papers").glob("published-*.yaml"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_spec_of_a_published_table_asks_for_rows_of_it(name):
     """Every printed row of its methods is near one of its ratios, and windows and text are the printed ones."""
-    spec = spec_file.spec(name, {})
+    spec = run_spec.spec(name, {})
     (paper,) = read_published(name.split("-")[1])
     (model,) = (one for one in paper.models.values() if spec.model in one.names)
     asked = {one.method for one in grid.methods(spec)}
@@ -430,7 +428,7 @@ def test_a_spec_of_a_published_table_asks_for_rows_of_it(name):
 def test_the_papers_settings_are_the_published_ones():
     seen = {}
     for name in ("llama2-7b", "llama2-13b", "baichuan2-7b"):
-        spec = spec_file.spec(f"laco-paper-{name}", {})
+        spec = run_spec.spec(f"laco-paper-{name}", {})
         seen[spec.model] = ([one.given for one in grid.methods(spec) if one.method == "laco"], spec.ratios)
     published = {  # C, I, T as docs/guides/sweeps.md has them
         "meta-llama/Llama-2-7b-hf": ("4", "2", "0.65"),

@@ -22,17 +22,17 @@ from bench.plan import validate
 from bench.plan.run_spec import RunSpec
 from bench.plan.trust import Trust
 from bench.records.run_folder import load_run
-from bench.run.reproduce import prune_again
+from bench.runs.reproduce import prune_again
 from bench.speed import latency
 from bench.speed.benchmark import SpeedBenchmark
 from bench.system import environment, gpu
 from methods.counted import LatencyTable, counted
 from methods.errors import UserError
 from methods.model.decoder import Decoder
-from methods.model.residual_map import put_map
+from methods.model.inserted import put_map
 from methods.model.structures import Sublayer, drop_layers, remove_sublayers, structures_of
-from reports import doubts, notes
-from reports.tables.speed import latency as tables
+from reports import legend
+from reports.tables import speed as tables
 
 POINTS = {"attention": [[0, 0], [1_000, 0.5], [3_104, 1.0]], "mlp": [[0, 0], [4_640, 2.0]]}
 TABLE = LatencyTable(POINTS, 3.0)
@@ -161,7 +161,7 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
     six = measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0)
     record = ok("flap", 0.2, six | {"budget": {"of": "latency", "share": 0.8, "stays": 0.8}}, ratio_of="latency")
     record.cell["latency"] = found
-    in_doubt = [doubt for doubt in doubts.doubts_of_cell(record, "flap") if doubt.flag == doubts.LATENCY_TABLE]
+    in_doubt = [doubt for doubt in legend.doubts_of_cell(record, "flap") if doubt.flag == legend.LATENCY_TABLE]
     assert [doubt.sentence for doubt in in_doubt] == [
         f"flap: its table of latencies is in doubt: {len(noisy)} of {len(about['copies'])} copies: "
         "single calls vary much.",
@@ -230,7 +230,7 @@ def test_a_timing_that_says_otherwise_is_named(speedup, speaks):
     found = {"of": "latency", "share": 0.8, "stays": 0.8, "ratio": 0.2, "tried": [[0.2, 0.8]]}
     record = ok("flap", 0.2, six | {"budget": found, "speed": {"points": [point]}}, ratio_of="latency")
     record.cell["latency"] = {"about": {"depth": 64}}
-    said = [line for line in notes.exceptions([record]) if "by the table" in line]
+    said = [line for line in legend.exceptions([record]) if "by the table" in line]
     wanted = "flap: 80.0 % of the milliseconds per token by the table, timed 90.9 %, 95 % interval 89.1 % to 92.8 %."
     assert said == ([wanted] if speaks else [])
 

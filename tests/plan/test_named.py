@@ -8,7 +8,7 @@ import pytest
 from filelock import FileLock
 
 from bench.cli.main import main
-from bench.run.lock import LOCK
+from bench.runs.store import LOCK
 
 HEAVY = ("torch", "transformers", "lm_eval", "datasets", "pyarrow")
 NAMES = {

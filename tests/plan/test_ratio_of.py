@@ -15,9 +15,9 @@ from bench.plan.cell import Cell, from_plain
 from bench.plan.grid import budget
 from bench.plan.protocol import profile
 from bench.records import comparability
-from bench.records.record import named
+from bench.records.record import cell_title
+from methods import cards
 from methods.counted import COUNTED, counted, share_of_all
-from methods.listed import authors_code
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import sizes
@@ -93,7 +93,7 @@ def test_only_another_share_is_in_the_key():
 
 def test_the_dense_model_has_one_cell_whatever_is_counted(base, monkeypatch):
     from bench.cli.main import main
-    from bench.run import runner
+    from bench.runs import runner
 
     seen: list[Cell] = []
 
@@ -127,7 +127,7 @@ def test_tables_and_names_say_what_was_asked_for():
     assert [column.name for column in other.columns][:3] == ["ratio", "ratio_without_embeddings", "parameters"]
     assert [cell.text for cell in other.rows[-1].cells[:2]] == ["15.8 %", "20.0 %"]
     assert [row.method for row in other.rows] == ["dense", "flap"]
-    assert named(of_decoder) == "flap at 0.2 of the decoder"
+    assert cell_title(of_decoder) == "flap at 0.2 of the decoder"
     assert comparability.identity(of_decoder) != comparability.identity(ok("flap", 0.2, dict(six), budget=6))
 
 
@@ -144,6 +144,6 @@ def test_every_method_with_a_paper_says_what_that_counts(capsys):
     from bench.cli.main import main
 
     without = {card.module.rpartition(".")[2] for card in methods.catalogue() if not card.paper_ratio}
-    assert without.isdisjoint(authors_code.checks())
+    assert without.isdisjoint(cards.checks())
     assert main(["list", "methods"]) == 0
     assert "its paper's ratio is of layers, by their number" in capsys.readouterr().out

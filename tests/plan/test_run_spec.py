@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 from conftest import refused, tiny
 
-from bench.cli import options
+from bench import cli
 from bench.cli.main import main
 from bench.data import pretrained, texts
-from bench.plan import spec_file, validate
+from bench.plan import run_spec, validate
 from bench.plan.cell import Cell, from_plain
-from bench.plan.protocol import PROFILES, Protocol, SimilarityProtocol, profile
-from bench.plan.recipe import Recipe
+from bench.plan.protocol import PROFILES, Protocol, Recipe, SimilarityProtocol, profile, text_name
 from bench.plan.run_spec import RunSpec, flags, from_flags
-from bench.records.record import text_name
 from bench.records.run_folder import load_run, records
-from bench.run import runner
+from bench.runs import runner
 from methods.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -62,11 +60,11 @@ def test_the_default_of_a_field_is_a_value_of_it(option):
 
 def test_what_flags_say_and_what_python_says_is_equal():
     parser = argparse.ArgumentParser()
-    options.add(parser, flags().values())
+    cli.add_flags(parser, flags().values())
     words = "--methods laco:C=3,shortgpt --ratio 0.1,0.3 --set laco.T=0.5,0.6 --profile smoke --window 64 --tasks none"
     words += " --calibration c4,wiki --prefill 8,16 --no-checks --compile --heal lora --heal-tokens 4096 --seed 3,4"
     words += " --then flap:ratio=0.5 --no-isolate --out there --save-models --threads 2 --batch 2"
-    by_flags = from_flags(options.given(parser.parse_args(words.split()), flags().values()))
+    by_flags = from_flags(cli.given_flags(parser.parse_args(words.split()), flags().values()))
     protocol = {"window": 64, "tasks": (), "calibration": ["c4", "wiki"], "prefill": [8, 16], "batches": 2}
     in_python = RunSpec(
         methods=["laco:C=3", "shortgpt"],
@@ -195,24 +193,24 @@ def but_for_the_fit(cell: Cell, name: str) -> str:
 @pytest.mark.parametrize("name", [*STUDIES, "compensation", "compensation-calibration", "sinks"])
 def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     """On made texts, and a made model of as many layers as the default one."""
-    monkeypatch.setattr(texts, "check", lambda text: None)
+    monkeypatch.setattr(texts, "check_text", lambda text: None)
     monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
     monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
-    wanted = {but_for_the_fit(cell, name) for cell in validate.cells(spec_file.spec(name, {"device": "cpu"}))}
+    wanted = {but_for_the_fit(cell, name) for cell in validate.cells(run_spec.spec(name, {"device": "cpu"}))}
     shipped = {but_for_the_fit(from_plain(record.cell), name) for record in records(RESULTS / name).values()}
     assert shipped == wanted
 
 
-@pytest.mark.parametrize("name", [name for name, said in spec_file.shipped().items() if COUNT.search(said)])
+@pytest.mark.parametrize("name", [name for name, said in run_spec.shipped().items() if COUNT.search(said)])
 def test_a_spec_has_as_many_cells_as_is_said(name, monkeypatch):
     """Without the dense model's, which are measured in addition."""
-    monkeypatch.setattr(texts, "check", lambda text: None)
+    monkeypatch.setattr(texts, "check_text", lambda text: None)
     monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
     monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
-    found = [cell for cell in validate.cells(spec_file.spec(name, {"device": "cpu"})) if cell.method != "dense"]
+    found = [cell for cell in validate.cells(run_spec.spec(name, {"device": "cpu"})) if cell.method != "dense"]
     guide = (RESULTS.parent / "guides" / "sweeps.md").read_text(encoding="utf-8")
     assert f"| `{name}` | {len(found)} |" in guide
-    assert int(COUNT.findall(spec_file.shipped()[name])[0]) == len(found)
+    assert int(COUNT.findall(run_spec.shipped()[name])[0]) == len(found)
 
 
 # --- out of reach
@@ -258,7 +256,7 @@ def test_a_ratio_out_of_reach_is_no_reason_against_a_chain(base, model_folder, t
     assert {"sleb at 0.2, then laco", "sleb at 0.95, then laco"} <= found
     spec = tmp_path / "mine.yaml"
     spec.write_text("methods: drop-tail\nratio: 0.2\nthen: laco:ratio=0.95\n")
-    (last,) = (cell for cell in validate.cells(spec_file.spec(str(spec), here)) if cell.earlier)
+    (last,) = (cell for cell in validate.cells(run_spec.spec(str(spec), here)) if cell.earlier)
     assert (last.method, last.ratio) == ("laco", 0.95)
 
 

@@ -16,7 +16,7 @@ from bench.data import assets
 from bench.plan.trust import Trust
 from bench.records import packed_run
 from bench.records.run_folder import load_run
-from bench.served import rows
+from bench.serving import serve
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -143,7 +143,7 @@ def test_code_of_a_model_runs_only_where_the_command_says_so(place, sent, capsys
     capsys.readouterr()
     assert "a saved model holds no code" in refused(capsys, [*asked["export"], *given, "--trust-remote-code"])
     assert (place / "ran").exists()
-    assert rows.find(Trust(sent, remote_code=True, names=tuple(given[1::2])))
+    assert serve.find(Trust(sent, remote_code=True, names=tuple(given[1::2])))
 
 
 def test_a_record_that_does_without_code_of_its_model_gets_none(place, sent, capsys):

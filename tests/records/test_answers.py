@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.records import answers, run_folder
-from bench.records.columns import frame
+from bench.records.frame import frame
 from bench.records.samples import SampleFiles, Samples
 
 STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m"

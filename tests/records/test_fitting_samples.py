@@ -15,7 +15,7 @@ from bench.cli.main import main
 from bench.records import packed_run, run_folder
 from bench.records.record import InvalidRecord
 from bench.records.samples import SampleFiles
-from bench.regression import cell_results
+from bench.regression import pairs
 from methods.files import sha256
 
 RESULTS = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/records.jsonl"))
@@ -139,7 +139,7 @@ def test_each_file_is_read_and_hashed_once(tmp_path, monkeypatch):
             for place in range(3):
                 samples.of(place, "piqa", figure)
         assert len(hashed) == 3, form
-        cell_results.of_run(run)
+        pairs.of_run(run)
         assert len(hashed) == 3 + 6, form
 
 

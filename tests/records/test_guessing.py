@@ -11,8 +11,7 @@ from made_records import DENSE, measured, ok
 
 from bench.cli.main import main
 from bench.records import answers
-from bench.records.columns import rows
-from bench.records.guessing import above_guessing, may_be_guessed
+from bench.records.frame import above_guessing, may_be_guessed, rows
 from bench.records.run_folder import load_run
 from bench.stats.intervals import wilson
 from reports.formats import latex, terminal

@@ -10,11 +10,10 @@ from conftest import tiny
 from made_records import DENSE, LACO
 
 import methods
-from bench.records.columns import frame
-from bench.records.fits import fits, misfits
+from bench.records.frame import fits, frame, misfits
 from bench.records.record import Record
 from methods.model.decoder import Decoder
-from reports.report import terminal
+from reports.report import to_terminal
 
 CUT = {"behind_layer": 3, "removed": ["layer 4", "layer 5"]}
 
@@ -43,7 +42,7 @@ def test_far_above_is_twice_and_more_than_a_trifle(errors, expected):
     assert list(misfits(record)) == expected
     (row,) = (one for one in frame([DENSE, record]).to_dict("records") if one["method"] == "laco")
     assert ("misfit" in str(row["flags"])) == bool(expected)
-    said = " ".join(terminal([DENSE, record]).split())
+    said = " ".join(to_terminal([DENSE, record]).split())
     assert ("a fit does not hold on calibration sequences that it has not seen" in said) == bool(expected)
     if expected:
         (where, tokens, after, held_out) = expected[0]

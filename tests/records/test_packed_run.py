@@ -195,9 +195,9 @@ def test_a_packed_run_goes_on_once_it_is_unpacked(base, tmp_path, capsys):
 
 
 def test_a_run_that_goes_on_is_not_packed_where_it_lies(run):
-    from bench.run import lock
+    from bench.runs import store
 
-    with lock.held(run), pytest.raises(UserError, match="is in use by"):
+    with store.held(run), pytest.raises(UserError, match="is in use by"):
         main_error(["pack", str(run)])
     assert not packed_run.is_packed(run)
 

@@ -22,12 +22,18 @@ from pages import ROOT, generator
 
 from bench.cli.main import main
 from bench.plan.cell import Cell, Stage
-from bench.plan.protocol import Protocol
-from bench.plan.recipe import Recipe
-from bench.plan.served import ServedProtocol
-from bench.records import packed_run, run_folder, served
-from bench.records.record import InvalidRecord, Record, from_json, load, misfit, save, write_json
-from bench.records.schema import asked, layouts, published
+from bench.plan.protocol import Protocol, Recipe, ServedProtocol
+from bench.records import asked, layout, packed_run, run_folder, served
+from bench.records.record import (
+    InvalidRecord,
+    Record,
+    RecordLayout,
+    from_json,
+    load,
+    misfit_of_record,
+    save,
+    write_json,
+)
 
 RESULTS = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/records.jsonl"))
 HEALED = ROOT / "docs" / "results" / "smollm2-135m-healed"
@@ -86,7 +92,7 @@ def test_every_shipped_record_fits(run, capsys):
 
 
 def test_made_records_fit():
-    assert [wrong for one in [*RECORDS, *MENDED] if (wrong := misfit(plain(one)))] == []
+    assert [wrong for one in [*RECORDS, *MENDED] if (wrong := misfit_of_record(plain(one)))] == []
 
 
 @pytest.mark.parametrize(
@@ -132,12 +138,12 @@ def test_a_refusal_names_the_field_what_it_is_and_what_is_right(path, to, said):
 def test_a_missing_field_and_several_mistakes_are_counted():
     broken = changed(LACO, "measured.ratio", "a")
     broken["measured"]["layers"] = "b"
-    assert misfit(broken) == 'measured.ratio is "a", not a number, and another field does not fit'
+    assert misfit_of_record(broken) == 'measured.ratio is "a", not a number, and another field does not fit'
     broken["measured"]["dense_layers"] = "c"
-    assert misfit(broken).endswith("not a number, and 2 more fields do not fit")
+    assert misfit_of_record(broken).endswith("not a number, and 2 more fields do not fit")
     del broken["cell"]["protocol"]["profile"]
-    assert misfit(broken).startswith("cell.protocol.profile is missing, and 3 more")
-    assert misfit([]) == "it is [], not an object"
+    assert misfit_of_record(broken).startswith("cell.protocol.profile is missing, and 3 more")
+    assert misfit_of_record([]) == "it is [], not an object"
 
 
 def test_what_later_versions_may_add_is_left_alone_and_kept(tmp_path):
@@ -146,7 +152,7 @@ def test_what_later_versions_may_add_is_left_alone_and_kept(tmp_path):
         new[place]["later"] = {"b": None}
     new["cell"]["protocol"]["later"] = new["measured"]["perplexity"]["wiki"]["later"] = 1
     new["measured"]["speed"]["points"][0]["later"] = new["measured"]["tasks"]["piqa"]["later"] = "word"
-    assert misfit(new) == ""
+    assert misfit_of_record(new) == ""
     run = put(tmp_path / "run", dense=DENSE, laco=new)
     for command in (["report", str(run)], ["report", str(run), "--view", "all"], ["show", str(run), "laco"]):
         assert main(command) == 0
@@ -335,17 +341,17 @@ def test_the_models_have_the_fields_of_what_is_asked():
     assert set(asked.HealingRecipe.model_fields) == names(Recipe) | {"steps"}
     assert set(asked.StageAsked.model_fields) == names(Stage)
     assert set(asked.CellAsked.model_fields) == names(Cell) | {"display_name", "label"}
-    assert set(layouts.EngineAsked.model_fields) == names(ServedProtocol, "types") | {"version", "threads"}
+    assert set(served.EngineAsked.model_fields) == names(ServedProtocol, "types") | {"version", "threads"}
     assert cell("laco", 0.1)["protocol"].keys() <= asked.MeasuringProtocol.model_fields.keys()
 
 
-@pytest.mark.parametrize("name", published.FILES)
+@pytest.mark.parametrize("name", layout.FILES)
 def test_the_published_schema_is_what_the_models_give(name):
     generate = generator()
     shipped = (ROOT / "docs" / name).read_text()
     assert shipped == generate.schemas()[name], "python docs/generate.py writes it"
     page = generate.pages()["record.md"]
-    for section in published.sections(published.FILES[name]):
+    for section in layout.sections(layout.FILES[name]):
         assert section.about.split(". ")[0].rstrip(".").split()
         for row in section.rows:
             assert f"| `{row.name}` |" in page
@@ -362,7 +368,7 @@ def is_module(name: str) -> bool:
 
 
 def test_the_json_schema_takes_and_refuses_what_the_models_do():
-    validator = jsonschema.Draft202012Validator(published.json_schema(layouts.RecordLayout))
+    validator = jsonschema.Draft202012Validator(layout.json_schema(RecordLayout))
     validator.check_schema(validator.schema)
     for record in sound():
         assert list(validator.iter_errors(record)) == []

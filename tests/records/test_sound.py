@@ -14,7 +14,7 @@ import torch
 from made_records import LACO, changed
 
 from bench.records.record import Record, load
-from bench.run import store
+from bench.runs import store
 
 SHA = "ab" * 32
 POINT = {

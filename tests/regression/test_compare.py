@@ -11,9 +11,8 @@ from made_runs import VERSIONS, answers, cell, nats, speed
 from scipy.stats import binomtest, ttest_rel
 
 from bench.cli.main import main
-from bench.regression import cell_results, compare, compared_rows
-from bench.regression.cell_results import Answers
-from bench.regression.compared_rows import ComparedRow
+from bench.regression import gate, pairs
+from bench.regression.pairs import Answers, ComparedRow
 
 RIGHT = answers(1, 400)
 
@@ -97,12 +96,12 @@ def test_what_is_detectable_is_found_in_four_of_five_tables(cells):
         lose, gain = (0.06 + loss) / 2 / 0.7, (0.06 - loss) / 2 / 0.3
         after = np.where(before, draw >= lose, draw < gain)
         sides = (Answers("acc", right.astype(float), "d", 1, 0) for right in (before, after))
-        return compared_rows._answers("accuracy", "accuracy", [tuple(sides)], ())
+        return pairs._row_of_answers("accuracy", "accuracy", [tuple(sides)], ())
 
     smallest = np.mean([row(0.0).detectable(0.05 / cells) for _ in range(20)])
     found = 0
     for _ in range(300):
-        (first, *_) = compare.judged({str(n): [row(0.0 if n else smallest)] for n in range(cells)})
+        (first, *_) = gate.judged({str(n): [row(0.0 if n else smallest)] for n in range(cells)})
         assert first.detectable == first.row.detectable(0.05 / cells)
         found += first.verdict == "worse"
     assert found / 300 == pytest.approx(0.8, abs=0.07)
@@ -206,10 +205,10 @@ def test_other_numbers_of_examples_are_compared_on_the_same_documents_where_that
 
 
 def test_a_document_that_was_asked_twice_counts_once():
-    def row(ids: list[str]) -> compared_rows.ComparedRow:
+    def row(ids: list[str]) -> pairs.ComparedRow:
         sides = (np.ones(30), (np.arange(30) >= 8).astype(float))
-        found = [cell_results.Answers("acc", values, "same", 1, 0, tuple(ids)) for values in sides]
-        return compared_rows._answers("task", "t", [(found[0], found[1])], ())
+        found = [pairs.Answers("acc", values, "same", 1, 0, tuple(ids)) for values in sides]
+        return pairs._row_of_answers("task", "t", [(found[0], found[1])], ())
 
     twice, once = (row([f"{n // times}:p:t" for n in range(30)]).difference for times in (2, 1))
     assert twice.high - twice.low > 1.2 * (once.high - once.low)

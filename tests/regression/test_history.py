@@ -15,10 +15,10 @@ from made_records import PER_LAYER, changed, checked, measured, ok
 from made_runs import VERSIONS, answers, cell, nats, run_folder
 
 from bench.cli.main import main
-from bench.records import columns as column_data
+from bench.records import frame as column_data
 from bench.records.comparability import metric_conditions
 from bench.records.run_folder import records
-from bench.regression.history import changes
+from reports.history import changes
 
 STEP = 8  # the run from which perplexity is higher
 WINDOWS = {"tokens": 8176, "windows": 16, "window": 512, "stride": 512, "bos": "none", "drawn": False}

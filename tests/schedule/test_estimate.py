@@ -11,16 +11,14 @@ from conftest import tiny
 
 import methods
 from bench.plan.cell import Cell, Stage
-from bench.plan.protocol import profile
-from bench.plan.recipe import Recipe
+from bench.plan.protocol import Recipe, profile
 from bench.records.record import Record
-from bench.schedule import outlook, passes
-from bench.schedule.estimator import COMPUTED, MEASURED, Estimator, amounts_of, same_machine
+from bench.schedule import estimate
+from bench.schedule.estimate import COMPUTED, MEASURED, Amounts, Cost, Estimator, amounts_of, same_machine
 from bench.schedule.memory_needs import Footprint
 from bench.schedule.shape import Shape
-from bench.schedule.work import Amounts, Cost
-from bench.system import rate
-from bench.system.rate import Rates
+from bench.system import rates
+from bench.system.rates import Rates
 from methods.model.decoder import Decoder
 from methods.model.sizes import macs_per_token, parameters
 
@@ -66,14 +64,14 @@ def test_what_a_run_over_several_models_learns_of_one_is_scaled_to_another(monke
             SHAPE, **{name: 4 * getattr(SHAPE, name) for name in ("layer", "macs", "inner", "parameters", "mlp")}
         ),
     }
-    monkeypatch.setattr(outlook, "shape_of", lambda model, trust: shapes[model])
+    monkeypatch.setattr(estimate, "shape_of", lambda model, trust: shapes[model])
     asked = []  # the widths whose rate is measured
-    monkeypatch.setattr(outlook, "rates", lambda *given: asked.append(given[-1]) or COST.rates)
-    monkeypatch.setattr(outlook, "same_machine", lambda *_: True)
+    monkeypatch.setattr(estimate, "rates", lambda *given: asked.append(given[-1]) or COST.rates)
+    monkeypatch.setattr(estimate, "same_machine", lambda *_: True)
     small, large = cell("shortgpt"), cell("shortgpt", model="large")
     costs = {model: Cost(shape, COST.rates, 4) for model, shape in shapes.items()}
     took = {stage: 3 * seconds for stage, seconds in costs["m"].seconds(small, AMOUNTS).items()}
-    found = outlook.Outlook("cpu", "float32", [record(small, took, prune_seconds=took["prune"])])
+    found = estimate.Outlook("cpu", "float32", [record(small, took, prune_seconds=took["prune"])])
     every = [small, large] if both else [large]
     found.add(every, lambda _: AMOUNTS, lambda _: 1, 1)
     for of in every:
@@ -125,7 +123,7 @@ def test_more_windows_and_documents_take_as_much_more():
 
 def test_a_search_that_goes_on_costs_what_is_left_of_it():
     for method in ("sleb", "blockpruner", "finercut", "laco-ls"):
-        assert passes.reuses(method) == "removals"
+        assert estimate.reuses(method) == "removals"
         whole, start = (COST.seconds(cell(method, ratio), AMOUNTS)["prune"] for ratio in (0.3, 0.1))
         rest = COST.seconds(cell(method, 0.3), AMOUNTS, known=0.1)["prune"]
         assert rest < whole
@@ -142,23 +140,23 @@ def test_a_search_that_goes_on_costs_what_is_left_of_it():
 @pytest.mark.parametrize("name", ["puzzle", "shortened-llama", "shortened-llama-taylor"])
 def test_a_look_at_the_dense_model_is_planned_once_for_all_ratios_and_compensations_of_a_run(name):
     every = [cell(label, ratio) for ratio in (0.1, 0.3) for label in (name, f"{name}+refit")]
-    known = outlook.known_ratios(every, ())
+    known = estimate.known_ratios(every, ())
     assert [one.key in known for one in every] == [False, True, True, True]
     seconds = [COST.seconds(one, AMOUNTS, known.get(one.key, 0.0))["prune"] for one in every]
     alone = [COST.seconds(one, AMOUNTS)["prune"] for one in every]
     assert seconds[0] == alone[0]
     assert all(usual - less > alone[0] / 2 for usual, less in zip(alone[1:], seconds[1:], strict=True))
-    again = outlook.known_ratios(every, {every[0].key})  # its record says nothing of what it has seen
+    again = estimate.known_ratios(every, {every[0].key})  # its record says nothing of what it has seen
     assert [one.key in again for one in every] == [False, False, True, True]
     behind = [replace(one, earlier=(Stage("shortgpt", {}, 0.05),)) for one in every]
-    assert not outlook.known_ratios(behind, ())  # the model that they prune is another
+    assert not estimate.known_ratios(behind, ())  # the model that they prune is another
 
 
 def test_a_search_knows_what_a_record_has_found_and_what_is_found_anew_is_not_known():
     first, second = cell("sleb", 0.1), cell("sleb", 0.3)
     for done in ((), {first.key}):
-        assert outlook.known_ratios([first, second], done) == {second.key: 0.1}
-    assert not outlook.known_ratios([cell("flap", 0.1), cell("flap", 0.3)], ())
+        assert estimate.known_ratios([first, second], done) == {second.key: 0.1}
+    assert not estimate.known_ratios([cell("flap", 0.1), cell("flap", 0.3)], ())
 
 
 def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothing():
@@ -274,7 +272,7 @@ def test_a_peak_with_weights_or_states_in_files_is_of_no_cell_in_memory():
     assert estimator.peak(cell("flap")) == 0
     estimator.learn(record(cell("flap"), {"prune": 9.0}, peak_memory=peak(77)))
     assert estimator.peak(cell("flap")) == 77
-    assert {"weights_in", "states_in"} < set(outlook.LEARNT)  # what is kept of the records near a run
+    assert {"weights_in", "states_in"} < set(estimate.LEARNT)  # what is kept of the records near a run
 
 
 @pytest.mark.parametrize(
@@ -289,25 +287,25 @@ def test_the_machine_says_how_fast_it_is(shape, monkeypatch):
         taken.append(call)
         return 0.5
 
-    monkeypatch.setattr(rate, "fastest", fastest)
-    found = rate.rates.__wrapped__("cpu", torch.float32, 1, shape.widths)
-    tokens, most = rate.SIZES["cpu"]
-    layer, head = (one(torch.device("cpu"), torch.float32, shape.widths) for one in (rate.of_layer, rate.of_head))
+    monkeypatch.setattr(rates, "fastest", fastest)
+    found = rates.rates.__wrapped__("cpu", torch.float32, 1, shape.widths)
+    tokens, most = rates.SIZES["cpu"]
+    layer, head = (one(torch.device("cpu"), torch.float32, shape.widths) for one in (rates.of_layer, rates.of_head))
     assert layer == pytest.approx(2 * tokens * (min(most, shape.widths.layer)), rel=0.3)
-    assert head == pytest.approx(2 * rate.CONTEXT * min(most, shape.width * shape.vocabulary), rel=0.01)
+    assert head == pytest.approx(2 * rates.CONTEXT * min(most, shape.width * shape.vocabulary), rel=0.01)
     assert min(layer, head) <= found.macs <= max(layer, head)
-    assert found.bytes == 2 * 4 * rate.READ["cpu"] ** 2
-    assert found.exact == 2 * rate.TOKENS * rate.WIDTH**2
+    assert found.bytes == 2 * 4 * rates.READ["cpu"] ** 2
+    assert found.exact == 2 * rates.TOKENS * rates.WIDTH**2
     assert len(taken) == 6
 
 
 def test_a_forward_is_as_fast_as_its_layers_and_its_head_take_together(monkeypatch):
     """Layers of 3 billion products at 3 billion per second and a head of 1 billion at a tenth of a billion: 11 s."""
-    monkeypatch.setattr(rate, "of_layer", lambda *_: 3e9)
-    monkeypatch.setattr(rate, "of_head", lambda *_: 1e8)
-    widths = rate.Widths(layers=10, width=1000, heads=1000, keys=1000, mlp=99_000, vocabulary=1_000_000)
+    monkeypatch.setattr(rates, "of_layer", lambda *_: 3e9)
+    monkeypatch.setattr(rates, "of_head", lambda *_: 1e8)
+    widths = rates.Widths(layers=10, width=1000, heads=1000, keys=1000, mlp=99_000, vocabulary=1_000_000)
     assert 10 * widths.layer == 3e9
-    assert rate.forward(torch.device("cpu"), torch.float32, widths) == pytest.approx(4e9 / 11)
+    assert rates.forward(torch.device("cpu"), torch.float32, widths) == pytest.approx(4e9 / 11)
 
 
 def test_amounts_are_those_of_the_record():

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.engines.simulated import SimulatedSession
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.records.record import Record
-from bench.schedule.estimator import Estimate
-from bench.schedule.forecast import Forecast, duration
+from bench.runs.plan import SimulatedSession
+from bench.schedule.estimate import Estimate, Forecast, duration
 from bench.schedule.order import Ended, Schedule, drive
 
 UNTIMED = profile("smoke", speed_rounds=0)

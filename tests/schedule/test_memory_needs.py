@@ -14,19 +14,23 @@ from tiny_methods import EXPERTS, METHODS, TINY
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
+from bench import healing
 from bench.cli.main import main
-from bench.healing import training
-from bench.healing.dense_predictions import DensePredictions
-from bench.healing.text import Text
+from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell
-from bench.plan.protocol import for_cuda, profile
-from bench.plan.recipe import Recipe
-from bench.schedule import memory_needs, misfits
-from bench.schedule.estimator import Estimate
-from bench.schedule.memory_needs import GIB, PROCESS, Footprint
-from bench.schedule.plan import simulated
-from bench.schedule.pruned_amount import PruningMemory
-from bench.schedule.pruning_memory import bytes_beside_weights, bytes_offloaded, bytes_parked
+from bench.plan.protocol import Recipe, for_cuda, profile
+from bench.runs.plan import simulated
+from bench.schedule import memory_needs
+from bench.schedule.estimate import Estimate
+from bench.schedule.memory_needs import (
+    GIB,
+    PROCESS,
+    Footprint,
+    PruningMemory,
+    bytes_beside_weights,
+    bytes_offloaded,
+    bytes_parked,
+)
 from bench.schedule.shape import Shape
 from methods.errors import UserError
 from methods.model import layer_store
@@ -134,7 +138,7 @@ def test_what_healing_needs_is_about_what_it_takes(how):
         decoder = Decoder(tiny("llama", **options).to("cuda"))
         torch.cuda.reset_peak_memory_stats()
         dense = DensePredictions(decoder, text.train) if recipe.loss == "kl" else None
-        training.heal(decoder, text, recipe, dense=dense)
+        healing.heal(decoder, text, recipe, dense=dense)
         taken = gpus.memories[0].peak - footprint.weights
     needed = footprint.stages(cell("dense", healing=recipe, ratio=None))["heal"] - footprint.weights
     assert LOW * taken <= needed <= HIGH * taken, (needed, taken)
@@ -275,19 +279,19 @@ def test_the_table_of_layers_that_visit_is_what_the_formula_says(eight_billion):
 
 
 def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight_billion, monkeypatch, capsys):
-    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: eight_billion)
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: eight_billion)
     with EmulatedGpus(count=2, memory=12 * GIB):
-        misfits.refuse_misfits([cell("shortgpt")])
+        memory_needs.refuse_misfits([cell("shortgpt")])
         assert capsys.readouterr().err == ""
         with pytest.raises(
             UserError,
             match=r"has 12\.0 GiB; it is timed, for which the pruned model alone takes 14\.7 GiB; leave that out",
         ):
-            misfits.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED, ratio=0.1)])
+            memory_needs.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED, ratio=0.1)])
         with pytest.raises(UserError, match=r"or \d+\.\d GiB with layers that visit the GPU, and it may take 2\.0 GiB"):
-            misfits.refuse_misfits([cell("laco-ls")], device_memory=2)
+            memory_needs.refuse_misfits([cell("laco-ls")], device_memory=2)
         with pytest.raises(UserError, match=r"and 2 GPUs have 24\.0 GiB; leave it out"):
-            misfits.refuse_misfits([cell("laco", device="cuda", healing=Recipe(kind="full"))], gpus=2)
+            memory_needs.refuse_misfits([cell("laco", device="cuda", healing=Recipe(kind="full"))], gpus=2)
 
 
 @pytest.mark.parametrize(
@@ -303,14 +307,14 @@ def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight
 )
 def test_a_cell_has_the_memory_of_its_own_gpus(eight_billion, monkeypatch, cards, run, there):
     """All of them are there for a model that is spread; of slots with unlike ones the least counts."""
-    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, bytes_each=20))
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, bytes_each=20))
     gpus, slots, device = run
     asked = cell("shortgpt", device=device, healing=Recipe())  # of which no layers visit a GPU
     with EmulatedGpus(count=len(cards)) as made:
         for memory, size in zip(made.memories, cards, strict=True):
             memory.size = size * GIB
         with pytest.raises(UserError, match=rf"(the GPU has|{gpus} GPUs have) {there}\.0 GiB"):
-            misfits.refuse_misfits([asked], gpus, slots=slots)
+            memory_needs.refuse_misfits([asked], gpus, slots=slots)
         needs = {asked.key: memory_needs.MemoryNeeds(there * GIB + 1, 1)}
         estimates = {asked.key: Estimate({}, "")}
         (said,) = simulated([asked], {}, estimates, slots=slots, needs=needs, gpus=gpus).remarks
@@ -349,14 +353,14 @@ def test_a_cell_that_is_timed_has_the_dense_model_beside_it_while_there_is_room(
 
 def test_a_cell_that_is_timed_and_has_no_room_to_be_pruned_in_files_is_refused_for_that(eight_billion, monkeypatch):
     """And not for what timing takes, which is less."""
-    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
     asked = cell("laco-ls", **ON_CPU, **TIMED, ratio=0.9)
     pruned, timed = (eight_billion.placed(replace(asked, protocol=one), 0).host for one in (UNTIMED, profile("full")))
     assert timed == pruned > 5 * GIB
     with pytest.raises(
         UserError, match=r"or \d\.\d GiB with its weights in files, and may take 3\.0 GiB; leave it out"
     ):
-        misfits.refuse_misfits([asked], memory=3)
+        memory_needs.refuse_misfits([asked], memory=3)
 
 
 def test_on_a_gpu_a_cell_that_is_timed_has_the_dense_model_beside_it_where_one_fits_at_a_time(eight_billion):
@@ -371,35 +375,35 @@ def test_on_a_gpu_a_cell_that_is_timed_has_the_dense_model_beside_it_where_one_f
 
 
 def test_that_the_dense_model_is_not_timed_is_said_once_and_before_any_work(eight_billion, monkeypatch, capsys):
-    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
     cells = [cell(name, **ON_CPU, **TIMED) for name in ("dense", "shortgpt", "laco")]
-    misfits.refuse_misfits(cells, memory=16)
-    assert capsys.readouterr().err.strip() == misfits.ALONE
-    misfits.refuse_misfits(cells, memory=55)
+    memory_needs.refuse_misfits(cells, memory=16)
+    assert capsys.readouterr().err.strip() == memory_needs.ALONE
+    memory_needs.refuse_misfits(cells, memory=55)
     assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [TIMED, HEALED, {"model": "8b.gguf"}], ids=["timed", "healed", "gguf"])
 def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_billion, changes, monkeypatch):
-    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: eight_billion)
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: eight_billion)
     asked = cell("laco", **(ON_CPU | changes))
     assert not eight_billion.placed(asked, 8 * GIB).in_files
     with pytest.raises(
         UserError, match=r"needs about \d+\.\d GiB, and may take 8\.0 GiB: it (is timed|is healed|comes from)"
     ):
-        misfits.refuse_misfits([cell("shortgpt", **ON_CPU), asked], memory=8)
+        memory_needs.refuse_misfits([cell("shortgpt", **ON_CPU), asked], memory=8)
 
 
 def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_billion, monkeypatch, capsys):
-    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: eight_billion)
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: eight_billion)
     asked = cell("laco-ls", **ON_CPU)
     needed = eight_billion.placed(asked, GIB).host / GIB
-    misfits.refuse_misfits([asked], memory=needed + 0.1)
+    memory_needs.refuse_misfits([asked], memory=needed + 0.1)
     assert capsys.readouterr().err == ""
-    misfits.refuse_misfits([asked], memory=0.8 * needed)
+    memory_needs.refuse_misfits([asked], memory=0.8 * needed)
     assert "it may run out of memory" in capsys.readouterr().err
     with pytest.raises(UserError, match="with its weights in files"):
-        misfits.refuse_misfits([asked], memory=0.4 * needed)
+        memory_needs.refuse_misfits([asked], memory=0.4 * needed)
 
 
 def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_them_into_files(
@@ -408,7 +412,7 @@ def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_t
     def footprint(cell, *, offload=False):
         return replace(eight_billion, offload=offload)
 
-    monkeypatch.setattr(misfits, "footprint_of", footprint)
+    monkeypatch.setattr(memory_needs, "footprint_of", footprint)
     many = replace(profile("full"), speed_rounds=0, calibration_sequences=512, calibration_length=2048)
     asked = cell("shortgpt+ghost", **ON_CPU, protocol=many)
     whole, offloaded = (footprint(asked, offload=each).placed(asked, 8 * GIB) for each in (False, True))
@@ -416,15 +420,15 @@ def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_t
     assert offloaded.host < 8 * GIB
     assert offloaded.offloaded == 9 * 2 * 512 * 2048 * 4096
     with pytest.raises(UserError, match=r"8\.0 GiB; give --offload DIR, where 72\.0 GiB of states can wait, or"):
-        misfits.refuse_misfits([asked], memory=8)
-    misfits.refuse_misfits([asked], memory=8, offload=True)
+        memory_needs.refuse_misfits([asked], memory=8)
+    memory_needs.refuse_misfits([asked], memory=8, offload=True)
 
 
 @pytest.mark.parametrize("changes", [{}, TIMED], ids=["in files", "timed"])
 def test_a_cell_whose_process_alone_takes_more_is_refused_although_its_weights_would_fit(
     eight_billion, changes, monkeypatch
 ):
-    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, process=30 * GIB))
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, process=30 * GIB))
     assert eight_billion.weights < 20 * GIB
     with pytest.raises(UserError, match=r"and may take 20\.0 GiB; leave it out, or give less calibration"):
-        misfits.refuse_misfits([cell("shortgpt", **(ON_CPU | changes))], memory=20)
+        memory_needs.refuse_misfits([cell("shortgpt", **(ON_CPU | changes))], memory=20)

@@ -17,12 +17,11 @@ from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
 from bench.records.record import load
-from bench.run.planned import plan_spec
+from bench.runs.plan import plan_spec, simulated
 from bench.schedule import memory_needs
-from bench.schedule.estimator import Estimate
+from bench.schedule.estimate import Estimate
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.order import Ended
-from bench.schedule.plan import simulated
 from methods.errors import UserError
 
 UNTIMED = profile("smoke", speed_rounds=0)

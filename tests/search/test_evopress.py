@@ -15,16 +15,15 @@ from tiny_methods import overflowing
 
 import methods
 from methods.errors import OutOfReach, Unsupported
-from methods.model import sweep_log
-from methods.model.calibration import Calibration
+from methods.model import calibration as sweep_log
+from methods.model.calibration import Calibration, SweepLog, SweepLogs
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
-from methods.model.sweep_log import SweepLog, SweepLogs
-from methods.search import evolution
-from methods.search.evolution import Fitness, draw
 from methods.search.evopress import EvoPress, children, generations_of, random_states
-from methods.search.trials import Gone, Trial
+from methods.trials import evolution
+from methods.trials.blocks import Gone, Trial
+from methods.trials.evolution import Fitness, draw
 
 LENGTHS = (16, 12, 7, 2, 16, 9)
 TOKENS = sum(LENGTHS)
@@ -85,7 +84,7 @@ def test_the_loss_of_a_set_is_that_of_a_model_without_it():
 
 def test_the_fittest_are_in_the_order_of_what_is_missed(monkeypatch):
     """Also where one that is worse than the best could be given up behind any sequence."""
-    monkeypatch.setattr("methods.search.trials.TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr("methods.trials.blocks.TOKENS_AT_ONCE", 4)
     states = random_states(kinds_of(), 2, 20, random.Random(3))
     few = replace(calibration(), memory=1)
     found = Fitness(Decoder(tiny("llama")), few, random.Random(0)).fittest(states, 5, TOKENS)

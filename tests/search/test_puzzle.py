@@ -13,7 +13,7 @@ import torch
 from conftest import LAYERS, tiny
 from tiny_methods import calibration
 
-from bench.plan.budget_search import pruned_to
+from methods.budget import pruned_to
 from methods.counted import LatencyTable, counted, held, quantity_budget
 from methods.errors import OutOfReach
 from methods.model.decoder import Decoder
@@ -32,7 +32,7 @@ from methods.search.puzzle import (
     names,
     ranking,
 )
-from methods.search.trials import Gone
+from methods.trials.blocks import Gone
 
 TOKENS = calibration()
 RNG = np.random.default_rng(0)

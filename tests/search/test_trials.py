@@ -9,12 +9,12 @@ import torch
 from calibrations import calibration
 from conftest import VOCABULARY, tiny
 
-from methods.depth.greedy_search import search
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import sublayers_of
-from methods.search import trials
-from methods.search.trials import Gone, Trial
+from methods.trials import blocks as trials
+from methods.trials.blocks import Gone, Trial
+from methods.trials.selection import search
 
 
 @pytest.fixture(autouse=True)

@@ -13,15 +13,15 @@ from tiny_methods import calibration
 
 import methods
 from methods.errors import OutOfReach
-from methods.model import sweep_log
+from methods.model import calibration as sweep_log
+from methods.model.calibration import SweepLog, SweepLogs
 from methods.model.decoder import Decoder, twin
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.model.sweep_log import SweepLog, SweepLogs
-from methods.search import evolution
-from methods.search.evolution import Generations
-from methods.search.trials import Trial
 from methods.search.tyr import Levels, Tyr, state, widths
+from methods.trials import evolution
+from methods.trials.blocks import Trial
+from methods.trials.evolution import Generations
 from methods.width.obs import KINDS, OBS, Problem
 
 TOKENS = calibration().ids.numel()

@@ -32,11 +32,12 @@ from bench.data import pretrained
 from bench.plan import validate
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
+from bench.records.quantities import METRICS
 from bench.records.run_folder import load_run
-from bench.run import job
+from bench.runs import job
 from bench.schedule.memory_needs import MemoryNeeds
-from bench.speed import benchmark, dense_model, machine, memory, timed_cell, timing, transfer
-from bench.speed.summary import is_narrow, summary
+from bench.speed import benchmark, peaks, timed_cell, timing
+from bench.speed.benchmark import is_narrow, summary
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, bytes_read, macs, points, predicted, workload
 from bench.stats.intervals import paired_ratio
@@ -45,7 +46,6 @@ from bench.system import gpu as gpu_driver
 from bench.system import worker as isolation
 from methods.errors import UserError
 from methods.model.decoder import Decoder
-from reports.metrics import METRICS
 from reports.report import markdown, speed_terminal
 
 SMOKE = profile("smoke")
@@ -535,8 +535,8 @@ def test_the_peak_of_memory_is_that_of_the_pass_alone():
     def work(step):
         return Workload(step, lambda: torch.ones(2 * size, dtype=torch.uint8))
 
-    quiet = memory.peaks(work(lambda: None), [CPU], [])["peak_resident_bytes"]
-    loud = memory.peaks(work(lambda: torch.ones(size, dtype=torch.uint8)), [CPU], [])["peak_resident_bytes"]
+    quiet = peaks.peaks(work(lambda: None), [CPU], [])["peak_resident_bytes"]
+    loud = peaks.peaks(work(lambda: torch.ones(size, dtype=torch.uint8)), [CPU], [])["peak_resident_bytes"]
     assert 0.9 * size < loud - quiet < 1.5 * size
 
 
@@ -604,10 +604,10 @@ def test_energy_is_the_counters_difference_over_all_tokens():
         card.library.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 1e3 * watts * now.seconds
         return card
 
-    found = memory.energy(work, 8, [metered(10)], lambda: None, now)
+    found = peaks.energy(work, 8, [metered(10)], lambda: None, now)
     assert found == {"joules_per_token": pytest.approx(30 / (3 * 8)), "energy_seconds": pytest.approx(3.0)}
-    assert memory.energy(work, 8, [], lambda: None, now) == {}
-    assert memory.energy(work, 8, [a_gpu(nvmlDeviceGetTotalEnergyConsumption=1)], lambda: None, now) == {}
+    assert peaks.energy(work, 8, [], lambda: None, now) == {}
+    assert peaks.energy(work, 8, [a_gpu(nvmlDeviceGetTotalEnergyConsumption=1)], lambda: None, now) == {}
 
 
 def test_energy_of_bringing_the_cache_back_is_none_of_the_steps():
@@ -615,7 +615,7 @@ def test_energy_of_bringing_the_cache_back_is_none_of_the_steps():
     now = Time()
     card = a_gpu()
     card.library.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 1e4 * now.seconds
-    found = memory.energy(now.work(itertools.repeat(250), steps=2, reset=0.5), 2, [card], lambda: None, now)
+    found = peaks.energy(now.work(itertools.repeat(250), steps=2, reset=0.5), 2, [card], lambda: None, now)
     assert found["joules_per_token"] == pytest.approx(2.5)
 
 
@@ -625,17 +625,17 @@ def state(**more):
 
 def test_what_other_work_took_is_measured_and_flagged():
     after = state(seconds=10.0, busy_seconds=25.0, stolen_seconds=2.0, own_seconds=18.0)
-    found = machine.between(state(), after, [])
+    found = peaks.between(state(), after, [])
     assert (found["other_cores"], found["stolen_cores"], found["flags"]) == (0.5, 0.2, ["busy"])
-    assert machine.between(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
-    hot = machine.between(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
+    assert peaks.between(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
+    hot = peaks.between(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
     assert hot["flags"] == ["slowed"]
     for held, flags in ((2.0, []), (4.0, ["slowed"])):  # in ten seconds, by a limit of time
-        found = machine.between(state(held_seconds=1.0), state(seconds=10.0, held_seconds=1.0 + held), [])
+        found = peaks.between(state(held_seconds=1.0), state(seconds=10.0, held_seconds=1.0 + held), [])
         assert (found["held_cores"], found["flags"]) == (held / 10, flags)
-    gpu = machine.between(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
+    gpu = peaks.between(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
     assert (gpu["flags"], gpu["other_gpu_processes"]) == (["shared_gpu", "slowed"], 2)
-    assert machine.between(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []
+    assert peaks.between(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []
 
 
 def test_a_machine_that_tells_nothing_is_no_error(monkeypatch):
@@ -672,18 +672,18 @@ def test_a_machine_with_one_core(monkeypatch, capsys):
 
 
 def test_widths_say_which_kernels_they_suit():
-    found = machine.widths(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
+    found = peaks.widths(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
     assert found["qkv"] == {"in": [128], "out": [64, 128], "multiple_of": 64}
     assert found["down"] == {"in": [320], "out": [128], "multiple_of": 64}
     assert found["head"]["multiple_of"] == 128
     sliced, _ = pruned("slicegpt", "llama", 0.3)
-    assert machine.widths(sliced)["added"]["multiple_of"] == 8
+    assert peaks.widths(sliced)["added"]["multiple_of"] == 8
     low, decided = pruned("svd-llm", "llama", 0.3)
     ranks = {decided["ranks"][0][name] for name in low.family.up}
-    assert machine.widths(low)["up"] | {"multiple_of": 1} == {"in": [*ranks, 32], "out": [*ranks, 48], "multiple_of": 1}
-    assert "added" not in machine.widths(low)
+    assert peaks.widths(low)["up"] | {"multiple_of": 1} == {"in": [*ranks, 32], "out": [*ranks, 48], "multiple_of": 1}
+    assert "added" not in peaks.widths(low)
     ragged, _ = pruned("flap", "llama", 0.3)
-    assert machine.widths(ragged)["down"]["multiple_of"] == 1
+    assert peaks.widths(ragged)["down"]["multiple_of"] == 1
 
 
 # --- another process
@@ -695,11 +695,11 @@ def through(model):
 
     def send():
         with here:  # so that whoever receives hears of a failure
-            transfer.send(here, model)
+            timed_cell.send(here, model)
 
     thread = threading.Thread(target=send)
     thread.start()
-    received = transfer.receive(there, torch.device("cpu"))
+    received = timed_cell.receive(there, torch.device("cpu"))
     thread.join()
     return received
 
@@ -714,12 +714,12 @@ def test_every_pruned_model_can_be_handed_over(method, family, ids):
     assert torch.equal(received(ids).logits, model.model(ids).logits)
     count = sum(parameter.numel() for parameter in model.model.parameters())
     assert sum(parameter.numel() for parameter in received.parameters()) == count
-    machine.widths(Decoder(received))
+    peaks.widths(Decoder(received))
     predicted(Decoder(tiny(family)), Decoder(received), TimedPoint("decode", 1, 8))
 
 
 def test_tensors_arrive_as_they_were_and_in_memory_of_their_own(monkeypatch):
-    monkeypatch.setattr(transfer, "CHUNK", 7)
+    monkeypatch.setattr(timed_cell, "CHUNK", 7)
     model = torch.nn.Module()
     model.a = torch.nn.Parameter(torch.randn(3, 5, dtype=torch.bfloat16).T, requires_grad=False)
     model.b = model.a
@@ -740,8 +740,8 @@ def test_what_cannot_be_sent_is_said_before_anything_is():
     model = tiny("llama")
     model.hook = lambda x: x
     here, there = Pipe()
-    with pytest.raises(transfer.NotPortable, match=r"LlamaForCausalLM cannot be sent to another process: .*lambda"):
-        transfer.send(here, model)
+    with pytest.raises(timed_cell.NotPortable, match=r"LlamaForCausalLM cannot be sent to another process: .*lambda"):
+        timed_cell.send(here, model)
     assert not there.poll(0)
 
 
@@ -846,7 +846,7 @@ def test_both_models_that_are_timed_lie_in_no_file(model_folder):
     loaded = pretrained.load(str(model_folder), CPU, torch.float32)[0]
     assert not any(map(lies_in_a_file, through(loaded).parameters()))
     assert any(map(lies_in_a_file, loaded.parameters()))  # so that this can be told
-    dense_model.own_memory(loaded)
+    timed_cell.own_memory(loaded)
     assert not any(map(lies_in_a_file, loaded.parameters()))
 
 

@@ -15,13 +15,12 @@ from made_machine import Library, Time, a_gpu
 from recorded_graph import RecordedGraph, Refused
 
 from bench.plan.protocol import profile
-from bench.speed import benchmark, memory, peak_rates, timing
-from bench.speed.placement import Placement
-from bench.speed.summary import summary
+from bench.speed import benchmark, peaks, timing
+from bench.speed.benchmark import Placement, summary
 from bench.speed.timing import Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, bytes_read, macs
 from bench.system import gpu as gpu_driver
-from bench.system import rate
+from bench.system import rates as rate
 from methods.model.decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -44,14 +43,14 @@ def test_rates_are_the_work_of_the_fastest_call_over_its_time(monkeypatch):
         return took
 
     monkeypatch.setattr(rate, "_on_cpu", once)
-    found = peak_rates.measure(CPU, torch.float32, copied=1000, side=10)
+    found = peaks.measure(CPU, torch.float32, copied=1000, side=10)
     assert found == {"copy_bytes_per_second": pytest.approx(2e6), "matmul_flops_per_second": pytest.approx(2e6)}
     assert rate.product(CPU, torch.bfloat16, 1, 10, seconds=1.0) == pytest.approx(1e5)  # half the flops, a tenth of it
 
 
 def test_a_gpu_is_timed_by_its_own_clock_and_the_host_waits_once_a_call():
     with EmulatedGpus() as gpus:
-        found = peak_rates.measure(torch.device("cuda", 0), torch.float32, copied=1000, side=10)
+        found = peaks.measure(torch.device("cuda", 0), torch.float32, copied=1000, side=10)
         assert set(found) == {"copy_bytes_per_second", "matmul_flops_per_second"}
         assert sum(gpus.waits.values()) == 0  # but for the events
 
@@ -61,18 +60,18 @@ def test_a_rate_that_there_is_no_memory_for_is_absent(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 MiB")
 
     monkeypatch.setattr(rate, "copy", full)
-    monkeypatch.setattr(peak_rates, "SECONDS", 0.001)
-    assert list(peak_rates.measure(CPU, torch.float32, side=4)) == ["matmul_flops_per_second"]
+    monkeypatch.setattr(peaks, "SECONDS", 0.001)
+    assert list(peaks.measure(CPU, torch.float32, side=4)) == ["matmul_flops_per_second"]
 
 
 def test_shares_of_the_rates_by_hand():
     model = Decoder(tiny("llama"))
     point = TimedPoint("decode", 3, 16)
-    found = peak_rates.shares(model, point, 2.0, RATES)
+    found = peaks.shares(model, point, 2.0, RATES)
     assert found["bandwidth"] == pytest.approx(bytes_read(model, point) / 2e-3 / 1e9)
     assert found["matrix_rate"] == pytest.approx(2 * 3 * macs(model, point) / 2e-3 / 1e12)
-    assert set(peak_rates.shares(model, TimedPoint("prefill", 1, 16), 2.0, RATES)) == {"matrix_rate"}
-    assert peak_rates.shares(model, point, 2.0, {}) == {}
+    assert set(peaks.shares(model, TimedPoint("prefill", 1, 16), 2.0, RATES)) == {"matrix_rate"}
+    assert peaks.shares(model, point, 2.0, {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -90,11 +89,11 @@ def test_an_eager_step_that_waits_for_the_host_is_marked(ms, captured, rate, fla
     read = bytes_read(model, point) / (ms / 1e3) / rate
     beside = {} if captured is None else {"dense_ms": 10.0, "pruned_ms": captured}
     found = {"dense_ms": ms, "pruned_ms": ms, "flags": ["noisy"]}
-    judged = peak_rates.judged(models, point, found, beside, {"copy_bytes_per_second": read})
+    judged = peaks.judged(models, point, found, beside, {"copy_bytes_per_second": read})
     assert judged["flags"] == flags
     assert judged["pruned_bandwidth"] == pytest.approx(rate)
     assert found["flags"] == ["noisy"]
-    assert peak_rates.judged(models, point, {"failed": "it did"}, beside, RATES) == {}
+    assert peaks.judged(models, point, {"failed": "it did"}, beside, RATES) == {}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_a_prompt_that_leaves_the_matrix_units_idle_is_marked(kind, share, flags
     rates = {"copy_bytes_per_second": 1.0}  # of which a step is never short
     if share is not None:
         rates["matmul_flops_per_second"] = 2 * 4 * macs(model, point) / 1e-2 / share
-    judged = peak_rates.judged({"pruned": model}, point, {"pruned_ms": 10.0, "flags": []}, {}, rates)
+    judged = peaks.judged({"pruned": model}, point, {"pruned_ms": 10.0, "flags": []}, {}, rates)
     assert judged["flags"] == flags
     assert judged.get("pruned_matrix_rate") == (None if share is None else pytest.approx(share))
 
@@ -123,13 +122,13 @@ def test_the_peak_of_a_captured_step_has_what_its_tensors_take(monkeypatch):
         nonlocal peak
         peak = held
 
-    monkeypatch.setattr(memory.memory, "reset_peaks", start_anew)
-    monkeypatch.setattr(memory.memory, "peaks", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak})
+    monkeypatch.setattr(peaks.memory, "reset_peaks", start_anew)
+    monkeypatch.setattr(peaks.memory, "peaks", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak})
     nothing, filled = (lambda: None), (lambda: take(900))  # which is no part of a step
-    found = memory.peaks(Workload(nothing, filled, 2, lambda: take(50)), [], [])
+    found = peaks.peaks(Workload(nothing, filled, 2, lambda: take(50)), [], [])
     assert found == {"peak_allocated_bytes": 150, "peak_reserved_bytes": 400}
-    assert memory.peaks(Workload(nothing, filled, 2), [], [])["peak_allocated_bytes"] == 100
-    assert memory.peaks(Workload(lambda: take(70), filled, 2), [], [])["peak_allocated_bytes"] == 170
+    assert peaks.peaks(Workload(nothing, filled, 2), [], [])["peak_allocated_bytes"] == 100
+    assert peaks.peaks(Workload(lambda: take(70), filled, 2), [], [])["peak_allocated_bytes"] == 170
 
 
 # --- readings within the rounds

@@ -20,9 +20,8 @@ from bench.plan import validate
 from bench.plan.cell import Cell
 from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
 from bench.plan.run_spec import RunSpec
-from bench.speed import graph
-from bench.speed.graph import capturable_cache
-from bench.speed.workloads import TimedPoint, points, workload
+from bench.speed import workloads
+from bench.speed.workloads import TimedPoint, capturable_cache, points, workload
 from methods.errors import UserError
 
 GRAPH = dataclasses.replace(profile("smoke"), cache="static", mode="graph", decode_steps=4)
@@ -201,10 +200,10 @@ def test_on_cuda_a_step_runs_beside_the_main_stream_before_it_is_captured(monkey
         "graph": within("captured"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    made = graph.CudaGraph()
+    made = workloads.CudaGraph()
     made.capture(lambda: log.append(f"step {inside[-1]}"), lambda: log.append(f"rewind {inside[-1]}"))
     made.replay()
-    runs = ["step aside", "rewind aside"] * graph.UNCAPTURED
+    runs = ["step aside", "rewind aside"] * workloads.UNCAPTURED
     assert log == ["rewind main", "waits", *runs, "waits", "step captured", "replay"]
 
 

@@ -12,6 +12,7 @@ from scipy.stats import binomtest, kendalltau, sem, ttest_rel
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
+from bench.stats.clusters import paired_resampled, sign_flip
 from bench.stats.intervals import (
     average_stderr,
     detectable_share,
@@ -24,7 +25,6 @@ from bench.stats.intervals import (
     ratio_of_ratios,
     wilson,
 )
-from bench.stats.resampling import paired_resampled, sign_flip
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (1, 1), (450, 1000), (3, 100)])

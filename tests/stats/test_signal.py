@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from bench.stats import signal
-from bench.stats.signal import separation
+from bench.stats import draws
+from bench.stats.draws import separation
 
 RNG = np.random.default_rng(3)
 
@@ -57,12 +57,12 @@ def test_the_agreement_is_kendalls_of_two_halves(monkeypatch):
     for chosen in combinations(range(4), 2):
         left = [one for one in range(4) if one not in chosen]
         taus.append(kendalltau(given[:, list(chosen)].mean(1), given[:, left].mean(1)).statistic)
-    monkeypatch.setattr(signal, "DRAWS", 20_000)
+    monkeypatch.setattr(draws, "DRAWS", 20_000)
     assert separation([given], 2).agreement == pytest.approx(np.nanmean(taus), abs=0.02)
 
 
 def test_the_mean_of_tasks_weighs_each_alike(monkeypatch):
-    monkeypatch.setattr(signal, "DRAWS", 1)  # of halves, whose agreement is not looked at here
+    monkeypatch.setattr(draws, "DRAWS", 1)  # of halves, whose agreement is not looked at here
     rng = np.random.default_rng(5)
     own = rng.normal(0, 0.3, (2_000, 1))
     easy, hard = own + rng.normal(0, 1, (2_000, 300)), -own + rng.normal(0, 4, (2_000, 50))

@@ -14,8 +14,7 @@ import torch
 from emulated import EmulatedGpus
 
 from bench.system import environment, memory
-from bench.system.memory import highest, peaks, reset_peaks, watched
-from bench.system.process_memory import anonymous_bytes, resident_bytes
+from bench.system.memory import anonymous_bytes, highest, peaks, reset_peaks, resident_bytes, watched
 
 CPU = [torch.device("cpu")]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
@@ -74,7 +73,7 @@ def test_peak_memory_starts_anew():
 @LINUX
 def test_peak_memory_is_of_this_process_and_not_of_its_parent():
     block = bytearray(b"x") * 2**28  # more than its imports take
-    code = "from bench.system.process_memory import highest_resident_bytes; print(highest_resident_bytes())"
+    code = "from bench.system.memory import highest_resident_bytes; print(highest_resident_bytes())"
     done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
     assert 2**22 < int(done.stdout) < len(block)
 

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 
-from bench.system.gate import Gate
+from bench.system.worker import Gate
 
 
 def test_a_crowd_is_alone_one_at_a_time_while_nobody_works():

@@ -13,13 +13,13 @@ from made_runs import run_folder
 
 from bench.cli.main import main
 from bench.records.record import Record
-from reports.blocks import blocks
-from reports.figures import ablation, catalogue
+from reports.figures import catalogue, factors
 from reports.figures.figure import svg
-from reports.formats import html, latex, tidy_csv
-from reports.formats import markdown as markdown_text
+from reports.formats import latex, markup
+from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
-from reports.tables.ablation import studies
+from reports.groups import blocks
+from reports.tables.pivots import studies
 from reports.tables.views import view
 
 LOOK = {"calibration": "calibration", "sequences": "calibration_sequences", "length": "calibration_length"}
@@ -202,7 +202,7 @@ def test_lists_and_dictionaries_of_a_plugin_are_factors_too():
         "[3]": {'shares={"mlp": 0.1}': 102.0, 'shares={"mlp": 0.2}': 103.0},
     }
     assert view("ablation", records[::2])[0].head == "blocks"
-    axis = ablation.figures(blocks(records[::2]))[0].draw().axes[0]
+    axis = factors.figures_of_studies(blocks(records[::2]))[0].draw().axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["[1, 2]", "[3]"]
 
 
@@ -231,10 +231,10 @@ def test_a_missed_ratio_has_its_star():
 
 RENDERERS = {
     "terminal": terminal_text.render,
-    "markdown": markdown_text.render,
-    "csv": tidy_csv.render,
+    "markdown": markdown_text.render_markdown,
+    "csv": markup.render_csv,
     "latex": latex.render,
-    "html": html.render,
+    "html": markup.render_html,
 }
 
 
@@ -249,7 +249,7 @@ def test_every_format_heads_the_rows_with_the_factor(form, tmp_path, capsys):
 
 
 def test_csv_names_both_factors():
-    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(view("ablation", RECORDS)))))
+    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(view("ablation", RECORDS)))))
     (found,) = (one for one in lines if (one["label"], one["measure"]) == ("C=4", "perplexity_wiki, T=0.65"))
     assert float(found["value"]) == 40.65
 
@@ -260,7 +260,7 @@ def test_a_run_without_factors_is_told_so(tmp_path, capsys):
 
 
 def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
-    found = ablation.figures(blocks(RECORDS))
+    found = factors.figures_of_studies(blocks(RECORDS))
     assert [figure.name for figure in found] == [
         "ablation-laco-perplexity-wiki",
         "ablation-laco-kl",
@@ -281,7 +281,7 @@ def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_un
     for record, accuracy in zip(dense, (0.4, 0.6, 0.5), strict=True):
         for task in record.measured["tasks"].values():
             task["metrics"][task["main"]] = share(accuracy)
-    found = {figure.name: figure for figure in ablation.figures(blocks([*dense, *cells]))}
+    found = {figure.name: figure for figure in factors.figures_of_studies(blocks([*dense, *cells]))}
     axis = found["ablation-laco-average"].draw().axes[0]
     lines = [(line.get_label(), line.get_ydata()[0]) for line in axis.lines if line.get_label().startswith("dense")]
     assert lines == [("dense, the lowest and the highest", pytest.approx(figure)) for figure in (40, 60)]
@@ -293,7 +293,7 @@ def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_un
 
 def test_words_stand_side_by_side_on_the_axis():
     cells = [laco(ratio=0.1, calibration=text, ppl=ppl) for text, ppl in (("c4", 50.0), ("wiki", 60.0))]
-    axis = ablation.figures(blocks(cells))[0].draw().axes[0]
+    axis = factors.figures_of_studies(blocks(cells))[0].draw().axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["c4", "wiki"]
     assert list(axis.lines[0].get_ydata()) == [50.0, 60.0]
 

@@ -13,8 +13,8 @@ from made_runs import run_folder
 from bench.cli.main import main
 from bench.records.record import Record
 from methods.errors import UserError
+from reports.published.against import tables
 from reports.published.papers import known_published, read_published
-from reports.tables.against_published import tables
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
 PAPER = {

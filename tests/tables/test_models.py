@@ -18,9 +18,9 @@ from bench.cli.main import main
 from bench.records.comparability import over_models
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
-from reports.formats import markdown, terminal
+from reports.formats import markup, terminal
 from reports.page import sections
-from reports.tables.models.changes import shared_ratios
+from reports.tables.models import shared_ratios
 from reports.tables.rows import ReportData
 from reports.tables.table import Table, TableCell
 from reports.tables.views import view
@@ -340,7 +340,7 @@ def test_the_view_stands_in_every_format_and_on_the_page(tmp_path, capsys):
         assert err == ""
     tables = view("models", records)
     assert max(map(len, terminal.render(tables).splitlines())) <= 100
-    assert "places of 2 methods" in markdown.render(tables)
+    assert "places of 2 methods" in markup.render_markdown(tables)
     found = sections.sections({"models": tables}, {})
     assert [(one["title"], len(one["tables"])) for one in found] == [
         ("Several models", 3),

@@ -35,19 +35,19 @@ from made_records import (
 
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
-from bench.records.columns import frame
+from bench.records.frame import frame
+from bench.records.quantities import METRICS, metric, perplexity
 from bench.records.record import Record, save
 from bench.records.run_folder import load_run
-from reports import blocks as groups_of_rows
-from reports.blocks import blocks
-from reports.formats import html, latex, tidy_csv
-from reports.formats import markdown as markdown_text
+from reports import groups as groups_of_rows
+from reports.formats import latex, markup
+from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
-from reports.formats.cell_text import text as cell_text
-from reports.metrics import METRICS, metric, perplexity
-from reports.notes import REASON, reason
+from reports.formats.terminal import text as cell_text
+from reports.groups import blocks
+from reports.legend import REASON, reason
 from reports.page.page import page
-from reports.report import LINE, csv, markdown, terminal, write
+from reports.report import LINE, csv, markdown, to_terminal, write
 from reports.tables.views import view
 from reports.text import markdown_escaped, printable, width, wrap
 
@@ -82,20 +82,20 @@ def shown_cells(records: list[Record]) -> str:
 RENDERED = {
     "page.html": bare_page,
     "show.txt": shown_cells,
-    "report.txt": terminal,
+    "report.txt": to_terminal,
     "report.md": markdown,
     "report.csv": csv,
     "main.tex": of_view("main", latex.render),
-    "main.html": of_view("main", html.render),
+    "main.html": of_view("main", markup.render_html),
     "per-task.txt": of_view("per-task", terminal_text.render),
     "by-ratio.txt": of_view("by-ratio", terminal_text.render),
-    "by-ratio.csv": of_view("by-ratio", tidy_csv.render),
-    "by-ratio.md": of_view("by-ratio", markdown_text.render),
+    "by-ratio.csv": of_view("by-ratio", markup.render_csv),
+    "by-ratio.md": of_view("by-ratio", markdown_text.render_markdown),
     "grid.txt": of_grid(terminal_text.render),
-    "grid.md": of_grid(markdown_text.render),
-    "grid.csv": of_grid(tidy_csv.render),
+    "grid.md": of_grid(markdown_text.render_markdown),
+    "grid.csv": of_grid(markup.render_csv),
     "grid.tex": of_grid(latex.render),
-    "grid.html": of_grid(html.render),
+    "grid.html": of_grid(markup.render_html),
     "speed.txt": of_view("speed", terminal_text.render),
     "cost.txt": of_view("cost", terminal_text.render),
     "decisions.txt": of_view("decisions", terminal_text.render),
@@ -156,7 +156,7 @@ def test_checks_have_a_row_of_figures_and_a_table_of_their_own():
     assert heads in re.sub(r"[\s|]+", " ", text)
     assert "| laco" in text
     assert "2.07 ± 0.21" in text
-    lines = terminal([dense, pruned]).splitlines()
+    lines = to_terminal([dense, pruned]).splitlines()
     head = next(line for line in lines if line.startswith("method"))
     assert head.split()[:6] == ["method", "removed", "params", "ppl", "wiki", "KL"]
     (row,) = (line for line in lines if line.startswith("laco  ") and " 343" in line)
@@ -177,10 +177,10 @@ def test_a_missed_budget_is_flagged_and_half_a_percent_is_not():
     close = copy.deepcopy(LACO)
     close.measured["ratio_budget"] = close.measured["ratio"] + 0.0049
     assert row([DENSE, close], "laco")["flags"] is None
-    assert "*" not in terminal([DENSE, close])
+    assert "*" not in to_terminal([DENSE, close])
     close.measured["ratio_budget"] = close.measured["ratio"] - 0.0051
     assert row([DENSE, close], "laco")["flags"] == "missed_ratio"
-    assert "28.9 %*" in terminal([DENSE, close])
+    assert "28.9 %*" in to_terminal([DENSE, close])
 
 
 def test_missing_is_missing_and_whole_numbers_stay_whole():
@@ -210,12 +210,12 @@ def test_unlike_is_not_compared(path, to, missing):
     found = row(records, "laco")
     assert {name for name in ("kept",) if pd.isna(found[name])} == missing
     assert found["prefill_speed"] == pytest.approx(80 / 57)  # each record holds both sides of it
-    assert "missing where no dense cell was measured under the same conditions" in terminal(records)
+    assert "missing where no dense cell was measured under the same conditions" in to_terminal(records)
 
 
 def test_draws_share_a_row_with_the_spread_between_them():
     records = [*RECORDS[:1], drawn(0, 100.0, 0.3), drawn(1, 1000.0, 0.4), drawn(2, 10000.0, 0.5)]
-    table = terminal(records)
+    table = to_terminal(records)
     lines = [line for line in table.splitlines() if line.startswith("drop-random ")]
     assert "1,000 [100, 10,000]" in lines[0]
     assert "40.0 ± 10.0" in table
@@ -231,16 +231,16 @@ def test_draws_of_which_the_first_is_timed_have_its_speed_and_say_so():
         assert shared[name] == alone[name]
     assert shared["average"] == pytest.approx(0.4)
     said = "but of its speed, for which one draw alone is timed"
-    assert said in " ".join(terminal([*RECORDS[:1], *shuffled]).split())
-    assert "the draw that is timed is not among them" in " ".join(terminal([*RECORDS[:1], *others]).split())
-    assert said not in " ".join(terminal([*RECORDS[:1], first, drawn(1, 1000.0, 0.4)]).split())
+    assert said in " ".join(to_terminal([*RECORDS[:1], *shuffled]).split())
+    assert "the draw that is timed is not among them" in " ".join(to_terminal([*RECORDS[:1], *others]).split())
+    assert said not in " ".join(to_terminal([*RECORDS[:1], first, drawn(1, 1000.0, 0.4)]).split())
 
 
 def test_a_draw_that_was_named_or_failed_has_a_row_of_its_own():
     alone = [drawn(0, 100.0, 0.3), drawn(7, 300.0, 0.4, given=("seed",)), failed("error", "drop-random", "no memory")]
-    names = [line.split("  ")[0] for line in terminal([*RECORDS[:1], *alone]).splitlines()]
+    names = [line.split("  ")[0] for line in to_terminal([*RECORDS[:1], *alone]).splitlines()]
     assert {"drop-random", "drop-random:seed=7", "drop-random: error: no memory"} <= set(names)
-    assert "draws" not in terminal([*RECORDS[:1], *alone])
+    assert "draws" not in to_terminal([*RECORDS[:1], *alone])
 
 
 def test_no_dense_cell_no_comparison():
@@ -249,7 +249,7 @@ def test_no_dense_cell_no_comparison():
         assert found["flags"] == "no_dense_cell"
         assert pd.isna(found["kept"])
         assert found["average"] > 0
-        assert "kept: missing where no dense cell was" in terminal(records)
+        assert "kept: missing where no dense cell was" in to_terminal(records)
 
 
 def test_an_average_needs_every_task():
@@ -268,7 +268,7 @@ def test_the_baseline_has_the_same_seed_where_there_is_one():
     kept = frame([DENSE, other, LACO, again])["kept"].tolist()
     assert kept == pytest.approx([1, 1, 2.03 / 2.70, 2.03 / 2.49])
     assert frame([DENSE, again])["kept"].tolist() == pytest.approx([1, 2.03 / 2.70])
-    assert "c4, seeds 0, 1; the same" in " ".join(terminal([DENSE, other, LACO, again]).split())
+    assert "c4, seeds 0, 1; the same" in " ".join(to_terminal([DENSE, other, LACO, again]).split())
 
 
 def test_a_task_without_accuracy_is_shown_but_not_averaged():
@@ -283,7 +283,7 @@ def test_a_task_without_accuracy_is_shown_but_not_averaged():
     records = [changed(record, "measured", "tasks", "wikitext", to=wikitext) for record in (DENSE, LACO)]
     assert row(records, "laco")["average"] == row([DENSE, LACO], "laco")["average"]
     assert row(records, "laco")["score_wikitext"] == 31.2345
-    text = terminal(records)
+    text = to_terminal(records)
     assert re.search(r"openbookqa +wikitext$", text, re.MULTILINE)
     assert re.search(r"30\.0 +31\.2$", text, re.MULTILINE)
     assert "wikitext: word_perplexity, all 62 documents, 0-shot; not in the average." in text
@@ -309,7 +309,7 @@ def test_terminal_lines_fit_and_hold_no_control_character():
     records += [
         changed(record, "measured", "perplexity", "f" * 80, to=record.measured["perplexity"]["wiki"]) for record in wide
     ]
-    text = terminal(records)
+    text = to_terminal(records)
     lines = text.split("\n")
     assert max(map(width, lines)) <= LINE
     assert max(map(width, lines)) > LINE - 10  # the room is used
@@ -323,7 +323,7 @@ def test_terminal_uses_the_whole_line_and_no_more(letter):
     widest = 0
     for length in range(6, 29):
         records = [DENSE, SLICEGPT, changed(HUGE, "cell", "method", to=letter * (length // width(letter)))]
-        widest = max(widest, *map(width, terminal(records).splitlines()))
+        widest = max(widest, *map(width, to_terminal(records).splitlines()))
     assert widest == LINE
 
 
@@ -333,7 +333,7 @@ def test_terminal_has_one_table_where_it_fits():
         small = copy.deepcopy(record)
         small.measured["tasks"] = {"piqa": small.measured["tasks"]["piqa"]}
         few.append(small)
-    heads = [line for line in terminal(few).splitlines() if line.startswith("method")]
+    heads = [line for line in to_terminal(few).splitlines() if line.startswith("method")]
     assert [head.split() for head in heads] == [
         [
             "method",
@@ -354,13 +354,13 @@ def test_terminal_has_one_table_where_it_fits():
 
 
 def test_terminal_aligns_what_follows_the_figures():
-    lines = [line for line in terminal([DENSE, LACO]).splitlines() if line.startswith(("dense", "laco"))][:2]
+    lines = [line for line in to_terminal([DENSE, LACO]).splitlines() if line.startswith(("dense", "laco"))][:2]
     assert lines[0].index("±") == lines[1].index("±")
     assert lines[0].index("%") == lines[1].index("%")
 
 
 def test_terminal_repeats_dense_on_top_of_each_ratio_rising():
-    lines = terminal(RECORDS).splitlines()
+    lines = to_terminal(RECORDS).splitlines()
     after = [lines[number + 1].split()[0] for number, line in enumerate(lines) if line.startswith("method")]
     assert after == ["dense"] * 7
     titles = [line for line in lines if line.startswith("SmolLM2")]
@@ -374,31 +374,31 @@ def test_columns_and_notes_of_what_was_not_measured_are_left_out():
         small = copy.deepcopy(record)
         del small.measured["tasks"], small.measured["speed"]
         bare.append(small)
-    text = " ".join(terminal(bare).split())
+    text = " ".join(to_terminal(bare).split())
     assert not re.search("average|kept|prefill|decode|accurac|standard error|missing", text)
     drawn_windows = "16 windows of 512 tokens, drawn from the text, stride 512"
     assert f"ppl wiki: {drawn_windows}, each begins with BOS, 8,176 tokens scored." in text
-    assert "average" in terminal([DENSE, LACO])
+    assert "average" in to_terminal([DENSE, LACO])
 
 
 def test_a_dense_cell_alone():
-    text = terminal([DENSE])
+    text = to_terminal([DENSE])
     assert text.startswith("SmolLM2-135M-Instruct   cpu, float32, 2 threads   quick\n\nmethod")
     assert "calibration" not in text
     assert "## Dense model" in markdown([DENSE])
 
 
 def test_the_budget_counts_layers_only_where_it_is_whole_layers():
-    assert "ratio 0.3: 11 of 30 layers, 95.6 M parameters" in terminal([DENSE, LACO])
+    assert "ratio 0.3: 11 of 30 layers, 95.6 M parameters" in to_terminal([DENSE, LACO])
     exact = changed(LACO, "cell", "match", to="exact")
-    assert "ratio 0.3: 95.6 M parameters" in terminal([DENSE, exact])
+    assert "ratio 0.3: 95.6 M parameters" in to_terminal([DENSE, exact])
     uneven = changed(LACO, "measured", "ratio_budget", to=0.3)
-    assert "ratio 0.3: 94.2 M parameters" in terminal([DENSE, uneven])
+    assert "ratio 0.3: 94.2 M parameters" in to_terminal([DENSE, uneven])
 
 
 def test_cells_that_disagree_are_both_described():
     longer = changed(LACO, "measured", "perplexity", "wiki", "tokens", to=4096)
-    text = " ".join(terminal([DENSE, longer]).split())
+    text = " ".join(to_terminal([DENSE, longer]).split())
     assert "8,176 tokens scored" in text
     assert "4,096 tokens scored" in text
 
@@ -408,7 +408,7 @@ def test_one_window_has_no_interval():
     wiki = single.measured["perplexity"]["wiki"]
     del wiki["perplexity_low"], wiki["perplexity_high"]
     wiki["windows"] = 1
-    text = terminal([single])
+    text = to_terminal([single])
     assert "20.8 " in text
     assert "ppl wiki: 1 window of" in text
     assert "of a perplexity" not in text
@@ -422,7 +422,7 @@ def test_many_tasks_and_documents_go_on_below():
             f"mmlu_subject_{n}": wide.measured["tasks"]["piqa"] | {"documents": 100 + n} for n in range(12)
         }
         many.append(wide)
-    text = terminal(many)
+    text = to_terminal(many)
     assert all(text.count(f"mmlu_subject_{n} ") + text.count(f"mmlu_subject_{n}\n") >= 1 for n in range(12))
     assert "101 documents for mmlu_subject_1, 102 documents for mmlu_subject_2" in text.replace("\n  ", " ")
 
@@ -504,7 +504,7 @@ def test_csv_says_what_a_ratio_is_a_share_of_and_which_draw_a_cell_is():
     ]
     for name in ("main", "grid", "speed"):
         tables = view(name, [*records, *(changed(one, "cell", "ratio_of", to="decoder") for one in MENDED[1:])])
-        lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+        lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(tables))))
         found = {(line["label"].partition(" at ")[0], line["requested_ratio"], line["ratio_of"]) for line in lines}
         assert {("dense", "", ""), ("laco", "0.3", "decoder")} <= found, name
         assert {of for _, ratio, of in found if not ratio} == {""}, name

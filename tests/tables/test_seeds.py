@@ -15,21 +15,22 @@ from made_runs import run_folder
 from scipy.stats import t
 
 from bench.cli.main import main
-from bench.records.comparability import setups
-from bench.records.drawn_cells import draws
-from bench.records.record import Record, text_name
+from bench.plan.protocol import text_name
+from bench.records.comparability import draws, setups
+from bench.records.record import Record
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
-from bench.stats import contrasts
+from bench.regression.pairs import LEVEL, average, perplexity
 from bench.stats.draws import components, mean_difference
-from reports import notes, tested_rows
-from reports.blocks import TableGroup, blocks
+from reports import legend
 from reports.figures import catalogue
-from reports.figures.draws import figures as draws_figures
+from reports.figures.factors import figures_of_calibrations as draws_figures
 from reports.formats.terminal import render
-from reports.page.findings import summary
+from reports.groups import TableGroup, blocks
 from reports.page.page import page
-from reports.report import csv, terminal
+from reports.page.summary import summary
+from reports.report import csv, to_terminal
+from reports.tables.rows import tested_block
 from reports.tables.views import view
 
 TOKENS, WINDOWS = 511, 16
@@ -95,7 +96,7 @@ def test_a_mean_needs_every_seed_and_an_interval_may_be_endless():
     row = only(run({"laco": [1e3, 1e300]})).rows[-1]
     assert row["perplexity_wiki"] == pytest.approx(10**151.5)
     assert row["perplexity_wiki_high"] == math.inf
-    assert "laco" in terminal(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}))
+    assert "laco" in to_terminal(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}))
     assert "laco" in page(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}), drawings=())
 
 
@@ -109,23 +110,23 @@ def test_an_average_has_the_error_of_both_draws():
 
 def test_the_table_says_of_which_seeds_it_is_and_the_frame_has_every_cell():
     records = run({"laco": [80.0, 100.0, 125.0], "flap": [90.0, 91.0]})
-    text = terminal(records)
+    text = to_terminal(records)
     assert "c4, seeds 0, 1, 2; the same for every method." in one_line(text)
-    assert one_line(notes.MEANS) in one_line(text)
-    assert one_line(notes.ONE_SEED) not in one_line(text)
+    assert one_line(legend.MEANS) in one_line(text)
+    assert one_line(legend.ONE_SEED) not in one_line(text)
     names = [line.split("  ")[0] for line in text.splitlines()]
     assert {name for name in names if "laco" in name} == {"laco"}
     assert "flap (seeds 0, 1)" in names
     assert csv(records).count(",laco,laco,") == 3
-    assert one_line(notes.ONE_SEED) in one_line(terminal([DENSE, cell("laco", 0)]))
+    assert one_line(legend.ONE_SEED) in one_line(to_terminal([DENSE, cell("laco", 0)]))
 
 
 def test_a_table_says_of_its_own_cells_whether_they_are_means_over_seeds():
     alone = changed(cell("laco", 0), "cell", "ratio", to=0.2)
     for name in ("main", "per-task"):
         once, thrice = view(name, [*run({"laco": [80.0, 100.0, 125.0]}), alone])
-        assert (notes.ONE_SEED in once.footnotes, notes.MEANS in once.footnotes) == (True, False)
-        assert (notes.ONE_SEED in thrice.footnotes, notes.MEANS in thrice.footnotes) == (False, True)
+        assert (legend.ONE_SEED in once.footnotes, legend.MEANS in once.footnotes) == (True, False)
+        assert (legend.ONE_SEED in thrice.footnotes, legend.MEANS in thrice.footnotes) == (False, True)
         assert any("c4, seed 0;" in sentence for sentence in once.footnotes)
 
 
@@ -153,7 +154,7 @@ def test_what_fails_at_every_seed_is_one_row_and_at_one_seed_is_named():
     records[2:] = [changed(one, "cell", "inputs", to=given) for one, given in zip(records[2:], inputs, strict=True)]
     records.append(changed(failed("error", "sleb", "lost", seed=1), "cell", "inputs", to=inputs[1]))
     records.insert(0, cell("sleb", 0, 50.0))
-    names = [line.split("  ")[0] for line in terminal(records).splitlines()]
+    names = [line.split("  ")[0] for line in to_terminal(records).splitlines()]
     assert names.count("flap: unsupported: no MLP") == 1
     assert {"flap", "sleb (seed 0)", "sleb (seed 1)"} <= set(names)
 
@@ -161,7 +162,7 @@ def test_what_fails_at_every_seed_is_one_row_and_at_one_seed_is_named():
 def test_a_ratio_that_is_missed_at_one_seed_is_marked_and_named():
     second = cell("laco", 1)
     second = changed(second, "measured", "ratio_budget", to=second.measured["ratio"] + 0.01)
-    text = terminal([cell("laco", 0), second])
+    text = to_terminal([cell("laco", 0), second])
     assert "%*" in text
     assert "* laco (seed 1) misses the ratio" in text
     assert "laco (seed 0) misses" not in text
@@ -185,7 +186,7 @@ def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
         "flap": (),
     }
     group = only(records)
-    tested = tested_rows.tested_block(records, group, Samples())
+    tested = tested_block(records, group, Samples())
     assert sorted(group.label(place) for place in tested.eligible()) == ["flap", "sleb"]
 
 
@@ -215,7 +216,7 @@ def test_random_choices_of_several_seeds_are_all_draws():
     assert group.models(0) == [{0: 0, 1: 2}, {0: 1, 1: 3}]
     logs = [np.log([100, 200]).mean(), np.log([300, 400]).mean()]
     assert group.rows[0]["perplexity_wiki"] == pytest.approx(math.exp(np.mean(logs)))
-    assert "drop-random: 4 draws over 2 seeds" in terminal(both)
+    assert "drop-random: 4 draws over 2 seeds" in to_terminal(both)
 
 
 def test_every_view_and_the_page_take_several_seeds(tmp_path):
@@ -282,25 +283,25 @@ def nats(samples: Samples, place: int) -> np.ndarray:
 def test_two_methods_are_paired_by_seed_and_p_has_the_draw_in_it(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20, -30], "sleb": [40, 75, 3]})
     seeds = {0: {0: 0, 1: 1, 2: 2}, 3: {0: 3, 1: 4, 2: 5}}
-    (found,) = contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds=seeds).values()
+    (found,) = perplexity(records, [(0, 3)], samples, "wiki", seeds=seeds).values()
     differences = np.array([nats(samples, 3 + seed) - nats(samples, seed) for seed in range(3)])
     stderr = differences.mean(0).std(ddof=1) / math.sqrt(WINDOWS) / TOKENS
     expected = mean_difference(differences.mean(1) / TOKENS, stderr, WINDOWS - 1)
     assert found.test == "draws"
     assert found.p == pytest.approx(expected[3])
     assert (found.estimate, found.low, found.high) == pytest.approx(tuple(np.exp(expected[:3])))
-    (alone,) = contrasts.perplexity(records, [(0, 3)], samples, "wiki").values()
+    (alone,) = perplexity(records, [(0, 3)], samples, "wiki").values()
     assert alone.p < found.p
 
 
 def test_methods_are_compared_at_the_seeds_that_both_have(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20], "sleb": [40, 75]})
-    alone = contrasts.perplexity(records, [(1, 3)], samples, "wiki")[1, 3]
+    alone = perplexity(records, [(1, 3)], samples, "wiki")[1, 3]
     same = {1: {1: 1}, 3: {1: 3}}
-    assert contrasts.perplexity(records, [(1, 3)], samples, "wiki", seeds=same)[1, 3] == alone
-    assert contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
+    assert perplexity(records, [(1, 3)], samples, "wiki", seeds=same)[1, 3] == alone
+    assert perplexity(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
     some = {0: {0: 0, 1: 1}, 3: {1: 3}}  # a test of seed 1 would stand beside the mean of two
-    assert contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds=some) == {}
+    assert perplexity(records, [(0, 3)], samples, "wiki", seeds=some) == {}
 
 
 def test_no_test_contradicts_the_means_beside_it(tmp_path):
@@ -310,7 +311,7 @@ def test_no_test_contradicts_the_means_beside_it(tmp_path):
     laco, sleb = (next(n for n, one in enumerate(group.records) if one.cell["method"] == m) for m in ("laco", "sleb"))
     mean = [group.rows[place]["perplexity_wiki"] for place in (laco, sleb)]
     assert mean[0] > mean[1]
-    tests = tested_rows.tested_block(records, group, samples)
+    tests = tested_block(records, group, samples)
     (found,) = (one for pair, one in tests.perplexity["wiki"].items() if len({*pair}) == 2)
     assert found.test == "draws"
     assert group.tied(laco, sleb, "perplexity_wiki")
@@ -329,7 +330,7 @@ def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(t
             pd.DataFrame({"doc_hash": ids, "acc_norm": right}).to_parquet(folders[-1] / "piqa.parquet")
             records.append(cell(method, seed, accuracies=[0.4, float(right.mean())]))
     seeds = {0: {0: 0, 1: 1}, 2: {0: 2, 1: 3}}
-    (found,) = contrasts.average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    (found,) = average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
     answers = [pd.read_parquet(folder / "piqa.parquet")["acc_norm"].to_numpy() for folder in folders]
     apart = [answers[2] - answers[0], answers[3] - answers[1]]
     stderr = math.sqrt(sum(one.var(ddof=1) / 80 for one in apart)) / 2
@@ -339,7 +340,7 @@ def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(t
         frame = pd.read_parquet(folders[place] / "piqa.parquet")
         frame["doc_hash"] = [f"0-{n}" for n in range(80)]
         frame.to_parquet(folders[place] / "piqa.parquet")
-    (found,) = contrasts.average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    (found,) = average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
     stderr = np.mean(apart, axis=0).std(ddof=1) / math.sqrt(80)
     assert found.p == pytest.approx(mean_difference([one.mean() for one in apart], stderr)[3])
 
@@ -357,10 +358,10 @@ def test_a_rank_that_changes_with_the_seed_is_a_tie(tmp_path):
     (table,) = view("main", records, "laco", samples)
     assert "differs" in {row.label: row for row in table.rows}["sleb"].cells[2].marks
     records, samples = with_samples(tmp_path / "flips", {"laco": steady, "sleb": flips})
-    (found,) = contrasts.perplexity(
+    (found,) = perplexity(
         records, [(0, 8)], samples, "wiki", seeds={0: {s: s for s in range(8)}, 8: {s: 8 + s for s in range(8)}}
     ).values()
-    assert found.p < contrasts.LEVEL  # and still
+    assert found.p < LEVEL  # and still
     text = said(records, samples)
     assert "not shown to be below the other one" in text
     assert "ranks by perplexity on wiki change with the seed, so that these are ties: sleb and laco." in text

@@ -6,8 +6,8 @@ import pytest
 from made_served import M, W, nats, point, record
 
 from bench.stats.clusters import paired_perplexity
-from reports.figures import served as figures
-from reports.tables.speed import served
+from reports.figures import pareto as figures
+from reports.tables.speed import tables_of_served
 
 
 def cell(table, row, column):
@@ -21,7 +21,7 @@ def test_a_model_is_beside_the_dense_one_on_the_same_windows():
         record(points=[point(ms=20)]),
         record("laco", "q8_0", nll=nats(2, seed=1), points=[point(ms=8)], bytes=5 * 10**5),
     )
-    (table,) = served.tables([base, small])
+    (table,) = tables_of_served([base, small])
     one = paired_perplexity(base.measured["perplexity"]["nll"], small.measured["perplexity"]["nll"], [W - 1] * M)
     times = cell(table, "laco@q8_0", "times")
     assert (times.value, times.low, times.high) == (one.estimate, one.low, one.high)
@@ -37,7 +37,7 @@ def test_a_model_is_beside_the_dense_one_on_the_same_windows():
 def test_models_of_several_ratios_are_named_with_them_and_none_is_the_best():
     half = record("laco", "q8_0", nll=nats(9, seed=2), points=[point(flags=["noisy"])])
     half.model["requested_ratio"] = 0.5
-    (table,) = served.tables([record(), record("laco", "q8_0", nll=nats(2, seed=1)), half, record("flap")])
+    (table,) = tables_of_served([record(), record("laco", "q8_0", nll=nats(2, seed=1)), half, record("flap")])
     names = ["dense@bfloat16", "laco at 0.2@q8_0", "laco at 0.5@q8_0", "flap at 0.2@bfloat16"]
     assert [row.label for row in table.rows] == names
     assert table.notes[0].startswith("laco at 0.5@q8_0, decode 128")
@@ -50,7 +50,7 @@ def test_what_a_record_need_not_say_is_not_needed(absent):
     for name in absent.split():
         del found.measured["perplexity"][name]
     found.measured["memory"]["points"].append({"kind": "decode", "batch": 512, "context": 128, "failed": "no room"})
-    (table,) = served.tables([record(), found])
+    (table,) = tables_of_served([record(), found])
     assert cell(table, "laco@bfloat16", "perplexity").value == found.measured["perplexity"]["perplexity"]
     assert cell(table, "laco@bfloat16", "times").low is not None
     assert cell(table, "laco@bfloat16", "memory").text == "2.00 MiB"
@@ -60,7 +60,7 @@ def test_the_path_of_a_text_is_not_told():
     several = [record(points=[point()]), record("laco", points=[point()])]
     for one in several:
         one.protocol["text"] = "/home/me/words.txt"
-    (table,), (figure,) = served.tables(several), figures.figures(several)
+    (table,), (figure,) = tables_of_served(several), figures.figures_of_served(several)
     said = [*(one.label for one in table.columns), *table.footnotes, figure.title, figure.charts[0].y]
     assert sum("words.txt" in one for one in said) == 4
     assert not any("/home/me" in one for one in said)
@@ -70,20 +70,23 @@ def test_models_of_several_seeds_are_named_with_them():
     several = [record(points=[point()]), *(record("flap", points=[point()], nll=nats(2, seed)) for seed in (0, 1))]
     for one, seed in zip(several, (0, 0, 1), strict=True):
         one.model["seed"] = seed
-    (table,), (figure,) = served.tables(several), figures.figures(several)
+    (table,), (figure,) = tables_of_served(several), figures.figures_of_served(several)
     assert [row.label for row in table.rows] == ["dense@bfloat16", "flap, seed 0@bfloat16", "flap, seed 1@bfloat16"]
     assert {"flap at 0.2, seed 0", "flap at 0.2, seed 1"} == {curve.label for curve in figure.charts[0].curves}
-    assert "seed" not in served.tables(several[:2])[0].rows[1].label
+    assert "seed" not in tables_of_served(several[:2])[0].rows[1].label
 
 
 def test_other_windows_are_not_paired():
-    (table,) = served.tables([record(), record("laco", sha256="other")])
+    (table,) = tables_of_served([record(), record("laco", sha256="other")])
     assert cell(table, "laco@bfloat16", "times").value is None
 
 
 def test_tokens_per_second_are_over_the_batch_and_the_prompt():
     one = record(points=[point("prefill", 100.0, size=128), point(ms=10.0, batch=4)])
-    first, every = served.tables([one])[0], served.tables([record(points=[point(ms=5.0), point(ms=10.0, batch=4)])])[1]
+    first, every = (
+        tables_of_served([one])[0],
+        tables_of_served([record(points=[point(ms=5.0), point(ms=10.0, batch=4)])])[1],
+    )
     assert cell(first, "dense@bfloat16", "prefill_rate").value == pytest.approx(1280)
     assert cell(first, "dense@bfloat16", "decode_rate").value == pytest.approx(400)
     assert [row.cells[3].value for row in every.rows] == pytest.approx([200, 400])
@@ -93,7 +96,7 @@ def test_what_is_not_served_and_what_is_in_doubt_is_said():
     refused = record("slicegpt", status="unsupported", error="GGUF holds no such layers")
     doubtful = record("laco", points=[point(flags=["noisy"])])
     lost = record("flap", points=[{"kind": "decode", "batch": 1, "context": 128, "failed": "llama_decode answers 1"}])
-    (table,) = served.tables([record(points=[point()]), refused, doubtful, lost])
+    (table,) = tables_of_served([record(points=[point()]), refused, doubtful, lost])
     (line,) = [row for row in table.rows if row.label == "slicegpt@bfloat16"]
     assert line.failure == "unsupported"
     assert "slicegpt@bfloat16: unsupported: GGUF holds no such layers" in table.notes
@@ -106,7 +109,7 @@ def test_what_is_not_served_and_what_is_in_doubt_is_said():
 def test_models_served_otherwise_stand_in_tables_of_their_own():
     other = record("laco")
     other.protocol["windows"] = M + 1
-    assert len(served.tables([record(), other])) == 2
+    assert len(tables_of_served([record(), other])) == 2
 
 
 @pytest.mark.parametrize(
@@ -124,15 +127,15 @@ def test_models_served_on_other_machines_stand_in_tables_of_their_own(here, ther
     one, other = record(), record("laco")
     one.environment.update(here)
     other.environment.update(there)
-    assert len(served.tables([one, other])) == tables
+    assert len(tables_of_served([one, other])) == tables
 
 
 def test_the_sentences_are_those_of_the_engine():
-    (own,) = served.tables([record(points=[point()])])
+    (own,) = tables_of_served([record(points=[point()])])
     other = record(points=[point()])
     other.protocol["engine"] = "vllm"
     other.environment.update(gpu="NVIDIA H100", gpus=2)
-    (their,) = served.tables([other])
+    (their,) = tables_of_served([other])
     assert own.conditions == ("llama.cpp 1", "2 threads")
     assert their.conditions == ("vllm 1", "2 x NVIDIA H100")
     for words in ("both in one process and in turns", "weights: of the file, with the vocabulary", "memory: what the"):
@@ -146,7 +149,7 @@ def test_cells_of_two_dtypes_are_beside_the_dense_ones_of_their_own():
     several = [record(label, "q8_0") for label in ("dense", "laco") * 2]
     for one, dtype in zip(several, ("bfloat16", "bfloat16", "float32", "float32"), strict=True):
         one.model["dtype"] = dtype
-    found = served.tables(several)
+    found = tables_of_served(several)
     assert [[row.label for row in table.rows] for table in found] == [["dense@q8_0", "laco@q8_0"]] * 2
     assert [table.conditions[-1] for table in found] == ["cells in bfloat16", "cells in float32"]
 
@@ -154,7 +157,7 @@ def test_cells_of_two_dtypes_are_beside_the_dense_ones_of_their_own():
 def test_what_changes_no_figure_makes_no_table_of_its_own():
     other = record("laco")
     other.protocol.update(silence=1200, engine_python="/elsewhere/python")
-    assert len(served.tables([record(), other])) == 1
+    assert len(tables_of_served([record(), other])) == 1
 
 
 def test_the_figure_has_the_front_of_size_and_of_speed():
@@ -166,12 +169,12 @@ def test_the_figure_has_the_front_of_size_and_of_speed():
         record("laco", points=[point(ms=16)], bytes=8 * 10**5, nll=nats(2)),
         record("laco", "q8_0", points=[point(ms=9)], bytes=4 * 10**5, nll=nats(2.1)),
     ]
-    (figure,) = figures.figures([*dense, *pruned])
+    (figure,) = figures.figures_of_served([*dense, *pruned])
     size, speed = figure.charts
     assert [x for x, _ in size.front[::2]] == [0.4, 0.5, 1.0]  # laco in bfloat16 is larger and worse than dense@q8_0
     assert speed.x.startswith("tokens generated per second")
     assert [x for x, _ in speed.front] == pytest.approx([50, 50, 83.33, 83.33, 111.1], rel=1e-3)
     assert {curve.label for curve in size.curves} == {"dense", "laco at 0.2"}
     assert "laco at 0.2 in q8_0" in figure.description
-    assert figures.figures(pruned) == []  # without the dense model there is nothing to compare with
+    assert figures.figures_of_served(pruned) == []  # without the dense model there is nothing to compare with
     figure.draw()

@@ -7,7 +7,7 @@ import pytest
 from made_records import DENSE, LACO, changed, failed
 from made_samples import MadeSamples, any_figures
 
-from bench.stats.signal import separation
+from bench.stats.draws import separation
 from reports.formats import terminal
 from reports.tables.views import view
 

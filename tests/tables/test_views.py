@@ -43,8 +43,8 @@ from scipy.stats import binomtest, ttest_1samp
 
 import methods
 from bench.cli.main import main
-from bench.plan.recipe import Recipe
-from bench.records.columns import frame
+from bench.plan.protocol import Recipe
+from bench.records.frame import frame
 from bench.records.record import Record, peak_bytes
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
@@ -53,10 +53,10 @@ from bench.stats.clusters import paired_perplexity
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from reports.blocks import blocks
 from reports.figures.catalogue import figures
 from reports.figures.quality import points_of
-from reports.formats import html, latex, markdown, terminal, tidy_csv
+from reports.formats import latex, markup, terminal
+from reports.groups import blocks
 from reports.page import sections
 from reports.page.page import page
 from reports.removed import ranges, remaining
@@ -376,7 +376,7 @@ def test_plus_none_is_the_method_alone_and_a_missed_ratio_has_a_star():
 
 def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
     tables = [table for table in view("grid", MENDED) if table.name == "grid-perplexity_wiki-0.3"]
-    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(tables))))
     labels = {line["label"]: (line["method"], line["value"], line["shown"]) for line in lines}
     assert len(labels) == len(lines) == 9
     assert labels["shortgpt+ghost:token=last,ghost.ridge=0.1"] == ("shortgpt+ghost", "171.0", "171 ± 19")
@@ -657,10 +657,10 @@ def test_every_renderer_shows_the_dagger(pair):
     ppl = tables[0].rows[1].cells[2]
     assert "differs" in ppl.marks
     assert f"{ppl.text}†" in terminal.render(tables)
-    assert f"{ppl.text}†" in markdown.render(tables).replace("*", "")
-    assert f"{ppl.text}†" in re.sub(r"<[^>]*>", "", html.render(tables))
+    assert f"{ppl.text}†" in markup.render_markdown(tables).replace("*", "")
+    assert f"{ppl.text}†" in re.sub(r"<[^>]*>", "", markup.render_html(tables))
     assert len(re.findall(r"\$\^\{\\dagger\}\$ (?:&|\\\\)", latex.render(tables))) == 3
-    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(tables))))
     assert {line["measure"] for line in lines if "differs" in line["marks"].split()} == {
         "perplexity_wiki",
         "task_piqa",
@@ -848,7 +848,7 @@ def test_html_shows_every_text_as_it_is(name):
     records += [changed(record, "cell", "model", to=HOSTILE) for record in records] * (name == "models")
     records += [changed(LACO, "cell", "method", to=f"{HOSTILE}{n}") for n in range(4)] * (name == "signal")
     samples, reader = MadeSamples(any_figures), Reader()
-    reader.feed(html.render(view(name, records, samples=samples, served=[made_served.record(HOSTILE, HOSTILE)])))
+    reader.feed(markup.render_html(view(name, records, samples=samples, served=[made_served.record(HOSTILE, HOSTILE)])))
     known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}
     assert set(reader.tags) <= known
     assert any(HOSTILE in text for text in reader.text)
@@ -856,7 +856,7 @@ def test_html_shows_every_text_as_it_is(name):
 
 def test_tidy_csv_has_every_figure_in_full_precision():
     tables = view("by-ratio", RECORDS)
-    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(tables))))
     assert len(lines) == sum(len(table.rows) * len(table.columns) for table in tables)
     (found,) = (
         line
@@ -869,7 +869,7 @@ def test_tidy_csv_has_every_figure_in_full_precision():
 def test_tidy_csv_of_ratios_says_what_each_is_of_and_what_failed():
     budget = changed(changed(LACO, "cell", "ratio", to=1 - 0.7), "cell", "ratio_of", to="macs")
     records = [DENSE, budget, FIXED, failed("out_of_memory", "flap", "full")]
-    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(view("by-ratio", records)))))
+    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(view("by-ratio", records)))))
     columns = ("label", "requested_ratio", "ratio_of", "failure")
     found = {tuple(line[name] for name in columns) for line in lines if line["measure"] == "average"}
     assert ("laco", str(1 - 0.7), "macs", "") in found
@@ -1015,7 +1015,7 @@ def test_a_report_stays_in_its_folder_whatever_a_text_is_called(tmp_path, capsys
 @pytest.mark.parametrize("name", ["=HYPERLINK(0)", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
 def test_no_text_of_a_csv_is_a_formula_and_negative_numbers_stay_numbers(name):
     line = [name, "-0.5", -0.5, "-1e-05", "-inf", "-*", "-0.3 ± 0.1", None, "plain =1"]
-    head, found = csv_reader.reader(io.StringIO(tidy_csv.written([name, *"abcdefgh"], [line])))
+    head, found = csv_reader.reader(io.StringIO(markup.csv_of_lines([name, *"abcdefgh"], [line])))
     assert head[0] == found[0]
     assert not found[0].startswith(("=", "+", "-", "@", "\t", "\r"))
     assert found[0].removeprefix("'").replace("\\t", "\t").replace("\\r", "\r") == name

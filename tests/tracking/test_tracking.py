@@ -19,7 +19,7 @@ from bench.cli.main import main
 from bench.records import run_folder
 from bench.records.record import Record
 from reports.tracking import TRACKERS, tracker
-from reports.tracking.entry import ASKED, CURVE, entry
+from reports.tracking.tracker import ASKED, CURVE, entry
 
 LOCAL = ("localhost", "127.0.0.1", "::1", None)
 

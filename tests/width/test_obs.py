@@ -13,9 +13,8 @@ import methods
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.width import obs_costs
-from methods.width.obs import OBS
-from methods.width.obs_costs import RemovalCosts, cheapest
+from methods.width import obs
+from methods.width.obs import OBS, RemovalCosts, cheapest
 
 U, D = 6, 24
 LENGTHS = (24, 20, 9, 24, 3, 15)
@@ -64,7 +63,7 @@ def test_updates_that_wait_change_nothing(units, width, score, monkeypatch):
     H, W = problem(units, width)
     orders = []
     for later in (1, 7, 1000):
-        monkeypatch.setattr(obs_costs, "LATER", later)
+        monkeypatch.setattr(obs, "LATER", later)
         orders.append(cheapest(H, W, width, units - 2, score=score))
     assert orders[0] == orders[1] == orders[2]
     assert len(set(orders[0])) == units - 2

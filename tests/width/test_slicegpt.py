@@ -15,11 +15,11 @@ from tiny_methods import overflowing
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.errors import OutOfReach, Unsupported
-from methods.model import sliced_layer
+from methods.model import inserted
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.inserted import fuse, write_in_basis
 from methods.model.sizes import parameters
-from methods.model.sliced_layer import fuse, write_in_basis
 from methods.width import slicegpt
 from methods.width.slicegpt import SliceGPT, sizes_of_slices, sliced_parameters, values_per_token
 
@@ -112,9 +112,9 @@ def test_a_multiple_beyond_the_models_width_is_refused():
 def test_what_writes_the_residual_is_widened_a_few_columns_at_a_time(columns, monkeypatch):
     matrix, Q = torch.nn.Linear(8, 12), torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
     expected = Q.T[:9] @ matrix.weight.double(), Q.T[:9] @ matrix.bias.double()
-    seen, widened = [], sliced_layer.widened
-    monkeypatch.setattr(sliced_layer, "NUMBERS", 12 * columns)
-    monkeypatch.setattr(sliced_layer, "widened", lambda x, **of: seen.append(len(x)) or widened(x, **of))
+    seen, widened = [], inserted.widened
+    monkeypatch.setattr(inserted, "NUMBERS", 12 * columns)
+    monkeypatch.setattr(inserted, "widened", lambda x, **of: seen.append(len(x)) or widened(x, **of))
     write_in_basis(matrix, Q, 9)
     torch.testing.assert_close(matrix.weight.double(), expected[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(matrix.bias.double(), expected[1], rtol=0, atol=1e-6)

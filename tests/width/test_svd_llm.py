@@ -14,7 +14,7 @@ import methods
 from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.parts.low_rank import LowRank, factored, ranks_of
+from methods.model.inserted import LowRank, factored, ranks_of
 from methods.model.sizes import parameters
 from methods.width.svd_llm import gone, kept_share, low_rank, rank, whitening
 

@@ -13,13 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
 from methods.errors import OutOfReach
-from methods.model import sweep_log
-from methods.model.calibration import Calibration
+from methods.model import calibration as sweep_log
+from methods.model.calibration import Calibration, SweepLogs
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, keep_channels, remove_sublayers
-from methods.model.sweep_log import SweepLogs
-from methods.search.trials import Trial
+from methods.trials.blocks import Trial
 from methods.width.two_ssp import TwoSSP, channel_norms
 
 LENGTHS = (24, 20, 9, 24, 3, 15)

@@ -1,0 +1,155 @@
+"""Adds the command merge: run folders of several machines as one.
+
+Adds the command pack: a finished run in few files, as it goes into a repository, and back again.
+
+The commands show and serve: one cell whole, and the page of a run while it grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.cli import OK
+from methods.console import say
+from methods.errors import UserError
+
+
+def add_merge(commands: Any) -> None:
+    merge = commands.add_parser(
+        "merge",
+        help="join the parts of a run that several machines have measured",
+        description=(
+            "Write the cells of all parts, packed or not, with their samples and saved models to a new run folder. Two "
+            "different records of one cell are refused. Cells that cannot be compared stand in tables of their own, as "
+            "in a report of several runs."
+        ),
+    )
+    merge.add_argument("parts", nargs="+", type=Path, metavar="PART", help="a run folder")
+    merge.add_argument("--out", required=True, type=Path, metavar="RUN", help="a new folder for the whole run")
+    merge.set_defaults(command=_merge)
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from bench.records import run_folder
+    from bench.records import run_folder as joined
+    from reports import report
+
+    notes = run_folder.load_runs(arguments.parts).notes
+    records = joined.merge(arguments.parts, arguments.out)
+    report.write(arguments.out, list(records.values()))
+    for remark in notes:
+        say(remark)
+    print(f"{arguments.out}: {len(records)} cells of {len(arguments.parts)} parts")
+    return OK
+
+
+def add_pack(commands: Any) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="put a finished run into few files",
+        description=(
+            "Write all records of a run to records.jsonl and its samples to one Parquet file for each task or text, as "
+            "suits a repository. Every command that reads runs reads packed ones. Saved models stay where they are."
+        ),
+    )
+    pack.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    pack.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the packed run; by default RUN itself")
+    pack.add_argument("--unpack", action="store_true", help="give RUN a file for each cell again, so that it can go on")
+    pack.set_defaults(command=_pack)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from bench.records import packed_run, run_folder
+
+    run, target = arguments.run, arguments.out or arguments.run
+    if arguments.unpack and arguments.out:
+        raise UserError("--unpack writes into RUN itself: leave --out out")
+    if arguments.unpack:
+        print(f"{run}: {packed_run.unpack(run)} cells, a file for each")
+        return OK
+    if arguments.out or packed_run.is_packed(run) or not run_folder.files(run):  # or pack says what is wrong
+        cells = packed_run.pack(run, target)
+    else:
+        from bench.runs import store
+
+        with store.held(run):  # no run may go on in it meanwhile
+            cells = packed_run.pack(run, target)
+    packed = packed_run.files(target)
+    size = sum(path.stat().st_size for path in packed)
+    print(f"{target}: {cells} cells in {len(packed)} files, {size / 1e6:.1f} MB")
+    return OK
+
+
+PORT = 8765
+RESULTS = Path("results")
+
+
+def add_show(commands: Any) -> None:
+    """Add both commands and their options."""
+    show = commands.add_parser(
+        "show",
+        help="print one cell whole",
+        description="Print everything that was asked, decided and measured of one cell, and where.",
+    )
+    show.add_argument("run", metavar="RUN", help="a run folder, or RUN/CELL in one word")
+    show.add_argument("cell", nargs="?", metavar="CELL", help="the key of a cell, its start, or a label")
+    show.set_defaults(command=_show)
+    serve = commands.add_parser(
+        "serve",
+        help="show the page of a run in a browser",
+        description="Serve the page of a run on this machine alone; it renews itself while the run goes on.",
+    )
+    serve.add_argument("run", nargs="?", type=Path, metavar="RUN", help="by default the newest run under results/")
+    serve.add_argument("--port", type=int, default=PORT, metavar="N", help="by default %(default)s; 0 for any free one")
+    serve.set_defaults(command=_serve)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from bench.records import run_folder
+    from reports.formats import terminal
+
+    named = (Path(arguments.run), arguments.cell) if arguments.cell else run_folder.split(arguments.run)
+    if named is None:
+        raise UserError(
+            f"{arguments.run!r} names no cell; say RUN/CELL, as in results/2026-01-31-laco-model/laco--0.3, or RUN CELL"
+        )
+    key, record = run_folder.cell(*named)
+    print(terminal.text(record, key), end="")
+    return OK
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from methods.cards import needs
+    from reports.page import server
+
+    run = arguments.run or _newest()
+    if not run.is_dir():
+        raise UserError(f"there is no folder {run}; say which run, as in results/2026-01-31-laco-model")
+    if not 0 <= arguments.port < 2**16:
+        raise UserError(f"--port is a number from 0 to 65535; got {arguments.port}")
+    try:
+        served = server.start(run, arguments.port, needs())
+    except OSError as error:
+        raise UserError(f"port {arguments.port} cannot be had: {error.strerror}; say another with --port") from None
+    try:
+        print(f"{run}: http://127.0.0.1:{served.server_port}/   (Ctrl-C ends it)", flush=True)
+        served.serve_forever()
+    except KeyboardInterrupt:
+        print("", file=sys.stderr)
+    finally:
+        served.server_close()
+    return OK
+
+
+def _newest() -> Path:
+    """Return the run below results/ whose records changed last."""
+    from bench.records import run_folder
+
+    held = {run: run_folder.files(run) for run in sorted(RESULTS.glob("*"))}
+    changed = {run: max(path.stat().st_mtime for path in files) for run, files in held.items() if files}
+    if not changed:
+        raise UserError(f"no run has a record below {RESULTS}/ yet; say which folder, as in `serve /tmp/run`")
+    return max(changed, key=lambda run: changed[run])

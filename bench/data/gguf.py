@@ -1,0 +1,330 @@
+"""Turns what a wheel holds into what is read here: GGUF into safetensors, requests of a task into its documents.
+
+Reads a GGUF file: through transformers, or (`deci`, Llama-like layers of sizes of their own) by what it says.
+
+Letters: D = residual width, H = query heads, G = key/value heads, E = head width.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    TokenizersBackend,
+)
+
+from methods.checkpoint.pruned_config import PrunedConfig, empty
+from methods.checkpoint.transformers_compat import rebuilt, shapes, with_all_weights
+from methods.console import say
+from methods.errors import CheckpointError, first_line
+from methods.model.decoder import Decoder
+
+MEDMCQA = "medmcqa/none/validation/data-00000-of-00001.arrow"
+
+
+def dequantise(folder: Path) -> None:
+    """Replace the one GGUF file of `folder` by float32 safetensors with configuration and tokenizer."""
+    _write(folder, tied=False)
+
+
+def dequantise_tied(folder: Path) -> None:
+    """Replace a GGUF file whose output matrix is the embedding matrix, kept twice, by a model that has it once.
+
+    Of the two copies the finer one is the output's, and is kept.
+    """
+    _write(folder, tied=True)
+
+
+def _write(folder: Path, tied: bool) -> None:
+    gguf = next(folder.glob("*.gguf"))
+    say(f"converting {gguf.name} to float32 safetensors, once")
+    write(gguf, folder, tied=tied)
+    gguf.unlink()
+
+
+def write(gguf: Path, folder: Path, *, tied: bool = False) -> None:
+    """Write what a GGUF file holds into a folder: float32 safetensors, configuration and tokenizer.
+
+    tied  keeps the output's matrix alone, of a file that holds the embedding twice
+
+    Raises CheckpointError for a file that holds no model.
+    """
+    import torch
+
+    model, tokenizer = load(gguf, torch.float32)
+    if tied:
+        model.get_input_embeddings().weight = model.get_output_embeddings().weight
+        model.config.tie_word_embeddings = True
+    model.save_pretrained(folder)
+    if architecture(gguf) == DECI:  # whose model names the configuration of its class alone
+        described = config(gguf)
+        described.dtype = torch.float32
+        (folder / "config.json").write_text(described.to_json_string(), encoding="utf-8")
+    save_tokenizer(tokenizer, folder, gguf)
+
+
+def keep_documents(folder: Path) -> None:
+    """Turn MedMCQA's requests, four to a question, into its documents; drop the data sets that no task reads."""
+    import pyarrow
+
+    requests = folder / "medmcqa/mc_5shot/requests.jsonl.gz"
+    with gzip.open(requests, "rt", encoding="utf-8") as lines:
+        documents = {request["doc_id"]: request["doc"] for request in map(json.loads, lines)}
+    columns = ("id", "question", "opa", "opb", "opc", "opd", "cop", "subject_name")
+    table = pyarrow.table({column: [document[column] for document in documents.values()] for column in columns})
+    file = folder / MEDMCQA
+    file.parent.mkdir(parents=True)
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for unread in (requests.parent, folder / "allenai", folder / "trivia_qa"):
+        shutil.rmtree(unread)
+
+
+DECI = "deci"
+EMBEDDING = "token_embd.weight"
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turn whatever gguf, transformers and tokenizers make of a damaged file into CheckpointError, in one line."""
+    try:
+        yield
+    except (CheckpointError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{file} cannot be read as GGUF: {first_line(error)}; copy or convert it again"
+        ) from error
+
+
+def architecture(file: Path) -> str:
+    """Return GGUF's name of what a file holds. Raises CheckpointError where that cannot be read."""
+    with readable(file):
+        return str(_value(gguf.GGUFReader(file), "general.architecture"))
+
+
+def read(file: Path, dtype: torch.dtype) -> Decoder:
+    """Return the model in `file` in `dtype` on the CPU, quantised matrices as the numbers that they stand for.
+
+    Raises CheckpointError for a file that is cut short, of an unknown architecture, or whose tensors are not its
+    layers'.
+    """
+    with readable(file):
+        reader = gguf.GGUFReader(file)
+        described = _described(file, reader)  # refuses what it should not begin to make
+        if isinstance(described, PrunedConfig):
+            return _read_deci(reader, described, dtype)
+        options = {"gguf_file": file.name, "dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
+        with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
+            return Decoder(with_all_weights(AutoModelForCausalLM, file.parent, left_over=True, **options))
+
+
+def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return the model in `file` in `dtype`, and its tokenizer. Raises CheckpointError as `read`."""
+    return read(file, dtype).model, tokenizer(file)
+
+
+def config(file: Path) -> PreTrainedConfig:
+    """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
+    with readable(file):
+        return _described(file, gguf.GGUFReader(file))
+
+
+def _described(file: Path, reader: gguf.GGUFReader) -> PreTrainedConfig:
+    parts = reader.get_field("split.count")
+    if parts is not None and parts.contents() > 1:
+        raise CheckpointError(
+            f"{file} is one of {parts.contents()} parts of a model; `llama-gguf-split --merge FIRST_PART WHOLE` of "
+            "llama.cpp joins them, and the whole file is read"
+        )
+    name, held = _value(reader, "general.architecture"), len(reader.tensors)
+    if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
+        raise ValueError(f"it says {layers} layers, and holds {held} tensors")
+    context = reader.get_field(f"{name}.context_length")
+    if context is not None and context.contents() < 1:
+        raise ValueError(f"it says a context of {context.contents()} tokens")
+    if name == DECI:
+        return _config(reader, {tensor.name for tensor in reader.tensors})
+    described: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    return described
+
+
+def tokenizer(file: Path) -> Any:
+    """Return the tokenizer that a file holds. Raises CheckpointError where it holds none."""
+    with readable(file):
+        if architecture(file) == DECI:
+            options = {"name_or_path": str(file.parent), "gguf_file": file.name}
+            return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, file: Path) -> None:
+    """Write the tokenizer of `file` into a folder, from which it is loaded with the same rules and special tokens.
+
+    The class that its files name may build rules of its own, and then one that takes them as they are is named there.
+    Raises CheckpointError where both differ.
+    """
+    tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    if not _comes_back(tokenizer, folder):
+        plain = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": TokenizersBackend.__name__}
+        settings.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
+        with readable(file):
+            if not _comes_back(tokenizer, folder):
+                raise ValueError("its tokenizer does not come back as it was stored")
+
+
+def _comes_back(tokenizer: Any, folder: Path) -> bool:
+    """Say whether the tokenizer that was written into a folder is loaded as it was."""
+    try:
+        again = AutoTokenizer.from_pretrained(folder)
+    except Exception:  # whatever a class that its files name makes of them
+        return False
+    rules = [one.backend_tokenizer.to_str() if one.is_fast else one.get_vocab() for one in (tokenizer, again)]
+    return bool(rules[0] == rules[1] and tokenizer.special_tokens_map == again.special_tokens_map)
+
+
+def read_in_a_step(file: Path) -> tuple[int, int]:
+    """Return the bytes of all matrices that a token is multiplied with, and how many numbers it leaves in the cache.
+
+    The embedding is one of them where it is the head too; of one that is not a token takes a row. Raises
+    CheckpointError as `read`.
+    """
+    with readable(file):
+        reader = gguf.GGUFReader(file)
+        tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
+        matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
+        name = _value(reader, "general.architecture")
+        n = _described(file, reader).num_hidden_layers
+        G = _each(_value(reader, f"{name}.attention.head_count_kv"), n)
+        E = sum(_value(reader, f"{name}.attention.{part}_length") for part in ("key", "value"))
+        return sum(int(tensor.n_bytes) for tensor in matrices), sum(G) * E
+
+
+def _read_deci(reader: gguf.GGUFReader, described: PrunedConfig, dtype: torch.dtype) -> Decoder:
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, described.num_hidden_layers)
+    E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
+    for name, shape in shapes(empty(described)).items():
+        stem, _, suffix = name.rpartition(".")
+        target = f"{names.get_name(stem)}.{suffix}"
+        entry = found.pop(target, None)
+        if entry is None:
+            stored[name] = torch.zeros(shape, dtype=dtype)  # a bias that other layers have
+            if suffix != "bias":
+                raise ValueError(f"{target} is missing")
+            continue
+        rows = torch.from_numpy(gguf.quants.dequantize(entry.data, entry.tensor_type).copy())
+        if tuple(rows.shape) != shape:
+            raise ValueError(f"{target} is {tuple(rows.shape)} and should be {shape}")
+        turned = target.endswith((f".attn_q.{suffix}", f".attn_k.{suffix}"))
+        stored[name] = (halves(rows, len(rows) // E) if turned else rows).to(dtype)
+    if found:
+        raise ValueError(f"there is no place for {next(iter(found))}")
+    return Decoder(rebuilt(described, stored, dtype))
+
+
+def halves(weight: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of (heads * E, ...) from (heads, E / 2, 2) to (heads, 2, E / 2)."""
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
+
+
+def _config(reader: gguf.GGUFReader, names: set[str]) -> PrunedConfig:
+    """Return the configuration of what a file describes."""
+
+    def of(name: str) -> Any:
+        return _value(reader, f"{DECI}.{name}")
+
+    _refuse_positions(reader, E := of("attention.key_length"))
+    n = of("block_count")
+    H, G = _each(of("attention.head_count"), n), _each(of("attention.head_count_kv"), n)
+    I = _each(of("feed_forward_length"), n)
+    widest = max(int(size) for tensor in reader.tensors for size in tensor.shape)
+    if not 0 <= min(*H, *G, *I) <= max(*H, *G, *I) <= widest:
+        raise ValueError(
+            f"it says sizes from {min(*H, *G, *I)} to {max(*H, *G, *I)}, and no tensor is wider than {widest}"
+        )
+    groups = {h // g for h, g in zip(H, G, strict=True) if g}
+    if len(groups) != 1:
+        raise ValueError(f"layers have {sorted(groups)} query heads for each key/value head, and are read with one")
+
+    def has(*parts: str) -> bool:
+        return any(f"blk.{layer}.{part}.bias" in names for layer in range(n) for part in parts)
+
+    base = LlamaConfig(
+        vocab_size=of("vocab_size"),
+        hidden_size=of("embedding_length"),
+        intermediate_size=max(I),
+        num_hidden_layers=n,
+        num_attention_heads=max(H),
+        num_key_value_heads=max(G),
+        head_dim=E,
+        max_position_embeddings=of("context_length"),
+        rms_norm_eps=of("attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": of("rope.freq_base")},
+        tie_word_embeddings="output.weight" not in names,
+        attention_bias=has("attn_q", "attn_k", "attn_v"),
+        mlp_bias=has("ffn_gate", "ffn_up"),
+    )
+    layers = [
+        {
+            "num_attention_heads": H[layer],
+            "num_key_value_heads": G[layer],
+            "intermediate_size": I[layer],
+            "attention_output_bias": f"blk.{layer}.attn_output.bias" in names,
+            "mlp_output_bias": f"blk.{layer}.ffn_down.bias" in names,
+            "skip": [part for part, size in (("attention", G[layer]), ("mlp", I[layer])) if not size],
+        }
+        for layer in range(n)
+    ]
+    described: PrunedConfig = PrunedConfig.from_dict(
+        {
+            "base_config": base.to_diff_dict() | {"model_type": base.model_type},
+            "per_layer_config": dict(enumerate(layers)),
+            "num_hidden_layers": n,
+        }
+    )
+    return described
+
+
+def _refuse_positions(reader: gguf.GGUFReader, E: int) -> None:
+    """Raise ValueError where positions are not plain rotary ones over the whole of a head."""
+    scaling = reader.get_field(f"{DECI}.rope.scaling.type")
+    said = [name for name in reader.fields if name.startswith((f"{DECI}.rope.scaling.", f"{DECI}.rope.scale"))]
+    if said and (scaling is None or scaling.contents() != "none"):
+        kind = "in a way of its own" if scaling is None else f"by {scaling.contents()}"
+        raise ValueError(f"its rotary positions are scaled {kind}, and are read as plain ones")
+    turned = reader.get_field(f"{DECI}.rope.dimension_count")
+    if turned is not None and turned.contents() != E:
+        raise ValueError(f"it turns {turned.contents()} of {E} dimensions of a head, and is read as turning all")
+
+
+def _each(sizes: Any, n: int) -> list[int]:
+    """Return a size of each of n layers, which a file gives once where all have the same."""
+    each = [int(size) for size in sizes] if isinstance(sizes, list) else [int(sizes)] * n
+    if len(each) != n:
+        raise ValueError(f"sizes are given of {len(each)} layers, and there are {n}")
+    return each
+
+
+def _value(reader: gguf.GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    if field is None:
+        raise ValueError(f"the file says nothing of {name}")
+    return field.contents()

@@ -1,1 +1,0 @@
-"""Asks the Hugging Face hub and its cache for models and texts."""

@@ -1,0 +1,200 @@
+"""Checks the scorer beside lm-eval's own, document by document, and perplexity beside plain forwards.
+
+Made-up documents of a real task are answered by the doctor's model everywhere. Where the default model and the tasks
+are in the cache, real documents are answered as well; nothing is fetched.
+
+Checks the timing: a model timed against its copy by the protocol of bench.speed must come out as fast as itself.
+
+Where decode steps can be captured, a captured one must also say what one says that is launched anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data import assets, pretrained, task_loading
+from bench.doctor import pruning
+from bench.doctor.finding import DTYPES, Finding, apart, is_close, judged, named, raised
+from bench.evaluation import scoring, tasks
+from bench.plan.protocol import MIN_ROUNDS, Protocol
+from bench.speed.benchmark import SpeedBenchmark, clock_of
+from bench.speed.timing import Workload
+from bench.speed.workloads import CudaGraph, StepGraph, TimedPoint, workload
+from bench.system import gpu
+from bench.system.memory import use
+from methods.console import say
+from methods.model.decoder import Decoder
+
+MODEL, REAL, DOCUMENTS = "smollm2-135m", ("piqa", "arc_easy"), 2
+NATS = {torch.float32: 1e-3, torch.bfloat16: 0.02}  # log-likelihoods may differ by so many, or by this share
+MADE_UP = (  # goal, two ways to it, the right one
+    ("keep bread fresh", "Put it into a closed box.", "Put it into a warm oven.", 0),
+    ("keep bread crisp", "Put it into a closed box.", "Put it on a cold stone.", 1),
+    ("cool a drink", "Add some ice.", "Add some salt to the glass.", 0),
+    ("hang a picture", "Glue the frame shut.", "Drive a nail into the wall.", 1),
+)
+
+
+def check_scores(device: torch.device) -> Iterator[Finding]:
+    """Score made-up documents, then real ones where they are at hand."""
+    for dtype in DTYPES:
+        yield perplexity(device, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "piqa.jsonl"
+        rows = [dict(zip(("goal", "sol1", "sol2", "label"), row, strict=True)) for row in MADE_UP]
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        made_up = task_loading.load_tasks(["piqa"], [("piqa", str(file), "")])
+        for dtype in DTYPES:
+            model = pruning.build(device, dtype).model
+            yield both(f"scorer, made-up documents, {named(dtype)}", model, pruning.tokenizer(), made_up)
+    yield from _real(device)
+
+
+def _real(device: torch.device) -> Iterator[Finding]:
+    what = f"scorer, {' and '.join(REAL)}"
+    missing = [name for name in (MODEL, "tasks") if not assets.is_complete(name)]
+    if missing:
+        reason = f"not in the cache: {', '.join(missing)}; `python -m bench fetch` gets them"
+        yield Finding("not here", what, reason)
+        return
+    real = task_loading.load_tasks(REAL)
+    for dtype in DTYPES[: 1 if device.type == "cpu" else None]:
+        model, tokenizer = pretrained.load(MODEL, device, dtype)
+        yield both(f"{what}, {named(dtype)}", model, tokenizer, real)
+
+
+def both(what: str, model: Any, tokenizer: Any, loaded: dict[str, Any]) -> Finding:
+    """Answer the first documents of each task by both scorers and compare every choice."""
+    documents = {name: list(range(min(DOCUMENTS, len(task.eval_docs)))) for name, task in loaded.items()}
+    with task_loading.quiet(), contextlib.redirect_stderr(io.StringIO()):  # of lm-eval's own bars
+        scorers = scoring.Scorer(model, tokenizer), scoring.stock(model, tokenizer)
+        ours, theirs = (tasks.evaluate(scorer, loaded, documents)[1] for scorer in scorers)
+    wrong, most, count = list[str](), 0.0, 0
+    for name in loaded:
+        if ours[name]["prompt_hash"].tolist() != theirs[name]["prompt_hash"].tolist():
+            wrong.append(f"the prompts of {name} differ")
+        got, want = (torch.tensor(side[name]["loglikelihoods"].sum()) for side in (ours, theirs))
+        scale = 1.0 if model.dtype == torch.float32 else float(want.abs().max())
+        off = float((got - want).abs().max()) / scale
+        most, count = max(most, off), count + len(want)
+        if not off <= NATS[model.dtype]:
+            wrong.append(f"log-likelihoods of {name} are off by {off:.2g}{' nats' if scale == 1 else ' of their size'}")
+        if model.dtype == torch.float32 and ours[name]["greedy"].tolist() != theirs[name]["greedy"].tolist():
+            wrong.append(f"what is most likely differs in {name}")
+    unit = "nats" if model.dtype == torch.float32 else "of their size"
+    return judged(what, wrong, f"{count} choices, log-likelihoods off by at most {most:.1e} {unit}", off=most)
+
+
+@torch.no_grad()
+def perplexity(device: torch.device, dtype: torch.dtype) -> Finding:
+    """Compare the log-likelihoods of windows, read in pieces through the cache, with those of one plain forward."""
+    decoder: Decoder = pruning.build(device, dtype)
+    ids = pruning.tokens("windows", 2, 40)
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    scored[:, 0] = False
+    got = scoring.window_nll(decoder.model, ids, scored, batch_tokens=16)[:, 1:]
+    logits = decoder.model(input_ids=ids.to(device), use_cache=False).logits.double().cpu()
+    want = -logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    off = apart(got, want)
+    wrong = [] if is_close(off, dtype) else [f"log-likelihoods of windows are off by {off:.2g} of their size"]
+    return judged(f"perplexity, {named(dtype)}", wrong, f"log-likelihoods of tokens off by {off:.1e}", off=off)
+
+
+# Of 95 % intervals one in twenty leaves 1 out by chance, and hardly ever three in a row; a bias stays.
+TRIES = 3
+NARROW = 2  # tries that say enough to be wrong although another, of a busier moment, is too wide to say anything
+WIDE = 1.2  # upper over lower end of an interval that says too little
+EAGER = Protocol(prefill=(32,), decode=(16,), speed_rounds=MIN_ROUNDS)
+CAPTURED = replace(EAGER, cache="static", mode="graph")  # whose points are timed eagerly as well
+
+
+def check_timing(device: torch.device) -> Iterator[Finding]:
+    """Time prefill and decode in each mode that the device has."""
+    if device.type == "cuda":
+        use(device)
+        for dtype in DTYPES:
+            try:
+                yield captured(device, dtype, CudaGraph)
+            except Exception as error:  # of a step that cannot be captured; the others are timed all the same
+                yield raised(f"captured decode, {named(dtype)}", error)
+        yield from against_itself(device, CAPTURED)
+    else:
+        yield Finding("not here", "captured decode", "steps are captured on a GPU only")
+        yield from against_itself(device, EAGER)
+
+
+@torch.inference_mode()
+def captured(device: torch.device, dtype: torch.dtype, graph: Callable[[], StepGraph]) -> Finding:
+    """Compare the logits of captured decode steps with those of eager ones on the same tokens."""
+    model, kept = pruning.build(device, dtype).model, dict[str, torch.Tensor]()
+    for mode in ("eager", "graph"):
+        point = TimedPoint("decode", 2, 16, mode)
+        work = workload(model, point, CAPTURED, graph)
+        for _ in range(2):  # the second time on a cache that has been brought back to its depth
+            work.reset()
+            kept[mode] = torch.cat([_said(work) for _ in range(work.steps)], 1)
+    off = apart(kept["graph"], kept["eager"])
+    wrong = [] if is_close(off, dtype) else [f"logits are off by {off:.2g} of their size from those of eager steps"]
+    return judged(f"captured decode, {named(dtype)}", wrong, f"logits off by {off:.1e} from eager ones", off=off)
+
+
+def _said(work: Workload) -> torch.Tensor:
+    """Do a step and return its logits, which the next one may overwrite."""
+    output: Any = work.step()
+    return output.logits.float().cpu()
+
+
+def against_itself(device: torch.device, protocol: Protocol) -> Iterator[Finding]:
+    """Time the doctor's model against a copy, up to TRIES times while an interval leaves out that they are equal."""
+    model = pruning.build(device, torch.float32 if device.type == "cpu" else torch.bfloat16).model
+    benchmark = SpeedBenchmark(protocol, clock_of([device]), [device], gpu.find([device])[0], lambda doing: None)
+    found = dict[str, list[dict[str, Any]]]()
+    for number in range(TRIES):
+        for point in benchmark.time(copy.deepcopy(model), model):
+            found.setdefault(f"{point['kind']}, {point.get('mode', 'eager')}", []).append(point)
+        if all(_is_narrow(points[-1]) and _holds_one(points[-1]) for points in found.values()):
+            break
+        if number + 1 < TRIES:
+            say("timing again: the intervals were wide, or left out that a model is as fast as itself")
+    for kind, points in found.items():
+        yield _judged(f"timing, {kind}", points)
+
+
+def _holds_one(point: dict[str, Any]) -> bool:
+    return "speedup" in point and point["speedup_low"] <= 1 <= point["speedup_high"]
+
+
+def _is_narrow(point: dict[str, Any]) -> bool:
+    return "speedup" in point and point["speedup_high"] / point["speedup_low"] <= WIDE
+
+
+def _judged(what: str, points: list[dict[str, Any]]) -> Finding:
+    """Judge all tries of a point: one narrow interval that holds 1 is enough, and two that leave it out are wrong.
+
+    With fewer narrow ones than that, an interval that holds 1 leaves it open.
+    """
+    narrow = [point for point in points if _is_narrow(point)]
+    right = [point for point in narrow if _holds_one(point)]
+    shown = (right or narrow or points)[-1]
+    if "speedup" not in shown:
+        return judged(what, [shown.get("failed") or f"out of memory: {shown.get('out_of_memory')}"], "")
+    marks = "".join(f", {flag}" for flag in shown["flags"])
+    figure = (
+        f"{shown['dense_ms']:.2f} ms, {shown['speedup_low']:.3f} to {shown['speedup_high']:.3f} times as fast as itself"
+    )
+    names = ("dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high", "flags")
+    numbers = {name: shown[name] for name in names} | {"tries": len(points)}
+    if not right and len(narrow) < NARROW and any(map(_holds_one, points)):
+        return Finding("not here", what, f"the machine is too busy to tell: {figure}{marks}", numbers)
+    wrong = [] if right else [f"{figure}, and not the same in any of {len(narrow or points)} tries{marks}"]
+    return judged(what, wrong, f"{figure}{marks}", **numbers)

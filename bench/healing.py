@@ -1,0 +1,323 @@
+"""Keeps what the dense model predicts for the text that a pruned model is healed on, without keeping the dense model.
+
+What its head reads is noted before pruning, when the dense model is on the device anyway, and waits in the host's
+memory: D numbers a token, where the predictions themselves would be V. On the device there is a copy of the head.
+
+Letters: N = training sequences, B = some of them, T = their tokens, D = residual width, V = vocabulary.
+
+Draws the text that a pruned model is healed on.
+
+Letters: N = training sequences, H = held-out sequences, T = tokens of a sequence.
+
+Trains a pruned model a little, so that it gets back part of what pruning took: healing.
+
+lora   low-rank adapters beside the matrices of every layer, but those of experts, merged into them at the end
+       (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, by the library peft)
+full   all parameters
+
+next-token   loss of the next token of the text, nats per token
+kl           Kullback-Leibler divergence of the next token from the dense model's, nats per token (Hinton et al. 2015)
+
+AdamW at the learning rate of bench.plan.protocol, gradients clipped to norm 1, no weight decay, no dropout. Weights
+that are trained are float32, adapters as well; a bfloat16 model computes in bfloat16.
+
+The loop is written out here since a checkpoint of the Trainer, and of accelerate, is a pickle. Ours is one safetensors
+file, renamed into place: trained weights, moments of AdamW, and the curve so far. The order of the sequences follows
+from the seed and the step, so that training that goes on from there equals training that was never interrupted: to the
+last bit on a CPU. On a GPU attention's backward pass adds in no fixed order, and both are equal up to rounding.
+
+What the dense model predicts is noted before pruning (bench.healing): there is no second model.
+
+Letters: B = sequences of a step, T = their tokens, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench.plan.protocol import Recipe, refuse
+from bench.stats.clusters import ratio_interval
+from methods import console
+from methods.errors import UserError
+from methods.model.activations import inputs_of
+from methods.model.decoder import Decoder, capped, gpus_of
+from methods.model.inserted import linears
+
+if TYPE_CHECKING:
+    import torch
+
+
+LOGITS_OF_DENSE = 2**26  # the most of one forward
+
+
+class DensePredictions:
+    """Holds what the dense model's head reads for each training sequence, (N, T - 1, D) on the CPU, and the head."""
+
+    @torch.no_grad()
+    def __init__(self, dense: Decoder, ids: Tensor) -> None:
+        """Run the dense model on ids, (N, T)."""
+        self.head = copy.deepcopy(dense.head).requires_grad_(False)
+        self.config = dense.config
+        read = list[Tensor]()
+        pieces = torch.split(ids, max(1, LOGITS_OF_DENSE // (dense.embed.num_embeddings * ids.shape[1])))
+        for some in console.over(pieces, "reading the text of healing", "batch"):
+            with inputs_of(dense.head) as seen:
+                dense.model(input_ids=some.to(dense.embed.weight.device), use_cache=False)
+            read.append(seen[0][:, :-1].cpu())
+        self.read = torch.cat(read)
+
+    @torch.no_grad()
+    def logits(self, rows: list[int]) -> Tensor:
+        """Predict each token but the first of these sequences: (B, T - 1, V) in float32."""
+        return capped(self.head(self.read[rows].to(self.head.weight.device)), self.config).float()
+
+
+HELD_OUT = 8  # sequences
+
+
+@dataclass(frozen=True)
+class Text:
+    """Holds sequences of the calibration documents: train (N, T) and held_out (H, T) ids, source, sha256 of both."""
+
+    train: torch.Tensor
+    held_out: torch.Tensor
+    source: str
+    sha256: str
+
+
+def draw(tokenizer: Any, recipe: Recipe) -> Text:
+    """Draw training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
+    from bench.data import texts
+
+    block = texts.calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
+    return Text(block.ids[:-HELD_OUT], block.ids[-HELD_OUT:], block.source, block.sha256)
+
+
+ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
+LOGITS = 2**26  # the most of one forward, 256 MiB in float32
+LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor is quicker, and takes half the memory
+ADAPTER = "healing"
+CHECKPOINT = "heal.safetensors"
+PROGRESS = ("step", "tokens", "seconds", "curve")  # what a checkpoint says beside weights and moments
+REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
+
+Curve = list[dict[str, float]]
+
+
+def heal(
+    model: Decoder, text: Text, recipe: Recipe, *, dense: DensePredictions | None = None, folder: Path | None = None
+) -> Curve:
+    """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
+
+    dense   what the model before pruning predicts for text.train, for loss "kl"
+    folder  for the checkpoint; training goes on from the one that is there, if it is of the same model and recipe
+
+    A point of the curve: step, tokens (trained on so far), seconds (of training so far, over all attempts), loss (mean
+    since the point before, of what is trained for; absent at step 0), heldout_loss, heldout_loss_low, heldout_loss_high
+    (95 %, over sequences that follow each other in their text): of the next token, whatever is trained for, at the last
+    point of the model as it is given back, with adapters merged and in its own dtype. Losses are in nats per token.
+    Raises UserError as `refuse` does and for a checkpoint of another training, FloatingPointError where the loss is no
+    finite number.
+    """
+    dtype = model.embed.weight.dtype
+    refuse(recipe, dtype, dense)
+    with trainable(model, recipe) as weights:
+        training = _Training(model, text, recipe, dense, weights)
+        training.half = recipe.kind == "full" and dtype == torch.bfloat16
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        training.run(folder / CHECKPOINT if folder is not None else None)
+    training.half = False
+    training.curve[-1] |= training.held_out()
+    return training.curve
+
+
+@contextmanager
+def trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Parameter]]:
+    """Give the model adapters, or all of its weights in float32, to train, by name; at the end they are merged."""
+    inner = model.model
+    before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in inner.named_parameters()}
+    tuner: Any = None
+    if recipe.kind == "lora":
+        tuner = _adapters(model, recipe)
+    else:
+        for parameter in inner.parameters():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    yield {name: parameter for name, parameter in inner.named_parameters() if parameter.requires_grad}
+    if tuner is not None:
+        tuner.merge_and_unload()
+    for name, parameter in inner.named_parameters():
+        dtype, required = before[name]
+        parameter.data, parameter.grad = parameter.data.to(dtype), None
+        parameter.requires_grad_(required)
+
+
+def _adapters(model: Decoder, recipe: Recipe) -> Any:
+    """Put an adapter beside every matrix of every layer that is a linear layer, which those of experts are not."""
+    from peft import LoraConfig, LoraModel
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    names = {id(module): name for name, module in model.model.named_modules()}
+    matrices = [matrix for layer in model.layers for matrix in linears(list(layer.named_matrices().values()))]
+    targets = [names[id(matrix)] for matrix in matrices]
+    config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
+    with torch.random.fork_rng(gpus_of(model.model)):
+        torch.manual_seed(recipe.seed)
+        tuner = LoraModel(model.model, config, ADAPTER)
+    cast_adapter_dtype(model.model, ADAPTER)  # to float32
+    return tuner
+
+
+class _Training:
+    """Runs the training loop. `weights` are what is trained, by name."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        text: Text,
+        recipe: Recipe,
+        dense: DensePredictions | None,
+        weights: dict[str, nn.Parameter],
+    ) -> None:
+        self.model, self.text, self.recipe, self.dense, self.weights = model, text, recipe, dense, weights
+        self.device = model.embed.weight.device
+        self.half = False  # the weights are float32 while they are trained, and products are bfloat16
+        # one tensor after the other, also on a GPU: lists would take 4 bytes more for each number that is trained
+        self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0, foreach=False)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.losses = [0.0, 0]  # nats and tokens since the last point
+        self.curve: Curve = []
+
+    def run(self, file: Path | None) -> None:
+        identity = self._identity()
+        if file is not None and file.exists():
+            self._resume(file, identity)
+        points = {round(self.recipe.steps * k / self.recipe.points) for k in range(self.recipe.points + 1)}
+        if not self.curve:
+            self._point()
+        with console.bar(self.recipe.steps, "healing", "step", done=self.step) as bar:
+            while self.step < self.recipe.steps:
+                start = time.perf_counter()
+                self._train()
+                self.seconds += time.perf_counter() - start
+                bar.update()
+                if self.step in points:
+                    self._point()
+                    bar.set_postfix_str(f"held-out loss {self.curve[-1]['heldout_loss']:.3f}")
+                    if file is not None:
+                        self._save(file, identity)
+
+    def _train(self) -> None:
+        """Take one step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        rows = self.recipe.order(self.step)
+        ids = self.text.train[rows].to(self.device)
+        targets = ids[:, 1:].numel()
+        total, most = 0.0, LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
+        size = max(1, most // (self.model.embed.num_embeddings * ids.shape[1]))
+        for start in range(0, len(rows), size):
+            loss = self._loss(ids[start : start + size], rows[start : start + size])
+            torch.autograd.backward(loss / targets)
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss of healing is no finite number at step {self.step}")
+        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step, self.tokens = self.step + 1, self.tokens + ids.numel()
+        self.losses = [self.losses[0] + total, self.losses[1] + targets]
+
+    def _loss(self, ids: Tensor, rows: list[int]) -> Tensor:
+        """Return the loss of the sequences `rows`, summed over all tokens but each one's first: (B, T) -> ()."""
+        logits = self._logits(ids)
+        if self.recipe.loss == "next-token" or self.dense is None:
+            return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        wanted = self.dense.logits(rows).to(logits.device).log_softmax(-1)
+        return nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        """Predict each token but the first: (B, T) -> (B, T - 1, V) in float32."""
+        with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
+            logits: Tensor = self.model.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return logits.float()
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Return the loss on the held-out sequences, with its interval, by the names of a point."""
+        sums = []
+        for ids in torch.split(self.text.held_out.to(self.device), 1):
+            logits = self._logits(ids)
+            sums.append(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")))
+        counts = [self.text.held_out.shape[1] - 1] * len(sums)
+        low, high = ratio_interval(sums, counts, in_a_row=True)
+        return {
+            "heldout_loss": sum(sums) / sum(counts),
+            "heldout_loss_low": float(low),
+            "heldout_loss_high": float(high),
+        }
+
+    def _point(self) -> None:
+        """Add a point to the learning curve."""
+        point: dict[str, float] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        if self.losses[1]:
+            point["loss"] = self.losses[0] / self.losses[1]
+        self.curve.append(point | self.held_out())
+        self.losses = [0.0, 0]
+
+    def _identity(self) -> str:
+        """Return the sha256 of what a checkpoint must agree in: recipe, text, part of each tensor before training."""
+        found = hashlib.sha256(json.dumps([asdict(self.recipe), self.text.sha256]).encode())
+        for name, parameter in self.model.model.named_parameters():
+            some = parameter.detach().flatten()[:1024].float().cpu()
+            found.update(f"{name} {tuple(parameter.shape)}".encode() + some.numpy().tobytes())
+        return found.hexdigest()
+
+    def _save(self, file: Path, identity: str) -> None:
+        """Write the checkpoint, whole or not at all."""
+        tensors = {}
+        for name, weight in self.weights.items():
+            tensors[f"weight {name}"] = weight.detach().contiguous()
+            for moment, value in self.optimiser.state[weight].items():
+                tensors[f"{moment} {name}"] = value.contiguous()
+        so_far = {name: getattr(self, name) for name in PROGRESS}
+        temporary = file.with_name(f".{file.name}")
+        save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(so_far)})
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+
+    @torch.no_grad()
+    def _resume(self, file: Path, identity: str) -> None:
+        try:
+            with safe_open(file, "pt", device=str(self.device)) as stored:
+                facts = stored.metadata()
+                if facts["identity"] != identity:
+                    raise UserError(f"{file} is of another training; remove it, or heal into another folder")
+                for name, weight in self.weights.items():
+                    weight.copy_(stored.get_tensor(f"weight {name}"))
+                    self.optimiser.state[weight] = {
+                        moment: stored.get_tensor(f"{moment} {name}").to("cpu" if moment == "step" else weight.device)
+                        for moment in ("step", "exp_avg", "exp_avg_sq")
+                    }
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is no checkpoint of healing: {error}") from error
+        so_far = json.loads(facts["progress"])
+        for name in PROGRESS:
+            setattr(self, name, so_far[name])

@@ -1,1 +1,0 @@
-"""Trains a pruned model a little."""

@@ -1,0 +1,414 @@
+"""Makes of each record a row of figures, as a dictionary or in a data frame; what was not measured is missing.
+
+T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
+
+model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
+                                  whose parameters alone decide; of a budget the share that was to go), ratio_of (what
+                                  that is a share of: all, decoder, layers, or the quantity of a budget), seed, draw
+                                  (the seed of a random choice), match, device, dtype, profile
+status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's),
+                                  "misfit" (a fit that does not hold on sequences it has not seen), a space between
+ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
+macs_stays, macs_budget           shares of the dense model's multiply-accumulates per token, where --budget macs was
+                                  asked for; miss = macs_budget - macs_stays;  kv_, bytes_, latency_ alike
+parameters .. macs_context        as in bench.records.measured
+perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
+kl, _low, _high                   nats per token between the model and the dense one, with its 95 % interval
+agreement, copying, counting, repetition, distinct_1, distinct_2      shares, see bench.evaluation.checks
+task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
+                                  95 % interval
+task_K_metric, task_K_documents   which metric that is, and over how many documents
+task_K_chance, average_chance     the accuracy of guesses, where it is known and the main metric is acc or acc_norm
+task_K_M, _stderr                 every other metric
+answer_bpb_K, _stderr             of a task with choices, bits per byte of the right answer, see bench.records.answers
+score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
+average, _stderr                  over the accuracies; missing unless each was measured
+answer_bpb, _stderr               over the tasks that have it; missing unless each was measured
+kept                              average / the dense cell's, if tasks, metrics and documents are the same
+prefill_speed, _low, _high        dense ms / ms, above 1 is faster, with its 95 % interval; both were timed in turns, at
+                                  the first batch and size that were asked for;  decode_speed alike
+prefill_tokens_per_second, decode_ms_per_token, prune_seconds
+prune_memory_bytes, peak_memory_bytes   the highest memory while it was pruned, and of all stages: allocated on GPUs, on
+                                  a CPU of the process; the former is missing where only that of all is known
+heal_seconds, heal_tokens         of training after pruning; no columns where no cell was healed
+
+Reads from a record how well the fits of its compensation or of LaCo-LS hold on sequences that they have not seen.
+
+Each fit notes error_before, error_after and error_held_out, ||y - z||^2 / ||z||^2 over the tokens that are no attention
+sinks, and the same over the sinks (methods/least_squares.py). error_held_out is that of a solution of three quarters of
+the sequences, over the last quarter.
+
+Tells which accuracies are above those of guesses, and leaves tasks out on which the dense model's may not be.
+
+An accuracy is above guessing where all of its 95 % interval is: Wilson's of a task, 1.96 standard errors of an average.
+The accuracy of guesses is the mean over the documents of 1 / choices (bench.records.answers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from bench.plan.cell import label, ratio_of
+from bench.records.answers import CHANCE
+from bench.records.comparability import OF_TEXTS, by_setup, dense_peer, identity, other_versions
+from bench.records.measured import ANSWER_BPB, is_accuracy
+from bench.records.record import Record, display_name, main_metric, peak_bytes, requested_ratio
+from bench.stats.intervals import NORMAL_95, average_stderr, wilson
+from methods.counted import MISSED, QUANTITIES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+MISS = MISSED  # the largest share of the dense model by which a method may miss its budget unmarked
+AS_MEASURED = (
+    "parameters",
+    "active_parameters",
+    "parameters_without_embeddings",
+    "ratio_without_embeddings",
+    "layers",
+    "weight_bytes",
+    "kv_bytes_per_token",
+    "macs_per_token",
+    "macs_context",
+)
+DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
+CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
+STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return a row for each record, in their order; what was not measured is None or absent."""
+    groups = [(group, accuracies(group), answered(group)) for group in by_setup(records).values()]
+    peers = {id(record): both for both in groups for record in both[0]}
+    found = [(record, *peers[id(record)]) for record in records]
+    return [
+        _row(record, dense_peer(record, group), names, right) | _whole(record, group)
+        for record, group, names, right in found
+    ]
+
+
+def _whole(record: Record, group: Sequence[Record]) -> dict[str, float]:
+    """Return of the dense model that all stays of the quantities of which its group has budgets."""
+    asked = {one.measured["budget"]["of"] for one in group if "budget" in one.measured}
+    return {f"{of}_stays": 1.0 for of in sorted(asked)} if record.cell["method"] == "dense" else {}
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the rows of the records as a data frame, with the columns that the head of this file lists."""
+    import pandas as pd
+
+    found = rows(records)
+    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns(found)})
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all figures, in the order of the fullest row, so that a failed cell does not set it."""
+    return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+
+
+def removed_too_little(record: Record) -> bool:
+    """Say whether a cell removed so much less than its budget that its figures flatter it."""
+    by = missed_by(record.measured)
+    return by is not None and by < -MISS
+
+
+def missed(record: Record) -> bool:
+    """Say whether a cell removed so much more or less than its budget that it is marked."""
+    by = missed_by(record.measured)
+    return by is not None and abs(by) > MISS
+
+
+def missed_by(measured: Mapping[str, Any]) -> float | None:
+    """Return how much more was removed than the budget, as a share of the dense model's; None where there was none."""
+    if "budget" in measured:
+        return float(measured["budget"]["share"] - measured["budget"]["stays"])
+    ratio, budget = measured.get("ratio"), measured.get("ratio_budget")
+    return None if ratio is None or budget is None else float(ratio - budget)
+
+
+def amount_column(of: str) -> str:
+    """Return the column of what was removed, or of what stays of the quantity of a budget."""
+    return f"{of}_stays" if of in QUANTITIES else "ratio"
+
+
+def texts(records: Sequence[Record]) -> list[str]:
+    """Return the texts with a perplexity, in the protocol's order."""
+    return _measured(records, "perplexity", "texts")
+
+
+def tasks(records: Sequence[Record]) -> list[str]:
+    """Return the tasks with a result, in the protocol's order."""
+    return _measured(records, "tasks", "tasks")
+
+
+def accuracies(records: Sequence[Record]) -> list[str]:
+    """Return the tasks of which any record has an accuracy, in the protocol's order."""
+    found = {name for record in records for name in _accuracies(record)}
+    return [name for name in tasks(records) if name in found]
+
+
+def answered(records: Sequence[Record]) -> list[str]:
+    """Return the tasks of which any record has the bits per byte of the right answer, in the protocol's order."""
+    found = {name for record in records for name in _answers(record)}
+    return [name for name in tasks(records) if name in found]
+
+
+def task_column(name: str, task: Mapping[str, Any]) -> str:
+    """Return the column of a task's main metric."""
+    return f"{'task' if is_accuracy(task) else 'score'}_{name}"
+
+
+def task_columns(records: Sequence[Record]) -> list[str]:
+    """Return the columns of the tasks' main metrics, in the protocol's order, accuracies first."""
+    results = [(name, record.measured.get("tasks", {}).get(name)) for name in tasks(records) for record in records]
+    columns = dict.fromkeys(task_column(name, result) for name, result in results if result)
+    return sorted(columns, key=lambda column: column.startswith("score_"))
+
+
+def _measured(records: Sequence[Record], block: str, asked: str) -> list[str]:
+    names = [name for record in records for name in record.measured.get(block, {})]
+    order = [name for record in records for name in record.cell["protocol"].get(asked, ())]
+    return [name for name in dict.fromkeys([*order, *names]) if name in names]
+
+
+def _row(record: Record, dense: Record | None, averaged: list[str], right: list[str]) -> dict[str, Any]:
+    measured = record.measured
+    row = _identity(record) | _size(measured)
+    for text, result in measured.get("perplexity", {}).items():
+        row[f"perplexity_{text}"] = result["perplexity"]
+        row[f"perplexity_{text}_low"] = result.get("perplexity_low")
+        row[f"perplexity_{text}_high"] = result.get("perplexity_high")
+        for name in OF_TEXTS[1:]:
+            row[f"{name}_{text}"] = result.get(name)
+    row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
+    for task, result in measured.get("tasks", {}).items():
+        row |= _task(task_column(task, result), result)
+    answers = _answers(record)
+    for task, result in answers.items():
+        row |= {f"{ANSWER_BPB}_{task}": result["value"], f"{ANSWER_BPB}_{task}_stderr": result.get("stderr")}
+    row |= _mean(ANSWER_BPB, answers, right) if right else {}
+    row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, averaged)
+    row |= _speed(record)
+    row["prune_seconds"] = measured.get("prune_seconds")
+    row |= {f"heal_{name}": measured["healing"][name] for name in ("seconds", "tokens") if "healing" in measured}
+    if (to_prune := peak_bytes(measured, "prune")) is not None:
+        row["prune_memory_bytes"] = to_prune
+    row["peak_memory_bytes"] = peak_bytes(measured)
+    flags = [
+        *["missed_ratio"] * missed(record),
+        *["no_dense_cell"] * (dense is None),
+        *["other_versions"] * bool(other_versions(record, dense)),
+        *["misfit"] * any(misfits(record)),
+    ]
+    return row | {"flags": " ".join(flags) or None}
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    cell = record.cell
+    return {
+        "model": display_name(record),
+        "label": label(cell),
+        "method": cell["method"],
+        "requested_ratio": requested_ratio(record),
+        "ratio_of": None if requested_ratio(record) is None else ratio_of(cell),
+        "seed": cell["seed"],
+        "draw": identity(record).get("draw"),
+        "match": cell["match"],
+        "device": cell["device"],
+        "dtype": cell["dtype"],
+        "profile": cell["protocol"]["profile"],
+        "status": record.status,
+        "error": record.error,
+        "flags": None,  # keeps its place; set when the rest of the row is known
+    }
+
+
+def _size(measured: dict[str, Any]) -> dict[str, Any]:
+    row = {"ratio": measured.get("ratio"), "ratio_budget": measured.get("ratio_budget"), "miss": missed_by(measured)}
+    if asked := measured.get("budget"):
+        row |= {f"{asked['of']}_stays": asked["stays"], f"{asked['of']}_budget": asked["share"]}
+    return row | {name: measured.get(name) for name in AS_MEASURED}
+
+
+def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
+    main, documents = task["main"], task["documents"]
+    metrics = task["metrics"]
+    value = metrics[main]["value"]
+    low, high = None, None
+    right = value * documents
+    if main in ("acc", "acc_norm") and documents and abs(right - round(right)) < 1e-6:  # else no count of answers
+        low, high = wilson(round(right), documents)
+    row = {
+        column: value,
+        f"{column}_stderr": metrics[main].get("stderr"),
+        f"{column}_low": low,
+        f"{column}_high": high,
+        f"{column}_metric": main,
+        f"{column}_documents": documents,
+    }
+    if low is not None and task.get(CHANCE) is not None:
+        row[f"{column}_chance"] = task[CHANCE]
+    for name, metric in metrics.items():
+        row[f"{column}_{name}"] = metric["value"]
+        row[f"{column}_{name}_stderr"] = metric.get("stderr")
+    return row
+
+
+def _accuracies(record: Record) -> dict[str, dict[str, Any]]:
+    return {name: task for name, task in record.measured.get("tasks", {}).items() if is_accuracy(task)}
+
+
+def _answers(record: Record) -> dict[str, dict[str, float]]:
+    """Return {task: {value, stderr}} of the right answer's bits per byte."""
+    measured = record.measured.get("tasks", {})
+    return {name: task[ANSWER_BPB] for name, task in measured.items() if ANSWER_BPB in task}
+
+
+def _mean(column: str, results: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, float | None]:
+    """Return the unweighted mean over the named tasks with its standard error; None unless each has a result."""
+    row: dict[str, float | None] = {column: None, f"{column}_stderr": None}
+    if not names or any(name not in results for name in names):
+        return row
+    row[column] = fmean(results[name]["value"] for name in names)
+    stderrs = [error for name in names if (error := results[name].get("stderr")) is not None]
+    return row | {f"{column}_stderr": average_stderr(stderrs)} if len(stderrs) == len(names) else row
+
+
+def _average(
+    measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
+) -> dict[str, float | None]:
+    """Return the unweighted average over the named tasks and what is kept of the dense model's."""
+    row = _mean("average", {name: main_metric(task) for name, task in measured.items()}, names) | {"kept": None}
+    average = row["average"]
+    if average is None:
+        return row
+    chances = [chance for task in names if (chance := measured[task].get(CHANCE)) is not None]
+    if len(chances) == len(names):
+        row["average_chance"] = fmean(chances)
+    asked = ("main", "version", "documents", "fewshot")
+    if all(task in dense and _same(measured[task], dense[task], asked) for task in names):
+        baseline = fmean(main_metric(dense[task])["value"] for task in names)
+        row["kept"] = average / baseline if baseline else None
+    return row
+
+
+def timed(record: Record, stage: str) -> dict[str, Any] | None:
+    """Return what was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
+    asked = record.cell["protocol"]
+    for point in record.measured.get("speed", {}).get("points", ()):
+        if point["kind"] == stage and [point["batch"], point[STAGES[stage]]] == [
+            asked["batches"][0],
+            *asked[stage][:1],
+        ]:
+            return point if "pruned_ms" in point else None
+    return None
+
+
+def tokens(point: Mapping[str, Any]) -> int:
+    """Return the tokens that one timed call computes, over all sequences of its batch."""
+    return int(point["batch"]) * int(point["length"] if point["kind"] == "prefill" else 1)
+
+
+def _speed(record: Record) -> dict[str, float | None]:
+    """Return the speed beside the dense model, which was timed in turns with this one, and the absolute speed."""
+    row: dict[str, float | None] = {}
+    for stage in STAGES:
+        point = timed(record, stage)
+        if point is not None:
+            row[f"{stage}_speed"] = point.get("speedup")
+            row |= {f"{stage}_speed_{end}": point.get(f"speedup_{end}") for end in ("low", "high")}
+            if stage == "prefill":
+                row["prefill_tokens_per_second"] = 1000 * tokens(point) / point["pruned_ms"]
+            else:
+                row["decode_ms_per_token"] = point["pruned_ms"]
+    return row
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(one.get(name) == other.get(name) for name in names)
+
+
+def _column(values: list[Any]) -> pd.Series[Any]:
+    """Return a column in which whole numbers stay whole beside missing ones, and other numbers are floats."""
+    import pandas as pd
+
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int}:
+        return pd.Series(values, dtype="Int64")
+    return pd.Series(values, dtype="float64" if kinds and kinds <= {int, float} else "object")
+
+
+FAR = 2.0  # held-out errors are far above the fitted ones from so many times them on
+SMALL = 0.01  # a share of the squared state that may be missed, whatever the fitted ones are
+
+
+def fits(record: Record) -> list[dict[str, Any]]:
+    """Return what the record says of each fit, in the order in which they were made: windows, then a compensation."""
+    mended = record.decisions.get("compensation", {})
+    lists = record.decisions.get("errors"), mended.get("cuts"), mended.get("refitted")
+    return [one for found in lists for one in found or [] if "error_after" in one]
+
+
+def misfits(record: Record) -> Iterator[tuple[str, str, float, float]]:
+    """Yield (where, of which tokens, fitted and held-out error) of each fit that does not hold on other sequences."""
+    for one in fits(record):
+        for tokens, errors in (("tokens", one), ("attention sinks", one.get("sinks", {}))):
+            held_out = errors.get("error_held_out")
+            if held_out is not None and held_out > max(FAR * errors["error_after"], SMALL):
+                yield _where(one), tokens, errors["error_after"], held_out
+
+
+def _where(one: dict[str, Any]) -> str:
+    """Say where a fit was made: behind what is left at a cut, in a block, or for a window of layers."""
+    if "window" in one:
+        first, last = one["window"]
+        return f"for layers {first} to {last}"
+    if "part" in one:
+        return f"of {one['part']} {one['layer']}"
+    return f"for {', '.join(one['removed'])}"
+
+
+def may_be_guessed(row: Mapping[str, Any], column: str) -> bool:
+    """Say whether a row's accuracy in a column is not shown to be above guessing; no where that is not known."""
+    value, chance = row.get(column), row.get(f"{column}_chance")
+    if value is None or chance is None:
+        return False
+    low = row.get(f"{column}_low")
+    if low is None:
+        low = value - NORMAL_95 * (row.get(f"{column}_stderr") or 0.0)
+    return bool(low <= chance)
+
+
+def above_guessing(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return the records without the tasks in which their dense model may guess, and a sentence about each of those.
+
+    Where a setup has no dense cell, all of its tasks stay.
+    """
+    kept, said = list[Record](), dict[str, None]()
+    left_out: dict[int, set[str]] = {}
+    for group in by_setup(records).values():
+        dense = [record for record in group if record.cell["method"] == "dense" and record.status == "ok"]
+        guessed = {name: row for record, row in zip(dense, rows(dense), strict=True) for name in _guessed(record, row)}
+        left_out |= {id(record): set(guessed) for record in group}
+        for name, row in guessed.items():
+            column = f"task_{name}"
+            low, high = (100 * row[f"{column}_{end}"] for end in ("low", "high"))
+            said[
+                f"{name} is left out: the dense {display_name(group[0])} has {100 * row[column]:.1f} % "
+                f"[{low:.1f}, {high:.1f}], and guesses have {100 * row[f'{column}_chance']:.1f} %"
+            ] = None
+    for record in records:
+        tasks = record.measured.get("tasks", {})
+        stay = {name: task for name, task in tasks.items() if name not in left_out[id(record)]}
+        kept.append(record if stay == tasks else replace(record, measured=record.measured | {"tasks": stay}))
+    return kept, list(said)
+
+
+def _guessed(record: Record, row: Mapping[str, Any]) -> list[str]:
+    """Return the tasks of a cell in which its accuracy may be that of guesses."""
+    tasks = record.measured.get("tasks", {})
+    return [name for name, task in tasks.items() if may_be_guessed(row, task_column(name, task))]

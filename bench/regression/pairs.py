@@ -1,0 +1,830 @@
+"""Reads what a cell leaves for a comparison: sizes, answers, likelihoods of windows, speed-ups, conditions.
+
+    record, samples -> CellResults -> bench.regression.pairs, bench.regression.gate, bench.regression.baseline
+
+Holds no path and no host: texts go by their file's name and what they contain by a hash.
+
+Pairs two cells, metric by metric: what the second has more, with the interval of the same documents and windows.
+
+CellResults, CellResults -> [ComparedRow]   by the tests of bench.stats
+
+bench.regression.gate judges the rows of two runs by chance, bench.regression.gate against margins.
+
+Tests whether cells differ, pair by pair, and adjusts the p values for the number of pairs (Holm).
+
+perplexity   Student's test on the windows that both models scored (bench.stats.clusters.paired_perplexity)
+average      McNemar's exact test on the documents that both models answered, where every task has as many and each
+             answer is right or wrong; else, as for bits per byte of the right answer, a normal test on the paired
+             differences, every task weighing alike
+
+Two methods with several calibration seeds are compared seed by seed, at those that both have, of two at least; the test
+is then Student's, of the mean difference, and takes in the draw of the calibration beside that of the windows or
+documents (bench.stats.draws).
+
+A pair without samples, or with samples of other windows or documents, is tested by the intervals of its two figures as
+if they were independent, which finds less, since models err on the same documents; or, where that is not wanted, not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.plan.protocol import text_name
+from bench.records import run_folder
+from bench.records.comparability import GATE, gate_conditions, identity, name_of
+from bench.records.frame import STAGES
+from bench.records.measured import ANSWER_BPB, is_accuracy, is_accuracy_metric
+from bench.records.record import Record, display_name, metric_of_task
+from bench.records.sample_tables import OF_WINDOWS, are_figures
+from bench.records.samples import Sample, SampleFiles, Samples, alike
+from bench.stats import clusters, draws, intervals
+from bench.stats import intervals as stats
+from bench.stats.intervals import NORMAL_95, Difference
+from methods.console import say
+from methods.errors import UserError
+
+SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
+MOST_NATS = 700  # per token, whose exponential a float still holds
+NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is the order of sums
+BITS_DIGITS = 4  # likewise of a document's bits per byte
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Hold the answers to one task.
+
+    values      a figure per document, of an accuracy from 0 to 1, mostly 1 and 0 for right and wrong
+    documents   a hash of what was asked, in its order; ids a hash of each document
+    """
+
+    metric: str
+    values: NDArray[np.float64]
+    documents: str
+    version: Any
+    fewshot: int
+    ids: tuple[str, ...] = ()
+
+    @property
+    def is_accuracy(self) -> bool:
+        return is_accuracy_metric(self.metric)
+
+    @property
+    def right_or_wrong(self) -> bool:
+        return self.is_accuracy and bool(np.isin(self.values, (0, 1)).all())
+
+    @property
+    def unprompted(self) -> Answers:
+        """Return the same with documents told apart by what they are, and not by how they were asked."""
+        ids = tuple(document.partition(":")[0] for document in self.ids)
+        return replace(self, documents=_digest(ids), ids=ids) if ids else self
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Hold nats and scored tokens of each window of a text, and the hash of the tokens with what is scored of them.
+
+    in_a_row  whether the windows follow each other, or else are drawn
+    """
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    sha256: str
+    in_a_row: bool
+
+    @property
+    def perplexity(self) -> float:
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.nll.sum() / self.tokens.sum()))
+
+
+@dataclass(frozen=True)
+class CellResults:
+    """Hold what one cell leaves for a comparison.
+
+    identity    label, ratio, seed, and the draw of a random method: what pairs it with another
+    status      "ok", or the word for why there is nothing else
+    conditions  by the names of bench.records.comparability.GATE; what does not apply is absent
+    about       model, commit: for a reader
+    bits        bits per byte of the right answer, of each task with choices
+    untested    tasks that have no figure per document
+    asked       tasks that a cell without figures was asked for
+    speed       (speed-up, low, high) by what was timed
+    """
+
+    identity: dict[str, Any]
+    status: str
+    conditions: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, Answers] = field(default_factory=dict)
+    texts: dict[str, Windows] = field(default_factory=dict)
+    speed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    untested: tuple[str, ...] = ()
+    bits: dict[str, Answers] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return name_of(self.identity)
+
+
+def of_run(run: Path, told: Callable[[str], None] = say) -> dict[str, CellResults]:
+    """Read the results of every cell by its name. Raises UserError where two cells have the same name.
+
+    told  is told of each record that is left out, in a line
+    """
+    found: dict[str, CellResults] = {}
+    files = SampleFiles()
+    records = run_folder.records(run, told)
+    for key, record in records.items():
+        results = of_cell(record, run, key, files)
+        if results.name in found:
+            models = list(dict.fromkeys(map(display_name, records.values())))
+            which = f"of {' and '.join(models)}" if len(models) > 1 else "which other settings set apart"
+            raise UserError(f"{run} has several cells {results.name!r}, {which}; name one as RUN/CELL")
+        found[results.name] = results
+    return found
+
+
+def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
+    """Read the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
+    measured = record.measured
+    if record.status != "ok":
+        return CellResults(identity(record), record.status, asked=tuple(record.cell["protocol"].get("tasks", ())))
+    folder, files = run_folder.samples_folder(run, key), files or SampleFiles()
+    tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
+    for name, task in measured.get("tasks", {}).items():
+        table = _table((record, folder, files), name, task["documents"])
+        frame, metric = table.to_pandas(), str(task["main"])
+        figures, likely = _column(frame, metric), _column(frame, ANSWER_BPB)
+        tasks[name] = _answers_of_task(task, name, frame, metric, figures) if are_figures(figures) else None
+        if are_figures(likely):
+            bits[name] = _answers_of_task(task, name, frame, ANSWER_BPB, likely.round(BITS_DIGITS))
+    texts: dict[str, Windows] = {}
+    for name, text in measured.get("perplexity", {}).items():
+        if Path(name).name in texts:
+            raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
+        table = _table((record, folder, files), f"perplexity-{text_name(name)}", text["windows"], OF_WINDOWS)
+        texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
+    about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
+    return CellResults(
+        identity(record),
+        "ok",
+        gate_conditions(record),
+        {name: value for name, value in about.items() if value is not None},
+        _sizes(measured),
+        {name: found for name, found in tasks.items() if found is not None},
+        texts,
+        dict(_speeds(measured)),
+        tuple(name for name, found in tasks.items() if found is None),
+        bits,
+    )
+
+
+def _column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Return a column of samples as numbers; a single nan where there is none or it is empty."""
+    return frame[name].to_numpy(dtype=float) if name in frame and len(frame) else np.array([np.nan])
+
+
+def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes, with the context of the multiply-accumulates in their name, since it sets them."""
+    found = {name: measured[name] for name in SIZES if name in measured}
+    if "macs_per_token" in found:
+        macs, context = found.pop("macs_per_token"), measured.get("macs_context")
+        found["macs_per_token" if context is None else f"macs_per_token in {context}"] = macs
+    return found
+
+
+def _answers_of_task(
+    task: Mapping[str, Any], name: str, table: pd.DataFrame, metric: str, values: NDArray[np.float64]
+) -> Answers:
+    """Return the values of a metric of a task with the documents that they are of."""
+    hashes = [column for column in ("doc_hash", "prompt_hash", "target_hash") if column in table]
+    ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
+    ids = ids if hashes else tuple(f"{name} {number}" for number in range(len(table)))
+    return Answers(metric, values, _digest(ids), task.get("version"), task.get("fewshot", 0), ids)
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Windows:
+    """Return the windows of a text. Raises UserError, which begins with `where` they stand, for what are none."""
+    nll, tokens = table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64)
+    if not ((tokens > 0).all() and (np.abs(nll) < MOST_NATS * tokens).all()):
+        raise UserError(f"{where} have windows without tokens or of more than {MOST_NATS} nats per token")
+    return Windows(nll.round(NLL_DIGITS), tokens, text["sha256"], not text["drawn"])
+
+
+def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed: Sequence[str] = ()) -> Any:
+    """Read the pyarrow.Table of one sample of a cell.
+
+    cell  its record, the folder of its samples, and what reads those
+
+    Raises UserError where it is missing, damaged, not that of the record, not of so many rows, or without a column that
+    is `needed`.
+    """
+    record, folder, files = cell
+    table = files.table(record, folder, name)
+    if table is None:
+        missing = folder / f"{name}.parquet"
+        raise UserError(f"{missing} is missing: a comparison needs the samples of the run, not its records alone")
+    if table.num_rows != rows:
+        raise UserError(
+            f"the samples {name} of {folder} have {table.num_rows} rows, and the record {rows}; copy the run again"
+        )
+    if lacking := [column for column in needed if column not in table.column_names]:
+        raise UserError(f"the samples {name} of {folder} lack the column {lacking[0]!r}; copy the run again")
+    return table
+
+
+def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, float]]]:
+    found = []
+    for point in measured.get("speed", {}).get("points", ()):
+        if "speedup_low" in point:
+            mode = f", {point['mode']}" if "mode" in point else ""
+            name = f"{point['kind']} {point[STAGES[point['kind']]]}, batch {point['batch']}{mode}"
+            found.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
+    return found
+
+
+BITS = ("bits", "bits of a task")
+OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
+FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
+
+
+def allowed_fields(text: str) -> tuple[str, ...]:
+    """Read 'torch,cpu' as ('torch', 'cpu'). Raises UserError for what is no field."""
+    names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
+    for name in names:
+        if name not in FIELDS:
+            raise UserError(f"{name!r} is no field that may differ; there are {', '.join(FIELDS)}")
+    return names
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """Hold one metric of two cells.
+
+    kind            "size", "accuracy" and "bits" (over the documents of all tasks), "task" and "bits of a task", "text"
+                    or "speed"; bits are those per byte of the right answer
+    before, after   its figures; None where a cell lacks it
+    difference      a share for accuracy and task, a ratio for text and speed, else as the figure; None where there is
+                    nothing to pair
+    lost, gained    documents that only the first, only the second cell gets right
+    is_accuracy     whether a task's figures are one, so that more is better
+    differs         conditions in which the cells differ, as (field, words)
+    """
+
+    kind: str
+    metric: str
+    before: float | None
+    after: float | None
+    difference: Difference | None = None
+    lost: int | None = None
+    gained: int | None = None
+    count: int = 0
+    is_accuracy: bool = False
+    differs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def task(self) -> str:
+        """Return the task of a row of a task, whose metric is its name and that of the figure."""
+        return self.metric.rpartition(" ")[0]
+
+    @property
+    def change(self) -> float:
+        """Return what can be judged: above 0 the second cell is better, in shares, bits or the logarithm of a ratio."""
+        return self.changes[0]
+
+    @property
+    def changes(self) -> tuple[float, float, float]:
+        """Return (change, low, high)."""
+        assert self.difference is not None
+        found = (self.difference.estimate, self.difference.low, self.difference.high)
+        if self.kind in ("accuracy", "task"):
+            return found
+        if self.kind in BITS:
+            return -found[0], -found[2], -found[1]
+        with np.errstate(divide="ignore"):
+            a, b, c = np.log(found).tolist()
+        return (-a, -c, -b) if self.kind == "text" else (a, b, c)
+
+    def detectable(self, level: float, margin: float = 0.0) -> float | None:
+        """Return the smallest true change that the row's test finds at this level with the probability intervals.POWER.
+
+        It is in the scale of `change`, and None where nothing is tested or no change is found so often.
+
+        margin  what the change that is seen has to reach as well
+        """
+        found = self.difference
+        if found is None:
+            return None
+        if self.lost is not None and self.gained is not None and found.stderr is None:
+            return intervals.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
+        return None if found.stderr is None else intervals.detectable(found.stderr, found.freedom, level, margin)
+
+
+def rows(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
+    """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
+    found = []
+    for name in dict.fromkeys([*after.sizes, *before.sizes]):
+        differs = _conditions("size", before, after, allowed)
+        found.append(ComparedRow("size", name, before.sizes.get(name), after.sizes.get(name), differs=differs))
+    found += [*_task_rows(before, after, allowed), *_bits_rows(before, after, allowed)]
+    for name in dict.fromkeys([*after.texts, *before.texts]):
+        found.append(_text(name, before, after, allowed))
+    for name in dict.fromkeys([*after.speed, *before.speed]):
+        found.append(_speed(name, before, after, allowed))
+    return found
+
+
+def _conditions(
+    kind: str, before: CellResults, after: CellResults, allowed: Collection[str]
+) -> tuple[tuple[str, str], ...]:
+    """Return the conditions of a kind that differ; the calibration is none where one of the cells used none."""
+    one, other = before.conditions, after.conditions
+    names = [name for name in GATE[kind] if name not in allowed and one.get(name) != other.get(name)]
+    both = "calibration" in one and "calibration" in other
+    return tuple((name, _words(one.get(name), other.get(name))) for name in names if both or name != "calibration")
+
+
+def _words(before: Any, after: Any) -> str:
+    """Write two values as in '2.12 and 2.13'; of hashes the first digits."""
+    one, other = (str("none" if value is None else value) for value in (before, after))
+    return " and ".join(text[:12] if len(text) == 64 else text for text in (one, other))
+
+
+def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
+    """Return the accuracy over all tasks that both cells have, then each task."""
+    common = _conditions("task", before, after, allowed)
+    single = []
+    paired: list[tuple[Answers, Answers]] = []
+    for name in dict.fromkeys([*after.tasks, *before.tasks]):
+        one, other = before.tasks.get(name), after.tasks.get(name)
+        if one is None or other is None:
+            alone = one or other
+            assert alone is not None
+            left, right = (None if answers is None else float(answers.values.mean()) for answers in (one, other))
+            row = ComparedRow("task", f"{name} {alone.metric}", left, right, is_accuracy=alone.is_accuracy)
+            single.append(replace(row, differs=_disjoint("documents", before.tasks, after.tasks, allowed)))
+            continue
+        differs = common + _task_differs(one, other, allowed)
+        if not differs:
+            one, other = _same_documents(one, other)
+        if one.is_accuracy and other.is_accuracy:
+            paired.append((one, other))
+        single.append(_row_of_answers("task", f"{name} {one.metric}", [(one, other)], differs))
+    if not paired:
+        return single
+    differs = tuple(dict.fromkeys(pair for row in single if row.is_accuracy for pair in row.differs))
+    return [_row_of_answers("accuracy", "accuracy", paired, differs), *single]
+
+
+def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
+    """Return the bits per byte of the right answer over all tasks that both cells have, then of each of them."""
+    common = _conditions("task", before, after, allowed)
+    single, paired = list[ComparedRow](), list[tuple[Answers, Answers]]()
+    for name in (name for name in after.bits if name in before.bits):
+        one, other = before.bits[name], after.bits[name]
+        differs = common + _task_differs(one, other, allowed)
+        paired.append((one, other) if differs else _same_documents(one, other))
+        single.append(_row_of_answers("bits of a task", f"{name} bpb", paired[-1:], differs))
+    if paired:
+        differs = tuple(dict.fromkeys(pair for row in single for pair in row.differs))
+        return [_row_of_answers("bits", "answer bpb", paired, differs), *single]
+    left, right = (_mean_bits(side) for side in (before, after))
+    differs = _disjoint("documents", before.bits, after.bits, allowed)
+    only = ComparedRow("bits", "answer bpb", left, right, differs=differs)
+    return [only] if left is not None or right is not None else []
+
+
+def _mean_bits(cell: CellResults) -> float | None:
+    """Return the mean over the documents of all tasks of a cell."""
+    every = [answers.values for answers in cell.bits.values()]
+    return float(np.concatenate(every).mean()) if every else None
+
+
+def _disjoint(
+    field: str, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
+) -> tuple[tuple[str, str], ...]:
+    """Say that other data were measured, where the cells have nothing of a kind in common."""
+    if field in allowed or not before or not after or before.keys() & after.keys():
+        return ()
+    return ((field, f"{', '.join(before)} and {', '.join(after)}"),)
+
+
+def _task_differs(one: Answers, other: Answers, allowed: Collection[str]) -> tuple[tuple[str, str], ...]:
+    if "fewshot" in allowed:
+        one, other = _asked_alike(one, other)
+    pairs = {
+        "metric": (one.metric, other.metric),
+        "documents": (one.documents, other.documents),
+        "task_version": (one.version, other.version),
+        "fewshot": (one.fewshot, other.fewshot),
+    }
+    return tuple((name, _words(*pair)) for name, pair in pairs.items() if pair[0] != pair[1] and name not in allowed)
+
+
+def _same_documents(one: Answers, other: Answers) -> tuple[Answers, Answers]:
+    """Return both on the documents that they share, where it was allowed that they were asked different ones."""
+    one, other = _asked_alike(one, other)
+    if one.documents == other.documents:
+        return one, other
+    shared = sorted(set(one.ids) & set(other.ids))
+    if not shared:
+        raise UserError("the cells share no document, so that nothing can be paired")
+    return _only(one, shared), _only(other, shared)
+
+
+def _asked_alike(one: Answers, other: Answers) -> tuple[Answers, Answers]:
+    """Return both, without prompts where they had other numbers of examples, since no prompt can then be equal."""
+    return (one, other) if one.fewshot == other.fewshot else (one.unprompted, other.unprompted)
+
+
+def _only(answers: Answers, ids: Sequence[str]) -> Answers:
+    place = {document: position for position, document in enumerate(answers.ids)}
+    values = answers.values[[place[document] for document in ids]]
+    return Answers(answers.metric, values, "", answers.version, answers.fewshot, tuple(ids))
+
+
+def _row_of_answers(
+    kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], differs: tuple[Any, ...]
+) -> ComparedRow:
+    """Return a row over the documents of the pairs' tasks.
+
+    McNemar's test where an answer is right or wrong, Student's for bits and accuracies of other values, and one by
+    resampling for any other figure.
+    """
+    before, after = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
+    accuracy = all(answers.is_accuracy for pair in pairs for answers in pair)
+    simple = all(answers.right_or_wrong for pair in pairs for answers in pair)
+    figures = float(before.mean()), float(after.mean())
+    if differs:
+        return ComparedRow(kind, metric, *figures, count=len(after), is_accuracy=accuracy, differs=differs)
+    ids = [document.partition(":")[0] for one, other in pairs for document in one.ids or other.ids]
+    groups = ids if len(ids) == len(before) else list(range(len(before)))
+    if kind in BITS or (accuracy and not simple):
+        difference = clusters.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
+        return ComparedRow(kind, metric, *figures, difference, count=len(before), is_accuracy=accuracy)
+    if not simple:
+        from bench.stats.clusters import paired_resampled
+
+        found = paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
+        return ComparedRow(kind, metric, *figures, found, count=len(before))
+    if len(set(groups)) < len(groups):  # a document that was asked twice is one observation
+        difference = clusters.paired_clusters(before, after, groups)
+    else:
+        difference = intervals.paired_shares(before, after)
+    lost, gained, _ = intervals.flips(before, after)
+    return ComparedRow(kind, metric, *figures, difference, lost, gained, len(before), is_accuracy=True)
+
+
+def _text(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
+    one, other = before.texts.get(name), after.texts.get(name)
+    left, right = (None if windows is None else windows.perplexity for windows in (one, other))
+    differs = _conditions("text", before, after, allowed)
+    difference = None
+    if one is None or other is None:
+        differs = _disjoint("text", before.texts, after.texts, allowed)
+    elif one.sha256 != other.sha256:
+        differs += () if "text" in allowed else (("text", _words(one.sha256, other.sha256)),)
+    elif not np.array_equal(one.tokens, other.tokens):
+        differs += (("text", "windows of other tokens under one hash"),)
+    elif not differs:
+        difference = _perplexity(one, other)
+    return ComparedRow("text", f"perplexity {name}", left, right, difference, differs=differs)
+
+
+def _perplexity(one: Windows, other: Windows) -> Difference | None:
+    """Return how the perplexities differ; None for a single window of two likelihoods, which has no interval."""
+    if len(one.nll) > 1:
+        return clusters.paired_perplexity(one.nll, other.nll, one.tokens, in_a_row=one.in_a_row)
+    return Difference(1.0, 1.0, 1.0, 1.0) if np.array_equal(one.nll, other.nll) else None
+
+
+def _speed(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
+    """Return the row of two speed-ups over the dense model, whose measurements are independent."""
+    one, other = before.speed.get(name), after.speed.get(name)
+    left, right = (None if speed is None else speed[0] for speed in (one, other))
+    if one is None or other is None:
+        return ComparedRow("speed", f"speed, {name}", left, right)
+    if differs := _conditions("speed", before, after, allowed):
+        return ComparedRow("speed", f"speed, {name}", left, right, differs=differs)
+    estimate, low, high = intervals.ratio_of_ratios(one, other)
+    return ComparedRow("speed", f"speed, {name}", left, right, Difference(estimate, low, high, float("nan")))
+
+
+LEVEL = 0.05  # of a p value that counts, over all pairs
+NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Hold how the second cell of a pair stands beside the first one.
+
+    estimate   how many times the perplexity, or the difference of the averages
+    p          two-sided, adjusted for all pairs
+    test       Student's on windows, McNemar's or a normal one on documents, by the draws of several seeds beside these,
+               or by the two intervals
+    low, high  the 95 % interval of the estimate, not adjusted; of an average where it is asked for
+    """
+
+    estimate: float
+    p: float
+    test: Literal["student", "mcnemar", "normal", "draws", "intervals"]
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def paired(self) -> bool:
+        """Say whether the test is by what both models did with the same windows or documents."""
+        return self.test != "intervals"
+
+
+Pair = tuple[int, int]  # the places of two records
+Contrasts = dict[Pair, Contrast]
+Records = Sequence[Record] | Mapping[int, Record]
+Seeds = Mapping[int, Mapping[int, int]]  # of a place that stands for a model of several seeds: {seed: its place}
+Cells = Mapping[Pair, Sequence[Pair]]  # of a pair of models: that of their cells for each seed that both have
+Numbers = NDArray[np.float64]
+
+
+def all_pairs(numbers: Sequence[int]) -> list[Pair]:
+    """Return every pair (a, b), a before b in `numbers`."""
+    return list(combinations(numbers, 2))
+
+
+def perplexity(
+    records: Records,
+    pairs: Sequence[Pair],
+    samples: Samples,
+    text: str,
+    *,
+    intervals: bool = True,
+    seeds: Seeds | None = None,
+) -> Contrasts:
+    """Test the pairs of cells with a finite perplexity of the text; without `intervals` only those that are paired.
+
+    seeds  of the places that stand for a model of several seeds
+    """
+    cells = _cells(pairs, seeds or {})
+    figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(_flat(cells))}
+    known = {n for n, one in figures.items() if math.isfinite(one.get("perplexity", math.inf))}
+    cells = {pair: sides for pair, sides in cells.items() if all(n in known for side in sides for n in side)}
+    windows = {n: samples.of(n, f"perplexity-{text_name(text)}", "nll") for n in _places(_flat(cells))}
+    asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
+    found: Contrasts = {}
+    for together in _together(cells, alike(windows, asked)):
+        place = cells[together[0]][0][0]
+        tokens, row = _known(windows, place).units.to_pylist(), not figures[place]["drawn"]
+        before, after = (
+            np.array([[_known(windows, cell[side]).figures for cell in cells[pair]] for pair in together])
+            for side in (0, 1)
+        )
+        if before.shape[1] == 1:
+            tested = zip(*clusters.paired_perplexities(before[:, 0], after[:, 0], tokens, in_a_row=row), strict=True)
+            for pair, (estimate, low, high, p) in zip(together, tested, strict=True):
+                found[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
+            continue
+        for pair, difference in zip(together, after - before, strict=True):
+            _, stderr, freedom = clusters.ratio_stderr(difference.mean(0), tokens, in_a_row=row)
+            logs = (difference.sum(1) / sum(tokens)).tolist()
+            found[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
+    rest = [pair for pair in cells if intervals and pair not in found]
+    return _adjusted(cells, found | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
+
+
+def average(
+    records: Records,
+    pairs: Sequence[Pair],
+    samples: Samples,
+    tasks: Sequence[str],
+    metric: str = "",
+    *,
+    intervals: bool = True,
+    bounds: bool = False,
+    seeds: Seeds | None = None,
+) -> Contrasts:
+    """Test the pairs of cells that measured every one of the tasks: by `metric`, else by the same accuracy.
+
+    bounds  also low and high of what is paired, two milliseconds for each (bench.stats.intervals.paired_share_interval)
+    seeds   of the places that stand for a model of several seeds
+    """
+    found: Contrasts = {}
+    cells = _cells(pairs, seeds or {})
+    measured = {n: records[n].measured.get("tasks", {}) for n in _places(_flat(cells))}
+    whole = {n: one for n, one in measured.items() if all(t in one and _has(one[t], metric) for t in tasks)}
+    mains = {n: [metric or one[task]["main"] for task in tasks] for n, one in whole.items()}
+    cells = {
+        pair: sides
+        for pair, sides in cells.items()
+        if tasks and all(a in whole and b in whole and mains[a] == mains[b] for a, b in sides)
+    }
+    figures = {
+        n: [metric_of_task(whole[n][task], main) for task, main in zip(tasks, mains[n], strict=True)] for n in whole
+    }
+    answers = [
+        {n: samples.of(n, task, mains[n][place]) for n in _places(_flat(cells))} for place, task in enumerate(tasks)
+    ]
+    by_task = [alike(given, mains) for given in answers]
+    shared = {n: tuple(groups[n] for groups in by_task) for n in _places(_flat(cells)) if all(n in g for g in by_task)}
+    alone = {sides[0]: pair for pair, sides in cells.items() if len(sides) == 1}
+    for together in _together({side: [side] for side in alone}, shared):
+        paired = _paired_averages(together, answers, bounds=bounds)
+        found |= {alone[side]: contrast for side, contrast in paired.items()}
+    for pair, sides in cells.items():
+        if len(sides) > 1 and all(a in shared and shared[a] == shared.get(b) for a, b in sides):
+            found[pair] = _over_draws(sides, answers)
+    rest = [pair for pair in cells if intervals and pair not in found]
+    return _adjusted(cells, found | {pair: _independent_average(figures, cells[pair]) for pair in rest})
+
+
+def _has(task: Mapping[str, Any], metric: str) -> bool:
+    """Say whether a task was measured by a metric, or without one by an accuracy."""
+    return metric_of_task(task, metric) is not None if metric else is_accuracy(task)
+
+
+def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
+    """Return the pairs of cells behind each pair, without pairs of models that have too few seeds in common.
+
+    One is too few where either model has several: a test of that seed would stand beside means of others.
+    """
+    found = {}
+    for a, b in pairs:
+        one, other = seeds.get(a, {}), seeds.get(b, {})
+        common = [(one[seed], other[seed]) for seed in one if seed in other]
+        if not (one and other):
+            found[a, b] = [(a, b)]
+        elif len(common) > 1 or len(one) == len(other) == len(common):
+            found[a, b] = common
+    return found
+
+
+def _flat(cells: Cells) -> list[Pair]:
+    return [side for sides in cells.values() for side in sides]
+
+
+def _places(pairs: Sequence[Pair]) -> list[int]:
+    return list(dict.fromkeys(place for pair in pairs for place in pair))
+
+
+def _together(cells: Cells, groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
+    """Give the pairs whose cells are all of one group, by the group and the number of their seeds."""
+    found: dict[Any, list[Pair]] = {}
+    for pair, sides in cells.items():
+        kinds = {groups.get(place) for side in sides for place in side}
+        if len(kinds) == 1 and None not in kinds:
+            found.setdefault((kinds.pop(), len(sides)), []).append(pair)
+    yield from found.values()
+
+
+def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
+    sample = samples[place]
+    assert sample is not None
+    return sample
+
+
+def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair]) -> Contrast | None:
+    """Test two perplexities as if independent, on logarithms, half a 95 % interval being 1.96 standard errors."""
+    both = [(figures[a], figures[b]) for a, b in sides]
+    if any(one.get(f"perplexity_{end}") is None for pair in both for one in pair for end in ("low", "high")):
+        return None
+    logs = [math.log(other["perplexity"] / one["perplexity"]) for one, other in both]
+    stderr = fmean(
+        math.hypot(*(math.log(one["perplexity_high"] / one["perplexity_low"]) / (2 * NORMAL_95) for one in pair))
+        for pair in both
+    )
+    if len(logs) > 1:
+        return _as_ratio(draws.mean_difference(logs, stderr), "intervals")
+    (log,), half = logs, NORMAL_95 * stderr
+    return _as_ratio((log, log - half, log + half, _normal(log, stderr)), "intervals")
+
+
+def _as_ratio(found: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
+    """Return the contrast of a mean logarithm with its ends and its p."""
+    *logs, p = found
+    with np.errstate(over="ignore"):  # an endless interval is one
+        estimate, low, high = np.exp(logs).tolist()
+    return Contrast(estimate, p, test, low, high)
+
+
+TaskSamples = Sequence[Mapping[int, Sample | None]]  # of each task, by place
+
+
+def _paired_averages(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) -> Contrasts:
+    """Test pairs that answered the same documents of every task."""
+    sizes = {len(_known(given, pairs[0][0]).figures) for given in answers}
+    plain = {n for n in _places(pairs) if all(np.isin(_known(given, n).figures, (0, 1)).all() for given in answers)}
+    exact = [(a, b) for a, b in pairs if len(sizes) == 1 and a in plain and b in plain]
+    counted = set(exact)
+    rest = [pair for pair in pairs if pair not in counted]
+    return _by_mcnemar(exact, answers, bounds=bounds) | _by_normal(rest, answers)
+
+
+def _tables(pairs: Sequence[Pair], answers: TaskSamples) -> tuple[list[Numbers], list[int], list[int]]:
+    """Return for each task the answers, a row for each cell, and the rows of each pair's first and second cell."""
+    places = _places(pairs)
+    row = {place: number for number, place in enumerate(places)}
+    tables = [np.stack([_known(given, place).figures for place in places]) for given in answers]
+    return tables, [row[a] for a, _ in pairs], [row[b] for _, b in pairs]
+
+
+def _by_mcnemar(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) -> Contrasts:
+    """Test pairs with every document weighing alike; counts of documents are exact in float64."""
+    if not pairs:
+        return {}
+    tables, a, b = _tables(pairs, answers)
+    right = np.concatenate(tables, axis=1)
+    both, total = right @ right.T, right.sum(1)
+    lost, gained = total[a] - both[a, b], total[b] - both[a, b]
+    n = right.shape[1]
+    sides = list(zip(lost.astype(int).tolist(), gained.astype(int).tolist(), strict=True))
+    ends = [stats.paired_share_interval(*one, n) if bounds else (math.nan, math.nan) for one in sides]
+    found = zip(pairs, (gained - lost) / n, stats.mcnemars(lost, gained), ends, strict=True)
+    return {pair: Contrast(float(estimate), float(p), "mcnemar", *end) for pair, estimate, p, end in found}
+
+
+def _by_normal(pairs: Sequence[Pair], answers: TaskSamples) -> Contrasts:
+    """Test pairs with every task weighing alike."""
+    if not pairs:
+        return {}
+    tables, a, b = _tables(pairs, answers)
+    apart = [table[b] - table[a] for table in tables]
+    means = np.mean([one.mean(1) for one in apart], axis=0).tolist()
+    stderrs = (np.sqrt(sum(one.var(1, ddof=1) / one.shape[1] for one in apart)) / len(apart)).tolist()
+    found = zip(pairs, means, stderrs, strict=True)
+    return {
+        pair: Contrast(mean, _normal(mean, stderr), "normal", mean - NORMAL_95 * stderr, mean + NORMAL_95 * stderr)
+        for pair, mean, stderr in found
+    }
+
+
+def _over_draws(sides: Sequence[Pair], answers: TaskSamples) -> Contrast:
+    """Test two models of several seeds, with every task weighing alike.
+
+    Documents that are the same at each seed are averaged over the seeds; of others each seed is a sample of its own.
+    """
+    apart = [[_known(given, b).figures - _known(given, a).figures for a, b in sides] for given in answers]
+    values = np.mean([[one.mean() for one in task] for task in apart], axis=0).tolist()
+    variance = 0.0
+    for task, given in zip(apart, answers, strict=True):
+        units = [_known(given, a).units for a, _ in sides]
+        same = all(one.equals(units[0]) for one in units)
+        several = [np.mean(task, axis=0)] if same else task
+        variance += sum(one.var(ddof=1) / len(one) for one in several) / len(several) ** 2
+    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(apart))
+    return Contrast(estimate, p, "draws", low, high)
+
+
+def _independent_average(figures: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Pair]) -> Contrast | None:
+    """Test two averages as if independent, by the standard errors of the figures of their tasks."""
+    known = {n: figures[n] for side in sides for n in side}
+    if any(one.get("stderr") is None for several in known.values() for one in several):
+        return None
+    averages = {n: fmean(one["value"] for one in several) for n, several in known.items()}
+    stderrs = {n: stats.average_stderr([one["stderr"] for one in several]) for n, several in known.items()}
+    differences = [averages[b] - averages[a] for a, b in sides]
+    stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
+    if len(sides) > 1:
+        estimate, _, _, p = draws.mean_difference(differences, stderr)
+        return Contrast(estimate, p, "intervals")
+    return Contrast(differences[0], _normal(differences[0], stderr), "intervals")
+
+
+def _normal(estimate: float, stderr: float) -> float:
+    """Return the p value of no difference by a normal distribution."""
+    return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
+
+
+def _adjusted(pairs: Iterable[Pair], found: Mapping[Pair, Contrast | None]) -> Contrasts:
+    """Return what was tested, in the order of the pairs, with the p values adjusted for their number."""
+    known = {pair: contrast for pair in pairs if (contrast := found.get(pair)) is not None}
+    adjusted = stats.holm([contrast.p for contrast in known.values()])
+    return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(known.items(), adjusted, strict=True)}
+
+
+def shown_more(contrasts: Contrasts, some: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
+    """Say whether each cell of `some` is shown to have more than each of `than`; equal cells have `neutral`.
+
+    Several are the choices of a random method: the claim is then for every one of them.
+    """
+    return all(_more(contrasts, a, b, neutral) for a in some for b in than)
+
+
+def _more(contrasts: Contrasts, a: int, b: int, neutral: float) -> bool:
+    if (b, a) in contrasts:
+        return contrasts[b, a].p < LEVEL and contrasts[b, a].estimate > neutral
+    return (a, b) in contrasts and contrasts[a, b].p < LEVEL and contrasts[a, b].estimate < neutral

@@ -1,0 +1,1 @@
+"""Turns cells into records, in a run folder."""

@@ -1,0 +1,200 @@
+"""Keeps what cells find of the dense model on the calibration tokens, for later cells of the run on the same node.
+
+Reads what the cells of a run are calibrated, healed and measured on: each text and task once, however many protocols
+use it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.data import pretrained, task_loading, texts
+from bench.data.texts import refuse_shared
+from bench.engines.engine import Machine
+from bench.evaluation import checks
+from bench.healing import Text, draw
+from bench.plan.cell import Cell
+from bench.plan.protocol import Protocol, Recipe
+from bench.runs.inputs import common
+from bench.schedule.estimate import Amounts
+from bench.system import memory
+from methods.model.calibration import Calibration, SweepLogs
+
+
+class KeptStatistics:
+    """Finds statistics, each in a file while the run lasts, and counts for one cell what others have spent on them.
+
+    A file is of one model in one dtype on one kind of device, as its folder is. Cells that run at once may each find
+    the same; the last one's file stays.
+
+    peaks    returns the highest memory of the stage so far, as bench.system.memory.Watched has it
+    seconds  that other cells took to find what this one has read, each statistic once however often it is read
+    peak     the highest memory while they did
+    sweeps   where sweeps of the cell stand, whose interrupted ones have taken seconds too; None: that is not kept
+    """
+
+    def __init__(self, folder: Path, peaks: Callable[[], dict[str, Any]]) -> None:
+        self.folder, self.peaks = folder, peaks
+        self.sweeps: SweepLogs | None = None
+        self.seconds = 0.0
+        self.peak: dict[str, Any] = {}
+        self._counted = set[str]()  # names of those that this cell has found or read
+
+    def __call__(self, name: str, find: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return the statistics of that name, found by another cell or by `find`."""
+        file = self.folder / f"{name}.safetensors"
+        counted = name in self._counted
+        self._counted.add(name)
+        if file.exists():
+            return self._read(file, counted=counted)
+        start, before = time.perf_counter(), self.sweeps.seconds if self.sweeps else 0.0
+        found = find()
+        earlier = self.sweeps.seconds - before if self.sweeps else 0.0
+        cost = {"seconds": time.perf_counter() - start + earlier, "peak": self.peaks()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")  # another process may be about the same
+        tensors = {str(number): statistic.contiguous() for number, statistic in enumerate(found)}
+        save_file(tensors, unfinished, {"cost": json.dumps(cost)})
+        unfinished.replace(file)  # so that a process that is killed leaves no half of it to the next one
+        return found
+
+    def _read(self, file: Path, *, counted: bool) -> list[Tensor]:
+        with safe_open(file, "pt") as stored:
+            cost = json.loads(stored.metadata()["cost"])
+            tensors = [stored.get_tensor(str(number)) for number in range(len(stored.keys()))]
+        if counted:
+            return tensors
+        self.seconds += cost["seconds"]
+        self.peak = memory.highest(self.peak, cost["peak"]) if self.peak else cost["peak"]
+        return tensors
+
+
+CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks at: its model, protocol and seed
+
+
+def calibration_setting(cell: Cell) -> CalibrationSetting:
+    """Return what cells share that look at the same."""
+    return cell.model, cell.protocol, cell.seed
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Holds what all cells of one protocol and seed read.
+
+    dense              the dense model's predictions, for the checks
+    inputs             the hashes of all of this (bench.runs.inputs)
+    healing            the text of each recipe
+    search_seconds     what it took other cells until they had found each of the removals that this one begins with
+    statistics         those of the dense model that cells share; None where the model that is pruned is another
+    keep               whether a later cell goes on from the model of the one that is measured
+    timed_threads      torch's while a cell is timed
+    """
+
+    calibration: Calibration
+    texts: dict[str, texts.EvaluationText]
+    tasks: dict[str, Any]
+    documents: dict[str, list[int]]
+    dense: checks.DenseOutputs | None
+    inputs: dict[str, Any]
+    healing: dict[Recipe, Text] = field(default_factory=dict)
+    search_seconds: tuple[float, ...] = ()
+    statistics: KeptStatistics | None = None
+    keep: bool = False
+    timed_threads: int = 1
+
+    @property
+    def amounts(self) -> Amounts:
+        """Return on how much cells are measured, from which their time is estimated."""
+        tokens = sum(text.ids.numel() for text in self.texts.values())
+        return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
+
+    def for_cell(
+        self,
+        order: tuple[str, ...],
+        seconds: tuple[float, ...],
+        *,
+        keep: bool,
+        timed_threads: int,
+        statistics: KeptStatistics | None,
+    ) -> Datasets:
+        """Return these for one cell, with the removals that an earlier one found and the seconds until each."""
+        return replace(
+            self,
+            calibration=replace(self.calibration, order=order, keep=statistics),
+            search_seconds=seconds,
+            keep=keep,
+            timed_threads=timed_threads,
+            statistics=statistics,
+        )
+
+
+class DatasetReader:
+    """Reads what the cells of a run need, through the tokenizer of their model, and each text and task only once.
+
+    `scratch` is a folder for what need not outlive the run, `machine` where timed cells run.
+    """
+
+    def __init__(self, cell: Cell, scratch: Path, machine: Machine) -> None:
+        self.scratch, self.machine = scratch, machine
+        self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
+        self._tasks = functools.cache(task_loading.load_tasks)
+        self._text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
+
+    def read(self, cell: Cell, recipes: Iterable[Recipe] = ()) -> Datasets:
+        """Read what `cell` is calibrated and measured on, and the texts of the recipes by which cells are healed.
+
+        Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated or trained on under
+        another name, or when a task's documents cannot be had.
+        """
+        p, tokenizer = cell.protocol, self.tokenizer
+        loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
+        block = texts.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
+        held_out = {
+            text: self._text(
+                text, p.window, p.stride, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
+            )
+            for text in p.texts
+        }
+        refuse_shared(tokenizer, block.ids, block.source, held_out.values(), "calibrated on")
+        healing = {recipe: draw(tokenizer, recipe) for recipe in recipes}
+        for text in healing.values():
+            refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
+        documents = {name: task_loading.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
+        first = next(iter(held_out.values()), None)
+        dense = None
+        if first and p.checks:
+            of = hashlib.sha256(f"{cell.model} {first.sha256}".encode()).hexdigest()[:16]
+            dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{of}.safetensors", drawn=first.drawn)
+        inputs = common(
+            cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
+        )
+        return Datasets(
+            calibration=replace(block, memory=p.calibration_memory_mib * 2**20),
+            texts=held_out,
+            tasks=loaded,
+            documents=documents,
+            dense=dense,
+            inputs=inputs,
+            healing=healing,
+        )
+
+
+def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
+    """Read the data of each model, protocol and seed of a run, which is timed on one kind of machine."""
+    first_of_each = {cell.model: cell for cell in cells}
+    readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}
+    recipes = {cell.healing for cell in cells if cell.healing}
+    one_of_each = {calibration_setting(cell): cell for cell in cells}
+    return {setting: readers[cell.model].read(cell, recipes) for setting, cell in one_of_each.items()}

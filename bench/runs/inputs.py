@@ -1,0 +1,142 @@
+"""What the answer of a cell stands on beyond what was asked for: the `inputs` of a cell, and so a part of its key.
+
+bench.records.asked.CellInputs says what each of them is of.
+
+A cell is served from a record only where all of it is equal: no answer of another model, text, document, version or
+revision of a method is ever taken for this one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import methods
+from bench.data import pretrained
+from bench.data import texts as text_data
+from bench.engines.engine import Machine
+from bench.evaluation import tasks
+from bench.healing import REVISION, Text
+from bench.plan.cell import Cell, from_plain
+from bench.plan.protocol import Recipe
+from bench.records.record import InvalidRecord, Record, load
+from bench.system import environment
+from bench.system.threads import waiting
+from methods.errors import UserError
+from methods.model.calibration import Calibration
+
+
+def common(
+    cell: Cell,
+    tokenizer: Any,
+    machine: Machine,
+    *,
+    calibration: Calibration,
+    texts: Mapping[str, text_data.EvaluationText],
+    loaded_tasks: Mapping[str, Any],
+    documents: Mapping[str, list[int]],
+) -> dict[str, Any]:
+    """What all cells of a run share, but for the hash of the weights, which takes a while where they are large.
+
+    machine  where timed cells run
+    """
+    found: dict[str, Any] = {
+        "tokenizer_sha256": _tokenizer_sha256(tokenizer),
+        "calibration_sha256": calibration.sha256,
+        "texts": {name: text.sha256 for name, text in texts.items()},
+        "tasks": {name: tasks.fingerprint(task, documents[name]) for name, task in loaded_tasks.items()},
+        "versions": environment.installed(),
+    }
+    if settings := pretrained.config_sha256(cell.model, cell.trust_remote_code):
+        found["config_sha256"] = settings
+    if cell.protocol.speed_rounds:
+        found["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | waiting()
+    return found
+
+
+def healing(recipe: Recipe, text: Text) -> dict[str, str]:
+    """What a healed cell stands on beside the pruned model."""
+    found = {"text_sha256": text.sha256, "revision": str(REVISION)}
+    return found | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The names under which two inputs differ."""
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+
+def old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+    """Yield the key of each record that is old, and why in a line.
+
+    Old is one that cannot be read, and one of what a cell asks for again while its inputs, or a default that it was
+    asked with, have changed. What is not asked for is not among them.
+    """
+    keys, wanted = {cell.key for cell in cells}, {cell.question: cell for cell in cells}
+    for path in sorted((folder / "cells").glob("*.json")):
+        if path.stem in keys:
+            continue
+        try:
+            record = load(path)
+        except InvalidRecord as error:
+            yield path.stem, str(error)
+            continue
+        if cell := wanted.get(question(record)):
+            changed = ", ".join(differing(record.cell["inputs"], cell.inputs)) or "a default"
+            yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
+
+
+def question(record: Record) -> str:
+    """Return what a record was asked, as Cell.question has it; empty where this version could not ask it."""
+    try:
+        return from_plain(record.cell).question
+    except (UserError, ValueError):  # pydantic's own error is one
+        return ""
+
+
+def revisions(names: Collection[str]) -> dict[str, str]:
+    """Return the revision of each method, which its class declares.
+
+    In a checkout whose methods differ from their commit the sha256 of all of them stands behind it, so that who edits a
+    method measures it again.
+    """
+    edited = environment.is_edited("methods")
+    more = f", {files_sha256([Path(methods.__file__).parent])}" if edited else ""
+    return {name: methods.revision(name) + more for name in names}
+
+
+def code_sha256() -> str:
+    """Return the sha256 of the code that measures: of all modules of this package, but for reports."""
+    return files_sha256([Path(__file__).parents[1], Path(methods.__file__).parent])
+
+
+def files_sha256(folders: Sequence[Path]) -> str:
+    """Return the sha256 of the names and contents of all Python files in some folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes() + b"\n")
+    return digest.hexdigest()
+
+
+def state_sha256(model: nn.Module) -> str:
+    """sha256 of every tensor of a model's state: its name, its kind, its shape and its values; tied ones once."""
+    digest, names = hashlib.sha256(), dict[int, str]()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name)
+        digest.update(f"{name} {first} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if first == name:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps([rules, special], sort_keys=True).encode()).hexdigest()

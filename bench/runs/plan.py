@@ -1,0 +1,305 @@
+"""Measures nothing: a session whose clock goes on to the end of the next cell, for plans, and for tests of the driver.
+
+Its jobs take what they are said to take. Nothing works beside one while it is timed, as on one machine
+(bench.engines.local, bench.system.worker).
+
+Plans a run: says what it would do and what that takes, without doing any of it.
+
+Plans a run without running it: lets its schedule drive a session whose clock jumps from one end to the next.
+"""
+
+from __future__ import annotations
+
+import heapq
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import engines
+from bench.engines import local
+from bench.engines.engine import Job, Machine, Result, refuse_gpus_of_cpus
+from bench.plan import validate
+from bench.plan.cell import Cell, is_timed, named
+from bench.plan.named import refuse_file
+from bench.plan.run_spec import RunSpec
+from bench.runs import store
+from bench.runs.datasets import calibration_setting, read_datasets
+from bench.runs.runner import known
+from bench.schedule.estimate import Estimate, Outlook, duration, reuses
+from bench.schedule.memory_needs import MemoryNeeds, card_of, gib, gpus_bytes, room_of
+from bench.schedule.order import Ended, Schedule, drive
+from bench.system import environment
+from bench.system.memory import check, host_bytes
+
+Found = Callable[[str], dict[str, Any]]
+
+
+class SimulatedSession:
+    """Has slots, and a clock in seconds.
+
+    seconds  that each job takes, by its key
+    alone    how many of them, at the end, it is timed, by its key; 0 for one that is missing
+    found    what is found of a job; by default nothing but a good status
+    start    what a slot takes before its first job
+    spans    (slot, begin, end) of each job, by its key
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        seconds: Mapping[str, float],
+        alone: Mapping[str, float] | None = None,
+        *,
+        found: Found | None = None,
+        start: float = 0.0,
+    ) -> None:
+        self.slots, self.machine = slots, Machine(None, 1)
+        self.now = 0.0
+        self.spans: dict[str, tuple[int, float, float]] = {}
+        self._seconds, self._alone, self._found, self._start = seconds, alone or {}, found or _fine, start
+        self._idle = list(range(slots))
+        self._warm = set[int]()
+        self._begun: dict[str, tuple[int, float]] = {}
+        self._next: list[tuple[float, int, str, bool]] = []  # when a job comes to its timing (False) or ends (True)
+        self._at_gate: list[str] = []
+
+    def threads(self, timed: bool) -> int:
+        return 1
+
+    def has_room(self, timed: bool) -> bool:
+        return bool(self._idle) and not self._at_gate
+
+    def submit(self, job: Job) -> None:
+        self.begin(job.key)
+
+    def begin(self, key: str) -> None:
+        """Let a job run in the first slot that is idle."""
+        slot = heapq.heappop(self._idle)
+        alone = self._alone.get(key, 0.0)
+        comes = self.now + self._seconds[key] - alone + (0.0 if slot in self._warm else self._start)
+        self._warm.add(slot)
+        self._begun[key] = slot, self.now
+        heapq.heappush(self._next, (comes, slot, key, not alone))
+
+    def next_result(self) -> Result:
+        while True:
+            self.now, slot, key, ends = heapq.heappop(self._next)
+            if not ends:
+                self._at_gate.append(key)
+            else:
+                self.spans[key] = (*self._begun.pop(key), self.now)
+                heapq.heappush(self._idle, slot)
+            if self._at_gate and not self._next:  # all others have ended, or come to theirs
+                self._time_all()
+            if ends:
+                return Result(key, self._found(key))
+
+    def _time_all(self) -> None:
+        """Time those at the gate one after the other, who then leave it together."""
+        over = self.now + sum(self._alone[key] for key in self._at_gate)
+        for key in self._at_gate:
+            heapq.heappush(self._next, (over, self._begun[key][0], key, True))
+        self._at_gate.clear()
+
+    def cancel(self) -> None:
+        self._next.clear()
+
+    def __enter__(self) -> SimulatedSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+
+def _fine(key: str) -> dict[str, Any]:
+    """Return what a cell tells that has nothing to tell."""
+    return {"status": "ok", "error": None}
+
+
+def plan_spec(spec: RunSpec) -> Plan:
+    """Return what a run would do and what that takes, without measuring and without writing anything.
+
+    Raises UserError for what `run_spec` would refuse before any work, but for what the machines of another engine lack.
+    """
+    here = spec.engine == "local"
+    engines.refuse_flags(spec)
+    cells, folder = validate.cells(spec, here=here), spec.folder()
+    refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
+    refuse_file(folder)
+    device, every = torch.device(cells[0].device), torch.get_num_threads()
+    slots: int = spec.slots if isinstance(spec.slots, int) else 1
+    if here:
+        seen = local.visible(torch.cuda.device_count())
+        slots = len(local.environments(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
+        if device.type == "cuda" and any(map(is_timed, cells)):
+            local.refuse_unlike(slots, spec.gpus_per_cell)
+    begun = time.perf_counter()
+    datasets = read_datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
+    cells, read = known(cells, datasets, download=False), time.perf_counter() - begun
+    if spec.offload and here:
+        check(spec.offload)
+    served = store.served(folder, cells, spec.retry_failed)
+    done = {key: Ended.of(one) for key, one, _ in served if one is not None}
+    outlook = Outlook.of(cells[0], folder)
+    shared = local.threads_of(slots, every, spec.fixed_threads)
+    outlook.add(
+        cells,
+        lambda cell: datasets[calibration_setting(cell)].amounts,
+        lambda cell: every if slots == 1 else shared,
+        every,
+        done,
+    )
+    room, card = _places(spec, cells[0], slots)
+    needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
+    gpus = spec.gpus_per_cell
+    estimates = {cell.key: _timed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
+    free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
+    where: dict[str, Any] = {"here": here, "gpus": gpus, "room": room, "card": card, "free": free}
+    return simulated(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
+
+
+def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
+    """Return the bytes that a cell may take of its host's memory and of its GPU's.
+
+    Of another machine nothing is known but what the spec says, and all may lie in memory there.
+    """
+    here = spec.engine == "local"
+    room = room_of(spec.memory_gib, slots) if here or spec.memory_gib is not None else sys.maxsize
+    known = here or spec.device_memory_gib is not None
+    return room, card_of(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
+
+
+def _timed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:
+    """Return an estimate without what is not timed: models over several GPUs, a dense one without room."""
+    if "speed" not in estimate.stages or not (needs.alone or gpus > 1):
+        return estimate
+    if gpus > 1 or cell.method == "dense":
+        return replace(estimate, stages={name: one for name, one in estimate.stages.items() if name != "speed"})
+    return replace(estimate, stages=estimate.stages | {"speed": estimate.stages["speed"] / 2})
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """Says when a cell runs, in seconds from the start, and what it takes.
+
+    done   the status of its record, where it has one that counts; then nothing else is known
+    after  what it waits for, by what messages call it; "" where it waits for nothing
+    """
+
+    cell: Cell
+    done: str = ""
+    estimate: Estimate | None = None
+    needs: MemoryNeeds = MemoryNeeds(0, 0)
+    slot: int = 0
+    begin: float = 0.0
+    end: float = 0.0
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Holds the cells of a run in their order, when each slot ends, and sentences on what is wrong or doubtful."""
+
+    cells: Sequence[PlannedCell]
+    slots: Sequence[float]
+    remarks: Sequence[str]
+
+    @property
+    def seconds(self) -> float:
+        """Return when the last slot ends."""
+        return max(self.slots, default=0.0)
+
+
+def simulated(
+    cells: Sequence[Cell],
+    done: Mapping[str, Ended],
+    estimates: Mapping[str, Estimate],
+    *,
+    slots: int,
+    start: float = 0.0,
+    needs: Mapping[str, MemoryNeeds],
+    here: bool = True,
+    gpus: int = 1,
+    room: int | None = None,
+    card: int | None = None,
+    free: int | None = None,
+) -> Plan:
+    """Return the plan of a run.
+
+    done   the cells that have a record that counts, by key
+    start  seconds in which a slot reads its texts and tasks before its first cell
+    here   whether cells run on this machine: then nothing works beside one that is timed, and its memory is looked at
+    gpus   over which the model of a cell is spread
+    room   bytes of the host's memory that a cell may take; None: all of it
+    card   bytes of its GPU's that it may take; None: all that its GPUs have
+    free   bytes that the folder has left in which states wait; None: it is not looked at, or there is none
+    """
+    seconds = {key: estimate.seconds for key, estimate in estimates.items()}
+    schedule = Schedule(cells, seconds if slots > 1 else None)
+    timed = {key: estimate.stages.get("speed", 0.0) for key, estimate in estimates.items()} if here else None
+    session = SimulatedSession(slots, seconds, timed, start=start)
+
+    def begin(cell: Cell) -> None:
+        if cell.key in done:
+            schedule.finish(cell.key, done[cell.key])
+            return
+        session.begin(cell.key)
+        schedule.start(cell.key)
+
+    def end(key: str) -> None:
+        schedule.finish(key, Ended("ok", no_search=reuses(schedule.cells[key].method) != "removals"))
+
+    drive(schedule, session, begin, lambda result: end(result.key))
+    planned = []
+    for cell in cells:
+        if cell.key in done:
+            planned.append(PlannedCell(cell, done[cell.key].status))
+            continue
+        slot, first, ended = session.spans[cell.key]
+        after = schedule.awaited(cell.key)
+        after = named(schedule.cells[after]) if after and after not in done else ""
+        planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
+    ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
+    remarks = [*_misfits(planned, slots, gpus, room, card), *_full(planned, slots, free)] if here else []
+    return Plan(planned, ends, remarks)
+
+
+def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[str]:
+    """Say that the folder of --offload has not the room that states take at once."""
+    taken = sum(sorted((one.needs.offloaded for one in planned), reverse=True)[:slots])
+    if free is None or taken <= free:
+        return []
+    return [f"states take about {gib(taken)} of the folder of --offload, which has {gib(free)} left; name another"]
+
+
+def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:
+    """Name the cells that are larger than the memory, and slots that are so together."""
+    host, device = host_bytes(), 0
+    left = [one for one in planned if not one.done]
+    if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
+        device = gpus_bytes(left[0].cell, gpus, slots)
+    device = of_card or device
+    card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
+    found = []
+    for one in left:
+        limited = room is not None and room * slots < host
+        may = ("it may take", one.needs.host, room) if limited else ("the machine has", one.needs.host, host)
+        for where, needed, there in ((card, one.needs.device, device), may):
+            if there and needed > there:
+                found.append(f"{named(one.cell)} does not fit: it needs about {gib(needed)}, and {where} {gib(there)}")
+    largest = sum(sorted((one.needs.host for one in left), reverse=True)[:slots])
+    if not found and slots > 1 and largest > host:
+        found.append(f"{slots} slots may need {gib(largest)} at once, and the machine has {gib(host)}; take fewer")
+    return found
+
+
+def summary(plan: Plan) -> str:
+    """Say in a sentence how long the run takes: '5 of 7 cells are to be measured, which takes about 12 min'."""
+    left = sum(not one.done for one in plan.cells)
+    return f"{left} of {len(plan.cells)} cells are to be measured, which takes about {duration(plan.seconds)}"

@@ -1,0 +1,210 @@
+"""Makes a cell again from its record: measured a second time to confirm a regression, or only pruned for an export.
+
+A record may be another's: nothing that it names is looked at before the user's own flags allow it (bench.plan.trust).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import methods
+from bench.data import pretrained, texts
+from bench.plan.cell import Cell, ancestors, from_plain
+from bench.plan.trust import Trust
+from bench.records import comparability, run_folder
+from bench.records.comparability import identity, name_of
+from bench.records.record import Record
+from bench.regression import pairs
+from bench.regression.pairs import CellResults
+from bench.runs import inputs
+from bench.runs.saving import PROBE_TOKENS, facts
+from methods import decisions
+from methods.compensation.base import CompensatedPruner
+from methods.errors import UserError
+from methods.model import structures
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+
+
+def measurable(run: Path, names: Iterable[str], trust: Trust) -> dict[str, tuple[str, Record]]:
+    """Return key and record of the cells `names` of a run folder, which the user lets be measured again.
+
+    Raises UserError for the first that cannot be.
+    """
+    records = run_folder.records(run, run_folder.unsaid)
+    every = {comparability.name_of(comparability.identity(r)): (key, r) for key, r in records.items()}
+    wanted = {name: every[name] for name in names}
+    for name, (_, record) in wanted.items():
+        with _said_of(name):
+            trust.refuse(record.cell, measured=True)
+            cell = cell_of(record)
+            pretrained.check(cell.model, cell.trust_remote_code)
+            for text in (cell.protocol.calibration, *cell.protocol.texts):
+                texts.check_text(text)
+    return wanted
+
+
+def measure(run: Path, name: str, key: str, record: Record) -> CellResults:
+    """Prune and measure a cell of `measurable` again, as its record says, into a folder below RUN/again.
+
+    That folder is named after the cell and the time of its record, so that a measurement is repeated once and not with
+    every gate. Raises UserError where that is not possible here.
+    """
+    from bench.runs import runner
+
+    folder = run / "again" / f"{key}-{re.sub(r'[^0-9]', '', str(record.environment.get('date', '')))[:14]}"
+    threads = record.environment.get("threads")
+    if record.cell["device"] == "cpu" and threads:
+        torch.set_num_threads(threads)
+    with _said_of(name):
+        cell = cell_of(record)
+        *_, again = runner.run([*ancestors(cell), cell], folder)
+    return pairs.of_run(folder)[name_of(identity(again))]
+
+
+@contextmanager
+def _said_of(name: str) -> Iterator[None]:
+    """Say of what goes wrong that it keeps the cell `name` from being measured again."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"{name} looks worse and cannot be measured again here: {error}; --no-confirm judges without"
+        ) from None
+
+
+def cell_of(record: Record) -> Cell:
+    """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
+    return from_plain(record.cell | {"inputs": {}})
+
+
+@dataclasses.dataclass(frozen=True)
+class PrunedModel:
+    """Holds a cell's model in memory, with its tokenizer and what its card says (bench.runs.saving.facts).
+
+    `probe` are the tokens on which the cost of rounding is measured; None for those of methods.checkpoint.save_load.
+    """
+
+    model: Decoder
+    tokenizer: Any
+    facts: dict[str, Any]
+    probe: torch.Tensor | None
+
+
+def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
+    """Make a record's model again without measuring it, from what the record says was removed.
+
+    What it names is cut, which is the model where its sha256 says so; then the record may be of another machine. Else
+    the method prunes again, with the order of removals that the record has, and does what no list of removals holds: a
+    fit (a compensation, LaCo, laco-ls, FLAP), a rotation, factors, a layer that is trained, and what tyr and
+    laco-puzzle search behind their first decisions. Another machine may come to something else there, which is refused
+    where other blocks or units go. Raises UserError where weights, tokens or decisions are no longer the same, for a
+    cell that was trained or goes on from another cell, and for what `trust` does not let the record name.
+    """
+    cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
+    own_code = cell.get("trust_remote_code", False)
+    if cell.get("healing") or cell.get("earlier"):
+        how = "`run --save-models --save-dtype float32` keeps its model whole"
+        how = how if measured.get("saved") else "`run --save-models` keeps its model"
+        raise UserError(f"{cell['label']} was trained or goes on from another cell, and is not made again; {how}")
+    trust.refuse(record.cell)
+    pretrained.check(cell["model"], own_code)
+    if pretrained.weights_sha256(cell["model"]) != measured["weights_sha256"]:
+        raise UserError(f"{cell['model']} is not the model of the record: the sha256 of its weights differs")
+    texts.check_text(protocol["calibration"])
+    on = pretrained.resolve_device(cell["device"] if device == "auto" else device)
+    tokenizer = pretrained.load_tokenizer(cell["model"], own_code)
+    sizes = (protocol["calibration_sequences"], protocol["calibration_length"])
+    block = texts.calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
+    if block.sha256 != record.decisions["calibration"]["sha256"]:
+        raise UserError(f"the calibration tokens are not those of the record: {protocol['calibration']} has changed")
+
+    def dense() -> Decoder:
+        gc.collect()  # what has been cut in vain, since models refer to themselves
+        return Decoder(pretrained.load(cell["model"], on, getattr(torch, cell["dtype"]), own_code)[0])
+
+    model = _cut(dense, record)
+    if model is None:
+        states = measured.get("calibration_memory_mib", protocol["calibration_memory_mib"])
+        model = dense()
+        _prune(model, record, dataclasses.replace(block, memory=states * 2**20, order=known_removals(record.decisions)))
+    return PrunedModel(model, tokenizer, facts(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])
+
+
+def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
+    """Return the dense model without what the record names, where that is the model of the record, to the last bit."""
+    if "compensation" in record.decisions or not any(_removed(record.decisions).values()):
+        return None
+    model = dense()
+    _cut_what_is_named(model, record.decisions)
+    same = parameters(model) == record.measured["parameters"]
+    return model if same and inputs.state_sha256(model.model) == record.measured.get("pruned_sha256") else None
+
+
+def _prune(model: Decoder, record: Record, block: Calibration) -> None:
+    """Prune as the record says. Raises UserError where that is another version's, and where something else goes."""
+    cell, measured = record.cell, record.measured
+    if cell["method"] == "dense":
+        return
+    torch.manual_seed(cell["seed"])
+    try:
+        pruner = methods.make(cell["method"], cell["parameters"])
+    except ValueError as error:
+        raise UserError(f"the record of {cell['label']} is of another version of the method: {error}") from None
+    if isinstance(pruner, CompensatedPruner) and pruner.pruner.only_cuts:
+        pruner = dataclasses.replace(pruner, pruner=Recorded(record.decisions))
+    asked = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
+    decided = decisions.prune(pruner, model, block, asked)
+    if _removed(decided) != _removed(record.decisions) or parameters(model) != measured["parameters"]:
+        where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
+        raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(methods.Pruner):
+    """A pruner that removes what a record says was removed."""
+
+    decisions: Mapping[str, Any]
+
+    name = "recorded"
+    takes_ratio = False
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        _cut_what_is_named(model, self.decisions)
+        return {name: what for name, what in self.decisions.items() if name not in decisions.UNITS}  # counts may be old
+
+
+def _cut_what_is_named(model: Decoder, decided: Mapping[str, Any]) -> None:
+    """Remove what a record names, in place. Raises UserError where the model has no such layers or units."""
+    if wrong := decisions.misfit(decided, model):
+        raise UserError(f"the record names removals that its model cannot have had: {wrong}; run the cell again")
+    structures.cut(model, decided)
+
+
+def _removed(decisions: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: gone for name, gone in decisions.items() if name.startswith("removed_")}
+
+
+def known_removals(decisions: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a record says of removals, as methods take it (Calibration.order)."""
+    if "trace" in decisions:
+        return tuple(f"window {step['pointer']}" for step in decisions["trace"] if step["accepted"])
+    units = (
+        f"{kind} {layer} {'+'.join(map(str, gone))}"
+        for kind in ("kv_heads", "channels")
+        for layer, gone in enumerate(decisions.get(f"removed_{kind}", []))
+        if gone
+    )
+    return tuple(decisions.get("removal_order") or units)

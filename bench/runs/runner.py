@@ -1,0 +1,345 @@
+"""Runs cells and writes their records: those without a record that counts, each an outcome of its own.
+
+The folder belongs to one run at a time (bench.runs.store). An engine (bench.engines) measures cells: in this process,
+or in workers, where a crash or a lack of memory is that cell's outcome and no other's, and with limits a hang; one
+after the other or several at once, here or on other machines. Which one starts when is bench.schedule's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import methods
+from bench import engines
+from bench.data import pretrained
+from bench.engines import local
+from bench.engines.engine import Conditions, Engine, Job, Result, Session, refuse_gpus_of_cpus
+from bench.plan import grid, validate
+from bench.plan.cell import Cell, is_timed, named
+from bench.plan.run_spec import RunSpec
+from bench.records.record import LOST, REFUSED, Record, load
+from bench.runs import inputs, job, store
+from bench.runs.datasets import CalibrationSetting, Datasets, calibration_setting, read_datasets
+from bench.runs.searches import Removals, valid
+from bench.schedule.estimate import Estimate, Forecast, Outlook
+from bench.schedule.memory_needs import refuse_full, refuse_misfits, room_of
+from bench.schedule.order import Ended, Schedule, drive
+from bench.system import interrupt
+from bench.system.memory import check
+from bench.system.threads import set_up_threads
+from bench.system.worker import Line
+from methods.console import say
+from methods.errors import UserError
+
+Report = Callable[[Path, list[Record]], object]
+Ending = Callable[[str], object]
+
+FEW = 3  # cells, one after the other, for which nobody asks when they will end
+
+
+def unheard(key: str) -> None:
+    """Take the key of a cell of whose end nobody wants to know."""
+
+
+def run_spec(
+    spec: RunSpec,
+    report: Report = lambda folder, records: None,
+    engine: Engine | None = None,
+    ended: Ending = unheard,
+    folder: Path | None = None,
+) -> list[Record]:
+    """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
+
+    report   is given the folder of the run and the records at the end, while the folder is still held
+    ended    is given the key of each cell as soon as its record is written, or found in the folder
+    engine   where cells run; None: as the spec says
+    folder   of the run; None: as the spec says, which by default is another one tomorrow, so that an interrupt names it
+
+    Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
+    """
+    set_up_threads()
+    engine = engine or engines.engine_of_spec(spec)
+    folder = folder or spec.folder()
+    cells = validate.cells(spec, here=engine.here)
+    refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
+    with interrupt.prompt(again(spec, folder), partial(store.leave, folder)), store.nothing_left(folder):
+        validate.check_folder(folder)
+        if spec.offload and engine.here:
+            check(spec.offload)
+        return run(
+            cells,
+            folder,
+            retry_failed=spec.retry_failed,
+            isolate=spec.isolate,
+            limits=spec.limits,
+            engine=engine,
+            threads=spec.fixed_threads,
+            free_cores=spec.threads == "auto",
+            memory=spec.memory_gib,
+            device_memory=spec.device_memory_gib,
+            offload=spec.offload,
+            report=report,
+            ended=ended,
+        )
+
+
+def again(spec: RunSpec, folder: Path) -> str:
+    """Return what the command of a run needs to go on in its folder: nothing where it names that."""
+    return "" if spec.out else f"--out {folder}"
+
+
+def run(
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    retry_failed: bool = False,
+    isolate: bool | None = None,
+    limits: Mapping[str, float] | None = None,
+    engine: Engine | None = None,
+    threads: int | None = None,
+    free_cores: bool = False,
+    memory: float | None = None,
+    device_memory: float | None = None,
+    offload: Path | None = None,
+    report: Report = lambda folder, records: None,
+    ended: Ending = unheard,
+) -> list[Record]:
+    """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
+
+    isolate  measure each cell in a process of its own, to which `limits` apply (by the names of
+             bench.system.worker.Limits); None: where there are limits, and where cells are timed, run on a GPU or
+             several at once in processes that measure one after the other, until one of them fails in it
+    engine   where cells run; None: on this machine, one after the other
+    threads  of each cell; None: as the engine divides what there is; with `free_cores` no more of them than other
+             programs leave cores, looked at before each stage but timing
+    memory   GiB of the host's memory that each cell may take, and device_memory of its GPU's; None: what there is
+    offload  folder of the machine that measures, for states that wait between layers; None: they wait in memory
+    report   is given the folder and the records at the end, while the folder is still held
+    ended    is given the key of each cell as soon as its record is written, or found in the folder
+
+    Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
+    the engine cannot have what cells need, states cannot be put into `offload`, or the disk takes no more.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    engine = engine or local.Local()
+    fresh = bool(limits) if isolate is None else isolate
+    conditions = Conditions(
+        folder=folder,
+        device=cells[0].device,
+        timed=any(map(is_timed, cells)),
+        fresh=fresh,
+        threads=threads,
+        models=any(cell.earlier or cell.protocol.save_dtype for cell in cells),
+        work=job.told,
+        measure=job.run_job_text,
+        soon=isolate is not False and not any((folder / "cells").glob("*.json")),
+    )
+    with store.held(folder) as dead, store.tidied(folder):
+        if dead:
+            say(dead)
+        with store.scratch(folder) as scratch, engine.start(conditions) as session:
+            datasets = read_datasets(cells, scratch, session.machine)
+            cells = known(cells, datasets)
+            for line in store.set_aside(folder, cells):
+                say(line)
+            if engine.here:  # a cluster finds what is measured when it is asked for the cell
+                for line in job.take_in_measured(folder, cells):
+                    say(line)
+            if engine.here and (isolate is False or not conditions.apart(session.slots)):
+                in_turn = partial(_in_this_process, {cell.key: cell for cell in cells}, datasets)
+                measuring: Session = local.InThisProcess(in_turn, session.machine)
+            else:
+                _refuse_own(cells)
+                measuring = session
+            shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
+            shared |= {"code_sha256": inputs.code_sha256(), "plugins": tuple(methods.plugins())}
+            shared |= {"device_memory": device_memory, "free_cores": free_cores}
+            if offload is not None:
+                shared["offload"] = str(offload.resolve() if engine.here else offload)
+            if memory is not None or engine.here:
+                shared["memory"] = room_of(memory, measuring.slots) / 2**30
+            served = {
+                key: (None if record is None else Ended.of(record), why)
+                for key, record, why in store.served(folder, cells, retry_failed)
+            }
+            outlook = _outlook(cells, folder, datasets, measuring, {key for key, (ended, _) in served.items() if ended})
+            estimates = outlook.estimates if outlook else None
+            told: dict[str, Any] = {"here": engine.here, "estimates": estimates, "told": ended}
+            records = _measured(cells, folder, measuring, served, shared, **told)
+        report(folder, records)
+    return records
+
+
+def _measured(
+    cells: Sequence[Cell],
+    folder: Path,
+    session: Session,
+    served: Mapping[str, tuple[Ended | None, str]],
+    shared: Mapping[str, Any],
+    *,
+    here: bool = True,
+    estimates: Mapping[str, Estimate] | None = None,
+    told: Ending = unheard,
+) -> list[Record]:
+    """Have every cell measured without a record that counts; `shared` is what its jobs have in common.
+
+    Only what other cells need of a record is kept meanwhile; at the end all are read from the folder. With estimates a
+    line after each cell says when the run ends.
+
+    served  of each cell what its record says, or None and why it has none that counts
+    """
+    missing = [cell for cell in cells if served[cell.key][0] is None]
+    _refuse_large(missing if here else [], session, shared)
+    seconds = {key: one.seconds for key, one in (estimates or {}).items()} if session.slots > 1 else {}
+    schedule = Schedule(cells, seconds or None)
+    forecast = Forecast(estimates or {}, session.slots, one_machine=here, queues=session.machine.queues)
+    for cell in missing if estimates else ():
+        forecast.add(cell)
+    known_removals = Removals(valid(folder))
+    parents = Counter(cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0])
+    names = _names(cells)
+    store.drop_models(folder, parents)
+
+    def finish(cell: Cell, ended: Ended) -> None:
+        schedule.finish(cell.key, ended)
+        told(cell.key)
+        if cell.earlier and not served[cell.key][0]:
+            parent = cell.inputs["parent"]
+            parents[parent] -= 1
+            if not parents[parent]:
+                del parents[parent]
+                store.drop_models(folder, parents)
+
+    def write(cell: Cell, result: Result) -> None:
+        record = _written(cell, result, folder, session.slots if here else None)
+        known_removals.add(record)
+        if record.error:
+            say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
+        finish(cell, Ended.of(record))
+        if estimates:
+            forecast.end(cell, record)
+            end = forecast.line() if len(schedule.ended) < len(cells) else ""
+            say("; ".join(filter(None, (schedule.progress(queues=session.machine.queues), end))))
+
+    def begin(cell: Cell) -> None:
+        where, (ended, why) = names[cell.key], served[cell.key]
+        if ended is not None:
+            say(f"{where}: has a record")
+            store.drop_partial_results(folder, cell.key, ended.status)
+            finish(cell, ended)
+            return
+        say(f"{where}: {why}; it runs again" if why else f"{where}: {'loading the model' if here else 'is submitted'}")
+        if orphaned := _orphaned(cell, schedule):
+            write(cell, Result(cell.key, orphaned))
+            return
+        order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), ())
+        own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
+        job.hand_over(folder, cell.key, here)
+        session.submit(job.job(cell, folder, session, {**own, **shared}))
+        schedule.start(cell.key)
+        if estimates:
+            forecast.begin(cell.key)
+
+    drive(schedule, session, begin, lambda result: write(schedule.cells[result.key], result))
+    return [load(folder / "cells" / f"{cell.key}.json") for cell in cells]
+
+
+def _written(cell: Cell, result: Result, folder: Path, slots: int | None) -> Record:
+    """Write what was found of a cell into the folder, and return its record.
+
+    `slots` is that of bench.runs.job.record_of_outcome.
+    """
+    store.refuse_removed(folder)
+    if result.part is not None:
+        return store.take_in(result.part, folder, cell.key)
+    return store.finish(job.record_of_outcome(cell, job.with_told(folder, result), slots), folder, cell.key)
+
+
+def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:
+    """Refuse cells for which this machine has too little memory, or the folder of states too little room."""
+    limits, offload = (shared.get("memory"), shared.get("device_memory")), shared.get("offload")
+    refuse_misfits(cells, session.machine.gpus, *limits, offload=bool(offload), slots=session.slots)
+    if cells and offload:
+        refuse_full(cells, Path(offload), session.slots)
+
+
+def _outlook(
+    cells: Sequence[Cell],
+    folder: Path,
+    datasets: Mapping[CalibrationSetting, Datasets],
+    session: Session,
+    done: Container[str],
+) -> Outlook | None:
+    """Return what cells will take, but for those that are done; None for so few, in turn, that nobody asks."""
+    if session.slots == 1 and len(cells) <= FEW:
+        return None
+    outlook = Outlook.of(cells[0], folder)
+    outlook.add(
+        cells,
+        lambda cell: datasets[calibration_setting(cell)].amounts,
+        lambda cell: session.threads(is_timed(cell)),
+        session.machine.threads,
+        done,
+    )
+    return outlook
+
+
+def _names(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return what messages call each cell, by key: '[2/5] laco at 0.3', of several models with the model behind it."""
+    several = len({cell.model for cell in cells}) > 1
+    words = [f"{named(cell)}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
+    return {cell.key: f"[{at}/{len(cells)}] {words[at - 1]}" for at, cell in enumerate(cells, start=1)}
+
+
+def _in_this_process(
+    cells: Mapping[str, Cell], datasets: Mapping[CalibrationSetting, Datasets], line: Line, asked_for: Job
+) -> None:
+    """Measure a cell on what this process has read for all."""
+    cell = cells[asked_for.key]
+    job.measure_cell(line, asked_for, cell, datasets[calibration_setting(cell)])
+
+
+def _refuse_own(cells: Sequence[Cell]) -> None:
+    """Refuse methods that the running script defines itself, which the process that measures them cannot import."""
+    own = {name for name, kind in methods.load().items() if kind.__module__ == "__main__"}
+    if found := own & {cell.method.partition("+")[0] for cell in cells}:
+        raise UserError(
+            f"{min(found)} is defined in the script that runs, which the process that measures it cannot import; put "
+            "it into a file and name that in `plugins`, or leave the process out with isolate=False"
+        )
+
+
+def known(
+    cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets], *, download: bool = True
+) -> list[Cell]:
+    """Return the cells with their inputs. Raises UserError where one goes on from a cell that is missing."""
+    weights = {model: pretrained.weights_sha256(model, download=download) for model in {cell.model for cell in cells}}
+    revisions = inputs.revisions({cell.method for cell in cells})
+    found, keys = list[Cell](), dict[str, str]()
+    for cell in cells:
+        here = datasets[calibration_setting(cell)]
+        own: dict[str, Any] = {"weights_sha256": weights[cell.model], "revision": revisions[cell.method]}
+        if cell.healing:
+            own["healing"] = inputs.healing(cell.healing, here.healing[cell.healing])
+        if cell.earlier:
+            own["parent"] = grid.parent_key(cell, keys)
+        found.append(replace(cell, inputs=here.inputs | own))
+        keys[cell.question] = found[-1].key
+    return found
+
+
+def _orphaned(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
+    """Return the outcome of a cell whose parent has no model to go on from; None for any other."""
+    key = cell.inputs["parent"] if cell.earlier else ""
+    parent = schedule.ended[key] if key else None
+    if parent is None or parent.status == "ok":
+        return None
+    status, label = parent.status if parent.status in (*REFUSED, LOST) else "error", schedule.cells[key].label
+    reason = f"{parent.status}, {parent.error}"
+    return {"status": status, "error": f"there is no model of {label} to go on from: {reason}"}

@@ -1,0 +1,142 @@
+"""Saves the pruned model of a cell and gives back the one that loads again, which is what the cell then measures."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.data import pretrained
+from bench.plan.cell import Cell
+from bench.system import memory
+from methods.checkpoint import save_load
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, Place, devices
+from methods.model.layer_store import LayerStore
+
+RELOADED = "the model as it loads again from this folder"
+IN_MEMORY = "the model in memory, before it was saved"
+PROBE_TOKENS = 128  # leading tokens of the first calibration sequence, on which the cost of rounding is measured
+
+
+def folder_of(run: Path, key: str) -> Path:
+    """Return where a run keeps the model of a cell."""
+    return run / "models" / key
+
+
+def save_and_reload(
+    cell: Cell,
+    model: Decoder,
+    tokenizer: Any,
+    *,
+    calibration: Calibration,
+    decisions: Mapping[str, Any],
+    measured: dict[str, Any],
+    run: Path,
+    place: Place,
+    files: LayerStore | None = None,
+) -> Decoder:
+    """Save the cell's model in its run, record that under measured["saved"], and return what loads from there.
+
+    place  where that goes
+    files  where its weights lie then; None: in memory
+
+    The weights of `model` are freed on the way, so that there is one model in memory and not two.
+    """
+    folder, dtype = folder_of(run, cell.key), wanted_dtype(cell.protocol.save_dtype, cell.model, cell.dtype)
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its record
+    known = facts(cell.plain() | {"label": cell.label}, decisions, measured)
+    probe = calibration.ids[:1, :PROBE_TOKENS]
+    manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=known, dtype=dtype, probe=probe)
+    measured["saved"] = {
+        "folder": folder.relative_to(run).as_posix(),
+        "bytes": sum(entry["bytes"] for entry in manifest["weights"].values()),
+        **{name: manifest[name] for name in ("loads_with", "reason", "dtype", "rounding") if name in manifest},
+    }
+    nn.Module.to(model.model, "meta")  # which accelerate warns of where layers are spread
+    gc.collect()  # of the model that was tried out, which shares the weights and refers to itself
+    memory.give_back(devices(place))
+    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place, store=files)
+
+
+def complete(measured: Mapping[str, Any], run: Path) -> None:
+    """Write what has been measured since the model was saved into its card."""
+    save_load.complete(run / measured["saved"]["folder"], {"measured": _figures(measured)})
+
+
+def wanted_dtype(name: str, model: str, own: str) -> torch.dtype:
+    """Return the dtype to store in; "auto" is the one that the base's weights have."""
+    stored = pretrained.stored_dtype(model) or own if name == "auto" else name
+    dtype: torch.dtype = getattr(torch, stored)
+    return dtype
+
+
+def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the card says besides the model itself: base, pruning, and figures as far as there are any."""
+    base = {
+        "name": pretrained.display_name(cell["model"]),
+        "licence": pretrained.licence(cell["model"]),
+        "weights_sha256": measured.get("weights_sha256"),
+        "parameters": measured.get("dense_parameters"),
+        "pruning": _earlier(cell["model"]),
+        "hub": cell["model"] if pretrained.is_on_hub(cell["model"]) else None,
+    }
+    calibration = _without_path(decisions["calibration"])
+    pruning = {
+        **{name: cell[name] for name in ("method", "label", "parameters", "match", "seed")},
+        "requested": cell["ratio"],
+        "ratio_of": cell.get("ratio_of"),
+        "budget": measured.get("ratio_budget"),
+        "quantity": measured.get("budget"),
+        "achieved": measured.get("ratio"),
+        "calibration": calibration,
+        "decisions": {name: value for name, value in decisions.items() if name not in ("calibration", "earlier")},
+        "healing": _without_path(measured["healing"]["recipe"]) if "healing" in measured else None,
+        "earlier": [_stage(stage) for stage in decisions.get("earlier", [])] or None,
+    }
+    found = {
+        "base": {name: value for name, value in base.items() if value is not None},
+        "pruning": {name: value for name, value in pruning.items() if value is not None},
+    }
+    figures = _figures(measured)
+    return found | ({"measured": figures} if figures else {})
+
+
+def _without_path(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten the path of a text under "source" or "text" to the file's name."""
+    return {**said, **{name: _name(said[name]) for name in ("source", "text") if name in said}}
+
+
+def _name(text: str) -> str:
+    """Return what a text is called, of a file its name alone."""
+    return Path(text).name if Path(text).is_file() else text
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an earlier stage of a chained cell did, by the names of `facts`."""
+    found = {name: stage[name] for name in ("method", "label", "parameters", "decisions")}
+    found |= {"requested": stage["ratio"], "achieved": stage["measured"]["ratio"]}
+    return found | ({"healing": _without_path(stage["healing"])} if "healing" in stage else {})
+
+
+def _earlier(model: str) -> list[dict[str, Any]]:
+    """Return how a base that had been pruned before was made, oldest step first."""
+    if not save_load.is_checkpoint(Path(model)):
+        return []
+    manifest = save_load.read_manifest(Path(model))
+    last = manifest.get("pruning", {})
+    return [*manifest.get("base", {}).get("pruning", []), *last.get("earlier", []), last]
+
+
+def _figures(measured: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: measured[name] for name in ("perplexity", "tasks") if measured.get(name)}
+    if not found:
+        return {}
+    if "perplexity" in found:
+        found["perplexity"] = {_name(text): one for text, one in found["perplexity"].items()}
+    return found | {"model": RELOADED if "saved" in measured else IN_MEMORY}

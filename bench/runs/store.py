@@ -1,0 +1,427 @@
+"""Keeps a run folder for one run at a time.
+
+    .lock         locked while a run goes on; stays, since a lock that is removed can be held twice
+    .owner.json   {pid, host, started} of the run that goes on, or of one that was killed
+
+The lock is the system's own (flock, through filelock), so that it is gone with its owner however that ended: killed, or
+with the machine. A file system without it is refused, since filelock would make do with a file that a killed owner
+leaves for ever. .owner.json tells the one who is refused who that is.
+
+Keeps a run folder: which of its records count, and what a killed run has left.
+
+    cells/<key>.json                finished cells (bench.records.record)
+    samples/<key>/<name>.parquet    their documents and windows
+    partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
+    partial/<key>/prune/            the removals that its greedy search has found (bench.runs.searches), and where its
+                                    sweeps over the layers stand (methods.model.calibration); kept when the cell failed
+    partial/<key>/heal-*/           the checkpoint of its healing (bench.healing), for the pruned model whose
+                                    hash is in the name; kept when the cell failed
+    parts/<key>/                    a run folder with that one cell, which a machine that sees this one measures, or has
+                                    measured without having been heard (bench.runs.job); meanwhile it has
+                                    partial/<key>/
+    models/<key>/                   saved models (bench.runs.saving)
+    kept/<key>/                     models from which a cell without a record goes on, unless they are in models/; as
+                                    methods.checkpoint writes them, in the dtype that they have in memory
+    superseded/                     records, with their samples, that a changed input or layout has made old
+    .lock, .owner.json              which run owns the folder (bench.runs.store)
+
+A cell is finished when its record and every file of samples that the record names are whole. Every file is renamed into
+place once it is on the disk, samples before the record that names them. A cell whose model is needed and missing, or
+not whole, is measured again, whatever its record says.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+from bench.engines.engine import PARTS, InUse
+from bench.plan.cell import Cell, label
+from bench.records import packed_run
+from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, load, save
+from bench.records.sample_tables import refuse_damaged
+from bench.runs import inputs
+from methods.checkpoint import save_load, weight_files
+from methods.errors import CheckpointError, Unwritable, UserError
+from methods.files import WRITING, sha256, write_atomically
+from methods.model.decoder import Decoder, Place
+from methods.model.layer_store import LayerStore
+
+LOCK, OWNER = ".lock", ".owner.json"
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Remove the lock and the empty folders that a run has made which is refused before it has written anything."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    locked = (folder / LOCK).exists()
+    try:
+        yield
+    except InUse:
+        raise
+    except UserError:
+        with suppress(OSError):
+            if not locked and not (folder / "cells").exists():
+                (folder / LOCK).unlink(missing_ok=True)
+            for path in new:
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
+    """Own the folder; yields a line about an earlier owner that did not finish, if there was one.
+
+    patience  seconds to wait for another owner, as for one whose end is not known everywhere yet
+
+    Raises InUse, naming the owner, where another run holds it, and UserError where the run in it is packed, or where it
+    cannot be made or locked, as on a file system without locks, or is removed within.
+    """
+    if packed_run.is_packed(folder):
+        raise UserError(
+            f"{folder} is a packed run; `python -m bench pack {folder} --unpack` lets it go on, or name another --out"
+        )
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_lockless(folder)
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise InUse(
+            f"{folder} is in use by {_owner(folder) or 'another run'}; wait for it, end it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made or locked: {error.strerror}; name another with --out") from None
+    try:
+        dead = _owner(folder)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        who = {"pid": os.getpid(), "host": platform.node(), "started": started}
+        write_atomically(folder / OWNER, json.dumps(who) + "\n")
+        yield f"{dead} did not come to its end; going on from there" if dead else None
+    except Exception as error:
+        refuse_removed(folder, error)
+        raise
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def refuse_removed(folder: Path, error: Exception | None = None) -> None:
+    """Raise UserError, as what has led to `error`, where a folder that is held is there no more."""
+    if not (folder / LOCK).exists():
+        raise UserError(f"{folder} was removed while the run went on; the same command begins anew") from error
+
+
+def _refuse_lockless(folder: Path) -> None:
+    """Refuse a folder whose file system has no flock, by unlocking there what is not locked."""
+    if os.name != "posix":  # where filelock has another lock of the system
+        return
+    import fcntl
+
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            raise UserError(
+                f"{folder} lies on a file system without locks (flock), which a run needs to have its folder for "
+                "itself; mount it with them, as Lustre with -o flock, or name another --out"
+            ) from None
+
+
+def is_own(folder: Path) -> bool:
+    """Say whether the owner's file names this process."""
+    try:
+        who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return bool((who["pid"], who["host"]) == (os.getpid(), platform.node()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _owner(folder: Path) -> str | None:
+    """Say in words who the owner's file names; None where there is none or it cannot be read."""
+    try:
+        who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"the run with process {who['pid']:d} on {who['host']}, started {who['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+KEPT = "kept"
+SCRATCH = ".run-"  # begins the name of a folder that lasts as long as its run
+
+
+@dataclass(frozen=True)
+class PartialResults:
+    """Keeps the finished pieces of a cell in a folder of its own; they count for the model with that hash alone."""
+
+    folder: Path
+    pruned_sha256: str
+
+    @property
+    def healing(self) -> Path:
+        """Return where a checkpoint is written while the model with that hash is trained."""
+        return self.folder / f"heal-{self.pruned_sha256[:16]}"
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """Return the figures of a piece, if it is whole and of the same model, else None."""
+        found = self._read(name)
+        return None if found is None else dict(found["figures"])
+
+    def keep(self, name: str, figures: Mapping[str, Any], samples: pd.DataFrame) -> None:
+        """Write the figures and samples of a piece. Raises Unwritable."""
+        buffer = io.BytesIO()
+        samples.to_parquet(buffer, index=False)
+        write_atomically(self.folder / f"{name}.parquet", buffer.getvalue())
+        found = {
+            "pruned_sha256": self.pruned_sha256,
+            "rows": len(samples),
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "figures": figures,
+        }
+        write_atomically(self.folder / f"{name}.json", json.dumps(found))
+
+    def publish(self, samples: Path) -> dict[str, dict[str, Any]]:
+        """Copy the samples of every piece to the folder `samples`; return {name: {rows, sha256}} for the record."""
+        shutil.rmtree(samples, ignore_errors=True)  # of an attempt that failed
+        published = {}
+        for path in sorted(self.folder.glob("*.json")):
+            if found := self._read(path.stem):
+                write_atomically(samples / f"{path.stem}.parquet", path.with_suffix(".parquet").read_bytes())
+                published[path.stem] = {"rows": found["rows"], "sha256": found["sha256"]}
+        return published
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            whole = found["sha256"] == sha256(self.folder / f"{name}.parquet")
+            return found if whole and found["pruned_sha256"] == self.pruned_sha256 else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def partial_results(folder: Path, key: str, measured: Mapping[str, Any]) -> PartialResults:
+    """Return the partial results of the cell `key`, for the model whose hash is in `measured`."""
+    return PartialResults(folder / "partial" / key, measured.get("pruned_sha256", ""))
+
+
+def finish(record: Record, folder: Path, key: str) -> Record:
+    """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable.
+
+    A cell of which something is found that no record holds has failed, and keeps the rest.
+    """
+    from bench.records.record import sound  # here, since pydantic takes a while to import
+
+    record = sound(record)
+    if record.status != LOST:
+        move_partial_results(folder / PARTS / key, folder, key)
+    published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
+    if published:
+        record = replace(record, measured=record.measured | {"samples": published})
+    save(record, folder / "cells" / f"{key}.json")
+    drop_partial_results(folder, key, record.status)
+    return record
+
+
+def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
+    """Move the files of a cell that was measured into a part (bench.runs.job) into the folder, and return its record.
+
+    part  the folder, or {path in it: bytes} where another machine has sent them
+
+    Raises InvalidRecord where the record cannot be read, or samples are not those that it names.
+    """
+    if not isinstance(part, Path):
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as name:
+            for path, content in part.items():
+                if (Path(name) / path).resolve().is_relative_to(Path(name).resolve()):
+                    write_atomically(Path(name) / path, content)
+            return take_in(Path(name), folder, key)
+    record = load(part / "cells" / f"{key}.json")
+    refuse_damaged(part / "samples" / key, record.measured)
+    packed_run.move(part, key, folder)
+    drop_partial_results(folder, key, record.status)
+    return record
+
+
+def move_partial_results(source: Path, target: Path, key: str) -> None:
+    """Move the partial results of a cell from one folder to another that has none of it."""
+    there, here = source / "partial" / key, target / "partial" / key
+    if there.exists() and not here.exists():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        there.replace(here)
+        with suppress(OSError):  # which holds those of other cells
+            there.parent.rmdir()
+
+
+def drop_partial_results(folder: Path, key: str, status: str) -> None:
+    """Remove the partial results of a cell that has a record, also those that a run killed just then has left.
+
+    What its healing and its pruning had found is kept of a cell that failed, for the run that tries it again, and
+    everything of one that was lost.
+    """
+    if status == LOST:
+        return
+    move_partial_results(folder / PARTS / key, folder, key)
+    shutil.rmtree(folder / PARTS / key, ignore_errors=True)
+    place = folder / "partial" / key
+    for piece in place.glob("*"):
+        if piece.is_file():
+            piece.unlink()
+        elif status not in FAILED:
+            shutil.rmtree(piece, ignore_errors=True)
+    for empty in (place, place.parent, folder / PARTS):
+        with suppress(OSError):  # with a checkpoint, or of another cell that is not finished
+            empty.rmdir()
+
+
+def finished(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
+    """Return the record of the cell `key`, if it counts; else None and, where there is a file that does not, why."""
+    path = folder / "cells" / f"{key}.json"
+    if not path.exists():
+        return None, ""
+    try:
+        record = load(path)
+    except InvalidRecord as error:
+        return None, str(error)
+    if inputs.question(record) != cell.question or inputs.differing(record.cell["inputs"], cell.inputs):
+        return None, f"{path} is another cell's"
+    try:
+        refuse_damaged(folder / "samples" / key, record.measured)
+    except InvalidRecord as error:
+        return None, str(error)
+    if record.status == LOST or (retry_failed and record.status in FAILED):
+        return None, f"it failed before: {record.status}"
+    return record, ""
+
+
+def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
+    """Move old records out of the way of reports, to superseded/, with their samples; a line on each."""
+    for key, why in inputs.old_records(folder, cells):
+        packed_run.move(folder, key)
+        yield f"{why}; moved to superseded/"
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Make a folder beside the results that is gone at the end."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise Unwritable(f"{folder} cannot hold results: {error.strerror}") from error
+    with made as name:
+        yield Path(name)
+
+
+@contextmanager
+def tidied(folder: Path) -> Iterator[None]:
+    """Clear what a killed run has left, and at the end what processes have that were ended."""
+    clear_leftovers(folder)
+    try:
+        yield
+    finally:
+        clear_leftovers(folder)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed run has left: files that are not whole, scratch folders, half-saved models."""
+    for place in (".", "cells", "samples/*", "partial/*"):
+        for path in folder.glob(f"{place}/{WRITING}*"):
+            path.unlink(missing_ok=True)
+    for path in (*folder.glob(f"{SCRATCH}*"), *folder.glob("models/.*--*"), *folder.glob("kept/.*--*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def leave(folder: Path) -> None:
+    """Remove from a folder what this process would have removed itself, if it owned it and had come to that."""
+    if is_own(folder):
+        clear_leftovers(folder)
+        (folder / OWNER).unlink(missing_ok=True)
+
+
+def served(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
+    """Yield of each cell its key and the record that serves it, or None and why there is none that counts, in a line.
+
+    A parent's record does not count where a cell without a record goes on from a model that is gone.
+    """
+    needed = set[str]()
+    for cell in reversed(cells):  # whoever goes on from a cell comes behind it
+        record, why = finished(folder, cell.key, cell, retry_failed=retry_failed)
+        if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
+            record, why = None, "another cell goes on from its model, which is not kept"
+        if record is None and cell.earlier:
+            needed.add(cell.inputs["parent"])
+        yield cell.key, record, why
+
+
+def keep_model(model: Decoder, folder: Path, key: str) -> None:
+    """Write the model of the cell `key`. Raises CheckpointError where the disk refuses."""
+    place = folder / KEPT / key
+    shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not come to its record
+    save_load.save(model, place)
+
+
+def find_model(folder: Path, key: str) -> Path | None:
+    """Return the folder that has the model of the cell `key` whole, or None."""
+    for place in (folder / "models" / key, folder / KEPT / key):
+        try:
+            weight_files.check(place, save_load.read_manifest(place)["weights"])
+        except CheckpointError:
+            continue
+        return place
+    return None
+
+
+def load_model(folder: Path, key: str, record: Record, device: Place, files: LayerStore | None = None) -> Decoder:
+    """Load the model that was measured for the record; over several devices its layers are spread.
+
+    files  where its weights lie; None: in memory
+
+    Raises RuntimeError where it is not there.
+    """
+    place, dtype = find_model(folder, key), getattr(torch, record.cell["dtype"])
+    if place is not None:
+        model = save_load.load(place, dtype=dtype, device=device, check_hashes=False, store=files)
+    if place is None or inputs.state_sha256(model.model) != record.measured["pruned_sha256"]:
+        raise RuntimeError(f"the model of {key}, from which this cell goes on, is not the one that was measured")
+    return model
+
+
+def stage(record: Record) -> dict[str, Any]:
+    """Return what a chained cell's record says of the one that it goes on from, see bench.records.measured."""
+    cell = {name: value for name, value in record.cell.items() if name != "earlier"}
+    decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
+    return {
+        "label": label(cell),
+        **{name: cell[name] for name in ("method", "parameters", "ratio", "healing") if name in cell},
+        "decisions": decided,
+        "measured": {name: record.measured[name] for name in EARLIER if name in record.measured},
+    }
+
+
+def drop_models(folder: Path, but: Collection[str]) -> None:
+    """Remove the kept models from which no cell goes on any more: all but those of the keys `but`.
+
+    A model of those keys that is being written has a name of its own until it is whole.
+    """
+    for place in (folder / KEPT).glob("*"):
+        if place.name not in but and not any(place.name.startswith(f".{key}.") for key in but):
+            shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # which holds others, or is not there
+        (folder / KEPT).rmdir()

@@ -1,0 +1,326 @@
+"""Serves models by llama.cpp: as GGUF files, on the CPU.
+
+Serves models by vLLM or SGLang, in the Python that has them: as Hugging Face folders of a stock shape.
+
+Layers of sizes of their own are refused. Both engines know them as Nemotron-NAS, whose configuration they load by a
+class that comes as code with NVIDIA's models and with no folder of this suite (bench.export.engine_form).
+
+Dense and pruned model are served in turns, whole processes each, since the engine fills a GPU with one. It has not been
+run: there was no such engine, and its tests have a recorded one.
+
+Returns the inference engine that is asked for.
+
+Says what an inference engine must offer so that the models of a run are served by it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from bench.data import gguf
+from bench.data.texts import EvaluationText
+from bench.evaluation.scoring import window_nll
+from bench.export import engine_check, gguf_file
+from bench.export.write import GGUF, HF
+from bench.inference import llama_cpp
+from bench.inference.other_python import EngineFailed, OtherPython
+from bench.plan.protocol import LLAMA_CPP, QUANTISED, ServedProtocol
+from bench.runs.reproduce import PrunedModel
+from bench.speed.benchmark import summary
+from bench.speed.timing import Pass, WarmUp
+from bench.speed.workloads import TimedPoint
+from bench.stats.clusters import ratio_interval
+from bench.stats.draws import exponential
+from bench.system.memory import give_back
+from bench.system.threads import usable_cores
+from methods.checkpoint import save_load
+from methods.checkpoint.pruned_config import Uneven, describe
+from methods.checkpoint.transformers_compat import uniform_config
+from methods.errors import UserError
+from methods.model.decoder import place_of
+
+
+class ByLlamaCpp:
+    """Exports to GGUF, and has llama.cpp compute and time the files with as many threads."""
+
+    name = LLAMA_CPP
+
+    def __init__(self, asked: ServedProtocol, threads: int) -> None:
+        self.asked, self.threads, self.minutes = asked, threads, asked.silence / 60
+        self.version = llama_cpp.version() if llama_cpp.is_installed() else ""
+
+    def computes_on(self) -> dict[str, Any]:
+        return {"device": "cpu"}
+
+    def require(self, asked: ServedProtocol) -> None:
+        llama_cpp.require(f"models are served by {self.name}")
+
+    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+        file = path.with_name(f"{path.name}.gguf")
+        quantised = kind if kind in QUANTISED else None
+        dtype = torch.float32 if quantised else getattr(torch, kind)
+        multiple = gguf_file.BLOCK if quantised else 1
+        try:
+            gguf_file.write(model.model, model.tokenizer, file, dtype, name, multiple=multiple, quantised=quantised)
+        except gguf_file.NotQuantised as error:
+            raise NotServed(error.status, str(error)) from None
+        matrices, cached = gguf.read_in_a_step(file)
+
+        def step_bytes(point: TimedPoint) -> int:
+            return matrices + point.batch * point.tokens * cached * llama_cpp.KV_BYTES
+
+        return Exported(file, GGUF, kind, file.stat().st_size, step_bytes)
+
+    def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        checking = engine_check.check(
+            exported.path, model.tokenizer, text.ids, threads=self.threads, minutes=self.minutes
+        )
+        checks, answer = list[list[Any]](), None
+        while True:
+            try:
+                one = next(checking)
+            except StopIteration as end:
+                answer = end.value
+                break
+            checks.append([one.name, one.passed, one.found])
+        failed = [f"{name}: {found}" for name, passed, found in checks if not passed]
+        if failed or answer is None:
+            raise NotServed("error", "; ".join(failed) or "llama.cpp was not asked", {"checks": checks})
+        return {"checks": checks, "perplexity": perplexity(answer.nll[1:].tolist(), text)}
+
+    def speed(
+        self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
+    ) -> dict[str, Any]:
+        found, failure = llama_cpp.time(
+            dense.path,
+            exported.path,
+            points,
+            steps=self.asked.steps,
+            rounds=self.asked.rounds,
+            threads=self.threads,
+            minutes=self.minutes,
+            hear=lambda news: [hear(_told(point)) for point in news.get("points", ())],
+        )
+        if failure:
+            raise NotServed(failure.status, failure.reason, found)
+        return found
+
+
+def _told(point: dict[str, Any]) -> str:
+    """Say what came of a point, for those who wait."""
+    what = f"{point['kind']} of {point.get('length', point.get('context'))}, batch {point['batch']}"
+    if "speedup" not in point:
+        return f"{what}: {point['failed']}"
+    each = point["batch"] * (point["length"] if point["kind"] == "prefill" else 1)
+    return f"{what}: {1000 * each / point['pruned_ms']:,.1f} tokens/s, {point['speedup']:.2f} times the dense model's"
+
+
+AGREES = 0.05  # by which share an engine's perplexity may differ, whose kernels round otherwise
+
+
+class ByOtherPython:
+    """Exports folders, and has an engine's own benchmark time them."""
+
+    def __init__(self, asked: ServedProtocol, threads: int) -> None:
+        self.asked, self.threads = asked, threads
+        self.name: str = asked.engine
+        self.other = OtherPython(asked.engine, asked.engine_python, asked.engine_args, asked.silence)
+        self.version = ""
+        self._device: dict[str, Any] = {}
+        self._ours: tuple[Callable[[], PrunedModel | None], float] = (lambda: None), math.nan
+
+    def require(self, asked: ServedProtocol) -> None:
+        if not asked.engine_python:
+            raise UserError(f"{self.name} runs in a Python of its own: --engine-python PATH/bin/python")
+        try:
+            self.version, self._device = self.other.version(), self.other.device()
+        except EngineFailed as error:
+            raise UserError(f"{asked.engine_python} has no {self.name}: {error}") from None
+
+    def computes_on(self) -> dict[str, Any]:
+        return self._device
+
+    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+        try:
+            uniform_config(model.model, describe(model.model))
+        except Uneven as error:
+            raise self._not_stock(error) from None
+        dtype = getattr(torch, kind)
+        manifest = save_load.save(model.model, path, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
+        if manifest["loads_with"] != "transformers":  # as it turns out where the stock class is tried
+            shutil.rmtree(path)
+            raise self._not_stock(manifest["reason"])
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        return Exported(path, HF, kind, size)
+
+    def _not_stock(self, reason: object) -> UserError:
+        return UserError(
+            f"{self.name} loads folders that transformers alone loads, and {reason}; it has no configuration class for "
+            "Nemotron-NAS, which holds layers of sizes of their own"
+        )
+
+    def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        ours = self._perplexity(model, text)
+        try:
+            nll = self.other.likelihoods(exported.path, exported.type, text.ids.tolist())
+        except EngineFailed as error:
+            raise NotServed(error.status, str(error)) from None
+        found = perplexity(nll, text)
+        share = found["perplexity"] / ours - 1
+        count, length = text.ids.shape
+        which = f"the {count} windows of {length:,} tokens that the run measured ({found['tokens']:,} scored)"
+        said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g}, on {which}"
+        agrees = abs(share) <= AGREES  # not so of a share that is no number
+        checks = [[f"{self.name} perplexity", agrees, said]]
+        if not agrees:
+            raise NotServed("error", f"{self.name} perplexity: {said}", {"checks": checks})
+        return {"checks": checks, "perplexity": found}
+
+    def _perplexity(self, model: PrunedModel, text: EvaluationText) -> float:
+        """Return what transformers has, once for all types of a model, which then leaves its GPU to the engine."""
+        if self._ours[0]() is not model:
+            inner, scored = model.model.model, torch.ones_like(text.ids, dtype=torch.bool)
+            scored[:, 0] = False
+            nats = float(window_nll(inner, text.ids, scored, text.ids.shape[1]).sum())
+            self._ours = weakref.ref(model), exponential(nats / int(scored.sum()))  # the next model needs the room
+            if len(place := place_of(inner)) == 1:
+                inner.to("cpu")
+                give_back(place)
+        return self._ours[1]
+
+    def speed(
+        self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
+    ) -> dict[str, Any]:
+        models = {"dense": dense, "pruned": exported}
+        turns: dict[str, dict[TimedPoint, list[list[Pass]]]] = {
+            name: {point: [] for point in points} for name in models
+        }
+        engine = {"name": self.name, "version": self.version, "arguments": self.asked.engine_args}
+        try:
+            for number in range(self.asked.rounds):
+                for name in models if number % 2 == 0 else reversed(models):
+                    one = models[name]
+                    found = self.other.turn(one.path, one.type, points, self.asked.steps)
+                    for point, ms in found.items():
+                        turns[name][point].append([Pass(ms, sum(ms))])
+                hear(f"round {number + 1} of {self.asked.rounds}")
+        except EngineFailed as error:
+            raise NotServed(error.status, str(error), {"engine": engine}) from None
+        warm = {name: WarmUp(0, True, 0.0) for name in models}  # each process warms up by itself
+        return {
+            "engine": engine,
+            "points": [point.named | summary({name: turns[name][point] for name in models}, warm) for point in points],
+        }
+
+
+def engine(asked: ServedProtocol, threads: int | None) -> ServingEngine:
+    """Return what serves models as asked, with as many threads, None for all cores."""
+    threads = threads or usable_cores()
+    if asked.engine == LLAMA_CPP:
+        return ByLlamaCpp(asked, threads)
+    return ByOtherPython(asked, threads)
+
+
+class NotServed(Exception):
+    """Says why the engine gives no figures of a model: `status` of bench.records.served, and what was measured."""
+
+    def __init__(self, status: str, reason: str, measured: dict[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.measured = status, measured or {}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Holds a model on the disk as an engine reads it.
+
+    path        the file or folder
+    format      one of bench.export.write
+    type        of its matrices
+    bytes       of the weights
+    step_bytes  bytes that a step of decode must read at a point: every matrix once, keys and values of the context;
+                None where only the engine knows
+    """
+
+    path: Path
+    format: str
+    type: str
+    bytes: int
+    step_bytes: Callable[[TimedPoint], int] | None = None
+
+    def remove(self) -> None:
+        """Remove it from the disk."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink()
+
+
+class ServingEngine(Protocol):
+    """Exports, scores and times models.
+
+    name, version  those of its program
+    threads        of the processor
+    """
+
+    name: str
+    version: str
+    threads: int
+
+    def computes_on(self) -> dict[str, Any]:
+        """Return `device` of what it computes on, and of GPUs `gpu` and `gpus`, as in a record's environment."""
+
+    def require(self, asked: ServedProtocol) -> None:
+        """Raise UserError where the engine is missing or cannot do what is asked."""
+
+    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+        """Write a model with its matrices in `kind` to a new path.
+
+        Raises UserError where no format holds it and, as Unwritable, where the disk takes no file; NotServed where the
+        engine itself does not write it.
+        """
+
+    def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        """Return `checks` and `perplexity` of bench.records.served. Raises NotServed where a check does not pass."""
+
+    def speed(
+        self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
+    ) -> dict[str, Any]:
+        """Return `engine`, `memory`, `points` and `machine` of bench.records.served. Raises NotServed.
+
+        hear  is told each point once it is timed
+        """
+
+
+def perplexity(nll: list[float], text: EvaluationText) -> dict[str, Any]:
+    """Return the figures of a text from the nats of each of its windows, of which the first token is not scored.
+
+    An interval whose end is too large for a number is left out. Raises NotServed where the perplexity is no finite one.
+    """
+    M, W = text.ids.shape
+    tokens = M * (W - 1)
+    mean = exponential(sum(nll) / tokens)
+    if not math.isfinite(mean):
+        raise NotServed("error", f"the engine's perplexity is {mean:g}, which is no finite number")
+    found = {
+        "text": text.text,
+        "sha256": text.sha256,
+        "windows": M,
+        "drawn": text.drawn,
+        "window": W,
+        "tokens": tokens,
+        "nll": nll,
+        "perplexity": mean,
+    }
+    low, high = ratio_interval(nll, [W - 1] * M, in_a_row=not text.drawn)
+    with suppress(OverflowError):
+        found |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
+    return found

@@ -1,0 +1,306 @@
+"""Serves the models of a run by an inference engine, one after the other, each in every type of weights asked for.
+
+A row is a model in one type. It is exported, held against this suite's logits, scored by the engine on windows of a
+text, and timed in turns with the dense model in the first type, which is timed against itself. What the engine does not
+compute as this suite does is not timed: an engine that leaves an attention out would win.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from bench.data import pretrained, texts
+from bench.export import write
+from bench.plan.cell import label, ratio_of
+from bench.plan.protocol import AUTO, Protocol, ServedProtocol
+from bench.plan.trust import Trust
+from bench.records import run_folder, served
+from bench.records.record import Record, display_name, requested_ratio
+from bench.records.served import ServedRecord
+from bench.runs.reproduce import PrunedModel
+from bench.serving.adapters import Exported, NotServed, ServingEngine
+from bench.speed import workloads
+from bench.speed.workloads import TimedPoint
+from bench.system import environment, failures
+from methods.console import say
+from methods.errors import Unwritable, UserError
+
+SCRATCH = ".served-"  # begins the name of a folder that lasts as long as its command
+IN_USE = ".lock"  # in it, locked meanwhile
+
+
+class DenseNotServed(UserError):
+    """Says why the engine does not serve the dense model, and so none of those that would be timed beside it."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Says which cells of a run are served: the dense one of a model, and those that are asked for, by their keys."""
+
+    trust: Trust
+    dense: str
+    cells: dict[str, Record]
+
+    @property
+    def run(self) -> Path:
+        """Return the folder of the run."""
+        return self.trust.run
+
+    @property
+    def name(self) -> str:
+        """Return the dense model's name for a reader."""
+        return display_name(self.cells[self.dense])
+
+
+def find(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
+    """Find the cells that are meant, all with a model where none is named, by model and dtype with their dense one.
+
+    Of cells that have one model by one method and ratio, as of a method that draws nothing under several seeds, the
+    first is taken.
+
+    Raises UserError where one is none, has no model, names what `trust` does not let it, or where there is no dense
+    cell to compare it with.
+    """
+    run = trust.run
+    every = run_folder.records(run)
+    named = dict(run_folder.cell(run, one, run_folder.unsaid) for one in wanted)
+    for key, record in named.items():
+        if record.status != "ok":
+            raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
+    with_model = {key: record for key, record in every.items() if record.status == "ok"}
+    chosen = named or with_model
+    if not chosen:
+        raise UserError(f"{run} has no cell with a model")
+    dense = {_base(one): key for key, one in reversed(with_model.items()) if one.cell["method"] == "dense"}
+    found = []
+    for base in dict.fromkeys(map(_base, chosen.values())):
+        if base not in dense:
+            raise UserError(
+                f"{run} has no cell of the dense model in {base[1]}, which every row is compared with; measure it "
+                "there too"
+            )
+        mine = {key: record for key, record in chosen.items() if _base(record) == base}
+        order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
+        cells = {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}
+        found.append(Served(trust, dense[base], _once(cells)))
+    for model in found:
+        for record in model.cells.values():
+            if write.saved(record, trust, record.cell["dtype"]) is None:
+                trust.refuse(record.cell)
+    return found
+
+
+def _once(cells: dict[str, Record]) -> dict[str, Record]:
+    """Return the cells without those that have a model which one before them has under the same name."""
+    found = dict[str | tuple[Any, ...], str]()
+    for key, record in cells.items():
+        name = (label(record.cell), requested_ratio(record), ratio_of(record.cell))
+        model = record.measured.get("pruned_sha256")
+        found.setdefault((*name, model) if model else key, key)
+    return {key: cells[key] for key in found.values()}
+
+
+def _base(record: Record) -> tuple[str, str]:
+    """Return which dense model a cell is beside: its name, and the dtype of both."""
+    return record.cell["model"], record.cell["dtype"]
+
+
+def serve(
+    wanted: Served, asked: ServedProtocol, engine: ServingEngine, *, device: str = AUTO
+) -> Iterator[ServedRecord]:
+    """Measure every row that has no record that counts, write it, and yield the records of all rows in their order.
+
+    device  on which models are made again where they were not saved
+
+    Raises UserError, before any work, where the engine, the text or the dense model is missing, and DenseNotServed
+    where the engine does not serve that.
+    """
+    engine.require(asked)
+    texts.check_text(asked.text)
+    dense = wanted.cells[wanted.dense]
+    types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in asked.types))
+    question = _question(asked, engine)
+    conditions = served.conditions(question, _environment(engine))
+    rows = [(key, kind) for key in wanted.cells for kind in types]
+    known = {
+        (one.key, one.type): one
+        for one in served.load(wanted.run)
+        if one.key in wanted.cells and _counts(one, wanted.cells[one.key], conditions, types[0])
+    }
+    missing = [row for row in rows if row not in known]
+    with _scratch(wanted.run) as scratch:
+        measurer = _RowMeasurer(wanted, asked, engine, scratch=scratch, base=types[0], device=device)
+        for number, (key, kind) in enumerate(rows, start=1):
+            if (key, kind) in missing:
+                record, where = wanted.cells[key], f"[{number}/{len(rows)}] {label(wanted.cells[key].cell)}@{kind}"
+                status, error, measured = measurer.measure(key, kind, where)
+                if error:
+                    say(f"{where}: {status}: {error}")
+                row = ServedRecord(
+                    key=key,
+                    type=kind,
+                    base=types[0],
+                    protocol=question,
+                    model=_model(record),
+                    status=status,
+                    error=error,
+                    environment=_environment(engine, kind),
+                    measured=measured,
+                )
+                known[key, kind] = served.save(wanted.run, row)
+                if status != "ok" and (key, kind) == (wanted.dense, types[0]):
+                    raise DenseNotServed(
+                        f"{engine.name} does not serve the dense model, beside which all are timed: {error}"
+                    )
+            yield known[key, kind]
+
+
+@contextmanager
+def _scratch(run: Path) -> Iterator[Path]:
+    """Make a folder beside the rows that is gone at the end, and remove those that killed commands have left."""
+    with ExitStack() as kept:
+        with served.locked(run):
+            for left in run.glob(f"{SCRATCH}*"):
+                with suppress(Timeout), FileLock(left / IN_USE).acquire(timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=run)))
+            kept.enter_context(FileLock(folder / IN_USE))
+        yield folder
+
+
+def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], base: str) -> bool:
+    """Say whether a row was measured here as it is asked for now, of the model that the cell has now."""
+    if known.status not in ("ok", "unsupported"):
+        return False
+    mine, model = served.conditions(known.protocol, known.environment), _model(record)
+    return (mine, known.base, model | known.model) == (conditions, base, model)  # an older one says less of a model
+
+
+def _environment(engine: ServingEngine, kind: str = "") -> dict[str, Any]:
+    """Return the environment of a row with its matrices in `kind`: the machine, and what the engine computes on."""
+    found = environment.describe(torch.device("cpu"), getattr(torch, kind, torch.float32))
+    if not hasattr(torch, kind):  # a type of the engine's own
+        del found["dtype"]
+    return found | engine.computes_on() | {"threads": engine.threads}
+
+
+def _question(asked: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
+    """Return what is asked of all types, with who answers, as JSON gives it back."""
+    fields = {name: value for name, value in asdict(asked).items() if name != "types"}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return plain | {"version": engine.version, "threads": engine.threads}
+
+
+def _model(record: Record) -> dict[str, Any]:
+    """Return what a served record says of its cell."""
+    sizes = {name: record.measured.get(name) for name in ("pruned_sha256", "ratio", "parameters")}
+    return sizes | {
+        "name": display_name(record),
+        "label": label(record.cell),
+        "method": record.cell["method"],
+        "dtype": record.cell["dtype"],
+        "seed": record.cell["seed"],
+        "requested_ratio": requested_ratio(record),
+        "ratio_of": ratio_of(record.cell),
+    }
+
+
+def _ends_all(error: Exception) -> bool:
+    """Say whether no other model escapes what one has met."""
+    return isinstance(error, Unwritable) or failures.is_full_disk(error)
+
+
+class _RowMeasurer:
+    """Keeps what rows share: the dense model's file, the windows, and the model in memory, whose types follow."""
+
+    def __init__(
+        self, wanted: Served, asked: ServedProtocol, engine: ServingEngine, *, scratch: Path, base: str, device: str
+    ) -> None:
+        self.wanted, self.asked, self.engine, self.scratch, self.device = wanted, asked, engine, scratch, device
+        dense = wanted.cells[wanted.dense].cell
+        wanted.trust.refuse(dense)
+        own_code = dense.get("trust_remote_code", False)
+        pretrained.check(dense["model"], own_code)
+        tokenizer = pretrained.load_tokenizer(dense["model"], own_code)
+        self.text = texts.evaluation(tokenizer, asked.text, asked.window, asked.window, asked.windows, drawn=True)
+        self.points = workloads.points(Protocol(prefill=asked.prefill, decode=asked.decode, batches=asked.batches))
+        self.base = base
+        self.made: tuple[str, PrunedModel] | None = None
+        self.dense: Exported | None = None
+        self.work: dict[TimedPoint, int] = {}
+
+    def measure(self, key: str, kind: str, where: str) -> tuple[str, str | None, dict[str, Any]]:
+        """Return the status of a row, why it is not ok, and what was measured."""
+        if self.dense is None:
+            say(f"{where}: exporting the dense model")
+            try:
+                self.dense = self._exported(self.wanted.dense, self.base)
+            except (NotServed, UserError) as error:
+                if _ends_all(error):
+                    raise
+                reason = f"the dense model, beside which all are timed, is not exported: {error}"
+                raise DenseNotServed(reason) from None
+            self.work = self._macs()
+        measured: dict[str, Any] = {}
+        try:
+            say(f"{where}: exporting")
+            is_base = (key, kind) == (self.wanted.dense, self.base)
+            exported = self.dense if is_base else self._exported(key, kind)
+        except NotServed as error:
+            return error.status, str(error), measured
+        except UserError as error:
+            if _ends_all(error):
+                raise
+            return "unsupported", str(error), measured
+        try:
+            measured |= {"format": exported.format, "bytes": exported.bytes}
+            say(f"{where}: {self.engine.name} computes {exported.bytes / 1e6:,.1f} MB")
+            measured |= self.engine.quality(exported, self._model(key), self.text)
+            say(f"{where}: timing")
+            measured |= self.engine.speed(self.dense, exported, self.points, lambda point: say(f"{where}: {point}"))
+            self._predict(measured["points"], exported)
+            return "ok", None, measured
+        except NotServed as error:
+            return error.status, str(error), measured | error.measured
+        finally:
+            if exported is not self.dense:
+                exported.remove()
+
+    def _exported(self, key: str, kind: str) -> Exported:
+        model, cell = self._model(key), self.wanted.cells[key].cell
+        return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.display_name(cell["model"]))
+
+    def _model(self, key: str) -> PrunedModel:
+        """Return the model of a cell, saved or made again once for all its types. Raises NotServed."""
+        if self.made is None or self.made[0] != key:
+            self.made = None  # before the next one needs the room
+            record = self.wanted.cells[key]
+            try:
+                model = write.model_of(record, self.wanted.trust, self.device, record.cell["dtype"])
+            except UserError as error:
+                raise NotServed("error", str(error)) from None
+            self.made = (key, model)
+        return self.made[1]
+
+    def _macs(self) -> dict[TimedPoint, int]:
+        """Return the multiply-accumulates of each point of the model that is in memory."""
+        assert self.made is not None
+        return {point: workloads.macs(self.made[1].model, point) for point in self.points}
+
+    def _predict(self, points: list[dict[str, Any]], exported: Exported) -> None:
+        """Add to each point what the removed work alone would bring, and for decode the bytes that a step reads."""
+        assert self.dense is not None
+        mine = self._macs()
+        for point, found in zip(self.points, points, strict=True):
+            found["speedup_by_macs"] = self.work[point] / mine[point]
+            if point.kind == "decode" and exported.step_bytes and self.dense.step_bytes:
+                found["speedup_by_bytes"] = self.dense.step_bytes(point) / exported.step_bytes(point)

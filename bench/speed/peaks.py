@@ -1,0 +1,240 @@
+"""Says under what figures of speed were measured: how the models lie, and what the machine did meanwhile.
+
+Measures memory and energy of a model, in a pass of its own: no other model is loaded, and nothing is timed.
+
+peak_allocated_bytes, peak_reserved_bytes   by torch on CUDA, over all devices
+process_bytes                               of the process on the GPUs, by the driver
+peak_resident_bytes                         of the process in the machine's memory, on the CPU
+joules_per_token                            by the GPU's own counter, over a window of seconds
+
+Measures what a device reaches at most, so that a figure can be seen beside it: no table of cards is asked.
+
+copy_bytes_per_second    read and written, of a copy within its memory
+matmul_flops_per_second  of a product of two square matrices in the model's dtype, two for each multiply-accumulate
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.speed.timing import Clock, Workload
+from bench.speed.workloads import TimedPoint, bytes_read, macs
+from bench.system import environment, failures, gpu, memory
+from bench.system.gpu import Gpu
+from bench.system.rates import copy, product
+from bench.system.threads import usable_cores
+from methods.model.decoder import Decoder
+from methods.model.inserted import linears
+
+BUSY = 0.25  # cores that other work, or a limit of processor time, may take on average before the machine is marked
+TILES = (128, 64, 8)  # multiples that kernels are cut for
+
+
+def setup(model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Return what the protocol does not say of how the models were timed; `rates` of bench.speed.peaks."""
+    return {
+        "threads": torch.get_num_threads(),
+        "cores": usable_cores(),
+        "devices": [str(device) for device in devices],
+        "clock": clock.name,
+        "attention": model.config._attn_implementation,
+        **rates,
+    }
+
+
+def widths(model: Decoder) -> dict[str, dict[str, Any]]:
+    """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
+    roles = {"head": [model.head.weight]}
+    for layer in model.layers:
+        known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
+        if layer.experts is not None:
+            known["shared"] = list(layer.experts.shared)
+        elif layer.has_mlp:
+            known |= {"up": layer.up, "down": [layer.down]}
+        mine = {id(one) for matrices in known.values() for one in linears(matrices)}
+        added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
+        for role, matrices in (known | {"added": added}).items():
+            roles.setdefault(role, []).extend(matrix.weight for matrix in linears(matrices))
+        for role, weights in ({} if layer.experts is None else layer.experts.matrices).items():
+            roles.setdefault(role, []).extend(weights)
+    return {role: _widths(weights) for role, weights in roles.items() if weights}
+
+
+def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:
+    out, read = ({weight.shape[axis] for weight in weights} for axis in (0, 1))
+    tile = next((tile for tile in TILES if all(width % tile == 0 for width in out | read)), 1)
+    return {"in": sorted(read), "out": sorted(out), "multiple_of": tile}
+
+
+def state(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
+    """Return what the machine and its GPUs do at this moment."""
+    return {"machine": environment.state()} | ({"gpus": [card.state() for card in gpus]} if gpus else {})
+
+
+def between(
+    before: dict[str, Any], after: dict[str, Any], others: list[int | None], slowed_by: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return what else the machine did between two states; `flags` say what may have spoilt the figures.
+
+    others     processes of others on each GPU
+    slowed_by  what held GPUs down while models were timed
+    """
+    shares = environment.between(before["machine"], after["machine"])
+    found: dict[str, Any] = {"before": before, "after": after} | shares
+    known = [count for count in others if count is not None]
+    if known:
+        found["other_gpu_processes"] = sum(known)
+    hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
+    flags = {
+        "busy": sum(shares.get(f"{who}_cores", 0.0) for who in ("other", "stolen")) > BUSY,
+        "shared_gpu": sum(known) > 0,
+        "slowed": hot or shares.get("held_cores", 0.0) > BUSY or bool(set(slowed_by) & set(gpu.THROTTLED)),
+    }
+    return found | {"flags": [name for name, holds in flags.items() if holds]}
+
+
+ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
+
+
+def peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) -> dict[str, int]:
+    """Return the highest memory during one pass, by the names at the head of this file; its state is there before.
+
+    A replay allocates nothing: what tensors take within a captured step shows where it is launched kernel by kernel.
+    """
+    work.reset()
+    memory.give_back(devices)
+    memory.reset_peaks(devices)
+    for _ in range(work.steps):
+        work.step()
+    found = _peaks(devices)
+    if work.launched is not None and "peak_allocated_bytes" in found:
+        work.reset()
+        memory.reset_peaks(devices)
+        work.launched()
+        found["peak_allocated_bytes"] = max(size["peak_allocated_bytes"] for size in (found, _peaks(devices)))
+    if "peak_resident_bytes" in found:
+        return found
+    held = [(gpu.processes() or {}).get(os.getpid()) for gpu in gpus]
+    known = [size for size in held if size is not None]
+    return found | ({"process_bytes": sum(known)} if len(known) == len(gpus) > 0 else {})
+
+
+def _peaks(devices: Sequence[torch.device]) -> dict[str, int]:
+    return {f"peak_{name}": size for name, size in memory.peaks(devices).items() if name != "each"}
+
+
+def energy(
+    work: Workload,
+    tokens: int,
+    gpus: Sequence[Gpu],
+    wait: Callable[[], object],
+    now: Callable[[], float] = time.monotonic,
+) -> dict[str, float]:
+    """Return joules for each of a pass's `tokens`, and the seconds they were counted for; {} without a counter.
+
+    Those of as many resets, counted by themselves, are subtracted.
+    """
+
+    def once() -> None:
+        work.reset()
+        for _ in range(work.steps):
+            work.step()
+
+    passes, joules, seconds = _spent(once, gpus, wait, lambda calls, seconds: seconds < ENERGY_SECONDS, now)
+    if joules is None:
+        return {}
+    _, resets, _ = _spent(work.reset, gpus, wait, lambda calls, seconds: calls < passes, now)
+    joules -= resets or 0.0
+    return {"joules_per_token": joules / (passes * tokens), "energy_seconds": seconds} if joules > 0 else {}
+
+
+def _spent(
+    call: Callable[[], object],
+    gpus: Sequence[Gpu],
+    wait: Callable[[], object],
+    more: Callable[[int, float], bool],
+    now: Callable[[], float],
+) -> tuple[int, float | None, float]:
+    """Return how often `call` was called, the joules of that, None without a counter, and the seconds it took.
+
+    more  whether to go on after so many calls and seconds
+    """
+    wait()
+    before, start, calls = [gpu.energy_joules() for gpu in gpus], now(), 0
+    if not gpus or None in before:
+        return 0, None, 0.0
+    while more(calls, now() - start):
+        call()
+        wait()
+        calls += 1
+    seconds, after = now() - start, [gpu.energy_joules() for gpu in gpus]
+    pairs = zip(before, after, strict=True)
+    return calls, sum(end - begin for begin, end in pairs if begin is not None and end is not None), seconds
+
+
+COPIED = 2**29  # bytes, more than any cache of a GPU holds
+SIDE = 8192  # rows and columns
+SECONDS = 1.0  # of each: the clocks of a GPU rise while it works
+LOW = 0.4  # share below which a prefill, by the matrix rate, and a step, by both, are marked: the GPU was waiting
+LAUNCH_BOUND = 1.1  # times the captured step's milliseconds above which an eager one is marked
+
+
+def measure(device: torch.device, dtype: torch.dtype, *, copied: int = COPIED, side: int = SIDE) -> dict[str, float]:
+    """Return the rates by the names at the head of this file, each of the fastest call; without what has no room."""
+    rates: dict[str, Callable[[], float]] = {
+        "copy_bytes_per_second": lambda: copy(device, copied, SECONDS),
+        "matmul_flops_per_second": lambda: 2 * product(device, dtype, side, side, SECONDS),
+    }
+    found = dict[str, float]()
+    for name, measured in rates.items():
+        try:
+            found[name] = measured()
+        except Exception as error:
+            if not failures.is_out_of_memory(error):
+                raise
+    return found
+
+
+def shares(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, float]) -> dict[str, float]:
+    """Return what one call reaches of the rates.
+
+    bandwidth    of a decode step: the weights and the cache that it must read, of the bytes copied in that time
+    matrix_rate  its multiply-accumulates, of those of the product
+    """
+    found = {}
+    if point.kind == "decode" and "copy_bytes_per_second" in rates:
+        found["bandwidth"] = bytes_read(model, point) / (ms / 1e3) / rates["copy_bytes_per_second"]
+    if "matmul_flops_per_second" in rates:
+        flops = 2 * point.batch * macs(model, point)
+        found["matrix_rate"] = flops / (ms / 1e3) / rates["matmul_flops_per_second"]
+    return found
+
+
+def judged(
+    models: Mapping[str, Decoder],
+    point: TimedPoint,
+    found: Mapping[str, Any],
+    captured: Mapping[str, Any],
+    rates: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return what each model reaches of the rates, and all flags of a point; {} where nothing was timed.
+
+    captured  what was found of the same point with captured steps, of an eager one
+    """
+    ms = {name: found[f"{name}_ms"] for name in models if f"{name}_ms" in found}
+    reached = {name: shares(models[name], point, ms[name], rates) for name in ms}
+    flags = {
+        "low_bandwidth": point.kind == "decode" and any(one and max(one.values()) < LOW for one in reached.values()),
+        "low_matrix_rate": point.kind == "prefill"
+        and any(one.get("matrix_rate", LOW) < LOW for one in reached.values()),
+        "launch_bound": any(ms[name] > LAUNCH_BOUND * captured.get(f"{name}_ms", math.inf) for name in ms),
+    }
+    result = {f"{name}_{what}": share for name, one in reached.items() for what, share in one.items()}
+    return result | ({"flags": found["flags"] + [name for name, holds in flags.items() if holds]} if ms else {})

@@ -1,0 +1,46 @@
+"""Tells the user what is going on, a line at a time on stderr, so that stdout holds results alone.
+
+Progress bars on stderr, for work of more than two seconds; none where the environment has TQDM_DISABLE.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """Print a line on stderr at once, with the control characters that names of others have written out."""
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    r"""Write `text` in one line: control, direction and invisible characters become \n, \x1b or \u202e."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+T = TypeVar("T")
+
+
+def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
+    """Return a bar of `total` units, None where that shows only at the end, `done` of them at the start.
+
+    Drawn every 0.2 s, or 20 s where no terminal shows it.
+    """
+    quiet = {"disable": True} if os.environ.get("TQDM_DISABLE") else {}  # tqdm itself reads it when it is imported
+    every = 0.2 if sys.stderr.isatty() else 20
+    return tqdm(total=total, desc=what, unit=unit, initial=done, delay=2, leave=False, mininterval=every, **quiet)
+
+
+def over(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, with a bar that counts those that are done, of `total` where they do not know it."""
+    with bar(len(items) if isinstance(items, Sized) else total, what, unit) as shown:
+        for item in items:
+            yield item
+            shown.update()

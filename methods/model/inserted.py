@@ -1,0 +1,269 @@
+"""A matrix that is the product of two thinner ones, where a layer had one matrix.
+
+    y = up(down(x)) + b
+
+Letters: m = outputs, n = inputs, k = rank.
+
+Layers with a linear map at their end, or at the start of the first: what is left where blocks have been cut out.
+
+    y = layer(x + x M),    y + y N
+
+M stands in front of a layer and N behind it; either may be missing. Both are (D, D), D = residual width.
+
+Holds the decoder layer whose residual stream is cut, and the parts of it that SliceGPT fuses and cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.errors import Unsupported
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer, linear_like, norm_eps
+from methods.model.precision import widened
+
+
+class FactoredMatrix(Unsupported, AttributeError):
+    """Says that a matrix is two factors. `hasattr` takes it for an attribute that is missing."""
+
+
+class LowRank(nn.Module):
+    """Multiplies by two factors, down (k, n) and up (m, k), and adds the bias (m,) that the matrix had.
+
+    It has the widths and the bias of the matrix whose place it takes, and no weight: what reads one is refused.
+    """
+
+    def __init__(self, down: Tensor, up: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.down, self.up = linear_like(down, None), linear_like(up, bias)
+
+    @property
+    def in_features(self) -> int:
+        return self.down.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.up.out_features
+
+    @property
+    def rank(self) -> int:
+        return self.down.out_features
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.up.bias
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise FactoredMatrix(
+                "a matrix has been factored into two of low rank, and this reads or cuts whole ones; methods that "
+                "remove layers, attentions or MLPs without a look at weights serve such a model"
+            )
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.up(self.down(x))
+        return y
+
+
+def factored(matrix: nn.Linear, down: Tensor, up: Tensor) -> LowRank:
+    """Return what stands for a matrix when its weight is up @ down, in the matrix's dtype and where it lies."""
+    weight = matrix.weight
+    thin = [factor.to(weight.device, weight.dtype).contiguous() for factor in (down, up)]
+    bias = None if matrix.bias is None else matrix.bias.detach()
+    return LowRank(thin[0], thin[1], bias).requires_grad_(weight.requires_grad)
+
+
+def ranks_of(matrices: dict[str, nn.Linear]) -> dict[str, int]:
+    """Return the ranks of the matrices that have been factored, by the names that they are given."""
+    return {name: matrix.rank for name, matrix in matrices.items() if isinstance(matrix, LowRank)}
+
+
+def linears(matrices: list[nn.Linear]) -> list[nn.Linear]:
+    """Return what is multiplied by: each matrix, or its two factors."""
+    return [one for matrix in matrices for one in matrix.modules() if isinstance(one, nn.Linear)]
+
+
+class MappedLayer(nn.Module):
+    """Runs a layer between two maps of the residual."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.before: nn.Linear | None = None
+        self.behind: nn.Linear | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x = hidden_states
+        if self.before is not None:
+            x = x.to(self.before.weight.device)
+            x = x + self.before(x)
+        y: Tensor = self.inner(x, *args, **kwargs)
+        return y if self.behind is None else y + self.behind(y)
+
+
+def put_map(model: Decoder, behind: int, M: Tensor) -> None:
+    """Let the state behind layer `behind`, or what enters the first where it is -1, become x + x M; M is (D, D).
+
+    Raises Unsupported where a map stands already, or another wrapper.
+    """
+    layers = model.layers
+    layer, place = (layers[0], "before") if behind < 0 else (layers[behind], "behind")
+    if not isinstance(layer.module, MappedLayer):
+        if layer.module is not layer.inner:
+            raise Unsupported("a layer whose residual has been cut holds no map of the whole residual")
+        layer.module = MappedLayer(layer.module)
+    if getattr(layer.module, place) is not None:
+        raise Unsupported("the residual is mapped here already, by an earlier compensation")
+    like = next(layer.inner.parameters())
+    weight = M.T.to(like.device, like.dtype).contiguous()
+    setattr(layer.module, place, linear_like(weight, None).requires_grad_(like.requires_grad))
+    model.set_layers(layers)
+
+
+def maps_of(model: Decoder) -> list[list[str]]:
+    """Return for each layer where it has a map: `before`, `behind`."""
+    modules = [layer.module for layer in model.layers]
+    return [
+        [place for place in ("before", "behind") if isinstance(one, MappedLayer) and getattr(one, place) is not None]
+        for one in modules
+    ]
+
+
+NUMBERS = 2**24  # of a matrix that are multiplied at once, in float64 128 MiB
+
+
+def attention(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """Return what the attention adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    return layer.scaled(layer.attention(h, arguments))
+
+
+def feed_forward(layer: Layer, h: Tensor) -> Tensor:
+    """Return what the MLP adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    return layer.scaled(layer.feed_forward(h))
+
+
+def both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """Return what a parallel layer adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    return attention(layer, h, arguments) + feed_forward(layer, h)
+
+
+class SlicedLayer(nn.Module):
+    """Runs a layer whose residual changes its basis: x A + attention(rms(x)), then x M + mlp(rms(x)).
+
+    Where attention and MLP are parallel there is one shortcut, x A + attention(rms(x)) + mlp(rms(x)).
+    """
+
+    def __init__(self, layer: Layer, shortcuts: list[Tensor]) -> None:
+        super().__init__()
+        self.inner = layer.inner
+        self.view = Layer(layer.inner, layer.family, layer.said, layer.head_width, layer.group, number=layer.number)
+        self.shortcuts = nn.ModuleList(linear_like(shortcut.T.contiguous(), None) for shortcut in shortcuts)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer, arguments = self.view, self.view.bind(args, kwargs)
+        x = hidden_states.to(layer.out.weight.device)
+        h = layer.attn_norm(x)
+        if layer.parallel:
+            return self.shortcuts[0](x) + both(layer, h, arguments)
+        x = self.shortcuts[0](x) + attention(layer, h, arguments)
+        return self.shortcuts[1](x) + feed_forward(layer, layer.mlp_norm(x))
+
+
+class RMS(nn.Module):
+    """Divides x by sqrt(sum(x^2) / D + eps), with the original D also where x is narrower."""
+
+    def __init__(self, D: int, eps: float) -> None:
+        super().__init__()
+        self.D, self.eps = D, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float()
+        return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) / self.D + self.eps)).to(x.dtype)
+
+
+def fuse(model: Decoder, centre_embeddings: bool) -> None:
+    """Move every norm's gain and bias into the matrices behind it, and its mean subtraction into those before it.
+
+    Leaves the logits as they are, unless embeddings are centred under RMSNorm. In float64, or float32 where the
+    model is in half precision, cast back at the end.
+    """
+    model.untie()
+    centred, D = model.family.centred, model.embed.embedding_dim
+    if centred or centre_embeddings:
+        tables = [model.embed] + ([model.positions] if model.positions is not None and centred else [])
+        for table in tables:
+            table.weight = by_rows(table.weight, D, lambda W: W - W.mean(1, keepdim=True))
+    for layer in model.sweep():
+        for norm, matrices in ((layer.attn_norm, layer.qkv), (layer.mlp_norm, layer.up)):
+            for matrix in matrices:
+                fuse_norm(model, norm, matrix)
+        layer.set_norms(RMS(D, norm_eps(layer.attn_norm)), RMS(D, norm_eps(layer.mlp_norm)))
+        if centred:
+            for matrix in (layer.out, layer.down):
+                matrix.weight = by_columns(matrix.weight, D, lambda W: W.double() - W.double().mean(0))
+                if matrix.bias is not None:
+                    matrix.bias = _parameter(matrix.bias.double() - matrix.bias.double().mean(), matrix.bias)
+    final_norm = model.final_norm
+    assert final_norm is not None  # refuse_unless_rotatable has seen to it
+    fuse_norm(model, final_norm, model.head)
+    model.final_norm = RMS(D, norm_eps(final_norm))
+    model.settle()
+
+
+def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
+    """Move a norm's gain and bias into the matrix behind it: W <- W diag(gain), b <- b + W bias."""
+    shift, gain = getattr(norm, "bias", None), model.gain(norm).double()
+    if shift is not None:
+        (bias,) = by_rows(matrix.weight, 1, lambda W: (W @ shift.to(W.dtype))[:, None], torch.float64).T
+        matrix.bias = _parameter(bias + (0 if matrix.bias is None else matrix.bias.double()), matrix.weight)
+    matrix.weight = by_rows(matrix.weight, matrix.in_features, lambda W: W * gain)
+
+
+def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
+    """Let what reads the residual read d columns in the basis Q: W <- (W Q)[:, :d]."""
+    for matrix in matrices:
+        matrix.weight = cut_columns(matrix.weight, Q, d)
+        matrix.in_features = d
+
+
+def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
+    """Let what writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
+    Q = widened(Q.to(matrix.weight.device), of=matrix.weight.dtype)
+    matrix.weight = by_columns(matrix.weight, d, lambda W: Q.T[:d] @ W)
+    if matrix.bias is not None:
+        matrix.bias = _parameter(Q.T[:d] @ widened(matrix.bias), matrix.bias)
+    matrix.out_features = d
+
+
+def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
+    """Return (W Q)[:, :d]."""
+    Q = widened(Q[:, :d].to(weight.device), of=weight.dtype)
+    return by_rows(weight, d, lambda W: W @ Q)
+
+
+@torch.no_grad()
+def by_rows(
+    weight: Tensor, width: int, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None
+) -> nn.Parameter:
+    """Return change(W), (rows, width), of W as it is multiplied, a few rows at a time: no table is so as a whole."""
+    changed = weight.new_empty(len(weight), width, dtype=dtype)
+    rows = max(1, NUMBERS // weight.shape[1])
+    for some, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
+        into.copy_(change(widened(some)))
+    return nn.Parameter(changed, requires_grad=weight.requires_grad)
+
+
+@torch.no_grad()
+def by_columns(weight: Tensor, height: int, change: Callable[[Tensor], Tensor]) -> nn.Parameter:
+    """Return change(W), (height, columns), a few columns at a time, as `by_rows` does with rows."""
+    changed = by_rows(weight.T, height, lambda W: change(W.T).T)
+    return nn.Parameter(changed.T.contiguous(), requires_grad=weight.requires_grad)
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.to(like.dtype).contiguous(), requires_grad=like.requires_grad)

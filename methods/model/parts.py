@@ -1,0 +1,198 @@
+"""Shows the mixture of experts that stands for the MLP of a layer, and removes experts from it.
+
+A router scores J experts for each token, takes k of them, and weighs what they compute:
+
+    MoE(h) = sum over the k experts j that h is routed to of g_j(h) f_j(h)
+
+Some families add an MLP that every token takes, which is none of the J and stays.
+
+The experts' tensors lie in one bank, the experts on the first axis, as are the router's rows and biases: an expert that
+goes takes its slice of each with it, and the router takes the k best of those that are left. Removing an expert
+equals forbidding it in the router.
+
+Letters: J = experts, k = experts that a token takes, D = residual width, M = tokens.
+
+Stands where an attention or an MLP was.
+
+Multiplies what a sub-block adds to the residual, as families do whose configuration has a factor for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.errors import Unsupported
+from methods.model.architectures import Mixture
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Shows a layer's mixture of experts by role.
+
+    router  scores the experts and takes k of them
+    bank    computes them
+    shared  the matrices of the MLP that every token takes beside them, if there is one
+    row     what the family calls their parts
+    """
+
+    router: Any
+    bank: Any
+    shared: Sequence[nn.Linear]
+    row: Mixture
+
+    @staticmethod
+    def of(layer: Any, row: Mixture | None) -> Experts | None:
+        """Return the mixture of a family's own layer; None where the layer has a single MLP, or none any more."""
+        if row is None:
+            return None
+        try:
+            router, bank = attrgetter(row.router, row.bank)(layer)
+        except AttributeError:
+            return None
+        shared = attrgetter(row.shared)(layer).modules() if row.shared else ()
+        return Experts(router, bank, [part for part in shared if isinstance(part, nn.Linear)], row)
+
+    @property
+    def count(self) -> int:
+        """Return J as the weights have it, also after pruning."""
+        return len(self.router.weight)
+
+    @property
+    def taken(self) -> int:
+        """Return k, how many experts a token takes."""
+        return int(getattr(self.router, self.row.taken))
+
+    @property
+    def groups(self) -> int:
+        """Return how many groups of equally many experts, one behind the other, the router knows; 1 without groups."""
+        return int(getattr(self.router, self.row.groups)) if self.row.groups else 1
+
+    @property
+    def fewest(self) -> int:
+        """Return the experts that must stay, so that a token finds k in the groups that it may take.
+
+        A router with groups ranks them by the two best experts of each.
+        """
+        if self.groups == 1:
+            return self.taken
+        allowed = int(getattr(self.router, self.row.taken_groups))
+        return self.groups * max(2, -(-self.taken // allowed))
+
+    @property
+    def parameters(self) -> int:
+        """Return the parameters of one expert, with its row of the router."""
+        return self.weights + sum(one.numel() for one in self.router.parameters()) // self.count
+
+    @property
+    def weights(self) -> int:
+        """Return the parameters of one expert in the bank."""
+        return sum(one.numel() for one in self.bank.parameters()) // self.count
+
+    @property
+    def matrices(self) -> dict[str, list[Tensor]]:
+        """Return the router's matrix (J, D), and those of one expert, gate and up in one."""
+        stacked = [one[0] for one in self.bank.parameters() if one.ndim == 3]  # the others are biases
+        return {"router": [self.router.weight], "experts": [one.T if self.row.transposed else one for one in stacked]}
+
+    @property
+    def _sizes(self) -> list[torch.Size]:
+        return [one.shape[1:] for one in self.bank.parameters() if one.ndim == 3]
+
+    @property
+    def macs(self) -> int:
+        """Return the multiply-accumulates of a token: the router's, and those of the k experts; of no linear layer."""
+        return int(self.router.weight.numel()) + self.taken * sum(size.numel() for size in self._sizes)
+
+    @property
+    def values(self) -> int:
+        """Return how many numbers a token has in memory, at most: logits, and what each matrix reads and writes."""
+        shared = sum(one.in_features + one.out_features for one in self.shared)
+        return self.count + self.taken * sum(map(sum, self._sizes)) + shared
+
+    def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g and the numbers of the experts that each token takes, (M, D) -> (M, k), (M, k).
+
+        g is what multiplies an expert's output: where the router renormalises the k best, behind that.
+        """
+        _, g, chosen = self.router(h)
+        return g, chosen
+
+    def outputs(self, h: Tensor, chosen: Tensor) -> Tensor:
+        """Return f_j(h) of each expert that is chosen for a token, (M, D), (M, k) -> (M, k, D).
+
+        The bank is called with one expert for a token, whose weight is one.
+        """
+        k = chosen.shape[1]
+        one = torch.ones(chosen.numel(), 1, device=h.device, dtype=h.dtype)
+        found: Tensor = self.bank(h[:, None].expand(-1, k, -1).reshape(-1, h.shape[1]), chosen.reshape(-1, 1), one)
+        return found.view(len(h), k, -1)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Keep the experts `kept` in the order given, and remove the others. `remove_experts` also tells the model."""
+        index = torch.tensor(list(kept), dtype=torch.long)
+        if self.groups > 1 and not _equal_groups(kept, self.count, self.groups):
+            raise Unsupported("its router takes groups of equally many experts, so that each has to lose as many")
+        for part in (self.router, self.bank):
+            self._slice(part, index)
+            for name in self.row.counts:
+                if hasattr(part, name):
+                    setattr(part, name, len(kept))
+
+    def _slice(self, part: nn.Module, index: Tensor) -> None:
+        count = len(next(part.parameters()))
+        names = [name for name, _ in (*part.named_parameters(), *part.named_buffers())]
+        if any(len(getattr(part, name, ())) != count for name in names):
+            raise Unsupported("a tensor of its experts does not have the experts on its first axis")
+        for name in names:  # one after the other, so that the old one goes before the next comes
+            one = getattr(part, name)
+            new = one.detach().index_select(0, index.to(one.device))
+            setattr(part, name, nn.Parameter(new, one.requires_grad) if isinstance(one, nn.Parameter) else new)
+            del one
+
+
+def _equal_groups(kept: Iterable[int], count: int, groups: int) -> bool:
+    sizes = [0] * groups
+    for number in kept:
+        sizes[number * groups // count] += 1
+    return len(set(sizes)) == 1
+
+
+class Removed(nn.Module):
+    """Stands where an attention or an MLP was, and adds nothing to the residual."""
+
+    def __init__(self, *, attention: bool, pair: bool = False) -> None:
+        """Stand for an attention, or for an MLP whose forward gives back a `pair`, the result first, or the result."""
+        super().__init__()
+        self.pair = attention or pair
+        self.layer_idx = 0
+        self.counts = False  # no attention of the layer's kind is left, so that this one tells the cache its length
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nothing = torch.zeros_like(hidden_states)
+        if not self.pair:
+            return nothing
+        cache = kwargs.get("cache", kwargs.get("layer_past"))
+        if self.counts and cache is not None:
+            one_number = nothing[:, None, :, :1]  # per token, (B, 1, T, 1): a cache of no numbers has no length
+            cache.update(one_number, one_number, self.layer_idx)
+        return nothing, None
+
+
+class Times(nn.Module):
+    """Multiplies by a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor

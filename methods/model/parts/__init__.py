@@ -1,1 +1,0 @@
-"""What stands in a layer where another part of it stood."""

@@ -1,0 +1,301 @@
+"""Trials of a model without some of its blocks: what leaving them out costs, for many sets of blocks at once.
+
+All candidates go through a layer before any goes through the next, a few at a time where they have few tokens, so that
+the weights of a layer are read once for all of them and matrices are large. A candidate in layer l begins with the
+states in front of it, so that it runs the layers from l on and no others: half of a forward on average. A loss is a sum
+over tokens of what is never negative. Where only the lowest are asked for, the candidate with the lowest sum so far
+goes on with its next tokens, until all others are above those that are through. Where the dense model's logits do not
+fit, all candidates go on together, so that those of the same tokens are computed once for all.
+
+Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heapreplace
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from methods.console import bar
+from methods.model.activations import enter, refuse_overflow
+from methods.model.calibration import Calibration, SweepLog
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.precision import rows_in_cache
+from methods.model.structures import Narrowed, Sublayer
+
+TOKENS_AT_ONCE = 128  # whose logits are held at once: fewer make slow products, more do not fit a cache
+ROWS = 2048  # tokens that a layer takes at once where it can: fewer make slow products
+MOST = 4  # candidates among them
+ROUNDING = 1e-4  # by which a loss has to be above the best to be given up: a sum of zeros can round to below zero
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Gone = frozenset["Sublayer | Narrowed"]  # what a candidate leaves out or narrows, beside the blocks that have gone
+Ends = dict[Gone, Tensor]  # the states behind the last layer without them
+Arguments = dict[str | None, dict[str, Any]]  # by kind of layer, as Entry has them
+
+
+def nll(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Return -log p(target), summed over M tokens: (M, V), anything, (M,) -> (). It needs no dense model."""
+    return nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def kl(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Return KL(dense || pruned) of the next token, summed over M tokens: (M, V), (M, V) dense log-probabilities."""
+    return nn.functional.kl_div(logits.log_softmax(-1), p, reduction="sum", log_target=True)
+
+
+def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence of the next token, summed over M tokens: (M, V), (M, V), p as in `kl`."""
+    q = logits.log_softmax(-1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
+    return (halves[0] + halves[1]) / 2
+
+
+def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Return (KL(m || p) + KL(m || q)) / 2, summed over M tokens, as FinerCut's code has it: shapes as in `js`."""
+    q = logits.log_softmax(-1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    halves = [nn.functional.kl_div(one, m, reduction="sum", log_target=True) for one in (p, q)]
+    return (halves[0] + halves[1]) / 2
+
+
+def summed(loss: Loss, logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Return a loss over logits of any type: (M, V), (M, V) dense log-probabilities, (M,) -> ().
+
+    In float32, on a CPU so few rows at a time that they stay in a core's cache.
+    """
+    rows = (torch.split(each, rows_in_cache(logits)) for each in (logits, p, targets))
+    return torch.stack([loss(few.float(), *others) for few, *others in zip(*rows, strict=True)]).sum()
+
+
+LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js, "js-released": js_released}
+Positions = Literal["followed", "all"]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Holds one micro-batch: the places (M,), row by row, of the positions that are compared, and what follows (M,)."""
+
+    x: Tensor  # (B, T, D) in front of the first layer
+    arguments: list[Arguments]  # of the layers for the batch once, twice, ...: as many candidates as run together
+    wanted: Tensor
+    targets: Tensor
+    dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
+
+
+class Limit:
+    """Knows which sums are above the `lowest`-th lowest of those that are known; with None, none is."""
+
+    def __init__(self, lowest: int | None, sums: Iterable[float]) -> None:
+        self.lowest, self.sums = lowest, sorted(sums)
+
+    def add(self, total: float) -> None:
+        insort(self.sums, total)
+
+    def is_below(self, total: float) -> bool:
+        if self.lowest is None or len(self.sums) < self.lowest:
+            return False
+        return total > (1 + ROUNDING) * self.sums[self.lowest - 1]
+
+
+class Trial:
+    """Runs the model on the calibration tokens with any blocks left out. It changes no module.
+
+    A loss is that of the positions with a successor, or, with `positions` "all", also of the last of each sequence,
+    which is no place for `nll`. Raises Unsupported where the dense model's states overflow, with which all else is
+    compared but by `nll`.
+
+    narrow  makes of a layer and of what is narrowed in it a layer of its own, around the same weights where it can
+    runs    layers that have been run, for all tokens; divided by the number of layers, forwards
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Decoder,
+        calibration: Calibration,
+        loss: str,
+        positions: Positions = "followed",
+        narrow: Callable[[Layer, Collection[Narrowed]], Layer] | None = None,
+    ) -> None:
+        self.model, self.layers, self.loss, self.narrow = model, model.layers, LOSSES[loss], narrow
+        self.wait = calibration.wait
+        self.gone: set[Sublayer] = set()
+        self.runs = 0.0
+        self.share = 1 / len(calibration.ids)
+        self.latest: tuple[int, Tensor] | None = None  # log-probabilities of a batch, from this token on, if not kept
+        self.batches, sound = [], torch.ones((), dtype=torch.bool)
+        end = model.head.weight.device  # where logits are
+        beyond = 0 if positions == "all" else 1
+        kept = 4 * int(calibration.mask[:, beyond:].sum()) * model.config.vocab_size <= calibration.memory
+        self.keeps_dense = kept and self.loss is not nll
+        values, dtype = model.config.hidden_size * (len(self.layers) + 8), model.embed.weight.dtype
+        for ids, mask in calibration.batches(values, dtype):
+            there, most = ids.to(model.embed.weight.device), max(1, min(MOST, ROWS // ids.numel()))
+            together = [enter(model, there.repeat(n, 1)) for n in range(1, most + 1)]
+            x, arguments = self.wait(together[0].x), [entry.arguments for entry in together]
+            wanted = nn.functional.pad(mask[:, beyond:], (0, beyond)).flatten().nonzero()[:, 0].to(end)
+            targets = there.to(end).roll(-1, 1).flatten()[wanted]
+            batch = _Batch(x, arguments, wanted, targets, x[:0])
+            if self.loss is not nll:
+                dense = self._compared(batch, self._ends(batch, [Gone()])[Gone()])
+                sound = dense.isfinite().all() & sound.to(dense.device)
+                if self.keeps_dense:
+                    dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
+                batch = replace(batch, dense=dense if self.keeps_dense else self.wait(dense))
+            self.batches.append(batch)
+        refuse_overflow(sound)
+
+    def without(
+        self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, lowest: int | None = None
+    ) -> list[float]:
+        """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`.
+
+        Raises Unsupported where none is finite, as with a model whose states overflow whichever block goes.
+        """
+        losses = self.losses([Gone([block] if block else []) for block in blocks], shown, lowest=lowest)
+        refuse_overflow(torch.tensor(losses).isfinite().any())
+        return losses
+
+    @torch.no_grad()
+    def losses(
+        self,
+        candidates: Sequence[Gone],
+        shown: str = "comparing",
+        *,
+        lowest: int | None = None,
+        beside: Sequence[float] = (),
+        log: SweepLog | None = None,
+    ) -> list[float]:
+        """Return the loss per token without each set of blocks, of which no two are the same.
+
+        lowest  how many of the lowest are asked for: one that is sure to be above them may be given up, and its figure
+                is then anything above them; None: all
+        beside  losses of others, with which these are compared
+        shown   says on stderr what this is for
+        log     keeps what is measured, and has what an interrupted attempt has measured of the same candidates, all of
+                them asked for, a number of layers at a time
+        """
+        tokens, L = sum(len(batch.targets) for batch in self.batches), len(self.layers)
+        limit = Limit(lowest, [loss * tokens for loss in beside])
+        first = min(L, max(0, (lowest or 0) - len(beside)))  # whose sums spare others their last batches
+        cuts = sorted({0, *range(first if len(self.batches) > 1 else 0, len(candidates), L)})
+        groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)]) if end]
+        losses = [loss for (some,) in log.kept() for loss in some.tolist()] if log else []
+        done = log.done if log else 0  # groups
+        with bar(len(groups) * len(self.batches) * L, shown, "layer", done * len(self.batches) * L) as progress:
+            for group in groups[done:]:
+                totals = dict.fromkeys(group, 0.0)
+                for batch in self.batches:
+                    ends = self._ends(batch, [gone for gone in group if not limit.is_below(totals[gone])], progress)
+                    added = {gone: self._losses(batch, ends.pop(gone)) for gone in group if gone in ends}
+                    self._add(totals, added, limit, last=batch is self.batches[-1])
+                losses += (found := [totals[gone] / tokens for gone in group])
+                if log:
+                    log.add([torch.tensor(found, dtype=torch.float64)], [])
+        return losses
+
+    def remove(self, block: Sublayer) -> None:
+        """Leave `block` out from now on."""
+        self.gone.add(block)
+
+    def _ends(self, batch: _Batch, candidates: Sequence[Gone], progress: Any = None) -> Ends:
+        """Return the states behind the last layer without each set of blocks, (B, T, D).
+
+        Candidates that leave out the same of the layers so far have one state.
+        """
+        states, so_far = {Gone(): batch.x}, dict.fromkeys(candidates, Gone())
+        for number in range(len(self.layers)):
+            here = {one: Gone(block for block in one if block.layer == number) for one in candidates}
+            place = {gone: place for place, gone in enumerate(states)}
+            steps = dict.fromkeys((so_far[one], here[one]) for one in candidates)
+            groups: dict[Gone, list[Gone]] = {Gone(): []}  # what is left out here -> what was before
+            for gone, left_out in sorted(steps, key=lambda step: place[step[0]]):
+                groups.setdefault(left_out, []).append(gone)
+            entering, states = states, {}
+            for left_out, before in groups.items():
+                new = self._run(batch, number, [entering[gone] for gone in before], self.gone | left_out)
+                states.update(zip([gone | left_out for gone in before], new, strict=True))
+            so_far = {one: so_far[one] | here[one] for one in candidates}
+            if progress is not None:
+                progress.update()
+        return states
+
+    def _run(self, batch: _Batch, number: int, states: list[Tensor], gone: Set[Sublayer | Narrowed]) -> list[Tensor]:
+        """Return what leaves layer `number` for each of the states that enter it, (B, T, D)."""
+        layer, (B, *_) = self.layers[number], batch.x.shape
+        parts = {part for part in ("layer", "attention", "mlp") if Sublayer(part, number) in gone}
+        if "layer" in parts or len(parts) == 2:
+            return states
+        self.runs += len(states) * B * self.share
+        left = list[Tensor]()
+        narrowed = [one for one in gone if isinstance(one, Narrowed) and one.layer == number]
+        with layer.visiting():
+            if narrowed and self.narrow:
+                layer = self.narrow(layer, narrowed)
+            for start in range(0, len(states), len(batch.arguments)):
+                some = states[start : start + len(batch.arguments)]
+                x = torch.cat([one.to(layer.device) for one in some])
+                y = layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts)
+                left += map(self.wait, torch.split(y, B))
+        return left
+
+    def _compared(self, batch: _Batch, x: Tensor) -> Tensor:
+        """Return the states of the positions that are compared, (B, T, D) -> (M, D), where logits are."""
+        return x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
+
+    def _add(self, totals: dict[Gone, float], added: dict[Gone, Iterator[float]], limit: Limit, *, last: bool) -> None:
+        """Add to the sum of each candidate what its tokens add, some at a time, as long as it is not above the limit.
+
+        last  there are no tokens behind these, so that a sum that is through is known
+        """
+        racing = limit.lowest is not None and (self.keeps_dense or self.loss is nll)
+        candidates = list(added)
+        waiting = [(totals[gone] if racing else 0.0, place) for place, gone in enumerate(candidates)]
+        heapify(waiting)
+        while waiting:
+            (before, place), gone = waiting[0], candidates[waiting[0][1]]
+            loss = None if (above := limit.is_below(totals[gone])) else next(added[gone], None)
+            if loss is None:
+                heappop(waiting)
+                if last and not above:
+                    limit.add(totals[gone])
+            else:
+                totals[gone] += math.inf if math.isnan(loss) else loss
+                heapreplace(waiting, (totals[gone] if racing else before + 1, place))
+        self.latest = None
+
+    def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
+        """Yield the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
+        x = self._compared(batch, x)
+        losses = self._pieces(batch, x)
+        yield from map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
+
+    def _pieces(self, batch: _Batch, x: Tensor) -> Iterator[Tensor]:
+        for start in range(0, len(x), TOKENS_AT_ONCE):
+            piece = slice(start, start + TOKENS_AT_ONCE)
+            logits, targets = self.model.logits(x[piece]), batch.targets[piece]
+            p = logits if self.loss is nll else self._p(batch, piece)
+            yield summed(self.loss, logits, p, targets)
+
+    def _p(self, batch: _Batch, piece: slice) -> Tensor:
+        """Return the dense model's log-probabilities, (M, V), of some of a batch's tokens."""
+        if self.keeps_dense:
+            return batch.dense[piece]
+        if self.latest is None or self.latest[0] != piece.start:
+            self.latest = None  # its memory is free for the next
+            self.latest = piece.start, self._log_probabilities(batch.dense[piece])
+        return self.latest[1]
+
+    def _log_probabilities(self, x: Tensor) -> Tensor:
+        """Return those of the next token from the last layer's output: (M, D) -> (M, V)."""
+        return self.model.logits(x).float().log_softmax(-1)

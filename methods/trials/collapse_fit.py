@@ -1,0 +1,239 @@
+"""Windows of layers collapse into their first: its output matrices are refitted to do the window's work.
+
+The layers s .. e-1 become layer s. With the dense model's states z_e behind the window, r what layer s has before its
+MLP adds to it, C (tokens, I) what enters its down matrix W, and b its bias,
+
+    W* = argmin ||r + C W^T + b - z_e||^2  +  ridge * sum over channels i of ||C_i||^2 ||W_i - W0_i||^2
+
+window by window from the front, each fed by what the ones before have become. What can be fitted beside:
+
+attention   the attention's output matrix too: both are fitted together, for r without the attention's share and H
+            (tokens, heads) beside C; since the MLP reads what the attention adds, W* is then fitted anew
+later       the down matrices of all layers behind the first window, each to the dense state behind its layer
+sweeps      from the second on, every survivor but the last is fitted to the error that is left behind the next window
+            (whose end is E), as if what it adds passed on through the residual alone,
+
+                W = argmin ||y_E - C W_now^T + C W^T - z_E||^2  +  the same penalty
+
+            and the next window's survivor anew behind it. Where that does not lower ||y_E - z_E||, it is undone.
+
+Where a family multiplies what a block adds to the residual by a number c (granite), c (C W^T + b) stands for C W^T + b.
+
+Attention sinks weigh as a population of their own (methods/least_squares.py). Where a norm stands behind the MLP, its
+gains are fitted together with W (methods/least_squares.py).
+
+B = sequences of a micro-batch, T = tokens, D = residual width, I = MLP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.console import over
+from methods.least_squares import (
+    Fitted,
+    Norm,
+    Rows,
+    Sinks,
+    errors,
+    find_sinks,
+    fit,
+    fit_normed,
+    total_error,
+    wanted_states,
+)
+from methods.model.activations import States, Step, beside, enter_all, step, values_of_a_step
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, twin
+from methods.model.layer import Layer
+from methods.model.precision import widened
+
+Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Says what is fitted, and how; see the head of this file."""
+
+    ridge: float = 1.0
+    sinks: Sinks = "apart"
+    attention: bool = False
+    later: bool = False
+    sweeps: int = 1
+
+
+class Collapse:
+    """Refits the survivors of a model's windows, in place, on the calibration tokens; other layers stay in it."""
+
+    @torch.no_grad()
+    def __init__(self, model: Decoder, windows: Sequence[Window], calibration: Calibration, how: Fit) -> None:
+        self.layers, self.windows, self.how, self.wait = model.layers, windows, how, calibration.wait
+        self.dense = twin(model)
+        values = values_of_a_step(model) + 3 * model.embed.embedding_dim
+        self.entries, self.masks = enter_all(model, calibration, values)
+        self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
+
+    @torch.no_grad()
+    def run(self) -> list[dict[str, Any]]:
+        """Refit, and return for each window that was fitted what is missed behind it (methods/least_squares.py)."""
+        states = States(self.dense, self.entries, self.wait)
+        x, report = self._start(), dict[Window, dict[str, Any]]()
+        for s, e in over(self.windows, "refitting", "layer"):
+            if e == s + 1 and not (report and self.how.later):
+                x = self._through([(s, e)], x) if report else states.advance(2 * e)
+                continue
+            missed, x = self._fit(s, x, states.advance(2 * e))
+            report[s, e] = {"window": [s, e - 1]} | missed
+        for _ in range(1, self.how.sweeps):
+            self._sweep(report)
+        return list(report.values())
+
+    def _sweep(self, report: dict[Window, dict[str, Any]]) -> None:
+        """Go once more over the windows, each refitted for the error behind the next."""
+        states, x, at = States(self.dense, self.entries, self.wait), self._start(), 0
+        merged = [number for number, (s, e) in enumerate(self.windows) if e > s + 1]
+        for here, following in pairwise(merged):
+            x, at = self._through(self.windows[at:here], x), here
+            near, far = self.windows[here], self.windows[following]
+            z, z_E = states.advance(2 * near[1]), states.advance(2 * far[1])
+            between = self.windows[here + 1 : following]
+            one, other = self.layers[near[0]].down, self.layers[far[0]].down
+            W, W_next = one.weight, other.weight
+            y_E = self._through([near, *between, far], x)
+            self._refit_for_the_next(near[0], x, y_E, z_E)
+            y = self._through([near], x)
+            missed, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
+            if self._missed(new, z_E) < self._missed(y_E, z_E):
+                z, where = beside(y, z, self.where)
+                z = wanted_states(where, y, z, self.how.sinks, self.wait)
+                _set_after(report[near], errors(find_sinks(where, y, z), where, z, y, y))
+                _set_after(report[far], missed)
+            else:
+                one.weight, other.weight = W, W_next
+
+    def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
+        """Refit the down matrix of layer s for the error behind the window that follows."""
+        with self.layers[s].visiting(), self.dense.layers[s].visiting():
+            W, taken, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
+            y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
+            z_E = wanted_states(where, y_E, z_E, self.how.sinks, self.wait)
+
+            def missed(one: Step, y: Tensor, z: Tensor) -> Tensor:
+                return self.wait((z.double() - y).div_(c) + widened(one.channels) @ widened(W).T)
+
+            rows = [
+                Rows(one.channels, missed(one, y, z), z, w, sink)
+                for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
+            ]
+            (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
+        self.layers[s].settle()
+
+    def _fit(
+        self, s: int, x: list[Tensor], z: list[Tensor], *, attention: bool | None = None
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        """Refit layer s, fed x, to the states z. Returns what is missed, and what leaves the layer from then on."""
+        with self.layers[s].visiting(), self.dense.layers[s].visiting():
+            return self._fitted(s, x, z, attention)
+
+    def _fitted(
+        self, s: int, x: list[Tensor], z: list[Tensor], attention: bool | None
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        layer, whole = self.layers[s], self.dense.layers[s]
+        taken = self._steps(s, x)
+        before = [one.y for one in taken]
+        z, where = beside(before, z, self.where)
+        z = wanted_states(where, before, z, self.how.sinks, self.wait)
+        sinks = find_sinks(where, before, z)
+        given, c = list(zip(z, where, sinks, strict=True)), layer.factor
+        if (self.how.attention if attention is None else attention) and layer.has_attention:
+            rows = [
+                Rows(
+                    self.wait(torch.cat([one.heads, one.channels], -1)),
+                    self.wait((wanted.double() - (one.y - one.a - one.m + c * biases(layer))).div_(c)),
+                    wanted,
+                    *of,
+                )
+                for one, (wanted, *of) in zip(taken, given, strict=True)
+            ]
+            (layer.out.weight, _), _ = self._solved(rows, [whole.out.weight, whole.down.weight], hold_out=False)
+            taken = self._steps(s, x)
+        if layer.family.post_norms:
+            return self._fit_normed(layer, whole, taken, given)
+        b = 0 if layer.down.bias is None else c * layer.down.bias
+        rests, channels = [self.wait(one.y - one.m + b) for one in taken], [one.channels for one in taken]
+        del taken  # all else that the steps hold
+        rows = [
+            Rows(entered, self.wait((wanted.double() - rest).div_(c)), wanted, *of)
+            for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
+        ]
+        (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
+        layer.settle()
+        after = [self.wait(rest + c * (x @ layer.down.weight.T)) for x, rest in zip(channels, rests, strict=True)]
+        return errors(sinks, where, z, before, after, fitted=fitted), after
+
+    def _fit_normed(
+        self, layer: Layer, whole: Layer, taken: list[Step], given: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        """Refit the down matrix and the gains of the norm behind it; arguments and result as in `_fit`."""
+        before, rests = [one.y for one in taken], [self.wait(one.y - one.m) for one in taken]
+        rows = [
+            Rows(one.channels, self.wait(wanted.double() - rest), wanted, *of)
+            for one, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
+        ]
+        found, fitted = fit_normed(rows, self.how.ridge, whole.down.weight.T, self.how.sinks, Norm.behind(whole, 1))
+        old = whole.down.weight
+        layer.down.weight = nn.Parameter(found.W.T.to(old.dtype).contiguous(), old.requires_grad)
+        found.norm.put_behind(layer, 1)
+        layer.settle()
+        added = (layer.post_norm(1)(layer.down(one.channels)) for one in taken)
+        after = [self.wait(rest + one) for one, rest in zip(added, rests, strict=True)]
+        z, where, sinks = map(list, zip(*given, strict=True))
+        return errors(sinks, where, z, before, after, fitted=fitted), after
+
+    def _solved(
+        self, rows: list[Rows], towards: list[Tensor], *, hold_out: bool = True
+    ) -> tuple[list[nn.Parameter], Fitted]:
+        """Fit rows (all columns) -> (D) as matrices (D, columns), drawn towards the given ones."""
+        fitted = fit(rows, self.how.ridge, torch.cat(towards, 1).T, self.how.sinks, hold_out=hold_out)
+        parts = zip(torch.split(fitted.W, [matrix.shape[1] for matrix in towards]), towards, strict=True)
+        return [nn.Parameter(part.T.to(old.dtype).contiguous(), old.requires_grad) for part, old in parts], fitted
+
+    def _start(self) -> list[Tensor]:
+        return [entry.x for entry in self.entries]
+
+    def _steps(self, s: int, x: list[Tensor]) -> list[Step]:
+        layer = self.layers[s]
+        return [
+            step(layer, one, entry.arguments[layer.kind], mask).waiting(self.wait)
+            for one, entry, mask in zip(x, self.entries, self.masks, strict=True)
+        ]
+
+    def _through(self, windows: Sequence[Window], x: list[Tensor]) -> list[Tensor]:
+        """Return what leaves the survivors of these windows."""
+        layers = [self.layers[s] for s, _ in windows]
+        return [self.wait(entry.run(layers, one)) for entry, one in zip(self.entries, x, strict=True)]
+
+    def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
+        z, where = beside(y, z, self.where)
+        z = wanted_states(where, y, z, self.how.sinks, self.wait)
+        return total_error(find_sinks(where, y, z), where, z, y)
+
+
+def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
+    """Note in a window's report what is missed after a later fit, and on sequences that it has held out, if any."""
+    of_sinks = [(report["sinks"], missed["sinks"])] if "sinks" in report and "sinks" in missed else []
+    for known, found in [(report, missed), *of_sinks]:
+        known.pop("error_held_out", None)
+        known |= {name: found[name] for name in ("error_after", "error_held_out") if name in found}
+
+
+def biases(layer: Layer) -> Tensor | int:
+    """Return what the output matrices of attention and MLP add whatever enters them."""
+    found = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
+    return sum(found) if found else 0

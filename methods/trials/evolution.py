@@ -1,0 +1,185 @@
+"""Finds what a model misses least by evolution: children of the fittest are compared, and the fittest of them go on.
+
+A state says of each candidate what it leaves out or narrows (methods/trials/blocks.py). Its fitness is
+
+    KL(p || q)    the mean over tokens of the dense model's distribution of the next token, p, to the pruned one's, q
+
+on a few sequences that are drawn anew for every comparison, so that no state is chosen for what it does to some of
+them. The children of a generation are compared on a few tokens, the fittest of these and the parents on more.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from methods.console import bar
+from methods.model.calibration import Calibration, SweepLog
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.structures import Narrowed, Sublayer
+from methods.trials.blocks import Gone, Trial
+
+Narrow = Callable[[Layer, Collection[Narrowed]], Layer]
+Fits = Callable[[Gone], bool]  # whether a state is one to compare
+TRIES = 100  # draws for each state that is wanted, where few are left that are new
+
+
+class Fitness:
+    """Compares states by KL(p || q) on sequences that are drawn anew each time.
+
+    Where all calibration tokens are compared, the dense model's outputs are kept for the next time, and so is what is
+    missed of the states that were the fittest, since these are among those that are compared next.
+
+    narrow    as `Trial` takes it
+    forwards  that it has taken, over all calibration tokens
+    """
+
+    def __init__(
+        self, model: Decoder, calibration: Calibration, generator: random.Random, narrow: Narrow | None = None
+    ) -> None:
+        self.model, self.calibration, self.generator, self.narrow = model, calibration, generator, narrow
+        self.forwards = 0.0
+        self.whole: Trial | None = None  # on all calibration tokens
+        self.known = dict[Gone, float]()  # on all calibration tokens
+
+    def fittest(self, states: list[Gone], survivors: int, tokens: int) -> list[tuple[Gone, float]]:
+        """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
+        every = int(self.calibration.mask.sum())
+        known = self.known if tokens >= every else {}
+        new = [state for state in states if state not in known]
+        trial = self._trial(tokens)
+        beside = [known[state] for state in states if state in known]
+        losses = known | dict(zip(new, trial.losses(new, lowest=survivors, beside=beside), strict=True))
+        self.forwards += min(tokens / every, 1) * trial.runs / len(trial.layers)
+        trial.runs = 0.0  # they are counted
+        found = sorted(((state, losses[state]) for state in states), key=lambda one: one[1])[:survivors]
+        if tokens >= every:
+            self.known = dict(found)
+        return found
+
+    def told(self) -> list[Tensor]:
+        """Return what the next comparison depends on: the generator's state, and forwards so far."""
+        _, state, _ = self.generator.getstate()
+        return [torch.tensor(state), torch.tensor(self.forwards, dtype=torch.float64)]
+
+    def go_on(self, state: Tensor, forwards: Tensor, known: dict[Gone, float]) -> None:
+        """Compare from now on as one that has `told` this, and knows what is missed of states on all tokens."""
+        if known:
+            self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
+        version, _, gauss = self.generator.getstate()
+        self.generator.setstate((version, tuple(state.tolist()), gauss))
+        self.forwards, self.known = forwards.item(), known
+
+    def _trial(self, tokens: int) -> Trial:
+        """Return a trial on `tokens` tokens that are drawn, or the one on all, for which as many numbers are drawn."""
+        drawn = draw(self.calibration, tokens, self.generator)
+        if tokens < self.calibration.mask.sum():
+            return Trial(self.model, drawn, "kl", narrow=self.narrow)
+        if self.whole is None:
+            self.whole = Trial(self.model, self.calibration, "kl", narrow=self.narrow)
+        return self.whole
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Says how long a search goes on, and what it compares.
+
+    count         generations at most
+    population    parents of a generation
+    survivors     children that are compared on `final_tokens`, with the parents
+    tokens        on which all children are compared
+    until         when the search ends with what it has, in seconds of time.monotonic
+    log           keeps where the search stands, from which it goes on; None: nothing is kept
+    blocks        of which states are, where there is a log
+    """
+
+    count: int
+    population: int
+    survivors: int
+    tokens: int
+    final_tokens: int
+    until: float = math.inf
+    log: SweepLog | None = None
+    blocks: Sequence[Sublayer | Narrowed] = ()
+
+    def evolve(
+        self, parents: list[Gone], children: Callable[[list[Gone]], list[Gone]], fitness: Fitness
+    ) -> tuple[list[Gone], list[float | None]]:
+        """Return the last parents, the fittest first, and of each generation what its fittest misses."""
+        best = list[float | None]()
+        if self.log and self.log.done:
+            parents, best = self._kept(self.log, fitness)
+        with bar(self.count, "searching", "generation", len(best)) as shown:
+            while len(best) < self.count and time.monotonic() <= self.until:
+                promising = [one for one, _ in fitness.fittest(children(parents), self.survivors, self.tokens)]
+                fittest = fitness.fittest(
+                    list(dict.fromkeys([*promising, *parents])), self.population, self.final_tokens
+                )
+                parents = [one for one, _ in fittest]
+                best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
+                if self.log:
+                    self.log.add([*fitness.told(), *self._told(parents, [loss for _, loss in fittest])], [])
+                shown.update()
+            shown.total = len(best)
+        return parents, best
+
+    def _told(self, parents: list[Gone], losses: list[float]) -> list[Tensor]:
+        """Return which blocks are gone of each parent, (parents, blocks), and what is missed of it."""
+        gone = [[block in parent for block in self.blocks] for parent in parents]
+        return [torch.tensor(gone), torch.tensor(losses, dtype=torch.float64)]
+
+    def _kept(self, log: SweepLog, fitness: Fitness) -> tuple[list[Gone], list[float | None]]:
+        """Return the parents of the last generation that is kept and what was missed of the fittest of each."""
+        every = list(log.kept())
+        state, forwards, gone, losses = every[-1]
+        parents = [Gone(block for block, is_gone in zip(self.blocks, row, strict=True) if is_gone) for row in gone]
+        of_all = self.final_tokens >= fitness.calibration.mask.sum()
+        fitness.go_on(state, forwards, dict(zip(parents, losses.tolist(), strict=True)) if of_all else {})
+        fittest = [float(one[-1][0]) for one in every]
+        return parents, [loss if math.isfinite(loss) else None for loss in fittest]
+
+
+def ends_after(minutes: float | None, taken: float = 0.0) -> float:
+    """Return when a search ends, in seconds of time.monotonic, of whose minutes so many seconds have been taken."""
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes - taken
+
+
+def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
+    """Return sequences that hold `tokens` real tokens together, the last one cut; all, where there are no more."""
+    lengths = calibration.mask.sum(1).tolist()
+    wanted, rows = min(tokens, sum(lengths)), list[int]()
+    mask = torch.zeros_like(calibration.mask)
+    while wanted:
+        row = generator.randint(0, len(lengths) - 1)
+        if row not in rows:
+            rows.append(row)
+            mask[row, : min(wanted, lengths[row])] = True
+            wanted -= min(wanted, lengths[row])
+    width = int(mask.sum(1).max())
+    return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
+
+
+def any_state(state: Gone) -> bool:
+    """Say of every state that it fits."""
+    return True
+
+
+def distinct(
+    draw_one: Callable[[], Gone], count: int, known: Collection[Gone] = (), fits: Fits = any_state
+) -> list[Gone]:
+    """Return `count` different states that fit, none of the known ones, or as many as 100 draws for each give."""
+    found = dict[Gone, None]()
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        one = draw_one()
+        if one not in known and fits(one):
+            found[one] = None
+    return list(found)

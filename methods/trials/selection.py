@@ -1,0 +1,215 @@
+"""Greedy removal of blocks: try each one that is left, remove the one that is missed least, and again.
+
+A candidate is given up as soon as it is sure to be missed more than the best one (methods.trials.blocks); those that
+were missed least the last time come first. Neither changes a choice. The order of removal is that of any larger budget,
+as long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run. A search that
+was interrupted goes on behind the last removal that its log has, and finds what it would have found without.
+
+The one-shot depth method: score every layer of the dense model once, and drop those with the lowest scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.base import Holds, Pruner
+from methods.budget import block_parameters, whole_layers
+from methods.model.calibration import Calibration, SweepLog
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+from methods.model.structures import Sublayer, drop_lowest, remove_sublayers, sublayer_sizes, sublayers_of
+from methods.trials.blocks import Positions, Trial
+
+BLOCKS = 2.9  # removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 11 of 30 layers (smollm2-135m)
+
+
+@dataclass
+class Found:
+    """Holds what a search has found.
+
+    order   the blocks in the order of their removal
+    losses  the loss per token after each removal; None where the removal was known, and in the record where it is
+            no finite number
+    free    how many of them would be the same for any larger budget
+    runs    forwards over the calibration tokens that the search has cost
+    """
+
+    order: list[Sublayer] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
+    free: int = 0
+    runs: float = 0.0
+
+    def decisions(self) -> dict[str, Any]:
+        """Return it for the record; `removal_order` and `free_removals` serve the other ratios of a run."""
+        return {
+            "removal_order": [str(block) for block in self.order],
+            "free_removals": self.free,
+            "losses": [loss if loss is not None and math.isfinite(loss) else None for loss in self.losses],
+            "forwards": round(self.runs, 2),
+        }
+
+
+def affordable(left: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: float) -> list[Sublayer]:
+    """Return the blocks that overshoot the `rest` of a budget by no more than half the smallest that is left.
+
+    Removing them one by one until there is none ends within half of the smallest.
+    """
+    smallest = min((size[block] for block in left), default=0)
+    return [block for block in left if size[block] - rest <= smallest / 2]
+
+
+def search(
+    trial: Trial,
+    candidates: Sequence[Sublayer],
+    budget: float,
+    known: Sequence[Sublayer] = (),
+    *,
+    note: Callable[[list[str]], object] | None = None,
+    log: SweepLog | None = None,
+) -> Found:
+    """Remove the candidates that are missed least, one at a time, until `budget` parameters have gone.
+
+    known  the first removals, where an earlier search with the same tokens has found them
+    note   that of methods.model.calibration.Calibration
+    log    keeps each removal behind those, and has those that an interrupted attempt has found; None: nothing is kept
+    """
+    size, log = sublayer_sizes(trial.model, candidates), log or SweepLog(None, [])
+    kept = log.kept()
+    left, found, rest = list(candidates), Found(), budget
+    losses = dict.fromkeys(left, 0.0)  # of the last trial of each
+    follows = free = True  # what earlier searches found; whether no choice has been bound by the budget
+    while allowed := affordable(left, size, rest):
+        step = len(found.order)
+        if follows and step < len(known) and known[step] in allowed:
+            chosen, loss = known[step], None
+        else:
+            follows, free = False, free and len(allowed) == len(left)
+            if (entry := next(kept, None)) is not None:
+                at, runs, latest = entry
+                chosen, trial.runs, losses = candidates[int(at)], float(runs), _named(candidates, latest)
+                loss = losses[chosen]
+            else:
+                shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
+                promising = sorted(allowed, key=losses.__getitem__)
+                for block, tried in zip(promising, trial.without(promising, shown, lowest=1), strict=True):
+                    losses[block] = math.inf if math.isnan(tried) else tried
+                chosen = min(allowed, key=losses.__getitem__)
+                loss = losses[chosen]
+                log.add(_entry(candidates, chosen, trial.runs, losses), [])
+        trial.remove(chosen)
+        left.remove(chosen)
+        found.order.append(chosen)
+        found.losses.append(loss)
+        found.free += free
+        if note is not None and free and not follows:
+            note([str(block) for block in found.order])
+        rest -= size[chosen]
+    found.runs = trial.runs / len(trial.layers)
+    return found
+
+
+def _entry(
+    candidates: Sequence[Sublayer], chosen: Sublayer, runs: float, losses: Mapping[Sublayer, float]
+) -> list[Tensor]:
+    """Return what a search goes on from behind a removal: its candidate, the trial's runs, the latest losses."""
+    latest = [losses[block] for block in candidates]
+    return [
+        torch.tensor(candidates.index(chosen)),
+        torch.tensor(runs, dtype=torch.float64),
+        torch.tensor(latest, dtype=torch.float64),
+    ]
+
+
+def _named(candidates: Sequence[Sublayer], latest: Tensor) -> dict[Sublayer, float]:
+    """Return the latest losses, (candidates,), by candidate."""
+    return dict(zip(candidates, latest.tolist(), strict=True))
+
+
+def searched(trial: Trial, candidates: Sequence[Sublayer], budget: float, calibration: Calibration) -> dict[str, Any]:
+    """Remove what `search` finds from the trial's model, in place, and return what was decided for the record.
+
+    The first removals are those of `calibration.order`, and `calibration.note` hears of the others.
+    """
+    known = [Sublayer.parse(text) for text in calibration.order]
+    log = calibration.log([], "greedy search", list(map(str, candidates)), budget, calibration.order)
+    found = search(trial, candidates, budget, known, note=calibration.note, log=log)
+    return remove_sublayers(trial.model, found.order) | found.decisions()
+
+
+class GreedyBlocks(Pruner):
+    """A method that removes single attentions and MLPs, each time the one without which the loss is lowest."""
+
+    tokens: int  # calibration tokens that are read
+    positions: Positions = "followed"  # of these, where the loss is taken
+    reuses = "removals"
+    only_cuts = True
+    uneven_because = "it removes single attentions and MLPs"
+    leaves = ("attentions", "mlps")
+    paper_ratio = "attentions and MLPs, by their number"
+
+    @property
+    def holds(self) -> Holds:
+        return Holds(all_layers=1.5, steps=2, logits=3 if self.loss == "nll" else 8)
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        blocks = BLOCKS * removed
+        tried = blocks * layers * (1 - blocks / (4 * layers)) ** 2  # half of a model for each of both kinds of block
+        return (1 + tried) * self.tokens_read(tokens) / tokens
+
+    @property
+    def loss(self) -> str:
+        """Return the name of the loss, one of LOSSES."""
+        return "nll"
+
+    def blocks(self, model: Decoder) -> list[Sublayer]:
+        """Return the blocks that may go."""
+        return sublayers_of(model, "attention", "mlp")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"parameters": parameters(model) - block_parameters(model, ratio, self.blocks(model))}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        blocks = self.blocks(model)
+        budget = block_parameters(model, ratio, blocks)
+        if not budget:
+            return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
+        trial = Trial(model, calibration.first(self.tokens), self.loss, self.positions)
+        return searched(trial, blocks, budget, calibration)
+
+
+class OneShot(Pruner):
+    """A depth method that is a score; a subclass gives `scores`."""
+
+    only_cuts = True
+    paper_ratio = "layers, by their number"
+    keep_first = 0  # layers at the front that stay; a field where the method lets a user choose
+    keep_last = 0  # layers at the end that stay
+
+    def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
+        """Return the importance of every layer."""
+        raise NotImplementedError
+
+    def candidates(self, L: int, n: int) -> Sequence[int]:
+        """Return the numbers of the layers, of L, that may go; n of them will."""
+        return range(self.keep_first, L - self.keep_last)
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        said = self.plan(model, ratio)
+        n = said.pop("layers")
+        if not n:
+            return {"removed_layers": []}
+        scores = self.scores(model, calibration)
+        gone = drop_lowest(model, scores, self.candidates(len(scores), n), n)
+        return {"removed_layers": gone, "scores": scores} | said

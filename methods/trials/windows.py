@@ -1,0 +1,210 @@
+"""Windows of layers to collapse: what a linear map leaves of each one's work, and what a division costs in the model.
+
+A map T of the MLP's output m, fitted on dense states, predicts what a window's survivor would do. What it leaves of the
+window's work, u(s, e), does not depend on other windows, so that the divisions of all layers into windows with the
+least sum of u are found by dynamic programming. What a division does to the model is measured by running a few tokens
+through it, each window collapsed by its T.
+
+B = sequences of a micro-batch, T = tokens, D = residual width, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from methods.console import over
+from methods.least_squares import Norm, Rows, Sinks, find_sinks, fit, fit_normed, total_error, wanted_states
+from methods.model.activations import Entry, beside, enter, enter_all, step, step_of_any
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.trials.blocks import TOKENS_AT_ONCE, kl, summed
+from methods.trials.collapse_fit import Window
+
+Division = tuple[Window, ...]  # all layers, in windows
+Mapped = Callable[[Tensor], Tensor]  # what an MLP adds -> what it adds once T is in it, (B, T, D) both
+
+
+def single(L: int) -> Division:
+    """Return the division of L layers that leaves each a window of its own."""
+    return tuple((s, s + 1) for s in range(L))
+
+
+def begun(starts: Sequence[int], L: int) -> Division:
+    """Return the division of L layers whose windows begin at these, of which 0 is the first."""
+    return tuple(zip(starts, [*starts[1:], L], strict=True))
+
+
+def exchanged(division: Division) -> list[Division]:
+    """Return the divisions in which one layer that a window has taken in begins one, and one that did no longer does.
+
+    The first layer has none in front of it that could take it in.
+    """
+    L = division[-1][1]
+    starts = {s for s, _ in division}
+    back = (sorted({*starts, s}) for s in range(L) if s not in starts)
+    return [begun([s for s in each if s != one], L) for each in back for one in sorted(starts) if one]
+
+
+def joined(division: Division, i: int) -> Division:
+    """Return a division after its window number i has taken in the next."""
+    return (*division[:i], (division[i][0], division[i + 1][1]), *division[i + 2 :])
+
+
+def lightest(L: int, n: int, count: int, weight: Callable[[Window], float]) -> list[Division]:
+    """Return the `count` divisions of L layers into L - n windows whose sum of weights is least, the lightest first.
+
+    By dynamic programming over the end of the last window: what stands before it in one of the lightest divisions is
+    itself one of the lightest. Of equal ones that with the earlier ends is first.
+    """
+    best: dict[tuple[int, int], list[tuple[float, Division]]] = {(0, 0): [(0.0, ())]}
+    for e in range(1, L + 1):
+        for m in range(min(n, e - 1) + 1):  # layers that go of the first e
+            longer = (
+                (before + weight((s, e)), (*division, (s, e)))
+                for s in range(e - 1 - m, e)
+                for before, division in best.get((s, m - (e - s - 1)), ())
+            )
+            best[e, m] = heapq.nsmallest(count, longer)
+    return [division for _, division in best[L, n]]
+
+
+class DenseStates:
+    """Holds the dense model's states on the calibration tokens, and the maps T that are fitted on them.
+
+    x  (B, T, D) in front of every layer and behind the last, for each micro-batch        m  what each MLP adds
+    """
+
+    def __init__(
+        self, model: Decoder, calibration: Calibration, sinks: Sinks, ridge: float, choose: str = "fit"
+    ) -> None:
+        self.model, self.layers, self.ridge, self.choose, self.sinks = model, model.layers, ridge, choose, sinks
+        values, self.wait = 2 * (len(self.layers) + 8) * model.embed.embedding_dim, calibration.wait
+        self.entries, self.masks = enter_all(model, calibration, values)
+        self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
+        self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
+        for number, layer in enumerate(over(self.layers, "reading calibration tokens", "layer")):
+            model.read_ahead(number + 1)
+            self.m.append([])
+            self.x.append([])
+            with layer.visiting():
+                for x, entry, mask in zip(self.x[-2], self.entries, self.masks, strict=True):
+                    taken = step(layer, x, entry.arguments[layer.kind], mask)
+                    self.m[-1].append(self.wait(taken.m))
+                    self.x[-1].append(self.wait(taken.y))
+        self._left: dict[Window, float] = {window: 0.0 for window in single(len(self.layers))}
+        self._maps: dict[Window, Mapped] = {}
+
+    def mapped(self, window: Window, m: Tensor) -> Tensor:
+        """Return what the survivor of a window adds in place of m (B, T, D)."""
+        if window not in self._maps:
+            self._fit(window)
+        return self._maps[window](m)
+
+    def left(self, window: Window) -> float:
+        """Return what is left of the window's work when T has been fitted, as `choose` measures it; 0 of one layer."""
+        if window not in self._left:
+            self._fit(window)
+            del self._maps[window]  # few are tried, and the maps of all would take more memory than all else
+        return self._left[window]
+
+    def keep_maps(self, windows: Iterable[Window]) -> None:
+        """Let go the maps of all other windows; they are fitted anew where they are asked for again."""
+        kept = set(windows)
+        self._maps = {window: mapped for window, mapped in self._maps.items() if window in kept}
+
+    def _fit(self, window: Window) -> None:
+        s, e = window
+        m, y = self.m[s], self.x[s + 1]
+        z, where = beside(y, self.x[e], self.where)
+        z = wanted_states(where, y, z, self.sinks, self.wait)
+        sinks = find_sinks(where, y, z)
+        rows = [Rows(a, self.wait(c - (b - a)), c, *of) for a, b, c, *of in zip(m, y, z, where, sinks, strict=True)]
+        identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)
+        mapped = self._maps[window] = self._mapped(s, rows, identity)
+        if window in self._left:
+            return
+        found = y if self.choose == "cosine" else [self.wait(b - a + mapped(a)) for a, b in zip(m, y, strict=True)]
+        if self.choose == "error":
+            self._left[window] = total_error(sinks, where, z, found)
+        else:
+            self._left[window] = turned([(a[w], b[w]) for a, b, w in zip(found, z, where, strict=True)])
+
+    def _mapped(self, s: int, rows: list[Rows], identity: Tensor) -> Mapped:
+        """Return the map T of what the MLP of layer s adds, fitted to rows of it."""
+        if not self.layers[s].family.post_norms:
+            T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(rows[0].x.dtype)
+            return lambda m: m @ T
+        norm = Norm.behind(self.layers[s], 1)
+        given = [replace(each, x=self.wait(norm.undone(each.x))) for each in rows]
+        found, _ = fit_normed(given, self.ridge, identity, self.sinks, norm, hold_out=False)
+        return lambda m: found(norm.undone(m))
+
+
+def turned(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Return 1 - mean over tokens of cos(y, z), for y and z (M, D) of each micro-batch."""
+    left = sum(float((1 - cosine_similarity(y.float(), z.float(), dim=-1)).sum()) for y, z in pairs)
+    return left / sum(len(y) for y, _ in pairs)
+
+
+class CollapseTrial:
+    """Runs the model on a few tokens with windows collapsed by their maps T. It changes no module."""
+
+    @torch.no_grad()
+    def __init__(self, dense: DenseStates, calibration: Calibration) -> None:
+        self.dense, self.mask, self.wait = dense, calibration.mask, calibration.wait
+        self.entry: Entry = enter(dense.model, calibration.ids)
+        self.wanted = calibration.mask[:, 1:].to(self.entry.x.device)
+        self.expected = self._wanted(self.entry.run(dense.layers, self.entry.x))
+        self.fixed: Division = ()
+        self.states = [self.entry.x]
+
+    @torch.no_grad()
+    def fix(self, division: Division) -> None:
+        """Keep the states in front of each window of a division, for trials of others that begin with some of them."""
+        self.fixed, self.states = division, [self.entry.x]
+        for window in division:
+            self.states.append(self.wait(self._run(window, self.states[-1])))
+
+    @torch.no_grad()
+    def losses(self, divisions: Sequence[Division], shown: str) -> list[float]:
+        """Return the KL from the dense model per token of each division, infinite for one that is no number.
+
+        `shown` says on stderr what this is for.
+        """
+        ends = [self.wait(self._end(division)) for division in over(divisions, shown, "trial")]
+        totals, tokens = [0.0] * len(ends), len(self.expected)
+        for some in over(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{shown}, comparing", "piece"):
+            p = self.dense.model.logits(self.expected[some]).float().log_softmax(-1)
+            for number, end in enumerate(ends):
+                logits = self.dense.model.logits(end[some].to(p.device))
+                totals[number] += float(summed(kl, logits, p, logits))
+        return [math.inf if math.isnan(total) else total / tokens for total in totals]
+
+    def _end(self, division: Division) -> Tensor:
+        """Return the states behind the last window of the tokens that have a successor, (tokens, D)."""
+        differ = (i for i, (one, other) in enumerate(zip(division, self.fixed, strict=False)) if one != other)
+        first = next(differ, min(len(division), len(self.fixed)))
+        x = self.states[first]
+        for window in division[first:]:
+            x = self._run(window, x)
+        return self._wanted(x)
+
+    def _run(self, window: Window, x: Tensor) -> Tensor:
+        s, e = window
+        layer = self.dense.layers[s]
+        arguments = self.entry.arguments[layer.kind]
+        if e == s + 1:
+            return layer(x, arguments)
+        taken = step_of_any(layer, x, arguments, self.mask)
+        return taken.y - taken.m + self.dense.mapped(window, taken.m)
+
+    def _wanted(self, x: Tensor) -> Tensor:
+        """Return the states of the tokens that have a successor, (tokens, D)."""
+        return x[:, :-1][self.wanted.to(x.device)]

@@ -1,0 +1,218 @@
+"""What a job of continuous integration takes from a gate: a comment for a pull request, and JUnit XML.
+
+Tables as HTML fragments: plain <table> elements without style or script, to be put into a page of one's own.
+
+Tables as Markdown.
+
+Tables as tidy CSV: one line per figure, in full precision, so that any tool can read it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from xml.etree import ElementTree
+
+from tabulate import tabulate
+
+from bench.records.quantities import MISSING
+from bench.regression.gate import Verdict
+from reports.tables import verdicts as tables
+from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
+from reports.text import markdown_escaped, printable
+
+
+def comment(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
+    """Return Markdown for a pull request: the outcome, what led to it, and all figures folded away."""
+    found = [f"### prunebench: {markdown_escaped(tables.summary(verdicts, strict=strict))}"]
+    notable = tables.notable(verdicts)
+    if notable.rows:
+        found += [grid_to_markdown(notable), bullets_to_markdown(notable.notes)]
+    details = render_markdown(tables.gate(verdicts, strict=strict), level=4).rstrip()
+    found += ["<details><summary>all figures</summary>", details, "</details>"]
+    return "\n\n".join(filter(None, found)) + "\n"
+
+
+def junit(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
+    """Return a test case for each metric: worse is a failure; missing, failed and incomparable are errors.
+
+    Inconclusive is skipped, and an error if `strict`; what does not count always passes and says so.
+    """
+    suite = ElementTree.Element("testsuite", name="prunebench")
+    kinds: Counter[str] = Counter()
+    for v in verdicts:
+        case = ElementTree.SubElement(suite, "testcase", classname=printable(v.cell), name=printable(v.metric))
+        kind = _junit_kind(v, strict)
+        kinds[kind] += 1
+        text = printable(tables.sentence(v))
+        if kind == "system-out":
+            ElementTree.SubElement(case, kind).text = text
+        else:
+            ElementTree.SubElement(case, kind, {"message": text, "type": v.word})
+    suite.attrib |= {"tests": str(len(verdicts)), "failures": str(kinds["failure"]), "errors": str(kinds["error"])}
+    suite.set("skipped", str(kinds["skipped"]))
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+def _junit_kind(v: Verdict, strict: bool) -> str:
+    if not v.gates:
+        return "system-out"
+    if v.word == "worse":
+        return "failure"
+    if v.word in ("failed", "missing", "incomparable") or (strict and v.word == "inconclusive"):
+        return "error"
+    return "skipped" if v.word == "inconclusive" else "system-out"
+
+
+def render_html(tables: Sequence[Table]) -> str:
+    """Return a <table> with a caption for each group of columns, its notes behind it, and at the end the footnotes."""
+    parts = []
+    for table in tables:
+        parts += [*map(grid_to_html, table.groups()), bullets_to_html([*table.notes, *legend([table])])]
+    return "\n".join(filter(None, [*parts, bullets_to_html(footnotes(tables))])) + "\n"
+
+
+def grid_to_html(table: Table) -> str:
+    """Return one <table>. A data element holds the raw value of a figure, so that a script can sort by it."""
+    import pandas as pd
+
+    caption = "; ".join(filter(None, [table.model, table.title or "dense model", *table.conditions]))
+    heads = [_escaped(column.head) for column in table.columns]
+    frame = pd.DataFrame([_cells(row, len(heads)) for row in table.rows], columns=heads)
+    frame.index = pd.Index([_escaped(row.label) for row in table.rows])
+    frame.columns.name = _escaped(table.head)
+    text = frame.style.set_caption(_escaped(caption)).to_html(exclude_styles=True).replace("<td >", "<td>").rstrip()
+    head, body = text.split("<tbody>")
+    return head.replace("<th >", '<th scope="col">') + "<tbody>" + body.replace("<th >", '<th scope="row">')
+
+
+def _cells(row: Row, count: int) -> list[str]:
+    """Return the cells of a row; the first of a failed one says why."""
+    return [_escaped(row.failure), *[""] * (count - 1)] if row.failure else [_html_cell(cell) for cell in row.cells]
+
+
+def _html_cell(cell: TableCell) -> str:
+    text = _escaped(written(cell))
+    if isinstance(cell.value, int | float):
+        text = f'<data value="{cell.value!r}">{text}</data>'
+    return f"<strong>{text}</strong>" if "best" in cell.marks else text
+
+
+def bullets_to_html(sentences: Iterable[str]) -> str:
+    """Return sentences as a <ul>; empty where there are none."""
+    items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _escaped(text: str) -> str:
+    return escape(printable(text))
+
+
+def render_markdown(tables: Sequence[Table], level: int = 2, title: str = "") -> str:
+    """Return a section for each table with its notes, and at the end how to read them and how they were measured."""
+    parts = [f"# {markdown_escaped(title)}" if title else ""]
+    parts += [part for table in tables for part in section(table, level)]
+    return "\n\n".join(part for part in [*parts, bullets_to_markdown(footnotes(tables))] if part) + "\n"
+
+
+def section(table: Table, level: int = 2) -> list[str]:
+    """Return a heading of this level, the conditions, a grid for each group of columns, and the notes."""
+    return [
+        f"{'#' * level} {markdown_escaped(table.heading)}" if table.heading else "",
+        markdown_escaped(", ".join(filter(None, [table.model, *table.conditions]))),
+        *(grid_to_markdown(part) for part in table.groups()),
+        bullets_to_markdown([*table.notes, *legend([table])]),
+    ]
+
+
+def grid_to_markdown(table: Table) -> str:
+    """Return the columns and rows alone; a failed cell has its status word in the first column of figures."""
+    sides = ["left" if column.words else "right" for column in table.columns]
+    return tabulate(
+        [[markdown_escaped(row.label), *_markdown_cells(row, len(sides))] for row in table.rows],
+        headers=[markdown_escaped(head) for head in (table.head, *(column.head for column in table.columns))],
+        tablefmt="pipe",
+        colalign=("left", *sides),
+        disable_numparse=True,
+    )
+
+
+def _markdown_cells(row: Row, count: int) -> list[str]:
+    return [row.failure, *[""] * (count - 1)] if row.failure else [_markdown_cell(cell) for cell in row.cells]
+
+
+def _markdown_cell(cell: TableCell) -> str:
+    text = markdown_escaped(written(cell))
+    return f"**{text}**" if "best" in cell.marks else text
+
+
+def bullets_to_markdown(sentences: Iterable[str]) -> str:
+    """Return the sentences as a list."""
+    return "\n".join(f"- {markdown_escaped(sentence)}" for sentence in sentences)
+
+
+COLUMNS = (
+    *("table", "model", "conditions", "label", "method", "requested_ratio", "ratio_of", "failure"),
+    *("measure", "value", "low", "high", "stderr", "shown", "marks"),
+)
+FORMULA = ("=", "+", "-", "@")  # begin a formula; so does a tab, which is written out
+
+
+def csv_of_lines(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Return CSV with these headings; None is written as nothing, and control characters of a text as \\n and alike.
+
+    A text that a spreadsheet would compute has a ' in front.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(list(lines), columns=range(len(heads)), dtype=object)
+    return frame.map(_text).to_csv(header=[_text(head) for head in heads], index=False, lineterminator="\n")
+
+
+def _text(value: object) -> str:
+    """Return what stands in a place of the file, numbers in full precision."""
+    if value is None or not isinstance(value, str):
+        return "" if value is None else str(value)
+    text = printable(value)
+    is_formula = text.startswith(FORMULA) and any(map(str.isalnum, text)) and not _is_number(text)
+    return f"'{text}" if is_formula else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def render_csv(tables: Sequence[Table]) -> str:
+    """Return all figures of all tables; a place of a grid that nobody asked for has no line."""
+    lines = []
+    for table in tables:
+        for row in table.rows:
+            cells = zip(table.columns, row.cells, strict=True)
+            lines += [_line(table, row, column, cell) for column, cell in cells if table.view != "grid" or cell.of]
+    return csv_of_lines(COLUMNS, lines)
+
+
+def _line(table: Table, row: Row, column: Column, cell: TableCell) -> list[object]:
+    label, method = cell.of or (row.label, row.method)
+    ratio, of = column.asked or (row.ratio, row.ratio_of)
+    failed = (column.asked or cell.of) and cell.value is None and cell.text != MISSING
+    return [
+        table.name,
+        table.model,
+        ", ".join(table.conditions),
+        label if table.head == "method" else f"{table.head}={label}",
+        method,
+        ratio,
+        None if ratio is None else of,
+        cell.text if failed else row.failure,
+        column.name,
+        *(cell.value, cell.low, cell.high, cell.stderr),
+        cell.text,
+        " ".join(cell.marks),
+    ]

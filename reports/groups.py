@@ -1,0 +1,336 @@
+"""Groups records into tables: cells of one setup and one ratio, with the dense model on top; draws share a row.
+
+A draw is the choice of a random method, or the calibration that a seed draws, with the documents of the tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any
+
+from bench.plan.cell import is_recorded_draw, label, ratio_of, share
+from bench.records import frame
+from bench.records.comparability import FIGURES, apart, brief, draws, flat, identity, setups, touches
+from bench.records.quantities import finite
+from bench.records.record import Record, requested_ratio
+from bench.stats.draws import draw_stderr, exponential, mean_interval
+
+HIGHEST = ("prune_memory_bytes", "peak_memory_bytes")  # figures of which several draws have the highest, not the mean
+
+
+@dataclass(frozen=True)
+class TableGroup:
+    """Hold rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
+
+    ratio    as it was asked for, of what `ratio_of` says
+    records  the record of each row, of several draws the first
+    rows     its figures, of several draws their means
+    numbers  for each row the places of its records among all records
+    drawn    for each row its records, one where there is one cell;  each  their figures
+    apart    what the setup has otherwise than the others in the report: "documents 200"
+    beside   the records of the whole setup, at every ratio, from which a name has to tell a row
+    """
+
+    records: list[Record]
+    rows: list[dict[str, Any]]
+    numbers: list[list[int]]
+    ratio: float | None
+    ratio_of: str
+    drawn: list[list[Record]]
+    each: list[list[dict[str, Any]]]
+    apart: tuple[str, ...] = ()
+    beside: Sequence[Record] = ()
+
+    def label(self, place: int) -> str:
+        """Return the method's name, with what sets its cell apart, and the seeds where others have more.
+
+        A draw without figures, which shares no row, is named. One dense row stands for every seed.
+        """
+        return self._labels[place]
+
+    @cached_property
+    def _labels(self) -> list[str]:
+        """Return the label of each row. Each is held against all cells of the setup, so that many take long."""
+        return [self._label_of(place) for place in range(len(self.records))]
+
+    def _label_of(self, place: int) -> str:
+        record, mine = self.records[place], seeds_of(self.drawn[place])
+        every = seeds_of([other for drawn in self.drawn for other in drawn])
+        alone = [other.cell["method"] for other in self.records].count("dense") == 1
+        which = [seeds_named(mine)] if mine != every and not (alone and record.cell["method"] == "dense") else []
+        if record.status != "ok" and "draw" in (cell := identity(record)):
+            which.append(f"draw {cell['draw']}")
+        return name_beside(record, self.beside or self.records) + (f" ({', '.join(which)})" if which else "")
+
+    def models(self, place: int) -> list[dict[int, int]]:
+        """Return the models of a row, each as {seed: the place of its record among all records}.
+
+        A method is one model, drawn anew by each seed of the calibration; a random method is one for each choice.
+        """
+        found: dict[int, list[int]] = {}
+        for number, record in zip(self.numbers[place], self.drawn[place], strict=True):
+            found.setdefault(record.cell["seed"], []).append(number)
+        most = max(map(len, found.values()))
+        return [{seed: several[at] for seed, several in found.items() if at < len(several)} for at in range(most)]
+
+    def is_drawn(self, place: int) -> bool:
+        """Say whether a row is of several random choices at one seed, beside whose mean stands their spread."""
+        return len(seeds_of(self.drawn[place])) == 1 < len(self.drawn[place])
+
+    def removed_too_little(self, place: int) -> bool:
+        """Say whether any cell of a row removed so much less than its budget that it flatters the row's figures."""
+        return any(map(frame.removed_too_little, self.drawn[place]))
+
+    def spoken_of(self) -> list[Record]:
+        """Return the measured records of the rows, and one of what failed.
+
+        Of several draws at one seed it is the first, and where they miss their budget otherwise than it all that do.
+        """
+        found = list[Record]()
+        for record, drawn in zip(self.records, self.drawn, strict=True):
+            by_seed: dict[int, list[Record]] = {}
+            for one in drawn if record.status == "ok" else [record]:
+                by_seed.setdefault(one.cell["seed"], []).append(one)
+            for first, *others in by_seed.values():
+                misses = [frame.missed_by(one.measured) for one in (first, *others)]
+                apart = others if len(set(misses)) > 1 else ()
+                found += [first, *(one for one in apart if frame.missed(one))]
+        return found
+
+    def tied(self, one: int, other: int, name: str) -> bool:
+        """Say whether two rows change places in the column `name` from one seed to another: neither is the better.
+
+        So they do where the mean over more seeds has another order than the seeds that both have.
+        """
+        a, b = (_by_seed(self.each[place], name) for place in (one, other))
+        orders = {a[seed] > b[seed] for seed in a if seed in b and a[seed] != b[seed]}
+        mean, other_mean = (self.rows[place].get(name) for place in (one, other))
+        if a.keys() != b.keys() and mean is not None and other_mean is not None:
+            orders.add(bool(mean > other_mean))
+        return len(orders) > 1
+
+
+def name_beside(record: Record, records: Sequence[Record]) -> str:
+    """Return a cell's label, with what others have otherwise that no label holds: 'laco (match exact)'.
+
+    That is the recipe by which it was healed, how a ratio is met, and what else tells apart two of one name.
+    """
+    ways = {other.cell["match"] for other in records if other.cell["ratio"] is not None and "match" in other.cell}
+    how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
+    cells = [other.cell for other in records]
+    return label(record.cell) + words_of_recipe_differences(record.cell, cells) + how + _told_apart(record.cell, cells)
+
+
+def _told_apart(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """Say what tells cells apart that would share a name, such as ' (torch 2.13.0)'; empty where none would.
+
+    They have one label, ratio and seed in one setup, and differ in what no table is set apart by, such as versions. A
+    label is told apart at every ratio where it has to be at one.
+    """
+    alike = [one for one in cells if one["method"] == cell["method"] and one["model"] == cell["model"]]
+    alike = [one for one in alike if one["protocol"] == cell["protocol"]]
+    sharing: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for one in (one for one in alike if label(one) == label(cell)):
+        met = None if one["ratio"] is None else one.get("match")
+        recipe = recipe_of_cell(one)
+        shared = (one["ratio"], ratio_of(one), one["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
+        sharing.setdefault(shared, []).append(one)
+    beyond = [list(map(_beyond_tables, found)) for found in sharing.values() if len(found) > 1]
+    several = [[_fields(one) for one in found] for found in beyond if any(one != found[0] for one in found)]
+    names = dict.fromkeys(name for found in several for one in found for name in one)
+    telling = list[str]()
+    for name in sorted(names, key=lambda name: name.endswith(("sha256", "parent"))):
+        if _distinct(several, [*telling, name]) > _distinct(several, telling):
+            telling.append(name)
+    mine = _fields(_beyond_tables(cell)) if telling else {}
+    said = [f"{name.rpartition('.')[2].replace('_', ' ')} {brief(mine[name])}" for name in telling if name in mine]
+    return f" ({', '.join(said)})".replace('"', "") if said else ""
+
+
+def _beyond_tables(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a cell was asked for and stands on, but for what sets tables apart and what a draw chooses."""
+    *earlier, own = [
+        {**stage, "parameters": {**stage["parameters"], "seed": None}} if is_recorded_draw(stage) else stage
+        for stage in (*cell.get("earlier", ()), cell)
+    ]
+    inputs = {n: one for n, one in cell.get("inputs", {}).items() if not touches(f"inputs.{n}", *FIGURES, "columns")}
+    asked = {name: value for name, value in own.items() if name not in ("earlier", "protocol")} | {"inputs": inputs}
+    return {"own": asked, **{str(number): stage for number, stage in enumerate(earlier)}}
+
+
+def _fields(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that have a value."""
+    return {name: value for name, value in flat(asked).items() if value not in (None, {}, [])}
+
+
+def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> int:
+    """Count what the fields tell apart within each of several groups."""
+    return sum(len({json.dumps([one.get(name) for name in names]) for one in group}) for group in groups)
+
+
+def named_beside(record: Record, records: Sequence[Record]) -> str:
+    """Write a cell as sentences call it, with what others have otherwise: 'laco (match exact) at 0.2'."""
+    asked = share(requested_ratio(record), ratio_of(record.cell))
+    return name_beside(record, records) + (f" at {asked}" if asked else "")
+
+
+def seeds_of(records: Sequence[Record]) -> list[int]:
+    """Return the seeds of some cells, rising."""
+    return sorted({record.cell["seed"] for record in records})
+
+
+def draws_apart(records: Sequence[Record]) -> list[str]:
+    """Return for each record what its name needs behind it where its label has several seeds or draws.
+
+    It is ' (seed 1)', ' (draw 2)', ' (seed 1, draw 2)', or ''; a draw goes by the seed of the random choice.
+    """
+    cells = [identity(record) for record in records]
+    found: dict[tuple[str, str], set[Any]] = {}
+    for record, cell in zip(records, cells, strict=True):
+        for kind in ("seed", "draw"):
+            found.setdefault((label(record.cell), kind), set()).add(cell.get(kind))
+    named = []
+    for record, cell in zip(records, cells, strict=True):
+        kinds = [kind for kind in ("seed", "draw") if kind in cell and len(found[label(record.cell), kind]) > 1]
+        which = ", ".join(f"{kind} {cell[kind]}" for kind in kinds)
+        named.append(f" ({which})" if which and record.cell["method"] != "dense" else "")
+    return named
+
+
+def draws_named(records: Sequence[Record]) -> list[str]:
+    """Name the draws that share a row: 'draw 1', or where they are of several seeds 'seed 0', 'seed 0, draw 1'.
+
+    A draw goes by the seed of the random choice, as everywhere.
+    """
+    counts = [f"draw {identity(record).get('draw', number)}" for number, record in enumerate(records)]
+    every = [f"seed {record.cell['seed']}" for record in records]
+    if len(set(every)) == 1:
+        return counts
+    return every if len(set(every)) == len(every) else [", ".join(both) for both in zip(every, counts, strict=True)]
+
+
+def seeds_named(several: Sequence[int]) -> str:
+    """Say 'seed 0' or 'seeds 0, 1, 2'."""
+    return f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}"
+
+
+def blocks(records: Sequence[Record]) -> list[list[TableGroup]]:
+    """Return for each setup a group for each ratio, rising, methods of a fixed ratio last, dense on top of each."""
+    rows, different = frame.rows(records), apart(records)
+    groups: dict[str, list[int]] = {}
+    for number, key in enumerate(setups(records)):
+        groups.setdefault(key, []).append(number)
+    return [list(_of_setup(records, rows, cells, different[key])) for key, cells in groups.items()]
+
+
+def _of_setup(
+    records: Sequence[Record], rows: Sequence[dict[str, Any]], cells: Sequence[int], different: tuple[str, ...]
+) -> Iterator[TableGroup]:
+    """Give the groups of the records at the places `cells`."""
+    dense = [number for number in cells if records[number].cell["method"] == "dense"]
+    pruned = [number for number in cells if records[number].cell["method"] != "dense"]
+    asked = {number: (requested_ratio(records[number]), ratio_of(records[number].cell)) for number in pruned}
+    ratios = sorted(set(asked.values()), key=lambda one: (one[0] is None, one[1] != "all", one[1], one[0] or 0))
+    for ratio, of in ratios or [(None, "all")]:
+        block = [*dense, *(number for number in pruned if asked[number] == (ratio, of))]
+        shared = [[block[place] for place in places] for places in draws([records[number] for number in block])]
+        together = [[rows[number] for number in numbers] for numbers in shared]
+        yield TableGroup(
+            [records[numbers[0]] for numbers in shared],
+            [pooled(several) if len(several) > 1 else several[0] for several in together],
+            shared,
+            ratio,
+            of,
+            [[records[number] for number in numbers] for numbers in shared],
+            together,
+            different,
+            [records[number] for number in cells],
+        )
+
+
+def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one row for several draws: the mean of each figure, of a perplexity by its logarithm; of memory the most.
+
+    Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
+    magnitude apart; cells of several seeds an interval and a standard error that include the draw of the calibration
+    (bench.stats.draws). Flags are those that any draw has. What else is no number is the first draw's, and so is the
+    speed where not every choice was timed; another mean is missing where a choice, or a seed, has no figure.
+    """
+    row, seeds = dict(rows[0]), {one.get("seed") for one in rows}
+    if any(one.get("flags") for one in rows):
+        row["flags"] = " ".join(dict.fromkeys(" ".join(one.get("flags") or "" for one in rows).split()))
+    for name in rows[0]:
+        if name in ("seed", "draw") or name.endswith(("_low", "_high", "_stderr")):
+            continue
+        known = [one for one in rows if isinstance(one.get(name), int | float) and math.isfinite(one[name])]
+        beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]
+        every = len({one["seed"] for one in known}) == len(seeds) > 1 or len(known) == len(rows)
+        if known and not every:
+            of_one = len(seeds) == 1 and name.partition("_")[0] in frame.STAGES  # one choice alone is timed
+            row |= {} if of_one else dict.fromkeys([name, *beside])
+        elif known:
+            write = exponential if _is_logarithmic(name) else float
+            middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
+            found = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
+            row |= {name: write(middle)} | {column: found[column] for column in beside}
+    for name in HIGHEST:
+        if finite(row.get(name)):
+            row[name] = max(one[name] for one in rows if finite(one.get(name)))
+    return row
+
+
+def _is_logarithmic(name: str) -> bool:
+    """Say whether a figure's mean is that of its logarithm, since draws lie orders of magnitude apart."""
+    return "perplexity_" in name
+
+
+def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dict[int, float]:
+    """Return the mean of a figure, or of an end of its interval where all have one, at each seed, of some by logarithm.
+
+    A cell without a finite figure is left out.
+    """
+    beside = f"{name}{end}" if all(finite(row.get(f"{name}{end}")) for row in rows) else name
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if finite(row.get(beside)):
+            value = math.log(row[beside]) if _is_logarithmic(name) else row[beside]
+            found.setdefault(row["seed"], []).append(value)
+    return {seed: fmean(several) for seed, several in found.items()}
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
+    """Return mean, low, high and standard error over seeds, on the scale of the mean."""
+    values, lows, highs = (list(_by_seed(rows, name, end).values()) for end in ("", "_low", "_high"))
+    own = fmean(row.get(f"{name}_stderr") or 0.0 for row in rows)
+    return fmean(values), *mean_interval(values, lows, highs), math.hypot(draw_stderr(values), own)
+
+
+def _over_choices(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
+    """Return mean, the ends of one standard deviation around it, and that, on the scale of the mean."""
+    numbers = [math.log(row[name]) if _is_logarithmic(name) else row[name] for row in rows]
+    middle, spread = fmean(numbers), stdev(numbers)
+    return middle, middle - spread, middle + spread, spread
+
+
+Cell = Mapping[str, Any]
+
+
+def recipe_of_cell(cell: Cell) -> Cell | None:
+    """Return the recipe of a cell: its own, or the last by which it was healed before it was pruned further."""
+    found = [stage["healing"] for stage in (*cell.get("earlier", ()), cell) if stage.get("healing")]
+    return found[-1] if found else None
+
+
+def words_of_recipe_differences(cell: Cell, cells: Iterable[Cell]) -> str:
+    """Say what the recipe has otherwise than those of other cells: ' (loss kl)'; empty where all are the same."""
+    mine, others = recipe_of_cell(cell), [recipe for recipe in map(recipe_of_cell, cells) if recipe]
+    if mine is None:
+        return ""
+    differing = [name for name in mine if any(recipe.get(name) != mine[name] for recipe in others)]
+    words = ", ".join(f"{name.replace('_', ' ')} {mine[name]}" for name in differing)
+    return f" ({words})" if words else ""

@@ -1,0 +1,294 @@
+"""Follows a metric over the commits that it was measured at, and finds where it changed for good.
+
+Takes from each run the one figure that a history is made of: a metric of the cell that a reader names.
+
+A metric over commits (reports.history): as a table, as lines of CSV and as a plot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.records import frame as column_data
+from bench.records import run_folder
+from bench.records.comparability import apart, identity, metric_conditions, setups
+from bench.records.quantities import metric, shown
+from bench.records.record import Record, display_name
+from bench.records.samples import SampleFiles
+from bench.stats.intervals import NORMAL_95
+from methods.console import say
+from methods.errors import UserError
+from methods.files import write_atomically
+from reports.groups import named_beside, pooled
+from reports.tables.table import Row, Table, TableCell, column, text, words
+from reports.text import printable
+
+FEWEST = 5  # runs, below which no change is marked
+BOTH_SIDES = 2  # runs that a level must have held for: the newest run alone is no new level
+PENALTY = 3.0  # times noise times log(runs), that a further level must save of the sum of distances to the medians;
+# marks 4 % of series of 6 runs of noise alone, 1 % from 12 on, and 9 of 10 steps of six times the noise in their middle
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """Hold the metric of one run.
+
+    low, high   the 95 % interval, None where the metric has none
+    draws       cells whose mean the value is; above 1 there is no interval
+    apart       conditions that differ from the run before, with which a step may have nothing to do with the code
+    change      whether a new level begins here
+    """
+
+    run: str
+    date: str
+    commit: str
+    value: float
+    low: float | None
+    high: float | None
+    draws: int
+    conditions: dict[str, Any]
+    apart: tuple[str, ...] = ()
+    change: bool = False
+
+
+def series(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
+    """Return the points by date, each with what differs from the one before it, and with the marks of change."""
+    ordered = sorted(points, key=lambda point: (point.date, point.run))
+    marked = changes([point.value for point in ordered])
+    found = []
+    for number, point in enumerate(ordered):
+        before = ordered[number - 1].conditions if number else point.conditions
+        names = sorted(before.keys() | point.conditions.keys())
+        apart = tuple(name for name in names if before.get(name) != point.conditions.get(name))
+        found.append(replace(point, apart=apart, change=number in marked))
+    return found
+
+
+def changes(values: Sequence[float]) -> list[int]:
+    """Return the places where new levels begin, of at least FEWEST values in the order of time.
+
+    R. Killick, P. Fearnhead, I. A. Eckley, "Optimal detection of changepoints with a linear computational cost", 2012
+    (ruptures.Pelt), with the distance to a level's median as its cost, so that one odd run makes no level. The noise is
+    the median distance of neighbours, 1.4826 / sqrt(2) of it: a figure that repeats exactly has none, and any lasting
+    step of it is marked.
+    """
+    import ruptures
+
+    finite = np.asarray(values, dtype=float)
+    if len(finite) < FEWEST or not np.isfinite(finite).all():
+        return []
+    noise = 1.4826 / math.sqrt(2) * float(np.median(np.abs(np.diff(finite))))
+    penalty = max(PENALTY * noise * math.log(len(finite)), 1e-9 * float(np.abs(finite).max()), 1e-300)
+    found = ruptures.Pelt(model="l1", min_size=BOTH_SIDES, jump=1).fit(finite.reshape(-1, 1)).predict(pen=penalty)
+    return [int(end) for end in found[:-1]]
+
+
+class AskedFigure(NamedTuple):
+    """Names a figure of a run: a column of report.csv, and the model, label and ratio of the cell; None: any."""
+
+    metric: str
+    model: str | None
+    label: str | None
+    ratio: float | None
+
+
+class _Lacking(UserError):
+    """Is raised where a folder is no run, or has no figure of the cell that is asked for."""
+
+
+def points(runs: Sequence[Path], asked: AskedFigure) -> list[HistoryPoint]:
+    """Return the points of the runs that have the cell, and say how many have not. Raises UserError where none has."""
+    found: list[HistoryPoint] = []
+    lacking: list[_Lacking] = []
+    for run in runs:
+        try:
+            found.append(_point(run, asked))
+        except _Lacking as reason:
+            lacking.append(reason)
+    if lacking and not found:
+        raise lacking[0]
+    if lacking:
+        say(f"left out {len(lacking)} of {len(runs)} folders; of the first: {lacking[0]}")
+    return found
+
+
+def _point(run: Path, asked: AskedFigure) -> HistoryPoint:
+    """Return the metric of the one cell of a run that the flags name, or the mean of its draws. Raises UserError."""
+    wanted = _wanted(run, asked)
+    record, row = wanted[0]
+    environment = record.environment
+    value = float((pooled([one for _, one in wanted]) if len(wanted) > 1 else row)[asked.metric])
+    low, high = _interval(row, asked.metric) if len(wanted) == 1 else (None, None)
+    return HistoryPoint(
+        run=run.name,
+        date=str(environment.get("date", "")),
+        commit=str(environment.get("commit", ""))[:8] + "*" * bool(environment.get("dirty")),
+        value=value,
+        low=low,
+        high=high,
+        draws=len(wanted),
+        conditions=metric_conditions(record, asked.metric),
+    )
+
+
+def _wanted(run: Path, asked: AskedFigure) -> list[tuple[Record, dict[str, Any]]]:
+    """Return the cells of a run that the flags name, with their rows: one, or draws and seeds of one."""
+    metric, model, label, ratio = asked
+    files = SampleFiles()
+    try:
+        found = run_folder.records(run)
+    except UserError as error:
+        raise _Lacking(str(error)) from None
+    records = list(found.values())
+    rows = column_data.rows(records)
+    columns = column_data.columns(rows)
+    figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
+    if metric not in figures:
+        raise _Lacking(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
+    named = [model in (None, record.cell["model"], display_name(record)) for record in records]
+    if not any(named):
+        there = ", ".join(dict.fromkeys(map(display_name, records)))
+        raise _Lacking(f"{run} has no model {model!r}; it has {there}")
+    cells = [identity(record) for record in records]
+    names = [named_beside(record, records) for record in records]
+    wanted = [
+        number
+        for number, cell in enumerate(cells)
+        if named[number]
+        and label in (None, cell["label"])
+        and ratio in (None, cell["ratio"])
+        and rows[number].get(metric) is not None
+    ]
+    if len({names[number] for number in wanted}) != 1:
+        which = "several cells" if wanted else "no cell"
+        there = "; ".join(dict.fromkeys(names))
+        refusal = UserError if wanted else _Lacking
+        raise refusal(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
+    if reason := _not_alike([records[number] for number in wanted], records):
+        raise UserError(f"{run} has {names[wanted[0]]} {reason}")
+    keys = list(found)
+    run_folder.refuse_unfit_samples(run, {keys[number]: records[number] for number in wanted}, files)
+    return [(records[number], rows[number]) for number in wanted]
+
+
+def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
+    """Say what keeps cells of one name in a run from being draws of one cell; empty where nothing does."""
+    of = {id(record): setup for record, setup in zip(records, setups(records), strict=True)}
+    found = {of[id(record)]: record for record in wanted}
+    if len(found) == 1:
+        return ""
+    models = {str(record.cell["model"]): display_name(record) for record in wanted}
+    if len(models) > 1:
+        names = models.values() if len(set(models.values())) == len(models) else models
+        return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"
+    said, ways = apart(records), list[str]()
+    for setup, record in found.items():
+        ways.append(", ".join([record.cell["device"], record.cell["dtype"], *said[setup]]))
+    return f"under several conditions, whose mean says nothing: {'; '.join(ways)}; name runs of one"
+
+
+def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % interval of a metric, by its standard error where it has none of its own."""
+    spread = (row.get(f"{metric}_{end}") for end in ("low", "high", "stderr"))
+    low, high, stderr = (math.nan if figure is None else float(figure) for figure in spread)
+    value = float(row[metric])
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    return (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr) if math.isfinite(stderr) else (None, None)
+
+
+DIRTY = "*: files differed from the commit."
+INTERVAL = "intervals: of each run by itself; runs share documents and windows, so a step within can be real."
+CHANGE = (
+    "new level: it differs from the runs before by more than their noise, and has held for two runs; "
+    f"marked from {FEWEST} runs on."
+)
+POOLED = "mean over draws or seeds, of a perplexity the geometric one, without an interval."
+
+
+def table(points: Sequence[HistoryPoint], name: str) -> Table:
+    """Make the table of the metric `name`: one row per run, a new level is marked."""
+    columns = [words("commit"), words("run"), replace(column(name), better=None), words("level", "")]
+    columns.append(words("apart", "conditions that differ from the run before"))
+    rows = [Row(point.date[:16].replace("T", " "), "", None, _cells(point, name)) for point in points]
+    used = [at for at in range(len(columns)) if at < 3 or any(row.cells[at].value for row in rows)]
+    dirty, interval = (any(p.commit.endswith("*") for p in points), any(p.low is not None for p in points))
+    pooled = any(point.draws > 1 for point in points)
+    footnotes = (*[DIRTY] * dirty, *[INTERVAL] * interval, CHANGE, *[POOLED] * pooled)
+    return Table("history", "history", "", "", (), tuple(columns), tuple(rows), (), footnotes, "date").only(used)
+
+
+def _cells(point: HistoryPoint, name: str) -> tuple[TableCell, ...]:
+    row = {name: point.value, f"{name}_low": point.low, f"{name}_high": point.high}
+    if metric(name).spread == "stderr" and point.low is not None and point.high is not None:
+        row[f"{name}_stderr"] = (point.high - point.low) / 2 / NORMAL_95
+    value = TableCell(shown(row, name), value=point.value, low=point.low, high=point.high)
+    level, apart = "new level" if point.change else "", ", ".join(point.apart)
+    return text(point.commit), text(point.run), value, TableCell(level, value=level), TableCell(apart, value=apart)
+
+
+def csv(points: Sequence[HistoryPoint], name: str) -> tuple[list[str], list[list[object]]]:
+    """Return the headings, and a line of figures per run."""
+    lines: list[list[object]] = [
+        [p.date, p.commit, p.run, p.value, p.low, p.high, p.draws, int(p.change), " ".join(p.apart)] for p in points
+    ]
+    return ["date", "commit", "run", name, "low", "high", "draws", "new_level", "conditions_apart"], lines
+
+
+def plot(points: Sequence[HistoryPoint], name: str, title: str, file: Path) -> None:
+    """Draw the values with their intervals over the commits, evenly spaced, with new levels and changed conditions.
+
+    Raises Unwritable where the file cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "prunebench", "text.parse_math": False}):
+        figure, axes = pyplot.subplots(figsize=(max(5.0, 0.45 * len(points) + 2), 3.6), layout="constrained")
+        _draw(axes, points, name, title)
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix, {})
+        drawn = BytesIO()
+        figure.savefig(drawn, format=file.suffix.removeprefix("."), dpi=150, metadata=metadata)
+        pyplot.close(figure)
+    write_atomically(file, drawn.getvalue())
+
+
+def _draw(axes: Any, points: Sequence[HistoryPoint], name: str, title: str) -> None:
+    places = range(len(points))
+    values = [point.value for point in points]
+    ends = [
+        (point.value if point.low is None else point.low, point.value if point.high is None else point.high)
+        for point in points
+    ]
+    below = [value - low for value, (low, _) in zip(values, ends, strict=True)]
+    above = [high - value for value, (_, high) in zip(values, ends, strict=True)]
+    axes.errorbar(places, values, yerr=[below, above], fmt="o", color="#0072B2", ecolor="#999999", capsize=2, zorder=3)
+    starts = [n for n, point in enumerate(points) if point.change]
+    for first, last in zip([0, *starts], [*starts, len(points)], strict=True):
+        level = median(values[first:last])
+        axes.hlines(level, first - 0.4, last - 0.6, color="#0072B2", linewidth=1, alpha=0.6)
+    for n in starts:
+        axes.axvline(
+            n - 0.5, color="#D55E00", linestyle="--", linewidth=1, label="new level" if n == starts[0] else None
+        )
+    apart = [n for n, point in enumerate(points) if point.apart]
+    for n in apart:
+        axes.axvline(n - 0.5, color="#999999", linestyle=":", label="other conditions" if n == apart[0] else None)
+    axes.set_xticks(
+        list(places), [printable(point.commit or point.date[:10]) for point in points], rotation=60, fontsize=7
+    )
+    found = metric(name)
+    axes.set_ylabel(printable(f"{found.label} ({found.unit})" if found.unit else found.label))
+    axes.set_title(printable(title), fontsize=9)
+    if starts or apart:
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)

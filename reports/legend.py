@@ -1,0 +1,616 @@
+"""What is in doubt about a cell: a flag is a fixed word with a fixed sentence, and a doubt is a flag of one cell.
+
+How healed cells were trained, in words: what stands under a table, and what tells rows apart.
+
+What stands under a table: how to read it, by which protocol it was measured, and why a cell has no figures.
+
+Every sentence follows from the records; one that would not be true or not be needed is not written. If the cells of a
+run do not agree, each version is written.
+
+How speed was measured, in words: what stands under a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from bench.plan.cell import amount, label, ratio_of
+from bench.records.comparability import dense_peer, draws, other_versions
+from bench.records.frame import MISS, SMALL, STAGES, misfits, missed, texts, timed
+from bench.records.measured import is_accuracy
+from bench.records.quantities import METRICS, binary, metric, short, shown
+from bench.records.record import Record, requested_ratio
+from methods.counted import QUANTITIES
+from reports.groups import (
+    Cell,
+    draws_apart,
+    name_beside,
+    recipe_of_cell,
+    seeds_named,
+    seeds_of,
+    words_of_recipe_differences,
+)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A fixed word for a doubt about a cell.
+
+    sentence  what it means, with places for the cell's name and values
+    mark      what stands at the figures that are in doubt, where anything does
+    """
+
+    word: str
+    sentence: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A flag of a cell, which its table calls `name`, with the values for the flag's sentence."""
+
+    flag: Flag
+    name: str
+    values: Mapping[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        """Return the flag's sentence about this cell."""
+        return self.flag.sentence.format(name=self.name, **self.values)
+
+
+MISSED = Flag("missed", "* {name} misses the {miss}.", mark="*")
+MISFIT = Flag(
+    "misfit",
+    "{name}: a fit does not hold on calibration sequences that it has not seen: {where} it misses {held_out:.2g} of "
+    "the squared states of {tokens} there, and {fitted:.2g} where it was fitted{more}.",
+)
+ENDED_EARLY = Flag(
+    "ended_early",
+    "{name}: its search ended with {generations} of {planned} generations{after}; another machine may get further.",
+)
+LATENCY_TABLE = Flag("latency_table", "{name}: its table of latencies is in doubt: {reason}")
+LATENCY_OFF = Flag("latency_off", "{name}: {stays} of the milliseconds per token by the table, timed {timed}.")
+OTHER_VERSIONS = Flag("other_versions", "{name}: measured with other versions than the dense model: {versions}.")
+NOT_TIMED = Flag("not_timed", "{name}: speed: {failure}")
+ALONE = Flag(
+    "alone",
+    "{name}: timed alone, since the dense model had no room, so that there is no speed-up; 'by work' is what the "
+    "removed work alone would bring: {points}.",
+)
+COMPLAINTS = {  # of timed points, see bench.records.speed_results
+    "noisy": "single calls vary much",
+    "not_warm": "the calls before the first that counts had not become steady",
+    "clocks_disagree": "the clocks disagree",
+    "slowed": "heat or power held the GPU's clocks down",
+    "launch_bound": "the host launches kernels more slowly than the GPU runs them, which captured steps show",
+    "low_bandwidth": "less than 40 % of the GPU's bandwidth and of its matrix rate are used",
+    "low_matrix_rate": "less than 40 % of the GPU's matrix rate are used: launches, or small matrices, take the time",
+    "in_blocks": "both models do not fit together, so that one was timed after the other",
+}
+MACHINE = {  # of the machine that timed
+    "busy": "timed while other work took {other_cores:.1f} cores and {stolen_cores:.1f} were withheld.",
+    "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
+    "slowed": "timed while the machine was slowed down, for heat, power or a limit of processor time.",
+}
+OF_POINTS = {word: Flag(word, f"{{name}}: {meaning}: {{points}}.") for word, meaning in COMPLAINTS.items()}
+OF_MACHINE = {word: Flag(word, f"{{name}}: {meaning}") for word, meaning in MACHINE.items()}
+
+
+def doubts_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> Iterator[Doubt]:
+    """Yield each doubt about a cell. `stages` are those of generation whose speed a table shows."""
+    if record.status == "ok" and missed(record):
+        yield Doubt(MISSED, name, {"miss": _miss(record)})
+    yield from _misfits(record, name)
+    yield from _ended_early(record, name)
+    yield from _of_latency(record, name)
+    if stages:
+        yield from doubts_of_speed(record, name, stages)
+
+
+def _miss(record: Record) -> str:
+    """Return 'ratio: requested 30.0 %, budget 28.9 %, achieved 28.1 %', or how much of a budget's quantity stays."""
+    show, measured, of = METRICS["ratio"].show, record.measured, ratio_of(record.cell)
+    requested = requested_ratio(record)
+    if budget := measured.get("budget"):
+        wanted = "" if requested is None else f"requested {show(1 - requested)}, "
+        allowed = f"budget {show(budget['share'])} of {QUANTITIES[of]}"
+        return f"budget: {wanted}{allowed}, achieved {show(budget['stays'])}"
+    counted = "" if of == "all" else f" of the {of}"
+    wanted = "" if requested is None else f"requested {show(requested)}{counted}, "
+    return f"ratio: {wanted}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
+
+
+def _misfits(record: Record, name: str) -> Iterator[Doubt]:
+    """Yield the worst of the fits that do not hold on calibration sequences that they have not seen."""
+    if every := list(misfits(record)):
+        where, tokens, fitted, held_out = max(every, key=lambda misfit: misfit[3] / max(misfit[2], SMALL))
+        more = f", and {len(every) - 1} more" if len(every) > 1 else ""
+        values = {"where": where, "tokens": tokens, "fitted": fitted, "held_out": held_out, "more": more}
+        yield Doubt(MISFIT, name, values)
+
+
+def _ended_early(record: Record, name: str) -> Iterator[Doubt]:
+    """Yield how much of a search was done where its minutes were over before its end."""
+    generations, planned = (record.decisions.get(key) for key in ("generations", "of_generations"))
+    if generations is not None and planned is not None and generations < planned:
+        minutes = record.cell["parameters"].get("minutes")
+        after = f", after {minutes:g} min" if minutes else ""
+        yield Doubt(ENDED_EARLY, name, {"generations": generations, "planned": planned, "after": after})
+
+
+def _of_latency(record: Record, name: str) -> Iterator[Doubt]:
+    """Yield what is in doubt about the table of a budget of latency, and a timing that says something else than it."""
+    budget = record.measured.get("budget")
+    if not budget or budget["of"] != "latency":
+        return
+    about = record.cell["latency"]["about"]
+    for reason in doubts_of_latencies(about):
+        yield Doubt(LATENCY_TABLE, name, {"reason": f"{reason[0].lower()}{reason[1:]}"})
+    show, stays = METRICS["ratio"].show, budget["stays"]
+    for point in record.measured.get("speed", {}).get("points", []):
+        is_of_table = point["kind"] == "decode" and (point["context"], point["batch"]) == (about["depth"], 1)
+        if is_of_table and "speedup" in point:
+            low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
+            if not low - MISS <= stays <= high + MISS:
+                timed = f"{show(1 / point['speedup'])}, 95 % interval {show(low)} to {show(high)}"
+                yield Doubt(LATENCY_OFF, name, {"stays": show(stays), "timed": timed})
+
+
+def doubts_of_speed(record: Record, name: str, stages: Collection[str] = tuple(STAGES)) -> Iterator[Doubt]:
+    """Yield why the speed of a cell at some stages of generation is missing or should be taken with care."""
+    speed = record.measured.get("speed", {})
+    points = [point for point in speed.get("points", []) if point["kind"] in stages]
+    failures = [speed["failed"]] if "failed" in speed else []
+    failures += dict.fromkeys(point["failed"] for point in points if "failed" in point)
+    for failure in failures:
+        yield Doubt(NOT_TIMED, name, {"failure": failure})
+    if alone := [f"{point['kind']} at batch {point['batch']}" for point in points if _is_alone(point)]:
+        yield Doubt(ALONE, name, {"points": ", ".join(dict.fromkeys(alone))})
+    for word, flag in OF_POINTS.items():
+        if flagged := [_point(point, word) for point in points if word in point.get("flags", ())]:
+            yield Doubt(flag, name, {"points": ", ".join(dict.fromkeys(flagged))})
+    machine = speed.get("machine", {})
+    for word in machine.get("flags", ()):
+        yield Doubt(OF_MACHINE[word], name, machine)
+
+
+def _is_alone(point: Mapping[str, Any]) -> bool:
+    """Say whether the pruned model alone was timed."""
+    return "dense" in point.get("out_of_memory", ()) and "pruned_ms" in point
+
+
+def _point(point: Mapping[str, Any], word: str) -> str:
+    """Return 'decode at batch 8', and where a timing is noisy by how much the less steady model varies."""
+    widest = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
+    beside = f" (± {METRICS['kept'].show(widest)})" if word == "noisy" else ""
+    mode = f", {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
+    return f"{point['kind']} at batch {point['batch']}{mode}{beside}"
+
+
+def doubts_of_latencies(about: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a table of latencies should be taken with care, by what it says of how it was measured."""
+    copies = about.get("copies", ())
+    words = [word for copy in copies for word in copy.get("flags", ())]
+    for word in dict.fromkeys(words):
+        yield f"{words.count(word)} of {len(copies)} copies: {COMPLAINTS[word]}."
+    machine = about.get("machine", {})
+    for word in machine.get("flags", ()):
+        yield f"The copies were {MACHINE[word].format(**machine)}"
+
+
+def differing_versions(record: Record, records: Sequence[Record]) -> str:
+    """Return which packages the dense model beside a cell had in other versions: 'torch 2.13.0, not 2.12.0'."""
+    versions = other_versions(record, dense_peer(record, records))
+    return ", ".join(f"{package} {its}, not {dense}" for package, (its, dense) in versions.items())
+
+
+KINDS = {"lora": "LoRA of rank {rank}", "full": "all parameters"}
+LOSSES = {"next-token": "for the next token", "kl": "towards the dense model's predictions"}
+
+
+def notes(cells: Iterable[Cell]) -> list[str]:
+    """Say by which recipe cells were healed, and what a chained one goes on from; each sentence once."""
+    everything = list(cells)
+    found = []
+    for cell in everything:
+        if recipe := recipe_of_cell(cell):
+            which = words_of_recipe_differences(cell, everything)
+            found.append(f"healed{which}: {said(recipe)}{'' if which else '; the same for every method'}.")
+    if any(cell.get("earlier") for cell in everything):
+        found.append("then: pruned further, from the model in front of it; ratios are of the dense model in total.")
+    return list(dict.fromkeys(found))
+
+
+def said(recipe: Cell) -> str:
+    """Say a recipe: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki in batches of 8 x 256, ...'."""
+    passes = "" if recipe["passes"] == 1 else f", {recipe['passes']:,} passes"
+    return (
+        f"{KINDS[recipe['kind']].format(**recipe)}, {LOSSES[recipe['loss']]}, {recipe['tokens']:,} tokens of "
+        f"{short(recipe['text'])}{passes}, batches of {recipe['batch']} x {recipe['length']}, learning rate up to "
+        f"{recipe['learning_rate']:g}, seed {recipe['seed']}"
+    )
+
+
+Row = Mapping[str, Any]
+COMPARED = {  # what is a comparison with the dense model, and the figure that it compares
+    "kept": "average",
+}
+CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
+EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns, of which the protocol speaks
+BOS = {"every window": "each begins with BOS", "none": "no BOS"}
+ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
+MEANS = (
+    "several seeds: means over them, of a perplexity by its logarithm, of peak memory the highest; ± and [low, high] "
+    "include the draw of the calibration: Student's interval over the seeds and the cells' own one are added in "
+    "squares, as are standard errors."
+)
+REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
+
+
+def conditions(records: Sequence[Record]) -> list[str]:
+    """Return where rows were measured, every place that occurs, in one order: device, dtype, threads; profile."""
+    threads = {
+        one.environment["threads"]
+        for one in records
+        if one.cell["device"] == "cpu" and one.environment.get("threads") is not None
+    }
+    where = [
+        _either(sorted(map(_device, records))) + _processors(records),
+        _either(sorted(record.cell["dtype"] for record in records)),
+        *([f"{_either(sorted(threads))} {'thread' if threads == {1} else 'threads'}"] if threads else []),
+    ]
+    return [", ".join(where), _either(sorted(record.cell["protocol"]["profile"] for record in records))]
+
+
+def _device(record: Record) -> str:
+    return str(record.environment.get("gpu") or record.cell["device"])
+
+
+def _processors(records: Sequence[Record]) -> str:
+    """Name the processors of the cells of a CPU, where there are several."""
+    found = [one.environment.get("cpu") for one in records if one.cell["device"] == "cpu"]
+    several = sorted({str(name) for name in found if name})
+    return f" ({_either(several)})" if len(several) > 1 else ""
+
+
+def _either(values: Iterable[Any]) -> str:
+    """List each value once: 'H100 or H200'."""
+    return " or ".join(dict.fromkeys(map(str, values)))
+
+
+def ratio(records: Sequence[Record]) -> str:
+    """Return 'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that parameters decide; empty for dense.
+
+    Of a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'.
+    """
+    pruned = [record for record in records if record.cell["method"] != "dense"]
+    if not pruned:
+        return ""
+    requested = requested_ratio(pruned[0])
+    if requested is None:
+        return "ratio fixed by the method's parameters"
+    budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
+    asked = amount(requested, ratio_of(pruned[0].cell))
+    return asked + (f": {budgets.pop()}" if len(budgets) == 1 else "")
+
+
+def _budget(record: Record) -> str:
+    """Return the budget in parameters and, where the request was rounded to whole layers, in layers."""
+    measured = record.measured
+    if asked := measured.get("budget"):
+        rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
+        return f"{METRICS['ratio'].show(asked['share'])} of {QUANTITIES[asked['of']]}{rounded}"
+    removed = measured["ratio_budget"] * measured["dense_parameters"]
+    left = f"{METRICS['parameters'].show(measured['dense_parameters'] - removed)} parameters"
+    total = measured.get("dense_layers")
+    if record.cell["match"] == "exact" or not total:
+        return left
+    layers = removed / (measured["dense_parameters_without_embeddings"] / total)
+    whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
+    return f"{round(layers)} of {total} layers, {left}" if whole else left
+
+
+def exceptions(records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = ()) -> Iterator[str]:
+    """Yield a sentence for each cell that missed its budget or has no figures, named with its seed and draw if need be.
+
+    stages  of generation, whose speed the table shows: what is in doubt about it is said too
+    beside  from which a name has to tell a cell, as that of its row does; the records themselves where it is empty
+    """
+    differing = dict[str, None]()
+    for record, which in zip(records, draws_apart(records), strict=True):
+        name = name_beside(record, beside or records) + which
+        if record.status != "ok":
+            yield f"{name}: {status(record)}: {reason(record.error or '')}"
+        for doubt in doubts_of_cell(record, name, stages):
+            yield doubt.sentence
+        if versions := differing_versions(record, records):
+            doubt = Doubt(OTHER_VERSIONS, name_beside(record, records) + which, {"versions": versions})
+            differing[doubt.sentence] = None
+    yield from differing
+
+
+def status(record: Record) -> str:
+    """Return the status as a reader would write it."""
+    return record.status.replace("_", " ")
+
+
+def reason(error: str) -> str:
+    """Return an error in one line: what stands above its traceback."""
+    message, _, _ = error.partition("\nTraceback (most recent call last):")
+    text = re.sub(r"\s+", " ", message).strip()
+    return text if len(text) <= REASON else f"{text[:REASON].rstrip()} ... (the record has the rest)"
+
+
+def describe_columns(
+    records: Sequence[Record],
+    rows: Sequence[Row],
+    about: Collection[str] = EVERYTHING,
+    *,
+    calibration: bool = True,
+    seeds: bool = True,
+) -> list[str]:
+    """Say how to read the columns of some kinds, and how their figures came about; each sentence once.
+
+    rows         the figures of the records, see bench.records.frame
+    calibration  whether all cells share it
+    seeds        whether figures are means over the seeds of the calibration; it is said what intervals have of them
+    """
+    measured = [record.measured for record in records]
+    pruned = [record for record in records if record.cell["method"] != "dense"]
+    kinds: dict[str, Iterable[str]] = {
+        "perplexity": [*chain.from_iterable(map(_perplexity, measured)), *_perplexity_spread(records, rows)],
+        "kl": _divergence(rows),
+        "checks": _checks(rows),
+        "tasks": [*chain.from_iterable(map(_tasks, measured)), *_accuracy_spread(rows)],
+        "speed": chain.from_iterable(map(describe_speed, records)),
+    }
+    calibrations = _calibrations(pruned)
+    drawn = [MEANS if len(seeds_of(several)) > 1 else ONE_SEED for several in calibrations if seeds]
+    sentences = [
+        *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
+        *(_incomparable(rows) if "tasks" in about else ()),
+        *(_calibration(several) for several in calibrations if calibration),
+        *(sentence for sentence in drawn if not {"perplexity", "kl", "tasks"}.isdisjoint(about)),
+        *notes([record.cell for record in records]),
+        *_draws(records, seeds=seeds),
+    ]
+    return list(dict.fromkeys(sentences))
+
+
+def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
+    for text, result in measured.get("perplexity", {}).items():
+        name, windows = metric(f"perplexity_{text}").label, result["windows"]
+        yield (
+            f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, {_lie(result)}"
+            f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
+            f"{', of every document of the text' if result.get('whole') else ''}."
+        )
+
+
+def _lie(result: dict[str, Any]) -> str:
+    """Say how the windows lie in their text, with a comma behind it."""
+    if result["windows"] == 1:
+        return ""
+    return "drawn from the text, " if result["drawn"] else "one behind the other, whose intervals are wider, "
+
+
+def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what stands behind a perplexity, in the forms that occur."""
+    cells = [shown(row, f"perplexity_{text}") for row in rows for text in texts(records)]
+    if any("±" in cell for cell in cells):
+        yield "± of a perplexity is half the 95 % interval."
+    if any("[" in cell for cell in cells):
+        yield "[low, high] of a perplexity is the 95 % interval, where its sides differ in length."
+
+
+def _divergence(rows: Sequence[Row]) -> Iterator[str]:
+    if any(row.get("kl") is not None for row in rows):
+        yield "KL: divergence of the next token from the dense model's on held-out text, in nats per token."
+
+
+def _checks(rows: Sequence[Row]) -> Iterator[str]:
+    if any(row.get("copying") is not None for row in rows):
+        yield "copying, counting, repetition, distinct 2-grams: of greedy continuations."
+
+
+def _tasks(measured: dict[str, Any]) -> Iterator[str]:
+    """Yield which metric, documents and shots tasks have; what all tasks share is said once."""
+    results = {short(name): result for name, result in measured.get("tasks", {}).items()}
+    for name, result in results.items():
+        if not is_accuracy(result):
+            yield f"{name}: {result['main']}, {_documents(result)}, {_shots(result)}; not in the average."
+    results = {name: result for name, result in results.items() if is_accuracy(result)}
+    if not results:
+        return
+    metrics = _grouped(results, lambda result: str(result["main"]))
+    documents = _grouped(results, _documents)
+    shots = _grouped(results, _shots)
+    yield f"accuracies in %, per task: {metrics}; {documents}; {shots}."
+
+
+def _accuracy_spread(rows: Sequence[Row]) -> Iterator[str]:
+    spreads = {name for row in rows for name, value in row.items() if name.endswith("_stderr") and value is not None}
+    if any(name.startswith(("task_", "score_")) for name in spreads):
+        yield "± of a task or the average is one standard error; the average weighs every task alike."
+    if any(row.get("answer_bpb") is not None for row in rows):
+        yield (
+            "bpb: bits per byte of the right answer, ± one standard error, every document and every task weighing "
+            "alike; how likely that answer is, which follows perplexity more than what is chosen."
+        )
+    if any(row.get("kept") is not None for row in rows):
+        yield "kept: the average as a share of the dense model's."
+
+
+def _documents(result: dict[str, Any]) -> str:
+    every = "all " if result["documents"] == result.get("available") else ""
+    return f"{every}{result['documents']:,} {_plural('document', result['documents'])}"
+
+
+def _shots(result: dict[str, Any]) -> str:
+    return f"{result['fewshot']}-shot"
+
+
+def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> str:
+    """Say 'acc_norm, but acc for winogrande'; where nothing holds for most tasks, each with its names."""
+    groups: dict[str, list[str]] = {}
+    for task, result in results.items():
+        groups.setdefault(say(result), []).append(task)
+    most = max(groups, key=lambda said: len(groups[said]))
+    usual = [most] if len(groups[most]) > len(results) / 2 else []
+    rest = [f"{said} for {', '.join(names)}" for said, names in groups.items() if said not in usual]
+    return ", but ".join([*usual, *([", ".join(rest)] if rest else [])])
+
+
+def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield why a comparison with the dense model is missing although the cell itself was measured."""
+    missing = [
+        METRICS[column].label
+        for column, source in COMPARED.items()
+        if any(row.get(source) is not None and row.get(column) is None for row in rows)
+    ]
+    if missing:
+        yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."
+
+
+def _calibrations(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the records in groups that share a calibration but for its seed."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        asked = record.cell["protocol"]
+        groups.setdefault(tuple(asked[name] for name in CALIBRATION), []).append(record)
+    return list(groups.values())
+
+
+def _calibration(records: Sequence[Record]) -> str:
+    asked = records[0].cell["protocol"]
+    return (
+        f"calibration: {asked['calibration_sequences']} sequences of {asked['calibration_length']} tokens of "
+        f"{asked['calibration']}, {seeds_named(seeds_of(records))}; the same for every method."
+    )
+
+
+def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
+    for shared in draws(records, seeds=seeds):
+        first, *others = (records[number] for number in shared)
+        several = len({record.cell["seed"] for record in (first, *others)})
+        if others and several == 1:
+            yield (
+                f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, of peak memory "
+                f"the highest; its ± and [low, high] are the standard deviation between the draws"
+                f"{_timed_draw(first, others)}."
+            )
+        elif len(shared) > several:
+            yield f"{label(first.cell)}: {len(shared)} draws over {several} seeds{_timed_draw(first, others)}."
+
+
+def _timed_draw(first: Record, others: Sequence[Record]) -> str:
+    """Say which of several draws was timed, where not all were."""
+    if "speed" in first.measured:
+        return ", but of its speed, for which one draw alone is timed" * any("speed" not in o.measured for o in others)
+    return "; the draw that is timed is not among them" * (first.cell["protocol"]["speed_rounds"] > 0)
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
+
+
+def environment(records: Sequence[Record]) -> Iterator[str]:
+    """Yield where the cells ran, as in 'torch: 2.13.0'; several values where they ran under several."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        flat = {name: value for name, value in record.environment.items() if name != "versions"}
+        for name, value in flat.items():
+            found.setdefault(name.removesuffix("_bytes").replace("_", " "), []).append(_fact(name, value))
+        for package, version in record.environment.get("versions", {}).items():
+            found.setdefault(package, []).append(version)
+    for name, values in found.items():
+        distinct = sorted(set(values))
+        if name == "date" and len(distinct) > 1:
+            distinct = [f"{distinct[0]} to {distinct[-1]}"]
+        yield f"{name}: {', '.join(distinct)}"
+
+
+def _fact(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return binary(float(str(value))) if name.endswith("_bytes") else str(value)
+
+
+CAPTURED = ", each step captured once and replayed"
+
+
+def describe_speed(record: Record) -> Iterator[str]:
+    """Yield by which protocol the speed of the main table was measured."""
+    asked = record.cell["protocol"]
+    for stage, size in STAGES.items():
+        point = timed(record, stage)
+        if point:
+            what = "a prompt of" if stage == "prefill" else "one token behind a context of"
+            how = ", compiled" if asked["compile"] else CAPTURED if point.get("mode") == "graph" else ""
+            rounds, turns = asked["speed_rounds"], "times as fast as dense, both in turns for up to"
+            interval = "; ± or [low, high] is the 95 % interval" if "speedup" in point else ""
+            yield (
+                f"{stage}: {turns if interval else 'timed alone for'} {rounds} rounds; {what} "
+                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{how}{interval}."
+            )
+
+
+def throughput(record: Record, called: str) -> Iterator[str]:
+    """Yield the most tokens per second that decoding reached over the batches of a GPU, by each model."""
+    steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
+    for context in dict.fromkeys(point["context"] for point in steps):
+        swept = [point for point in steps if point["context"] == context]
+        if len({point["batch"] for point in swept}) > 1:
+            found = [
+                f"{name} {_rate(best, name):,.0f} at batch {best['batch']}"
+                for name in ("dense", "pruned")[: 1 if record.cell["method"] == "dense" else 2]
+                if (best := max(_timed(swept, name), key=partial(_rate, name=name), default=None))
+            ]
+            yield f"{called}: most tokens/s behind {context:,} tokens: {', '.join(found)}."
+
+
+def equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:
+    """Yield how many tokens per second both models reach in the memory that the dense one takes where it is fastest.
+
+    dense  the cell of the dense model, which has measured what that takes alone; only measured batches are named
+    """
+    steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
+    taken, takes = _reserved(record), _reserved(dense)
+    for context in dict.fromkeys(point["context"] for point in steps):
+        swept = [point for point in steps if point["context"] == context]
+        if len({point["batch"] for point in swept}) < 2:
+            continue
+        known = [point for point in _timed(swept, "dense") if (context, point["batch"]) in takes]
+        if not (best := max(known, key=lambda point: _rate(point, "dense"), default=None)):
+            continue
+        room = takes[context, best["batch"]]
+        fitting = [p for p in _timed(swept, "pruned") if taken.get((context, p["batch"]), room + 1) <= room]
+        if most := max(fitting, key=lambda point: _rate(point, "pruned"), default=None):
+            yield (
+                f"{called}: tokens/s behind {context:,} tokens in {binary(room)}: dense "
+                f"{_rate(best, 'dense'):,.0f} at batch {best['batch']}, pruned {_rate(most, 'pruned'):,.0f} at batch "
+                f"{most['batch']}."
+            )
+
+
+def _reserved(record: Record) -> dict[tuple[int, int], int]:
+    """Return the bytes that a model alone reserved for captured steps, by context and batch."""
+    points = record.measured.get("speed", {}).get("memory", {}).get("points", ())
+    held = "peak_reserved_bytes"
+    return {(p["context"], p["batch"]): p[held] for p in points if p.get("mode") == "graph" and held in p}
+
+
+def _rate(point: dict[str, Any], name: str) -> float:
+    """Return the tokens per second of a decode step, over all sequences."""
+    rate: float = 1000 * point["batch"] / point[f"{name}_ms"]
+    return rate
+
+
+def _timed(points: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [point for point in points if f"{name}_ms" in point]

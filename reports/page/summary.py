@@ -1,0 +1,351 @@
+"""What the numbers of a run say, in sentences: each follows from the records, and one that would not be true is absent.
+
+"Shown" means p < 0.05 after the adjustment for all pairs of cells at that ratio, see bench.regression.pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from bench.plan.cell import share
+from bench.records.comparability import by_setup
+from bench.records.frame import texts
+from bench.records.measured import ANSWER_BPB
+from bench.records.quantities import METRICS, bits, finite, metric, shown
+from bench.records.record import Record, display_name
+from bench.records.samples import Samples
+from bench.regression.pairs import LEVEL, all_pairs, shown_more
+from bench.stats.intervals import kendall
+from methods.counted import QUANTITIES
+from reports import legend
+from reports.figures.quality import called
+from reports.groups import TableGroup, blocks, draws_apart, named_beside, seeds_named, seeds_of
+from reports.tables.rows import NAMES, TestedRow, tested_block
+
+CLIFF = 10  # times the perplexity in one step of the ratio
+MANY = 4  # rows above which it is said how well two orders agree
+RANDOM = "drop-random"  # the control: layers chosen without looking
+TESTS = {
+    "student": "Student's test over the windows that two models both scored",
+    "mcnemar": "McNemar's over the documents both answered",
+    "normal": "a normal test over the documents both answered, every task weighing alike",
+    "draws": "Student's over the calibration seeds that two models share, beside the windows or documents both saw",
+}
+ROUGH = "the two intervals as if independent, for want of samples in common, which finds less"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Sentences under one heading."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def summary(records: Sequence[Record], samples: Samples) -> list[Topic]:
+    """Return the topics of all setups; a title names the model and its conditions where there are several."""
+    found, setups = [], by_setup(records)
+    for peers, mine in zip(setups.values(), blocks(records), strict=True):
+        where = ", ".join((display_name(peers[0]), *legend.conditions(peers), *mine[0].apart))
+        prefix = f"{where}: " if len(setups) > 1 else ""
+        found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
+    return found
+
+
+def _topics(records: Sequence[Record], found: Sequence[TableGroup], samples: Samples) -> Iterator[Topic]:
+    tested = [tested_block(records, block, samples) for block in found]
+    topics: dict[str, Callable[[], Iterator[str]]] = {
+        "Perplexity": lambda: _perplexity(tested, texts(records)),
+        "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
+        "Right answers": lambda: (sentence for one in tested for sentence in _answers(one)),
+        "Speed": lambda: (sentence for one in tested for sentence in _speed(one)),
+        "With care": lambda: _care(tested, records),
+    }
+    for title, sentences in topics.items():
+        said = tuple(sentences())
+        if said:
+            yield Topic(title, said)
+
+
+def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[str]:
+    for text in names:
+        for one in tested:
+            yield from _lowest(one, f"perplexity_{text}")
+            yield from _ties(one, f"perplexity_{text}", "lower")
+        yield from _cliffs(tested, text)
+    if names:
+        for one in tested:
+            yield from _random(one, names[0])
+
+
+def _lowest(one: TestedRow, column: str) -> Iterator[str]:
+    """Say which method has the lowest of a figure, below which ones that is shown, and which comes next."""
+    order = one.ordered(one.eligible(), column, "lower")
+    if not order:
+        return
+    first, rest = _leading(one, order, column)
+    dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
+    lead, figure = f"{one.where()}, {_have(one, first)}", f"{one.figure(first[0], column)}{dense}"
+    if len(order) == 1:
+        one_of_it = "" if column == ANSWER_BPB else "a "
+        yield f"{lead} {one_of_it}{called(column)} of {figure}; there is nothing to compare it with."
+        return
+    below = [place for place in rest if all(one.shows_more(place, lowest, column) for lowest in first)]
+    said = f", {one.shown('below', below, rest)}.{_next(one, [first[0], *rest], column)}" if rest else "."
+    yield f"{lead} the lowest {called(column)}: {figure}{said}"
+
+
+def _leading(one: TestedRow, order: Sequence[int], column: str) -> tuple[list[int], list[int]]:
+    """Return the rows that have exactly the figure of the first, and the rest."""
+    figures = one.block.rows
+    count = sum(figures[place][column] == figures[order[0]][column] for place in order)
+    return list(order[:count]), list(order[count:])
+
+
+def _have(one: TestedRow, places: Sequence[int]) -> str:
+    """Say 'laco has', 'laco and flap both have', or 'laco, flap and sleb all have'."""
+    *others, last = map(one.name, places)
+    return f"{', '.join(others)} and {last} {'all' if others[1:] else 'both'} have" if others else f"{last} has"
+
+
+def _next(one: TestedRow, order: Sequence[int], column: str) -> str:
+    """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].', or by how much it has more."""
+    first, second = order[:2]
+    a, b = (one.models(place) for place in (first, second))
+    tests, both = one.tests(column), (a[0], b[0])
+    turned = both not in tests
+    found = tests.get(both[::-1] if turned else both) if len(a) == len(b) == 1 else None
+    if column == ANSWER_BPB:
+        more = one.block.rows[second][column] - one.block.rows[first][column]
+        said = f"{bits(more)} more"
+        if found is not None:
+            ends = (-found.high, -found.low) if turned else (found.low, found.high)
+            said += f" [{', '.join(map(bits, ends))}]" if all(map(math.isfinite, ends)) else ""
+        return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
+    times = one.block.rows[second][column] / one.block.rows[first][column]
+    said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
+    if found is not None:
+        low, high = found.low, found.high
+        if turned:
+            low, high = (1 / end if end else math.inf for end in (high, low))
+        said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
+    return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
+
+
+def _accuracy(one: TestedRow) -> Iterator[str]:
+    """Say which method keeps the most accuracy, above which ones that is shown, and which are not shown to lose any."""
+    block = one.block
+    order = one.ordered(one.eligible(), "average", "higher")
+    if not order:
+        return
+    first, rest = _leading(one, order, "average")
+    best = block.rows[first[0]]
+    kept = "" if best.get("kept") is None else f", {shown(best, 'kept')} of the dense model's"
+    lead = f"{one.where()}, {_have(one, first)} the highest average accuracy: {one.figure(first[0], 'average')}{kept}"
+    above = [place for place in rest if all(one.shows_more(highest, place, "average") for highest in first)]
+    nothing = "; there is nothing to compare it with" * (len(order) == 1)
+    yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}{nothing}."
+    if one.dense is not None:
+        lost = [place for place in order if one.shows_more(one.dense, place, "average")]
+        whole = [place for place in order if place not in lost]
+        if whole:
+            yield (
+                f"{one.where()}, no loss of accuracy against the dense model is shown for {one.names(whole)}; that "
+                "is not to say that there is none."
+            )
+    yield from _ties(one, "average", "higher")
+    yield from _disagreement(one, order)
+
+
+def _answers(one: TestedRow) -> Iterator[str]:
+    """Say of which method the right answers are the likeliest, and which are not shown to make them less likely."""
+    yield from _lowest(one, ANSWER_BPB)
+    if one.dense is not None:
+        order = one.ordered(one.eligible(), ANSWER_BPB, "lower")
+        whole = [place for place in order if not one.shows_more(place, one.dense, ANSWER_BPB)]
+        if whole:
+            yield (
+                f"{one.where()}, right answers are not shown to be less likely than the dense model's for "
+                f"{one.names(whole)}; that is not to say that they are not."
+            )
+    yield from _ties(one, ANSWER_BPB, "lower")
+    yield from _told_apart(one)
+
+
+def _told_apart(one: TestedRow) -> Iterator[str]:
+    """Say how many pairs of cells each figure tells apart, where more than one is tested."""
+    columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in one.perplexity)]
+    counts = {column: [contrast.p < LEVEL for contrast in one.tests(column).values()] for column in columns}
+    known = {column: found for column, found in counts.items() if len(found) > 1}
+    if ANSWER_BPB in known and len(known) > 1:
+        words = ", ".join(f"{called(column)} {sum(found)} of {len(found)}" for column, found in known.items())
+        yield f"{one.where()}, pairs of cells that are shown to differ: by {words}."
+    for column in [f"perplexity_{text}" for text in one.perplexity][:1]:
+        others = [ANSWER_BPB, "average"]
+        places = [p for p in one.eligible() if all(finite(one.block.rows[p].get(name)) for name in (column, *others))]
+        taus = {name: _agreement(one, column, name, places) for name in others if len(places) > MANY}
+        said = [f"{tau:z.2f} of {called(name)}" for name, tau in taus.items() if not math.isnan(tau)]
+        if len(said) == len(others):
+            yield f"{one.where()}, Kendall's τ with the order by {called(column)} is {' and '.join(said)}."
+
+
+def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:
+    """Name the pairs of methods of which not every seed says that the same one is better."""
+    order = one.ordered(one.eligible(), column, better)
+    pairs = [
+        f"{one.block.label(a)} and {one.block.label(b)}" for a, b in all_pairs(order) if one.block.tied(a, b, column)
+    ]
+    if pairs:
+        more = len(pairs) - NAMES
+        said = "; ".join(pairs if more <= 1 else [*pairs[:NAMES], f"{more} more pairs"])
+        yield f"{one.where()}, ranks by {called(column)} change with the seed, so that these are ties: {said}."
+
+
+def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
+    """Say so where the method with the highest accuracy is in the worse half by perplexity, of several the best."""
+    column = next(iter(one.perplexity), None)
+    if column is None:
+        return
+    column = f"perplexity_{column}"
+    by_perplexity = [place for place in one.ordered(one.eligible(), column, "lower") if place in by_average]
+    count = len(by_perplexity)
+    first = next((place for place in by_perplexity if place in _leading(one, by_average, "average")[0]), None)
+    if count < 3 or first is None:
+        return
+    rank = by_perplexity.index(first) + 1
+    tau = _agreement(one, column, "average", by_perplexity)
+    if rank > count / 2 and not math.isnan(tau):
+        yield (
+            f"{one.where()}, perplexity and accuracy disagree: {one.name(first)} has the highest average and "
+            f"comes {rank} of {count} by perplexity ({one.figure(first, column)}); "
+            f"Kendall's τ between the two orders is {tau:z.2f}."
+        )
+
+
+def _agreement(one: TestedRow, column: str, other: str, places: Sequence[int]) -> float:
+    """Return Kendall's τ of the orders of rows by a column in which less is better and by another one."""
+    sign = 1 if metric(other).better == "lower" else -1
+    figures = [(one.block.rows[place][column], sign * one.block.rows[place][other]) for place in places]
+    return kendall([before for before, _ in figures], [after for _, after in figures])
+
+
+def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
+    """Name the steps between neighbouring ratios, or from the dense model, that multiply a perplexity by ten."""
+    column, lines = f"perplexity_{text}", dict[tuple[str, str], list[tuple[str, dict[str, Any]]]]()
+    for one in (one for one in tested if one.block.ratio is not None):
+        dense = [] if one.dense is None else [("dense", one.block.rows[one.dense])]
+        for place in one.rows:
+            here = (share(one.block.ratio, one.block.ratio_of), one.block.rows[place])
+            lines.setdefault((one.block.label(place), one.block.ratio_of), [*dense]).append(here)
+    steps: dict[tuple[str, str], list[str]] = {}
+    for (name, _), line in lines.items():
+        for (lower, before), (higher, after) in pairwise(point for point in line if finite(point[1].get(column))):
+            if after[column] >= CLIFF * before[column]:
+                both = " to ".join(shown(row, column, spread=False) for row in (before, after))
+                steps.setdefault((lower, higher), []).append(f"{name} ({both})")
+    for (lower, higher), found in steps.items():
+        yield f"From {lower} to {higher} the perplexity grows at least tenfold: {', '.join(found)}."
+
+
+def _random(one: TestedRow, text: str) -> Iterator[str]:
+    """Name the methods that are not shown to be better than every draw of random layers."""
+    control = [place for place in one.rows if one.block.records[place].cell["method"] == RANDOM]
+    others = [place for place in one.rows if place not in control]
+    others = one.ordered(others, f"perplexity_{text}", "lower")
+    if not control or not others:
+        return
+    drawn = [number for place in control for number in one.models(place)]
+    found = one.perplexity[text]
+    better = [p for p in others if shown_more(found, drawn, one.models(p), neutral=1)]
+    beaten = [p for p in others if p not in better and shown_more(found, one.models(p), drawn, neutral=1)]
+    open_ = [p for p in others if p not in better and p not in beaten]
+    draws = f"all {len(drawn)} draws" if len(drawn) > 1 else "the one draw"
+    if open_:
+        yield f"{one.where()}, not shown to be better than {draws} of {RANDOM}, by perplexity: {one.names(open_)}."
+    if beaten:
+        yield f"{one.where()}, shown to be worse than {draws} of {RANDOM}: {one.names(beaten)}."
+
+
+def _speed(one: TestedRow) -> Iterator[str]:
+    """Name the fastest, and what is not shown to be faster than the dense model, by the intervals of the speed-ups."""
+    for stage in ("decode", "prefill"):
+        column = f"{stage}_speed"
+        order = one.ordered(one.eligible(), column, "higher")
+        if order:
+            first, rows = order[0], one.block.rows
+            near = [p for p in order[1:] if end_of(rows[p], column, "high") >= end_of(rows[first], column, "low")]
+            beside = f"; not apart from it, by the intervals: {one.names(near)}" if near else ""
+            others = "" if len(order) == 1 or near else "; the intervals of all others lie below its own"
+            yield (
+                f"{one.where()}, {one.name(first)} is the fastest in {stage}: {one.figure(first, column)} "
+                f"the dense model's speed{beside}{others}."
+            )
+            slow = [place for place in order if end_of(rows[place], column, "low") <= 1]
+            if slow:
+                yield f"{one.where()}, not shown to be faster than dense in {stage}: {one.names(slow)}."
+
+
+def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[str]:
+    """Name missed ratios and cells without figures, and say how it was tested."""
+    for one in tested:
+        missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
+        if missed:
+            said = [f"{one.name(place)} removed {_miss(one.block.each[place])}" for place in missed]
+            flattered = [place for place in missed if one.block.removed_too_little(place)]
+            outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
+            whole = QUANTITIES.get(one.block.ratio_of)
+            of = f"the dense model's {whole.removeprefix('the ')}" if whole else "the dense model"
+            yield f"{one.where()}, the budget is missed: {', '.join(said)} of {of}.{outside}"
+    failed = [both for both in zip(records, draws_apart(records), strict=True) if both[0].status != "ok"]
+    if failed:
+        words = ", ".join(f"{named_beside(one, records)}{which} ({legend.status(one)})" for one, which in failed)
+        yield f"{len(failed)} {'cell has' if len(failed) == 1 else 'cells have'} no figures: {words}."
+    yield from _seeds(records)
+    yield from _tests(tested)
+
+
+def _miss(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say by how much the cells of a row miss their budget: '2.0 % less', or the two ends of several."""
+    ends = [choose(row["miss"] for row in rows if finite(row.get("miss"))) for choose in (min, max)]
+    said = dict.fromkeys(f"{abs(100 * end):.1f} % {'more' if end > 0 else 'less'}" for end in ends)
+    return "between " * (len(said) > 1) + " and ".join(said)
+
+
+def _seeds(records: Sequence[Record]) -> Iterator[str]:
+    if not any(record.cell["method"] != "dense" and record.status == "ok" for record in records):
+        return
+    seeds = seeds_of(records)
+    if len(seeds) == 1:
+        yield (
+            f"Every cell has seed {seeds[0]}: intervals and tests speak for other documents and windows of the same "
+            "kind, not for other calibration data; with --seed 0,1,2 they do."
+        )
+    else:
+        yield (
+            f"Figures are means over the {seeds_named(seeds)}: methods are compared seed by seed, and intervals and "
+            "tests speak for other calibration data of the same text too."
+        )
+
+
+def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
+    every = [pairs for one in tested for pairs in (*one.perplexity.values(), one.average, one.answers)]
+    found = [contrast for pairs in every for contrast in pairs.values()]
+    counts = sorted({len(pairs) for pairs in every if pairs})
+    if not counts:
+        return
+    most = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    used = {c.test for c in found}
+    by = ", ".join(words for test, words in TESTS.items() if test in used)
+    if "intervals" in used:
+        by = f"{by}; else by {ROUGH}" if by else ROUGH
+    yield f"Shown means p < {LEVEL} after Holm's adjustment for all {most} pairs of cells at a ratio; tested by {by}."
+
+
+def end_of(row: Mapping[str, Any], column: str, end: str) -> float:
+    """Return the "low" or "high" end of an interval; the figure itself where it has none."""
+    found = row.get(f"{column}_{end}")
+    return float(row[column] if found is None else found)

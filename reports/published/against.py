@@ -1,0 +1,390 @@
+"""Says how a cell was measured otherwise than a printed figure; where it was not, their difference means something.
+
+Published figures beside measured ones: both, their difference, and why they are not the same figure.
+
+papers (reports.published.against), records -> for each printed row that a cell is of, a table: a row for each
+measure
+
+A difference is shown where both were measured in the same way (reports.published.against); otherwise a note says what
+is known to be otherwise, or not known. Orders of removal need no such agreement: they are compared as sets.
+
+A printed row is of a cell if the model and one of the methods are the same, and the ratio: within CLOSE where the cell
+was asked for one; a cell whose parameters alone decide is shown whatever it removed. Beside each figure stands its
+share of the dense model's, of either side's own, since that differs least between two ways to ask the same question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from statistics import fmean
+from typing import Any
+
+from bench.data.task_sources import VALIDATION
+from bench.plan.cell import label
+from bench.records import frame
+from bench.records.comparability import by_setup, dense_peer
+from bench.records.frame import task_column
+from bench.records.measured import is_accuracy
+from bench.records.quantities import METRICS, percent, short
+from bench.records.record import Record, display_name, main_metric, requested_ratio
+from methods.errors import UserError
+from reports import groups, legend
+from reports.groups import draws_apart, named_beside, seeds_of
+from reports.published.papers import Paper, Printed, PublishedProtocol
+from reports.removed import together
+from reports.tables.table import Column, Row, Table, TableCell, figure
+
+CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
+
+
+def of_perplexity(published: PublishedProtocol, record: Record, text: str) -> list[str]:
+    """Return why a perplexity of the record is not the same figure as the printed one; nothing where it is."""
+    found = record.measured["perplexity"][text]
+    reasons = list(_otherwise("the window", "windows of {} tokens", published.window, found["window"]))
+    if published.window is not None and found["stride"] != found["window"]:
+        reasons.append(f"windows that do not overlap published, a stride of {found['stride']} here")
+    if found.get("drawn"):
+        reasons.append("windows one behind the other published, drawn from the text here")
+    every = found.get("whole") and record.cell["protocol"]["windows"] == 0
+    windows = 0 if every else found["windows"]
+    if published.windows != windows:
+        words = {None: "how many windows not known", 0: "the whole text"}
+        theirs, ours = (words.get(one, f"{one} windows") for one in (published.windows, windows))
+        reasons.append(f"{theirs}{' published' * (published.windows is not None)}, {ours} here")
+    return [*reasons, *_otherwise("BOS", "BOS {}", published.bos, found["bos"]), *_alike(published, record)]
+
+
+def of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
+    """Return why the accuracies of tasks are not the same figures as the printed ones."""
+    measured = {name: record.measured["tasks"][name] for name in tasks}
+    version = record.environment.get("versions", {}).get("lm_eval")
+    reasons = list(_otherwise("the version of lm-eval", "lm-eval {}", published.lm_eval, version))
+    few = [f"{name} {one['documents']:,} of {one['available']:,}" for name, one in measured.items() if _is_part(one)]
+    if few:
+        reasons.append(f"all documents published, {', '.join(few)} here")
+    local = {task for task, *_ in record.cell["protocol"].get("task_data", ())}
+    if other := [name for name in tasks if name in VALIDATION and name not in local]:
+        reasons.append(f"the validation sets of {', '.join(other)} here")
+    shots = sorted({one["fewshot"] for one in measured.values()})
+    reasons += _otherwise(
+        "the number of examples", "{} examples", published.fewshot, shots[0] if len(shots) == 1 else shots
+    )
+    metrics = {_metric(published.metric, one) for one in measured.values()}
+    if published.metric is None:
+        reasons.append("which metrics not known of the published")
+    elif metrics != {True}:
+        mains = sorted({one["main"] for one in measured.values()})
+        reasons.append(f"{published.metric} published, {' and '.join(mains)} here")
+    return [*reasons, *_alike(published, record)]
+
+
+def _is_part(task: Mapping[str, Any]) -> bool:
+    return bool(task["documents"] < task["available"])
+
+
+def _metric(published: str | None, task: Mapping[str, Any]) -> bool:
+    """Say whether a task's main metric is the printed one."""
+    if published == "acc_norm or acc":
+        return bool(task["main"] == ("acc_norm" if "acc_norm" in task["metrics"] else "acc"))
+    return bool(task["main"] == published)
+
+
+def _alike(published: PublishedProtocol, record: Record) -> Iterator[str]:
+    """Yield what is otherwise whatever was measured: the dtype, what a method has looked at, and what else was done."""
+    yield from _otherwise("the dtype", "{}", published.dtype, record.cell["dtype"])
+    if record.cell.get("earlier"):
+        yield "pruned in several steps here"
+    if groups.recipe_of_cell(record.cell):
+        yield "healed here"
+    if record.cell["method"] == "dense":
+        return
+    asked = record.cell["protocol"]
+    here = [asked[name] for name in CALIBRATION]
+    theirs = [getattr(published, name) for name in CALIBRATION]
+    if theirs[0] is None:
+        yield "the calibration not known of the published"
+    elif theirs[0] not in here[0] or any(a not in (None, b) for a, b in zip(theirs[1:], here[1:], strict=True)):
+        yield f"calibrated on {_calibrated(theirs)} published, on {_calibrated(here)} here"
+
+
+def _calibrated(asked: Sequence[Any]) -> str:
+    text, sequences, length = asked
+    return text if None in (sequences, length) else f"{sequences} sequences of {length:,} tokens of {text}"
+
+
+def _otherwise(what: str, words: str, theirs: Any, ours: Any) -> Iterator[str]:
+    """Yield that two settings differ, or that the published one is not known."""
+    if theirs is None:
+        yield f"{what} not known of the published"
+    elif theirs != ours:
+        shown = [f"{one:,}" if isinstance(one, int) else str(one) for one in (theirs, ours)]
+        yield f"{words.format(shown[0])} published, {words.format(shown[1])} here"
+
+
+CLOSE = 0.03  # of the dense model, between the printed ratio and that of a cell that is set beside it
+APART = 0.005  # from which on another ratio is said
+KINDS = ("perplexity", "tasks")
+SHOWN = ("perplexity_", "task_")  # how the columns begin that a table can show
+COLUMNS = (
+    Column("published", "published"),
+    Column("here", "here"),
+    Column("difference", "difference"),
+    Column("published_of_dense", "published, of dense"),
+    Column("here_of_dense", "here, of dense"),
+)
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """A printed row and a cell of the same model, method and about the ratio, each with its dense model.
+
+    row  the cell's of the frame
+    """
+
+    paper: Paper
+    printed: Printed
+    printed_dense: Printed
+    record: Record
+    row: Mapping[str, Any]
+    dense: Record | None
+
+    @property
+    def protocol(self) -> PublishedProtocol:
+        """Return how the printed row was measured."""
+        return self.paper.protocol.with_own(self.printed.protocol)
+
+
+def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
+    """Return a table for each pair. Raises UserError where no cell is of a published model and method."""
+    pairs = list(_pairs(records, papers))
+    measured = [record for record in records if any(pair.record is record for pair in pairs)]
+    shown = [{name: value for name, value in pair.row.items() if name.startswith(SHOWN)} for pair in pairs]
+    here = legend.describe_columns(measured, shown, KINDS, seeds=False) if measured else []
+    names = _names(measured)
+    found = [_table(pair, number, names[id(pair.record)], here) for number, pair in enumerate(pairs, start=1)]
+    if not found:
+        published = ", ".join(dict.fromkeys(model for paper in papers for model in paper.models))
+        models = ", ".join(dict.fromkeys(display_name(record) for record in records))
+        raise UserError(f"no cell of these runs has a published row: there are {published}; the runs have {models}")
+    return found
+
+
+def _names(records: Sequence[Record]) -> dict[int, str]:
+    """Return for each record, by its id, how a title names it: 'laco at 0.3 (seed 1)', of several seeds."""
+    several = len(seeds_of([one for one in records if one.cell["method"] == "dense"])) > 1
+    return {
+        id(one): named_beside(one, records)
+        + (f" (seed {one.cell['seed']})" if several and one.cell["method"] == "dense" else which)
+        for one, which in zip(records, draws_apart(records), strict=True)
+    }
+
+
+def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[PublishedPair]:
+    rows = frame.rows(records)
+    peers = {id(record): group for group in by_setup(records).values() for record in group}
+    for paper in papers:
+        for model in paper.models.values():
+            dense = next((row for row in model.rows if "dense" in row.methods), Printed(method=("dense",)))
+            for printed in model.rows:
+                for record, row in zip(records, rows, strict=True):
+                    pair = PublishedPair(paper, printed, dense, record, row, dense_peer(record, peers[id(record)]))
+                    if _is_of(record, model.names, printed) and _both(pair):
+                        yield pair
+
+
+def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
+    here = {display_name(record), PurePath(record.cell["model"]).name}
+    if record.status != "ok" or not here & {*names, *(PurePath(name).name for name in names)}:
+        return False
+    if record.cell["method"] not in printed.methods:
+        return False
+    asked = requested_ratio(record)
+    return asked is None or printed.ratio is None or abs(record.measured["ratio"] - printed.ratio) <= CLOSE
+
+
+def _both(pair: PublishedPair) -> bool:
+    """Return whether anything but the size is printed and has been measured."""
+    rows = (*_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
+    return any(row.cells[1].value is not None for row in rows)
+
+
+def _table(pair: PublishedPair, number: int, name: str, here: Sequence[str]) -> Table:
+    """Make the table of a pair, whose cell has a `name`; `here` says how the figures of these runs came about."""
+    rows = (*_sizes(pair), *_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
+    table = Table(
+        name=f"against-{pair.paper.name}-{number}",
+        view="against",
+        model=display_name(pair.record),
+        title=f"{name}, published ({pair.paper.name}) and here",
+        conditions=tuple(legend.conditions([pair.record])),
+        columns=COLUMNS,
+        rows=tuple(replace(row, method=pair.record.cell["method"]) for row in rows),
+        notes=tuple(_notes(pair)),
+        footnotes=(*here, *(f"{pair.paper.name}: {said}" for said in (f"{pair.paper.source}.", *pair.paper.notes))),
+        head="measure",
+    )
+    return table.only([at for at in range(len(COLUMNS)) if any(row.cells[at].value is not None for row in rows)])
+
+
+def _sizes(pair: PublishedPair) -> Iterator[Row]:
+    """Yield what was removed and the seconds that it took, whose machines are never the same."""
+    for name in ("ratio", "layers", "prune_seconds"):
+        printed = getattr(pair.printed, name)
+        if printed is not None:
+            here, alike = figure(pair.row, name), name != "prune_seconds"
+            yield _row(METRICS[name].label, printed, here, METRICS[name].show, alike=alike)
+
+
+def _perplexities(pair: PublishedPair) -> Iterator[Row]:
+    """Yield a row for each printed perplexity."""
+    for word, printed in pair.printed.perplexity.items():
+        text = _text(pair.record, word)
+        here = TableCell() if text is None else figure(pair.row, f"perplexity_{text}")
+        measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
+        dense = measured[text]["perplexity"] if text in measured else None
+        others = pair.printed_dense.perplexity.get(word), dense
+        alike = text is not None and not [*of_perplexity(pair.protocol, pair.record, text), *_apart(pair)]
+        yield _row(f"ppl {word}", printed, here, METRICS["perplexity_"].show, dense=others, alike=alike)
+
+
+def _text(record: Record, word: str) -> str | None:
+    """Return the first measured text whose name holds the printed word."""
+    return next((name for name in record.measured.get("perplexity", {}) if word in name), None)
+
+
+def _accuracies(pair: PublishedPair) -> Iterator[Row]:
+    """Yield a row for each printed task, and one for the average that was printed."""
+    here, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
+    for name, printed in pair.printed.tasks.items():
+        column = task_column(name, pair.record.measured["tasks"][name]) if name in here else ""
+        cell = figure(pair.row, column) if column else _share(_mean(here, [name]))
+        others = pair.printed_dense.tasks.get(name), _mean(dense, [name])
+        yield _row(short(name), printed, cell, percent, dense=others, alike=_asked_alike(pair, [name]))
+    if pair.printed.average:
+        over, printed = pair.printed.average.of, pair.printed.average.value
+        theirs = pair.printed_dense.average
+        others = theirs.value if theirs and theirs.of == over else None, _mean(dense, over)
+        said = f"average of {', '.join(map(short, over))}"
+        alike = _asked_alike(pair, over)
+        yield _row(said, printed, _share(_mean(here, over)), percent, dense=others, alike=alike)
+
+
+def _asked_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
+    """Say whether tasks, or the tasks of groups, were asked in the same way as the printed ones."""
+    own = _own_tasks(pair.record, names)
+    return bool(own) and not [*of_tasks(pair.protocol, pair.record, own), *_apart(pair)]
+
+
+def _own_tasks(record: Record, names: Sequence[str]) -> list[str]:
+    """Return the tasks of the record that are meant by names, of which some are those of groups."""
+    return [one for one in _right(record) for name in names if one == name or one.startswith(f"{name}_")]
+
+
+def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
+    """Yield how many of the layers that a cell has removed are the first ones of the printed order."""
+    removed, order = together(pair.record).get("removed_layers", []), pair.printed.order
+    if order and 0 < len(removed) <= len(order):
+        shared = len({*removed} & {*order[: len(removed)]})
+        cell = TableCell(str(shared), value=shared)
+        yield _row(f"layers among the first {len(removed)} to go", len(removed), cell, "{:.0f}".format)
+
+
+def _right(record: Record) -> dict[str, float]:
+    """Return the share of each task's documents that were right."""
+    tasks = record.measured.get("tasks", {})
+    return {name: main_metric(task)["value"] for name, task in tasks.items() if is_accuracy(task)}
+
+
+def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
+    """Return the mean over tasks, a group such as mmlu being the mean of its own; None unless each was measured."""
+    values = []
+    for name in names:
+        own = [right[name]] if name in right else [value for one, value in right.items() if one.startswith(f"{name}_")]
+        if not own:
+            return None
+        values.append(fmean(own))
+    return fmean(values)
+
+
+def _share(value: float | None) -> TableCell:
+    return TableCell() if value is None else TableCell(percent(value), value=value)
+
+
+def _row(
+    name: str,
+    printed: float,
+    here: TableCell,
+    show: Callable[[float], str],
+    *,
+    dense: tuple[float | None, float | None] = (None, None),
+    alike: bool = True,
+) -> Row:
+    """Make the row of a measure, with a difference where both were measured `alike`.
+
+    dense  the printed and the measured figure of the dense model
+    """
+    difference = TableCell()
+    if alike and isinstance(here.value, int | float):
+        apart = float(here.value) - printed
+        difference = TableCell(f"{'+' if apart >= 0 else '-'}{show(abs(apart))}", value=apart)
+    kept = [_kept(figure, beside) for figure, beside in zip((printed, here.value), dense, strict=True)]
+    return Row(name, "", None, (TableCell(show(printed), value=printed), here, difference, *kept))
+
+
+def _kept(value: Any, dense: float | None) -> TableCell:
+    """Return the share of the dense model's: '80 %', or of a perplexity, which grows, '2.55x'."""
+    if not isinstance(value, int | float) or not dense:
+        return TableCell()
+    share = value / dense
+    return TableCell(f"{100 * share:.0f} %" if share < 1.5 else f"{share:.3g}x", value=share)
+
+
+def _notes(pair: PublishedPair) -> Iterator[str]:
+    """Yield what is known to be otherwise in this cell."""
+    removed, printed = pair.record.measured["ratio"], pair.printed.ratio
+    if printed is not None and _apart(pair):
+        show = METRICS["ratio"].show
+        yield f"another ratio: {show(printed)} published, {show(removed)} here."
+    layers = pair.record.measured["layers"]
+    if pair.printed.layers not in (None, layers):
+        yield f"another depth: {pair.printed.layers} layers are published, {label(pair.record.cell)} leaves {layers}."
+    yield from _dense_apart(pair)
+    yield from _no_difference(pair)
+    missing = [name for name in pair.printed.tasks if _mean(_right(pair.record), [name]) is None]
+    if missing:
+        yield f"not measured here: {', '.join(missing)}."
+
+
+def _apart(pair: PublishedPair) -> list[str]:
+    """Return that another share went, where it did."""
+    removed, printed = pair.record.measured["ratio"], pair.printed.ratio
+    return [] if printed is None or abs(removed - printed) <= APART else ["another ratio"]
+
+
+def _no_difference(pair: PublishedPair) -> Iterator[str]:
+    """Yield why no difference is shown of perplexities, and of accuracies."""
+    texts = {text for word in pair.printed.perplexity if (text := _text(pair.record, word))}
+    reasons = [one for text in sorted(texts) for one in of_perplexity(pair.protocol, pair.record, text)]
+    if reasons:
+        yield f"no difference of perplexities: {'; '.join(dict.fromkeys(reasons))}."
+    average = pair.printed.average.of if pair.printed.average else ()
+    own = _own_tasks(pair.record, [*pair.printed.tasks, *average])
+    if own and (reasons := of_tasks(pair.protocol, pair.record, list(dict.fromkeys(own)))):
+        yield f"no difference of accuracies: {'; '.join(dict.fromkeys(reasons))}."
+
+
+def _dense_apart(pair: PublishedPair) -> Iterator[str]:
+    """Yield by how much the dense models differ already, which is what the way of measuring alone does."""
+    right = _right(pair.dense) if pair.dense else {}
+    here = {name: _mean(right, [name]) for name in pair.printed_dense.tasks}
+    gaps = {
+        name: 100 * abs(value - pair.printed_dense.tasks[name]) for name, value in here.items() if value is not None
+    }
+    if gaps:
+        most = max(gaps, key=lambda name: gaps[name])
+        yield (
+            f"another way to ask: already the dense models differ by up to {gaps[most]:.1f} points ({short(most)}), "
+            f"{fmean(gaps.values()):.1f} on average over {len(gaps)} tasks."
+        )

@@ -1,0 +1,539 @@
+"""What methods change of each model's quality: figures of cells of several models on one scale, with their ranks.
+
+A perplexity and the bits per byte of the right answer are divided by the dense model's, and an accuracy has the dense
+model's subtracted, with intervals in pairs on the windows or documents of both. Ranks are among the methods that have a
+figure on every model, so that a place means the same on each.
+
+The view models: what each method does to several models, its places among the others, and how far orders agree.
+
+For each ratio and each measure a table of figures beside the dense model's, their mean over models, and ranks; then the
+agreement of orders between models, and between measures and texts. What has no figure on a model has neither mean nor
+rank, and a note names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import chain, combinations
+from statistics import fmean
+from typing import NamedTuple
+
+from scipy.special import stdtrit
+
+from bench.plan.cell import amount, share
+from bench.records.comparability import dense_peer, over_models
+from bench.records.frame import accuracies, answered, texts
+from bench.records.measured import ANSWER_BPB
+from bench.records.quantities import Metric, finite, metric, percent, perplexity, shown
+from bench.records.record import Record, metric_of_task, model_names
+from bench.records.samples import Samples
+from bench.regression import pairs
+from bench.regression.pairs import Pair
+from bench.stats.draws import exponential, mean_interval
+from bench.stats.intervals import NORMAL_95, average_stderr, kendall
+from methods.counted import QUANTITIES
+from reports import legend
+from reports.groups import TableGroup
+from reports.tables.pivots import pivot
+from reports.tables.rows import ReportData, TestedRow, starred, tested_block
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, text, with_best_marked
+
+AVERAGE = "average"
+
+
+class Change(NamedTuple):
+    """What a method changes, with its 95 % interval: a logarithm of a ratio, or a difference of averages."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Place(NamedTuple):
+    """A rank, 1 for the best and ties in the middle, and the lowest and highest that the tests of pairs leave open."""
+
+    rank: float
+    best: int
+    worst: int
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """Hold the rows of one model at one ratio, with the samples of all records.
+
+    name  the end of the model's path or address, as short as tells it from the other models
+    """
+
+    name: str
+    group: TableGroup
+    samples: Samples
+
+    @property
+    def model(self) -> str:
+        """Return the model's whole path or address."""
+        return str(self.group.records[0].cell["model"])
+
+    @cached_property
+    def tested(self) -> TestedRow:
+        """Return the rows with the tests of all pairs."""
+        return tested_block(list(self._records.values()), self.group, self.samples)
+
+    def place(self, method: str) -> int | None:
+        """Return the row of a method, None where it was not asked for."""
+        return self._places.get(method)
+
+    def figure(self, method: str, measure: str) -> float | None:
+        """Return a method's figure, None where it has no finite one."""
+        at = self.place(method)
+        if at is None or self.group.records[at].status != "ok" or not finite(self.group.rows[at].get(measure)):
+            return None
+        return float(self.group.rows[at][measure])
+
+    def change(self, method: str, measure: str) -> Change | None:
+        """Return what a method changes of a measure, of several draws the mean; None without both figures."""
+        if (method, measure) not in self._known:
+            self._known[method, measure] = self._mean_of_draws(method, measure)
+        return self._known[method, measure]
+
+    def _mean_of_draws(self, method: str, measure: str) -> Change | None:
+        at = self.place(method)
+        if at is None or self.figure(method, measure) is None:
+            return None
+        found = [self._change(n, measure) for n in self.group.numbers[at]]
+        known = [one for one in found if one is not None]
+        return mean_change(known) if len(known) == len(found) else None
+
+    def places(self, methods: Sequence[str], measure: str) -> dict[str, Place]:
+        """Return the places of methods that all have a figure: by the tests of all pairs, which Holm has adjusted."""
+        from scipy.stats import rankdata
+
+        higher = metric(measure).better == "higher"
+        rows = [at for method in methods if (at := self.place(method)) is not None]
+        figures = [self.group.rows[at][measure] for at in rows]
+        ranks = rankdata([-one if higher else one for one in figures]).tolist()
+
+        def better(some: int, than: int) -> bool:
+            more, less = (some, than) if higher else (than, some)
+            return self.tested.shows_more(more, less, measure)
+
+        found = {}
+        for method, at, rank in zip(methods, rows, ranks, strict=True):
+            above = sum(better(other, at) for other in rows if other != at)
+            below = sum(better(at, other) for other in rows if other != at)
+            found[method] = Place(rank, 1 + above, len(rows) - below)
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Return the rows by their labels, and as "dense" the first that the dense model has figures in."""
+        found = {self.group.label(at): at for at in range(len(self.group.records))}
+        ok = [at for at, record in enumerate(self.group.records) if record.status == "ok"]
+        dense = [at for at in ok if self.group.records[at].cell["method"] == "dense"]
+        return found | ({"dense": dense[0]} if dense else {})
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], Change | None]:
+        """Return the changes that were asked for before."""
+        return {}
+
+    @cached_property
+    def _records(self) -> dict[int, Record]:
+        """Return the records by their places among all."""
+        each = zip(chain(*self.group.numbers), chain(*self.group.drawn), strict=True)
+        return dict(each)
+
+    @cached_property
+    def tasks(self) -> dict[str, list[str]]:
+        """Return the tasks of each measure that is a mean over tasks."""
+        every = list(self._records.values())
+        return {ANSWER_BPB: answered(every), AVERAGE: accuracies(every)}
+
+    def _change(self, number: int, measure: str) -> Change | None:
+        """Return what one cell changes, None where the dense model of its seed has no figure."""
+        dense = dense_peer(self._records[number], list(self._records.values()))
+        beside = zip(self.group.numbers, self.group.drawn, self.group.rows, strict=True)
+        found = ((n, row) for numbers, drawn, row in beside for n, r in zip(numbers, drawn, strict=True) if r is dense)
+        at, row = next(found, (None, {}))
+        if at is None or not finite(row.get(measure)):
+            return None
+        if measure in self.tasks:
+            return _of_tasks(self._records, (at, number), self.tasks[measure], measure, self.samples)
+        return _of_text(self._records, (at, number), measure.removeprefix("perplexity_"), self.samples)
+
+
+@dataclass(frozen=True)
+class SharedRatio:
+    """Hold the rows of several models at one ratio, measured alike, the smallest model first.
+
+    unused  names of models that have more cells under conditions that touch no quality, which are left out
+    """
+
+    models: list[ModelRows]
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def group(self) -> TableGroup:
+        """Return the rows of the first model."""
+        return self.models[0].group
+
+    @property
+    def records(self) -> list[Record]:
+        """Return the records of all models."""
+        return [record for model in self.models for drawn in model.group.drawn for record in drawn]
+
+    def method(self, label: str) -> str:
+        """Return the name of the method behind the label of its rows."""
+        places = ((model, model.place(label)) for model in self.models)
+        model, at = next((model, at) for model, at in places if at is not None)
+        return str(model.group.records[at].cell["method"])
+
+    def methods(self) -> list[str]:
+        """Return every method but the dense model, by the label of its rows."""
+        return list(
+            dict.fromkeys(
+                model.group.label(at)
+                for model in self.models
+                for at, record in enumerate(model.group.records)
+                if record.cell["method"] != "dense"
+            )
+        )
+
+    def measures(self) -> list[str]:
+        """Return the columns that several models have a figure of, and of means over tasks those of the same tasks."""
+        names = [f"perplexity_{text}" for text in texts(self.records)]
+        names += [n for n in (ANSWER_BPB, AVERAGE) if len({tuple(model.tasks[n]) for model in self.models}) == 1]
+        return [
+            name
+            for name in names
+            if sum(any(model.figure(method, name) is not None for method in self.methods()) for model in self.models)
+            > 1
+        ]
+
+    def everywhere(self, measure: str) -> list[str]:
+        """Return the methods that have a figure on every model, in the order of the mean, the best first."""
+        changes = {method: [model.change(method, measure) for model in self.models] for method in self.methods()}
+        means = {
+            method: fmean(one.value for one in found if one)
+            for method, found in changes.items()
+            if all(one is not None for one in found)
+        }
+        sign = -1 if metric(measure).better == "higher" else 1
+        return sorted(means, key=lambda method: (sign * means[method], method))
+
+
+def mean_change(changes: Sequence[Change]) -> Change:
+    """Return the mean over models or draws, with its interval (bench.stats.draws.mean_interval); of one itself."""
+    if len(changes) == 1:
+        return changes[0]
+    values, lows, highs = zip(*changes, strict=True)
+    return Change(fmean(values), *mean_interval(values, lows, highs))
+
+
+def is_times(measure: str) -> bool:
+    """Say whether a measure is divided by the dense model's, and not subtracted from it."""
+    return measure != AVERAGE
+
+
+def written_scale(measure: str, change: Change) -> Change:
+    """Return a change as a reader sees it: how many times as much, or a difference of shares."""
+    return Change(*map(exponential, change)) if is_times(measure) else change
+
+
+def shared_ratios(data: ReportData) -> Iterator[SharedRatio]:
+    """Yield for each ratio at which several models were measured alike the rows of each."""
+    found: dict[tuple[str, float | None, str], list[ModelRows]] = {}
+    names = model_names(str(record.cell["model"]) for record in data.records)
+    for groups in data.setups:
+        for group in groups:
+            records = [record for drawn in group.drawn for record in drawn]
+            if any(record.cell["method"] != "dense" for record in records):
+                key = over_models(records[0]), group.ratio, group.ratio_of
+                name = names[str(records[0].cell["model"])]
+                found.setdefault(key, []).append(ModelRows(name, group, data.samples))
+    for alike_rows in found.values():
+        most = sorted(
+            alike_rows, key=lambda model: -sum(record.status == "ok" for record in model.group.records)
+        )  # of one model that with most figures
+        chosen = {model.model: model for model in reversed(most)}
+        kept = [model for model in alike_rows if chosen[model.model] is model]
+        if len(kept) > 1:
+            kept.sort(key=lambda model: max(r.measured.get("dense_parameters", 0) for r in model.group.records))
+            yield SharedRatio(kept, [model.name for model in alike_rows if chosen[model.model] is not model])
+
+
+def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:
+    """Return the logarithm of how many times the dense model's perplexity the second cell of a pair has."""
+    found = pairs.perplexity(records, [pair], samples, text).get(pair)
+    if found is None:
+        one, other = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
+        return Change(math.log(other / one), math.nan, math.nan)
+    logs = [math.log(end) if 0 < end < math.inf else math.nan for end in (found.estimate, found.low, found.high)]
+    return Change(*logs)
+
+
+def _of_tasks(
+    records: Mapping[int, Record], pair: Pair, tasks: Sequence[str], measure: str, samples: Samples
+) -> Change | None:
+    """Return what the second cell of a pair has more of a mean over tasks than the first, by a normal distribution.
+
+    Of bits per byte that is the logarithm of their ratio, whose error is to first order that of the difference of both,
+    each over its mean. None where the two were not measured by the same metrics.
+    """
+    dense, pruned = ([records[n].measured["tasks"][task] for task in tasks] for n in pair)
+    names = [measure if measure == ANSWER_BPB else str(task["main"]) for task in dense]
+    if any(metric_of_task(task, name) is None for name, task in zip(names, pruned, strict=True)):
+        return None
+    figures = [[metric_of_task(task, name) for name, task in zip(names, side, strict=True)] for side in (dense, pruned)]
+    means = [fmean(one["value"] for one in side) for side in figures]
+    over = means if is_times(measure) else [1.0, 1.0]
+    both = [[samples.of(n, task, name) for n in pair] for task, name in zip(tasks, names, strict=True)]
+    paired = [(a.figures, b.figures) for a, b in both if a and b and a.units.equals(b.units)]
+    if len(paired) == len(tasks):
+        apart = [after / over[1] - before / over[0] for before, after in paired]
+        stderr = average_stderr([math.sqrt(one.var(ddof=1) / len(one)) for one in apart])
+    else:
+        errors = [average_stderr([_error(one) for one in side]) for side in figures]
+        stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])
+    value = math.log(means[1] / means[0]) if is_times(measure) else means[1] - means[0]
+    return Change(value, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr)
+
+
+def _error(figure: Mapping[str, float | None]) -> float:
+    """Return the standard error of a task's figure, which is no number where there is none."""
+    error = figure.get("stderr")
+    return math.nan if error is None else error
+
+
+TIMES = Metric(
+    "times the dense model's", "", lambda one, beside: perplexity(one, max(one, beside)), "lower", "interval"
+)
+POINTS = Metric("points more than the dense model's", "", percent, "higher", "interval")
+ABOUT = (
+    "± or [ ] of one model: the 95 % interval over windows of a perplexity, over documents of bpb (bits per byte of "
+    "the right answers) and average, paired with the dense model's; as if independent where there are no samples.",
+    "mean: over the models, of times the geometric one. Its interval is that of a mean over models drawn at random, "
+    "which chosen ones are not: to either side the root of two squares, Student's t over the models and the mean "
+    "length of their own intervals.",
+)
+PLACES = (
+    "places: ranks, 1 for the best, of the methods that have a figure on every model. [ ] of one model: what the tests "
+    "of all pairs there leave open, p < 0.05 adjusted by Holm; of the mean place: the lowest and the highest.",
+)
+APART = "†: changes place by more than the tests leave open, since [ ] of two models do not meet."
+AGREEMENT = (
+    "Kendall's tau-b of two orders of the same methods: 1 where they are the same, -1 where one is the reverse of the "
+    "other. n: methods that have both figures; a random method counts once, by its mean. The dense model is left out.",
+)
+
+
+def tables(data: ReportData) -> list[Table]:
+    """Return the tables of all that was measured alike on several models; none where there is nothing."""
+    found = list(shared_ratios(data))
+    each = [table for one in found for measure in one.measures() for table in _of_measure(one, measure)]
+    alike: dict[str, list[SharedRatio]] = {}
+    for one in found:
+        alike.setdefault(over_models(one.records[0]), []).append(one)
+    return [*each, *(table for several in alike.values() for table in _agreement(several))]
+
+
+def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
+    """Yield the table of what is changed of one measure at one ratio, and that of the places of several methods."""
+    everywhere = shared.everywhere(measure)
+    rest = [method for method in shared.methods() if method not in everywhere]
+    rows = [_changes(shared, method, measure, mean=method in everywhere) for method in (*everywhere, *rest)]
+    better, count = metric(measure).better, len(shared.models)
+    if better:
+        eligible = [not any(_too_little(model, row.label) for model in shared.models) for row in rows]
+        is_better = partial(_is_apart, [row.cells[count] for row in rows], better)
+        rows = with_best_marked(rows, count, better, eligible, is_better)
+    models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
+    asked = amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
+    what = f"{metric(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {asked}"
+    yield _table(
+        shared,
+        f"models-{measure}-{_ratio(shared)}",
+        f"{what}, {count} models{ARROWS[better]}",
+        [*models, Column("mean", "mean", group="changes")],
+        rows,
+        said=list(_notes(shared, measure, rest)),
+        footnotes=[
+            *ABOUT,
+            f"with {count} models Student's t is {stdtrit(count - 1, 0.975):.1f}, and a mean's interval is wide.",
+        ],
+    )
+    if len(everywhere) > 1:
+        places = [model.places(everywhere, measure) for model in shared.models]
+        lines = [_places(shared, method, [one[method] for one in places]) for method in everywhere]
+        apart = any(cell.marks for line in lines for cell in line.cells)
+        models = [Column(f"place_{model.name}", model.name, group="places") for model in shared.models]
+        yield _table(
+            shared,
+            f"models-places-{measure}-{_ratio(shared)}",
+            f"{metric(measure).label}, places of {len(everywhere)} methods, {asked}, {count} models",
+            [*models, Column("mean_place", "mean place", group="places")],
+            sorted(lines, key=lambda line: float(line.cells[-1].value or 0)),
+            said=[APART] * apart,
+            footnotes=PLACES,
+        )
+
+
+def _table(
+    shared: SharedRatio,
+    name: str,
+    title: str,
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    *,
+    footnotes: Sequence[str],
+    said: Sequence[str] = (),
+    head: str = "method",
+) -> Table:
+    """Return a table of several models, under the conditions that they share."""
+    conditions = tuple(legend.conditions(shared.records))
+    plain = name.replace("/", "-").replace(" ", "-")
+    return Table(
+        plain, "models", "", title, conditions, tuple(columns), tuple(rows), tuple(said), tuple(footnotes), head
+    )
+
+
+def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> Row:
+    """Return the row of what a method changes of each model, with the mean where it has one."""
+    known = [change for model in shared.models if (change := model.change(method, measure))]
+    cells = [_figure(model, method, measure) for model in shared.models]
+    cells.append(_cell(measure, mean_change(known)) if mean else TableCell())
+    return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
+
+
+def _is_apart(cells: Sequence[TableCell], better: str, one: int, another: int) -> bool:
+    """Say whether the interval of a mean lies on the better side of another's; no where there is none."""
+    (low, high), (low_of_another, high_of_another) = ((cells[at].low, cells[at].high) for at in (one, another))
+    if low is None or high is None or low_of_another is None or high_of_another is None:
+        return False
+    return low > high_of_another if better == "higher" else high < low_of_another
+
+
+def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
+    """Return the row of a method's places, marked where they differ by more than their intervals allow."""
+    ranks = [one.rank for one in places]
+    lowest, middle, highest = min(ranks), fmean(ranks), max(ranks)
+    cells = [TableCell(f"{r:g} [{low}, {high}]", f"{r:g}", r, low, high) for r, low, high in places]
+    mean = TableCell(f"{middle:.1f} [{lowest:g}, {highest:g}]", f"{middle:.1f}", middle, lowest, highest)
+    apart = any(one.worst < other.best or other.worst < one.best for one, other in combinations(places, 2))
+    last = mean.marked("differs") if apart else mean
+    return Row(method, shared.method(method), shared.group.ratio, (*cells, last), ratio_of=shared.group.ratio_of)
+
+
+def _ratio(shared: SharedRatio) -> str:
+    return share(shared.group.ratio, shared.group.ratio_of) or "fixed"
+
+
+def _figure(model: ModelRows, method: str, measure: str) -> TableCell:
+    """Return what a method changes of a model, or why it has no figure there."""
+    at, change = model.place(method), model.change(method, measure)
+    if at is None:
+        return TableCell()
+    if change is None:
+        status = legend.status(model.group.records[at])
+        return TableCell() if status == "ok" else TableCell(status)
+    return starred(_cell(measure, change), model.group.rows[at])
+
+
+def _cell(measure: str, change: Change) -> TableCell:
+    """Return the cell of a change, with its interval where there is one."""
+    value, low, high = written_scale(measure, change)
+    form = TIMES if is_times(measure) else POINTS
+    if math.isnan(low) or math.isnan(high):
+        return TableCell(form.show(value), value=value)
+    return TableCell(form.show_interval(value, low, high), form.show(value), value, low, high)
+
+
+def _too_little(model: ModelRows, method: str) -> bool:
+    at = model.place(method)
+    return at is not None and model.group.records[at].status == "ok" and model.group.removed_too_little(at)
+
+
+def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:
+    """Yield what is to be known of the table of one measure."""
+    unit = "" if metric(measure).unit_in_cell else f" {metric(measure).unit}"
+    dense = [
+        f"{shown(model.group.rows[at], measure)}{unit} on {model.name}"
+        for model in shared.models
+        if (at := model.place("dense")) is not None
+    ]
+    if dense:
+        yield f"dense: {', '.join(dense)}."
+    by_reason = defaultdict[str, list[str]](list)
+    for method in rest:
+        without = [model for model in shared.models if not model.change(method, measure)]
+        by_reason[", ".join(f"{_why(model, method, measure)} on {model.name}" for model in without)].append(method)
+    for why, names in by_reason.items():
+        have = "has" if len(names) == 1 else "have"
+        yield f"{', '.join(names)} {have} no mean and no place: {why}."
+    if any("missed" in _figure(model, one, measure).marks for model in shared.models for one in shared.methods()):
+        of = QUANTITIES.get(shared.group.ratio_of, "the number of parameters")
+        yield f"*: missed {of} by more than 0.5 % of the model."
+    for name in shared.unused:
+        yield f"{name} has more cells under other conditions, of which those with most figures stand here."
+
+
+def _why(model: ModelRows, method: str, measure: str) -> str:
+    at = model.place(method)
+    if at is None:
+        return "not measured"
+    status = legend.status(model.group.records[at])
+    return status if status != "ok" else f"no {metric(measure).label}"
+
+
+def _agreement(found: Sequence[SharedRatio]) -> list[Table]:
+    """Return how far orders agree: of each measure between models, and on each model between measures and texts."""
+    models = Column("models", "models", words=True, key=True)
+    measures = Column("measures", "measures", words=True, key=True)
+    between, within = list[tuple[Row, Column, TableCell]](), list[tuple[Row, Column, TableCell]]()
+    for shared in found:
+        head = Column(f"tau_{_ratio(shared)}", _ratio(shared))
+        for measure in shared.measures():
+            for one, other in combinations(shared.models, 2):
+                line = Row(metric(measure).label, "", None, (text(f"{one.name}, {other.name}"),))
+                between.append((line, head, _tau(shared, (one, measure), (other, measure))))
+        for model in shared.models:
+            for a, b in combinations(shared.measures(), 2):
+                line = Row(model.name, "", None, (text(f"{metric(a).label}, {metric(b).label}"),))
+                within.append((line, head, _tau(shared, (model, a), (model, b))))
+    titles = {"models": "order by a measure on two models", "measures": "orders by two measures on one model"}
+    tables = []
+    for pair_columns, cells, first in ((models, between, "measure"), (measures, within, "model")):
+        if cells:
+            heads, rows = _beside(cells)
+            title = f"{titles[pair_columns.name]}, Kendall's tau by ratio"
+            tables.append(
+                _table(
+                    found[0],
+                    f"models-orders-{pair_columns.name}",
+                    title,
+                    [pair_columns, *heads],
+                    rows,
+                    footnotes=AGREEMENT,
+                    head=first,
+                )
+            )
+    return tables
+
+
+def _beside(cells: Sequence[tuple[Row, Column, TableCell]]) -> tuple[tuple[Column, ...], list[Row]]:
+    """Return the grid of cells behind the cells that their rows have already."""
+    heads, rows = pivot(cells)
+    own = list(dict.fromkeys(row for row, _, _ in cells))
+    return heads, [replace(row, cells=(*first.cells, *row.cells)) for first, row in zip(own, rows, strict=True)]
+
+
+def _tau(shared: SharedRatio, *sides: tuple[ModelRows, str]) -> TableCell:
+    """Return the agreement of two orders of the methods that have both figures, the best first in each."""
+    figures = [[model.figure(method, measure) for method in shared.methods()] for model, measure in sides]
+    signs = [-1 if metric(measure).better == "higher" else 1 for _, measure in sides]
+    both = [(a * signs[0], b * signs[1]) for a, b in zip(*figures, strict=True) if a is not None and b is not None]
+    tau = kendall(*zip(*both, strict=True)) if len(both) > 1 else math.nan
+    return TableCell() if math.isnan(tau) else TableCell(f"{tau:.2f} (n {len(both)})", value=tau)

@@ -1,0 +1,492 @@
+"""The table of latencies: what a part of each size takes of a generated token.
+
+The view served: models in an inference engine, their quality, size and speed there, a row for each type of weights.
+
+A second table has every size and batch that was timed, where there are more than one of a kind.
+
+Everything that was timed, not only what the main table has room for: one row per cell, size and batch.
+
+A second table holds what explains the first: bytes of weights and of cache, the peak of memory, and whether the widths
+of the matrices suit the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from bench.plan.cell import share
+from bench.plan.protocol import LLAMA_CPP
+from bench.records.comparability import dense_peer
+from bench.records.frame import tokens
+from bench.records.quantities import METRICS, MISSING, binary, perplexity, short, significant
+from bench.records.record import Record, display_name
+from bench.records.served import ServedRecord, alike
+from bench.stats.clusters import paired_perplexity
+from reports import legend
+from reports.groups import draws_apart, named_beside
+from reports.legend import doubts_of_speed
+from reports.tables import rows as order
+from reports.tables.rows import ReportData, measure, ordered, records, removed, row_of
+from reports.tables.table import Column, Row, Table, TableCell, text, words
+
+COLUMNS = (Column("parameters", "parameters"), Column("ms", "ms"), Column("share", "of a token"))
+ABOUT = (
+    "ms: of one layer's part, by the difference to the model in which that part is gone from every layer; in between, "
+    "straight lines.",
+)
+
+
+def table(found: dict[str, Any]) -> Table:
+    """Return a row for each size of each part, for the layers' share of a token and for all else."""
+    about, rows = found["about"], list[Row]()
+    whole = about["dense_ms"]
+    for part, points in found["parts"].items():
+        rows += [_latency_row(part, size, ms, whole) for size, ms in points[1:]]
+    rows.append(_latency_row("all but the layers", None, found["rest"], whole))
+    rows.append(_latency_row("the model", None, whole, whole))
+    return Table(
+        name="latency-table",
+        view="latency-table",
+        model=about["model"],
+        title=f"milliseconds of a token behind {about['depth']} tokens",
+        conditions=(
+            f"{about['device']}, {about['dtype']}, {about['threads']} threads",
+            f"{about['rounds']} rounds{' of captured steps' if about.get('mode') == 'graph' else ''}",
+        ),
+        columns=COLUMNS,
+        rows=tuple(rows),
+        footnotes=(*ABOUT, *_how_well_known(about)),
+        head="part",
+    )
+
+
+def _how_well_known(about: dict[str, Any]) -> Iterator[str]:
+    """Yield how wide the intervals of the copies are, and what is in doubt about the table."""
+    widest = max(abs(one[end] / one["times_dense"] - 1) for one in about["copies"] for end in ("low", "high"))
+    yield (
+        f"What a step of a copy takes, as a share of the model's, has a 95 % interval, which of {len(about['copies'])} "
+        f"copies reaches {METRICS['ratio'].show(widest)} of it to a side at most."
+    )
+    yield from legend.doubts_of_latencies(about)
+
+
+def _latency_row(part: str, size: float | None, ms: float, whole: float) -> Row:
+    sized = TableCell(METRICS["parameters"].show(size), value=size) if size is not None else TableCell()
+    share = TableCell(METRICS["ratio"].show(ms / whole), value=ms / whole)
+    return Row(part, part, None, (sized, TableCell(f"{ms:.3f}", value=ms), share))
+
+
+FIGURES = (
+    Column("ratio", "removed"),
+    Column("bytes", "weights"),
+    Column("perplexity", "ppl {}", better="lower", brief=True),
+    Column("times", "times dense"),
+    Column("prefill_rate", "prompt tokens/s"),
+    Column("prefill", "times as fast"),
+    Column("decode_rate", "tokens/s"),
+    Column("decode", "times as fast"),
+    Column("predicted", "by bytes"),
+    Column("memory", "memory"),
+)
+POINTS = (
+    Column("timed", "timed", words=True, key=True),
+    Column("batch", "batch", key=True),
+    Column("ms", "ms"),
+    Column("rate", "tokens/s"),
+    Column("speedup", "times as fast"),
+    Column("predicted", "by work"),
+    Column("memory", "memory"),
+)
+ABOUT_QUALITY = (
+    "ppl: by the engine; ± or [ ]: the 95 % interval over windows. times dense: the ratio of perplexities on the same "
+    "windows, paired, with its 95 % interval."
+)
+ABOUT_SPEED = (
+    "times as fast: the dense model in {base} over this one, both {turns}, with the 95 % interval; {predicted}."
+)
+DOUBTFUL = "!: a doubtful timing, see the notes."
+ABOUT_LLAMA_CPP = (  # turns, what is predicted, and what sizes are of
+    "in one process and in turns",
+    "by bytes: what the bytes of weights and cache that a step reads would bring alone, by work: multiply-accumulates "
+    "(a prompt), bytes (a step)",
+    "weights: of the file, with the vocabulary. memory: what the engine's process takes with this model alone, above "
+    "what it had before it was read.",
+)
+ABOUT_OTHERS = (
+    "in turns, of which each is a process of its own",
+    "by work: multiply-accumulates of a prompt",
+    "weights: of the safetensors files. Memory is not measured, since the engine fills a GPU with its cache.",
+)
+KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # and what a footnote calls their sizes
+DOUBTS = {
+    "noisy": "the calls of one model vary by more than 10 %",
+    "not_warm": "a model did not become stable before the rounds",
+    "clocks_disagree": "the clocks disagree",
+}
+
+
+def tables_of_served(records: Sequence[ServedRecord]) -> list[Table]:
+    """Return a table of all that was served alike, and one of everything that was timed."""
+    return [table for several in alike(records) for table in _of(several)]
+
+
+def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
+    """Yield the tables of models that were served alike, the dense one's types first."""
+    first, base = records[0], next((one for one in records if one.is_base), None)
+    name, asked = first.model["name"], first.protocol
+    own = asked["engine"] == LLAMA_CPP
+    conditions = (_engine(first), *_machine(first, f"{asked['threads']} threads" if own else ""))
+    points = [_served_points(one) for one in records]
+    shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
+    columns = [Column(c.name, c.label.format(short(asked["text"])), better=c.better, brief=c.brief) for c in FIGURES]
+    names = dict(zip(map(id, records), _names(records), strict=True))
+    rows = [_served_row(one, names[id(one)], _figures(one, base, shown)) for one in records]
+    sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in shown.items() if key]
+    protocol = (
+        f"{asked['windows']} windows of {asked['window']} tokens of {short(asked['text'])}; {'; '.join(sizes)}; up to "
+        f"{asked['rounds']} rounds, {asked['steps']} tokens a pass."
+    )
+    turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
+    about = (ABOUT_SPEED.format(base=first.base, turns=turns, predicted=predicted), DOUBTFUL)
+    notes = tuple(sentence for one in records for sentence in _notes(one, names[id(one)]))
+    title = f"served by {asked['engine']}, beside dense@{first.base}"
+    yield Table(
+        "served",
+        "served",
+        name,
+        title,
+        conditions,
+        tuple(columns),
+        tuple(rows),
+        notes,
+        (protocol, ABOUT_QUALITY, sizes_of, *about),
+    )
+    if max((len({_key(p) for p in ps if p["kind"] == kind}) for ps in points for kind in KINDS), default=0) > 1:
+        lines = [
+            _served_row(one, names[id(one)], _cells_of_served_point(one, point))
+            for one in records
+            for point in _served_points(one)
+        ]
+        yield Table(
+            "served-points", "served", name, f"{title}: all that was timed", conditions, POINTS, tuple(lines), (), about
+        )
+
+
+def _engine(record: ServedRecord) -> str:
+    found = record.measured.get("engine", {})
+    commit = f" ({found['commit']})" if found.get("commit") else ""
+    return f"{record.protocol['engine']} {record.protocol['version']}{commit}"
+
+
+def _machine(record: ServedRecord, threads: str) -> tuple[str, ...]:
+    """Return what computed, and of which dtype the cells are, as far as a record says."""
+    found, dtype = record.environment, record.model.get("dtype")
+    gpus = found.get("gpus", 1)
+    processor = f"{gpus} x {found['gpu']}" if gpus > 1 else found.get("gpu", found.get("cpu", ""))
+    return tuple(filter(None, (processor, threads, f"cells in {dtype}" if dtype else "")))
+
+
+def _served_points(record: ServedRecord) -> list[dict[str, Any]]:
+    return list(record.measured.get("points", []))
+
+
+def _key(point: dict[str, Any]) -> tuple[str, int, int]:
+    """Return what tells a point apart: kind, tokens, batch."""
+    return point["kind"], point["length" if point["kind"] == "prefill" else "context"], point["batch"]
+
+
+def _names(records: Sequence[ServedRecord]) -> list[str]:
+    """Name models with their types, and with ratios and seeds where there are several: 'flap at 0.2, seed 1@q8_0'."""
+    asked = [share(one.model["requested_ratio"], one.model["ratio_of"]) for one in records]
+    several, seeds = len({at for at in asked if at}) > 1, seeds_of(records)
+    return [
+        f"{one.model['label']}{f' at {at}' if several and at else ''}{seeds[id(one)]}@{one.type}"
+        for one, at in zip(records, asked, strict=True)
+    ]
+
+
+def seeds_of(records: Sequence[ServedRecord]) -> dict[int, str]:
+    """Return ', seed 1' for each record, by its id, whose method and ratio are there with other seeds too; else ''."""
+    found: dict[tuple[Any, ...], set[int]] = {}
+    names = [tuple(one.model[name] for name in ("label", "requested_ratio", "ratio_of")) for one in records]
+    for one, name in zip(records, names, strict=True):
+        found.setdefault(name, set()).update({one.model["seed"]} if "seed" in one.model else ())
+    return {
+        id(one): f", seed {one.model['seed']}" if len(found[name]) > 1 and "seed" in one.model else ""
+        for one, name in zip(records, names, strict=True)
+    }
+
+
+def _served_row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> Row:
+    failure = None if record.status == "ok" else record.status.replace("_", " ")
+    of = record.model["ratio_of"]
+    return Row(name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure, of)
+
+
+def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, Any]) -> list[TableCell]:
+    ratio, measured = record.model["ratio"], record.measured
+    cells = [
+        TableCell() if ratio is None else TableCell(METRICS["ratio"].show(ratio), value=ratio),
+        _size(measured.get("bytes")),
+        _perplexity(measured.get("perplexity")),
+        _times(measured.get("perplexity"), base.measured.get("perplexity") if base else None),
+    ]
+    found = {_key(point): point for point in _served_points(record)}
+    for kind in KINDS:
+        point = found.get(shown[kind])
+        cells += [_rate(point), _speedup(point)]
+    cells.append(_predicted(found.get(shown["decode"]), "speedup_by_bytes"))
+    return [*cells, _size(max((taken for _, taken in _memory(record)), default=None))]
+
+
+def _cells_of_served_point(record: ServedRecord, point: dict[str, Any]) -> list[TableCell]:
+    kind, tokens, batch = _key(point)
+    ms, by = point.get("pruned_ms"), "speedup_by_macs" if kind == "prefill" else "speedup_by_bytes"
+    return [
+        text(f"{kind} {tokens:,}"),
+        TableCell(str(batch), value=batch),
+        TableCell() if ms is None else TableCell(significant(ms), value=ms),
+        _rate(point),
+        _speedup(point),
+        _predicted(point, by),
+        _size(dict(_memory(record)).get((kind, tokens, batch))),
+    ]
+
+
+def rate(point: dict[str, Any]) -> float | None:
+    """Return the tokens per second of a point, over all its sequences; None where it was not timed."""
+    if "pruned_ms" not in point:
+        return None
+    kind, tokens, batch = _key(point)
+    return 1000 * batch * (tokens if kind == "prefill" else 1) / float(point["pruned_ms"])
+
+
+def first_rate(record: ServedRecord) -> float | None:
+    """Return the tokens per second that a model generates at the first batch and depth; None where it was not timed."""
+    timed = [point for point in _served_points(record) if point["kind"] == "decode"]
+    return rate(timed[0]) if timed else None
+
+
+def _rate(point: dict[str, Any] | None) -> TableCell:
+    found = rate(point) if point else None
+    return TableCell() if found is None else TableCell(significant(found), value=found)
+
+
+def _speedup(point: dict[str, Any] | None) -> TableCell:
+    if not point or "speedup" not in point:
+        return TableCell("failed" if point and "failed" in point else MISSING)
+    value, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
+    doubtful = bool(point.get("flags"))
+    words = METRICS["decode_speed"].show_interval(value, low, high) + "!" * doubtful
+    return TableCell(words, value=value, low=low, high=high, marks=("doubtful",) if doubtful else ())
+
+
+def _predicted(point: dict[str, Any] | None, by: str) -> TableCell:
+    value = (point or {}).get(by)
+    return TableCell() if value is None else TableCell(METRICS["decode_speed"].show(value), value=value)
+
+
+def _size(size: int | None) -> TableCell:
+    return TableCell() if size is None else TableCell(binary(size), value=size)
+
+
+def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
+    """Yield what the engine's process has taken for a model at each point."""
+    memory = record.measured.get("memory", {})
+    for point in memory.get("points", ()):
+        if "resident_bytes" in point:
+            yield _key(point), point["resident_bytes"] - memory["resident_before_bytes"]
+
+
+def _perplexity(found: dict[str, Any] | None) -> TableCell:
+    if not found:
+        return TableCell()
+    shown, value = METRICS["perplexity_"], found["perplexity"]
+    if "perplexity_low" not in found:
+        return TableCell(shown.show(value), value=value)
+    low, high = found["perplexity_low"], found["perplexity_high"]
+    return TableCell(shown.show_interval(value, low, high), shown.show(value), value, low, high)
+
+
+def _times(found: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
+    """Return how many times the base's perplexity a model has, over the same windows."""
+    if not found or not base or found["sha256"] != base["sha256"]:
+        return TableCell()
+    tokens = [found["window"] - 1] * len(found["nll"])
+    one = paired_perplexity(base["nll"], found["nll"], tokens, in_a_row=not found["drawn"])
+    words = METRICS["decode_speed"].show_interval(one.estimate, one.low, one.high).replace("x", "")
+    return TableCell(words, perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
+
+
+def _notes(record: ServedRecord, name: str) -> Iterator[str]:
+    """Yield why a model has no figures, and which of its timings are in doubt."""
+    if record.error:
+        yield f"{name}: {record.status.replace('_', ' ')}: {record.error}"
+    for point in _served_points(record):
+        kind, tokens, batch = _key(point)
+        where = f"{name}, {kind} {tokens:,}, batch {batch}"
+        if "failed" in point:
+            yield f"{where}: {point['failed']}"
+        elif point.get("flags"):
+            yield f"{where}: {', '.join(DOUBTS.get(flag, flag) for flag in point['flags'])}"
+
+
+TIMED = (
+    Column("ratio", "removed"),
+    Column("timed", "timed", words=True, key=True),
+    Column("batch", "batch", key=True),
+    Column("pruned_ms", "ms"),
+    Column("ms_per_token", "ms/token"),
+    Column("tokens_per_second", "tokens/s"),
+    Column("speedup", "times as fast"),
+    Column("predicted", "by work"),
+)
+REACHED = (  # of a GPU
+    Column("pruned_p99", "p99 ms", detail=True),
+    Column("pruned_bandwidth", "bandwidth"),
+    Column("pruned_matrix_rate", "matrix rate"),
+)
+SIZES = (
+    Column("ratio", "removed"),
+    Column("weight_bytes", "weights"),
+    Column("kv_bytes_per_token", "KV/token"),
+    Column("peak", "peak"),
+    words("widths divide by"),
+)
+ABOUT_TIMES = (
+    "ms: the median of one prefill, or of one step of decoding, which gives each sequence one token; "
+    "ms/token for one sequence, tokens/s over all of them.",
+    "times as fast: dense over pruned, both in turns, with the 95 % interval; by work: what the removed "
+    "multiply-accumulates alone would bring, and for decode the bytes of weights and cache that a step reads.",
+    "!: a doubtful timing, see the notes.",
+)
+ABOUT_REACHED = (
+    "graph: each step captured once and replayed; eager: launched kernel by kernel. bandwidth, matrix rate: what the "
+    "bytes that a step must read, and its multiply-accumulates, take of what a copy and a product of matrices reach on "
+    "the same GPU.",
+)
+ABOUT_SIZES = (
+    "peak: of the pruned model alone at the largest size it was measured at: allocated on a GPU, else of the process "
+    "with everything that it has loaded. widths divide by: the largest of 128, 64, 8 and 1 that does so for all.",
+)
+
+
+def tables_of_speed(data: ReportData) -> list[Table]:
+    """Return for each setup what was timed, where there is any, and the sizes."""
+    found = []
+    for groups in data.setups:
+        measures = [measure(group, "decode_speed", "prefill_speed") for group in groups]
+        fastest = [ordered(*one) for one in zip(groups, measures, strict=True)]
+        peers = records(fastest)
+        how = [order.said(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
+        sorting = dict.fromkeys(chain(*how))
+        names = {
+            id(one): named_beside(one, peers) + which for one, which in zip(peers, draws_apart(peers), strict=True)
+        }
+        reached = any("pruned_matrix_rate" in point for one in peers for point in _timed_points(one))
+        timed = [
+            row_of(one, names[id(one)], [removed(one), *_cells_of_point(point), *(_reached(point) if reached else ())])
+            for one in peers
+            for point in _timed_points(one)
+        ]
+        sizes = [
+            row_of(one, names[id(one)], [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
+        ]
+        about = (
+            *dict.fromkeys(sentence for one in peers for sentence in legend.describe_speed(one)),
+            *ABOUT_TIMES,
+            *(ABOUT_REACHED if reached else ()),
+            *(sentence for one in peers for sentence in _reached_at_most(one, peers, names[id(one)])),
+            *sorting,
+        )
+        doubts = tuple(sentence for one in peers for sentence in _exceptions(one, names[id(one)]))
+        where = (*legend.conditions(peers), *groups[0].apart)
+        for name, title, columns, rows, footnotes in (
+            ("speed", "speed", (*TIMED, *(REACHED if reached else ())), timed, about),
+            ("speed-sizes", "sizes", SIZES, sizes, (*ABOUT_SIZES, *sorting)),
+        ):
+            if rows:
+                said = doubts if rows is timed or not timed else ()
+                model = display_name(peers[0])
+                found.append(Table(name, "speed", model, title, where, columns, tuple(rows), said, footnotes))
+    return found
+
+
+def _exceptions(record: Record, name: str) -> Iterator[str]:
+    """Yield what is in doubt, and why there are no figures."""
+    if record.status == "ok":
+        for doubt in doubts_of_speed(record, name):
+            yield doubt.sentence
+    else:
+        yield f"{name}: {legend.status(record)}: {legend.reason(record.error or '')}"
+
+
+def _timed_points(record: Record) -> list[dict[str, Any]]:
+    return record.measured.get("speed", {}).get("points", [])
+
+
+def _cells_of_point(point: dict[str, Any]) -> list[TableCell]:
+    """Return one size and batch; what ran out of memory or failed says so where its figure would be."""
+    size = point["length"] if point["kind"] == "prefill" else point["context"]
+    mode = f" {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
+    cells = [text(f"{point['kind']} {size:,}{mode}"), TableCell(str(point["batch"]), value=point["batch"])]
+    without = point.get("out_of_memory", [])
+    lost = f"no memory: {without[0] if len(without) == 1 else 'both'}" if without else MISSING
+    if "pruned_ms" not in point:
+        return [*cells, *[TableCell()] * 3, TableCell("failed" if "failed" in point else lost), TableCell()]
+    ms, each = point["pruned_ms"], tokens(point)
+    figures = (ms, ms * point["batch"] / each, 1000 * each / ms)
+    return [*cells, *(TableCell(significant(value), value=value) for value in figures), *_compared(point, lost)]
+
+
+def _reached_at_most(record: Record, peers: Sequence[Record], name: str) -> Iterator[str]:
+    """Yield what is said of tokens per second over batches: on the whole card, and in the dense model's memory."""
+    yield from legend.throughput(record, name)
+    dense = dense_peer(record, peers)
+    if dense is not None and dense is not record:
+        yield from legend.equal_memory(record, dense, name)
+
+
+def _reached(point: dict[str, Any]) -> Iterator[TableCell]:
+    """Yield the 99th percentile of the calls, and the shares of what the GPU reaches."""
+    for column in REACHED:
+        value = point.get(column.name)
+        show = significant if column.name.endswith("p99") else METRICS["kept"].show
+        yield TableCell() if value is None else TableCell(show(value), value=value)
+
+
+def _compared(point: dict[str, Any], lost: str) -> list[TableCell]:
+    """Return how many times as fast as the dense model, and how many the removed work alone would bring."""
+    show = METRICS["prefill_speed"]
+    work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
+    expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
+    if "speedup" not in point:
+        return [TableCell(lost), expected]
+    figure, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
+    spread = show.show_interval(figure, low, high) + "!" * bool(point.get("flags"))
+    marks = ("doubtful",) if point.get("flags") else ()
+    return [TableCell(spread, value=figure, low=low, high=high, marks=marks), expected]
+
+
+def _sizes(record: Record) -> list[TableCell]:
+    """Return the bytes of weights, of a token's cache and at the peak, and by what the widths can be divided."""
+    measured, speed = record.measured, record.measured.get("speed", {})
+    peaks = [
+        point[name]
+        for point in speed.get("memory", {}).get("points", ())
+        for name in ("peak_allocated_bytes", "peak_resident_bytes")
+        if name in point
+    ]
+    sizes = (measured.get("weight_bytes"), measured.get("kv_bytes_per_token"), max(peaks, default=None))
+    return [*(TableCell() if size is None else TableCell(binary(size), value=size) for size in sizes), _widths(speed)]
+
+
+def _widths(speed: dict[str, Any]) -> TableCell:
+    """Return '64', or '64; qkv 8' where a role's widths divide by less than most others'."""
+    tiles = {role: found["multiple_of"] for role, found in speed.get("widths", {}).items()}
+    if not tiles:
+        return text(None)
+    usual = max(tiles.values(), key=list(tiles.values()).count)
+    return text("; ".join([str(usual), *(f"{role} {tile}" for role, tile in tiles.items() if tile != usual)]))

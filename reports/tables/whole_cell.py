@@ -1,0 +1,129 @@
+"""One cell whole: everything that was asked, decided and measured, and where, by the names of bench.records.schema.
+
+record -> [Fact], a tree of names and values -> lines for a terminal (reports.formats.terminal), or the HTML page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+from bench.plan.cell import amount, label, ratio_of
+from bench.records.quantities import binary
+from bench.records.record import Record, display_name, requested_ratio
+from reports.tables.table import Column, Row, Table, TableCell
+
+NESTED = (dict, list, tuple)
+RUN = 3  # as many neighbours are written as a range, or as a repetition
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name with a value, or with facts of its own, or with a table."""
+
+    name: str
+    value: str = ""
+    inside: tuple[Fact, ...] = ()
+    table: Table | None = None
+
+
+def title(record: Record) -> str:
+    """Return a cell's title, as in 'laco at ratio 0.3 of SmolLM2-135M-Instruct'; the seed only where it is not 0."""
+    asked = amount(requested_ratio(record), ratio_of(record.cell))
+    ratio = f" at {asked}" if asked else ""
+    seed = f", seed {record.cell['seed']}" if record.cell["seed"] else ""
+    return f"{label(record.cell)}{ratio} of {display_name(record)}{seed}"
+
+
+def facts(record: Record) -> list[Fact]:
+    """Return what was asked, what came of it, what was decided and measured, and where."""
+    cell = dict(record.cell)
+    outcome = {"status": record.status} | ({"error": record.error} if record.error else {})
+    blocks = {
+        "asked": cell,
+        "outcome": outcome,
+        "decided": record.decisions,
+        "measured": record.measured,
+        "environment": record.environment,
+    }
+    return [_fact(name, block) for name, block in blocks.items() if block]
+
+
+def _fact(name: str, value: Any) -> Fact:
+    if isinstance(value, dict):
+        if set(value) == {"value", "stderr"}:
+            return Fact(name, f"{_scalar(value['value'])}, stderr {_scalar(value['stderr'])}")
+        return Fact(name, "" if value else "none", tuple(_fact(str(key), one) for key, one in value.items()))
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(row, dict) and _is_flat(row) for row in value):
+            return Fact(name, table=_table(name, value))
+        if any(isinstance(one, NESTED) for one in value):
+            return Fact(name, inside=tuple(_numbered(value)))
+        return Fact(name, _listed(value))
+    return Fact(name, _scalar(value) + _in_bytes(name, value))
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Make a table of rows of plain values, whose first column is the rows' labels."""
+    first, *heads = dict.fromkeys(str(key) for row in rows for key in row)
+    columns = tuple(Column(head, head) for head in heads)
+    lines = [(_scalar(row.get(first, "")), [_scalar(row.get(head, "")) for head in heads]) for row in rows]
+    filled = tuple(Row(label, "", None, tuple(map(TableCell, texts))) for label, texts in lines)
+    return Table(name, "show", "", name, (), columns, filled, head=first)
+
+
+def _numbered(values: Sequence[Any]) -> Iterator[Fact]:
+    """Yield the entries of a list by their numbers from 0; equal neighbours share one: '4-27'."""
+    start = 0
+    for _, group in groupby(values, key=repr):
+        end = start + len(list(group))
+        yield _fact(str(start) if end - start == 1 else f"{start}-{end - 1}", values[start])
+        start = end
+
+
+def _is_flat(row: Mapping[str, Any]) -> bool:
+    return not any(isinstance(value, NESTED) for value in row.values())
+
+
+def _scalar(value: Any) -> str:
+    """Write a single value: whole numbers with separators, others with six significant digits, words as they are."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _in_bytes(name: str, value: Any) -> str:
+    """Return ' (39.0 KiB)' to stand behind a number of bytes that has more than three digits."""
+    counts_bytes = name.endswith("_bytes") or name.startswith("kv_bytes")
+    return f" ({binary(value)})" if counts_bytes and isinstance(value, int) and value >= 2**10 else ""
+
+
+def _listed(values: Sequence[Any]) -> str:
+    """Write a list: '0-3, 5' for numbers that follow each other, '192 (30 times)' for equal ones, 'none' for none."""
+    parts: list[Any] = []
+    for same, group in groupby(values, key=lambda value: (type(value), value)):
+        alike = [same[1]] * len(list(group))
+        parts += [f"{_plain(alike[0])} ({len(alike)} times)"] if len(alike) >= RUN else alike
+    return ", ".join(_ranges(parts)) or "none"
+
+
+def _ranges(parts: Sequence[Any]) -> Iterator[str]:
+    """Yield the parts as text; RUN or more whole numbers, each one more than the last, become 'first-last'."""
+    follows = [type(a) is int and type(b) is int and b == a + 1 for a, b in pairwise(parts)]
+    ends = [*(at for at, one in enumerate(follows, start=1) if not one), len(parts)]
+    for start, end in pairwise([0, *ends]):
+        if end - start >= RUN:
+            yield f"{parts[start]}-{parts[end - 1]}"
+        else:
+            yield from map(_plain, parts[start:end])
+
+
+def _plain(value: Any) -> str:
+    """Write a value as `_scalar` does, but without separators, which a list has of its own."""
+    return str(value) if type(value) is int else _scalar(value)

@@ -1,0 +1,148 @@
+"""One run over several models: its cells, what they share and what they must not."""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import refused, tiny
+
+from bench.cli.main import main
+from bench.data import pretrained, texts
+from bench.engines import local
+from bench.engines.engine import Machine
+from bench.plan import run_spec, validate
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
+from bench.plan.run_spec import RunSpec
+from bench.records import run_folder
+from bench.runs import datasets, job
+
+
+@pytest.fixture(scope="module")
+def models(model_folder, tmp_path_factory):
+    """The tiny Llama, and one more of its tokenizer whose head is another."""
+    other = tmp_path_factory.mktemp("models") / "tiny-other"
+    shutil.copytree(model_folder, other)
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight.flip(0) * 3)
+    model.save_pretrained(other)
+    return str(model_folder), str(other)
+
+
+def over(base: list[str], models: str, out: str) -> list[str]:
+    """Return a command line for other models and another folder."""
+    found = [*base, "--methods", "drop-tail", "--ratio", "0.4"]
+    found[found.index("--model") + 1], found[found.index("--out") + 1] = models, out
+    return found
+
+
+def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(with_checks, models, tmp_path, capsys):
+    """Models of one tokenizer read the same tokens; the dense model that a cell diverges from is its own."""
+    assert main(over(with_checks, ",".join(models), str(tmp_path / "both"))) == 0
+    out, err = capsys.readouterr()
+    assert "[3/4] dense, tiny-other: loading the model" in err
+    assert out.count("\ndense ") == 2
+    both = run_folder.records(tmp_path / "both")
+    assert len(both) == 4
+    assert main(over(with_checks, models[1], str(tmp_path / "alone"))) == 0
+    alone = run_folder.records(tmp_path / "alone")
+    assert set(alone) == {key for key, record in both.items() if record.cell["model"] == models[1]}
+    for key, record in alone.items():
+        assert record.measured["perplexity"] == both[key].measured["perplexity"]
+        assert record.measured["checks"] == both[key].measured["checks"]
+
+
+def test_a_process_that_measures_cells_of_several_models_reads_through_the_tokenizer_of_each(
+    base, models, tmp_path, monkeypatch
+):
+    """It then ends with nothing kept from the collector, or libraries print what they have leaked over many lines."""
+    cache, seen, at_end = dict[Any, Any](), list[str](), list[Callable[[], None]]()
+
+    def start(self, conditions):
+        def work(line, asked):
+            line.cache = cache  # as in a worker, which keeps what it has read
+            conditions.work(line, asked)
+
+        return local.InThisProcess(work, Machine(None, 1))
+
+    class Reader(datasets.DatasetReader):
+        def __init__(self, cell, *more):
+            seen.append(cell.model)
+            super().__init__(cell, *more)
+
+    monkeypatch.setattr(local.Local, "start", start)
+    monkeypatch.setattr(job, "DatasetReader", Reader)
+    monkeypatch.setattr(job.atexit, "register", at_end.append)
+    assert main([*over(base, ",".join(models), str(tmp_path / "run")), "--isolate"]) == 0
+    assert seen == [*models]
+    assert all(record.status == "ok" for record in run_folder.records(tmp_path / "run").values())
+    assert gc.get_freeze_count() > 0
+    for do in at_end:
+        do()
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_plan_names_the_model_of_each_cell(base, models, tmp_path, capsys):
+    assert main([*over(base, ",".join(models), str(tmp_path / "run")), "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("tiny-llama") == out.count("tiny-other") >= 2
+    assert "4 of 4 cells are to be measured" in out
+    assert main([*over(base, models[0], str(tmp_path / "run")), "--plan"]) == 0
+    assert "tiny-llama" not in capsys.readouterr().out
+
+
+def test_models_come_once_and_a_folder_may_have_a_comma_in_its_name(tmp_path):
+    assert RunSpec("dense", model="a,b,a").models == RunSpec("dense", model=["a", "b"]).models == ("a", "b")
+    assert RunSpec("dense", model="org/a,b/").folder().name.endswith("-dense-a-b")
+    odd = tmp_path / "one,two"
+    odd.mkdir()
+    assert RunSpec("dense", model=str(odd)).models == (str(odd),)
+
+
+def test_a_second_model_that_is_not_there_is_refused_before_any_work(base, models, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert "smollm2-135" in refused(capsys, over(base, f"{models[0]},smollm2-135", str(out)))
+    assert "--model is given nothing" in refused(capsys, over(base, "none", str(out)))
+    assert not out.exists()
+
+
+def test_the_gate_refuses_a_run_of_several_models(base, models, tmp_path, capsys):
+    """A baseline is of one model: cells of two would share their names."""
+    assert main(over(base, ",".join(models), str(tmp_path / "run"))) == 0
+    capsys.readouterr()
+    accept = ["baseline", "accept", str(tmp_path / "run"), "--out", str(tmp_path / "baseline")]
+    assert re.search(r"has several cells .*, of tiny-\w+ and tiny-\w+; name one as", refused(capsys, accept))
+
+
+def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
+    monkeypatch.setattr(texts, "check_text", lambda text: None)
+    monkeypatch.setattr(pretrained, "check", lambda model, trust: None)
+    monkeypatch.setattr(
+        pretrained, "shell", lambda model, trust: tiny("llama", layers=30, max_position_embeddings=2048)
+    )
+    spec = run_spec.spec("all-models", {"tasks": "none", "device": "cpu"})
+    cells = validate.cells(spec)
+    assert spec.models == ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
+    for model in spec.models:
+        own = [cell for cell in cells if cell.model == model]
+        assert [cell.method for cell in own].count("dense") == 1
+        assert len({(cell.method, cell.ratio) for cell in own}) == 1 + 21 * 3
+        assert {cell.ratio_of for cell in own if cell.ratio} == {"decoder"}
+    assert str(len(cells) - 3) in run_spec.shipped()["all-models"]
+
+
+def test_models_of_the_same_weights_and_other_settings_share_no_statistics(tmp_path):
+    weights = {"weights_sha256": "ab" * 32}
+    cell = Cell("m", "puzzle", {}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"))
+    cells = [replace(cell, inputs=weights | {"config_sha256": config * 32}) for config in ("12", "34")]
+    one, other = (job.statistics_of(cell, tmp_path) for cell in cells)
+    assert one != other
+    assert job.statistics_of(replace(cells[0], protocol=replace(cell.protocol, windows=2)), tmp_path) == one
