@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.runs.runner import run_spec as run
     from reports.report import report
 
+
 __all__ = ["Recipe", "RunSpec", "read", "report", "run", "samples"]
 
 HOMES = {  # the module that has each name, and what it is called there

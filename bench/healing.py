@@ -50,13 +50,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.plan.protocol import Recipe, refuse
+from bench.plan.protocol import Recipe, refuse_recipe
 from bench.stats.clusters import ratio_interval
 from methods import console
 from methods.errors import UserError
-from methods.model.activations import inputs_of
-from methods.model.decoder import Decoder, capped, gpus_of
-from methods.model.inserted import linears
+from methods.model.activations import collect_inputs
+from methods.model.decoder import Decoder, cap_logits, gpus_of
+from methods.model.inserted import factors_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +75,8 @@ class DensePredictions:
         self.config = dense.config
         read = list[Tensor]()
         pieces = torch.split(ids, max(1, LOGITS_OF_DENSE // (dense.embed.num_embeddings * ids.shape[1])))
-        for some in console.over(pieces, "reading the text of healing", "batch"):
-            with inputs_of(dense.head) as seen:
+        for some in console.show_progress(pieces, "reading the text of healing", "batch"):
+            with collect_inputs(dense.head) as seen:
                 dense.model(input_ids=some.to(dense.embed.weight.device), use_cache=False)
             read.append(seen[0][:, :-1].cpu())
         self.read = torch.cat(read)
@@ -84,7 +84,7 @@ class DensePredictions:
     @torch.no_grad()
     def logits(self, rows: list[int]) -> Tensor:
         """Predict each token but the first of these sequences: (B, T - 1, V) in float32."""
-        return capped(self.head(self.read[rows].to(self.head.weight.device)), self.config).float()
+        return cap_logits(self.head(self.read[rows].to(self.head.weight.device)), self.config).float()
 
 
 HELD_OUT = 8  # sequences
@@ -100,11 +100,11 @@ class Text:
     sha256: str
 
 
-def draw(tokenizer: Any, recipe: Recipe) -> Text:
+def draw_text(tokenizer: Any, recipe: Recipe) -> Text:
     """Draw training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
     from bench.data import texts
 
-    block = texts.calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
+    block = texts.make_calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
     return Text(block.ids[:-HELD_OUT], block.ids[-HELD_OUT:], block.source, block.sha256)
 
 
@@ -135,8 +135,8 @@ def heal(
     finite number.
     """
     dtype = model.embed.weight.dtype
-    refuse(recipe, dtype, dense)
-    with trainable(model, recipe) as weights:
+    refuse_recipe(recipe, dtype, dense)
+    with make_trainable(model, recipe) as weights:
         training = _Training(model, text, recipe, dense, weights)
         training.half = recipe.kind == "full" and dtype == torch.bfloat16
         if folder is not None:
@@ -148,7 +148,7 @@ def heal(
 
 
 @contextmanager
-def trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Parameter]]:
+def make_trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Parameter]]:
     """Give the model adapters, or all of its weights in float32, to train, by name; at the end they are merged."""
     inner = model.model
     before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in inner.named_parameters()}
@@ -174,7 +174,7 @@ def _adapters(model: Decoder, recipe: Recipe) -> Any:
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     names = {id(module): name for name, module in model.model.named_modules()}
-    matrices = [matrix for layer in model.layers for matrix in linears(list(layer.named_matrices().values()))]
+    matrices = [matrix for layer in model.layers for matrix in factors_of(list(layer.named_matrices().values()))]
     targets = [names[id(matrix)] for matrix in matrices]
     config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
     with torch.random.fork_rng(gpus_of(model.model)):
@@ -211,7 +211,7 @@ class _Training:
         points = {round(self.recipe.steps * k / self.recipe.points) for k in range(self.recipe.points + 1)}
         if not self.curve:
             self._point()
-        with console.bar(self.recipe.steps, "healing", "step", done=self.step) as bar:
+        with console.make_bar(self.recipe.steps, "healing", "step", done=self.step) as bar:
             while self.step < self.recipe.steps:
                 start = time.perf_counter()
                 self._train()

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import method_pages  # noqa: E402
 from method_pages import escaped  # noqa: E402
 
-from bench.records.layout import FILES, json_schema, sections  # noqa: E402  # of this checkout, whatever is installed
+from bench.records.layout import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
 
 MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
 OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")
@@ -107,7 +107,7 @@ def _record() -> str:
     ]
     for name in schemas():
         layout = FILES[name]
-        for section in sections(layout):
+        for section in sections_of_layout(layout):
             title = section.path or f"{'served.jsonl: a served record' if name == served else 'A record'}"
             depth = "##" if not section.path else "###"
             shown = f"`{section.path}`" if section.path else title
@@ -123,7 +123,7 @@ def _record() -> str:
 
 def schemas() -> dict[str, str]:
     """Return the JSON schemas of the records by their names below docs/."""
-    return {name: json.dumps(json_schema(layout), indent=1) + "\n" for name, layout in FILES.items()}
+    return {name: json.dumps(schema_of_layout(layout), indent=1) + "\n" for name, layout in FILES.items()}
 
 
 def on_config(config: Any) -> Any:
@@ -184,10 +184,10 @@ def with_formats(guide: str) -> str:
     """Return docs/guides/checkpoints.md with the table of formats as bench.export.write has it."""
     from bench.export import write
 
-    heading, *rows = (f"| {' | '.join(row)} |" for row in write.table())
+    heading, *rows = (f"| {' | '.join(row)} |" for row in write.table_of_formats())
     start = guide.index(heading)
     end = guide.index("\n\n", start)
-    return guide[:start] + "\n".join([heading, "| --- " * len(write.table()[0]) + "|", *rows]) + guide[end:]
+    return guide[:start] + "\n".join([heading, "| --- " * len(write.table_of_formats()[0]) + "|", *rows]) + guide[end:]
 
 
 if __name__ == "__main__":
@@ -198,4 +198,4 @@ if __name__ == "__main__":
     guide.write_text(with_formats(guide.read_text(encoding="utf-8")), encoding="utf-8")
     from bench.doctor import pruning
 
-    pruning.write()
+    pruning.write_answers()

@@ -1,7 +1,7 @@
 """Writes the page of each method, the index of all, and the table of comparisons with the authors' code.
 
-A page of a method is made of the docstring at the head of its module and of its card (`methods.catalogue`), so that it
-is written once. docs/generate.py adds the pages to the site.
+A page of a method is made of the docstring at the head of its module and of its card (`methods.cards_of_methods`), so
+that it is written once. docs/generate.py adds the pages to the site.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from methods import cards as authors_code  # noqa: E402
 from methods import registry  # noqa: E402  # of this checkout, whatever is installed
-from methods.cards import Card, CodeComparison, departures, of_module, what_was_timed  # noqa: E402
+from methods.cards import Card, CodeComparison, cards_of_module, departures_of, words_of_timing  # noqa: E402
 
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
 
@@ -40,7 +40,7 @@ class MethodPage:
     @property
     def checked(self) -> str:
         """The names as code of those whose runs were compared with other code."""
-        return self._as_code(authors_code.checks()[self.stem].methods)
+        return self._as_code(authors_code.read_comparisons()[self.stem].methods)
 
     def _as_code(self, names: Iterable[str]) -> str:
         return ", ".join(f"`{self.plus}{name}`" for name in names)
@@ -72,7 +72,7 @@ class MethodPage:
 
     def _check(self) -> list[str]:
         """Return how the module was held against its authors' code."""
-        check = authors_code.checks().get(self.stem)
+        check = authors_code.read_comparisons().get(self.stem)
         if not check:
             return []
         whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
@@ -85,7 +85,7 @@ class MethodPage:
             said.append("For the comparison the code's choice is put in: " + escaped(" ".join(check.put_in)))
         timed = [f"| {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |" for one in check.speed]
         head = ["| work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- |"]
-        table = [*head, *timed, "", f"Seconds: {escaped(what_was_timed())}.", ""] if timed else []
+        table = [*head, *timed, "", f"Seconds: {escaped(words_of_timing())}.", ""] if timed else []
         return ["## Checked against the authors' code", "", *said, "", *table]
 
     def _command(self) -> str:
@@ -119,12 +119,12 @@ def method_pages() -> Iterator[MethodPage]:
     """Yield one page for each module that registers methods or compensations, in the order of lists."""
     kinds = (
         (registry.find_method_modules(), "register", ""),
-        (registry.find_compensation_modules(), "compensation", "+"),
+        (registry.find_compensation_modules(), "register_compensation", "+"),
     )
     for modules, decorator, plus in kinds:
         for module in modules:
             if module != "dense":
-                yield MethodPage(module, of_module(module, decorator), plus)
+                yield MethodPage(module, cards_of_module(module, decorator), plus)
 
 
 def _places(check: CodeComparison) -> str:
@@ -139,7 +139,7 @@ def _places(check: CodeComparison) -> str:
 
 def checked() -> str:
     """Return the tables of docs/studies/checked.md on authors' code: what was compared, how fast, and departures."""
-    checks = authors_code.checks()
+    checks = authors_code.read_comparisons()
     pages = [page for page in method_pages() if page.stem in checks]
     lines = [
         "| method | code | runs | compared | scores | logits |",
@@ -151,7 +151,7 @@ def checked() -> str:
         apart = [f"{check.largest[kind]:.1e}" if kind in check.largest else "-" for kind in ("scores", "logits")]
         compared = escaped(check.compared)
         lines.append(f"| {page.checked} | {_places(check)}{port} | {check.runs} | {compared} | {' | '.join(apart)} |")
-    lines += ["", f"Seconds: {escaped(what_was_timed())}.", ""]
+    lines += ["", f"Seconds: {escaped(words_of_timing())}.", ""]
     lines += ["| method | work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {page.checked} | {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |"
@@ -160,7 +160,7 @@ def checked() -> str:
     ]
     lines += ["", "| method | departs from the code or the paper | put in for the comparison |", "| --- | --- | --- |"]
     for page in pages:
-        departs = " ".join(departures(f"{page.folder}.{page.stem}"))
+        departs = " ".join(departures_of(f"{page.folder}.{page.stem}"))
         put_in = " ".join(checks[page.stem].put_in)
         lines.append(f"| {page.names} | {escaped(departs)} | {escaped(put_in) or '-'} |")
     return "\n".join(lines)

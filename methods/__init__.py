@@ -17,17 +17,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from methods.base import REGISTRY, Holds, Look, Pruner, RandomPruner, WidthPruner, register
-from methods.cards import catalogue, compensations
+from methods.cards import cards_of_compensations, cards_of_methods
 from methods.errors import OutOfReach, Unsupported, UserError
 from methods.registry import (
     changed_parameters,
-    hyperparameters,
-    installed,
+    files_of_plugins,
+    installed_methods,
     load,
     make,
-    modules,
+    modules_of,
+    parameters_of_pruner,
     plugin_of,
-    plugins,
     revision,
 )
 
@@ -55,17 +55,17 @@ __all__ = [
     "Unsupported",
     "UserError",
     "WidthPruner",
-    "catalogue",
+    "cards_of_compensations",
+    "cards_of_methods",
     "changed_parameters",
-    "compensations",
-    "hyperparameters",
-    "installed",
+    "files_of_plugins",
+    "installed_methods",
     "load",
     "make",
-    "modules",
+    "modules_of",
     "parameters",
+    "parameters_of_pruner",
     "plugin_of",
-    "plugins",
     "register",
     "revision",
 ]

@@ -22,10 +22,10 @@ from methods.base import Pruner
 from methods.counted import MISSED, QUANTITIES, Budget
 from methods.decisions import prune
 from methods.errors import OutOfReach
-from methods.model.calibration import Calibration, knowing
-from methods.model.decoder import Decoder, twin
+from methods.model.calibration import Calibration, with_known_removals
+from methods.model.decoder import Decoder, make_twin
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import Sublayer, sublayer_sizes
+from methods.model.structures import Sublayer, sizes_of_sublayers
 
 
 def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
@@ -44,13 +44,13 @@ def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
     return count
 
 
-def block_parameters(model: Decoder, ratio: float, blocks: Collection[Sublayer]) -> int:
+def parameters_of_blocks(model: Decoder, ratio: float, blocks: Collection[Sublayer]) -> int:
     """Return the parameters that `ratio` asks of `blocks`, which never are all that the layers hold.
 
     Raises OutOfReach when the blocks hold less.
     """
     whole_layers(model, ratio)
-    total, held = parameters(model), sum(sublayer_sizes(model, blocks).values())
+    total, held = parameters(model), sum(sizes_of_sublayers(model, blocks).values())
     wanted = round(ratio * total)
     if wanted > held:
         kinds = " and ".join(sorted({block.part for block in blocks}))
@@ -60,7 +60,7 @@ def block_parameters(model: Decoder, ratio: float, blocks: Collection[Sublayer])
     return wanted
 
 
-def matched_ratio(model: Decoder, ratio: float) -> float:
+def round_to_layers(model: Decoder, ratio: float) -> float:
     """Return `ratio` rounded to whole layers: the budget that every method of a run must meet."""
     each = sum(map(layer_parameters, model.layers)) / len(model.layers)
     return whole_layers(model, ratio) * each / parameters(model)
@@ -71,7 +71,7 @@ TRIES = 6  # prunings of one search
 FINEST = 1e-6  # between ratios that are told apart
 
 
-def pruned_to(
+def prune_to_budget(
     wanted: float | Budget, pruner: Pruner, model: Decoder, calibration: Calibration
 ) -> tuple[Decoder, dict[str, Any], dict[str, Any]]:
     """Return the pruned model, what was decided, and what a record says of a budget, which has none for a ratio.
@@ -85,7 +85,7 @@ def pruned_to(
     """
     if not isinstance(wanted, Budget):
         return model, prune(pruner, model, calibration, wanted), {}
-    search = _Search(pruner, model, wanted)
+    search = BudgetSearch(pruner, model, wanted)
     found = search.run(calibration)
     about = {"of": wanted.of, "share": wanted.share, "stays": found.stays, "ratio": found.ratio, "tried": search.tried}
     return found.model, found.decisions, {"budget": about}
@@ -96,7 +96,7 @@ def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
 
     dense  may be without weights
     """
-    search = _Search(pruner, dense, budget)
+    search = BudgetSearch(pruner, dense, budget)
     plan, gone = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
     unsaid = {"kv_heads": plan.keys().isdisjoint(("d", "ranks"))}
     heads = plan.get("removed_per_layer", unsaid).get(
@@ -111,7 +111,7 @@ def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
 
 
 @dataclass(frozen=True)
-class _Pruned:
+class _PrunedModel:
     """Holds a pruned model, the share of all parameters that was to go, and the share of a quantity that stays."""
 
     model: Decoder
@@ -120,7 +120,7 @@ class _Pruned:
     stays: float
 
 
-class _Search:
+class BudgetSearch:
     """Looks for the ratio at which a method meets a budget.
 
     low, high  the nearest ratios that left too much and too little, with the share of the quantity that goes there
@@ -135,12 +135,12 @@ class _Search:
         self.high: tuple[float, float] | None = None
         self.tried: list[list[float]] = []
         self.limit, self.refusal = math.inf, OutOfReach(f"{budget} is out of reach")
-        self.best: _Pruned | None = None
+        self.best: _PrunedModel | None = None
 
-    def run(self, calibration: Calibration) -> _Pruned:
+    def run(self, calibration: Calibration) -> _PrunedModel:
         """Prune until the budget is met, no other ratio is left, or there have been TRIES prunings."""
         if self.pruner.takes_budget:
-            model = twin(self.dense)
+            model = make_twin(self.dense)
             decisions = prune(self.pruner, model, calibration, self.budget)
             self.keep(model, decisions, 1 - parameters(model) / parameters(self.dense))
             self.high = self.high or (1.0, 1.0)  # it comes as near as its choices allow, which is no matter of reach
@@ -158,17 +158,17 @@ class _Search:
 
     def prune(self, ratio: float, calibration: Calibration) -> Calibration:
         """Prune a copy of the dense model; return the calibration with what a greedy search has found out."""
-        model = twin(self.dense)
+        model = make_twin(self.dense)
         decisions = prune(self.pruner, model, calibration, ratio)
         self.keep(model, decisions, ratio)
-        return knowing(calibration, decisions)
+        return with_known_removals(calibration, decisions)
 
     def keep(self, model: Decoder, decisions: dict[str, Any], ratio: float) -> None:
         """Note what a pruning has left, and keep its model where none has come as near."""
         stays = self.budget.stays(model)
         self.tried.append([ratio, stays])
         if self.best is None or (abs(stays - self.budget.share), ratio) < (self.missed, self.best.ratio):
-            self.best = _Pruned(model, decisions, ratio, stays)
+            self.best = _PrunedModel(model, decisions, ratio, stays)
         if stays > self.budget.share:
             self.low = max(self.low, (ratio, 1 - stays))
         else:
@@ -221,7 +221,7 @@ class _Search:
             low, high = (low, middle) if self.plan(middle) is None else (middle, high)
         return low
 
-    def judged(self) -> _Pruned:
+    def judged(self) -> _PrunedModel:
         """Return the nearest model. Raises OutOfReach where nothing of the quantity goes, or never enough."""
         if self.best is None:
             raise self.refusal

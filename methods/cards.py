@@ -71,7 +71,7 @@ class CodeComparison:
         return " and ".join(f"{kind} by {value:.1e}" for kind, value in self.largest.items())
 
 
-def checks() -> dict[str, CodeComparison]:
+def read_comparisons() -> dict[str, CodeComparison]:
     """Return the check of every module that was held against other code, by the last part of its name."""
     return {
         name: CodeComparison(
@@ -88,14 +88,14 @@ def checks() -> dict[str, CodeComparison]:
     }
 
 
-def what_was_timed() -> str:
+def words_of_timing() -> str:
     """Return how the seconds of both codes were measured."""
     return str(_data()["speed"])
 
 
-def departures(module: str) -> list[str]:
+def departures_of(module: str) -> list[str]:
     """Return the departures that the head of a module ("depth.sleb") states, one sentence each."""
-    head = ast.get_docstring(ast.parse(source(module))) or ""
+    head = ast.get_docstring(ast.parse(source_of(module))) or ""
     found = re.search(r"^Departures from [\w' ]+\. (.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
     return re.split(r"(?<=\.) (?=[A-Z0-9`])", " ".join(found[1].split())) if found else []
 
@@ -151,23 +151,23 @@ class Card:
         return tuple(name for name, family in FAMILIES.items() if any(map(family.never, self.axes)))
 
 
-def catalogue() -> list[Card]:
+def cards_of_methods() -> list[Card]:
     """Return a card of every built-in method, read from its source: `dense`, then folder by folder, by name."""
-    return [card for module in find_method_modules() for card in of_module(module, "register")]
+    return [card for module in find_method_modules() for card in cards_of_module(module, "register")]
 
 
-def needs() -> dict[str, str]:
+def needs_of_methods() -> dict[str, str]:
     """Return what each built-in method looks at, by its name, such as "calibration, gradients"."""
-    return {card.name: card.needs for card in catalogue()}
+    return {card.name: card.needs for card in cards_of_methods()}
 
 
-def compensations() -> list[Card]:
+def cards_of_compensations() -> list[Card]:
     """Return a card of every compensation, read from its source."""
-    return [card for module in find_compensation_modules() for card in of_module(module, "compensation")]
+    return [card for module in find_compensation_modules() for card in cards_of_module(module, "register_compensation")]
 
 
 @functools.cache
-def of_module(module: str, decorator: str) -> tuple[Card, ...]:
+def cards_of_module(module: str, decorator: str) -> tuple[Card, ...]:
     """Return a card of every class in a module, such as "depth.sleb", that `decorator` registers."""
     cards = []
     for class_ in read_classes(module).values():
@@ -183,7 +183,7 @@ def of_module(module: str, decorator: str) -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def source(module: str) -> str:
+def source_of(module: str) -> str:
     """Return the source of a module of this package, such as "depth.sleb"."""
     return METHODS.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
@@ -215,7 +215,7 @@ class ClassText:
 @functools.cache
 def read_classes(module: str) -> dict[str, ClassText]:
     """Return what the text of a module of this package says of its classes, by their names."""
-    text = source(module)
+    text = source_of(module)
     imported, classes = dict[str, str](), dict[str, ClassText]()
     for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods."):

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 def say(message: str) -> None:
     """Print a line on stderr at once, with the control characters that names of others have written out."""
-    print(printable(message), file=sys.stderr, flush=True)
+    print(to_printable(message), file=sys.stderr, flush=True)
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     r"""Write `text` in one line: control, direction and invisible characters become \n, \x1b or \u202e."""
     if text.isprintable():
         return text
@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 T = TypeVar("T")
 
 
-def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
+def make_bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
     """Return a bar of `total` units, None where that shows only at the end, `done` of them at the start.
 
     Drawn every 0.2 s, or 20 s where no terminal shows it.
@@ -38,9 +38,9 @@ def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
     return tqdm(total=total, desc=what, unit=unit, initial=done, delay=2, leave=False, mininterval=every, **quiet)
 
 
-def over(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
+def show_progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Yield the items, with a bar that counts those that are done, of `total` where they do not know it."""
-    with bar(len(items) if isinstance(items, Sized) else total, what, unit) as shown:
+    with make_bar(len(items) if isinstance(items, Sized) else total, what, unit) as shown:
         for item in items:
             yield item
             shown.update()

@@ -64,7 +64,7 @@ class LatencyTable:
         return less + (more - less) * (parameters - low) / (high - low)
 
 
-def counted(model: Decoder, of: str, context: int = 0, table: LatencyTable | None = None) -> float:
+def count_quantity(model: Decoder, of: str, context: int = 0, table: LatencyTable | None = None) -> float:
     """Return how much there is of what a ratio or a budget is a share of.
 
     all      every parameter that is stored
@@ -94,7 +94,7 @@ def counted(model: Decoder, of: str, context: int = 0, table: LatencyTable | Non
 
 def share_of_all(model: Decoder, ratio: float, of: str) -> float:
     """Return which share of all parameters goes where `ratio` of what is counted goes."""
-    return ratio if of == "all" else ratio * counted(model, of) / counted(model, "all")
+    return ratio if of == "all" else ratio * count_quantity(model, of) / count_quantity(model, "all")
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ class Budget:
 
     def stays(self, model: Decoder) -> float:
         """Return which share of the dense model's quantity a model has."""
-        return counted(model, self.of, self.context, self.table) / self.dense
+        return count_quantity(model, self.of, self.context, self.table) / self.dense
 
     def __str__(self) -> str:
         return f"{self.of}={self.share:.4g}"
 
 
-def quantity_budget(
-    model: Decoder, gone: float, of: str, context: int, *, whole: bool, table: LatencyTable | None = None
+def budget_of_quantity(
+    model: Decoder, to_remove: float, of: str, context: int, *, whole: bool, table: LatencyTable | None = None
 ) -> Budget:
     """Return the budget of a dense model, which may be without weights, where the share `gone` of a quantity goes.
 
@@ -135,19 +135,19 @@ def quantity_budget(
 
     Raises OutOfReach when all layers but one hold less.
     """
-    layers, dense = model.layers, counted(model, of, context, table)
-    L, inside = len(layers), sum(held(layer, of, context, table) for layer in layers)
-    share = gone * dense / inside  # of what the layers hold
+    layers, dense = model.layers, count_quantity(model, of, context, table)
+    L, inside = len(layers), sum(quantity_of_layer(layer, of, context, table) for layer in layers)
+    share = to_remove * dense / inside  # of what the layers hold
     share, most = (round(share * L) / L, 1 - 1 / L) if whole else (share, 1.0)
     if share > most:
         which = f"all but one of the {L} layers" if whole else f"all {L} layers"
         reach = most * inside / dense
-        raise OutOfReach(f"{of}={1 - gone:g} is out of reach: {which} hold {reach:.3f} of {QUANTITIES[of]}")
-    start = share * counted(model, "layers") / counted(model, "all")
+        raise OutOfReach(f"{of}={1 - to_remove:g} is out of reach: {which} hold {reach:.3f} of {QUANTITIES[of]}")
+    start = share * count_quantity(model, "layers") / count_quantity(model, "all")
     return Budget(of, context, dense, 1 - share * inside / dense, start, inside / L / dense, table)
 
 
-def held(layer: Layer, of: str, context: int, table: LatencyTable | None) -> float:
+def quantity_of_layer(layer: Layer, of: str, context: int, table: LatencyTable | None) -> float:
     """Return how much of a quantity a layer holds; what it holds goes with it."""
     from methods.model.sizes import layer_macs
 

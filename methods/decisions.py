@@ -38,19 +38,19 @@ UNITS = ("kv_heads", "channels", "experts")
 WHERE = "docs/guides/plugins.md says what `prune` answers"
 
 
-def prune(pruner: Pruner, model: Decoder, calibration: Calibration, asked: float | Budget) -> dict[str, Any]:
+def prune(pruner: Pruner, model: Decoder, calibration: Calibration, amount: float | Budget) -> dict[str, Any]:
     """Remove a ratio or a budget of `model`, in place, and return what was decided, which is then what has gone.
 
     The layers have the numbers from 0 on meanwhile, also where the model has lost some before. Raises WrongDecisions
     for an answer against the contract above, or that names something else than what went, and what the method raises.
     """
-    given, numbers, layers = outline(model), model.numbers, model.given
+    given, numbers, layers = make_outline(model), model.numbers, model.given
     model.number_layers()
-    if isinstance(asked, Budget):
-        decided: dict[str, Any] = pruner.prune_to(model, calibration, asked)
+    if isinstance(amount, Budget):
+        decided: dict[str, Any] = pruner.prune_to(model, calibration, amount)
     else:
-        decided = pruner.prune(model, calibration, asked)
-    wrong = _no_plain_values(decided) or misfit(decided, given) or _untrue(decided, given, model)
+        decided = pruner.prune(model, calibration, amount)
+    wrong = _no_plain_values(decided) or misfit_of_decisions(decided, given) or _untrue(decided, given, model)
     if not wrong and pruner.only_cuts and parameters(given) != parameters(model):
         named, there = parameters(given), parameters(model)
         wrong = f"without what they name {named:,} parameters are left, and the model of `only_cuts` has {there:,}"
@@ -60,7 +60,7 @@ def prune(pruner: Pruner, model: Decoder, calibration: Calibration, asked: float
     return decided
 
 
-def outline(model: Decoder) -> Decoder:
+def make_outline(model: Decoder) -> Decoder:
     """Return a model of the same shapes without weights, which can be cut as that one."""
     parts = (*model.model.parameters(), *model.model.buffers())
     return Decoder(copy.deepcopy(model.model, {id(tensor): _without_values(tensor) for tensor in parts}))
@@ -71,7 +71,7 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
 
 
-def misfit(decisions: Mapping[str, Any], given: Decoder) -> str:
+def misfit_of_decisions(decisions: Mapping[str, Any], given: Decoder) -> str:
     """Say in one sentence what of the removals in decisions cannot be of a model; empty where all can."""
     return next(_misfits(decisions, given.layers), "")
 

@@ -15,7 +15,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: object = "", *more: object) -> None:
-        super().__init__(in_one_line(str(message)), *more)
+        super().__init__(to_one_line(str(message)), *more)
 
 
 class Unwritable(UserError):
@@ -42,7 +42,7 @@ class CheckpointError(UserError, ValueError):
     """Is raised where a model's folder cannot be written, or is not what it says it is."""
 
 
-def in_one_line(message: str) -> str:
+def to_one_line(message: str) -> str:
     r"""Return a message in one line that a terminal can show: long words without their middle, escapes as \x1b."""
     line = " ".join(message.split())
     long = rf"(?<![\w'])'[^']{{{LONG},}}'(?!\w)|\S{{{LONG},}}"
@@ -50,7 +50,7 @@ def in_one_line(message: str) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-def first_line(error: BaseException) -> str:
+def first_line_of(error: BaseException) -> str:
     """Return an exception as one line."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]

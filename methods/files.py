@@ -54,7 +54,7 @@ def _flush_folder(folder: Path) -> None:
         os.close(opened)
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

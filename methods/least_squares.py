@@ -67,26 +67,26 @@ import torch
 from torch import Tensor, nn
 
 from methods.errors import Unsupported
-from methods.model.calibration import Wait, in_memory
-from methods.model.layer import Layer, norm_eps
-from methods.model.precision import add_product, widened
+from methods.model.calibration import Wait, keep_in_memory
+from methods.model.layer import Layer, epsilon_of
+from methods.model.precision import add_product, widen
 
 HELD_OUT = 4  # one sequence in so many is left out of the fit that is judged by it
 
 
-def relative_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+def relative_error_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Return ||d||^2 / ||z||^2, summed in float64 over pairs of what a fit misses, d, and what was wanted, z.
 
     0 where there is nothing.
     """
     missed = whole = 0.0
     for d, z in pairs:
-        missed += squared(d)
-        whole += squared(z)
+        missed += sum_of_squares(d)
+        whole += sum_of_squares(z)
     return missed / whole if whole else 0.0
 
 
-def squared(x: Tensor) -> float:
+def sum_of_squares(x: Tensor) -> float:
     """Return ||x||^2, summed in float64."""
     return float(x.double().square().sum())
 
@@ -102,7 +102,7 @@ class LeastSquares:
 
     def add(self, x: Tensor, y: Tensor, w: float = 1.0) -> None:
         """Add rows of x (M, I) and y (M, O), each of weight w."""
-        x = widened(x)
+        x = widen(x)
         y = y.to(x.dtype)
         self.rows += len(x)
         self.weight += w * len(x)
@@ -174,7 +174,7 @@ class Fitted:
     held_out_sinks: float | None = None
 
 
-def errors(
+def errors_of_fit(
     sinks: Sequence[Tensor],
     where: Sequence[Tensor],
     z: Sequence[Tensor],
@@ -191,7 +191,7 @@ def errors(
 
     def missed(y: Sequence[Tensor], tokens: Sequence[Tensor]) -> float:
         rows = ((a[t].double(), b[t].double()) for a, b, t in zip(y, z, tokens, strict=True))
-        return relative_error((a - b, b) for a, b in rows)
+        return relative_error_of((a - b, b) for a, b in rows)
 
     def of(tokens: Sequence[Tensor], held_out: float | None) -> dict[str, Any]:
         found = {"error_before": missed(before, tokens), "error_after": missed(after, tokens)}
@@ -204,15 +204,17 @@ def errors(
     return found
 
 
-def total_error(sinks: Sequence[Tensor], where: Sequence[Tensor], z: Sequence[Tensor], y: Sequence[Tensor]) -> float:
+def total_error_of_fit(
+    sinks: Sequence[Tensor], where: Sequence[Tensor], z: Sequence[Tensor], y: Sequence[Tensor]
+) -> float:
     """Return ||y - z||^2 / ||z||^2 over the sinks, added to that over all other tokens; arguments as of `errors`."""
-    missed = errors(sinks, where, z, y, y)
+    missed = errors_of_fit(sinks, where, z, y, y)
     return float(missed["error_after"] + missed.get("sinks", {}).get("error_after", 0.0))
 
 
-def sink_weight(batches: Sequence[Rows]) -> float:
+def weight_of_sinks(batches: Sequence[Rows]) -> float:
     """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2 (methods/least_squares.py)."""
-    others, sinks = (sum(squared(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
+    others, sinks = (sum(sum_of_squares(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
     count = sum(int(each.populations[1].sum()) for each in batches)
     return min(1.0, count / sum(len(each.where) for each in batches)) * others / sinks if sinks and others else 1.0
 
@@ -231,20 +233,22 @@ def fit(
     `sinks` says whether attention sinks weigh as a population of their own. Raises Unsupported where the ridge is too
     small for the rows that there are.
     """
-    weights = (1.0, sink_weight(batches) if sinks == "apart" else 1.0)
-    known, held = held_apart(batches) if hold_out else (list(batches), [])
+    weights = (1.0, weight_of_sinks(batches) if sinks == "apart" else 1.0)
+    known, held = split_held_out(batches) if hold_out else (list(batches), [])
     sums = LeastSquares(towards.shape[0], towards.shape[1], towards.device)
     _add(sums, known, weights)
-    missed = _judged(held, *sums.solve(ridge, towards, intercept=intercept)) if known and held else [None, None]
+    missed = (
+        _errors_of_held_out(held, *sums.solve(ridge, towards, intercept=intercept)) if known and held else [None, None]
+    )
     _add(sums, held, weights)
     W, b = sums.solve(ridge, towards, intercept=intercept)
     return Fitted(W, b, *missed)
 
 
-def _judged(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
+def _errors_of_held_out(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
     """Return what a solution misses of other sequences, and of the sinks in them; None where there are none."""
     there = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
-    return [relative_error(_residuals(held, i, W, b)) if there[i] else None for i in (0, 1)]
+    return [relative_error_of(_residuals(held, i, W, b)) if there[i] else None for i in (0, 1)]
 
 
 def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, float]) -> None:
@@ -257,12 +261,12 @@ def _residuals(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> 
     """Yield what W and b miss at the tokens of population i, and their z, for each micro-batch."""
     for each in batches:
         tokens = each.populations[i]
-        x = widened(each.x[tokens])
+        x = widen(each.x[tokens])
         missed = x @ W.to(x.dtype) - each.y[tokens].double()
         yield missed if b is None else missed + b, each.z[tokens]
 
 
-def held_apart(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
+def split_held_out(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
     """Return the micro-batches without every fourth sequence, and with it alone; of fewer, without the last."""
     total, known, held, number = sum(len(each.where) for each in batches), list[Rows](), list[Rows](), 0
     if total == 1:
@@ -294,8 +298,8 @@ def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tenso
     return found
 
 
-def wanted_states(
-    where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], sinks: Sinks, wait: Wait = in_memory
+def states_to_fit(
+    where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], sinks: Sinks, wait: Wait = keep_in_memory
 ) -> list[Tensor]:
     """Return z, (B, T, D) for each micro-batch; with sinks `apart`, where y is one as well as z, in the size of y."""
     if sinks == "alike":
@@ -322,7 +326,7 @@ class Norm:
     def behind(cls, layer: Layer, which: int) -> Norm:
         """Return the norm behind the attention (0) or the MLP (1) of a layer."""
         norm: Any = layer.post_norm(which)
-        return cls(norm.weight.detach().to(layer.device).double() + layer.family.gain_offset, norm_eps(norm))
+        return cls(norm.weight.detach().to(layer.device).double() + layer.family.gain_offset, epsilon_of(norm))
 
     def put_behind(self, layer: Layer, which: int) -> None:
         """Give the norm of a layer these gains."""
@@ -334,7 +338,7 @@ class Norm:
         """Return rms(o) at each token, (..., 1)."""
         return (o.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
 
-    def undone(self, m: Tensor) -> Tensor:
+    def undo(self, m: Tensor) -> Tensor:
         """Return m / g, (..., D): what the norm was given, but for its size at each token."""
         return m / self.divisor.to(m.dtype)
 
@@ -365,14 +369,14 @@ def fit_normed(
 
     Returns the map, and the fit as methods/least_squares.py has it, judged by sequences that it has not seen.
     """
-    weights = (1.0, sink_weight(batches) if sinks == "apart" else 1.0)
-    known, held = held_apart(batches) if hold_out else (list(batches), [])
+    weights = (1.0, weight_of_sinks(batches) if sinks == "apart" else 1.0)
+    known, held = split_held_out(batches) if hold_out else (list(batches), [])
     missed: list[float | None] = [None, None]
     if known and held:
         found = _rounds(known, weights, ridge, towards, norm)
         for i in (0, 1):
             if any(bool(each.populations[i].any()) for each in held):
-                missed[i] = relative_error(_normed_residuals(held, i, found))
+                missed[i] = relative_error_of(_normed_residuals(held, i, found))
     found = _rounds(batches, weights, ridge, towards, norm)
     return found, Fitted(found.W, None, *missed)
 
@@ -384,14 +388,14 @@ def _rounds(
     best, least = NormedMap(W, norm), _error(batches, weights, NormedMap(W, norm))
     for _ in range(ROUNDS):
         scaled = Norm(norm.g * _factor(batches, weights, NormedMap(W, norm)), norm.epsilon)
-        W = _solved(batches, weights, ridge, towards, NormedMap(W, scaled))
+        W = _solve(batches, weights, ridge, towards, NormedMap(W, scaled))
         found = NormedMap(W, Norm(norm.g * _factor(batches, weights, NormedMap(W, norm)), norm.epsilon))
         if (error := _error(batches, weights, found)) < least:
             best, least = found, error
     return NormedMap(best.W, Norm(_gains(batches, weights, best), norm.epsilon))
 
 
-def _solved(
+def _solve(
     batches: Sequence[Rows], weights: tuple[float, float], ridge: float, towards: Tensor, now: NormedMap
 ) -> Tensor:
     """Return W with the size of each token as it is now."""
@@ -401,27 +405,27 @@ def _solved(
     return sums.solve(ridge, towards)[0]
 
 
-def _factor(batches: Sequence[Rows], weights: tuple[float, float], found: NormedMap) -> float:
+def _factor(batches: Sequence[Rows], weights: tuple[float, float], fit: NormedMap) -> float:
     """Return k, by which all that is added is multiplied to come nearest to what is wanted; 1 where it points away."""
     both = own = 0.0
     for x, t, w in _pieces(batches, weights):
-        m = found(x)
+        m = fit(x)
         both, own = both + w * float((m * t).sum()), own + w * float(m.square().sum())
     return both / own if both > 0 else 1.0
 
 
-def _gains(batches: Sequence[Rows], weights: tuple[float, float], found: NormedMap) -> Tensor:
+def _gains(batches: Sequence[Rows], weights: tuple[float, float], fit: NormedMap) -> Tensor:
     """Return g (D,); a channel that is never given anything keeps its gain."""
-    both, own = torch.zeros_like(found.norm.g), torch.zeros_like(found.norm.g)
+    both, own = torch.zeros_like(fit.norm.g), torch.zeros_like(fit.norm.g)
     for x, t, w in _pieces(batches, weights):
-        o = x @ found.W
-        u = o / found.norm.size(o)
+        o = x @ fit.W
+        u = o / fit.norm.size(o)
         both, own = both + w * (u * t).sum(0), own + w * u.square().sum(0)
-    return torch.where(own > 0, both / own.clamp_min(torch.finfo(own.dtype).tiny), found.norm.g)
+    return torch.where(own > 0, both / own.clamp_min(torch.finfo(own.dtype).tiny), fit.norm.g)
 
 
-def _error(batches: Sequence[Rows], weights: tuple[float, float], found: NormedMap) -> float:
-    return sum(w * float((found(x) - t).square().sum()) for x, t, w in _pieces(batches, weights))
+def _error(batches: Sequence[Rows], weights: tuple[float, float], fit: NormedMap) -> float:
+    return sum(w * float((fit(x) - t).square().sum()) for x, t, w in _pieces(batches, weights))
 
 
 def _pieces(batches: Sequence[Rows], weights: tuple[float, float]) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -431,8 +435,8 @@ def _pieces(batches: Sequence[Rows], weights: tuple[float, float]) -> Iterator[t
             yield each.x[tokens].double(), each.y[tokens].double(), w
 
 
-def _normed_residuals(batches: Sequence[Rows], i: int, found: NormedMap) -> Iterator[tuple[Tensor, Tensor]]:
+def _normed_residuals(batches: Sequence[Rows], i: int, fit: NormedMap) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what the map misses at the tokens of population i, and their z, for each micro-batch."""
     for each in batches:
         tokens = each.populations[i]
-        yield found(each.x[tokens].double()) - each.y[tokens].double(), each.z[tokens]
+        yield fit(each.x[tokens].double()) - each.y[tokens].double(), each.z[tokens]

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from methods.errors import CheckpointError, first_line
+from methods.errors import CheckpointError, first_line_of
 
 CONFIG = "config.json"
 WHOLE = "model.safetensors"
@@ -34,10 +34,10 @@ def refuse_unhashed(name: str, folder: Path) -> None:
     name  what messages call the model
     """
     refuse_odd_files(folder)
-    refuse_unhashed_files(name, names(folder))
+    refuse_unhashed_files(name, names_of_files(folder))
     if not (folder / CONFIG).is_file():
         return
-    for key in _keys(table(folder / CONFIG)):
+    for key in _keys(read_table(folder / CONFIG)):
         if key in NAMES_FILES:
             raise CheckpointError(
                 f"{name} names another file for {NAMES_FILES[key]}, as {key} of its {CONFIG}, and no record covers "
@@ -47,7 +47,7 @@ def refuse_unhashed(name: str, folder: Path) -> None:
 
 def refuse_odd_files(folder: Path) -> None:
     """Raise CheckpointError where what should be a file is a folder, a pipe or a device, which might never end."""
-    for name in sorted(names(folder)):
+    for name in sorted(names_of_files(folder)):
         path = folder / name
         if not path.is_file() and (not path.is_dir() or path.suffix in READ):
             raise CheckpointError(f"{path} is no file; copy or download the model again")
@@ -67,23 +67,23 @@ def refuse_unhashed_files(name: str, files: Collection[str]) -> None:
         )
 
 
-def names(folder: Path) -> set[str]:
+def names_of_files(folder: Path) -> set[str]:
     """Return the names of what is in a folder. Raises CheckpointError where that cannot be read."""
     try:
         return {file.name for file in folder.iterdir() if file.exists()}
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {first_line(error)}; give a folder that can") from None
+        raise CheckpointError(f"{folder} cannot be read: {first_line_of(error)}; give a folder that can") from None
 
 
-def weight_files(folder: Path, files: Collection[str] | None = None) -> list[str]:
+def find_weight_files(folder: Path, files: Collection[str] | None = None) -> list[str]:
     """Return from which files transformers loads a model; a folder may hold others with the same weights.
 
     files  the names of what will be in the folder; by default of what is
     """
-    return [WHOLE] if WHOLE in (names(folder) if files is None else files) else named_by_index(folder)
+    return [WHOLE] if WHOLE in (names_of_files(folder) if files is None else files) else files_in_index(folder)
 
 
-def named_by_index(folder: Path) -> list[str]:
+def files_in_index(folder: Path) -> list[str]:
     """Return the weight files that the index of a folder names; of one without an index, none.
 
     Raises CheckpointError for an index that is damaged, or names a file elsewhere.
@@ -91,7 +91,7 @@ def named_by_index(folder: Path) -> list[str]:
     index = folder / INDEX
     if not index.is_file():
         return []
-    files = table(index).get("weight_map")
+    files = read_table(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise CheckpointError(f"{index} has no weight_map that names a file for each weight; copy or download it again")
     for file in sorted(set(files.values())):
@@ -108,14 +108,14 @@ def is_file_name(name: str) -> bool:
     return plain and name == PurePosixPath(name).name == PureWindowsPath(name).name
 
 
-def table(file: Path) -> dict[str, Any]:
+def read_table(file: Path) -> dict[str, Any]:
     """Return what a JSON file with one object holds. Raises CheckpointError for any other."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {file.stat().st_size:,} bytes")
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {first_line(error)}; copy or download it again") from None
+        raise CheckpointError(f"{file} is not JSON: {first_line_of(error)}; copy or download it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no object of names and values; copy or download it again")
     return content

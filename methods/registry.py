@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from methods.base import REGISTRY, Pruner
-from methods.files import sha256
+from methods.files import hash_file
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -47,7 +47,7 @@ def find_method_modules() -> tuple[str, ...]:
 @functools.cache
 def find_compensation_modules() -> tuple[str, ...]:
     """Return the modules of this package that register compensations, by name."""
-    return _registering("compensation", "compensation")
+    return _registering("compensation", "register_compensation")
 
 
 def _registering(folder: str, decorator: str) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def _entry_points() -> tuple[metadata.EntryPoint, ...]:
     return tuple(metadata.entry_points(group=ENTRY_POINTS))
 
 
-def installed() -> list[tuple[str, str]]:
+def installed_methods() -> list[tuple[str, str]]:
     """Return (name, package) of the entry points of installed packages, which are named after their methods."""
     points = _entry_points()
     return [(point.name, point.dist.name if point.dist else point.module) for point in points]
@@ -95,7 +95,7 @@ def _load_point(point: metadata.EntryPoint) -> None:
         raise ValueError(f"method {point.name} of the package {package} cannot be imported: {reason}") from error
 
 
-def plugins() -> list[str]:
+def files_of_plugins() -> list[str]:
     """Return the files of the plugins that are loaded, so that another process can load them too."""
     loaded = [module for name, module in sys.modules.items() if name.startswith(PLUGIN)]
     return [module.__file__ for module in loaded if module.__file__]
@@ -132,18 +132,18 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
     method, plus, mending = name.partition("+")
     given = dict(given or {})
     if not plus or mending == "none":
-        return _made("method", load(), method, given, "")
+        return _make_object("method", load(), method, given, "")
     from methods.compensation.base import CompensatedPruner
 
     prefix = f"{mending}."
     ours = {key: value for key, value in given.items() if key.startswith(prefix)}
     theirs = {key: value for key, value in given.items() if key not in ours}
-    pruner = _made("method", load(), method, theirs, "")
-    mend = _made("compensation", _load_compensations(), mending, ours, prefix)
+    pruner = _make_object("method", load(), method, theirs, "")
+    mend = _make_object("compensation", _load_compensations(), mending, ours, prefix)
     return CompensatedPruner(pruner, mend)
 
 
-def hyperparameters(pruner: Pruner) -> dict[str, Any]:
+def parameters_of_pruner(pruner: Pruner) -> dict[str, Any]:
     """Return every parameter by the name that `make` takes, as plain JSON values."""
     from methods.compensation.base import CompensatedPruner
 
@@ -151,7 +151,7 @@ def hyperparameters(pruner: Pruner) -> dict[str, Any]:
         return dataclasses.asdict(pruner)
     mend = pruner.compensation
     ours = dataclasses.asdict(mend)
-    return hyperparameters(pruner.pruner) | {f"{mend.name}.{key}": value for key, value in ours.items()}
+    return parameters_of_pruner(pruner.pruner) | {f"{mend.name}.{key}": value for key, value in ours.items()}
 
 
 def changed_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,16 +190,16 @@ def revision(name: str) -> str:
     numbers = "+".join(str(getattr(cls, "revision", 1)) for cls in classes)
     modules = dict.fromkeys(cls.__module__ for cls in classes if not cls.__module__.startswith("methods."))
     files = [file for module in modules if (file := getattr(sys.modules.get(module), "__file__", None))]
-    return ", ".join([numbers, *(sha256(Path(file)) for file in files)])
+    return ", ".join([numbers, *(hash_file(Path(file)) for file in files)])
 
 
 def plugin_of(name: str) -> str | None:
     """Return the file of the plugin or the installed package that defines a method; None for one of this package."""
-    module = modules(name)[0]
+    module = modules_of(name)[0]
     return None if module.startswith("methods.") else getattr(sys.modules.get(module), "__file__", None)
 
 
-def modules(name: str) -> list[str]:
+def modules_of(name: str) -> list[str]:
     """Return the modules that `make(name)` takes its classes from: the method's, and the compensation's."""
     return [cls.__module__ for cls in _classes(name)]
 
@@ -219,7 +219,7 @@ def _load_compensations() -> dict[str, type[Compensation]]:
     return known
 
 
-def _made(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str) -> T:
+def _make_object(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str) -> T:
     """Return an object of the class `known[name]`; its parameters are called with `prefix` in front."""
     if name not in known:
         hint = f"{_near(name, known)}? " if _near(name, known) else ""
@@ -259,10 +259,10 @@ def _valid(where: str, hint: Any, value: Any) -> Any:
         adapter = TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
         return adapter.validate_python(None if none else value)
     except ValidationError:
-        raise ValueError(f"{where} is {_said(hint)}; got {value!r}") from None
+        raise ValueError(f"{where} is {_words_of_type(hint)}; got {value!r}") from None
 
 
-def _said(hint: Any) -> str:
+def _words_of_type(hint: Any) -> str:
     """Return a type in words: `int, at least 2`, `all or last`, `float or None`."""
     if hint is type(None):
         return "None"
@@ -272,8 +272,8 @@ def _said(hint: Any) -> str:
         known = [(words, bound) for words, bound in limits if bound is not None]
         said = [f"{words} {bound:g}" for words, bound in known if math.isfinite(bound)]
         said += ["finite"] if len(said) < len(known) else []
-        return ", ".join(filter(None, [_said(hint.__origin__), " and ".join(said)]))
+        return ", ".join(filter(None, [_words_of_type(hint.__origin__), " and ".join(said)]))
     if get_args(hint):
-        words = list(map(str if get_origin(hint) is Literal else _said, get_args(hint)))
+        words = list(map(str if get_origin(hint) is Literal else _words_of_type, get_args(hint)))
         return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     return str(getattr(hint, "__name__", hint))

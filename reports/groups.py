@@ -13,12 +13,21 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
-from bench.plan.cell import is_recorded_draw, label, ratio_of, share
+from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell, words_of_ratio
 from bench.records import frame
-from bench.records.comparability import FIGURES, apart, brief, draws, flat, identity, setups, touches
-from bench.records.quantities import finite
+from bench.records.comparability import (
+    FIGURES,
+    differences_of_setups,
+    flatten,
+    group_draws,
+    identity_of_cell,
+    is_condition_of,
+    setups_of_records,
+    shorten_value,
+)
+from bench.records.quantities import is_finite
 from bench.records.record import Record, requested_ratio
-from bench.stats.draws import draw_stderr, exponential, mean_interval
+from bench.stats.draws import draw_stderr, exp_of_log, mean_interval
 
 HIGHEST = ("prune_memory_bytes", "peak_memory_bytes")  # figures of which several draws have the highest, not the mean
 
@@ -62,10 +71,10 @@ class TableGroup:
         record, mine = self.records[place], seeds_of(self.drawn[place])
         every = seeds_of([other for drawn in self.drawn for other in drawn])
         alone = [other.cell["method"] for other in self.records].count("dense") == 1
-        which = [seeds_named(mine)] if mine != every and not (alone and record.cell["method"] == "dense") else []
-        if record.status != "ok" and "draw" in (cell := identity(record)):
+        which = [names_of_seeds(mine)] if mine != every and not (alone and record.cell["method"] == "dense") else []
+        if record.status != "ok" and "draw" in (cell := identity_of_cell(record)):
             which.append(f"draw {cell['draw']}")
-        return name_beside(record, self.beside or self.records) + (f" ({', '.join(which)})" if which else "")
+        return label_with_differences(record, self.beside or self.records) + (f" ({', '.join(which)})" if which else "")
 
     def models(self, place: int) -> list[dict[int, int]]:
         """Return the models of a row, each as {seed: the place of its record among all records}.
@@ -82,11 +91,11 @@ class TableGroup:
         """Say whether a row is of several random choices at one seed, beside whose mean stands their spread."""
         return len(seeds_of(self.drawn[place])) == 1 < len(self.drawn[place])
 
-    def removed_too_little(self, place: int) -> bool:
+    def removes_too_little(self, place: int) -> bool:
         """Say whether any cell of a row removed so much less than its budget that it flatters the row's figures."""
-        return any(map(frame.removed_too_little, self.drawn[place]))
+        return any(map(frame.removes_too_little, self.drawn[place]))
 
-    def spoken_of(self) -> list[Record]:
+    def records_with_notes(self) -> list[Record]:
         """Return the measured records of the rows, and one of what failed.
 
         Of several draws at one seed it is the first, and where they miss their budget otherwise than it all that do.
@@ -97,25 +106,25 @@ class TableGroup:
             for one in drawn if record.status == "ok" else [record]:
                 by_seed.setdefault(one.cell["seed"], []).append(one)
             for first, *others in by_seed.values():
-                misses = [frame.missed_by(one.measured) for one in (first, *others)]
+                misses = [frame.budget_miss(one.measured) for one in (first, *others)]
                 apart = others if len(set(misses)) > 1 else ()
-                found += [first, *(one for one in apart if frame.missed(one))]
+                found += [first, *(one for one in apart if frame.misses_budget(one))]
         return found
 
-    def tied(self, one: int, other: int, name: str) -> bool:
+    def order_depends_on_seed(self, first: int, second: int, name: str) -> bool:
         """Say whether two rows change places in the column `name` from one seed to another: neither is the better.
 
         So they do where the mean over more seeds has another order than the seeds that both have.
         """
-        a, b = (_by_seed(self.each[place], name) for place in (one, other))
+        a, b = (_by_seed(self.each[place], name) for place in (first, second))
         orders = {a[seed] > b[seed] for seed in a if seed in b and a[seed] != b[seed]}
-        mean, other_mean = (self.rows[place].get(name) for place in (one, other))
+        mean, other_mean = (self.rows[place].get(name) for place in (first, second))
         if a.keys() != b.keys() and mean is not None and other_mean is not None:
             orders.add(bool(mean > other_mean))
         return len(orders) > 1
 
 
-def name_beside(record: Record, records: Sequence[Record]) -> str:
+def label_with_differences(record: Record, records: Sequence[Record]) -> str:
     """Return a cell's label, with what others have otherwise that no label holds: 'laco (match exact)'.
 
     That is the recipe by which it was healed, how a ratio is met, and what else tells apart two of one name.
@@ -123,10 +132,15 @@ def name_beside(record: Record, records: Sequence[Record]) -> str:
     ways = {other.cell["match"] for other in records if other.cell["ratio"] is not None and "match" in other.cell}
     how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
     cells = [other.cell for other in records]
-    return label(record.cell) + words_of_recipe_differences(record.cell, cells) + how + _told_apart(record.cell, cells)
+    return (
+        label_of_cell(record.cell)
+        + words_of_recipe_differences(record.cell, cells)
+        + how
+        + _words_of_differences(record.cell, cells)
+    )
 
 
-def _told_apart(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+def _words_of_differences(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     """Say what tells cells apart that would share a name, such as ' (torch 2.13.0)'; empty where none would.
 
     They have one label, ratio and seed in one setup, and differ in what no table is set apart by, such as versions. A
@@ -135,20 +149,22 @@ def _told_apart(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> 
     alike = [one for one in cells if one["method"] == cell["method"] and one["model"] == cell["model"]]
     alike = [one for one in alike if one["protocol"] == cell["protocol"]]
     sharing: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for one in (one for one in alike if label(one) == label(cell)):
+    for one in (one for one in alike if label_of_cell(one) == label_of_cell(cell)):
         met = None if one["ratio"] is None else one.get("match")
         recipe = recipe_of_cell(one)
-        shared = (one["ratio"], ratio_of(one), one["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
+        shared = (one["ratio"], base_of_ratio(one), one["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
         sharing.setdefault(shared, []).append(one)
     beyond = [list(map(_beyond_tables, found)) for found in sharing.values() if len(found) > 1]
-    several = [[_fields(one) for one in found] for found in beyond if any(one != found[0] for one in found)]
+    several = [[_fields_with_values(one) for one in found] for found in beyond if any(one != found[0] for one in found)]
     names = dict.fromkeys(name for found in several for one in found for name in one)
     telling = list[str]()
     for name in sorted(names, key=lambda name: name.endswith(("sha256", "parent"))):
         if _distinct(several, [*telling, name]) > _distinct(several, telling):
             telling.append(name)
-    mine = _fields(_beyond_tables(cell)) if telling else {}
-    said = [f"{name.rpartition('.')[2].replace('_', ' ')} {brief(mine[name])}" for name in telling if name in mine]
+    mine = _fields_with_values(_beyond_tables(cell)) if telling else {}
+    said = [
+        f"{name.rpartition('.')[2].replace('_', ' ')} {shorten_value(mine[name])}" for name in telling if name in mine
+    ]
     return f" ({', '.join(said)})".replace('"', "") if said else ""
 
 
@@ -158,14 +174,16 @@ def _beyond_tables(cell: Mapping[str, Any]) -> dict[str, Any]:
         {**stage, "parameters": {**stage["parameters"], "seed": None}} if is_recorded_draw(stage) else stage
         for stage in (*cell.get("earlier", ()), cell)
     ]
-    inputs = {n: one for n, one in cell.get("inputs", {}).items() if not touches(f"inputs.{n}", *FIGURES, "columns")}
+    inputs = {
+        n: one for n, one in cell.get("inputs", {}).items() if not is_condition_of(f"inputs.{n}", *FIGURES, "columns")
+    }
     asked = {name: value for name, value in own.items() if name not in ("earlier", "protocol")} | {"inputs": inputs}
     return {"own": asked, **{str(number): stage for number, stage in enumerate(earlier)}}
 
 
-def _fields(asked: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_with_values(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that have a value."""
-    return {name: value for name, value in flat(asked).items() if value not in (None, {}, [])}
+    return {name: value for name, value in flatten(cell).items() if value not in (None, {}, [])}
 
 
 def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> int:
@@ -173,10 +191,10 @@ def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str
     return sum(len({json.dumps([one.get(name) for name in names]) for one in group}) for group in groups)
 
 
-def named_beside(record: Record, records: Sequence[Record]) -> str:
+def name_with_ratio(record: Record, records: Sequence[Record]) -> str:
     """Write a cell as sentences call it, with what others have otherwise: 'laco (match exact) at 0.2'."""
-    asked = share(requested_ratio(record), ratio_of(record.cell))
-    return name_beside(record, records) + (f" at {asked}" if asked else "")
+    asked = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
+    return label_with_differences(record, records) + (f" at {asked}" if asked else "")
 
 
 def seeds_of(records: Sequence[Record]) -> list[int]:
@@ -184,46 +202,46 @@ def seeds_of(records: Sequence[Record]) -> list[int]:
     return sorted({record.cell["seed"] for record in records})
 
 
-def draws_apart(records: Sequence[Record]) -> list[str]:
+def suffixes_of_draws(records: Sequence[Record]) -> list[str]:
     """Return for each record what its name needs behind it where its label has several seeds or draws.
 
     It is ' (seed 1)', ' (draw 2)', ' (seed 1, draw 2)', or ''; a draw goes by the seed of the random choice.
     """
-    cells = [identity(record) for record in records]
+    cells = [identity_of_cell(record) for record in records]
     found: dict[tuple[str, str], set[Any]] = {}
     for record, cell in zip(records, cells, strict=True):
         for kind in ("seed", "draw"):
-            found.setdefault((label(record.cell), kind), set()).add(cell.get(kind))
+            found.setdefault((label_of_cell(record.cell), kind), set()).add(cell.get(kind))
     named = []
     for record, cell in zip(records, cells, strict=True):
-        kinds = [kind for kind in ("seed", "draw") if kind in cell and len(found[label(record.cell), kind]) > 1]
+        kinds = [kind for kind in ("seed", "draw") if kind in cell and len(found[label_of_cell(record.cell), kind]) > 1]
         which = ", ".join(f"{kind} {cell[kind]}" for kind in kinds)
         named.append(f" ({which})" if which and record.cell["method"] != "dense" else "")
     return named
 
 
-def draws_named(records: Sequence[Record]) -> list[str]:
+def names_of_draws(records: Sequence[Record]) -> list[str]:
     """Name the draws that share a row: 'draw 1', or where they are of several seeds 'seed 0', 'seed 0, draw 1'.
 
     A draw goes by the seed of the random choice, as everywhere.
     """
-    counts = [f"draw {identity(record).get('draw', number)}" for number, record in enumerate(records)]
+    counts = [f"draw {identity_of_cell(record).get('draw', number)}" for number, record in enumerate(records)]
     every = [f"seed {record.cell['seed']}" for record in records]
     if len(set(every)) == 1:
         return counts
     return every if len(set(every)) == len(every) else [", ".join(both) for both in zip(every, counts, strict=True)]
 
 
-def seeds_named(several: Sequence[int]) -> str:
+def names_of_seeds(several: Sequence[int]) -> str:
     """Say 'seed 0' or 'seeds 0, 1, 2'."""
     return f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}"
 
 
-def blocks(records: Sequence[Record]) -> list[list[TableGroup]]:
+def group_records(records: Sequence[Record]) -> list[list[TableGroup]]:
     """Return for each setup a group for each ratio, rising, methods of a fixed ratio last, dense on top of each."""
-    rows, different = frame.rows(records), apart(records)
+    rows, different = frame.rows_of_records(records), differences_of_setups(records)
     groups: dict[str, list[int]] = {}
-    for number, key in enumerate(setups(records)):
+    for number, key in enumerate(setups_of_records(records)):
         groups.setdefault(key, []).append(number)
     return [list(_of_setup(records, rows, cells, different[key])) for key, cells in groups.items()]
 
@@ -234,15 +252,15 @@ def _of_setup(
     """Give the groups of the records at the places `cells`."""
     dense = [number for number in cells if records[number].cell["method"] == "dense"]
     pruned = [number for number in cells if records[number].cell["method"] != "dense"]
-    asked = {number: (requested_ratio(records[number]), ratio_of(records[number].cell)) for number in pruned}
+    asked = {number: (requested_ratio(records[number]), base_of_ratio(records[number].cell)) for number in pruned}
     ratios = sorted(set(asked.values()), key=lambda one: (one[0] is None, one[1] != "all", one[1], one[0] or 0))
     for ratio, of in ratios or [(None, "all")]:
         block = [*dense, *(number for number in pruned if asked[number] == (ratio, of))]
-        shared = [[block[place] for place in places] for places in draws([records[number] for number in block])]
+        shared = [[block[place] for place in places] for places in group_draws([records[number] for number in block])]
         together = [[rows[number] for number in numbers] for numbers in shared]
         yield TableGroup(
             [records[numbers[0]] for numbers in shared],
-            [pooled(several) if len(several) > 1 else several[0] for several in together],
+            [pool_draws(several) if len(several) > 1 else several[0] for several in together],
             shared,
             ratio,
             of,
@@ -253,7 +271,7 @@ def _of_setup(
         )
 
 
-def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def pool_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one row for several draws: the mean of each figure, of a perplexity by its logarithm; of memory the most.
 
     Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
@@ -274,13 +292,13 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             of_one = len(seeds) == 1 and name.partition("_")[0] in frame.STAGES  # one choice alone is timed
             row |= {} if of_one else dict.fromkeys([name, *beside])
         elif known:
-            write = exponential if _is_logarithmic(name) else float
+            write = exp_of_log if _is_logarithmic(name) else float
             middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
             found = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
             row |= {name: write(middle)} | {column: found[column] for column in beside}
     for name in HIGHEST:
-        if finite(row.get(name)):
-            row[name] = max(one[name] for one in rows if finite(one.get(name)))
+        if is_finite(row.get(name)):
+            row[name] = max(one[name] for one in rows if is_finite(one.get(name)))
     return row
 
 
@@ -294,10 +312,10 @@ def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dic
 
     A cell without a finite figure is left out.
     """
-    beside = f"{name}{end}" if all(finite(row.get(f"{name}{end}")) for row in rows) else name
+    beside = f"{name}{end}" if all(is_finite(row.get(f"{name}{end}")) for row in rows) else name
     found: dict[int, list[float]] = {}
     for row in rows:
-        if finite(row.get(beside)):
+        if is_finite(row.get(beside)):
             value = math.log(row[beside]) if _is_logarithmic(name) else row[beside]
             found.setdefault(row["seed"], []).append(value)
     return {seed: fmean(several) for seed, several in found.items()}

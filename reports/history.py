@@ -19,17 +19,17 @@ import numpy as np
 
 from bench.records import frame as column_data
 from bench.records import run_folder
-from bench.records.comparability import apart, identity, metric_conditions, setups
-from bench.records.quantities import metric, shown
-from bench.records.record import Record, display_name
+from bench.records.comparability import conditions_of_metric, differences_of_setups, identity_of_cell, setups_of_records
+from bench.records.quantities import format_value, metric_of
+from bench.records.record import Record, name_of_model
 from bench.records.samples import SampleFiles
 from bench.stats.intervals import NORMAL_95
 from methods.console import say
 from methods.errors import UserError
 from methods.files import write_atomically
-from reports.groups import named_beside, pooled
-from reports.tables.table import Row, Table, TableCell, column, text, words
-from reports.text import printable
+from reports.groups import name_with_ratio, pool_draws
+from reports.tables.table import Row, Table, TableCell, cell_of_text, column_of, column_of_words
+from reports.text import to_printable
 
 FEWEST = 5  # runs, below which no change is marked
 BOTH_SIDES = 2  # runs that a level must have held for: the newest run alone is no new level
@@ -59,10 +59,10 @@ class HistoryPoint:
     change: bool = False
 
 
-def series(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
+def series_of_points(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
     """Return the points by date, each with what differs from the one before it, and with the marks of change."""
     ordered = sorted(points, key=lambda point: (point.date, point.run))
-    marked = changes([point.value for point in ordered])
+    marked = find_changes([point.value for point in ordered])
     found = []
     for number, point in enumerate(ordered):
         before = ordered[number - 1].conditions if number else point.conditions
@@ -72,7 +72,7 @@ def series(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
     return found
 
 
-def changes(values: Sequence[float]) -> list[int]:
+def find_changes(values: Sequence[float]) -> list[int]:
     """Return the places where new levels begin, of at least FEWEST values in the order of time.
 
     R. Killick, P. Fearnhead, I. A. Eckley, "Optimal detection of changepoints with a linear computational cost", 2012
@@ -91,7 +91,7 @@ def changes(values: Sequence[float]) -> list[int]:
     return [int(end) for end in found[:-1]]
 
 
-class AskedFigure(NamedTuple):
+class FigureChoice(NamedTuple):
     """Names a figure of a run: a column of report.csv, and the model, label and ratio of the cell; None: any."""
 
     metric: str
@@ -104,13 +104,13 @@ class _Lacking(UserError):
     """Is raised where a folder is no run, or has no figure of the cell that is asked for."""
 
 
-def points(runs: Sequence[Path], asked: AskedFigure) -> list[HistoryPoint]:
+def points_of(runs: Sequence[Path], choice: FigureChoice) -> list[HistoryPoint]:
     """Return the points of the runs that have the cell, and say how many have not. Raises UserError where none has."""
     found: list[HistoryPoint] = []
     lacking: list[_Lacking] = []
     for run in runs:
         try:
-            found.append(_point(run, asked))
+            found.append(_point(run, choice))
         except _Lacking as reason:
             lacking.append(reason)
     if lacking and not found:
@@ -120,13 +120,13 @@ def points(runs: Sequence[Path], asked: AskedFigure) -> list[HistoryPoint]:
     return found
 
 
-def _point(run: Path, asked: AskedFigure) -> HistoryPoint:
+def _point(run: Path, choice: FigureChoice) -> HistoryPoint:
     """Return the metric of the one cell of a run that the flags name, or the mean of its draws. Raises UserError."""
-    wanted = _wanted(run, asked)
+    wanted = _cells_of_choice(run, choice)
     record, row = wanted[0]
     environment = record.environment
-    value = float((pooled([one for _, one in wanted]) if len(wanted) > 1 else row)[asked.metric])
-    low, high = _interval(row, asked.metric) if len(wanted) == 1 else (None, None)
+    value = float((pool_draws([one for _, one in wanted]) if len(wanted) > 1 else row)[choice.metric])
+    low, high = _interval(row, choice.metric) if len(wanted) == 1 else (None, None)
     return HistoryPoint(
         run=run.name,
         date=str(environment.get("date", "")),
@@ -135,30 +135,30 @@ def _point(run: Path, asked: AskedFigure) -> HistoryPoint:
         low=low,
         high=high,
         draws=len(wanted),
-        conditions=metric_conditions(record, asked.metric),
+        conditions=conditions_of_metric(record, choice.metric),
     )
 
 
-def _wanted(run: Path, asked: AskedFigure) -> list[tuple[Record, dict[str, Any]]]:
+def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict[str, Any]]]:
     """Return the cells of a run that the flags name, with their rows: one, or draws and seeds of one."""
-    metric, model, label, ratio = asked
+    metric, model, label, ratio = choice
     files = SampleFiles()
     try:
-        found = run_folder.records(run)
+        found = run_folder.read_records(run)
     except UserError as error:
         raise _Lacking(str(error)) from None
     records = list(found.values())
-    rows = column_data.rows(records)
-    columns = column_data.columns(rows)
+    rows = column_data.rows_of_records(records)
+    columns = column_data.columns_of_rows(rows)
     figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
     if metric not in figures:
         raise _Lacking(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
-    named = [model in (None, record.cell["model"], display_name(record)) for record in records]
+    named = [model in (None, record.cell["model"], name_of_model(record)) for record in records]
     if not any(named):
-        there = ", ".join(dict.fromkeys(map(display_name, records)))
+        there = ", ".join(dict.fromkeys(map(name_of_model, records)))
         raise _Lacking(f"{run} has no model {model!r}; it has {there}")
-    cells = [identity(record) for record in records]
-    names = [named_beside(record, records) for record in records]
+    cells = [identity_of_cell(record) for record in records]
+    names = [name_with_ratio(record, records) for record in records]
     wanted = [
         number
         for number, cell in enumerate(cells)
@@ -181,15 +181,15 @@ def _wanted(run: Path, asked: AskedFigure) -> list[tuple[Record, dict[str, Any]]
 
 def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
     """Say what keeps cells of one name in a run from being draws of one cell; empty where nothing does."""
-    of = {id(record): setup for record, setup in zip(records, setups(records), strict=True)}
+    of = {id(record): setup for record, setup in zip(records, setups_of_records(records), strict=True)}
     found = {of[id(record)]: record for record in wanted}
     if len(found) == 1:
         return ""
-    models = {str(record.cell["model"]): display_name(record) for record in wanted}
+    models = {str(record.cell["model"]): name_of_model(record) for record in wanted}
     if len(models) > 1:
         names = models.values() if len(set(models.values())) == len(models) else models
         return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"
-    said, ways = apart(records), list[str]()
+    said, ways = differences_of_setups(records), list[str]()
     for setup, record in found.items():
         ways.append(", ".join([record.cell["device"], record.cell["dtype"], *said[setup]]))
     return f"under several conditions, whose mean says nothing: {'; '.join(ways)}; name runs of one"
@@ -214,10 +214,15 @@ CHANGE = (
 POOLED = "mean over draws or seeds, of a perplexity the geometric one, without an interval."
 
 
-def table(points: Sequence[HistoryPoint], name: str) -> Table:
+def table_of_history(points: Sequence[HistoryPoint], name: str) -> Table:
     """Make the table of the metric `name`: one row per run, a new level is marked."""
-    columns = [words("commit"), words("run"), replace(column(name), better=None), words("level", "")]
-    columns.append(words("apart", "conditions that differ from the run before"))
+    columns = [
+        column_of_words("commit"),
+        column_of_words("run"),
+        replace(column_of(name), better=None),
+        column_of_words("level", ""),
+    ]
+    columns.append(column_of_words("apart", "conditions that differ from the run before"))
     rows = [Row(point.date[:16].replace("T", " "), "", None, _cells(point, name)) for point in points]
     used = [at for at in range(len(columns)) if at < 3 or any(row.cells[at].value for row in rows)]
     dirty, interval = (any(p.commit.endswith("*") for p in points), any(p.low is not None for p in points))
@@ -228,14 +233,20 @@ def table(points: Sequence[HistoryPoint], name: str) -> Table:
 
 def _cells(point: HistoryPoint, name: str) -> tuple[TableCell, ...]:
     row = {name: point.value, f"{name}_low": point.low, f"{name}_high": point.high}
-    if metric(name).spread == "stderr" and point.low is not None and point.high is not None:
+    if metric_of(name).spread == "stderr" and point.low is not None and point.high is not None:
         row[f"{name}_stderr"] = (point.high - point.low) / 2 / NORMAL_95
-    value = TableCell(shown(row, name), value=point.value, low=point.low, high=point.high)
+    value = TableCell(format_value(row, name), value=point.value, low=point.low, high=point.high)
     level, apart = "new level" if point.change else "", ", ".join(point.apart)
-    return text(point.commit), text(point.run), value, TableCell(level, value=level), TableCell(apart, value=apart)
+    return (
+        cell_of_text(point.commit),
+        cell_of_text(point.run),
+        value,
+        TableCell(level, value=level),
+        TableCell(apart, value=apart),
+    )
 
 
-def csv(points: Sequence[HistoryPoint], name: str) -> tuple[list[str], list[list[object]]]:
+def csv_of_history(points: Sequence[HistoryPoint], name: str) -> tuple[list[str], list[list[object]]]:
     """Return the headings, and a line of figures per run."""
     lines: list[list[object]] = [
         [p.date, p.commit, p.run, p.value, p.low, p.high, p.draws, int(p.change), " ".join(p.apart)] for p in points
@@ -243,7 +254,7 @@ def csv(points: Sequence[HistoryPoint], name: str) -> tuple[list[str], list[list
     return ["date", "commit", "run", name, "low", "high", "draws", "new_level", "conditions_apart"], lines
 
 
-def plot(points: Sequence[HistoryPoint], name: str, title: str, file: Path) -> None:
+def draw_history(points: Sequence[HistoryPoint], name: str, title: str, file: Path) -> None:
     """Draw the values with their intervals over the commits, evenly spaced, with new levels and changed conditions.
 
     Raises Unwritable where the file cannot be written.
@@ -285,10 +296,10 @@ def _draw(axes: Any, points: Sequence[HistoryPoint], name: str, title: str) -> N
     for n in apart:
         axes.axvline(n - 0.5, color="#999999", linestyle=":", label="other conditions" if n == apart[0] else None)
     axes.set_xticks(
-        list(places), [printable(point.commit or point.date[:10]) for point in points], rotation=60, fontsize=7
+        list(places), [to_printable(point.commit or point.date[:10]) for point in points], rotation=60, fontsize=7
     )
-    found = metric(name)
-    axes.set_ylabel(printable(f"{found.label} ({found.unit})" if found.unit else found.label))
-    axes.set_title(printable(title), fontsize=9)
+    found = metric_of(name)
+    axes.set_ylabel(to_printable(f"{found.label} ({found.unit})" if found.unit else found.label))
+    axes.set_title(to_printable(title), fontsize=9)
     if starts or apart:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)

@@ -19,20 +19,20 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import amount, label, ratio_of
-from bench.records.comparability import dense_peer, draws, other_versions
-from bench.records.frame import MISS, SMALL, STAGES, misfits, missed, texts, timed
+from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount
+from bench.records.comparability import find_dense_peer, find_unlike_versions, group_draws
+from bench.records.frame import MISS, SMALL, STAGES, find_misfits, main_timing, misses_budget, texts_of_records
 from bench.records.measured import is_accuracy
-from bench.records.quantities import METRICS, binary, metric, short, shown
+from bench.records.quantities import METRICS, format_bytes, format_value, metric_of, shorten_name
 from bench.records.record import Record, requested_ratio
 from methods.counted import QUANTITIES
 from reports.groups import (
     Cell,
-    draws_apart,
-    name_beside,
+    label_with_differences,
+    names_of_seeds,
     recipe_of_cell,
-    seeds_named,
     seeds_of,
+    suffixes_of_draws,
     words_of_recipe_differences,
 )
 
@@ -104,7 +104,7 @@ OF_MACHINE = {word: Flag(word, f"{{name}}: {meaning}") for word, meaning in MACH
 
 def doubts_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> Iterator[Doubt]:
     """Yield each doubt about a cell. `stages` are those of generation whose speed a table shows."""
-    if record.status == "ok" and missed(record):
+    if record.status == "ok" and misses_budget(record):
         yield Doubt(MISSED, name, {"miss": _miss(record)})
     yield from _misfits(record, name)
     yield from _ended_early(record, name)
@@ -115,7 +115,7 @@ def doubts_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> I
 
 def _miss(record: Record) -> str:
     """Return 'ratio: requested 30.0 %, budget 28.9 %, achieved 28.1 %', or how much of a budget's quantity stays."""
-    show, measured, of = METRICS["ratio"].show, record.measured, ratio_of(record.cell)
+    show, measured, of = METRICS["ratio"].show, record.measured, base_of_ratio(record.cell)
     requested = requested_ratio(record)
     if budget := measured.get("budget"):
         wanted = "" if requested is None else f"requested {show(1 - requested)}, "
@@ -128,7 +128,7 @@ def _miss(record: Record) -> str:
 
 def _misfits(record: Record, name: str) -> Iterator[Doubt]:
     """Yield the worst of the fits that do not hold on calibration sequences that they have not seen."""
-    if every := list(misfits(record)):
+    if every := list(find_misfits(record)):
         where, tokens, fitted, held_out = max(every, key=lambda misfit: misfit[3] / max(misfit[2], SMALL))
         more = f", and {len(every) - 1} more" if len(every) > 1 else ""
         values = {"where": where, "tokens": tokens, "fitted": fitted, "held_out": held_out, "more": more}
@@ -206,7 +206,7 @@ def doubts_of_latencies(about: Mapping[str, Any]) -> Iterator[str]:
 
 def differing_versions(record: Record, records: Sequence[Record]) -> str:
     """Return which packages the dense model beside a cell had in other versions: 'torch 2.13.0, not 2.12.0'."""
-    versions = other_versions(record, dense_peer(record, records))
+    versions = find_unlike_versions(record, find_dense_peer(record, records))
     return ", ".join(f"{package} {its}, not {dense}" for package, (its, dense) in versions.items())
 
 
@@ -214,25 +214,26 @@ KINDS = {"lora": "LoRA of rank {rank}", "full": "all parameters"}
 LOSSES = {"next-token": "for the next token", "kl": "towards the dense model's predictions"}
 
 
-def notes(cells: Iterable[Cell]) -> list[str]:
+def notes_of_healing(cells: Iterable[Cell]) -> list[str]:
     """Say by which recipe cells were healed, and what a chained one goes on from; each sentence once."""
     everything = list(cells)
     found = []
     for cell in everything:
         if recipe := recipe_of_cell(cell):
             which = words_of_recipe_differences(cell, everything)
-            found.append(f"healed{which}: {said(recipe)}{'' if which else '; the same for every method'}.")
+            found.append(f"healed{which}: {words_of_recipe(recipe)}{'' if which else '; the same for every method'}.")
     if any(cell.get("earlier") for cell in everything):
         found.append("then: pruned further, from the model in front of it; ratios are of the dense model in total.")
     return list(dict.fromkeys(found))
 
 
-def said(recipe: Cell) -> str:
+def words_of_recipe(recipe: Cell) -> str:
     """Say a recipe: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki in batches of 8 x 256, ...'."""
     passes = "" if recipe["passes"] == 1 else f", {recipe['passes']:,} passes"
     return (
         f"{KINDS[recipe['kind']].format(**recipe)}, {LOSSES[recipe['loss']]}, {recipe['tokens']:,} tokens of "
-        f"{short(recipe['text'])}{passes}, batches of {recipe['batch']} x {recipe['length']}, learning rate up to "
+        f"{shorten_name(recipe['text'])}{passes}, batches of {recipe['batch']} x {recipe['length']}, learning "
+        "rate up to "
         f"{recipe['learning_rate']:g}, seed {recipe['seed']}"
     )
 
@@ -253,7 +254,7 @@ MEANS = (
 REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
 
 
-def conditions(records: Sequence[Record]) -> list[str]:
+def conditions_of(records: Sequence[Record]) -> list[str]:
     """Return where rows were measured, every place that occurs, in one order: device, dtype, threads; profile."""
     threads = {
         one.environment["threads"]
@@ -284,7 +285,7 @@ def _either(values: Iterable[Any]) -> str:
     return " or ".join(dict.fromkeys(map(str, values)))
 
 
-def ratio(records: Sequence[Record]) -> str:
+def words_of_ratio(records: Sequence[Record]) -> str:
     """Return 'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that parameters decide; empty for dense.
 
     Of a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'.
@@ -296,7 +297,7 @@ def ratio(records: Sequence[Record]) -> str:
     if requested is None:
         return "ratio fixed by the method's parameters"
     budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
-    asked = amount(requested, ratio_of(pruned[0].cell))
+    asked = words_of_amount(requested, base_of_ratio(pruned[0].cell))
     return asked + (f": {budgets.pop()}" if len(budgets) == 1 else "")
 
 
@@ -316,31 +317,33 @@ def _budget(record: Record) -> str:
     return f"{round(layers)} of {total} layers, {left}" if whole else left
 
 
-def exceptions(records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = ()) -> Iterator[str]:
+def describe_exceptions(
+    records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = ()
+) -> Iterator[str]:
     """Yield a sentence for each cell that missed its budget or has no figures, named with its seed and draw if need be.
 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
     beside  from which a name has to tell a cell, as that of its row does; the records themselves where it is empty
     """
     differing = dict[str, None]()
-    for record, which in zip(records, draws_apart(records), strict=True):
-        name = name_beside(record, beside or records) + which
+    for record, which in zip(records, suffixes_of_draws(records), strict=True):
+        name = label_with_differences(record, beside or records) + which
         if record.status != "ok":
-            yield f"{name}: {status(record)}: {reason(record.error or '')}"
+            yield f"{name}: {words_of_status(record)}: {reason_of_error(record.error or '')}"
         for doubt in doubts_of_cell(record, name, stages):
             yield doubt.sentence
         if versions := differing_versions(record, records):
-            doubt = Doubt(OTHER_VERSIONS, name_beside(record, records) + which, {"versions": versions})
+            doubt = Doubt(OTHER_VERSIONS, label_with_differences(record, records) + which, {"versions": versions})
             differing[doubt.sentence] = None
     yield from differing
 
 
-def status(record: Record) -> str:
+def words_of_status(record: Record) -> str:
     """Return the status as a reader would write it."""
     return record.status.replace("_", " ")
 
 
-def reason(error: str) -> str:
+def reason_of_error(error: str) -> str:
     """Return an error in one line: what stands above its traceback."""
     message, _, _ = error.partition("\nTraceback (most recent call last):")
     text = re.sub(r"\s+", " ", message).strip()
@@ -377,7 +380,7 @@ def describe_columns(
         *(_incomparable(rows) if "tasks" in about else ()),
         *(_calibration(several) for several in calibrations if calibration),
         *(sentence for sentence in drawn if not {"perplexity", "kl", "tasks"}.isdisjoint(about)),
-        *notes([record.cell for record in records]),
+        *notes_of_healing([record.cell for record in records]),
         *_draws(records, seeds=seeds),
     ]
     return list(dict.fromkeys(sentences))
@@ -385,7 +388,7 @@ def describe_columns(
 
 def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
     for text, result in measured.get("perplexity", {}).items():
-        name, windows = metric(f"perplexity_{text}").label, result["windows"]
+        name, windows = metric_of(f"perplexity_{text}").label, result["windows"]
         yield (
             f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, {_lie(result)}"
             f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
@@ -402,7 +405,7 @@ def _lie(result: dict[str, Any]) -> str:
 
 def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
     """Yield what stands behind a perplexity, in the forms that occur."""
-    cells = [shown(row, f"perplexity_{text}") for row in rows for text in texts(records)]
+    cells = [format_value(row, f"perplexity_{text}") for row in rows for text in texts_of_records(records)]
     if any("±" in cell for cell in cells):
         yield "± of a perplexity is half the 95 % interval."
     if any("[" in cell for cell in cells):
@@ -421,7 +424,7 @@ def _checks(rows: Sequence[Row]) -> Iterator[str]:
 
 def _tasks(measured: dict[str, Any]) -> Iterator[str]:
     """Yield which metric, documents and shots tasks have; what all tasks share is said once."""
-    results = {short(name): result for name, result in measured.get("tasks", {}).items()}
+    results = {shorten_name(name): result for name, result in measured.get("tasks", {}).items()}
     for name, result in results.items():
         if not is_accuracy(result):
             yield f"{name}: {result['main']}, {_documents(result)}, {_shots(result)}; not in the average."
@@ -491,28 +494,32 @@ def _calibration(records: Sequence[Record]) -> str:
     asked = records[0].cell["protocol"]
     return (
         f"calibration: {asked['calibration_sequences']} sequences of {asked['calibration_length']} tokens of "
-        f"{asked['calibration']}, {seeds_named(seeds_of(records))}; the same for every method."
+        f"{asked['calibration']}, {names_of_seeds(seeds_of(records))}; the same for every method."
     )
 
 
 def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
-    for shared in draws(records, seeds=seeds):
+    for shared in group_draws(records, seeds=seeds):
         first, *others = (records[number] for number in shared)
         several = len({record.cell["seed"] for record in (first, *others)})
         if others and several == 1:
             yield (
-                f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, of peak memory "
+                f"{label_of_cell(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, "
+                "of peak memory "
                 f"the highest; its ± and [low, high] are the standard deviation between the draws"
-                f"{_timed_draw(first, others)}."
+                f"{_words_of_timed_draw(first, others)}."
             )
         elif len(shared) > several:
-            yield f"{label(first.cell)}: {len(shared)} draws over {several} seeds{_timed_draw(first, others)}."
+            yield (
+                f"{label_of_cell(first.cell)}: {len(shared)} draws over {several} "
+                f"seeds{_words_of_timed_draw(first, others)}."
+            )
 
 
-def _timed_draw(first: Record, others: Sequence[Record]) -> str:
+def _words_of_timed_draw(first: Record, draws: Sequence[Record]) -> str:
     """Say which of several draws was timed, where not all were."""
     if "speed" in first.measured:
-        return ", but of its speed, for which one draw alone is timed" * any("speed" not in o.measured for o in others)
+        return ", but of its speed, for which one draw alone is timed" * any("speed" not in o.measured for o in draws)
     return "; the draw that is timed is not among them" * (first.cell["protocol"]["speed_rounds"] > 0)
 
 
@@ -520,7 +527,7 @@ def _plural(noun: str, number: int) -> str:
     return noun if number == 1 else f"{noun}s"
 
 
-def environment(records: Sequence[Record]) -> Iterator[str]:
+def describe_environment(records: Sequence[Record]) -> Iterator[str]:
     """Yield where the cells ran, as in 'torch: 2.13.0'; several values where they ran under several."""
     found: dict[str, list[str]] = {}
     for record in records:
@@ -539,7 +546,7 @@ def environment(records: Sequence[Record]) -> Iterator[str]:
 def _fact(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return binary(float(str(value))) if name.endswith("_bytes") else str(value)
+    return format_bytes(float(str(value))) if name.endswith("_bytes") else str(value)
 
 
 CAPTURED = ", each step captured once and replayed"
@@ -549,7 +556,7 @@ def describe_speed(record: Record) -> Iterator[str]:
     """Yield by which protocol the speed of the main table was measured."""
     asked = record.cell["protocol"]
     for stage, size in STAGES.items():
-        point = timed(record, stage)
+        point = main_timing(record, stage)
         if point:
             what = "a prompt of" if stage == "prefill" else "one token behind a context of"
             how = ", compiled" if asked["compile"] else CAPTURED if point.get("mode") == "graph" else ""
@@ -561,7 +568,7 @@ def describe_speed(record: Record) -> Iterator[str]:
             )
 
 
-def throughput(record: Record, called: str) -> Iterator[str]:
+def describe_throughput(record: Record, called: str) -> Iterator[str]:
     """Yield the most tokens per second that decoding reached over the batches of a GPU, by each model."""
     steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
     for context in dict.fromkeys(point["context"] for point in steps):
@@ -575,7 +582,7 @@ def throughput(record: Record, called: str) -> Iterator[str]:
             yield f"{called}: most tokens/s behind {context:,} tokens: {', '.join(found)}."
 
 
-def equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:
+def describe_equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:
     """Yield how many tokens per second both models reach in the memory that the dense one takes where it is fastest.
 
     dense  the cell of the dense model, which has measured what that takes alone; only measured batches are named
@@ -593,7 +600,7 @@ def equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:
         fitting = [p for p in _timed(swept, "pruned") if taken.get((context, p["batch"]), room + 1) <= room]
         if most := max(fitting, key=lambda point: _rate(point, "pruned"), default=None):
             yield (
-                f"{called}: tokens/s behind {context:,} tokens in {binary(room)}: dense "
+                f"{called}: tokens/s behind {context:,} tokens in {format_bytes(room)}: dense "
                 f"{_rate(best, 'dense'):,.0f} at batch {best['batch']}, pruned {_rate(most, 'pruned'):,.0f} at batch "
                 f"{most['batch']}."
             )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.plan.cell import share
+from bench.plan.cell import words_of_ratio
 from bench.plan.run_spec import RunSpec
-from bench.runs.plan import Plan, PlannedCell, summary
-from bench.schedule.estimate import duration
-from bench.schedule.memory_needs import ALONE, gib
-from reports.tables.table import Column, Row, Table, TableCell, text, words
+from bench.runs.plan import Plan, PlannedCell, summarise_plan
+from bench.schedule.estimate import format_duration
+from bench.schedule.memory_needs import ALONE, to_gib
+from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
 
 STAGES = ("load", "prune", "heal", "save", "perplexity", "tasks", "speed", "checks")
 TAKES = "takes: the sum of the stages; starts: from the beginning of the run, which reads its texts and tasks first."
@@ -29,7 +29,7 @@ OFFLOADED = "offloaded: states that wait between layers, in files of the folder 
 ONE = "--slots is not given, so that the plan is for one cell at a time."
 
 
-def tables(plan: Plan, spec: RunSpec) -> list[Table]:
+def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
     """Return the table of the cells, and that of the slots where there are several."""
     found = [_cells(plan, spec)]
     if len(plan.slots) > 1:
@@ -52,42 +52,49 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
         Column("host", "host"),
         *[Column("offloaded", "offloaded")] * any(one.needs.offloaded for one in left),
         *(Column(name, name, group="stages") for name in stages),
-        words("basis"),
-        *[words("waits for")] * any(one.after for one in left),
+        column_of_words("basis"),
+        *[column_of_words("waits for")] * any(one.after for one in left),
     ]
     rows = tuple(_row(one, columns) for one in plan.cells)
     elsewhere = spec.engine != "local"
-    notes = [f"{summary(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE] * (elsewhere and not spec.slots)]
+    notes = [f"{summarise_plan(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE] * (elsewhere and not spec.slots)]
     notes += [FILES] * any(one.needs.in_files for one in left)
     notes += [f"alone: {ALONE}."] * any(one.needs.alone for one in left)
     notes += [OFFLOADED] * any(one.needs.offloaded for one in left)
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
 
 
-def _row(one: PlannedCell, columns: list[Column]) -> Row:
-    cell, found = one.cell, {"model": text(Path(one.cell.model).name)}
+def _row(planned: PlannedCell, columns: list[Column]) -> Row:
+    cell, found = planned.cell, {"model": cell_of_text(Path(planned.cell.model).name)}
     if cell.ratio is not None:
-        found["ratio"] = TableCell(share(cell.ratio, cell.ratio_of), value=cell.ratio)
-    if one.estimate is None:
-        found["basis"] = TableCell(f"has a record: {one.done}")
+        found["ratio"] = TableCell(words_of_ratio(cell.ratio, cell.ratio_of), value=cell.ratio)
+    if planned.estimate is None:
+        found["basis"] = TableCell(f"has a record: {planned.done}")
     else:
-        found |= {name: _time(seconds) for name, seconds in one.estimate.stages.items()}
-        found |= {"seconds": _time(one.estimate.seconds), "begin": _time(one.begin)}
-        found |= {"slot": TableCell(str(one.slot + 1), value=one.slot + 1), "waits for": text(one.after)}
-        found |= {"device": _size(one.needs.device), "host": _host(one), "basis": text(one.estimate.basis)}
-        found["offloaded"] = _size(one.needs.offloaded)
+        found |= {name: _time(seconds) for name, seconds in planned.estimate.stages.items()}
+        found |= {"seconds": _time(planned.estimate.seconds), "begin": _time(planned.begin)}
+        found |= {
+            "slot": TableCell(str(planned.slot + 1), value=planned.slot + 1),
+            "waits for": cell_of_text(planned.after),
+        }
+        found |= {
+            "device": _size(planned.needs.device),
+            "host": _host(planned),
+            "basis": cell_of_text(planned.estimate.basis),
+        }
+        found["offloaded"] = _size(planned.needs.offloaded)
     filled = tuple(found.get(column.name, TableCell()) for column in columns)
     return Row(cell.label, cell.method, cell.ratio, filled, ratio_of=cell.ratio_of)
 
 
 def _size(count: int) -> TableCell:
-    return TableCell(gib(count), value=count)
+    return TableCell(to_gib(count), value=count)
 
 
-def _host(one: PlannedCell) -> TableCell:
-    needs, timed = one.needs, ", not timed" if one.cell.method == "dense" else ", alone"
-    return TableCell(f"{gib(needs.host)}{' + files' * needs.in_files}{timed * needs.alone}", value=needs.host)
+def _host(planned: PlannedCell) -> TableCell:
+    needs, timed = planned.needs, ", not timed" if planned.cell.method == "dense" else ", alone"
+    return TableCell(f"{to_gib(needs.host)}{' + files' * needs.in_files}{timed * needs.alone}", value=needs.host)
 
 
 def _time(seconds: float) -> TableCell:
-    return TableCell(duration(seconds), value=seconds)
+    return TableCell(format_duration(seconds), value=seconds)

@@ -28,7 +28,7 @@ class Remaining:
     how: str
 
 
-def together(record: Record) -> dict[str, Any]:
+def join_decisions(record: Record) -> dict[str, Any]:
     """Return a cell's decisions with those of the cells that it goes on from, by the dense model's numbers.
 
     Empty where a method in front does not say which layers it has removed.
@@ -61,13 +61,13 @@ def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[
     return found
 
 
-def remaining(record: Record) -> Remaining | None:
+def remaining_of(record: Record) -> Remaining | None:
     """Return what is left over depth; None where the decisions do not tell, as of a failed cell.
 
     An attention's share is that of its key/value heads, an MLP's that of its channels or experts. A residual stream of
     d of D columns leaves d / D of every matrix.
     """
-    decided, layers = together(record), record.measured.get("dense_layers")
+    decided, layers = join_decisions(record), record.measured.get("dense_layers")
     if record.status != "ok" or not layers:
         return None
     if {"d", "width"} <= set(decided):
@@ -82,7 +82,7 @@ def remaining(record: Record) -> Remaining | None:
     return Remaining(attention, mlp, _how(decided))
 
 
-def _shares(layers: int, decided: dict[str, Any], unit: str, gone: set[int]) -> tuple[float, ...]:
+def _shares(layers: int, decided: dict[str, Any], unit: str, whole_layers: set[int]) -> tuple[float, ...]:
     removed, kept = decided.get(f"removed_{unit}", []), decided.get(unit, [])
     shares = [1.0] * layers
     if len(removed) == len(kept) == layers:
@@ -90,7 +90,7 @@ def _shares(layers: int, decided: dict[str, Any], unit: str, gone: set[int]) -> 
         shares = [
             there / total if total else float(unit == "experts") for there, total in zip(kept, totals, strict=True)
         ]
-    return tuple(0.0 if number in gone else share for number, share in enumerate(shares))
+    return tuple(0.0 if number in whole_layers else share for number, share in enumerate(shares))
 
 
 def _how(decided: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _how(decided: dict[str, Any]) -> str:
     return "blocks" if decided.get("removed_attention") or decided.get("removed_mlp") else "layers"
 
 
-def ranges(numbers: Iterable[int]) -> str:
+def to_ranges(numbers: Iterable[int]) -> str:
     """Write [10, 11, 12, 23] as '10-12, 23'."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
@@ -110,7 +110,7 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def per_layer(counts: Sequence[int]) -> str:
+def words_per_layer(counts: Sequence[int]) -> str:
     """Write how many went per layer: '2 of each layer', '0 to 5 of a layer, mean 2.1', 'none'."""
     if not any(counts):
         return "none"
@@ -119,11 +119,11 @@ def per_layer(counts: Sequence[int]) -> str:
     return f"{min(counts):,} to {max(counts):,} of a layer, mean {fmean(counts):,.1f}"
 
 
-def went(record: Record) -> dict[str, str]:
+def removals_of(record: Record) -> dict[str, str]:
     """Return what went, by column: layers, attentions, MLPs, heads, channels, width; only what there is."""
-    decided = together(record)
+    decided = join_decisions(record)
     found = {
-        column: ranges(decided[name])
+        column: to_ranges(decided[name])
         for column, name in (("layers", "removed_layers"), ("attentions", "removed_attention"), ("MLPs", "removed_mlp"))
         if decided.get(name)
     }
@@ -131,7 +131,7 @@ def went(record: Record) -> dict[str, str]:
     for column, name in units.items():
         counts = [len(units) for units in decided.get(name, ())]
         if any(counts):
-            found[column] = per_layer(counts)
+            found[column] = words_per_layer(counts)
     if {"d", "width"} <= set(decided):
         found["residual width"] = f"{decided['width'] - decided['d']:,} of {decided['width']:,}"
     if isinstance(decided.get("threshold"), float):

@@ -17,51 +17,51 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import run_folder
-from bench.records.comparability import apart, setups
-from bench.records.frame import columns, rows, timed
-from bench.records.record import Record, display_name
+from bench.records.comparability import differences_of_setups, setups_of_records
+from bench.records.frame import columns_of_rows, main_timing, rows_of_records
+from bench.records.record import Record, name_of_model
 from bench.records.run_folder import Merged
-from methods.cards import needs
+from methods.cards import needs_of_methods
 from methods.errors import UserError
 from methods.files import write_atomically
 from reports import legend
 from reports.figures import catalogue as figures
-from reports.figures.figure import Figure, svg
+from reports.figures.figure import Figure, to_svg
 from reports.formats import markup, terminal
 from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
 from reports.tables import rows as order
 from reports.tables.rows import ReportData
-from reports.tables.table import Table, footnotes
-from reports.tables.views import view
-from reports.text import markdown_escaped
+from reports.tables.table import Table, footnotes_of
+from reports.tables.views import build_view
+from reports.text import escape_markdown
 
 LINE = terminal_text.LINE
 
 
-def write(folder: Path, records: Sequence[Record]) -> None:
+def write_report(folder: Path, records: Sequence[Record]) -> None:
     """Write report.md and report.csv into `folder`, each atomically."""
-    write_atomically(folder / "report.md", markdown(records))
-    write_atomically(folder / "report.csv", csv(records))
+    write_atomically(folder / "report.md", to_markdown(records))
+    write_atomically(folder / "report.csv", to_csv(records))
 
 
-def csv(records: Sequence[Record]) -> str:
+def to_csv(records: Sequence[Record]) -> str:
     """Return the frame in full precision, one line per cell in the order of the tables.
 
     Where cells are not compared since they were not measured alike, `conditions` says in what: 'calibration "wiki"'.
     """
-    records = order.records(ReportData(records).groups)
-    found, different = rows(records), apart(records)
+    records = order.records_of(ReportData(records).groups)
+    found, different = rows_of_records(records), differences_of_setups(records)
     if any(different.values()):
         found = [
             {"model": row["model"], "conditions": ", ".join(different[key])} | row
-            for row, key in zip(found, setups(records), strict=True)
+            for row, key in zip(found, setups_of_records(records), strict=True)
         ]
-    table = {name: _written_out([row.get(name) for row in found]) for name in columns(found)}
+    table = {name: _write_out([row.get(name) for row in found]) for name in columns_of_rows(found)}
     return markup.csv_of_lines(list(table), zip(*table.values(), strict=True))
 
 
-def _written_out(values: Sequence[Any]) -> list[str]:
+def _write_out(values: Sequence[Any]) -> list[str]:
     """Write a column as text: whole numbers as such where all are, else with their point; what is missing as ""."""
     if {type(value) for value in values if value is not None} <= {int}:
         return ["" if value is None else str(value) for value in values]
@@ -71,43 +71,43 @@ def _written_out(values: Sequence[Any]) -> list[str]:
 
 def to_terminal(records: Sequence[Record]) -> str:
     """Return the main view in lines of at most 100 columns."""
-    return terminal_text.render(view("main", records))
+    return terminal_text.render(build_view("main", records))
 
 
-def markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:
+def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:
     """Return the report: the protocol in plain words; per ratio tables of quality, tasks, checks, cost; the machine.
 
     tables   of the main view, where they have been made already
     remarks  on several runs in one report
     """
-    main = view("main", records) if tables is None else tables
-    models = dict.fromkeys(markdown_escaped(display_name(record)) for record in records)
+    main = build_view("main", records) if tables is None else tables
+    models = dict.fromkeys(escape_markdown(name_of_model(record)) for record in records)
     parts = [
         f"# Structured pruning of {', '.join(models)}",
         "## How to read this",
-        markdown_text.bullets_to_markdown([*remarks, *footnotes(main)]),
-        *(part for table in main for part in markdown_text.section(table)),
-        *speed_markdown(records),
+        markdown_text.bullets_to_markdown([*remarks, *footnotes_of(main)]),
+        *(part for table in main for part in markdown_text.section_of_table(table)),
+        *speed_to_markdown(records),
         "## Environment",
-        markdown_text.bullets_to_markdown(legend.environment(records)),
+        markdown_text.bullets_to_markdown(legend.describe_environment(records)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def speed_terminal(records: Sequence[Record]) -> str:
+def speed_to_terminal(records: Sequence[Record]) -> str:
     """Return the tables of what was timed and of the sizes that explain it, with what is to be known about them."""
-    return terminal_text.render(view("speed", records))
+    return terminal_text.render(build_view("speed", records))
 
 
-def speed_markdown(records: Sequence[Record]) -> list[str]:
+def speed_to_markdown(records: Sequence[Record]) -> list[str]:
     """Return the section on speed of a report; nothing where the main table already has all that was timed."""
     points = [point for record in records for point in record.measured.get("speed", {}).get("points", ())]
-    in_main = [timed(record, stage) for record in records for stage in ("prefill", "decode")]
+    in_main = [main_timing(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):
         return []
-    found = view("speed", records)
-    sections = [part for table in found for part in markdown_text.section(table, 3)]
-    return ["## Speed", *sections, markdown_text.bullets_to_markdown(footnotes(found))]
+    found = build_view("speed", records)
+    sections = [part for table in found for part in markdown_text.section_of_table(table, 3)]
+    return ["## Speed", *sections, markdown_text.bullets_to_markdown(footnotes_of(found))]
 
 
 def report(*runs: Path | str) -> RunReport:
@@ -132,7 +132,9 @@ class RunReport:
     @cached_property
     def _drawn(self) -> dict[str, Figure]:
         merged = self._merged
-        found = figures.figures(merged.records, merged.samples, served=merged.served, needs=needs())
+        found = figures.figures_of_report(
+            merged.records, merged.samples, served=merged.served, needs=needs_of_methods()
+        )
         return {figure.name: figure for figure in found}
 
     @property
@@ -148,7 +150,9 @@ class RunReport:
         Raises UserError for an unknown view, and for a reference that no record has.
         """
         merged = self._merged
-        return ShownTables(view(name, merged.records, reference, merged.samples, needs(), served=merged.served))
+        return ShownTables(
+            build_view(name, merged.records, reference, merged.samples, needs_of_methods(), served=merged.served)
+        )
 
     def figure(self, name: str) -> ShownFigure:
         """Return the figure of that name, or the first whose name starts so. Raises UserError where there is none."""
@@ -194,7 +198,7 @@ class ShownFigure:
     @cached_property
     def svg(self) -> str:
         """The drawing as an SVG file, with its title and a description for those who cannot see it."""
-        return svg(self.figure)
+        return to_svg(self.figure)
 
     def save(self, path: Path | str) -> None:
         """Write the drawing as an SVG file. Raises UserError where the disk does not take it."""

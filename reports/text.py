@@ -6,12 +6,12 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from methods.console import printable
+from methods.console import to_printable
 
-__all__ = ["file_names", "markdown_escaped", "printable", "shortened", "width", "wrap"]
+__all__ = ["escape_markdown", "names_of_files", "shorten", "to_printable", "width_of", "wrap"]
 
 
-def file_names(texts: Iterable[str]) -> list[str]:
+def names_of_files(texts: Iterable[str]) -> list[str]:
     """Return for each text the name of a file without its ending, which leads into no folder and which no other has."""
     found: dict[str, None] = {}
     for text in texts:
@@ -24,23 +24,23 @@ def file_names(texts: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def markdown_escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Write `text` so that Markdown, and HTML within it, show it as it is, in a table cell too."""
-    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = to_printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it means nothing
 
 
-def width(text: str) -> int:
+def width_of(text: str) -> int:
     """Return the columns of a terminal that `text` takes up: two for wide East Asian characters, none for combining."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def shortened(text: str, room: int) -> str:
+def shorten(text: str, room: int) -> str:
     """Return `text` without its middle where it is wider than `room` columns."""
-    return text if width(text) <= room else f"{text[: room // 2]}…{text[-room // 2 + 1 :]}"
+    return text if width_of(text) <= room else f"{text[: room // 2]}…{text[-room // 2 + 1 :]}"
 
 
 def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]:
@@ -52,15 +52,15 @@ def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]
 
     def go_on() -> tuple[list[str], int, bool]:
         lines.append("".join(line))
-        return list(indent), width(indent), bool(indent.strip())
+        return list(indent), width_of(indent), bool(indent.strip())
 
     for piece in re.findall(rf"[^{re.escape(breaks)}]*[{re.escape(breaks)}]|[^{re.escape(breaks)}]+", text):
-        if filled and taken + width(piece.rstrip()) > room:
+        if filled and taken + width_of(piece.rstrip()) > room:
             line, taken, filled = go_on()
         for character in piece:
-            if character != " " and taken + width(character) > room:
+            if character != " " and taken + width_of(character) > room:
                 line, taken, filled = go_on()
             line.append(character)
-            taken, filled = taken + width(character), filled or not character.isspace()
+            taken, filled = taken + width_of(character), filled or not character.isspace()
     go_on()
     return [one.rstrip() for one in lines]

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from methods.depth import angular
-from methods.model.activations import Step, by_layer
+from methods.model.activations import Step, collect_by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
@@ -156,11 +156,11 @@ def every_trial(monkeypatch: pytest.MonkeyPatch) -> dict[frozenset[str], float]:
     The search gives up a trial whose loss is above the best one's; here it runs to its end.
     """
     seen: dict[frozenset[str], float] = {}
-    whole = Trial.without
+    whole = Trial.losses_without
 
     def without(trial: Trial, blocks: list[Sublayer], *_: str, **__: bool) -> list[float]:
         losses = whole(trial, blocks)
-        seen.update((frozenset(map(str, trial.gone | {b})), loss) for b, loss in zip(blocks, losses, strict=True))
+        seen.update((frozenset(map(str, trial.removed | {b})), loss) for b, loss in zip(blocks, losses, strict=True))
         return losses
 
     monkeypatch.setattr(Trial, "without", without)
@@ -177,9 +177,9 @@ def last_state_normed(monkeypatch: pytest.MonkeyPatch) -> None:
             found: list[Tensor] = of_layer(l, behind)
             return found
 
-        return by_layer(model, calibration, of_normed, *of)
+        return collect_by_layer(model, calibration, of_normed, *of)
 
-    monkeypatch.setattr(angular, "by_layer", normed)
+    monkeypatch.setattr(angular, "collect_by_layer", normed)
 
 
 def ratio_of(model: Decoder, layers: int) -> float:

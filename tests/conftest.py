@@ -260,7 +260,7 @@ def _float32_by_default():
 def _conversions_are_of_the_tests(tmp_path_factory):
     """Keep what tests convert out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.data.converted.place", lambda: tmp_path_factory.getbasetemp() / "converted")
+        patch.setattr("bench.data.converted.place_of_folders", lambda: tmp_path_factory.getbasetemp() / "converted")
         yield
 
 

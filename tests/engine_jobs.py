@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from bench.engines.engine import Job
-from bench.engines.local import LocalSession, environments
+from bench.engines.local import LocalSession, environments_of_slots
 
 
 def job(key: str, **how) -> Job:
@@ -20,14 +20,14 @@ def job(key: str, **how) -> Job:
 def naps(line, asked: Job) -> None:
     """Sleep for the job's seconds; tell where, and by the machine's clock when, and a timed one a while alone."""
     began = time.monotonic()
-    line.tell({"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
+    line.send({"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
     time.sleep(asked.seconds[0])
     if asked.timed:
         with line.alone():
             alone = time.monotonic()
             time.sleep(0.1)
-            line.tell({"alone": [alone, time.monotonic()]})
-    line.tell({"status": "ok", "error": None, "began": began, "ended": time.monotonic()})
+            line.send({"alone": [alone, time.monotonic()]})
+    line.send({"status": "ok", "error": None, "began": began, "ended": time.monotonic()})
 
 
 def dies(line, asked: Job) -> None:
@@ -53,7 +53,7 @@ def loses_its_gpu(line, asked: Job) -> None:
 def refuses(line, asked: Job) -> None:
     """Refuse the job `wrong`, and sleep in any other."""
     if asked.key == "wrong":
-        line.tell({"refused": "there is no such text"})
+        line.send({"refused": "there is no such text"})
         return
     naps(line, asked)
 
@@ -63,7 +63,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
     import engine_jobs  # the other processes do not have this one's main module
 
-    with LocalSession(engine_jobs.naps, environments(2, "cpu", []), fresh=False) as engine:
+    with LocalSession(engine_jobs.naps, environments_of_slots(2, "cpu", []), fresh=False) as engine:
         for key in ("a", "b"):
             engine.submit(job(key, seconds=0.0))
         print(*(engine.next_result().found["pid"] for _ in range(2)), flush=True)

@@ -78,10 +78,10 @@ def cells_of(arguments: list[str]):
     from bench import cli
     from bench.cli import main as cli_main
     from bench.plan import validate
-    from bench.plan.run_spec import flags, from_flags
+    from bench.plan.run_spec import flags_of_run, spec_from_flags
 
-    spec = from_flags(cli.given_flags(cli_main._parsed(arguments), flags().values()))
-    return validate.cells(spec), spec
+    spec = spec_from_flags(cli.given_flags(cli_main._parse(arguments), flags_of_run().values()))
+    return validate.cells_of_spec(spec), spec
 
 
 def one(asked, order: Order, said: str) -> None:
@@ -103,14 +103,14 @@ def one(asked, order: Order, said: str) -> None:
         from reports import report
 
         cells, spec = asked if not order.more else cells_of([*sys.argv[1:], *order.more])
-        with interrupt.prompt():
+        with interrupt.keep_prompt():
             engine = engines.engine_of_spec(spec) if spec.slots != 1 else None
             how = {"engine": engine, "retry_failed": spec.retry_failed, "isolate": spec.isolate}
-            runner.run(cells, Path(order.folder), report=report.write, **how)
+            runner.run(cells, Path(order.folder), report=report.write_report, **how)
         code = 0
     except (KeyboardInterrupt, interrupt.EndedBySignal) as ended:
-        print(interrupt.message(ended), file=sys.stderr)
-        code = interrupt.code_of(ended)
+        print(interrupt.message_of_signal(ended), file=sys.stderr)
+        code = interrupt.code_of_signal(ended)
     finally:
         if code == 1:
             import traceback

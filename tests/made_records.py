@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from bench.plan.cell import Cell
-from bench.plan.protocol import Recipe, profile
+from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.record import Record
 
 TASKS = {"hellaswag": 10042, "piqa": 1838, "winogrande": 1267, "arc_easy": 2376, "openbookqa": 500}
@@ -44,7 +44,7 @@ def cell(method: str, ratio: float | None, **changes: Any) -> dict[str, Any]:
         seed=0,
         device="cpu",
         dtype="float32",
-        protocol=profile("quick"),
+        protocol=protocol_of_profile("quick"),
         given=changes.pop("given", ()),
     )
     return json.loads(json.dumps(asked.plain())) | {"display_name": "SmolLM2-135M-Instruct"} | changes

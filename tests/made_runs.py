@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.records.record import Record, save
 
 VERSIONS = {"torch": "2.13.0", "transformers": "5.24.0", "lm_eval": "0.4.13", "prunebench": "0.1.0"}
@@ -50,7 +50,7 @@ def cell(
 ) -> None:
     """Write one cell of `run`; `bits` are those per byte of the right answers of some of the tasks."""
     key = f"{label.replace(':', '-').replace('=', '-')}--{'fixed' if ratio is None else ratio}--{seed}"
-    protocol = asdict(profile("quick", tasks=tuple(tasks or ()), texts=tuple(texts or ())))
+    protocol = asdict(protocol_of_profile("quick", tasks=tuple(tasks or ()), texts=tuple(texts or ())))
     protocol |= {"prefill": [128], "decode": [], "batches": [1]}
     asked = {
         "model": "somewhere/model",

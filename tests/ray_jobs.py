@@ -90,7 +90,7 @@ def has_child(text: str, out: str, place: object = None) -> None:
 
 
 def _naps_as_child(line, asked: Job) -> None:
-    line.tell({"pid": os.getpid()})
+    line.send({"pid": os.getpid()})
     time.sleep(asked.seconds[0])
 
 
@@ -119,5 +119,5 @@ def tells_child(text: str, out: str, place: Workplace) -> None:
 
 
 def _sees_as_child(line, seconds: float) -> None:
-    line.tell({"child": os.getpid(), "child_gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
+    line.send({"child": os.getpid(), "child_gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
     time.sleep(seconds)

@@ -14,7 +14,7 @@ from browser import opened
 from PIL import Image
 
 from bench.records import run_folder
-from reports.page.page import page
+from reports.page.page import render_page
 
 PICTURES = {  # name: width, height, theme, section at the top
     "page-1400.png": (1400, 1450, "light", ""),
@@ -30,7 +30,7 @@ def main(folder: Path, *runs: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "report.html"
-        path.write_text(page(merged.records, samples=merged.samples, remarks=merged.remarks), encoding="utf-8")
+        path.write_text(render_page(merged.records, samples=merged.samples, remarks=merged.remarks), encoding="utf-8")
         for name, (width, height, theme, section) in PICTURES.items():
             with opened(
                 viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"

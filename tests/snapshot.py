@@ -80,7 +80,7 @@ def take_methods() -> Parts:
         parts[f"{name} on {family}"] = prune_tiny(name, SPECS[name], family)
     for name, family in itertools.product(MIXED | EXPERTS, MIXTURES):
         parts[f"{name} on {family}"] = prune_tiny(name, (MIXED | EXPERTS)[name], family)
-    for card in methods.compensations():
+    for card in methods.cards_of_compensations():
         for name, family in itertools.product(BEHIND.get(card.name, AFTER), FAMILIES[:2]):
             parts[f"{name}+{card.name} on {family}"] = prune_tiny(f"{name}+{card.name}", SPECS[name], family)
     return parts
@@ -146,13 +146,13 @@ def take_figures(run: Path) -> Iterator[tuple[str, Any]]:
     from matplotlib import pyplot
 
     from bench.records import run_folder
-    from methods.cards import needs
-    from reports.figures.catalogue import figures
+    from methods.cards import needs_of_methods
+    from reports.figures.catalogue import figures_of_report
     from reports.figures.style import SETTINGS
 
     matplotlib.use("agg")
     merged = run_folder.load_runs([run])
-    for figure in figures(merged.records, merged.samples, "", merged.served, needs=needs()):
+    for figure in figures_of_report(merged.records, merged.samples, "", merged.served, needs=needs_of_methods()):
         with matplotlib.rc_context(SETTINGS):
             drawing = figure.draw()
         axes = [read_axes(one) for one in drawing.axes]

@@ -15,7 +15,7 @@ from methods import console
 def finds(line, number):
     line.alive("while it counted")
     for index in range(number):
-        line.tell({"points": [index]})
+        line.send({"points": [index]})
 
 
 def dies(line, number):
@@ -28,7 +28,7 @@ def leaves(line):
 
 
 def hangs(line):
-    line.tell({"pid": os.getpid()})
+    line.send({"pid": os.getpid()})
     line.alive("while it slept")
     time.sleep(600)
 
@@ -45,21 +45,21 @@ def runs_out(line):
 def counts(line):
     """Tells its process number, and how many tasks have been done at this desk."""
     line.cache["tasks"] = line.cache.get("tasks", 0) + 1
-    line.tell({"pid": os.getpid(), "tasks": line.cache["tasks"]})
+    line.send({"pid": os.getpid(), "tasks": line.cache["tasks"]})
 
 
 def knows(line, module):
-    line.tell({"knows": module in sys.modules})
+    line.send({"knows": module in sys.modules})
 
 
 def draws(line):
     """Tell whether a progress bar is drawn."""
-    with console.bar(1, "drawing", "line") as bar:
-        line.tell({"quiet": bar.disable})
+    with console.make_bar(1, "drawing", "line") as bar:
+        line.send({"quiet": bar.disable})
 
 
 def hears_interrupts(line):
-    line.tell({"hears": signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())})
+    line.send({"hears": signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())})
 
 
 def naps(line, seconds):
@@ -67,17 +67,17 @@ def naps(line, seconds):
 
 
 def asks(line):
-    line.tell({"got": line.ask().recv()})
+    line.send({"got": line.ask().recv()})
 
 
 def times(line, *arguments):
     """Do what times a cell, and tell what it has imported for that, and how many models it has copied."""
     from bench.speed import timed_cell
 
-    before, copied, copy = set(sys.modules), [], timed_cell.own_memory
-    timed_cell.own_memory = lambda *models: copy(*models) or copied.extend(models)
+    before, copied, copy = set(sys.modules), [], timed_cell.copy_to_own_memory
+    timed_cell.copy_to_own_memory = lambda *models: copy(*models) or copied.extend(models)
     timed_cell._work(line, *arguments)
-    line.tell({"imported": sorted(set(sys.modules) - before), "copied": len(copied)})
+    line.send({"imported": sorted(set(sys.modules) - before), "copied": len(copied)})
 
 
 def never_listens(line):
@@ -93,7 +93,7 @@ def stops_in_a_message(line):
 
 def sleeps(line):
     """Tells its process number and whether it is deaf to interrupts, and waits."""
-    line.tell({"pid": os.getpid(), "deaf": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())})
+    line.send({"pid": os.getpid(), "deaf": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())})
     time.sleep(600)
 
 

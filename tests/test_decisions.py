@@ -17,7 +17,7 @@ from methods.compensation.base import CompensatedPruner
 from methods.errors import WrongDecisions
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Sublayer, cut, cuts, drop_layers, remove_sublayers, structures_of
+from methods.model.structures import Sublayer, cut, cuts_of, drop_layers, remove_sublayers, structures_of
 
 NONE = [[] for _ in range(LAYERS)]
 
@@ -42,7 +42,7 @@ class Own(methods.Pruner):
         channels = structures_of(model, "channels")
         for structure in channels:
             structure.drop([5])
-        return self.change(gone | cuts(model, channels))
+        return self.change(gone | cuts_of(model, channels))
 
 
 def asked(change, **how) -> tuple[Decoder, dict]:
@@ -161,7 +161,7 @@ def test_a_search_that_leaves_nothing_of_a_layer_counts_0_for_it(name):
 
 def test_the_outline_of_a_model_has_its_shapes_and_no_weights():
     model = Decoder(tiny("llama"))
-    outline = decisions.outline(model)
+    outline = decisions.make_outline(model)
     assert parameters(outline) == parameters(model)
     held = (*outline.model.parameters(), *outline.model.buffers())
     assert {one.device.type for one in held} == {"meta"}

@@ -26,7 +26,7 @@ def page() -> dict[str, list[list[str]]]:
 
 def decisions(method: str) -> dict[float, dict]:
     """Return what a method of the twenty decided, by its ratio."""
-    found = run_folder.records(RESULTS / TWENTY).values()
+    found = run_folder.read_records(RESULTS / TWENTY).values()
     return {one.cell["ratio"]: one.decisions for one in found if one.cell["label"] == method}
 
 
@@ -47,7 +47,7 @@ def windows() -> dict[tuple[str, float, int], tuple[list[float], list[float]]]:
     """Return the nats and tokens of each window of wiki by label, ratio and seed."""
     found = {}
     for run in (TWENTY, *RUNS):
-        records = run_folder.records(RESULTS / run)
+        records = run_folder.read_records(RESULTS / run)
         for key, rows in run_folder.samples(RESULTS / run, "perplexity-wiki").groupby("cell"):
             cell = records[key].cell
             found[cell["label"], cell["ratio"], cell["seed"]] = (list(rows["nll"]), list(rows["tokens"]))

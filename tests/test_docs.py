@@ -15,7 +15,7 @@ from reports.figures import factors
 from reports.formats import terminal
 from reports.tables import views
 
-CARDS = {card.name: card for card in methods.catalogue()}
+CARDS = {card.name: card for card in methods.cards_of_methods()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
 METHOD_PAGES = {page.stem: page for page in generator().method_pages.PAGES}
 CONTROLS = {"layer_drop", "reinitialize"}
@@ -40,7 +40,7 @@ def test_laco_published_differs_from_laco_as_the_page_says():
 
 def test_every_method_and_compensation_has_a_page():
     shown = {name.strip() for page in METHOD_PAGES.values() for name in page.title.split(",")}
-    assert shown == {*CARDS, *(f"+{card.name}" for card in methods.compensations())} - {"dense"}
+    assert shown == {*CARDS, *(f"+{card.name}" for card in methods.cards_of_compensations())} - {"dense"}
     assert len(METHOD_PAGES) >= 22
 
 
@@ -173,7 +173,7 @@ def test_the_table_of_ratio_curves_is_what_its_records_say():
 def test_the_table_of_inheritance_is_what_its_records_say():
     (table,) = (table for table in tables(text("docs/studies/healing.md")) if table[0][-1] == "random at 0.2")
     curves = {}
-    for record in run_folder.records(ROOT / "docs/results/inherit").values():
+    for record in run_folder.read_records(ROOT / "docs/results/inherit").values():
         if "healing" in record.measured:
             curve = record.measured["healing"]["curve"]
             curves[record.cell["method"], record.cell["ratio"]] = {point["tokens"]: point for point in curve}
@@ -217,7 +217,7 @@ def test_the_table_of_speeds_is_what_its_records_say():
 
 def test_what_is_said_of_speeds_beside_predictions_is_what_the_records_say():
     shares: dict[str, list[float]] = {}
-    for record in run_folder.records(ROOT / "docs/results/speed").values():
+    for record in run_folder.read_records(ROOT / "docs/results/speed").values():
         for point in record.measured["speed"]["points"] if record.cell["method"] != "dense" else ():
             share = 100 * (point["speedup"] - 1) / (point["speedup_by_macs"] - 1)
             shares.setdefault(f"{record.cell['method']} {point['kind']}", []).append(share)
@@ -238,7 +238,7 @@ def test_the_sample_of_the_start_page_is_what_the_records_print():
         ("float32", False),
         ("float32", None),
     }
-    printed = terminal.render(views.view("main", shown))
+    printed = terminal.render(views.build_view("main", shown))
     page = text("docs/index.md")
     sample = page[page.index("```text\n") + 8 :]
     assert printed.startswith(sample[: sample.index("```")])

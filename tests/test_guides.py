@@ -10,10 +10,10 @@ import pytest
 from pages import DOCS, ROOT, tables, text
 
 import methods
-from bench.cli.main import _parsed, main
+from bench.cli.main import _parse, main
 from bench.data import task_sources
-from bench.plan.fields import options
-from bench.plan.protocol import PROFILES, SimilarityProtocol, profile
+from bench.plan.fields import options_of_class
+from bench.plan.protocol import PROFILES, SimilarityProtocol, protocol_of_profile
 from methods.errors import UserError
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md")))
@@ -48,7 +48,7 @@ def test_every_command_of_a_page_is_one_that_the_program_takes():
     assert {words[0] for words in found.values()} >= {"run", "speed", "report", "gate", "serve-speed", "latency-table"}
     for written, words in found.items():
         try:
-            _parsed(words)
+            _parse(words)
         except UserError as error:
             wrong.append(f"{written}: {error}")
     assert wrong == []
@@ -56,14 +56,14 @@ def test_every_command_of_a_page_is_one_that_the_program_takes():
 
 def test_a_flag_that_begins_a_value_of_its_own_is_no_command_of_a_page():
     with pytest.raises(UserError, match="--engine-args: expected one argument"):
-        _parsed(["serve-speed", "run", "--engine-args", "--enforce-eager"])
-    assert _parsed(["serve-speed", "run", "--engine-args=--enforce-eager"])
+        _parse(["serve-speed", "run", "--engine-args", "--enforce-eager"])
+    assert _parse(["serve-speed", "run", "--engine-args=--enforce-eager"])
 
 
 def test_the_table_of_profiles_says_what_each_is_calibrated_on():
     (table,) = (table for table in tables(text("docs/guides/running.md")) if table[0][0] == "profile")
     said = {row[0].partition("`")[0]: row[-1] for row in table[1:]}
-    found = {name: profile(name) for name in PROFILES}
+    found = {name: protocol_of_profile(name) for name in PROFILES}
     assert said == {
         name: f"{one.calibration_sequences} × {one.calibration_length} tokens of `{one.calibration}".removesuffix("`")
         for name, one in found.items()
@@ -73,7 +73,7 @@ def test_the_table_of_profiles_says_what_each_is_calibrated_on():
 def test_methods_that_read_less_of_the_calibration_do_by_default():
     guide = text("docs/guides/running.md")
     (said,) = re.findall(r"Some methods read fewer \((.*?)\), as their parameters say", guide, re.DOTALL)
-    cards = {card.name: {name: default for name, default, _ in card.parameters} for card in methods.catalogue()}
+    cards = {card.name: {name: default for name, default, _ in card.parameters} for card in methods.cards_of_methods()}
     said = " ".join(said.split())
     assert said == (
         f"`laco` {cards['laco']['tokens']} tokens of each of {cards['laco']['sentences']} sequences, "
@@ -99,7 +99,7 @@ def test_the_guide_names_the_methods_that_have_no_uniform_variant():
     (said,) = re.findall(r"load with transformers anyway\. (.*?) have no such variant", guide, re.DOTALL)
     excepted = dict(re.findall(r"`([\w-]+)` \(except `([\w=]+)`\)", said))
     needed = {"drop": {"layers": "3"}}
-    made = {card.name: methods.make(card.name, needed.get(card.name, {})) for card in methods.catalogue()}
+    made = {card.name: methods.make(card.name, needed.get(card.name, {})) for card in methods.cards_of_methods()}
     uneven = {name for name, method in made.items() if method.uneven_because}
     assert set(re.findall(r"`([\w-]+)`", said)) == uneven
     assert set(excepted) == {"evopress", "llm-drop"}
@@ -108,7 +108,7 @@ def test_the_guide_names_the_methods_that_have_no_uniform_variant():
 
 
 def test_help_names_the_default_of_what_similarity_looks_at_and_of_the_profile(capsys):
-    for option in options(SimilarityProtocol):
+    for option in options_of_class(SimilarityProtocol):
         default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else str(option.default)
         assert f"by default {default}" in option.help
     with pytest.raises(SystemExit):

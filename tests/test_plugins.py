@@ -233,7 +233,7 @@ def test_what_ends_the_program_while_a_cell_is_measured_is_a_failed_cell(error, 
     monkeypatch.setattr(measure, "_measure", raising(error))
     told = list[dict[str, object]]()
     outcome = SimpleNamespace(devices=[torch.device("cpu")], tell=told.append, decisions={}, measured={})
-    measure.attempt(SimpleNamespace(method="laco"), None, None, outcome, None)
+    measure.try_cell(SimpleNamespace(method="laco"), None, None, outcome, None)
     (found,) = told
     assert found["status"] == "error"
     assert found["error"].startswith(f"{type(error).__name__}: ")
@@ -245,7 +245,7 @@ def test_an_interrupt_and_a_process_that_is_taken_away_are_no_failed_cells(monke
         told = list[dict[str, object]]()
         outcome = SimpleNamespace(devices=[torch.device("cpu")], tell=told.append, decisions={}, measured={})
         with pytest.raises(kind):
-            measure.attempt(None, None, None, outcome, None)
+            measure.try_cell(None, None, None, outcome, None)
         assert told == []
 
 

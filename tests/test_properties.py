@@ -31,7 +31,7 @@ def dense(family: str) -> Decoder:
 
 
 def test_every_method_is_tested_here():
-    assert set(SPECS) | set(EXPERTS) | {"dense"} == {card.name for card in methods.catalogue()}
+    assert set(SPECS) | set(EXPERTS) | {"dense"} == {card.name for card in methods.cards_of_methods()}
 
 
 @pytest.mark.parametrize(("method", "family"), [cell for cell in SHAPED if cell.values[0] != "drop"])
@@ -96,7 +96,7 @@ def check_saved_model(
         for name in ("model_type", "num_hidden_layers", "layer_types", "tie_word_embeddings", "hidden_size"):
             assert getattr(again.config, name, None) == getattr(model.config, name, None)
         assert parameters(again) == parameters(model) == manifest["parameters"]
-        assert save_load.structure(again) == manifest["structure"]
+        assert save_load.structure_of(again) == manifest["structure"]
     with subtests.test("a loaded model can be sent to another process"):
         assert pickle.dumps(again.model)  # its classes have names
     with subtests.test("a loaded model generates with its cache"):
@@ -108,7 +108,7 @@ def check_saved_model(
         before_end = ends.cumsum(1) == ends  # behind the first end is padding
         assert torch.equal(new[before_end], likeliest[before_end])
     with subtests.test("a manifest says what loads the model"):
-        check_what_loads(manifest, save_load.structure(dense)["layers"][0])
+        check_what_loads(manifest, save_load.structure_of(dense)["layers"][0])
 
 
 def check_what_loads(manifest: dict[str, Any], whole: dict[str, Any]) -> None:
@@ -127,14 +127,14 @@ def check_what_loads(manifest: dict[str, Any], whole: dict[str, Any]) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_looks_at_calibration_tokens_shows_how_far_it_is(method, bars):
     pruned_anew(method, "llama", 0.3)
-    (card,) = [card for card in methods.catalogue() if card.name == method]
+    (card,) = [card for card in methods.cards_of_methods() if card.name == method]
     assert bool(bars) == (card.needs != "nothing")
     assert all(bar.done == (bar.total or bar.done) > 0 for bar in bars)
 
 
 @pytest.mark.parametrize("method", [*METHODS, *EXPERTS])
 def test_the_list_says_which_families_a_method_cannot_serve(method):
-    (card,) = [card for card in methods.catalogue() if card.name == method]
+    (card,) = [card for card in methods.cards_of_methods() if card.name == method]
     refused = set()
     for family in (*EVERY_FAMILY, *MIXTURES):
         try:
@@ -183,11 +183,11 @@ def check_counts(method: str, model: Decoder, after: Decoder, decisions: dict[st
         assert method == "drop" or len(gone) == 2
         assert after.config.num_hidden_layers == len(after.layers) == LAYERS - len(gone)
     else:
-        from methods.width.slicegpt import sliced_parameters
+        from methods.width.slicegpt import parameters_after_slicing
 
         head = methods.make(method).slices_head(after)
-        counts = [sliced_parameters(model, d, head) for d in range(8, 33, 8)]
-        assert parameters(after) == sliced_parameters(model, decisions["d"], head)
+        counts = [parameters_after_slicing(model, d, head) for d in range(8, 33, 8)]
+        assert parameters(after) == parameters_after_slicing(model, decisions["d"], head)
         assert abs(parameters(after) - (1 - budget) * total) == min(abs(n - (1 - budget) * total) for n in counts)
 
 

@@ -13,10 +13,10 @@ from pages import ROOT, text
 
 import methods
 from bench.stats.clusters import paired_perplexity
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.model.sizes import parameters
 from methods.model.structures import sublayers_of
-from methods.trials.blocks import Gone, Trial
+from methods.trials.blocks import Replacements, Trial
 
 CALIBRATION = padded(torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(4)).tolist())
 
@@ -55,7 +55,7 @@ def test_what_is_kept_of_an_output_matrix_is_the_nearest_one(putri, model):
 def test_heads_go_one_at_a_time_until_the_budget_is_met(putri, model):
     """Whose last head goes has no attention; what stays is within half a head of what 2ssp would leave."""
     for ratio in (0.2, 0.35):
-        pruned = twin(model)
+        pruned = make_twin(model)
         decided = methods.make("putri").prune(pruned, CALIBRATION, ratio)
         assert decided["heads_in_order"]
         left = [layer.kv_heads if layer.has_attention else 0 for layer in pruned.layers]
@@ -75,9 +75,9 @@ def test_the_first_head_to_go_is_the_one_without_which_the_loss_is_lowest(putri,
         for head in range(4)
     ]
     trial = Trial(model, CALIBRATION, "nll", narrow=parts.Fitted(H, method.damping))
-    losses = [trial.losses([Gone([one])])[0] for one in every]
+    losses = [trial.losses([Replacements([one])])[0] for one in every]
     best = every[min(range(len(every)), key=losses.__getitem__)]
-    found = method.search(twin(model), CALIBRATION, model.layers[0].sizes()["attention"] / 4)
+    found = method.search(make_twin(model), CALIBRATION, model.layers[0].sizes()["attention"] / 4)
     assert found["heads_in_order"] == [f"{best.layer}.{best.head}"]
 
 

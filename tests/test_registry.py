@@ -11,7 +11,7 @@ import methods
 from methods import registry
 from methods.base import REGISTRY, Layers
 
-NAMES = [card.name for card in methods.catalogue() if card.name != "drop"]
+NAMES = [card.name for card in methods.cards_of_methods() if card.name != "drop"]
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def unsaid():
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_method_has_by_default_is_right_and_as_text_the_same(name):
     pruner = methods.make(name)
-    given = methods.hyperparameters(pruner)
+    given = methods.parameters_of_pruner(pruner)
     assert methods.make(name, given) == pruner
     assert methods.make(name, {key: str(value) for key, value in given.items()}) == pruner
 
 
-@pytest.mark.parametrize("card", methods.compensations(), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", methods.cards_of_compensations(), ids=lambda card: card.name)
 def test_and_so_has_a_compensation(card):
     name = f"drop-tail+{card.name}"
-    given = methods.hyperparameters(methods.make(name))
+    given = methods.parameters_of_pruner(methods.make(name))
     assert methods.make(name, {key: str(value) for key, value in given.items()}) == methods.make(name)
 
 

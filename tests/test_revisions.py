@@ -18,7 +18,9 @@ from tiny_methods import EXPERTS, SPECS
 import methods
 
 GOLDEN = Path(__file__).parent / "golden/decisions.json"
-COMPENSATED = [f"{'flap' if card.name == 'refit' else 'shortgpt'}+{card.name}" for card in methods.compensations()]
+COMPENSATED = [
+    f"{'flap' if card.name == 'refit' else 'shortgpt'}+{card.name}" for card in methods.cards_of_compensations()
+]
 DIGITS = 5
 
 
@@ -57,5 +59,5 @@ def test_other_decisions_have_another_revision(name):
 
 def test_every_method_and_compensation_is_held_to_its_revision():
     held = {name.partition("+")[0] for name in (*SPECS, *EXPERTS)} | {name.partition("+")[2] for name in COMPENSATED}
-    names = {card.name for card in (*methods.catalogue(), *methods.compensations())} - {"dense", "none"}
+    names = {card.name for card in (*methods.cards_of_methods(), *methods.cards_of_compensations())} - {"dense", "none"}
     assert names - held == set()

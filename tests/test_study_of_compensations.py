@@ -86,7 +86,7 @@ def test_the_table_of_sinks_is_what_its_records_say():
         if line["table"].startswith("seeds-methods-")
     }
     found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
-    for record in run_folder.records(ROOT / "docs/results/sinks").values():
+    for record in run_folder.read_records(ROOT / "docs/results/sinks").values():
         for name, figures in record.measured["perplexity"].items():
             draw = record.cell["protocol"]["calibration"], record.cell["seed"]
             found.setdefault((record.cell["label"], name), {})[draw] = figures["perplexity"]

@@ -37,7 +37,7 @@ def by_ratio() -> dict[float, tested_rows.TestedRow]:
     """Return the tests between all methods of each ratio."""
     data = tested_rows.ReportData(run().records, "", run().samples)
     return {
-        group.ratio: tested_rows.tested_block([one for drawn in group.drawn for one in drawn], group, run().samples)
+        group.ratio: tested_rows.test_pairs([one for drawn in group.drawn for one in drawn], group, run().samples)
         for group in data.groups
         if group.ratio is not None
     }
@@ -46,7 +46,7 @@ def by_ratio() -> dict[float, tested_rows.TestedRow]:
 def order(ratio: float, column: str) -> list[str]:
     """Return the methods at a ratio, that of the lowest figure first; of the average, that of the highest."""
     rows = by_ratio()[ratio]
-    found = rows.ordered(rows.rows, column, "higher" if column == "average" else "lower")
+    found = rows.order(rows.rows, column, "higher" if column == "average" else "lower")
     return [rows.block.label(place) for place in found]
 
 
@@ -57,16 +57,14 @@ def place(ratio: float, method: str) -> int:
 def unshown(ratio: float, method: str, column: str) -> list[str]:
     """Return the methods of which the tests of all pairs do not show that they have more than `method`."""
     rows, mine = by_ratio()[ratio], place(ratio, method)
-    return [
-        one for one in order(ratio, column) if one != method and not rows.shows_more(place(ratio, one), mine, column)
-    ]
+    return [one for one in order(ratio, column) if one != method and not rows.has_more(place(ratio, one), mine, column)]
 
 
 def pairs_shown(ratio: float, column: str) -> tuple[int, int]:
     """Return how many pairs of methods a measure tells apart, and how many there are."""
     rows = by_ratio()[ratio]
     pairs = list(combinations(rows.rows, 2))
-    return sum(rows.shows_more(a, b, column) or rows.shows_more(b, a, column) for a, b in pairs), len(pairs)
+    return sum(rows.has_more(a, b, column) or rows.has_more(b, a, column) for a, b in pairs), len(pairs)
 
 
 def test_the_run_is_whole_and_of_one_protocol():

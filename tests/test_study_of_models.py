@@ -14,11 +14,11 @@ from rows_beside import SEEDS, by_seed
 
 from bench.records import run_folder
 from bench.regression import pairs as contrasts
-from bench.regression.pairs import perplexity
+from bench.regression.pairs import test_perplexity
 from bench.stats.clusters import paired_perplexity
 from reports.formats import markup
 from reports.tables import models as view
-from reports.tables.models import ModelRows, SharedRatio, shared_ratios
+from reports.tables.models import ModelRows, SharedRatio, ratios_on_all_models
 from reports.tables.rows import ReportData
 
 RUN, PAGE = ROOT / "docs/results/all-models", "docs/studies/models.md"
@@ -37,7 +37,7 @@ def data() -> ReportData:
 
 @cache
 def ratios() -> dict[float, SharedRatio]:
-    return {shared.group.ratio: shared for shared in shared_ratios(data())}
+    return {shared.group.ratio: shared for shared in ratios_on_all_models(data())}
 
 
 def times(model: ModelRows, method: str, measure: str = WIKI) -> float:
@@ -69,12 +69,12 @@ def best_beside(model: ModelRows, measure: str) -> list[str]:
     every = data().records
     pair = tuple(next(n for n, one in enumerate(every) if one is record) for record in records)
     if measure == BPB:
-        found = contrasts.average(every, [pair], data().samples, model.tasks[BPB], BPB, bounds=True)[pair]
+        found = contrasts.test_average(every, [pair], data().samples, model.tasks[BPB], BPB, bounds=True)[pair]
         apart = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     else:
-        found = perplexity(every, [pair], data().samples, measure.removeprefix("perplexity_"))[pair]
+        found = test_perplexity(every, [pair], data().samples, measure.removeprefix("perplexity_"))[pair]
         apart = f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    worse = model.tested.shows_more(at, mine, measure)
+    worse = model.tested.has_more(at, mine, measure)
     return [figure(times(model, "laco-ls", measure)), f"`{other}` {figure(times(model, other, measure))}",
             apart + ("" if worse else "°")]  # fmt: skip
 
@@ -92,7 +92,7 @@ def rows_of_laco_ls() -> list[str]:
 def tables() -> dict[str, list[str]]:
     """Return the lines of each table of the view, by its name."""
     found = {}
-    for table in view.tables(data()):
+    for table in view.tables_of_models(data()):
         lines = markup.grid_to_markdown(table).splitlines()
         found.setdefault(table.name, []).extend(line for line in lines if line.startswith("|"))
     return found
@@ -130,7 +130,7 @@ def rows_of_pairs() -> list[str]:
                 places = [rows.place(method) for method in ratios()[ratio].everywhere(measure)]
                 pairs = list(combinations([place for place in places if place is not None], 2))
                 shown = sum(
-                    rows.tested.shows_more(a, b, measure) or rows.tested.shows_more(b, a, measure) for a, b in pairs
+                    rows.tested.has_more(a, b, measure) or rows.tested.has_more(b, a, measure) for a, b in pairs
                 )
                 cells.append(f"{shown} of {len(pairs)}")
             lines.append(f"| {' | '.join([model, said, *cells])} |")
@@ -192,7 +192,7 @@ def more_windows() -> dict[str, str]:
     merged = run_folder.load_runs([ROOT / "docs/results/more-windows"])
     at = {record.cell["method"]: n for n, record in enumerate(merged.records)}
     pair = (at["laco-ls"], at["2ssp"])
-    found = perplexity(merged.records, [pair], merged.samples, "wiki")[pair]
+    found = test_perplexity(merged.records, [pair], merged.samples, "wiki")[pair]
     before, after = (merged.samples.of(n, "perplexity-wiki", "nll") for n in pair)
     assert before is not None and after is not None
     tokens = np.array(before.units.to_pylist())
@@ -392,7 +392,7 @@ def search_rows() -> list[str]:
             )
             words += [taken, ", ".join(f"{each:.1f}" for each in figures)]
         for name in ("wiki", "c4"):
-            (pair,) = perplexity(run.records, [both], run.samples, name).values()
+            (pair,) = test_perplexity(run.records, [both], run.samples, name).values()
             words.append(f"{pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]")
         lines.append(f"| {ratio} | {seed} | {' | '.join(words)} |")
     return lines

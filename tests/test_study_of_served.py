@@ -14,7 +14,7 @@ from bench.records.run_folder import load_run
 from reports.figures import pareto as figures
 from reports.formats import markup
 from reports.tables import speed as tables
-from reports.tables.views import view
+from reports.tables.views import build_view
 
 RUN = ROOT / "docs/results/smollm2-135m"
 
@@ -89,7 +89,7 @@ def test_the_picture_is_drawn_from_the_records(records):
 
 def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
     records = load_run(ROOT / "docs/results/latency")
-    page, (table,) = text("docs/studies/speed.md"), view("main", records)
+    page, (table,) = text("docs/studies/speed.md"), build_view("main", records)
     lines = [line for line in markup.grid_to_markdown(table.groups()[0]).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 5
     assert all(line in page for line in lines)

@@ -12,7 +12,7 @@ from bench.records import run_folder
 from bench.regression import pairs
 from reports.tables.rows import ReportData
 from reports.tables.table import Table
-from reports.tables.views import view
+from reports.tables.views import build_view
 
 RUN, ALL, PAGE = ROOT / "docs/results/task-signal", ROOT / "docs/results/all-models", "docs/studies/tasks.md"
 TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
@@ -29,7 +29,7 @@ def data(run: Path) -> ReportData:
 
 @cache
 def tables(run: Path) -> list[Table]:
-    return view("signal", data(run).records, samples=data(run).samples)
+    return build_view("signal", data(run).records, samples=data(run).samples)
 
 
 def column(table: Table, name: str) -> dict[str, float]:
@@ -51,11 +51,11 @@ def row_of_pair(model: str, method: str) -> str:
     records, samples = data(RUN).records, data(RUN).samples
     cells = []
     for name in ("wiki", "c4"):
-        found = pairs.perplexity(records, [pair], samples, name)[pair]
+        found = pairs.test_perplexity(records, [pair], samples, name)[pair]
         cells.append(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
-    found = pairs.average(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
+    found = pairs.test_average(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
     cells.append(f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
-    accuracy = pairs.average(records, [pair], samples, TASKS, bounds=True)[pair]
+    accuracy = pairs.test_average(records, [pair], samples, TASKS, bounds=True)[pair]
     cells.append(f"{100 * accuracy.estimate:+.1f} [{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]")
     return f"| {' | '.join([f'`{model}`', f'`{method}`', *cells])} |"
 

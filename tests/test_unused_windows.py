@@ -29,8 +29,8 @@ def test_no_window_is_one_that_is_drawn_elsewhere(most, script, model_folder, te
     monkeypatch.setattr(script, "WINDOWS", most)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     ids, scored = script.unused(tokenizer, str(text_file))
-    every = texts.evaluation(tokenizer, str(text_file), 32, 32, 0).ids
-    drawn = texts.evaluation(tokenizer, str(text_file), 32, 32, 4, drawn=True).ids
+    every = texts.make_evaluation_text(tokenizer, str(text_file), 32, 32, 0).ids
+    drawn = texts.make_evaluation_text(tokenizer, str(text_file), 32, 32, 4, drawn=True).ids
     assert ids.shape == scored.shape == (min(most, len(every) - 4), 32)
     assert not {tuple(row) for row in ids.tolist()} & {tuple(row) for row in drawn.tolist()}
 

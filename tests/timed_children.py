@@ -17,4 +17,4 @@ def replay(line, task, complaints):
             work.step()
             at = [engine.c.llama_get_logits_ith(run.context, place) for place in places[: point.batch]]
             passes.append([list(engine.ffi.unpack(row, V)) for row in at])
-    line.tell({"steps": passes, "ids": run.ids})
+    line.send({"steps": passes, "ids": run.ids})

@@ -15,7 +15,7 @@ from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
-TINY = {card.name: card for card in methods.catalogue() if card.name != "dense"}
+TINY = {card.name: card for card in methods.cards_of_methods() if card.name != "dense"}
 SPECS = {name: card.tiny_parameters for name, card in TINY.items() if "experts" not in card.axes}
 EXPERTS = {name: card.tiny_parameters for name, card in TINY.items() if "experts" in card.axes}  # serve mixtures alone
 MIXED = {name: SPECS[name] for name in ("drop-tail", "shortgpt", "blockpruner", "llm-drop")} | EXPERTS

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bench.plan.fields import Option
-from bench.plan.run_spec import flags
+from bench.plan.run_spec import flags_of_run
 
 if TYPE_CHECKING:
     from bench.plan.trust import Trust
@@ -58,7 +58,7 @@ def given_fields(arguments: argparse.Namespace, options: Iterable[Option]) -> di
 def add_trust(parser: Any) -> None:
     """Add the flags of a command that makes cells of records again, which allow what a record alone does not."""
     parser.add_argument("--trust", action="append", default=[], metavar="NAME", help=TRUST)
-    add_flags(parser, [flags()["trust-remote-code"]])
+    add_flags(parser, [flags_of_run()["trust-remote-code"]])
 
 
 def trust_of(arguments: argparse.Namespace) -> Trust:

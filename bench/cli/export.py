@@ -94,13 +94,13 @@ def _export(arguments: argparse.Namespace) -> int:
         most=arguments.shard_mb * 10**6,
         device=arguments.device,
     )
-    record, trust = write.find(arguments.run, arguments.cell), cli.trust_of(arguments)
+    record, trust = write.find_cell(arguments.run, arguments.cell), cli.trust_of(arguments)
     if arguments.push:
-        hub.check(arguments.push)
+        hub.check_push(arguments.push)
     print(write.write_model(record, trust, wish))
     if arguments.push:
         return _push(arguments)
-    return _print(write.checks(record, trust, wish)) if arguments.format == GGUF else OK
+    return _print(write.check_engine(record, trust, wish)) if arguments.format == GGUF else OK
 
 
 def _push(arguments: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def _push(arguments: argparse.Namespace) -> int:
     from bench.export import write
 
     try:
-        print(write.push(arguments.to, arguments.push, public=arguments.public))
+        print(write.push_folder(arguments.to, arguments.push, public=arguments.public))
     except write.NotPushed as error:
         print(error, file=sys.stderr)
         return NOT_AS_SAID

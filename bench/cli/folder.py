@@ -38,8 +38,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     from reports import report
 
     notes = run_folder.load_runs(arguments.parts).notes
-    records = joined.merge(arguments.parts, arguments.out)
-    report.write(arguments.out, list(records.values()))
+    records = joined.merge_runs(arguments.parts, arguments.out)
+    report.write_report(arguments.out, list(records.values()))
     for remark in notes:
         say(remark)
     print(f"{arguments.out}: {len(records)} cells of {len(arguments.parts)} parts")
@@ -68,16 +68,16 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.unpack and arguments.out:
         raise UserError("--unpack writes into RUN itself: leave --out out")
     if arguments.unpack:
-        print(f"{run}: {packed_run.unpack(run)} cells, a file for each")
+        print(f"{run}: {packed_run.unpack_run(run)} cells, a file for each")
         return OK
-    if arguments.out or packed_run.is_packed(run) or not run_folder.files(run):  # or pack says what is wrong
-        cells = packed_run.pack(run, target)
+    if arguments.out or packed_run.is_packed(run) or not run_folder.files_of_records(run):  # or pack says what is wrong
+        cells = packed_run.pack_run(run, target)
     else:
         from bench.runs import store
 
-        with store.held(run):  # no run may go on in it meanwhile
-            cells = packed_run.pack(run, target)
-    packed = packed_run.files(target)
+        with store.lock_folder(run):  # no run may go on in it meanwhile
+            cells = packed_run.pack_run(run, target)
+    packed = packed_run.files_of_packed_run(target)
     size = sum(path.stat().st_size for path in packed)
     print(f"{target}: {cells} cells in {len(packed)} files, {size / 1e6:.1f} MB")
     return OK
@@ -111,18 +111,18 @@ def _show(arguments: argparse.Namespace) -> int:
     from bench.records import run_folder
     from reports.formats import terminal
 
-    named = (Path(arguments.run), arguments.cell) if arguments.cell else run_folder.split(arguments.run)
+    named = (Path(arguments.run), arguments.cell) if arguments.cell else run_folder.split_name(arguments.run)
     if named is None:
         raise UserError(
             f"{arguments.run!r} names no cell; say RUN/CELL, as in results/2026-01-31-laco-model/laco--0.3, or RUN CELL"
         )
-    key, record = run_folder.cell(*named)
-    print(terminal.text(record, key), end="")
+    key, record = run_folder.find_cell(*named)
+    print(terminal.text_of_cell(record, key), end="")
     return OK
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from methods.cards import needs
+    from methods.cards import needs_of_methods
     from reports.page import server
 
     run = arguments.run or _newest()
@@ -131,7 +131,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.port < 2**16:
         raise UserError(f"--port is a number from 0 to 65535; got {arguments.port}")
     try:
-        served = server.start(run, arguments.port, needs())
+        served = server.open_server(run, arguments.port, needs_of_methods())
     except OSError as error:
         raise UserError(f"port {arguments.port} cannot be had: {error.strerror}; say another with --port") from None
     try:
@@ -148,7 +148,7 @@ def _newest() -> Path:
     """Return the run below results/ whose records changed last."""
     from bench.records import run_folder
 
-    held = {run: run_folder.files(run) for run in sorted(RESULTS.glob("*"))}
+    held = {run: run_folder.files_of_records(run) for run in sorted(RESULTS.glob("*"))}
     changed = {run: max(path.stat().st_mtime for path in files) for run, files in held.items() if files}
     if not changed:
         raise UserError(f"no run has a record below {RESULTS}/ yet; say which folder, as in `serve /tmp/run`")

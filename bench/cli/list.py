@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cli import NOT_AS_SAID, OK
 from bench.doctor import CHECKS
-from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
+from bench.plan.protocol import PROFILES, Protocol, protocol_for_cuda, protocol_of_profile
 from methods.console import say
 from methods.errors import UserError
 
@@ -53,7 +53,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _methods(verbose: bool) -> list[str]:
     import methods
 
-    cards, packages, lines = methods.catalogue(), methods.installed(), list[str]()
+    cards, packages, lines = methods.cards_of_methods(), methods.installed_methods(), list[str]()
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     took = measured["methods"]
     wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
@@ -72,7 +72,7 @@ def _methods(verbose: bool) -> list[str]:
             lines += _authors(card)
     lines += [f"{name:<{wide}}of the installed package {package}" for name, package in packages]
     lines.append("A compensation follows a method behind a plus, as in shortgpt+ghost:ghost.ridge=0.1")
-    for card in methods.compensations():
+    for card in methods.cards_of_compensations():
         lines.append(f"{f'+{card.name}':<{wide}}{card.summary}")
         if verbose:
             lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
@@ -83,9 +83,9 @@ def _methods(verbose: bool) -> list[str]:
 
 def _authors(card: Card) -> list[str]:
     """Return how a method was held against its authors' code, and where its module departs from that."""
-    from methods.cards import checks, departures
+    from methods.cards import departures_of, read_comparisons
 
-    lines, check = [], checks().get(card.module.rpartition(".")[2])
+    lines, check = [], read_comparisons().get(card.module.rpartition(".")[2])
     if check and card.name in check.methods:
         code = " and ".join(f"{name} at {commit[:7]}" if commit else name for name, commit in check.code)
         whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
@@ -96,7 +96,7 @@ def _authors(card: Card) -> list[str]:
             f"        speed: theirs {one.theirs:.2f} s, ours {one.ours:.2f} s, {one.times} times as fast ({one.work})"
             for one in check.speed
         ]
-    return lines + [f"    departure: {sentence}" for sentence in departures(card.module)]
+    return lines + [f"    departure: {sentence}" for sentence in departures_of(card.module)]
 
 
 def _models(verbose: bool) -> list[str]:
@@ -109,7 +109,7 @@ def _models(verbose: bool) -> list[str]:
 def _families(verbose: bool) -> list[str]:
     from methods.model import architectures
 
-    (_, *rows), lines = architectures.table(), []
+    (_, *rows), lines = architectures.table_of_families(), []
     wide = 2 + max(len(name) for name, _, _ in rows)
     for name, axes, reasons in rows:
         lines.append(f"{name:<{wide}}{axes}")
@@ -163,7 +163,7 @@ def _profiles(verbose: bool) -> list[str]:
         lines.append(f"{name:<16}{tasks}; {texts if of['texts'] else 'no texts; speed alone'}")
         if verbose:
             lines += [f"    {field} = {value}" for field, value in of.items()]
-            there = dataclasses.asdict(for_cuda(profile(name), (), None))
+            there = dataclasses.asdict(protocol_for_cuda(protocol_of_profile(name), (), None))
             lines += [f"    {field} = {value} on CUDA" for field, value in there.items() if value != of[field]]
     return lines
 
@@ -171,7 +171,7 @@ def _profiles(verbose: bool) -> list[str]:
 def _specs(verbose: bool) -> list[str]:
     from bench.plan import run_spec
 
-    found = run_spec.shipped()
+    found = run_spec.shipped_specs()
     wide = 2 + max(map(len, found))
     lines = [f"{name:<{wide}}{description}" for name, description in found.items()]
     return [*lines, "`run --spec` takes these names, and a YAML file whose keys are the flags of `run`."]
@@ -180,7 +180,7 @@ def _specs(verbose: bool) -> list[str]:
 def _formats(verbose: bool) -> list[str]:
     from bench.export import write
 
-    rows = write.table()
+    rows = write.table_of_formats()
     wide = [2 + max(len(row[column]) for row in rows) for column in (0, 2, 3)]
     lines = []
     for removed, by, *held in rows:
@@ -198,7 +198,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         raise UserError(f"nothing is called {unknown[0]!r}; there are {', '.join(assets.ASSETS)}")
     if arguments.accept_terms:
         _accept_terms(arguments.names)
-    for name, folder in assets.fetch(arguments.names or assets.DEFAULT).items():
+    for name, folder in assets.fetch_assets(arguments.names or assets.DEFAULT).items():
         print(f"{name:<20}{folder}")
     return OK
 
@@ -213,7 +213,7 @@ def _accept_terms(names: list[str]) -> None:
     for name in names:
         if name in under:
             say(f"{name} comes {under[name].notice}: accepted")
-            under[name].accept(assets.cache_folder())
+            under[name].accept(assets.folder_of_cache())
 
 
 def add_doctor(commands: Any) -> None:
@@ -243,9 +243,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         raise UserError(f"--only is given nothing; name one of {', '.join(CHECKS)} or several")
     found = examination.examine(device, only)
     if arguments.json:
-        print(json.dumps(finding.document(found, machine.describe(device)), indent=1, allow_nan=False))
+        print(json.dumps(finding.document_of_findings(found, machine.describe(device)), indent=1, allow_nan=False))
     else:
-        print(finding.table(found))
-    wrong = examination.wrong(found)
+        print(finding.format_findings(found))
+    wrong = examination.names_of_wrong(found)
     say(f"wrong on this machine: {'; '.join(wrong)}" if wrong else "nothing is wrong on this machine")
     return NOT_AS_SAID if wrong else OK

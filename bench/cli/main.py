@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from bench.cli import READER_GONE, USAGE, export, folder, measurements, regression, report, run
 from bench.cli import list as list_command
-from bench.plan.fields import near
+from bench.plan.fields import hint_of_similar_name
 from bench.system import failures, interrupt
 from bench.system.threads import set_up_threads
 from methods.console import say
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(*given, **named)
         if rest:
             flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
-            hint = next(filter(None, (near(flag, self._option_string_actions) for flag in flags)), "")
+            hint = next(filter(None, (hint_of_similar_name(flag, self._option_string_actions) for flag in flags)), "")
             self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return found, rest
 
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            hint = near(str(value), map(str, action.choices or ()))
+            hint = hint_of_similar_name(str(value), map(str, action.choices or ()))
             raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
 
     def error(self, message: str) -> NoReturn:
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-class Said(argparse.Action):
+class PrintAndExit(argparse.Action):
     """Is a flag that prints something and ends the program."""
 
     def __init__(self, *names: Any, says: Any, **options: Any) -> None:
@@ -85,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal has no such character, as stderr does
     try:
-        arguments = _parsed(sys.argv[1:] if argv is None else argv)
-        with interrupt.prompt():
-            code = _done(arguments)
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        with interrupt.keep_prompt():
+            code = _run_command(arguments)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -105,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except (KeyboardInterrupt, interrupt.EndedBySignal) as ended:
         with contextlib.suppress(OSError):  # of a terminal that has been closed
-            say(interrupt.message(ended))
-        return interrupt.code_of(ended)
+            say(interrupt.message_of_signal(ended))
+        return interrupt.code_of_signal(ended)
 
 
-def _done(arguments: argparse.Namespace) -> int:
+def _run_command(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code. Raises UserError where something in it ends the program itself."""
     try:
         code: int = arguments.command(arguments)
@@ -126,7 +126,7 @@ def _done(arguments: argparse.Namespace) -> int:
 def _of_the_machine(error: BaseException) -> str:
     """Say in a line what the machine refuses, as a file or memory; empty where the error is not the machine's."""
     if failures.is_out_of_memory(error):
-        return f"memory does not suffice ({failures.reason(error)}); give the command more, see `ulimit -a`"
+        return f"memory does not suffice ({failures.reason_of_error(error)}); give the command more, see `ulimit -a`"
     if not isinstance(error, OSError):
         return ""
     if error.errno == errno.ENAMETOOLONG:
@@ -155,7 +155,7 @@ def _reader_is_gone() -> bool:
     return True
 
 
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser("python -m bench")
     flag = argv[0].partition("=")[0] if argv else ""
     if flag.startswith("--") and flag not in parser._option_string_actions:
@@ -177,10 +177,12 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 
 def _parser(program: str) -> Parser:
     parser = Parser(prog=program, description="Prune language models, measure them, compare them fairly.")
-    parser.add_argument("--version", action=Said, says=_versions, nargs=0, help="say which versions are installed")
+    parser.add_argument(
+        "--version", action=PrintAndExit, says=_versions, nargs=0, help="say which versions are installed"
+    )
     parser.add_argument(
         "--print-completion",
-        action=Said,
+        action=PrintAndExit,
         says=_completion,
         choices=SHELLS,
         help="print what a shell needs to complete `prunebench` commands",
@@ -210,7 +212,9 @@ def _versions(_: object) -> str:
     from bench.system import environment
 
     python = ".".join(map(str, sys.version_info[:3]))
-    return "\n".join(f"{name} {version}" for name, version in (environment.installed() | {"python": python}).items())
+    return "\n".join(
+        f"{name} {version}" for name, version in (environment.installed_versions() | {"python": python}).items()
+    )
 
 
 def _completion(shell: str) -> str:

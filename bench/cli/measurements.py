@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from bench import cli
 from bench.cli import FAILED_CELLS, OK
-from bench.plan.fields import options as options_of
+from bench.plan.fields import options_of_class as options_of
 from bench.plan.protocol import ServedProtocol, SimilarityProtocol
-from bench.plan.run_spec import RunSpec, flags, from_flags
+from bench.plan.run_spec import RunSpec, flags_of_run, spec_from_flags
 
 if TYPE_CHECKING:
     from bench.plan.trust import Trust
 
 
-LATENCY_PLACE = [flags()[name] for name in ("device", "dtype", "threads")]
+LATENCY_PLACE = [flags_of_run()[name] for name in ("device", "dtype", "threads")]
 DEPTH, ROUNDS = 64, 12  # as the profile quick has them
 
 
@@ -40,7 +40,7 @@ def add_latency_table(commands: Any) -> None:
             "--latency-table FILE` prunes by it. Nothing else should work on the machine."
         ),
     )
-    model = flags()["model"].default
+    model = flags_of_run()["model"].default
     command.add_argument("model", nargs="?", default=model, metavar="MODEL", help="by default %(default)s")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file for the table, JSON")
     command.add_argument(
@@ -52,7 +52,7 @@ def add_latency_table(commands: Any) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    spec = from_flags({"methods": "dense", "model": arguments.model} | cli.given_flags(arguments, LATENCY_PLACE))
+    spec = spec_from_flags({"methods": "dense", "model": arguments.model} | cli.given_flags(arguments, LATENCY_PLACE))
     from bench.plan import validate
     from bench.plan.protocol import MIN_ROUNDS
     from bench.speed import latency
@@ -68,10 +68,12 @@ def _measure(arguments: argparse.Namespace) -> int:
     if arguments.decode < 1:
         raise UserError(f"--decode is at least 1 token of context; got {arguments.decode}")
     validate.check_folder(arguments.out.parent)
-    target = validate.target_without_cells(spec, arguments.model, [])
-    table = latency.measure(arguments.model, target.device, target.dtype, arguments.decode, arguments.speed_rounds)
+    target = validate.prepare_target_without_cells(spec, arguments.model, [])
+    table = latency.measure_latencies(
+        arguments.model, target.device, target.dtype, arguments.decode, arguments.speed_rounds
+    )
     write_atomically(arguments.out, f"{json.dumps(table, indent=1, allow_nan=False)}\n")
-    print(terminal.render([tables.table(table)]), end="")
+    print(terminal.render([tables.table_of_latencies(table)]), end="")
     return OK
 
 
@@ -112,11 +114,11 @@ def _serve_speed(arguments: argparse.Namespace) -> int:
     return serve(trust, protocol, arguments.cells, threads=arguments.threads, device=arguments.device)
 
 
-def require(protocol: ServedProtocol) -> None:
+def require_engine(protocol: ServedProtocol) -> None:
     """Raise UserError where the engine is missing, before any work."""
     from bench.serving import adapters
 
-    adapters.engine(protocol, None).require(protocol)
+    adapters.engine_of_protocol(protocol, None).require(protocol)
 
 
 def serve(
@@ -135,12 +137,12 @@ def serve(
     """
     from bench.serving import adapters
     from bench.serving import serve as rows
-    from bench.serving.serve import DenseNotServed, find
+    from bench.serving.serve import DenseNotServed, find_served
     from methods.console import say
     from reports.formats import terminal
     from reports.tables import speed as tables
 
-    wanted, engine = find(trust, cells), adapters.engine(protocol, threads)
+    wanted, engine = find_served(trust, cells), adapters.engine_of_protocol(protocol, threads)
     found, refused = [], list[DenseNotServed]()
     for model in wanted:
         try:
@@ -156,7 +158,7 @@ def serve(
 
 
 SIMILARITY_FLAGS = options_of(SimilarityProtocol)
-SIMILARITY_PLACE = [flags()[name] for name in ("device", "dtype", "threads", "trust-remote-code")]
+SIMILARITY_PLACE = [flags_of_run()[name] for name in ("device", "dtype", "threads", "trust-remote-code")]
 
 
 def add_similarity(commands: Any) -> None:
@@ -168,7 +170,7 @@ def add_similarity(commands: Any) -> None:
             "merging neighbouring layers at every position by every rule. The same command goes on where it stopped."
         ),
     )
-    model = flags()["model"].default
+    model = flags_of_run()["model"].default
     similarity.add_argument("model", nargs="?", default=model, metavar="MODEL", help="by default %(default)s")
     cli.add_flags(similarity, SIMILARITY_FLAGS)
     similarity.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
@@ -181,23 +183,25 @@ def _similarity(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     protocol = SimilarityProtocol(**cli.given_fields(arguments, SIMILARITY_FLAGS))
     asked = {"methods": "dense", "model": arguments.model} | cli.given_flags(arguments, SIMILARITY_PLACE)
-    spec = from_flags(asked | ({"out": arguments.out} if arguments.out else {}), name="similarity")
+    spec = spec_from_flags(asked | ({"out": arguments.out} if arguments.out else {}), name="similarity")
     folder = spec.folder()
     found = _study(spec, arguments.model, protocol, folder)
     from methods.files import write_atomically
-    from reports.figures.figure import FORMATS, save
-    from reports.figures.similarity import figures
+    from reports.figures.figure import FORMATS, save_figure
+    from reports.figures.similarity import figures_of_similarity
     from reports.formats import markup, terminal
     from reports.tables import similarity as tables
 
-    drawn = figures(found)
-    text = markup.render_markdown([*tables.summaries(found), *tables.positions(found)], title=tables.title(found))
+    drawn = figures_of_similarity(found)
+    text = markup.render_markdown(
+        [*tables.tables_of_neighbours(found), *tables.tables_of_positions(found)], title=tables.title_of_study(found)
+    )
     write_atomically(folder / "similarity.md", text)
     for figure in drawn:
-        save(figure, folder)
+        save_figure(figure, folder)
     files = ["similarity.json", "similarity.md", *(f"{figure.name}.{kind}" for figure in drawn for kind in FORMATS)]
     render: dict[str, Callable[[], str]] = {
-        "terminal": lambda: terminal.render(tables.summaries(found)),
+        "terminal": lambda: terminal.render(tables.tables_of_neighbours(found)),
         "markdown": lambda: text,
         "json": lambda: f"{json.dumps(found, indent=1, allow_nan=False)}\n",
     }
@@ -216,27 +220,27 @@ def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path
     from methods.errors import UserError
     from methods.model.decoder import Decoder
 
-    target = validate.target_without_cells(spec, model, [protocol.text, protocol.held_out])
+    target = validate.prepare_target_without_cells(spec, model, [protocol.text, protocol.held_out])
     layer_similarity.refuse_unless_alike(target.decoder)
     if max(protocol.merge, default=0) > len(target.decoder.layers):
         raise UserError(f"--merge names {max(protocol.merge)} layers, and the model has {len(target.decoder.layers)}")
     named.refuse_file(folder)
     tokenizer = pretrained.load_tokenizer(model, spec.trust_remote_code)
-    tokens = texts.calibration(tokenizer, protocol.text, protocol.sequences, protocol.length, protocol.seed)
+    tokens = texts.make_calibration(tokenizer, protocol.text, protocol.sequences, protocol.length, protocol.seed)
     whole = texts.is_whole(protocol.held_out, protocol.text)
-    held_out = texts.evaluation(
+    held_out = texts.make_evaluation_text(
         tokenizer, protocol.held_out, protocol.window, protocol.window, protocol.windows, drawn=True, whole=whole
     )
     refuse_shared(tokenizer, tokens.ids, tokens.source, [held_out], "compared on")
     validate.check_folder(folder)
     loaded, _ = pretrained.load(model, target.device, target.dtype, spec.trust_remote_code)
     heading = {
-        "model": pretrained.display_name(model),
-        "weights_sha256": pretrained.weights_sha256(model),
+        "model": pretrained.name_of_model(model),
+        "weights_sha256": pretrained.sha256_of_weights(model),
         "dtype": str(target.dtype).removeprefix("torch."),
         "environment": environment.describe(target.device, target.dtype),
     }
     tokens = replace(tokens, memory=layer_similarity.MEMORY)
-    return layer_similarity.study(
+    return layer_similarity.compare_layers(
         heading, Decoder(loaded), protocol, tokens=tokens, held_out=held_out, file=folder / "similarity.json"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import cli
 from bench.cli import OK
-from methods.console import printable, say
+from methods.console import say, to_printable
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,28 +101,28 @@ def _add_history(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from bench.regression import gate as compare
-    from bench.regression.gate import refusal, sides
-    from bench.regression.pairs import allowed_fields, rows
+    from bench.regression.gate import pair_cells, reason_for_refusal
+    from bench.regression.pairs import compare_cells, parse_allowed
     from reports.formats import markup, terminal
     from reports.tables import verdicts
 
-    allowed = allowed_fields(arguments.allow)
+    allowed = parse_allowed(arguments.allow)
     pairs = {}
-    for name, before, after in sides(arguments.a, arguments.b):
+    for name, before, after in pair_cells(arguments.a, arguments.b):
         if before.status == after.status == "ok":
-            pairs[name] = rows(before, after, allowed)
+            pairs[name] = compare_cells(before, after, allowed)
         else:
             say(f"{name}: {before.status} in A, {after.status} in B; left out")
     if not pairs:
         raise UserError("every cell that A and B share has failed in one of them")
-    if reason := refusal(pairs):
+    if reason := reason_for_refusal(pairs):
         say(f"prunebench: {reason}")
         return NO_COMPARISON
-    judged = compare.judged(pairs)
+    judged = compare.judge_rows(pairs)
     render = {
-        "terminal": lambda: terminal.render(verdicts.comparison(judged)),
-        "markdown": lambda: markup.render_markdown(verdicts.comparison(judged), level=4),
-        "csv": lambda: markup.csv_of_lines(*verdicts.comparison_csv(judged)),
+        "terminal": lambda: terminal.render(verdicts.tables_of_comparison(judged)),
+        "markdown": lambda: markup.render_markdown(verdicts.tables_of_comparison(judged), level=4),
+        "csv": lambda: markup.csv_of_lines(*verdicts.csv_of_comparison(judged)),
     }
     print(render[arguments.format](), end="")
     return OK
@@ -132,37 +132,37 @@ def _accept(arguments: argparse.Namespace) -> int:
     from bench.regression import baseline
 
     options = {"allow_failed": arguments.allow_failed, "replace": arguments.replace}
-    print("\n".join(map(printable, baseline.accept(arguments.run, arguments.out, **options))))
+    print("\n".join(map(to_printable, baseline.accept(arguments.run, arguments.out, **options))))
     return OK
 
 
 def _gate(arguments: argparse.Namespace) -> int:
     from bench.regression import baseline, gate
-    from bench.regression.gate import read
-    from bench.regression.pairs import of_run
+    from bench.regression.gate import read_margins
+    from bench.regression.pairs import results_of_run
     from methods.files import write_atomically
     from reports.formats import markup, terminal
     from reports.tables import verdicts
 
-    may_lose = read(arguments.margins)
+    may_lose = read_margins(arguments.margins)
     try:
-        base = baseline.read(arguments.baseline)
+        base = baseline.read_baseline(arguments.baseline)
     except baseline.NoBaseline as error:
         say(f"prunebench: {error}")
         return NO_COMPARISON
-    run = of_run(arguments.run)
+    run = results_of_run(arguments.run)
     labels = [[str(cell.identity["label"]) for cell in cells.values()] for cells in (run, base)]
     mapping = gate.parse_mapping(arguments.map, *labels)
     found = gate.judge(base, run, may_lose, mapping)
     if not arguments.no_confirm:
-        found = _confirmed(found, base, run, _Options(cli.trust_of(arguments), arguments.plugin, may_lose, mapping))
-    table = terminal.render(verdicts.gate(found, strict=arguments.strict))
-    renderers = {"markdown": markup.comment, "junit": markup.junit}
+        found = _confirm(found, base, run, _Options(cli.trust_of(arguments), arguments.plugin, may_lose, mapping))
+    table = terminal.render(verdicts.tables_of_gate(found, strict=arguments.strict))
+    renderers = {"markdown": markup.comment_of_verdicts, "junit": markup.to_junit}
     text = table if arguments.format == "terminal" else renderers[arguments.format](found, strict=arguments.strict)
     if arguments.out:
         write_atomically(arguments.out, text)
     print(table if arguments.out else text, end="")
-    return gate.exit_code(found, strict=arguments.strict)
+    return gate.exit_code_of(found, strict=arguments.strict)
 
 
 class _Options(NamedTuple):
@@ -174,16 +174,16 @@ class _Options(NamedTuple):
     mapping: dict[str, str]
 
 
-def _confirmed(
-    found: list[Verdict], base: Mapping[str, CellResults], run: Mapping[str, CellResults], options: _Options
+def _confirm(
+    first: list[Verdict], base: Mapping[str, CellResults], run: Mapping[str, CellResults], options: _Options
 ) -> list[Verdict]:
     """Return the verdicts once the cells with a suspected regression have been measured a second time."""
     from bench.regression import gate
 
-    names = {shown: new.name for shown, _, new, _ in gate.pairs(base, run, options.mapping) if new is not None}
-    suspects = gate.suspects(found)
+    names = {shown: new.name for shown, _, new, _ in gate.pair_runs(base, run, options.mapping) if new is not None}
+    suspects = gate.find_suspects(first)
     if not suspects:
-        return found
+        return first
     import methods
     from bench.runs import reproduce
 
@@ -192,12 +192,12 @@ def _confirmed(
     except ValueError as error:
         raise UserError(str(error)) from None
     second, place = dict(run), options.trust.run
-    suspected = reproduce.measurable(place, [names[shown] for shown in suspects], options.trust)
+    suspected = reproduce.find_measurable_cells(place, [names[shown] for shown in suspects], options.trust)
     for shown in suspects:
         say(f"{shown}: looks worse; measuring it again")
-        second[names[shown]] = reproduce.measure(place, names[shown], *suspected[names[shown]])
+        second[names[shown]] = reproduce.measure_again(place, names[shown], *suspected[names[shown]])
     verdicts = gate.judge(base, second, options.margins, options.mapping)
-    return gate.confirmed(found, {(v.cell, v.metric): v for v in verdicts if v.cell in suspects})
+    return gate.keep_confirmed(first, {(v.cell, v.metric): v for v in verdicts if v.cell in suspects})
 
 
 def _history(arguments: argparse.Namespace) -> int:
@@ -205,18 +205,18 @@ def _history(arguments: argparse.Namespace) -> int:
     from reports import history as history_points
     from reports import history as history_table
     from reports.formats import markup, terminal
-    from reports.history import AskedFigure
+    from reports.history import FigureChoice
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
-    asked = AskedFigure(arguments.metric, arguments.model, arguments.label, arguments.ratio)
-    points = history.series(history_points.points(arguments.runs, asked))
+    asked = FigureChoice(arguments.metric, arguments.model, arguments.label, arguments.ratio)
+    points = history.series_of_points(history_points.points_of(arguments.runs, asked))
     if arguments.plot:
         ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
-        history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
+        history_table.draw_history(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
     if arguments.format == "csv":
-        print(markup.csv_of_lines(*history_table.csv(points, arguments.metric)), end="")
+        print(markup.csv_of_lines(*history_table.csv_of_history(points, arguments.metric)), end="")
     else:
         render = markup.render_markdown if arguments.format == "markdown" else terminal.render
-        print(render([history_table.table(points, arguments.metric)]), end="")
+        print(render([history_table.table_of_history(points, arguments.metric)]), end="")
     return OK

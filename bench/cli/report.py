@@ -70,9 +70,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
     merged = run_folder.load_runs(arguments.runs)
     if arguments.above_guessing:
-        from bench.records.frame import above_guessing
+        from bench.records.frame import drop_guessed_tasks
 
-        records, said = above_guessing(merged.records)
+        records, said = drop_guessed_tasks(merged.records)
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *said])
     apart = merged.remarks if arguments.view != "models" else ()  # which say that models stand apart
     for remark in (*merged.left_out, *apart):
@@ -80,18 +80,18 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.out:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
     else:
-        print(_rendered(arguments, merged, _asked(arguments, merged)), end="")
+        print(_render(arguments, merged, _tables_of_arguments(arguments, merged)), end="")
     return OK
 
 
-def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
+def _tables_of_arguments(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
     """Return the tables that go to stdout, by view."""
     if arguments.against:
         from reports.published import against
         from reports.published.papers import read_published
 
         papers = read_published(arguments.against)
-        return {"against": against.tables(merged.records, papers)}
+        return {"against": against.tables_of_published(merged.records, papers)}
     tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
     if arguments.view == "ablation" and not tables["ablation"]:
         raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
@@ -100,9 +100,9 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
     if arguments.view == "signal" and not tables["signal"]:
         raise UserError("no four methods of these runs answered the same documents at one ratio, with samples of them")
     if arguments.view == "models" and not tables["models"]:
-        from bench.records.record import display_name
+        from bench.records.record import name_of_model
 
-        names = list(dict.fromkeys(map(display_name, merged.records)))
+        names = list(dict.fromkeys(map(name_of_model, merged.records)))
         some = f"these cells are of {names[0]} alone" if len(names) == 1 else f"{' and '.join(names)} share no ratio"
         raise UserError(
             f"{some}, and the view models is of several that were measured alike at one ratio; give their runs too, as "
@@ -118,13 +118,13 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
 
 
 def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
-    from methods.cards import needs
-    from reports.tables.views import views
+    from methods.cards import needs_of_methods
+    from reports.tables.views import build_views
 
-    return views(names, merged.records, reference, merged.samples, needs(), served=merged.served)
+    return build_views(names, merged.records, reference, merged.samples, needs_of_methods(), served=merged.served)
 
 
-def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
+def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
     """Return what goes to stdout."""
     from reports import report as report_text
     from reports.formats import latex, markup, terminal
@@ -136,9 +136,9 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
         return "\n".join(terminal.render(several, colour=colour) for several in tables.values() if several)
     renderers: dict[str, Callable[[], str]] = {
         "markdown": lambda: (
-            report_text.markdown(merged.records, flat, merged.notes) if whole else markup.render_markdown(flat)
+            report_text.to_markdown(merged.records, flat, merged.notes) if whole else markup.render_markdown(flat)
         ),
-        "csv": lambda: report_text.csv(merged.records) if whole else markup.render_csv(flat),
+        "csv": lambda: report_text.to_csv(merged.records) if whole else markup.render_csv(flat),
         "latex": lambda: latex.render(flat, standalone=arguments.standalone),
         "html": lambda: markup.render_html(flat),
     }
@@ -147,21 +147,21 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
 
 def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
     """Write everything into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
-    from methods.cards import needs
+    from methods.cards import needs_of_methods
     from methods.files import write_atomically
     from reports import report as report_text
-    from reports.figures.catalogue import Gallery, figures
+    from reports.figures.catalogue import Gallery, figures_of_report
     from reports.formats import latex
     from reports.page import page
 
-    drawn = figures(merged.records, merged.samples, reference or "", merged.served, needs=needs())
+    drawn = figures_of_report(merged.records, merged.samples, reference or "", merged.served, needs=needs_of_methods())
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
-    write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.notes))
-    write_atomically(folder / "report.csv", report_text.csv(merged.records))
+    write_atomically(folder / "report.md", report_text.to_markdown(merged.records, tables["main"], merged.notes))
+    write_atomically(folder / "report.csv", report_text.to_csv(merged.records))
     for one in chain(*tables.values()):
         write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
-    html = page.page(
+    html = page.render_page(
         merged.records,
         samples=merged.samples,
         remarks=merged.notes,

@@ -18,7 +18,7 @@ from bench import cli
 from bench.cli import FAILED_CELLS, OK, measurements
 from bench.plan import grid, named, run_spec
 from bench.plan.protocol import LLAMA_CPP, ServedProtocol
-from bench.plan.run_spec import RunSpec, flags, from_flags
+from bench.plan.run_spec import RunSpec, flags_of_run, spec_from_flags
 from bench.records.record import FAILED, Record
 from methods.errors import UserError
 from reports.tracking import TRACKERS
@@ -34,7 +34,7 @@ TRACK = (
     "log every cell as a run of a tracker, with its parameters, metrics, learning curve and page; mlflow, trackio and "
     "wandb write where their own environment variables say, see docs/guides/tracking.md"
 )
-MODEL = flags()["model"].default
+MODEL = flags_of_run()["model"].default
 HEADINGS = {
     "what": "what to prune",
     "heal": "how to heal: train a little after pruning, every method alike",
@@ -55,7 +55,7 @@ def add_run(commands: Any) -> None:
         group = run.add_argument_group(heading)
         if name == "what":
             group.add_argument("--spec", metavar="NAME|FILE", help=SPEC)
-        cli.add_flags(group, [option for option in flags().values() if option.group == name])
+        cli.add_flags(group, [option for option in flags_of_run().values() if option.group == name])
         if name == "time":
             group.add_argument("--engine-speed", choices=(LLAMA_CPP,), help=SERVED)
         if name == "engine":
@@ -74,7 +74,7 @@ def add_run(commands: Any) -> None:
     group = speed.add_argument_group("what to time")
     group.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=f"by default {MODEL}")
     left_out = ("model", "then", "save-models", "save-dtype")
-    taken = [option for option in flags().values() if option.flag not in left_out]
+    taken = [option for option in flags_of_run().values() if option.flag not in left_out]
     cli.add_flags(group, [one for one in taken if one.group == "what" or one.flag.startswith("calibration")])
     cli.add_flags(
         speed.add_argument_group("how to time"), [one for one in taken if one.group == "time"], speed_rounds="--rounds"
@@ -84,8 +84,8 @@ def add_run(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    given = cli.given_flags(arguments, flags().values())
-    spec = run_spec.spec(arguments.spec, given) if arguments.spec else from_flags(given)
+    given = cli.given_flags(arguments, flags_of_run().values())
+    spec = run_spec.load_spec(arguments.spec, given) if arguments.spec else spec_from_flags(given)
     folder = spec.folder()  # whose date may be another one at the end
     named.refuse_missing(spec, folder)
     protocol = ServedProtocol(engine=arguments.engine_speed) if arguments.engine_speed else None
@@ -94,31 +94,33 @@ def _run(arguments: argparse.Namespace) -> int:
 
         tracker.require(arguments.track)
     if protocol:
-        measurements.require(protocol)
+        measurements.require_engine(protocol)
     if arguments.plan:
-        return _planned(spec)
-    code = _measured(spec, folder, _told, arguments.track)
+        return _print_plan(spec)
+    code = _measure_and_print(spec, folder, _text_of_records, arguments.track)
     if not protocol:
         return code
     from bench.plan.trust import Trust
     from bench.runs import runner
     from bench.system import interrupt
 
-    with interrupt.prompt(runner.again(spec, folder)):
+    with interrupt.keep_prompt(runner.words_for_folder(spec, folder)):
         return max(code, measurements.serve(Trust.of_run(spec, folder), protocol))
 
 
 def _speed(arguments: argparse.Namespace) -> int:
-    spec = from_flags({"methods": "dense", "profile": "speed"} | cli.given_flags(arguments, flags().values()))
+    spec = spec_from_flags(
+        {"methods": "dense", "profile": "speed"} | cli.given_flags(arguments, flags_of_run().values())
+    )
     folder = spec.folder()
     named.refuse_missing(spec, folder)
-    from reports.report import speed_terminal
+    from reports.report import speed_to_terminal
 
-    return _measured(spec, folder, lambda spec, records: speed_terminal(records))
+    return _measure_and_print(spec, folder, lambda spec, records: speed_to_terminal(records))
 
 
-def _measured(
-    spec: RunSpec, folder: Path, told: Callable[[RunSpec, list[Record]], str], track: str | None = None
+def _measure_and_print(
+    spec: RunSpec, folder: Path, describe: Callable[[RunSpec, list[Record]], str], track: str | None = None
 ) -> int:
     """Run the cells, send each to the tracker `track` if one is named, and print what `told` makes of the records."""
     from bench.runs import runner
@@ -126,11 +128,11 @@ def _measured(
 
     start = time.perf_counter()
     tracking = _tracking(track, folder) if track else None
-    ended = tracking.cell if tracking else runner.unheard
-    records = runner.run_spec(spec, report=report.write, ended=ended, folder=folder)
+    ended = tracking.cell if tracking else runner.ignore_end
+    records = runner.run_spec(spec, report=report.write_report, ended=ended, folder=folder)
     if tracking:
         tracking.finish()
-    print(told(spec, records), end="")
+    print(describe(spec, records), end="")
     print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return FAILED_CELLS if any(record.status in FAILED for record in records) else OK
 
@@ -143,27 +145,27 @@ def _tracking(name: str, folder: Path) -> RunTracking:
     return tracker.RunTracking(name, tracker.open_tracker(name), folder, say)
 
 
-def _planned(spec: RunSpec) -> int:
+def _print_plan(spec: RunSpec) -> int:
     """Print what a run would do and take, and run nothing."""
     from bench.runs.plan import plan_spec
     from reports import plan
     from reports.formats import terminal
 
     found = plan_spec(spec)
-    print(terminal.render(plan.tables(found, spec)), end="")
+    print(terminal.render(plan.tables_of_plan(found, spec)), end="")
     for remark in found.remarks:
         print(remark, file=sys.stderr)
     return OK
 
 
-def _told(spec: RunSpec, records: list[Record]) -> str:
+def _text_of_records(spec: RunSpec, records: list[Record]) -> str:
     """Return what a run prints: of a sweep one factor against another, where there are several."""
     from reports import report
     from reports.formats import terminal
     from reports.tables import views
 
     swept = grid.is_sweep(replace(spec, seeds=spec.seeds[:1]))  # seeds alone are the draws of a mean
-    factors = views.view("ablation", records) if swept else []
+    factors = views.build_view("ablation", records) if swept else []
     return terminal.render(factors) if factors else report.to_terminal(records)
 
 
@@ -192,7 +194,7 @@ def _cell(arguments: argparse.Namespace) -> int:
         asked = Job.from_json(arguments.job.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{arguments.job} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    with interrupt.prompt(leave=partial(store.leave, arguments.out)):
+    with interrupt.keep_prompt(leave=partial(store.clear_folder, arguments.out)):
         record = job.run_remote_job(asked, arguments.out)
     print(f"{arguments.out}: {asked.key}, {record.status}")
     return FAILED_CELLS if record.status in FAILED else OK

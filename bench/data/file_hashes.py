@@ -16,21 +16,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from bench.data.assets import cache_folder
+from bench.data.assets import folder_of_cache
 from methods.errors import Unwritable
-from methods.files import sha256, write_atomically
+from methods.files import hash_file, write_atomically
 
 SETTLED = 5.0  # seconds since the last change, many times the tick of any file system's clock
 
 
-def remembered_sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
     """Return the sha256 of a file, which is read unless it is as it was when it was read before."""
     path = path.resolve()
-    place = cache_folder() / "hashes" / _state(path)
+    place = folder_of_cache() / "hashes" / _state(path)
     with suppress(OSError, ValueError):
         if re.fullmatch("[0-9a-f]{64}", known := place.read_text(encoding="ascii")):
             return known
-    found = sha256(path)
+    found = hash_file(path)
     if place.name == _state(path) and _is_settled(path.stat()):
         with suppress(Unwritable):  # a cache that cannot be written to costs time alone
             write_atomically(place, found)

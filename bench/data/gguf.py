@@ -29,10 +29,10 @@ from transformers import (
     TokenizersBackend,
 )
 
-from methods.checkpoint.pruned_config import PrunedConfig, empty
-from methods.checkpoint.transformers_compat import rebuilt, shapes, with_all_weights
+from methods.checkpoint.pruned_config import PrunedConfig, make_empty
+from methods.checkpoint.transformers_compat import build_from_tensors, load_with_all_weights, shapes_of
 from methods.console import say
-from methods.errors import CheckpointError, first_line
+from methods.errors import CheckpointError, first_line_of
 from methods.model.decoder import Decoder
 
 MEDMCQA = "medmcqa/none/validation/data-00000-of-00001.arrow"
@@ -54,11 +54,11 @@ def dequantise_tied(folder: Path) -> None:
 def _write(folder: Path, tied: bool) -> None:
     gguf = next(folder.glob("*.gguf"))
     say(f"converting {gguf.name} to float32 safetensors, once")
-    write(gguf, folder, tied=tied)
+    write_folder(gguf, folder, tied=tied)
     gguf.unlink()
 
 
-def write(gguf: Path, folder: Path, *, tied: bool = False) -> None:
+def write_folder(gguf: Path, folder: Path, *, tied: bool = False) -> None:
     """Write what a GGUF file holds into a folder: float32 safetensors, configuration and tokenizer.
 
     tied  keeps the output's matrix alone, of a file that holds the embedding twice
@@ -72,8 +72,8 @@ def write(gguf: Path, folder: Path, *, tied: bool = False) -> None:
         model.get_input_embeddings().weight = model.get_output_embeddings().weight
         model.config.tie_word_embeddings = True
     model.save_pretrained(folder)
-    if architecture(gguf) == DECI:  # whose model names the configuration of its class alone
-        described = config(gguf)
+    if architecture_of_file(gguf) == DECI:  # whose model names the configuration of its class alone
+        described = read_config(gguf)
         described.dtype = torch.float32
         (folder / "config.json").write_text(described.to_json_string(), encoding="utf-8")
     save_tokenizer(tokenizer, folder, gguf)
@@ -101,7 +101,7 @@ EMBEDDING = "token_embd.weight"
 
 
 @contextmanager
-def readable(file: Path) -> Iterator[None]:
+def refuse_damage(file: Path) -> Iterator[None]:
     """Turn whatever gguf, transformers and tokenizers make of a damaged file into CheckpointError, in one line."""
     try:
         yield
@@ -109,13 +109,13 @@ def readable(file: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{file} cannot be read as GGUF: {first_line(error)}; copy or convert it again"
+            f"{file} cannot be read as GGUF: {first_line_of(error)}; copy or convert it again"
         ) from error
 
 
-def architecture(file: Path) -> str:
+def architecture_of_file(file: Path) -> str:
     """Return GGUF's name of what a file holds. Raises CheckpointError where that cannot be read."""
-    with readable(file):
+    with refuse_damage(file):
         return str(_value(gguf.GGUFReader(file), "general.architecture"))
 
 
@@ -125,28 +125,28 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
     Raises CheckpointError for a file that is cut short, of an unknown architecture, or whose tensors are not its
     layers'.
     """
-    with readable(file):
+    with refuse_damage(file):
         reader = gguf.GGUFReader(file)
-        described = _described(file, reader)  # refuses what it should not begin to make
+        described = _describe(file, reader)  # refuses what it should not begin to make
         if isinstance(described, PrunedConfig):
             return _read_deci(reader, described, dtype)
         options = {"gguf_file": file.name, "dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
         with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
-            return Decoder(with_all_weights(AutoModelForCausalLM, file.parent, left_over=True, **options))
+            return Decoder(load_with_all_weights(AutoModelForCausalLM, file.parent, left_over=True, **options))
 
 
 def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return the model in `file` in `dtype`, and its tokenizer. Raises CheckpointError as `read`."""
-    return read(file, dtype).model, tokenizer(file)
+    return read(file, dtype).model, read_tokenizer(file)
 
 
-def config(file: Path) -> PreTrainedConfig:
+def read_config(file: Path) -> PreTrainedConfig:
     """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
-    with readable(file):
-        return _described(file, gguf.GGUFReader(file))
+    with refuse_damage(file):
+        return _describe(file, gguf.GGUFReader(file))
 
 
-def _described(file: Path, reader: gguf.GGUFReader) -> PreTrainedConfig:
+def _describe(file: Path, reader: gguf.GGUFReader) -> PreTrainedConfig:
     parts = reader.get_field("split.count")
     if parts is not None and parts.contents() > 1:
         raise CheckpointError(
@@ -165,10 +165,10 @@ def _described(file: Path, reader: gguf.GGUFReader) -> PreTrainedConfig:
     return described
 
 
-def tokenizer(file: Path) -> Any:
+def read_tokenizer(file: Path) -> Any:
     """Return the tokenizer that a file holds. Raises CheckpointError where it holds none."""
-    with readable(file):
-        if architecture(file) == DECI:
+    with refuse_damage(file):
+        if architecture_of_file(file) == DECI:
             options = {"name_or_path": str(file.parent), "gguf_file": file.name}
             return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
@@ -185,7 +185,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, file: Path) -> None:
     if not _comes_back(tokenizer, folder):
         plain = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": TokenizersBackend.__name__}
         settings.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
-        with readable(file):
+        with refuse_damage(file):
             if not _comes_back(tokenizer, folder):
                 raise ValueError("its tokenizer does not come back as it was stored")
 
@@ -200,18 +200,18 @@ def _comes_back(tokenizer: Any, folder: Path) -> bool:
     return bool(rules[0] == rules[1] and tokenizer.special_tokens_map == again.special_tokens_map)
 
 
-def read_in_a_step(file: Path) -> tuple[int, int]:
+def bytes_per_step(file: Path) -> tuple[int, int]:
     """Return the bytes of all matrices that a token is multiplied with, and how many numbers it leaves in the cache.
 
     The embedding is one of them where it is the head too; of one that is not a token takes a row. Raises
     CheckpointError as `read`.
     """
-    with readable(file):
+    with refuse_damage(file):
         reader = gguf.GGUFReader(file)
         tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
         matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
         name = _value(reader, "general.architecture")
-        n = _described(file, reader).num_hidden_layers
+        n = _describe(file, reader).num_hidden_layers
         G = _each(_value(reader, f"{name}.attention.head_count_kv"), n)
         E = sum(_value(reader, f"{name}.attention.{part}_length") for part in ("key", "value"))
         return sum(int(tensor.n_bytes) for tensor in matrices), sum(G) * E
@@ -221,7 +221,7 @@ def _read_deci(reader: gguf.GGUFReader, described: PrunedConfig, dtype: torch.dt
     found = {tensor.name: tensor for tensor in reader.tensors}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, described.num_hidden_layers)
     E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
-    for name, shape in shapes(empty(described)).items():
+    for name, shape in shapes_of(make_empty(described)).items():
         stem, _, suffix = name.rpartition(".")
         target = f"{names.get_name(stem)}.{suffix}"
         entry = found.pop(target, None)
@@ -234,13 +234,13 @@ def _read_deci(reader: gguf.GGUFReader, described: PrunedConfig, dtype: torch.dt
         if tuple(rows.shape) != shape:
             raise ValueError(f"{target} is {tuple(rows.shape)} and should be {shape}")
         turned = target.endswith((f".attn_q.{suffix}", f".attn_k.{suffix}"))
-        stored[name] = (halves(rows, len(rows) // E) if turned else rows).to(dtype)
+        stored[name] = (reorder_halves(rows, len(rows) // E) if turned else rows).to(dtype)
     if found:
         raise ValueError(f"there is no place for {next(iter(found))}")
-    return Decoder(rebuilt(described, stored, dtype))
+    return Decoder(build_from_tensors(described, stored, dtype))
 
 
-def halves(weight: Tensor, heads: int) -> Tensor:
+def reorder_halves(weight: Tensor, heads: int) -> Tensor:
     """Reorder the rows of (heads * E, ...) from (heads, E / 2, 2) to (heads, 2, E / 2)."""
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from methods.errors import UserError, first_line
-from methods.files import sha256
+from methods.errors import UserError, first_line_of
+from methods.files import hash_file
 
 MANIFEST = "manifest.json"
 ABANDONED = 24 * 3600.0  # seconds after which what a killed process has left is removed
@@ -72,7 +72,7 @@ def is_of_a_full_disk(error: BaseException | str) -> bool:
 def _refusal(folder: Path, name: str, error: Exception) -> str:
     if is_of_a_full_disk(error):
         return f"no space left for {name} in {folder}; make room, or name another folder in PRUNEBENCH_CACHE"
-    return f"cannot keep {name} in {folder} (PRUNEBENCH_CACHE): {first_line(error)}"
+    return f"cannot keep {name} in {folder} (PRUNEBENCH_CACHE): {first_line_of(error)}"
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -85,7 +85,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _write_manifest(facts: Mapping[str, Any], folder: Path) -> None:
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -94,7 +94,7 @@ def _write_manifest(facts: Mapping[str, Any], folder: Path) -> None:
 
 def _move(staged: Path, target: Path, holds: Iterable[str]) -> None:
     """Rename `staged` to `target`; a damaged target leaves with the temporary folder, a complete one stays."""
-    if not is_filled(target, holds, sha256):
+    if not is_filled(target, holds, hash_file):
         with suppress(FileNotFoundError):
             target.rename(staged.with_name("damaged"))
     try:

@@ -13,8 +13,8 @@ from typing import Any
 from bench.data import assets
 from methods import model_files
 from methods.console import say
-from methods.errors import UserError, first_line
-from methods.model_files import CONFIG, INDEX, WHOLE, names, refuse_unhashed, table, weight_files
+from methods.errors import UserError, first_line_of
+from methods.model_files import CONFIG, INDEX, WHOLE, find_weight_files, names_of_files, read_table, refuse_unhashed
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -25,8 +25,8 @@ def check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
     Such code are files of its own, and kernels of the hub, which transformers fetches and imports.
     """
     refuse_unhashed(name, folder)
-    refuse_incomplete(name, names(folder))
-    config = table(folder / CONFIG)
+    refuse_incomplete(name, names_of_files(folder))
+    config = read_table(folder / CONFIG)
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
     if (kernel := _hub_kernel(config)) and not trust_remote_code:
@@ -64,7 +64,7 @@ def _check_weights(name: str, folder: Path) -> None:
     """Refuse a folder that lacks a weight file which its index names, or has one that is cut short."""
     from safetensors import SafetensorError, safe_open
 
-    if missing := [file for file in weight_files(folder) if not (folder / file).is_file()]:
+    if missing := [file for file in find_weight_files(folder) if not (folder / file).is_file()]:
         raise UserError(f"{name} has no {missing[0]}, which its index names; copy or download the model again")
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -80,7 +80,7 @@ def _check_saved(folder: Path) -> None:
 
     if save_load.is_checkpoint(folder):
         manifest = save_load.read_manifest(folder)
-        weight_files.check(folder, manifest["weights"], hashes=False)
+        weight_files.check_weights(folder, manifest["weights"], hashes=False)
         save_load.check_config(folder, manifest)
 
 
@@ -103,7 +103,7 @@ LEFT_OUT = ["consolidated*", "original/*", "onnx/*"]  # the same weights in othe
 
 def check_on_hub(name: str, choices: str, trust_remote_code: bool) -> None:
     """Refuse what the hub does not have or is not a model, without downloading it; `choices` says what would be one."""
-    if not assets.hub_is_reachable():
+    if not assets.is_hub_reachable():
         near = difflib.get_close_matches(name, assets.MODELS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
@@ -122,7 +122,7 @@ def check_on_hub(name: str, choices: str, trust_remote_code: bool) -> None:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
 
 
-def cached(name: str) -> Path | None:
+def find_in_cache(name: str) -> Path | None:
     """Return the folder of a model that is in the hub's cache with all that loading needs, else None."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -130,15 +130,15 @@ def cached(name: str) -> Path | None:
         folder = _snapshot(name, DESCRIPTION + WEIGHTS, here_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    files = model_files.names(folder)
-    weights = model_files.weight_files(folder)
+    files = model_files.names_of_files(folder)
+    weights = model_files.find_weight_files(folder)
     there = all((folder / file).is_file() for file in ("config.json", *weights))
     return folder if weights and there and not files.isdisjoint(TOKENIZER_FILES) else None
 
 
-def folder(name: str, *, weights: bool) -> Path:
+def download_model(name: str, *, weights: bool) -> Path:
     """Return the folder of a model, with or without weights; download what is missing. Raises UserError without it."""
-    if found := cached(name):
+    if found := find_in_cache(name):
         return found
     if weights:
         say(f"downloading the weights of {name} from the hub; their hash is part of each result")
@@ -152,18 +152,18 @@ def folder(name: str, *, weights: bool) -> Path:
         ) from error
 
 
-def announced(name: str) -> dict[str, str] | None:
+def published_sha256(name: str) -> dict[str, str] | None:
     """Return the sha256 of each weight file of a model that is not here, as the hub says; None where it does not."""
     from huggingface_hub import HfApi
 
-    if cached(name):
+    if find_in_cache(name):
         return None
     try:
         files = HfApi().model_info(name, files_metadata=True, timeout=assets.HUB_TIMEOUT).siblings or ()
     except Exception as error:
         raise UserError(f"the hub does not say what files {name} has: {_reason(error)}; try again") from error
     hashes = {file.rfilename: file.lfs.sha256 for file in files if file.lfs}
-    names = model_files.weight_files(folder(name, weights=False), hashes)
+    names = model_files.find_weight_files(download_model(name, weights=False), hashes)
     return {file: hashes[file] for file in names} if names and hashes.keys() >= set(names) else None
 
 
@@ -177,7 +177,7 @@ def _reason(error: Exception) -> str:
     """Return an error as one line: of an answer of the hub the last one, which is its reason."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return str(error).strip().splitlines()[-1] if isinstance(error, HfHubHTTPError) else first_line(error)
+    return str(error).strip().splitlines()[-1] if isinstance(error, HfHubHTTPError) else first_line_of(error)
 
 
 def _snapshot(name: str, patterns: list[str], *, here_only: bool) -> Path:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data import assets, converted, model_folder
 from bench.data import model_folder as hub_models
-from bench.data.file_hashes import remembered_sha256
+from bench.data.file_hashes import sha256_of_file
 from methods import model_files
-from methods.errors import UserError, first_line
-from methods.files import sha256
+from methods.errors import UserError, first_line_of
+from methods.files import hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +37,13 @@ def check(name: str, trust_remote_code: bool = False) -> None:
         model_folder.check_folder(name, Path(name), trust_remote_code)
     elif Path(name).exists() or not _is_hub_name(name):
         raise UserError(f"{name!r} is no model: give {_choices()}")
-    elif (cached := hub_models.cached(name)) is not None:
+    elif (cached := hub_models.find_in_cache(name)) is not None:
         model_folder.check_folder(name, cached, trust_remote_code)
     else:
         hub_models.check_on_hub(name, _choices(), trust_remote_code)
 
 
-def display_name(name: str) -> str:
+def name_of_model(name: str) -> str:
     """Return the name that tables give the model."""
     if name in assets.MODELS:
         return assets.MODELS[name].title
@@ -51,7 +51,7 @@ def display_name(name: str) -> str:
     return path.stem if _is_gguf(name) else path.resolve().name if path.is_dir() else name
 
 
-def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
+def make_shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
     """Make the model without weights, on the meta device: shapes, no memory. Raises UserError for an unknown type."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -68,7 +68,7 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
     except UserError:
         raise
     except Exception as error:  # whatever transformers makes of a description that it does not expect
-        reason = first_line(error)
+        reason = first_line_of(error)
         raise UserError(f"transformers makes no causal language model of {name}: {reason}") from error
     return model
 
@@ -92,7 +92,7 @@ def load(
     from transformers.utils import logging
 
     from methods.checkpoint import save_load
-    from methods.checkpoint.transformers_compat import with_all_weights
+    from methods.checkpoint.transformers_compat import load_with_all_weights
     from methods.model import decoder
     from methods.model.decoder import Decoder
 
@@ -102,13 +102,13 @@ def load(
         model = save_load.load(folder, dtype=dtype, device=device, store=store).model
     else:
         if store is None:
-            options |= decoder.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
+            options |= decoder.options_of_loading(lambda: Decoder(make_shell(name, trust_remote_code)), device)
         wanted = dtype if store is None else "auto"
         options |= {"dtype": wanted, "use_safetensors": True}
         try:
-            model = with_all_weights(AutoModelForCausalLM, folder, left_over=True, **options)
+            model = load_with_all_weights(AutoModelForCausalLM, folder, left_over=True, **options)
         except ValueError as error:
-            raise UserError(f"{name} does not load: {first_line(error)}; copy or download it again") from error
+            raise UserError(f"{name} does not load: {first_line_of(error)}; copy or download it again") from error
         if store is not None:
             Decoder(model, store).cast(dtype)
     return model.eval(), load_tokenizer(name, trust_remote_code)
@@ -124,12 +124,12 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
         tokenizer("a")
     except Exception as error:  # whatever transformers and tokenizers make of files that are damaged
         raise UserError(
-            f"the tokenizer of {name} cannot be read ({first_line(error)}); copy or download {folder} again"
+            f"the tokenizer of {name} cannot be read ({first_line_of(error)}); copy or download {folder} again"
         ) from error
     return tokenizer
 
 
-def weights_sha256(name: str, *, download: bool = True) -> str:
+def sha256_of_weights(name: str, *, download: bool = True) -> str:
     """Return the sha256 of the weight file, or of the list of sha256 and names where there are several.
 
     Files that are not loaded do not count. One that has not changed since it was read is not read again
@@ -138,18 +138,18 @@ def weights_sha256(name: str, *, download: bool = True) -> str:
     download  the weights of a hub model that is not here; otherwise they are what the hub says, where it does
     """
     if _is_gguf(name):
-        return remembered_sha256(Path(name))
-    hashes = hub_models.announced(name) if is_on_hub(name) and not download else None
+        return sha256_of_file(Path(name))
+    hashes = hub_models.published_sha256(name) if is_on_hub(name) and not download else None
     if hashes is None:
         folder, _ = _source(name, weights=True)
-        hashes = {file: remembered_sha256(folder / file) for file in model_files.weight_files(folder)}
+        hashes = {file: sha256_of_file(folder / file) for file in model_files.find_weight_files(folder)}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     lines = "".join(f"{found}  {file}\n" for file, found in hashes.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def config_sha256(name: str, trust_remote_code: bool = False) -> str | None:
+def sha256_of_config(name: str, trust_remote_code: bool = False) -> str | None:
     """Return the sha256 of a folder's configuration files, and of code that comes with the model where that may run.
 
     None for a GGUF file, whose weights' hash covers its configuration.
@@ -159,7 +159,7 @@ def config_sha256(name: str, trust_remote_code: bool = False) -> str | None:
     folder, _ = _source(name)
     files = [folder / file for file in ("config.json", "generation_config.json") if (folder / file).is_file()]
     files += sorted(folder.glob("*.py")) if trust_remote_code else []
-    return hashlib.sha256("".join(f"{sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{hash_file(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -177,7 +177,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def devices(device: torch.device, gpus: int) -> list[torch.device]:
+def devices_of_cell(device: torch.device, gpus: int) -> list[torch.device]:
     """Return on which devices a cell's model lies: of several GPUs on the first ones that its process sees.
 
     Raises UserError where torch sees fewer.
@@ -191,7 +191,7 @@ def devices(device: torch.device, gpus: int) -> list[torch.device]:
     return [torch.device("cuda", number) for number in range(gpus)]
 
 
-def resolve_dtype(name: str, device: torch.device, *, here: bool = True) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device, *, is_here: bool = True) -> torch.dtype:
     """Turn a name into a dtype. Raises UserError for any but 'auto' and DTYPES.
 
     'auto' is bfloat16, and float32 on a CPU that does not multiply bfloat16 natively or is not `here`, on this machine.
@@ -201,7 +201,7 @@ def resolve_dtype(name: str, device: torch.device, *, here: bool = True) -> torc
     from bench.system import environment
 
     if name == "auto":
-        native = device.type != "cpu" or (here and environment.multiplies_bfloat16())
+        native = device.type != "cpu" or (is_here and environment.has_bfloat16())
         name = "bfloat16" if native else "float32"
     if name not in DTYPES:
         raise UserError(f"dtype is auto, {', '.join(DTYPES)}; got {name!r}")
@@ -209,7 +209,7 @@ def resolve_dtype(name: str, device: torch.device, *, here: bool = True) -> torc
     return dtype
 
 
-def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
+def dtype_of_weights(name: str, trust_remote_code: bool = False) -> str | None:
     """Return the dtype that the model's configuration says its weights have; None where that is none of DTYPES.
 
     None for a GGUF file, whose tensors are of several types.
@@ -220,7 +220,7 @@ def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
     return dtype if dtype in DTYPES else None
 
 
-def licence(name: str) -> str | None:
+def licence_of_model(name: str) -> str | None:
     """Return the licence of a model by its short name, as its folder says; None where it says nothing."""
     if name in assets.MODELS:
         return assets.ASSETS[assets.MODELS[name].asset].licence
@@ -243,11 +243,11 @@ def _source(name: str, trust_remote_code: bool = False, *, weights: bool = False
     Raises UserError for a folder of which transformers would load what no hash covers.
     """
     if _is_gguf(name):
-        folder = converted.folder(Path(name), hashes=weights)
+        folder = converted.folder_of_gguf(Path(name), hashes=weights)
     elif name in assets.MODELS:
-        folder = assets.model_folder(name)
+        folder = assets.fetch_model(name)
     else:
-        folder = Path(name) if Path(name).is_dir() else hub_models.folder(name, weights=weights)
+        folder = Path(name) if Path(name).is_dir() else hub_models.download_model(name, weights=weights)
     model_files.refuse_unhashed(name, folder)
     return folder, {"trust_remote_code": trust_remote_code}
 

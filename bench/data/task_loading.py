@@ -32,12 +32,12 @@ from methods.errors import UserError
 Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_data: task, path, sha256
 
 
-def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
+def check_tasks(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
     """Return the names with GROUPS expanded, each once. Raises UserError for one that cannot be evaluated.
 
     A group or tag of lm-eval's own stays one name; `load` turns it into its tasks.
     """
-    every = expanded(names, data)
+    every = split_groups(names, data)
     local = {name for name, _, _ in data}
     others = [name for name in every if name not in OFFLINE and name not in local]
     for name in (*others, *sorted(local)):
@@ -47,12 +47,12 @@ def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str,
         if fewshot and name in OFFLINE and name not in local:
             _refuse_examples(name, OFFLINE[name].examples is not None)
     load_tasks(local, data, fewshot, every_document=True)
-    if others and (fewshot or not assets.hub_is_reachable()):
+    if others and (fewshot or not assets.is_hub_reachable()):
         load_tasks(others, fewshot=fewshot)
     return every
 
 
-def expanded(names: Iterable[str], data: Data = ()) -> tuple[str, ...]:
+def split_groups(names: Iterable[str], data: Data = ()) -> tuple[str, ...]:
     """Return the names with GROUPS expanded, each once. Raises UserError for data of a task that is not among them."""
     every = tuple(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
     if unused := sorted({name for name, _, _ in data}.difference(every)):
@@ -99,7 +99,7 @@ def load_tasks(
     """
     local = {name: Path(path) for name, path, _ in data}
     tasks: dict[str, Any] = {}
-    with quiet():
+    with silence_lm_eval():
         for name in names:
             if name in local:
                 loaded = {name: load_local_task(name, _definition(name), local[name], every_document)}
@@ -130,7 +130,7 @@ def _set_fewshot(task: Any, fewshot: int) -> None:
     task.set_config(key="num_fewshot", value=fewshot)
 
 
-def draw(task: Any, documents: int, seed: int) -> list[int]:
+def draw_documents(task: Any, documents: int, seed: int) -> list[int]:
     """Draw the positions of `documents` documents with `seed`, ascending; all for 0 or for more than there are."""
     available = len(task.eval_docs)
     if documents == 0 or documents >= available:
@@ -146,7 +146,7 @@ def _load_offline(name: str) -> Any:
     for column, stored in offline.integers.items():
         documents = documents.add_column(column, [int(value) for value in documents[stored]])
     examples = offline.examples and Dataset.from_file(str(offline.file(offline.examples)), in_memory=True)
-    return task_of(DEFINITIONS / offline.definition, documents, examples)
+    return make_task(DEFINITIONS / offline.definition, documents, examples)
 
 
 def _definition(name: str) -> Path:
@@ -165,7 +165,7 @@ def _load_from_hub(name: str) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     refuse_undefined(name)
-    assets.hub_is_reachable()  # if it is not, the hub's libraries learn it here and do not retry
+    assets.is_hub_reachable()  # if it is not, the hub's libraries learn it here and do not retry
     try:
         if name in HUB:
             return {name: ConfigurableTask(config=load_yaml(DEFINITIONS / HUB[name]))}
@@ -193,7 +193,7 @@ def _catalogue() -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_lm_eval() -> Iterator[None]:
     """Silence lm-eval but for its errors, and all progress bars but the model's own."""
     import datasets
     from lm_eval.api import task
@@ -234,16 +234,14 @@ def load_local_task(name: str, definition: Path, path: Path, every_document: boo
         raise UserError(f"--task-data: {path} has no files of the split {split}, on which {name} is evaluated")
     shots = config.get("fewshot_split") or config.get("training_split")
     examples = (
-        task_sources.read_documents(path, shots)
-        if shots and shots != split and task_sources.names_splits(path)
-        else None
+        task_sources.read_documents(path, shots) if shots and shots != split and task_sources.has_splits(path) else None
     )
     if examples is None and (shown := config.get("num_fewshot") or 0) and not has_samples(config):
         own = f"give a folder with files of the splits {split} and {shots}" if shots else "it has no split for them"
         raise UserError(f"--task-data: {name} is asked with {shown} examples, and {path} has none; {own}")
     try:
-        documents, examples = processed(config.get("process_docs"), documents, examples)
-        task = task_of(definition, documents, examples, processed=True)
+        documents, examples = process_documents(config.get("process_docs"), documents, examples)
+        task = make_task(definition, documents, examples, processed=True)
         if every_document:
             _refuse_unlabelled(task)
             task.build_all_requests()
@@ -280,7 +278,7 @@ def _refuse_unlabelled(task: Any) -> None:
 SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they make a document
 
 
-def task_of(definition: Path, documents: Any, examples: Any, *, processed: bool = False) -> Any:
+def make_task(definition: Path, documents: Any, examples: Any, *, processed: bool = False) -> Any:
     """Make lm-eval's task of a definition, with these documents and, unless that is None, these examples.
 
     processed  whether they are as the definition makes them of what is stored
@@ -343,7 +341,7 @@ class Documents(Sequence[dict[str, Any]]):
         return self.read([0]).features
 
 
-def processed(process: Any, *sets: Any) -> list[Any]:
+def process_documents(process: Any, *sets: Any) -> list[Any]:
     """Return data sets as a definition makes documents of them: once, since some shuffle choices or leave rows out.
 
     lm-eval's own evaluator does so twice, for the prompts and for the scores, and finds the first time on the disk.

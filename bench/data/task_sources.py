@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
-from methods.errors import UserError, first_line
-from methods.files import sha256
+from methods.errors import UserError, first_line_of
+from methods.files import hash_file
 
 if TYPE_CHECKING:
     import datasets
@@ -54,7 +54,7 @@ class Offline:
 
     def file(self, split: str | None = None) -> Path:
         """Return the file of `split`, by default the one with the documents."""
-        folder = assets.task_folder() / self.data
+        folder = assets.fetch_tasks() / self.data
         return (folder.with_name(split) if split else folder) / "data-00000-of-00001.arrow"
 
 
@@ -110,7 +110,7 @@ def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]
         try:
             found[task] = (task, path, _sha256(_files(Path(path))))
         except OSError as error:
-            raise UserError(f"--task-data {setting} cannot be read: {first_line(error)}") from error
+            raise UserError(f"--task-data {setting} cannot be read: {first_line_of(error)}") from error
     return tuple(sorted(found.values()))
 
 
@@ -126,11 +126,11 @@ def read_documents(path: Path, split: str) -> datasets.Dataset | None:
         return datasets.concatenate_datasets([_read(file) for file in files]) if files else None
     except (ValueError, TypeError) as error:  # of datasets, for columns of several types
         raise UserError(
-            f"--task-data: the files of {path} have columns of different types ({first_line(error)})"
+            f"--task-data: the files of {path} have columns of different types ({first_line_of(error)})"
         ) from error
 
 
-def names_splits(path: Path) -> bool:
+def has_splits(path: Path) -> bool:
     """Tell whether `path` is a folder that keeps its splits apart."""
     return path.is_dir() and any(SPLIT.match(file.relative_to(path).as_posix()) for file in _files(path))
 
@@ -153,7 +153,7 @@ def _counts(file: Path, folder: Path) -> bool:
 
 def _sha256(files: list[Path]) -> str:
     """Return the sha256 of the files' names and contents."""
-    return hashlib.sha256(b"".join(f.name.encode() + bytes.fromhex(sha256(f)) for f in files)).hexdigest()
+    return hashlib.sha256(b"".join(f.name.encode() + bytes.fromhex(hash_file(f)) for f in files)).hexdigest()
 
 
 def _read(file: Path) -> datasets.Dataset:

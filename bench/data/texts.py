@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
 from methods.console import say
-from methods.errors import UserError, first_line
+from methods.errors import UserError, first_line_of
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def check_text(text: str) -> None:
         raise UserError(f"no text {text!r}; {hint}give {known}, a UTF-8 file or hub:DATASET[:CONFIG[:SPLIT]]")
 
 
-def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
+def make_calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
     """Cut N = `sequences` of T = `length` tokens from the calibration documents, in an order drawn with `seed`.
 
     Raises UserError when the text is too short.
@@ -108,11 +108,11 @@ def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: in
 
     from methods.model.calibration import Calibration
 
-    documents, _ = halves(text)
+    documents, _ = split_halves(text)
     random.Random(seed).shuffle(documents)
     bos = _bos(tokenizer)
     content = length - len(bos)
-    tokens, _, _ = _tokenise(tokenizer, _separated(documents), sequences * content)
+    tokens, _, _ = _tokenise(tokenizer, _with_separators(documents), sequences * content)
     if len(tokens) < sequences * content:
         raise UserError(
             f"text {text} has {len(tokens)} tokens for calibration (every second document), but "
@@ -126,12 +126,12 @@ def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: in
 
 def is_whole(text: str, calibration: str) -> bool:
     """Tell whether `text` is evaluated whole: none of assets.TEXTS, and not what is calibrated on."""
-    return text not in assets.TEXTS and not same(text, calibration)
+    return text not in assets.TEXTS and not is_same_text(text, calibration)
 
 
-def same(one: str, other: str) -> bool:
+def is_same_text(first: str, second: str) -> bool:
     """Tell whether two ways of writing a text mean the same one, which is then halved."""
-    return bool(_identity(one) == _identity(other))
+    return bool(_identity(first) == _identity(second))
 
 
 def _identity(text: str) -> Any:
@@ -139,7 +139,7 @@ def _identity(text: str) -> Any:
     return parse_hub_text(text) if text.startswith("hub:") else Path(text).resolve()
 
 
-def evaluation(
+def make_evaluation_text(
     tokenizer: Any, text: str, window: int, stride: int, windows: int, *, drawn: bool = False, whole: bool = False
 ) -> EvaluationText:
     """Cut M = `windows` of W = `window` tokens, one every `stride` tokens, from the `whole` text or its second half.
@@ -161,7 +161,7 @@ def evaluation(
     if whole:
         tokens, sizes, words = _tokenise_whole(tokenizer, text, enough)
     else:
-        tokens, sizes, words = _tokenise(tokenizer, _separated(halves(text)[1]), enough)
+        tokens, sizes, words = _tokenise(tokenizer, _with_separators(split_halves(text)[1]), enough)
     available = max(0, (len(tokens) - content) // stride + 1)
     available = min(available, reach or available)
     if available < max(1, windows):
@@ -238,7 +238,7 @@ def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple
             pieces = _pieces(document, [end for _, end in offsets])
             tokens += ids
             sizes += [len(piece.encode()) for piece in pieces]
-            words += _words_begun(pieces)
+            words += _count_words(pieces)
         if enough is not None and len(tokens) >= enough:
             break
     return tokens, sizes, words
@@ -253,7 +253,7 @@ def _pieces(document: str, ends: list[int]) -> list[str]:
     return pieces
 
 
-def _words_begun(pieces: list[str]) -> list[int]:
+def _count_words(pieces: list[str]) -> list[int]:
     """Count the words that begin in each piece: a word is what is between white space."""
     counts, inside = [], False
     for piece in pieces:
@@ -262,7 +262,7 @@ def _words_begun(pieces: list[str]) -> list[int]:
     return counts
 
 
-def _separated(documents: list[str]) -> list[str]:
+def _with_separators(documents: list[str]) -> list[str]:
     return [document + SEPARATOR for document in documents]
 
 
@@ -271,13 +271,13 @@ def _documents(text: str) -> list[str]:
     if text.startswith("hub:"):
         documents = read_hub_documents(text)
     elif text in assets.TEXTS:
-        documents = _split(text, assets.text_file(text).read_text(encoding="utf-8"))
+        documents = _split(text, assets.fetch_text(text).read_text(encoding="utf-8"))
     else:
         documents = _split(text, _read(Path(text)))
     return list(dict.fromkeys(stripped for document in documents if (stripped := document.strip())))
 
 
-def halves(text: str) -> tuple[list[str], list[str]]:
+def split_halves(text: str) -> tuple[list[str], list[str]]:
     """Return the documents for calibration and those for evaluation.
 
     A crawled page is at times part of another: what holds a document of the other half whole is not evaluated.
@@ -330,7 +330,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"text {path} cannot be read: {first_line(error)}; give a UTF-8 file that can")
+    return UserError(f"text {path} cannot be read: {first_line_of(error)}; give a UTF-8 file that can")
 
 
 PASSAGE = 256  # characters
@@ -345,14 +345,14 @@ def refuse_shared(tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterabl
     """
     bare = ""
     for text in texts:
-        if same(source, text.text):
+        if is_same_text(source, text.text):
             continue
         bare = bare or _bare(tokenizer, ids)
         held_out = _bare(tokenizer, text.ids[_once(text.scored)])
         half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
         size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
         passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
-        there = _standing(passages, held_out, size)
+        there = _find_passages(passages, held_out, size)
         found = sum(passage in there for passage in passages)
         if found:
             raise UserError(
@@ -361,7 +361,7 @@ def refuse_shared(tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterabl
             )
 
 
-def _standing(passages: Iterable[str], held_out: str, size: int) -> set[str]:
+def _find_passages(passages: Iterable[str], held_out: str, size: int) -> set[str]:
     """Return those of the passages, of `size` characters each, that stand in a text, which is read once for all."""
     return set(passages).intersection(held_out[start : start + size] for start in range(len(held_out) - size + 1))
 
@@ -395,14 +395,14 @@ def check_hub_text(text: str) -> None:
 
     How large it is can only be told where the data set's page on the hub says so.
     """
-    from bench.system.memory import free_bytes
+    from bench.system.memory import free_bytes_of_host
 
     parse_hub_text(text)
-    if not assets.hub_is_reachable():
+    if not assets.is_hub_reachable():
         read_hub_documents(text)
         return
     stored, held, folder = _sizes(text)
-    for what, takes, free in (("disk", stored, shutil.disk_usage(folder).free), ("memory", held, free_bytes())):
+    for what, takes, free in (("disk", stored, shutil.disk_usage(folder).free), ("memory", held, free_bytes_of_host())):
         if takes > free:
             raise UserError(
                 f"{text} takes {takes / 1e9:,.1f} GB of the {what}, of which {free / 1e9:,.1f} are free; {FILE}"
@@ -418,7 +418,7 @@ def _sizes(text: str) -> tuple[int, int, Path]:
     import datasets
 
     dataset, config, split = parse_hub_text(text)
-    builder = _asked(text, lambda: datasets.load_dataset_builder(dataset, config))
+    builder = _ask_hub(text, lambda: datasets.load_dataset_builder(dataset, config))
     info, kept = builder.info, Path(builder.cache_dir)
     folder = next(path for path in (kept, *kept.parents) if path.exists())
     stored = 0 if folder == kept else (info.download_size or 0) + (info.dataset_size or 0)
@@ -433,7 +433,7 @@ def read_hub_documents(text: str) -> list[str]:
     import datasets
 
     dataset, config, split = parse_hub_text(text)
-    rows = _asked(text, lambda: datasets.load_dataset(dataset, config, split=split))
+    rows = _ask_hub(text, lambda: datasets.load_dataset(dataset, config, split=split))
     if "text" not in rows.column_names:
         raise UserError(f"{text} has no column text; it has {', '.join(rows.column_names)}")
     found = list(rows["text"])
@@ -442,13 +442,13 @@ def read_hub_documents(text: str) -> list[str]:
     return found
 
 
-def _asked(text: str, question: Callable[[], Any]) -> Any:
+def _ask_hub(text: str, question: Callable[[], Any]) -> Any:
     """Return the hub's answer, or that of its cache. Raises UserError for whatever a data set's loader may raise."""
-    reachable = assets.hub_is_reachable()
+    reachable = assets.is_hub_reachable()
     try:
         return question()
     except Exception as error:
         where = (
             "the hub is out of reach and its cache has no such data" if not reachable else "the hub does not give it"
         )
-        raise UserError(f"cannot read {text}: {where} ({first_line(error)})") from error
+        raise UserError(f"cannot read {text}: {where} ({first_line_of(error)})") from error

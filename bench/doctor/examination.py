@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from bench.doctor import CHECKS, machine, measuring, pruning
-from bench.doctor.finding import Finding, raised
+from bench.doctor.finding import Finding, finding_of_error
 from methods.console import say
 from methods.errors import UserError
 
@@ -18,8 +18,8 @@ FUNCTIONS: dict[str, Callable[[torch.device], Iterator[Finding]]] = {
     "scorer": measuring.check_scores,
     "timing": measuring.check_timing,
     "checkpoints": pruning.check_storing,
-    "memory": machine.memory,
-    "copies": machine.copies,
+    "memory": machine.check_memory,
+    "copies": machine.check_copies,
 }
 
 
@@ -36,11 +36,11 @@ def examine(device: torch.device, only: Sequence[str] = ()) -> list[Finding]:
         try:
             found.extend(FUNCTIONS[name](device))
         except Exception as error:
-            found.append(raised(name, error))
+            found.append(finding_of_error(name, error))
         say(f"{name}: {time.perf_counter() - start:.1f} s")
     return found
 
 
-def wrong(findings: Sequence[Finding]) -> list[str]:
+def names_of_wrong(findings: Sequence[Finding]) -> list[str]:
     """Name what is wrong."""
     return [one.what for one in findings if one.status == "wrong"]

@@ -44,16 +44,16 @@ class Finding:
     where: tuple[str, ...] = ()
 
 
-def judged(what: str, wrong: Sequence[str], figure: str, **found: Any) -> Finding:
+def finding_of_check(what: str, wrong: Sequence[str], figure: str, **values: Any) -> Finding:
     """Return a finding that is ok with its figure, unless something is wrong."""
-    return Finding("wrong", what, "; ".join(wrong), found) if wrong else Finding("ok", what, figure, found)
+    return Finding("wrong", what, "; ".join(wrong), values) if wrong else Finding("ok", what, figure, values)
 
 
-def raised(what: str, error: Exception) -> Finding:
+def finding_of_error(what: str, error: Exception) -> Finding:
     """Return what an exception says, without paths, and where it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     where = tuple(f"{_inside(frame.filename)}:{frame.lineno} in {frame.name}" for frame in frames)
-    return Finding("wrong", what, without_paths(failures.reason(error)), where=where)
+    return Finding("wrong", what, without_paths(failures.reason_of_error(error)), where=where)
 
 
 def without_paths(text: str) -> str:
@@ -72,13 +72,13 @@ def _inside(file: str) -> str:
     return "/".join(parts[start:])
 
 
-def table(findings: Iterable[Finding]) -> str:
+def format_findings(findings: Iterable[Finding]) -> str:
     """Return one line for each finding: its status, what it is of, and the figure."""
     rows = [(one.status, one.what, textwrap.fill(one.figure, FIGURE)) for one in findings]
     return tabulate(rows, ("status", "what", "figure"), tablefmt="plain", disable_numparse=True)
 
 
-def document(findings: Iterable[Finding], machine: dict[str, Any]) -> dict[str, Any]:
+def document_of_findings(findings: Iterable[Finding], machine: dict[str, Any]) -> dict[str, Any]:
     """Return what a bug report needs, as plain JSON values: no host name, no user's name, no path."""
     plain = [{name: value for name, value in asdict(one).items() if value} for one in findings]
     found: dict[str, Any] = _finite({"layout": LAYOUT, "machine": machine, "findings": plain})
@@ -101,7 +101,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
 
-def apart(got: Tensor, want: Tensor) -> float:
+def difference_of_tensors(got: Tensor, want: Tensor) -> float:
     """Return the root mean square of the difference as a share of the standard deviation of `want`; nan for nan."""
     got, want = got.double().cpu(), want.double().cpu()
     return float((got - want).square().mean().sqrt() / want.std())
@@ -112,6 +112,6 @@ def is_close(share: float, dtype: torch.dtype) -> bool:
     return share <= TOLERANCE[dtype]
 
 
-def named(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """Return a dtype's name."""
     return str(dtype).removeprefix("torch.")

@@ -26,11 +26,11 @@ import torch
 
 from bench.data import assets
 from bench.doctor import pruning
-from bench.doctor.finding import Finding, apart, judged, named
+from bench.doctor.finding import Finding, difference_of_tensors, dtype_name, finding_of_check
 from bench.speed import peaks
 from bench.system import environment, failures, gpu
 from bench.system.memory import give_back
-from bench.system.threads import usable_cores
+from bench.system.threads import count_usable_cores
 
 SIZES = {"cpu": {"copied": 2**27, "side": 1024}}  # smaller ones of bench.speed.peaks, for a slower machine
 EXACT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # share by which a product may be off
@@ -47,9 +47,9 @@ def _card(device: torch.device) -> dict[str, Any]:
         return {}
     try:
         free = torch.cuda.mem_get_info(device)[0]
-        cards, missing = gpu.find([device])
+        cards, missing = gpu.find_gpus([device])
     except RuntimeError as error:  # of a GPU that another program holds, or that an earlier error has lost
-        return {"gpu_lost": failures.reason(error)}
+        return {"gpu_lost": failures.reason_of_error(error)}
     states = {"gpu_state": cards[0].state()} if cards else {"nvml": missing}
     return {"gpus": torch.cuda.device_count(), "free_gpu_memory_bytes": free} | states
 
@@ -59,21 +59,21 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
     found = describe(device)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     yield Finding("ok", "versions", f"python {found['python']}, {versions}")
-    cores = f"{usable_cores()} of {found['logical_cores']} cores, {found['threads']} threads"
+    cores = f"{count_usable_cores()} of {found['logical_cores']} cores, {found['threads']} threads"
     free, whole = found["free_memory_bytes"], found.get("memory_bytes", 0)
     yield Finding("ok", "processor", f"{found.get('cpu', 'unknown')}, {cores}, {_gib(free)} of {_gib(whole)} free")
     yield _gpu(found)
     for dtype in EXACT:
-        yield product(device, dtype)
-    yield from rates(device)
+        yield check_product(device, dtype)
+    yield from measure_rates(device)
 
 
-def rates(device: torch.device) -> Iterator[Finding]:
+def measure_rates(device: torch.device) -> Iterator[Finding]:
     """Measure what a large product and a copy reach, in the dtype in which models are measured by default."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = peaks.measure(device, dtype, **SIZES.get(device.type, {}))
+    found = peaks.measure_peak_rates(device, dtype, **SIZES.get(device.type, {}))
     whats = {
-        "matmul_flops_per_second": (f"matrix rate, {named(dtype)}", "GFLOP/s in a large product"),
+        "matmul_flops_per_second": (f"matrix rate, {dtype_name(dtype)}", "GFLOP/s in a large product"),
         "copy_bytes_per_second": ("bandwidth", "GB/s read and written in a copy"),
     }
     for name, (what, unit) in whats.items():
@@ -82,35 +82,35 @@ def rates(device: torch.device) -> Iterator[Finding]:
         else:
             yield Finding("not here", what, "there is no room to measure it")
     if (flops := found.get("matmul_flops_per_second")) is not None:
-        yield check_disk(flops, dtype.itemsize, named(dtype))
+        yield check_disk(flops, dtype.itemsize, dtype_name(dtype))
 
 
 def _gib(count: float) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def _gpu(found: dict[str, Any]) -> Finding:
-    if "gpu_lost" in found:
-        return Finding("wrong", "GPU", f"it does not answer: {found['gpu_lost']}")
-    if "gpu" not in found and "free_gpu_memory_bytes" in found:
+def _gpu(description: dict[str, Any]) -> Finding:
+    if "gpu_lost" in description:
+        return Finding("wrong", "GPU", f"it does not answer: {description['gpu_lost']}")
+    if "gpu" not in description and "free_gpu_memory_bytes" in description:
         return Finding("wrong", "GPU", "torch cannot tell its name and memory; see whether nvidia-smi can")
-    if "gpu" not in found:
+    if "gpu" not in description:
         return Finding("not here", "GPU", "looked at the CPU; --device cuda looks at a GPU")
-    free, whole = found["free_gpu_memory_bytes"], found["gpu_memory_bytes"]
-    driver = f"driver {found.get('gpu_driver', 'unknown')}, CUDA {found.get('cuda', 'unknown')}"
-    missing = f"; {found['nvml']}" if found.get("nvml") else ""
-    return Finding("ok", "GPU", f"{found['gpu']}, {driver}, {_gib(free)} of {_gib(whole)} free{missing}")
+    free, whole = description["free_gpu_memory_bytes"], description["gpu_memory_bytes"]
+    driver = f"driver {description.get('gpu_driver', 'unknown')}, CUDA {description.get('cuda', 'unknown')}"
+    missing = f"; {description['nvml']}" if description.get("nvml") else ""
+    return Finding("ok", "GPU", f"{description['gpu']}, {driver}, {_gib(free)} of {_gib(whole)} free{missing}")
 
 
-def product(device: torch.device, dtype: torch.dtype) -> Finding:
+def check_product(device: torch.device, dtype: torch.dtype) -> Finding:
     """Compare a product in a dtype with that of the same numbers in float64 on the CPU."""
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=draw, dtype=torch.float64).to(dtype) for _ in range(2))
-    off = apart(a.to(device) @ b.to(device), a.double() @ b.double())
+    off = difference_of_tensors(a.to(device) @ b.to(device), a.double() @ b.double())
     wrong = [] if off <= EXACT[dtype] else [f"off by {off:.1e} of its size, and {EXACT[dtype]:.0e} is rounding"]
     if wrong and dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
         wrong.append("TF32 is on: torch.set_float32_matmul_precision('highest') turns it off")
-    return judged(f"product, {named(dtype)}", wrong, f"off by {off:.1e} of its size", off=off)
+    return finding_of_check(f"product, {dtype_name(dtype)}", wrong, f"off by {off:.1e} of its size", off=off)
 
 
 SPREAD = "slicegpt"  # that a model is pruned with whose layers lie on both
@@ -119,7 +119,7 @@ COPIED = 2**24  # numbers
 SECOND = ("shortgpt", "flap", "slicegpt", "llm-pruner")  # methods that a second GPU is tried with
 
 
-def memory(device: torch.device) -> Iterator[Finding]:
+def check_memory(device: torch.device) -> Iterator[Finding]:
     """Ask a GPU for more memory than it has: it must be recognised, and leave the GPU as it was."""
     what = "out of memory"
     if device.type != "cuda":
@@ -133,28 +133,28 @@ def memory(device: torch.device) -> Iterator[Finding]:
         wrong.append(f"the GPU gave {asked / 2**30:,.0f} GiB, {TOO_MUCH} times what it has")
     except Exception as error:
         if not failures.is_out_of_memory(error):
-            wrong.append(f"not recognised: {failures.reason(error)}")
+            wrong.append(f"not recognised: {failures.reason_of_error(error)}")
     give_back([device])
-    after = product(device, torch.float32)
+    after = check_product(device, torch.float32)
     if after.status != "ok":
         wrong.append(f"products afterwards: {after.figure}")
-    yield judged(what, wrong, f"recognised at {asked / 2**30:,.0f} GiB, and the GPU works on")
+    yield finding_of_check(what, wrong, f"recognised at {asked / 2**30:,.0f} GiB, and the GPU works on")
 
 
-def copies(device: torch.device) -> Iterator[Finding]:
+def check_copies(device: torch.device) -> Iterator[Finding]:
     """Copy numbers to the GPU and back, and look at a second GPU where there is one."""
     if device.type != "cuda":
         yield Finding("not here", "copies", "a CPU copies nothing to another device")
         yield Finding("not here", "second GPU", "looked at the CPU")
         return
-    yield copied("copies", torch.device("cpu"), device)
+    yield check_copy("copies", torch.device("cpu"), device)
     others = [number for number in range(torch.cuda.device_count()) if number != (device.index or 0)]
     if not others:
         yield Finding("not here", "second GPU", "torch sees one")
         return
     second = torch.device("cuda", others[0])
-    yield copied("copies between GPUs", device, second)
-    stored = pruning.read()
+    yield check_copy("copies between GPUs", device, second)
+    stored = pruning.read_answers()
     for name in SECOND:
         found = pruning.check_method(name, second, stored[name])
         yield Finding(found.status, f"{name} on {second}", found.figure, found.found, found.where)
@@ -163,15 +163,17 @@ def copies(device: torch.device) -> Iterator[Finding]:
     yield Finding(found.status, f"{SPREAD} over both GPUs", found.figure, found.found, found.where)
 
 
-def copied(what: str, here: torch.device, there: torch.device) -> Finding:
+def check_copy(what: str, source: torch.device, target: torch.device) -> Finding:
     """Copy numbers from one device to another and back: not a bit may change."""
     numbers = torch.arange(COPIED, dtype=torch.int32)
-    first = numbers.to(here)
-    second = first.to(there)
-    back = second.to(here)
-    steps = {f"to {here}": first, f"to {there}": second, f"back to {here}": back}
+    first = numbers.to(source)
+    second = first.to(target)
+    back = second.to(source)
+    steps = {f"to {source}": first, f"to {target}": second, f"back to {source}": back}
     wrong = [f"changed on the way {step}" for step, tensor in steps.items() if not torch.equal(tensor.cpu(), numbers)]
-    return judged(what, wrong, f"{COPIED * 4 / 2**20:.0f} MiB from {here} to {there} and back, every bit the same")
+    return finding_of_check(
+        what, wrong, f"{COPIED * 4 / 2**20:.0f} MiB from {source} to {target} and back, every bit the same"
+    )
 
 
 SIZE, BLOCK = 2**28, 2**22  # bytes that are read, and at once
@@ -179,9 +181,9 @@ SIZE, BLOCK = 2**28, 2**22  # bytes that are read, and at once
 
 def check_disk(flops: float, bytes_each: int, dtype: str) -> Finding:
     """Say how fast weights come from the folder of the models; `flops` is what a product reaches in a second."""
-    what, folder = "weights in files", assets.cache_folder()
+    what, folder = "weights in files", assets.folder_of_cache()
     try:
-        rate = read_rate(folder if folder.is_dir() else Path(tempfile.gettempdir()))
+        rate = rate_of_reading(folder if folder.is_dir() else Path(tempfile.gettempdir()))
     except OSError as error:
         return Finding("not here", what, f"{SIZE / 1e6:,.0f} MB cannot be written and read: {error.strerror}")
     tokens = bytes_each * flops / (2 * rate)
@@ -189,7 +191,7 @@ def check_disk(flops: float, bytes_each: int, dtype: str) -> Finding:
     return Finding("ok", what, figure, {"read_bytes_per_second": rate, "hidden_from_tokens": tokens})
 
 
-def read_rate(folder: Path) -> float:
+def rate_of_reading(folder: Path) -> float:
     """Return the bytes per second at which a new file is read that the page cache does not hold. Raises OSError.
 
     Where the system has no call that lets go of cached pages, or the folder lies in memory, it is memory's rate.

@@ -24,14 +24,22 @@ import torch
 
 from bench.data import assets, pretrained, task_loading
 from bench.doctor import pruning
-from bench.doctor.finding import DTYPES, Finding, apart, is_close, judged, named, raised
+from bench.doctor.finding import (
+    DTYPES,
+    Finding,
+    difference_of_tensors,
+    dtype_name,
+    finding_of_check,
+    finding_of_error,
+    is_close,
+)
 from bench.evaluation import scoring, tasks
 from bench.plan.protocol import MIN_ROUNDS, Protocol
 from bench.speed.benchmark import SpeedBenchmark, clock_of
 from bench.speed.timing import Workload
-from bench.speed.workloads import CudaGraph, StepGraph, TimedPoint, workload
+from bench.speed.workloads import CudaGraph, StepGraph, TimedPoint, workload_of_point
 from bench.system import gpu
-from bench.system.memory import use
+from bench.system.memory import set_gpu
 from methods.console import say
 from methods.model.decoder import Decoder
 
@@ -48,15 +56,17 @@ MADE_UP = (  # goal, two ways to it, the right one
 def check_scores(device: torch.device) -> Iterator[Finding]:
     """Score made-up documents, then real ones where they are at hand."""
     for dtype in DTYPES:
-        yield perplexity(device, dtype)
+        yield check_perplexity(device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "piqa.jsonl"
         rows = [dict(zip(("goal", "sol1", "sol2", "label"), row, strict=True)) for row in MADE_UP]
         file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         made_up = task_loading.load_tasks(["piqa"], [("piqa", str(file), "")])
         for dtype in DTYPES:
-            model = pruning.build(device, dtype).model
-            yield both(f"scorer, made-up documents, {named(dtype)}", model, pruning.tokenizer(), made_up)
+            model = pruning.build_tiny_model(device, dtype).model
+            yield compare_scorers(
+                f"scorer, made-up documents, {dtype_name(dtype)}", model, pruning.make_tokenizer(), made_up
+            )
     yield from _real(device)
 
 
@@ -70,14 +80,14 @@ def _real(device: torch.device) -> Iterator[Finding]:
     real = task_loading.load_tasks(REAL)
     for dtype in DTYPES[: 1 if device.type == "cpu" else None]:
         model, tokenizer = pretrained.load(MODEL, device, dtype)
-        yield both(f"{what}, {named(dtype)}", model, tokenizer, real)
+        yield compare_scorers(f"{what}, {dtype_name(dtype)}", model, tokenizer, real)
 
 
-def both(what: str, model: Any, tokenizer: Any, loaded: dict[str, Any]) -> Finding:
+def compare_scorers(what: str, model: Any, tokenizer: Any, loaded: dict[str, Any]) -> Finding:
     """Answer the first documents of each task by both scorers and compare every choice."""
     documents = {name: list(range(min(DOCUMENTS, len(task.eval_docs)))) for name, task in loaded.items()}
-    with task_loading.quiet(), contextlib.redirect_stderr(io.StringIO()):  # of lm-eval's own bars
-        scorers = scoring.Scorer(model, tokenizer), scoring.stock(model, tokenizer)
+    with task_loading.silence_lm_eval(), contextlib.redirect_stderr(io.StringIO()):  # of lm-eval's own bars
+        scorers = scoring.Scorer(model, tokenizer), scoring.make_stock_scorer(model, tokenizer)
         ours, theirs = (tasks.evaluate(scorer, loaded, documents)[1] for scorer in scorers)
     wrong, most, count = list[str](), 0.0, 0
     for name in loaded:
@@ -92,22 +102,24 @@ def both(what: str, model: Any, tokenizer: Any, loaded: dict[str, Any]) -> Findi
         if model.dtype == torch.float32 and ours[name]["greedy"].tolist() != theirs[name]["greedy"].tolist():
             wrong.append(f"what is most likely differs in {name}")
     unit = "nats" if model.dtype == torch.float32 else "of their size"
-    return judged(what, wrong, f"{count} choices, log-likelihoods off by at most {most:.1e} {unit}", off=most)
+    return finding_of_check(what, wrong, f"{count} choices, log-likelihoods off by at most {most:.1e} {unit}", off=most)
 
 
 @torch.no_grad()
-def perplexity(device: torch.device, dtype: torch.dtype) -> Finding:
+def check_perplexity(device: torch.device, dtype: torch.dtype) -> Finding:
     """Compare the log-likelihoods of windows, read in pieces through the cache, with those of one plain forward."""
-    decoder: Decoder = pruning.build(device, dtype)
-    ids = pruning.tokens("windows", 2, 40)
+    decoder: Decoder = pruning.build_tiny_model(device, dtype)
+    ids = pruning.draw_tokens("windows", 2, 40)
     scored = torch.ones_like(ids, dtype=torch.bool)
     scored[:, 0] = False
-    got = scoring.window_nll(decoder.model, ids, scored, batch_tokens=16)[:, 1:]
+    got = scoring.nll_of_windows(decoder.model, ids, scored, batch_tokens=16)[:, 1:]
     logits = decoder.model(input_ids=ids.to(device), use_cache=False).logits.double().cpu()
     want = -logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-    off = apart(got, want)
+    off = difference_of_tensors(got, want)
     wrong = [] if is_close(off, dtype) else [f"log-likelihoods of windows are off by {off:.2g} of their size"]
-    return judged(f"perplexity, {named(dtype)}", wrong, f"log-likelihoods of tokens off by {off:.1e}", off=off)
+    return finding_of_check(
+        f"perplexity, {dtype_name(dtype)}", wrong, f"log-likelihoods of tokens off by {off:.1e}", off=off
+    )
 
 
 # Of 95 % intervals one in twenty leaves 1 out by chance, and hardly ever three in a row; a bias stays.
@@ -121,43 +133,45 @@ CAPTURED = replace(EAGER, cache="static", mode="graph")  # whose points are time
 def check_timing(device: torch.device) -> Iterator[Finding]:
     """Time prefill and decode in each mode that the device has."""
     if device.type == "cuda":
-        use(device)
+        set_gpu(device)
         for dtype in DTYPES:
             try:
-                yield captured(device, dtype, CudaGraph)
+                yield check_captured(device, dtype, CudaGraph)
             except Exception as error:  # of a step that cannot be captured; the others are timed all the same
-                yield raised(f"captured decode, {named(dtype)}", error)
-        yield from against_itself(device, CAPTURED)
+                yield finding_of_error(f"captured decode, {dtype_name(dtype)}", error)
+        yield from time_against_itself(device, CAPTURED)
     else:
         yield Finding("not here", "captured decode", "steps are captured on a GPU only")
-        yield from against_itself(device, EAGER)
+        yield from time_against_itself(device, EAGER)
 
 
 @torch.inference_mode()
-def captured(device: torch.device, dtype: torch.dtype, graph: Callable[[], StepGraph]) -> Finding:
+def check_captured(device: torch.device, dtype: torch.dtype, graph: Callable[[], StepGraph]) -> Finding:
     """Compare the logits of captured decode steps with those of eager ones on the same tokens."""
-    model, kept = pruning.build(device, dtype).model, dict[str, torch.Tensor]()
+    model, kept = pruning.build_tiny_model(device, dtype).model, dict[str, torch.Tensor]()
     for mode in ("eager", "graph"):
         point = TimedPoint("decode", 2, 16, mode)
-        work = workload(model, point, CAPTURED, graph)
+        work = workload_of_point(model, point, CAPTURED, graph)
         for _ in range(2):  # the second time on a cache that has been brought back to its depth
             work.reset()
-            kept[mode] = torch.cat([_said(work) for _ in range(work.steps)], 1)
-    off = apart(kept["graph"], kept["eager"])
+            kept[mode] = torch.cat([_logits_of_step(work) for _ in range(work.steps)], 1)
+    off = difference_of_tensors(kept["graph"], kept["eager"])
     wrong = [] if is_close(off, dtype) else [f"logits are off by {off:.2g} of their size from those of eager steps"]
-    return judged(f"captured decode, {named(dtype)}", wrong, f"logits off by {off:.1e} from eager ones", off=off)
+    return finding_of_check(
+        f"captured decode, {dtype_name(dtype)}", wrong, f"logits off by {off:.1e} from eager ones", off=off
+    )
 
 
-def _said(work: Workload) -> torch.Tensor:
+def _logits_of_step(work: Workload) -> torch.Tensor:
     """Do a step and return its logits, which the next one may overwrite."""
     output: Any = work.step()
     return output.logits.float().cpu()
 
 
-def against_itself(device: torch.device, protocol: Protocol) -> Iterator[Finding]:
+def time_against_itself(device: torch.device, protocol: Protocol) -> Iterator[Finding]:
     """Time the doctor's model against a copy, up to TRIES times while an interval leaves out that they are equal."""
-    model = pruning.build(device, torch.float32 if device.type == "cpu" else torch.bfloat16).model
-    benchmark = SpeedBenchmark(protocol, clock_of([device]), [device], gpu.find([device])[0], lambda doing: None)
+    model = pruning.build_tiny_model(device, torch.float32 if device.type == "cpu" else torch.bfloat16).model
+    benchmark = SpeedBenchmark(protocol, clock_of([device]), [device], gpu.find_gpus([device])[0], lambda doing: None)
     found = dict[str, list[dict[str, Any]]]()
     for number in range(TRIES):
         for point in benchmark.time(copy.deepcopy(model), model):
@@ -167,7 +181,7 @@ def against_itself(device: torch.device, protocol: Protocol) -> Iterator[Finding
         if number + 1 < TRIES:
             say("timing again: the intervals were wide, or left out that a model is as fast as itself")
     for kind, points in found.items():
-        yield _judged(f"timing, {kind}", points)
+        yield _finding_of_tries(f"timing, {kind}", points)
 
 
 def _holds_one(point: dict[str, Any]) -> bool:
@@ -178,7 +192,7 @@ def _is_narrow(point: dict[str, Any]) -> bool:
     return "speedup" in point and point["speedup_high"] / point["speedup_low"] <= WIDE
 
 
-def _judged(what: str, points: list[dict[str, Any]]) -> Finding:
+def _finding_of_tries(what: str, points: list[dict[str, Any]]) -> Finding:
     """Judge all tries of a point: one narrow interval that holds 1 is enough, and two that leave it out are wrong.
 
     With fewer narrow ones than that, an interval that holds 1 leaves it open.
@@ -187,7 +201,7 @@ def _judged(what: str, points: list[dict[str, Any]]) -> Finding:
     right = [point for point in narrow if _holds_one(point)]
     shown = (right or narrow or points)[-1]
     if "speedup" not in shown:
-        return judged(what, [shown.get("failed") or f"out of memory: {shown.get('out_of_memory')}"], "")
+        return finding_of_check(what, [shown.get("failed") or f"out of memory: {shown.get('out_of_memory')}"], "")
     marks = "".join(f", {flag}" for flag in shown["flags"])
     figure = (
         f"{shown['dense_ms']:.2f} ms, {shown['speedup_low']:.3f} to {shown['speedup_high']:.3f} times as fast as itself"
@@ -197,4 +211,4 @@ def _judged(what: str, points: list[dict[str, Any]]) -> Finding:
     if not right and len(narrow) < NARROW and any(map(_holds_one, points)):
         return Finding("not here", what, f"the machine is too busy to tell: {figure}{marks}", numbers)
     wrong = [] if right else [f"{figure}, and not the same in any of {len(narrow or points)} tries{marks}"]
-    return judged(what, wrong, f"{figure}{marks}", **numbers)
+    return finding_of_check(what, wrong, f"{figure}{marks}", **numbers)

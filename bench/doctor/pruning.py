@@ -36,7 +36,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
 import methods
-from bench.doctor.finding import DTYPES, TOLERANCE, Finding, apart, is_close, judged, named, raised
+from bench.doctor.finding import (
+    DTYPES,
+    TOLERANCE,
+    Finding,
+    difference_of_tensors,
+    dtype_name,
+    finding_of_check,
+    finding_of_error,
+    is_close,
+)
 from bench.evaluation import checks
 from methods import console
 from methods.checkpoint import save_load
@@ -50,10 +59,10 @@ from methods.model.sizes import parameters
 
 def check_pruning(device: torch.device) -> Iterator[Finding]:
     """Run all methods, those of installed packages too, which have no stored answers."""
-    stored = read()
-    ours = cases()
+    stored = read_answers()
+    ours = list_cases()
     names = [*ours, *(name for name in methods.load() if name not in ours)]
-    for name in console.over(names, "methods", "method"):
+    for name in console.show_progress(names, "methods", "method"):
         if name in stored:
             yield check_method(name, device, stored[name])
         else:
@@ -65,16 +74,18 @@ def check_method(name: str, device: Place, want: Answer) -> Finding:
     wrong, off = list[str](), dict[str, float]()
     try:
         for dtype in DTYPES:
-            got = answer(name, device, dtype)
-            wrong += [f"in {named(dtype)} {text}" for text in _differences(got, want)]
+            got = find_answer(name, device, dtype)
+            wrong += [f"in {dtype_name(dtype)} {text}" for text in _differences(got, want)]
             if want.logits is not None and got.parameters == want.parameters:
-                off[named(dtype)] = share = apart(torch.tensor(got.logits), torch.tensor(want.logits))
+                off[dtype_name(dtype)] = share = difference_of_tensors(
+                    torch.tensor(got.logits), torch.tensor(want.logits)
+                )
                 if not is_close(share, dtype):
-                    wrong.append(f"in {named(dtype)} the logits are off by {share:.2g} of their size")
+                    wrong.append(f"in {dtype_name(dtype)} the logits are off by {share:.2g} of their size")
     except Exception as error:
-        return raised(name, error)
+        return finding_of_error(name, error)
     figure = ", ".join(f"{share:.1e} in {dtype}" for dtype, share in off.items())
-    return judged(name, wrong, f"logits off by {figure}" if off else "decisions alone", **off)
+    return finding_of_check(name, wrong, f"logits off by {figure}" if off else "decisions alone", **off)
 
 
 def _differences(got: Answer, want: Answer) -> Iterator[str]:
@@ -110,24 +121,26 @@ class Answer:
     logits: list[list[float]] | None
 
 
-def cases() -> list[str]:
+def list_cases() -> list[str]:
     """Name every method of the package, and every compensation behind a method."""
-    compensated = [f"{card.follows}+{card.name}" for card in methods.compensations()]
-    return [card.name for card in methods.catalogue()] + compensated
+    compensated = [f"{card.follows}+{card.name}" for card in methods.cards_of_compensations()]
+    return [card.name for card in methods.cards_of_methods()] + compensated
 
 
 def tiny_parameters(method: str) -> dict[str, str]:
     """Return the parameters with which a built-in method prunes a tiny model; none for another method."""
-    return next((card.tiny_parameters for card in methods.catalogue() if card.name == method), {})
+    return next((card.tiny_parameters for card in methods.cards_of_methods() if card.name == method), {})
 
 
 def draws_weights(case: str) -> bool:
     """Return whether a compensation draws weights on its device, so that no two kinds of device agree."""
-    seeded = {card.name for card in methods.compensations() if any(name == "seed" for name, *_ in card.parameters)}
+    seeded = {
+        card.name for card in methods.cards_of_compensations() if any(name == "seed" for name, *_ in card.parameters)
+    }
     return case.partition("+")[2] in seeded
 
 
-def pruned(
+def prune_tiny_model(
     case: str,
     device: Place,
     dtype: torch.dtype,
@@ -140,60 +153,60 @@ def pruned(
     parameters  of the method; None: those that it gives in `tiny`
     """
     pruner = methods.make(case, tiny_parameters(case.partition("+")[0]) if parameters is None else parameters)
-    model = build(device, dtype, mixture="experts" in pruner.alone.axes)
+    model = build_tiny_model(device, dtype, mixture="experts" in pruner.alone.axes)
     if noise is not None:
         with torch.no_grad():
             for parameter in model.model.parameters():
                 parameter.mul_(1 + NOISE * torch.randn(parameter.shape, generator=noise))
     torch.manual_seed(0)
-    decisions = prune(pruner, model, calibration(), 0.0 if case == "dense" else RATIO)
+    decisions = prune(pruner, model, make_calibration(), 0.0 if case == "dense" else RATIO)
     return model, {name: value for name, value in decisions.items() if name.startswith("removed_")}
 
 
-def answer(case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None) -> Answer:
+def find_answer(case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None) -> Answer:
     """Prune the doctor's model, and say what is left."""
-    model, decided = pruned(case, device, dtype, noise)
-    rounded = [[round(value, 4) for value in row] for row in some_logits(model).tolist()]
+    model, decided = prune_tiny_model(case, device, dtype, noise)
+    rounded = [[round(value, 4) for value in row] for row in compute_some_logits(model).tolist()]
     return Answer(decided, parameters(model), None if draws_weights(case) else rounded)
 
 
 @torch.no_grad()
-def some_logits(model: Decoder) -> torch.Tensor:
+def compute_some_logits(model: Decoder) -> torch.Tensor:
     """Return every 17th logit at every 5th of 30 tokens, (6, 16) float32."""
-    ids = tokens("probe", 1, 30).to(model.embed.weight.device)
+    ids = draw_tokens("probe", 1, 30).to(model.embed.weight.device)
     logits: torch.Tensor = model.model(input_ids=ids, use_cache=False).logits
     return logits[0, 4::5, ::17].float().cpu()
 
 
-def read() -> dict[str, Answer]:
+def read_answers() -> dict[str, Answer]:
     """Return the stored answers, by case."""
     stored = json.loads(FILE.read_text(encoding="utf-8"))
     return {case: Answer(**held) for case, held in stored.items()}
 
 
-def write() -> None:
+def write_answers() -> None:
     """Find all answers and store them. Raises UserError for one that a little noise changes."""
     torch.set_num_threads(1)
     found = {}
-    for case in cases():
+    for case in list_cases():
         say(case)
-        found[case] = answer(case, torch.device("cpu"), torch.float32)
-        if doubt := unsteady(case, found[case], DRAWS):
+        found[case] = find_answer(case, torch.device("cpu"), torch.float32)
+        if doubt := describe_noise(case, found[case], DRAWS):
             raise UserError(f"{case} is too near to another choice: {doubt}; nothing is written")
     lines = [f"{json.dumps(case)}: {json.dumps(asdict(held))}" for case, held in found.items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def unsteady(case: str, plain: Answer, draws: int) -> str:
+def describe_noise(case: str, plain: Answer, draws: int) -> str:
     """Say what another decision was under noise, or nothing where all were the same."""
     cpu = torch.device("cpu")
-    rounded = [answer(case, cpu, torch.bfloat16)]
-    disturbed = [answer(case, cpu, torch.float32, torch.Generator().manual_seed(seed)) for seed in range(draws)]
+    rounded = [find_answer(case, cpu, torch.bfloat16)]
+    disturbed = [find_answer(case, cpu, torch.float32, torch.Generator().manual_seed(seed)) for seed in range(draws)]
     for other in (*rounded, *disturbed):
         if other.decided != plain.decided or other.parameters != plain.parameters:
             return f"{other.decided} beside {plain.decided}"
         if plain.logits is not None:
-            off = apart(torch.tensor(other.logits), torch.tensor(plain.logits))
+            off = difference_of_tensors(torch.tensor(other.logits), torch.tensor(plain.logits))
             if off > TOLERANCE[torch.bfloat16] / 2:
                 return f"its logits move by {off:.2g} of their size"
     return ""
@@ -219,34 +232,36 @@ def check_storing(device: torch.device) -> Iterator[Finding]:
         try:
             yield check_stored_model(what, name, form, device)
         except Exception as error:
-            yield raised(what, error)
+            yield finding_of_error(what, error)
 
 
 def check_stored_model(what: str, name: str, form: str, device: torch.device) -> Finding:
     """Prune by one method, save the model, load it again, and generate with what has been loaded."""
     wrong, off = list[str](), dict[str, float]()
     for dtype in DTYPES:
-        model, _ = pruned(name, device, dtype, parameters=GIVEN.get(name))
+        model, _ = prune_tiny_model(name, device, dtype, parameters=GIVEN.get(name))
         with tempfile.TemporaryDirectory() as folder:
             save_load.save(model, Path(folder) / "model")
             loaded = save_load.load(Path(folder) / "model", device=device)
-        off[named(dtype)] = share = apart(some_logits(loaded), some_logits(model))
+        off[dtype_name(dtype)] = share = difference_of_tensors(compute_some_logits(loaded), compute_some_logits(model))
         if not is_close(share, dtype):
-            wrong.append(f"in {named(dtype)} the loaded model's logits are off by {share:.2g} of their size")
+            wrong.append(f"in {dtype_name(dtype)} the loaded model's logits are off by {share:.2g} of their size")
         for which, one_of_them in {"": model, "loaded again, ": loaded}.items():
-            wrong += [f"in {named(dtype)}, {which}{text}" for text in generation(one_of_them, dtype)]
+            wrong += [f"in {dtype_name(dtype)}, {which}{text}" for text in check_generation(one_of_them, dtype)]
     figure = ", ".join(f"{share:.1e} in {dtype}" for dtype, share in off.items())
-    return judged(what, wrong, f"{form}: reloaded logits off by {figure}; cached tokens are the uncached", **off)
+    return finding_of_check(
+        what, wrong, f"{form}: reloaded logits off by {figure}; cached tokens are the uncached", **off
+    )
 
 
 @torch.no_grad()
-def generation(model: Decoder, dtype: torch.dtype) -> Iterator[str]:
+def check_generation(model: Decoder, dtype: torch.dtype) -> Iterator[str]:
     """Say where a token that was generated with the cache is not the most likely one of a forward without it.
 
     Tokens as likely as the most likely one but for rounding are right.
     """
-    prompts = [tokens(f"prompt {length}", 1, length)[0].tolist() for length in PROMPTS]
-    new = checks.greedy(model.model, prompts, STEPS)
+    prompts = [draw_tokens(f"prompt {length}", 1, length)[0].tolist() for length in PROMPTS]
+    new = checks.generate_greedily(model.model, prompts, STEPS)
     for prompt, chosen in zip(prompts, new.tolist(), strict=True):
         ids = torch.tensor([[*prompt, *chosen[:-1]]], device=model.embed.weight.device)
         logits = model.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float().cpu()
@@ -273,7 +288,7 @@ ROUTERS = 31  # of the names of routers; of those tried, one with which experts 
 RANGE = 256.0  # the largest channel, head or direction over the smallest
 
 
-def build(device: Place, dtype: torch.dtype, *, mixture: bool = False) -> Decoder:
+def build_tiny_model(device: Place, dtype: torch.dtype, *, mixture: bool = False) -> Decoder:
     """Return the model: a Llama with grouped queries and a tied head, 8 layers of width 32, or a Mixtral like it."""
     kind = partial(MixtralConfig, num_local_experts=EXPERTS, num_experts_per_tok=TAKEN) if mixture else LlamaConfig
     config = kind(
@@ -300,54 +315,54 @@ def _fill(model: Decoder) -> None:
     """Give every parameter its value, computed in float64 and rounded once, so that no machine's rounding shows."""
     values = {name: _plain(name, parameter.shape) for name, parameter in model.model.named_parameters()}
     of = {id(parameter): values[name] for name, parameter in model.model.named_parameters()}
-    of[id(model.embed.weight)].mul_(EMBEDDING * spread("residual", WIDTH))
+    of[id(model.embed.weight)].mul_(EMBEDDING * draw_spread("residual", WIDTH))
     for number, layer in enumerate(model.layers):
-        heads = spread(f"heads {number}", KV_HEADS).repeat_interleave(WIDTH // KV_HEADS)
+        heads = draw_spread(f"heads {number}", KV_HEADS).repeat_interleave(WIDTH // KV_HEADS)
         of[id(layer.out.weight)].mul_(ATTENTION * LAYER_SIZES[number] * heads)
         if layer.experts is None:
-            of[id(layer.down.weight)].mul_(MLP * LAYER_SIZES[number] * spread(f"channels {number}", CHANNELS))
+            of[id(layer.down.weight)].mul_(MLP * LAYER_SIZES[number] * draw_spread(f"channels {number}", CHANNELS))
             continue
-        sizes, (*_, down) = spread(f"experts {number}", EXPERTS), layer.experts.bank.parameters()
+        sizes, (*_, down) = draw_spread(f"experts {number}", EXPERTS), layer.experts.bank.parameters()
         of[id(down)].mul_(MLP * LAYER_SIZES[number] * sizes[:, None, None])
-        of[id(layer.experts.router.weight)].mul_(spread(f"router {ROUTERS} {number}", EXPERTS)[:, None])
+        of[id(layer.experts.router.weight)].mul_(draw_spread(f"router {ROUTERS} {number}", EXPERTS)[:, None])
     for parameter in model.model.parameters():
         parameter.copy_(of[id(parameter)].bfloat16())
 
 
 def _plain(name: str, shape: torch.Size) -> Tensor:
     """Return values before layers, heads, channels and experts are made unlike: a vector about 1, or matrices."""
-    drawn = uniform(name, shape.numel()).reshape(shape)
+    drawn = draw_uniform(name, shape.numel()).reshape(shape)
     if len(shape) == 1:
         return 1 + 0.25 * drawn
     return drawn.sign() * (0.75 + 0.5 * drawn.abs()) / shape[-1] ** 0.5  # of rows and columns that are equally long
 
 
-def uniform(name: str, count: int) -> Tensor:
+def draw_uniform(name: str, count: int) -> Tensor:
     """Return numbers between -1 and 1 that follow from a name, (count,) float64."""
     digits = np.frombuffer(hashlib.shake_256(f"{SEED} {name}".encode()).digest(2 * count), dtype="<u2")
     return torch.from_numpy(digits.astype(np.float64) / 2**15 - 1)
 
 
-def spread(name: str, count: int) -> Tensor:
+def draw_spread(name: str, count: int) -> Tensor:
     """Return sizes at equal ratios from RANGE to 1, in an order that follows from a name, mean square 1; (count,)."""
-    order = uniform(name, count).argsort(stable=True)
+    order = draw_uniform(name, count).argsort(stable=True)
     sizes = RANGE ** (order.double() / (count - 1))
     return sizes / sizes.square().mean().sqrt()
 
 
-def tokens(name: str, rows: int, columns: int) -> Tensor:
+def draw_tokens(name: str, rows: int, columns: int) -> Tensor:
     """Return token ids without special ones that follow from a name, (rows, columns) long."""
-    shares = (uniform(name, rows * columns) + 1) / 2
+    shares = (draw_uniform(name, rows * columns) + 1) / 2
     return (len(SPECIAL) + (shares * (VOCABULARY - len(SPECIAL))).long()).reshape(rows, columns)
 
 
-def calibration() -> Calibration:
+def make_calibration() -> Calibration:
     """Return what methods may look at."""
-    ids = tokens("calibration", SEQUENCES, LENGTH)
+    ids = draw_tokens("calibration", SEQUENCES, LENGTH)
     return Calibration(ids, torch.ones_like(ids, dtype=torch.bool), source="made up")
 
 
-def tokenizer() -> Any:
+def make_tokenizer() -> Any:
     """Return the tokenizer of the model, which has a token for each byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *alphabet))}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from bench.engines.engine import Engine
 from bench.engines.local import Local
 from bench.engines.ray import Ray
-from bench.engines.slurm import Slurm, flag
-from bench.plan.fields import options
+from bench.engines.slurm import Slurm, to_flag
+from bench.plan.fields import options_of_class
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
@@ -50,7 +50,7 @@ OWN = {  # {field: the engines that heed it}
 
 def refuse_flags(spec: RunSpec) -> None:
     """Raise UserError for flags of another engine than the one that is asked for."""
-    for one in options(RunSpec):
+    for one in options_of_class(RunSpec):
         heeded = OWN.get(one.field, (spec.engine,))
         if spec.engine not in heeded and getattr(spec, one.field) != one.default:
             raise UserError(f"--{one.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out")
@@ -65,18 +65,18 @@ def engine_of_spec(spec: RunSpec) -> Engine:
         return Local(spec.slots or 1, spec.gpus_per_cell)
     most = None if spec.slots == "auto" else spec.slots
     if spec.engine == "slurm":
-        return Slurm(spec.partition, spec.gpus_per_cell, spec.accelerator, most, _named(spec.slurm_options))
+        return Slurm(spec.partition, spec.gpus_per_cell, spec.accelerator, most, _parse_options(spec.slurm_options))
     return Ray(spec.ray_address or "auto", spec.gpus_per_cell, spec.accelerator, most)
 
 
-def _named(options: Sequence[str]) -> dict[str, str]:
+def _parse_options(options: Sequence[str]) -> dict[str, str]:
     """Return the options of sbatch by their names. Raises UserError for one without a value or given twice."""
     found = dict[str, str]()
     for given in options:
         name, _, value = given.partition("=")
         if not value:
             raise UserError(f"--slurm is NAME=VALUE, as in time=120; got {given!r}")
-        if (plain := flag(name)) in found:
+        if (plain := to_flag(name)) in found:
             raise UserError(f"--slurm {name}= is given twice, as {found[plain]!r} and {value!r}; say one")
         found[plain] = value
     return found

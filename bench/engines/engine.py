@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.records.record import REFUSED
 from bench.system.failures import Failure
-from bench.system.worker import Limits, Line, Worker
+from bench.system.worker import Channel, Limits, Worker
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,10 +155,10 @@ class Job:
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
-            raise no_job(error) from None
+            raise error_of_job(error) from None
 
 
-def no_job(error: ValidationError, *within: str) -> UserError:
+def error_of_job(error: ValidationError, *within: str) -> UserError:
     """Return what to raise where plain values do not fit a job; `within` is where in it they are."""
     first = error.errors()[0]
     place = ".".join(map(str, (*within, *first["loc"]))) or "the file"
@@ -174,11 +174,11 @@ class Result:
     """
 
     key: str
-    found: dict[str, Any]
+    outcome: dict[str, Any]
     part: Path | dict[str, bytes] | None = None
 
 
-Work = Callable[[Line, Job], None]  # measures the cell of a job; it tells what it finds, at the end status and error
+Work = Callable[[Channel, Job], None]  # measures the cell of a job; it tells what it finds, at the end status and error
 # Measures the job that a JSON text holds into the part whose path is given, in a place of earlier jobs or a new one.
 Measure = Callable[[str, str, Workplace | None], None]
 
@@ -208,7 +208,7 @@ class Conditions:
     measure: Measure
     soon: bool = False
 
-    def apart(self, slots: int) -> bool:
+    def is_apart(self, slots: int) -> bool:
         """Say whether this machine measures cells in other processes than the run's, unless the user said otherwise."""
         return self.fresh or self.timed or slots > 1 or self.device.startswith("cuda")
 
@@ -240,7 +240,7 @@ class Engine(Protocol):
     """Names a place where cells run."""
 
     @property
-    def here(self) -> bool:
+    def is_here(self) -> bool:
         """Say whether that is this machine, so that its devices can be looked at."""
 
     def start(self, conditions: Conditions) -> Session:

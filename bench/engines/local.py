@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work, refuse_gpus_of_cpus
 from bench.system import environment
-from bench.system.worker import Gate, Limits, Line, Worker, end_server
+from bench.system.worker import Channel, Gate, Limits, Worker, end_server
 from methods.errors import UserError
 
 
@@ -34,25 +34,25 @@ class Local:
 
     slots: int | Literal["auto"] = 1
     gpus_per_cell: int = 1
-    here: ClassVar[bool] = True
+    is_here: ClassVar[bool] = True
 
     def start(self, conditions: Conditions) -> LocalSession:
         """Begin a session. Raises UserError for more slots than GPUs, and for timed cells on GPUs of several kinds."""
         import torch
 
-        gpus = visible(torch.cuda.device_count())
-        variables = environments(self.slots, conditions.device, gpus, self.gpus_per_cell)
+        gpus = names_of_visible_gpus(torch.cuda.device_count())
+        variables = environments_of_slots(self.slots, conditions.device, gpus, self.gpus_per_cell)
         if conditions.timed and conditions.device.startswith("cuda"):
             refuse_unlike(len(variables), self.gpus_per_cell)
         every = torch.get_num_threads()
         shared = threads_of(len(variables), every, conditions.threads)
-        machine = Machine(environment.processor(torch.device(conditions.device)), every, self.gpus_per_cell)
+        machine = Machine(environment.name_of_processor(torch.device(conditions.device)), every, self.gpus_per_cell)
         work, on_cpu = conditions.work, torch.device(conditions.device).type == "cpu"
         imported = (work.__module__,) if on_cpu else ()  # a process that has found a GPU may not fork
         session = LocalSession(
             work, variables, fresh=conditions.fresh, imported=imported, threads=shared, machine=machine
         )
-        if conditions.soon and conditions.apart(session.slots):
+        if conditions.soon and conditions.is_apart(session.slots):
             session.begin()
         return session
 
@@ -85,7 +85,7 @@ class InThisProcess:
         job, self._job = self._job, None
         assert job is not None, "there is no job to wait for"
         found: dict[str, Any] = {}
-        self._work(_OwnLine(found.update), job)
+        self._work(_OwnChannel(found.update), job)
         if found.get("status") == "crashed":
             self._lost = job.where
         return Result(job.key, found)
@@ -100,7 +100,7 @@ class InThisProcess:
         self.cancel()
 
 
-class _OwnLine(Line):
+class _OwnChannel(Channel):
     """Tells this very process."""
 
     def __init__(self, hear: Callable[[dict[str, Any]], object]) -> None:
@@ -114,8 +114,8 @@ class _OwnLine(Line):
         """Wait for nobody, since nothing else works."""
         yield
 
-    def tell(self, found: dict[str, Any]) -> None:
-        self._hear(found)
+    def send(self, message: dict[str, Any]) -> None:
+        self._hear(message)
 
 
 class LocalSession:
@@ -161,7 +161,7 @@ class LocalSession:
 
     def submit(self, job: Job) -> None:
         slot = self._idle.pop(0)
-        self._gate.started(slot)
+        self._gate.start(slot)
         thread = threading.Thread(target=self._measure, args=(slot, job), daemon=True)
         self._running[slot] = job, thread
         thread.start()
@@ -224,11 +224,11 @@ class LocalSession:
                     worker.stop()
         except BaseException as error:  # which is the run's to hear of
             outcome = error
-        self._gate.ended(slot)
+        self._gate.end(slot)
         self._ended.put((slot, outcome))
 
 
-def environments(asked: int | str, device: str, gpus: Sequence[str], each: int = 1) -> list[dict[str, str]]:
+def environments_of_slots(slots: int | str, device: str, gpus: Sequence[str], each: int = 1) -> list[dict[str, str]]:
     """Return the variables of each slot's environment.
 
     asked   the number of slots; "auto" for as many as the GPUs are enough for, and one on a CPU
@@ -248,14 +248,14 @@ def environments(asked: int | str, device: str, gpus: Sequence[str], each: int =
         raise UserError(f"--gpus-per-cell {each}: a process sees one MIG instance, over which no model is spread")
     if each > len(gpus) and on_gpu:
         raise UserError(f"--gpus-per-cell {each} is more than the {len(gpus)} GPUs here")
-    count = (len(gpus) // each if on_gpu and not named else 1) if asked == "auto" else int(asked)
+    count = (len(gpus) // each if on_gpu and not named else 1) if slots == "auto" else int(slots)
     if count == 1:
         return [{}]
     if named:
-        raise UserError(f"--slots {asked}: each has a GPU of its own; give --device cuda and not {device}")
+        raise UserError(f"--slots {slots}: each has a GPU of its own; give --device cuda and not {device}")
     if on_gpu and count * each > len(gpus):
         own = "one of its own" if each == 1 else f"{each} of its own"
-        raise UserError(f"--slots {asked} is more than the {len(gpus)} GPUs here allow, of which each has {own}")
+        raise UserError(f"--slots {slots} is more than the {len(gpus)} GPUs here allow, of which each has {own}")
     quiet = {"TQDM_DISABLE": "1"}  # bars of several processes would overwrite one another
     return [{VISIBLE: ",".join(gpus[slot * each :][:each]) if on_gpu else ""} | quiet for slot in range(count)]
 
@@ -265,7 +265,9 @@ def refuse_unlike(slots: int, each: int) -> None:
     import torch
 
     seen = torch.cuda.device_count()  # of MIG instances one
-    names = [str(environment.processor(torch.device("cuda", number))) for number in range(min(seen, slots * each))]
+    names = [
+        str(environment.name_of_processor(torch.device("cuda", number))) for number in range(min(seen, slots * each))
+    ]
     kinds = {", ".join(names[start:][:each]): None for start in range(0, len(names), each)}
     if slots > 1 and len(kinds) > 1:
         raise UserError(
@@ -274,7 +276,7 @@ def refuse_unlike(slots: int, each: int) -> None:
         )
 
 
-def visible(count: int) -> list[str]:
+def names_of_visible_gpus(count: int) -> list[str]:
     """Return what CUDA_VISIBLE_DEVICES calls the GPUs, of which torch sees `count`.
 
     Of several MIG instances a process sees one, and each is another process's.

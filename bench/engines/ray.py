@@ -54,20 +54,20 @@ from bench.engines.ray_nodes import (
     Node,
     Share,
     Site,
-    look,
-    node,
+    divide_nodes,
+    find_suitable_nodes,
+    find_timing_nodes,
+    look_at_node,
+    node_from_plain,
     refuse_unlike,
-    shared,
-    suitable,
-    where_timed,
 )
-from bench.system.failures import reason
-from methods.errors import UserError, first_line
+from bench.system.failures import reason_of_error
+from methods.errors import UserError, first_line_of
 
 RETRIES = 2  # of a task that is lost
 WAIT, NO_NODE = 5.0, 60.0  # seconds between two looks at the nodes; without one that could take a cell
 NONE_LEFT = "no node is left that can take a cell; the same command goes on once there is one"
-GONE = 2.0  # seconds for cancelled tasks to end
+CANCEL_SECONDS = 2.0  # seconds for cancelled tasks to end
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Ray:
     gpus_per_cell: int = 1
     accelerator: str | None = None
     slots: int | None = None
-    here: ClassVar[bool] = False
+    is_here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("slots", "gpus_per_cell"):
@@ -98,17 +98,17 @@ class Ray:
         on_cpu = not conditions.device.startswith("cuda")
         refuse_gpus_of_cpus(conditions.device, self.gpus_per_cell, self.accelerator)
         with contextlib.ExitStack() as opened:
-            opened.enter_context(connected(self.address))
+            opened.enter_context(connect(self.address))
             ask = Ask(0 if on_cpu else self.gpus_per_cell, self.accelerator, conditions.threads or 1)
-            nodes = suitable(alive(), ask)
-            site = opened.enter_context(Site.made(conditions.folder, on_cpu, conditions.fresh))
-            looks = looks_at(nodes, site, conditions.device if conditions.timed else None, ask)
-            nodes = suitable([one for one in nodes if one.id in looks], ask)
+            nodes = find_suitable_nodes(list_nodes(), ask)
+            site = opened.enter_context(Site.make(conditions.folder, on_cpu, conditions.fresh))
+            looks = look_at_nodes(nodes, site, conditions.device if conditions.timed else None, ask)
+            nodes = find_suitable_nodes([one for one in nodes if one.id in looks], ask)
             refuse_unlike(nodes, looks, conditions)
-            ask, slots = shared(nodes, ask, self.slots, conditions.threads)
+            ask, slots = divide_nodes(nodes, ask, self.slots, conditions.threads)
             share = Share(ask, slots, (), Machine(None, ask.threads, ask.gpus))
             if conditions.timed:
-                share = Share(ask, slots, *where_timed(nodes, looks, ask, conditions.threads))
+                share = Share(ask, slots, *find_timing_nodes(nodes, looks, ask, conditions.threads))
             return RaySession(share, site, conditions.measure, opened.pop_all())
 
 
@@ -126,7 +126,7 @@ class RaySession:
 
         self.slots, self.machine, self._timing, self._ask = share.slots, share.machine, share.timing, share.ask
         self._site, self._measure, self._opened = site, measure, opened
-        self._task = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_measured)
+        self._task = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_measure_job)
         self._running: dict[Any, Job] = {}
 
     def threads(self, timed: bool) -> int:
@@ -167,9 +167,9 @@ class RaySession:
     def _able(self) -> list[Node]:
         """Return the nodes where what runs may be: of timed cells those that were looked at, and no other ones."""
         if not any(job.timed for job in self._running.values()):
-            return alive()
+            return list_nodes()
         timing = {node.id for node in self._timing}
-        return [node for node in alive() if node.id in timing]
+        return [node for node in list_nodes() if node.id in timing]
 
     def cancel(self) -> None:
         import ray
@@ -178,7 +178,7 @@ class RaySession:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.cancel(ref, force=True)
         if self._running:
-            ray.wait(list(self._running), num_returns=len(self._running), timeout=GONE)
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=CANCEL_SECONDS)
         self._running.clear()
 
     def __enter__(self) -> RaySession:
@@ -201,7 +201,7 @@ class RaySession:
             exceptions.TaskCancelledError,
         )
         try:
-            status, value = _told(ref)
+            status, value = _answer_of_task(ref)
         except exceptions.OutOfMemoryError:
             status, value = "out_of_memory", "Ray ended it, since its node ran out of memory"
         except lost as error:
@@ -210,13 +210,13 @@ class RaySession:
         except exceptions.TaskUnschedulableError:
             raise UserError(NONE_LEFT) from None
         except exceptions.RayError as error:
-            raise UserError(f"{job.where} cannot be measured on the cluster: {last_line(error)}") from None
+            raise UserError(f"{job.where} cannot be measured on the cluster: {last_line_of_error(error)}") from None
         if status == "part":
             return Result(job.key, {}, Path(self._site.folder) / PARTS / job.key if value is None else value)
         return Result(job.key, {"status": status, "error": value})
 
 
-def _measured(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tuple[str, Any]:
+def _measure_job(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tuple[str, Any]:
     """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or a status."""
     with contextlib.suppress(OSError):
         os.chdir(site.directory)  # in which the paths of models and texts are meant
@@ -225,7 +225,7 @@ def _measured(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tu
     try:
         text = _among_neighbours(text, ask)
         with _place(site) as place:
-            if site.is_seen():
+            if site.is_visible():
                 measure(text, str(Path(site.folder) / PARTS / key), place)
                 return "part", None
             with tempfile.TemporaryDirectory(prefix="prunebench-", ignore_cleanup_errors=True) as name:
@@ -240,7 +240,7 @@ def _measured(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tu
 
         return "refused", f"on node {ray.get_runtime_context().get_node_id()[:8]}: {error}"
     except Exception as error:
-        return "error", reason(error)
+        return "error", reason_of_error(error)
 
 
 def _among_neighbours(text: str, ask: Ask) -> str:
@@ -248,7 +248,7 @@ def _among_neighbours(text: str, ask: Ask) -> str:
     import ray
 
     here, given = ray.get_runtime_context().get_node_id(), json.loads(text)
-    holds = max((node.holds(ask) for node in alive() if node.id == here), default=1)
+    holds = max((node.holds(ask) for node in list_nodes() if node.id == here), default=1)
     return json.dumps(given | {"slots": max(1, min(given["slots"], holds))})
 
 
@@ -277,7 +277,7 @@ def _shared_place(site: Site) -> Workplace:
     return place
 
 
-def _told(ref: Any) -> tuple[str, Any]:
+def _answer_of_task(ref: Any) -> tuple[str, Any]:
     """Return what a task has found, as `_measured` says it. Raises UserError where it has refused."""
     import ray
 
@@ -299,7 +299,7 @@ HOW = "start one with `ray get-auth-token --generate; RAY_AUTH_MODE=token ray st
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
+def connect(address: str) -> Iterator[None]:
     """Connect to the cluster, unless this process has. Raises UserError, within seconds, where there is none."""
     for name, value in OWN.items():
         os.environ.setdefault(name, value)
@@ -308,7 +308,7 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    found = _found(address)
+    found = _find_address(address)
     _check(found)
     ends = signal.getsignal(signal.SIGTERM)
     try:
@@ -316,7 +316,8 @@ def connected(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         ray.shutdown()
         raise UserError(
-            f"the Ray cluster at {found} takes no connection: {last_line(error)}; a run begins on one of its nodes"
+            f"the Ray cluster at {found} takes no connection: {last_line_of_error(error)}; a run begins on one "
+            "of its nodes"
         ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, ends)  # for which Ray has put a handler of its own
@@ -326,7 +327,7 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _found(address: str) -> str:
+def _find_address(address: str) -> str:
     """Return the address as HOST:PORT. Raises UserError where no cluster runs here."""
     from ray._private import services
 
@@ -334,7 +335,7 @@ def _found(address: str) -> str:
         found = services.canonicalize_bootstrap_address(address)
     except (ConnectionError, ValueError, OSError) as error:
         if address != "auto":
-            raise UserError(f"--ray-address is auto or HOST:PORT; got {address!r} ({first_line(error)})") from None
+            raise UserError(f"--ray-address is auto or HOST:PORT; got {address!r} ({first_line_of(error)})") from None
         found = None
     if found is None:
         raise UserError(f"no Ray cluster runs here; {HOW}, or name one with --ray-address HOST:PORT")
@@ -348,7 +349,7 @@ def _check(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), REACH).close()
     except (OSError, OverflowError, ValueError) as error:
         raise UserError(
-            f"no Ray cluster answers at {address} ({first_line(error)}); {HOW}, or mend the address"
+            f"no Ray cluster answers at {address} ({first_line_of(error)}); {HOW}, or mend the address"
         ) from None
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
@@ -368,14 +369,14 @@ def _check(address: str) -> None:
         )
 
 
-def alive() -> list[Node]:
+def list_nodes() -> list[Node]:
     """Return the nodes of the cluster."""
     import ray
 
-    return [node(plain) for plain in ray.nodes() if plain["Alive"]]
+    return [node_from_plain(plain) for plain in ray.nodes() if plain["Alive"]]
 
 
-def looks_at(nodes: Sequence[Node], site: Site, device: str | None, ask: Ask) -> Mapping[str, Look]:
+def look_at_nodes(nodes: Sequence[Node], site: Site, device: str | None, ask: Ask) -> Mapping[str, Look]:
     """Look at each node, and return what is there, by its id, without those that have gone meanwhile.
 
     device  of timed cells, whose processor is asked for where they may run
@@ -388,7 +389,7 @@ def looks_at(nodes: Sequence[Node], site: Site, device: str | None, ask: Ask) ->
         timed = device if one.timing else None
         needs: dict[str, Any] = {"num_cpus": 0, "num_gpus": ask.gpus if timed else 0, "max_retries": 1}
         there = NodeAffinitySchedulingStrategy(one.id, soft=False)
-        asked[ray.remote(look).options(**needs, scheduling_strategy=there).remote(site, timed)] = one
+        asked[ray.remote(look_at_node).options(**needs, scheduling_strategy=there).remote(site, timed)] = one
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
     if silent:
         raise UserError(f"{asked[silent[0]].name} has not answered for {ANSWER:g} s; is it taken? (see `ray status`)")
@@ -400,11 +401,11 @@ def looks_at(nodes: Sequence[Node], site: Site, device: str | None, ask: Ask) ->
         except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
             continue
         except ray.exceptions.RayError as error:
-            raise UserError(f"{one.name} has no prunebench like this one: {last_line(error)}") from None
+            raise UserError(f"{one.name} has no prunebench like this one: {last_line_of_error(error)}") from None
     return found
 
 
-def last_line(error: BaseException) -> str:
+def last_line_of_error(error: BaseException) -> str:
     """Return the line of an error of Ray that says what happened: the last one, behind its traces."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -18,14 +18,14 @@ from typing import Any
 
 from bench.engines.engine import VISIBLE, Conditions, Machine, Workplace
 from bench.system import environment, worker
-from bench.system.worker import Line
+from bench.system.worker import Channel
 from methods.console import say
 from methods.errors import UserError
 
 TIMING = "timing"  # the resource of which a node has one, for what is timed there
 HOW_TIMING = "--resources='{\"timing\": 1}'"
 HOW_FIRST = "RAY_worker_niceness=0"  # by default 15
-SEEN = ".seen"  # a folder in the run's, whose file TEXT holds a text that no other run knows
+MARKER = ".seen"  # a folder in the run's, whose file TEXT holds a text that no other run knows
 TEXT = "text"
 NAMING = 60.0  # seconds for the name of a processor
 
@@ -73,9 +73,9 @@ class Site:
 
     @staticmethod
     @contextmanager
-    def made(folder: Path, on_cpu: bool, fresh: bool) -> Iterator[Site]:
+    def make(folder: Path, on_cpu: bool, fresh: bool) -> Iterator[Site]:
         """Keep such a text in the folder, beside what nodes put there, and give where it is."""
-        seen = folder.resolve() / SEEN  # of a name that the next run uses again, should this one be killed
+        seen = folder.resolve() / MARKER  # of a name that the next run uses again, should this one be killed
         shutil.rmtree(seen, ignore_errors=True)
         seen.mkdir()
         (seen / TEXT).write_text(text := secrets.token_hex(16), encoding="utf-8")
@@ -84,16 +84,16 @@ class Site:
         finally:
             shutil.rmtree(seen, ignore_errors=True)
 
-    def is_seen(self) -> bool:
+    def is_visible(self) -> bool:
         """Say whether this process sees the run's folder, and no other one of the same name."""
         try:
-            return (Path(self.folder) / SEEN / TEXT).read_text(encoding="utf-8") == self.text
+            return (Path(self.folder) / MARKER / TEXT).read_text(encoding="utf-8") == self.text
         except (OSError, ValueError):
             return False
 
     def place_of(self, node: str) -> Workplace:
         """Return a place on a node, whose folder its other processes share where they see the run's."""
-        return Workplace(Path(self.folder) / SEEN / node if self.is_seen() else None)
+        return Workplace(Path(self.folder) / MARKER / node if self.is_visible() else None)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Share:
     machine: Machine
 
 
-def node(plain: Mapping[str, Any]) -> Node:
+def node_from_plain(plain: Mapping[str, Any]) -> Node:
     """Return a node as `ray.nodes` describes it."""
     offers = plain["Resources"]
     kinds = tuple(name.partition(":")[2] for name in offers if name.startswith("accelerator_type:"))
@@ -138,7 +138,7 @@ def node(plain: Mapping[str, Any]) -> Node:
     )
 
 
-def suitable(nodes: Sequence[Node], ask: Ask) -> list[Node]:
+def find_suitable_nodes(nodes: Sequence[Node], ask: Ask) -> list[Node]:
     """Return the nodes that can take a cell. Raises UserError, which says what there is, where none can."""
     if found := [one for one in nodes if one.holds(ask)]:
         return found
@@ -160,7 +160,7 @@ def suitable(nodes: Sequence[Node], ask: Ask) -> list[Node]:
     )
 
 
-def shared(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int | None) -> tuple[Ask, int]:
+def divide_nodes(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int | None) -> tuple[Ask, int]:
     """Return what each cell asks for, with its threads, and how many cells run at once.
 
     nodes  that can take one
@@ -177,7 +177,7 @@ def shared(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int | None
     return ask, min(fits, slots or fits)
 
 
-def where_timed(
+def find_timing_nodes(
     nodes: Sequence[Node], looks: Mapping[str, Look], ask: Ask, given: int | None
 ) -> tuple[tuple[Node, ...], Machine]:
     """Return the nodes where cells are timed, each of which has its node to itself, and what these are.
@@ -210,7 +210,7 @@ def where_timed(
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
     """Refuse nodes with other versions than this process has, and those that do not see models in the run's folder."""
-    here = environment.installed()
+    here = environment.installed_versions()
     for one in nodes:
         environment.refuse_unlike(one.name, looks[one.id].versions, here)
         if conditions.models and not looks[one.id].sees:
@@ -220,25 +220,25 @@ def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: 
             )
 
 
-def look(site: Site, device: str | None) -> Look:
+def look_at_node(site: Site, device: str | None) -> Look:
     """Return what a task finds on its node. device: of timed cells, whose processor takes a process to be named."""
-    found = environment.installed()
+    found = environment.installed_versions()
     if device is None:
-        return Look(found, site.is_seen(), os.nice(0))
+        return Look(found, site.is_visible(), os.nice(0))
     told = dict[str, Any]()
     with worker.Worker({VISIBLE: ""} if site.on_cpu else {}) as process:
         failure = process.run(_name_processor, (device,), limits=worker.Limits(seconds=NAMING), hear=told.update)
-    return Look(found, site.is_seen(), os.nice(0), **told, failure=failure.reason if failure else None)
+    return Look(found, site.is_visible(), os.nice(0), **told, failure=failure.reason if failure else None)
 
 
-def _name_processor(line: Line, device: str) -> None:
+def _name_processor(line: Channel, device: str) -> None:
     """Tell which processor a device is, and how many cores there are to use."""
     import torch
 
     from bench.system import environment
-    from bench.system.threads import usable_cores
+    from bench.system.threads import count_usable_cores
 
-    line.tell({"processor": environment.processor(torch.device(device)), "cores": usable_cores()})
+    line.send({"processor": environment.name_of_processor(torch.device(device)), "cores": count_usable_cores()})
 
 
 def _count(number: int, what: str) -> str:

@@ -78,7 +78,7 @@ class Slurm:
     slots: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     cluster: Literal["slurm", "local"] = "slurm"
-    here: ClassVar[bool] = False
+    is_here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if find_spec("submitit") is None:
@@ -86,7 +86,7 @@ class Slurm:
         if self.slots is not None and self.slots < 1:
             raise UserError(f"slots are a positive number of cells, or None; got {self.slots}")
         for name in self.options:
-            if (plain := flag(name)) not in OPTIONS:
+            if (plain := to_flag(name)) not in OPTIONS:
                 instead = f"say {FLAGS[plain]}" if plain in FLAGS else f"there are {', '.join(OPTIONS)}"
                 raise UserError(f"--slurm {name}=...: there is no such option here; {instead}")
         missing = [name for name in COMMANDS if self.cluster == "slurm" and shutil.which(name) is None]
@@ -113,15 +113,15 @@ class Slurm:
             "wckey": None,  # submitit's own, which a site may not know
             "use_srun": False,
             "array_parallelism": self.slots or MOST,
-            "additional_parameters": {"requeue": True} | {flag(name): given for name, given in self.options.items()},
+            "additional_parameters": {"requeue": True} | {to_flag(name): given for name, given in self.options.items()},
         }
 
-    def named(self, gpus: int) -> str:
+    def words_of_gpus(self, gpus: int) -> str:
         """Return a number of GPUs as Slurm writes it, with their kind; empty for none."""
         return ":".join(filter(None, (self.accelerator, str(gpus)))) if gpus else ""
 
 
-def flag(name: str) -> str:
+def to_flag(name: str) -> str:
     """Return the name of an option as sbatch has it."""
     return name.replace("_", "-")
 
@@ -162,7 +162,7 @@ class Submitted:
 
     def __init__(self, file: Path, cluster: str) -> None:
         self._file, self._cluster = file, cluster
-        self._known: dict[str, Mapping[str, str]] = read(file) or {}
+        self._known: dict[str, Mapping[str, str]] = read_answer(file) or {}
 
     def ids(self) -> dict[str, str]:
         """Return the ids that this cluster has given."""
@@ -192,7 +192,7 @@ LOGGED = {  # what slurmstepd writes into the log of a job, where nobody keeps a
 }
 
 
-def end(name: str, state: str, log: Path) -> tuple[str, str]:
+def status_of_end(name: str, state: str, log: Path) -> tuple[str, str]:
     """Return the status of an element that has left no record, and why it has none.
 
     name   its id
@@ -210,7 +210,7 @@ def end(name: str, state: str, log: Path) -> tuple[str, str]:
 JOB, ENDED = "job.json", "ended.json"
 
 
-def measure_there(measure: Measure, part: str) -> None:
+def measure_on_node(measure: Measure, part: str) -> None:
     """Measure, on a node, the job of a part, and say there that it has ended, and by which mistake."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which submitit has hushed, and `measure` ends by
     ended: dict[str, str | None] = {"refused": None}
@@ -223,17 +223,17 @@ def measure_there(measure: Measure, part: str) -> None:
     write_atomically(Path(part) / ENDED, json.dumps(ended))
 
 
-def tell_machine(device: str, part: str) -> None:
+def write_machine(device: str, part: str) -> None:
     """Say, on a node, what timed cells find there."""
     import torch
 
     from bench.system import environment
 
-    said = {"processor": environment.processor(torch.device(device)), "threads": torch.get_num_threads()}
+    said = {"processor": environment.name_of_processor(torch.device(device)), "threads": torch.get_num_threads()}
     write_atomically(Path(part) / ENDED, json.dumps(said))
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read_answer(path: Path) -> dict[str, Any] | None:
     """Return what a file says; None where there is none."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -268,7 +268,7 @@ class SlurmSession:
         self._refused: float | None = None  # since when sbatch takes nothing
         self._tried = -math.inf
         self._submitted = False
-        self._told = set[str]()  # of what was said once
+        self._messages = set[str]()  # of what was said once
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -278,13 +278,13 @@ class SlurmSession:
             return Machine(None, threads or THREADS, self._engine.gpus_per_cell, not self._one_machine)
         say("cells are timed: a node is asked what it is, as soon as one is free")
         needs = Needs(
-            threads or 1, self._engine.named(0 if device == "cpu" else self._engine.gpus_per_cell), alone=True
+            threads or 1, self._engine.words_of_gpus(0 if device == "cpu" else self._engine.gpus_per_cell), alone=True
         )
         element = Element(PROBE, self._parts / PROBE, needs, self._ids.ids().get(PROBE))
         if element.id:  # of a run that was killed while it waited for that
             self._withdraw(element)
         self._submit([element])
-        while (said := read(element.part / ENDED)) is None:
+        while (said := read_answer(element.part / ENDED)) is None:
             if self._is_over(element):
                 raise UserError(f"no node has said what it is, which timed cells need: {self._end(element)[1]}")
             time.sleep(self._queue.pause)
@@ -307,9 +307,9 @@ class SlurmSession:
         """Have the job measured, unless an element of an earlier run does that or has done it."""
         part = self._parts / job.key
         job = replace(job, folder=str(part), parents=str(self._folder))
-        needs = Needs(job.threads, self._engine.named(job.gpus), job.timed)
+        needs = Needs(job.threads, self._engine.words_of_gpus(job.gpus), job.timed)
         element = Element(job.key, part, needs, self._ids.ids().get(job.key), earlier=True)
-        text, before = job.to_json(), read(part / JOB)
+        text, before = job.to_json(), read_answer(part / JOB)
         is_same = before is not None and before | {"where": ""} == json.loads(text) | {"where": ""}
         if (is_same and element.id) or (element.is_measured and (is_same or not job.keep)):
             say(f"{job.where}: submitted by an earlier run")
@@ -384,17 +384,17 @@ class SlurmSession:
     def _call(self, element: Element) -> Call:
         """Return what a node does for an element."""
         if element.key == PROBE:
-            return tell_machine, self._conditions.device, str(element.part)
-        return measure_there, self._conditions.measure, str(element.part)
+            return write_machine, self._conditions.device, str(element.part)
+        return measure_on_node, self._conditions.measure, str(element.part)
 
     def _result(self, element: Element) -> Result | None:
         """Return what became of an element, or None as long as it goes on, which one from before may do anew."""
-        said = read(element.part / ENDED) or {}
+        said = read_answer(element.part / ENDED) or {}
         is_told = said.get("refused") or said.get("lost") or (said and element.is_measured)
         if not is_told and not self._is_over(element):  # a record may come through the file system behind that
             return None
         element.look_anew()
-        said = read(element.part / ENDED) or said
+        said = read_answer(element.part / ENDED) or said
         del self._running[element.key]
         if element.is_measured:
             return Result(element.key, {}, element.part)
@@ -413,14 +413,14 @@ class SlurmSession:
         """
         if time.monotonic() - self._looked > self._queue.look:
             self._looked = time.monotonic()
-            if (listed := self._listed()) is not None:
+            if (listed := self._list_waiting()) is not None:
                 for one in self._running.values():
                     one.unseen = 0 if one.id in listed else one.unseen + 1
         return element.id is None or element.unseen >= (1 if element.earlier else 2)
 
-    def _listed(self) -> Mapping[str, str] | None:
+    def _list_waiting(self) -> Mapping[str, str] | None:
         """Look at the queue, and say once where it gives no answer, and what may wait there for ever."""
-        listed = self._queue.listed()
+        listed = self._queue.list_waiting()
         if listed is None:
             self._say_once("queue", "squeue gives no answer; until it does, what was submitted counts as running")
         own = {one.id for one in self._running.values()}
@@ -431,27 +431,27 @@ class SlurmSession:
 
     def _say_unasked(self) -> None:
         """Say once which jobs of earlier runs are in the queue for cells that this one does not ask for."""
-        if "unasked" in self._told:
+        if "unasked" in self._messages:
             return
         own = {*self._running, *(one.key for one in self._waiting)}
         others = {name for key, name in self._ids.ids().items() if key not in own and (self._parts / key).exists()}
         if not others:
             return
-        if left := sorted(others & set(self._listed() or ())):
+        if left := sorted(others & set(self._list_waiting() or ())):
             names = " ".join(left[:MOST_NAMED]) + (" ..." if len(left) > MOST_NAMED else "")
             what = "in the queue, of an earlier run, for cells that are not asked for so far"
             self._say_once("unasked", f"{len(left)} jobs are {what}; they go on unless you end them: scancel {names}")
-        self._told.add("unasked")
+        self._messages.add("unasked")
 
     def _say_once(self, kind: str, message: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._messages:
+            self._messages.add(kind)
             say(message)
 
     def _end(self, element: Element) -> tuple[str, str]:
         """Return the status of an element that has left no record, and why it has none."""
         name = element.id or ""
-        return end(name, self._queue.state(name), self._parts / LOGS / f"{name}_0_log.err")
+        return status_of_end(name, self._queue.state(name), self._parts / LOGS / f"{name}_0_log.err")
 
     def _cancel(self, ids: Collection[str]) -> None:
         """Cancel elements, and say so where some may go on."""
@@ -467,7 +467,7 @@ class SlurmSession:
         wait = self._queue.pause
         while element.id:
             self._cancel([element.id])
-            if (listed := self._listed()) is not None and element.id not in listed:
+            if (listed := self._list_waiting()) is not None and element.id not in listed:
                 break
             time.sleep(wait)
             wait = max(self._queue.pause, min(2 * wait, self._queue.look))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from bench.system.failures import reason
+from bench.system.failures import reason_of_error
 from methods.errors import UserError
 
 Call = tuple[Callable[..., None], *tuple[Any, ...]]  # a function of a module, and its arguments
@@ -48,7 +48,7 @@ class Queue(Protocol):
     def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
         """Submit calls at once, and return the id of each. Raises UserError where that is refused."""
 
-    def listed(self) -> Mapping[str, str] | None:
+    def list_waiting(self) -> Mapping[str, str] | None:
         """Return the ids of what waits or runs, and why it waits; None where that cannot be said now."""
 
     def state(self, name: str) -> str:
@@ -82,15 +82,15 @@ class SlurmQueue:
             exclusive=needs.alone or None,
         )
         try:
-            return _submitted(executor, calls)
+            return _submit_array(executor, calls)
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
             said = (str(error).strip().splitlines() or ["it says nothing"])[-1]
             limit = "--slots, the most cells in the queue at once, " if "limit" in said.lower() else ""
             raise UserError(f"sbatch takes no cells: {said}; see {limit}--partition and --slurm") from None
         except OSError as error:
-            raise UserError(f"sbatch cannot be given cells: {reason(error)}") from None
+            raise UserError(f"sbatch cannot be given cells: {reason_of_error(error)}") from None
 
-    def listed(self) -> Mapping[str, str] | None:
+    def list_waiting(self) -> Mapping[str, str] | None:
         said = _output("squeue", "--me", "--noheader", "--array", "--format=%i %r")
         if said is None:
             return None
@@ -110,7 +110,7 @@ class SlurmQueue:
         """Have them cancelled. Where that fails, as it does for ids that Slurm has forgotten, look what is left."""
         if not names or _output("scancel", *sorted(names)) is not None:
             return ()
-        listed = self.listed()
+        listed = self.list_waiting()
         return names if listed is None else [name for name in names if name in listed]
 
 
@@ -128,9 +128,9 @@ class ProcessQueue:
         _be_quiet()
         executor = submitit.LocalExecutor(self._folder)
         executor.update_parameters(timeout_min=FOREVER, gpus_per_node=int(needs.gpus.rpartition(":")[2] or 0))
-        return _submitted(executor, calls)
+        return _submit_array(executor, calls)
 
-    def listed(self) -> Mapping[str, str] | None:
+    def list_waiting(self) -> Mapping[str, str] | None:
         every = psutil.process_iter(["pid", "cmdline", "status"])
         return {str(one.pid): "" for one in every if self._is_own(one)}
 
@@ -163,7 +163,7 @@ def _kill(process: psutil.Process) -> None:
     psutil.wait_procs(every, timeout=10)
 
 
-def _submitted(executor: Any, calls: Sequence[Call]) -> list[str]:
+def _submit_array(executor: Any, calls: Sequence[Call]) -> list[str]:
     """Submit calls as one array, and return their ids."""
     with executor.batch():
         jobs = [executor.submit(*call) for call in calls]

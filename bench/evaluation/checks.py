@@ -35,7 +35,7 @@ from transformers import GenerationConfig
 from bench.evaluation.forwards import Call, Sweeping, read
 from bench.stats.clusters import ratio_interval
 from methods import console
-from methods.model.decoder import Decoder, capped
+from methods.model.decoder import Decoder, cap_logits
 
 WORDS = (
     "apple river window garden music paper stone winter bridge candle horse summer table mountain doctor bottle "
@@ -50,7 +50,7 @@ HEAD_ROWS = 2**14  # of the head at once in float32: 256 MiB at a width of 4,096
 STORED = 2**26  # the most log-probabilities of the dense model that are kept, 256 MiB in float32
 
 
-def measure(
+def measure_checks(
     model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None, sweeping: Sweeping | None = None
 ) -> dict[str, float]:
     """Measure all figures, by the names at the head of this file; `ids` (M, W) are windows of held-out text.
@@ -64,32 +64,32 @@ def measure(
 
 def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, float]:
     """Measure what is generated: words and numbers, and behind the windows (M, W), where there are any."""
-    lists, numbers = word_lists(), [list(range(start, start + SHOWN + EXPECTED)) for start in STARTS]
+    lists, numbers = draw_word_lists(), [list(range(start, start + SHOWN + EXPECTED)) for start in STARTS]
     copying = [" ".join(words) + "\n" + " ".join(words) + "\n" + words[0] for words in lists]
     counting = [", ".join(map(str, series[:SHOWN])) + "," for series in numbers]
     prompts = [tokenizer(text)["input_ids"] for text in (*copying, *counting)]
     if ids is not None:
         prompts += ids[:WINDOWS, :PROMPT].tolist()
-    new = greedy(model, prompts, STEPS)
+    new = generate_greedily(model, prompts, STEPS)
     texts = tokenizer.batch_decode(new[: len(lists) + len(numbers)], skip_special_tokens=True)
     said = [text.replace(",", " ").split() for text in texts]
     figures = {
-        "copying": mean_share([words[1:] for words in lists], said[:LISTS]),
-        "counting": mean_share([list(map(str, series[SHOWN:])) for series in numbers], said[LISTS:]),
+        "copying": share_of_expected([words[1:] for words in lists], said[:LISTS]),
+        "counting": share_of_expected([list(map(str, series[SHOWN:])) for series in numbers], said[LISTS:]),
     }
     if ids is not None:
-        figures |= diversity(new[len(texts) :].tolist())
+        figures |= measure_diversity(new[len(texts) :].tolist())
     return figures
 
 
-def word_lists() -> list[list[str]]:
+def draw_word_lists() -> list[list[str]]:
     """Draw the lists of words; every model gets the same ones."""
     draw = random.Random(0)
     return [draw.sample(WORDS.split(), LENGTH) for _ in range(LISTS)]
 
 
 @torch.no_grad()
-def greedy(model: Any, prompts: Sequence[list[int]], steps: int) -> Tensor:
+def generate_greedily(model: Any, prompts: Sequence[list[int]], steps: int) -> Tensor:
     """Generate the `steps` most likely tokens behind each of the B prompts, (B, steps); an end of text ends none."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
@@ -105,26 +105,26 @@ def greedy(model: Any, prompts: Sequence[list[int]], steps: int) -> Tensor:
     return new[:, longest:].cpu()
 
 
-def mean_share(expected: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> float:
+def share_of_expected(expected: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> float:
     """Return the share of the expected words that were said before the first mistake; mean over the pairs."""
     shares = []
-    for wanted, words in zip(expected, said, strict=True):
+    for wanted, words in zip(expected, answers, strict=True):
         right = [a == b for a, b in zip(wanted, words, strict=False)]
         shares.append((right.index(False) if False in right else len(right)) / len(wanted))
     return sum(shares) / len(shares)
 
 
-def diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
+def measure_diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
     """Measure repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
-    repeated = [1 - len(set(grams)) / len(grams) for grams in (ngrams(tokens, 4) for tokens in continuations)]
+    repeated = [1 - len(set(grams)) / len(grams) for grams in (ngrams_of(tokens, 4) for tokens in continuations)]
     figures = {"repetition": sum(repeated) / len(repeated)}
     for n in (1, 2):
-        grams = [gram for tokens in continuations for gram in ngrams(tokens, n)]
+        grams = [gram for tokens in continuations for gram in ngrams_of(tokens, n)]
         figures[f"distinct_{n}"] = len(set(grams)) / len(grams)
     return figures
 
 
-def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
+def ngrams_of(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
     """Return all runs of n tokens."""
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
@@ -147,7 +147,7 @@ class DenseOutputs:
         self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
             unfinished = self.file.with_suffix(f".{os.getpid()}")  # another process may be about the same
-            found = enumerate(log_probabilities(model, self.ids, sweeping))
+            found = enumerate(log_probabilities_of(model, self.ids, sweeping))
             save_file({str(row): each for row, each in found}, unfinished)
             unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 
@@ -159,7 +159,7 @@ class DenseOutputs:
         sums, same = [], 0
         tokens = [self.ids.shape[1] - 1] * len(self.ids)
         with safe_open(self.file, "pt") as stored:
-            for row, found in enumerate(log_probabilities(model, self.ids, sweeping)):
+            for row, found in enumerate(log_probabilities_of(model, self.ids, sweeping)):
                 p, q = stored.get_tensor(str(row)).to(model.device), found.to(model.device)
                 sums.append(float((p.exp() * (p - q)).sum(dtype=torch.float64)))
                 same += int((p.argmax(-1) == q.argmax(-1)).sum())
@@ -171,7 +171,7 @@ class DenseOutputs:
 
 
 @torch.no_grad()
-def log_probabilities(model: Any, windows: Tensor, sweeping: Sweeping | None = None) -> Iterator[Tensor]:
+def log_probabilities_of(model: Any, windows: Tensor, sweeping: Sweeping | None = None) -> Iterator[Tensor]:
     """Yield log-probabilities of each token's successor but the last's: (M, W) ids -> M times float32 (W - 1, V).
 
     They lie on the CPU. `sweeping` is that of `measure`. Final norm and head compute in float32: logits in bfloat16
@@ -183,9 +183,9 @@ def log_probabilities(model: Any, windows: Tensor, sweeping: Sweeping | None = N
     calls = (
         (Call({"input_ids": window[None, :-1].to(model.device)}, torch.arange(length)), None) for window in windows
     )
-    with console.bar(len(windows) * length, "comparing with the dense model", "token") as bar:
+    with console.make_bar(len(windows) * length, "comparing with the dense model", "token") as bar:
         for _, h in read(model, calls, bar, sweeping, norm or decoder.head):  # (T, D)
-            logits = _exact_logits(decoder, norm, h) if exact else capped(decoder.head(h), model.config).float()
+            logits = _exact_logits(decoder, norm, h) if exact else cap_logits(decoder.head(h), model.config).float()
             yield (logits - logits.logsumexp(-1, keepdim=True)).cpu()
 
 
@@ -204,4 +204,4 @@ def _exact_logits(decoder: Decoder, norm: nn.Module | None, h: Tensor) -> Tensor
     logits = torch.cat([h @ rows.float().T for rows in torch.split(head.weight, HEAD_ROWS)], -1)
     if head.bias is not None:
         logits += head.bias.float()
-    return capped(logits, decoder.config)
+    return cap_logits(logits, decoder.config)

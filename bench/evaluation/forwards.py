@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from methods.model.activations import Noted
+from methods.model.activations import EntryNoted
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
 
@@ -102,7 +102,7 @@ def read(
     reader: nn.Module = before or model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if sweeping is None:
         for call, about in calls:
-            with _gathered(reader, call.positions) as states:
+            with _gather(reader, call.positions) as states:
                 call.run(model)
             shown.update(call.tokens)
             yield about, states[0]
@@ -117,7 +117,7 @@ def read(
 
 
 @contextmanager
-def _gathered(reader: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
+def _gather(reader: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
     """Yield a list that gets what a module would read at `positions`, (B, T, D) -> (M, D); it reads nothing."""
     seen: list[Tensor] = []
 
@@ -149,7 +149,7 @@ class _Place(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.x, self.given = hidden_states, (args, kwargs)
         if self.is_last and self.result is None:
-            raise Noted
+            raise EntryNoted
         return hidden_states if self.result is None else self.result
 
 
@@ -210,7 +210,7 @@ class _Sweep:
     def enter(self, call: Call) -> _Entered:
         """Embed what a call reads, and note what each layer would be called with; the past gets as long as it will."""
         cache = None if call.past is None else call.past.cache
-        with self._places(None), suppress(Noted):
+        with self._places(None), suppress(EntryNoted):
             self.model(**call.inputs, cache=cache, use_cache=cache is not None)
         x = self.places[0].x
         if x is None:
@@ -234,7 +234,7 @@ class _Sweep:
 
     def leave(self, entered: _Entered) -> Tensor:
         """Run what stands behind the layers, and return what the reader would read, (M, D)."""
-        with _gathered(self.reader, entered.call.positions) as states, self._places(entered.x):
+        with _gather(self.reader, entered.call.positions) as states, self._places(entered.x):
             self.model(**entered.call.inputs, use_cache=False)
         return states[0]
 

@@ -34,7 +34,7 @@ from bench.data.texts import EvaluationText
 from bench.plan.protocol import SimilarityProtocol
 from bench.stats.clusters import ratio_interval
 from bench.stats.intervals import mean_stderr
-from methods.console import over
+from methods.console import show_progress
 from methods.depth import laco
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -42,7 +42,7 @@ from methods.model.activations import Entry, enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.structures import Part, attention_parts, mlp_parts
+from methods.model.structures import MatrixSlice, slices_of_attention, slices_of_mlp
 
 SCHEMA = 1
 TOKENS_AT_ONCE = 512  # in one forward of a merged model, and through its head
@@ -58,7 +58,7 @@ RULES = {
 Matrix = list[list[float | None]]  # (L, L); None where two layers cannot be compared
 
 
-def study(
+def compare_layers(
     heading: dict[str, Any],
     model: Decoder,
     protocol: SimilarityProtocol,
@@ -80,16 +80,16 @@ def study(
         "tokens": {"sequences": tokens.sha256, "windows": held_out.sha256, "scored": held_out.tokens},
         "rules": RULES,
     }
-    found |= _begun(file, found)
+    found |= _read_earlier_parts(file, found)
 
     def keep(**part: Any) -> None:
         found.update(part)
         write_atomically(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
     if "parameters" not in found:
-        keep(parameters=parameters(model))
+        keep(parameters=compare_parameters(model))
     if "states" not in found:
-        keep(states=states(model, tokens))
+        keep(states=compare_states(model, tokens))
     todo = [(m, rule) for m in protocol.merge for rule in RULES]
     if todo:
         merges = Merges(model, held_out.ids, held_out.scored, drawn=held_out.drawn)
@@ -99,7 +99,7 @@ def study(
     return found
 
 
-def _begun(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _read_earlier_parts(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier call has written to `file`, or {} where there is no file."""
     if not file.exists():
         return {}
@@ -127,26 +127,26 @@ def refuse_unless_alike(model: Decoder) -> None:
         raise UserError("layers differ in width after pruning; similarity compares layers of one shape")
 
 
-def roles(layer: Layer) -> dict[str, Part]:
+def matrices_by_role(layer: Layer) -> dict[str, MatrixSlice]:
     """Return the layer's matrices by role, each a part of a fused matrix where the architecture fuses them."""
-    attention = zip(("q", "k", "v", "o"), attention_parts(layer), strict=True)
-    mlp = mlp_parts(layer)
+    attention = zip(("q", "k", "v", "o"), slices_of_attention(layer), strict=True)
+    mlp = slices_of_mlp(layer)
     return dict(attention) | dict(zip(("gate", "up", "down")[-len(mlp) :], mlp, strict=True))
 
 
 @torch.no_grad()
-def parameters(model: Decoder) -> dict[str, dict[str, Any]]:
+def compare_parameters(model: Decoder) -> dict[str, dict[str, Any]]:
     """Compare the matrices of all layers: {role: {cosine, l2: (L, L), norm: (L,)}}."""
-    parts = [roles(layer) for layer in model.layers]
+    parts = [matrices_by_role(layer) for layer in model.layers]
     found = {}
     for role in parts[0]:
-        G = gram([part[role] for part in parts])
-        cosine, l2 = distances(G)
-        found[role] = {"cosine": plain(cosine), "l2": plain(l2), "norm": plain(G.diagonal().sqrt())}
+        G = products_of_matrices([part[role] for part in parts])
+        cosine, l2 = distances_of_products(G)
+        found[role] = {"cosine": to_plain(cosine), "l2": to_plain(l2), "norm": to_plain(G.diagonal().sqrt())}
     return found
 
 
-def gram(parts: Sequence[Part]) -> Tensor:
+def products_of_matrices(parts: Sequence[MatrixSlice]) -> Tensor:
     """Return the (L, L) inner products of the layers' matrices, in float64."""
     weights = [part.matrix.weight for part in parts]
     device, columns = weights[0].device, weights[0].shape[1]
@@ -161,7 +161,7 @@ def gram(parts: Sequence[Part]) -> Tensor:
     return G
 
 
-def distances(G: Tensor) -> tuple[Tensor, Tensor]:
+def distances_of_products(G: Tensor) -> tuple[Tensor, Tensor]:
     """Turn (..., L, L) inner products into cosine and L2 distance, (..., L, L) each."""
     square = G.diagonal(dim1=-2, dim2=-1)
     norm = square.sqrt()
@@ -170,7 +170,7 @@ def distances(G: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
+def compare_states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
     """Compare the states in front of each layer and behind the last: {first, last, mean: {cosine, l2: (L+1, L+1)}}."""
     layers, places = model.layers, len(model.layers) + 1
     sums = {position: torch.zeros(2, places, places, dtype=torch.float64) for position in ("first", "last", "mean")}
@@ -180,22 +180,22 @@ def states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
         for layer in layers:
             stack.append(entry.run([layer], stack[-1]))
         X = torch.stack(stack, dim=2).double()  # (N, T, L + 1, D)
-        both = torch.stack(distances(X @ X.transpose(-1, -2))).cpu()  # (2, N, T, L + 1, L + 1)
+        both = torch.stack(distances_of_products(X @ X.transpose(-1, -2))).cpu()  # (2, N, T, L + 1, L + 1)
         for position, chosen in (("first", both[:, :, 0]), ("last", both[:, :, -1]), ("mean", both.mean(2))):
             sums[position] += chosen.sum(1)
     means = {position: total / len(tokens.ids) for position, total in sums.items()}
-    return {position: {"cosine": plain(mean[0]), "l2": plain(mean[1])} for position, mean in means.items()}
+    return {position: {"cosine": to_plain(mean[0]), "l2": to_plain(mean[1])} for position, mean in means.items()}
 
 
-def plain(values: Tensor) -> Any:
+def to_plain(values: Tensor) -> Any:
     """Turn a tensor into nested lists of floats of six digits; None stands for what is no finite number."""
     if values.ndim:
-        return [plain(value) for value in values]
+        return [to_plain(value) for value in values]
     return float(f"{float(values):.6g}") if bool(values.isfinite()) else None
 
 
 @torch.no_grad()
-def merged_layer(window: list[Layer], rule: str) -> Layer:
+def merge_layers(window: list[Layer], rule: str) -> Layer:
     """Return the one layer that `window` becomes by one of RULES; the window itself does not change."""
     if rule == "deletion":
         return window[-1]
@@ -245,7 +245,7 @@ class Merges:
     def curve(self, m: int, rule: str) -> list[dict[str, Any]]:
         """Return the figures of `at` for every position, in rising order."""
         positions = range(len(self.layers) - m + 1)
-        return [self.at(p, m, rule) for p in over(positions, f"{m} layers by {rule}", "merge")]
+        return [self.at(p, m, rule) for p in show_progress(positions, f"{m} layers by {rule}", "merge")]
 
     def at(self, p: int, m: int, rule: str) -> dict[str, Any]:
         """Merge the layers p .. p+m-1 by `rule` and return the figures of the model.
@@ -254,7 +254,7 @@ class Merges:
         no finite number, and with a single window its interval, is None.
         """
         window = self.layers[p : p + m]
-        return {"position": p} | self._figures([merged_layer(window, rule), *self.layers[p + m :]], p)
+        return {"position": p} | self._figures([merge_layers(window, rule), *self.layers[p + m :]], p)
 
     @torch.no_grad()
     def _figures(self, layers: list[Layer], p: int) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class Merges:
         low, high = ratio_interval(sums, counts, in_a_row=not self.drawn) if len(sums) > 1 else (None, None)
         figures = {"cosine": cosine, "cosine_stderr": stderr, "nll": sum(sums) / sum(counts)}
         return {
-            name: None if value is None else plain(torch.tensor(value, dtype=torch.float64))
+            name: None if value is None else to_plain(torch.tensor(value, dtype=torch.float64))
             for name, value in (figures | {"nll_low": low, "nll_high": high}).items()
         }
 

@@ -38,11 +38,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.evaluation.forwards import Call, Past, Sweeping, read
 from bench.stats.clusters import ratio_interval
-from bench.stats.draws import exponential
+from bench.stats.draws import exp_of_log
 from methods import console
 from methods.console import say
 from methods.errors import UserError
-from methods.model.decoder import capped
+from methods.model.decoder import cap_logits
 from methods.model.precision import rows_in_cache
 
 LOGITS = 2**27  # the most logits at once: 512 MiB in float32
@@ -100,7 +100,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return tuple((context + continuation)[-(self.max_length + 1) :]), len(continuation)
 
 
-def stock(
+def make_stock_scorer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8, max_length: int | None = None
 ) -> HFLM:
     """Return lm-eval's own HFLM, the reference: one row per request, the head at every position."""
@@ -116,7 +116,7 @@ def score(
     batch_tokens bounds the tokens of one forward; `sweeping` is that of bench.evaluation.forwards.read.
     """
     sums, misses = torch.zeros(len(questions), dtype=torch.float64), torch.zeros(len(questions), dtype=torch.long)
-    limit, size = one_way_up_to(model.config), max(1, batch_tokens)
+    limit, size = tokens_in_one_way(model.config), max(1, batch_tokens)
     size = min(size, CPU_CHUNK // model.dtype.itemsize) if model.device.type == "cpu" else size
     whole = [number for number, (tokens, _) in enumerate(questions) if len(tokens) - 1 > limit]
     whole.sort(key=lambda number: len(questions[number][0]))  # what "dynamic" has grown to it keeps
@@ -125,7 +125,7 @@ def score(
         tree = Tree.of([questions[number] for number in numbers])
         there, nodes = tree.to(model.device), size if numbers is shared else len(tree.tokens)
         likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
-        with console.bar(len(tree.tokens), "scoring", "token") as bar:
+        with console.make_bar(len(tree.tokens), "scoring", "token") as bar:
             calls = _tree_calls(model, there, tree.forwards(nodes, model.device))
             for forward, h in read(model, calls, bar, sweeping):  # (M, D)
                 row, token = forward.row.to(h.device), there.pairs[1, forward.pairs].to(h.device)
@@ -138,7 +138,7 @@ def score(
     return sums, misses == 0
 
 
-def one_way_up_to(config: Any) -> float:
+def tokens_in_one_way(config: Any) -> float:
     """Return the tokens of a forward up to which a model turns a position in one way, whatever else is read with it.
 
     Beyond it, "longrope" takes other frequencies for all positions, and "dynamic" those of the last one.
@@ -162,7 +162,7 @@ def _tree_calls(model: PreTrainedModel, tree: Tree, forwards: Iterable[Forward])
         inputs = {
             "input_ids": tree.tokens[None, forward.nodes],
             "position_ids": tree.depth[None, forward.nodes],
-            "attention_mask": masks(model, tree, nodes, seen),
+            "attention_mask": make_masks(model, tree, nodes, seen),
         }
         yield Call(inputs, forward.positions, past, forward.stay), forward
         kept = seen[forward.stay]
@@ -182,7 +182,7 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     size = max(1, LOGITS // int(model.config.vocab_size))
     found, best = torch.zeros(len(row), dtype=torch.float64, device=h.device), torch.zeros_like(row)
     for start in range(0, len(h), size):
-        logits = capped(_head(model)(h[start : start + size]), model.config)  # (M, V)
+        logits = cap_logits(_head(model)(h[start : start + size]), model.config)  # (M, V)
         rows = min(64, rows_in_cache(logits))
         parts = [(part.logsumexp(-1), part.max(-1).indices) for part in map(Tensor.float, torch.split(logits, rows))]
         normaliser, highest = map(torch.cat, zip(*parts, strict=True))  # (M,) each
@@ -197,7 +197,7 @@ def _check(model: PreTrainedModel, sweeping: Sweeping | None) -> None:
     """Raise UserError unless a small tree gives the answers that the plain forward gives."""
     ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % model.config.vocab_size
     scored = torch.arange(5).expand(2, 5) > 0
-    plain = -window_nll(model, ids, scored, 10, sweeping).sum(1)
+    plain = -nll_of_windows(model, ids, scored, 10, sweeping).sum(1)
     tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], 3, sweeping)
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
     if not torch.allclose(tree, plain, rtol=tolerance, equal_nan=True):
@@ -205,7 +205,7 @@ def _check(model: PreTrainedModel, sweeping: Sweeping | None) -> None:
 
 
 @torch.no_grad()
-def window_nll(
+def nll_of_windows(
     model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int, sweeping: Sweeping | None = None
 ) -> Tensor:
     """Return the negative log-likelihood in nats of each scored token of (M, W) windows; zero where not scored.
@@ -218,7 +218,7 @@ def window_nll(
     if scored[:, 0].any():
         raise ValueError("the first token of a window has nothing to be predicted from; scored[:, 0] must be false")
     nll = torch.zeros(ids.shape, dtype=torch.float64)
-    with console.bar(len(ids) * (ids.shape[1] - 1), "perplexity", "token") as bar:
+    with console.make_bar(len(ids) * (ids.shape[1] - 1), "perplexity", "token") as bar:
         for (rows, columns, token), h in read(model, _window_calls(model, ids, scored, batch_tokens), bar, sweeping):
             every = torch.arange(len(h), device=h.device)  # (M,)
             found, _ = _log_probability(model, h, every, token.to(h.device))
@@ -234,7 +234,7 @@ def _window_calls(
     Behind them stand those of their tokens, (M,), that are scored.
     """
     size, last = max(1, batch_tokens), ids.shape[1] - 1  # from which nothing is predicted
-    size = max(size, ids.shape[1]) if last > one_way_up_to(model.config) else size
+    size = max(size, ids.shape[1]) if last > tokens_in_one_way(model.config) else size
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     for first in range(0, len(ids), rows):
         block = slice(first, first + rows)
@@ -248,7 +248,9 @@ def _window_calls(
             yield call, (block, ahead, there[:, ahead][wanted[:, ahead]])
 
 
-def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool) -> dict[str, float | int]:
+def compute_perplexity(
+    nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool
+) -> dict[str, float | int]:
     """Compute the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
     bytes (UTF-8) and words (by white space) are those of the scored text. What is beyond a float is inf. Absent are
@@ -258,9 +260,9 @@ def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, draw
     """
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())
     figures = {
-        "perplexity": exponential(total / tokens),
+        "perplexity": exp_of_log(total / tokens),
         "bits_per_byte": total / math.log(2) / bytes,
-        "byte_perplexity": exponential(total / bytes),
+        "byte_perplexity": exp_of_log(total / bytes),
         "nll_per_token": total / tokens,
         "tokens": tokens,
         "words": words,
@@ -303,7 +305,7 @@ class Tree:
         inputs: tuple[int, ...] = ()
         for sequence, length in questions:
             previous, inputs = inputs, sequence[:-1]  # nothing is predicted from the last token
-            shared = _shared(previous, inputs)
+            shared = _length_of_prefix(previous, inputs)
             for node in path[shared:]:
                 end[node] = len(tokens)
             path = path[:shared] + list(range(len(tokens), len(tokens) + len(inputs) - shared))
@@ -351,14 +353,14 @@ class Forward:
     stay: Tensor  # (P,) of the cache and the nodes, those with descendants to come
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def _length_of_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Return the length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, seen: Tensor) -> Tensor | dict[str, Tensor]:
+def make_masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, visible: Tensor) -> Tensor | dict[str, Tensor]:
     """Mask what (T,) `nodes` attend to of (P + T,) `seen`: an additive (1, 1, T, P + T), or one per layer type."""
-    query, key = nodes[:, None], seen[None, :]
+    query, key = nodes[:, None], visible[None, :]
     ancestor = (key <= query) & (query < tree.end[key])
     window = getattr(model.config, "sliding_window", None)
     near = ancestor if window is None else ancestor & (tree.depth[query] - tree.depth[key] < window)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, quiet
+from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, silence_lm_eval
 from bench.records import answers
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ FEWSHOT_SEED = 1234  # lm-eval's own
 ADDRESS = re.compile(r"0x[0-9a-f]+")  # in the description of a function that has no source
 
 
-def fingerprint(task: Any, documents: Sequence[int]) -> dict[str, Any]:
+def fingerprint_of_task(task: Any, documents: Sequence[int]) -> dict[str, Any]:
     """Return {version, sha256} of a task.
 
     The hash is of lm-eval's definition, of the documents at these positions, and of those that examples are taken from.
@@ -30,7 +30,7 @@ def fingerprint(task: Any, documents: Sequence[int]) -> dict[str, Any]:
     definition = ADDRESS.sub("", json.dumps(task.dump_config(), sort_keys=True, default=str))
     digest = hashlib.sha256(f"{definition}\n{list(documents)}\n".encode())
     docs = task.eval_docs
-    with quiet():
+    with silence_lm_eval():
         drawn = docs.read(documents) if isinstance(docs, Documents) else (docs[position] for position in documents)
         examples = task.fewshot_docs() if task.config.num_fewshot else None
         for doc in (*drawn, *(examples or ())):
@@ -56,7 +56,7 @@ def evaluate(
     for task in tasks.values():
         task.set_fewshot_seed(FEWSHOT_SEED)  # every model gets the same examples
     subsets = {name: ids for name, ids in documents.items() if len(ids) < len(tasks[name].eval_docs)}
-    with quiet():
+    with silence_lm_eval():
         outcome = run(lm, {"tasks": tasks}, samples=subsets, bootstrap_iters=0, log_samples=True)
     figures, samples = {}, {}
     for name, task in tasks.items():
@@ -68,7 +68,7 @@ def evaluate(
             "fewshot": outcome["n-shot"][name] or 0,
         }
         if has_one_right_choice(task) and all(isinstance(one, int) for one in samples[name]["target"]):
-            figures[name][answers.CHANCE] = answers.chance(samples[name]["loglikelihoods"].tolist())
+            figures[name][answers.CHANCE] = answers.accuracy_of_guesses(samples[name]["loglikelihoods"].tolist())
     return figures, samples
 
 
@@ -140,5 +140,5 @@ def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[
     main = next((name for name in ("acc_norm", "acc") if name in metrics), next(iter(metrics)))
     found = {"main": main, "metrics": metrics}
     if answers.NAME in samples:
-        found[answers.NAME] = answers.figure(samples[answers.NAME].to_numpy())
+        found[answers.NAME] = answers.metric_of_documents(samples[answers.NAME].to_numpy())
     return found

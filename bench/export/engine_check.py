@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from bench.data import texts
-from bench.data.gguf import architecture, read
-from bench.evaluation.scoring import window_nll
+from bench.data.gguf import architecture_of_file, read
+from bench.evaluation.scoring import nll_of_windows
 from bench.export import gguf_file
 from bench.inference import llama_cpp
 from bench.inference.llama_cpp import EngineAnswer
-from bench.stats.draws import exponential
+from bench.stats.draws import exp_of_log
 from bench.system.failures import Failure
-from methods.checkpoint.save_load import Check, default_probe
-from methods.checkpoint.transformers_compat import logits
-from methods.errors import UserError, first_line
+from methods.checkpoint.save_load import Check, make_probe
+from methods.checkpoint.transformers_compat import compute_logits
+from methods.errors import UserError, first_line_of
 from methods.model.decoder import Decoder
 
 WINDOW, WINDOWS = 512, 4  # tokens of a window and windows of the text on which perplexities are compared
@@ -37,7 +37,7 @@ WINDOW, WINDOWS = 512, 4  # tokens of a window and windows of the text on which 
 EXACT, ROUNDED, EIGHT_BITS = (1e-4, 0.005), (0.1, 0.05), (0.25, 0.05)
 
 
-def check(
+def check_gguf(
     file: Path,
     tokenizer: Any,
     windows: Tensor | None,
@@ -57,11 +57,11 @@ def check(
     try:
         model = read(file, torch.float32)
     except (ValueError, OSError) as error:
-        yield Check("loads", False, first_line(error))
+        yield Check("loads", False, first_line_of(error))
         return None
-    yield Check("loads", True, f"{architecture(file)}, {len(model.layers)} layers")
-    probe = default_probe(model)
-    expected = logits(model, probe)[0]
+    yield Check("loads", True, f"{architecture_of_file(file)}, {len(model.layers)} layers")
+    probe = make_probe(model)
+    expected = compute_logits(model, probe)[0]
     finite = bool(expected.isfinite().all())
     yield Check("logits", finite, f"finite on {probe.numel()} tokens" if finite else "not finite")
     if not finite:
@@ -81,7 +81,7 @@ def check(
     off = float((torch.from_numpy(answer.logits) - expected).abs().max() / expected.abs().max())
     yield Check("llama.cpp logits", off <= bound, f"differ by {off:.1g} of the largest on {len(expected)} tokens")
     if windows is not None:
-        ours, theirs = _perplexity(model, windows), exponential(answer.nll[1:].sum() / windows[:, 1:].numel())
+        ours, theirs = _perplexity(model, windows), exp_of_log(answer.nll[1:].sum() / windows[:, 1:].numel())
         count, length = windows.shape
         those = f"{count} windows of {length:,} tokens {which} ({count * (length - 1):,} scored)"
         found = f"{theirs:.5g}, and transformers has {ours:.5g}, on the {those}"
@@ -93,8 +93,8 @@ def _perplexity(model: Decoder, windows: Tensor) -> float:
     """Return the perplexity of all tokens but the first of each window, (M, T), by transformers."""
     scored = torch.ones_like(windows, dtype=torch.bool)
     scored[:, 0] = False
-    nll = window_nll(model.model, windows, scored, windows.shape[1])
-    return exponential(float(nll.sum()) / int(scored.sum()))
+    nll = nll_of_windows(model.model, windows, scored, windows.shape[1])
+    return exp_of_log(float(nll.sum()) / int(scored.sum()))
 
 
 def _bounds(file: Path) -> tuple[float, float]:
@@ -108,10 +108,10 @@ def _bounds(file: Path) -> tuple[float, float]:
 def windows_of(tokenizer: Any, text: str, longest: int, windows: int = WINDOWS) -> Tensor:
     """Return the first windows of the evaluated half of a text, (M, T) ids, T at most `longest`. Raises UserError."""
     size = min(WINDOW, longest)
-    return texts.evaluation(tokenizer, text, size, size, windows).ids
+    return texts.make_evaluation_text(tokenizer, text, size, size, windows).ids
 
 
-def first_of(text: str) -> str:
+def words_of_windows(text: str) -> str:
     """Return which windows `windows_of` takes, to stand behind their number; a run draws others by default."""
     return f"that are the first of {text}"
 
@@ -126,7 +126,7 @@ def check_alone(file: Path, text: str, windows: int) -> Iterator[Check]:
     try:
         tokenizer = gguf_file.read_tokenizer(file)
     except (ValueError, OSError) as error:
-        yield Check("loads", False, first_line(error))
+        yield Check("loads", False, first_line_of(error))
         return
     ids = windows_of(tokenizer, text, WINDOW, windows)
-    yield from check(file, tokenizer, ids, threads=torch.get_num_threads(), which=first_of(text))
+    yield from check_gguf(file, tokenizer, ids, threads=torch.get_num_threads(), which=words_of_windows(text))

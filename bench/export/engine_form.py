@@ -38,8 +38,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.checkpoint import weight_files
-from methods.checkpoint.pruned_config import describe, empty
-from methods.checkpoint.transformers_compat import needs_own_code, tensors
+from methods.checkpoint.pruned_config import describe, make_empty
+from methods.checkpoint.transformers_compat import reason_for_own_code, tensors_to_store
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -87,7 +87,7 @@ class EngineForm:
             self.put(f"{name}.bias", weight.new_zeros(len(weight)))
 
 
-def engine_form(
+def form_of_model(
     model: Decoder, format_name: str, *, multiple: int = 1, heads: tuple[int, int], channels: int = 0
 ) -> EngineForm:
     """Return what an engine takes of a Llama-like model.
@@ -98,14 +98,14 @@ def engine_form(
 
     Raises UserError, in which `format_name` stands, for a model that is more than its layers' sizes.
     """
-    if reason := needs_own_code(describe(model)):
+    if reason := reason_for_own_code(describe(model)):
         raise UserError(f"{format_name} holds no such layers: {reason}")
-    shell = empty(type(model.config).from_dict(model.config.to_dict()))
+    shell = make_empty(type(model.config).from_dict(model.config.to_dict()))
     whole, prefix = Decoder(shell).layers, model.family.layers
     kept = [number for number, layer in enumerate(model.layers) if layer.has_attention or layer.has_mlp]
     moved = {f"{prefix}.{number}.": f"{prefix}.{new}." for new, number in enumerate(kept)}
     form = EngineForm([], {}, [])
-    for name, tensor in tensors(model, shell).items():
+    for name, tensor in tensors_to_store(model, shell).items():
         old = next((start for start in moved if name.startswith(start)), "")
         form.tensors[moved.get(old, "") + name[len(old) :]] = tensor
     names = {id(module): name for name, module in shell.named_modules()}
@@ -183,7 +183,7 @@ FAMILIES = ("llama", "mistral")
 WHOLE = 256  # of which an MLP's width is a multiple where it is written as ffn_mult
 
 
-def write(
+def write_nemotron(
     model: Decoder, tokenizer: Any, folder: Path, dtype: torch.dtype, *, shard_bytes: int, multiple: int = 1
 ) -> EngineForm:
     """Write `model` with its tokenizer into `folder`, weights in `dtype`, and return what is in it.
@@ -193,10 +193,10 @@ def write(
 
     Raises UserError, and leaves nothing behind, for a model that the format cannot hold.
     """
-    form = form_of(model, multiple)
-    with weight_files.staged(folder) as inside:
-        weight_files.write(inside, form.tensors, lambda _: dtype, shard_bytes)
-        config = configuration(model, form) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    form = nemotron_form_of(model, multiple)
+    with weight_files.write_folder_whole(folder) as inside:
+        weight_files.write_weights(inside, form.tensors, lambda _: dtype, shard_bytes)
+        config = config_of_form(model, form) | {"torch_dtype": str(dtype).removeprefix("torch.")}
         (inside / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if model.model.generation_config is not None:
             model.model.generation_config.to_json_file(inside / "generation_config.json")
@@ -204,7 +204,7 @@ def write(
     return form
 
 
-def form_of(model: Decoder, multiple: int = 1) -> EngineForm:
+def nemotron_form_of(model: Decoder, multiple: int = 1) -> EngineForm:
     """Return what the folder of a model holds. Raises UserError for a model that the format cannot hold."""
     require_plain_llama(model.config, FORMAT, FAMILIES)
     if model.config.hidden_act != "silu":
@@ -220,13 +220,13 @@ def form_of(model: Decoder, multiple: int = 1) -> EngineForm:
                 f"{FORMAT} has one number of query heads for all layers: layer {number} has "
                 f"{layer.kv_heads * layer.group}, layer {first} has {H}; prune with --uniform, or use --pad-to-uniform"
             )
-    form = engine_form(model, FORMAT, multiple=multiple, heads=(H, 1))
+    form = form_of_model(model, FORMAT, multiple=multiple, heads=(H, 1))
     for part in ("attention", "mlp"):
         form.complete_biases(part)
     return form
 
 
-def configuration(model: Decoder, form: EngineForm) -> dict[str, Any]:
+def config_of_form(model: Decoder, form: EngineForm) -> dict[str, Any]:
     """Return config.json as plain values."""
     config, D = model.config, model.config.hidden_size
     whole = all(sizes.I % WHOLE == 0 for sizes in form.layers)

@@ -37,24 +37,24 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from bench.data.gguf import DECI, read, readable
-from bench.export.engine_form import EngineForm, engine_form, require_plain_llama
+from bench.data.gguf import DECI, read, refuse_damage
+from bench.export.engine_form import EngineForm, form_of_model, require_plain_llama
 from bench.inference import llama_cpp
-from bench.system.failures import Failure, room_left
-from methods.checkpoint.pruned_config import Uneven, describe, empty
-from methods.checkpoint.save_load import default_probe
+from bench.system.failures import Failure, words_of_room
+from methods.checkpoint.pruned_config import Uneven, describe, make_empty
+from methods.checkpoint.save_load import make_probe
 from methods.checkpoint.transformers_compat import (
     TOLERANCE,
-    difference,
-    logits,
-    rebuilt,
-    shapes,
-    tensors,
-    tolerance,
-    uniform_config,
+    build_from_tensors,
+    compute_logits,
+    config_of_uniform,
+    difference_of_shapes,
+    shapes_of,
+    tensors_to_store,
+    tolerance_of,
 )
 from methods.checkpoint.weight_files import cast_to
-from methods.errors import CheckpointError, Unwritable, UserError, first_line
+from methods.errors import CheckpointError, Unwritable, UserError, first_line_of
 from methods.model.decoder import Decoder
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # by GGUF's names
@@ -88,7 +88,7 @@ class Contents:
     form: EngineForm
 
 
-def write(
+def write_gguf(
     model: Decoder,
     tokenizer: Any,
     path: Path,
@@ -119,7 +119,7 @@ def write(
             writer = gguf.GGUFWriter(file, contents.architecture)
             writer.add_name(name)
             _write(writer, model, contents, dtype, words)
-            problem = _read_back(file, model, contents, dtype) or other_tokens(file, tokenizer)
+            problem = _read_back(file, model, contents, dtype) or find_unlike_tokens(file, tokenizer)
             if problem:
                 raise UserError(f"GGUF's reader does not give this model back: {problem}")
             if quantised:
@@ -137,7 +137,7 @@ def _not_quantised(file: Path, path: Path, quantised: str, failure: Failure) -> 
     """Return Unwritable where the disk has no room for what `file` is quantised to, and else NotQuantised."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantised.upper()]]
     if failure.status == "error" and shutil.disk_usage(file.parent).free < file.stat().st_size / (4 * block) * size:
-        left = room_left([path.parent])
+        left = words_of_room([path.parent])
         return Unwritable(f"{path} cannot be written: llama.cpp does not finish {quantised}, and {left}")
     return NotQuantised(quantised, failure)
 
@@ -157,10 +157,10 @@ def contents_of(model: Decoder, multiple: int = 1) -> Contents:
     """Return what goes into the file of a model. Raises UserError for a model that GGUF does not hold."""
     require_plain_llama(model.config, "GGUF", tuple(ARCHITECTURES))
     R = model.layers[0].group
-    form = engine_form(model, "GGUF", multiple=multiple, heads=(R, 1), channels=CHANNELS)
+    form = form_of_model(model, "GGUF", multiple=multiple, heads=(R, 1), channels=CHANNELS)
     architecture = ARCHITECTURES[model.config.model_type]
     try:
-        uniform_config(model, describe(model))
+        config_of_uniform(model, describe(model))
     except Uneven:
         architecture = DECI
     if architecture == "llama" and any(name.endswith(".bias") for name in form.tensors):
@@ -168,7 +168,7 @@ def contents_of(model: Decoder, multiple: int = 1) -> Contents:
     return Contents(architecture, form)
 
 
-def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Round a tensor as the file does, in float32 on the CPU. Raises UserError where `dtype` cannot hold it."""
     return (cast_to(name, tensor, dtype) if tensor.ndim > 1 else tensor).float().cpu().contiguous()
 
@@ -194,7 +194,7 @@ def _write(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    add(writer, words)
+    add_vocabulary(writer, words)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[contents.architecture.upper()], len(form.layers))
     targets = dict[str, str]()
     kinds = {
@@ -213,14 +213,14 @@ def _write(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor, value in form.tensors.items():
-        rows = rounded(tensor, value, dtype)
+        rows = round_tensor(tensor, value, dtype)
         if contents.architecture in INTERLEAVED and targets[tensor].endswith((".attn_q", ".attn_k")):
-            rows = interleaved(rows, len(rows) // E)
+            rows = reorder_interleaved(rows, len(rows) // E)
         writer.write_tensor_data(gguf.quants.quantize(rows.numpy(), kinds[tensor]))
     writer.close()
 
 
-def interleaved(weight: Tensor, heads: int) -> Tensor:
+def reorder_interleaved(weight: Tensor, heads: int) -> Tensor:
     """Reorder the rows of (heads * E, ...) from (heads, 2, E / 2) to (heads, E / 2, 2)."""
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
 
@@ -230,26 +230,28 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
     stored = contents.form.tensors
     try:
         if contents.architecture != DECI:
-            shell = empty(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
-            if problem := difference({name: tuple(tensor.shape) for name, tensor in stored.items()}, shapes(shell)):
+            shell = make_empty(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
+            if problem := difference_of_shapes(
+                {name: tuple(tensor.shape) for name, tensor in stored.items()}, shapes_of(shell)
+            ):
                 return problem
         found = read(file, dtype)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-        return first_line(error)
+        return first_line_of(error)
     again = found.model.state_dict()
     for name, tensor in stored.items():
-        if not torch.equal(again[name], rounded(name, tensor, dtype).to(dtype)):
+        if not torch.equal(again[name], round_tensor(name, tensor, dtype).to(dtype)):
             return f"{name} differs"
     kind = torch.bfloat16 if dtype == torch.float16 else dtype  # since logits may overflow in float16
     for parameter in found.model.parameters():
         parameter.data = parameter.data.to(kind)
-    shell = empty(type(model.config).from_dict(model.config.to_dict()))
-    whole = {name: tensor.to("cpu", dtype).to(kind) for name, tensor in tensors(model, shell).items()}
-    expected = Decoder(rebuilt(describe(model), whole, kind))
-    ids = default_probe(expected)
-    wanted = logits(expected, ids)
-    off = float((logits(found, ids) - wanted).abs().max())
-    share = tolerance(kind) if contents.architecture == DECI else TOLERANCE
+    shell = make_empty(type(model.config).from_dict(model.config.to_dict()))
+    whole = {name: tensor.to("cpu", dtype).to(kind) for name, tensor in tensors_to_store(model, shell).items()}
+    expected = Decoder(build_from_tensors(describe(model), whole, kind))
+    ids = make_probe(expected)
+    wanted = compute_logits(expected, ids)
+    off = float((compute_logits(found, ids) - wanted).abs().max())
+    share = tolerance_of(kind) if contents.architecture == DECI else TOLERANCE
     if not off <= share * float(wanted.abs().max()):
         return f"its configuration has no place for all of this model's; logits differ by {off:.2g}"
     return None
@@ -313,7 +315,7 @@ def _split(pre_tokenizer: dict[str, Any] | None) -> str:
     raise UserError(f"GGUF has no word for how this tokenizer splits text: {', '.join(map(str, kinds))}")
 
 
-def add(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None:
     writer.add_tokenizer_model(vocabulary["model"])
     writer.add_tokenizer_pre(vocabulary["pre"])
     writer.add_token_list(vocabulary["tokens"])
@@ -336,7 +338,7 @@ def add(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None:
 
 def read_tokenizer(file: Path) -> Any:
     """Return the tokenizer in a file, through the reader of transformers. Raises CheckpointError."""
-    with readable(file):
+    with refuse_damage(file):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
         split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
         if split is not None and split.contents() == "smollm":  # which the reader does not know: digits stay together
@@ -345,10 +347,10 @@ def read_tokenizer(file: Path) -> Any:
         return tokenizer
 
 
-def other_tokens(file: Path, tokenizer: Any) -> str | None:
+def find_unlike_tokens(file: Path, tokenizer: Any) -> str | None:
     """Say whether the tokenizer that is read from the file splits a sample otherwise."""
     try:
         words = read_tokenizer(file)
     except CheckpointError as error:
-        return first_line(error)
+        return first_line_of(error)
     return None if words(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"] else "its tokens differ"

@@ -29,20 +29,20 @@ import torch
 
 from bench.data import pretrained, texts
 from bench.inference import llama_cpp
-from bench.plan.protocol import AUTO, QUANTISED, text_name
+from bench.plan.protocol import AUTO, QUANTISED, name_of_text
 from bench.plan.trust import Trust
 from bench.records import run_folder
 from bench.records.answers import NAME as ANSWER_BPB
 from bench.records.record import Record
 from bench.runs.reproduce import PrunedModel, prune_again
-from bench.runs.saving import wanted_dtype
-from methods.cards import catalogue, compensations
+from bench.runs.saving import dtype_to_save
+from methods.cards import cards_of_compensations, cards_of_methods
 from methods.checkpoint import save_load, weight_files
 from methods.checkpoint.pruned_config import Uneven
 from methods.checkpoint.save_load import Check
-from methods.checkpoint.transformers_compat import padded
+from methods.checkpoint.transformers_compat import pad_layers
 from methods.console import say
-from methods.errors import UserError, first_line
+from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
 
 HF, GGUF, NEMOTRON_NAS = FORMATS = ("hf", "gguf", "nemotron-nas")
@@ -79,11 +79,11 @@ SHAPES = {  # by the names that methods and compensations give in `leaves`
 
 def makers_of(shape: str) -> list[str]:
     """Return the methods, and the compensations behind a plus, that leave a shape with their usual parameters."""
-    makers = [card.name for card in catalogue() if shape in card.leaves]
-    return makers + [f"+{card.name}" for card in compensations() if shape in card.leaves]
+    makers = [card.name for card in cards_of_methods() if shape in card.leaves]
+    return makers + [f"+{card.name}" for card in cards_of_compensations() if shape in card.leaves]
 
 
-def table() -> list[tuple[str, ...]]:
+def table_of_formats() -> list[tuple[str, ...]]:
     """Return the rows of the table, its heading first."""
     rows = [
         (held.removed, ", ".join(makers_of(shape)), held.hf, held.gguf, held.nemotron_nas)
@@ -119,9 +119,9 @@ class Wish:
     device: str = "auto"
 
 
-def find(run: Path, wanted: str) -> Record:
+def find_cell(run: Path, wanted: str) -> Record:
     """Find the record of the one measured cell that is meant (bench.records.run_folder). Raises UserError."""
-    key, record = run_folder.cell(run, wanted)
+    key, record = run_folder.find_cell(run, wanted)
     if record.status != "ok":
         raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
     return record
@@ -129,7 +129,7 @@ def find(run: Path, wanted: str) -> Record:
 
 def model_of(record: Record, trust: Trust, device: str, dtype: str | None) -> PrunedModel:
     """Return the record's model: the saved one unless that was rounded too far, else made again. Raises UserError."""
-    if folder := saved(record, trust, dtype):
+    if folder := find_saved_model(record, trust, dtype):
         manifest = save_load.read_manifest(folder)
         known: dict[str, Any] = {name: manifest[name] for name in CARRIED if name in manifest}
         tokenizer = pretrained.load_tokenizer(str(folder))
@@ -137,13 +137,13 @@ def model_of(record: Record, trust: Trust, device: str, dtype: str | None) -> Pr
     return prune_again(record, device, trust)
 
 
-def saved(record: Record, trust: Trust, dtype: str | None) -> Path | None:
+def find_saved_model(record: Record, trust: Trust, dtype: str | None) -> Path | None:
     """Return the folder of a saved model that holds all that `dtype` does; None for one that was rounded further."""
     kept = record.measured.get("saved", {})
     if (folder := _folder(record, trust)) is None:
         return None
     exact = "rounding" not in kept or kept["dtype"] == "float32"
-    return folder if exact or _resolved(dtype, record, trust) in (None, kept["dtype"]) else None
+    return folder if exact or _resolve_dtype(dtype, record, trust) in (None, kept["dtype"]) else None
 
 
 def _folder(record: Record, trust: Trust) -> Path | None:
@@ -155,32 +155,32 @@ def _folder(record: Record, trust: Trust) -> Path | None:
     return folder
 
 
-def _resolved(dtype: str | None, record: Record, trust: Trust) -> str | None:
+def _resolve_dtype(dtype: str | None, record: Record, trust: Trust) -> str | None:
     """Return the dtype by its own name where that of the base's weights is meant."""
-    return str(_stored_as(AUTO, record, trust)).removeprefix("torch.") if dtype == AUTO else dtype
+    return str(_dtype_to_store(AUTO, record, trust)).removeprefix("torch.") if dtype == AUTO else dtype
 
 
-def _stored_as(dtype: str, record: Record, trust: Trust) -> torch.dtype:
+def _dtype_to_store(dtype: str, record: Record, trust: Trust) -> torch.dtype:
     """Return the dtype of this name; for "auto" the base is looked at, which the user has to allow."""
     if dtype == AUTO:
         trust.refuse(record.cell)
-    return wanted_dtype(dtype, record.cell["model"], record.cell["dtype"])
+    return dtype_to_save(dtype, record.cell["model"], record.cell["dtype"])
 
 
 def _tokenizer(record: Record, trust: Trust, dtype: str | None) -> Any:
     """Load the tokenizer of what `model_of` returns. A saved model has no code of its own."""
-    if folder := saved(record, trust, "float32" if dtype in QUANTISED else dtype):
+    if folder := find_saved_model(record, trust, "float32" if dtype in QUANTISED else dtype):
         return pretrained.load_tokenizer(str(folder))
     trust.refuse(record.cell)
     return pretrained.load_tokenizer(record.cell["model"], record.cell.get("trust_remote_code", False))
 
 
-def copy(source: Path, target: Path, trust: Trust) -> None:
+def copy_model(source: Path, target: Path, trust: Trust) -> None:
     """Copy a saved model whole, after its hashes have been checked. Raises UserError; no link leads out of the run."""
     for path in source.rglob("*"):
         trust.refuse_outside(path)
-    weight_files.check(source, save_load.read_manifest(source)["weights"])
-    with weight_files.staged(target) as inside:
+    weight_files.check_weights(source, save_load.read_manifest(source)["weights"])
+    with weight_files.write_folder_whole(target) as inside:
         shutil.copytree(source, inside, dirs_exist_ok=True)
 
 
@@ -199,10 +199,10 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     unchanged = (
         not wish.pad
         and wish.most == save_load.SHARD_BYTES
-        and _resolved(wish.dtype, record, trust) in (None, kept.get("dtype"))
+        and _resolve_dtype(wish.dtype, record, trust) in (None, kept.get("dtype"))
     )
     if wish.format == HF and folder and unchanged:
-        copy(folder, to, trust)
+        copy_model(folder, to, trust)
         return _line(to, save_load.read_manifest(to), record)
     cell, quantised = record.cell, wish.dtype if wish.dtype in QUANTISED else None
     dtype = "float32" if quantised else wish.dtype
@@ -212,7 +212,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
         words = _tokenizer(record, trust, wish.dtype)
         describe_tokenizer(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
     found = model_of(record, trust, wish.device, dtype)
-    kind = _stored_as(dtype or kept.get("dtype", cell["dtype"]), record, trust)
+    kind = _dtype_to_store(dtype or kept.get("dtype", cell["dtype"]), record, trust)
     try:
         if wish.format == HF:
             facts = dict(found.facts)
@@ -221,19 +221,21 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
             options = {"tokenizer": found.tokenizer, "facts": facts, "dtype": kind, "pad": wish.pad}
             manifest = save_load.save(found.model, to, shard_bytes=wish.most, probe=found.probe, **options)
             return _line(to, manifest, record)
-        model = padded(found.model, save_load.default_probe(found.model))[0] if wish.pad else found.model
+        model = pad_layers(found.model, save_load.make_probe(found.model))[0] if wish.pad else found.model
     except Uneven as error:
         raise UserError(str(error)) from error
     if wish.format == GGUF:
         from bench.export import gguf_file
 
-        name = pretrained.display_name(cell["model"])
-        form = gguf_file.write(model, found.tokenizer, to, kind, name, multiple=wish.multiple, quantised=quantised).form
+        name = pretrained.name_of_model(cell["model"])
+        form = gguf_file.write_gguf(
+            model, found.tokenizer, to, kind, name, multiple=wish.multiple, quantised=quantised
+        ).form
     else:
         from bench.export import engine_form
 
         sizes = {"shard_bytes": wish.most, "multiple": wish.multiple}
-        form = engine_form.write(model, found.tokenizer, to, kind, **sizes)
+        form = engine_form.write_nemotron(model, found.tokenizer, to, kind, **sizes)
     size = sum(file.stat().st_size for file in ([to] if to.is_file() else to.glob("*.safetensors"))) / 1e6
     zeros = f", {form.zeros:,} zeros where something is gone" if form.zeros else ""
     stored = quantised or str(kind).removeprefix("torch.")
@@ -254,7 +256,7 @@ def _line(folder: Path, manifest: Mapping[str, Any], record: Record) -> str:
     return f"{folder}: {count}, loads with {means}{reason}"
 
 
-def checks(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
+def check_engine(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
     """Yield what comes of the GGUF file that was written as wished in llama.cpp, a check each, on text of the record.
 
     Where the record may not name that text, where it is not here any more, or is too short for a window, all but
@@ -272,11 +274,11 @@ def checks(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
             windows = engine_check.windows_of(tokenizer, text, protocol["window"], count)
             break
         except UserError as error:
-            missing = first_line(error)
+            missing = first_line_of(error)
     if windows is None:
         say(f"perplexities are not compared: {missing}")
-    yield from engine_check.check(
-        wish.to, tokenizer, windows, threads=torch.get_num_threads(), which=engine_check.first_of(text)
+    yield from engine_check.check_gguf(
+        wish.to, tokenizer, windows, threads=torch.get_num_threads(), which=engine_check.words_of_windows(text)
     )
 
 
@@ -292,7 +294,7 @@ class NotPushed(Exception):
     """Says why a model that has been written was not pushed."""
 
 
-def check(name: str) -> None:
+def check_push(name: str) -> None:
     """Ask the hub whose token this is. Raises UserError where `name` is no name there, or nothing can be pushed."""
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HFValidationError
@@ -301,7 +303,7 @@ def check(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"--push {name}: {first_line(error)}") from None
+        raise UserError(f"--push {name}: {first_line_of(error)}") from None
     if name.count("/") != 1:
         raise UserError(f"--push takes ORG/NAME, as in me/smollm2-135m-laco; got {name!r}")
     if constants.HF_HUB_OFFLINE:
@@ -311,7 +313,7 @@ def check(name: str) -> None:
     try:
         HfApi().whoami()
     except Exception as error:  # whose class is that of an HTTP client, which differs between the hub's versions
-        raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line(error)}") from None
+        raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line_of(error)}") from None
 
 
 def _is_replaced(file: str) -> bool:
@@ -319,7 +321,7 @@ def _is_replaced(file: str) -> bool:
     return "/" not in file and any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
 
 
-def push(folder: Path, name: str, *, public: bool) -> str:
+def push_folder(folder: Path, name: str, *, public: bool) -> str:
     """Push the folder that methods.checkpoint has written as a commit of the repository `name`; return its address.
 
     public  whether a new repository can be seen by all; one that exists stays as it is
@@ -336,7 +338,7 @@ def push(folder: Path, name: str, *, public: bool) -> str:
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said, delete_patterns=gone)
     except Exception as error:  # see `check`
         kept = f"the folder is whole, and `hf upload {name} {folder}` tries again"
-        raise NotPushed(f"{name} was not pushed: {first_line(error)}; {kept}") from None
+        raise NotPushed(f"{name} was not pushed: {first_line_of(error)}; {kept}") from None
     return f"{hub.endpoint}/{name}"
 
 
@@ -351,22 +353,22 @@ LOWER = (ANSWER_BPB, *OF_TEXTS.values(), "perplexity")
 
 def write_lm_eval_results(run: Path, cell: str, to: Path) -> str:
     """Write the result file of the one measured cell that is meant; return its path. Raises UserError."""
-    key, record = run_folder.cell(run, cell)
+    key, record = run_folder.find_cell(run, cell)
     if record.status != "ok":
         raise UserError(f"{key} has no figures: {record.status}, {(record.error or '').partition(chr(10))[0]}")
     if to.exists():
         raise UserError(f"{to} exists; name a new file")
-    write_atomically(to, json.dumps(results(record), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(to, json.dumps(results_of_record(record), indent=2, ensure_ascii=False) + "\n")
     return str(to)
 
 
-def results(record: Record) -> dict[str, Any]:
+def results_of_record(record: Record) -> dict[str, Any]:
     """Return the content of the file, as plain JSON values. Raises UserError for a cell without tasks and texts."""
     tasks, texts = record.measured.get("tasks", {}), record.measured.get("perplexity", {})
     if not tasks and not texts:
         raise UserError(f"{record.cell['label']} was measured on no task and no text")
     found = {name: _metrics(task) for name, task in tasks.items()}
-    found |= {f"prunebench_{text_name(name)}": _of_text(text) for name, text in texts.items()}
+    found |= {f"prunebench_{name_of_text(name)}": _of_text(text) for name, text in texts.items()}
     cell, protocol = record.cell, record.cell["protocol"]
     return {
         "results": {name: {"alias": name} | metrics for name, metrics in found.items()},

@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 
 from bench.speed import timing
-from bench.speed.benchmark import is_narrow, summary
+from bench.speed.benchmark import is_narrow, summarise_rounds
 from bench.speed.timing import WallClock, Workload
 from bench.speed.workloads import TimedPoint
 from bench.system import environment, worker
-from bench.system.failures import Failure, reason
-from bench.system.memory import resident_bytes
+from bench.system.failures import Failure, reason_of_error
+from bench.system.memory import resident_bytes_of_process
 from methods.errors import UserError
 
 PACKAGE = "llama_cpp_py_sync"
@@ -65,7 +65,7 @@ def is_installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def version() -> str:
+def version_of_package() -> str:
     """Return the version of the engine's package, without importing it."""
     return importlib.metadata.version(PACKAGE.replace("_", "-"))
 
@@ -227,12 +227,12 @@ class Library:
         self.c.llama_free(context)
 
 
-def _compute(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
+def _compute(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
     """Tell, in the engine's process, its tokens of a text, its logits and the likelihood of each sequence."""
     engine, sequences = Library(complaints), task["sequences"]
     line.alive("while llama.cpp read the file")
     model = engine.load(task["file"])
-    line.tell({"tokens": engine.tokens(model, task["text"])})
+    line.send({"tokens": engine.tokens(model, task["text"])})
     context = engine.context(model, length=max(map(len, sequences)), sequences=1, threads=task["threads"], exact=True)
     V, nll = engine.vocabulary(model), list[float]()
     for number, ids in enumerate(sequences):
@@ -243,9 +243,9 @@ def _compute(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
         engine.drop(batch)
         logits = engine.logits(context, len(ids), V)
         if number == 0:
-            line.tell({"logits": logits.copy()})
+            line.send({"logits": logits.copy()})
         nll.append(_nll(logits, np.array(ids)))
-    line.tell({"nll": np.array(nll)})
+    line.send({"nll": np.array(nll)})
 
 
 def _nll(logits: np.ndarray, ids: np.ndarray) -> float:
@@ -256,7 +256,7 @@ def _nll(logits: np.ndarray, ids: np.ndarray) -> float:
     return float((normaliser - rows[np.arange(len(rows)), ids[1:]]).sum())
 
 
-def _quantise(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
+def _quantise(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
     """Quantise a file in the engine's process."""
     engine = Library(complaints)
     line.alive("while llama.cpp quantised the file")
@@ -269,7 +269,7 @@ def _quantise(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
 KV_BYTES = 2  # of a number in the cache
 
 
-def time(
+def time_files(
     dense: Path,
     pruned: Path,
     points: Sequence[TimedPoint],
@@ -301,11 +301,11 @@ def time(
     return found, failure
 
 
-def _time(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
+def _time(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
     """Do all of it in the engine's process."""
     engine = Library(complaints)
-    line.tell({"engine": engine.described | {"threads": task["threads"], "cache": "float16", "ubatch": engine.ubatch}})
-    before, resident = environment.state(), resident_bytes()
+    line.send({"engine": engine.described | {"threads": task["threads"], "cache": "float16", "ubatch": engine.ubatch}})
+    before, resident = environment.state_of_machine(), resident_bytes_of_process()
     line.alive("while llama.cpp read the pruned file")
     files = {"pruned": engine.load(task["pruned"])}
     told: dict[str, Any] = {"resident_before_bytes": resident, "points": []}
@@ -314,18 +314,18 @@ def _time(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
         try:
             taken: dict[str, Any] = {"resident_bytes": _resident_at(engine, files["pruned"], point, task)}
         except ValueError as error:  # the engine's own word on this point
-            taken = {"failed": reason(error)}
-        told["points"].append(point.named | taken)
-    line.tell({"memory": told})
+            taken = {"failed": reason_of_error(error)}
+        told["points"].append(point.plain | taken)
+    line.send({"memory": told})
     line.alive("while llama.cpp read the dense file")
     files = {"dense": engine.load(task["dense"]), **files}
     for point in task["points"]:
         try:
             timed = _in_turns(line, engine, files, point, task)
         except ValueError as error:  # the engine's own word on this point
-            timed = {"failed": reason(error)}
-        line.tell({"points": [point.named | timed]})
-    line.tell({"machine": environment.between(before, environment.state())})
+            timed = {"failed": reason_of_error(error)}
+        line.send({"points": [point.plain | timed]})
+    line.send({"machine": environment.load_between_states(before, environment.state_of_machine())})
 
 
 def _resident_at(engine: Library, file: Any, point: TimedPoint, task: dict[str, Any]) -> int | None:
@@ -333,7 +333,7 @@ def _resident_at(engine: Library, file: Any, point: TimedPoint, task: dict[str, 
     run = TimedFile(engine, file, point, task["steps"], task["threads"])
     try:
         _once(run.workload)
-        return resident_bytes()
+        return resident_bytes_of_process()
     finally:
         run.close()
 
@@ -345,7 +345,7 @@ def _once(work: Workload) -> None:
 
 
 def _in_turns(
-    line: worker.Line, engine: Library, files: dict[str, Any], point: TimedPoint, task: dict[str, Any]
+    line: worker.Channel, engine: Library, files: dict[str, Any], point: TimedPoint, task: dict[str, Any]
 ) -> dict[str, Any]:
     """Warm both files up at a point, time them in turns, and return the figures of bench.speed.benchmark."""
     runs = {name: TimedFile(engine, model, point, task["steps"], task["threads"]) for name, model in files.items()}
@@ -356,10 +356,10 @@ def _in_turns(
             line.alive(f"while it warmed up the {name} file, {point}")
             warm[name] = timing.warm_up(work, clock)
         passes = timing.passes_per_turn(works, warm, task["rounds"])
-        turns = timing.rounds(
+        turns = timing.time_rounds(
             works, clock, task["rounds"], passes, lambda: line.alive(f"while it timed {point}"), enough=is_narrow
         )
-        return summary(turns, warm)
+        return summarise_rounds(turns, warm)
     finally:
         for run in runs.values():
             run.close()

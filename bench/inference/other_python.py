@@ -32,7 +32,7 @@ from bench.system import failures
 
 ITERATIONS, WARM_UP = 5, 3  # of a turn of vLLM's; SGLang's warms up by itself
 CHUNK = 2**16  # bytes that are read at once
-TOLD = 300  # letters of what an engine said last
+SHOWN_LETTERS = 300  # letters of what an engine said last
 SCRIPTS = {VLLM: "vllm_likelihood.py", SGLANG: "sglang_likelihood.py"}
 
 
@@ -71,7 +71,7 @@ class OtherPython:
         try:
             name, count = json.loads(said)
         except ValueError:
-            raise EngineFailed("error", f"{self.python} names no device: {said[-TOLD:]}") from None
+            raise EngineFailed("error", f"{self.python} names no device: {said[-SHOWN_LETTERS:]}") from None
         return {"device": "cuda", "gpu": name, "gpus": count} if count else {"device": "cpu"}
 
     def _answer(self, program: str) -> str:
@@ -145,7 +145,7 @@ class OtherPython:
 
         It is ended once it has written nothing, to its output or to its errors, for as long as it may be silent.
         """
-        kills = failures.kills_for_memory()
+        kills = failures.count_kills()
         try:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
@@ -153,22 +153,22 @@ class OtherPython:
         except OSError as error:
             raise EngineFailed("error", f"{command[0]} cannot be run: {error.strerror}") from None
         try:
-            output, said = self._heard(process)
+            output, said = self._listen(process)
             process.wait(self.silence)
         except (TimeoutError, subprocess.TimeoutExpired):
             reason = f"{self.engine} said nothing for {self.silence} s, and was ended"
             raise EngineFailed("timed_out", reason) from None
         finally:
             _end_all_of(process)
-        last = " ".join(said.split())[-TOLD:]
+        last = " ".join(said.split())[-SHOWN_LETTERS:]
         if process.returncode < 0:
-            death = failures.death(process.returncode, "while it ran", kills)
+            death = failures.failure_of_death(process.returncode, "while it ran", kills)
             raise EngineFailed(death.status, f"{self.engine} {death.reason}: {last}")
         if process.returncode:
-            raise EngineFailed(failures.status(RuntimeError(said)), f"{self.engine} ended: {last}")
+            raise EngineFailed(failures.status_of_error(RuntimeError(said)), f"{self.engine} ended: {last}")
         return output
 
-    def _heard(self, process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    def _listen(self, process: subprocess.Popen[bytes]) -> tuple[str, str]:
         """Return what a process writes until it ends: its output alone, and with its errors. Raises TimeoutError."""
         output, said = bytearray(), bytearray()
         with selectors.DefaultSelector() as streams:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 
-def options(words: list[str]) -> dict[str, object]:
+def parse_options(words: list[str]) -> dict[str, object]:
     """Return flags as arguments of vllm.LLM: --name value or --name=value, --enforce-eager is True, --no-name False.
 
     Ends the program for a word that belongs to no such flag, as short ones do not.
@@ -46,7 +46,7 @@ def main() -> None:
 
     model, asked, told, *more = sys.argv[1:]
     sequences = json.loads(Path(asked).read_text(encoding="utf-8"))
-    engine = LLM(model=model, **options(more))
+    engine = LLM(model=model, **parse_options(more))
     prompts = [{"prompt_token_ids": ids} for ids in sequences]
     wish = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     answers = engine.generate(prompts, wish, use_tqdm=True)  # by which it is known to be alive

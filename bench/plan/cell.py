@@ -63,7 +63,7 @@ class Cell:
     @cached_property
     def label(self) -> str:
         """Name the cell as a reader wants to see it: its method and the parameters that were given."""
-        return label(self.plain())
+        return label_of_cell(self.plain())
 
     @cached_property
     def question(self) -> str:
@@ -78,8 +78,8 @@ class Cell:
         """
         digest = hashlib.sha256(json.dumps([self.question, self.inputs], sort_keys=True).encode()).hexdigest()[:8]
         ratio = "fixed" if self.ratio is None else f"{self.ratio:g}"
-        amount = slug(share(self.ratio, self.ratio_of)) if self.ratio_of in QUANTITIES else ratio
-        return "--".join((slug(self.label), amount, digest))
+        amount = to_slug(words_of_ratio(self.ratio, self.ratio_of)) if self.ratio_of in QUANTITIES else ratio
+        return "--".join((to_slug(self.label), amount, digest))
 
     def plain(self) -> dict[str, Any]:
         """Return every field as a record holds it, without those that are None where most cells have none."""
@@ -106,12 +106,12 @@ def _default(one: Field[Any]) -> Any:
     return one.default if one.default_factory is MISSING else one.default_factory()
 
 
-def slug(text: str) -> str:
+def to_slug(text: str) -> str:
     """Return a text as a piece of a file name: letters, digits, dot, dash and underscore only."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60] or "unnamed"
 
 
-def from_plain(plain: Mapping[str, Any]) -> Cell:
+def cell_from_plain(plain: Mapping[str, Any]) -> Cell:
     """Return the cell that `Cell.plain` gave, also where that has been JSON meanwhile; other names are left out."""
     cell: Cell = _reader().validate_python(dict(plain))
     return cell
@@ -132,7 +132,7 @@ def is_draw(cell: Cell | Stage) -> bool:
 def is_timed(cell: Cell) -> bool:
     """Return whether the cell is timed: of several draws the first is. The others differ in what went, not how much."""
     stages: list[Cell | Stage] = [*cell.earlier, cell]
-    first = (None, first_draw(cell.seed))
+    first = (None, seed_of_first_draw(cell.seed))
     later = any(is_draw(stage) and stage.parameters.get("seed") not in first for stage in stages)
     return cell.protocol.speed_rounds > 0 and not later
 
@@ -149,12 +149,12 @@ def parent_of(cell: Cell) -> Cell:
     return replace(cell, **stage, earlier=tuple(earlier), inputs={})
 
 
-def ancestors(cell: Cell) -> list[Cell]:
+def ancestors_of(cell: Cell) -> list[Cell]:
     """Return all cells that come before a chained one, the first of them first."""
-    return [*ancestors(parent_of(cell)), parent_of(cell)] if cell.earlier else []
+    return [*ancestors_of(parent_of(cell)), parent_of(cell)] if cell.earlier else []
 
 
-def first_draw(seed: int) -> int:
+def seed_of_first_draw(seed: int) -> int:
     """Return the seed of a random method's first draw, so far from those of other seeds that none is drawn twice."""
     return 1000 * seed
 
@@ -169,7 +169,7 @@ def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
     return "draws" in parameters and "seed" not in given
 
 
-def label(cell: Mapping[str, Any]) -> str:
+def label_of_cell(cell: Mapping[str, Any]) -> str:
     """Write a cell as its method and the parameters that were given, with what was done before in front.
 
     'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.plan.cell.Cell.
@@ -185,23 +185,23 @@ def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
     return f"{asked}{where}, healed" if stage.get("healing") else f"{asked}{where}"
 
 
-def ratio_of(cell: Mapping[str, Any]) -> str:
+def base_of_ratio(cell: Mapping[str, Any]) -> str:
     """Return what the ratio of a record's cell is a share of: all, decoder or layers; or bytes, kv or macs."""
     return str(cell.get("ratio_of", "all"))
 
 
-def share(ratio: float | None, of: str = "all") -> str:
+def words_of_ratio(ratio: float | None, of: str = "all") -> str:
     """Write a ratio as it was asked for: '0.3', '0.3 of the decoder', or as a budget 'macs=0.8'; empty for none."""
     if ratio is None:
         return ""
     return f"{of}={1 - ratio:g}" if of in QUANTITIES else f"{ratio:g}" + ("" if of == "all" else f" of the {of}")
 
 
-def amount(ratio: float | None, of: str = "all") -> str:
+def words_of_amount(ratio: float | None, of: str = "all") -> str:
     """Write a ratio or a budget with the word for it: 'ratio 0.3', 'budget macs=0.8'; empty for none."""
-    return f"{'budget' if of in QUANTITIES else 'ratio'} {share(ratio, of)}" if ratio is not None else ""
+    return f"{'budget' if of in QUANTITIES else 'ratio'} {words_of_ratio(ratio, of)}" if ratio is not None else ""
 
 
-def named(cell: Cell) -> str:
+def title_of_cell(cell: Cell) -> str:
     """Return what messages call a cell: 'laco at 0.3'."""
-    return f"{cell.label}{'' if cell.ratio is None else f' at {share(cell.ratio, cell.ratio_of)}'}"
+    return f"{cell.label}{'' if cell.ratio is None else f' at {words_of_ratio(cell.ratio, cell.ratio_of)}'}"

@@ -68,7 +68,7 @@ class Option:
         """The values that it may have, where they are few."""
         return tuple(filter(None, get_args(self.bare))) if get_origin(self.bare) is Literal else ()
 
-    def converted(self, value: Any) -> Any:
+    def convert(self, value: Any) -> Any:
         """Return a value in the type of the field; a list may be given as one value, or as a text with commas.
 
         Raises UserError, in one line, for a value that is of another type or out of range.
@@ -76,7 +76,7 @@ class Option:
         try:
             if isinstance(value, bool) and self.kind is not bool:
                 raise TypeError
-            made = value if self.kind is not tuple else repeated(value) if self.repeated else listed(value)
+            made = value if self.kind is not tuple else split_repeated(value) if self.repeated else split_list(value)
             return self._adapter.validate_python(made)
         except (TypeError, ValueError):  # pydantic's own error is one
             raise UserError(self._mistake(value)) from None
@@ -112,17 +112,17 @@ class Option:
         return f"{name} is {self.wanted or wanted}; got {shown if number else repr(shown)}"
 
 
-def option(default: Any, help: str, metavar: str | None = None, **told: Any) -> Any:
+def option(default: Any, help: str, metavar: str | None = None, **details: Any) -> Any:
     """Return the field of a dataclass that has a flag, by default of the field's name with dashes.
 
     help     what `--help` says; {default} is the default
     told     the other fields of Option: flag, group, repeated, least, wanted
     """
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, **told})
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, **details})
 
 
 @functools.cache
-def _described(owner: Any) -> list[Option]:
+def _describe_fields(owner: Any) -> list[Option]:
     """Return every field of a dataclass; its attribute PREFIX stands in front of their flags."""
     hints, found = get_type_hints(owner), list[Option]()
     for field in dataclasses.fields(owner):
@@ -132,29 +132,29 @@ def _described(owner: Any) -> list[Option]:
     return found
 
 
-def options(owner: type) -> list[Option]:
+def options_of_class(owner: type) -> list[Option]:
     """Return the flags of a dataclass, in the order of its fields."""
-    return [option for option in _described(owner) if option.help]
+    return [option for option in _describe_fields(owner) if option.help]
 
 
-def check(asked: Any) -> None:
+def check_fields(settings: Any) -> None:
     """Turn the values of a dataclass into the types of its fields; called by its __post_init__.
 
     Raises UserError, in one line, for the first value that is of another type or out of range.
     """
-    owner: Any = type(asked)
-    for option in _described(owner):
-        object.__setattr__(asked, option.field, option.converted(getattr(asked, option.field)))
+    owner: Any = type(settings)
+    for option in _describe_fields(owner):
+        object.__setattr__(settings, option.field, option.convert(getattr(settings, option.field)))
 
 
-def repeated(value: Any) -> tuple[str, ...]:
+def split_repeated(value: Any) -> tuple[str, ...]:
     """Return the words of a flag that is given several times: a table as NAME=VALUE, with commas for a list in it."""
     if isinstance(value, Mapping):
-        return tuple(f"{name}={','.join(map(word, listed(inner)))}" for name, inner in value.items())
+        return tuple(f"{name}={','.join(map(to_word, split_list(inner)))}" for name, inner in value.items())
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-class Mention(NamedTuple):
+class MethodChoice(NamedTuple):
     """A method that a run asks for, with the parameters that were given, as text.
 
     by_name  whether it was named itself, and not by `all`
@@ -165,37 +165,37 @@ class Mention(NamedTuple):
     by_name: bool = True
 
 
-def names(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
     """Return the names of a list: 'a, b,a' -> ('a', 'b'); 'none' -> ()."""
     found = tuple(dict.fromkeys(filter(None, (piece.strip() for piece in text.split(",")))))
     return () if found == ("none",) else found
 
 
-def listed(value: Any) -> tuple[Any, ...]:
+def split_list(value: Any) -> tuple[Any, ...]:
     """Return a list that was given as text with commas, as one value, or as a list."""
     if isinstance(value, str):
-        return names(value)
+        return split_names(value)
     return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def hint_of_similar_name(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name that is like `name`, or nothing: '; did you mean laco?'."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def word(value: Any) -> str:
+def to_word(value: Any) -> str:
     """Return a value as it is typed: None -> 'none', True -> 'true'."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def parse_ratios(asked: Any) -> list[float]:
+def parse_ratios(values: Any) -> list[float]:
     """Return the ratios of a text, a number or a list: '0.1,0.2' -> [0.1, 0.2].
 
     A ratio is the share of all stored parameters to remove. Raises UserError for one that is not in [0, 1).
     """
     ratios = []
-    for piece in asked.split(",") if isinstance(asked, str) else listed(asked):
+    for piece in values.split(",") if isinstance(values, str) else split_list(values):
         try:
             ratio = float(piece)
         except (TypeError, ValueError):
@@ -206,7 +206,7 @@ def parse_ratios(asked: Any) -> list[float]:
     return list(dict.fromkeys(ratios))
 
 
-def parse_budget(asked: Iterable[str]) -> tuple[list[float], str]:
+def parse_budget(values: Iterable[str]) -> tuple[list[float], str]:
     """Return the shares that go and the quantity that they are of: 'macs=0.8,0.6' -> ([0.2, 0.4], 'macs').
 
     Raises UserError for what is no quantity, for a share that is not in (0, 1], and for a second quantity.
@@ -215,14 +215,14 @@ def parse_budget(asked: Iterable[str]) -> tuple[list[float], str]:
 
     form = f"a budget is NAME=SHARE, NAME one of {', '.join(QUANTITIES)}, as in macs=0.8 or macs=0.8,0.6"
     gone, of = list[float](), ""
-    for piece in asked:
+    for piece in values:
         name, _, text = piece.rpartition("=")
         name = name.strip()
         if name and of and name != of:
             raise UserError(f"a run has budgets of one quantity; got {of} and {name}")
         of = of or name
         if of not in QUANTITIES:
-            raise UserError(f"{form}; got {piece!r}{near(of, QUANTITIES)}")
+            raise UserError(f"{form}; got {piece!r}{hint_of_similar_name(of, QUANTITIES)}")
         try:
             share = float(text)
         except ValueError:
@@ -233,20 +233,20 @@ def parse_budget(asked: Iterable[str]) -> tuple[list[float], str]:
     return list(dict.fromkeys(gone)), of
 
 
-def parse_methods(asked: str | Iterable[str]) -> list[Mention]:
+def parse_methods(values: str | Iterable[str]) -> list[MethodChoice]:
     """Return the methods of a text, or of a list of texts, with their parameters.
 
     'laco:C=3,T=0.7,slicegpt' -> [('laco', {'C': '3', 'T': '0.7'}), ('slicegpt', {})]; 'all' is every built-in method
     that takes a ratio. A comma separates methods; a piece that is only `name=value` belongs to the method before it.
     Raises UserError where no method is named, and for a parameter that is none or is given twice.
     """
-    found: list[Mention] = []
-    for piece in ",".join([asked] if isinstance(asked, str) else asked).split(","):
+    found: list[MethodChoice] = []
+    for piece in ",".join([values] if isinstance(values, str) else values).split(","):
         head, colon, rest = piece.strip().partition(":")
         if not head and not colon:
             continue
         if colon or "=" not in head:
-            found.append(Mention(head.strip(), {}))
+            found.append(MethodChoice(head.strip(), {}))
         elif found:
             rest = head
         else:
@@ -264,11 +264,11 @@ def parse_methods(asked: str | Iterable[str]) -> list[Mention]:
                 )
             given[name.strip()] = value.strip()
     if ("all", {}, True) in found:
-        from methods.cards import catalogue
+        from methods.cards import cards_of_methods
 
         named = [mention for mention in found if mention != ("all", {}, True)]
-        every = [card.name for card in catalogue() if not card.fixed]
-        found = [*(Mention(name, {}, by_name=(name, {}, True) in named) for name in every), *named]
+        every = [card.name for card in cards_of_methods() if not card.fixed]
+        found = [*(MethodChoice(name, {}, by_name=(name, {}, True) in named) for name in every), *named]
     if not found:
         raise UserError("no method was named; `python -m bench list methods` shows them")
     return found

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.plan.cell import Cell, amount, first_draw, is_draw, parent_of, stage_of
-from bench.plan.fields import Mention, near, parse_methods, parse_ratios, repeated
+from bench.plan.cell import Cell, is_draw, parent_of, seed_of_first_draw, stage_of, words_of_amount
+from bench.plan.fields import MethodChoice, hint_of_similar_name, parse_methods, parse_ratios, split_repeated
 from bench.system import failures
 from methods.errors import OutOfReach, UserError
 
@@ -39,17 +39,17 @@ FORM = "--then is written METHOD:ratio=R[,NAME=VALUE], as in laco:ratio=0.5"
 class NextStage(NamedTuple):
     """What --then asks for: a method with the parameters that were given, to a ratio of the dense model in total."""
 
-    mention: Mention
+    choice: MethodChoice
     ratio: float
 
 
-def settings(asked: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+def parse_settings(given: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
     """Return the values that --set gives each parameter of each method; of one name the last counts.
 
     ['laco.C=2,3', 'laco.T=0.7'] -> {'laco': {'C': ['2', '3'], 'T': ['0.7']}}
     """
     found: dict[str, dict[str, list[str]]] = {}
-    for text in repeated(asked):
+    for text in split_repeated(given):
         left, equals, right = text.partition("=")
         method, dot, name = left.partition(".")
         values = [value.strip() for value in right.split(",")] if "," in right else [right]
@@ -59,19 +59,21 @@ def settings(asked: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, li
     return found
 
 
-def methods(spec: RunSpec) -> list[Mention]:
+def choices_of_spec(spec: RunSpec) -> list[MethodChoice]:
     """Return the methods of a run, each once for every combination of the values that --set gives its parameters.
 
     A mention keeps what it says of a parameter itself. Raises UserError where --set speaks of a method that neither
     --methods nor --then names, and where there are more combinations than --max-cells.
     """
-    wanted, mentions = settings(spec.settings), spec.mentions()
-    names = [*(mention.method for mention in mentions), *(stage.mention.method for stage in _then(spec))]
+    wanted, mentions = parse_settings(spec.settings), spec.method_choices()
+    names = [*(mention.method for mention in mentions), *(stage.choice.method for stage in _parse_then(spec))]
     for method, given in wanted.items():
         if method not in names:
             where = f"--set {method}.{next(iter(given))}"
-            raise UserError(f"{where} speaks of {method}, which --methods does not name{near(method, names)}")
-    swept = [_open(mention, wanted) for mention in mentions]
+            raise UserError(
+                f"{where} speaks of {method}, which --methods does not name{hint_of_similar_name(method, names)}"
+            )
+    swept = [_open_parameters(mention, wanted) for mention in mentions]
     count = sum(math.prod(map(len, values.values())) for values in swept)
     if count > len(mentions):
         refuse_more_than(spec.max_cells, count, at_least=True)
@@ -84,23 +86,23 @@ def methods(spec: RunSpec) -> list[Mention]:
 
 def is_sweep(spec: RunSpec) -> bool:
     """Return whether several values are asked for of anything but methods and ratios."""
-    several = [values for given in settings(spec.settings).values() for values in given.values()]
+    several = [values for given in parse_settings(spec.settings).values() for values in given.values()]
     return len(spec.protocols()) > 1 or any(len(values) > 1 for values in several)
 
 
-def _open(mention: Mention, wanted: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
+def _open_parameters(choice: MethodChoice, wanted: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
     """Return what --set gives the parameters of a mention that it leaves open."""
-    return {name: values for name, values in wanted.get(mention.method, {}).items() if name not in mention.given}
+    return {name: values for name, values in wanted.get(choice.method, {}).items() if name not in choice.given}
 
 
-def stages(spec: RunSpec) -> list[NextStage]:
+def stages_of_spec(spec: RunSpec) -> list[NextStage]:
     """Return what --then names, with what --set gives its methods and they do not say themselves.
 
     Raises UserError for several values, which would multiply along a chain.
     """
     found = []
-    for mention, ratio in _then(spec):
-        values = _open(mention, settings(spec.settings))
+    for mention, ratio in _parse_then(spec):
+        values = _open_parameters(mention, parse_settings(spec.settings))
         for name, several in values.items():
             if len(several) > 1:
                 raise UserError(
@@ -112,7 +114,7 @@ def stages(spec: RunSpec) -> list[NextStage]:
     return found
 
 
-def _then(spec: RunSpec) -> list[NextStage]:
+def _parse_then(spec: RunSpec) -> list[NextStage]:
     """Return what --then says: 'laco:ratio=0.5,C=3' -> [(('laco', {'C': '3'}), 0.5)]."""
     found = []
     for text in spec.then:
@@ -121,7 +123,7 @@ def _then(spec: RunSpec) -> list[NextStage]:
             raise UserError(f"{FORM}; got {text!r}")
         (method, given, _) = mentions[0]
         (ratio,) = parse_ratios(given.pop("ratio"))
-        found.append(NextStage(Mention(method, given, not spec.record_out_of_reach), ratio))
+        found.append(NextStage(MethodChoice(method, given, not spec.record_out_of_reach), ratio))
     return found
 
 
@@ -132,7 +134,9 @@ def refuse_more_than(most: int, count: int, *, at_least: bool) -> None:
         raise UserError(f"the sweep multiplies to {count:,}{more} cells, and --max-cells allows {most:,}")
 
 
-def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder, common: dict[str, Any]) -> list[Cell]:
+def cells_of_grid(
+    mentions: Sequence[MethodChoice], ratios: Sequence[float], decoder: Decoder, common: dict[str, Any]
+) -> list[Cell]:
     """Return the grid: the dense model, then for each ratio each method; a method that needs no ratio once, at the end.
 
     decoder  the model without weights, so that what no method can reach is refused here and not hours later; a method
@@ -141,7 +145,7 @@ def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder
     """
     import methods
 
-    found, fixed = [_cell(Mention("dense", {}), None, common)], list[Cell]()
+    found, fixed = [_cell(MethodChoice("dense", {}), None, common)], list[Cell]()
     for mention in mentions:
         pruner = methods.make(mention.method, mention.given)
         if mention.method == "dense" or (not mention.by_name and not _has_what_it_removes(decoder, mention.method)):
@@ -174,17 +178,17 @@ def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
     method = pruner.alone
     if not isinstance(method, RandomPruner) or method.draws == 1 or method.seed is not None:
         return [cell]
-    first = first_draw(cell.seed)
+    first = seed_of_first_draw(cell.seed)
     return [replace(cell, parameters=cell.parameters | {"seed": first + draw}) for draw in range(method.draws)]
 
 
-def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell:
+def _cell(choice: MethodChoice, ratio: float | None, common: dict[str, Any]) -> Cell:
     import methods
 
-    parameters = methods.hyperparameters(methods.make(mention.method, mention.given))
-    given = tuple(mention.given)
+    parameters = methods.parameters_of_pruner(methods.make(choice.method, choice.given))
+    given = tuple(choice.given)
     counted = common if ratio is not None else common | {"ratio_of": "all"}
-    return Cell(method=mention.method, parameters=parameters, given=given, ratio=ratio, **counted)
+    return Cell(method=choice.method, parameters=parameters, given=given, ratio=ratio, **counted)
 
 
 def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
@@ -194,8 +198,8 @@ def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by
     from methods.counted import COUNTED, share_of_all
 
     try:
-        ratio = budget(cell, decoder)
-        if wanted := quantity(cell, decoder):
+        ratio = budget_of_cell(cell, decoder)
+        if wanted := quantity_of_cell(cell, decoder):
             refuse_unmet(pruner, decoder, wanted)
         else:
             pruner.plan(decoder, ratio)
@@ -210,48 +214,49 @@ def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by
     except methods.Unsupported:
         return
     except Exception as error:
-        if not (place := failures.own_place(error, methods.plugin_of(cell.method))):
+        if not (place := failures.place_in_plugin(error, methods.plugin_of(cell.method))):
             raise
-        raise UserError(f"{cell.label} cannot be planned: {place}{failures.reason(error)}") from error
+        raise UserError(f"{cell.label} cannot be planned: {place}{failures.reason_of_error(error)}") from error
     if cell.ratio and not ratio:
         raise UserError(
-            f"{amount(cell.ratio, cell.ratio_of)} is less than half a layer of this model, so that nothing would go; "
+            f"{words_of_amount(cell.ratio, cell.ratio_of)} is less than half a layer of this model, so that "
+            "nothing would go; "
             "ask for more, or say --match exact"
         )
 
 
-def budget(cell: Cell, decoder: Decoder) -> float:
+def budget_of_cell(cell: Cell, decoder: Decoder) -> float:
     """Return the share of all parameters that the cell has to remove.
 
     That is the request, rounded to whole layers unless it is matched exactly. Of a budget that counts something else it
     is what goes where all layers lose alike.
     """
-    from methods.budget import matched_ratio
+    from methods.budget import round_to_layers
     from methods.counted import share_of_all
 
     if cell.ratio is None:
         return 0.0
-    if asked := quantity(cell, decoder):
+    if asked := quantity_of_cell(cell, decoder):
         return asked.start
     ratio = share_of_all(decoder, cell.ratio, cell.ratio_of)
-    return matched_ratio(decoder, ratio) if cell.match == "layers" else ratio
+    return round_to_layers(decoder, ratio) if cell.match == "layers" else ratio
 
 
-def quantity(cell: Cell, decoder: Decoder) -> Budget | None:
+def quantity_of_cell(cell: Cell, decoder: Decoder) -> Budget | None:
     """Return the budget of a cell that counts no parameters; None of any other. `decoder` is the dense model.
 
     Raises OutOfReach where no method could meet it.
     """
-    from methods.counted import QUANTITIES, LatencyTable, quantity_budget
+    from methods.counted import QUANTITIES, LatencyTable, budget_of_quantity
 
     if cell.ratio is None or cell.ratio_of not in QUANTITIES:
         return None
     whole, context = cell.match == "layers", cell.protocol.macs_context
     table = LatencyTable(cell.latency["parts"], cell.latency["rest"]) if cell.latency else None
-    return quantity_budget(decoder, cell.ratio, cell.ratio_of, context, whole=whole, table=table)
+    return budget_of_quantity(decoder, cell.ratio, cell.ratio_of, context, whole=whole, table=table)
 
 
-def extended(
+def add_chains(
     cells: Sequence[Cell],
     recipe: Recipe | None,
     stages: Sequence[list[Cell]],
@@ -304,7 +309,7 @@ def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
     if parent.ratio is None:
         return
     try:
-        is_above = budget(cell, decoder) > budget(parent, decoder)
+        is_above = budget_of_cell(cell, decoder) > budget_of_cell(parent, decoder)
     except OutOfReach:
         return
     if not is_above:
@@ -315,7 +320,7 @@ def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
         )
 
 
-def parent_key(cell: Cell, keys: Mapping[str, str]) -> str:
+def key_of_parent(cell: Cell, keys: Mapping[str, str]) -> str:
     """Return the key of a chained cell's parent among `keys`, {question: key}. Raises UserError where it is missing."""
     parent = parent_of(cell)
     if (key := keys.get(parent.question)) is None:

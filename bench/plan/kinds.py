@@ -60,12 +60,12 @@ class OneOf:
         return core_schema.literal_schema(list(self.words))
 
 
-def needed(meaning: str, source: str = "", **limits: Any) -> Any:
+def declare_field(meaning: str, source: str = "", **limits: Any) -> Any:
     """Return a field that every record has. `source` is what writes it, where that is not its model's."""
     return Field(description=meaning, json_schema_extra={"source": source} if source else None, **limits)
 
 
-def absent(meaning: str, source: str = "", **limits: Any) -> Any:
+def declare_optional_field(meaning: str, source: str = "", **limits: Any) -> Any:
     """Return a field that is absent where there is nothing to say."""
     return Field(default=None, description=meaning, json_schema_extra={"source": source} if source else None, **limits)
 

@@ -22,7 +22,7 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
     protocols = spec.protocols()
     first = protocols[0][0]
     local = task_sources.parse_task_data(spec.task_data)
-    task_loading.refuse_unknown(task_loading.expanded(first.tasks, local), local)
+    task_loading.refuse_unknown(task_loading.split_groups(first.tasks, local), local)
     healed_on = [spec.healing.text] if spec.healing else []
     for text in dict.fromkeys([*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]):
         if not text.startswith("hub:"):

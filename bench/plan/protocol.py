@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from urllib.parse import quote
 
 from bench.data.task_sources import QUICK_TASKS
-from bench.plan.fields import check, option
-from methods.errors import UserError, first_line
+from bench.plan.fields import check_fields, option
+from methods.errors import UserError, first_line_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ PREDICTED = "two tokens or more, since the first is not predicted"
 SMALLEST = math.ulp(0.0)  # the number next to 0
 WARM_UP = 1 / 20  # share of the steps
 
-healed = partial(option, group="heal")
+heal_option = partial(option, group="heal")
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class Recipe:
 
     PREFIX: ClassVar = "heal-"  # of its flags
 
-    kind: Literal["lora", "full"] = healed(
+    kind: Literal["lora", "full"] = heal_option(
         "lora", "measure every method as pruned, and healed; by default not", flag="heal"
     )
-    text: str = healed("wiki", "whose calibration half is trained on, by default {default}", "TEXT")
-    tokens: int = healed(100_000, "trained on, by default {default:,}", "N", least=1)
-    loss: Literal["next-token", "kl"] = healed("next-token", "kl: from the dense model; by default {default}")
-    passes: int = healed(1, "over the text, by default {default}", "N", least=1)
-    learning_rate: float | None = healed(
+    text: str = heal_option("wiki", "whose calibration half is trained on, by default {default}", "TEXT")
+    tokens: int = heal_option(100_000, "trained on, by default {default:,}", "N", least=1)
+    loss: Literal["next-token", "kl"] = heal_option("next-token", "kl: from the dense model; by default {default}")
+    passes: int = heal_option(1, "over the text, by default {default}", "N", least=1)
+    learning_rate: float | None = heal_option(
         None, f"the highest, by default {RATES}", "RATE", least=SMALLEST, wanted="a positive number"
     )
-    batch: int = healed(8, "sequences of a step, by default {default}", "N", least=1)
-    length: int = healed(256, "of a sequence, by default {default}", "TOKENS", least=2, wanted=PREDICTED)
-    rank: int = healed(8, "of LoRA's matrices, by default {default}", "N", least=1)
+    batch: int = heal_option(8, "sequences of a step, by default {default}", "N", least=1)
+    length: int = heal_option(256, "of a sequence, by default {default}", "TOKENS", least=2, wanted=PREDICTED)
+    rank: int = heal_option(8, "of LoRA's matrices, by default {default}", "N", least=1)
     points: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         if self.points < 1:
             raise UserError(f"points of healing is a positive number; got {self.points}")
         if self.tokens < self.passes * self.length:
@@ -118,7 +118,7 @@ class Recipe:
         return chosen[step % within * self.batch :][: self.batch]
 
 
-def refuse(recipe: Recipe, dtype: torch.dtype, dense: Any) -> None:
+def refuse_recipe(recipe: Recipe, dtype: torch.dtype, dense: Any) -> None:
     """Raise UserError for what no training can be done in or with."""
     import torch
 
@@ -141,8 +141,8 @@ SHOTS = "a number of examples, or 0"
 STATES = "for the states of a micro-batch; 0, the default on CUDA: an eighth of what is free"
 STATES_WANTED = "a number of MiB, or 0 for an eighth of what is free"
 
-measured = partial(option, group="measure")
-timed = partial(option, group="time")
+measure_option = partial(option, group="measure")
+time_option = partial(option, group="time")
 
 
 @dataclass(frozen=True)
@@ -161,41 +161,43 @@ class Protocol:
     """
 
     profile: str = "quick"
-    tasks: tuple[str, ...] = measured(QUICK_TASKS, "tasks or groups of `list tasks`; none for no task", "LIST")
-    documents: int = measured(100, "documents per task; 0 for all", "N", least=0, wanted=ALL)
-    texts: tuple[str, ...] = measured(("wiki",), "texts for perplexity, see `list texts`; none for no text", "LIST")
-    window: int = measured(512, "tokens of a perplexity window", "TOKENS", least=2)
-    stride: int = measured(512, "tokens from window to window; by default the window", "TOKENS", least=1)
-    windows: int = measured(16, "perplexity windows; 0 for all", "N", least=0, wanted=ALL)
-    windows_drawn: bool = measured(True, FIRST, flag="first-windows")
-    calibration: str = measured("c4", "text that methods look at; several sweep", "LIST")
-    calibration_sequences: int = measured(16, "how many; several sweep", "LIST", least=1)
-    calibration_length: int = measured(256, "tokens of each; several sweep", "LIST", least=2)
-    prefill: tuple[int, ...] = timed((128,), "prompt lengths in tokens, as in 128,1024; or none", "LIST", least=1)
-    decode: tuple[int, ...] = timed((64,), "tokens of context before a step, or none", "LIST", least=1)
-    batches: tuple[int, ...] = timed((1,), "sequences at once, as in 1,8", "LIST", flag="batch", least=1)
-    speed_rounds: int = timed(12, "of dense against pruned; 0: none", "N", least=0)
-    decode_steps: int = timed(4, "steps per pass, each a token for every sequence", "N", least=1)
-    max_batch: int = timed(0, "also 1, 2, 4, ... up to N or until memory runs out", "N", least=0, wanted=SWEEP)
-    cache: Literal["dynamic", "static"] = timed("dynamic", "static: allocated once, for all tokens")
-    compile: bool = timed(False, "by torch.compile")
-    mode: Literal["eager", "graph"] = timed("eager", "graph: decode steps captured once, on CUDA the default")
-    pin: tuple[int, ...] = timed((), "numbers of the cores to run on, as in 0,1", "LIST", least=0)
-    speed_limit: int = timed(600, "of silence, before timing is given up", "SECONDS", least=1)
-    calibration_memory_mib: int = measured(1024, STATES, "MIB", least=0, wanted=STATES_WANTED)
-    batch_tokens: int = measured(2048, "tokens of one forward when scoring", "TOKENS", least=1)
-    scorer: Literal["shared", "stock"] = measured("shared", "stock: lm-eval's own backend, for checking")
-    fewshot: int = measured(0, "examples in front of each question; by default none", "N", least=0, wanted=SHOTS)
+    tasks: tuple[str, ...] = measure_option(QUICK_TASKS, "tasks or groups of `list tasks`; none for no task", "LIST")
+    documents: int = measure_option(100, "documents per task; 0 for all", "N", least=0, wanted=ALL)
+    texts: tuple[str, ...] = measure_option(
+        ("wiki",), "texts for perplexity, see `list texts`; none for no text", "LIST"
+    )
+    window: int = measure_option(512, "tokens of a perplexity window", "TOKENS", least=2)
+    stride: int = measure_option(512, "tokens from window to window; by default the window", "TOKENS", least=1)
+    windows: int = measure_option(16, "perplexity windows; 0 for all", "N", least=0, wanted=ALL)
+    windows_drawn: bool = measure_option(True, FIRST, flag="first-windows")
+    calibration: str = measure_option("c4", "text that methods look at; several sweep", "LIST")
+    calibration_sequences: int = measure_option(16, "how many; several sweep", "LIST", least=1)
+    calibration_length: int = measure_option(256, "tokens of each; several sweep", "LIST", least=2)
+    prefill: tuple[int, ...] = time_option((128,), "prompt lengths in tokens, as in 128,1024; or none", "LIST", least=1)
+    decode: tuple[int, ...] = time_option((64,), "tokens of context before a step, or none", "LIST", least=1)
+    batches: tuple[int, ...] = time_option((1,), "sequences at once, as in 1,8", "LIST", flag="batch", least=1)
+    speed_rounds: int = time_option(12, "of dense against pruned; 0: none", "N", least=0)
+    decode_steps: int = time_option(4, "steps per pass, each a token for every sequence", "N", least=1)
+    max_batch: int = time_option(0, "also 1, 2, 4, ... up to N or until memory runs out", "N", least=0, wanted=SWEEP)
+    cache: Literal["dynamic", "static"] = time_option("dynamic", "static: allocated once, for all tokens")
+    compile: bool = time_option(False, "by torch.compile")
+    mode: Literal["eager", "graph"] = time_option("eager", "graph: decode steps captured once, on CUDA the default")
+    pin: tuple[int, ...] = time_option((), "numbers of the cores to run on, as in 0,1", "LIST", least=0)
+    speed_limit: int = time_option(600, "of silence, before timing is given up", "SECONDS", least=1)
+    calibration_memory_mib: int = measure_option(1024, STATES, "MIB", least=0, wanted=STATES_WANTED)
+    batch_tokens: int = measure_option(2048, "tokens of one forward when scoring", "TOKENS", least=1)
+    scorer: Literal["shared", "stock"] = measure_option("shared", "stock: lm-eval's own backend, for checking")
+    fewshot: int = measure_option(0, "examples in front of each question; by default none", "N", least=0, wanted=SHOTS)
     task_data: tuple[tuple[str, str, str], ...] = ()
-    checks: bool = measured(True, "no generation, no KL", flag="no-checks")
+    checks: bool = measure_option(True, "no generation, no KL", flag="no-checks")
     save_dtype: SaveDtype = option("", f"{DTYPES}; saves too", "DTYPE", group="where")
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         if self.stride > self.window:
             raise UserError(f"--stride lies between 1 and the window, {self.window}; got {self.stride}")
-        names = [text_name(text) for text in self.texts]
-        if doubled := [text for text in self.texts if names.count(text_name(text)) > 1]:
+        names = [name_of_text(text) for text in self.texts]
+        if doubled := [text for text in self.texts if names.count(name_of_text(text)) > 1]:
             raise UserError(f"{' and '.join(doubled)} share a name, by which samples are kept; rename one of them")
         if 0 < self.speed_rounds < MIN_ROUNDS:
             wanted = f"0 for no speed, or at least {MIN_ROUNDS}, since fewer rounds have no 95 % interval"
@@ -255,7 +257,7 @@ PROFILES: dict[str, dict[str, Any]] = {  # the fields in which each differs from
 }
 
 
-def profile(name: str, **changes: Any) -> Protocol:
+def protocol_of_profile(name: str, **changes: Any) -> Protocol:
     """Return the protocol of a profile with some fields changed. Raises UserError for a profile that there is not."""
     if name not in PROFILES:
         raise UserError(f"no profile {name!r}; there are {', '.join(PROFILES)}")
@@ -271,7 +273,7 @@ PROFILES_ON_CUDA: dict[str, dict[str, Any]] = {  # what else a profile is on a G
 }
 
 
-def for_cuda(protocol: Protocol, said: Collection[str], positions: int | None) -> Protocol:
+def protocol_for_cuda(protocol: Protocol, given: Collection[str], positions: int | None) -> Protocol:
     """Return how cells are measured on a GPU, where the user did not say otherwise.
 
     Steps are captured, sizes are larger, and states take what follows from the memory that is free. Where nothing is
@@ -282,10 +284,10 @@ def for_cuda(protocol: Protocol, said: Collection[str], positions: int | None) -
     """
     changes = {"cache": "static"} | PROFILES_ON_CUDA.get(protocol.profile, {})
     meant = changes.keys() if protocol.speed_rounds else {"prefill"}
-    changes = {name: value for name, value in changes.items() if name not in said and name in meant}
-    if "calibration_memory_mib" not in said:
+    changes = {name: value for name, value in changes.items() if name not in given and name in meant}
+    if "calibration_memory_mib" not in given:
         changes["calibration_memory_mib"] = 0
-    if (protocol.compile, changes.get("cache", protocol.cache)) == (False, "static") and "mode" not in said:
+    if (protocol.compile, changes.get("cache", protocol.cache)) == (False, "static") and "mode" not in given:
         changes["mode"] = "graph"
     steps = {"prefill": 0, "decode": changes.get("decode_steps", protocol.decode_steps)}
     for name in steps.keys() & changes.keys():
@@ -314,7 +316,7 @@ class SimilarityProtocol:
     seed: int = option(0, "of the draw of sequences, by default {default}")
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
 
 
 AUTO = "auto"  # the dtype of the cell
@@ -353,7 +355,7 @@ class ServedProtocol:
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         if not self.types or (wrong := [kind for kind in self.types if kind not in TYPES]):
             got = wrong[0] if self.types else "none"
             raise UserError(f"--types is a list of {', '.join(TYPES)}; got {got}")
@@ -362,13 +364,13 @@ class ServedProtocol:
         try:
             shlex.split(self.engine_args)
         except ValueError as error:
-            wrong_words = first_line(error).lower()
+            wrong_words = first_line_of(error).lower()
             raise UserError(f"--engine-args are words as in a shell; got {self.engine_args!r}: {wrong_words}") from None
         if self.engine != LLAMA_CPP and (quantised := [kind for kind in self.types if kind in QUANTISED]):
             raise UserError(f"{quantised[0]} is a type of llama.cpp's; {self.engine} is given {', '.join(TYPES[:4])}")
 
 
-def text_name(text: str) -> str:
+def name_of_text(text: str) -> str:
     """Return what the samples of a text are called by; no path: of a file its name without the ending.
 
     A dataset of the hub goes by all that it is called, since its parts may differ only behind a point.

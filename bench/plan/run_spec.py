@@ -26,21 +26,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from bench.plan.cell import slug
+from bench.plan.cell import to_slug
 from bench.plan.fields import (
-    Mention,
+    MethodChoice,
     Option,
-    check,
-    listed,
-    near,
+    check_fields,
+    hint_of_similar_name,
     option,
-    options,
+    options_of_class,
     parse_budget,
     parse_methods,
     parse_ratios,
-    repeated,
+    split_list,
+    split_repeated,
 )
-from bench.plan.protocol import KINDS, PROFILES, Protocol, Recipe, profile
+from bench.plan.protocol import KINDS, PROFILES, Protocol, Recipe, protocol_of_profile
 from methods import base, registry
 from methods.counted import Counted
 from methods.errors import UserError
@@ -85,12 +85,12 @@ HELP = "see `python -m bench run --help`"
 
 Spec = TypeVar("Spec")
 
-what = partial(option, group="what")
-where = partial(option, group="where")
-machines = partial(option, group="engine")
+what_option = partial(option, group="what")
+where_option = partial(option, group="where")
+engine_option = partial(option, group="engine")
 
 
-def by_flags(made: type[Spec]) -> type[Spec]:
+def accept_flags(made: type[Spec]) -> type[Spec]:
     """Let a RunSpec be made by the names of flags too, as in ratio=0.2, window=64, heal="lora", heal_tokens=4096.
 
     Raises UserError for a name that is neither a field nor a flag, and for what is given by both.
@@ -106,14 +106,14 @@ def by_flags(made: type[Spec]) -> type[Spec]:
         }
         for name, value in named.items():
             if name not in own and name not in known:
-                hint = near(name, dict.fromkeys([*known, *own]))
+                hint = hint_of_similar_name(name, dict.fromkeys([*known, *own]))
                 raise UserError(f"RunSpec takes no {name!r}{hint}; it takes the names of the flags of `run`, {HELP}")
             where = (RunSpec, name) if name in own else (known[name].owner, known[name].field)
             if where in given_as:
                 raise UserError(f"{given_as[where]} and {name} say the same; give one of them")
             given_as[where] = name
             switches_off = name not in own and known[name].default is True and name != known[name].field
-            parts[where[0]][where[1]] = not known[name].converted(value) if switches_off else value
+            parts[where[0]][where[1]] = not known[name].convert(value) if switches_off else value
         given, protocol, healing = parts[RunSpec], parts[Protocol], parts[Recipe]
         if not methods and "methods" not in given:
             raise UserError(f"the following arguments are required: --methods; {HELP}")
@@ -136,11 +136,11 @@ def by_flags(made: type[Spec]) -> type[Spec]:
 
 def _known_names() -> dict[str, Option]:
     """Return the flags of `run` by their names in Python, those of the protocol also by those of its fields."""
-    of_protocol = {one.field: one for one in flags().values() if one.owner is Protocol}
-    return of_protocol | {one.flag.replace("-", "_"): one for one in flags().values()}
+    of_protocol = {one.field: one for one in flags_of_run().values() if one.owner is Protocol}
+    return of_protocol | {one.flag.replace("-", "_"): one for one in flags_of_run().values()}
 
 
-@by_flags
+@accept_flags
 @dataclass(frozen=True)
 class RunSpec:
     """Says what a run is asked to do. Raises UserError, in one line, for what cannot be.
@@ -165,59 +165,69 @@ class RunSpec:
     What the others mean is the help of their flags (`python -m bench run --help`).
     """
 
-    methods: str | Sequence[str] = what(MISSING, "as in laco,slicegpt or laco:C=3,T=0.7; all for all", "LIST")
-    model: str | Sequence[str] = what("smollm2-135m", "see `list models`; a folder, .gguf file or hub name", "LIST")
-    ratios: Sequence[float] = what(
+    methods: str | Sequence[str] = what_option(MISSING, "as in laco,slicegpt or laco:C=3,T=0.7; all for all", "LIST")
+    model: str | Sequence[str] = what_option(
+        "smollm2-135m", "see `list models`; a folder, .gguf file or hub name", "LIST"
+    )
+    ratios: Sequence[float] = what_option(
         (), "share of the parameters to remove, as in 0.1,0.3", "LIST", flag="ratio", wanted=SHARES
     )
-    ratio_of: Counted = what(
+    ratio_of: Counted = what_option(
         "all", "what a ratio is a share of: all parameters, without embeddings, or those of layers"
     )
-    budget: Sequence[str] = what((), BUDGET, "NAME=LIST")
-    latency_table: Path | None = what(None, TABLE, "FILE")
-    settings: Sequence[str] | Mapping[str, Any] = what(
+    budget: Sequence[str] = what_option((), BUDGET, "NAME=LIST")
+    latency_table: Path | None = what_option(None, TABLE, "FILE")
+    settings: Sequence[str] | Mapping[str, Any] = what_option(
         (), "as in laco.T=0.7; laco.C=2,3,4 sweeps", "METHOD.NAME=LIST", flag="set", repeated=True
     )
-    max_cells: int = what(200, "of a sweep; more are refused", "N", least=1)
-    match: Literal["layers", "exact"] = what("layers", "round the ratio to whole layers")
-    compensate: str | None = what(None, "of `list methods`, behind all of --methods: laco is laco+NAME", "NAME")
-    uniform: bool = what(False, "cut widths alike in all layers, for stock transformers")
-    search_minutes: float | None = what(None, SEARCH, "N", least=0.01)
-    trust_remote_code: bool = what(False, "run code that comes with a model")
-    plugins: Sequence[str] = what((), "a Python file with methods", "FILE", flag="plugin", repeated=True)
-    then: Sequence[str] = what((), THEN, "METHOD:ratio=R[,NAME=VALUE]", repeated=True)
+    max_cells: int = what_option(200, "of a sweep; more are refused", "N", least=1)
+    match: Literal["layers", "exact"] = what_option("layers", "round the ratio to whole layers")
+    compensate: str | None = what_option(None, "of `list methods`, behind all of --methods: laco is laco+NAME", "NAME")
+    uniform: bool = what_option(False, "cut widths alike in all layers, for stock transformers")
+    search_minutes: float | None = what_option(None, SEARCH, "N", least=0.01)
+    trust_remote_code: bool = what_option(False, "run code that comes with a model")
+    plugins: Sequence[str] = what_option((), "a Python file with methods", "FILE", flag="plugin", repeated=True)
+    then: Sequence[str] = what_option((), THEN, "METHOD:ratio=R[,NAME=VALUE]", repeated=True)
     healing: Recipe | None = None
     profile: str = option(
         "quick", f"{', '.join(PROFILES)}; by default {{default}}, see `list profiles`", group="measure"
     )
     protocol: Mapping[str, Any] = field(default_factory=dict)
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
-    device: str = where("auto", "auto, cpu, cuda or cuda:N")
-    dtype: str = where("auto", DTYPE)
-    threads: int | Literal["auto"] | None = where(None, THREADS, "N", least=1, wanted="auto or a positive number")
-    seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
-    out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
-    isolate: bool | None = where(None, ISOLATE)
-    memory: float | Literal["auto"] = where("auto", MEMORY, "GIB", least=0.01, wanted="auto or GiB")
-    device_memory: float | Literal["auto"] = where("auto", CARD, "GIB", least=0.01, wanted="auto or GiB")
-    offload: Path | None = where(None, OFFLOAD, "DIR")
-    cell_memory_mib: float = where(0.0, "end a cell that takes more, files left out", "MIB", least=0, wanted=LIMIT)
-    cell_minutes: float = where(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
-    retry_failed: bool = where(False, "run cells again whose record is a failure")
-    save_models: bool = where(False, "save pruned models, measure them as they load again")
-    engine: Literal["local", "ray", "slurm"] = machines("local", ENGINE)
-    slots: int | Literal["auto"] | None = machines(None, SLOTS, "N", least=1, wanted="auto or a positive number")
-    gpus_per_cell: int = machines(1, GPUS, "N", least=1)
-    accelerator: str | None = machines(None, "the kind of GPU that cells run on, as the cluster names it", "NAME")
-    ray_address: str | None = machines(None, "the cluster, as HOST:PORT; auto is the one that runs here", "ADDRESS")
-    partition: str | None = machines(None, "of Slurm", "NAME")
-    slurm_options: Sequence[str] = machines((), "of sbatch, as in time=120", "NAME=VALUE", flag="slurm", repeated=True)
+    device: str = where_option("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = where_option("auto", DTYPE)
+    threads: int | Literal["auto"] | None = where_option(
+        None, THREADS, "N", least=1, wanted="auto or a positive number"
+    )
+    seeds: Sequence[int] = where_option((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
+    out: Path | None = where_option(None, "by default results/<date>-<methods>-<model>", "DIR")
+    isolate: bool | None = where_option(None, ISOLATE)
+    memory: float | Literal["auto"] = where_option("auto", MEMORY, "GIB", least=0.01, wanted="auto or GiB")
+    device_memory: float | Literal["auto"] = where_option("auto", CARD, "GIB", least=0.01, wanted="auto or GiB")
+    offload: Path | None = where_option(None, OFFLOAD, "DIR")
+    cell_memory_mib: float = where_option(
+        0.0, "end a cell that takes more, files left out", "MIB", least=0, wanted=LIMIT
+    )
+    cell_minutes: float = where_option(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
+    retry_failed: bool = where_option(False, "run cells again whose record is a failure")
+    save_models: bool = where_option(False, "save pruned models, measure them as they load again")
+    engine: Literal["local", "ray", "slurm"] = engine_option("local", ENGINE)
+    slots: int | Literal["auto"] | None = engine_option(None, SLOTS, "N", least=1, wanted="auto or a positive number")
+    gpus_per_cell: int = engine_option(1, GPUS, "N", least=1)
+    accelerator: str | None = engine_option(None, "the kind of GPU that cells run on, as the cluster names it", "NAME")
+    ray_address: str | None = engine_option(
+        None, "the cluster, as HOST:PORT; auto is the one that runs here", "ADDRESS"
+    )
+    partition: str | None = engine_option(None, "of Slurm", "NAME")
+    slurm_options: Sequence[str] = engine_option(
+        (), "of sbatch, as in time=120", "NAME=VALUE", flag="slurm", repeated=True
+    )
     name: str = ""
     record_out_of_reach: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratios", parse_ratios(self.ratios))
-        check(self)
+        check_fields(self)
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
         if not self.seeds:
             raise UserError("--seed is given nothing; name one value or several, as in 1,2")
@@ -241,7 +251,9 @@ class RunSpec:
         known = [one.name for one in fields(Protocol)]
         for name in self.protocol:
             if name not in known:
-                raise UserError(f"a protocol has no {name!r}{near(name, known)}; it has {', '.join(known)}")
+                raise UserError(
+                    f"a protocol has no {name!r}{hint_of_similar_name(name, known)}; it has {', '.join(known)}"
+                )
         if not self.models:
             raise UserError("--model is given nothing; name one or several, as in smollm2-135m,gemma3-270m")
         self._refuse_two_amounts()
@@ -252,7 +264,7 @@ class RunSpec:
     def models(self) -> tuple[str, ...]:
         """Return the models that are pruned, each once. The name of a file or folder may hold commas."""
         here = isinstance(self.model, str) and self.model != "" and Path(self.model).exists()
-        return (str(self.model),) if here else tuple(dict.fromkeys(listed(self.model)))
+        return (str(self.model),) if here else tuple(dict.fromkeys(split_list(self.model)))
 
     @property
     def amounts(self) -> tuple[Sequence[float], str]:
@@ -274,17 +286,20 @@ class RunSpec:
 
     def _refuse_unknown_methods(self) -> None:
         """Raise UserError for a method that there is not; what files of plugins hold is known once they are loaded."""
-        from methods.cards import catalogue, compensations
+        from methods.cards import cards_of_compensations, cards_of_methods
 
-        names = {card.name for card in catalogue()} | base.REGISTRY.keys()
-        mending = {"none", *(card.name for card in compensations())}
-        for mention in self.mentions():
+        names = {card.name for card in cards_of_methods()} | base.REGISTRY.keys()
+        mending = {"none", *(card.name for card in cards_of_compensations())}
+        for mention in self.method_choices():
             method, plus, compensation = mention.method.partition("+")
             if (method in names and (not plus or compensation in mending)) or self.plugins:
                 continue
-            if method not in names and not registry.installed():  # so that torch need not be imported to refuse it
+            if (
+                method not in names and not registry.installed_methods()
+            ):  # so that torch need not be imported to refuse it
                 raise UserError(
-                    f"no method is called {method!r}{near(method, names)}; known: {', '.join(sorted(names))}"
+                    f"no method is called {method!r}{hint_of_similar_name(method, names)}; known: "
+                    f"{', '.join(sorted(names))}"
                 )
             try:
                 registry.make(mention.method)
@@ -312,7 +327,7 @@ class RunSpec:
         limits = {"memory": self.cell_memory_mib * 2**20, "seconds": self.cell_minutes * 60}
         return {name: limit for name, limit in limits.items() if limit}
 
-    def mentions(self) -> list[Mention]:
+    def method_choices(self) -> list[MethodChoice]:
         """Return the methods that are asked for, with the compensation that `compensate` puts behind them.
 
         It goes behind every method but the dense one and those that name a compensation themselves.
@@ -321,7 +336,7 @@ class RunSpec:
         for method, given, by_name in parse_methods(self.methods):
             is_plain = self.compensate is not None and method != "dense" and "+" not in method
             name = f"{method}+{self.compensate}" if is_plain else method
-            found.append(Mention(name, given, by_name and not self.record_out_of_reach))
+            found.append(MethodChoice(name, given, by_name and not self.record_out_of_reach))
         return found
 
     def protocols(self) -> list[tuple[Protocol, int]]:
@@ -331,45 +346,45 @@ class RunSpec:
             changes.setdefault("stride", changes["window"])
         if self.save_models:
             changes.setdefault("save_dtype", "auto")
-        swept = {name: several(name, changes.pop(name)) for name in SWEPT if name in changes}
+        swept = {name: values_of_field(name, changes.pop(name)) for name in SWEPT if name in changes}
         return [
-            (profile(self.profile, **changes, **dict(zip(swept, values, strict=True))), seed)
+            (protocol_of_profile(self.profile, **changes, **dict(zip(swept, values, strict=True))), seed)
             for *values, seed in itertools.product(*swept.values(), self.seeds)
         ]
 
     def folder(self) -> Path:
         """Return the folder of the run's results."""
-        what = self.name or "-".join(dict.fromkeys(mention.method for mention in self.mentions()))
+        what = self.name or "-".join(dict.fromkeys(mention.method for mention in self.method_choices()))
         what = f"speed-{what}" if self.profile == "speed" else what
         models = "-".join(model.rstrip("/").rsplit("/", 1)[-1] for model in self.models)
-        return self.out or Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(what)}-{slug(models)}"
+        return self.out or Path("results") / f"{time.strftime('%Y-%m-%d')}-{to_slug(what)}-{to_slug(models)}"
 
 
-def several(name: str, given: Any) -> tuple[Any, ...]:
+def values_of_field(name: str, given: Any) -> tuple[Any, ...]:
     """Return the values of a field that sweeps. A file's name may hold commas."""
-    found = (given,) if isinstance(given, str) and Path(given).is_file() else listed(given)
+    found = (given,) if isinstance(given, str) and Path(given).is_file() else split_list(given)
     if not found:
         raise UserError(f"--{name.replace('_', '-')} is given nothing; name one value or several, as in 1,2")
     return found
 
 
 @functools.cache
-def flags() -> dict[str, Option]:
+def flags_of_run() -> dict[str, Option]:
     """Return the flags of `run`, which are the keys of spec files, by their names."""
     found = list[Option]()
-    for one in options(RunSpec):
+    for one in options_of_class(RunSpec):
         found.append(one)
-        found += {"then": options(Recipe), "profile": options(Protocol)}.get(one.field, [])
+        found += {"then": options_of_class(Recipe), "profile": options_of_class(Protocol)}.get(one.field, [])
     found.sort(key=lambda one: one.flag == "save-dtype")  # behind save-models
     return {one.flag: one for one in found}
 
 
-def from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
+def spec_from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
     """Return what the values of flags ask for, by the flags' names; `more` are fields that have no flag.
 
     Raises UserError for what cannot be.
     """
-    known = flags()
+    known = flags_of_run()
     fields_first = {name: name if known[name].owner is Recipe else known[name].field for name in given}
     return RunSpec(**{fields_first[name].replace("-", "_"): value for name, value in given.items()}, **more)
 
@@ -379,12 +394,12 @@ OWN = ("description", "base")  # keys that are no flags
 BY_HAND = "trust-remote-code"  # what a file that others wrote cannot switch on
 
 
-def shipped() -> dict[str, str]:
+def shipped_specs() -> dict[str, str]:
     """Return the description of each spec that comes with the suite, by its name."""
-    return {name: str(_read(path).get("description", "")) for name, path in _shipped().items()}
+    return {name: str(_read(path).get("description", "")) for name, path in _files_of_specs().items()}
 
 
-def spec(name: str, given: Mapping[str, Any]) -> RunSpec:
+def load_spec(name: str, given: Mapping[str, Any]) -> RunSpec:
     """Return what a spec asks for: one that comes with the suite, or a file; `given` are flags that win over it.
 
     A ratio that a method of the file cannot reach is an outcome of its cell. Raises UserError for a file that cannot be
@@ -392,7 +407,7 @@ def spec(name: str, given: Mapping[str, Any]) -> RunSpec:
     """
     path = _find(name)
     asked = _over(_table(path, ()), given)
-    return from_flags(asked, name=path.stem, record_out_of_reach="methods" not in given)
+    return spec_from_flags(asked, name=path.stem, record_out_of_reach="methods" not in given)
 
 
 def _find(name: str, beside: Path | None = None) -> Path:
@@ -400,13 +415,15 @@ def _find(name: str, beside: Path | None = None) -> Path:
     path = Path(name) if beside is None else beside.parent / name
     if path.is_file():
         return path
-    known = _shipped()
+    known = _files_of_specs()
     if name in known:
         return known[name]
-    raise UserError(f"no spec {name!r}{near(name, known)}; give a YAML file, or one of {', '.join(known)}")
+    raise UserError(
+        f"no spec {name!r}{hint_of_similar_name(name, known)}; give a YAML file, or one of {', '.join(known)}"
+    )
 
 
-def _shipped() -> dict[str, Path]:
+def _files_of_specs() -> dict[str, Path]:
     """Return the files that come with the suite, by name: its own studies, and those of papers."""
     return {path.stem: path for path in sorted(SHIPPED.rglob("*.yaml"), key=lambda path: path.stem)}
 
@@ -454,15 +471,15 @@ def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             continue
         if flag == BY_HAND:
             raise UserError(f"{path}: {key} is not taken from a file; give --{flag} on the command line")
-        if flag not in flags():
-            hint = near(flag, [*sorted(flags()), *OWN])
+        if flag not in flags_of_run():
+            hint = hint_of_similar_name(flag, [*sorted(flags_of_run()), *OWN])
             raise UserError(f"{path}: {key!r} is no flag of `run`{hint}; see `python -m bench run --help`")
         if flag in found:
             raise UserError(f"{path} names {flag} twice, as {key} and otherwise; keep one")
         try:
-            found[flag], name = _value(str(key), flag, value), flags()[flag].field
-            for one in several(name, found[flag]) if name in SWEPT else [found[flag]]:
-                flags()[flag].converted(one)
+            found[flag], name = _value(str(key), flag, value), flags_of_run()[flag].field
+            for one in values_of_field(name, found[flag]) if name in SWEPT else [found[flag]]:
+                flags_of_run()[flag].convert(one)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return _over(below, found)
@@ -473,9 +490,9 @@ def _value(where: str, flag: str, value: Any) -> Any:
 
     A switch is converted here already, since some are turned round.
     """
-    option = flags()[flag]
+    option = flags_of_run()[flag]
     if option.kind is bool:
-        switch = option.converted(value)  # as 1 or "on" are
+        switch = option.convert(value)  # as 1 or "on" are
         return not switch if option.default is True else switch  # of no-checks and first-windows, which switch off
     values = list(value.values()) if option.repeated and isinstance(value, Mapping) else [value]
     if value is None:
@@ -491,5 +508,5 @@ def _value(where: str, flag: str, value: Any) -> Any:
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of flags `below` with those `above` in their place, or behind where a flag is repeated."""
-    both = {flag for flag in below if flag in above and flags()[flag].repeated}
-    return {**below, **above} | {flag: (*repeated(below[flag]), *repeated(above[flag])) for flag in both}
+    both = {flag for flag in below if flag in above and flags_of_run()[flag].repeated}
+    return {**below, **above} | {flag: (*split_repeated(below[flag]), *split_repeated(above[flag])) for flag in both}

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.data import assets, task_loading
 from bench.data.task_sources import OFFLINE
-from bench.plan.cell import label
+from bench.plan.cell import label_of_cell
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
@@ -46,7 +46,7 @@ class Trust:
         measured  whether the cell is measured too, and not only made, so that its other texts and its tasks are read
         """
         kinds, flags = list[str](), list[str]()
-        for kind, name in _named(cell, measured):
+        for kind, name in _names_of_cell(cell, measured):
             if kind == "task":
                 task_loading.refuse_undefined(name)  # which no flag allows, as the path of a definition
             if not self.allows(kind, name):
@@ -58,7 +58,8 @@ class Trust:
         if kinds:
             what, how = " and ".join(dict.fromkeys(kinds)), " ".join(dict.fromkeys(flags))
             raise UserError(
-                f"the record of {label(cell)} names {what}, which it cannot allow itself; look at it, then add {how}"
+                f"the record of {label_of_cell(cell)} names {what}, which it cannot allow itself; look at it, "
+                f"then add {how}"
             )
 
     def refuse_text(self, text: str) -> None:
@@ -84,7 +85,7 @@ class Trust:
 OWN: dict[str, Mapping[str, Any]] = {"model": assets.MODELS, "text": assets.TEXTS, "task": OFFLINE}
 
 
-def _named(cell: Mapping[str, Any], measured: bool) -> Iterator[tuple[str, str]]:
+def _names_of_cell(cell: Mapping[str, Any], measured: bool) -> Iterator[tuple[str, str]]:
     """Yield what a cell names, each with its kind."""
     protocol = cell["protocol"]
     yield "model", cell["model"]

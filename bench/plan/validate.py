@@ -17,9 +17,9 @@ import methods
 from bench.data import pretrained, task_loading, task_sources, texts
 from bench.plan import grid
 from bench.plan.cell import Cell
-from bench.plan.fields import Mention
+from bench.plan.fields import MethodChoice
 from bench.plan.named import refuse_file
-from bench.plan.protocol import Protocol, Recipe, for_cuda, refuse
+from bench.plan.protocol import Protocol, Recipe, protocol_for_cuda, refuse_recipe
 from bench.plan.run_spec import RunSpec
 from bench.system import environment
 from methods.checkpoint import save_load
@@ -37,7 +37,7 @@ class Target:
     dtype: torch.dtype
 
 
-def target(spec: RunSpec, model: str, read: Iterable[str], *, here: bool = True) -> Target:
+def prepare_target(spec: RunSpec, model: str, read: Iterable[str], *, is_here: bool = True) -> Target:
     """Return one of the models of a run and where it runs, and set the number of torch's threads.
 
     here  whether that is this machine, so that its devices can be looked at
@@ -47,25 +47,25 @@ def target(spec: RunSpec, model: str, read: Iterable[str], *, here: bool = True)
     """
     for text in dict.fromkeys(read):
         texts.check_text(text)
-    device = pretrained.resolve_device(spec.device) if here else _named_device(spec)
-    dtype = pretrained.resolve_dtype(spec.dtype, device, here=here)
+    device = pretrained.resolve_device(spec.device) if is_here else _device_by_name(spec)
+    dtype = pretrained.resolve_dtype(spec.dtype, device, is_here=is_here)
     pretrained.check(model, spec.trust_remote_code)
-    if spec.fixed_threads is not None and here:
+    if spec.fixed_threads is not None and is_here:
         set_threads(spec.fixed_threads)
     try:
-        return Target(Decoder(pretrained.shell(model, spec.trust_remote_code)), device, dtype)
+        return Target(Decoder(pretrained.make_shell(model, spec.trust_remote_code)), device, dtype)
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
 
 
-def target_without_cells(spec: RunSpec, model: str, read: Iterable[str]) -> Target:
+def prepare_target_without_cells(spec: RunSpec, model: str, read: Iterable[str]) -> Target:
     """Return the target of a command that measures no cells, as `target` does. Raises UserError for --threads auto."""
     if spec.threads == "auto":
         raise UserError("--threads auto is looked at before each stage of a cell, and here are no cells; give a number")
-    return target(spec, model, read)
+    return prepare_target(spec, model, read)
 
 
-def latency_table(spec: RunSpec, model: str, found: Target, *, here: bool = True) -> dict[str, Any]:
+def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bool = True) -> dict[str, Any]:
     """Return the table of a run whose budgets are of latency. Raises UserError where there is none for this target.
 
     here  whether cells run on this machine, so that its processor and its threads must be the table's
@@ -88,12 +88,12 @@ def latency_table(spec: RunSpec, model: str, found: Target, *, here: bool = True
             f"--latency-table {file} is no table of latencies ({type(error).__name__}); {command}"
         ) from None
     wanted: dict[str, str | int | None] = {
-        "weights_sha256": pretrained.weights_sha256(model),
-        "dtype": str(found.dtype).removeprefix("torch."),
-        "device": found.device.type,
+        "weights_sha256": pretrained.sha256_of_weights(model),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": target.device.type,
     }
-    if here:
-        wanted |= {"processor": environment.processor(found.device), "threads": torch.get_num_threads()}
+    if is_here:
+        wanted |= {"processor": environment.name_of_processor(target.device), "threads": torch.get_num_threads()}
     if other := [name for name in wanted if has[name] != wanted[name]]:
         name = other[0]
         raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {wanted[name]}; {command}")
@@ -102,35 +102,35 @@ def latency_table(spec: RunSpec, model: str, found: Target, *, here: bool = True
     return {name: table[name] for name in ("parts", "rest", "about")}
 
 
-def _named_device(spec: RunSpec) -> torch.device:
+def _device_by_name(spec: RunSpec) -> torch.device:
     """Return the device of other machines, which cannot be looked for."""
     if spec.device not in ("cpu", "cuda"):
         raise UserError(f"cells run on other machines; say --device cuda or --device cpu, not {spec.device}")
     return torch.device(spec.device)
 
 
-def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
+def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     """Return the cells of a run. Raises UserError, in one line, for the first thing that is unsound.
 
     here  whether they run on this machine, so that its devices and cores can be looked at
     """
-    mentions, stages, protocols = grid.methods(spec), grid.stages(spec), spec.protocols()
+    mentions, stages, protocols = grid.choices_of_spec(spec), grid.stages_of_spec(spec), spec.protocols()
     try:
         methods.load(spec.plugins)
-        mentions = [_ready(mention, spec) for mention in mentions]
-        stages = [stage._replace(mention=_ready(stage.mention, spec)) for stage in stages]
+        mentions = [_prepare_choice(mention, spec) for mention in mentions]
+        stages = [stage._replace(choice=_prepare_choice(stage.choice, spec)) for stage in stages]
     except ValueError as error:
         raise UserError(str(error)) from None
-    _check_search_minutes(spec, [*mentions, *(stage.mention for stage in stages)])
+    _check_search_minutes(spec, [*mentions, *(stage.choice for stage in stages)])
     local, first = task_sources.parse_task_data(spec.task_data), protocols[0][0]
-    names = task_loading.check(first.tasks, local, first.fewshot)
-    if here:
+    names = task_loading.check_tasks(first.tasks, local, first.fewshot)
+    if is_here:
         check_cores(first.pin)
     healed_on = [spec.healing.text] if spec.healing else []
     read = [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]
     every, (ratios, of) = list[Cell](), spec.amounts
     for model in spec.models:
-        found = target(spec, model, read, here=here)
+        found = prepare_target(spec, model, read, is_here=is_here)
         if spec.healing:
             _check_healing(spec.healing, [protocol for protocol, _ in protocols], found)
         if first.save_dtype or stages:  # which go on from a model that the run has kept
@@ -148,64 +148,64 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
                 "device": str(found.device),
                 "dtype": str(found.dtype).removeprefix("torch."),
                 "trust_remote_code": spec.trust_remote_code,
-                "protocol": replace(_timed_on(found, protocol, spec.protocol), tasks=names, task_data=local),
+                "protocol": replace(_protocol_on_target(found, protocol, spec.protocol), tasks=names, task_data=local),
                 "seed": seed,
-                "latency": latency_table(spec, model, found, here=here) if of == "latency" else None,
+                "latency": read_latency_table(spec, model, found, is_here=is_here) if of == "latency" else None,
             }
             further = [_stage_cells(stage, found.decoder, common) for stage in stages]
-            pruned = grid.cells(mentions, ratios, found.decoder, common)
-            every += grid.extended(pruned, spec.healing, further, found.decoder)
+            pruned = grid.cells_of_grid(mentions, ratios, found.decoder, common)
+            every += grid.add_chains(pruned, spec.healing, further, found.decoder)
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every
 
 
-def _refuse_longer(protocol: Protocol, found: Target) -> None:
+def _refuse_longer(protocol: Protocol, target: Target) -> None:
     """Refuse sequences that are longer than a model takes: figures would be of positions that it was not made for."""
     window = protocol.window if protocol.texts else 0  # without texts nothing is cut into windows
     for flag, length in {"--window": window, "--calibration-length": protocol.calibration_length}.items():
-        if length > (most := getattr(found.decoder.config, "max_position_embeddings", length)):
+        if length > (most := getattr(target.decoder.config, "max_position_embeddings", length)):
             raise UserError(f"{flag} {length} is more than the {most} tokens that the model takes")
 
 
-def _timed_on(found: Target, protocol: Protocol, said: Collection[str]) -> Protocol:
+def _protocol_on_target(target: Target, protocol: Protocol, given: Collection[str]) -> Protocol:
     """Return the protocol with a GPU's defaults on one, and refuse captured steps elsewhere."""
-    if found.device.type == "cuda":
-        return for_cuda(protocol, said, getattr(found.decoder.config, "max_position_embeddings", None))
+    if target.device.type == "cuda":
+        return protocol_for_cuda(protocol, given, getattr(target.decoder.config, "max_position_embeddings", None))
     if protocol.mode == "graph":
-        raise UserError(f"--mode graph needs a CUDA device, and cells run on {found.device}; leave it out")
+        raise UserError(f"--mode graph needs a CUDA device, and cells run on {target.device}; leave it out")
     return protocol
 
 
-def _ready(mention: Mention, spec: RunSpec) -> Mention:
+def _prepare_choice(choice: MethodChoice, spec: RunSpec) -> MethodChoice:
     """Return a method that there is, with what --search-minutes and --uniform set where it has such a parameter.
 
     What a mention says itself of its minutes stays. Raises ValueError for a method or parameter that there is not, and
     where the method never cuts alike in all layers.
     """
-    pruner = methods.make(mention.method, mention.given)
-    if spec.search_minutes is not None and "minutes" in methods.hyperparameters(pruner):
-        mention = mention._replace(given={"minutes": spec.search_minutes} | mention.given)
+    pruner = methods.make(choice.method, choice.given)
+    if spec.search_minutes is not None and "minutes" in methods.parameters_of_pruner(pruner):
+        choice = choice._replace(given={"minutes": spec.search_minutes} | choice.given)
     if not spec.uniform:
-        return mention
+        return choice
     if reason := pruner.uneven_because:
-        raise ValueError(f"--uniform: {mention.method} has no variant that stock transformers loads, since {reason}")
+        raise ValueError(f"--uniform: {choice.method} has no variant that stock transformers loads, since {reason}")
     if isinstance(pruner.alone, methods.WidthPruner):
-        mention = mention._replace(given=mention.given | {"uniform": True})
-        methods.make(mention.method, mention.given)  # refuses parameters that uniform leaves no place for
-    return mention
+        choice = choice._replace(given=choice.given | {"uniform": True})
+        methods.make(choice.method, choice.given)  # refuses parameters that uniform leaves no place for
+    return choice
 
 
-def _check_search_minutes(spec: RunSpec, mentions: Iterable[Mention]) -> None:
+def _check_search_minutes(spec: RunSpec, mentions: Iterable[MethodChoice]) -> None:
     """Refuse minutes of a search where no method has such a parameter."""
     if spec.search_minutes is not None and not any("minutes" in mention.given for mention in mentions):
-        having = [card.name for card in methods.catalogue() for name, *_ in card.parameters if name == "minutes"]
+        having = [card.name for card in methods.cards_of_methods() for name, *_ in card.parameters if name == "minutes"]
         raise UserError(f"--search-minutes ends a search, and --methods names none; {' and '.join(having)} are such")
 
 
-def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], found: Target) -> None:
+def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target) -> None:
     """Refuse a text that is measured on, a dtype that cannot be trained in, and sequences longer than the model's."""
-    refuse(recipe, found.dtype, dense=True)  # which is loaded where the loss needs it
+    refuse_recipe(recipe, target.dtype, dense=True)  # which is loaded where the loss needs it
     for protocol in protocols:
         for text in protocol.texts:
             if texts.is_whole(text, protocol.calibration) and not texts.is_whole(text, recipe.text):
@@ -213,16 +213,18 @@ def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], found: Target)
                     f"--heal-text {recipe.text} would be trained on and measured on, since --texts takes all of it; "
                     "with --calibration of the same text every second document is for each"
                 )
-    if recipe.length > (most := getattr(found.decoder.config, "max_position_embeddings", recipe.length)):
+    if recipe.length > (most := getattr(target.decoder.config, "max_position_embeddings", recipe.length)):
         raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
 
 
 def _stage_cells(stage: grid.NextStage, decoder: Decoder, common: dict[str, Any]) -> list[Cell]:
     """Return what --then names as cells that start from the dense model: several where the method draws at random."""
-    name, given, _ = stage.mention
+    name, given, _ = stage.choice
     if name == "dense" or methods.make(name, given).fixed:
         raise UserError(f"--then {name}: it takes no ratio, and so cannot go on to one")
-    return [cell for cell in grid.cells([stage.mention], [stage.ratio], decoder, common) if cell.method != "dense"]
+    return [
+        cell for cell in grid.cells_of_grid([stage.choice], [stage.ratio], decoder, common) if cell.method != "dense"
+    ]
 
 
 def check_cores(pin: Iterable[int]) -> None:

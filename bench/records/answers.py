@@ -32,13 +32,13 @@ def bits_per_byte(loglikelihood: float, size: int) -> float:
     return -loglikelihood / (math.log(2) * size)
 
 
-def chance(loglikelihoods: Sequence[Sequence[float]]) -> float | None:
+def accuracy_of_guesses(loglikelihoods: Sequence[Sequence[float]]) -> float | None:
     """Return the accuracy of guesses from the likelihoods of each document's choices; None where there are no two."""
     choices = [len(every) for every in loglikelihoods]
     return fmean(1 / count for count in choices) if choices and min(choices) > 1 else None
 
 
-def figure(figures: NDArray[np.float64]) -> dict[str, float]:
+def metric_of_documents(figures: NDArray[np.float64]) -> dict[str, float]:
     """Return {value, stderr} of a task from the figures of its documents; of one document there is no error."""
     value, stderr = mean_stderr(figures.tolist())
     return {"value": value} if stderr is None else {"value": value, "stderr": stderr}

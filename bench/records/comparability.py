@@ -15,9 +15,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.plan.cell import is_recorded_draw, ratio_of, share
+from bench.plan.cell import base_of_ratio, is_recorded_draw, words_of_ratio
 from bench.records.measured import ANSWER_BPB
-from bench.records.record import Record, display_name, model_names
+from bench.records.record import Record, name_of_model, names_of_models
 
 FIGURES = ("size", "text", "task", "speed")
 OF_TEXTS = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")  # figures of which each text has one
@@ -110,40 +110,42 @@ BY_PLACE = {condition.place: condition for condition in CONDITIONS}
 GATE = {kind: tuple(c.name for c in CONDITIONS if kind in c.gate.split()) for kind in FIGURES}
 
 
-def touches(place: str, *kinds: str) -> bool:
+def is_condition_of(place: str, *kinds: str) -> bool:
     """Say whether a condition touches any of the kinds, as a table sees it."""
     condition = BY_PLACE.get(place)
     return condition is None or not set(kinds).isdisjoint(condition.table.split())
 
 
-def shared(cell: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
+def conditions_for(cell: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
     """Return all in a record's `cell` that touches the kinds: what cells must share to be compared in them."""
-    found = {name: cell[name] for name in ("model", "device", "dtype", "seed") if touches(f"cell.{name}", *kinds)}
+    found = {
+        name: cell[name] for name in ("model", "device", "dtype", "seed") if is_condition_of(f"cell.{name}", *kinds)
+    }
     for part in ("protocol", "inputs"):
         fields = cell.get(part, {}).items()
-        found[part] = {name: value for name, value in fields if touches(f"{part}.{name}", *kinds)}
+        found[part] = {name: value for name, value in fields if is_condition_of(f"{part}.{name}", *kinds)}
     return found
 
 
-def conditions_of(record: Record) -> dict[str, Any]:
+def conditions_of_table(record: Record) -> dict[str, Any]:
     """Return what two cells must share to stand in one table."""
-    return shared(record.cell, *FIGURES, "columns")
+    return conditions_for(record.cell, *FIGURES, "columns")
 
 
-def setup(record: Record) -> str:
+def setup_of_record(record: Record) -> str:
     """Return `conditions_of` a record as one text, equal for cells of one table."""
-    return json.dumps(conditions_of(record), sort_keys=True)
+    return json.dumps(conditions_of_table(record), sort_keys=True)
 
 
-def setups(records: Sequence[Record]) -> list[str]:
+def setups_of_records(records: Sequence[Record]) -> list[str]:
     """Return for each record what it shares with all cells of its table as one text.
 
     That is `setup` without what the seed draws, the calibration and the documents of the tasks, so that cells of
     several seeds stand in one table. Where one seed has drawn two, as from two versions of a text, nothing tells which
     belong together, and each draw stands alone.
     """
-    found = [conditions_of(record) for record in records]
-    alike = [json.dumps(one | {"inputs": undrawn(one["inputs"])}, sort_keys=True) for one in found]
+    found = [conditions_of_table(record) for record in records]
+    alike = [json.dumps(one | {"inputs": inputs_without_draw(one["inputs"])}, sort_keys=True) for one in found]
     exact = [json.dumps(one, sort_keys=True) for one in found]
     drawn: dict[tuple[str, int], set[str]] = {}
     for record, family, whole in zip(records, alike, exact, strict=True):
@@ -152,40 +154,42 @@ def setups(records: Sequence[Record]) -> list[str]:
     return [whole if family in unclear else family for family, whole in zip(alike, exact, strict=True)]
 
 
-def perplexity_setup(record: Record, text: str) -> str:
+def setup_of_perplexity(record: Record, text: str) -> str:
     """Return what the perplexity of `text` depends on as one text, equal for cells that share its axis."""
-    found = shared(record.cell, "text")
+    found = conditions_for(record.cell, "text")
     found["inputs"]["texts"] = found["inputs"].get("texts", {}).get(text)
     return json.dumps(found, sort_keys=True)
 
 
-def study_setup(record: Record) -> str:
+def setup_of_study(record: Record) -> str:
     """Return what the cells of one ablation share as one text: `setup` without the calibration, which they may vary."""
-    found = conditions_of(record)
-    protocol = {name: value for name, value in found["protocol"].items() if not touches(f"protocol.{name}", "decision")}
-    more = {"protocol": protocol, "inputs": undrawn(found["inputs"]), "match": record.cell["match"]}
+    found = conditions_of_table(record)
+    protocol = {
+        name: value for name, value in found["protocol"].items() if not is_condition_of(f"protocol.{name}", "decision")
+    }
+    more = {"protocol": protocol, "inputs": inputs_without_draw(found["inputs"]), "match": record.cell["match"]}
     return json.dumps(found | more, sort_keys=True)
 
 
-def over_models(record: Record) -> str:
+def setup_of_models(record: Record) -> str:
     """Return what the qualities of cells of several models share as one text: all but what a model decides itself.
 
     Texts are the same text in the tokens of each, and what the seed draws is left out as in `setups`.
     """
-    found = shared(record.cell, "text", "task")
-    inputs = {"tasks": undrawn(found["inputs"]).get("tasks"), "protocol": found["protocol"]}
+    found = conditions_for(record.cell, "text", "task")
+    inputs = {"tasks": inputs_without_draw(found["inputs"]).get("tasks"), "protocol": found["protocol"]}
     return json.dumps(inputs | {name: found[name] for name in ("device", "dtype")}, sort_keys=True)
 
 
-def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
+def group_by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Return the records in groups that can be compared, by `setups`."""
     groups: dict[str, list[Record]] = {}
-    for record, key in zip(records, setups(records), strict=True):
+    for record, key in zip(records, setups_of_records(records), strict=True):
         groups.setdefault(key, []).append(record)
     return groups
 
 
-def gate_conditions(record: Record, *, timed: bool | None = None) -> dict[str, Any]:
+def conditions_of_gate(record: Record, *, timed: bool | None = None) -> dict[str, Any]:
     """Return the gate's conditions of a measured record by name; what does not apply is absent.
 
     timed  whether those of speed apply; None: where the record has a speed
@@ -203,11 +207,11 @@ def gate_conditions(record: Record, *, timed: bool | None = None) -> dict[str, A
             for name in condition.place.split("."):
                 value = value.get(name, {})
             if value not in (None, "", {}):
-                found[condition.name] = public(value) if ".versions." in condition.place else value
+                found[condition.name] = version_without_build(value) if ".versions." in condition.place else value
     return found
 
 
-def public(version: str) -> str:
+def version_without_build(version: str) -> str:
     """Return a version without its local part, which names a build: 2.13.0 of 2.13.0+cpu.
 
     Of torch's builds those for CUDA differ in their CUDA, which is a condition of its own.
@@ -215,7 +219,7 @@ def public(version: str) -> str:
     return version.partition("+")[0]
 
 
-def metric_conditions(record: Record, metric: str) -> dict[str, Any]:
+def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
     """Return what must be equal for a metric to be comparable over runs: conditions, the text, the documents."""
     costs = metric.endswith("_seconds") or "memory" in metric
     timed = costs or "speed" in metric or metric.startswith(("prefill", "decode"))
@@ -223,7 +227,7 @@ def metric_conditions(record: Record, metric: str) -> dict[str, Any]:
     kind = "speed" if timed else "size" if metric in record.measured else "text" if text or checked else "task"
     names = {one.name for one in CONDITIONS if kind in one.gate.split() and not (costs and "protocol." in one.place)}
     names |= {BY_PLACE["decisions.calibration.sha256"].name} if costs else set()
-    found = {name: value for name, value in gate_conditions(record, timed=timed).items() if name in names}
+    found = {name: value for name, value in conditions_of_gate(record, timed=timed).items() if name in names}
     if text:
         found["text"] = record.measured["perplexity"][text]["sha256"]
     for task, result in record.measured.get("tasks", {}).items():
@@ -241,11 +245,11 @@ def _text_of(record: Record, metric: str) -> str | None:
     return next((text for text in scored if bare in {f"{name}_{text}" for name in OF_TEXTS}), None)
 
 
-def identity(record: Record) -> dict[str, Any]:
+def identity_of_cell(record: Record) -> dict[str, Any]:
     """Return what pairs a cell with one of another run: label, ratio, seed, and the draw of a random method."""
     cell = record.cell
     found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
-    if (of := ratio_of(cell)) != "all":
+    if (of := base_of_ratio(cell)) != "all":
         found["ratio_of"] = of
     drawn = [stage["parameters"]["seed"] for stage in (*cell.get("earlier", ()), cell) if is_recorded_draw(stage)]
     if drawn:
@@ -253,14 +257,16 @@ def identity(record: Record) -> dict[str, Any]:
     return found
 
 
-def name_of(identity: Mapping[str, Any]) -> str:
+def name_of_identity(identity: Mapping[str, Any]) -> str:
     """Return an `identity` as messages and tables write it: 'laco at 0.1, seed 0'."""
-    ratio = "" if identity["ratio"] is None else f" at {share(identity['ratio'], identity.get('ratio_of', 'all'))}"
+    ratio = (
+        "" if identity["ratio"] is None else f" at {words_of_ratio(identity['ratio'], identity.get('ratio_of', 'all'))}"
+    )
     draw = f", draw {identity['draw']}" if "draw" in identity else ""
     return f"{identity['label']}{ratio}, seed {identity['seed']}{draw}"
 
 
-def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
+def find_dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
     """Return the measured dense cell to compare a record with, of the same seed where there is one.
 
     Else it is one of another seed that has drawn the same documents. Of several it is one of the same versions.
@@ -268,46 +274,46 @@ def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
     dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
     same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
     found = same_seed or [peer for peer in dense if _documents(peer) == _documents(record)]
-    return min(found, key=lambda peer: len(other_versions(record, peer)), default=None)
+    return min(found, key=lambda peer: len(find_unlike_versions(record, peer)), default=None)
 
 
 def _documents(record: Record) -> Any:
     return record.cell.get("inputs", {}).get("tasks")
 
 
-def other_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
+def find_unlike_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
     """Return the packages whose version is another than the dense cell's: {name: (here, there)}, empty without one."""
     here = record.environment.get("versions", {})
     there = dense.environment.get("versions", {}) if dense else {}
     return {name: (here[name], there[name]) for name in here if name in there and here[name] != there[name]}
 
 
-def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
+def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     """Say of each setup what it has otherwise than the others, but for model, device, dtype and profile.
 
     What the inputs have is left out where it tells nothing apart that the rest does not. A model is said where another
     one is shown by the same name, and of many fields those beyond MOST that alone tell two setups apart.
     """
-    groups = by_setup(records)
-    found = {key: flat(conditions_of(group[0])) for key, group in groups.items()}
-    shown = {key: display_name(group[0]) for key, group in groups.items()}
-    names = model_names({record.cell["model"] for record in records})
+    groups = group_by_setup(records)
+    found = {key: flatten(conditions_of_table(group[0])) for key, group in groups.items()}
+    shown = {key: name_of_model(group[0]) for key, group in groups.items()}
+    names = names_of_models({record.cell["model"] for record in records})
     said = ("model", "device", "dtype", "protocol.profile")
-    varying = differing(list(found.values()))
+    varying = names_of_differences(list(found.values()))
     asked = [name for name in varying if name.partition(".")[0] != "inputs"]
     if len({json.dumps([fields.get(name) for name in asked]) for fields in found.values()}) == len(found):
         varying = asked
     named = list[str]()
     heads = {key: [shown[key], *(fields.get(name) for name in said)] for key, fields in found.items()}
     for name in (name for name in varying if name not in said):
-        with_it = {key: [*head, brief(found[key].get(name))] for key, head in heads.items()}
+        with_it = {key: [*head, shorten_value(found[key].get(name))] for key, head in heads.items()}
         if len(named) < MOST or _distinct(with_it) > _distinct(heads):
             named.append(name)
             heads = with_it
     return {
         key: (
-            *[f"model {names[fields['model']]}"] * _is_shared(shown, found, key),
-            *(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in named),
+            *[f"model {names[fields['model']]}"] * _is_name_of_several(shown, found, key),
+            *(f"{name.rpartition('.')[2]} {shorten_value(fields.get(name))}" for name in named),
         )
         for key, fields in found.items()
     }
@@ -318,12 +324,14 @@ def _distinct(heads: Mapping[str, Any]) -> int:
     return len({json.dumps(head) for head in heads.values()})
 
 
-def _is_shared(shown: Mapping[str, str], found: Mapping[str, Mapping[str, Any]], key: str) -> bool:
+def _is_name_of_several(shown: Mapping[str, str], conditions: Mapping[str, Mapping[str, Any]], key: str) -> bool:
     """Say whether another model is shown by the name of a setup's."""
-    return any(shown[other] == shown[key] and found[other]["model"] != found[key]["model"] for other in found)
+    return any(
+        shown[other] == shown[key] and conditions[other]["model"] != conditions[key]["model"] for other in conditions
+    )
 
 
-def differing(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
+def names_of_differences(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name the fields in which flat conditions differ; a text or task that only some have the protocol names alone."""
     names = dict.fromkeys(name for fields in conditions for name in fields)
     values = {name: [json.dumps(fields.get(name)) for fields in conditions] for name in names}
@@ -335,14 +343,14 @@ def differing(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
     """Return a nested dictionary as a flat one: {"a": {"b": 1}} as {"a.b": 1}."""
     if isinstance(value, dict) and value:
-        return {name: one for key, inner in value.items() for name, one in flat(inner, f"{path}.{key}").items()}
+        return {name: one for key, inner in value.items() for name, one in flatten(inner, f"{path}.{key}").items()}
     return {path.lstrip("."): value}
 
 
-def brief(value: Any) -> str:
+def shorten_value(value: Any) -> str:
     """Write the value of a condition so short that a sentence can hold it."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return "+".join(value) or "none"
@@ -352,7 +360,7 @@ def brief(value: Any) -> str:
     return json.dumps(f"{value[:12]}...") if isinstance(value, str) else f"{text[:12]}..."
 
 
-def draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
+def group_draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
     """Return the places of the records that share a row: measured cells that differ in what was drawn alone.
 
     That is the choice of a random method, whose cells have a parameter for its seed, and what the cell's own seed
@@ -363,7 +371,7 @@ def draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
     seeds = seeds and len({record.cell["seed"] for record in records}) > 1
     for number, record in enumerate(records):
         random = record.status == "ok" and any(map(is_recorded_draw, (*record.cell.get("earlier", ()), record.cell)))
-        key = _undrawn_cell(record, random=random, seeds=seeds) if random or seeds else str(number)
+        key = _cell_without_draw(record, random=random, seeds=seeds) if random or seeds else str(number)
         others = {records[other].cell["seed"] for other in rows.get(key, ())}
         rows.setdefault(key if random or record.cell["seed"] not in others else str(number), []).append(number)
     return [
@@ -372,18 +380,18 @@ def draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
     ]
 
 
-def _undrawn_cell(record: Record, *, random: bool, seeds: bool) -> str:
+def _cell_without_draw(record: Record, *, random: bool, seeds: bool) -> str:
     """Return all that was asked for and that it stands on but for what was drawn, as one text."""
     *earlier, cell = [
         {**stage, "parameters": {**stage["parameters"], "seed": None}} if random and is_recorded_draw(stage) else stage
         for stage in (*record.cell.get("earlier", ()), record.cell)
     ]
     inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
-    drawn = {"seed": None, "inputs": undrawn(inputs)} if seeds else {"inputs": inputs}
+    drawn = {"seed": None, "inputs": inputs_without_draw(inputs)} if seeds else {"inputs": inputs}
     return json.dumps([record.status, {**cell, "earlier": earlier, **drawn}], sort_keys=True)
 
 
-def undrawn(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def inputs_without_draw(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs without what the seed draws: the calibration, and of each task the documents."""
     found = {name: value for name, value in inputs.items() if name != "calibration_sha256"}
     if "tasks" in found:

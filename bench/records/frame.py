@@ -51,11 +51,17 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import label, ratio_of
+from bench.plan.cell import base_of_ratio, label_of_cell
 from bench.records.answers import CHANCE
-from bench.records.comparability import OF_TEXTS, by_setup, dense_peer, identity, other_versions
+from bench.records.comparability import (
+    OF_TEXTS,
+    find_dense_peer,
+    find_unlike_versions,
+    group_by_setup,
+    identity_of_cell,
+)
 from bench.records.measured import ANSWER_BPB, is_accuracy
-from bench.records.record import Record, display_name, main_metric, peak_bytes, requested_ratio
+from bench.records.record import Record, main_metric, name_of_model, peak_of_stage, requested_ratio
 from bench.stats.intervals import NORMAL_95, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
 
@@ -80,13 +86,15 @@ CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "disti
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
 
 
-def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return a row for each record, in their order; what was not measured is None or absent."""
-    groups = [(group, accuracies(group), answered(group)) for group in by_setup(records).values()]
+    groups = [
+        (group, tasks_with_accuracies(group), tasks_with_answers(group)) for group in group_by_setup(records).values()
+    ]
     peers = {id(record): both for both in groups for record in both[0]}
     found = [(record, *peers[id(record)]) for record in records]
     return [
-        _row(record, dense_peer(record, group), names, right) | _whole(record, group)
+        _row(record, find_dense_peer(record, group), names, right) | _whole(record, group)
         for record, group, names, right in found
     ]
 
@@ -97,32 +105,32 @@ def _whole(record: Record, group: Sequence[Record]) -> dict[str, float]:
     return {f"{of}_stays": 1.0 for of in sorted(asked)} if record.cell["method"] == "dense" else {}
 
 
-def frame(records: Sequence[Record]) -> pd.DataFrame:
+def frame_of_records(records: Sequence[Record]) -> pd.DataFrame:
     """Return the rows of the records as a data frame, with the columns that the head of this file lists."""
     import pandas as pd
 
-    found = rows(records)
-    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns(found)})
+    found = rows_of_records(records)
+    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns_of_rows(found)})
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of all figures, in the order of the fullest row, so that a failed cell does not set it."""
     return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
 
 
-def removed_too_little(record: Record) -> bool:
+def removes_too_little(record: Record) -> bool:
     """Say whether a cell removed so much less than its budget that its figures flatter it."""
-    by = missed_by(record.measured)
+    by = budget_miss(record.measured)
     return by is not None and by < -MISS
 
 
-def missed(record: Record) -> bool:
+def misses_budget(record: Record) -> bool:
     """Say whether a cell removed so much more or less than its budget that it is marked."""
-    by = missed_by(record.measured)
+    by = budget_miss(record.measured)
     return by is not None and abs(by) > MISS
 
 
-def missed_by(measured: Mapping[str, Any]) -> float | None:
+def budget_miss(measured: Mapping[str, Any]) -> float | None:
     """Return how much more was removed than the budget, as a share of the dense model's; None where there was none."""
     if "budget" in measured:
         return float(measured["budget"]["share"] - measured["budget"]["stays"])
@@ -130,48 +138,50 @@ def missed_by(measured: Mapping[str, Any]) -> float | None:
     return None if ratio is None or budget is None else float(ratio - budget)
 
 
-def amount_column(of: str) -> str:
+def column_of_amount(of: str) -> str:
     """Return the column of what was removed, or of what stays of the quantity of a budget."""
     return f"{of}_stays" if of in QUANTITIES else "ratio"
 
 
-def texts(records: Sequence[Record]) -> list[str]:
+def texts_of_records(records: Sequence[Record]) -> list[str]:
     """Return the texts with a perplexity, in the protocol's order."""
-    return _measured(records, "perplexity", "texts")
+    return _names_measured_by(records, "perplexity", "texts")
 
 
-def tasks(records: Sequence[Record]) -> list[str]:
+def tasks_of_records(records: Sequence[Record]) -> list[str]:
     """Return the tasks with a result, in the protocol's order."""
-    return _measured(records, "tasks", "tasks")
+    return _names_measured_by(records, "tasks", "tasks")
 
 
-def accuracies(records: Sequence[Record]) -> list[str]:
+def tasks_with_accuracies(records: Sequence[Record]) -> list[str]:
     """Return the tasks of which any record has an accuracy, in the protocol's order."""
     found = {name for record in records for name in _accuracies(record)}
-    return [name for name in tasks(records) if name in found]
+    return [name for name in tasks_of_records(records) if name in found]
 
 
-def answered(records: Sequence[Record]) -> list[str]:
+def tasks_with_answers(records: Sequence[Record]) -> list[str]:
     """Return the tasks of which any record has the bits per byte of the right answer, in the protocol's order."""
     found = {name for record in records for name in _answers(record)}
-    return [name for name in tasks(records) if name in found]
+    return [name for name in tasks_of_records(records) if name in found]
 
 
-def task_column(name: str, task: Mapping[str, Any]) -> str:
+def column_of_task(name: str, task: Mapping[str, Any]) -> str:
     """Return the column of a task's main metric."""
     return f"{'task' if is_accuracy(task) else 'score'}_{name}"
 
 
-def task_columns(records: Sequence[Record]) -> list[str]:
+def columns_of_tasks(records: Sequence[Record]) -> list[str]:
     """Return the columns of the tasks' main metrics, in the protocol's order, accuracies first."""
-    results = [(name, record.measured.get("tasks", {}).get(name)) for name in tasks(records) for record in records]
-    columns = dict.fromkeys(task_column(name, result) for name, result in results if result)
+    results = [
+        (name, record.measured.get("tasks", {}).get(name)) for name in tasks_of_records(records) for record in records
+    ]
+    columns = dict.fromkeys(column_of_task(name, result) for name, result in results if result)
     return sorted(columns, key=lambda column: column.startswith("score_"))
 
 
-def _measured(records: Sequence[Record], block: str, asked: str) -> list[str]:
+def _names_measured_by(records: Sequence[Record], block: str, protocol_field: str) -> list[str]:
     names = [name for record in records for name in record.measured.get(block, {})]
-    order = [name for record in records for name in record.cell["protocol"].get(asked, ())]
+    order = [name for record in records for name in record.cell["protocol"].get(protocol_field, ())]
     return [name for name in dict.fromkeys([*order, *names]) if name in names]
 
 
@@ -186,7 +196,7 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
             row[f"{name}_{text}"] = result.get(name)
     row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
     for task, result in measured.get("tasks", {}).items():
-        row |= _task(task_column(task, result), result)
+        row |= _task(column_of_task(task, result), result)
     answers = _answers(record)
     for task, result in answers.items():
         row |= {f"{ANSWER_BPB}_{task}": result["value"], f"{ANSWER_BPB}_{task}_stderr": result.get("stderr")}
@@ -195,14 +205,14 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
     row |= _speed(record)
     row["prune_seconds"] = measured.get("prune_seconds")
     row |= {f"heal_{name}": measured["healing"][name] for name in ("seconds", "tokens") if "healing" in measured}
-    if (to_prune := peak_bytes(measured, "prune")) is not None:
+    if (to_prune := peak_of_stage(measured, "prune")) is not None:
         row["prune_memory_bytes"] = to_prune
-    row["peak_memory_bytes"] = peak_bytes(measured)
+    row["peak_memory_bytes"] = peak_of_stage(measured)
     flags = [
-        *["missed_ratio"] * missed(record),
+        *["missed_ratio"] * misses_budget(record),
         *["no_dense_cell"] * (dense is None),
-        *["other_versions"] * bool(other_versions(record, dense)),
-        *["misfit"] * any(misfits(record)),
+        *["other_versions"] * bool(find_unlike_versions(record, dense)),
+        *["misfit"] * any(find_misfits(record)),
     ]
     return row | {"flags": " ".join(flags) or None}
 
@@ -210,13 +220,13 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
 def _identity(record: Record) -> dict[str, Any]:
     cell = record.cell
     return {
-        "model": display_name(record),
-        "label": label(cell),
+        "model": name_of_model(record),
+        "label": label_of_cell(cell),
         "method": cell["method"],
         "requested_ratio": requested_ratio(record),
-        "ratio_of": None if requested_ratio(record) is None else ratio_of(cell),
+        "ratio_of": None if requested_ratio(record) is None else base_of_ratio(cell),
         "seed": cell["seed"],
-        "draw": identity(record).get("draw"),
+        "draw": identity_of_cell(record).get("draw"),
         "match": cell["match"],
         "device": cell["device"],
         "dtype": cell["dtype"],
@@ -228,7 +238,7 @@ def _identity(record: Record) -> dict[str, Any]:
 
 
 def _size(measured: dict[str, Any]) -> dict[str, Any]:
-    row = {"ratio": measured.get("ratio"), "ratio_budget": measured.get("ratio_budget"), "miss": missed_by(measured)}
+    row = {"ratio": measured.get("ratio"), "ratio_budget": measured.get("ratio_budget"), "miss": budget_miss(measured)}
     if asked := measured.get("budget"):
         row |= {f"{asked['of']}_stays": asked["stays"], f"{asked['of']}_budget": asked["share"]}
     return row | {name: measured.get(name) for name in AS_MEASURED}
@@ -290,13 +300,13 @@ def _average(
     if len(chances) == len(names):
         row["average_chance"] = fmean(chances)
     asked = ("main", "version", "documents", "fewshot")
-    if all(task in dense and _same(measured[task], dense[task], asked) for task in names):
+    if all(task in dense and _is_same(measured[task], dense[task], asked) for task in names):
         baseline = fmean(main_metric(dense[task])["value"] for task in names)
         row["kept"] = average / baseline if baseline else None
     return row
 
 
-def timed(record: Record, stage: str) -> dict[str, Any] | None:
+def main_timing(record: Record, stage: str) -> dict[str, Any] | None:
     """Return what was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
     asked = record.cell["protocol"]
     for point in record.measured.get("speed", {}).get("points", ()):
@@ -308,7 +318,7 @@ def timed(record: Record, stage: str) -> dict[str, Any] | None:
     return None
 
 
-def tokens(point: Mapping[str, Any]) -> int:
+def tokens_of_point(point: Mapping[str, Any]) -> int:
     """Return the tokens that one timed call computes, over all sequences of its batch."""
     return int(point["batch"]) * int(point["length"] if point["kind"] == "prefill" else 1)
 
@@ -317,19 +327,19 @@ def _speed(record: Record) -> dict[str, float | None]:
     """Return the speed beside the dense model, which was timed in turns with this one, and the absolute speed."""
     row: dict[str, float | None] = {}
     for stage in STAGES:
-        point = timed(record, stage)
+        point = main_timing(record, stage)
         if point is not None:
             row[f"{stage}_speed"] = point.get("speedup")
             row |= {f"{stage}_speed_{end}": point.get(f"speedup_{end}") for end in ("low", "high")}
             if stage == "prefill":
-                row["prefill_tokens_per_second"] = 1000 * tokens(point) / point["pruned_ms"]
+                row["prefill_tokens_per_second"] = 1000 * tokens_of_point(point) / point["pruned_ms"]
             else:
                 row["decode_ms_per_token"] = point["pruned_ms"]
     return row
 
 
-def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return all(one.get(name) == other.get(name) for name in names)
+def _is_same(first: Mapping[str, Any], second: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(first.get(name) == second.get(name) for name in names)
 
 
 def _column(values: list[Any]) -> pd.Series[Any]:
@@ -346,30 +356,30 @@ FAR = 2.0  # held-out errors are far above the fitted ones from so many times th
 SMALL = 0.01  # a share of the squared state that may be missed, whatever the fitted ones are
 
 
-def fits(record: Record) -> list[dict[str, Any]]:
+def fits_of_record(record: Record) -> list[dict[str, Any]]:
     """Return what the record says of each fit, in the order in which they were made: windows, then a compensation."""
     mended = record.decisions.get("compensation", {})
     lists = record.decisions.get("errors"), mended.get("cuts"), mended.get("refitted")
     return [one for found in lists for one in found or [] if "error_after" in one]
 
 
-def misfits(record: Record) -> Iterator[tuple[str, str, float, float]]:
+def find_misfits(record: Record) -> Iterator[tuple[str, str, float, float]]:
     """Yield (where, of which tokens, fitted and held-out error) of each fit that does not hold on other sequences."""
-    for one in fits(record):
+    for one in fits_of_record(record):
         for tokens, errors in (("tokens", one), ("attention sinks", one.get("sinks", {}))):
             held_out = errors.get("error_held_out")
             if held_out is not None and held_out > max(FAR * errors["error_after"], SMALL):
-                yield _where(one), tokens, errors["error_after"], held_out
+                yield _place_of_fit(one), tokens, errors["error_after"], held_out
 
 
-def _where(one: dict[str, Any]) -> str:
+def _place_of_fit(fit: dict[str, Any]) -> str:
     """Say where a fit was made: behind what is left at a cut, in a block, or for a window of layers."""
-    if "window" in one:
-        first, last = one["window"]
+    if "window" in fit:
+        first, last = fit["window"]
         return f"for layers {first} to {last}"
-    if "part" in one:
-        return f"of {one['part']} {one['layer']}"
-    return f"for {', '.join(one['removed'])}"
+    if "part" in fit:
+        return f"of {fit['part']} {fit['layer']}"
+    return f"for {', '.join(fit['removed'])}"
 
 
 def may_be_guessed(row: Mapping[str, Any], column: str) -> bool:
@@ -383,22 +393,26 @@ def may_be_guessed(row: Mapping[str, Any], column: str) -> bool:
     return bool(low <= chance)
 
 
-def above_guessing(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+def drop_guessed_tasks(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     """Return the records without the tasks in which their dense model may guess, and a sentence about each of those.
 
     Where a setup has no dense cell, all of its tasks stay.
     """
     kept, said = list[Record](), dict[str, None]()
     left_out: dict[int, set[str]] = {}
-    for group in by_setup(records).values():
+    for group in group_by_setup(records).values():
         dense = [record for record in group if record.cell["method"] == "dense" and record.status == "ok"]
-        guessed = {name: row for record, row in zip(dense, rows(dense), strict=True) for name in _guessed(record, row)}
+        guessed = {
+            name: row
+            for record, row in zip(dense, rows_of_records(dense), strict=True)
+            for name in _tasks_of_guesses(record, row)
+        }
         left_out |= {id(record): set(guessed) for record in group}
         for name, row in guessed.items():
             column = f"task_{name}"
             low, high = (100 * row[f"{column}_{end}"] for end in ("low", "high"))
             said[
-                f"{name} is left out: the dense {display_name(group[0])} has {100 * row[column]:.1f} % "
+                f"{name} is left out: the dense {name_of_model(group[0])} has {100 * row[column]:.1f} % "
                 f"[{low:.1f}, {high:.1f}], and guesses have {100 * row[f'{column}_chance']:.1f} %"
             ] = None
     for record in records:
@@ -408,7 +422,7 @@ def above_guessing(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     return kept, list(said)
 
 
-def _guessed(record: Record, row: Mapping[str, Any]) -> list[str]:
+def _tasks_of_guesses(record: Record, row: Mapping[str, Any]) -> list[str]:
     """Return the tasks of a cell in which its accuracy may be that of guesses."""
     tasks = record.measured.get("tasks", {})
-    return [name for name, task in tasks.items() if may_be_guessed(row, task_column(name, task))]
+    return [name for name, task in tasks.items() if may_be_guessed(row, column_of_task(name, task))]

@@ -51,37 +51,37 @@ class Section:
     rows: tuple[FieldRow, ...]
 
 
-def json_schema(layout: type[Layout]) -> dict[str, Any]:
+def schema_of_layout(layout: type[Layout]) -> dict[str, Any]:
     """Return the JSON schema of a layout, which knows all rules that concern one field alone."""
-    found: dict[str, Any] = _cleaned(layout.model_json_schema())
+    found: dict[str, Any] = _without_titles(layout.model_json_schema())
     return {"$schema": DIALECT, "title": layout.__name__} | found
 
 
-def _cleaned(schema: Any, of_names: bool = False) -> Any:
+def _without_titles(schema: Any, of_names: bool = False) -> Any:
     """Leave out titles, which repeat names, and the default null, which stands for what is absent.
 
     of_names  whether the keys are names of fields, and no words of JSON Schema
     """
     if isinstance(schema, list):
-        return [_cleaned(one) for one in schema]
+        return [_without_titles(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
     left_out = () if of_names else ("title", "default")
     return {
-        name: _cleaned(one, name in ("properties", "$defs") and not of_names)
+        name: _without_titles(one, name in ("properties", "$defs") and not of_names)
         for name, one in schema.items()
         if name not in left_out
     }
 
 
-def sections(layout: type[Layout]) -> list[Section]:
+def sections_of_layout(layout: type[Layout]) -> list[Section]:
     """Return the objects of a layout from the outside to the inside, each kind of them once."""
-    schema = json_schema(layout)
-    return list(_walked(schema, schema["$defs"], "", "", {}))
+    schema = schema_of_layout(layout)
+    return list(_walk_objects(schema, schema["$defs"], "", "", {}))
 
 
-def _walked(
-    schema: Mapping[str, Any], known: Mapping[str, Any], path: str, source: str, seen: dict[str, str]
+def _walk_objects(
+    schema: Mapping[str, Any], known: Mapping[str, Any], path: str, source: str, path_by_kind: dict[str, str]
 ) -> Iterator[Section]:
     """Yield an object and those inside it. `seen` holds where each kind of object was described."""
     needed, source = schema.get("required", ()), schema.get("source") or source
@@ -91,15 +91,15 @@ def _walked(
         meaning = str(field.get("description", ""))
         for kind, ending in _objects(field):
             place = f"{path}.{name}{ending}".removeprefix(".")
-            if kind in seen:
-                meaning += f" (as {seen[kind]})"
+            if kind in path_by_kind:
+                meaning += f" (as {path_by_kind[kind]})"
             else:
-                seen[kind] = place
+                path_by_kind[kind] = place
                 inside.append((known[kind], place, by))
         rows.append(FieldRow(name, _kind(field), _unit(field), name in needed, meaning, by))
     yield Section(path, str(schema.get("description", "")), tuple(rows))
     for one, place, by in inside:
-        yield from _walked(one, known, place, by, seen)
+        yield from _walk_objects(one, known, place, by, path_by_kind)
 
 
 def _objects(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

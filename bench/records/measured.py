@@ -42,8 +42,8 @@ from bench.plan.kinds import (
     SomeParameters,
     Tokens,
     Whole,
-    absent,
-    needed,
+    declare_field,
+    declare_optional_field,
 )
 from bench.records.asked import HealingRecipe
 from bench.records.speed_results import SpeedFound
@@ -69,10 +69,10 @@ class CalibrationDrawn(Layout):
 
     source: ClassVar[str] = "bench.runs.measure"
 
-    source_text: str = absent("name or file of the text", alias="source")
-    seed: Whole = absent("of the draw of sequences")
-    shape: list[Count] = absent("[sequences, tokens of each]")
-    sha256: Sha256 = needed("of the tokens and their mask")
+    source_text: str = declare_optional_field("name or file of the text", alias="source")
+    seed: Whole = declare_optional_field("of the draw of sequences")
+    shape: list[Count] = declare_optional_field("[sequences, tokens of each]")
+    sha256: Sha256 = declare_field("of the tokens and their mask")
 
 
 class FitErrors(Layout):
@@ -80,9 +80,9 @@ class FitErrors(Layout):
 
     source: ClassVar[str] = "methods.least_squares"
 
-    error_before: Error = absent("without the fit")
-    error_after: Error = absent("with it, on the sequences that it was made of")
-    error_held_out: Error = absent("of a fit to three quarters of the sequences, on the last quarter")
+    error_before: Error = declare_optional_field("without the fit")
+    error_after: Error = declare_optional_field("with it, on the sequences that it was made of")
+    error_held_out: Error = declare_optional_field("of a fit to three quarters of the sequences, on the last quarter")
 
     @model_validator(mode="after")
     def _held_out_beside_fitted(self) -> Self:
@@ -95,18 +95,20 @@ class FitErrors(Layout):
 class SinkErrors(FitErrors):
     """Says the same of attention sinks alone."""
 
-    tokens: Tokens = absent("that are sinks")
+    tokens: Tokens = declare_optional_field("that are sinks")
 
 
 class FitDone(FitErrors):
     """Says where a fit was made, and how well it holds on tokens that are no attention sinks."""
 
-    window: Annotated[list[LayerNumber], Field(min_length=2, max_length=2)] = absent("first and last of its layers")
-    part: Name = absent("attention or mlp, where a matrix was fitted anew")
-    layer: LayerNumber = absent("whose part that is")
-    removed: list[str] = absent("what stood at the cut that it mends")
-    behind_layer: Whole = absent("where that cut is; -1 in front of the first layer")
-    sinks: SinkErrors = absent("over attention sinks")
+    window: Annotated[list[LayerNumber], Field(min_length=2, max_length=2)] = declare_optional_field(
+        "first and last of its layers"
+    )
+    part: Name = declare_optional_field("attention or mlp, where a matrix was fitted anew")
+    layer: LayerNumber = declare_optional_field("whose part that is")
+    removed: list[str] = declare_optional_field("what stood at the cut that it mends")
+    behind_layer: Whole = declare_optional_field("where that cut is; -1 in front of the first layer")
+    sinks: SinkErrors = declare_optional_field("over attention sinks")
 
     @model_validator(mode="after")
     def _has_a_place(self) -> Self:
@@ -123,9 +125,9 @@ class FitsDone(Layout):
 
     source: ClassVar[str] = "methods"
 
-    cuts: list[FitDone] = absent("of a compensation that maps the states behind a cut")
-    refitted: list[FitDone] = absent("of one that solves for matrices anew")
-    errors: list[FitDone] = absent("of laco-ls, for each window of layers")
+    cuts: list[FitDone] = declare_optional_field("of a compensation that maps the states behind a cut")
+    refitted: list[FitDone] = declare_optional_field("of one that solves for matrices anew")
+    errors: list[FitDone] = declare_optional_field("of laco-ls, for each window of layers")
 
 
 class CompensationDone(FitsDone):
@@ -133,9 +135,9 @@ class CompensationDone(FitsDone):
 
     source: ClassVar[str] = "methods.compensation"
 
-    name: Name = absent("of the compensation")
-    added_parameters: Parameters = absent("that it put into the model")
-    tokens: Tokens = absent("that it was fitted to")
+    name: Name = declare_optional_field("of the compensation")
+    added_parameters: Parameters = declare_optional_field("that it put into the model")
+    tokens: Tokens = declare_optional_field("that it was fitted to")
 
 
 class MergeTried(Layout):
@@ -143,37 +145,41 @@ class MergeTried(Layout):
 
     source: ClassVar[str] = "methods.depth.laco"
 
-    pointer: LayerNumber = needed("layer that the others merge into")
-    layers: Layers = absent("of the model at that time")
-    merged: Layers = absent("that would be merged")
-    similarity: float | None = needed("cosine of the last states to the dense model's")
-    accepted: bool = needed("whether it was above the threshold")
+    pointer: LayerNumber = declare_field("layer that the others merge into")
+    layers: Layers = declare_optional_field("of the model at that time")
+    merged: Layers = declare_optional_field("that would be merged")
+    similarity: float | None = declare_field("cosine of the last states to the dense model's")
+    accepted: bool = declare_field("whether it was above the threshold")
 
 
 class WhatWent(FitsDone):
     """Says what went, in the words that all methods share, which reports read."""
 
-    removed_layers: list[LayerNumber] = absent("whole layers")
-    removed_attention: list[LayerNumber] = absent("layers that lost their attention")
-    removed_mlp: list[LayerNumber] = absent("layers that lost their MLP")
-    removed_kv_heads: list[list[Count]] = absent("of each layer, numbers of the key/value heads that went")
-    removed_channels: list[list[Count]] = absent("of each layer, numbers of the MLP channels that went")
-    removed_experts: list[list[Count]] = absent("of each layer, numbers of the experts that went; none of a single MLP")
-    kv_heads: list[Count] = absent("of each layer, how many are left")
-    channels: list[Count] = absent("of each layer, how many are left")
-    experts: list[Count] = absent("of each layer, how many are left; 0 of a single MLP")
-    d: Count = absent("residual width that is left")
-    width: Positive = absent("residual width of the dense model")
-    threshold: float | None = absent("of laco: the similarity above which layers were merged")
-    trace: list[MergeTried] = absent("of laco: every window that was tried")
-    removal_order: list[str] = absent(
+    removed_layers: list[LayerNumber] = declare_optional_field("whole layers")
+    removed_attention: list[LayerNumber] = declare_optional_field("layers that lost their attention")
+    removed_mlp: list[LayerNumber] = declare_optional_field("layers that lost their MLP")
+    removed_kv_heads: list[list[Count]] = declare_optional_field(
+        "of each layer, numbers of the key/value heads that went"
+    )
+    removed_channels: list[list[Count]] = declare_optional_field("of each layer, numbers of the MLP channels that went")
+    removed_experts: list[list[Count]] = declare_optional_field(
+        "of each layer, numbers of the experts that went; none of a single MLP"
+    )
+    kv_heads: list[Count] = declare_optional_field("of each layer, how many are left")
+    channels: list[Count] = declare_optional_field("of each layer, how many are left")
+    experts: list[Count] = declare_optional_field("of each layer, how many are left; 0 of a single MLP")
+    d: Count = declare_optional_field("residual width that is left")
+    width: Positive = declare_optional_field("residual width of the dense model")
+    threshold: float | None = declare_optional_field("of laco: the similarity above which layers were merged")
+    trace: list[MergeTried] = declare_optional_field("of laco: every window that was tried")
+    removal_order: list[str] = declare_optional_field(
         "of a greedy search: what went, the first first; of laco-ls all that is gone by each step, and in what is taken"
     )
-    free_removals: Count = absent("how many of those another ratio may begin with")
-    generations: Count = absent("of an evolutionary search: how many were done")
-    of_generations: Count = absent("how many were asked for; more where its minutes ended it")
-    compensation: CompensationDone = absent("how the model was repaired")
-    calibration: CalibrationDrawn = absent("which tokens it was shown")
+    free_removals: Count = declare_optional_field("how many of those another ratio may begin with")
+    generations: Count = declare_optional_field("of an evolutionary search: how many were done")
+    of_generations: Count = declare_optional_field("how many were asked for; more where its minutes ended it")
+    compensation: CompensationDone = declare_optional_field("how the model was repaired")
+    calibration: CalibrationDrawn = declare_optional_field("which tokens it was shown")
 
 
 class EarlierFigures(Layout):
@@ -181,13 +187,13 @@ class EarlierFigures(Layout):
 
     source: ClassVar[str] = "bench.runs.measure"
 
-    parameters: Parameters = absent("stored parameters")
-    layers: Layers = needed("that are left")
-    ratio: Ratio = absent("of the dense model's parameters")
-    ratio_budget: Ratio = absent("what it had to meet")
-    pruned_sha256: Sha256 = absent("of every tensor")
-    prune_seconds: Seconds = absent("of pruning")
-    healing: dict[str, Any] = absent("of training, as in `measured`")
+    parameters: Parameters = declare_optional_field("stored parameters")
+    layers: Layers = declare_field("that are left")
+    ratio: Ratio = declare_optional_field("of the dense model's parameters")
+    ratio_budget: Ratio = declare_optional_field("what it had to meet")
+    pruned_sha256: Sha256 = declare_optional_field("of every tensor")
+    prune_seconds: Seconds = declare_optional_field("of pruning")
+    healing: dict[str, Any] = declare_optional_field("of training, as in `measured`")
 
 
 class StageDecided(Layout):
@@ -195,19 +201,21 @@ class StageDecided(Layout):
 
     source: ClassVar[str] = "bench.runs.store"
 
-    label: Name = absent("the method with its parameters")
-    method: Name = needed("its name")
-    parameters: dict[str, Any] = absent("by name")
-    ratio: Ratio | None = absent("that was asked for")
-    healing: HealingRecipe = absent("how it was trained")
-    decisions: WhatWent = needed("what it removed")
-    measured: EarlierFigures = needed("what was measured of it")
+    label: Name = declare_optional_field("the method with its parameters")
+    method: Name = declare_field("its name")
+    parameters: dict[str, Any] = declare_optional_field("by name")
+    ratio: Ratio | None = declare_optional_field("that was asked for")
+    healing: HealingRecipe = declare_optional_field("how it was trained")
+    decisions: WhatWent = declare_field("what it removed")
+    measured: EarlierFigures = declare_field("what was measured of it")
 
 
 class DecidedAll(WhatWent):
     """Says what the method decided; layers go by their numbers in the model that it was given."""
 
-    earlier: list[StageDecided] = absent("what became of each stage before, the first one first", "bench.runs.store")
+    earlier: list[StageDecided] = declare_optional_field(
+        "what became of each stage before, the first one first", "bench.runs.store"
+    )
 
 
 class BudgetMet(Layout):
@@ -215,11 +223,11 @@ class BudgetMet(Layout):
 
     source: ClassVar[str] = "methods.budget"
 
-    of: Annotated[str, OneOf(tuple(QUANTITIES))] = needed("which quantity")
-    share: Share = needed("of the dense model's that may stay")
-    stays: Amount = needed("share that does stay")
-    ratio: Ratio = needed("of all parameters, that the method was asked for")
-    tried: list[Pair] = absent("[ratio, what stays] of each pruning")
+    of: Annotated[str, OneOf(tuple(QUANTITIES))] = declare_field("which quantity")
+    share: Share = declare_field("of the dense model's that may stay")
+    stays: Amount = declare_field("share that does stay")
+    ratio: Ratio = declare_field("of all parameters, that the method was asked for")
+    tried: list[Pair] = declare_optional_field("[ratio, what stays] of each pruning")
 
 
 class PeakOfDevice(Layout):
@@ -227,16 +235,16 @@ class PeakOfDevice(Layout):
 
     source: ClassVar[str] = "bench.system.memory"
 
-    allocated_bytes: Bytes = absent("by tensors")
-    reserved_bytes: Bytes = absent("held by torch")
+    allocated_bytes: Bytes = declare_optional_field("by tensors")
+    reserved_bytes: Bytes = declare_optional_field("held by torch")
 
 
 class PeakOfStage(PeakOfDevice):
     """Holds the highest memory during one stage of the cell, over all GPUs together or of the process on a CPU."""
 
-    resident_bytes: Bytes = absent("of the process, on a CPU")
-    anonymous_bytes: Bytes = absent("of the process in no file, on a CPU, looked at every 0.02 s")
-    each: list[PeakOfDevice] = absent("GPU by itself, of several")
+    resident_bytes: Bytes = declare_optional_field("of the process, on a CPU")
+    anonymous_bytes: Bytes = declare_optional_field("of the process in no file, on a CPU, looked at every 0.02 s")
+    each: list[PeakOfDevice] = declare_optional_field("GPU by itself, of several")
 
     @model_validator(mode="after")
     def _has_a_peak(self) -> Self:
@@ -251,13 +259,13 @@ class LearningPoint(Layout):
 
     source: ClassVar[str] = "bench.healing"
 
-    step: Count = needed("of the optimiser")
-    tokens: Tokens = needed("trained on so far")
-    seconds: Seconds = needed("of training so far")
-    loss: float = absent("on the training text since the point before, nats per token")
-    heldout_loss: Nats = needed("on held-out sequences")
-    heldout_loss_low: Nats = needed("lower end of its 95 % interval")
-    heldout_loss_high: Nats = needed("upper end of its 95 % interval")
+    step: Count = declare_field("of the optimiser")
+    tokens: Tokens = declare_field("trained on so far")
+    seconds: Seconds = declare_field("of training so far")
+    loss: float = declare_optional_field("on the training text since the point before, nats per token")
+    heldout_loss: Nats = declare_field("on held-out sequences")
+    heldout_loss_low: Nats = declare_field("lower end of its 95 % interval")
+    heldout_loss_high: Nats = declare_field("upper end of its 95 % interval")
 
 
 class HealingFound(Layout):
@@ -265,13 +273,13 @@ class HealingFound(Layout):
 
     source: ClassVar[str] = "bench.runs.measure"
 
-    recipe: HealingRecipe = absent("how, with the steps that follow from it", "bench.plan.protocol")
-    text_sha256: Sha256 = absent("of the tokens")
-    start_sha256: Sha256 = absent("of the model before training, as pruned_sha256")
-    tokens: Tokens = needed("trained on")
-    seconds: Seconds = needed("of training, over all attempts")
-    tokens_per_second: Amount = absent("of training")
-    curve: Annotated[list[LearningPoint], Field(min_length=1)] = needed("of learning", "bench.healing")
+    recipe: HealingRecipe = declare_optional_field("how, with the steps that follow from it", "bench.plan.protocol")
+    text_sha256: Sha256 = declare_optional_field("of the tokens")
+    start_sha256: Sha256 = declare_optional_field("of the model before training, as pruned_sha256")
+    tokens: Tokens = declare_field("trained on")
+    seconds: Seconds = declare_field("of training, over all attempts")
+    tokens_per_second: Amount = declare_optional_field("of training")
+    curve: Annotated[list[LearningPoint], Field(min_length=1)] = declare_field("of learning", "bench.healing")
 
 
 class TextScored(Layout):
@@ -279,22 +287,24 @@ class TextScored(Layout):
 
     source: ClassVar[str] = "bench.evaluation.scoring"
 
-    perplexity: Above = needed("per token")
-    perplexity_low: Above = absent("lower end of its 95 % interval over windows")
-    perplexity_high: Above = absent("upper end of its 95 % interval over windows")
-    bits_per_byte: Bits = absent("of the scored text in UTF-8")
-    byte_perplexity: Above = absent("per byte of UTF-8")
-    word_perplexity: Above = absent("per word; absent where it is beyond what a float holds")
-    nll_per_token: Nats = absent("mean negative log-likelihood")
-    tokens: Tokens = needed("that are scored")
-    words: Count = absent("by white space")
-    windows: Count = needed("that were read")
-    drawn: bool = needed(DRAWN)
-    window: Tokens = needed("of a window")
-    stride: Tokens = needed("from window to window")
-    bos: str = needed("every window: each begins with the token that begins texts; none: none does", "bench.data.texts")
-    sha256: Sha256 = needed("of the windows' tokens and of what is scored of them", "bench.data.texts")
-    whole: bool = absent("all of the text, and not only every second document", "bench.data.texts")
+    perplexity: Above = declare_field("per token")
+    perplexity_low: Above = declare_optional_field("lower end of its 95 % interval over windows")
+    perplexity_high: Above = declare_optional_field("upper end of its 95 % interval over windows")
+    bits_per_byte: Bits = declare_optional_field("of the scored text in UTF-8")
+    byte_perplexity: Above = declare_optional_field("per byte of UTF-8")
+    word_perplexity: Above = declare_optional_field("per word; absent where it is beyond what a float holds")
+    nll_per_token: Nats = declare_optional_field("mean negative log-likelihood")
+    tokens: Tokens = declare_field("that are scored")
+    words: Count = declare_optional_field("by white space")
+    windows: Count = declare_field("that were read")
+    drawn: bool = declare_field(DRAWN)
+    window: Tokens = declare_field("of a window")
+    stride: Tokens = declare_field("from window to window")
+    bos: str = declare_field(
+        "every window: each begins with the token that begins texts; none: none does", "bench.data.texts"
+    )
+    sha256: Sha256 = declare_field("of the windows' tokens and of what is scored of them", "bench.data.texts")
+    whole: bool = declare_optional_field("all of the text, and not only every second document", "bench.data.texts")
 
 
 class TaskMetric(Layout):
@@ -302,8 +312,10 @@ class TaskMetric(Layout):
 
     source: ClassVar[str] = "bench.evaluation.tasks"
 
-    value: float = needed("mean over documents, or what lm-eval makes of them")
-    stderr: float | None = absent("standard error of a mean over documents; null or absent: there is none", ge=0)
+    value: float = declare_field("mean over documents, or what lm-eval makes of them")
+    stderr: float | None = declare_optional_field(
+        "standard error of a mean over documents; null or absent: there is none", ge=0
+    )
 
 
 class TaskAnswered(Layout):
@@ -311,14 +323,14 @@ class TaskAnswered(Layout):
 
     source: ClassVar[str] = "bench.evaluation.tasks"
 
-    main: Name = needed("which of the metrics stands in tables")
-    metrics: dict[str, TaskMetric] = needed("of lm-eval by name, with its filter behind a comma")
-    version: Scalar = needed("of lm-eval's definition of the task")
-    documents: Count = needed("that were answered")
-    available: Count = needed("that the task has")
-    fewshot: Count = needed("examples in front of each question")
-    chance: Share = absent("accuracy of guesses, of a task with choices", "bench.records.answers")
-    answer_bpb: TaskMetric = absent(
+    main: Name = declare_field("which of the metrics stands in tables")
+    metrics: dict[str, TaskMetric] = declare_field("of lm-eval by name, with its filter behind a comma")
+    version: Scalar = declare_field("of lm-eval's definition of the task")
+    documents: Count = declare_field("that were answered")
+    available: Count = declare_field("that the task has")
+    fewshot: Count = declare_field("examples in front of each question")
+    chance: Share = declare_optional_field("accuracy of guesses, of a task with choices", "bench.records.answers")
+    answer_bpb: TaskMetric = declare_optional_field(
         "bits per byte of the right answer, of a task with choices", "bench.records.answers"
     )
 
@@ -338,16 +350,18 @@ class ChecksFound(Layout):
 
     source: ClassVar[str] = "bench.evaluation.checks"
 
-    copying: Share = absent("of words that follow when a list is given again")
-    counting: Share = absent("of numbers that follow when numbers are counted up")
-    repetition: Share = absent("of the 4-grams of a continuation that it has had before")
-    distinct_1: Share = absent("distinct words per word over all continuations")
-    distinct_2: Share = absent("distinct pairs per pair over all continuations")
-    agreement: Share = absent("of positions at which the dense model finds the same token the most likely")
-    kl: Nats = absent("divergence of the next token from the dense model's; absent for dense")
-    kl_low: Nats = absent("lower end of its 95 % interval")
-    kl_high: Nats = absent("upper end of its 95 % interval")
-    drawn: bool = absent(DRAWN)
+    copying: Share = declare_optional_field("of words that follow when a list is given again")
+    counting: Share = declare_optional_field("of numbers that follow when numbers are counted up")
+    repetition: Share = declare_optional_field("of the 4-grams of a continuation that it has had before")
+    distinct_1: Share = declare_optional_field("distinct words per word over all continuations")
+    distinct_2: Share = declare_optional_field("distinct pairs per pair over all continuations")
+    agreement: Share = declare_optional_field(
+        "of positions at which the dense model finds the same token the most likely"
+    )
+    kl: Nats = declare_optional_field("divergence of the next token from the dense model's; absent for dense")
+    kl_low: Nats = declare_optional_field("lower end of its 95 % interval")
+    kl_high: Nats = declare_optional_field("upper end of its 95 % interval")
+    drawn: bool = declare_optional_field(DRAWN)
 
 
 class ModelSaved(Layout):
@@ -355,12 +369,14 @@ class ModelSaved(Layout):
 
     source: ClassVar[str] = "bench.runs.saving"
 
-    folder: str = absent("below the run's")
-    bytes: Bytes = absent("of its files")
-    loads_with: str = absent("transformers or prunebench", "methods.checkpoint")
-    reason: str | None = absent("why not transformers alone, or null", "methods.checkpoint")
-    dtype: str = absent("of the weights on disk")
-    rounding: dict[str, Any] = absent("{dtype, tokens, logit_difference, kl} of the stored model against the given one")
+    folder: str = declare_optional_field("below the run's")
+    bytes: Bytes = declare_optional_field("of its files")
+    loads_with: str = declare_optional_field("transformers or prunebench", "methods.checkpoint")
+    reason: str | None = declare_optional_field("why not transformers alone, or null", "methods.checkpoint")
+    dtype: str = declare_optional_field("of the weights on disk")
+    rounding: dict[str, Any] = declare_optional_field(
+        "{dtype, tokens, logit_difference, kl} of the stored model against the given one"
+    )
 
 
 class SamplesKept(Layout):
@@ -368,8 +384,8 @@ class SamplesKept(Layout):
 
     source: ClassVar[str] = "bench.runs.store"
 
-    rows: Count = absent("documents or windows in it")
-    sha256: Sha256 = needed("of the Parquet file")
+    rows: Count = declare_optional_field("documents or windows in it")
+    sha256: Sha256 = declare_field("of the Parquet file")
 
 
 class MeasuredAll(Layout):
@@ -377,58 +393,72 @@ class MeasuredAll(Layout):
 
     source: ClassVar[str] = "bench.runs.measure"
 
-    parameters: Parameters = absent(
+    parameters: Parameters = declare_optional_field(
         "unique stored parameters after pruning; in every record that is ok", "methods.model"
     )
-    active_parameters: Parameters = absent(
+    active_parameters: Parameters = declare_optional_field(
         "with which one token is computed: all but those of experts that it is not routed to", "methods.model"
     )
-    parameters_without_embeddings: Parameters = absent("without embedding, position table and head", "methods.model")
-    dense_parameters: SomeParameters = absent("of the model before pruning", "methods.model")
-    dense_parameters_without_embeddings: SomeParameters = absent("of the model before pruning", "methods.model")
-    ratio: Ratio = absent("1 - parameters / dense_parameters")
-    ratio_without_embeddings: Ratio = absent("the same without embeddings")
-    ratio_budget: Ratio = absent("what every method of the run had to meet; absent if none was asked", "bench.plan")
-    budget: BudgetMet = absent("in place of ratio_budget where the budget was no number of parameters")
-    layers: Layers = absent("that are left", "methods.model")
-    dense_layers: SomeLayers = absent("of the model before pruning", "methods.model")
-    weight_bytes: Bytes = absent("of the parameters in the model's dtype", "methods.model")
-    kv_bytes_per_token: Bytes = absent("of the key-value cache", "methods.model")
-    macs_per_token: Macs = absent("per token in a sequence of macs_context tokens", "methods.model")
-    macs_context: Tokens = absent("over which they are averaged", "methods.model")
-    weights_sha256: Sha256 = absent("of the dense model's weight files", "bench.data.pretrained")
-    pruned_sha256: Sha256 = absent("of every tensor of the model that was measured", "bench.runs.inputs")
-    prune_seconds: Seconds = absent(
+    parameters_without_embeddings: Parameters = declare_optional_field(
+        "without embedding, position table and head", "methods.model"
+    )
+    dense_parameters: SomeParameters = declare_optional_field("of the model before pruning", "methods.model")
+    dense_parameters_without_embeddings: SomeParameters = declare_optional_field(
+        "of the model before pruning", "methods.model"
+    )
+    ratio: Ratio = declare_optional_field("1 - parameters / dense_parameters")
+    ratio_without_embeddings: Ratio = declare_optional_field("the same without embeddings")
+    ratio_budget: Ratio = declare_optional_field(
+        "what every method of the run had to meet; absent if none was asked", "bench.plan"
+    )
+    budget: BudgetMet = declare_optional_field("in place of ratio_budget where the budget was no number of parameters")
+    layers: Layers = declare_optional_field("that are left", "methods.model")
+    dense_layers: SomeLayers = declare_optional_field("of the model before pruning", "methods.model")
+    weight_bytes: Bytes = declare_optional_field("of the parameters in the model's dtype", "methods.model")
+    kv_bytes_per_token: Bytes = declare_optional_field("of the key-value cache", "methods.model")
+    macs_per_token: Macs = declare_optional_field("per token in a sequence of macs_context tokens", "methods.model")
+    macs_context: Tokens = declare_optional_field("over which they are averaged", "methods.model")
+    weights_sha256: Sha256 = declare_optional_field("of the dense model's weight files", "bench.data.pretrained")
+    pruned_sha256: Sha256 = declare_optional_field(
+        "of every tensor of the model that was measured", "bench.runs.inputs"
+    )
+    prune_seconds: Seconds = declare_optional_field(
         "of pruning, with what earlier cells spent on removals or statistics that this one used; absent for dense"
     )
-    search_seconds: list[Seconds] = absent(
+    search_seconds: list[Seconds] = declare_optional_field(
         "of a greedy search, until each of its free_removals was found, by whichever cell",
         "bench.runs.searches",
     )
-    weights_in: str = absent("files, where the weights lay in files and not in memory (docs/guides/memory.md)")
-    states_in: str = absent("files, where states that waited while it pruned had a folder for them (--offload)")
-    peak_memory: dict[str, PeakOfStage] = absent(
+    weights_in: str = declare_optional_field(
+        "files, where the weights lay in files and not in memory (docs/guides/memory.md)"
+    )
+    states_in: str = declare_optional_field(
+        "files, where states that waited while it pruned had a folder for them (--offload)"
+    )
+    peak_memory: dict[str, PeakOfStage] = declare_optional_field(
         "by stage of `seconds`; `together`: of all stages from pruning on, where they were not told apart",
         "bench.system.memory",
     )
-    calibration_memory_mib: Mebibytes = absent(
+    calibration_memory_mib: Mebibytes = declare_optional_field(
         "for the states of a micro-batch, where that followed from the memory that was free; absent for dense"
     )
-    healing: HealingFound = absent("how it was trained; absent unless healed")
-    perplexity: dict[str, TextScored] = absent("by text")
-    tasks: dict[str, TaskAnswered] = absent("by task")
-    speed: SpeedFound = absent("absent unless asked for, and of several draws in all but the first")
-    checks: ChecksFound = absent("what the model says of itself; less of it without a text or with weights in files")
-    saved: ModelSaved = absent("where the pruned model was saved; absent unless it was")
-    threads: dict[str, Count] = absent(
+    healing: HealingFound = declare_optional_field("how it was trained; absent unless healed")
+    perplexity: dict[str, TextScored] = declare_optional_field("by text")
+    tasks: dict[str, TaskAnswered] = declare_optional_field("by task")
+    speed: SpeedFound = declare_optional_field("absent unless asked for, and of several draws in all but the first")
+    checks: ChecksFound = declare_optional_field(
+        "what the model says of itself; less of it without a text or with weights in files"
+    )
+    saved: ModelSaved = declare_optional_field("where the pruned model was saved; absent unless it was")
+    threads: dict[str, Count] = declare_optional_field(
         "by stage of `seconds`: the fewest that torch had, where --threads auto left cores to other programs",
         "bench.system.threads",
     )
-    seconds: dict[str, Seconds] = absent(
+    seconds: dict[str, Seconds] = declare_optional_field(
         "by stage: load, prune, heal, save, perplexity, tasks, speed, checks; what an interrupted attempt had finished "
         "takes none"
     )
-    samples: dict[str, SamplesKept] = absent("by file name without its ending", "bench.runs.store")
+    samples: dict[str, SamplesKept] = declare_optional_field("by file name without its ending", "bench.runs.store")
 
     @model_validator(mode="after")
     def _says_of_what(self) -> Self:

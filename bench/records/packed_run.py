@@ -24,10 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import served
-from bench.records.record import LEFT_OUT, InvalidRecord, Record, content, from_json, read_json, write_json
-from bench.records.sample_tables import CELL, packed_tables, read_table, refuse_other_figures, refuse_unfit, rows_sha256
+from bench.records.record import LEFT_OUT, InvalidRecord, Record, read_content, read_json, record_from_json, write_json
+from bench.records.sample_tables import (
+    CELL,
+    read_packed_tables,
+    read_table,
+    refuse_other_figures,
+    refuse_unfit,
+    sha256_of_rows,
+)
 from methods.console import say
-from methods.errors import UserError, first_line
+from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
 
 RECORDS = "records.jsonl"
@@ -40,7 +47,7 @@ def is_packed(run: Path) -> bool:
     return (run / RECORDS).is_file()
 
 
-def files(run: Path) -> list[Path]:
+def files_of_packed_run(run: Path) -> list[Path]:
     """Return the files of a packed run, none where it is not packed."""
     return [run / RECORDS, *sorted((run / "samples").glob("*.parquet"))] if is_packed(run) else []
 
@@ -61,10 +68,10 @@ class PackedLine:
     record: Record | InvalidRecord
 
 
-def lines(run: Path) -> list[PackedLine]:
+def read_lines(run: Path) -> list[PackedLine]:
     """Read the lines of a packed run's records; one whose key an earlier line has is no record."""
     found, known = list[PackedLine](), dict[str, int]()
-    for number, text in enumerate(content(run / RECORDS).splitlines(), start=1):
+    for number, text in enumerate(read_content(run / RECORDS).splitlines(), start=1):
         where = f"{run / RECORDS}: line {number}"
         line = _line(text, where, run)
         first = known.setdefault(line.key, number)
@@ -77,9 +84,9 @@ def lines(run: Path) -> list[PackedLine]:
 def rows_of_cells(run: Path) -> dict[str, dict[str, str]]:
     """Return {key: {name: sha256 of the rows}} of the samples of a packed run's cells, without lines that are none."""
     found = dict[str, dict[str, str]]()
-    for number, text in enumerate(content(run / RECORDS).splitlines(), start=1):
+    for number, text in enumerate(read_content(run / RECORDS).splitlines(), start=1):
         with suppress(InvalidRecord):
-            key, _, rows = _parsed(text, f"{run / RECORDS}: line {number}", run)
+            key, _, rows = _parse_line(text, f"{run / RECORDS}: line {number}", run)
             found.setdefault(key, rows)
     return found
 
@@ -91,20 +98,20 @@ def refuse_other_rows(path: Path, key: str, table: Any, rows: Mapping[str, str])
     """
     if path.stem not in rows:
         raise InvalidRecord(f"{path} has rows of {key}, and {RECORDS} has no rows_sha256 of them; pack the run again")
-    if rows_sha256(table) != rows[path.stem]:
+    if sha256_of_rows(table) != rows[path.stem]:
         raise InvalidRecord(f"{path} has not the rows of {key} that were packed; copy the run again")
 
 
 def _line(text: bytes, where: str, run: Path) -> PackedLine:
     key = where
     try:
-        key, plain, rows = _parsed(text, where, run)
-        return PackedLine(key, text, plain, rows, from_json(plain, f"{run / RECORDS}: {key}"))
+        key, plain, rows = _parse_line(text, where, run)
+        return PackedLine(key, text, plain, rows, record_from_json(plain, f"{run / RECORDS}: {key}"))
     except InvalidRecord as error:
         return PackedLine(key, text, {}, {}, error)
 
 
-def _parsed(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
+def _parse_line(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     """Return the key, the plain record and the rows' sha256 of a line. Raises InvalidRecord where it has none."""
     plain = read_json(text, where)
     if not isinstance(plain, dict) or not isinstance(plain.get("key"), str):
@@ -124,7 +131,7 @@ def _is_file_name(name: str) -> bool:
     return fits and len(name.encode()) <= LONGEST
 
 
-def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:
+def pack_run(run: Path, target: Path, warn: Callable[[str], None] = say) -> int:
     """Write the packed form of a run folder, which may be packed, to `target`, and return the number of its cells.
 
     Where `target` is the run folder itself the files of each cell are removed once the packed ones are whole. A record
@@ -140,22 +147,22 @@ def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:
         raise UserError(f"{target} exists and is not an empty folder; name a new one")
     wrong = dict[str, InvalidRecord]()
     if is_packed(run):
-        every = lines(run)
+        every = read_lines(run)
         wrong = {line.key: line.record for line in every if isinstance(line.record, InvalidRecord)}
         packed = [line.text for line in every if line.key not in wrong]
         refuse_none_left(run, packed, wrong)
         _tables(run, every)
-        for path in files(run)[1:]:
+        for path in files_of_packed_run(run)[1:]:
             write_atomically(target / path.relative_to(run), path.read_bytes())
     else:
-        packed = _packed(run, paths, target, wrong)
+        packed = _pack_samples(run, paths, target, wrong)
     if target != run and (run / served.FILE).is_file():
         write_atomically(target / served.FILE, (run / served.FILE).read_bytes())
     write_atomically(target / RECORDS, b"".join(line + b"\n" for line in packed))
     for key, error in wrong.items():
         if target == run:
-            move(run, key)
-        told(f"{error}; {f'moved to {SUPERSEDED}/' if target == run else LEFT_OUT}")
+            move_to_superseded(run, key)
+        warn(f"{error}; {f'moved to {SUPERSEDED}/' if target == run else LEFT_OUT}")
     if target == run:
         shutil.rmtree(run / "cells")
         for path in paths:
@@ -163,19 +170,19 @@ def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:
     return len(packed)
 
 
-def _packed(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, InvalidRecord]) -> list[bytes]:
+def _pack_samples(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, InvalidRecord]) -> list[bytes]:
     """Write the samples of a run folder to `target`, and return the lines of its records; fill in what are none."""
     tables: dict[str, list[Any]] = {}
     packed = []
     for path in paths:
         try:
-            plain = read_json(content(path), str(path))
-            record = from_json(plain, str(path))
+            plain = read_json(read_content(path), str(path))
+            record = record_from_json(plain, str(path))
         except InvalidRecord as error:
             wrong[path.stem] = error
             continue
         found = _samples(run / "samples" / path.stem, record)
-        hashes = {name: rows_sha256(table) for name, table in found.items()}
+        hashes = {name: sha256_of_rows(table) for name, table in found.items()}
         for name, table in found.items():
             tables.setdefault(name, []).append(_with_cell(table, path.stem))
         packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | plain, allow_nan=False).encode())
@@ -195,7 +202,7 @@ def refuse_none_left(run: Path, sound: Collection[Any], wrong: Mapping[str, Inva
         raise InvalidRecord(f"{first}; none of the other {len(more)} records of {run} fits either" if more else first)
 
 
-def unpack(run: Path, target: Path | None = None) -> int:
+def unpack_run(run: Path, target: Path | None = None) -> int:
     """Give a packed run a file for each cell again, so that it can go on, and return the number of its cells.
 
     They are written to `target` beside what is there, without the lines that are no records, and the packed run stays.
@@ -205,7 +212,7 @@ def unpack(run: Path, target: Path | None = None) -> int:
     """
     if not is_packed(run):
         raise UserError(f"{run} is not packed: it has no {RECORDS}")
-    every, place = lines(run), target or run
+    every, place = read_lines(run), target or run
     if target is None:
         for line in every:
             if isinstance(line.record, InvalidRecord):
@@ -224,7 +231,7 @@ def unpack(run: Path, target: Path | None = None) -> int:
             named = {name: written.get(name, entry) for name, entry in plain["measured"]["samples"].items()}
             plain = plain | {"measured": plain["measured"] | {"samples": named}}
         write_json(plain, place / "cells" / f"{line.key}.json")
-    for path in files(run) if place == run else ():
+    for path in files_of_packed_run(run) if place == run else ():
         path.unlink()
     return len(sound)
 
@@ -236,7 +243,7 @@ def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any
         for name in line.rows:
             path = run / "samples" / f"{name}.parquet"
             if name not in files:
-                files[name] = packed_tables(path)
+                files[name] = read_packed_tables(path)
             if line.key not in files[name]:
                 raise InvalidRecord(f"{path} has not the rows of {line.key} that were packed; copy the run again")
             found[line.key, name] = table = files[name][line.key]
@@ -269,7 +276,7 @@ def _parquet(where: str, tables: list[Any]) -> bytes:
     try:
         whole = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise InvalidRecord(f"{where} differ in a column from cell to cell: {first_line(error)}") from None
+        raise InvalidRecord(f"{where} differ in a column from cell to cell: {first_line_of(error)}") from None
     parquet.write_table(whole, buffer, compression="zstd")
     return buffer.getvalue()
 
@@ -278,7 +285,7 @@ SUPERSEDED = "superseded"
 BESIDE = ("models", "kept", "partial")  # folders of what a cell has beside its record and samples (bench.runs.store)
 
 
-def move(folder: Path, key: str, to: Path | None = None) -> None:
+def move_to_superseded(folder: Path, key: str, to: Path | None = None) -> None:
     """Move a record and its samples from a run folder to another one, by default to its superseded/.
 
     Elsewhere the cell goes on to count, and takes its models and what it has left with it.

@@ -45,14 +45,14 @@ class Metric:
         return f"{self.show(figure)} ± {self.format((high - low) / 2, figure)}"
 
 
-def finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
     """Return whether a figure of a row is there and is a finite number."""
     return value is not None and math.isfinite(value)
 
 
-def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
+def format_value(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
     """Write the figure of a row of the frame for a cell of a table, with its spread where there is one."""
-    found = metric(column)
+    found = metric_of(column)
     figure, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
     if figure is None:
         return MISSING
@@ -63,7 +63,7 @@ def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
     return found.show(figure)
 
 
-def metric(column: str) -> Metric:
+def metric_of(column: str) -> Metric:
     """Return the metric of a column of the frame: 'average', 'perplexity_wiki', 'answer_bpb_piqa'.
 
     A column that no table shows, such as 'bits_per_byte_wiki', is named by its own words.
@@ -72,18 +72,18 @@ def metric(column: str) -> Metric:
         return METRICS[column]
     family = next((name for name in METRICS if name.endswith("_") and column.startswith(name)), None)
     if family is None:
-        return Metric(short(column).replace("_", " "), "", significant)
+        return Metric(shorten_name(column).replace("_", " "), "", format_significant)
     found = METRICS[family]
-    return replace(found, label=found.label.format(short(column.removeprefix(family))))
+    return replace(found, label=found.label.format(shorten_name(column.removeprefix(family))))
 
 
-def short(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Shorten a text's or task's name for a heading: to the end of a path, to both ends of a long one."""
     name = name.rsplit("/", 1)[-1]
     return name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}"
 
 
-def count(figure: float, _beside: float = 0) -> str:
+def format_count(figure: float, _beside: float = 0) -> str:
     """Write 134515008 as '134.5 M'; k, M and B are thousands, millions and billions."""
     for size, letter, decimals in ((1e9, "B", 2), (1e6, "M", 1), (1e3, "k", 1)):
         if abs(figure) >= size:
@@ -91,15 +91,15 @@ def count(figure: float, _beside: float = 0) -> str:
     return f"{figure:,.0f}"
 
 
-def binary(figure: float, _beside: float = 0) -> str:
+def format_bytes(figure: float, _beside: float = 0) -> str:
     """Write 268435456 bytes as '256 MiB'."""
     for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if figure >= 2**exponent:
-            return f"{significant(figure / 2**exponent)} {unit}"
+            return f"{format_significant(figure / 2**exponent)} {unit}"
     return f"{figure:,.0f} B"
 
 
-def significant(figure: float, _beside: float = 0) -> str:
+def format_significant(figure: float, _beside: float = 0) -> str:
     """Write three significant digits: 0.00123, 1.23, 12.3, 1,234."""
     if figure == 0 or not math.isfinite(figure):
         return f"{figure:g}"
@@ -107,7 +107,7 @@ def significant(figure: float, _beside: float = 0) -> str:
     return f"{figure:,.{min(decimals, 6)}f}"
 
 
-def perplexity(figure: float, beside: float) -> str:
+def format_perplexity(figure: float, beside: float) -> str:
     """Write 5.47, 20.8, 343, 12,345, 3.4e8: with the decimals that suit `beside`; never 0.0 for what is not zero."""
     if not math.isfinite(figure):
         return f"{figure:g}"
@@ -119,64 +119,64 @@ def perplexity(figure: float, beside: float) -> str:
     return text if float(text.replace(",", "")) or not figure else f"{figure:.1g}"
 
 
-def percent(figure: float, _beside: float = 0) -> str:
+def format_percent(figure: float, _beside: float = 0) -> str:
     """Write 0.289 as '28.9'."""
     return f"{100 * figure:z.1f}"
 
 
-def whole_percent(figure: float, _beside: float = 0) -> str:
+def format_whole_percent(figure: float, _beside: float = 0) -> str:
     """Write 0.837 as '84'."""
     return f"{100 * figure:z.0f}"
 
 
-def speed(figure: float, beside: float) -> str:
+def format_speed(figure: float, beside: float) -> str:
     """Write 1.3456 as '1.35'; beside figures below a tenth two significant digits, from a hundred on no decimals."""
     text = f"{figure:.2g}" if beside < 0.1 else f"{figure:.2f}" if beside < 100 else f"{figure:,.0f}"
     return text if float(text.replace(",", "")) or not figure else f"{figure:.1g}"
 
 
-def bits(figure: float, _beside: float = 0) -> str:
+def format_bits(figure: float, _beside: float = 0) -> str:
     """Write 1.4321 bits per byte as '1.432'."""
     return f"{figure:,.3f}"
 
 
-def seconds(figure: float, _beside: float = 0) -> str:
+def format_seconds(figure: float, _beside: float = 0) -> str:
     """Write 26.31 as '26.3'; '<0.1' below, no decimals from a hundred on."""
     return "<0.1" if figure < 0.1 else f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}"
 
 
 METRICS = {
-    "ratio": Metric("removed", "%", percent),
-    "ratio_without_embeddings": Metric("of decoder", "%", percent),
-    "bytes_stays": Metric("bytes", "%", percent),
-    "kv_stays": Metric("KV cache", "%", percent),
-    "macs_stays": Metric("MACs", "%", percent),
-    "latency_stays": Metric("latency", "%", percent),
-    "parameters": Metric("params", "", count),
-    "active_parameters": Metric("active", "", count),
-    "layers": Metric("layers", "", count),
-    "perplexity_": Metric("ppl {}", "", perplexity, "lower", "interval"),
-    "kl": Metric("KL", "nats/token", perplexity, "lower", "interval", unit_in_cell=False),
-    "agreement": Metric("agreement", "%", percent, "higher", unit_in_cell=False),
-    "copying": Metric("copying", "%", percent, "higher", unit_in_cell=False),
-    "counting": Metric("counting", "%", percent, "higher", unit_in_cell=False),
-    "repetition": Metric("repetition", "%", percent, unit_in_cell=False),
-    "distinct_2": Metric("distinct 2-grams", "%", percent, unit_in_cell=False),
-    "task_": Metric("{}", "%", percent, "higher", "stderr", unit_in_cell=False),
-    "score_": Metric("{}", "", significant, spread="stderr"),
-    "average": Metric("average", "%", percent, "higher", "stderr", unit_in_cell=False),
-    "answer_bpb": Metric("bpb", "", bits, "lower", "stderr"),
-    "answer_bpb_": Metric("bpb {}", "", bits, "lower", "stderr"),
-    "kept": Metric("kept", "%", whole_percent, "higher"),
-    "prefill_speed": Metric("prefill", "x", speed, "higher", "interval"),
-    "decode_speed": Metric("decode", "x", speed, "higher", "interval"),
-    "prune_seconds": Metric("pruned in", "s", seconds, "lower"),
-    "heal_seconds": Metric("healed in", "s", seconds, "lower"),
-    "heal_tokens": Metric("healed on", "tokens", count, unit_in_cell=False),
-    "prefill_tokens_per_second": Metric("prefill", "tokens/s", significant, "higher", unit_in_cell=False),
-    "decode_ms_per_token": Metric("decode", "ms/token", significant, "lower", unit_in_cell=False),
-    "weight_bytes": Metric("weights", "", binary, "lower"),
-    "kv_bytes_per_token": Metric("KV cache per token", "", binary, "lower"),
-    "prune_memory_bytes": Metric("memory to prune", "", binary, "lower"),
-    "peak_memory_bytes": Metric("peak memory", "", binary, "lower"),
+    "ratio": Metric("removed", "%", format_percent),
+    "ratio_without_embeddings": Metric("of decoder", "%", format_percent),
+    "bytes_stays": Metric("bytes", "%", format_percent),
+    "kv_stays": Metric("KV cache", "%", format_percent),
+    "macs_stays": Metric("MACs", "%", format_percent),
+    "latency_stays": Metric("latency", "%", format_percent),
+    "parameters": Metric("params", "", format_count),
+    "active_parameters": Metric("active", "", format_count),
+    "layers": Metric("layers", "", format_count),
+    "perplexity_": Metric("ppl {}", "", format_perplexity, "lower", "interval"),
+    "kl": Metric("KL", "nats/token", format_perplexity, "lower", "interval", unit_in_cell=False),
+    "agreement": Metric("agreement", "%", format_percent, "higher", unit_in_cell=False),
+    "copying": Metric("copying", "%", format_percent, "higher", unit_in_cell=False),
+    "counting": Metric("counting", "%", format_percent, "higher", unit_in_cell=False),
+    "repetition": Metric("repetition", "%", format_percent, unit_in_cell=False),
+    "distinct_2": Metric("distinct 2-grams", "%", format_percent, unit_in_cell=False),
+    "task_": Metric("{}", "%", format_percent, "higher", "stderr", unit_in_cell=False),
+    "score_": Metric("{}", "", format_significant, spread="stderr"),
+    "average": Metric("average", "%", format_percent, "higher", "stderr", unit_in_cell=False),
+    "answer_bpb": Metric("bpb", "", format_bits, "lower", "stderr"),
+    "answer_bpb_": Metric("bpb {}", "", format_bits, "lower", "stderr"),
+    "kept": Metric("kept", "%", format_whole_percent, "higher"),
+    "prefill_speed": Metric("prefill", "x", format_speed, "higher", "interval"),
+    "decode_speed": Metric("decode", "x", format_speed, "higher", "interval"),
+    "prune_seconds": Metric("pruned in", "s", format_seconds, "lower"),
+    "heal_seconds": Metric("healed in", "s", format_seconds, "lower"),
+    "heal_tokens": Metric("healed on", "tokens", format_count, unit_in_cell=False),
+    "prefill_tokens_per_second": Metric("prefill", "tokens/s", format_significant, "higher", unit_in_cell=False),
+    "decode_ms_per_token": Metric("decode", "ms/token", format_significant, "lower", unit_in_cell=False),
+    "weight_bytes": Metric("weights", "", format_bytes, "lower"),
+    "kv_bytes_per_token": Metric("KV cache per token", "", format_bytes, "lower"),
+    "prune_memory_bytes": Metric("memory to prune", "", format_bytes, "lower"),
+    "peak_memory_bytes": Metric("peak memory", "", format_bytes, "lower"),
 }

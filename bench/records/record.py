@@ -27,12 +27,12 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from bench.plan.cell import label, ratio_of, share
-from bench.plan.kinds import Layout, OneOf, needed
+from bench.plan.cell import base_of_ratio, label_of_cell, words_of_ratio
+from bench.plan.kinds import Layout, OneOf, declare_field
 from bench.records.asked import CellAsked
 from bench.records.measured import ANSWER_BPB, DecidedAll, MeasuredAll
 from bench.records.speed_results import Environment
-from methods.errors import UserError, first_line
+from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
 
 SCHEMA = 3
@@ -72,12 +72,12 @@ class Record:
             raise InvalidRecord("measured.parameters is missing, and status is ok")
 
 
-def display_name(record: Record) -> str:
+def name_of_model(record: Record) -> str:
     """Return the model's name for a reader."""
     return str(record.cell.get("display_name") or record.cell["model"])
 
 
-def model_names(models: Iterable[str]) -> dict[str, str]:
+def names_of_models(models: Iterable[str]) -> dict[str, str]:
     """Name each model by the end of its path or address, as short as tells it from the others."""
     parts = {model: PurePath(model).parts for model in models}
     found = {}
@@ -94,7 +94,7 @@ def requested_ratio(record: Record) -> float | None:
     return None if record.cell["method"] == "dense" else record.cell["ratio"]
 
 
-def peak_bytes(measured: Mapping[str, Any], stage: str = "") -> int | None:
+def peak_of_stage(measured: Mapping[str, Any], stage: str = "") -> int | None:
     """Return the highest memory of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
     stages = measured.get("peak_memory", {})
     found = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
@@ -104,8 +104,8 @@ def peak_bytes(measured: Mapping[str, Any], stage: str = "") -> int | None:
 
 def cell_title(record: Record) -> str:
     """Write a cell as sentences and figures call it: 'laco at 0.3'."""
-    asked = share(requested_ratio(record), ratio_of(record.cell))
-    return label(record.cell) + (f" at {asked}" if asked else "")
+    asked = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
+    return label_of_cell(record.cell) + (f" at {asked}" if asked else "")
 
 
 def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
@@ -130,15 +130,15 @@ def write_json(plain: Mapping[str, Any], path: Path) -> None:
 
 def load(path: Path) -> Record:
     """Read and validate one record. Raises InvalidRecord, naming the file and what is wrong with it."""
-    return from_json(read_json(content(path), str(path)), str(path))
+    return record_from_json(read_json(read_content(path), str(path)), str(path))
 
 
-def content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
     """Return the bytes of a file of records. Raises InvalidRecord where it cannot be read, as a folder or a loop."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+        raise InvalidRecord(f"{path} cannot be read: {first_line_of(error)}") from None
 
 
 def read_json(text: bytes, where: str) -> Any:
@@ -146,10 +146,10 @@ def read_json(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidRecord(f"{where} is not JSON: {first_line(error)}") from None
+        raise InvalidRecord(f"{where} is not JSON: {first_line_of(error)}") from None
 
 
-def from_json(data: Any, where: str) -> Record:
+def record_from_json(data: Any, where: str) -> Record:
     """Return the record in a JSON object. Raises InvalidRecord, whose message begins with `where` that was read."""
     if isinstance(data, dict) and data.get("schema", SCHEMA) != SCHEMA:
         raise InvalidRecord(f"{where} has schema {data['schema']}; this version reads {SCHEMA}")
@@ -198,11 +198,11 @@ def misfit_of_layout(data: Any, layout: type[BaseModel]) -> str:
     except ValidationError as error:
         first, *more = error.errors(include_url=False)
         others = f", and {len(more)} more fields do not fit" if len(more) > 1 else ", and another field does not fit"
-        return _said(first) + (others if more else "")
+        return _words_of_error(first) + (others if more else "")
     return ""
 
 
-def misplaced(data: Any, layout: type[BaseModel]) -> list[tuple[str | int, ...]]:
+def invalid_paths(data: Any, layout: type[BaseModel]) -> list[tuple[str | int, ...]]:
     """Return where plain JSON values do not fit a layout, as keys and numbers from the outside in."""
     try:
         _reader(layout).validate_python(data)
@@ -216,7 +216,7 @@ def _reader(layout: type[BaseModel]) -> TypeAdapter[Any]:
     return TypeAdapter(layout)
 
 
-def _said(error: ErrorDetails) -> str:
+def _words_of_error(error: ErrorDetails) -> str:
     """Say what is wrong with a field, and what would be right."""
     path, kind, limits = _path(error["loc"]), error["type"], error.get("ctx", {})
     if kind == "missing":
@@ -229,7 +229,7 @@ def _said(error: ErrorDetails) -> str:
         wanted = "empty" if kind == "too_long" and not limits["max_length"] else _length(kind, limits)
     else:
         wanted = WANTED.get(kind, error["msg"].lower())
-    return f"{path} is {_shown(error['input'])}, not {wanted}"
+    return f"{path} is {_short_value(error['input'])}, not {wanted}"
 
 
 def _limit(limit: Any) -> Any:
@@ -249,7 +249,7 @@ def _path(places: Sequence[str | int]) -> str:
     return path.removeprefix(".") or "it"
 
 
-def _shown(value: Any) -> str:
+def _short_value(value: Any) -> str:
     """Write a value so short that a sentence can hold it."""
     text = json.dumps(value, default=str)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
@@ -260,16 +260,16 @@ class RecordLayout(Layout):
 
     source: ClassVar[str] = "bench.runs.job"
 
-    number: Annotated[int, OneOf((SCHEMA,))] = needed("number of this layout", alias="schema")
-    cell: CellAsked = needed("what was asked for")
-    status: Annotated[str, OneOf(STATUSES)] = needed(
+    number: Annotated[int, OneOf((SCHEMA,))] = declare_field("number of this layout", alias="schema")
+    cell: CellAsked = declare_field("what was asked for")
+    status: Annotated[str, OneOf(STATUSES)] = declare_field(
         f"{', '.join(REFUSED)}: what the method cannot do, which are outcomes; {', '.join(FAILED)}: failures, of which "
         "lost is of a machine that went away again and again"
     )
-    error: str | None = needed("why the status is not ok, else null")
-    environment: Environment = needed("where it was measured")
-    decisions: DecidedAll = needed("what the method decided")
-    measured: MeasuredAll = needed("what was measured")
+    error: str | None = declare_field("why the status is not ok, else null")
+    environment: Environment = declare_field("where it was measured")
+    decisions: DecidedAll = declare_field("what the method decided")
+    measured: MeasuredAll = declare_field("what was measured")
 
     @model_validator(mode="after")
     def _layers_are_there(self) -> Self:
@@ -281,25 +281,25 @@ class RecordLayout(Layout):
         return self
 
 
-FOUND = ("decisions", "measured")  # the fields of a record that say what was found
-GONE = object()  # stands where nothing is left
+RESULT_FIELDS = ("decisions", "measured")  # the fields of a record that say what was found
+NO_VALUE = object()  # stands where nothing is left
 
 Lost = dict[str, list[str]]  # {what is wrong: the paths of what is}
 
 
-def sound(record: Record) -> Record:
+def without_invalid_values(record: Record) -> Record:
     """Return the record as it is where it fits, else as failed, without what does not fit."""
     lost: Lost = {}
-    found = {name: _plain(getattr(record, name), name, lost) for name in FOUND}
+    found = {name: _plain(getattr(record, name), name, lost) for name in RESULT_FIELDS}
     data = json.loads(json.dumps(vars(record) | found))
     reasons = [f"{what}: {', '.join(dict.fromkeys(paths))}" for what, paths in lost.items()]
     if wrong := misfit_of_layout(data, RecordLayout):
         reasons = reasons or [f"this is no record's: {wrong}"]
-        while (places := misplaced(data, RecordLayout)) and _leave_out(data, places[0]):
+        while (places := invalid_paths(data, RecordLayout)) and _leave_out(data, places[0]):
             pass
     if not reasons:
         return record
-    kept = {name: data[name] for name in FOUND}
+    kept = {name: data[name] for name in RESULT_FIELDS}
     return replace(record, status="error", error=record.error or "; ".join(reasons), **kept)
 
 
@@ -307,17 +307,17 @@ def _plain(value: Any, path: str, lost: Lost) -> Any:
     """Return a value without what JSON has none of, and note the path of that."""
     if isinstance(value, float) and not math.isfinite(value):
         lost.setdefault("not a finite number", []).append(path)
-        return GONE
+        return NO_VALUE
     if isinstance(value, Mapping):
         parts = {name: _plain(one, f"{path}.{name}", lost) for name, one in value.items()}
-        return {name: one for name, one in parts.items() if one is not GONE}
+        return {name: one for name, one in parts.items() if one is not NO_VALUE}
     if isinstance(value, list | tuple):
         items = [_plain(one, path, lost) for one in value]
-        return [None if one is GONE else one for one in items]
+        return [None if one is NO_VALUE else one for one in items]
     if value is None or isinstance(value, str | int | float):
         return value
     lost.setdefault("not a value of JSON", []).append(f"{path} ({type(value).__name__})")
-    return GONE
+    return NO_VALUE
 
 
 def _leave_out(data: dict[str, Any], place: Sequence[str | int]) -> bool:
@@ -331,11 +331,11 @@ def _leave_out(data: dict[str, Any], place: Sequence[str | int]) -> bool:
         inside.append(here[step])
     while steps and isinstance(steps[-1], int):
         steps.pop()
-    if len(steps) > 1 and steps[0] in FOUND:
+    if len(steps) > 1 and steps[0] in RESULT_FIELDS:
         del inside[len(steps) - 1][steps[-1]]  # type: ignore[arg-type]
         return True
-    emptied = steps if steps else [name for name in FOUND if data[name]]  # what is wrong may be between the two
-    if not emptied or emptied[0] not in FOUND or not data[emptied[0]]:
+    emptied = steps if steps else [name for name in RESULT_FIELDS if data[name]]  # what is wrong may be between the two
+    if not emptied or emptied[0] not in RESULT_FIELDS or not data[emptied[0]]:
         return False
     data[emptied[0]] = {}
     return True

@@ -17,15 +17,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.protocol import text_name
+from bench.plan.protocol import name_of_text
 from bench.records import frame as columns
 from bench.records import packed_run, served
-from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
+from bench.records.comparability import (
+    MOST,
+    conditions_of_table,
+    flatten,
+    names_of_differences,
+    setups_of_records,
+    shorten_value,
+)
 from bench.records.record import LEFT_OUT, InvalidRecord, Record, load
 from bench.records.sample_tables import CELL, refuse_unfit
 from bench.records.samples import SampleFiles, Samples
 from bench.records.served import ServedRecord
-from methods.checkpoint.weight_files import staged
+from methods.checkpoint.weight_files import write_folder_whole
 from methods.console import say
 from methods.errors import UserError
 
@@ -38,12 +45,12 @@ def is_run(folder: Path) -> bool:
     return packed_run.is_packed(folder) or (folder / "cells").is_dir()
 
 
-def files(run: Path) -> list[Path]:
+def files_of_records(run: Path) -> list[Path]:
     """Return the files that hold the records of a run folder, none where it is no run."""
     return [run / packed_run.RECORDS] if packed_run.is_packed(run) else sorted((run / "cells").glob("*.json"))
 
 
-def records(run: Path, told: Callable[[str], None] = say) -> dict[str, Record]:
+def read_records(run: Path, warn: Callable[[str], None] = say) -> dict[str, Record]:
     """Read the records of a run folder: {key: record}, without those that do not fit.
 
     told  is told of each that is left out, in a line
@@ -52,29 +59,29 @@ def records(run: Path, told: Callable[[str], None] = say) -> dict[str, Record]:
     """
     sound, wrong = _read(run)
     packed_run.refuse_none_left(run, sound, wrong)
-    _tell(wrong, told)
+    _warn_of(wrong, warn)
     return sound
 
 
-def unsaid(_: str) -> None:
+def ignore_warning(_: str) -> None:
     """Say nothing of a record that is left out, where that has been said."""
 
 
-def _tell(wrong: Mapping[str, InvalidRecord], told: Callable[[str], None]) -> None:
+def _warn_of(wrong: Mapping[str, InvalidRecord], warn: Callable[[str], None]) -> None:
     for error in wrong.values():
-        told(f"{error}; {LEFT_OUT}")
+        warn(f"{error}; {LEFT_OUT}")
 
 
 def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
     """Read a run folder: its records by key, and why others are none. Raises UserError where it is no run folder."""
-    found = files(run)
+    found = files_of_records(run)
     if not found:
         raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
     sound, wrong = dict[str, Record](), dict[str, InvalidRecord]()
     if packed_run.is_packed(run):
-        read = {line.key: line.record for line in packed_run.lines(run)}
+        read = {line.key: line.record for line in packed_run.read_lines(run)}
     else:
-        read = {path.stem: _loaded(path) for path in found}
+        read = {path.stem: _load_record(path) for path in found}
     for key, one in read.items():
         if isinstance(one, Record):
             sound[key] = one
@@ -83,24 +90,24 @@ def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
     return sound, wrong
 
 
-def _loaded(path: Path) -> Record | InvalidRecord:
+def _load_record(path: Path) -> Record | InvalidRecord:
     try:
         return load(path)
     except InvalidRecord as error:
         return error
 
 
-def load_run(run: Path, told: Callable[[str], None] = say) -> list[Record]:
+def load_run(run: Path, warn: Callable[[str], None] = say) -> list[Record]:
     """Read the records of a run folder, in the order of their keys, as `records` does. Raises UserError."""
-    return list(records(run, told).values())
+    return list(read_records(run, warn).values())
 
 
-def samples_folder(run: Path, key: str) -> Path:
+def folder_of_samples(run: Path, key: str) -> Path:
     """Return what the samples of a cell are called by, see bench.records.samples."""
     return run / "samples" / key
 
 
-def cell(run: Path, wanted: str, told: Callable[[str], None] = say) -> tuple[str, Record]:
+def find_cell(run: Path, wanted: str, warn: Callable[[str], None] = say) -> tuple[str, Record]:
     """Return the one cell of a run whose key is `wanted`, else whose label, else whose key starts so.
 
     told  is told of each record that may have been meant and does not fit, in a line
@@ -116,14 +123,14 @@ def cell(run: Path, wanted: str, told: Callable[[str], None] = say) -> tuple[str
     found = found or [key for key in (*every, *wrong) if key.startswith(wanted)]
     if len(found) == 1 and found[0] in wrong:
         raise wrong[found[0]]
-    _tell(wrong, told)
+    _warn_of(wrong, warn)
     if len(found) != 1:
         which = f"names {len(found)} cells" if found else "is no cell"
         raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(found or every) or 'none that fits'}")
     return found[0], every[found[0]]
 
 
-def split(named: str) -> tuple[Path, str] | None:
+def split_name(named: str) -> tuple[Path, str] | None:
     """Cut RUN/CELL into run and cell, RUN being the longest start of it that is a run, since a label may hold a slash.
 
     CELL may also be a file, RUN/cells/CELL.json. None where no start of it is a run folder.
@@ -143,8 +150,8 @@ def read(run: Path | str) -> pd.DataFrame:
 
     A record that does not fit is left out, and said on stderr. Raises UserError where it is no run folder.
     """
-    found = records(Path(run))
-    frame = columns.frame(list(found.values()))
+    found = read_records(Path(run))
+    frame = columns.frame_of_records(list(found.values()))
     frame.insert(0, CELL, list(found))
     return frame
 
@@ -158,7 +165,7 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 
     run = Path(run)
     tables = SampleFiles()
-    found = {key: tables.table(record, samples_folder(run, key), task) for key, record in records(run).items()}
+    found = {key: tables.table(record, folder_of_samples(run, key), task) for key, record in read_records(run).items()}
     frames = {key: table.to_pandas() for key, table in found.items() if table is not None}
     if not frames:
         names = sorted({path.stem for path in (run / "samples").rglob("*.parquet")})
@@ -166,12 +173,12 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
     return pd.concat(frames, names=[CELL]).reset_index(level=0).reset_index(drop=True)
 
 
-def refuse_unfit_samples(run: Path, found: Mapping[str, Record], files: SampleFiles) -> None:
+def refuse_unfit_samples(run: Path, records: Mapping[str, Record], files: SampleFiles) -> None:
     """Raise InvalidRecord where figures of records of a run, by key, do not follow from the samples that it has."""
-    for key, record in found.items():
-        texts = (f"perplexity-{text_name(text)}" for text in record.measured.get("perplexity", {}))
+    for key, record in records.items():
+        texts = (f"perplexity-{name_of_text(text)}" for text in record.measured.get("perplexity", {}))
         for name in (*record.measured.get("tasks", {}), *texts):
-            files.table(record, samples_folder(run, key), name)
+            files.table(record, folder_of_samples(run, key), name)
 
 
 @dataclass(frozen=True)
@@ -209,19 +216,19 @@ def load_runs(runs: Sequence[Path]) -> Merged:
             same = json.dumps(record.cell, sort_keys=True)
             again += same in cells
             if same not in cells or _rank(record) > _rank(cells[same][0]):
-                cells[same] = (record, samples_folder(run, key))
+                cells[same] = (record, folder_of_samples(run, key))
         rows += [one for one in served.load(run, rows_left_out.append) if one.key in others or _is_of(one, sound)]
     packed_run.refuse_none_left(runs[0], cells, wrong)
-    _tell(wrong, left_out.append)
+    _warn_of(wrong, left_out.append)
     found = [record for record, _ in cells.values()]
     kept = Samples([folder for _, folder in cells.values()], found, files)
     first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
-    for key, (run, record) in zip(setups([record for _, record in every]), every, strict=True):
-        first.setdefault(key, (run, conditions_of(record)))
+    for key, (run, record) in zip(setups_of_records([record for _, record in every]), every, strict=True):
+        first.setdefault(key, (run, conditions_of_table(record)))
     engines: dict[str, ServedRecord] = {}
     for one in rows:
-        engines.setdefault(served.measurement(one), one)
-    said = [*_twice(again), *_apart(list(first.values()))]
+        engines.setdefault(served.identity_of_measurement(one), one)
+    said = [*_twice(again), *_sentences_on_setups(list(first.values()))]
     return Merged(found, kept, said, list(engines.values()), [*left_out, *rows_left_out])
 
 
@@ -243,20 +250,23 @@ def _twice(count: int) -> list[str]:
     return [f"{count} {noun} in several runs; of each the newest that was measured is reported."]
 
 
-def _apart(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
+def _sentences_on_setups(cells: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
     """Say of each setup but the first why it stands apart."""
-    for run, conditions in found[1:]:
-        first, other = flat(found[0][1]), flat(conditions)
-        fields = differing([first, other])
+    for run, conditions in cells[1:]:
+        first, other = flatten(cells[0][1]), flatten(conditions)
+        fields = names_of_differences([first, other])
         if "model" in fields:  # from which its tokens and weights follow
             fields = [name for name in fields if name.partition(".")[0] != "inputs"]
-        shown = [f"{name} is {brief(other.get(name))}, not {brief(first.get(name))}" for name in fields[:MOST]]
+        shown = [
+            f"{name} is {shorten_value(other.get(name))}, not {shorten_value(first.get(name))}"
+            for name in fields[:MOST]
+        ]
         more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
-        where = "within one run" if run == found[0][0] else f"with those of {found[0][0].name}"
+        where = "within one run" if run == cells[0][0] else f"with those of {cells[0][0].name}"
         yield f"{run.name}: cells are not compared {where} and stand in tables of their own: {', '.join(shown)}{more}."
 
 
-def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
+def merge_runs(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`; return them.
 
     A cell of one key and one content in several parts is taken once. What inference engines made of a model is joined
@@ -266,17 +276,17 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     """
     found: dict[str, tuple[Path, Record]] = {}
     for part in parts:
-        for key, record in records(part, _refuse).items():
+        for key, record in read_records(part, _refuse).items():
             first, known = found.setdefault(key, (part, record))
             if known != record:
                 raise UserError(
                     f"{key} is in {first} and in {part}, and not the same: it was measured twice; leave one of the two "
                     "out, or compare the parts as runs of their own"
                 )
-    with staged(out) as folder:
+    with write_folder_whole(out) as folder:
         for part in parts:
             if packed_run.is_packed(part):
-                packed_run.unpack(part, folder)
+                packed_run.unpack_run(part, folder)
         for key, (part, record) in found.items():
             if not packed_run.is_packed(part):
                 _copy(part, key, record, folder)
@@ -301,9 +311,9 @@ def _copy_model(model: Path, target: Path) -> None:
 
 def _copy(part: Path, key: str, record: Record, folder: Path) -> None:
     """Copy a cell's record, and its samples where they are those that the record names."""
-    refuse_unfit(samples_folder(part, key), record.measured)
-    samples = samples_folder(folder, key)
-    for path in sorted(samples_folder(part, key).glob("*.parquet")):
+    refuse_unfit(folder_of_samples(part, key), record.measured)
+    samples = folder_of_samples(folder, key)
+    for path in sorted(folder_of_samples(part, key).glob("*.parquet")):
         samples.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, samples)
     target = folder / "cells" / f"{key}.json"

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.plan.protocol import text_name
+from bench.plan.protocol import name_of_text
 from bench.records.measured import ANSWER_BPB
 from bench.records.record import InvalidRecord
-from methods.errors import first_line
-from methods.files import sha256
+from methods.errors import first_line_of
+from methods.files import hash_file
 
 CELL = "cell"  # the column of a packed file that says whose a row is
 MOST = 1e100  # beyond any figure
@@ -40,7 +40,7 @@ MEANS = ("acc", "acc_norm", "exact_match", ANSWER_BPB)  # metrics that are means
 ROUNDING = 1e-6  # share by which a figure may differ from that of its rows: they are sums in another order
 
 
-def are_figures(values: NDArray[np.float64]) -> bool:
+def is_finite_throughout(values: NDArray[np.float64]) -> bool:
     """Say whether all values are numbers that can be squared and summed."""
     return bool((np.abs(values) < MOST).all())  # nan is not
 
@@ -62,7 +62,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
             table = file.read(columns=wanted, use_threads=False)
         table.validate(full=True)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+        raise InvalidRecord(f"{path} cannot be read: {first_line_of(error)}") from None
     for field in table.schema:
         if (held := COLUMNS.get(field.name, FIGURES)) not in _kinds(field.type):
             raise InvalidRecord(f"{path}: column {field.name!r} holds values of type {field.type}, not {held}")
@@ -84,14 +84,14 @@ def _kinds(kind: Any) -> tuple[str, ...]:
     return (FIGURES,) if types.is_floating(kind) else ()
 
 
-def complete(path: Path, table: Any) -> Any:
+def require_columns(path: Path, table: Any) -> Any:
     """Return a table of the samples of one cell. Raises InvalidRecord where a column but a figure's has gaps."""
     if gaps := [name for name in table.column_names if name in COLUMNS and table[name].null_count]:
         raise InvalidRecord(f"{path}: column {gaps[0]!r} lacks values of some rows; copy the file again")
     return table
 
 
-def rows_sha256(table: Any) -> str:
+def sha256_of_rows(table: Any) -> str:
     """Return the sha256 of a pyarrow.Table's column names and values, whatever Parquet makes of them."""
     columns = {name: table[name].to_pylist() for name in table.column_names if table[name].null_count < table.num_rows}
     return hashlib.sha256(json.dumps(columns, default=str).encode()).hexdigest()
@@ -115,7 +115,7 @@ def refuse_unfit(folder: Path, measured: Mapping[str, Any]) -> None:
 def refuse_unfit_file(path: Path, measured: Mapping[str, Any]) -> None:
     """Raise InvalidRecord where a file of samples is another than a record's `measured` names, or has other figures."""
     refuse_other_file(path, measured)
-    table = read_table(path, figure_columns(path.stem, measured))
+    table = read_table(path, columns_of_figures(path.stem, measured))
     refuse_other_figures(str(path), path.stem, table, measured)
 
 
@@ -125,7 +125,7 @@ def refuse_other_file(path: Path, measured: Mapping[str, Any]) -> None:
     A record that names no samples at all is held to its figures alone.
     """
     named = measured.get("samples", {})
-    if named and (path.stem not in named or hash_of(path) != named[path.stem]["sha256"]):
+    if named and (path.stem not in named or sha256_of_samples(path) != named[path.stem]["sha256"]):
         raise InvalidRecord(f"{path} is missing or not the file that was written; copy the run again")
 
 
@@ -136,15 +136,15 @@ def is_file(path: Path) -> bool:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # of a text with a long name, of which no run has kept samples
             return False
-        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+        raise InvalidRecord(f"{path} cannot be read: {first_line_of(error)}") from None
 
 
-def hash_of(path: Path) -> str:
+def sha256_of_samples(path: Path) -> str:
     """Return the sha256 of a file of samples. Raises InvalidRecord where it cannot be read."""
     try:
-        return sha256(path)
+        return hash_file(path)
     except OSError as error:
-        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+        raise InvalidRecord(f"{path} cannot be read: {first_line_of(error)}") from None
 
 
 def refuse_other_figures(where: str, name: str, table: Any, measured: Mapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ def refuse_other_figures(where: str, name: str, table: Any, measured: Mapping[st
             )
 
 
-def figure_columns(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
+def columns_of_figures(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of the samples of a task or text from which figures of a record follow."""
     return (*OF_WINDOWS, *(metric for metric, _ in _means(measured.get("tasks", {}).get(name, {}))))
 
@@ -168,7 +168,7 @@ def figure_columns(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
 def _figures(name: str, table: Any, measured: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
     """Yield (a figure's name, what the record says, what the rows say)."""
     for text, entry in measured.get("perplexity", {}).items():
-        if name == f"perplexity-{text_name(text)}" and set(OF_WINDOWS) <= set(table.column_names):
+        if name == f"perplexity-{name_of_text(text)}" and set(OF_WINDOWS) <= set(table.column_names):
             nll, tokens = (_numbers(table[column]) for column in OF_WINDOWS)
             yield "the number of windows", entry["windows"], len(nll)
             yield "the number of tokens", entry["tokens"], float(tokens.sum())
@@ -200,7 +200,7 @@ def _numbers(column: Any) -> NDArray[np.float64]:
     return np.array(column.to_pylist(), dtype=float)  # to_numpy would import pandas
 
 
-def packed_tables(path: Path) -> dict[str, Any]:
+def read_packed_tables(path: Path) -> dict[str, Any]:
     """Read a packed file: {key: the table of that cell}, each without the columns that only other cells have."""
     if not is_file(path):
         return {}
@@ -211,6 +211,6 @@ def packed_tables(path: Path) -> dict[str, Any]:
         length = len(list(rows))
         part = table.slice(start, length).drop_columns([CELL])
         part = part.drop_columns([name for name in part.column_names if part[name].null_count == length])
-        found[key] = complete(path, part)
+        found[key] = require_columns(path, part)
         start += length
     return found

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from bench.records import packed_run
 from bench.records.record import Record
 from bench.records.sample_tables import (
-    are_figures,
-    complete,
     is_file,
-    packed_tables,
+    is_finite_throughout,
+    read_packed_tables,
     read_table,
     refuse_other_figures,
     refuse_unfit_file,
+    require_columns,
 )
 
 UNITS = ("doc_hash", "doc_id", "tokens")  # the column that tells documents or windows apart, the surest first
@@ -60,12 +60,12 @@ class SampleFiles:
         if record and own not in self._fitting:
             refuse_unfit_file(own, record.measured)
             self._fitting.add(own)
-        return complete(own, read_table(own, columns))
+        return require_columns(own, read_table(own, columns))
 
     def _of_packed(self, record: Record | None, folder: Path, name: str, columns: Sequence[str]) -> Any | None:
         packed, run = folder.parent / f"{name}.parquet", folder.parent.parent
         if packed not in self._packed:
-            self._packed[packed] = packed_tables(packed)
+            self._packed[packed] = read_packed_tables(packed)
         table = self._packed[packed].get(folder.name)
         if table is None:
             return None
@@ -116,10 +116,10 @@ def _sample(table: Any, figure: str) -> Sample | None:
     if unit is None or table.num_rows < 2 or figure not in table.column_names:
         return None
     found = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
-    return Sample(table[unit], found) if are_figures(found) else None
+    return Sample(table[unit], found) if is_finite_throughout(found) else None
 
 
-def alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:
+def find_alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:
     """Return {a record's place: the first place that saw the same}, without those that have no sample.
 
     The same are equal documents or windows in the same order, under equal conditions.

@@ -34,10 +34,10 @@ from bench.plan.kinds import (
     Sha256,
     Tokens,
     Whole,
-    absent,
-    needed,
+    declare_field,
+    declare_optional_field,
 )
-from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, content, read_json
+from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, read_content, read_json
 from bench.records.speed_results import Environment, MachineMeanwhile, MemoryAlone, PointTimed
 from methods.console import say
 from methods.errors import Unwritable
@@ -82,37 +82,43 @@ class ServedRecord:
         return self.model["method"] == "dense" and self.type == self.base
 
 
-def conditions(protocol: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+def conditions_of_engine(protocol: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be the same for figures that are compared: the question, and what computes the answer."""
     names = ("gpu", "gpus") if "gpu" in environment else ("cpu",)
     machine = {name: environment.get(name) for name in names}
     return {name: value for name, value in protocol.items() if name not in OF_NO_FIGURE} | machine
 
 
-def alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
+def group_alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
     """Return the records by groups of one model that was served in one way on one machine, each in its order."""
     found: dict[str, list[ServedRecord]] = {}
     for one in records:
-        same = [one.model["name"], one.model.get("dtype"), one.base, conditions(one.protocol, one.environment)]
+        same = [
+            one.model["name"],
+            one.model.get("dtype"),
+            one.base,
+            conditions_of_engine(one.protocol, one.environment),
+        ]
         found.setdefault(json.dumps(same, sort_keys=True), []).append(one)
     return list(found.values())
 
 
-def measurement(record: ServedRecord) -> str:
+def identity_of_measurement(record: ServedRecord) -> str:
     """Return what tells one measurement from every other one, however many run folders have it."""
     date = record.environment.get("date")
     return json.dumps([record.key, record.type, record.model, record.base, record.protocol, date], sort_keys=True)
 
 
-def answers(record: ServedRecord) -> str:
+def question_of_record(record: ServedRecord) -> str:
     """Return what a record answers: which model of a cell in which type, beside which dense one, asked how, where."""
     model = record.model.get("pruned_sha256")
     return json.dumps(
-        [record.key, record.type, record.base, model, conditions(record.protocol, record.environment)], sort_keys=True
+        [record.key, record.type, record.base, model, conditions_of_engine(record.protocol, record.environment)],
+        sort_keys=True,
     )
 
 
-def load(run: Path, told: Callable[[str], None] = say) -> list[ServedRecord]:
+def load(run: Path, warn: Callable[[str], None] = say) -> list[ServedRecord]:
     """Read the served records of a run folder, none where nothing was served; one that does not fit is left out.
 
     told  is told of each that is left out, in a line
@@ -122,13 +128,13 @@ def load(run: Path, told: Callable[[str], None] = say) -> list[ServedRecord]:
         try:
             found.append(_read(line, f"{run / FILE}: line {number}"))
         except InvalidRecord as error:
-            told(f"{error}; {LEFT_OUT}")
+            warn(f"{error}; {LEFT_OUT}")
     return found
 
 
 def _lines(run: Path) -> list[bytes]:
     path = run / FILE
-    return content(path).splitlines() if path.is_file() else []
+    return read_content(path).splitlines() if path.is_file() else []
 
 
 def _read(line: bytes, where: str = FILE) -> ServedRecord:
@@ -152,11 +158,11 @@ def save(run: Path, record: ServedRecord) -> ServedRecord:
 
     That is an earlier one where it was measured well and this one was not. Raises Unwritable.
     """
-    with locked(run):
-        lines = _joined([*_lines(run), json.dumps(asdict(record), allow_nan=False).encode()])
+    with lock_served(run):
+        lines = _join_lines([*_lines(run), json.dumps(asdict(record), allow_nan=False).encode()])
         _write(run, lines)
-    mine = answers(record)
-    return next((one for one in reversed(load(run, lambda _: None)) if answers(one) == mine), record)
+    mine = question_of_record(record)
+    return next((one for one in reversed(load(run, lambda _: None)) if question_of_record(one) == mine), record)
 
 
 def join(parts: Sequence[Path], out: Path) -> None:
@@ -165,11 +171,11 @@ def join(parts: Sequence[Path], out: Path) -> None:
     One that was measured well goes before one that was not, and a line that this version does not read is kept. Raises
     Unwritable.
     """
-    if lines := _joined([line for part in reversed(parts) for line in _lines(part)]):
+    if lines := _join_lines([line for part in reversed(parts) for line in _lines(part)]):
         _write(out, lines)
 
 
-def _joined(lines: Iterable[bytes]) -> list[bytes]:
+def _join_lines(lines: Iterable[bytes]) -> list[bytes]:
     """Return of each question the last answer that was measured well, else the last, and all lines that are none."""
     found: dict[str | bytes, tuple[bytes, bool]] = {}
     for line in lines:
@@ -178,7 +184,7 @@ def _joined(lines: Iterable[bytes]) -> list[bytes]:
         except InvalidRecord:
             found[line] = line, False
             continue
-        key, well = answers(record), record.status == "ok"
+        key, well = question_of_record(record), record.status == "ok"
         if well or not found.get(key, (line, False))[1]:
             found[key] = line, well
     return [line for line, _ in found.values()]
@@ -189,7 +195,7 @@ def _write(run: Path, lines: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def lock_served(run: Path) -> Iterator[None]:
     """Keep the file from other processes meanwhile. Raises Unwritable."""
     lock = FileLock(run / LOCK)
     try:
@@ -207,20 +213,20 @@ class EngineAsked(Layout):
 
     source: ClassVar[str] = "bench.plan.protocol"
 
-    engine: Name = needed("llama.cpp, vllm or sglang")
-    engine_python: str = absent("interpreter that has vllm or sglang")
-    engine_args: str = absent("words for those")
-    prefill: list[Tokens] = absent("prompt lengths that are timed")
-    decode: list[Tokens] = absent("depths of context behind which tokens are generated")
-    batches: list[Positive] = absent("sequences at once")
-    steps: Positive = needed("tokens that a pass generates for each sequence")
-    rounds: Positive = needed("of dense against pruned")
-    text: str = needed("that the engine scores")
-    windows: Count = needed("of that text")
-    window: Tokens = needed("of each window")
-    silence: Count = absent("seconds without a word after which the engine is ended")
-    version: str = needed("of the engine")
-    threads: Count = needed("of the engine")
+    engine: Name = declare_field("llama.cpp, vllm or sglang")
+    engine_python: str = declare_optional_field("interpreter that has vllm or sglang")
+    engine_args: str = declare_optional_field("words for those")
+    prefill: list[Tokens] = declare_optional_field("prompt lengths that are timed")
+    decode: list[Tokens] = declare_optional_field("depths of context behind which tokens are generated")
+    batches: list[Positive] = declare_optional_field("sequences at once")
+    steps: Positive = declare_field("tokens that a pass generates for each sequence")
+    rounds: Positive = declare_field("of dense against pruned")
+    text: str = declare_field("that the engine scores")
+    windows: Count = declare_field("of that text")
+    window: Tokens = declare_field("of each window")
+    silence: Count = declare_optional_field("seconds without a word after which the engine is ended")
+    version: str = declare_field("of the engine")
+    threads: Count = declare_field("of the engine")
 
 
 class ModelServed(Layout):
@@ -228,16 +234,18 @@ class ModelServed(Layout):
 
     source: ClassVar[str] = "bench.serving.serve"
 
-    pruned_sha256: Sha256 | None = absent("of the cell's record")
-    name: str = needed("of the dense model for a reader")
-    label: Name = needed("the method with its parameters")
-    method: Name = needed("its name")
-    dtype: Name = absent("of its cell, which is that of the dense model beside it")
-    seed: Whole = absent("of its cell")
-    requested_ratio: Ratio | None = needed("that was asked for; null for dense, and where parameters alone decide")
-    ratio_of: Name = needed("what that is a share of")
-    ratio: Ratio | None = needed("of the dense model's parameters that went")
-    parameters: Parameters | None = needed("that are left")
+    pruned_sha256: Sha256 | None = declare_optional_field("of the cell's record")
+    name: str = declare_field("of the dense model for a reader")
+    label: Name = declare_field("the method with its parameters")
+    method: Name = declare_field("its name")
+    dtype: Name = declare_optional_field("of its cell, which is that of the dense model beside it")
+    seed: Whole = declare_optional_field("of its cell")
+    requested_ratio: Ratio | None = declare_field(
+        "that was asked for; null for dense, and where parameters alone decide"
+    )
+    ratio_of: Name = declare_field("what that is a share of")
+    ratio: Ratio | None = declare_field("of the dense model's parameters that went")
+    parameters: Parameters | None = declare_field("that are left")
 
 
 class TextServed(Layout):
@@ -245,16 +253,16 @@ class TextServed(Layout):
 
     source: ClassVar[str] = "bench.export.engine_check"
 
-    text: Name = needed("its name")
-    sha256: Sha256 = needed("of the windows' tokens")
-    windows: Count = absent("that were read")
-    drawn: bool = needed(DRAWN)
-    window: Tokens = needed("of each window")
-    tokens: Tokens = absent("that are scored")
-    nll: list[float] = needed("nats of each window")
-    perplexity: Above = needed("per token")
-    perplexity_low: Above = absent("lower end of its 95 % interval over windows")
-    perplexity_high: Above = absent("upper end of its 95 % interval over windows")
+    text: Name = declare_field("its name")
+    sha256: Sha256 = declare_field("of the windows' tokens")
+    windows: Count = declare_optional_field("that were read")
+    drawn: bool = declare_field(DRAWN)
+    window: Tokens = declare_field("of each window")
+    tokens: Tokens = declare_optional_field("that are scored")
+    nll: list[float] = declare_field("nats of each window")
+    perplexity: Above = declare_field("per token")
+    perplexity_low: Above = declare_optional_field("lower end of its 95 % interval over windows")
+    perplexity_high: Above = declare_optional_field("upper end of its 95 % interval over windows")
 
 
 class EngineFound(Layout):
@@ -262,11 +270,11 @@ class EngineFound(Layout):
 
     source: ClassVar[str] = "bench.inference"
 
-    name: str = absent("llama.cpp, vllm or sglang")
-    version: str = absent("of its package")
-    commit: str = absent("of its source")
-    system: str = absent("instructions of the processor that it uses")
-    threads: Count = absent("with which it computes")
+    name: str = declare_optional_field("llama.cpp, vllm or sglang")
+    version: str = declare_optional_field("of its package")
+    commit: str = declare_optional_field("of its source")
+    system: str = declare_optional_field("instructions of the processor that it uses")
+    threads: Count = declare_optional_field("with which it computes")
 
 
 class ServedFound(Layout):
@@ -274,17 +282,19 @@ class ServedFound(Layout):
 
     source: ClassVar[str] = "bench.serving.serve"
 
-    format: str = absent("gguf or hf", "bench.export.write")
-    bytes: Bytes = absent("of the weights' files, with the vocabulary where it is in them")
-    checks: list[list[Any]] = absent("[name, passed, found] of the engine's answers against this suite's")
-    perplexity: TextServed = absent("by the engine")
-    engine: EngineFound = absent("which it was")
-    memory: MemoryAlone = absent("of the engine's process with this model alone")
-    points: list[PointTimed] = absent(
+    format: str = declare_optional_field("gguf or hf", "bench.export.write")
+    bytes: Bytes = declare_optional_field("of the weights' files, with the vocabulary where it is in them")
+    checks: list[list[Any]] = declare_optional_field(
+        "[name, passed, found] of the engine's answers against this suite's"
+    )
+    perplexity: TextServed = declare_optional_field("by the engine")
+    engine: EngineFound = declare_optional_field("which it was")
+    memory: MemoryAlone = declare_optional_field("of the engine's process with this model alone")
+    points: list[PointTimed] = declare_optional_field(
         "each size; dense is the dense model in the type `base`, pruned this one; prefill at batch 1 is the time to "
         "the first token"
     )
-    machine: MachineMeanwhile = absent("what else the machine did while both were timed")
+    machine: MachineMeanwhile = declare_optional_field("what else the machine did while both were timed")
 
 
 class ServedLayout(Layout):
@@ -292,16 +302,16 @@ class ServedLayout(Layout):
 
     source: ClassVar[str] = "bench.serving.serve"
 
-    number: Annotated[int, OneOf((SERVED_SCHEMA,))] = needed("number of this layout", alias="schema")
-    key: Name = needed("of the cell whose model it is")
-    type: Name = needed("of its matrices in the file: float32, bfloat16, float16, q8_0 or q4_0")
-    base: Name = needed("type of the dense model that it was timed beside")
-    protocol: EngineAsked = needed("how the engine was asked")
-    model: ModelServed = needed("which it is")
-    status: Annotated[str, OneOf(SERVED_STATUSES)] = needed(
+    number: Annotated[int, OneOf((SERVED_SCHEMA,))] = declare_field("number of this layout", alias="schema")
+    key: Name = declare_field("of the cell whose model it is")
+    type: Name = declare_field("of its matrices in the file: float32, bfloat16, float16, q8_0 or q4_0")
+    base: Name = declare_field("type of the dense model that it was timed beside")
+    protocol: EngineAsked = declare_field("how the engine was asked")
+    model: ModelServed = declare_field("which it is")
+    status: Annotated[str, OneOf(SERVED_STATUSES)] = declare_field(
         "unsupported: no format of the engine holds the model; error: the model is not made again, or a check did not "
         "pass, and nothing was timed"
     )
-    error: str | None = needed("why the status is not ok, else null")
-    environment: Environment = needed("where it was served")
-    measured: ServedFound = needed("what was found")
+    error: str | None = declare_field("why the status is not ok, else null")
+    environment: Environment = declare_field("where it was served")
+    measured: ServedFound = declare_field("what was found")

@@ -28,8 +28,8 @@ from bench.plan.kinds import (
     Tokens,
     Unit,
     Watts,
-    absent,
-    needed,
+    declare_field,
+    declare_optional_field,
 )
 
 Three = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -40,36 +40,42 @@ class Environment(Layout):
 
     source: ClassVar[str] = "bench.system.environment"
 
-    date: Date = absent("when the record was written")
-    python: str = absent("its version")
-    platform: str = absent("system, processor and C library; no kernel build, which tells who runs it")
-    cpu: str = absent("name of the processor")
-    physical_cores: Count = absent("of the whole machine")
-    logical_cores: Count = absent("of the whole machine")
-    memory_bytes: Bytes = absent("of the whole machine")
-    threads: Count = absent("of torch within one operation; of a timed cell those that it has while it is timed")
-    slots: Count = absent("cells that the run may have had at once there, where it had several", "bench.runs.job")
-    omp_wait_policy: str = absent("whether threads spin while they wait, where that was said")
-    gomp_spincount: str = absent("for how many turns, where that was said")
-    device: str = absent("of the model")
-    dtype: str = absent("of the model")
-    gpu: str = absent("name of the card; on CUDA only, as all that follows up to cuda_alloc_conf")
-    gpu_memory_bytes: Bytes = absent("of the card")
-    gpu_driver: str = absent("its version")
-    cuda: str = absent("version that torch was built with")
-    gpus: Count = absent("that torch sees")
-    gpu_power_limit_w: Watts = absent("that the driver enforces")
-    gpu_highest_sm_mhz: Megahertz = absent("that the card's clock may have")
-    gpu_set_sm_mhz: Megahertz = absent("that it is set to")
-    gpu_mig: bool = absent("whether the card is shared out")
-    float32_products: str = absent("highest: products of float32 are computed in float32; high: in TF32")
-    bf16_reduction: bool = absent("whether sums of bfloat16 products may be rounded to it on the way")
-    cudnn: Scalar = absent("its version")
-    cublas: str = absent("its version")
-    cuda_alloc_conf: str = absent("what PYTORCH_CUDA_ALLOC_CONF says")
-    versions: dict[str, str] = absent("of packages, by name")
-    commit: str = absent("of the checkout, where it is one")
-    dirty: bool = absent("whether files differ from that commit")
+    date: Date = declare_optional_field("when the record was written")
+    python: str = declare_optional_field("its version")
+    platform: str = declare_optional_field("system, processor and C library; no kernel build, which tells who runs it")
+    cpu: str = declare_optional_field("name of the processor")
+    physical_cores: Count = declare_optional_field("of the whole machine")
+    logical_cores: Count = declare_optional_field("of the whole machine")
+    memory_bytes: Bytes = declare_optional_field("of the whole machine")
+    threads: Count = declare_optional_field(
+        "of torch within one operation; of a timed cell those that it has while it is timed"
+    )
+    slots: Count = declare_optional_field(
+        "cells that the run may have had at once there, where it had several", "bench.runs.job"
+    )
+    omp_wait_policy: str = declare_optional_field("whether threads spin while they wait, where that was said")
+    gomp_spincount: str = declare_optional_field("for how many turns, where that was said")
+    device: str = declare_optional_field("of the model")
+    dtype: str = declare_optional_field("of the model")
+    gpu: str = declare_optional_field("name of the card; on CUDA only, as all that follows up to cuda_alloc_conf")
+    gpu_memory_bytes: Bytes = declare_optional_field("of the card")
+    gpu_driver: str = declare_optional_field("its version")
+    cuda: str = declare_optional_field("version that torch was built with")
+    gpus: Count = declare_optional_field("that torch sees")
+    gpu_power_limit_w: Watts = declare_optional_field("that the driver enforces")
+    gpu_highest_sm_mhz: Megahertz = declare_optional_field("that the card's clock may have")
+    gpu_set_sm_mhz: Megahertz = declare_optional_field("that it is set to")
+    gpu_mig: bool = declare_optional_field("whether the card is shared out")
+    float32_products: str = declare_optional_field(
+        "highest: products of float32 are computed in float32; high: in TF32"
+    )
+    bf16_reduction: bool = declare_optional_field("whether sums of bfloat16 products may be rounded to it on the way")
+    cudnn: Scalar = declare_optional_field("its version")
+    cublas: str = declare_optional_field("its version")
+    cuda_alloc_conf: str = declare_optional_field("what PYTORCH_CUDA_ALLOC_CONF says")
+    versions: dict[str, str] = declare_optional_field("of packages, by name")
+    commit: str = declare_optional_field("of the checkout, where it is one")
+    dirty: bool = declare_optional_field("whether files differ from that commit")
 
 
 class MachineState(Layout):
@@ -77,15 +83,19 @@ class MachineState(Layout):
 
     source: ClassVar[str] = "bench.system.environment"
 
-    seconds: Seconds = absent("by a clock that only goes forward")
-    cpu_mhz: Megahertz = absent("mean clock")
-    cpu_celsius: Celsius = absent("highest temperature")
-    cpu_throttled: Count = absent("how often cores were slowed down for their heat, since the machine started")
-    load: float = absent("runnable processes, averaged over a minute")
-    busy_seconds: Seconds = absent("of all cores together since the machine started")
-    stolen_seconds: Seconds = absent("that a hypervisor kept cores from this machine")
-    own_seconds: Seconds = absent("of this process")
-    held_seconds: Seconds = absent("that a limit of its container's or job's processor time kept cores waiting")
+    seconds: Seconds = declare_optional_field("by a clock that only goes forward")
+    cpu_mhz: Megahertz = declare_optional_field("mean clock")
+    cpu_celsius: Celsius = declare_optional_field("highest temperature")
+    cpu_throttled: Count = declare_optional_field(
+        "how often cores were slowed down for their heat, since the machine started"
+    )
+    load: float = declare_optional_field("runnable processes, averaged over a minute")
+    busy_seconds: Seconds = declare_optional_field("of all cores together since the machine started")
+    stolen_seconds: Seconds = declare_optional_field("that a hypervisor kept cores from this machine")
+    own_seconds: Seconds = declare_optional_field("of this process")
+    held_seconds: Seconds = declare_optional_field(
+        "that a limit of its container's or job's processor time kept cores waiting"
+    )
 
 
 class GpuState(Layout):
@@ -93,11 +103,11 @@ class GpuState(Layout):
 
     source: ClassVar[str] = "bench.system.gpu"
 
-    sm_mhz: Megahertz = absent("clock of the multiprocessors")
-    memory_mhz: Megahertz = absent("clock of the memory")
-    temperature_c: Celsius = absent("of the card")
-    power_w: Watts = absent("that it takes")
-    slowed_by: list[str] = absent("what holds its clocks down")
+    sm_mhz: Megahertz = declare_optional_field("clock of the multiprocessors")
+    memory_mhz: Megahertz = declare_optional_field("clock of the memory")
+    temperature_c: Celsius = declare_optional_field("of the card")
+    power_w: Watts = declare_optional_field("that it takes")
+    slowed_by: list[str] = declare_optional_field("what holds its clocks down")
 
 
 class MachineThen(Layout):
@@ -105,8 +115,8 @@ class MachineThen(Layout):
 
     source: ClassVar[str] = "bench.speed.peaks"
 
-    machine: MachineState = absent("all of it")
-    gpus: list[GpuState] = absent("each that is timed on")
+    machine: MachineState = declare_optional_field("all of it")
+    gpus: list[GpuState] = declare_optional_field("each that is timed on")
 
 
 class MachineMeanwhile(Layout):
@@ -114,14 +124,16 @@ class MachineMeanwhile(Layout):
 
     source: ClassVar[str] = "bench.speed.peaks"
 
-    before: MachineThen = absent("the first round")
-    after: MachineThen = absent("the last round")
-    other_cores: Cores = absent("that other processes kept busy, on average")
-    stolen_cores: Cores = absent("that a hypervisor kept from this machine, on average")
-    held_cores: Cores = absent("that a limit of its container's or job's processor time kept waiting, on average")
-    other_gpu_processes: Count = absent("that computed on the GPU")
-    nvml: str = absent("why the GPU's library has no figures")
-    flags: list[str] = absent("busy, shared_gpu, slowed: what may have spoilt the figures")
+    before: MachineThen = declare_optional_field("the first round")
+    after: MachineThen = declare_optional_field("the last round")
+    other_cores: Cores = declare_optional_field("that other processes kept busy, on average")
+    stolen_cores: Cores = declare_optional_field("that a hypervisor kept from this machine, on average")
+    held_cores: Cores = declare_optional_field(
+        "that a limit of its container's or job's processor time kept waiting, on average"
+    )
+    other_gpu_processes: Count = declare_optional_field("that computed on the GPU")
+    nvml: str = declare_optional_field("why the GPU's library has no figures")
+    flags: list[str] = declare_optional_field("busy, shared_gpu, slowed: what may have spoilt the figures")
 
 
 class GpuMeanwhile(Layout):
@@ -129,12 +141,12 @@ class GpuMeanwhile(Layout):
 
     source: ClassVar[str] = "bench.system.gpu"
 
-    samples: Count = absent("how often it was read")
-    sm_mhz: Annotated[Three, Unit("MHz")] = absent("clock of the multiprocessors")
-    memory_mhz: Annotated[Three, Unit("MHz")] = absent("clock of the memory")
-    temperature_c: Annotated[Three, Unit("°C")] = absent("of the card")
-    power_w: Annotated[Three, Unit("W")] = absent("that it takes")
-    slowed_by: dict[str, Share] = absent("share of the samples, by what held its clocks down")
+    samples: Count = declare_optional_field("how often it was read")
+    sm_mhz: Annotated[Three, Unit("MHz")] = declare_optional_field("clock of the multiprocessors")
+    memory_mhz: Annotated[Three, Unit("MHz")] = declare_optional_field("clock of the memory")
+    temperature_c: Annotated[Three, Unit("°C")] = declare_optional_field("of the card")
+    power_w: Annotated[Three, Unit("W")] = declare_optional_field("that it takes")
+    slowed_by: dict[str, Share] = declare_optional_field("share of the samples, by what held its clocks down")
 
 
 class SizedPoint(Layout):
@@ -142,11 +154,13 @@ class SizedPoint(Layout):
 
     source: ClassVar[str] = "bench.speed.workloads"
 
-    kind: Literal["prefill", "decode"] = needed("prefill of prompts, or decode of one token after the other")
-    batch: Positive = absent("sequences at once")
-    length: Tokens = absent("of a prompt")
-    context: Tokens = absent("that stand before the first that is generated")
-    mode: str = absent("graph: each decode step captured once and replayed; eager: launched; absent: nothing captured")
+    kind: Literal["prefill", "decode"] = declare_field("prefill of prompts, or decode of one token after the other")
+    batch: Positive = declare_optional_field("sequences at once")
+    length: Tokens = declare_optional_field("of a prompt")
+    context: Tokens = declare_optional_field("that stand before the first that is generated")
+    mode: str = declare_optional_field(
+        "graph: each decode step captured once and replayed; eager: launched; absent: nothing captured"
+    )
 
 
 class WarmUps(Layout):
@@ -154,8 +168,8 @@ class WarmUps(Layout):
 
     source: ClassVar[str] = "bench.speed.timing"
 
-    dense: Count = absent("calls of the dense model")
-    pruned: Count = absent("calls of the pruned model")
+    dense: Count = declare_optional_field("calls of the dense model")
+    pruned: Count = declare_optional_field("calls of the pruned model")
 
 
 class Rounds(Layout):
@@ -163,8 +177,8 @@ class Rounds(Layout):
 
     source: ClassVar[str] = "bench.speed.timing"
 
-    dense: list[list[Milliseconds]] = absent("each call of each round of the dense model")
-    pruned: list[list[Milliseconds]] = absent("each call of each round of the pruned model")
+    dense: list[list[Milliseconds]] = declare_optional_field("each call of each round of the dense model")
+    pruned: list[list[Milliseconds]] = declare_optional_field("each call of each round of the pruned model")
 
 
 class PointTimed(SizedPoint):
@@ -172,34 +186,48 @@ class PointTimed(SizedPoint):
 
     source: ClassVar[str] = "bench.speed.benchmark"
 
-    batch: Positive = needed("sequences at once", "bench.speed.workloads")
-    warm_up: WarmUps = absent("calls before the first that counts")
-    rounds: Rounds = absent("every call")
-    dense_ms: Milliseconds = absent("median of all calls")
-    pruned_ms: Milliseconds = absent("median of all calls")
-    dense_cv: Amount = absent("standard deviation of all calls over their mean")
-    pruned_cv: Amount = absent("standard deviation of all calls over their mean")
-    clocks_apart: Amount = absent("share by which the wall clock and the sum of the calls differ")
-    speedup: Times = absent("dense over pruned, from the rounds' medians", gt=0)
-    speedup_low: Times = absent("lower end of its 95 % interval")
-    speedup_high: Times = absent("upper end of its 95 % interval")
-    speedup_by_macs: Times = absent("what the removed multiply-accumulates alone would bring", "bench.speed.workloads")
-    speedup_by_bytes: Times = absent("what the removed bytes alone would bring", "bench.speed.workloads")
-    flags: list[str] = absent(
+    batch: Positive = declare_field("sequences at once", "bench.speed.workloads")
+    warm_up: WarmUps = declare_optional_field("calls before the first that counts")
+    rounds: Rounds = declare_optional_field("every call")
+    dense_ms: Milliseconds = declare_optional_field("median of all calls")
+    pruned_ms: Milliseconds = declare_optional_field("median of all calls")
+    dense_cv: Amount = declare_optional_field("standard deviation of all calls over their mean")
+    pruned_cv: Amount = declare_optional_field("standard deviation of all calls over their mean")
+    clocks_apart: Amount = declare_optional_field("share by which the wall clock and the sum of the calls differ")
+    speedup: Times = declare_optional_field("dense over pruned, from the rounds' medians", gt=0)
+    speedup_low: Times = declare_optional_field("lower end of its 95 % interval")
+    speedup_high: Times = declare_optional_field("upper end of its 95 % interval")
+    speedup_by_macs: Times = declare_optional_field(
+        "what the removed multiply-accumulates alone would bring", "bench.speed.workloads"
+    )
+    speedup_by_bytes: Times = declare_optional_field(
+        "what the removed bytes alone would bring", "bench.speed.workloads"
+    )
+    flags: list[str] = declare_optional_field(
         "noisy, not_warm, clocks_disagree (limits in bench.speed.timing); on a GPU also slowed, launch_bound, "
         "low_bandwidth, low_matrix_rate, in_blocks"
     )
-    dense_p90: Milliseconds = absent("90th percentile of all calls, of 10 or more, on a GPU")
-    dense_p99: Milliseconds = absent("99th percentile of all calls, of 100 or more, on a GPU")
-    pruned_p90: Milliseconds = absent("90th percentile of all calls, of 10 or more, on a GPU")
-    pruned_p99: Milliseconds = absent("99th percentile of all calls, of 100 or more, on a GPU")
-    dense_bandwidth: Amount = absent("share of the rate of copies in `setup`, on a GPU", "bench.speed.peaks")
-    pruned_bandwidth: Amount = absent("share of the rate of copies in `setup`, on a GPU", "bench.speed.peaks")
-    dense_matrix_rate: Amount = absent("share of the rate of products in `setup`, on a GPU", "bench.speed.peaks")
-    pruned_matrix_rate: Amount = absent("share of the rate of products in `setup`, on a GPU", "bench.speed.peaks")
-    gpus: list[GpuMeanwhile] = absent("each, within the rounds")
-    out_of_memory: list[str] = absent("dense, pruned: those that ran out, or had no room; the other is timed alone")
-    failed: str = absent("why there are no figures")
+    dense_p90: Milliseconds = declare_optional_field("90th percentile of all calls, of 10 or more, on a GPU")
+    dense_p99: Milliseconds = declare_optional_field("99th percentile of all calls, of 100 or more, on a GPU")
+    pruned_p90: Milliseconds = declare_optional_field("90th percentile of all calls, of 10 or more, on a GPU")
+    pruned_p99: Milliseconds = declare_optional_field("99th percentile of all calls, of 100 or more, on a GPU")
+    dense_bandwidth: Amount = declare_optional_field(
+        "share of the rate of copies in `setup`, on a GPU", "bench.speed.peaks"
+    )
+    pruned_bandwidth: Amount = declare_optional_field(
+        "share of the rate of copies in `setup`, on a GPU", "bench.speed.peaks"
+    )
+    dense_matrix_rate: Amount = declare_optional_field(
+        "share of the rate of products in `setup`, on a GPU", "bench.speed.peaks"
+    )
+    pruned_matrix_rate: Amount = declare_optional_field(
+        "share of the rate of products in `setup`, on a GPU", "bench.speed.peaks"
+    )
+    gpus: list[GpuMeanwhile] = declare_optional_field("each, within the rounds")
+    out_of_memory: list[str] = declare_optional_field(
+        "dense, pruned: those that ran out, or had no room; the other is timed alone"
+    )
+    failed: str = declare_optional_field("why there are no figures")
 
     @model_validator(mode="after")
     def _has_a_size(self) -> Self:
@@ -215,15 +243,15 @@ class PointMemory(SizedPoint):
 
     source: ClassVar[str] = "bench.speed.peaks"
 
-    peak_allocated_bytes: Bytes = absent("by tensors, over all GPUs")
-    peak_reserved_bytes: Bytes = absent("held by torch, over all GPUs")
-    process_bytes: Bytes = absent("of the process on the GPUs, by the driver")
-    peak_resident_bytes: Bytes = absent("of the process in the machine's memory, on a CPU")
-    resident_bytes: Bytes = absent("of an inference engine's process", "bench.inference")
-    joules_per_token: Joules = absent("by the GPU's own counter")
-    energy_seconds: Seconds = absent("for which that was counted")
-    out_of_memory: list[str] = absent("pruned, where it ran out")
-    failed: str = absent("why there are no figures")
+    peak_allocated_bytes: Bytes = declare_optional_field("by tensors, over all GPUs")
+    peak_reserved_bytes: Bytes = declare_optional_field("held by torch, over all GPUs")
+    process_bytes: Bytes = declare_optional_field("of the process on the GPUs, by the driver")
+    peak_resident_bytes: Bytes = declare_optional_field("of the process in the machine's memory, on a CPU")
+    resident_bytes: Bytes = declare_optional_field("of an inference engine's process", "bench.inference")
+    joules_per_token: Joules = declare_optional_field("by the GPU's own counter")
+    energy_seconds: Seconds = declare_optional_field("for which that was counted")
+    out_of_memory: list[str] = declare_optional_field("pruned, where it ran out")
+    failed: str = declare_optional_field("why there are no figures")
 
 
 class MemoryAlone(Layout):
@@ -231,8 +259,8 @@ class MemoryAlone(Layout):
 
     source: ClassVar[str] = "bench.speed.timed_cell"
 
-    resident_before_bytes: Bytes = absent("of the process before the model was there")
-    points: list[PointMemory] = absent("each size")
+    resident_before_bytes: Bytes = declare_optional_field("of the process before the model was there")
+    points: list[PointMemory] = declare_optional_field("each size")
 
 
 class MatrixWidths(Layout):
@@ -240,9 +268,9 @@ class MatrixWidths(Layout):
 
     source: ClassVar[str] = "bench.speed.peaks"
 
-    read: list[Count] = absent("widths that they read", alias="in")
-    out: list[Count] = absent("widths that they write")
-    multiple_of: Count = absent("largest of 128, 64, 8 and 1 that divides all of them")
+    read: list[Count] = declare_optional_field("widths that they read", alias="in")
+    out: list[Count] = declare_optional_field("widths that they write")
+    multiple_of: Count = declare_optional_field("largest of 128, 64, 8 and 1 that divides all of them")
 
 
 class TimedSetup(Layout):
@@ -250,13 +278,17 @@ class TimedSetup(Layout):
 
     source: ClassVar[str] = "bench.speed.peaks"
 
-    threads: Count = absent("of torch")
-    cores: Count = absent("that the process may use")
-    devices: list[str] = absent("on which the models lie")
-    clock: str = absent("that was read")
-    attention: str = absent("implementation that transformers chose")
-    copy_bytes_per_second: Amount = absent("read and written, of a copy within the GPU", "bench.speed.peaks")
-    matmul_flops_per_second: Amount = absent("of a product of large matrices on the GPU", "bench.speed.peaks")
+    threads: Count = declare_optional_field("of torch")
+    cores: Count = declare_optional_field("that the process may use")
+    devices: list[str] = declare_optional_field("on which the models lie")
+    clock: str = declare_optional_field("that was read")
+    attention: str = declare_optional_field("implementation that transformers chose")
+    copy_bytes_per_second: Amount = declare_optional_field(
+        "read and written, of a copy within the GPU", "bench.speed.peaks"
+    )
+    matmul_flops_per_second: Amount = declare_optional_field(
+        "of a product of large matrices on the GPU", "bench.speed.peaks"
+    )
 
 
 class SpeedFound(Layout):
@@ -264,9 +296,9 @@ class SpeedFound(Layout):
 
     source: ClassVar[str] = "bench.speed.timed_cell"
 
-    points: list[PointTimed] = absent("each size, by rising batch")
-    memory: MemoryAlone = absent("of the pruned model alone")
-    widths: dict[str, MatrixWidths] = absent("of matrices, by role: qkv, out, up, down, head, added")
-    setup: TimedSetup = absent("how they were timed")
-    machine: MachineMeanwhile = absent("what else the machine did")
-    failed: str = absent("why the process did not come to its end; what it told before is there")
+    points: list[PointTimed] = declare_optional_field("each size, by rising batch")
+    memory: MemoryAlone = declare_optional_field("of the pruned model alone")
+    widths: dict[str, MatrixWidths] = declare_optional_field("of matrices, by role: qkv, out, up, down, head, added")
+    setup: TimedSetup = declare_optional_field("how they were timed")
+    machine: MachineMeanwhile = declare_optional_field("what else the machine did")
+    failed: str = declare_optional_field("why the process did not come to its end; what it told before is there")

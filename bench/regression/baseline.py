@@ -19,13 +19,13 @@ class NoBaseline(Exception):
     """Say that there is no folder, or that it holds no run; the message says which, in one line."""
 
 
-def read(folder: Path) -> dict[str, CellResults]:
+def read_baseline(folder: Path) -> dict[str, CellResults]:
     """Read the cells of a baseline, or of any other run folder, by their names. Raises NoBaseline."""
-    if not run_folder.files(folder):
+    if not run_folder.files_of_records(folder):
         raise NoBaseline(f"no baseline {folder}; `baseline accept RUN --out {folder}` makes one")
     wrong = list[str]()
     try:
-        cells = dict(sorted(pairs.of_run(folder, wrong.append).items()))
+        cells = dict(sorted(pairs.results_of_run(folder, wrong.append).items()))
     except UserError as error:
         raise NoBaseline(f"{folder} cannot be read as a baseline: {error}") from None
     if wrong:  # of whose cells nothing would be asked
@@ -35,7 +35,7 @@ def read(folder: Path) -> dict[str, CellResults]:
 
 def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool = False) -> list[str]:
     """Pack a run into `folder`, and return lines on what is in it, or on what changed. Raises UserError."""
-    cells = pairs.of_run(run)
+    cells = pairs.results_of_run(run)
     failed = [f"{name} ({cell.status})" for name, cell in cells.items() if cell.status != "ok"]
     if failed and not allow_failed:
         raise UserError(f"{run} has failed cells: {', '.join(failed)}; --allow-failed accepts them as failed")
@@ -51,8 +51,8 @@ def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool
     _write(run, folder)
     untested = [f"{name}: {task}" for name, cell in cells.items() for task in cell.untested]
     left_out = [f"left out, since it has no figure per document: {name}" for name in untested]
-    size = sum(path.stat().st_size for path in packed_run.files(folder))
-    return [*changes(before, cells), *left_out, f"{folder}: {len(cells)} cells, {size:,} bytes"]
+    size = sum(path.stat().st_size for path in packed_run.files_of_packed_run(folder))
+    return [*changes_of_cells(before, cells), *left_out, f"{folder}: {len(cells)} cells, {size:,} bytes"]
 
 
 def _write(run: Path, folder: Path) -> None:
@@ -61,11 +61,11 @@ def _write(run: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".baseline-") as name:
         staged, earlier = Path(name) / "run", Path(name) / "earlier"
-        packed_run.pack(run, staged, run_folder.unsaid)
+        packed_run.pack_run(run, staged, run_folder.ignore_warning)
         if not folder.exists():
             staged.rename(folder)
             return
-        old = set(packed_run.files(folder))
+        old = set(packed_run.files_of_packed_run(folder))
         shutil.copytree(
             folder, staged, ignore=lambda at, names: [n for n in names if Path(at, n) in old], dirs_exist_ok=True
         )
@@ -80,12 +80,12 @@ def _write(run: Path, folder: Path) -> None:
 def _readable(folder: Path) -> Mapping[str, CellResults]:
     """Read the cells of a baseline that is about to be replaced, none where it is damaged."""
     try:
-        return pairs.of_run(folder)
+        return pairs.results_of_run(folder)
     except UserError:
         return {}
 
 
-def changes(before: Mapping[str, CellResults], after: Mapping[str, CellResults]) -> list[str]:
+def changes_of_cells(before: Mapping[str, CellResults], after: Mapping[str, CellResults]) -> list[str]:
     """Return a line for each cell that comes or goes, by name, and for each figure or condition that changes."""
     found = [f"- {name}" for name in sorted(before.keys() - after.keys())]
     for name, cell in sorted(after.items()):
@@ -104,10 +104,10 @@ def _cell_changes(before: CellResults, after: CellResults) -> Iterator[str]:
         if old != new:
             yield f"{key}: {old} -> {new}"
         elif old_content != new_content:
-            yield f"{key}: {old}, of other {OTHER[key.partition(' ')[0]]}"
+            yield f"{key}: {old}, of other {DATA_OF_GROUP[key.partition(' ')[0]]}"
 
 
-OTHER = {  # what may differ behind an equal figure
+DATA_OF_GROUP = {  # what may differ behind an equal figure
     "tasks": "answers",
     "bits": "likelihoods",
     "texts": "windows",

@@ -37,7 +37,7 @@ import numpy as np
 from bench.plan import run_spec
 from bench.records import run_folder
 from bench.regression import pairs as compared_rows
-from bench.regression.pairs import CellResults, ComparedRow, allowed_fields, of_cell, of_run
+from bench.regression.pairs import CellResults, ComparedRow, parse_allowed, results_of_cell, results_of_run
 from bench.stats import intervals
 from methods.errors import UserError
 
@@ -69,7 +69,7 @@ class Verdict:
     findable: float | None = None
 
 
-def pairs(
+def pair_runs(
     baseline: Mapping[str, CellResults], run: Mapping[str, CellResults], mapping: Mapping[str, str]
 ) -> list[tuple[str, CellResults | None, CellResults | None, bool]]:
     """Return (name, cell of the baseline, cell of the run, whether `mapping` paired them), the missing ones last.
@@ -122,13 +122,13 @@ def judge(
 ) -> list[Verdict]:
     """Return the verdicts in the order of the run's cells. Raises UserError for a margin of a task that cannot gate."""
     found: list[Verdict] = []
-    for name, base, new, mapped in pairs(baseline, run, mapping or {}):
+    for name, base, new, mapped in pair_runs(baseline, run, mapping or {}):
         whole = _whole(name, base, new)
         if whole is not None:
             found.append(whole)
             continue
         assert base is not None and new is not None
-        rows = compared_rows.rows(base, new, margins.allow)
+        rows = compared_rows.compare_cells(base, new, margins.allow)
         alone = len(new.tasks) == len(base.tasks) == 1 and any(row.kind == "accuracy" for row in rows)
         for row in rows:
             if row.kind == "task" and alone and row.task not in margins.tasks:
@@ -138,15 +138,15 @@ def judge(
             gates = margins.gates(row) and not (mapped and row.kind == "size")  # other methods meet a budget otherwise
             found.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
     _refuse_unknown(margins, [*baseline.values(), *run.values()], [v.row for v in found if v.row is not None])
-    adjusted = _adjusted(found)
+    adjusted = _adjust_p(found)
     total = sum(_weight(v) for v in found if v.gates)
     found = [v if v.row is None else replace(v, findable=_findable(v, v.row, total)) for v in found]
-    return [v if v.row is None else _decided(v, v.row, adjusted.get(number)) for number, v in enumerate(found)]
+    return [v if v.row is None else _decide(v, v.row, adjusted.get(number)) for number, v in enumerate(found)]
 
 
 def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequence[ComparedRow]) -> None:
     """Raise UserError for a margin of a task that no cell has or was asked for, or that has no accuracy."""
-    there = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.asked))
+    there = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.requested_tasks))
     if unknown := [task for task in margins.tasks if task not in there]:
         known = ", ".join(there) or "none"
         raise UserError(f"--margins: tasks has {unknown[0]}, which no cell measured; there are {known}")
@@ -181,7 +181,7 @@ def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verd
     return None
 
 
-def _adjusted(verdicts: Sequence[Verdict]) -> dict[int, float]:
+def _adjust_p(verdicts: Sequence[Verdict]) -> dict[int, float]:
     """Return adjusted p values by the verdict's number, in a family of those that gate and one of those only shown."""
     found: dict[int, float] = {}
     for gates in (True, False):
@@ -195,7 +195,7 @@ def _adjusted(verdicts: Sequence[Verdict]) -> dict[int, float]:
     return found
 
 
-def _decided(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
+def _decide(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
     if row.differs:
         words = "; ".join(f"{name} differs: {values}" for name, values in row.differs)
         return replace(verdict, word="incomparable", reason=words)
@@ -208,10 +208,10 @@ def _decided(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
         return replace(verdict, word="inconclusive", reason="nothing to pair: a single window, or other text")
     if row.kind == "task" and not row.is_accuracy:
         return replace(verdict, word="inconclusive", p=p, reason="which way is better is not known of this metric")
-    return _tested(replace(verdict, p=p), row)
+    return _judge_row(replace(verdict, p=p), row)
 
 
-def _tested(verdict: Verdict, row: ComparedRow) -> Verdict:
+def _judge_row(verdict: Verdict, row: ComparedRow) -> Verdict:
     """Return a verdict by the rule at the head of this file; where there is no margin it is 0."""
     margin = verdict.margin or 0.0
     change, low, high = row.changes
@@ -229,12 +229,12 @@ def _tested(verdict: Verdict, row: ComparedRow) -> Verdict:
     return replace(verdict, word="inconclusive", reason=reason if verdict.gates else "")
 
 
-def suspects(verdicts: Sequence[Verdict]) -> list[str]:
+def find_suspects(verdicts: Sequence[Verdict]) -> list[str]:
     """Return the cells, as verdicts name them, with a regression that counts."""
     return list(dict.fromkeys(v.cell for v in verdicts if v.word == "worse" and v.gates))
 
 
-def confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Verdict]) -> list[Verdict]:
+def keep_confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Verdict]) -> list[Verdict]:
     """Return the verdicts, of which a regression that counts stands only if the second measurement has it too.
 
     second   verdicts with the suspected cells measured again, by cell and metric
@@ -253,7 +253,7 @@ def confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Verdict
     return found
 
 
-def exit_code(verdicts: Sequence[Verdict], *, strict: bool = False) -> int:
+def exit_code_of(verdicts: Sequence[Verdict], *, strict: bool = False) -> int:
     """Return 0 for ok, else the first of 1 a regression, 4 incomparable, 3 incomplete (`strict`: or inconclusive)."""
     words = {v.word for v in verdicts if v.gates}
     if "worse" in words:
@@ -267,7 +267,7 @@ ALPHA = 0.05  # below which an adjusted p value is called a difference
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRow:
     """Hold a row and its verdict.
 
     p           adjusted for all that the comparison tests; None where there is none
@@ -282,7 +282,7 @@ class Judged:
     detectable: float | None = None
 
 
-def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
+def pair_cells(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
     """Return (name, cell of A, cell of B) of the two that are named, or of two runs by label, ratio and seed."""
     one, other = _side(a), _side(b)
     if not any(run_folder.is_run(Path(named)) for named in (a, b)):
@@ -301,17 +301,17 @@ def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
 def _side(named: str) -> dict[str, CellResults]:
     """Return the cells of a run folder, or the one cell of RUN/CELL, by its key, the start of one, or its label."""
     if run_folder.is_run(Path(named)):
-        return of_run(Path(named))
-    found = run_folder.split(named)
+        return results_of_run(Path(named))
+    found = run_folder.split_name(named)
     if found is None:
         raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
     run, wanted = found
-    key, record = run_folder.cell(run, wanted)
-    cell = of_cell(record, run, key)
+    key, record = run_folder.find_cell(run, wanted)
+    cell = results_of_cell(record, run, key)
     return {cell.name: cell}
 
 
-def refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
+def reason_for_refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
     """Say in one line why these cells cannot be compared; None if they can."""
     found: dict[str, str] = {}
     for cells, compared in pairs.items():
@@ -323,7 +323,7 @@ def refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
     return f"not comparable, these differ: {'; '.join(found.values())}; --allow {','.join(found)} compares all the same"
 
 
-def judged(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[Judged]:
+def judge_rows(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[JudgedRow]:
     """Judge every row; the p values are adjusted (intervals.holm) for the number of them in the table."""
     every = [(cells, row) for cells, compared in pairs.items() for row in _without_repetition(compared)]
     tested = [number for number, (_, row) in enumerate(every) if row.difference and not np.isnan(row.difference.p)]
@@ -332,7 +332,7 @@ def judged(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[Judged]:
     found = []
     for number, (cells, row) in enumerate(every):
         detectable = row.detectable(ALPHA / len(tested)) if number in p else None
-        found.append(Judged(cells, row, p.get(number), _verdict(row, p.get(number)), detectable))
+        found.append(JudgedRow(cells, row, p.get(number), _verdict(row, p.get(number)), detectable))
     return found
 
 
@@ -393,7 +393,7 @@ class Margins:
         return self.sizes if row.kind == "size" else self.of(row) is not None
 
 
-def read(file: Path | None) -> Margins:
+def read_margins(file: Path | None) -> Margins:
     """Read the margins of a YAML file; without one return the defaults. Raises UserError."""
     if file is None:
         return Margins()
@@ -403,16 +403,16 @@ def read(file: Path | None) -> Margins:
     known = tuple(Margins.__dataclass_fields__)
     if unknown := [str(key) for key in plain if key not in known]:
         raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    return Margins(**{key: _checked(file, key, value) for key, value in plain.items()})
+    return Margins(**{key: _check_value(file, key, value) for key, value in plain.items()})
 
 
-def _checked(file: Path, key: str, value: Any) -> Any:
+def _check_value(file: Path, key: str, value: Any) -> Any:
     where = f"--margins: {file}: {key}"
     if key == "allow":
         if not isinstance(value, list):
             raise UserError(f"{where} is a list of fields, as in [cpu, threads]; got {value!r}")
         try:
-            return allowed_fields(",".join(map(str, value)))
+            return parse_allowed(",".join(map(str, value)))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     if key == "sizes":

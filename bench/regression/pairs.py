@@ -40,14 +40,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.plan.protocol import text_name
+from bench.plan.protocol import name_of_text
 from bench.records import run_folder
-from bench.records.comparability import GATE, gate_conditions, identity, name_of
+from bench.records.comparability import GATE, conditions_of_gate, identity_of_cell, name_of_identity
 from bench.records.frame import STAGES
 from bench.records.measured import ANSWER_BPB, is_accuracy, is_accuracy_metric
-from bench.records.record import Record, display_name, metric_of_task
-from bench.records.sample_tables import OF_WINDOWS, are_figures
-from bench.records.samples import Sample, SampleFiles, Samples, alike
+from bench.records.record import Record, metric_of_task, name_of_model
+from bench.records.sample_tables import OF_WINDOWS, is_finite_throughout
+from bench.records.samples import Sample, SampleFiles, Samples, find_alike
 from bench.stats import clusters, draws, intervals
 from bench.stats import intervals as stats
 from bench.stats.intervals import NORMAL_95, Difference
@@ -132,56 +132,58 @@ class CellResults:
     speed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     untested: tuple[str, ...] = ()
     bits: dict[str, Answers] = field(default_factory=dict)
-    asked: tuple[str, ...] = ()
+    requested_tasks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return name_of(self.identity)
+        return name_of_identity(self.identity)
 
 
-def of_run(run: Path, told: Callable[[str], None] = say) -> dict[str, CellResults]:
+def results_of_run(run: Path, warn: Callable[[str], None] = say) -> dict[str, CellResults]:
     """Read the results of every cell by its name. Raises UserError where two cells have the same name.
 
     told  is told of each record that is left out, in a line
     """
     found: dict[str, CellResults] = {}
     files = SampleFiles()
-    records = run_folder.records(run, told)
+    records = run_folder.read_records(run, warn)
     for key, record in records.items():
-        results = of_cell(record, run, key, files)
+        results = results_of_cell(record, run, key, files)
         if results.name in found:
-            models = list(dict.fromkeys(map(display_name, records.values())))
+            models = list(dict.fromkeys(map(name_of_model, records.values())))
             which = f"of {' and '.join(models)}" if len(models) > 1 else "which other settings set apart"
             raise UserError(f"{run} has several cells {results.name!r}, {which}; name one as RUN/CELL")
         found[results.name] = results
     return found
 
 
-def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
+def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
     """Read the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
     measured = record.measured
     if record.status != "ok":
-        return CellResults(identity(record), record.status, asked=tuple(record.cell["protocol"].get("tasks", ())))
-    folder, files = run_folder.samples_folder(run, key), files or SampleFiles()
+        return CellResults(
+            identity_of_cell(record), record.status, requested_tasks=tuple(record.cell["protocol"].get("tasks", ()))
+        )
+    folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
         table = _table((record, folder, files), name, task["documents"])
         frame, metric = table.to_pandas(), str(task["main"])
         figures, likely = _column(frame, metric), _column(frame, ANSWER_BPB)
-        tasks[name] = _answers_of_task(task, name, frame, metric, figures) if are_figures(figures) else None
-        if are_figures(likely):
+        tasks[name] = _answers_of_task(task, name, frame, metric, figures) if is_finite_throughout(figures) else None
+        if is_finite_throughout(likely):
             bits[name] = _answers_of_task(task, name, frame, ANSWER_BPB, likely.round(BITS_DIGITS))
     texts: dict[str, Windows] = {}
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        table = _table((record, folder, files), f"perplexity-{text_name(name)}", text["windows"], OF_WINDOWS)
+        table = _table((record, folder, files), f"perplexity-{name_of_text(name)}", text["windows"], OF_WINDOWS)
         texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
-        identity(record),
+        identity_of_cell(record),
         "ok",
-        gate_conditions(record),
+        conditions_of_gate(record),
         {name: value for name, value in about.items() if value is not None},
         _sizes(measured),
         {name: found for name, found in tasks.items() if found is not None},
@@ -265,7 +267,7 @@ OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
 FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
 
 
-def allowed_fields(text: str) -> tuple[str, ...]:
+def parse_allowed(text: str) -> tuple[str, ...]:
     """Read 'torch,cpu' as ('torch', 'cpu'). Raises UserError for what is no field."""
     names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
     for name in names:
@@ -334,10 +336,10 @@ class ComparedRow:
             return None
         if self.lost is not None and self.gained is not None and found.stderr is None:
             return intervals.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
-        return None if found.stderr is None else intervals.detectable(found.stderr, found.freedom, level, margin)
+        return None if found.stderr is None else intervals.detectable_effect(found.stderr, found.freedom, level, margin)
 
 
-def rows(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
+def compare_cells(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
     """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
     found = []
     for name in dict.fromkeys([*after.sizes, *before.sizes]):
@@ -426,32 +428,32 @@ def _disjoint(
     return ((field, f"{', '.join(before)} and {', '.join(after)}"),)
 
 
-def _task_differs(one: Answers, other: Answers, allowed: Collection[str]) -> tuple[tuple[str, str], ...]:
+def _task_differs(before: Answers, after: Answers, allowed: Collection[str]) -> tuple[tuple[str, str], ...]:
     if "fewshot" in allowed:
-        one, other = _asked_alike(one, other)
+        before, after = _without_prompts(before, after)
     pairs = {
-        "metric": (one.metric, other.metric),
-        "documents": (one.documents, other.documents),
-        "task_version": (one.version, other.version),
-        "fewshot": (one.fewshot, other.fewshot),
+        "metric": (before.metric, after.metric),
+        "documents": (before.documents, after.documents),
+        "task_version": (before.version, after.version),
+        "fewshot": (before.fewshot, after.fewshot),
     }
     return tuple((name, _words(*pair)) for name, pair in pairs.items() if pair[0] != pair[1] and name not in allowed)
 
 
-def _same_documents(one: Answers, other: Answers) -> tuple[Answers, Answers]:
+def _same_documents(before: Answers, after: Answers) -> tuple[Answers, Answers]:
     """Return both on the documents that they share, where it was allowed that they were asked different ones."""
-    one, other = _asked_alike(one, other)
-    if one.documents == other.documents:
-        return one, other
-    shared = sorted(set(one.ids) & set(other.ids))
+    before, after = _without_prompts(before, after)
+    if before.documents == after.documents:
+        return before, after
+    shared = sorted(set(before.ids) & set(after.ids))
     if not shared:
         raise UserError("the cells share no document, so that nothing can be paired")
-    return _only(one, shared), _only(other, shared)
+    return _only(before, shared), _only(after, shared)
 
 
-def _asked_alike(one: Answers, other: Answers) -> tuple[Answers, Answers]:
+def _without_prompts(before: Answers, after: Answers) -> tuple[Answers, Answers]:
     """Return both, without prompts where they had other numbers of examples, since no prompt can then be equal."""
-    return (one, other) if one.fewshot == other.fewshot else (one.unprompted, other.unprompted)
+    return (before, after) if before.fewshot == after.fewshot else (before.unprompted, after.unprompted)
 
 
 def _only(answers: Answers, ids: Sequence[str]) -> Answers:
@@ -488,7 +490,7 @@ def _row_of_answers(
         difference = clusters.paired_clusters(before, after, groups)
     else:
         difference = intervals.paired_shares(before, after)
-    lost, gained, _ = intervals.flips(before, after)
+    lost, gained, _ = intervals.count_flips(before, after)
     return ComparedRow(kind, metric, *figures, difference, lost, gained, len(before), is_accuracy=True)
 
 
@@ -508,11 +510,11 @@ def _text(name: str, before: CellResults, after: CellResults, allowed: Collectio
     return ComparedRow("text", f"perplexity {name}", left, right, difference, differs=differs)
 
 
-def _perplexity(one: Windows, other: Windows) -> Difference | None:
+def _perplexity(before: Windows, after: Windows) -> Difference | None:
     """Return how the perplexities differ; None for a single window of two likelihoods, which has no interval."""
-    if len(one.nll) > 1:
-        return clusters.paired_perplexity(one.nll, other.nll, one.tokens, in_a_row=one.in_a_row)
-    return Difference(1.0, 1.0, 1.0, 1.0) if np.array_equal(one.nll, other.nll) else None
+    if len(before.nll) > 1:
+        return clusters.paired_perplexity(before.nll, after.nll, before.tokens, in_a_row=before.in_a_row)
+    return Difference(1.0, 1.0, 1.0, 1.0) if np.array_equal(before.nll, after.nll) else None
 
 
 def _speed(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
@@ -562,12 +564,12 @@ Cells = Mapping[Pair, Sequence[Pair]]  # of a pair of models: that of their cell
 Numbers = NDArray[np.float64]
 
 
-def all_pairs(numbers: Sequence[int]) -> list[Pair]:
+def pairs_of(numbers: Sequence[int]) -> list[Pair]:
     """Return every pair (a, b), a before b in `numbers`."""
     return list(combinations(numbers, 2))
 
 
-def perplexity(
+def test_perplexity(
     records: Records,
     pairs: Sequence[Pair],
     samples: Samples,
@@ -584,10 +586,10 @@ def perplexity(
     figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(_flat(cells))}
     known = {n for n, one in figures.items() if math.isfinite(one.get("perplexity", math.inf))}
     cells = {pair: sides for pair, sides in cells.items() if all(n in known for side in sides for n in side)}
-    windows = {n: samples.of(n, f"perplexity-{text_name(text)}", "nll") for n in _places(_flat(cells))}
+    windows = {n: samples.of(n, f"perplexity-{name_of_text(text)}", "nll") for n in _places(_flat(cells))}
     asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
     found: Contrasts = {}
-    for together in _together(cells, alike(windows, asked)):
+    for together in _together(cells, find_alike(windows, asked)):
         place = cells[together[0]][0][0]
         tokens, row = _known(windows, place).units.to_pylist(), not figures[place]["drawn"]
         before, after = (
@@ -604,10 +606,10 @@ def perplexity(
             logs = (difference.sum(1) / sum(tokens)).tolist()
             found[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
     rest = [pair for pair in cells if intervals and pair not in found]
-    return _adjusted(cells, found | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
+    return _adjust_p(cells, found | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
 
 
-def average(
+def test_average(
     records: Records,
     pairs: Sequence[Pair],
     samples: Samples,
@@ -639,7 +641,7 @@ def average(
     answers = [
         {n: samples.of(n, task, mains[n][place]) for n in _places(_flat(cells))} for place, task in enumerate(tasks)
     ]
-    by_task = [alike(given, mains) for given in answers]
+    by_task = [find_alike(given, mains) for given in answers]
     shared = {n: tuple(groups[n] for groups in by_task) for n in _places(_flat(cells)) if all(n in g for g in by_task)}
     alone = {sides[0]: pair for pair, sides in cells.items() if len(sides) == 1}
     for together in _together({side: [side] for side in alone}, shared):
@@ -649,7 +651,7 @@ def average(
         if len(sides) > 1 and all(a in shared and shared[a] == shared.get(b) for a, b in sides):
             found[pair] = _over_draws(sides, answers)
     rest = [pair for pair in cells if intervals and pair not in found]
-    return _adjusted(cells, found | {pair: _independent_average(figures, cells[pair]) for pair in rest})
+    return _adjust_p(cells, found | {pair: _independent_average(figures, cells[pair]) for pair in rest})
 
 
 def _has(task: Mapping[str, Any], metric: str) -> bool:
@@ -713,9 +715,9 @@ def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pa
     return _as_ratio((log, log - half, log + half, _normal(log, stderr)), "intervals")
 
 
-def _as_ratio(found: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
+def _as_ratio(log_ratio: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
     """Return the contrast of a mean logarithm with its ends and its p."""
-    *logs, p = found
+    *logs, p = log_ratio
     with np.errstate(over="ignore"):  # an endless interval is one
         estimate, low, high = np.exp(logs).tolist()
     return Contrast(estimate, p, test, low, high)
@@ -809,19 +811,19 @@ def _normal(estimate: float, stderr: float) -> float:
     return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
 
 
-def _adjusted(pairs: Iterable[Pair], found: Mapping[Pair, Contrast | None]) -> Contrasts:
+def _adjust_p(pairs: Iterable[Pair], contrasts: Mapping[Pair, Contrast | None]) -> Contrasts:
     """Return what was tested, in the order of the pairs, with the p values adjusted for their number."""
-    known = {pair: contrast for pair in pairs if (contrast := found.get(pair)) is not None}
+    known = {pair: contrast for pair in pairs if (contrast := contrasts.get(pair)) is not None}
     adjusted = stats.holm([contrast.p for contrast in known.values()])
     return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(known.items(), adjusted, strict=True)}
 
 
-def shown_more(contrasts: Contrasts, some: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
+def is_shown_higher(contrasts: Contrasts, rows: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
     """Say whether each cell of `some` is shown to have more than each of `than`; equal cells have `neutral`.
 
     Several are the choices of a random method: the claim is then for every one of them.
     """
-    return all(_more(contrasts, a, b, neutral) for a in some for b in than)
+    return all(_more(contrasts, a, b, neutral) for a in rows for b in than)
 
 
 def _more(contrasts: Contrasts, a: int, b: int, neutral: float) -> bool:

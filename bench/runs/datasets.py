@@ -24,10 +24,10 @@ from bench.data import pretrained, task_loading, texts
 from bench.data.texts import refuse_shared
 from bench.engines.engine import Machine
 from bench.evaluation import checks
-from bench.healing import Text, draw
+from bench.healing import Text, draw_text
 from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol, Recipe
-from bench.runs.inputs import common
+from bench.runs.inputs import hash_shared_inputs
 from bench.schedule.estimate import Amounts
 from bench.system import memory
 from methods.model.calibration import Calibration, SweepLogs
@@ -39,7 +39,7 @@ class KeptStatistics:
     A file is of one model in one dtype on one kind of device, as its folder is. Cells that run at once may each find
     the same; the last one's file stays.
 
-    peaks    returns the highest memory of the stage so far, as bench.system.memory.Watched has it
+    peaks    returns the highest memory of the stage so far, as bench.system.memory.WatchedPeaks has it
     seconds  that other cells took to find what this one has read, each statistic once however often it is read
     peak     the highest memory while they did
     sweeps   where sweeps of the cell stand, whose interrupted ones have taken seconds too; None: that is not kept
@@ -77,14 +77,14 @@ class KeptStatistics:
         if counted:
             return tensors
         self.seconds += cost["seconds"]
-        self.peak = memory.highest(self.peak, cost["peak"]) if self.peak else cost["peak"]
+        self.peak = memory.merge_peaks(self.peak, cost["peak"]) if self.peak else cost["peak"]
         return tensors
 
 
 CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks at: its model, protocol and seed
 
 
-def calibration_setting(cell: Cell) -> CalibrationSetting:
+def setting_of_calibration(cell: Cell) -> CalibrationSetting:
     """Return what cells share that look at the same."""
     return cell.model, cell.protocol, cell.seed
 
@@ -120,7 +120,7 @@ class Datasets:
         tokens = sum(text.ids.numel() for text in self.texts.values())
         return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
 
-    def for_cell(
+    def cut_to_cell(
         self,
         order: tuple[str, ...],
         seconds: tuple[float, ...],
@@ -150,7 +150,7 @@ class DatasetReader:
         self.scratch, self.machine = scratch, machine
         self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
         self._tasks = functools.cache(task_loading.load_tasks)
-        self._text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
+        self._text = functools.cache(functools.partial(texts.make_evaluation_text, self.tokenizer))
 
     def read(self, cell: Cell, recipes: Iterable[Recipe] = ()) -> Datasets:
         """Read what `cell` is calibrated and measured on, and the texts of the recipes by which cells are healed.
@@ -160,7 +160,9 @@ class DatasetReader:
         """
         p, tokenizer = cell.protocol, self.tokenizer
         loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
-        block = texts.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
+        block = texts.make_calibration(
+            tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed
+        )
         held_out = {
             text: self._text(
                 text, p.window, p.stride, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
@@ -168,16 +170,16 @@ class DatasetReader:
             for text in p.texts
         }
         refuse_shared(tokenizer, block.ids, block.source, held_out.values(), "calibrated on")
-        healing = {recipe: draw(tokenizer, recipe) for recipe in recipes}
+        healing = {recipe: draw_text(tokenizer, recipe) for recipe in recipes}
         for text in healing.values():
             refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
-        documents = {name: task_loading.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
+        documents = {name: task_loading.draw_documents(task, p.documents, cell.seed) for name, task in loaded.items()}
         first = next(iter(held_out.values()), None)
         dense = None
         if first and p.checks:
             of = hashlib.sha256(f"{cell.model} {first.sha256}".encode()).hexdigest()[:16]
             dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{of}.safetensors", drawn=first.drawn)
-        inputs = common(
+        inputs = hash_shared_inputs(
             cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )
         return Datasets(
@@ -196,5 +198,5 @@ def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dic
     first_of_each = {cell.model: cell for cell in cells}
     readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}
     recipes = {cell.healing for cell in cells if cell.healing}
-    one_of_each = {calibration_setting(cell): cell for cell in cells}
+    one_of_each = {setting_of_calibration(cell): cell for cell in cells}
     return {setting: readers[cell.model].read(cell, recipes) for setting, cell in one_of_each.items()}

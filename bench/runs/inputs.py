@@ -24,16 +24,16 @@ from bench.data import texts as text_data
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing import REVISION, Text
-from bench.plan.cell import Cell, from_plain
+from bench.plan.cell import Cell, cell_from_plain
 from bench.plan.protocol import Recipe
 from bench.records.record import InvalidRecord, Record, load
 from bench.system import environment
-from bench.system.threads import waiting
+from bench.system.threads import settings_of_waiting
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 
 
-def common(
+def hash_shared_inputs(
     cell: Cell,
     tokenizer: Any,
     machine: Machine,
@@ -51,23 +51,23 @@ def common(
         "tokenizer_sha256": _tokenizer_sha256(tokenizer),
         "calibration_sha256": calibration.sha256,
         "texts": {name: text.sha256 for name, text in texts.items()},
-        "tasks": {name: tasks.fingerprint(task, documents[name]) for name, task in loaded_tasks.items()},
-        "versions": environment.installed(),
+        "tasks": {name: tasks.fingerprint_of_task(task, documents[name]) for name, task in loaded_tasks.items()},
+        "versions": environment.installed_versions(),
     }
-    if settings := pretrained.config_sha256(cell.model, cell.trust_remote_code):
+    if settings := pretrained.sha256_of_config(cell.model, cell.trust_remote_code):
         found["config_sha256"] = settings
     if cell.protocol.speed_rounds:
-        found["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | waiting()
+        found["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | settings_of_waiting()
     return found
 
 
-def healing(recipe: Recipe, text: Text) -> dict[str, str]:
+def inputs_of_healing(recipe: Recipe, text: Text) -> dict[str, str]:
     """What a healed cell stands on beside the pruned model."""
     found = {"text_sha256": text.sha256, "revision": str(REVISION)}
     return found | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
 
 
-def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def names_of_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The names under which two inputs differ."""
     return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
@@ -88,14 +88,14 @@ def old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]
             yield path.stem, str(error)
             continue
         if cell := wanted.get(question(record)):
-            changed = ", ".join(differing(record.cell["inputs"], cell.inputs)) or "a default"
+            changed = ", ".join(names_of_differences(record.cell["inputs"], cell.inputs)) or "a default"
             yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
 
 
 def question(record: Record) -> str:
     """Return what a record was asked, as Cell.question has it; empty where this version could not ask it."""
     try:
-        return from_plain(record.cell).question
+        return cell_from_plain(record.cell).question
     except (UserError, ValueError):  # pydantic's own error is one
         return ""
 
@@ -125,7 +125,7 @@ def files_sha256(folders: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def state_sha256(model: nn.Module) -> str:
+def sha256_of_state(model: nn.Module) -> str:
     """sha256 of every tensor of a model's state: its name, its kind, its shape and its values; tied ones once."""
     digest, names = hashlib.sha256(), dict[int, str]()
     for name, tensor in model.state_dict(keep_vars=True).items():

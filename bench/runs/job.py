@@ -29,18 +29,18 @@ import torch
 
 import methods
 from bench.data import pretrained
-from bench.engines.engine import PARTS, SOUND, InUse, Job, Machine, Result, Session, Workplace, no_job
+from bench.engines.engine import PARTS, SOUND, InUse, Job, Machine, Result, Session, Workplace, error_of_job
 from bench.evaluation.forwards import Sweeping
-from bench.plan.cell import Cell, from_plain, is_timed
+from bench.plan.cell import Cell, cell_from_plain, is_timed
 from bench.records.record import LOST, Record
 from bench.runs import inputs, store
-from bench.runs.datasets import DatasetReader, Datasets, KeptStatistics, calibration_setting
-from bench.runs.measure import Outcome, attempt
-from bench.schedule.memory_needs import GIB, card_of, needs_of, room_for_states, room_of
+from bench.runs.datasets import DatasetReader, Datasets, KeptStatistics, setting_of_calibration
+from bench.runs.measure import CellProgress, try_cell
+from bench.schedule.memory_needs import GIB, bytes_of_card, needs_of, room_for_states, room_of
 from bench.speed import timed_cell
 from bench.system import environment, interrupt, memory
-from bench.system.threads import FreeCores, waiting
-from bench.system.worker import Limits, Line
+from bench.system.threads import FreeCores, settings_of_waiting
+from bench.system.worker import Channel, Limits
 from methods.console import say
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -49,7 +49,7 @@ from methods.model.layer_store import LayerStore
 CODE = "the code of prunebench"
 
 
-def job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
+def job_of_cell(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
     """Return the job by which a session of an engine measures a cell; `given` are the fields that its run has found."""
     timed = is_timed(cell)
     return Job(
@@ -62,11 +62,11 @@ def job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) ->
         gpus=session.machine.gpus if cell.device.startswith("cuda") else 0,
         threads=session.threads(timed),
         run_threads=session.machine.threads,
-        variables={name.upper(): value for name, value in waiting().items()},
+        variables={name.upper(): value for name, value in settings_of_waiting().items()},
     )
 
 
-def work(line: Line, job: Job) -> None:
+def _run_job(line: Channel, job: Job) -> None:
     """Measure the cell in a worker's process; what an earlier cell has read there is in its cache.
 
     Raises UserError for a mistake that is no cell's alone, such as a missing text.
@@ -75,12 +75,12 @@ def work(line: Line, job: Job) -> None:
     line.alive("while it read its texts and tasks")
     torch.set_num_threads(job.run_threads)
     methods.load(job.plugins)
-    cell, cache = from_plain(job.cell), line.cache
+    cell, cache = cell_from_plain(job.cell), line.cache
     _refuse_other_code(cell, job.code_sha256)
     if cell.model not in cache:
-        machine = Machine(environment.processor(torch.device(cell.device)), job.run_threads)
+        machine = Machine(environment.name_of_processor(torch.device(cell.device)), job.run_threads)
         cache[cell.model] = DatasetReader(cell, Path(job.scratch), machine)
-    setting = (*calibration_setting(cell), cell.healing)
+    setting = (*setting_of_calibration(cell), cell.healing)
     if setting not in cache:
         cache[setting] = cache[cell.model].read(cell, [cell.healing] if cell.healing else [])
         gc.freeze()  # what stays as long as the process; to look for garbage in it after each cell takes 0.15 s
@@ -89,24 +89,24 @@ def work(line: Line, job: Job) -> None:
     measure_cell(line, job, cell, cache[setting])
 
 
-def told(line: Line, job: Job) -> None:
+def run_job(line: Channel, job: Job) -> None:
     """Do `work`, and tell a mistake that is no cell's alone as `refused`."""
     try:
-        work(line, job)
+        _run_job(line, job)
     except UserError as error:
-        line.tell({"refused": str(error)})
+        line.send({"refused": str(error)})
 
 
-def measure_cell(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
+def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> None:
     """Measure the cell on what has been read for it; tell the environment first, then what is found."""
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     described |= {"threads": job.run_threads} if job.timed else {}
-    line.tell({"environment": described | ({"slots": job.slots} if job.slots > 1 else {})})
-    devices = pretrained.devices(torch.device(cell.device), job.gpus)
+    line.send({"environment": described | ({"slots": job.slots} if job.slots > 1 else {})})
+    devices = pretrained.devices_of_cell(torch.device(cell.device), job.gpus)
     if job.timed and "memory" not in job.limits:  # of which a process that waits would take its part
-        timed_cell.begin(cell.device)
-    outcome = Outcome(
-        line.tell,
+        timed_cell.begin_timing(cell.device)
+    outcome = CellProgress(
+        line.send,
         line.alive,
         lambda message: say(f"{job.where}: {message}"),
         line.alone,
@@ -119,30 +119,32 @@ def measure_cell(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
         def peaks() -> dict[str, Any]:
             return outcome.peaks()  # of the stage that goes on then
 
-        statistics = KeptStatistics(statistics_of(cell, Path(job.scratch)), peaks)
-    own = datasets.for_cell(job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics)
+        statistics = KeptStatistics(folder_of_statistics(cell, Path(job.scratch)), peaks)
+    own = datasets.cut_to_cell(
+        job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics
+    )
     folder = Path(job.folder)
     with ExitStack() as stack:
         if job.offload:
-            place = stack.enter_context(memory.of_cell(Path(job.offload), folder, cell.key))
+            place = stack.enter_context(memory.make_folder_of_cell(Path(job.offload), folder, cell.key))
             own = replace(own, calibration=replace(own.calibration, offload=place))
             if cell.method != "dense":
                 outcome.measured["states_in"] = "files"
-        card = card_of(cell, job.gpus, job.device_memory)
+        card = bytes_of_card(cell, job.gpus, job.device_memory)
         memory_gib = room_of(job.memory, job.slots) / GIB
         needs = needs_of(cell, memory_gib, card, offload=bool(job.offload))
         outcome.timed_alone = needs.alone
         if needs.in_files:
             on_gpu = devices[0] if devices[0].type == "cuda" else None
-            outcome.files = LayerStore(stack.enter_context(store.scratch(folder)), on_gpu)
+            outcome.files = LayerStore(stack.enter_context(store.make_scratch_folder(folder)), on_gpu)
             outcome.sweeping = Sweeping(room_for_states(cell, memory_gib, card), outcome.files)
             outcome.measured["weights_in"] = "files"
         else:  # in which memory is what is short
             memory.keep_freed()
-        attempt(cell, folder, own, outcome, parents=Path(job.parents))
+        try_cell(cell, folder, own, outcome, parents=Path(job.parents))
 
 
-def statistics_of(cell: Cell, scratch: Path) -> Path:
+def folder_of_statistics(cell: Cell, scratch: Path) -> Path:
     """Return the folder of statistics of the cell's dense model: its weights, as its settings and code use them."""
     model = hashlib.sha256(f"{cell.inputs['weights_sha256']} {cell.inputs.get('config_sha256')}".encode()).hexdigest()
     return scratch / f"statistics-{model[:16]}-{cell.dtype}-{torch.device(cell.device).type}"
@@ -150,29 +152,29 @@ def statistics_of(cell: Cell, scratch: Path) -> Path:
 
 def _refuse_other_code(cell: Cell, code_sha256: str) -> None:
     """Refuse a machine whose packages or code are not those of the run."""
-    own = environment.installed() | {CODE: inputs.code_sha256()[:12]}
+    own = environment.installed_versions() | {CODE: inputs.code_sha256()[:12]}
     environment.refuse_unlike(platform.node(), own, cell.inputs["versions"] | {CODE: code_sha256[:12]})
 
 
-def record_of_outcome(cell: Cell, found: Mapping[str, Any], slots: int | None = 1) -> Record:
+def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None = 1) -> Record:
     """Return the record of what was found of a cell; what its process did not tell of its machine is of this one.
 
     slots  cells that ran at once on this machine; None: it ran on another, of which nothing is known
     """
-    names = {"display_name": pretrained.display_name(cell.model), "label": cell.label}
-    described: dict[str, Any] = dict(found.get("environment") or {})
+    names = {"display_name": pretrained.name_of_model(cell.model), "label": cell.label}
+    described: dict[str, Any] = dict(outcome.get("environment") or {})
     if slots is None:
         described = {"device": cell.device, "dtype": cell.dtype} | described
     elif not described:  # of a process that died at once
         described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
-    described["date"] = environment.date()
+    described["date"] = environment.date_in_utc()
     if slots and slots > 1:
         described["slots"] = slots
-    decisions, measured = found.get("decisions", {}), found.get("measured", {})
-    return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])
+    decisions, measured = outcome.get("decisions", {}), outcome.get("measured", {})
+    return Record(cell.plain() | names, outcome["status"], described, decisions, measured, outcome["error"])
 
 
-TOLD = "told.json"  # in a part, what its cell has told so far
+PROGRESS_FILE = "told.json"  # in a part, what its cell has told so far
 PATIENCE = 120.0  # seconds for the lock of a process that is gone to be free on a file system over a network
 
 
@@ -184,59 +186,59 @@ def run_job_text(text: str, out: str, place: Workplace | None = None) -> None:
     Raises InUse where another process measures there, and UserError where the text is no job, the folder holds another
     run, or this machine has other code, versions, texts or tasks than the run.
     """
-    with interrupt.prompt(leave=partial(store.leave, Path(out))):
+    with interrupt.keep_prompt(leave=partial(store.clear_folder, Path(out))):
         run_remote_job(Job.from_json(text), Path(out), place)
 
 
-def run_remote_job(asked: Job, part: Path, place: Workplace | None = None) -> Record:
+def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Record:
     """Measure the job into the folder `part`, unless its record is there, and return the record."""
-    cell = _cell(asked)
-    with store.held(part, PATIENCE) as dead, contextlib.ExitStack() as opened:
+    cell = _cell_of_job(job)
+    with store.lock_folder(part, PATIENCE) as dead, contextlib.ExitStack() as opened:
         if dead:
             say(dead)
-        if others := [path.stem for path in (part / "cells").glob("*.json") if path.stem != asked.key]:
+        if others := [path.stem for path in (part / "cells").glob("*.json") if path.stem != job.key]:
             raise UserError(f"{part} belongs to another run, it holds {min(others)}; name another --out")
-        known, _ = store.finished(part, asked.key, cell, retry_failed=False)
+        known, _ = store.find_record(part, job.key, cell, retry_failed=False)
         if known is not None:
             return known
-        opened.enter_context(store.tidied(part))
+        opened.enter_context(store.keep_tidy(part))
         if place is None:
             scratch = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=part, ignore_cleanup_errors=True)
             place = opened.enter_context(Workplace(Path(opened.enter_context(scratch))))
         found = dict[str, Any]()
-        here, limits = _here(asked, part, place.folder), Limits(**asked.limits)
+        here, limits = _job_on_this_machine(job, part, place.folder), Limits(**job.limits)
 
         def hear(news: Mapping[str, Any]) -> None:
             found.update(news)
             with contextlib.suppress(TypeError, ValueError):  # of what no record holds
-                write_atomically(part / TOLD, json.dumps(found))
+                write_atomically(part / PROGRESS_FILE, json.dumps(found))
 
-        failure = place.run(told, (here,), variables=asked.variables, limits=limits, hear=hear)
+        failure = place.run(run_job, (here,), variables=job.variables, limits=limits, hear=hear)
         if "refused" in found:
             raise UserError(found["refused"])
         if failure and "status" not in found:
             found |= {"status": failure.status, "error": failure.reason}
         if found["status"] not in SOUND:
             place.end_process()
-        record = store.finish(record_of_outcome(cell, found), part, asked.key)
-        (part / TOLD).unlink(missing_ok=True)
+        record = store.write_record(record_of_outcome(cell, found), part, job.key)
+        (part / PROGRESS_FILE).unlink(missing_ok=True)
         return record
 
 
-def hand_over(folder: Path, key: str, here: bool) -> None:
+def hand_over_pieces(folder: Path, key: str, is_here: bool) -> None:
     """Move what a cell of the run has left to where it goes on: into its part, or back from there to be measured here.
 
     Nothing is moved while a process measures in the part.
     """
     part = folder / PARTS / key
-    source, target = (part, folder) if here else (folder, part)
-    if (part if here else folder / "partial" / key).exists():
-        with contextlib.suppress(InUse), store.held(part):
-            store.move_partial_results(source, target, key)
-            (part / TOLD).unlink(missing_ok=True)
+    source, target = (part, folder) if is_here else (folder, part)
+    if (part if is_here else folder / "partial" / key).exists():
+        with contextlib.suppress(InUse), store.lock_folder(part):
+            store.move_pieces(source, target, key)
+            (part / PROGRESS_FILE).unlink(missing_ok=True)
 
 
-def take_in_measured(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
+def take_in_records(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
     """Take in what other machines have measured for an earlier run, which has not heard of it; a line on each cell.
 
     A part stays where a process measures there, and where its cell has failed, which is measured again.
@@ -245,42 +247,42 @@ def take_in_measured(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
         part, known = folder / PARTS / cell.key, None
         if not (part / "cells").exists() or (folder / "cells" / f"{cell.key}.json").exists():
             continue
-        with contextlib.suppress(InUse), store.held(part):
-            known, _ = store.finished(part, cell.key, cell, retry_failed=True)
+        with contextlib.suppress(InUse), store.lock_folder(part):
+            known, _ = store.find_record(part, cell.key, cell, retry_failed=True)
         if known is not None:
             store.take_in(part, folder, cell.key)
             yield f"{cell.label} was measured for an earlier run, on another machine"
 
 
-def with_told(folder: Path, result: Result) -> dict[str, Any]:
+def outcome_of_result(folder: Path, result: Result) -> dict[str, Any]:
     """Return what was found of a cell; where its job was ended from outside, with what it had told in its part.
 
     One that was lost goes on there, and tells all of it at its end.
     """
     told = dict[str, Any]()
-    if result.found["status"] != LOST:
+    if result.outcome["status"] != LOST:
         with contextlib.suppress(OSError, ValueError):  # it had told nothing
-            told = json.loads((folder / PARTS / result.key / TOLD).read_text(encoding="utf-8"))
-    return {**told, **result.found}
+            told = json.loads((folder / PARTS / result.key / PROGRESS_FILE).read_text(encoding="utf-8"))
+    return {**told, **result.outcome}
 
 
-def _cell(asked: Job) -> Cell:
+def _cell_of_job(job: Job) -> Cell:
     """Return the cell of a job. Raises UserError where it is none."""
     from pydantic import ValidationError
 
     try:
-        return from_plain(asked.cell)
+        return cell_from_plain(job.cell)
     except ValidationError as error:
-        raise no_job(error, "cell") from None
+        raise error_of_job(error, "cell") from None
 
 
-def _here(asked: Job, part: Path, scratch: Path) -> Job:
+def _job_on_this_machine(job: Job, part: Path, scratch: Path) -> Job:
     """Return the job as it is done here: with its plugins as files, its own folder, and scratch if it names none.
 
     A plugin's file has the same path for all jobs of a place, so that its methods are registered once in a process.
     """
     files = list[str]()
-    for name, text in asked.sources.items():
+    for name, text in job.sources.items():
         if Path(name).name != name:
             raise UserError(f"this is no job of a run: a plugin has the name {name!r}")
         file, unfinished = scratch / name, scratch / f"{name}.{os.getpid()}"  # another process may be about the same
@@ -288,4 +290,4 @@ def _here(asked: Job, part: Path, scratch: Path) -> Job:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(file)
         files.append(str(file))
-    return replace(asked, plugins=tuple(files), folder=str(part), scratch=asked.scratch or str(scratch))
+    return replace(job, plugins=tuple(files), folder=str(part), scratch=job.scratch or str(scratch))

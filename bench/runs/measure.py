@@ -1,7 +1,7 @@
 """Measures one cell in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
 
 Findings are told as they come, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
-tasks are kept on disk one by one, and so is the progress of healing (bench.runs.store.PartialResults) and of a greedy
+tasks are kept on disk one by one, and so is the progress of healing (bench.runs.store.Pieces) and of a greedy
 search (bench.runs.searches); none of it is done again after an interruption, as long as the pruned model is the same to
 the last bit.
 
@@ -32,28 +32,28 @@ from bench.evaluation import checks, scoring, tasks
 from bench.evaluation.forwards import Sweeping
 from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell, is_timed
-from bench.plan.grid import budget, quantity
-from bench.plan.protocol import Recipe, text_name
+from bench.plan.grid import budget_of_cell, quantity_of_cell
+from bench.plan.protocol import Recipe, name_of_text
 from bench.records.measured import WhatWent
 from bench.records.record import load, misfit_of_layout
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets
-from bench.runs.saving import complete, save_and_reload
+from bench.runs.saving import complete_card, save_and_reload
 from bench.speed import benchmark, timed_cell
 from bench.system import failures, interrupt, memory
 from bench.system.threads import FreeCores
 from methods import decisions
-from methods.budget import pruned_to
+from methods.budget import prune_to_budget
 from methods.counted import COUNTED, Budget
 from methods.errors import NoRoom, OutOfReach, Unsupported, Unwritable, UserError, WrongDecisions
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
-from methods.model.sizes import parameters, parameters_without_embeddings, sizes
+from methods.model.sizes import parameters, parameters_without_embeddings, sizes_of
 
 OUTCOMES = {Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "error", WrongDecisions: "error"}
 
 
-def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
+def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress, parents: Path) -> None:
     """Measure a cell and tell decisions, measured, status and error, whatever happens.
 
     folder   where its pieces and its model are written
@@ -64,7 +64,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     """
     status, error = "ok", None
     try:
-        memory.use(outcome.devices[0])
+        memory.set_gpu(outcome.devices[0])
         _measure(cell, folder, datasets, outcome, parents)
     except tuple(OUTCOMES) as reason:
         status, error = OUTCOMES[type(reason)], str(reason)
@@ -74,26 +74,28 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not _is_loaded(outcome)):
             raise
         if failures.is_full_disk(reason):
-            left = f"{failures.room_left([parents, Path(tempfile.gettempdir())])}; the same command goes on with more"
-            raise Unwritable(f"no room is left on a disk: {failures.reason(reason)}; {left}") from reason
-        status = failures.status(reason)
+            left = (
+                f"{failures.words_of_room([parents, Path(tempfile.gettempdir())])}; the same command goes on with more"
+            )
+            raise Unwritable(f"no room is left on a disk: {failures.reason_of_error(reason)}; {left}") from reason
+        status = failures.status_of_error(reason)
         if status == "out_of_memory":
             error = str(reason).partition("\n")[0] or type(reason).__name__
         else:
-            place = failures.own_place(reason, methods.plugin_of(cell.method))
+            place = failures.place_in_plugin(reason, methods.plugin_of(cell.method))
             error = f"{place}{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
-    outcome.tell({"decisions": outcome.decisions, "measured": outcome.measured, "status": status, "error": error})
+    outcome.send({"decisions": outcome.decisions, "measured": outcome.measured, "status": status, "error": error})
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable
         memory.give_back(outcome.devices)  # which the next cell's peak would include
 
 
-def _is_loaded(outcome: Outcome) -> bool:
+def _is_loaded(outcome: CellProgress) -> bool:
     """Say whether the dense model has been loaded, whatever else has been found before."""
     return "weights_sha256" in outcome.measured
 
 
-def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
+def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress, parents: Path) -> None:
     """Load, prune, heal and save if asked, then measure what the protocol names; a saved model as it loads again."""
     model, tokenizer = _load(cell, datasets, outcome)
     decoder, ratio = _dense(cell, model, datasets, outcome)
@@ -101,39 +103,39 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
     dense = _predictions(cell, decoder, datasets, outcome)
     if cell.earlier:
         del decoder
-        decoder, ratio = _parent(cell, parents, ratio, outcome)
+        decoder, ratio = _load_parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
-    wanted = quantity(cell, decoder) or ratio
-    decoder = _prune(cell, decoder, wanted, searches.resumed(datasets, folder, cell.key), outcome)
+    wanted = quantity_of_cell(cell, decoder) or ratio
+    decoder = _prune(cell, decoder, wanted, searches.resume_search(datasets, folder, cell.key), outcome)
     if cell.healing:
         _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
         del dense
     decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
     outcome.say(f"measuring {outcome.measured['parameters'] / 1e6:.1f} M parameters")
-    pieces = store.partial_results(folder, cell.key, outcome.measured)
+    pieces = store.pieces_of(folder, cell.key, outcome.measured)
     _perplexity(cell, decoder.model, datasets, outcome, pieces)
     _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
     if is_timed(cell):
-        with outcome.alone(), outcome.timed("speed"):
+        with outcome.alone(), outcome.stage("speed"):
             threads, alone = datasets.timed_threads, outcome.timed_alone
-            outcome.measured["speed"] = timed_cell.measure(decoder.model, cell, threads, alone=alone)
+            outcome.measured["speed"] = timed_cell.time_beside_dense(decoder.model, cell, threads, alone=alone)
     if cell.protocol.checks:
-        with outcome.timed("checks"):
+        with outcome.stage("checks"):
             outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets, outcome)
-    if outcome.files and pretrained.weights_sha256(cell.model) != outcome.measured["weights_sha256"]:
+    if outcome.files and pretrained.sha256_of_weights(cell.model) != outcome.measured["weights_sha256"]:
         raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
     if "saved" in outcome.measured:
-        complete(outcome.measured, folder)
+        complete_card(outcome.measured, folder)
 
 
-def _load(cell: Cell, datasets: Datasets, outcome: Outcome) -> tuple[nn.Module, Any]:
+def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Module, Any]:
     """Load the dense model and its tokenizer. Raises RuntimeError where they are not those that the cell names."""
-    with outcome.timed("load"):
-        weights = pretrained.weights_sha256(cell.model)
+    with outcome.stage("load"):
+        weights = pretrained.sha256_of_weights(cell.model)
         now = datasets.inputs | {"weights_sha256": weights}
         if cell.healing:
-            now["healing"] = inputs.healing(cell.healing, datasets.healing[cell.healing])
-        if changed := inputs.differing(cell.inputs, cell.inputs | now):
+            now["healing"] = inputs.inputs_of_healing(cell.healing, datasets.healing[cell.healing])
+        if changed := inputs.names_of_differences(cell.inputs, cell.inputs | now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
         dtype = getattr(torch, cell.dtype)
         found = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
@@ -141,32 +143,32 @@ def _load(cell: Cell, datasets: Datasets, outcome: Outcome) -> tuple[nn.Module, 
     return found
 
 
-def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -> tuple[Decoder, float]:
+def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgress) -> tuple[Decoder, float]:
     """Record the dense model's sizes; return it, and the ratio of it to remove."""
     decoder = Decoder(model, outcome.files)
     outcome.measured |= {"dense_layers": len(decoder.layers), "dense_parameters": parameters(decoder)}
     outcome.measured["dense_parameters_without_embeddings"] = parameters_without_embeddings(decoder)
-    ratio = budget(cell, decoder)
+    ratio = budget_of_cell(cell, decoder)
     if cell.ratio is not None and cell.ratio_of in COUNTED:
         outcome.measured["ratio_budget"] = ratio
     if datasets.dense:
-        with outcome.timed("checks"):
+        with outcome.stage("checks"):
             datasets.dense.remember(decoder.model, outcome.sweeping)
     return decoder, ratio
 
 
-def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[Decoder, float]:
+def _load_parent(cell: Cell, folder: Path, ratio: float, outcome: CellProgress) -> tuple[Decoder, float]:
     """Load the model that a chained cell goes on from; return it, and what `ratio` of the dense model is of it."""
     key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
     record = load(folder / "cells" / f"{key}.json")
-    outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage(record)]
+    outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage_of_record(record)]
     there, left = record.measured["parameters"], (1 - ratio) * dense
     if left >= there:
         raise Unsupported(
             f"{record.cell['label']} has {there:,} parameters, and {left:,.0f} may stay at {ratio:g} of the dense "
             "model, so that there is nothing to remove"
         )
-    with outcome.timed("load"):
+    with outcome.stage("load"):
         return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - left / there
 
 
@@ -174,37 +176,37 @@ def _prune(
     cell: Cell,
     decoder: Decoder,
     wanted: float | Budget,
-    resumed: tuple[Datasets, searches.SearchTimes],
-    outcome: Outcome,
+    search: tuple[Datasets, searches.SearchTimes],
+    outcome: CellProgress,
 ) -> Decoder:
     """Return the model without a share of its parameters, or pruned to a budget, and record what is left."""
-    datasets, times = resumed
+    datasets, times = search
     block = datasets.calibration
     if cell.method != "dense":
         outcome.say("pruning")
         if not cell.protocol.calibration_memory_mib:
-            block = replace(block, memory=memory.for_states(outcome.devices))
+            block = replace(block, memory=memory.bytes_for_states(outcome.devices))
             outcome.measured["calibration_memory_mib"] = block.memory // 2**20
-        with outcome.timed("prune"):
+        with outcome.stage("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
-                decoder, decided, found = pruned_to(wanted, pruner, decoder, block)
+                decoder, decided, found = prune_to_budget(wanted, pruner, decoder, block)
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         _refuse_unreadable(cell.method, decided)
         outcome.decisions |= decided
         outcome.measured |= found
-        earlier = times.inherited(decided) + (block.sweeps.seconds if block.sweeps else 0.0)
+        earlier = times.inherited_seconds(decided) + (block.sweeps.seconds if block.sweeps else 0.0)
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + earlier
-        if until_each := times.until_each(decided):
+        if until_each := times.seconds_until_each(decided):
             outcome.measured["search_seconds"] = until_each
         if (kept := datasets.statistics) and kept.peak:  # as if this cell had found what it has read
             peaks = outcome.measured["peak_memory"]
-            peaks["prune"] = memory.highest(peaks["prune"], kept.peak)
+            peaks["prune"] = memory.merge_peaks(peaks["prune"], kept.peak)
             outcome.measured["prune_seconds"] += kept.seconds
     drawn = {"source": block.source, "seed": block.seed, "shape": list(block.ids.shape), "sha256": block.sha256}
     outcome.decisions["calibration"] = drawn
-    outcome.measured |= sizes(decoder, outcome.measured, cell.protocol.macs_context)
+    outcome.measured |= sizes_of(decoder, outcome.measured, cell.protocol.macs_context)
     return decoder
 
 
@@ -216,23 +218,23 @@ def _refuse_unreadable(method: str, decided: dict[str, Any]) -> None:
         raise WrongDecisions(f"the decisions of {method} do not hold: {wrong}; {decisions.WHERE}")
 
 
-def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: Outcome) -> DensePredictions | None:
+def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: CellProgress) -> DensePredictions | None:
     """Return what the dense model predicts for the text of healing, where the loss asks for that."""
     if cell.healing is None or cell.healing.loss != "kl":
         return None
-    with outcome.timed("heal"):
+    with outcome.stage("heal"):
         return DensePredictions(dense, datasets.healing[cell.healing].train)
 
 
 def _heal(
-    cell: Cell, decoder: Decoder, how: tuple[Recipe, Text, DensePredictions | None], folder: Path, outcome: Outcome
+    cell: Cell, decoder: Decoder, how: tuple[Recipe, Text, DensePredictions | None], folder: Path, outcome: CellProgress
 ) -> None:
     """Train the pruned model in place; its checkpoint is among the partial results of the cell."""
     recipe, text, dense = how
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
-    with outcome.timed("heal"):
-        start = inputs.state_sha256(decoder.model)
-        place = store.partial_results(folder, cell.key, {"pruned_sha256": start}).healing
+    with outcome.stage("heal"):
+        start = inputs.sha256_of_state(decoder.model)
+        place = store.pieces_of(folder, cell.key, {"pruned_sha256": start}).healing
         curve = healing.heal(decoder, text, recipe, dense=dense, folder=place)
     end = curve[-1]
     outcome.measured["healing"] = {
@@ -246,13 +248,13 @@ def _heal(
     }
 
 
-def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: Outcome) -> Decoder:
+def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: CellProgress) -> Decoder:
     """Return the model to measure: what loads again where it is saved, else the one in memory. Records its hash."""
     decoder, tokenizer = loaded
     saved = bool(cell.protocol.save_dtype) and cell.method != "dense"
     if saved:
         outcome.say("saving the model and loading it again")
-        with outcome.timed("save"):
+        with outcome.stage("save"):
             decoder = save_and_reload(
                 cell,
                 decoder,
@@ -264,20 +266,18 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
                 place=outcome.devices,
                 files=outcome.files,
             )
-    outcome.measured["pruned_sha256"] = inputs.state_sha256(decoder.model)
+    outcome.measured["pruned_sha256"] = inputs.sha256_of_state(decoder.model)
     if datasets.keep and not saved:
-        with outcome.timed("save"):
+        with outcome.stage("save"):
             store.keep_model(decoder, folder, cell.key)
     return decoder
 
 
-def _perplexity(
-    cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome, pieces: store.PartialResults
-) -> None:
+def _perplexity(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
     figures = outcome.measured["perplexity"] = {}
     for name, text in datasets.texts.items():
-        piece = f"perplexity-{text_name(name)}"
-        with outcome.timed("perplexity"):
+        piece = f"perplexity-{name_of_text(name)}"
+        with outcome.stage("perplexity"):
             found = pieces.recall(piece)
             if found is None:
                 found, samples = _windows(cell, model, name, text, outcome.sweeping)
@@ -289,9 +289,9 @@ def _windows(
     cell: Cell, model: Any, name: str, text: texts.EvaluationText, sweeping: Sweeping | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the figures of bench.records.schema, and of each window: nll, in nats, and tokens that are scored."""
-    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens, sweeping).sum(1)
+    nll = scoring.nll_of_windows(model, text.ids, text.scored, cell.protocol.batch_tokens, sweeping).sum(1)
     counts = text.scored.sum(1)
-    figures = scoring.perplexity(nll, counts, text.bytes, text.words, drawn=text.drawn) | {
+    figures = scoring.compute_perplexity(nll, counts, text.bytes, text.words, drawn=text.drawn) | {
         "whole": texts.is_whole(name, cell.protocol.calibration),
         "window": cell.protocol.window,
         "stride": cell.protocol.stride,
@@ -302,20 +302,20 @@ def _windows(
 
 
 def _accuracy(
-    cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, outcome: Outcome, pieces: store.PartialResults
+    cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, outcome: CellProgress, pieces: store.Pieces
 ) -> None:
     """Answer each task by itself, so that its answers depend on no other task of the run."""
     figures = outcome.measured["tasks"] = {}
     if not datasets.tasks:
         return
     if cell.protocol.scorer == "stock":
-        lm = scoring.stock(*loaded)
+        lm = scoring.make_stock_scorer(*loaded)
     else:
         # of the dense model alone: what pruning has damaged can magnify rounding beyond any bound
         check, tokens = cell.method == "dense", cell.protocol.batch_tokens
         lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping)
     for name, task in datasets.tasks.items():
-        with outcome.timed("tasks"):
+        with outcome.stage("tasks"):
             found = pieces.recall(name)
             if found is None:
                 answered, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
@@ -324,13 +324,13 @@ def _accuracy(
             figures[name] = found
 
 
-def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: Outcome) -> dict[str, float]:
+def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: CellProgress) -> dict[str, float]:
     """Run the checks, on the first text; the dense model is not compared with itself."""
     if outcome.files:
         outcome.say("no text is generated, since each token would read all weights from their files")
     text = next(iter(datasets.texts.values()), None)
     dense = None if cell.method == "dense" else datasets.dense
-    return checks.measure(model, tokenizer, text.ids if text else None, dense, outcome.sweeping)
+    return checks.measure_checks(model, tokenizer, text.ids if text else None, dense, outcome.sweeping)
 
 
 DOING = {
@@ -346,10 +346,10 @@ DOING = {
 
 
 @dataclass
-class Outcome:
+class CellProgress:
     """Collects what is found of a cell, and passes it on.
 
-    tell     hears all of it before each stage, and at the end
+    send     hears all of it before each stage, and at the end
     doing    hears what is about to be done, as "while it ..."
     say      is for the user
     alone    is entered while nothing else may work on the machine
@@ -360,7 +360,7 @@ class Outcome:
     timed_alone  whether the dense model is not timed, since there is no room for it
     """
 
-    tell: Callable[[dict[str, Any]], object]
+    send: Callable[[dict[str, Any]], object]
     doing: Callable[[str], object]
     say: Callable[[str], object]
     alone: Callable[[], AbstractContextManager[None]]
@@ -374,21 +374,21 @@ class Outcome:
     peaks: Callable[[], dict[str, Any]] = dict  # of the stage that is going on
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def stage(self, stage: str) -> Iterator[None]:
         """Tell what has been found and what is about to be done; count its seconds and its peaks of memory."""
         self.doing(DOING[stage])
         if self.cores is not None and stage != "speed":
             torch.set_num_threads(threads := self.cores.left())
             fewest = self.measured.setdefault("threads", {})
             fewest[stage] = min(fewest.get(stage, threads), threads)
-        self.tell({"decisions": self.decisions, "measured": self.measured})
-        benchmark.wait(self.devices)
-        with memory.watched(self.devices) as watched:
+        self.send({"decisions": self.decisions, "measured": self.measured})
+        benchmark.wait_for_devices(self.devices)
+        with memory.watch_peaks(self.devices) as watched:
             self.peaks = watched.peaks
             start = time.perf_counter()
             yield
-            benchmark.wait(self.devices)
+            benchmark.wait_for_devices(self.devices)
         seconds = self.measured.setdefault("seconds", {})
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
         peaks, peak = self.measured.setdefault("peak_memory", {}), watched.peaks()
-        peaks[stage] = memory.highest(peaks.get(stage, peak), peak)
+        peaks[stage] = memory.merge_peaks(peaks.get(stage, peak), peak)

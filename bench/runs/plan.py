@@ -25,19 +25,19 @@ from bench import engines
 from bench.engines import local
 from bench.engines.engine import Job, Machine, Result, refuse_gpus_of_cpus
 from bench.plan import validate
-from bench.plan.cell import Cell, is_timed, named
+from bench.plan.cell import Cell, is_timed, title_of_cell
 from bench.plan.named import refuse_file
 from bench.plan.run_spec import RunSpec
 from bench.runs import store
-from bench.runs.datasets import calibration_setting, read_datasets
-from bench.runs.runner import known
-from bench.schedule.estimate import Estimate, Outlook, duration, reuses
-from bench.schedule.memory_needs import MemoryNeeds, card_of, gib, gpus_bytes, room_of
-from bench.schedule.order import Ended, Schedule, drive
+from bench.runs.datasets import read_datasets, setting_of_calibration
+from bench.runs.runner import with_inputs
+from bench.schedule.estimate import Estimate, Outlook, format_duration, reuses
+from bench.schedule.memory_needs import MemoryNeeds, bytes_of_card, bytes_of_gpus, room_of, to_gib
+from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import environment
-from bench.system.memory import check, host_bytes
+from bench.system.memory import bytes_of_host, check_offload
 
-Found = Callable[[str], dict[str, Any]]
+OutcomeOfKey = Callable[[str], dict[str, Any]]
 
 
 class SimulatedSession:
@@ -56,16 +56,16 @@ class SimulatedSession:
         seconds: Mapping[str, float],
         alone: Mapping[str, float] | None = None,
         *,
-        found: Found | None = None,
+        outcome_of: OutcomeOfKey | None = None,
         start: float = 0.0,
     ) -> None:
         self.slots, self.machine = slots, Machine(None, 1)
         self.now = 0.0
         self.spans: dict[str, tuple[int, float, float]] = {}
-        self._seconds, self._alone, self._found, self._start = seconds, alone or {}, found or _fine, start
+        self._seconds, self._alone, self._outcome_of, self._start = seconds, alone or {}, outcome_of or _fine, start
         self._idle = list(range(slots))
         self._warm = set[int]()
-        self._begun: dict[str, tuple[int, float]] = {}
+        self._started: dict[str, tuple[int, float]] = {}
         self._next: list[tuple[float, int, str, bool]] = []  # when a job comes to its timing (False) or ends (True)
         self._at_gate: list[str] = []
 
@@ -84,7 +84,7 @@ class SimulatedSession:
         alone = self._alone.get(key, 0.0)
         comes = self.now + self._seconds[key] - alone + (0.0 if slot in self._warm else self._start)
         self._warm.add(slot)
-        self._begun[key] = slot, self.now
+        self._started[key] = slot, self.now
         heapq.heappush(self._next, (comes, slot, key, not alone))
 
     def next_result(self) -> Result:
@@ -93,18 +93,18 @@ class SimulatedSession:
             if not ends:
                 self._at_gate.append(key)
             else:
-                self.spans[key] = (*self._begun.pop(key), self.now)
+                self.spans[key] = (*self._started.pop(key), self.now)
                 heapq.heappush(self._idle, slot)
             if self._at_gate and not self._next:  # all others have ended, or come to theirs
                 self._time_all()
             if ends:
-                return Result(key, self._found(key))
+                return Result(key, self._outcome_of(key))
 
     def _time_all(self) -> None:
         """Time those at the gate one after the other, who then leave it together."""
         over = self.now + sum(self._alone[key] for key in self._at_gate)
         for key in self._at_gate:
-            heapq.heappush(self._next, (over, self._begun[key][0], key, True))
+            heapq.heappush(self._next, (over, self._started[key][0], key, True))
         self._at_gate.clear()
 
     def cancel(self) -> None:
@@ -129,28 +129,28 @@ def plan_spec(spec: RunSpec) -> Plan:
     """
     here = spec.engine == "local"
     engines.refuse_flags(spec)
-    cells, folder = validate.cells(spec, here=here), spec.folder()
+    cells, folder = validate.cells_of_spec(spec, is_here=here), spec.folder()
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
     refuse_file(folder)
     device, every = torch.device(cells[0].device), torch.get_num_threads()
     slots: int = spec.slots if isinstance(spec.slots, int) else 1
     if here:
-        seen = local.visible(torch.cuda.device_count())
-        slots = len(local.environments(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
+        seen = local.names_of_visible_gpus(torch.cuda.device_count())
+        slots = len(local.environments_of_slots(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
         if device.type == "cuda" and any(map(is_timed, cells)):
             local.refuse_unlike(slots, spec.gpus_per_cell)
     begun = time.perf_counter()
-    datasets = read_datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
-    cells, read = known(cells, datasets, download=False), time.perf_counter() - begun
+    datasets = read_datasets(cells, Path(), Machine(environment.name_of_processor(device) if here else None, every))
+    cells, read = with_inputs(cells, datasets, download=False), time.perf_counter() - begun
     if spec.offload and here:
-        check(spec.offload)
-    served = store.served(folder, cells, spec.retry_failed)
-    done = {key: Ended.of(one) for key, one, _ in served if one is not None}
+        check_offload(spec.offload)
+    served = store.find_records(folder, cells, spec.retry_failed)
+    done = {key: CellEnd.of(one) for key, one, _ in served if one is not None}
     outlook = Outlook.of(cells[0], folder)
     shared = local.threads_of(slots, every, spec.fixed_threads)
     outlook.add(
         cells,
-        lambda cell: datasets[calibration_setting(cell)].amounts,
+        lambda cell: datasets[setting_of_calibration(cell)].amounts,
         lambda cell: every if slots == 1 else shared,
         every,
         done,
@@ -158,10 +158,12 @@ def plan_spec(spec: RunSpec) -> Plan:
     room, card = _places(spec, cells[0], slots)
     needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
     gpus = spec.gpus_per_cell
-    estimates = {cell.key: _timed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
+    estimates = {
+        cell.key: _estimate_without_untimed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells
+    }
     free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
     where: dict[str, Any] = {"here": here, "gpus": gpus, "room": room, "card": card, "free": free}
-    return simulated(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
+    return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
 
 
 def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
@@ -172,10 +174,10 @@ def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
     here = spec.engine == "local"
     room = room_of(spec.memory_gib, slots) if here or spec.memory_gib is not None else sys.maxsize
     known = here or spec.device_memory_gib is not None
-    return room, card_of(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
+    return room, bytes_of_card(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
 
 
-def _timed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:
+def _estimate_without_untimed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:
     """Return an estimate without what is not timed: models over several GPUs, a dense one without room."""
     if "speed" not in estimate.stages or not (needs.alone or gpus > 1):
         return estimate
@@ -216,15 +218,15 @@ class Plan:
         return max(self.slots, default=0.0)
 
 
-def simulated(
+def simulate(
     cells: Sequence[Cell],
-    done: Mapping[str, Ended],
+    done: Mapping[str, CellEnd],
     estimates: Mapping[str, Estimate],
     *,
     slots: int,
     start: float = 0.0,
     needs: Mapping[str, MemoryNeeds],
-    here: bool = True,
+    is_here: bool = True,
     gpus: int = 1,
     room: int | None = None,
     card: int | None = None,
@@ -242,7 +244,7 @@ def simulated(
     """
     seconds = {key: estimate.seconds for key, estimate in estimates.items()}
     schedule = Schedule(cells, seconds if slots > 1 else None)
-    timed = {key: estimate.stages.get("speed", 0.0) for key, estimate in estimates.items()} if here else None
+    timed = {key: estimate.stages.get("speed", 0.0) for key, estimate in estimates.items()} if is_here else None
     session = SimulatedSession(slots, seconds, timed, start=start)
 
     def begin(cell: Cell) -> None:
@@ -253,7 +255,7 @@ def simulated(
         schedule.start(cell.key)
 
     def end(key: str) -> None:
-        schedule.finish(key, Ended("ok", no_search=reuses(schedule.cells[key].method) != "removals"))
+        schedule.finish(key, CellEnd("ok", no_search=reuses(schedule.cells[key].method) != "removals"))
 
     drive(schedule, session, begin, lambda result: end(result.key))
     planned = []
@@ -262,11 +264,11 @@ def simulated(
             planned.append(PlannedCell(cell, done[cell.key].status))
             continue
         slot, first, ended = session.spans[cell.key]
-        after = schedule.awaited(cell.key)
-        after = named(schedule.cells[after]) if after and after not in done else ""
+        after = schedule.predecessor(cell.key)
+        after = title_of_cell(schedule.cells[after]) if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
     ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
-    remarks = [*_misfits(planned, slots, gpus, room, card), *_full(planned, slots, free)] if here else []
+    remarks = [*_misfits(planned, slots, gpus, room, card), *_full(planned, slots, free)] if is_here else []
     return Plan(planned, ends, remarks)
 
 
@@ -275,15 +277,17 @@ def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[
     taken = sum(sorted((one.needs.offloaded for one in planned), reverse=True)[:slots])
     if free is None or taken <= free:
         return []
-    return [f"states take about {gib(taken)} of the folder of --offload, which has {gib(free)} left; name another"]
+    return [
+        f"states take about {to_gib(taken)} of the folder of --offload, which has {to_gib(free)} left; name another"
+    ]
 
 
 def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:
     """Name the cells that are larger than the memory, and slots that are so together."""
-    host, device = host_bytes(), 0
+    host, device = bytes_of_host(), 0
     left = [one for one in planned if not one.done]
     if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
-        device = gpus_bytes(left[0].cell, gpus, slots)
+        device = bytes_of_gpus(left[0].cell, gpus, slots)
     device = of_card or device
     card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
     found = []
@@ -292,14 +296,19 @@ def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | 
         may = ("it may take", one.needs.host, room) if limited else ("the machine has", one.needs.host, host)
         for where, needed, there in ((card, one.needs.device, device), may):
             if there and needed > there:
-                found.append(f"{named(one.cell)} does not fit: it needs about {gib(needed)}, and {where} {gib(there)}")
+                found.append(
+                    f"{title_of_cell(one.cell)} does not fit: it needs about {to_gib(needed)}, and {where} "
+                    f"{to_gib(there)}"
+                )
     largest = sum(sorted((one.needs.host for one in left), reverse=True)[:slots])
     if not found and slots > 1 and largest > host:
-        found.append(f"{slots} slots may need {gib(largest)} at once, and the machine has {gib(host)}; take fewer")
+        found.append(
+            f"{slots} slots may need {to_gib(largest)} at once, and the machine has {to_gib(host)}; take fewer"
+        )
     return found
 
 
-def summary(plan: Plan) -> str:
+def summarise_plan(plan: Plan) -> str:
     """Say in a sentence how long the run takes: '5 of 7 cells are to be measured, which takes about 12 min'."""
     left = sum(not one.done for one in plan.cells)
-    return f"{left} of {len(plan.cells)} cells are to be measured, which takes about {duration(plan.seconds)}"
+    return f"{left} of {len(plan.cells)} cells are to be measured, which takes about {format_duration(plan.seconds)}"

@@ -17,15 +17,15 @@ import torch
 
 import methods
 from bench.data import pretrained, texts
-from bench.plan.cell import Cell, ancestors, from_plain
+from bench.plan.cell import Cell, ancestors_of, cell_from_plain
 from bench.plan.trust import Trust
 from bench.records import comparability, run_folder
-from bench.records.comparability import identity, name_of
+from bench.records.comparability import identity_of_cell, name_of_identity
 from bench.records.record import Record
 from bench.regression import pairs
 from bench.regression.pairs import CellResults
 from bench.runs import inputs
-from bench.runs.saving import PROBE_TOKENS, facts
+from bench.runs.saving import PROBE_TOKENS, facts_of_card
 from methods import decisions
 from methods.compensation.base import CompensatedPruner
 from methods.errors import UserError
@@ -35,16 +35,16 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 
 
-def measurable(run: Path, names: Iterable[str], trust: Trust) -> dict[str, tuple[str, Record]]:
+def find_measurable_cells(run: Path, names: Iterable[str], trust: Trust) -> dict[str, tuple[str, Record]]:
     """Return key and record of the cells `names` of a run folder, which the user lets be measured again.
 
     Raises UserError for the first that cannot be.
     """
-    records = run_folder.records(run, run_folder.unsaid)
-    every = {comparability.name_of(comparability.identity(r)): (key, r) for key, r in records.items()}
+    records = run_folder.read_records(run, run_folder.ignore_warning)
+    every = {comparability.name_of_identity(comparability.identity_of_cell(r)): (key, r) for key, r in records.items()}
     wanted = {name: every[name] for name in names}
     for name, (_, record) in wanted.items():
-        with _said_of(name):
+        with _name_cell_in_errors(name):
             trust.refuse(record.cell, measured=True)
             cell = cell_of(record)
             pretrained.check(cell.model, cell.trust_remote_code)
@@ -53,7 +53,7 @@ def measurable(run: Path, names: Iterable[str], trust: Trust) -> dict[str, tuple
     return wanted
 
 
-def measure(run: Path, name: str, key: str, record: Record) -> CellResults:
+def measure_again(run: Path, name: str, key: str, record: Record) -> CellResults:
     """Prune and measure a cell of `measurable` again, as its record says, into a folder below RUN/again.
 
     That folder is named after the cell and the time of its record, so that a measurement is repeated once and not with
@@ -65,14 +65,14 @@ def measure(run: Path, name: str, key: str, record: Record) -> CellResults:
     threads = record.environment.get("threads")
     if record.cell["device"] == "cpu" and threads:
         torch.set_num_threads(threads)
-    with _said_of(name):
+    with _name_cell_in_errors(name):
         cell = cell_of(record)
-        *_, again = runner.run([*ancestors(cell), cell], folder)
-    return pairs.of_run(folder)[name_of(identity(again))]
+        *_, again = runner.run([*ancestors_of(cell), cell], folder)
+    return pairs.results_of_run(folder)[name_of_identity(identity_of_cell(again))]
 
 
 @contextmanager
-def _said_of(name: str) -> Iterator[None]:
+def _name_cell_in_errors(name: str) -> Iterator[None]:
     """Say of what goes wrong that it keeps the cell `name` from being measured again."""
     try:
         yield
@@ -84,12 +84,12 @@ def _said_of(name: str) -> Iterator[None]:
 
 def cell_of(record: Record) -> Cell:
     """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
-    return from_plain(record.cell | {"inputs": {}})
+    return cell_from_plain(record.cell | {"inputs": {}})
 
 
 @dataclasses.dataclass(frozen=True)
 class PrunedModel:
-    """Holds a cell's model in memory, with its tokenizer and what its card says (bench.runs.saving.facts).
+    """Holds a cell's model in memory, with its tokenizer and what its card says (bench.runs.saving.facts_of_card).
 
     `probe` are the tokens on which the cost of rounding is measured; None for those of methods.checkpoint.save_load.
     """
@@ -118,13 +118,13 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
         raise UserError(f"{cell['label']} was trained or goes on from another cell, and is not made again; {how}")
     trust.refuse(record.cell)
     pretrained.check(cell["model"], own_code)
-    if pretrained.weights_sha256(cell["model"]) != measured["weights_sha256"]:
+    if pretrained.sha256_of_weights(cell["model"]) != measured["weights_sha256"]:
         raise UserError(f"{cell['model']} is not the model of the record: the sha256 of its weights differs")
     texts.check_text(protocol["calibration"])
     on = pretrained.resolve_device(cell["device"] if device == "auto" else device)
     tokenizer = pretrained.load_tokenizer(cell["model"], own_code)
     sizes = (protocol["calibration_sequences"], protocol["calibration_length"])
-    block = texts.calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
+    block = texts.make_calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
     if block.sha256 != record.decisions["calibration"]["sha256"]:
         raise UserError(f"the calibration tokens are not those of the record: {protocol['calibration']} has changed")
 
@@ -136,18 +136,22 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     if model is None:
         states = measured.get("calibration_memory_mib", protocol["calibration_memory_mib"])
         model = dense()
-        _prune(model, record, dataclasses.replace(block, memory=states * 2**20, order=known_removals(record.decisions)))
-    return PrunedModel(model, tokenizer, facts(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])
+        _prune(
+            model,
+            record,
+            dataclasses.replace(block, memory=states * 2**20, order=removals_of_decisions(record.decisions)),
+        )
+    return PrunedModel(model, tokenizer, facts_of_card(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])
 
 
 def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
     """Return the dense model without what the record names, where that is the model of the record, to the last bit."""
-    if "compensation" in record.decisions or not any(_removed(record.decisions).values()):
+    if "compensation" in record.decisions or not any(_cuts_of_decisions(record.decisions).values()):
         return None
     model = dense()
     _cut_what_is_named(model, record.decisions)
     same = parameters(model) == record.measured["parameters"]
-    return model if same and inputs.state_sha256(model.model) == record.measured.get("pruned_sha256") else None
+    return model if same and inputs.sha256_of_state(model.model) == record.measured.get("pruned_sha256") else None
 
 
 def _prune(model: Decoder, record: Record, block: Calibration) -> None:
@@ -161,16 +165,19 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
     except ValueError as error:
         raise UserError(f"the record of {cell['label']} is of another version of the method: {error}") from None
     if isinstance(pruner, CompensatedPruner) and pruner.pruner.only_cuts:
-        pruner = dataclasses.replace(pruner, pruner=Recorded(record.decisions))
+        pruner = dataclasses.replace(pruner, pruner=RecordedRemovals(record.decisions))
     asked = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
     decided = decisions.prune(pruner, model, block, asked)
-    if _removed(decided) != _removed(record.decisions) or parameters(model) != measured["parameters"]:
+    if (
+        _cuts_of_decisions(decided) != _cuts_of_decisions(record.decisions)
+        or parameters(model) != measured["parameters"]
+    ):
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
         raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded(methods.Pruner):
+class RecordedRemovals(methods.Pruner):
     """A pruner that removes what a record says was removed."""
 
     decisions: Mapping[str, Any]
@@ -188,16 +195,16 @@ class Recorded(methods.Pruner):
 
 def _cut_what_is_named(model: Decoder, decided: Mapping[str, Any]) -> None:
     """Remove what a record names, in place. Raises UserError where the model has no such layers or units."""
-    if wrong := decisions.misfit(decided, model):
+    if wrong := decisions.misfit_of_decisions(decided, model):
         raise UserError(f"the record names removals that its model cannot have had: {wrong}; run the cell again")
     structures.cut(model, decided)
 
 
-def _removed(decisions: Mapping[str, Any]) -> dict[str, Any]:
+def _cuts_of_decisions(decisions: Mapping[str, Any]) -> dict[str, Any]:
     return {name: gone for name, gone in decisions.items() if name.startswith("removed_")}
 
 
-def known_removals(decisions: Mapping[str, Any]) -> tuple[str, ...]:
+def removals_of_decisions(decisions: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what a record says of removals, as methods take it (Calibration.order)."""
     if "trace" in decisions:
         return tuple(f"window {step['pointer']}" for step in decisions["trace"] if step["accepted"])

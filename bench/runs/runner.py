@@ -21,19 +21,19 @@ from bench.data import pretrained
 from bench.engines import local
 from bench.engines.engine import Conditions, Engine, Job, Result, Session, refuse_gpus_of_cpus
 from bench.plan import grid, validate
-from bench.plan.cell import Cell, is_timed, named
+from bench.plan.cell import Cell, is_timed, title_of_cell
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
 from bench.runs import inputs, job, store
-from bench.runs.datasets import CalibrationSetting, Datasets, calibration_setting, read_datasets
-from bench.runs.searches import Removals, valid
+from bench.runs.datasets import CalibrationSetting, Datasets, read_datasets, setting_of_calibration
+from bench.runs.searches import KnownSearches, read_valid_records
 from bench.schedule.estimate import Estimate, Forecast, Outlook
 from bench.schedule.memory_needs import refuse_full, refuse_misfits, room_of
-from bench.schedule.order import Ended, Schedule, drive
+from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import interrupt
-from bench.system.memory import check
+from bench.system.memory import check_offload
 from bench.system.threads import set_up_threads
-from bench.system.worker import Line
+from bench.system.worker import Channel
 from methods.console import say
 from methods.errors import UserError
 
@@ -43,7 +43,7 @@ Ending = Callable[[str], object]
 FEW = 3  # cells, one after the other, for which nobody asks when they will end
 
 
-def unheard(key: str) -> None:
+def ignore_end(key: str) -> None:
     """Take the key of a cell of whose end nobody wants to know."""
 
 
@@ -51,7 +51,7 @@ def run_spec(
     spec: RunSpec,
     report: Report = lambda folder, records: None,
     engine: Engine | None = None,
-    ended: Ending = unheard,
+    ended: Ending = ignore_end,
     folder: Path | None = None,
 ) -> list[Record]:
     """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
@@ -66,12 +66,15 @@ def run_spec(
     set_up_threads()
     engine = engine or engines.engine_of_spec(spec)
     folder = folder or spec.folder()
-    cells = validate.cells(spec, here=engine.here)
+    cells = validate.cells_of_spec(spec, is_here=engine.is_here)
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
-    with interrupt.prompt(again(spec, folder), partial(store.leave, folder)), store.nothing_left(folder):
+    with (
+        interrupt.keep_prompt(words_for_folder(spec, folder), partial(store.clear_folder, folder)),
+        store.clear_unless_written(folder),
+    ):
         validate.check_folder(folder)
-        if spec.offload and engine.here:
-            check(spec.offload)
+        if spec.offload and engine.is_here:
+            check_offload(spec.offload)
         return run(
             cells,
             folder,
@@ -89,7 +92,7 @@ def run_spec(
         )
 
 
-def again(spec: RunSpec, folder: Path) -> str:
+def words_for_folder(spec: RunSpec, folder: Path) -> str:
     """Return what the command of a run needs to go on in its folder: nothing where it names that."""
     return "" if spec.out else f"--out {folder}"
 
@@ -108,7 +111,7 @@ def run(
     device_memory: float | None = None,
     offload: Path | None = None,
     report: Report = lambda folder, records: None,
-    ended: Ending = unheard,
+    ended: Ending = ignore_end,
 ) -> list[Record]:
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
 
@@ -136,56 +139,56 @@ def run(
         fresh=fresh,
         threads=threads,
         models=any(cell.earlier or cell.protocol.save_dtype for cell in cells),
-        work=job.told,
+        work=job.run_job,
         measure=job.run_job_text,
         soon=isolate is not False and not any((folder / "cells").glob("*.json")),
     )
-    with store.held(folder) as dead, store.tidied(folder):
+    with store.lock_folder(folder) as dead, store.keep_tidy(folder):
         if dead:
             say(dead)
-        with store.scratch(folder) as scratch, engine.start(conditions) as session:
+        with store.make_scratch_folder(folder) as scratch, engine.start(conditions) as session:
             datasets = read_datasets(cells, scratch, session.machine)
-            cells = known(cells, datasets)
+            cells = with_inputs(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
-            if engine.here:  # a cluster finds what is measured when it is asked for the cell
-                for line in job.take_in_measured(folder, cells):
+            if engine.is_here:  # a cluster finds what is measured when it is asked for the cell
+                for line in job.take_in_records(folder, cells):
                     say(line)
-            if engine.here and (isolate is False or not conditions.apart(session.slots)):
+            if engine.is_here and (isolate is False or not conditions.is_apart(session.slots)):
                 in_turn = partial(_in_this_process, {cell.key: cell for cell in cells}, datasets)
                 measuring: Session = local.InThisProcess(in_turn, session.machine)
             else:
                 _refuse_own(cells)
                 measuring = session
-            shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
-            shared |= {"code_sha256": inputs.code_sha256(), "plugins": tuple(methods.plugins())}
+            shared: dict[str, Any] = {"scratch": str(scratch) if engine.is_here else "", "limits": dict(limits or {})}
+            shared |= {"code_sha256": inputs.code_sha256(), "plugins": tuple(methods.files_of_plugins())}
             shared |= {"device_memory": device_memory, "free_cores": free_cores}
             if offload is not None:
-                shared["offload"] = str(offload.resolve() if engine.here else offload)
-            if memory is not None or engine.here:
+                shared["offload"] = str(offload.resolve() if engine.is_here else offload)
+            if memory is not None or engine.is_here:
                 shared["memory"] = room_of(memory, measuring.slots) / 2**30
             served = {
-                key: (None if record is None else Ended.of(record), why)
-                for key, record, why in store.served(folder, cells, retry_failed)
+                key: (None if record is None else CellEnd.of(record), why)
+                for key, record, why in store.find_records(folder, cells, retry_failed)
             }
             outlook = _outlook(cells, folder, datasets, measuring, {key for key, (ended, _) in served.items() if ended})
             estimates = outlook.estimates if outlook else None
-            told: dict[str, Any] = {"here": engine.here, "estimates": estimates, "told": ended}
-            records = _measured(cells, folder, measuring, served, shared, **told)
+            told: dict[str, Any] = {"here": engine.is_here, "estimates": estimates, "told": ended}
+            records = _measure_cells(cells, folder, measuring, served, shared, **told)
         report(folder, records)
     return records
 
 
-def _measured(
+def _measure_cells(
     cells: Sequence[Cell],
     folder: Path,
     session: Session,
-    served: Mapping[str, tuple[Ended | None, str]],
+    served: Mapping[str, tuple[CellEnd | None, str]],
     shared: Mapping[str, Any],
     *,
-    here: bool = True,
+    is_here: bool = True,
     estimates: Mapping[str, Estimate] | None = None,
-    told: Ending = unheard,
+    listener: Ending = ignore_end,
 ) -> list[Record]:
     """Have every cell measured without a record that counts; `shared` is what its jobs have in common.
 
@@ -195,20 +198,20 @@ def _measured(
     served  of each cell what its record says, or None and why it has none that counts
     """
     missing = [cell for cell in cells if served[cell.key][0] is None]
-    _refuse_large(missing if here else [], session, shared)
+    _refuse_large(missing if is_here else [], session, shared)
     seconds = {key: one.seconds for key, one in (estimates or {}).items()} if session.slots > 1 else {}
     schedule = Schedule(cells, seconds or None)
-    forecast = Forecast(estimates or {}, session.slots, one_machine=here, queues=session.machine.queues)
+    forecast = Forecast(estimates or {}, session.slots, one_machine=is_here, queues=session.machine.queues)
     for cell in missing if estimates else ():
         forecast.add(cell)
-    known_removals = Removals(valid(folder))
+    known_removals = KnownSearches(read_valid_records(folder))
     parents = Counter(cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0])
     names = _names(cells)
     store.drop_models(folder, parents)
 
-    def finish(cell: Cell, ended: Ended) -> None:
+    def finish(cell: Cell, ended: CellEnd) -> None:
         schedule.finish(cell.key, ended)
-        told(cell.key)
+        listener(cell.key)
         if cell.earlier and not served[cell.key][0]:
             parent = cell.inputs["parent"]
             parents[parent] -= 1
@@ -217,11 +220,11 @@ def _measured(
                 store.drop_models(folder, parents)
 
     def write(cell: Cell, result: Result) -> None:
-        record = _written(cell, result, folder, session.slots if here else None)
+        record = _write_outcome(cell, result, folder, session.slots if is_here else None)
         known_removals.add(record)
         if record.error:
             say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
-        finish(cell, Ended.of(record))
+        finish(cell, CellEnd.of(record))
         if estimates:
             forecast.end(cell, record)
             end = forecast.line() if len(schedule.ended) < len(cells) else ""
@@ -231,17 +234,21 @@ def _measured(
         where, (ended, why) = names[cell.key], served[cell.key]
         if ended is not None:
             say(f"{where}: has a record")
-            store.drop_partial_results(folder, cell.key, ended.status)
+            store.remove_pieces(folder, cell.key, ended.status)
             finish(cell, ended)
             return
-        say(f"{where}: {why}; it runs again" if why else f"{where}: {'loading the model' if here else 'is submitted'}")
-        if orphaned := _orphaned(cell, schedule):
+        say(
+            f"{where}: {why}; it runs again"
+            if why
+            else f"{where}: {'loading the model' if is_here else 'is submitted'}"
+        )
+        if orphaned := _failure_of_parent(cell, schedule):
             write(cell, Result(cell.key, orphaned))
             return
         order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), ())
         own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
-        job.hand_over(folder, cell.key, here)
-        session.submit(job.job(cell, folder, session, {**own, **shared}))
+        job.hand_over_pieces(folder, cell.key, is_here)
+        session.submit(job.job_of_cell(cell, folder, session, {**own, **shared}))
         schedule.start(cell.key)
         if estimates:
             forecast.begin(cell.key)
@@ -250,7 +257,7 @@ def _measured(
     return [load(folder / "cells" / f"{cell.key}.json") for cell in cells]
 
 
-def _written(cell: Cell, result: Result, folder: Path, slots: int | None) -> Record:
+def _write_outcome(cell: Cell, result: Result, folder: Path, slots: int | None) -> Record:
     """Write what was found of a cell into the folder, and return its record.
 
     `slots` is that of bench.runs.job.record_of_outcome.
@@ -258,7 +265,9 @@ def _written(cell: Cell, result: Result, folder: Path, slots: int | None) -> Rec
     store.refuse_removed(folder)
     if result.part is not None:
         return store.take_in(result.part, folder, cell.key)
-    return store.finish(job.record_of_outcome(cell, job.with_told(folder, result), slots), folder, cell.key)
+    return store.write_record(
+        job.record_of_outcome(cell, job.outcome_of_result(folder, result), slots), folder, cell.key
+    )
 
 
 def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:
@@ -282,7 +291,7 @@ def _outlook(
     outlook = Outlook.of(cells[0], folder)
     outlook.add(
         cells,
-        lambda cell: datasets[calibration_setting(cell)].amounts,
+        lambda cell: datasets[setting_of_calibration(cell)].amounts,
         lambda cell: session.threads(is_timed(cell)),
         session.machine.threads,
         done,
@@ -293,16 +302,16 @@ def _outlook(
 def _names(cells: Sequence[Cell]) -> dict[str, str]:
     """Return what messages call each cell, by key: '[2/5] laco at 0.3', of several models with the model behind it."""
     several = len({cell.model for cell in cells}) > 1
-    words = [f"{named(cell)}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
+    words = [f"{title_of_cell(cell)}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
     return {cell.key: f"[{at}/{len(cells)}] {words[at - 1]}" for at, cell in enumerate(cells, start=1)}
 
 
 def _in_this_process(
-    cells: Mapping[str, Cell], datasets: Mapping[CalibrationSetting, Datasets], line: Line, asked_for: Job
+    cells: Mapping[str, Cell], datasets: Mapping[CalibrationSetting, Datasets], line: Channel, asked_for: Job
 ) -> None:
     """Measure a cell on what this process has read for all."""
     cell = cells[asked_for.key]
-    job.measure_cell(line, asked_for, cell, datasets[calibration_setting(cell)])
+    job.measure_cell(line, asked_for, cell, datasets[setting_of_calibration(cell)])
 
 
 def _refuse_own(cells: Sequence[Cell]) -> None:
@@ -315,26 +324,28 @@ def _refuse_own(cells: Sequence[Cell]) -> None:
         )
 
 
-def known(
+def with_inputs(
     cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets], *, download: bool = True
 ) -> list[Cell]:
     """Return the cells with their inputs. Raises UserError where one goes on from a cell that is missing."""
-    weights = {model: pretrained.weights_sha256(model, download=download) for model in {cell.model for cell in cells}}
+    weights = {
+        model: pretrained.sha256_of_weights(model, download=download) for model in {cell.model for cell in cells}
+    }
     revisions = inputs.revisions({cell.method for cell in cells})
     found, keys = list[Cell](), dict[str, str]()
     for cell in cells:
-        here = datasets[calibration_setting(cell)]
+        here = datasets[setting_of_calibration(cell)]
         own: dict[str, Any] = {"weights_sha256": weights[cell.model], "revision": revisions[cell.method]}
         if cell.healing:
-            own["healing"] = inputs.healing(cell.healing, here.healing[cell.healing])
+            own["healing"] = inputs.inputs_of_healing(cell.healing, here.healing[cell.healing])
         if cell.earlier:
-            own["parent"] = grid.parent_key(cell, keys)
+            own["parent"] = grid.key_of_parent(cell, keys)
         found.append(replace(cell, inputs=here.inputs | own))
         keys[cell.question] = found[-1].key
     return found
 
 
-def _orphaned(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
+def _failure_of_parent(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
     """Return the outcome of a cell whose parent has no model to go on from; None for any other."""
     key = cell.inputs["parent"] if cell.earlier else ""
     parent = schedule.ended[key] if key else None

@@ -16,7 +16,7 @@ from bench.plan.cell import Cell
 from bench.system import memory
 from methods.checkpoint import save_load
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, Place, devices
+from methods.model.decoder import Decoder, Place, devices_of
 from methods.model.layer_store import LayerStore
 
 RELOADED = "the model as it loads again from this folder"
@@ -48,9 +48,9 @@ def save_and_reload(
 
     The weights of `model` are freed on the way, so that there is one model in memory and not two.
     """
-    folder, dtype = folder_of(run, cell.key), wanted_dtype(cell.protocol.save_dtype, cell.model, cell.dtype)
+    folder, dtype = folder_of(run, cell.key), dtype_to_save(cell.protocol.save_dtype, cell.model, cell.dtype)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its record
-    known = facts(cell.plain() | {"label": cell.label}, decisions, measured)
+    known = facts_of_card(cell.plain() | {"label": cell.label}, decisions, measured)
     probe = calibration.ids[:1, :PROBE_TOKENS]
     manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=known, dtype=dtype, probe=probe)
     measured["saved"] = {
@@ -60,27 +60,27 @@ def save_and_reload(
     }
     nn.Module.to(model.model, "meta")  # which accelerate warns of where layers are spread
     gc.collect()  # of the model that was tried out, which shares the weights and refers to itself
-    memory.give_back(devices(place))
+    memory.give_back(devices_of(place))
     return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place, store=files)
 
 
-def complete(measured: Mapping[str, Any], run: Path) -> None:
+def complete_card(measured: Mapping[str, Any], run: Path) -> None:
     """Write what has been measured since the model was saved into its card."""
     save_load.complete(run / measured["saved"]["folder"], {"measured": _figures(measured)})
 
 
-def wanted_dtype(name: str, model: str, own: str) -> torch.dtype:
+def dtype_to_save(name: str, model: str, own: str) -> torch.dtype:
     """Return the dtype to store in; "auto" is the one that the base's weights have."""
-    stored = pretrained.stored_dtype(model) or own if name == "auto" else name
+    stored = pretrained.dtype_of_weights(model) or own if name == "auto" else name
     dtype: torch.dtype = getattr(torch, stored)
     return dtype
 
 
-def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of_card(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the card says besides the model itself: base, pruning, and figures as far as there are any."""
     base = {
-        "name": pretrained.display_name(cell["model"]),
-        "licence": pretrained.licence(cell["model"]),
+        "name": pretrained.name_of_model(cell["model"]),
+        "licence": pretrained.licence_of_model(cell["model"]),
         "weights_sha256": measured.get("weights_sha256"),
         "parameters": measured.get("dense_parameters"),
         "pruning": _earlier(cell["model"]),
@@ -107,9 +107,9 @@ def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mappi
     return found | ({"measured": figures} if figures else {})
 
 
-def _without_path(said: Mapping[str, Any]) -> dict[str, Any]:
+def _without_path(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Shorten the path of a text under "source" or "text" to the file's name."""
-    return {**said, **{name: _name(said[name]) for name in ("source", "text") if name in said}}
+    return {**facts, **{name: _name(facts[name]) for name in ("source", "text") if name in facts}}
 
 
 def _name(text: str) -> str:

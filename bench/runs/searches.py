@@ -25,7 +25,7 @@ Order = tuple[tuple[str, ...], Seconds]  # the first removals of a search, and w
 NOTHING: Order = (), ()
 
 
-class Removals:
+class KnownSearches:
     """Knows the longest start of a greedy search's removals that records have, and the seconds until each was found.
 
     Records may differ from the cell that begins with them in the ratio, in the compensation, which follows the search,
@@ -68,28 +68,28 @@ class SearchTimes:
     def __init__(self, begin: Order, again: Order, file: Path) -> None:
         (self.order, seconds), self.file = begin, file
         self._inherited = _by_start(self.order, seconds)
-        self._found = _by_start(*again) | self._inherited
+        self._seconds_by_start = _by_start(*again) | self._inherited
         self._last = time.perf_counter()
 
-    def note(self, found: Sequence[str]) -> None:
+    def note(self, removals: Sequence[str]) -> None:
         """Take in all removals so far, of which the last has just been found, now or by an interrupted attempt."""
         now = time.perf_counter()
         spent, self._last = now - self._last, now
-        if tuple(found) in self._found:
+        if tuple(removals) in self._seconds_by_start:
             return
-        self._found[tuple(found)] = _until(found[:-1], self._found) + spent
-        seconds = [self._found.get(tuple(found[: n + 1])) for n in range(len(found))]
-        kept = {"order": list(found), "seconds": seconds, "inherited": len(self.order)}
+        self._seconds_by_start[tuple(removals)] = _until(removals[:-1], self._seconds_by_start) + spent
+        seconds = [self._seconds_by_start.get(tuple(removals[: n + 1])) for n in range(len(removals))]
+        kept = {"order": list(removals), "seconds": seconds, "inherited": len(self.order)}
         write_atomically(self.file, json.dumps(kept))
 
-    def inherited(self, decisions: Mapping[str, Any]) -> float:
+    def inherited_seconds(self, decisions: Mapping[str, Any]) -> float:
         """Return what the removals have cost that the search began with and that are among those it decided on."""
         return _until(decisions.get("removal_order", ()), self._inherited)
 
-    def until_each(self, decisions: Mapping[str, Any]) -> list[float]:
+    def seconds_until_each(self, decisions: Mapping[str, Any]) -> list[float]:
         """Return when each removal was found that another ratio may begin with; nothing where one was not noted."""
         free = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
-        found = [self._found.get(tuple(free[: n + 1])) for n in range(len(free))]
+        found = [self._seconds_by_start.get(tuple(free[: n + 1])) for n in range(len(free))]
         return [spent for spent in found if spent is not None] if None not in found else []
 
 
@@ -104,7 +104,7 @@ def _until(order: Sequence[str], known: Mapping[tuple[str, ...], float]) -> floa
     return 0.0 if longest is None else known[longest]
 
 
-def resumed(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, SearchTimes]:
+def resume_search(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, SearchTimes]:
     """Let pruning of the cell `key` keep on disk what it finds, and begin with what is there.
 
     An interrupted attempt of the same cell has left what its search and its sweeps have found, in their logs
@@ -115,7 +115,7 @@ def resumed(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, Searc
     place = folder / "partial" / key / "prune"
     begin, again, file = (
         (datasets.calibration.order, datasets.search_seconds),
-        _kept(place / REMOVALS),
+        _read_order(place / REMOVALS),
         place / REMOVALS,
     )
     order, seconds = again[0]
@@ -128,7 +128,7 @@ def resumed(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, Searc
     return replace(datasets, calibration=calibration, search_seconds=begin[1]), times
 
 
-def _kept(file: Path) -> tuple[Order, int]:
+def _read_order(file: Path) -> tuple[Order, int]:
     """Return what an interrupted attempt has found, and how many of that it began with."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def _kept(file: Path) -> tuple[Order, int]:
     return ((), ()), 0
 
 
-def valid(folder: Path) -> Iterable[Record]:
+def read_valid_records(folder: Path) -> Iterable[Record]:
     """Yield every record of the folder that can be read and is a result."""
     for path in sorted((folder / "cells").glob("*.json")):
         with suppress(InvalidRecord):

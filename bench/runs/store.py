@@ -52,14 +52,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from bench.engines.engine import PARTS, InUse
-from bench.plan.cell import Cell, label
+from bench.plan.cell import Cell, label_of_cell
 from bench.records import packed_run
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, load, save
 from bench.records.sample_tables import refuse_damaged
 from bench.runs import inputs
 from methods.checkpoint import save_load, weight_files
 from methods.errors import CheckpointError, Unwritable, UserError
-from methods.files import WRITING, sha256, write_atomically
+from methods.files import WRITING, hash_file, write_atomically
 from methods.model.decoder import Decoder, Place
 from methods.model.layer_store import LayerStore
 
@@ -67,7 +67,7 @@ LOCK, OWNER = ".lock", ".owner.json"
 
 
 @contextmanager
-def nothing_left(folder: Path) -> Iterator[None]:
+def clear_unless_written(folder: Path) -> Iterator[None]:
     """Remove the lock and the empty folders that a run has made which is refused before it has written anything."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     locked = (folder / LOCK).exists()
@@ -85,7 +85,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
+def lock_folder(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
     """Own the folder; yields a line about an earlier owner that did not finish, if there was one.
 
     patience  seconds to wait for another owner, as for one whose end is not known everywhere yet
@@ -169,7 +169,7 @@ SCRATCH = ".run-"  # begins the name of a folder that lasts as long as its run
 
 
 @dataclass(frozen=True)
-class PartialResults:
+class Pieces:
     """Keeps the finished pieces of a cell in a folder of its own; they count for the model with that hash alone."""
 
     folder: Path
@@ -211,32 +211,32 @@ class PartialResults:
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-            whole = found["sha256"] == sha256(self.folder / f"{name}.parquet")
+            whole = found["sha256"] == hash_file(self.folder / f"{name}.parquet")
             return found if whole and found["pruned_sha256"] == self.pruned_sha256 else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
-def partial_results(folder: Path, key: str, measured: Mapping[str, Any]) -> PartialResults:
+def pieces_of(folder: Path, key: str, measured: Mapping[str, Any]) -> Pieces:
     """Return the partial results of the cell `key`, for the model whose hash is in `measured`."""
-    return PartialResults(folder / "partial" / key, measured.get("pruned_sha256", ""))
+    return Pieces(folder / "partial" / key, measured.get("pruned_sha256", ""))
 
 
-def finish(record: Record, folder: Path, key: str) -> Record:
+def write_record(record: Record, folder: Path, key: str) -> Record:
     """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable.
 
     A cell of which something is found that no record holds has failed, and keeps the rest.
     """
-    from bench.records.record import sound  # here, since pydantic takes a while to import
+    from bench.records.record import without_invalid_values  # here, since pydantic takes a while to import
 
-    record = sound(record)
+    record = without_invalid_values(record)
     if record.status != LOST:
-        move_partial_results(folder / PARTS / key, folder, key)
-    published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
+        move_pieces(folder / PARTS / key, folder, key)
+    published = pieces_of(folder, key, record.measured).publish(folder / "samples" / key)
     if published:
         record = replace(record, measured=record.measured | {"samples": published})
     save(record, folder / "cells" / f"{key}.json")
-    drop_partial_results(folder, key, record.status)
+    remove_pieces(folder, key, record.status)
     return record
 
 
@@ -255,12 +255,12 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
             return take_in(Path(name), folder, key)
     record = load(part / "cells" / f"{key}.json")
     refuse_damaged(part / "samples" / key, record.measured)
-    packed_run.move(part, key, folder)
-    drop_partial_results(folder, key, record.status)
+    packed_run.move_to_superseded(part, key, folder)
+    remove_pieces(folder, key, record.status)
     return record
 
 
-def move_partial_results(source: Path, target: Path, key: str) -> None:
+def move_pieces(source: Path, target: Path, key: str) -> None:
     """Move the partial results of a cell from one folder to another that has none of it."""
     there, here = source / "partial" / key, target / "partial" / key
     if there.exists() and not here.exists():
@@ -270,7 +270,7 @@ def move_partial_results(source: Path, target: Path, key: str) -> None:
             there.parent.rmdir()
 
 
-def drop_partial_results(folder: Path, key: str, status: str) -> None:
+def remove_pieces(folder: Path, key: str, status: str) -> None:
     """Remove the partial results of a cell that has a record, also those that a run killed just then has left.
 
     What its healing and its pruning had found is kept of a cell that failed, for the run that tries it again, and
@@ -278,7 +278,7 @@ def drop_partial_results(folder: Path, key: str, status: str) -> None:
     """
     if status == LOST:
         return
-    move_partial_results(folder / PARTS / key, folder, key)
+    move_pieces(folder / PARTS / key, folder, key)
     shutil.rmtree(folder / PARTS / key, ignore_errors=True)
     place = folder / "partial" / key
     for piece in place.glob("*"):
@@ -291,7 +291,7 @@ def drop_partial_results(folder: Path, key: str, status: str) -> None:
             empty.rmdir()
 
 
-def finished(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
+def find_record(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
     """Return the record of the cell `key`, if it counts; else None and, where there is a file that does not, why."""
     path = folder / "cells" / f"{key}.json"
     if not path.exists():
@@ -300,7 +300,7 @@ def finished(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tuple
         record = load(path)
     except InvalidRecord as error:
         return None, str(error)
-    if inputs.question(record) != cell.question or inputs.differing(record.cell["inputs"], cell.inputs):
+    if inputs.question(record) != cell.question or inputs.names_of_differences(record.cell["inputs"], cell.inputs):
         return None, f"{path} is another cell's"
     try:
         refuse_damaged(folder / "samples" / key, record.measured)
@@ -314,12 +314,12 @@ def finished(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tuple
 def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
     """Move old records out of the way of reports, to superseded/, with their samples; a line on each."""
     for key, why in inputs.old_records(folder, cells):
-        packed_run.move(folder, key)
+        packed_run.move_to_superseded(folder, key)
         yield f"{why}; moved to superseded/"
 
 
 @contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
+def make_scratch_folder(folder: Path) -> Iterator[Path]:
     """Make a folder beside the results that is gone at the end."""
     try:
         made = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True)
@@ -330,7 +330,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def tidied(folder: Path) -> Iterator[None]:
+def keep_tidy(folder: Path) -> Iterator[None]:
     """Clear what a killed run has left, and at the end what processes have that were ended."""
     clear_leftovers(folder)
     try:
@@ -348,21 +348,21 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def leave(folder: Path) -> None:
+def clear_folder(folder: Path) -> None:
     """Remove from a folder what this process would have removed itself, if it owned it and had come to that."""
     if is_own(folder):
         clear_leftovers(folder)
         (folder / OWNER).unlink(missing_ok=True)
 
 
-def served(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
+def find_records(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
     """Yield of each cell its key and the record that serves it, or None and why there is none that counts, in a line.
 
     A parent's record does not count where a cell without a record goes on from a model that is gone.
     """
     needed = set[str]()
     for cell in reversed(cells):  # whoever goes on from a cell comes behind it
-        record, why = finished(folder, cell.key, cell, retry_failed=retry_failed)
+        record, why = find_record(folder, cell.key, cell, retry_failed=retry_failed)
         if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
             record, why = None, "another cell goes on from its model, which is not kept"
         if record is None and cell.earlier:
@@ -381,7 +381,7 @@ def find_model(folder: Path, key: str) -> Path | None:
     """Return the folder that has the model of the cell `key` whole, or None."""
     for place in (folder / "models" / key, folder / KEPT / key):
         try:
-            weight_files.check(place, save_load.read_manifest(place)["weights"])
+            weight_files.check_weights(place, save_load.read_manifest(place)["weights"])
         except CheckpointError:
             continue
         return place
@@ -398,17 +398,17 @@ def load_model(folder: Path, key: str, record: Record, device: Place, files: Lay
     place, dtype = find_model(folder, key), getattr(torch, record.cell["dtype"])
     if place is not None:
         model = save_load.load(place, dtype=dtype, device=device, check_hashes=False, store=files)
-    if place is None or inputs.state_sha256(model.model) != record.measured["pruned_sha256"]:
+    if place is None or inputs.sha256_of_state(model.model) != record.measured["pruned_sha256"]:
         raise RuntimeError(f"the model of {key}, from which this cell goes on, is not the one that was measured")
     return model
 
 
-def stage(record: Record) -> dict[str, Any]:
+def stage_of_record(record: Record) -> dict[str, Any]:
     """Return what a chained cell's record says of the one that it goes on from, see bench.records.measured."""
     cell = {name: value for name, value in record.cell.items() if name != "earlier"}
     decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
     return {
-        "label": label(cell),
+        "label": label_of_cell(cell),
         **{name: cell[name] for name in ("method", "parameters", "ratio", "healing") if name in cell},
         "decisions": decided,
         "measured": {name: record.measured[name] for name in EARLIER if name in record.measured},

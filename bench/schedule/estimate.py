@@ -45,18 +45,18 @@ import torch
 import methods
 from bench.evaluation import checks
 from bench.healing import HELD_OUT
-from bench.plan.cell import Cell, from_plain, is_timed
+from bench.plan.cell import Cell, cell_from_plain, is_timed
 from bench.plan.protocol import Recipe
 from bench.records import run_folder
-from bench.records.record import Record, peak_bytes
+from bench.records.record import Record, peak_of_stage
 from bench.schedule import memory_needs
 from bench.schedule.memory_needs import MemoryNeeds, bytes_of, footprint_of, shape_of
-from bench.schedule.order import predecessors, searches_of
+from bench.schedule.order import predecessors_of, search_groups
 from bench.schedule.shape import Shape
 from bench.speed import timing
-from bench.speed.workloads import TimedPoint, points, steps
+from bench.speed.workloads import TimedPoint, points_of_protocol, steps_of_point
 from bench.system import environment
-from bench.system.rates import Rates, rates
+from bench.system.rates import Rates, measure_rates
 from methods.base import Pruner, Reuses
 from methods.counted import QUANTITIES
 from methods.errors import UserError
@@ -104,13 +104,13 @@ class Estimator:
         if record.status != "ok" or record.cell["model"] not in self.costs:
             return
         try:
-            cell, measured = from_plain(record.cell), record.measured
+            cell, measured = cell_from_plain(record.cell), record.measured
         except (UserError, ValueError):  # pydantic's own error is one
             return
         real = dict(measured.get("seconds", {}))
         if "prune_seconds" in measured:
             real["prune"] = measured["prune_seconds"]  # with the search that it went on from
-        for stage, computed in self.costs[cell.model].seconds(cell, amounts_of(record)).items():
+        for stage, computed in self.costs[cell.model].seconds(cell, amounts_of_record(record)).items():
             if real.get(stage, 0.0) > 0 and computed > 0:
                 for place in _places(stage, cell):
                     sums = self._sums.setdefault(place, _Sums())
@@ -118,7 +118,7 @@ class Estimator:
                     sums.computed += computed
         if not {"weights_in", "states_in"} & measured.keys():  # whose peak is lower than that of a cell in memory
             place = _alike(cell)
-            self._peaks[place] = max(peak_bytes(measured) or 0, self._peaks.get(place, 0))
+            self._peaks[place] = max(peak_of_stage(measured) or 0, self._peaks.get(place, 0))
 
     def estimate(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> Estimate:
         """Return what a cell is likely to take, `known` as bench.schedule.estimate has it."""
@@ -177,7 +177,7 @@ def _alike(cell: Cell) -> Place:
     return cell.model, cell.method, given, *map(str, sizes), str(bool(p.tasks)), str(bool(p.texts))
 
 
-def amounts_of(record: Record) -> Amounts:
+def amounts_of_record(record: Record) -> Amounts:
     """Return on how much a record's cell was measured."""
     texts = record.measured.get("perplexity", {}).values()
     tasks = record.measured.get("tasks", {}).items()
@@ -186,7 +186,7 @@ def amounts_of(record: Record) -> Amounts:
     )
 
 
-def same_machine(record: Record, environment: Mapping[str, object]) -> bool:
+def is_of_machine(record: Record, environment: Mapping[str, object]) -> bool:
     """Say whether a record's seconds are of such a machine: its processor, device, type of numbers and threads."""
     names = ("cpu", "gpu", "device", "dtype", "threads")
     return all(record.environment.get(name) == environment.get(name) for name in names)
@@ -223,7 +223,7 @@ class Forecast:
         self._work: dict[str, dict[tuple[str, str], float]] = {}
         self._began: dict[str, float] = {}
         self._real: defaultdict[tuple[str, str], float] = defaultdict(float)
-        self._said: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._estimated: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._beside: list[float] = []
 
     def add(self, cell: Cell) -> None:
@@ -250,7 +250,7 @@ class Forecast:
             for stage, seconds in real.items():
                 if (kind := _kind(stage, cell)) in work:
                     self._real[kind] += seconds
-                    self._said[kind] += work[kind]
+                    self._estimated[kind] += work[kind]
             self._beside = [*self._beside[1 - RECENT :], max(0.0, self._now() - began - sum(real.values()))]
 
     def seconds(self) -> float | None:
@@ -272,7 +272,10 @@ class Forecast:
         if (seconds := self.seconds()) is None:
             return ""
         end = time.localtime(clock() + seconds)
-        return f"ends about {time.strftime('%H:%M' if seconds < DAY else '%d %b %H:%M', end)}, in {duration(seconds)}"
+        return (
+            f"ends about {time.strftime('%H:%M' if seconds < DAY else '%d %b %H:%M', end)}, in "
+            f"{format_duration(seconds)}"
+        )
 
     def _take(self, work: Mapping[tuple[str, str], float]) -> None:
         """Remove a cell's work from what is left."""
@@ -281,13 +284,13 @@ class Forecast:
 
     def _factor(self) -> float:
         """Return by what all finished work was longer than it was said to be."""
-        return sum(self._real.values()) / sum(self._said.values()) if self._said else 1.0
+        return sum(self._real.values()) / sum(self._estimated.values()) if self._estimated else 1.0
 
     def _total(self, work: Mapping[tuple[str, str], float], every: float) -> tuple[float, float]:
         """Return the seconds of some work, corrected by the finished cells: what slots share, and what comes alone."""
         found = {True: 0.0, False: 0.0}
         for kind, seconds in work.items():
-            factor = self._real[kind] / said if (said := self._said.get(kind)) else every
+            factor = self._real[kind] / said if (said := self._estimated.get(kind)) else every
             found[kind in self._alone] += seconds * factor
         return found[False], found[True]
 
@@ -297,7 +300,7 @@ def _kind(stage: str, cell: Cell) -> tuple[str, str]:
     return stage, cell.method if stage == "prune" else ""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write seconds as a reader wants them: '40 s', '12 min', '3.4 h', '2.1 days'."""
     for unit, size, digits in (("days", DAY, 1), ("h", 3600, 1), ("min", 60, 0)):
         if seconds >= (2 * size if size > 60 else 1.5 * size):
@@ -331,7 +334,7 @@ class Outlook:
     @classmethod
     def of(cls, cell: Cell, folder: Path) -> Outlook:
         """Return the outlook of a run to which a cell belongs, without estimates."""
-        return cls(cell.device, cell.dtype, list(records_near(folder)))
+        return cls(cell.device, cell.dtype, list(read_records_nearby(folder)))
 
     def add(
         self,
@@ -350,7 +353,7 @@ class Outlook:
         """
         self._models |= {cell.model: cell for cell in cells}
         self._estimators.clear()
-        known = known_ratios(cells, done)
+        known = find_known_ratios(cells, done)
         for cell in cells:
             known_ratio, text = known.get(cell.key, 0.0), amounts(cell)
             found = self._estimator(threads(cell)).estimate(cell, text, known_ratio)
@@ -365,7 +368,7 @@ class Outlook:
         offload  whether its states have a folder
         """
         peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
-        return footprint_of(cell, offload=offload).placed(cell, room, peak, card)
+        return footprint_of(cell, offload=offload).place(cell, room, peak, card)
 
     def _estimator(self, threads: int) -> Estimator:
         if threads not in self._estimators:
@@ -373,26 +376,26 @@ class Outlook:
             dtype = getattr(torch, self.dtype)
             shapes = {model: shape_of(model, one.trust_remote_code) for model, one in self._models.items()}
             costs = {
-                model: Cost(shape, rates(str(here), dtype, threads, shape.widths), bytes_of(self.dtype))
+                model: Cost(shape, measure_rates(str(here), dtype, threads, shape.widths), bytes_of(self.dtype))
                 for model, shape in shapes.items()
             }
             found = Estimator(costs)
             machine: Mapping[str, Any] = environment.describe(here, dtype) | {"threads": threads, "device": self.device}
             for record in self.earlier:
-                if same_machine(record, machine):
+                if is_of_machine(record, machine):
                     found.learn(record)
             self._estimators[threads] = found
         return self._estimators[threads]
 
 
-def known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float]:
+def find_known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float]:
     """Return up to which ratio others of a run have found what a cell needs, as bench.schedule.estimate has it: by key.
 
     Removals of a search are in the records of those that are done; of what a cell has seen in the dense model, only
     those know that are measured in the same run.
     """
-    searches, by_key = searches_of(cells), {cell.key: cell for cell in cells}
-    before, looked, found = predecessors(searches), set[str](), dict[str, float]()
+    searches, by_key = search_groups(cells), {cell.key: cell for cell in cells}
+    before, looked, found = predecessors_of(searches), set[str](), dict[str, float]()
     for key, search in searches.items():
         cell = by_key[key]
         if reuses(cell.method) == "removals" and key in before:
@@ -405,7 +408,7 @@ def known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float
     return found
 
 
-def records_near(folder: Path) -> Iterator[Record]:
+def read_records_nearby(folder: Path) -> Iterator[Record]:
     """Yield of the records of a run's folder, and of the runs beside it, what estimates need.
 
     What cannot be read is left out.
@@ -414,7 +417,7 @@ def records_near(folder: Path) -> Iterator[Record]:
     beside.sort(key=lambda run: (run.name == folder.name, run.stat().st_mtime), reverse=True)
     for run in beside[:NEAR]:
         with suppress(UserError, OSError):
-            for record in run_folder.load_run(run, run_folder.unsaid):
+            for record in run_folder.load_run(run, run_folder.ignore_warning):
                 if record.status == "ok":
                     measured = {name: record.measured[name] for name in LEARNT if name in record.measured}
                     yield replace(record, decisions={}, measured=measured)
@@ -477,7 +480,9 @@ TOKENS = {  # of the default tasks' documents, prefixes that choices share count
     "arc_challenge": (44, 17),
     "boolq": (137, 1),
 }
-OTHERS = tuple(sum(one[at] for one in TOKENS.values()) / len(TOKENS) for at in (0, 1))  # of any other task's
+TOKENS_OF_OTHER_TASK = tuple(
+    sum(one[at] for one in TOKENS.values()) / len(TOKENS) for at in (0, 1)
+)  # of any other task's
 STAGES = ("load", "prune", "heal", "save", "perplexity", "tasks", "speed", "checks")
 
 
@@ -550,7 +555,7 @@ class Cost:
         return self._forward(trained + looked_at, recipe.length, kept) + dense
 
     def _task(self, name: str, documents: int, kept: float) -> float:
-        tokens, answered = TOKENS.get(name, OTHERS)
+        tokens, answered = TOKENS.get(name, TOKENS_OF_OTHER_TASK)
         return self._forward(documents * tokens, round(tokens), kept, answered / tokens)
 
     def _checks(self, kept: float, text: bool) -> float:
@@ -563,12 +568,12 @@ class Cost:
     def _speed(self, cell: Cell, kept: float) -> float:
         """A process of its own, and at every point a pass for memory, and both models warmed up and timed in turns."""
         found = STARTED + 2 * LOAD * self._bytes(1.0)
-        for point in points(cell.protocol):
+        for point in points_of_protocol(cell.protocol):
             found += sum(self._point(point, cell, share) for share in (1.0, kept))
         return found
 
     def _point(self, point: TimedPoint, cell: Cell, kept: float) -> float:
-        p, calls = cell.protocol, steps(point, cell.protocol)
+        p, calls = cell.protocol, steps_of_point(point, cell.protocol)
         if point.kind == "prefill":
             call, reset = self._call(point.batch * point.tokens, point.tokens, kept, 1 / point.tokens), 0.0
         else:

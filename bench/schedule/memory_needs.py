@@ -25,9 +25,9 @@ import torch
 import methods
 from bench import healing
 from bench.data import pretrained
-from bench.plan.cell import Cell, is_timed, named
+from bench.plan.cell import Cell, is_timed, title_of_cell
 from bench.schedule.shape import Shape
-from bench.system.memory import host_bytes
+from bench.system.memory import bytes_of_host
 from methods.base import Holds, Pruner
 from methods.checkpoint.save_load import SHARD_BYTES
 from methods.compensation.base import CompensatedPruner
@@ -99,7 +99,7 @@ class Footprint:
             return self._on_the_host(cell)
         return bytes_offloaded(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
-    def placed(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
+    def place(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
         """Return what a cell takes where it may take `room` bytes of a host: with its weights in files, if need be.
 
         card  bytes that it may take of its GPU; None: it has none, or several, or which it is is not known
@@ -111,7 +111,7 @@ class Footprint:
         whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
         peak = 0 if self.offload else peak  # which may be of a cell whose states were in memory
         fits = (card is None or whole.device <= card) if on_gpu else whole.host <= room
-        if fits or wants_memory(cell):
+        if fits or reason_for_memory(cell):
             return self.needs(cell, peak)
         if on_gpu:
             found = self._beside_visits(cell, card or 0)
@@ -129,9 +129,9 @@ class Footprint:
         """Say why the weights of a cell that does not fit lie in no files."""
         *_, alone = self._timings(cell, MemoryNeeds(0, 0))
         takes = (alone.device or alone.host) / GIB
-        return wants_memory(cell) or f"is timed, for which the pruned model alone takes {takes:.1f} GiB"
+        return reason_for_memory(cell) or f"is timed, for which the pruned model alone takes {takes:.1f} GiB"
 
-    def _timings(self, cell: Cell, found: MemoryNeeds) -> Iterator[MemoryNeeds]:
+    def _timings(self, cell: Cell, needs: MemoryNeeds) -> Iterator[MemoryNeeds]:
         """Yield what a cell in files takes where both models are timed, and where the dense one is not.
 
         The process that times holds them; while it does, there is one without a model beside it.
@@ -144,8 +144,8 @@ class Footprint:
                 device, host = min(work, self.weights + self._timed(cell)), self.process + (0 if alone else weights)
             else:
                 device, host = 0, self.process + work
-            host = max(found.host, self.process + host if weights else 0)
-            yield replace(found, device=max(found.device, device), host=host, alone=alone)
+            host = max(needs.host, self.process + host if weights else 0)
+            yield replace(needs, device=max(needs.device, device), host=host, alone=alone)
 
     def _beside_files(self, cell: Cell, room: int) -> int:
         """Return the bytes of a cell whose weights lie in files: one layer of them, and a new head, are in memory."""
@@ -283,7 +283,7 @@ class Footprint:
         return bytes_parked(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
 
-def wants_memory(cell: Cell) -> str:
+def reason_for_memory(cell: Cell) -> str:
     """Say why the model of a cell has to be in memory as a whole, or nothing."""
     if cell.healing:
         return "is healed, which changes all weights at each step"
@@ -292,10 +292,10 @@ def wants_memory(cell: Cell) -> str:
 
 def room_of(memory: float | None, slots: int = 1) -> int:
     """Return the bytes of the host's memory that a cell may take: `memory` GiB, or its share of what there is."""
-    return host_bytes() // slots if memory is None else round(memory * GIB)
+    return bytes_of_host() // slots if memory is None else round(memory * GIB)
 
 
-def gpus_bytes(cell: Cell, gpus: int, slots: int = 1) -> int:
+def bytes_of_gpus(cell: Cell, gpus: int, slots: int = 1) -> int:
     """Return the bytes of the GPUs that a cell has, which `slots` take in turn; the least where they are unlike."""
     if ":" in cell.device:
         return torch.cuda.get_device_properties(torch.device(cell.device)).total_memory
@@ -304,7 +304,7 @@ def gpus_bytes(cell: Cell, gpus: int, slots: int = 1) -> int:
     return min(sum(sizes[at * gpus :][:gpus]) for at in range(groups))
 
 
-def card_of(cell: Cell, gpus: int, device_memory: float | None = None, slots: int = 1) -> int | None:
+def bytes_of_card(cell: Cell, gpus: int, device_memory: float | None = None, slots: int = 1) -> int | None:
     """Return the bytes that a cell may take of its GPU: `device_memory` GiB or all; None on a CPU or several GPUs.
 
     slots  of which each has a GPU of its own, and any may get the cell
@@ -313,7 +313,7 @@ def card_of(cell: Cell, gpus: int, device_memory: float | None = None, slots: in
         return None
     if device_memory is not None:
         return round(device_memory * GIB)
-    return gpus_bytes(cell, gpus, slots) if torch.cuda.is_available() else None
+    return bytes_of_gpus(cell, gpus, slots) if torch.cuda.is_available() else None
 
 
 def needs_of(cell: Cell, memory: float | None, card: int | None = None, *, offload: bool = False) -> MemoryNeeds:
@@ -323,7 +323,7 @@ def needs_of(cell: Cell, memory: float | None, card: int | None = None, *, offlo
     card     of `card_of`
     offload  whether its states have a folder
     """
-    return footprint_of(cell, offload=offload).placed(cell, room_of(memory), card=card)
+    return footprint_of(cell, offload=offload).place(cell, room_of(memory), card=card)
 
 
 def room_for_states(cell: Cell, memory: float | None, card: int | None = None) -> int:
@@ -339,7 +339,7 @@ def footprint_of(cell: Cell, *, offload: bool = False) -> Footprint:
 @functools.cache
 def shape_of(model: str, trust_remote_code: bool) -> Shape:
     """Return the shape of a model, which is read once in a process."""
-    return Shape.of(Decoder(pretrained.shell(model, trust_remote_code)))
+    return Shape.of(Decoder(pretrained.make_shell(model, trust_remote_code)))
 
 
 ALONE = (
@@ -374,7 +374,7 @@ def refuse_misfits(
         _refuse_on_gpus(cells, gpus, device_memory, slots)
         return
     room = room_of(memory)
-    needed = [(cell, footprint_of(cell, offload=offload).placed(cell, room)) for cell in cells]
+    needed = [(cell, footprint_of(cell, offload=offload).place(cell, room)) for cell in cells]
     if any(needs.alone for _, needs in needed):
         say(ALONE)
     for cell, needs in needed:
@@ -396,13 +396,13 @@ def refuse_misfits(
 
 def _with_a_folder(cell: Cell, room: int) -> str:
     """Say that states which wait can lie in a folder, where the cell would fit then."""
-    needs = footprint_of(cell, offload=True).placed(cell, room)
+    needs = footprint_of(cell, offload=True).place(cell, room)
     return f"give --offload DIR, where {needs.offloaded / GIB:.1f} GiB of states can wait" if needs.host <= room else ""
 
 
 def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
     """Raise UserError where a folder has not the room for the states of those cells that take most of it at once."""
-    sizes = [(named(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
+    sizes = [(title_of_cell(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
     largest = sorted(sizes, key=lambda one: -one[1])[:slots]
     taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
     if taken > free:
@@ -414,17 +414,17 @@ def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
 
 
 def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None, slots: int) -> None:
-    all_of_them = gpus_bytes(cells[0], gpus, slots)
+    all_of_them = bytes_of_gpus(cells[0], gpus, slots)
     cards = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    card = card_of(cells[0], gpus, device_memory, slots)
-    if any(footprint_of(cell).placed(cell, room_of(None), card=card).alone for cell in cells):
+    card = bytes_of_card(cells[0], gpus, device_memory, slots)
+    if any(footprint_of(cell).place(cell, room_of(None), card=card).alone for cell in cells):
         say(ALONE)
     for cell in sorted(cells, key=lambda one: -footprint_of(one).needs(one).device):
         footprint = replace(footprint_of(cell), process=0)
         there, whole = card or all_of_them, footprint.needs(cell).device
         if whole <= there:
             break
-        needs = footprint.placed(cell, room_of(None), card=card)
+        needs = footprint.place(cell, room_of(None), card=card)
         words = f"{cell.label} needs about {whole / GIB:.1f} GiB"
         if needs.in_files:
             words = f"{words}, or {needs.device / GIB:.1f} GiB with layers that visit the GPU"
@@ -449,7 +449,7 @@ def _make_pruner(method: str, parameters: str) -> Pruner:
     return methods.make(method, json.loads(parameters))
 
 
-def gib(count: float) -> str:
+def to_gib(count: float) -> str:
     """Write bytes as a reader wants them: '1.6 GiB'."""
     return f"{count / GIB:.1f} GiB"
 

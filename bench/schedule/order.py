@@ -29,7 +29,7 @@ from bench.records.record import FAILED, Record
 
 
 @dataclass(frozen=True)
-class Ended:
+class CellEnd:
     """Keeps of a cell's record what other cells wait to know; the record itself is in the folder.
 
     error      its first line
@@ -41,7 +41,7 @@ class Ended:
     no_search: bool = False
 
     @classmethod
-    def of(cls, record: Record) -> Ended:
+    def of(cls, record: Record) -> CellEnd:
         """Return what is kept of a record."""
         removed = record.measured.get("parameters") != record.measured.get("dense_parameters")
         no_search = record.status == "ok" and removed and "removal_order" not in record.decisions
@@ -57,13 +57,13 @@ class Schedule:
 
     def __init__(self, cells: Sequence[Cell], seconds: Mapping[str, float] | None = None) -> None:
         self.cells = {cell.key: cell for cell in cells}
-        self.ended: dict[str, Ended] = {}
+        self.ended: dict[str, CellEnd] = {}
         self.running = set[str]()
         self.failed = 0
-        self._search_of = searches_of(cells)
+        self._search_of = search_groups(cells)
         self._members: dict[str, list[str]] = {}  # {search: its cells}
         self._no_searches = set[str]()  # as a record says that has no order of removals
-        self._before = predecessors(self._search_of)
+        self._before = predecessors_of(self._search_of)
         self._behind: dict[str, list[str]] = {}  # {key: those that wait for it}
         for key, search in self._search_of.items():
             self._members.setdefault(search, []).append(key)
@@ -76,7 +76,7 @@ class Schedule:
         way = self._ways(seconds) if seconds is not None else {}
         self._rank = {key: (-way.get(key, 0.0), at) for at, key in enumerate(self.cells)}
         self._ready: dict[bool, list[tuple[tuple[float, int], str]]] = {False: [], True: []}
-        self._seen = set[str]()  # those that wait for nothing any more
+        self._freed = set[str]()  # those that wait for nothing any more
         for key in self.cells:
             self._free(key)
 
@@ -107,23 +107,23 @@ class Schedule:
         self._take(key)
         self.running.add(key)
 
-    def finish(self, key: str, ended: Ended) -> None:
+    def finish(self, key: str, end: CellEnd) -> None:
         """Note how a cell has ended, which runs or which `next` has returned."""
         if key in self.running:
             self.running.remove(key)
         else:
             self._take(key)
-        self.ended[key] = ended
-        self.failed += ended.status in FAILED
+        self.ended[key] = end
+        self.failed += end.status in FAILED
         freed = self._behind.get(key, [])
         search = self._search_of.get(key)
-        if search is not None and ended.no_search and search not in self._no_searches:
+        if search is not None and end.no_search and search not in self._no_searches:
             self._no_searches.add(search)
             freed = freed + self._members[search]
         for other in freed:
             self._free(other)
 
-    def awaited(self, key: str) -> str | None:
+    def predecessor(self, key: str) -> str | None:
         """Return for which cell one waits, or would if it were not done; None where it waits for none."""
         parent = self.cells[key].inputs.get("parent")
         return parent or (self._before.get(key) if self.may_search(key) else None)
@@ -139,8 +139,8 @@ class Schedule:
 
     def _free(self, key: str) -> None:
         """Let a cell start if it waits for nothing any more."""
-        if key not in self._seen and not self._waits(key):
-            self._seen.add(key)
+        if key not in self._freed and not self._waits(key):
+            self._freed.add(key)
             heapq.heappush(self._ready[key in self._timed], (self._rank[key], key))
 
     def _waits(self, key: str) -> bool:
@@ -174,12 +174,12 @@ def drive(
             begin(cell)
 
 
-def searches_of(cells: Sequence[Cell]) -> dict[str, str]:
+def search_groups(cells: Sequence[Cell]) -> dict[str, str]:
     """Return of each cell that may search what it shares with those whose searches find the same, by key."""
     return {cell.key: search_of(cell.plain()) for cell in cells if cell.ratio}
 
 
-def predecessors(searches: Mapping[str, str]) -> dict[str, str]:
+def predecessors_of(searches: Mapping[str, str]) -> dict[str, str]:
     """Return of each cell that may search the one in front of it in its search: {key: key}."""
     found, last = dict[str, str](), dict[str, str]()
     for key, search in searches.items():
@@ -192,5 +192,5 @@ def predecessors(searches: Mapping[str, str]) -> dict[str, str]:
 def search_of(plain: Mapping[str, Any]) -> str:
     """Return what cells share whose searches find the same: not the ratio, nor what follows, nor how is measured."""
     pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
-    own = [plain["method"].partition("+")[0], pruner, comparability.shared(plain, "decision")]
+    own = [plain["method"].partition("+")[0], pruner, comparability.conditions_for(plain, "decision")]
     return json.dumps(own, sort_keys=True)

@@ -8,7 +8,7 @@ from bench.system.rates import Widths
 from methods.checkpoint.pruned_config import has_one_mlp
 from methods.model.activations import values_of_an_mlp
 from methods.model.decoder import Decoder
-from methods.model.inserted import linears
+from methods.model.inserted import factors_of
 from methods.model.sizes import layer_parameters, macs_per_token, parameters, parameters_without_embeddings
 
 
@@ -64,7 +64,7 @@ class Shape:
             mlp=max(values_of_an_mlp(layer) for layer in layers) // 4,
             heads=whole.out.in_features,
             keys=2 * whole.kv_heads * whole.head_width,
-            read=sum(one.weight.numel() for one in linears([*whole.qkv, *(whole.up if has_one_mlp(whole) else [])])),
+            read=sum(one.weight.numel() for one in factors_of([*whole.qkv, *(whole.up if has_one_mlp(whole) else [])])),
             tied=model.head.weight is model.embed.weight,
             mixture=any(layer.experts is not None for layer in layers),
         )

@@ -28,23 +28,23 @@ import torch
 
 from bench.data import gguf
 from bench.data.texts import EvaluationText
-from bench.evaluation.scoring import window_nll
+from bench.evaluation.scoring import nll_of_windows
 from bench.export import engine_check, gguf_file
 from bench.export.write import GGUF, HF
 from bench.inference import llama_cpp
 from bench.inference.other_python import EngineFailed, OtherPython
 from bench.plan.protocol import LLAMA_CPP, QUANTISED, ServedProtocol
 from bench.runs.reproduce import PrunedModel
-from bench.speed.benchmark import summary
+from bench.speed.benchmark import summarise_rounds
 from bench.speed.timing import Pass, WarmUp
 from bench.speed.workloads import TimedPoint
 from bench.stats.clusters import ratio_interval
-from bench.stats.draws import exponential
+from bench.stats.draws import exp_of_log
 from bench.system.memory import give_back
-from bench.system.threads import usable_cores
+from bench.system.threads import count_usable_cores
 from methods.checkpoint import save_load
 from methods.checkpoint.pruned_config import Uneven, describe
-from methods.checkpoint.transformers_compat import uniform_config
+from methods.checkpoint.transformers_compat import config_of_uniform
 from methods.errors import UserError
 from methods.model.decoder import place_of
 
@@ -54,34 +54,36 @@ class ByLlamaCpp:
 
     name = LLAMA_CPP
 
-    def __init__(self, asked: ServedProtocol, threads: int) -> None:
-        self.asked, self.threads, self.minutes = asked, threads, asked.silence / 60
-        self.version = llama_cpp.version() if llama_cpp.is_installed() else ""
+    def __init__(self, protocol: ServedProtocol, threads: int) -> None:
+        self.protocol, self.threads, self.minutes = protocol, threads, protocol.silence / 60
+        self.version = llama_cpp.version_of_package() if llama_cpp.is_installed() else ""
 
     def computes_on(self) -> dict[str, Any]:
         return {"device": "cpu"}
 
-    def require(self, asked: ServedProtocol) -> None:
+    def require(self, protocol: ServedProtocol) -> None:
         llama_cpp.require(f"models are served by {self.name}")
 
-    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
         file = path.with_name(f"{path.name}.gguf")
         quantised = kind if kind in QUANTISED else None
         dtype = torch.float32 if quantised else getattr(torch, kind)
         multiple = gguf_file.BLOCK if quantised else 1
         try:
-            gguf_file.write(model.model, model.tokenizer, file, dtype, name, multiple=multiple, quantised=quantised)
+            gguf_file.write_gguf(
+                model.model, model.tokenizer, file, dtype, name, multiple=multiple, quantised=quantised
+            )
         except gguf_file.NotQuantised as error:
             raise NotServed(error.status, str(error)) from None
-        matrices, cached = gguf.read_in_a_step(file)
+        matrices, cached = gguf.bytes_per_step(file)
 
         def step_bytes(point: TimedPoint) -> int:
             return matrices + point.batch * point.tokens * cached * llama_cpp.KV_BYTES
 
-        return Exported(file, GGUF, kind, file.stat().st_size, step_bytes)
+        return ExportedModel(file, GGUF, kind, file.stat().st_size, step_bytes)
 
-    def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
-        checking = engine_check.check(
+    def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        checking = engine_check.check_gguf(
             exported.path, model.tokenizer, text.ids, threads=self.threads, minutes=self.minutes
         )
         checks, answer = list[list[Any]](), None
@@ -91,31 +93,31 @@ class ByLlamaCpp:
             except StopIteration as end:
                 answer = end.value
                 break
-            checks.append([one.name, one.passed, one.found])
+            checks.append([one.name, one.passed, one.outcome])
         failed = [f"{name}: {found}" for name, passed, found in checks if not passed]
         if failed or answer is None:
             raise NotServed("error", "; ".join(failed) or "llama.cpp was not asked", {"checks": checks})
-        return {"checks": checks, "perplexity": perplexity(answer.nll[1:].tolist(), text)}
+        return {"checks": checks, "perplexity": perplexity_of_windows(answer.nll[1:].tolist(), text)}
 
     def speed(
-        self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
+        self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
-        found, failure = llama_cpp.time(
+        found, failure = llama_cpp.time_files(
             dense.path,
             exported.path,
             points,
-            steps=self.asked.steps,
-            rounds=self.asked.rounds,
+            steps=self.protocol.steps,
+            rounds=self.protocol.rounds,
             threads=self.threads,
             minutes=self.minutes,
-            hear=lambda news: [hear(_told(point)) for point in news.get("points", ())],
+            hear=lambda news: [hear(_words_of_point(point)) for point in news.get("points", ())],
         )
         if failure:
             raise NotServed(failure.status, failure.reason, found)
         return found
 
 
-def _told(point: dict[str, Any]) -> str:
+def _words_of_point(point: dict[str, Any]) -> str:
     """Say what came of a point, for those who wait."""
     what = f"{point['kind']} of {point.get('length', point.get('context'))}, batch {point['batch']}"
     if "speedup" not in point:
@@ -130,28 +132,28 @@ AGREES = 0.05  # by which share an engine's perplexity may differ, whose kernels
 class ByOtherPython:
     """Exports folders, and has an engine's own benchmark time them."""
 
-    def __init__(self, asked: ServedProtocol, threads: int) -> None:
-        self.asked, self.threads = asked, threads
-        self.name: str = asked.engine
-        self.other = OtherPython(asked.engine, asked.engine_python, asked.engine_args, asked.silence)
+    def __init__(self, protocol: ServedProtocol, threads: int) -> None:
+        self.protocol, self.threads = protocol, threads
+        self.name: str = protocol.engine
+        self.program = OtherPython(protocol.engine, protocol.engine_python, protocol.engine_args, protocol.silence)
         self.version = ""
         self._device: dict[str, Any] = {}
         self._ours: tuple[Callable[[], PrunedModel | None], float] = (lambda: None), math.nan
 
-    def require(self, asked: ServedProtocol) -> None:
-        if not asked.engine_python:
+    def require(self, protocol: ServedProtocol) -> None:
+        if not protocol.engine_python:
             raise UserError(f"{self.name} runs in a Python of its own: --engine-python PATH/bin/python")
         try:
-            self.version, self._device = self.other.version(), self.other.device()
+            self.version, self._device = self.program.version(), self.program.device()
         except EngineFailed as error:
-            raise UserError(f"{asked.engine_python} has no {self.name}: {error}") from None
+            raise UserError(f"{protocol.engine_python} has no {self.name}: {error}") from None
 
     def computes_on(self) -> dict[str, Any]:
         return self._device
 
-    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
         try:
-            uniform_config(model.model, describe(model.model))
+            config_of_uniform(model.model, describe(model.model))
         except Uneven as error:
             raise self._not_stock(error) from None
         dtype = getattr(torch, kind)
@@ -160,7 +162,7 @@ class ByOtherPython:
             shutil.rmtree(path)
             raise self._not_stock(manifest["reason"])
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        return Exported(path, HF, kind, size)
+        return ExportedModel(path, HF, kind, size)
 
     def _not_stock(self, reason: object) -> UserError:
         return UserError(
@@ -168,13 +170,13 @@ class ByOtherPython:
             "Nemotron-NAS, which holds layers of sizes of their own"
         )
 
-    def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+    def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
         ours = self._perplexity(model, text)
         try:
-            nll = self.other.likelihoods(exported.path, exported.type, text.ids.tolist())
+            nll = self.program.likelihoods(exported.path, exported.type, text.ids.tolist())
         except EngineFailed as error:
             raise NotServed(error.status, str(error)) from None
-        found = perplexity(nll, text)
+        found = perplexity_of_windows(nll, text)
         share = found["perplexity"] / ours - 1
         count, length = text.ids.shape
         which = f"the {count} windows of {length:,} tokens that the run measured ({found['tokens']:,} scored)"
@@ -190,44 +192,46 @@ class ByOtherPython:
         if self._ours[0]() is not model:
             inner, scored = model.model.model, torch.ones_like(text.ids, dtype=torch.bool)
             scored[:, 0] = False
-            nats = float(window_nll(inner, text.ids, scored, text.ids.shape[1]).sum())
-            self._ours = weakref.ref(model), exponential(nats / int(scored.sum()))  # the next model needs the room
+            nats = float(nll_of_windows(inner, text.ids, scored, text.ids.shape[1]).sum())
+            self._ours = weakref.ref(model), exp_of_log(nats / int(scored.sum()))  # the next model needs the room
             if len(place := place_of(inner)) == 1:
                 inner.to("cpu")
                 give_back(place)
         return self._ours[1]
 
     def speed(
-        self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
+        self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
         models = {"dense": dense, "pruned": exported}
         turns: dict[str, dict[TimedPoint, list[list[Pass]]]] = {
             name: {point: [] for point in points} for name in models
         }
-        engine = {"name": self.name, "version": self.version, "arguments": self.asked.engine_args}
+        engine = {"name": self.name, "version": self.version, "arguments": self.protocol.engine_args}
         try:
-            for number in range(self.asked.rounds):
+            for number in range(self.protocol.rounds):
                 for name in models if number % 2 == 0 else reversed(models):
                     one = models[name]
-                    found = self.other.turn(one.path, one.type, points, self.asked.steps)
+                    found = self.program.turn(one.path, one.type, points, self.protocol.steps)
                     for point, ms in found.items():
                         turns[name][point].append([Pass(ms, sum(ms))])
-                hear(f"round {number + 1} of {self.asked.rounds}")
+                hear(f"round {number + 1} of {self.protocol.rounds}")
         except EngineFailed as error:
             raise NotServed(error.status, str(error), {"engine": engine}) from None
         warm = {name: WarmUp(0, True, 0.0) for name in models}  # each process warms up by itself
         return {
             "engine": engine,
-            "points": [point.named | summary({name: turns[name][point] for name in models}, warm) for point in points],
+            "points": [
+                point.plain | summarise_rounds({name: turns[name][point] for name in models}, warm) for point in points
+            ],
         }
 
 
-def engine(asked: ServedProtocol, threads: int | None) -> ServingEngine:
+def engine_of_protocol(protocol: ServedProtocol, threads: int | None) -> ServingEngine:
     """Return what serves models as asked, with as many threads, None for all cores."""
-    threads = threads or usable_cores()
-    if asked.engine == LLAMA_CPP:
-        return ByLlamaCpp(asked, threads)
-    return ByOtherPython(asked, threads)
+    threads = threads or count_usable_cores()
+    if protocol.engine == LLAMA_CPP:
+        return ByLlamaCpp(protocol, threads)
+    return ByOtherPython(protocol, threads)
 
 
 class NotServed(Exception):
@@ -239,7 +243,7 @@ class NotServed(Exception):
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """Holds a model on the disk as an engine reads it.
 
     path        the file or folder
@@ -278,21 +282,21 @@ class ServingEngine(Protocol):
     def computes_on(self) -> dict[str, Any]:
         """Return `device` of what it computes on, and of GPUs `gpu` and `gpus`, as in a record's environment."""
 
-    def require(self, asked: ServedProtocol) -> None:
+    def require(self, protocol: ServedProtocol) -> None:
         """Raise UserError where the engine is missing or cannot do what is asked."""
 
-    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
         """Write a model with its matrices in `kind` to a new path.
 
         Raises UserError where no format holds it and, as Unwritable, where the disk takes no file; NotServed where the
         engine itself does not write it.
         """
 
-    def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+    def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
         """Return `checks` and `perplexity` of bench.records.served. Raises NotServed where a check does not pass."""
 
     def speed(
-        self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
+        self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
         """Return `engine`, `memory`, `points` and `machine` of bench.records.served. Raises NotServed.
 
@@ -300,14 +304,14 @@ class ServingEngine(Protocol):
         """
 
 
-def perplexity(nll: list[float], text: EvaluationText) -> dict[str, Any]:
+def perplexity_of_windows(nll: list[float], text: EvaluationText) -> dict[str, Any]:
     """Return the figures of a text from the nats of each of its windows, of which the first token is not scored.
 
     An interval whose end is too large for a number is left out. Raises NotServed where the perplexity is no finite one.
     """
     M, W = text.ids.shape
     tokens = M * (W - 1)
-    mean = exponential(sum(nll) / tokens)
+    mean = exp_of_log(sum(nll) / tokens)
     if not math.isfinite(mean):
         raise NotServed("error", f"the engine's perplexity is {mean:g}, which is no finite number")
     found = {

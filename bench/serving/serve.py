@@ -20,14 +20,14 @@ from filelock import FileLock, Timeout
 
 from bench.data import pretrained, texts
 from bench.export import write
-from bench.plan.cell import label, ratio_of
+from bench.plan.cell import base_of_ratio, label_of_cell
 from bench.plan.protocol import AUTO, Protocol, ServedProtocol
 from bench.plan.trust import Trust
 from bench.records import run_folder, served
-from bench.records.record import Record, display_name, requested_ratio
+from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.served import ServedRecord
 from bench.runs.reproduce import PrunedModel
-from bench.serving.adapters import Exported, NotServed, ServingEngine
+from bench.serving.adapters import ExportedModel, NotServed, ServingEngine
 from bench.speed import workloads
 from bench.speed.workloads import TimedPoint
 from bench.system import environment, failures
@@ -58,10 +58,10 @@ class Served:
     @property
     def name(self) -> str:
         """Return the dense model's name for a reader."""
-        return display_name(self.cells[self.dense])
+        return name_of_model(self.cells[self.dense])
 
 
-def find(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
+def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
     """Find the cells that are meant, all with a model where none is named, by model and dtype with their dense one.
 
     Of cells that have one model by one method and ratio, as of a method that draws nothing under several seeds, the
@@ -71,8 +71,8 @@ def find(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
     cell to compare it with.
     """
     run = trust.run
-    every = run_folder.records(run)
-    named = dict(run_folder.cell(run, one, run_folder.unsaid) for one in wanted)
+    every = run_folder.read_records(run)
+    named = dict(run_folder.find_cell(run, one, run_folder.ignore_warning) for one in wanted)
     for key, record in named.items():
         if record.status != "ok":
             raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
@@ -91,19 +91,19 @@ def find(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
         mine = {key: record for key, record in chosen.items() if _base(record) == base}
         order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
         cells = {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}
-        found.append(Served(trust, dense[base], _once(cells)))
+        found.append(Served(trust, dense[base], _drop_duplicates(cells)))
     for model in found:
         for record in model.cells.values():
-            if write.saved(record, trust, record.cell["dtype"]) is None:
+            if write.find_saved_model(record, trust, record.cell["dtype"]) is None:
                 trust.refuse(record.cell)
     return found
 
 
-def _once(cells: dict[str, Record]) -> dict[str, Record]:
+def _drop_duplicates(cells: dict[str, Record]) -> dict[str, Record]:
     """Return the cells without those that have a model which one before them has under the same name."""
     found = dict[str | tuple[Any, ...], str]()
     for key, record in cells.items():
-        name = (label(record.cell), requested_ratio(record), ratio_of(record.cell))
+        name = (label_of_cell(record.cell), requested_ratio(record), base_of_ratio(record.cell))
         model = record.measured.get("pruned_sha256")
         found.setdefault((*name, model) if model else key, key)
     return {key: cells[key] for key in found.values()}
@@ -115,7 +115,7 @@ def _base(record: Record) -> tuple[str, str]:
 
 
 def serve(
-    wanted: Served, asked: ServedProtocol, engine: ServingEngine, *, device: str = AUTO
+    wanted: Served, protocol: ServedProtocol, engine: ServingEngine, *, device: str = AUTO
 ) -> Iterator[ServedRecord]:
     """Measure every row that has no record that counts, write it, and yield the records of all rows in their order.
 
@@ -124,12 +124,12 @@ def serve(
     Raises UserError, before any work, where the engine, the text or the dense model is missing, and DenseNotServed
     where the engine does not serve that.
     """
-    engine.require(asked)
-    texts.check_text(asked.text)
+    engine.require(protocol)
+    texts.check_text(protocol.text)
     dense = wanted.cells[wanted.dense]
-    types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in asked.types))
-    question = _question(asked, engine)
-    conditions = served.conditions(question, _environment(engine))
+    types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in protocol.types))
+    question = _question(protocol, engine)
+    conditions = served.conditions_of_engine(question, _environment(engine))
     rows = [(key, kind) for key in wanted.cells for kind in types]
     known = {
         (one.key, one.type): one
@@ -138,11 +138,14 @@ def serve(
     }
     missing = [row for row in rows if row not in known]
     with _scratch(wanted.run) as scratch:
-        measurer = _RowMeasurer(wanted, asked, engine, scratch=scratch, base=types[0], device=device)
+        measurer = _RowMeasurer(wanted, protocol, engine, scratch=scratch, base=types[0], device=device)
         for number, (key, kind) in enumerate(rows, start=1):
             if (key, kind) in missing:
-                record, where = wanted.cells[key], f"[{number}/{len(rows)}] {label(wanted.cells[key].cell)}@{kind}"
-                status, error, measured = measurer.measure(key, kind, where)
+                record, where = (
+                    wanted.cells[key],
+                    f"[{number}/{len(rows)}] {label_of_cell(wanted.cells[key].cell)}@{kind}",
+                )
+                status, error, measured = measurer.measure_row(key, kind, where)
                 if error:
                     say(f"{where}: {status}: {error}")
                 row = ServedRecord(
@@ -168,7 +171,7 @@ def serve(
 def _scratch(run: Path) -> Iterator[Path]:
     """Make a folder beside the rows that is gone at the end, and remove those that killed commands have left."""
     with ExitStack() as kept:
-        with served.locked(run):
+        with served.lock_served(run):
             for left in run.glob(f"{SCRATCH}*"):
                 with suppress(Timeout), FileLock(left / IN_USE).acquire(timeout=0):
                     shutil.rmtree(left, ignore_errors=True)
@@ -181,7 +184,7 @@ def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], bas
     """Say whether a row was measured here as it is asked for now, of the model that the cell has now."""
     if known.status not in ("ok", "unsupported"):
         return False
-    mine, model = served.conditions(known.protocol, known.environment), _model(record)
+    mine, model = served.conditions_of_engine(known.protocol, known.environment), _model(record)
     return (mine, known.base, model | known.model) == (conditions, base, model)  # an older one says less of a model
 
 
@@ -193,9 +196,9 @@ def _environment(engine: ServingEngine, kind: str = "") -> dict[str, Any]:
     return found | engine.computes_on() | {"threads": engine.threads}
 
 
-def _question(asked: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
+def _question(protocol: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
     """Return what is asked of all types, with who answers, as JSON gives it back."""
-    fields = {name: value for name, value in asdict(asked).items() if name != "types"}
+    fields = {name: value for name, value in asdict(protocol).items() if name != "types"}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     return plain | {"version": engine.version, "threads": engine.threads}
 
@@ -204,13 +207,13 @@ def _model(record: Record) -> dict[str, Any]:
     """Return what a served record says of its cell."""
     sizes = {name: record.measured.get(name) for name in ("pruned_sha256", "ratio", "parameters")}
     return sizes | {
-        "name": display_name(record),
-        "label": label(record.cell),
+        "name": name_of_model(record),
+        "label": label_of_cell(record.cell),
         "method": record.cell["method"],
         "dtype": record.cell["dtype"],
         "seed": record.cell["seed"],
         "requested_ratio": requested_ratio(record),
-        "ratio_of": ratio_of(record.cell),
+        "ratio_of": base_of_ratio(record.cell),
     }
 
 
@@ -223,27 +226,31 @@ class _RowMeasurer:
     """Keeps what rows share: the dense model's file, the windows, and the model in memory, whose types follow."""
 
     def __init__(
-        self, wanted: Served, asked: ServedProtocol, engine: ServingEngine, *, scratch: Path, base: str, device: str
+        self, wanted: Served, protocol: ServedProtocol, engine: ServingEngine, *, scratch: Path, base: str, device: str
     ) -> None:
-        self.wanted, self.asked, self.engine, self.scratch, self.device = wanted, asked, engine, scratch, device
+        self.wanted, self.protocol, self.engine, self.scratch, self.device = wanted, protocol, engine, scratch, device
         dense = wanted.cells[wanted.dense].cell
         wanted.trust.refuse(dense)
         own_code = dense.get("trust_remote_code", False)
         pretrained.check(dense["model"], own_code)
         tokenizer = pretrained.load_tokenizer(dense["model"], own_code)
-        self.text = texts.evaluation(tokenizer, asked.text, asked.window, asked.window, asked.windows, drawn=True)
-        self.points = workloads.points(Protocol(prefill=asked.prefill, decode=asked.decode, batches=asked.batches))
+        self.text = texts.make_evaluation_text(
+            tokenizer, protocol.text, protocol.window, protocol.window, protocol.windows, drawn=True
+        )
+        self.points = workloads.points_of_protocol(
+            Protocol(prefill=protocol.prefill, decode=protocol.decode, batches=protocol.batches)
+        )
         self.base = base
         self.made: tuple[str, PrunedModel] | None = None
-        self.dense: Exported | None = None
+        self.dense: ExportedModel | None = None
         self.work: dict[TimedPoint, int] = {}
 
-    def measure(self, key: str, kind: str, where: str) -> tuple[str, str | None, dict[str, Any]]:
+    def measure_row(self, key: str, kind: str, where: str) -> tuple[str, str | None, dict[str, Any]]:
         """Return the status of a row, why it is not ok, and what was measured."""
         if self.dense is None:
             say(f"{where}: exporting the dense model")
             try:
-                self.dense = self._exported(self.wanted.dense, self.base)
+                self.dense = self._export(self.wanted.dense, self.base)
             except (NotServed, UserError) as error:
                 if _ends_all(error):
                     raise
@@ -254,7 +261,7 @@ class _RowMeasurer:
         try:
             say(f"{where}: exporting")
             is_base = (key, kind) == (self.wanted.dense, self.base)
-            exported = self.dense if is_base else self._exported(key, kind)
+            exported = self.dense if is_base else self._export(key, kind)
         except NotServed as error:
             return error.status, str(error), measured
         except UserError as error:
@@ -275,9 +282,9 @@ class _RowMeasurer:
             if exported is not self.dense:
                 exported.remove()
 
-    def _exported(self, key: str, kind: str) -> Exported:
+    def _export(self, key: str, kind: str) -> ExportedModel:
         model, cell = self._model(key), self.wanted.cells[key].cell
-        return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.display_name(cell["model"]))
+        return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.name_of_model(cell["model"]))
 
     def _model(self, key: str) -> PrunedModel:
         """Return the model of a cell, saved or made again once for all its types. Raises NotServed."""
@@ -294,9 +301,9 @@ class _RowMeasurer:
     def _macs(self) -> dict[TimedPoint, int]:
         """Return the multiply-accumulates of each point of the model that is in memory."""
         assert self.made is not None
-        return {point: workloads.macs(self.made[1].model, point) for point in self.points}
+        return {point: workloads.macs_of_point(self.made[1].model, point) for point in self.points}
 
-    def _predict(self, points: list[dict[str, Any]], exported: Exported) -> None:
+    def _predict(self, points: list[dict[str, Any]], exported: ExportedModel) -> None:
         """Add to each point what the removed work alone would bring, and for decode the bytes that a step reads."""
         assert self.dense is not None
         mine = self._macs()

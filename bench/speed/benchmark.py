@@ -33,12 +33,19 @@ from torch import nn
 from bench.plan.protocol import Protocol
 from bench.speed import peaks as memory
 from bench.speed import timing
-from bench.speed.peaks import energy, judged
+from bench.speed.peaks import compare_with_peak, measure_energy
 from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workload
-from bench.speed.workloads import CudaGraph, StepGraph, TimedPoint, points, predicted, workload
+from bench.speed.workloads import (
+    CudaGraph,
+    StepGraph,
+    TimedPoint,
+    points_of_protocol,
+    predict_speedup,
+    workload_of_point,
+)
 from bench.stats.intervals import paired_ratio
 from bench.system import failures, gpu
-from bench.system.memory import give_back, use
+from bench.system.memory import give_back, set_gpu
 from methods import console
 from methods.model.decoder import Decoder
 
@@ -46,10 +53,10 @@ from methods.model.decoder import Decoder
 def clock_of(devices: Sequence[torch.device]) -> Clock:
     """Choose the clock: events for one CUDA device, the wall clock for several of them and for the CPU."""
     if len(devices) == 1 and devices[0].type == "cuda":
-        use(devices[0])
+        set_gpu(devices[0])
         event = partial(torch.cuda.Event, enable_timing=True)
-        return EventClock(event, lambda: wait(devices))
-    return WallClock(lambda: wait(devices))
+        return EventClock(event, lambda: wait_for_devices(devices))
+    return WallClock(lambda: wait_for_devices(devices))
 
 
 @dataclass
@@ -89,20 +96,20 @@ class SpeedBenchmark:
         captured = dict[TimedPoint, dict[str, Any]]()
 
         def measure(point: TimedPoint) -> dict[str, Any]:
-            found = self._time(point, place) | predicted(decoders["dense"], decoders["pruned"], point)
+            found = self._time(point, place) | predict_speedup(decoders["dense"], decoders["pruned"], point)
             if alone:
                 found["out_of_memory"] = ["dense", *found.get("out_of_memory", ())]
             if point.mode == "graph":
                 captured[point] = found
             beside = captured.get(replace(point, mode="graph"), {}) if point.mode == "eager" else {}
-            return found | judged(decoders, point, found, beside, self.rates) if self.on_gpu else found
+            return found | compare_with_peak(decoders, point, found, beside, self.rates) if self.on_gpu else found
 
         return self._each(measure)
 
     @torch.inference_mode()
     def _each(self, measure: Callable[[TimedPoint], dict[str, Any]]) -> Iterator[dict[str, Any]]:
         full, level = set[tuple[str, int]](), dict[tuple[str, int, str], Sweep]()
-        for point in points(self.protocol):
+        for point in points_of_protocol(self.protocol):
             sweep = level.setdefault((point.kind, point.tokens, point.mode), Sweep())
             swept = point.batch not in self.protocol.batches
             if (point.kind, point.tokens) in full or (self.on_gpu and swept and sweep.is_level):
@@ -112,15 +119,15 @@ class SpeedBenchmark:
                 full.add((point.kind, point.tokens))
             sweep.add(point.batch, found)
             give_back(self.devices)
-            yield point.named | found
+            yield point.plain | found
 
     def _memory(self, point: TimedPoint, model: nn.Module) -> dict[str, Any]:
         self.alive(f"in the memory pass, {point}")
         try:
-            work = workload(model, point, self.protocol, self.graph)
-            peaks = memory.peaks(work, self.devices, self.gpus)
+            work = workload_of_point(model, point, self.protocol, self.graph)
+            peaks = memory.measure_peaks(work, self.devices, self.gpus)
             tokens = point.batch * (point.tokens if point.kind == "prefill" else work.steps)
-            return peaks | energy(work, tokens, self.gpus, lambda: wait(self.devices))
+            return peaks | measure_energy(work, tokens, self.gpus, lambda: wait_for_devices(self.devices))
         except Exception as error:
             return _lost(error, "pruned")
 
@@ -140,7 +147,7 @@ class SpeedBenchmark:
         works, warm, full = dict[str, Workload](), dict[str, WarmUp](), list[str]()
         for name, model in models.items():
             try:
-                works[name], warm[name] = self._warmed(point, name, model)
+                works[name], warm[name] = self._warm(point, name, model)
             except Exception as error:
                 lost = _lost(error, name)
                 if "failed" in lost:
@@ -153,16 +160,16 @@ class SpeedBenchmark:
             lost = _lost(error, " and ".join(works))
             return {"out_of_memory": [*full, *works]} if "out_of_memory" in lost else lost
 
-    def _warmed(self, point: TimedPoint, name: str, model: nn.Module) -> tuple[Workload, WarmUp]:
+    def _warm(self, point: TimedPoint, name: str, model: nn.Module) -> tuple[Workload, WarmUp]:
         self.alive(f"while it warmed up the {name} model, {point}")
-        work = workload(model, point, self.protocol, self.graph)
+        work = workload_of_point(model, point, self.protocol, self.graph)
         return work, timing.warm_up(work, self.clock, long=self.on_gpu)
 
     def _rounds(self, point: TimedPoint, works: dict[str, Workload], warm: dict[str, WarmUp]) -> dict[str, Any]:
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
-        with console.bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
+        with console.make_bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
             found = self._turns(point, works, warm, number, bar.update, enough=is_narrow)
-        return self._summed(found, warm, sampler)
+        return self._summarise(found, warm, sampler)
 
     def _turns(
         self,
@@ -181,7 +188,7 @@ class SpeedBenchmark:
             done()
 
         passes = timing.passes_per_turn(works, warm, number)
-        return timing.rounds(works, self.clock, number, passes, turn, enough=enough)
+        return timing.time_rounds(works, self.clock, number, passes, turn, enough=enough)
 
     def _in_blocks(self, point: TimedPoint, place: Placement) -> dict[str, Any]:
         """Time one model alone on the device, then the other, then the first again, so that a drift meets both alike.
@@ -192,13 +199,13 @@ class SpeedBenchmark:
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
         found, warm, full = dict[str, list[list[Pass]]](), dict[str, WarmUp](), list[str]()
         first, second = place.models
-        with console.bar(2 * number, f"timing {point}", "turn") as bar:
+        with console.make_bar(2 * number, f"timing {point}", "turn") as bar:
             for name, rounds in ((first, number // 2), (second, number), (first, number - number // 2)):
                 if name in full:
                     continue
                 try:
                     works = dict[str, Workload]()
-                    works[name], there = self._warmed(point, name, place.alone(name))
+                    works[name], there = self._warm(point, name, place.alone(name))
                     warm[name] = replace(there, stable=there.stable and (name not in warm or warm[name].stable))
                     with sampler:
                         timed = self._turns(point, works, warm, rounds, bar.update)
@@ -212,17 +219,17 @@ class SpeedBenchmark:
                     warm.pop(name, None)
                 works.clear()  # whose cache the next model needs the room of
         ran_out = {"out_of_memory": full} if full else {}
-        result = ran_out | (self._summed(found, warm, sampler) if found else {})
+        result = ran_out | (self._summarise(found, warm, sampler) if found else {})
         if len(found) > 1:
             result["flags"].append("in_blocks")
         return result
 
-    def _summed(
-        self, found: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], sampler: gpu.Sampler
+    def _summarise(
+        self, rounds: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], sampler: gpu.Sampler
     ) -> dict[str, Any]:
-        result = summary(found, warm, percentiles=self.on_gpu)
+        result = summarise_rounds(rounds, warm, percentiles=self.on_gpu)
         if self.gpus:
-            result["gpus"] = sampler.found()
+            result["gpus"] = sampler.summarise()
             result["flags"] += ["slowed"] * sampler.throttled
         return result
 
@@ -232,14 +239,14 @@ def _lost(error: Exception, who: str) -> dict[str, Any]:
 
     What leaves the GPU unusable is raised again, since there are no more figures in this process.
     """
-    if failures.loses_the_gpu(error):
+    if failures.is_loss_of_gpu(error):
         raise error
     if failures.is_out_of_memory(error):
         return {"out_of_memory": [who]}
-    return {"failed": f"{who} model: {failures.reason(error)}"}
+    return {"failed": f"{who} model: {failures.reason_of_error(error)}"}
 
 
-def wait(devices: Sequence[torch.device]) -> None:
+def wait_for_devices(devices: Sequence[torch.device]) -> None:
     """Wait until every device has done what it was given."""
     for device in devices:
         if device.type == "cuda":
@@ -293,14 +300,14 @@ RISE = 1.05  # times as many tokens per second as at the batch before, or the sw
 PERCENTILES = {90: 10, 99: 100}  # of all calls on a GPU, beside the median: the fewest calls of which one is beyond
 
 
-def summary(
-    found: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], *, percentiles: bool = False
+def summarise_rounds(
+    passes: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], *, percentiles: bool = False
 ) -> dict[str, Any]:
     """Return all samples and what follows from them: medians, spread, the speed-up with its interval, and flags."""
-    rounds = {name: [[ms for one in turn for ms in one.ms] for turn in turns] for name, turns in found.items()}
+    rounds = {name: [[ms for one in turn for ms in one.ms] for turn in turns] for name, turns in passes.items()}
     calls = {name: [ms for turn in turns for ms in turn] for name, turns in rounds.items()}
-    spread = {name: timing.variation(samples) for name, samples in calls.items()}
-    apart = max(timing.disagreement([one for turn in turns for one in turn]) for turns in found.values())
+    spread = {name: timing.variation_of(samples) for name, samples in calls.items()}
+    apart = max(timing.disagreement_of([one for turn in turns for one in turn]) for turns in passes.values())
     flags = {
         "noisy": max(spread.values()) > timing.NOISY,
         "not_warm": not all(one.stable for one in warm.values()),
@@ -321,23 +328,23 @@ def summary(
                 f"{name}_p{share}": cuts[share - 1] for share, least in PERCENTILES.items() if len(samples) >= least
             }
     if len(rounds) > 1:
-        speedup, low, high = _speedup(found)
+        speedup, low, high = _speedup(passes)
         low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
         result |= {"speedup": speedup, "speedup_low": low, "speedup_high": high}
     return result
 
 
-def is_narrow(found: dict[str, list[list[Pass]]]) -> bool:
+def is_narrow(passes: dict[str, list[list[Pass]]]) -> bool:
     """Say whether the rounds so far, of both models, give a speed-up with an interval within NARROW on each side."""
-    if len(found) < 2:
+    if len(passes) < 2:
         return False
-    speedup, low, high = _speedup(found)
+    speedup, low, high = _speedup(passes)
     return low >= speedup * (1 - NARROW) and high <= speedup * (1 + NARROW)
 
 
-def _speedup(found: dict[str, list[list[Pass]]]) -> tuple[float, float, float]:
+def _speedup(passes: dict[str, list[list[Pass]]]) -> tuple[float, float, float]:
     """Return the speed-up, dense over pruned, and its 95 % interval, from the median call of each round."""
-    medians = {name: [median(ms for one in turn for ms in one.ms) for turn in turns] for name, turns in found.items()}
+    medians = {name: [median(ms for one in turn for ms in one.ms) for turn in turns] for name, turns in passes.items()}
     return paired_ratio(medians["dense"], medians["pruned"])
 
 
@@ -348,9 +355,9 @@ class Sweep:
         self.last: dict[str, float] = {}
         self.is_level = False
 
-    def add(self, batch: int, found: Mapping[str, Any]) -> None:
+    def add(self, batch: int, timing: Mapping[str, Any]) -> None:
         """Take in a point; it is level where no model that was timed has become faster by enough."""
-        ms = {name: found[f"{name}_ms"] for name in ("dense", "pruned") if f"{name}_ms" in found}
+        ms = {name: timing[f"{name}_ms"] for name in ("dense", "pruned") if f"{name}_ms" in timing}
         rates = {name: batch / one for name, one in ms.items()}
         before = [name for name in rates if name in self.last]
         self.is_level = bool(before) and all(rates[name] < RISE * self.last[name] for name in before)

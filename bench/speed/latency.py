@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from bench.data import pretrained
-from bench.plan.protocol import for_cuda, profile
+from bench.plan.protocol import protocol_for_cuda, protocol_of_profile
 from bench.speed import peaks
 from bench.speed.benchmark import SpeedBenchmark, clock_of
-from bench.speed.timed_cell import own_memory
+from bench.speed.timed_cell import copy_to_own_memory
 from bench.system import environment, gpu
 from methods.errors import UserError
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.model.structures import Sublayer, remove_sublayers, structures_of, sublayers_of
 
 KINDS = {"attention": "kv_heads", "mlp": "channels"}  # what a part consists of
@@ -36,7 +36,7 @@ SHARES = (0.25, 0.5, 0.75)  # of it that stay
 SIZES = ("prefill", "decode", "batches", "max_batch")  # of what is timed, which are those that were asked for
 
 
-def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rounds: int) -> dict[str, Any]:
+def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth: int, rounds: int) -> dict[str, Any]:
     """Return a table as JSON values: parts and rest of methods.counted.LatencyTable, and `about`, what was measured.
 
     depth   tokens of context behind which a token is generated, one sequence at a time
@@ -46,13 +46,18 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
     """
     dense = pretrained.load(name, device, dtype)[0]
     if device.type == "cpu":
-        own_memory(dense)
+        copy_to_own_memory(dense)
     model = Decoder(dense)
-    protocol = replace(profile("quick"), prefill=(), decode=(depth,), batches=(1,), max_batch=0, speed_rounds=rounds)
+    protocol = replace(
+        protocol_of_profile("quick"), prefill=(), decode=(depth,), batches=(1,), max_batch=0, speed_rounds=rounds
+    )
     if device.type == "cuda":  # as cells are timed there
-        protocol = for_cuda(protocol, SIZES, None)
-    gpus, no_gpus = gpu.find([device])
-    before, timer = peaks.state(gpus), SpeedBenchmark(protocol, clock_of([device]), [device], gpus, lambda _: None)
+        protocol = protocol_for_cuda(protocol, SIZES, None)
+    gpus, no_gpus = gpu.find_gpus([device])
+    before, timer = (
+        peaks.state_with_gpus(gpus),
+        SpeedBenchmark(protocol, clock_of([device]), [device], gpus, lambda _: None),
+    )
     timed = list[dict[str, Any]]()
     for part, copy in _copies(model):
         point = next(timer.time(dense, copy.model))  # of captured steps, which come first where there are any
@@ -60,16 +65,18 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
             raise UserError(f"a model without some of its {part}s cannot be timed: {point.get('failed', point)}")
         size = fmean(layer.sizes()[part] for layer in copy.layers)
         timed.append({"part": part, "parameters": size, **_figures(point)})
-    others = [gpu.others(card, os.getpid(), os.getppid(), parent_is_there=False) for card in gpus]
-    meanwhile = peaks.between(before, peaks.state(gpus), others) | ({"nvml": no_gpus} if no_gpus else {})
+    others = [gpu.count_other_processes(card, os.getpid(), os.getppid(), parent_is_there=False) for card in gpus]
+    meanwhile = peaks.load_between_states(before, peaks.state_with_gpus(gpus), others) | (
+        {"nvml": no_gpus} if no_gpus else {}
+    )
     whole, L = median(one["dense_ms"] for one in timed), len(model.layers)
     parts = {part: _points(model, part, timed, whole) for part in KINDS}
     return {
         "parts": parts,
         "rest": whole - L * sum(points[-1][1] for points in parts.values()),
         "about": {
-            "model": pretrained.display_name(name),
-            "weights_sha256": pretrained.weights_sha256(name),
+            "model": pretrained.name_of_model(name),
+            "weights_sha256": pretrained.sha256_of_weights(name),
             "dtype": str(dtype).removeprefix("torch."),
             "device": device.type,
             "mode": protocol.mode,
@@ -87,12 +94,12 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
 def _copies(model: Decoder) -> Iterator[tuple[str, Decoder]]:
     """Yield for each part copies of the model: without it, and with shares of what it consists of."""
     for part, kind in KINDS.items():
-        gone = twin(model)
+        gone = make_twin(model)
         remove_sublayers(gone, [Sublayer(part, block.layer) for block in sublayers_of(gone, part)])
         yield part, gone
         sizes = {structure.size for structure in structures_of(model, kind)}
         for kept in sorted({round(share * size) for share in SHARES for size in sizes} - {0, *sizes}):
-            copy = twin(model)
+            copy = make_twin(model)
             for structure in structures_of(copy, kind):
                 structure.remove(torch.arange(structure.size), max(0, structure.size - kept))
             yield part, copy

@@ -25,23 +25,25 @@ import torch
 from torch import nn
 
 from bench.speed.timing import Clock, Workload
-from bench.speed.workloads import TimedPoint, bytes_read, macs
+from bench.speed.workloads import TimedPoint, bytes_of_step, macs_of_point
 from bench.system import environment, failures, gpu, memory
 from bench.system.gpu import Gpu
-from bench.system.rates import copy, product
-from bench.system.threads import usable_cores
+from bench.system.rates import rate_of_copy, rate_of_product
+from bench.system.threads import count_usable_cores
 from methods.model.decoder import Decoder
-from methods.model.inserted import linears
+from methods.model.inserted import factors_of
 
 BUSY = 0.25  # cores that other work, or a limit of processor time, may take on average before the machine is marked
 TILES = (128, 64, 8)  # multiples that kernels are cut for
 
 
-def setup(model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapping[str, float]) -> dict[str, Any]:
+def setup_of_timing(
+    model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapping[str, float]
+) -> dict[str, Any]:
     """Return what the protocol does not say of how the models were timed; `rates` of bench.speed.peaks."""
     return {
         "threads": torch.get_num_threads(),
-        "cores": usable_cores(),
+        "cores": count_usable_cores(),
         "devices": [str(device) for device in devices],
         "clock": clock.name,
         "attention": model.config._attn_implementation,
@@ -49,7 +51,7 @@ def setup(model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapp
     }
 
 
-def widths(model: Decoder) -> dict[str, dict[str, Any]]:
+def widths_of_model(model: Decoder) -> dict[str, dict[str, Any]]:
     """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
     roles = {"head": [model.head.weight]}
     for layer in model.layers:
@@ -58,10 +60,10 @@ def widths(model: Decoder) -> dict[str, dict[str, Any]]:
             known["shared"] = list(layer.experts.shared)
         elif layer.has_mlp:
             known |= {"up": layer.up, "down": [layer.down]}
-        mine = {id(one) for matrices in known.values() for one in linears(matrices)}
+        mine = {id(one) for matrices in known.values() for one in factors_of(matrices)}
         added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
         for role, matrices in (known | {"added": added}).items():
-            roles.setdefault(role, []).extend(matrix.weight for matrix in linears(matrices))
+            roles.setdefault(role, []).extend(matrix.weight for matrix in factors_of(matrices))
         for role, weights in ({} if layer.experts is None else layer.experts.matrices).items():
             roles.setdefault(role, []).extend(weights)
     return {role: _widths(weights) for role, weights in roles.items() if weights}
@@ -73,22 +75,22 @@ def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:
     return {"in": sorted(read), "out": sorted(out), "multiple_of": tile}
 
 
-def state(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
+def state_with_gpus(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
     """Return what the machine and its GPUs do at this moment."""
-    return {"machine": environment.state()} | ({"gpus": [card.state() for card in gpus]} if gpus else {})
+    return {"machine": environment.state_of_machine()} | ({"gpus": [card.state() for card in gpus]} if gpus else {})
 
 
-def between(
-    before: dict[str, Any], after: dict[str, Any], others: list[int | None], slowed_by: Collection[str] = ()
+def load_between_states(
+    before: dict[str, Any], after: dict[str, Any], processes: list[int | None], slowed_by: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return what else the machine did between two states; `flags` say what may have spoilt the figures.
 
     others     processes of others on each GPU
     slowed_by  what held GPUs down while models were timed
     """
-    shares = environment.between(before["machine"], after["machine"])
+    shares = environment.load_between_states(before["machine"], after["machine"])
     found: dict[str, Any] = {"before": before, "after": after} | shares
-    known = [count for count in others if count is not None]
+    known = [count for count in processes if count is not None]
     if known:
         found["other_gpu_processes"] = sum(known)
     hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
@@ -103,7 +105,7 @@ def between(
 ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
 
 
-def peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) -> dict[str, int]:
+def measure_peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) -> dict[str, int]:
     """Return the highest memory during one pass, by the names at the head of this file; its state is there before.
 
     A replay allocates nothing: what tensors take within a captured step shows where it is launched kernel by kernel.
@@ -127,10 +129,10 @@ def peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) 
 
 
 def _peaks(devices: Sequence[torch.device]) -> dict[str, int]:
-    return {f"peak_{name}": size for name, size in memory.peaks(devices).items() if name != "each"}
+    return {f"peak_{name}": size for name, size in memory.peaks_of_devices(devices).items() if name != "each"}
 
 
-def energy(
+def measure_energy(
     work: Workload,
     tokens: int,
     gpus: Sequence[Gpu],
@@ -186,11 +188,13 @@ LOW = 0.4  # share below which a prefill, by the matrix rate, and a step, by bot
 LAUNCH_BOUND = 1.1  # times the captured step's milliseconds above which an eager one is marked
 
 
-def measure(device: torch.device, dtype: torch.dtype, *, copied: int = COPIED, side: int = SIDE) -> dict[str, float]:
+def measure_peak_rates(
+    device: torch.device, dtype: torch.dtype, *, copied: int = COPIED, side: int = SIDE
+) -> dict[str, float]:
     """Return the rates by the names at the head of this file, each of the fastest call; without what has no room."""
     rates: dict[str, Callable[[], float]] = {
-        "copy_bytes_per_second": lambda: copy(device, copied, SECONDS),
-        "matmul_flops_per_second": lambda: 2 * product(device, dtype, side, side, SECONDS),
+        "copy_bytes_per_second": lambda: rate_of_copy(device, copied, SECONDS),
+        "matmul_flops_per_second": lambda: 2 * rate_of_product(device, dtype, side, side, SECONDS),
     }
     found = dict[str, float]()
     for name, measured in rates.items():
@@ -202,7 +206,7 @@ def measure(device: torch.device, dtype: torch.dtype, *, copied: int = COPIED, s
     return found
 
 
-def shares(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, float]) -> dict[str, float]:
+def shares_of_peak(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, float]) -> dict[str, float]:
     """Return what one call reaches of the rates.
 
     bandwidth    of a decode step: the weights and the cache that it must read, of the bytes copied in that time
@@ -210,17 +214,17 @@ def shares(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, flo
     """
     found = {}
     if point.kind == "decode" and "copy_bytes_per_second" in rates:
-        found["bandwidth"] = bytes_read(model, point) / (ms / 1e3) / rates["copy_bytes_per_second"]
+        found["bandwidth"] = bytes_of_step(model, point) / (ms / 1e3) / rates["copy_bytes_per_second"]
     if "matmul_flops_per_second" in rates:
-        flops = 2 * point.batch * macs(model, point)
+        flops = 2 * point.batch * macs_of_point(model, point)
         found["matrix_rate"] = flops / (ms / 1e3) / rates["matmul_flops_per_second"]
     return found
 
 
-def judged(
+def compare_with_peak(
     models: Mapping[str, Decoder],
     point: TimedPoint,
-    found: Mapping[str, Any],
+    timing: Mapping[str, Any],
     captured: Mapping[str, Any],
     rates: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -228,8 +232,8 @@ def judged(
 
     captured  what was found of the same point with captured steps, of an eager one
     """
-    ms = {name: found[f"{name}_ms"] for name in models if f"{name}_ms" in found}
-    reached = {name: shares(models[name], point, ms[name], rates) for name in ms}
+    ms = {name: timing[f"{name}_ms"] for name in models if f"{name}_ms" in timing}
+    reached = {name: shares_of_peak(models[name], point, ms[name], rates) for name in ms}
     flags = {
         "low_bandwidth": point.kind == "decode" and any(one and max(one.values()) < LOW for one in reached.values()),
         "low_matrix_rate": point.kind == "prefill"
@@ -237,4 +241,4 @@ def judged(
         "launch_bound": any(ms[name] > LAUNCH_BOUND * captured.get(f"{name}_ms", math.inf) for name in ms),
     }
     result = {f"{name}_{what}": share for name, one in reached.items() for what, share in one.items()}
-    return result | ({"flags": found["flags"] + [name for name, holds in flags.items() if holds]} if ms else {})
+    return result | ({"flags": timing["flags"] + [name for name, holds in flags.items() if holds]} if ms else {})

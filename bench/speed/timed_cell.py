@@ -34,11 +34,11 @@ from bench.plan.cell import Cell
 from bench.speed import peaks
 from bench.speed.benchmark import SpeedBenchmark, clock_of
 from bench.system import failures, gpu, worker
-from bench.system.memory import give_back, resident_bytes
-from bench.system.threads import usable_cores
+from bench.system.memory import give_back, resident_bytes_of_process
+from bench.system.threads import count_usable_cores
 from methods.model.decoder import Decoder, gpus_of
-from methods.model.layer_store import cast, put
-from methods.model.precision import held_in
+from methods.model.layer_store import cast, move_modules
+from methods.model.precision import dtype_by_name
 from methods.registry import find_method_modules
 
 IMPORTED = (  # by the server from which processes that time on a CPU are forked: what each would else import by itself
@@ -52,7 +52,7 @@ SPREAD = "a model that is spread over several GPUs is not timed; say --speed-rou
 NO_ROOM = "the dense model has no room where cells compute, and is not timed"
 
 
-def measure(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) -> dict[str, Any]:
+def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) -> dict[str, Any]:
     """Time `model` beside the dense one and return SpeedFound of bench.records.schema; a failure is `failed` in it.
 
     alone  whether there is no room for the dense model, so that the pruned one is timed without it. Its weights may lie
@@ -71,67 +71,72 @@ def measure(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) 
     try:
         failure = worker.run(
             _work,
-            (cell, threads, methods.plugins(), alone),
+            (cell, threads, methods.files_of_plugins(), alone),
             limits=worker.Limits(silence=cell.protocol.speed_limit),
             hear=lambda news: _merge(found, news),
-            give=lambda pipe: send(pipe, model),
+            give=lambda pipe: send_model(pipe, model),
             imported=() if device.type == "cuda" else IMPORTED,
         )
         failed = failure.reason if failure else None
     except NotPortable as error:
         failed = str(error)
     finally:
-        put(there, device)
+        move_modules(there, device)
     return found | ({"failed": failed} if failed else {})
 
 
-def begin(device: str) -> None:
+def begin_timing(device: str) -> None:
     """Start what a process that times begins with, while a model is loaded and pruned for it."""
     if torch.device(device).type == "cpu":
         worker.begin_server(IMPORTED)
 
 
-def _merge(found: dict[str, Any], news: dict[str, Any]) -> None:
+def _merge(speed: dict[str, Any], news: dict[str, Any]) -> None:
     """Add what the process tells to `found`: points to those that are there, anything else under its own name."""
-    found["points"] += news.pop("points", [])
-    found.update(news)
+    speed["points"] += news.pop("points", [])
+    speed.update(news)
 
 
-def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], alone: bool) -> None:
+def _work(line: worker.Channel, cell: Cell, threads: int, plugins: list[str], alone: bool) -> None:
     """Do all of it in a process of its own, from the pruned model's arrival to the last round."""
     protocol, device, dtype = cell.protocol, torch.device(cell.device), getattr(torch, cell.dtype)
     if protocol.pin:
         os.sched_setaffinity(0, protocol.pin)
-    torch.set_num_threads(min(threads, usable_cores()))
+    torch.set_num_threads(min(threads, count_usable_cores()))
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the compiler's workers would outlive it and disturb
     methods.load(plugins)
     if cell.trust_remote_code:
-        pretrained.shell(cell.model, trust_remote_code=True)  # makes the classes known that came with the model
-    gpus, no_gpus = gpu.find([device])
-    resident = resident_bytes()
-    pruned = receive(line.ask(), device).eval()
-    before = peaks.state(gpus)
+        pretrained.make_shell(cell.model, trust_remote_code=True)  # makes the classes known that came with the model
+    gpus, no_gpus = gpu.find_gpus([device])
+    resident = resident_bytes_of_process()
+    pruned = receive_model(line.ask(), device).eval()
+    before = peaks.state_with_gpus(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
     clock, rates = clock_of(devices), dict[str, float]()
     if [one.type for one in devices] == ["cuda"]:
         line.alive("while it measured what the GPU reaches at most")
-        rates = peaks.measure(devices[0], dtype)
+        rates = peaks.measure_peak_rates(devices[0], dtype)
         give_back(devices)
     benchmark = SpeedBenchmark(protocol, clock, devices, gpus, line.alive, rates)
-    line.tell({"setup": peaks.setup(pruned, devices, clock, rates), "widths": peaks.widths(Decoder(pruned))})
-    line.tell({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
+    line.send(
+        {
+            "setup": peaks.setup_of_timing(pruned, devices, clock, rates),
+            "widths": peaks.widths_of_model(Decoder(pruned)),
+        }
+    )
+    line.send({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
     line.alive("while it loaded the dense model")
-    dense = without_weights(cell) if alone else loaded(cell, device)
+    dense = without_weights(cell) if alone else load_dense(cell, device)
     if device.type == "cpu" and not alone:
-        own_memory(dense, pruned)  # by the same copy, so that both lie alike
+        copy_to_own_memory(dense, pruned)  # by the same copy, so that both lie alike
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     slowed_by = set[str]()
     for point in benchmark.time(dense, pruned, alone=alone):
         slowed_by |= {reason for card in point.get("gpus", ()) for reason in card.get("slowed_by", ())}
-        line.tell({"points": [point]})
-    others = [gpu.others(card, os.getpid(), os.getppid(), device.type == "cuda") for card in gpus]
-    found = peaks.between(before, peaks.state(gpus), others, slowed_by)
-    line.tell({"machine": found | ({"nvml": no_gpus} if no_gpus else {})})
+        line.send({"points": [point]})
+    others = [gpu.count_other_processes(card, os.getpid(), os.getppid(), device.type == "cuda") for card in gpus]
+    found = peaks.load_between_states(before, peaks.state_with_gpus(gpus), others, slowed_by)
+    line.send({"machine": found | ({"nvml": no_gpus} if no_gpus else {})})
 
 
 def _tensors(part: nn.Module) -> Iterator[Tensor]:
@@ -139,7 +144,7 @@ def _tensors(part: nn.Module) -> Iterator[Tensor]:
     yield from part.buffers()
 
 
-def loaded(cell: Cell, device: torch.device) -> nn.Module:
+def load_dense(cell: Cell, device: torch.device) -> nn.Module:
     """Load the dense model onto the device, and where it does not fit beside what is there into the host's memory."""
     how = getattr(torch, cell.dtype), cell.trust_remote_code
     try:
@@ -153,12 +158,12 @@ def loaded(cell: Cell, device: torch.device) -> nn.Module:
 
 def without_weights(cell: Cell) -> nn.Module:
     """Make the dense model on the meta device, of the cell's dtype: its work is counted from shapes alone."""
-    model = pretrained.shell(cell.model, cell.trust_remote_code)
-    cast(model.named_parameters(), held_in(model, getattr(torch, cell.dtype)))
+    model = pretrained.make_shell(cell.model, cell.trust_remote_code)
+    cast(model.named_parameters(), dtype_by_name(model, getattr(torch, cell.dtype)))
     return model
 
 
-def own_memory(*models: nn.Module) -> None:
+def copy_to_own_memory(*models: nn.Module) -> None:
     """Copy every tensor into plain memory: a model that lies in a mapped file would be timed differently."""
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -198,7 +203,7 @@ class _Restored(pickle.Unpickler):
         return self.tensors[number]
 
 
-def send(pipe: Connection, model: nn.Module) -> None:
+def send_model(pipe: Connection, model: nn.Module) -> None:
     """Send `model`, wherever its tensors lie. Raises NotPortable before anything is sent."""
     file = io.BytesIO()
     structure = _Structure(file)
@@ -214,7 +219,7 @@ def send(pipe: Connection, model: nn.Module) -> None:
     pipe.send_bytes(file.getvalue())
 
 
-def receive(pipe: Connection, device: torch.device) -> Any:
+def receive_model(pipe: Connection, device: torch.device) -> Any:
     """Return the model that the other side sends. The modules of its classes must be importable here.
 
     Each tensor goes to the device as it arrives, so that beside a GPU one at a time lies in the host's memory.

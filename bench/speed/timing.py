@@ -144,7 +144,7 @@ def passes_per_turn(works: Mapping[str, Workload], warm: Mapping[str, WarmUp], n
     return math.ceil(max(needed))
 
 
-def rounds(
+def time_rounds(
     works: Mapping[str, Workload],
     clock: Clock,
     number: int,
@@ -174,9 +174,9 @@ def rounds(
     return found
 
 
-def _reach_the_least(found: dict[str, list[list[Pass]]]) -> bool:
+def _reach_the_least(rounds: dict[str, list[list[Pass]]]) -> bool:
     """Say whether each model has been timed for MIN_CALLS and MIN_MS."""
-    calls = [[ms for turn in turns for one in turn for ms in one.ms] for turns in found.values()]
+    calls = [[ms for turn in turns for one in turn for ms in one.ms] for turns in rounds.values()]
     return all(len(each) >= MIN_CALLS and sum(each) >= MIN_MS for each in calls)
 
 
@@ -193,11 +193,11 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def variation(samples: list[float]) -> float:
+def variation_of(samples: list[float]) -> float:
     """Return the coefficient of variation: the sample's standard deviation as a share of its mean."""
     return stdev(samples) / fmean(samples)
 
 
-def disagreement(passes: list[Pass]) -> float:
+def disagreement_of(passes: list[Pass]) -> float:
     """Return the share by which the wall clock and the sum of all calls differ."""
     return abs(sum(one.wall_ms for one in passes) / sum(sum(one.ms) for one in passes) - 1)

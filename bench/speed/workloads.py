@@ -80,7 +80,7 @@ class FullWindow(StaticSlidingWindowLayer):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
 
-def capturable_cache(config: Any, depth: int, tokens: int) -> StaticCache:
+def make_capturable_cache(config: Any, depth: int, tokens: int) -> StaticCache:
     """Return a static cache for `tokens` tokens whose layers do alike in every step behind `depth` tokens.
 
     A window that never fills is no window, and one that is full stays so. Raises ValueError for one that fills between.
@@ -118,7 +118,7 @@ class TimedPoint:
     mode: str = ""
 
     @property
-    def named(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """Return the point by the names of a record."""
         size = {"length" if self.kind == "prefill" else "context": self.tokens}
         return {"kind": self.kind, "batch": self.batch} | size | ({"mode": self.mode} if self.mode else {})
@@ -128,7 +128,7 @@ class TimedPoint:
         return f"{what} {self.tokens} tokens, batch {self.batch}" + (f", {self.mode}" if self.mode else "")
 
 
-def points(protocol: Protocol) -> list[TimedPoint]:
+def points_of_protocol(protocol: Protocol) -> list[TimedPoint]:
     """Return all sizes at the batches asked for, and the first of each kind at 1, 2, 4, ... up to `max_batch`.
 
     Points are in the order of rising batch. Where steps are captured, those at the batches asked for are there once
@@ -145,17 +145,19 @@ def points(protocol: Protocol) -> list[TimedPoint]:
     return sorted(set(found), key=lambda p: (p.batch, kinds.index(p.kind), p.tokens, modes.index(p.mode)))
 
 
-def steps(point: TimedPoint, protocol: Protocol) -> int:
+def steps_of_point(point: TimedPoint, protocol: Protocol) -> int:
     """Return the number of calls in one pass."""
     return 1 if point.kind == "prefill" else protocol.decode_steps
 
 
-def workload(model: Any, point: TimedPoint, protocol: Protocol, graph: Callable[[], StepGraph] = CudaGraph) -> Workload:
+def workload_of_point(
+    model: Any, point: TimedPoint, protocol: Protocol, graph: Callable[[], StepGraph] = CudaGraph
+) -> Workload:
     """Make the workload of `model` at a point, with a `graph` of its own where its steps are captured.
 
     Raises ValueError when the model has too few positions for it.
     """
-    count = steps(point, protocol)
+    count = steps_of_point(point, protocol)
     tokens = point.tokens + (count if point.kind == "decode" else 0)
     room = getattr(model.config, "max_position_embeddings", None)
     if room is not None and tokens > room:
@@ -242,7 +244,7 @@ class _CapturedDecode(_CachedRun):
     def reset(self) -> None:
         """Fill the cache and capture a step, or bring the cache back to the depth."""
         if self.cache is None:
-            self.cache = capturable_cache(self.model.config, self.size, self.ids.shape[1])
+            self.cache = make_capturable_cache(self.model.config, self.size, self.ids.shape[1])
             self.full_windows = any(layer.is_sliding for layer in self.cache.layers)
             self.graph.capture(self.launched, self._rewind)
         self._rewind()
@@ -274,19 +276,19 @@ class _CapturedDecode(_CachedRun):
         self.place.fill_(self.size)
 
 
-def predicted(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[str, float]:
+def predict_speedup(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[str, float]:
     """Return the speed-up that the removed work alone would bring, without units.
 
     speedup_by_macs   multiply-accumulates; a prefill computes the head once for each sequence
     speedup_by_bytes  for decode, what one step must read: every matrix once, and keys and values of the context
     """
-    found = {"speedup_by_macs": macs(dense, point) / macs(pruned, point)}
+    found = {"speedup_by_macs": macs_of_point(dense, point) / macs_of_point(pruned, point)}
     if point.kind == "decode":
-        found["speedup_by_bytes"] = bytes_read(dense, point) / bytes_read(pruned, point)
+        found["speedup_by_bytes"] = bytes_of_step(dense, point) / bytes_of_step(pruned, point)
     return found
 
 
-def macs(model: Decoder, point: TimedPoint) -> int:
+def macs_of_point(model: Decoder, point: TimedPoint) -> int:
     """Count multiply-accumulates for one sequence: of the whole prompt, or of the first token behind the context."""
     if point.kind == "decode":
         return macs_behind(model, point.tokens)
@@ -294,7 +296,7 @@ def macs(model: Decoder, point: TimedPoint) -> int:
     return point.tokens * each - (point.tokens - 1) * model.head.weight.numel()
 
 
-def bytes_read(model: Decoder, point: TimedPoint) -> int:
+def bytes_of_step(model: Decoder, point: TimedPoint) -> int:
     """Count the bytes of weights and cache that one decode step of the batch reads.
 
     Layers with a sliding window read keys and values of no more tokens than that. Of a mixture these are the router and

@@ -135,10 +135,10 @@ def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable], confidence
     The standard error is the cluster-robust one (`ratio_interval` on the groups' sums and sizes), test and interval are
     Student's with one degree of freedom less than there are groups. E. Miller, "Adding error bars to evals", 2024, 2.2.
     """
-    return student(*by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups), confidence)
+    return student(*sums_by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups), confidence)
 
 
-def by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
+def sums_by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the sums and the sizes of the groups, each (groups,)."""
     number = {group: position for position, group in enumerate(dict.fromkeys(groups))}
     where = [number[group] for group in groups]
@@ -156,7 +156,7 @@ def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidenc
     Experiments, 1935, section 21). Interval: bias-corrected and accelerated (B. Efron, "Better bootstrap confidence
     intervals", 1987).
     """
-    sums, sizes = by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups)
+    sums, sizes = sums_by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups)
     estimate, stderr, freedom = ratio_stderr(sums, sizes)
     if not stderr:
         return student(sums, sizes, confidence)

@@ -37,7 +37,7 @@ SMALLEST = 1e-100  # p value that is told from 0
 LARGEST = math.log(sys.float_info.max)
 
 
-def exponential(log: float) -> float:
+def exp_of_log(log: float) -> float:
     """Return what has this logarithm, endless where no number is so large: draws can lie hundreds of nats apart."""
     return math.inf if log >= LARGEST else math.exp(log)
 
@@ -117,7 +117,7 @@ class VarianceComponent:
         return None if self.variance is None else math.sqrt(max(0.0, self.variance))
 
 
-def components(values: Sequence[float], *levels: Sequence[Hashable]) -> list[VarianceComponent]:
+def variance_components(values: Sequence[float], *levels: Sequence[Hashable]) -> list[VarianceComponent]:
     """Return the variance that each level adds, the outermost first, and last that within the innermost.
 
     levels  for each value the group that it is of; a group of an inner level is within one of the outer level
@@ -130,10 +130,10 @@ def components(values: Sequence[float], *levels: Sequence[Hashable]) -> list[Var
     y = np.asarray(values, dtype=float)
     y = y - y.mean()
     paths: list[tuple[Hashable, ...]] = [()] * len(y)
-    groups = [_numbered(paths)]
+    groups = [_number_paths(paths)]
     for level in (*levels, range(len(y))):
         paths = [(*path, group) for path, group in zip(paths, level, strict=True)]
-        groups.append(_numbered(paths))
+        groups.append(_number_paths(paths))
     freedom = [int(np.max(inner) - np.max(outer)) for outer, inner in pairwise(groups)]
     known = [at for at, degrees in enumerate(freedom) if degrees]
     squares = [float((np.bincount(g, weights=y) ** 2 / np.bincount(g)).sum()) for g in groups]
@@ -144,7 +144,7 @@ def components(values: Sequence[float], *levels: Sequence[Hashable]) -> list[Var
     return [VarianceComponent(solved.get(at), degrees) for at, degrees in enumerate(freedom)]
 
 
-def _numbered(paths: Sequence[Hashable]) -> NDArray[np.int64]:
+def _number_paths(paths: Sequence[Hashable]) -> NDArray[np.int64]:
     number = {path: at for at, path in enumerate(dict.fromkeys(paths))}
     return np.array([number[path] for path in paths])
 
@@ -185,7 +185,7 @@ class Separation:
         return self.signal / self.noise if self.noise else math.inf
 
 
-def separation(tasks: Sequence[Figures], drawn: int) -> Separation:
+def separation_of(tasks: Sequence[Figures], drawn: int) -> Separation:
     """Return how the mean over tasks separates models; of each task (models, documents), at least 2 by 2.
 
     drawn  documents of each task

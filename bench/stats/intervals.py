@@ -184,7 +184,7 @@ def paired_shares(a: Values, b: Values, confidence: float = 0.95) -> Difference:
     return Difference((gained - lost) / n, *interval, mcnemar(lost, gained))
 
 
-def flips(a: Values, b: Values) -> tuple[int, int, float]:
+def count_flips(a: Values, b: Values) -> tuple[int, int, float]:
     """Return (lost, gained, agreement): right and then wrong, the reverse, and the share with the same outcome.
 
     A. Dutta et al., "Accuracy is not all you need", 2024: flips show a change that cancels out in the accuracy.
@@ -194,7 +194,7 @@ def flips(a: Values, b: Values) -> tuple[int, int, float]:
     return lost, gained, 1 - (lost + gained) / len(before)
 
 
-def detectable(stderr: float, freedom: int, alpha: float = 0.05, margin: float = 0.0) -> float | None:
+def detectable_effect(stderr: float, freedom: int, alpha: float = 0.05, margin: float = 0.0) -> float | None:
     """Return (t(alpha / 2) + t(1 - power)) stderr, the smallest effect that a test finds with that power.
 
     H. S. Bloom, "Minimum detectable effects", Evaluation Review 19, 1995.

@@ -40,7 +40,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Return the environment block of a record as plain JSON values (bench.records.speed_results.Environment)."""
     found = {
-        "date": date(),
+        "date": date_in_utc(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {''.join(platform.libc_ver())}".strip(),
         "cpu": _cpu(),
@@ -48,7 +48,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "memory_bytes": _known(lambda: psutil.virtual_memory().total),
         "threads": torch.get_num_threads(),
-        **threads.waiting(),
+        **threads.settings_of_waiting(),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         **(_gpu(device) if device.type == "cuda" else {}),
@@ -58,12 +58,12 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def date() -> str:
+def date_in_utc() -> str:
     """Return this second, UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def processor(device: torch.device) -> str | None:
+def name_of_processor(device: torch.device) -> str | None:
     """Return the name of the processor that computes on `device`: of the GPU, or else of the CPU.
 
     Raises torch's error where there is no such GPU.
@@ -71,14 +71,14 @@ def processor(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).name) if device.type == "cuda" else _cpu()
 
 
-def multiplies_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Say whether the CPU has instructions that multiply bfloat16, as far as torch knows; others emulate it, slowly."""
     if not hasattr(torch.cpu, "get_capabilities"):  # of older versions of torch
         return False
     return any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BFLOAT16)
 
 
-def state() -> dict[str, float]:
+def state_of_machine() -> dict[str, float]:
     """Return what the machine does at this moment (bench.records.speed_results.MachineState).
 
     `between` tells from two states what happened meanwhile.
@@ -95,12 +95,12 @@ def state() -> dict[str, float]:
         "busy_seconds": sum(times.get(name, 0.0) for name in BUSY) if times else None,
         "stolen_seconds": times.get("steal", 0.0) if times else None,
         "own_seconds": own.user + own.system,
-        "held_seconds": memory.held_seconds(),
+        "held_seconds": memory.throttled_seconds(),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+def load_between_states(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """Return how many cores others kept busy on average between two states, were stolen, and were held by a limit."""
     spent = {name: after[name] - before[name] for name in before if name in after}
     if spent["seconds"] <= 0:
@@ -145,7 +145,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     if properties is None:
         return {}
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    cards = _known(lambda: gpu.find([device])[0]) or []
+    cards = _known(lambda: gpu.find_gpus([device])[0]) or []
     return {
         "gpu": properties.name,
         "gpu_memory_bytes": properties.total_memory,
@@ -203,7 +203,7 @@ def _output(*command: str) -> str | None:
 COMPARED_PACKAGES = ("prunebench", "torch", "transformers", "lm_eval")
 
 
-def installed() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return {package: version}, "none" for one that is missing."""
     found = dict.fromkeys(COMPARED_PACKAGES, "none")
     for package in COMPARED_PACKAGES:
@@ -214,7 +214,7 @@ def installed() -> dict[str, str]:
     return found
 
 
-def refuse_unlike(machine: str, there: Mapping[str, str], run: Mapping[str, str]) -> None:
+def refuse_unlike(machine: str, versions: Mapping[str, str], run: Mapping[str, str]) -> None:
     """Refuse a machine on which one of the run's packages, or whatever else has a version, is another one.
 
     machine     what the message calls it
@@ -222,5 +222,7 @@ def refuse_unlike(machine: str, there: Mapping[str, str], run: Mapping[str, str]
 
     Raises UserError, which names both.
     """
-    if unlike := [f"{name} {there.get(name)} and not {run[name]}" for name in run if there.get(name) != run[name]]:
+    if unlike := [
+        f"{name} {versions.get(name)} and not {run[name]}" for name in run if versions.get(name) != run[name]
+    ]:
         raise UserError(f"{machine} has {', '.join(unlike)}, which the run has; install the same there")

@@ -55,30 +55,30 @@ def is_full_disk(error: BaseException) -> bool:
     return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
 
 
-def room_left(folders: Iterable[Path]) -> str:
+def words_of_room(folders: Iterable[Path]) -> str:
     """Say how many MB are left on the disk of each of some folders."""
     return "left are " + " and ".join(f"{shutil.disk_usage(one).free / 1e6:,.0f} MB in {one}" for one in folders)
 
 
-def loses_the_gpu(error: BaseException) -> bool:
+def is_loss_of_gpu(error: BaseException) -> bool:
     """Recognise an error that leaves the GPU unusable for this process, whatever cell comes next."""
     known = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
     return bool(known) and not is_out_of_memory(error) and not CAPTURE.search(str(error))
 
 
-def status(error: BaseException) -> str:
+def status_of_error(error: BaseException) -> str:
     """Return what an error makes of the task that raised it."""
-    return "out_of_memory" if is_out_of_memory(error) else "crashed" if loses_the_gpu(error) else "error"
+    return "out_of_memory" if is_out_of_memory(error) else "crashed" if is_loss_of_gpu(error) else "error"
 
 
-def reason(error: BaseException) -> str:
+def reason_of_error(error: BaseException) -> str:
     """Describe an error in one line."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return f"out of memory ({text})" if is_out_of_memory(error) else text
 
 
-def own_place(error: BaseException, plugin: str | None) -> str:
+def place_in_plugin(error: BaseException, plugin: str | None) -> str:
     """Return the innermost place in a plugin that an error comes through, as 'mine.py:14 in prune: ', or nothing.
 
     plugin  its file; the modules in its folder that no installer has put there are of it too
@@ -99,7 +99,7 @@ def _is_of(file: Path, plugin: Path) -> bool:
     return not any(map(file.is_relative_to, OURS)) and not INSTALLED & {*file.relative_to(folder).parts}
 
 
-def kills_for_memory() -> int | None:
+def count_kills() -> int | None:
     """Return how many processes the system has killed for lack of memory since it started; None where it does not say.
 
     The kernel counts before it kills, whether the whole machine or a control group has run out.
@@ -111,7 +111,7 @@ def kills_for_memory() -> int | None:
         return None
 
 
-def death(code: int | None, where: str, kills: int | None) -> Failure:
+def failure_of_death(code: int | None, where: str, kills: int | None) -> Failure:
     """Say what the death of a process was, of which nobody has said why.
 
     code   its exit code, the negative of its signal
@@ -120,7 +120,7 @@ def death(code: int | None, where: str, kills: int | None) -> Failure:
     """
     if code is None or code >= 0:
         return Failure("crashed", f"the process ended with code {code} {where}")
-    name, now = signal.Signals(-code).name, kills_for_memory()
+    name, now = signal.Signals(-code).name, count_kills()
     if name != "SIGKILL":
         return Failure("crashed", f"killed by {name} {where}")
     if now is None or kills is None:

@@ -113,21 +113,21 @@ class Sampler:
             for gpu, states in zip(self.gpus, self.states, strict=True):
                 states.append(gpu.state())
 
-    def found(self) -> list[dict[str, Any]]:
+    def summarise(self) -> list[dict[str, Any]]:
         """Return for each GPU how often it was read, and of what `Gpu.state` tells the lowest, middle and highest.
 
         slowed_by is {reason: share of the readings}.
         """
-        return [_summed(states) for states in self.states]
+        return [_summarise(states) for states in self.states]
 
     @property
     def throttled(self) -> bool:
         """Whether heat or power held a GPU down at any reading."""
-        reasons = {reason for one in self.found() for reason in one.get("slowed_by", ())}
+        reasons = {reason for one in self.summarise() for reason in one.get("slowed_by", ())}
         return not reasons.isdisjoint(THROTTLED)
 
 
-def _summed(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summarise(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"samples": len(states)}
     for name in dict.fromkeys(name for state in states for name in state):
         values = [state[name] for state in states if name in state]
@@ -139,7 +139,7 @@ def _summed(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def others(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | None:
+def count_other_processes(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | None:
     """Count the processes that compute on the GPU beside this one and the one that started it.
 
     In a container the driver may number processes differently, so that one's own is not among them; then they are only
@@ -153,7 +153,7 @@ def others(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | Non
     return max(0, len(found) - 1 - parent_is_there)
 
 
-def find(devices: list[torch.device], load: Callable[[], Any] | None = None) -> tuple[list[Gpu], str | None]:
+def find_gpus(devices: list[torch.device], load: Callable[[], Any] | None = None) -> tuple[list[Gpu], str | None]:
     """Return (the GPUs among `devices`, why there are none although some were asked for)."""
     cuda = [device for device in devices if device.type == "cuda"]
     if not cuda:

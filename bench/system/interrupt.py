@@ -42,15 +42,15 @@ class EndedBySignal(SystemExit):
     code: int
 
 
-def code_of(ended: BaseException) -> int:
+def code_of_signal(ended: BaseException) -> int:
     """Return the exit code of a command that KeyboardInterrupt or EndedBySignal has ended."""
     return ended.code if isinstance(ended, EndedBySignal) else INTERRUPTED
 
 
-def message(ended: BaseException) -> str:
+def message_of_signal(ended: BaseException) -> str:
     """Say how to go on from a command that KeyboardInterrupt or EndedBySignal has ended."""
     more = ended.args[1:] if isinstance(ended, EndedBySignal) else ended.args
-    return _message(code_of(ended), *more)
+    return _message(code_of_signal(ended), *more)
 
 
 def _message(code: int, more: str = "") -> str:
@@ -59,7 +59,7 @@ def _message(code: int, more: str = "") -> str:
 
 
 @contextmanager
-def prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
+def keep_prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
     """Make an interrupt take at most GRACE seconds within. Whoever catches it behind goes on, as a notebook does.
 
     more   what the same command needs to go on, as the folder whose name is of today; the interrupt has it with it
@@ -69,7 +69,7 @@ def prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
     SIGTERM and SIGHUP.
     """
     try:
-        with _listened_for(more, leave):
+        with _listen_for_signals(more, leave):
             yield
     except KeyboardInterrupt as interrupted:
         if more and not interrupted.args:
@@ -82,14 +82,14 @@ def prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _listened_for(more: str, leave: Leave | None) -> Iterator[None]:
+def _listen_for_signals(more: str, leave: Leave | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
     heard, told = os.pipe()
     os.set_blocking(told, False)
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    with _raised() as handled:
+    with _raise_signals() as handled:
         threading.Thread(target=_listen, args=(heard, handled, more, leave), daemon=True).start()
         try:
             yield
@@ -99,7 +99,7 @@ def _listened_for(more: str, leave: Leave | None) -> Iterator[None]:
 
 
 @contextmanager
-def _raised() -> Iterator[frozenset[int]]:
+def _raise_signals() -> Iterator[frozenset[int]]:
     """Raise the first signal that comes within, and no further one; give those of which that is so, here or around."""
     first = list[int]()
 

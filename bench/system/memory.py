@@ -33,14 +33,14 @@ from typing import Any
 import psutil
 import torch
 
-from methods.errors import UserError, first_line
+from methods.errors import UserError, first_line_of
 from methods.files import WRITING
 
 PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 HELD = {"throttled_usec": 1e6, "throttled_time": 1e9}  # lines of cpu.stat, of version 2 and of 1, to a second
 
 
-def folders(kind: str, process: Path = PROCESS, groups: Path = GROUPS) -> Iterator[tuple[Path, int]]:
+def folders_of_groups(kind: str, process: Path = PROCESS, groups: Path = GROUPS) -> Iterator[tuple[Path, int]]:
     """Yield (folder, version) of each group that limits this process's `memory` or `cpu`, from the innermost outwards.
 
     process  the file that says which groups it is in, one `number:kinds:path` a line
@@ -56,12 +56,12 @@ def folders(kind: str, process: Path = PROCESS, groups: Path = GROUPS) -> Iterat
                 yield folder, 1 if kinds else 2
 
 
-def cores(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
+def count_cores(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
     """Return of how many cores this process may take the time, by the strictest of its groups; None without a limit."""
     return min((allowed for allowed, _ in _quotas(process, groups)), default=None)
 
 
-def held_seconds(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
+def throttled_seconds(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
     """Return for how long the groups that have a limit kept cores waiting, all cores together; None without a limit."""
     found = list[float]()
     for _, folder in _quotas(process, groups):
@@ -73,7 +73,7 @@ def held_seconds(process: Path = PROCESS, groups: Path = GROUPS) -> float | None
 
 def _quotas(process: Path, groups: Path) -> Iterator[tuple[float, Path]]:
     """Yield (cores, folder) of each group whose time is limited."""
-    for folder, version in folders("cpu", process, groups):
+    for folder, version in folders_of_groups("cpu", process, groups):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             if version == 1:
                 texts = [(folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")]
@@ -92,13 +92,13 @@ NAMES_2 = "memory.max", "memory.current", "inactive_file"  # in memory.stat what
 LOOK = 0.02  # seconds between two looks at the memory while it is watched
 
 
-def use(device: torch.device) -> None:
+def set_gpu(device: torch.device) -> None:
     """Make a GPU with a number the one that this process means where it names none."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
-def for_states(devices: Sequence[torch.device]) -> int:
+def bytes_for_states(devices: Sequence[torch.device]) -> int:
     """Return the bytes that the states of a micro-batch may take: an eighth of what is free where there is least.
 
     Rounded down to a power of two, so that the same model is read in the same micro-batches although a little more or
@@ -110,17 +110,17 @@ def for_states(devices: Sequence[torch.device]) -> int:
 def _free(device: torch.device) -> int:
     """Return the bytes that tensors can still take, those included that torch holds of a GPU to have them ready."""
     if device.type != "cuda":
-        return free_bytes()
+        return free_bytes_of_host()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + held)
 
 
-def host_bytes(process: Path = PROCESS, groups: Path = GROUPS) -> int:
+def bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
     """Return the bytes of the host's memory that this process may take: all, or what its container or job allows."""
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits(process, groups))])
 
 
-def free_bytes(process: Path = PROCESS, groups: Path = GROUPS) -> int:
+def free_bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
     """Return the bytes that are free of the machine's memory and of what `host_bytes` says that it may take."""
     left = [limit - used for limit, used in _limits(process, groups)]
     return max(0, min([int(psutil.virtual_memory().available), *left]))
@@ -129,7 +129,7 @@ def free_bytes(process: Path = PROCESS, groups: Path = GROUPS) -> int:
 def _limits(process: Path, groups: Path) -> list[tuple[int, int]]:
     """Return (limit, bytes in use) of each control group that has a limit."""
     found = []
-    for folder, version in folders("memory", process, groups):
+    for folder, version in folders_of_groups("memory", process, groups):
         names = NAMES_1 if version == 1 else NAMES_2
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limit = int((folder / names[0]).read_text(encoding="ascii"))
@@ -148,7 +148,7 @@ def _used(folder: Path, usage: str, inactive: str) -> int:
 
 
 @dataclass
-class Watched:
+class WatchedPeaks:
     """Holds the highest memory of the devices while they were watched.
 
     anonymous  of this process, by `anonymous_bytes`, looked at every LOOK seconds
@@ -159,18 +159,18 @@ class Watched:
 
     def peaks(self) -> dict[str, Any]:
         """Return the figures of `peaks`, and on the CPU `anonymous_bytes`."""
-        found = peaks(self.devices)
+        found = peaks_of_devices(self.devices)
         return found | ({"anonymous_bytes": self.anonymous} if "resident_bytes" in found else {})
 
 
 @contextlib.contextmanager
-def watched(devices: Sequence[torch.device]) -> Iterator[Watched]:
+def watch_peaks(devices: Sequence[torch.device]) -> Iterator[WatchedPeaks]:
     """Start the peaks anew, and watch the memory until the end of the block."""
     reset_peaks(devices)
-    found, done = Watched(devices), threading.Event()
+    found, done = WatchedPeaks(devices), threading.Event()
 
     def look() -> None:
-        found.anonymous = max(found.anonymous, anonymous_bytes(os.getpid()))
+        found.anonymous = max(found.anonymous, anonymous_bytes_of(os.getpid()))
 
     def watch() -> None:
         while not done.wait(LOOK):
@@ -186,7 +186,7 @@ def watched(devices: Sequence[torch.device]) -> Iterator[Watched]:
         look()
 
 
-def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:
+def peaks_of_devices(devices: Sequence[torch.device]) -> dict[str, Any]:
     """Return the highest memory since `reset_peaks`, over all devices together.
 
     resident_bytes    of this process in the machine's memory, on the CPU, with pages of files that are mapped
@@ -202,16 +202,16 @@ def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:
         if device.type == "cuda"
     ]
     if not each:
-        return {"resident_bytes": highest_resident_bytes()}
+        return {"resident_bytes": peak_bytes_of_process()}
     total: dict[str, Any] = {name: sum(one[name] for one in each) for name in each[0]}
     return total | ({"each": each} if len(each) > 1 else {})
 
 
-def highest(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def merge_peaks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Return the higher of two peaks of the same devices, figure by figure; of several GPUs what their sum is."""
     found = {
-        name: list(map(highest, one[name], size)) if isinstance(size, list) else max(one[name], size)
-        for name, size in other.items()
+        name: list(map(merge_peaks, first[name], size)) if isinstance(size, list) else max(first[name], size)
+        for name, size in second.items()
     }
     return found | {name: sum(each[name] for each in found["each"]) for name in found.get("each", [{}])[0]}
 
@@ -250,7 +250,7 @@ def keep_freed() -> None:
 STATES = ".states-"  # begins the names of those folders
 
 
-def check(folder: Path) -> None:
+def check_offload(folder: Path) -> None:
     """Raise UserError where states cannot be put into a folder."""
     if not folder.is_dir():
         raise UserError(f"--offload {folder} is no folder; name one on a disk that has room for states")
@@ -258,16 +258,16 @@ def check(folder: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=WRITING):
             pass
     except OSError as error:
-        raise UserError(f"--offload {folder} takes no files: {first_line(error)}; name another folder") from None
+        raise UserError(f"--offload {folder} takes no files: {first_line_of(error)}; name another folder") from None
 
 
 @contextmanager
-def of_cell(folder: Path, run: Path, key: str) -> Iterator[Path]:
+def make_folder_of_cell(folder: Path, run: Path, key: str) -> Iterator[Path]:
     """Make the folder for the states of a cell of a run, without what is left there, and remove it at the end.
 
     Raises UserError where the folder in which it is made is none, or takes no files.
     """
-    check(folder)
+    check_offload(folder)
     name = hashlib.sha256(f"{platform.node()} {run.resolve()} {key}".encode()).hexdigest()[:16]
     place = folder / f"{STATES}{name}"
     shutil.rmtree(place, ignore_errors=True)
@@ -278,12 +278,12 @@ def of_cell(folder: Path, run: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def resident_bytes() -> int:
+def resident_bytes_of_process() -> int:
     """Return what this process has in the machine's memory now."""
     return int(psutil.Process().memory_info().rss)
 
 
-def highest_resident_bytes() -> int:
+def peak_bytes_of_process() -> int:
     """Return the most that this process has had in the machine's memory, since its peak was reset where it was.
 
     Linux is asked through VmHWM, because getrusage also counts the process that started this one.
@@ -295,7 +295,7 @@ def highest_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def anonymous_bytes(pid: int) -> int:
+def anonymous_bytes_of(pid: int) -> int:
     """Return the bytes that a process has in memory now and in no file, which the system cannot drop.
 
     Left out are pages of files that are mapped, such as weights that are read from there. Linux alone tells them apart;
@@ -308,12 +308,12 @@ def anonymous_bytes(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
-def with_children(pid: int | None) -> int:
+def anonymous_bytes_with_children(pid: int | None) -> int:
     """Return `anonymous_bytes` of a process and of those that it has started; 0 when gone."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         for process in (parent, *parent.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total += anonymous_bytes(process.pid)
+                total += anonymous_bytes_of(process.pid)
     return total

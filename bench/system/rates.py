@@ -61,7 +61,7 @@ class Rates(NamedTuple):
 
 
 @functools.cache
-def rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
+def measure_rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
     """Measure them with this many of torch's threads, the first two in a dtype, the first in a model's widths.
 
     Those of a GPU in a process of its own: one that has computed there is found beside each cell that is timed later.
@@ -70,34 +70,36 @@ def rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rate
     if torch.device(device).type == "cuda":
         found = dict[str, float]()
         limits = worker.Limits(silence=PATIENCE)
-        if worker.run(_tell, asked, limits=limits, hear=found.update) is None:
+        if worker.run(_send_rates, asked, limits=limits, hear=found.update) is None:
             return Rates(**found)
-    return _rates(*asked)
+    return _measure_in_process(*asked)
 
 
-def _tell(line: worker.Line, *asked: Any) -> None:
-    line.tell(_rates(*asked)._asdict())
+def _send_rates(line: worker.Channel, *arguments: Any) -> None:
+    line.send(_measure_in_process(*arguments)._asdict())
 
 
-def _rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
+def _measure_in_process(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
     here, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        read = dtype.itemsize * product(here, dtype, 1, READ[here.type])
-        return Rates(forward(here, dtype, widths), read, product(here, torch.float64, TOKENS, WIDTH))
+        read = dtype.itemsize * rate_of_product(here, dtype, 1, READ[here.type])
+        return Rates(rate_of_forward(here, dtype, widths), read, rate_of_product(here, torch.float64, TOKENS, WIDTH))
     finally:
         torch.set_num_threads(before)
         give_back([here])  # of a GPU, on which cells want all there is
 
 
-def forward(device: torch.device, dtype: torch.dtype, widths: Widths) -> float:
+def rate_of_forward(device: torch.device, dtype: torch.dtype, widths: Widths) -> float:
     """Return the multiply-accumulates per second of a forward whose logits are scored, from one layer and a head."""
     layers, head = widths.layers * widths.layer, widths.width * widths.vocabulary
-    return (layers + head) / (layers / of_layer(device, dtype, widths) + head / of_head(device, dtype, widths))
+    return (layers + head) / (
+        layers / rate_of_layer(device, dtype, widths) + head / rate_of_head(device, dtype, widths)
+    )
 
 
 @torch.inference_mode()
-def of_layer(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
+def rate_of_layer(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
     """Return the multiply-accumulates per second of a layer, in smaller widths where it has more weights than SIZES.
 
     Norms, activations and softmax take about as long as the products where those are fast, as of bfloat16.
@@ -124,20 +126,20 @@ def of_layer(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: 
         return y + F.linear(F.silu(gate) * straight, down)
 
     products = sum(one.numel() for one in (qkv, out, up, down)) + 2 * H * E * CONTEXT  # of a token, with its scores
-    return tokens * products / fastest(call, device, seconds)
+    return tokens * products / time_fastest(call, device, seconds)
 
 
 @torch.inference_mode()
-def of_head(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
+def rate_of_head(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
     """Return the multiply-accumulates per second of a head whose logits are scored in float32."""
     D, most = widths.width, SIZES[device.type][1]
     V = min(widths.vocabulary, int(most / D))
     x = torch.ones(CONTEXT, D, dtype=dtype, device=device)
     head = torch.full((V, D), 1 / D, dtype=dtype, device=device)
-    return CONTEXT * D * V / fastest(lambda: F.linear(x, head).float().logsumexp(-1), device, seconds)
+    return CONTEXT * D * V / time_fastest(lambda: F.linear(x, head).float().logsumexp(-1), device, seconds)
 
 
-def product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seconds: float = SECONDS) -> float:
+def rate_of_product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seconds: float = SECONDS) -> float:
     """Return the multiply-accumulates per second of (rows, side) @ (side, side); with one row each weight is one.
 
     The numbers differ, as weights do: a GPU draws less power for equal ones, and multiplies them faster.
@@ -145,16 +147,16 @@ def product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seco
     sines = torch.arange(side, dtype=torch.float32, device=device).sin().to(dtype)
     x, w = sines.expand(rows, side).contiguous(), torch.outer(sines, sines)
     out = torch.empty_like(x)
-    return rows * side**2 / fastest(lambda: torch.mm(x, w.T, out=out), device, seconds)
+    return rows * side**2 / time_fastest(lambda: torch.mm(x, w.T, out=out), device, seconds)
 
 
-def copy(device: torch.device, size: int, seconds: float = SECONDS) -> float:
+def rate_of_copy(device: torch.device, size: int, seconds: float = SECONDS) -> float:
     """Return the bytes per second, read and written, of a copy of `size` bytes within the device's memory."""
     here, there = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * size / fastest(lambda: there.copy_(here), device, seconds)
+    return 2 * size / time_fastest(lambda: there.copy_(here), device, seconds)
 
 
-def fastest(call: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
+def time_fastest(call: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
     """Return the seconds of the fastest of the calls that fit in `seconds`, one to warm up left out."""
     once = partial(_on_gpu, device) if device.type == "cuda" else _on_cpu
     found, end = list[float](), time.perf_counter() + seconds

@@ -36,25 +36,25 @@ def _keep_to_quota() -> None:
 
     More than these would all be stopped together for the rest of each period, which is 0.1 s by default.
     """
-    if "OMP_NUM_THREADS" in os.environ or memory.cores() is None:
+    if "OMP_NUM_THREADS" in os.environ or memory.count_cores() is None:
         return
     import psutil
 
-    if (cores := usable_cores()) >= (psutil.cpu_count(logical=False) or cores):
+    if (cores := count_usable_cores()) >= (psutil.cpu_count(logical=False) or cores):
         return
     os.environ["OMP_NUM_THREADS"] = str(cores)
     if torch := sys.modules.get("torch"):  # which reads the variable only once
         torch.set_num_threads(min(torch.get_num_threads(), cores))
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Count the cores that this process may run on, or of which its container or job may take the time, if fewer."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = memory.cores()
+    allowed = memory.count_cores()
     return there if allowed is None else max(1, min(there, int(allowed)))
 
 
-def waiting() -> dict[str, str]:
+def settings_of_waiting() -> dict[str, str]:
     """Return how threads wait, where that was said; it decides how fast small operations are on a CPU."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     return {name.lower(): os.environ[name] for name in names if name in os.environ}
@@ -74,16 +74,16 @@ class FreeCores:
         self._most = most
         every = range(os.cpu_count() or 1)
         self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(every)
-        self._seen = self._read()
-        self._others = 0.0
+        self._last_reading = self._read()
+        self._cores_of_others = 0.0
 
     def left(self) -> int:
         """Return how many threads, of `most`, find a core to themselves, at least one."""
-        now, before = self._read(), self._seen
+        now, before = self._read(), self._last_reading
         wall, busy, own = (one - other for one, other in zip(now, before, strict=True))
         if wall >= SHORTEST:
-            self._seen, self._others = now, max(0.0, busy - own) / wall
-        return max(1, min(self._most, round(len(self._cores) - self._others)))
+            self._last_reading, self._cores_of_others = now, max(0.0, busy - own) / wall
+        return max(1, min(self._most, round(len(self._cores) - self._cores_of_others)))
 
     def _read(self) -> tuple[float, float, float]:
         """Return the seconds of the clock, those that the cores have worked, and those of this process."""

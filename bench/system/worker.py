@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from bench.system import failures, interrupt
 from bench.system.failures import Failure
-from bench.system.memory import with_children
+from bench.system.memory import anonymous_bytes_with_children
 
 STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
@@ -61,7 +61,7 @@ class Limits:
     memory: float = math.inf
 
 
-class Line:
+class Channel:
     """Talks to the parent from the child. In `cache` a task leaves what the next one in its process may need."""
 
     def __init__(self, pipe: Connection) -> None:
@@ -77,8 +77,8 @@ class Line:
         """Give a sign of life; `where` tells what is about to be done."""
         self.pipe.send(("alive", where))
 
-    def tell(self, found: dict[str, Any]) -> None:
-        self.pipe.send(("found", found))
+    def send(self, message: dict[str, Any]) -> None:
+        self.pipe.send(("found", message))
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -130,14 +130,14 @@ class Worker:
         """
         began, done = time.monotonic(), False
         try:
-            process, here = self._started()
+            process, here = self._start_process()
             self._waits = False
             asked = target, arguments
             failure = _attend(process, here, asked, limits, began=began, hear=hear, give=give, alone=alone)
             done = failure is None
             return failure
         except OSError as error:  # of a system without room for another process
-            return Failure("error", f"{failures.reason(error)} {STARTING}")
+            return Failure("error", f"{failures.reason_of_error(error)} {STARTING}")
         except NoServer:
             return Failure("crashed", f"the process from which others are forked was killed {STARTING}, twice")
         finally:
@@ -147,7 +147,7 @@ class Worker:
     def begin(self, modules: Sequence[str] = ()) -> None:
         """Start the process before its first task, and have it import modules; where it cannot, that task says so."""
         with contextlib.suppress(OSError, NoServer):
-            self._started(modules)
+            self._start_process(modules)
             self._waits = True
 
     def stop(self) -> None:
@@ -172,7 +172,7 @@ class Worker:
         """Whether the process is about to start."""
         return self._process is not None and self._process.pid is None
 
-    def _started(self, modules: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
+    def _start_process(self, modules: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._kill()
             served = bool(self._imported) and sys.platform == "linux"
@@ -182,10 +182,10 @@ class Worker:
                 context.set_forkserver_preload(self._imported)
             self._pipe, there = context.Pipe()
             with there, SPAWNING, _without_interrupts(), _without_main():
-                self._process = self._forked(context, (there, self._environment, modules))
+                self._process = self._fork(context, (there, self._environment, modules))
         return self._process, self._pipe
 
-    def _forked(self, context: Any, arguments: tuple[Any, ...]) -> BaseProcess:
+    def _fork(self, context: Any, arguments: tuple[Any, ...]) -> BaseProcess:
         """Start a process, once more where the server is killed meanwhile. Raises NoServer where that one is as well.
 
         It is no daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot.
@@ -258,8 +258,8 @@ def run(
 
 def _attend(
     process: BaseProcess,
-    here: Connection,
-    asked: tuple[Callable[..., None], tuple[Any, ...]],
+    pipe: Connection,
+    task: tuple[Callable[..., None], tuple[Any, ...]],
     limits: Limits,
     *,
     began: float,
@@ -268,23 +268,23 @@ def _attend(
     alone: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Failure | None:
     """Ask for a task, and listen until it finishes or exceeds a limit."""
-    where, kills, deaf = STARTING, failures.kills_for_memory(), list[float]()
+    where, kills, deaf = STARTING, failures.count_kills(), list[float]()
     with contextlib.ExitStack() as others_wait:
         try:
             with _killed_after(min(limits.silence, limits.seconds), process, deaf):
-                here.send(asked)
+                pipe.send(task)
             while True:
-                if overstepped := _wait(here, process, limits, began):
+                if overstepped := _wait(pipe, process, limits, began):
                     return Failure(overstepped.status, f"{overstepped.reason} {where}, and ended")
                 with _killed_after(limits.silence, process, deaf):
-                    word, value = _received(here)
+                    word, value = _receive(pipe)
                 if word == "alive":
                     where = value
                 elif word == "found":
                     hear(value)
                 elif word == "give":
                     with _killed_after(limits.silence, process, deaf):
-                        give(here)
+                        give(pipe)
                 elif word in ("alone", "together"):
                     came = time.monotonic()
                     if word == "alone":
@@ -292,7 +292,7 @@ def _attend(
                     else:
                         others_wait.close()
                     began += time.monotonic() - came
-                    here.send(None)
+                    pipe.send(None)
                 elif word == "failed":
                     process.join(10)  # it tidies up behind itself
                     return Failure(value[0], f"{value[1]} {where}")
@@ -303,19 +303,19 @@ def _attend(
             if deaf:
                 said = f"left a message half read or half written for {deaf[0]:g} s {where}, and ended"
                 return Failure("timed_out", said)
-            return failures.death(process.exitcode, where, kills)
+            return failures.failure_of_death(process.exitcode, where, kills)
 
 
-def _received(here: Connection) -> tuple[str, Any]:
+def _receive(pipe: Connection) -> tuple[str, Any]:
     """Return a message of the child. Raises EOFError where it has ended, be it in the middle of one."""
     try:
-        word, value = here.recv()
+        word, value = pipe.recv()
     except OSError as error:
         raise EOFError from error
     return word, value
 
 
-def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
+def _wait(pipe: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
     """Wait for a message of the child; return the limit that it has exceeded instead, if any."""
     asked = time.monotonic()
     pause = LOOK if limits.memory == math.inf else LOOK_AT_MEMORY
@@ -325,9 +325,9 @@ def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) 
             return Failure("timed_out", f"took longer than {limits.seconds / 60:g} min")
         if now - asked > limits.silence:
             return Failure("timed_out", f"silent for {limits.silence:g} s")
-        if limits.memory < math.inf and with_children(process.pid) > limits.memory:
+        if limits.memory < math.inf and anonymous_bytes_with_children(process.pid) > limits.memory:
             return Failure("out_of_memory", f"used more than {limits.memory / 2**20:g} MiB")
-        if here.poll(pause):
+        if pipe.poll(pause):
             return None
 
 
@@ -336,7 +336,7 @@ def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]
     os.environ.update(environment)
     threading.Thread(target=_follow_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that the tracker misses of a process that is killed
-    line = Line(pipe)
+    line = Channel(pipe)
     with contextlib.suppress(Exception):  # which the task that needs them meets again
         for name in modules:
             importlib.import_module(name)
@@ -347,7 +347,7 @@ def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]
                 target, arguments = pickle.loads(asked)  # which imports what it names
                 target(line, *arguments)
             except Exception as error:
-                pipe.send(("failed", (failures.status(error), failures.reason(error))))
+                pipe.send(("failed", (failures.status_of_error(error), failures.reason_of_error(error))))
                 return
             pipe.send(("done", None))
 
@@ -424,12 +424,12 @@ class Gate:
         with self._changed:
             return bool(self._waiting or self._been or self._alone is not None)
 
-    def started(self, who: int) -> None:
+    def start(self, who: int) -> None:
         """Note that somebody works."""
         with self._changed:
             self._working.add(who)
 
-    def ended(self, who: int) -> None:
+    def end(self, who: int) -> None:
         """Note that somebody works no more, wherever that was."""
         with self._changed:
             self._working.discard(who)

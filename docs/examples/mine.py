@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 from methods import Pruner, register
 from methods.budget import whole_layers
-from methods.model.activations import steps
+from methods.model.activations import run_steps
 
 
 @register("opposed")
@@ -22,7 +22,7 @@ class Opposed(Pruner):
     def prune(self, model, calibration, ratio):
         layers = model.layers
         cosines = [0.0] * len(layers)
-        for number, step in steps(model, calibration):
+        for number, step in run_steps(model, calibration):
             cosines[number] += float(cosine_similarity(step.a[step.mask], step.m[step.mask], dim=-1).sum())
         free = range(self.guard, len(layers) - self.guard)
         gone = sorted(sorted(free, key=cosines.__getitem__)[: self.plan(model, ratio)["layers"]])

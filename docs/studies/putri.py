@@ -34,14 +34,14 @@ from torch import Tensor, nn
 from methods.base import Positive, register
 from methods.compensation.base import Pruning
 from methods.compensation.refit import Refit
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
-from methods.model.decoder import Decoder, twin
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
+from methods.model.decoder import Decoder, make_twin
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
-from methods.model.structures import Narrowed, Sublayer, cut, cuts, keep, structures_of
-from methods.trials.blocks import Gone, Trial
-from methods.width.two_ssp import TwoSSP, attention_parameters, channel_norms
+from methods.model.structures import Narrowed, Sublayer, cut, cuts_of, keep, structures_of
+from methods.trials.blocks import Replacements, Trial
+from methods.width.two_ssp import TwoSSP, norms_of_channels, parameters_of_attention
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,18 @@ class Putri(TwoSSP):
     axes = ("channels", "heads", "layers")
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        plan, dense, structures = self.plan(model, ratio), twin(model), structures_of(model, "channels")
+        plan, dense, structures = self.plan(model, ratio), make_twin(model), structures_of(model, "channels")
         n, channels = plan["attentions"], plan["removed_per_layer"]["channels"]
         if channels:
-            for structure, score in zip(structures, shared(channel_norms, model, calibration), strict=True):
+            for structure, score in zip(
+                structures, shared_statistics(norms_of_channels, model, calibration), strict=True
+            ):
                 structure.remove(score, channels)
-        decided = {"removed_channels": cuts(model, structures)["removed_channels"]}
+        decided = {"removed_channels": cuts_of(model, structures)["removed_channels"]}
         if n:
-            trying = twin(model)
+            trying = make_twin(model)
             Refit().repair(Pruning(dense, trying, list(range(len(model.layers)))), calibration)
-            decided |= self.search(trying, calibration.first(self.tokens), n * attention_parameters(dense))
+            decided |= self.search(trying, calibration.first(self.tokens), n * parameters_of_attention(dense))
             cut(model, {name: decided[name] for name in ("removed_kv_heads", "removed_attention")})
         return decided | {"parameters": parameters(model)}
 
@@ -83,12 +85,12 @@ class Putri(TwoSSP):
         heads_of = [layer.kv_heads if layer.has_attention else 0 for layer in model.layers]
         left = [list(range(heads)) for heads in heads_of]
         while True:
-            candidates, sizes = list[Gone](), dict[Gone, int]()
+            candidates, sizes = list[Replacements](), dict[Replacements, int]()
             for number, layer in enumerate(model.layers):
                 for head in range(len(left[number])):
                     last = len(left[number]) == 1
                     one = Sublayer("attention", number) if last else Without("kv_heads", number, 0, head)
-                    candidates.append(Gone([one]))
+                    candidates.append(Replacements([one]))
                     size = layer.sizes()["attention"]
                     sizes[candidates[-1]] = size if last else size // len(left[number])
             rest = budget - (whole - parameters(model))
@@ -153,4 +155,4 @@ def inputs(model: Decoder, calibration: Calibration) -> list[Tensor]:
             H = H + (X.T @ X).double()
         return [H]
 
-    return [H for (H,) in by_layer(model, calibration, of_layer)]
+    return [H for (H,) in collect_by_layer(model, calibration, of_layer)]

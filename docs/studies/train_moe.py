@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
-from bench.data.texts import halves
-from methods.console import over
+from bench.data.texts import split_halves
+from methods.console import show_progress
 
 TEXTS = ("wiki", "c4")
 VOCABULARY, WIDTH, LAYERS, EXPERTS, TAKEN = 2048, 192, 6, 16, 2
@@ -84,7 +84,7 @@ def train(model: MixtralForCausalLM, tokens: torch.Tensor, steps: int, generator
     """Train on sequences drawn from the tokens, (N,), in place; return the losses of the next token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY)
     losses = list[float]()
-    for step in over(range(steps), "training", "step"):
+    for step in show_progress(range(steps), "training", "step"):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * step / steps))
         begins = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=generator).tolist()
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the sequences")
     parser.add_argument("--steps", type=int, default=400, help=f"of {BATCH} sequences of {LENGTH} tokens")
     given = parser.parse_args(arguments)
-    documents = [document for text in TEXTS for document in halves(text)[0]]
+    documents = [document for text in TEXTS for document in split_halves(text)[0]]
     tokenizer = tokenizer_of(documents)
     tokens = torch.tensor([token for document in documents for token in (0, *tokenizer(document).input_ids)])
     torch.manual_seed(given.seed)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 import methods
 from bench.data import pretrained, texts
-from bench.evaluation.scoring import window_nll
+from bench.evaluation.scoring import nll_of_windows
 from bench.plan.fields import parse_methods
-from methods.budget import matched_ratio
+from methods.budget import round_to_layers
 from methods.counted import share_of_all
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.model.sizes import parameters
 
 TEXTS = ("wiki", "c4")
@@ -33,8 +33,11 @@ DRAWN, WINDOWS, LENGTH = 48, 24, 512  # windows of other tables; at most so many
 
 def unused(tokenizer: Any, text: str) -> tuple[Tensor, Tensor]:
     """Return the tokens and what is scored of windows that no drawn window equals, (M, W) each."""
-    every = texts.evaluation(tokenizer, text, LENGTH, LENGTH, 0)
-    drawn = {tuple(row.tolist()) for row in texts.evaluation(tokenizer, text, LENGTH, LENGTH, DRAWN, drawn=True).ids}
+    every = texts.make_evaluation_text(tokenizer, text, LENGTH, LENGTH, 0)
+    drawn = {
+        tuple(row.tolist())
+        for row in texts.make_evaluation_text(tokenizer, text, LENGTH, LENGTH, DRAWN, drawn=True).ids
+    }
     left = [number for number, row in enumerate(every.ids) if tuple(row.tolist()) not in drawn]
     random.Random(3).shuffle(left)
     chosen = sorted(left[:WINDOWS])
@@ -52,18 +55,18 @@ def main(arguments: list[str] | None = None) -> None:
     methods.load(asked.plugin)
     torch.set_num_threads(1)
     model, tokenizer = pretrained.load(asked.model, torch.device("cpu"), torch.bfloat16)
-    dense, calibration = Decoder(model), texts.calibration(tokenizer, "c4", 16, 256, asked.seed)
-    share = matched_ratio(dense, share_of_all(dense, asked.ratio, "decoder"))
+    dense, calibration = Decoder(model), texts.make_calibration(tokenizer, "c4", 16, 256, asked.seed)
+    share = round_to_layers(dense, share_of_all(dense, asked.ratio, "decoder"))
     windows = {text: unused(tokenizer, text) for text in TEXTS}
     for mention in parse_methods(asked.methods):
-        pruned, start = twin(dense), time.perf_counter()
+        pruned, start = make_twin(dense), time.perf_counter()
         decisions = methods.make(mention.method, mention.given).prune(pruned, calibration, share)
         name = mention.method + (":" + ",".join(f"{a}={b}" for a, b in mention.given.items()) if mention.given else "")
         line = {"model": asked.model, "ratio": asked.ratio, "seed": asked.seed, "method": name}
         line |= {"seconds": round(time.perf_counter() - start), "parameters": parameters(pruned)}
         line |= {"removed_layers": decisions.get("removed_layers", [])}
         for text, (ids, scored) in windows.items():
-            nll = window_nll(pruned.model, ids, scored, 4096).sum(1) / scored.sum(1)
+            nll = nll_of_windows(pruned.model, ids, scored, 4096).sum(1) / scored.sum(1)
             line[text] = {"perplexity": float(nll.mean().exp()), "nll": [round(one, 5) for one in nll.tolist()]}
         print(json.dumps(line), flush=True)
         print(name, *(f"{line[text]['perplexity']:.1f}" for text in TEXTS), file=sys.stderr)

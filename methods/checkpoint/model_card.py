@@ -34,7 +34,7 @@ def render(manifest: Mapping[str, Any]) -> str:
 
     base, pruning = manifest.get("base", {}), manifest.get("pruning", {})
     measured, title = manifest.get("measured", {}), title_of(manifest)
-    found = results(measured)
+    found = results_of_manifest(measured)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -45,8 +45,8 @@ def render(manifest: Mapping[str, Any]) -> str:
         eval_results=found or None,
     )
     parts = {"manifest": manifest, "base": base, "pruning": pruning, "measured": measured}
-    parts |= {"title": title, "windows": windows, "documents": documents, "quantities": QUANTITIES}
-    runs = equal_layers(manifest["structure"]["layers"])
+    parts |= {"title": title, "windows": words_of_windows, "documents": words_of_documents, "quantities": QUANTITIES}
+    runs = group_equal_layers(manifest["structure"]["layers"])
     text = _template().render(card_data=data.to_yaml(), runs=runs, **parts)
     return str(ModelCard(text)) + "\n"
 
@@ -65,27 +65,27 @@ def title_of(manifest: Mapping[str, Any]) -> str:
     return " ".join(f"{name or manifest['architecture']}, pruned{f' with {method}' if method else ''}".split())
 
 
-def results(measured: Mapping[str, Any]) -> list[EvalResult]:
+def results_of_manifest(measured: Mapping[str, Any]) -> list[EvalResult]:
     """Return the figures of a manifest as evaluation results of the hub, each with the protocol in its name."""
     from huggingface_hub import EvalResult
 
     found = []
     for text, one in (measured.get("perplexity") or {}).items():
         where = {"task_type": "text-generation", "task_name": "next tokens of a text", "dataset_type": text}
-        how, protocol = windows(one), {name: one[name] for name in PROTOCOL if name in one}
+        how, protocol = words_of_windows(one), {name: one[name] for name in PROTOCOL if name in one}
         for metric, (key, unit) in TEXT_METRICS.items():
             if key in one:
                 told = {"metric_type": metric, "metric_value": one[key], "metric_args": protocol}
                 found.append(EvalResult(dataset_name=text, metric_name=f"{unit}, {how}", **where, **told))
     for task, one in (measured.get("tasks") or {}).items():
-        how = documents(one)
+        how = words_of_documents(one)
         told = {"metric_type": one["main"], "metric_value": one["metrics"][one["main"]]["value"]}
         where = {"task_type": "text-generation", "task_name": task, "dataset_type": task, "dataset_name": task}
         found.append(EvalResult(metric_name=f"{one['main']}, {how}", **where, **told))
     return found
 
 
-def windows(scored: Mapping[str, Any]) -> str:
+def words_of_windows(scored: Mapping[str, Any]) -> str:
     """Say on how much of a text, and how cut, a perplexity was measured."""
     count = f"{scored['windows']:,} windows" if "windows" in scored else "windows"
     stride = f", stride {scored['stride']:,}" if "stride" in scored else ""
@@ -93,13 +93,13 @@ def windows(scored: Mapping[str, Any]) -> str:
     return f"{scored['tokens']:,} tokens, {count} of {scored['window']:,}{where}{stride}"
 
 
-def documents(answered: Mapping[str, Any]) -> str:
+def words_of_documents(answered: Mapping[str, Any]) -> str:
     """Say on how many documents of a task, and behind how many examples, a metric was measured."""
     shots = f", {answered['fewshot']}-shot" if "fewshot" in answered else ""
     return f"{answered['documents']:,} of {answered['available']:,} documents{shots}"
 
 
-def equal_layers(layers: list[dict[str, Any]]) -> list[tuple[int, int, dict[str, Any]]]:
+def group_equal_layers(layers: list[dict[str, Any]]) -> list[tuple[int, int, dict[str, Any]]]:
     """Return (first, last, facts) for each run of layers about which a manifest says the same."""
     runs = [list(run) for _, run in groupby(enumerate(layers), key=lambda numbered: numbered[1])]
     return [(run[0][0], run[-1][0], run[0][1]) for run in runs]

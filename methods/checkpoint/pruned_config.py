@@ -30,14 +30,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from methods.errors import first_line
+from methods.errors import first_line_of
 from methods.model.decoder import Decoder
 from methods.model.inserted import (
     LowRank,
     SlicedLayer,
     cut_columns,
-    factored,
-    fuse,
+    factor_matrix,
+    fuse_norms,
     maps_of,
     put_map,
     ranks_of,
@@ -73,20 +73,20 @@ class PrunedForCausalLM:
 
     @classmethod
     def from_pretrained(cls, *args: Any, config: PrunedConfig, **options: Any) -> Any:
-        return cut_class(config).from_pretrained(*args, config=config, **options)
+        return class_that_cuts(config).from_pretrained(*args, config=config, **options)
 
     @classmethod
     def _from_config(cls, config: PrunedConfig, **options: Any) -> Any:
-        return cut_class(config)._from_config(config, **options)
+        return class_that_cuts(config)._from_config(config, **options)
 
 
 AutoConfig.register(PrunedConfig.model_type, PrunedConfig, exist_ok=True)
 AutoModelForCausalLM.register(PrunedConfig, PrunedForCausalLM, exist_ok=True)
 
 
-def cut_class(config: PrunedConfig) -> Any:
+def class_that_cuts(config: PrunedConfig) -> Any:
     """Return the base's class with an __init__ that cuts, so that transformers' own loader fills the cut model."""
-    stock = stock_class(config.base())
+    stock = class_of_config(config.base())
 
     def build(self: Any, config: PrunedConfig) -> None:
         stock.__init__(self, config.base())
@@ -98,7 +98,7 @@ def cut_class(config: PrunedConfig) -> Any:
 
 def describe(model: Decoder) -> PrunedConfig:
     """Return the configuration that says what `model` holds."""
-    whole = Decoder(empty(model.config.from_dict(model.config.to_dict()))).layers
+    whole = Decoder(make_empty(model.config.from_dict(model.config.to_dict()))).layers
     layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
     if any(maps):
         layers = [facts | {"maps": places} for facts, places in zip(layers, maps, strict=True)]
@@ -189,7 +189,7 @@ def _factor(layer: Layer, ranks: dict[str, int], number: int) -> None:
         weight = matrices[name].weight.detach()
         _within(f"the rank of {name}", k, min(weight.shape), number)
         factors = weight.new_empty(k, weight.shape[1]), weight.new_empty(weight.shape[0], k)
-        layer.put(name, factored(matrices[name], *factors))
+        layer.put(name, factor_matrix(matrices[name], *factors))
     for module in layer.inner.modules():
         if any(isinstance(child, LowRank) for child in module.children()):
             module._is_hf_initialized = True  # GPT-2's rule would draw a weight for its output matrices
@@ -214,7 +214,7 @@ def _set_bias(matrix: nn.Linear, wanted: bool) -> None:
 
 def _cut_residual(model: Decoder, d: int, e: int) -> None:
     """Cut every shape to what slicing leaves: norms without gains, shortcuts, and d or e instead of D."""
-    fuse(model, centre_embeddings=False)
+    fuse_norms(model, centre_embeddings=False)
     weight = model.embed.weight
     Q = torch.eye(model.embed.embedding_dim, dtype=torch.float64, device=weight.device)
     _within("residual", min(d, e), len(Q), 0)
@@ -239,18 +239,18 @@ class Uneven(ValueError):
     """Says that stock transformers cannot hold the model, and what it has no place for."""
 
 
-def stock_class(config: PreTrainedConfig) -> Any:
+def class_of_config(config: PreTrainedConfig) -> Any:
     """Return the class that transformers has for causal language models of this configuration."""
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
-def empty(config: PreTrainedConfig) -> Any:
+def make_empty(config: PreTrainedConfig) -> Any:
     """Return the model of a configuration without weights, on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
 
 
-def stock_config(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
+def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
     """Return the model's configuration with G key/value heads and I channels in every layer. Raises Uneven.
 
     I is None where no layer has a single MLP; those of experts are never cut.
@@ -269,9 +269,9 @@ def stock_config(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
     values |= {name: True for name, on in switches.items() if on and hasattr(config, name)}
     try:
         stock: PreTrainedConfig = type(config).from_dict(values)
-        empty(stock)
+        make_empty(stock)
     except (ValueError, StrictDataclassError) as error:
-        raise Uneven(f"transformers takes no such widths: {first_line(error.__cause__ or error)}") from error
+        raise Uneven(f"transformers takes no such widths: {first_line_of(error.__cause__ or error)}") from error
     stock.architectures, stock.dtype = [type(model.model).__name__], model.config.dtype
     stock._attn_implementation = model.config._attn_implementation
     return stock
@@ -282,10 +282,10 @@ def has_one_mlp(layer: Layer) -> bool:
     return layer.has_mlp and layer.experts is None
 
 
-def takes(model: Decoder, G: int) -> bool:
+def may_have_heads(model: Decoder, G: int) -> bool:
     """Say whether the stock class takes G key/value heads in every layer."""
     try:
-        stock_config(model, G, model.layers[0].down.in_features)
+        stock_config_of(model, G, model.layers[0].down.in_features)
     except Uneven:
         return False
     return True

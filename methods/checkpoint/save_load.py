@@ -28,12 +28,20 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from methods import model_files
 from methods.checkpoint import model_card, weight_files
-from methods.checkpoint.pruned_config import PrunedConfig, Uneven, describe, empty
-from methods.checkpoint.transformers_compat import difference, loaded, logits, padded, shapes, try_out, uniform_config
-from methods.errors import CheckpointError, first_line
+from methods.checkpoint.pruned_config import PrunedConfig, Uneven, describe, make_empty
+from methods.checkpoint.transformers_compat import (
+    compute_logits,
+    config_of_uniform,
+    difference_of_shapes,
+    load_quietly,
+    pad_layers,
+    shapes_of,
+    try_out,
+)
+from methods.errors import CheckpointError, first_line_of
 from methods.model.decoder import Decoder, Place, place_of
 from methods.model.layer_store import LayerStore
-from methods.model.precision import held_in
+from methods.model.precision import dtype_by_name
 from methods.model.sizes import active_parameters, parameters
 
 __all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "refuse_own_code", "save"]
@@ -87,13 +95,13 @@ def save(
     """
     refuse_own_code(model)
     folder, own = Path(folder), model.embed.weight.dtype
-    dtype = storable(own if dtype is None else dtype)
-    ids = default_probe(model) if probe is None else probe
-    with model.at_home(), weight_files.staged(folder) as inside:
-        expected = logits(model, ids)
+    dtype = require_storable(own if dtype is None else dtype)
+    ids = make_probe(model) if probe is None else probe
+    with model.at_home(), weight_files.write_folder_whole(folder) as inside:
+        expected = compute_logits(model, ids)
         manifest: dict[str, Any] = {"layout": LAYOUT, "versions": _versions()}
         if pad:
-            model, manifest["padding"] = _padded(model, ids)
+            model, manifest["padding"] = _pad(model, ids)
         form = form_of(model, ids)
         form.config.dtype = dtype
         manifest |= {
@@ -104,12 +112,12 @@ def save(
             "parameters": parameters(model),
             "structure": form.structure,
             **_experts(model),
-            "weights": weight_files.write(inside, form.tensors, held_in(model.model, dtype), shard_bytes),
+            "weights": weight_files.write_weights(inside, form.tensors, dtype_by_name(model.model, dtype), shard_bytes),
         }
         _write_rest(inside, model, form.config, tokenizer)
         if dtype != own:
-            rounded = Decoder(loaded(form.config, str(inside), place_of(model.model), dtype))
-            manifest["rounding"] = _rounding(expected, logits(rounded, ids), manifest["dtype"])
+            rounded = Decoder(load_quietly(form.config, str(inside), place_of(model.model), dtype))
+            manifest["rounding"] = _rounding(expected, compute_logits(rounded, ids), manifest["dtype"])
         _write_manifest(inside, dict(facts or {}) | manifest)
     return read_manifest(folder)
 
@@ -121,7 +129,7 @@ def refuse_own_code(model: Decoder) -> None:
         raise CheckpointError(f"{kind.__name__} is code that came with the model, and a saved model holds no code")
 
 
-def storable(dtype: torch.dtype) -> torch.dtype:
+def require_storable(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype. Raises CheckpointError for one that no stored model has, such as float64."""
     if dtype not in DTYPES.values():
         name = str(dtype).removeprefix("torch.")
@@ -146,14 +154,14 @@ def load(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    weight_files.check(folder, manifest["weights"], hashes=check_hashes)
+    weight_files.check_weights(folder, manifest["weights"], hashes=check_hashes)
     config, stored = check_config(folder, manifest), DTYPES[manifest["dtype"]]
     dtype = dtype or stored
     try:
         place, as_it_is = (device, dtype) if store is None else (CPU, stored)
-        model = loaded(config, str(folder), place, as_it_is, use_safetensors=True)
+        model = load_quietly(config, str(folder), place, as_it_is, use_safetensors=True)
     except (ValueError, OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} does not load: {first_line(error)}") from error
+        raise CheckpointError(f"{folder} does not load: {first_line_of(error)}") from error
     decoder = Decoder(model, store)
     if store is not None:
         decoder.cast(dtype)
@@ -180,7 +188,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be read: {first_line_of(error)}") from error
     layout = manifest.get("layout") if isinstance(manifest, dict) else None
     if layout != LAYOUT:
         raise CheckpointError(f"{path} has layout {layout}; this version reads {LAYOUT}")
@@ -189,7 +197,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} says nothing of {', '.join(sorted(missing))}")
     if manifest["dtype"] not in list(DTYPES):
         raise CheckpointError(f"{path} has a dtype that is none of {', '.join(DTYPES)}; copy the folder again")
-    if not weight_files.are_listed(manifest["weights"]):
+    if not weight_files.is_listed(manifest["weights"]):
         raise CheckpointError(f"{path} has no weights of the form {{FILE: {{bytes, sha256}}}}; copy the folder again")
     if manifest["loads_with"] not in list(LOADERS):
         raise CheckpointError(
@@ -202,19 +210,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the configuration of `folder`. Raises CheckpointError where weights or manifest disagree with it."""
-    stored = weight_files.stored_shapes(folder, manifest["weights"])
+    stored = weight_files.shapes_on_disk(folder, manifest["weights"])
     try:
         _refuse_layers(PreTrainedConfig.get_config_dict(folder)[0].get("num_hidden_layers", 1), len(stored))
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _refuse_layers(config.num_hidden_layers, len(stored))
-        shell = empty(config)
+        shell = make_empty(config)
     except Exception as error:  # whatever transformers makes of a description that it does not expect
-        reason = first_line(error.__cause__ or error)
+        reason = first_line_of(error.__cause__ or error)
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {reason}") from error
-    problem = difference(stored, shapes(shell))
+    problem = difference_of_shapes(stored, shapes_of(shell))
     if problem is not None:
         raise CheckpointError(f"{folder / 'config.json'} and the weights disagree: {problem}")
-    if structure(Decoder(shell)) != manifest["structure"]:
+    if structure_of(Decoder(shell)) != manifest["structure"]:
         raise CheckpointError(f"{folder / 'config.json'} and {MANIFEST} describe different layers")
     return config
 
@@ -225,7 +233,7 @@ def _refuse_layers(layers: int, stored: int) -> None:
         raise ValueError(f"it has {layers} layers, and there are {stored} weights")
 
 
-def structure(model: Decoder) -> dict[str, Any]:
+def structure_of(model: Decoder) -> dict[str, Any]:
     """Return what each layer holds, by the names of methods.checkpoint.pruned_config, as plain JSON values."""
     return _structure(describe(model))
 
@@ -259,25 +267,25 @@ def form_of(model: Decoder, ids: Tensor) -> Form:
     described = describe(model)
     held = _structure(described)
     try:
-        config = uniform_config(model, described)
+        config = config_of_uniform(model, described)
         return Form(config, try_out(model, config, ids), held, None)
     except Uneven as error:
         reason = str(error)
     try:
         return Form(described, try_out(model, described, ids), held, reason)
     except ValueError as error:
-        raise CheckpointError(f"this model cannot be stored: {first_line(error)}") from error
+        raise CheckpointError(f"this model cannot be stored: {first_line_of(error)}") from error
 
 
-def default_probe(model: Decoder) -> Tensor:
+def make_probe(model: Decoder) -> Tensor:
     """Return some token ids, (1, T), the same for every model of this vocabulary."""
     length = min(PROBE_TOKENS, model.config.max_position_embeddings)
     return (torch.arange(length) * 7 + 3).remainder(model.config.vocab_size)[None]
 
 
-def _padded(model: Decoder, ids: Tensor) -> tuple[Decoder, dict[str, Any]]:
+def _pad(model: Decoder, ids: Tensor) -> tuple[Decoder, dict[str, Any]]:
     try:
-        wide, off = padded(model, ids)
+        wide, off = pad_layers(model, ids)
     except Uneven as error:
         raise CheckpointError(f"padding does not make this model uniform: {error}") from error
     return wide, {"parameters": parameters(model), "logit_difference": off}
@@ -329,10 +337,10 @@ class Check:
 
     name: str
     passed: bool
-    found: str
+    outcome: str
 
     def __str__(self) -> str:
-        return f"{'ok    ' if self.passed else 'FAILED'} {self.name}: {self.found}"
+        return f"{'ok    ' if self.passed else 'FAILED'} {self.name}: {self.outcome}"
 
 
 def verify(folder: Path) -> Iterator[Check]:
@@ -344,14 +352,14 @@ def verify(folder: Path) -> Iterator[Check]:
     weights = manifest["weights"]
     yield _check(
         "files",
-        lambda: weight_files.check(folder, weights),
+        lambda: weight_files.check_weights(folder, weights),
         f"{len(weights)} with the sizes and hashes of the manifest",
     )
     shape = _check("shapes", lambda: check_config(folder, manifest), "config.json and the weights agree")
     yield shape
     if not shape.passed:
         return
-    yield _loads_as_said(folder, manifest)
+    yield _check_loading(folder, manifest)
     try:
         model = load(folder, dtype=torch.float32, check_hashes=False)
     except CheckpointError as error:
@@ -365,15 +373,15 @@ def verify(folder: Path) -> Iterator[Check]:
     yield from _computes(model)
 
 
-def _check(name: str, look: Any, found: str) -> Check:
+def _check(name: str, look: Any, outcome: str) -> Check:
     try:
         look()
     except CheckpointError as error:
         return Check(name, False, str(error))
-    return Check(name, True, found)
+    return Check(name, True, outcome)
 
 
-def _loads_as_said(folder: Path, manifest: dict[str, Any]) -> Check:
+def _check_loading(folder: Path, manifest: dict[str, Any]) -> Check:
     own = check_config(folder, manifest).model_type == "prunebench"
     kind = "prunebench" if own else "transformers"
     said = manifest["loads_with"]
@@ -383,8 +391,8 @@ def _loads_as_said(folder: Path, manifest: dict[str, Any]) -> Check:
 
 @torch.no_grad()
 def _computes(model: Decoder) -> Iterator[Check]:
-    ids = default_probe(model)
-    whole = logits(model, ids)
+    ids = make_probe(model)
+    whole = compute_logits(model, ids)
     finite = bool(whole.isfinite().all())
     yield Check("logits", finite, f"finite on {ids.numel()} tokens" if finite else "not finite")
     if not finite:

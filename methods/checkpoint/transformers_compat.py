@@ -23,10 +23,18 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from methods.checkpoint.pruned_config import PrunedConfig, Uneven, cut_class, describe, empty, stock_class, stock_config
+from methods.checkpoint.pruned_config import (
+    PrunedConfig,
+    Uneven,
+    class_of_config,
+    class_that_cuts,
+    describe,
+    make_empty,
+    stock_config_of,
+)
 from methods.model import decoder
 from methods.model.decoder import Decoder
-from methods.model.structures import Part, attention_parts, mlp_parts
+from methods.model.structures import MatrixSlice, slices_of_attention, slices_of_mlp
 
 TOLERANCE = 1e-5  # share of the largest logit by which a rebuilt model may differ, for kernels that reorder sums
 ROUNDINGS = 8  # steps of the model's dtype at the largest logit, which is more in bfloat16 and float16
@@ -38,12 +46,12 @@ PROBLEMS = {
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
-def uniform_config(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
+def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
     """Return the stock configuration of a model whose layers have the same widths. Raises Uneven for any other.
 
     form    its description
     """
-    if reason := needs_own_code(form):
+    if reason := reason_for_own_code(form):
         raise Uneven(reason)
     for number, facts in enumerate(form.per_layer_config):
         for part in facts.skip:
@@ -55,10 +63,10 @@ def uniform_config(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
         if len(sizes) > 1:
             raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
     I = next((form.per_layer_config[number].intermediate_size for number in single), None)
-    return stock_config(model, form.per_layer_config[0].num_key_value_heads, I)
+    return stock_config_of(model, form.per_layer_config[0].num_key_value_heads, I)
 
 
-def needs_own_code(form: PrunedConfig) -> str | None:
+def reason_for_own_code(form: PrunedConfig) -> str | None:
     """Say what a described model has that no choice of sizes, layer by layer, makes of its family's layers, or None."""
     if form.residual is not None:
         return "the residual stream has been cut, and each layer maps it from one basis to the next"
@@ -72,9 +80,9 @@ def needs_own_code(form: PrunedConfig) -> str | None:
     return None
 
 
-def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:
+def tensors_to_store(model: Decoder, shell: Any) -> dict[str, Tensor]:
     """Return what is stored by name: a tied tensor once, transposed where `shell`, a model of its class, has it so."""
-    transposed = {f"{name}.weight" for name in transposed_in(shell)}
+    transposed = {f"{name}.weight" for name in names_of_transposed(shell)}
     tied = model.model.all_tied_weights_keys or {}
     return {
         name: tensor.T if name in transposed else tensor
@@ -83,12 +91,12 @@ def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:
     }
 
 
-def transposed_in(shell: Any) -> list[str]:
+def names_of_transposed(shell: Any) -> list[str]:
     """Return the names of the modules whose matrices a stock model holds transposed."""
     return [name for name, module in shell.named_modules() if isinstance(module, Conv1D)]
 
 
-def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], dtype: torch.dtype) -> Any:
+def build_from_tensors(config: PreTrainedConfig, stored: dict[str, Tensor], dtype: torch.dtype) -> Any:
     """Return the model of `config` around the tensors `stored`, which stay where they lie and are not copied.
 
     The loader of transformers would take room for a second model on a GPU first. Raises ValueError for a tensor that is
@@ -103,23 +111,25 @@ def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], dtype: torch.dt
     for problem, names in (("missing", missing), ("left over", unknown)):
         if names:
             raise ValueError(f"{problem}: {', '.join(names[:3])}")
-    return decoder.settle(model).eval()
+    return decoder.settle_model(model).eval()
 
 
-def loaded(config: PreTrainedConfig, folder: str, place: decoder.Place, dtype: torch.dtype, **options: Any) -> Any:
+def load_quietly(
+    config: PreTrainedConfig, folder: str, place: decoder.Place, dtype: torch.dtype, **options: Any
+) -> Any:
     """Call `from_pretrained` without progress bars. Raises ValueError for a tensor that is missing or left over."""
-    kind = cut_class(config) if isinstance(config, PrunedConfig) else stock_class(config)
-    options |= decoder.loading(lambda: Decoder(empty(config)), place)
+    kind = class_that_cuts(config) if isinstance(config, PrunedConfig) else class_of_config(config)
+    options |= decoder.options_of_loading(lambda: Decoder(make_empty(config)), place)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return with_all_weights(kind, folder, config=config, dtype=dtype, **options).eval()
+        return load_with_all_weights(kind, folder, config=config, dtype=dtype, **options).eval()
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = False, **options: Any) -> Any:
+def load_with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = False, **options: Any) -> Any:
     """Call `from_pretrained` of a class, which draws the weights that a folder lacks at random, and refuse that.
 
     left_over  allows tensors that the model has no place for
@@ -159,51 +169,51 @@ def _report_withheld() -> Iterator[None]:
             logger.handle(record)
 
 
-def shapes(shell: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(shell: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of everything that a model of this class and these sizes stores, by name."""
     tied = shell.all_tied_weights_keys or {}
     return {name: tuple(tensor.shape) for name, tensor in shell.state_dict().items() if name not in tied}
 
 
-def difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+def difference_of_shapes(shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
     """Return a sentence on the first tensor that is not as wanted, or None."""
-    for name in [*wanted, *found]:
-        if name not in found:
+    for name in [*wanted, *shapes]:
+        if name not in shapes:
             return f"{name} is missing"
         if name not in wanted:
             return f"there is no place for {name}"
-        if wanted[name] != found[name]:
-            return f"{name} is {found[name]} and should be {wanted[name]}"
+        if wanted[name] != shapes[name]:
+            return f"{name} is {shapes[name]} and should be {wanted[name]}"
     return None
 
 
 def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, Tensor]:
     """Return the tensors from which `config` makes the same model again. Raises Uneven when it does not."""
-    shell = empty(config)
-    stored = tensors(model, shell)
+    shell = make_empty(config)
+    stored = tensors_to_store(model, shell)
     found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    if (problem := difference(found, shapes(shell))) is not None:
+    if (problem := difference_of_shapes(found, shapes_of(shell))) is not None:
         raise Uneven(f"what transformers would build differs: {problem}")
     dtype = model.embed.weight.dtype
-    expected = logits(model, ids)
-    got = logits(Decoder(rebuilt(config, stored, dtype)), ids)
+    expected = compute_logits(model, ids)
+    got = compute_logits(Decoder(build_from_tensors(config, stored, dtype)), ids)
     off = float((got - expected).abs().max())
-    share = tolerance(dtype) if reorders_sums(model, shell) else TOLERANCE
+    share = tolerance_of(dtype) if may_reorder_sums(model, shell) else TOLERANCE
     if not off <= share * float(expected.abs().max()):
         raise Uneven(f"what transformers would build computes something else: logits differ by up to {off:.2g}")
     return stored
 
 
-def reorders_sums(model: Decoder, shell: Any) -> bool:
+def may_reorder_sums(model: Decoder, shell: Any) -> bool:
     """Say whether the same model may sum in another order once it is rebuilt as one of the class of `shell`.
 
     A transposed matrix takes another kernel, and a GPU adds what a token's experts give as its threads come.
     """
     on_gpu = model.embed.weight.device.type != "cpu"
-    return bool(transposed_in(shell)) or (on_gpu and any(layer.experts is not None for layer in model.layers))
+    return bool(names_of_transposed(shell)) or (on_gpu and any(layer.experts is not None for layer in model.layers))
 
 
-def tolerance(dtype: torch.dtype) -> float:
+def tolerance_of(dtype: torch.dtype) -> float:
     """Return by which share of the largest logit a model in `dtype` may differ from the same one that sums otherwise.
 
     So does one of other shapes, for which a GPU takes another kernel.
@@ -212,12 +222,12 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 @torch.no_grad()
-def logits(model: Decoder, ids: Tensor) -> Tensor:
+def compute_logits(model: Decoder, ids: Tensor) -> Tensor:
     """Return the logits of ids, (B, T) -> (B, T, V), in float32."""
     return model.model(ids.to(model.embed.weight.device), use_cache=False).logits.float()
 
 
-def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
+def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     """Return a copy with zeros where layers are narrower than the widest, and a logit's largest difference on `ids`.
 
     The widths are the smallest ones that the stock class takes. Raises Uneven when there are none, and when the copy
@@ -225,10 +235,10 @@ def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     """
     form = describe(model)
     if form.residual is not None or any(getattr(facts, "ranks", {}) for facts in form.per_layer_config):
-        raise Uneven(f"{needs_own_code(form)}, which zeros do not undo")
+        raise Uneven(f"{reason_for_own_code(form)}, which zeros do not undo")
     if any(layer.experts is not None for layer in model.layers):
         raise Uneven("a mixture of experts is not filled up with zeros")
-    layers, base = model.layers, Decoder(empty(type(model.config).from_dict(model.config.to_dict())))
+    layers, base = model.layers, Decoder(make_empty(type(model.config).from_dict(model.config.to_dict())))
     G, most = max(layer.kv_heads for layer in layers), base.layers[0].kv_heads
     if not any(layer.has_mlp for layer in layers):
         raise Uneven("no layer has an MLP")
@@ -236,20 +246,22 @@ def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     config, reason = None, Uneven("no layer has an attention")
     for wider in range(max(G, 1), most + 1):
         try:
-            config = stock_config(model, wider, I)
+            config = stock_config_of(model, wider, I)
             break
         except Uneven as error:
             reason = error
     if config is None:
         raise reason
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
-    zeros = {name: torch.zeros(shape, device=device, dtype=dtype) for name, shape in shapes(empty(config)).items()}
-    wide = Decoder(rebuilt(config, zeros, dtype))
+    zeros = {
+        name: torch.zeros(shape, device=device, dtype=dtype) for name, shape in shapes_of(make_empty(config)).items()
+    }
+    wide = Decoder(build_from_tensors(config, zeros, dtype))
     _copy(model, wide)
-    expected = logits(model, ids)
-    off = float((logits(wide, ids) - expected).abs().max())
-    if not off <= tolerance(dtype) * float(expected.abs().max()):
-        uniform_config(model, form)  # says what zeros do not give, where it knows
+    expected = compute_logits(model, ids)
+    off = float((compute_logits(wide, ids) - expected).abs().max())
+    if not off <= tolerance_of(dtype) * float(expected.abs().max()):
+        config_of_uniform(model, form)  # says what zeros do not give, where it knows
         raise Uneven(f"with zeros it computes something else: logits differ by up to {off:.2g}")
     return wide, off
 
@@ -263,13 +275,15 @@ def _copy(narrow: Decoder, wide: Decoder) -> None:
         if id(parameter) not in matrices and name in target and target[name].shape == parameter.shape:
             target[name].copy_(parameter)
     for ours, theirs in zip(narrow.layers, wide.layers, strict=True):
-        pairs = list(zip(attention_parts(ours), attention_parts(theirs), strict=True)) if ours.has_attention else []
-        pairs += zip(mlp_parts(ours), mlp_parts(theirs), strict=True) if ours.has_mlp else []
+        pairs = (
+            list(zip(slices_of_attention(ours), slices_of_attention(theirs), strict=True)) if ours.has_attention else []
+        )
+        pairs += zip(slices_of_mlp(ours), slices_of_mlp(theirs), strict=True) if ours.has_mlp else []
         for source, place in pairs:
             _copy_units(source, place)
 
 
-def _copy_units(source: Part, place: Part) -> None:
+def _copy_units(source: MatrixSlice, place: MatrixSlice) -> None:
     if source.matrix.bias is not None and place.matrix.bias is None:
         raise Uneven("there is no place for the bias of an output matrix")
     units, rows = source.index.flatten(), place.index[: len(source.index)].flatten()

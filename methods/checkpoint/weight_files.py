@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from methods import model_files
-from methods.errors import CheckpointError, first_line
-from methods.files import sha256
+from methods.errors import CheckpointError, first_line_of
+from methods.files import hash_file
 from methods.model_files import INDEX
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def write_folder_whole(folder: Path) -> Iterator[Path]:
     """Yield a folder to write into that becomes `folder` at the end; after an exception nothing of it is left.
 
     Raises CheckpointError when `folder` is taken, and for whatever the disk refuses.
@@ -36,10 +36,10 @@ def staged(folder: Path) -> Iterator[Path]:
             yield inside
             inside.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be written: {first_line(error)}") from error
+        raise CheckpointError(f"{folder} cannot be written: {first_line_of(error)}") from error
 
 
-def write(
+def write_weights(
     folder: Path, tensors: dict[str, Tensor], held: Callable[[str], torch.dtype], most: int
 ) -> dict[str, dict[str, Any]]:
     """Write the tensors, cast to what their names are held in, in files of at most `most` bytes.
@@ -68,7 +68,7 @@ def write(
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return {file: {"bytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)} for file in files}
+    return {file: {"bytes": (folder / file).stat().st_size, "sha256": hash_file(folder / file)} for file in files}
 
 
 def cast_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,7 +80,7 @@ def cast_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def are_listed(weights: Any) -> bool:
+def is_listed(weights: Any) -> bool:
     """Say whether what a manifest says of its weights is {file: {bytes, sha256}}, of files in its own folder."""
     return isinstance(weights, dict) and all(
         isinstance(entry, dict)
@@ -91,13 +91,13 @@ def are_listed(weights: Any) -> bool:
     )
 
 
-def check(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = True) -> None:
+def check_weights(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = True) -> None:
     """Raise CheckpointError for a weight file that is missing, truncated, changed, or not in the list.
 
     And for a folder of which transformers would load others than those of the list.
     """
     model_files.refuse_unhashed(str(folder), folder)
-    if unlisted := set(model_files.weight_files(folder)) - weights.keys():
+    if unlisted := set(model_files.find_weight_files(folder)) - weights.keys():
         raise CheckpointError(f"{folder / INDEX} names {min(unlisted)}, and the manifest does not")
     for file, entry in weights.items():
         path = folder / file
@@ -105,14 +105,14 @@ def check(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = Tr
             raise CheckpointError(f"{folder} lacks {file}")
         if path.stat().st_size != entry["bytes"]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes and should have {entry['bytes']}")
-        if hashes and sha256(path) != entry["sha256"]:
+        if hashes and hash_file(path) != entry["sha256"]:
             raise CheckpointError(f"{path} is not the file that was saved: its sha256 differs")
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in weights:
             raise CheckpointError(f"{path} does not belong to the model: the manifest does not name it")
 
 
-def stored_shapes(folder: Path, weights: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+def shapes_on_disk(folder: Path, weights: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every stored tensor by name, from the files' headers. Raises CheckpointError."""
     found: dict[str, tuple[int, ...]] = {}
     for file in weights:
@@ -120,5 +120,5 @@ def stored_shapes(folder: Path, weights: dict[str, dict[str, Any]]) -> dict[str,
             with safe_open(folder / file, framework="pt") as shard:
                 found |= {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder / file} is no whole safetensors file: {first_line(error)}") from error
+            raise CheckpointError(f"{folder / file} is no whole safetensors file: {first_line_of(error)}") from error
     return found

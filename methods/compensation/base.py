@@ -4,7 +4,7 @@ A compensation is an axis of its own: `shortgpt+ghost` is ShortGPT, repaired by 
 it adds to the model counts: the pruner is asked for so much more that removed less added parameters come nearest to the
 budget.
 
-To add one, write a file of this folder with `@compensation("name")` above a frozen dataclass.
+To add one, write a file of this folder with `@register_compensation("name")` above a frozen dataclass.
 
 Where blocks have been cut out of a model, and what a map at each cut would have to do.
 
@@ -30,14 +30,14 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Holds, Look, Pruner
-from methods.console import over
+from methods.console import show_progress
 from methods.decisions import prune
 from methods.errors import OutOfReach, Unsupported
-from methods.least_squares import Fitted, Sinks, errors, find_sinks, wanted_states
-from methods.model.activations import States, beside, enter_all, step, values_of_a_step
+from methods.least_squares import Fitted, Sinks, errors_of_fit, find_sinks, states_to_fit
+from methods.model.activations import States, enter_all, move_beside, run_step, values_of_a_step
 from methods.model.architectures import LISTS
-from methods.model.calibration import Calibration, Wait, in_memory, knowing
-from methods.model.decoder import Decoder, twin
+from methods.model.calibration import Calibration, Wait, keep_in_memory, with_known_removals
+from methods.model.decoder import Decoder, make_twin
 from methods.model.inserted import put_map
 from methods.model.sizes import parameters
 from methods.model.structures import cut
@@ -92,13 +92,13 @@ REGISTRY: dict[str, type[Compensation]] = {}
 C = TypeVar("C", bound=type[Compensation])
 
 
-def compensation(name: str) -> Callable[[C], C]:
+def register_compensation(name: str) -> Callable[[C], C]:
     """Return a class decorator that makes a frozen dataclass available as compensation `name`."""
 
     def add(cls: C) -> C:
         if not issubclass(cls, Compensation) or "__dataclass_fields__" not in vars(cls):
             raise TypeError(
-                f"@compensation goes above @dataclass and a subclass of Compensation: {cls.__name__} is none"
+                f"@register_compensation goes above @dataclass and a subclass of Compensation: {cls.__name__} is none"
             )
         cls.name = name
         REGISTRY[name] = cls
@@ -150,21 +150,21 @@ class CompensatedPruner(Pruner):
         return self.pruner.plan(model, ratio)
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        dense = twin(model)
+        dense = make_twin(model)
         if self.compensation.by_layer and model.store is None:  # what a width method cuts is not on the device twice
             dense.swap_stack(nn.ModuleList(layer.on(torch.device("cpu")).module for layer in dense.layers))
-        decisions = self._pruned(model, dense, calibration, ratio)
+        decisions = self._prune(model, dense, calibration, ratio)
         before = parameters(model)
         if before == parameters(dense):
             return decisions
-        done = self.compensation.repair(_done(decisions, dense, model), calibration)
+        done = self.compensation.repair(_pruning_of(decisions, dense, model), calibration)
         added = parameters(model) - before
         if "parameters" in decisions:
             decisions["parameters"] = parameters(model)
         fits = {name: what for name, what in decisions.get("compensation", {}).items() if name in FITS}  # of the pruner
         return decisions | fits | {"compensation": {"name": self.compensation.name, "added_parameters": added} | done}
 
-    def _pruned(self, model: Decoder, dense: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+    def _prune(self, model: Decoder, dense: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Prune `model` so that with what will be added the budget is met as nearly as the pruner can."""
         asked, missed, total = ratio, dict[float, float](), parameters(dense)
         places = [layer.device for layer in model.layers]
@@ -176,15 +176,15 @@ class CompensatedPruner(Pruner):
                 if not missed:
                     raise
                 break
-            added = self._added(decisions, dense, model)
+            added = self._parameters_added(decisions, dense, model)
             missed[asked] = abs(parameters(model) + added - (1 - ratio) * total)
             best = min(missed, key=lambda one: missed[one])
             following = ratio + added / total
             if best == asked:
                 found = decisions
-            if self.fixed or following in missed or any(self._same(dense, one, following) for one in missed):
+            if self.fixed or following in missed or any(self._is_same(dense, one, following) for one in missed):
                 break
-            calibration, asked = knowing(calibration, decisions), following
+            calibration, asked = with_known_removals(calibration, decisions), following
             _restore(model, dense, places)
         if best != asked:
             _restore(model, dense, places)
@@ -194,14 +194,14 @@ class CompensatedPruner(Pruner):
                 found = prune(self.pruner, model, calibration, best)
         return found | ({"asked_of_pruner": best} if best != ratio else {})
 
-    def _same(self, dense: Decoder, one: float, other: float) -> bool:
+    def _is_same(self, dense: Decoder, first: float, second: float) -> bool:
         """Say whether both ratios ask the same of the pruner, as they do where they round to as many layers."""
         try:
-            return self.pruner.plan(dense, one) == self.pruner.plan(dense, other)
+            return self.pruner.plan(dense, first) == self.pruner.plan(dense, second)
         except OutOfReach:
             return False
 
-    def _added(self, decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> int:
+    def _parameters_added(self, decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> int:
         if parameters(pruned) == parameters(dense):
             return 0
         if self.compensation.reads_states and (
@@ -209,12 +209,14 @@ class CompensatedPruner(Pruner):
             or any(layer.module is not layer.inner for layer in pruned.layers)
         ):
             raise Unsupported(f"{self.pruner.name} cuts the residual itself, so that there is no state to map back to")
-        return self.compensation.parameters_added(_done(decisions, dense, pruned))
+        return self.compensation.parameters_added(_pruning_of(decisions, dense, pruned))
 
 
-def _done(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> Pruning:
+def _pruning_of(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> Pruning:
     removed = {name: what for name, what in sorted(decisions.items()) if name.startswith("removed")}
-    return Pruning(dense, pruned, kept_layers(decisions, dense, pruned), removed, decisions.get("windows", []))
+    return Pruning(
+        dense, pruned, numbers_of_layers_left(decisions, dense, pruned), removed, decisions.get("windows", [])
+    )
 
 
 def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None:
@@ -222,7 +224,7 @@ def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None
     for name in LISTS:
         if getattr(dense.config, name, None):
             setattr(model.config, name, list(getattr(dense.config, name)))
-    layers = twin(dense, model.config).layers
+    layers = make_twin(dense, model.config).layers
     model.set_layers([layer.on(place) for layer, place in zip(layers, places, strict=True)])
 
 
@@ -235,21 +237,21 @@ class ResidualMap(Compensation):
     leaves = ("maps",)
 
     @abstractmethod
-    def fit(self, seen: list[BoundaryStates]) -> Fitted:
+    def fit(self, batches: list[BoundaryStates]) -> Fitted:
         """Return M (D, D), in float64, as the fit's W."""
 
     def parameters_added(self, pruning: Pruning) -> int:
         D: int = pruning.dense.embed.embedding_dim
-        return len(some_boundaries(pruning)) * D * D
+        return len(require_boundaries(pruning)) * D * D
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
+        def at(cut: Boundary, seen: list[BoundaryStates]) -> Repair:
             fitted = self.fit(seen)
             put_map(pruning.pruned, cut.behind, fitted.W)
             M = fitted.W.to(seen[0].y.dtype)
-            return Compensated(lambda each: each.y + each.y @ M, fitted=fitted)
+            return Repair(lambda each: each.y + each.y @ M, fitted=fitted)
 
-        return at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)
+        return repair_at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,7 @@ class BoundaryStates:
     z: Tensor
     where: Tensor
     sink: Tensor
-    wait: Wait = in_memory
+    wait: Wait = keep_in_memory
 
     def measured(self, sinks: Sinks) -> Tensor:
         """Return (B, T), true at the tokens whose sizes are compared: all real ones, or those that are no sinks."""
@@ -335,7 +337,7 @@ class BoundaryStates:
 
 
 @dataclass(frozen=True)
-class Compensated:
+class Repair:
     """Says what a compensation has made of a cut.
 
     state     gives what the pruned model has at the cut from then on, (B, T, D) for each micro-batch
@@ -348,17 +350,19 @@ class Compensated:
     fitted: Fitted | None = None
 
 
-Compensate = Callable[[Boundary, list[BoundaryStates]], Compensated]
+Compensate = Callable[[Boundary, list[BoundaryStates]], Repair]
 
 
 @torch.no_grad()
-def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend: Compensate) -> dict[str, Any]:
+def repair_at_boundaries(
+    pruning: Pruning, calibration: Calibration, sinks: Sinks, repair: Compensate
+) -> dict[str, Any]:
     """Call `mend` at each cut, from front to rear, and go on with the states that it leads to.
 
     Returns, for the record, how many tokens were read, and for each of the `cuts` what was removed and what `errors`
     says of it.
     """
-    cuts, dense = {cut.behind: cut for cut in some_boundaries(pruning)}, pruning.dense
+    cuts, dense = {cut.behind: cut for cut in require_boundaries(pruning)}, pruning.dense
     entries, masks = enter_all(dense, calibration, values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
     where = [mask.to(dense.embed.weight.device) for mask in masks]
     x, report, gain, wait = [entry.x for entry in entries], list[dict[str, Any]](), 1.0, calibration.wait
@@ -366,26 +370,28 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
-        own, tokens = beside(y, states.advance(cut.until), where)
-        z = wanted_states(tokens, y, own, sinks, wait)
+        own, tokens = move_beside(y, states.advance(cut.until), where)
+        z = states_to_fit(tokens, y, own, sinks, wait)
         found = find_sinks(tokens, y, z)
         seen = [BoundaryStates(*five, wait) for five in zip(y, n, z, tokens, found, strict=True)]
-        mended = mend(cut, seen)
+        mended = repair(cut, seen)
         pruning.pruned.layers[max(0, cut.behind)].settle()
         after = [wait(mended.state(each)) for each in seen]
         both = [wait(gain * one) for one in y], [wait(mended.gain * one) for one in after]
-        missed = errors(found, tokens, z, *both, fitted=mended.fitted)
+        missed = errors_of_fit(found, tokens, z, *both, fitted=mended.fitted)
         if mended.gain != 1.0 and "sinks" in missed:  # each is wanted in the size that it has with the gain
             for name, with_gain in zip(("error_before", "error_after"), both, strict=True):
-                sized = wanted_states(tokens, with_gain, own, sinks, wait)
-                missed["sinks"][name] = errors(found, tokens, sized, with_gain, with_gain)["sinks"]["error_after"]
+                sized = states_to_fit(tokens, with_gain, own, sinks, wait)
+                missed["sinks"][name] = errors_of_fit(found, tokens, sized, with_gain, with_gain)["sinks"][
+                    "error_after"
+                ]
         report.append({"behind_layer": cut.behind, "removed": list(cut.removed)} | missed)
         gain = mended.gain
         return after
 
     if -1 in cuts:
         x = at(cuts[-1], x, [wait(torch.zeros_like(one)) for one in x])
-    for number, layer in enumerate(over(layers, "mending", "layer")):
+    for number, layer in enumerate(show_progress(layers, "mending", "layer")):
         arguments = [entry.arguments[layer.kind] for entry in entries]
         pruning.pruned.read_ahead(number + 1)
         with layer.visiting():
@@ -394,7 +400,7 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
                 continue
             y, n = list[Tensor](), list[Tensor]()
             for one, given, mask in zip(x, arguments, masks, strict=True):
-                taken = step(layer, one, given, mask)
+                taken = run_step(layer, one, given, mask)
                 y.append(wait(taken.y))
                 n.append(wait(taken.m if layer.has_mlp else taken.a))
             del taken
@@ -402,7 +408,7 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
     return {"cuts": report, "tokens": int(calibration.mask.sum())}
 
 
-def kept_layers(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> list[int]:
+def numbers_of_layers_left(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> list[int]:
     """Return the dense model's numbers of the layers that are left. Raises Unsupported where a method does not say."""
     gone = set(decisions.get("removed_layers", []))
     kept = [number for number in range(len(dense.layers)) if number not in gone]
@@ -411,7 +417,7 @@ def kept_layers(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> l
     return kept
 
 
-def some_boundaries(pruning: Pruning) -> list[Boundary]:
+def require_boundaries(pruning: Pruning) -> list[Boundary]:
     """Return the cuts. Raises Unsupported where the pruner has removed nothing whole."""
     cuts = boundaries_of(pruning)
     if not cuts:

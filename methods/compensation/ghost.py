@@ -31,11 +31,11 @@ from dataclasses import dataclass
 import torch
 
 from methods.base import Look, Positive, Tokens
-from methods.compensation.base import BoundaryStates, ResidualMap, compensation
+from methods.compensation.base import BoundaryStates, ResidualMap, register_compensation
 from methods.least_squares import Fitted, Rows, Sinks, fit
 
 
-@compensation("ghost")
+@register_compensation("ghost")
 @dataclass(frozen=True)
 class Ghost(ResidualMap):
     """A linear map of the residual at each cut, by least squares (Yun et al. 2026)."""
@@ -47,8 +47,8 @@ class Ghost(ResidualMap):
     forwards = 0.9
     look = Look("blue", "solid", "D")
 
-    def fit(self, seen: list[BoundaryStates]) -> Fitted:
+    def fit(self, batches: list[BoundaryStates]) -> Fitted:
         """Return M (D, D), in float64, as the fit's W."""
-        D = seen[0].y.shape[-1]
-        rows = [Rows(each.y, each.wait(each.z - each.y), each.z, each.where, each.sink) for each in seen]
-        return fit(rows, self.ridge, torch.zeros(D, D, dtype=torch.float64, device=seen[0].y.device), self.sinks)
+        D = batches[0].y.shape[-1]
+        rows = [Rows(each.y, each.wait(each.z - each.y), each.z, each.where, each.sink) for each in batches]
+        return fit(rows, self.ridge, torch.zeros(D, D, dtype=torch.float64, device=batches[0].y.device), self.sinks)

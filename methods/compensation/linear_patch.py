@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 
 from methods.base import Look, Tokens
-from methods.compensation.base import BoundaryStates, ResidualMap, compensation
+from methods.compensation.base import BoundaryStates, ResidualMap, register_compensation
 from methods.least_squares import Fitted, Sinks
-from methods.model.precision import widened
+from methods.model.precision import widen
 
 
-@compensation("linearpatch")
+@register_compensation("linearpatch")
 @dataclass(frozen=True)
 class LinearPatch(ResidualMap):
     """The residual rescaled in a Hadamard basis at each cut (Chen et al. 2025)."""
@@ -47,24 +47,24 @@ class LinearPatch(ResidualMap):
     forwards = 0.81
     look = Look("orange", "solid", "s")
 
-    def fit(self, seen: list[BoundaryStates]) -> Fitted:
+    def fit(self, batches: list[BoundaryStates]) -> Fitted:
         """Return M (D, D) of y = x + x M, in float64."""
-        D, device = seen[0].y.shape[-1], seen[0].y.device
-        H = (hadamard(D) if self.rotate else torch.eye(D, dtype=torch.float64)).to(device)
-        where = [each.measured(self.sinks) for each in seen]
-        ratios = [(_size(one.z, w, H) / _size(one.y, w, H)).sum(0) for one, w in zip(seen, where, strict=True)]
+        D, device = batches[0].y.shape[-1], batches[0].y.device
+        H = (make_hadamard(D) if self.rotate else torch.eye(D, dtype=torch.float64)).to(device)
+        where = [each.measured(self.sinks) for each in batches]
+        ratios = [(_size(one.z, w, H) / _size(one.y, w, H)).sum(0) for one, w in zip(batches, where, strict=True)]
         c = torch.stack(ratios).sum(0) / sum(int(one.any(1).sum()) for one in where)
         return Fitted((H * (c - 1)) @ H.T, None)
 
 
 def _size(x: Tensor, where: Tensor, H: Tensor) -> Tensor:
     """Return the sum over tokens of |(x H)_k|, (B, D); sequences without a fitted token are left out."""
-    x = widened(x)
+    x = widen(x)
     sizes = (x @ H.to(x.dtype)).double().abs() * where[..., None]
     return sizes.sum(1)[where.any(1)].clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def hadamard(n: int) -> Tensor:
+def make_hadamard(n: int) -> Tensor:
     """Return an orthonormal matrix (n, n), in float64: entries of one size where the construction gives such a one."""
     core = n & -n  # the largest power of two in n
     while core >= 1:

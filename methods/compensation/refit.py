@@ -34,11 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Holds, Look, Positive, Tokens
-from methods.compensation.base import Compensation, Pruning, compensation
-from methods.console import over
+from methods.compensation.base import Compensation, Pruning, register_compensation
+from methods.console import show_progress
 from methods.errors import Unsupported
-from methods.least_squares import Rows, Sinks, errors, find_sinks, fit
-from methods.model.activations import enter_all, inputs_of, values_of_a_step
+from methods.least_squares import Rows, Sinks, errors_of_fit, find_sinks, fit
+from methods.model.activations import collect_inputs, enter_all, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.layer import Layer
 
@@ -46,7 +46,7 @@ WIDTHS = {"removed_kv_heads", "removed_channels"}  # in the decisions of methods
 Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
 
 
-@compensation("refit")
+@register_compensation("refit")
 @dataclass(frozen=True)
 class Refit(Compensation):
     """Output matrices that have lost heads or channels are fitted anew by least squares."""
@@ -70,20 +70,20 @@ class Refit(Compensation):
 
     def parameters_added(self, pruning: Pruning) -> int:
         collapsed = {first: last for first, last in pruning.windows}
-        for number, pair in zip(pruning.kept, pairs(pruning), strict=True):
-            if number in collapsed and narrowed(*pair):
+        for number, pair in zip(pruning.kept, pairs_of_layers(pruning), strict=True):
+            if number in collapsed and find_narrowed(*pair):
                 raise Unsupported(
                     f"layer {number} does the work of layers {number} to {collapsed[number]}, and no dense layer gives "
                     "what it should once it is narrowed"
                 )
-        cut = [matrix for pair in pairs(pruning) for matrix in narrowed(*pair).values()]
+        cut = [matrix for pair in pairs_of_layers(pruning) for matrix in find_narrowed(*pair).values()]
         if not cut and WIDTHS.isdisjoint(pruning.removed):  # else it could have removed some, and did not here
             raise Unsupported("the method removes no head and no channel; the other compensations serve it")
         return sum(matrix.out_features for matrix in cut if self.intercept and matrix.bias is None)
 
     @torch.no_grad()
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        widths = [[matrix.in_features for matrix in narrowed(*pair).values()] for pair in pairs(pruning)]
+        widths = [[matrix.in_features for matrix in find_narrowed(*pair).values()] for pair in pairs_of_layers(pruning)]
         if not any(widths):
             return {"refitted": [], "tokens": 0}
         read = calibration.first(self.tokens)
@@ -93,8 +93,8 @@ class Refit(Compensation):
         known, x, report = log.kept(), log.take(), list[dict[str, Any]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
-        for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
-            given, cut = [each[layer.kind] for each in arguments], narrowed(whole, layer)
+        for number, (whole, layer) in enumerate(show_progress(pairs_of_layers(pruning), "refitting", "layer")):
+            given, cut = [each[layer.kind] for each in arguments], find_narrowed(whole, layer)
             if number + 1 < len(pruning.kept):
                 pruning.dense.read_ahead(pruning.kept[number + 1])
                 pruning.pruned.read_ahead(number + 1)
@@ -103,15 +103,15 @@ class Refit(Compensation):
                 if number < log.done:
                     found = self.put(cut, next(known))
                 else:
-                    x, found = self.refitted(whole, layer, cut, list(zip(x, given, where, strict=True)), read.wait)
-                    log.add([*solved(cut), as_bytes(found)], x)
+                    x, found = self.refit_layer(whole, layer, cut, list(zip(x, given, where, strict=True)), read.wait)
+                    log.add([*parameters_of_matrices(cut), to_bytes(found)], x)
             report += [{"layer": number} | one for one in found]
             layer.settle()
         return {"refitted": report, "tokens": int(read.mask.sum())}
 
-    def put(self, cut: dict[str, nn.Linear], found: list[Tensor]) -> list[dict[str, Any]]:
+    def put(self, cut: dict[str, nn.Linear], weights: list[Tensor]) -> list[dict[str, Any]]:
         """Give a layer's cut matrices what was fitted before an interruption, and return the report of that time."""
-        *fitted, told = found
+        *fitted, told = weights
         values = iter(fitted)
         for matrix in cut.values():
             like = matrix.weight
@@ -121,7 +121,7 @@ class Refit(Compensation):
         report: list[dict[str, Any]] = json.loads(bytes(told.tolist()))
         return report
 
-    def refitted(
+    def refit_layer(
         self,
         whole: Layer,
         layer: Layer,
@@ -163,7 +163,7 @@ class Refit(Compensation):
         entered, given, Y = list[Tensor](), list[Tensor](), list[Tensor]()
         where = [tokens for _, _, tokens in batches]
         for x, arguments, tokens in batches:
-            with inputs_of(matrix) as seen:
+            with collect_inputs(matrix) as seen:
                 given.append(wait(run(layer, x, arguments)))
             entered.append(wait(seen[0].reshape(*tokens.shape, -1)))
             Y.append(wait(run(whole, x, arguments)))
@@ -173,30 +173,30 @@ class Refit(Compensation):
         matrix.weight = nn.Parameter(fitted.W.T.to(matrix.weight.dtype).contiguous(), matrix.weight.requires_grad)
         if fitted.b is not None:
             matrix.bias = nn.Parameter(fitted.b.to(matrix.weight.dtype), matrix.weight.requires_grad)
-        added = [wait(matrix(S)) for S in entered]
-        return added, errors(sinks, where, Y, given, added, fitted=fitted)
+        parameters_added = [wait(matrix(S)) for S in entered]
+        return parameters_added, errors_of_fit(sinks, where, Y, given, parameters_added, fitted=fitted)
 
 
-def attention(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+def output_of_attention(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
     """Return what the output matrix gives for the residual x in front of the attention, (B, T, D) -> (B, T, D)."""
     return layer.attention(layer.attn_norm(x), arguments)
 
 
-def mlp(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+def output_of_mlp(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
     """Return what the output matrix gives for the residual x in front of the MLP, (B, T, D) -> (B, T, D)."""
     return layer.feed_forward(layer.mlp_norm(x))
 
 
-RUN: dict[str, Run] = {"attention": attention, "mlp": mlp}
+RUN: dict[str, Run] = {"attention": output_of_attention, "mlp": output_of_mlp}
 
 
-def pairs(pruning: Pruning) -> list[tuple[Layer, Layer]]:
+def pairs_of_layers(pruning: Pruning) -> list[tuple[Layer, Layer]]:
     """Return for each layer of the pruned model the dense layer that it was, and the layer."""
     layers = pruning.dense.layers
     return [(layers[number], layer) for number, layer in zip(pruning.kept, pruning.pruned.layers, strict=True)]
 
 
-def narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
+def find_narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
     """Return the output matrices that have fewer columns than they had, by `attention` and `mlp`."""
     matrices = {}
     if layer.has_attention and layer.out.in_features < whole.out.in_features:
@@ -206,11 +206,11 @@ def narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
     return matrices
 
 
-def solved(cut: dict[str, nn.Linear]) -> list[Tensor]:
+def parameters_of_matrices(cut: dict[str, nn.Linear]) -> list[Tensor]:
     """Return the weight of each matrix, (m, n), and its bias, (m,), where it has one."""
     return [one for matrix in cut.values() for one in (matrix.weight, matrix.bias) if one is not None]
 
 
-def as_bytes(report: list[dict[str, Any]]) -> Tensor:
+def to_bytes(report: list[dict[str, Any]]) -> Tensor:
     """Return plain JSON values as a tensor of bytes."""
     return torch.frombuffer(bytearray(json.dumps(report).encode()), dtype=torch.uint8)

@@ -29,14 +29,14 @@ import torch
 from torch import nn
 
 from methods.base import Holds, Look
-from methods.compensation.base import Compensation, Pruning, compensation
+from methods.compensation.base import Compensation, Pruning, register_compensation
 from methods.model.calibration import Calibration
 from methods.model.decoder import gpus_of
 from methods.model.inserted import LowRank, MappedLayer
-from methods.model.layer_store import copies
+from methods.model.layer_store import copy_tensors
 
 
-@compensation("reinitialize")
+@register_compensation("reinitialize")
 @dataclass(frozen=True)
 class Reinitialize(Compensation):
     """Weights drawn anew in the pruned model's shape: the control for what a pruned model inherits."""
@@ -54,7 +54,7 @@ class Reinitialize(Compensation):
     @torch.no_grad()
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         model: Any = pruning.pruned.model
-        host = copies(model, torch.device("cpu"))  # whose draws are those of every device
+        host = copy_tensors(model, torch.device("cpu"))  # whose draws are those of every device
         drawn: Any = copy.deepcopy(model, host)  # drops the marks of loaded weights, which would not be drawn again
         with torch.random.fork_rng(gpus_of(model)):
             torch.manual_seed(self.seed)

@@ -41,12 +41,12 @@ from methods.base import Look, Positive, Tokens
 from methods.compensation.base import (
     Boundary,
     BoundaryStates,
-    Compensated,
     Compensation,
     Pruning,
-    at_boundaries,
-    compensation,
-    some_boundaries,
+    Repair,
+    register_compensation,
+    repair_at_boundaries,
+    require_boundaries,
 )
 from methods.errors import Unsupported
 from methods.least_squares import Fitted, Norm, Rows, Sinks, fit, fit_normed
@@ -54,7 +54,7 @@ from methods.model.calibration import Calibration
 from methods.model.layer import Layer
 
 
-@compensation("replaceme")
+@register_compensation("replaceme")
 @dataclass(frozen=True)
 class ReplaceMe(Compensation):
     """A least-squares map folded into the output matrix in front of each cut, no parameter added (Shopkhoev 2025)."""
@@ -68,47 +68,47 @@ class ReplaceMe(Compensation):
     look = Look("vermillion", "solid", "o")
 
     def parameters_added(self, pruning: Pruning) -> int:
-        if some_boundaries(pruning)[0].behind < 0:
+        if require_boundaries(pruning)[0].behind < 0:
             raise Unsupported("nothing is left in front of the first cut that could take a map; ghost serves it")
         return 0
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
+        def at(cut: Boundary, seen: list[BoundaryStates]) -> Repair:
             layer = pruning.pruned.layers[cut.behind]
             if layer.family.post_norms:
                 with layer.visiting():
                     return self.fold_before_the_norm(layer, seen)
             fitted = self.fit(seen)
             with layer.visiting():
-                fold(layer.down if layer.has_mlp else layer.out, fitted.W)
+                fold_map(layer.down if layer.has_mlp else layer.out, fitted.W)
             T = fitted.W.to(seen[0].y.dtype)
-            return Compensated(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
+            return Repair(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
 
-        return at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)
+        return repair_at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)
 
-    def fit(self, seen: list[BoundaryStates]) -> Fitted:
+    def fit(self, batches: list[BoundaryStates]) -> Fitted:
         """Return T (D, D), in float64, as the fit's W."""
-        D = seen[0].y.shape[-1]
-        rows = [Rows(each.n, each.wait(each.z - (each.y - each.n)), each.z, each.where, each.sink) for each in seen]
-        return fit(rows, self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device), self.sinks)
+        D = batches[0].y.shape[-1]
+        rows = [Rows(each.n, each.wait(each.z - (each.y - each.n)), each.z, each.where, each.sink) for each in batches]
+        return fit(rows, self.ridge, torch.eye(D, dtype=torch.float64, device=batches[0].y.device), self.sinks)
 
-    def fold_before_the_norm(self, layer: Layer, seen: list[BoundaryStates]) -> Compensated:
+    def fold_before_the_norm(self, layer: Layer, batches: list[BoundaryStates]) -> Repair:
         """Fit T and the gains of the norm behind it, and put both in."""
         which = 1 if layer.has_mlp else 0
-        norm, D = Norm.behind(layer, which), seen[0].y.shape[-1]
+        norm, D = Norm.behind(layer, which), batches[0].y.shape[-1]
         rows = [
-            Rows(one.wait(norm.undone(one.n)), one.wait(one.z - (one.y - one.n)), one.z, one.where, one.sink)
-            for one in seen
+            Rows(one.wait(norm.undo(one.n)), one.wait(one.z - (one.y - one.n)), one.z, one.where, one.sink)
+            for one in batches
         ]
-        T = torch.eye(D, dtype=torch.float64, device=seen[0].y.device)
+        T = torch.eye(D, dtype=torch.float64, device=batches[0].y.device)
         found, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
         shown = norm.g / norm.divisor  # of each channel that the matrix gives, in what T was fitted to
-        fold(layer.down if layer.has_mlp else layer.out, shown[:, None] * found.W)
+        fold_map(layer.down if layer.has_mlp else layer.out, shown[:, None] * found.W)
         found.norm.put_behind(layer, which)
-        return Compensated(lambda each: each.y - each.n + found(norm.undone(each.n)), fitted=fitted)
+        return Repair(lambda each: each.y - each.n + found(norm.undo(each.n)), fitted=fitted)
 
 
-def fold(matrix: nn.Linear, T: Tensor) -> None:
+def fold_map(matrix: nn.Linear, T: Tensor) -> None:
     """Map what the matrix gives by T, (D, D) in float64: W <- T^T W, b <- T^T b."""
     matrix.weight = nn.Parameter((T.T @ matrix.weight.double()).to(matrix.weight.dtype), matrix.weight.requires_grad)
     if matrix.bias is not None:

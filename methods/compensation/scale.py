@@ -36,12 +36,12 @@ from methods.base import Holds, Look, Tokens
 from methods.compensation.base import (
     Boundary,
     BoundaryStates,
-    Compensated,
     Compensation,
     Pruning,
-    at_boundaries,
-    compensation,
-    some_boundaries,
+    Repair,
+    register_compensation,
+    repair_at_boundaries,
+    require_boundaries,
 )
 from methods.errors import Unsupported
 from methods.least_squares import Norm, Sinks
@@ -49,7 +49,7 @@ from methods.model.calibration import Calibration
 from methods.model.layer import Layer
 
 
-@compensation("scale")
+@register_compensation("scale")
 @dataclass(frozen=True)
 class Scale(Compensation):
     """One factor for the residual at each cut, folded into the weights behind it (Chen et al. 2025)."""
@@ -66,42 +66,42 @@ class Scale(Compensation):
         if pruning.pruned.final_norm is None or not pruning.pruned.family.attn_norm:
             family = pruning.pruned.config.model_type
             raise Unsupported(f"{family} reads the residual without a norm somewhere, which a factor changes")
-        some_boundaries(pruning)
+        require_boundaries(pruning)
         return 0
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         factors: list[float] = []  # what the residual is multiplied by behind each cut, all earlier cuts included
 
-        def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
+        def at(cut: Boundary, seen: list[BoundaryStates]) -> Repair:
             factors.append(self.fit(seen))
             c = factors[-1] / (factors[-2] if len(factors) > 1 else 1.0)
             for layer in pruning.pruned.sweep(pruning.pruned.layers[cut.behind + 1 :]):
-                for which, matrix in outputs(layer):
+                for which, matrix in outputs_of_layer(layer):
                     if layer.family.post_norms:
                         norm = Norm.behind(layer, which)
                         Norm(norm.g / c, norm.epsilon).put_behind(layer, which)
                     else:
-                        divide(matrix, c)
-            return Compensated(lambda each: each.y, gain=factors[-1])
+                        divide_output(matrix, c)
+            return Repair(lambda each: each.y, gain=factors[-1])
 
-        return at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at) | {"factors": factors}
+        return repair_at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at) | {"factors": factors}
 
-    def fit(self, seen: list[BoundaryStates]) -> float:
+    def fit(self, batches: list[BoundaryStates]) -> float:
         """Return the mean over the fitted tokens of ||z|| / ||x||."""
         ratios: list[Tensor] = []
-        for each in seen:
+        for each in batches:
             where = each.measured(self.sinks)
             ratios.append(each.z[where].double().norm(dim=-1) / each.y[where].double().norm(dim=-1))
         return sum(float(ratio.sum()) for ratio in ratios) / sum(map(len, ratios))
 
 
-def outputs(layer: Layer) -> list[tuple[int, nn.Linear]]:
+def outputs_of_layer(layer: Layer) -> list[tuple[int, nn.Linear]]:
     """Return the output matrices of the attention (0) and the MLP (1) that a layer has."""
     attention, mlp = layer.has_attention, layer.has_mlp
     return [*([(0, layer.out)] if attention else []), *([(1, layer.down)] if mlp else [])]
 
 
-def divide(matrix: nn.Linear, c: float) -> None:
+def divide_output(matrix: nn.Linear, c: float) -> None:
     """Divide what the matrix gives by c: W <- W / c, b <- b / c."""
     matrix.weight = nn.Parameter(matrix.weight.detach() / c, matrix.weight.requires_grad)
     if matrix.bias is not None:

@@ -35,8 +35,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import Holds, Layers, Look, register
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.structures import drop_layers
 from methods.trials.selection import OneShot
@@ -69,27 +69,27 @@ class Angular(OneShot):
 
     def distances(self, model: Decoder, calibration: Calibration, n: int) -> list[float]:
         """Return D(s) for s = 0 .. L-n, as shares of a half turn."""
-        (D,) = shared(distances, model, calibration, n, self.token)
+        (D,) = shared_statistics(distances_of_layers, model, calibration, n, self.token)
         return D.tolist()
 
 
-def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> list[Tensor]:
+def distances_of_layers(model: Decoder, calibration: Calibration, n: int, token: str) -> list[Tensor]:
     """Return D, (L-n+1,), in float64, at the last token of each sequence or at all."""
-    h, D = between_layers(model, calibration, token), []
+    h, D = states_between_layers(model, calibration, token), []
     for s in range(len(h) - n):
-        angle = cosines(h[s], h[s + n]).clamp(-1, 1).arccos()
+        angle = cosines_of_rows(h[s], h[s + n]).clamp(-1, 1).arccos()
         D.append(float(angle.sum()) / math.pi / len(angle))
     return [torch.tensor(D, dtype=torch.float64)]
 
 
-def cosines(x: Tensor, y: Tensor) -> Tensor:
+def cosines_of_rows(x: Tensor, y: Tensor) -> Tensor:
     """Return cos(x, y) of each row, (M, D) -> (M,), in float64, in which only some rows are at a time."""
     rows = max(1, AT_ONCE // x.shape[-1])
     pairs = zip(torch.split(x, rows), torch.split(y, rows), strict=True)
     return torch.cat([cosine_similarity(one.double(), other.double(), dim=-1) for one, other in pairs])
 
 
-def between_layers(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
+def states_between_layers(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
     """Return the states in front of each layer and behind the last, L + 1 of (M, D), at all tokens or the last ones."""
 
     def of_layer(l: int, steps: Iterator[Step]) -> list[Tensor]:
@@ -99,4 +99,4 @@ def between_layers(model: Decoder, calibration: Calibration, token: str) -> list
         return [x, y] if l == last else [x]
 
     last = len(model.layers) - 1
-    return [state for states in by_layer(model, calibration, of_layer, token) for state in states]
+    return [state for states in collect_by_layer(model, calibration, of_layer, token) for state in states]

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 
 from methods.base import Count, Finite, Holds, Layers, Look, Pruner, register
 from methods.budget import whole_layers
-from methods.console import bar
+from methods.console import make_bar
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -130,7 +130,7 @@ class LaCo(Pruner):
         together = TOGETHER if model.store and self.T is None else 1
         log = calibration.log([], "laco", count, together)  # of an interrupted attempt, which has asked in this order
         measured = log.kept()
-        with bar(None, "collapsing", " windows") as tried:
+        with make_bar(None, "collapsing", " windows") as tried:
 
             def similarities(asked: list[Candidate]) -> list[float]:
                 if (found := next(measured, None)) is None:
@@ -185,7 +185,7 @@ class _Path:
     trace: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _merged(order: tuple[Merged, ...], p: int, K: int) -> tuple[Merged, ...]:
+def _merge_order(order: tuple[Merged, ...], p: int, K: int) -> tuple[Merged, ...]:
     """Return `order` after its layers p .. p+K merged into one."""
     return (*order[:p], order[p : p + K + 1], *order[p + K + 1 :])
 
@@ -226,7 +226,7 @@ class _Loop:
             similarity = None if math.isnan(s) else s  # JSON has no NaN; the loop rejects it
             path.trace.append({"pointer": p, "layers": n, "merged": K, "similarity": similarity, "accepted": accepted})
             if accepted:
-                path.order, path.removed, p = _merged(path.order, p, K), path.removed + K, p - I
+                path.order, path.removed, p = _merge_order(path.order, p, K), path.removed + K, p - I
                 if self.laco.clamp:
                     p = min(p, len(path.order) - C)
             else:
@@ -255,7 +255,7 @@ class _Loop:
         return self.known[wanted]
 
     def _candidate(self, order: tuple[Merged, ...], p: int) -> Candidate:
-        return _merged(order, p, min(self.laco.C - 1, len(order) - 1 - p)), p
+        return _merge_order(order, p, min(self.laco.C - 1, len(order) - 1 - p)), p
 
 
 def merge(window: list[Layer], rule: str, norms: str) -> Layer:

@@ -62,13 +62,22 @@ from torch import Tensor
 
 from methods.base import Count, Holds, Look, Positive, Pruner, Share, Tokens, Whole, register
 from methods.budget import whole_layers
-from methods.console import over
+from methods.console import show_progress
 from methods.errors import Unsupported
 from methods.least_squares import Sinks
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.trials.collapse_fit import Collapse, Fit
-from methods.trials.windows import CollapseTrial, DenseStates, Division, begun, exchanged, joined, lightest, single
+from methods.trials.windows import (
+    CollapseTrial,
+    DenseStates,
+    Division,
+    division_from_starts,
+    division_into_layers,
+    exchange_layers,
+    find_lightest,
+    join_windows,
+)
 
 Choice = Literal["fit", "error", "cosine"]
 NAMED = "layers "  # begins the name of a division
@@ -140,7 +149,7 @@ class LaCoLS(Pruner):
             return {"removed_layers": []}
         read, layers = calibration.first(self.tokens), model.layers
         how = Fit(self.ridge, self.sinks, self.attention, self.later, self.sweeps)
-        found = self.found(model, read, n)
+        found = self.search_divisions(model, read, n)
         errors = Collapse(model, found.windows, read, how).run()
         survivors = [s for s, _ in found.windows]
         model.set_layers([layers[s] for s in survivors])
@@ -151,22 +160,24 @@ class LaCoLS(Pruner):
             "removal_order": found.names(),
             "free_removals": n - 1,
             "losses": found.losses,
-            "finalists": [{"layers": named(one).removeprefix(NAMED), "kl": kl} for one, kl in found.finals.items()],
+            "finalists": [
+                {"layers": name_of_division(one).removeprefix(NAMED), "kl": kl} for one, kl in found.finals.items()
+            ],
             "tokens": int(read.mask.sum()),
         }
 
-    def found(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
+    def search_divisions(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
         """Return divisions with 1 to n layers less, of which the first are those of `calibration.order`.
 
         The states that a search needs are gone afterwards.
         """
         L, order = len(model.layers), calibration.order
-        known = [parsed(name, L) for name in order[: n - 1] if name.startswith(NAMED)]
+        known = [division_of_name(name, L) for name in order[: n - 1] if name.startswith(NAMED)]
         found = FoundCollapse(L, n, known, [None] * len(known))
         if len(order) == n == len(known) + 1 and order[-1].startswith(TAKEN):
-            found.take(parsed(order[-1].removeprefix(TAKEN), L), None)
+            found.take(division_of_name(order[-1].removeprefix(TAKEN), L), None)
             return found
-        log = calibration.log([], "laco-ls", n, [named(one) for one in known])  # of an interrupted attempt
+        log = calibration.log([], "laco-ls", n, [name_of_division(one) for one in known])  # of an interrupted attempt
         for entry in log.kept():
             found.recall(*entry)
             if calibration.note is not None:
@@ -188,7 +199,7 @@ class LaCoLS(Pruner):
             else:
                 found.take(min(losses, key=losses.__getitem__), losses)
             dense.keep_maps(window for each in candidates for window in each)
-            log.add(found.told(), [])
+            log.add(found.last_step(), [])
             if calibration.note is not None:
                 calibration.note(found.names())
         return found
@@ -213,7 +224,7 @@ class LaCoLS(Pruner):
             before, best = best, min(found, key=found.__getitem__)
             if best == before or not self.exchanges:
                 return found
-            sums = {each: sum(map(dense.left, each)) for each in exchanged(best) if each not in losses}
+            sums = {each: sum(map(dense.left, each)) for each in exchange_layers(best) if each not in losses}
             others = sorted(sums, key=sums.__getitem__)[: self.exchanges]
             if others:
                 trial.fix(best)
@@ -223,11 +234,13 @@ class LaCoLS(Pruner):
         """Return the divisions of a step that are tried, none twice; `shown` says on stderr what for."""
         L = len(dense.layers)
         if self.divisions:  # which are made of windows of so many layers and fewer
-            for s in over(range(L - count), f"{shown}, fitting", "window"):
+            for s in show_progress(range(L - count), f"{shown}, fitting", "window"):
                 dense.left((s, s + count + 1))
-        sums = {each: sum(map(dense.left, each)) for each in (joined(windows, i) for i in range(len(windows) - 1))}
+        sums = {
+            each: sum(map(dense.left, each)) for each in (join_windows(windows, i) for i in range(len(windows) - 1))
+        }
         longer = sorted(sums, key=sums.__getitem__)[: self.trials]
-        anew = lightest(L, count, self.divisions, dense.left) if self.divisions else []
+        anew = find_lightest(L, count, self.divisions, dense.left) if self.divisions else []
         return list(dict.fromkeys([*longer, *anew]))
 
 
@@ -246,7 +259,7 @@ class FoundCollapse:
 
     @property
     def windows(self) -> Division:
-        return self.divisions[-1] if self.divisions else single(self.L)
+        return self.divisions[-1] if self.divisions else division_into_layers(self.L)
 
     def take(self, division: Division, losses: dict[Division, float] | None) -> None:
         """Note the next division, and its KL where it was tried."""
@@ -254,23 +267,25 @@ class FoundCollapse:
         self.divisions.append(division)
         self.losses.append(loss if math.isfinite(loss) else None)
 
-    def told(self) -> list[Tensor]:
+    def last_step(self) -> list[Tensor]:
         """Return the last step: the layers at which its windows begin, (L - its number,), and its KL; and `finals`.
 
         These are the layers at which the windows of each begin, (finalists, L - n), and their KL, (finalists,).
         """
-        finals = torch.tensor([starts(one) for one in self.finals]), _of_figures(self.finals.values())
-        return [torch.tensor(starts(self.windows)), _of_figures(self.losses[-1:]), *finals]
+        finals = torch.tensor([starts_of(one) for one in self.finals]), _of_figures(self.finals.values())
+        return [torch.tensor(starts_of(self.windows)), _of_figures(self.losses[-1:]), *finals]
 
     def recall(self, division: Tensor, loss: Tensor, finalists: Tensor, kl: Tensor) -> None:
         """Note the next division, its KL and the finalists, which another search has `told`."""
-        self.divisions.append(begun(division.tolist(), self.L))
+        self.divisions.append(division_from_starts(division.tolist(), self.L))
         self.losses += _figures(loss)
-        self.finals = dict(zip((begun(one, self.L) for one in finalists.tolist()), _figures(kl), strict=True))
+        self.finals = dict(
+            zip((division_from_starts(one, self.L) for one in finalists.tolist()), _figures(kl), strict=True)
+        )
 
     def names(self) -> list[str]:
         """Return what is gone after each step, and in the division that is taken, as `Calibration.order` has it."""
-        path = [named(division) for division in self.divisions]
+        path = [name_of_division(division) for division in self.divisions]
         return [*path[: self.n - 1], *(TAKEN + name for name in path[self.n - 1 :])]
 
 
@@ -283,21 +298,21 @@ def _figures(kept: Tensor) -> list[float | None]:
     return [one if math.isfinite(one) else None for one in kept.tolist()]
 
 
-def starts(division: Division) -> list[int]:
+def starts_of(division: Division) -> list[int]:
     """Return the layers at which windows begin, see `begun`."""
     return [s for s, _ in division]
 
 
-def named(division: Division) -> str:
+def name_of_division(division: Division) -> str:
     """Return the layers that windows have taken in: "layers 5+13-18"."""
     runs = ((s + 1, e - 1) for s, e in division if e > s + 1)
     return NAMED + "+".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
-def parsed(name: str, L: int) -> Division:
+def division_of_name(name: str, L: int) -> Division:
     """Return the division of L layers that `named` gives this name."""
     gone = set[int]()
     for run in name.removeprefix(NAMED).split("+"):
         first, _, last = run.partition("-")
         gone |= set(range(int(first), int(last or first) + 1))
-    return begun([s for s in range(L) if s not in gone], L)
+    return division_from_starts([s for s in range(L) if s not in gone], L)

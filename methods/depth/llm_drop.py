@@ -38,13 +38,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import Look, Pruner, register
-from methods.budget import block_parameters
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.budget import parameters_of_blocks
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
-from methods.trials.selection import affordable
+from methods.model.structures import Sublayer, remove_sublayers, sizes_of_sublayers, sublayers_of
+from methods.trials.selection import find_affordable
 
 Mode = Literal["attn", "mlp", "joint", "block"]
 MODES = {"attn": ("attention",), "mlp": ("mlp",), "joint": ("attention", "mlp"), "block": ("layer",)}
@@ -68,16 +68,16 @@ class LLMDrop(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         blocks = sublayers_of(model, *MODES[self.mode])
-        return {"parameters": parameters(model) - block_parameters(model, ratio, blocks)}
+        return {"parameters": parameters(model) - parameters_of_blocks(model, ratio, blocks)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        rest = block_parameters(model, ratio, sublayers_of(model, *MODES[self.mode]))
+        rest = parameters_of_blocks(model, ratio, sublayers_of(model, *MODES[self.mode]))
         if not rest:
             return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
-        (importances,) = shared(importance, model, calibration, self.mode)
+        (importances,) = shared_statistics(importance_of_blocks, model, calibration, self.mode)
         S, order = dict(zip(sublayers_of(model, *MODES[self.mode]), importances.tolist(), strict=True)), []
-        size, left = sublayer_sizes(model, S), list(S)
-        while allowed := affordable(left, size, rest):
+        size, left = sizes_of_sublayers(model, S), list(S)
+        while allowed := find_affordable(left, size, rest):
             order.append(min(allowed, key=lambda block: (S[block], -block.layer)))
             left.remove(order[-1])
             rest -= size[order[-1]]
@@ -85,7 +85,7 @@ class LLMDrop(Pruner):
         return remove_sublayers(model, order) | {"order": [str(block) for block in order], "scores": scores}
 
 
-def importance(model: Decoder, calibration: Calibration, mode: Mode) -> list[Tensor]:
+def importance_of_blocks(model: Decoder, calibration: Calibration, mode: Mode) -> list[Tensor]:
     """Return S of every block that competes, in the order of `sublayers_of`, in float64."""
     blocks, tokens = sublayers_of(model, *MODES[mode]), int(calibration.mask.sum())
     parallel = [layer.parallel for layer in model.layers]
@@ -100,5 +100,8 @@ def importance(model: Decoder, calibration: Calibration, mode: Mode) -> list[Ten
                 total[part] += float((1 - cosine_similarity(before, after, dim=-1)).double().sum())
         return [torch.tensor([total.get(part, math.nan) / tokens for part in MODES[mode]], dtype=torch.float64)]
 
-    S = [dict(zip(MODES[mode], of.tolist(), strict=True)) for (of,) in by_layer(model, calibration, of_layer, mode)]
+    S = [
+        dict(zip(MODES[mode], of.tolist(), strict=True))
+        for (of,) in collect_by_layer(model, calibration, of_layer, mode)
+    ]
     return [torch.tensor([S[block.layer][block.part] for block in blocks], dtype=torch.float64)]

@@ -48,13 +48,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from methods.base import Count, Holds, Look, Positive, Pruner, register
 from methods.budget import whole_layers
-from methods.console import over
-from methods.depth.angular import between_layers, cosines
-from methods.least_squares import Rows, Sinks, find_sinks, sink_weight
+from methods.console import show_progress
+from methods.depth.angular import cosines_of_rows, states_between_layers
+from methods.least_squares import Rows, Sinks, find_sinks, weight_of_sinks
 from methods.model.activations import States, enter, enter_all, values_of_a_step
-from methods.model.calibration import Calibration, shared
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
-from methods.model.gradients import repeatable
+from methods.model.gradients import make_repeatable
 from methods.model.layer import Layer
 from methods.model.structures import drop_layers
 
@@ -90,7 +90,7 @@ class LLMStreamline(Pruner):
         n = self.plan(model, ratio)["layers"]
         if not n:
             return {"removed_layers": []}
-        (cos,) = shared(similarities, model, calibration, n + 1)
+        (cos,) = shared_statistics(similarities_of_runs, model, calibration, n + 1)
         s = int(cos.argmax())
         missed = self.train(model, calibration, s, n + 1)
         decided = drop_layers(model, list(range(s + 1, s + n + 1)))
@@ -103,7 +103,7 @@ class LLMStreamline(Pruner):
         Returns what is missed on the sequences that are not trained on, or on the only one, before the first pass and
         after each: the mean square over that of the run's output; None where it is no number, which JSON has not.
         """
-        x, z = run_ends(model, calibration, s, length)
+        x, z = states_at_ends(model, calibration, s, length)
         N = len(x)
         train, judge = list(range(N - max(1, N // HELD_OUT))), list(range(N - max(1, N // HELD_OUT), N))
         layer = model.layers[s]
@@ -115,7 +115,7 @@ class LLMStreamline(Pruner):
                 training.weigh_sinks()
             missed, best = [training.missed(judge)], training.weights()
             generator = torch.Generator().manual_seed(calibration.seed)
-            for _ in over(range(self.passes), "training a layer", "pass"):
+            for _ in show_progress(range(self.passes), "training a layer", "pass"):
                 order = torch.randperm(len(train or judge), generator=generator).tolist()
                 for start in range(0, len(order), self.batch):
                     rows = [(train or judge)[at] for at in order[start : start + self.batch]]
@@ -127,14 +127,14 @@ class LLMStreamline(Pruner):
         return [one if math.isfinite(one) else None for one in missed]
 
 
-def similarities(model: Decoder, calibration: Calibration, length: int) -> list[Tensor]:
+def similarities_of_runs(model: Decoder, calibration: Calibration, length: int) -> list[Tensor]:
     """Return mean over tokens of cos(x_s, x_{s+length}) for s = 0 .. L-length, (L-length+1,), in float64."""
-    h = between_layers(model, calibration, "all")
-    return [torch.stack([cosines(h[s], h[s + length]).mean() for s in range(len(h) - length)])]
+    h = states_between_layers(model, calibration, "all")
+    return [torch.stack([cosines_of_rows(h[s], h[s + length]).mean() for s in range(len(h) - length)])]
 
 
 @torch.no_grad()
-def run_ends(model: Decoder, calibration: Calibration, s: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
+def states_at_ends(model: Decoder, calibration: Calibration, s: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
     """Return each sequence's states in front of layer s and behind the run of `length` layers, N of (T, D) each."""
     entries, _ = enter_all(model, calibration, values_of_a_step(model))
     states = States(model, entries, calibration.wait)
@@ -175,27 +175,27 @@ class LayerTraining:
         x, z, where = ([one[None].to(self.device) for one in each] for each in (self.x, self.z, self.calibration.mask))
         sinks = find_sinks(where, x, z)
         every = [Rows(one, other, other, *of) for one, other, *of in zip(x, z, where, sinks, strict=True)]
-        self.weight = torch.where(torch.cat(sinks), sink_weight(every), 1.0)
+        self.weight = torch.where(torch.cat(sinks), weight_of_sinks(every), 1.0)
 
     def squares(self, rows: list[int]) -> tuple[Tensor, int]:
         """Return the sum of squares of what is missed at real tokens, and how many numbers there are."""
         if len(rows) not in self.arguments:
             with torch.no_grad():
                 entry = enter(self.model, self.calibration.ids[: len(rows)])
-            self.arguments[len(rows)] = in_float32(entry.arguments[self.layer.kind])
+            self.arguments[len(rows)] = to_float32(entry.arguments[self.layer.kind])
         mask = self.calibration.mask[rows].to(self.device)
         x, z = (torch.stack([each[row] for row in rows]).to(self.device).float() for each in (self.x, self.z))
         y = self.layer(x, self.arguments[len(rows)])
-        return self.weighed((y[mask] - z[mask]).square(), rows), int(mask.sum()) * x.shape[-1]
+        return self.weigh((y[mask] - z[mask]).square(), rows), int(mask.sum()) * x.shape[-1]
 
-    def weighed(self, squares: Tensor, rows: list[int]) -> Tensor:
+    def weigh(self, squares: Tensor, rows: list[int]) -> Tensor:
         """Return the sum of squares at the real tokens of these sequences, (tokens, D), by their tokens' weights."""
         if self.weight is not None:
             squares = squares * self.weight[rows][self.calibration.mask[rows].to(self.device)][:, None]
         return squares.sum()
 
     def step(self, rows: list[int]) -> None:
-        with torch.enable_grad(), repeatable(self.model):
+        with torch.enable_grad(), make_repeatable(self.model):
             total, count = self.squares(rows)
             torch.autograd.backward(total / count)
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -208,7 +208,7 @@ class LayerTraining:
         """Return the sum of squares of what is missed over that of what is wanted, on these sequences."""
         pairs = ((self.z[row], self.calibration.mask[row].to(self.z[row].device)) for row in rows)
         wanted = sum(
-            float(self.weighed(z[mask].float().square(), [row])) for row, (z, mask) in zip(rows, pairs, strict=True)
+            float(self.weigh(z[mask].float().square(), [row])) for row, (z, mask) in zip(rows, pairs, strict=True)
         )
         return sum(float(self.squares([row])[0]) for row in rows) / wanted
 
@@ -216,12 +216,12 @@ class LayerTraining:
         return {name: one.detach().clone() for name, one in self.module.named_parameters()}
 
 
-def in_float32(given: Any) -> Any:
+def to_float32(given: Any) -> Any:
     """Return the tensors in dictionaries and tuples in float32, and all else as it is."""
     if isinstance(given, dict):
-        return {name: in_float32(value) for name, value in given.items()}
+        return {name: to_float32(value) for name, value in given.items()}
     if isinstance(given, tuple):
-        return tuple(map(in_float32, given))
+        return tuple(map(to_float32, given))
     return given.float() if isinstance(given, Tensor) and given.is_floating_point() else given
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Look, register
-from methods.model.activations import Step, by_layer
+from methods.model.activations import Step, collect_by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.trials.selection import OneShot
@@ -46,4 +46,4 @@ class Magnitude(OneShot):
                 total += float((added / step.y[step.mask].float().norm(dim=-1)).double().sum())
             return [torch.tensor(total / int(calibration.mask.sum()), dtype=torch.float64)]
 
-        return [float(s) for (s,) in by_layer(model, calibration, of_layer)]
+        return [float(s) for (s,) in collect_by_layer(model, calibration, of_layer)]

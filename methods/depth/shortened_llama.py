@@ -40,9 +40,9 @@ from methods.base import Holds, Layers, Look, Tokens, register
 from methods.budget import whole_layers
 from methods.errors import Unsupported
 from methods.model.activations import refuse_overflow
-from methods.model.calibration import Calibration, shared
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
-from methods.model.gradients import Sums, gradients
+from methods.model.gradients import Sums, collect_gradients
 from methods.model.structures import sublayers_of
 from methods.trials.blocks import Trial
 from methods.trials.selection import OneShot
@@ -78,7 +78,7 @@ class ShortenedLlama(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return the loss without each layer, infinite where it is no finite number."""
-        (losses,) = shared(losses_without, model, calibration.first(self.tokens))
+        (losses,) = shared_statistics(losses_without_layers, model, calibration.first(self.tokens))
         return [loss if math.isfinite(loss) else math.inf for loss in losses.tolist()]
 
 
@@ -110,7 +110,7 @@ class ShortenedLlamaTaylor(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return I_l of every layer."""
-        (found,) = shared(taylor, model, calibration.first(self.tokens))
+        (found,) = shared_statistics(importance_by_taylor, model, calibration.first(self.tokens))
         return found.tolist()
 
     def candidates(self, L: int, n: int) -> range:
@@ -121,13 +121,13 @@ class ShortenedLlamaTaylor(OneShot):
         return range(stay - last, L - last)
 
 
-def losses_without(model: Decoder, calibration: Calibration) -> list[Tensor]:
+def losses_without_layers(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return the loss per token without each layer, (L,), in float64."""
     trial = Trial(model, calibration, "nll")
-    return [torch.tensor(trial.without(sublayers_of(model, "layer")), dtype=torch.float64)]
+    return [torch.tensor(trial.losses_without(sublayers_of(model, "layer")), dtype=torch.float64)]
 
 
-def taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:
+def importance_by_taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return I_l of every layer by Taylor's formula, (L,), in float64.
 
     Raises Unsupported where one is no finite number.
@@ -141,7 +141,7 @@ def taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:
         sizes = [float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights(l)]
         return [torch.tensor(sum(sizes), dtype=torch.float64)]
 
-    found = gradients(model, calibration, {W for l in range(len(layers)) for W in weights(l)}, of_layer)
+    found = collect_gradients(model, calibration, {W for l in range(len(layers)) for W in weights(l)}, of_layer)
     scores = torch.stack([found[l][0] for l in range(len(layers))])
     if not scores.isfinite().all():
         raise Unsupported("gradients overflow; load the model in bfloat16 or float32")

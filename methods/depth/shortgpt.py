@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import Layers, Look, register
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.trials.selection import OneShot
 
@@ -48,11 +48,11 @@ class ShortGPT(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return BI_l of every layer."""
-        (BI,) = shared(block_influence, model, calibration, self.token)
+        (BI,) = shared_statistics(influence_of_layers, model, calibration, self.token)
         return BI.tolist()
 
 
-def block_influence(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
+def influence_of_layers(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
     """Return BI, (L,), in float64, over all tokens or the last of each sequence."""
 
     def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
@@ -64,4 +64,4 @@ def block_influence(model: Decoder, calibration: Calibration, token: str) -> lis
             count += len(cos)
         return [torch.tensor(total / count, dtype=torch.float64)]
 
-    return [torch.stack([BI for (BI,) in by_layer(model, calibration, of_layer, token)])]
+    return [torch.stack([BI for (BI,) in collect_by_layer(model, calibration, of_layer, token)])]

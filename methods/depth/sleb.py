@@ -35,7 +35,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters
 from methods.model.structures import sublayers_of
 from methods.trials.blocks import Trial
-from methods.trials.selection import searched
+from methods.trials.selection import search_and_remove
 
 
 @register("sleb")
@@ -76,4 +76,4 @@ class SLEB(Pruner):
         candidates = sublayers_of(model, "layer")[self.keep_first : L - self.keep_last]
         budget = n * sum(map(layer_parameters, model.layers)) / L
         trial = Trial(model, calibration.first(self.tokens), self.loss)
-        return searched(trial, candidates, budget, calibration)
+        return search_and_remove(trial, candidates, budget, calibration)

@@ -40,11 +40,11 @@ from torch import Tensor
 
 from methods.base import Count, Holds, Look, Pruner, RandomPruner, register
 from methods.errors import OutOfReach, Unsupported
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import mixtures, remove_experts
+from methods.model.structures import mixtures_of, remove_experts
 
 
 class LowestExperts(Pruner):
@@ -68,18 +68,18 @@ class LowestExperts(Pruner):
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         said = self.plan(model, ratio)
-        n, there = said["removed_per_layer"]["experts"], mixtures(model)
+        n, there = said["removed_per_layer"]["experts"], mixtures_of(model)
         removed: list[list[int]] = [[] for _ in model.layers]
         found = self.scores(model, calibration) if n else []
         for (number, experts), score in zip(there.items(), found, strict=bool(n)):
             removed[number] = lowest_of_groups(score, n, experts.groups)
         remove_experts(model, removed)
         left = [0 if layer.experts is None else layer.experts.count for layer in model.layers]
-        return said | {"experts": left, "removed_experts": removed} | self.said(found)
+        return said | {"experts": left, "removed_experts": removed} | self.notes_of_scores(found)
 
-    def said(self, found: Sequence[Tensor]) -> dict[str, Any]:
+    def notes_of_scores(self, units: Sequence[Tensor]) -> dict[str, Any]:
         """Return what the record says of the scores."""
-        return {"scores": [score.tolist() for score in found]} if found else {}
+        return {"scores": [score.tolist() for score in units]} if units else {}
 
 
 @register("reap")
@@ -90,7 +90,7 @@ class Reap(LowestExperts):
     look = Look("blue", "mixed", "P")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
-        return [weighed / N.clamp(min=1) for N, _, weighed in shared(routed, model, calibration)]
+        return [weighed / N.clamp(min=1) for N, _, weighed in shared_statistics(sum_routed_outputs, model, calibration)]
 
 
 @register("expert-norm")
@@ -101,7 +101,7 @@ class ExpertNorm(LowestExperts):
     look = Look("green", "dotted", "^")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
-        return [norms for _, norms, _ in shared(routed, model, calibration)]
+        return [norms for _, norms, _ in shared_statistics(sum_routed_outputs, model, calibration)]
 
 
 @register("expert-frequency")
@@ -112,7 +112,7 @@ class ExpertFrequency(LowestExperts):
     look = Look("orange", "dotted", "v")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
-        return [N for N, _, _ in shared(routed, model, calibration)]
+        return [N for N, _, _ in shared_statistics(sum_routed_outputs, model, calibration)]
 
 
 @register("expert-random")
@@ -129,13 +129,13 @@ class ExpertRandom(LowestExperts, RandomPruner):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self._seed(calibration))
-        counts = [experts.count for experts in mixtures(model).values()]
+        counts = [experts.count for experts in mixtures_of(model).values()]
         return [torch.rand(count, dtype=torch.float64, generator=generator) for count in counts]
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         return super().prune(model, calibration, ratio) | {"seed": self._seed(calibration)}
 
-    def said(self, found: Sequence[Tensor]) -> dict[str, Any]:
+    def notes_of_scores(self, units: Sequence[Tensor]) -> dict[str, Any]:
         return {}
 
     def _seed(self, calibration: Calibration) -> int:
@@ -148,7 +148,7 @@ def experts_to_go(model: Decoder, ratio: float) -> int:
     Raises Unsupported where there are no experts, or where layers have other numbers of them; OutOfReach where fewer
     would stay than a token takes.
     """
-    there = list(mixtures(model).values())
+    there = list(mixtures_of(model).values())
     if len({(experts.count, experts.groups) for experts in there}) > 1:
         raise Unsupported("the layers have different numbers of experts, so that no equal cut leaves them equal")
     one, total = there[0], parameters(model)
@@ -171,7 +171,7 @@ def lowest_of_groups(score: Tensor, n: int, groups: int) -> list[int]:
     return sorted((order + size * torch.arange(groups)[:, None]).flatten().tolist())
 
 
-def routed(model: Decoder, calibration: Calibration) -> list[Tensor]:
+def sum_routed_outputs(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return N_j, the sum of ||f_j|| and the sum of g_j ||f_j|| over the tokens that are routed to expert j.
 
     In float64, (3, J) for each mixture, by layer.
@@ -193,4 +193,4 @@ def routed(model: Decoder, calibration: Calibration) -> list[Tensor]:
                 sum_.index_add_(0, chosen.flatten(), values.flatten())
         return [sums]
 
-    return [sums for found in by_layer(model, calibration, of_layer) for sums in found]
+    return [sums for found in collect_by_layer(model, calibration, of_layer) for sums in found]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.console import bar
+from methods.console import make_bar
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
@@ -42,7 +42,7 @@ class Entry:
         return x
 
 
-class Noted(Exception):
+class EntryNoted(Exception):
     """Ends a forward whose layers have noted what they are called with."""
 
 
@@ -58,7 +58,7 @@ class _Recorder(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.x, self.arguments = hidden_states, self.layer.bind(args, kwargs)
         if self.is_last:
-            raise Noted
+            raise EntryNoted
         return hidden_states
 
 
@@ -74,7 +74,7 @@ def enter(model: Decoder, ids: Tensor, *, sliced: bool = False) -> Entry:
     recorders = [_Recorder(layer, is_last=layer is layers[-1]) for layer in layers]
     modules = model.swap_stack(nn.ModuleList(recorders))
     try:
-        with suppress(Noted):
+        with suppress(EntryNoted):
             model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False)
     finally:
         model.swap_stack(modules)
@@ -94,9 +94,9 @@ def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -
     return [replace(entry, x=calibration.wait(entry.x)) for entry in entries], [mask for _, mask in batches]
 
 
-def beside(states: Sequence[Tensor], *others: Sequence[Tensor]) -> list[list[Tensor]]:
+def move_beside(states: Sequence[Tensor], *tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Return others moved to where the states lie, one for each, which differs where layers lie on several devices."""
-    return [[one.to(state.device) for one, state in zip(each, states, strict=True)] for each in others]
+    return [[one.to(state.device) for one, state in zip(each, states, strict=True)] for each in tensors]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Step:
 
 
 @torch.no_grad()
-def by_layer(
+def collect_by_layer(
     model: Decoder, calibration: Calibration, of_layer: Callable[[int, Iterator[Step]], Sequence[Tensor]], *of: Any
 ) -> list[list[Tensor]]:
     """Return what `of_layer` makes of each layer's number and its steps, one for each micro-batch, on the CPU.
@@ -154,7 +154,7 @@ def by_layer(
 
 
 @torch.no_grad()
-def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
+def run_steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
     """Yield (layer, Step) of each layer for each micro-batch, as `by_layer` takes them, from the first on."""
     for number, seen in _ForwardSweep(model, calibration).layers():
         for taken in seen:
@@ -171,20 +171,20 @@ class _ForwardSweep:
         self.log = calibration.log([entry.x for entry in entries], *of)
         del entries  # with the first layer's input
         self.states = self.log.take()
-        (self.masks,) = beside(self.states, masks)
+        (self.masks,) = move_beside(self.states, masks)
         self.sound = torch.ones((), device=self.states[0].device, dtype=torch.bool)
 
     def layers(self) -> Iterator[tuple[int, Iterator[Step]]]:
         """Yield the number of each layer that is not done, and its steps, which are to be taken before the next."""
         layers, batches = len(self.model.stack), len(self.states)
-        with bar(batches * layers, "reading calibration tokens", "layer", batches * self.log.done) as shown:
+        with make_bar(batches * layers, "reading calibration tokens", "layer", batches * self.log.done) as shown:
             for number, layer in self.model.passing(range(self.log.done, layers)):
                 yield number, self.steps(layer, shown)
         refuse_overflow(self.sound)
 
     def steps(self, layer: Layer, shown: Any) -> Iterator[Step]:
         for batch, (mask, given) in enumerate(zip(self.masks, self.arguments, strict=True)):
-            taken = step_of_any(layer, self.states[batch], given[layer.kind], mask)
+            taken = run_any_step(layer, self.states[batch], given[layer.kind], mask)
             self.states[batch] = self.wait(taken.y)
             yield taken
             self.sound &= taken.y.isfinite().all().to(self.sound.device)
@@ -192,13 +192,13 @@ class _ForwardSweep:
 
 
 @torch.no_grad()
-def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
+def run_step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
     """Run one layer on what enters it, (B, T, D), and keep what is seen on the way.
 
     What has been removed from a layer is not there to be seen: its a or m is zero, and heads or channels (B, T, 0).
     Raises Unsupported where a state is no finite number.
     """
-    taken = step_of_any(layer, x, arguments, mask)
+    taken = run_any_step(layer, x, arguments, mask)
     refuse_overflow(taken.y.isfinite().all())
     return taken
 
@@ -209,14 +209,14 @@ def refuse_overflow(sound: Tensor) -> None:
         raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
 
 
-def step_of_any(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
+def run_any_step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
     """Run one layer as `step` does, also on states that are no finite numbers."""
     x = x.to(layer.device)
     empty = x[..., :0]
     with layer.visiting(), ExitStack() as stack:
-        heads = stack.enter_context(inputs_of(layer.out)) if layer.has_attention else [empty]
+        heads = stack.enter_context(collect_inputs(layer.out)) if layer.has_attention else [empty]
         one_mlp = layer.has_mlp and layer.experts is None
-        channels = stack.enter_context(inputs_of(layer.down)) if one_mlp else [empty]
+        channels = stack.enter_context(collect_inputs(layer.down)) if one_mlp else [empty]
         a = layer.attend(x, arguments)
         m = layer.transform(x if layer.parallel else x + a)
     wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
@@ -236,7 +236,7 @@ def values_of_an_mlp(layer: Layer) -> int:
 
 
 @contextmanager
-def inputs_of(matrix: nn.Linear) -> Iterator[list[Tensor]]:
+def collect_inputs(matrix: nn.Linear) -> Iterator[list[Tensor]]:
     """Yield a list that fills with what the matrix is called with."""
     seen: list[Tensor] = []
     hook = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -308,7 +308,7 @@ FAMILIES = {
 }
 
 
-def table() -> list[tuple[str, str, str]]:
+def table_of_families() -> list[tuple[str, str, str]]:
     """Return for each family the axes along which its models can be cut, and why some cannot; the heading first."""
     rows = [("family", "can be cut along", "cannot")]
     for name, family in FAMILIES.items():

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 Wait = Callable[["torch.Tensor"], "torch.Tensor"]  # states -> the same, as they wait until a later layer wants them
 
 
-def in_memory(x: torch.Tensor) -> torch.Tensor:
+def keep_in_memory(x: torch.Tensor) -> torch.Tensor:
     """Return states as they are."""
     return x
 
@@ -118,7 +118,7 @@ class Calibration:
     def wait(self, x: torch.Tensor) -> torch.Tensor:
         """Return states as they wait until a later layer wants them: in a file where there is a folder for it."""
         if self.offload is None:
-            return in_memory(x)
+            return keep_in_memory(x)
         from methods.model.layer_store import put_to_wait
 
         return put_to_wait(x, self.offload)
@@ -130,7 +130,7 @@ class Calibration:
         return [(self.ids[start : start + rows], self.mask[start : start + rows]) for start in starts]
 
 
-def knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
+def with_known_removals(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
     """Return the calibration with what a greedy search has found out, which serves the next."""
     order = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
     return dataclasses.replace(calibration, order=max(calibration.order, tuple(order), key=len))
@@ -151,7 +151,7 @@ class SweepLog:
     seconds  that the interrupted sweep has taken for them
     """
 
-    def __init__(self, folder: Path | None, states: Sequence[Tensor], wait: Wait = in_memory) -> None:
+    def __init__(self, folder: Path | None, states: Sequence[Tensor], wait: Wait = keep_in_memory) -> None:
         self.folder, self.done, self.seconds = folder, 0, 0.0
         self._states = list(states)
         self._new: list[list[Tensor]] = []  # findings that are not written yet
@@ -174,11 +174,11 @@ class SweepLog:
             yield from layers
             read += len(layers)
 
-    def add(self, found: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    def add(self, tensors: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         """Take in what the next layer has given, and the states behind it. Raises Unwritable."""
         if self.folder is None:
             return
-        self._new.append([one.cpu() for one in found])
+        self._new.append([one.cpu() for one in tensors])
         if time.perf_counter() - self._last >= SECONDS:
             self._write(self.folder, states)
             self._last = time.perf_counter()
@@ -215,15 +215,15 @@ class SweepLogs:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.seconds = folder, 0.0
-        self._asked = set[Path]()  # whose further seconds are of this attempt, and counted there
+        self._counted = set[Path]()  # whose further seconds are of this attempt, and counted there
 
-    def log(self, states: Sequence[Tensor], *of: Any, wait: Wait = in_memory) -> SweepLog:
+    def log(self, states: Sequence[Tensor], *of: Any, wait: Wait = keep_in_memory) -> SweepLog:
         """Return the log of the sweep that begins with `states`; `repr` of `of` says all else that it depends on."""
         folder = self.folder / hashlib.sha256(repr(of).encode()).hexdigest()[:16]
         found = SweepLog(folder, states, wait)
-        if folder not in self._asked:
+        if folder not in self._counted:
             self.seconds += found.seconds
-            self._asked.add(folder)
+            self._counted.add(folder)
         return found
 
 
@@ -257,7 +257,7 @@ def _load(file: Path) -> tuple[list[list[Tensor]], float]:
         return groups, float(told["seconds"])
 
 
-def shared(
+def shared_statistics(
     function: Callable[..., list[Tensor]], model: Decoder, calibration: Calibration, *arguments: Any
 ) -> list[Tensor]:
     """Return function(model, calibration, *arguments), on the CPU, as another cell has found it where one has.

@@ -29,10 +29,10 @@ from transformers.pytorch_utils import Conv1D
 
 from methods.errors import Unsupported
 from methods.model.architectures import FAMILIES, LISTS, Axis
-from methods.model.layer import Layer, linear_like
-from methods.model.layer_store import LayerStore, cast, put
+from methods.model.layer import Layer, make_linear
+from methods.model.layer_store import LayerStore, cast, move_modules
 from methods.model.parts import Removed
-from methods.model.precision import held_in
+from methods.model.precision import dtype_by_name
 
 
 class Decoder:
@@ -66,12 +66,12 @@ class Decoder:
         self.settle()
         head = model.get_output_embeddings()
         if family.unit_rows and not isinstance(head, nn.Linear):
-            model.set_output_embeddings(linear_like(nn.functional.normalize(head.weight.detach()), None))
+            model.set_output_embeddings(make_linear(nn.functional.normalize(head.weight.detach()), None))
 
     def _put_around(self, device: torch.device) -> None:
         """Move all that lies around the layers to a device; what is tied stays tied."""
         leaves = ((name, one) for name, one in self.model.named_modules() if not any(one.children()))
-        put([one for name, one in leaves if not name.startswith(f"{self.family.layers}.")], device)
+        move_modules([one for name, one in leaves if not name.startswith(f"{self.family.layers}.")], device)
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
@@ -80,7 +80,7 @@ class Decoder:
         if self.store is None or device is None:
             yield
             return
-        put([self.model], torch.device("cpu"))
+        move_modules([self.model], torch.device("cpu"))
         self.store.device = None
         try:
             yield
@@ -153,11 +153,11 @@ class Decoder:
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the weights to `dtype`, one layer at a time; buffers become those of a new model of that dtype.
 
-        What the model's class keeps in float32 is held in that (methods.model.precision.held_in).
+        What the model's class keeps in float32 is held in that (methods.model.precision.dtype_by_name).
         """
         if dtype == self.embed.weight.dtype:
             return
-        held, named = held_in(self.model, dtype), list(self.model.named_parameters())
+        held, named = dtype_by_name(self.model, dtype), list(self.model.named_parameters())
         names = {id(parameter): name for name, parameter in named}
         for layer in self.sweep():
             cast(((names[id(one)], one) for one in layer.module.parameters()), held)
@@ -199,8 +199,8 @@ class Decoder:
         self.numbers = [layer.number for layer in layers]
         self.config.num_hidden_layers = len(layers)
         for name in LISTS:
-            if any(layer.said.get(name) is not None for layer in layers):
-                setattr(self.config, name, [layer.said[name] for layer in layers])
+            if any(layer.config.get(name) is not None for layer in layers):
+                setattr(self.config, name, [layer.config[name] for layer in layers])
         single = [number for number, layer in enumerate(layers) if layer.experts is None]
         if (mixture := self.family.mixture) and mixture.plain:
             setattr(self.config, mixture.plain, single)
@@ -264,7 +264,7 @@ class Decoder:
         """Return the logits of what comes out of the last layer, (..., D) -> (..., V), in the model's dtype."""
         if x.shape[-1] != self.head.in_features:
             raise Unsupported("the head does not read the last layer's width")
-        return capped(self.head(self.normed(x)), self.config)
+        return cap_logits(self.head(self.normed(x)), self.config)
 
     def _put(self, path: str, module: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
@@ -316,10 +316,10 @@ def _straighten(model: nn.Module) -> None:
     ]
     for parent, name, child in found:
         if isinstance(child, Conv1D):
-            setattr(parent, name, linear_like(child.weight.detach().T.contiguous(), child.bias.detach()))
+            setattr(parent, name, make_linear(child.weight.detach().T.contiguous(), child.bias.detach()))
 
 
-def twin(model: Decoder, config: Any = None) -> Decoder:
+def make_twin(model: Decoder, config: Any = None) -> Decoder:
     """Return a model of its own modules around the same weights; a cut gives a module new weights, changing no tensor.
 
     config  what its layers take for their configuration; by default a copy
@@ -329,7 +329,7 @@ def twin(model: Decoder, config: Any = None) -> Decoder:
     return Decoder(module, model.store)
 
 
-def capped(logits: Tensor, config: Any) -> Tensor:
+def cap_logits(logits: Tensor, config: Any) -> Tensor:
     """Return what a model of this configuration makes of its head's logits: c tanh(logits / c) where it has a cap c.
 
     Some families multiply them by `logit_scale`, others divide them by `logits_scaling`.
@@ -344,18 +344,18 @@ def capped(logits: Tensor, config: Any) -> Tensor:
 Place = torch.device | Sequence[torch.device]  # one device, or those over which layers are spread
 
 
-def devices(place: Place) -> list[torch.device]:
+def devices_of(place: Place) -> list[torch.device]:
     """Return the devices of a place, the first one first."""
     return [place] if isinstance(place, torch.device) else list(place)
 
 
-def device_map(model: Decoder, place: Place) -> dict[str, torch.device]:
+def devices_of_modules(model: Decoder, place: Place) -> dict[str, torch.device]:
     """Return on which device of a place each module belongs, by names that cover the whole model.
 
     A GPU's share of the weights is its share of the memory of all, so that equal ones hold about as much; a layer that
     two would share is the one's that would have more of it. `model` may lie on the meta device.
     """
-    wanted = devices(place)
+    wanted = devices_of(place)
     room = [torch.cuda.get_device_properties(one).total_memory if one.type == "cuda" else 1 for one in wanted]
     ends = [sum(room[: number + 1]) / sum(room) for number in range(len(room) - 1)]
     parts = _parts(model)
@@ -371,24 +371,24 @@ def device_map(model: Decoder, place: Place) -> dict[str, torch.device]:
     return found
 
 
-def loading(shell: Callable[[], Decoder], place: Place) -> dict[str, Any]:
+def options_of_loading(shell: Callable[[], Decoder], place: Place) -> dict[str, Any]:
     """Return the options by which transformers loads a model straight to its place.
 
     shell  makes the model without weights, where layers are spread
     """
-    wanted = devices(place)
+    wanted = devices_of(place)
     if len(wanted) == 1:
         return {} if wanted[0].type == "cpu" else {"device_map": {"": wanted[0]}}
-    return {"device_map": device_map(shell(), wanted)}
+    return {"device_map": devices_of_modules(shell(), wanted)}
 
 
 def put_model(model: nn.Module, place: Place) -> nn.Module:
     """Move a model to its place, and return it."""
-    wanted = devices(place)
-    return _dispatched(model, device_map(Decoder(model), wanted)) if len(wanted) > 1 else model.to(wanted[0])
+    wanted = devices_of(place)
+    return _dispatched(model, devices_of_modules(Decoder(model), wanted)) if len(wanted) > 1 else model.to(wanted[0])
 
 
-def settle(model: nn.Module) -> nn.Module:
+def settle_model(model: nn.Module) -> nn.Module:
     """Return a model whose weights lie where they belong, with its buffers beside them; no weight is copied."""
     there = place_of(model)
     if len(there) == 1:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from methods.console import over
+from methods.console import show_progress
 from methods.model.activations import enter
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
@@ -35,11 +35,11 @@ TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a
 Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shape, in float32
 
 
-def zeros(weights: Iterable[Tensor]) -> Sums:
+def make_zeros(weights: Iterable[Tensor]) -> Sums:
     return {weight: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights}
 
 
-def gradients(
+def collect_gradients(
     model: Decoder,
     calibration: Calibration,
     weights: Collection[Tensor],
@@ -63,7 +63,7 @@ def gradients(
     first = next((number for number, some in enumerate(own) if some), len(own))
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
     pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
-    with requiring(model, ()), repeatable(model):
+    with require_gradients(model, ()), make_repeatable(model):
         batches = _forward(model, pairs, first, calibration.wait)
     log = calibration.log([batch.back for batch in batches], of_layer.__module__, of_layer.__qualname__, *of, g, a)
     numbers = range(len(own) - 1, first - 1, -1)
@@ -72,10 +72,10 @@ def gradients(
         batch.back = back
         del batch.x[len(batch.x) - log.done :]
     left = numbers[log.done :]
-    for number, layer in over(model.passing(left), "gradients", "layer", total=len(left)):
+    for number, layer in show_progress(model.passing(left), "gradients", "layer", total=len(left)):
         here = [layer.module.get_parameter(name) for name in own[number]]
-        sums, squares = zeros(here if g else ()), zeros(here if a else ())
-        with requiring(model, here), repeatable(model):
+        sums, squares = make_zeros(here if g else ()), make_zeros(here if a else ())
+        with require_gradients(model, here), make_repeatable(model):
             for batch in batches:
                 batch.back_through(layer, here, sums, squares, 1 / N, on=number > first)
                 if number > first:
@@ -143,7 +143,9 @@ def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int,
     entries = [replace(entry, x=wait(entry.x)) for entry in entered]
     x, total = [entry.x for entry in entries], sum(int((targets >= 0).sum()) for _, targets in pairs)
     kept = [list[Tensor]() for _ in pairs]
-    for number, layer in over(model.passing(range(len(model.stack))), "states", "layer", total=len(model.stack)):
+    for number, layer in show_progress(
+        model.passing(range(len(model.stack))), "states", "layer", total=len(model.stack)
+    ):
         for place, entry in enumerate(entries):
             if number >= first:
                 kept[place].append(x[place])
@@ -170,7 +172,7 @@ def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 @contextmanager
-def requiring(model: Decoder, weights: Iterable[Tensor]) -> Iterator[None]:
+def require_gradients(model: Decoder, weights: Iterable[Tensor]) -> Iterator[None]:
     """Let these weights alone require a gradient. Afterwards flags are as before, and no weight has a gradient."""
     before = [(parameter, parameter.requires_grad) for parameter in model.model.parameters()]
     model.model.zero_grad()
@@ -184,7 +186,7 @@ def requiring(model: Decoder, weights: Iterable[Tensor]) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def repeatable(model: Decoder) -> AbstractContextManager[None]:
+def make_repeatable(model: Decoder) -> AbstractContextManager[None]:
     """Return a context in which attention on a GPU is made of plain products, whose backward pass repeats to the bit.
 
     That of the fused kernels adds in whatever order its threads come, so that scores would differ from run to run.

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.decoder import Decoder
-from methods.model.layer import Layer, linear_like, norm_eps
-from methods.model.precision import widened
+from methods.model.layer import Layer, epsilon_of, make_linear
+from methods.model.precision import widen
 
 
 class FactoredMatrix(Unsupported, AttributeError):
@@ -39,7 +39,7 @@ class LowRank(nn.Module):
 
     def __init__(self, down: Tensor, up: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.down, self.up = linear_like(down, None), linear_like(up, bias)
+        self.down, self.up = make_linear(down, None), make_linear(up, bias)
 
     @property
     def in_features(self) -> int:
@@ -70,7 +70,7 @@ class LowRank(nn.Module):
         return y
 
 
-def factored(matrix: nn.Linear, down: Tensor, up: Tensor) -> LowRank:
+def factor_matrix(matrix: nn.Linear, down: Tensor, up: Tensor) -> LowRank:
     """Return what stands for a matrix when its weight is up @ down, in the matrix's dtype and where it lies."""
     weight = matrix.weight
     thin = [factor.to(weight.device, weight.dtype).contiguous() for factor in (down, up)]
@@ -83,7 +83,7 @@ def ranks_of(matrices: dict[str, nn.Linear]) -> dict[str, int]:
     return {name: matrix.rank for name, matrix in matrices.items() if isinstance(matrix, LowRank)}
 
 
-def linears(matrices: list[nn.Linear]) -> list[nn.Linear]:
+def factors_of(matrices: list[nn.Linear]) -> list[nn.Linear]:
     """Return what is multiplied by: each matrix, or its two factors."""
     return [one for matrix in matrices for one in matrix.modules() if isinstance(one, nn.Linear)]
 
@@ -121,7 +121,7 @@ def put_map(model: Decoder, behind: int, M: Tensor) -> None:
         raise Unsupported("the residual is mapped here already, by an earlier compensation")
     like = next(layer.inner.parameters())
     weight = M.T.to(like.device, like.dtype).contiguous()
-    setattr(layer.module, place, linear_like(weight, None).requires_grad_(like.requires_grad))
+    setattr(layer.module, place, make_linear(weight, None).requires_grad_(like.requires_grad))
     model.set_layers(layers)
 
 
@@ -137,19 +137,19 @@ def maps_of(model: Decoder) -> list[list[str]]:
 NUMBERS = 2**24  # of a matrix that are multiplied at once, in float64 128 MiB
 
 
-def attention(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+def output_of_attention(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
     """Return what the attention adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
     return layer.scaled(layer.attention(h, arguments))
 
 
-def feed_forward(layer: Layer, h: Tensor) -> Tensor:
+def output_of_mlp(layer: Layer, h: Tensor) -> Tensor:
     """Return what the MLP adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
     return layer.scaled(layer.feed_forward(h))
 
 
-def both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+def output_of_both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
     """Return what a parallel layer adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
-    return attention(layer, h, arguments) + feed_forward(layer, h)
+    return output_of_attention(layer, h, arguments) + output_of_mlp(layer, h)
 
 
 class SlicedLayer(nn.Module):
@@ -161,17 +161,17 @@ class SlicedLayer(nn.Module):
     def __init__(self, layer: Layer, shortcuts: list[Tensor]) -> None:
         super().__init__()
         self.inner = layer.inner
-        self.view = Layer(layer.inner, layer.family, layer.said, layer.head_width, layer.group, number=layer.number)
-        self.shortcuts = nn.ModuleList(linear_like(shortcut.T.contiguous(), None) for shortcut in shortcuts)
+        self.view = Layer(layer.inner, layer.family, layer.config, layer.head_width, layer.group, number=layer.number)
+        self.shortcuts = nn.ModuleList(make_linear(shortcut.T.contiguous(), None) for shortcut in shortcuts)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer, arguments = self.view, self.view.bind(args, kwargs)
         x = hidden_states.to(layer.out.weight.device)
         h = layer.attn_norm(x)
         if layer.parallel:
-            return self.shortcuts[0](x) + both(layer, h, arguments)
-        x = self.shortcuts[0](x) + attention(layer, h, arguments)
-        return self.shortcuts[1](x) + feed_forward(layer, layer.mlp_norm(x))
+            return self.shortcuts[0](x) + output_of_both(layer, h, arguments)
+        x = self.shortcuts[0](x) + output_of_attention(layer, h, arguments)
+        return self.shortcuts[1](x) + output_of_mlp(layer, layer.mlp_norm(x))
 
 
 class RMS(nn.Module):
@@ -186,7 +186,7 @@ class RMS(nn.Module):
         return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) / self.D + self.eps)).to(x.dtype)
 
 
-def fuse(model: Decoder, centre_embeddings: bool) -> None:
+def fuse_norms(model: Decoder, centre_embeddings: bool) -> None:
     """Move every norm's gain and bias into the matrices behind it, and its mean subtraction into those before it.
 
     Leaves the logits as they are, unless embeddings are centred under RMSNorm. In float64, or float32 where the
@@ -197,21 +197,21 @@ def fuse(model: Decoder, centre_embeddings: bool) -> None:
     if centred or centre_embeddings:
         tables = [model.embed] + ([model.positions] if model.positions is not None and centred else [])
         for table in tables:
-            table.weight = by_rows(table.weight, D, lambda W: W - W.mean(1, keepdim=True))
+            table.weight = change_by_rows(table.weight, D, lambda W: W - W.mean(1, keepdim=True))
     for layer in model.sweep():
         for norm, matrices in ((layer.attn_norm, layer.qkv), (layer.mlp_norm, layer.up)):
             for matrix in matrices:
                 fuse_norm(model, norm, matrix)
-        layer.set_norms(RMS(D, norm_eps(layer.attn_norm)), RMS(D, norm_eps(layer.mlp_norm)))
+        layer.set_norms(RMS(D, epsilon_of(layer.attn_norm)), RMS(D, epsilon_of(layer.mlp_norm)))
         if centred:
             for matrix in (layer.out, layer.down):
-                matrix.weight = by_columns(matrix.weight, D, lambda W: W.double() - W.double().mean(0))
+                matrix.weight = change_by_columns(matrix.weight, D, lambda W: W.double() - W.double().mean(0))
                 if matrix.bias is not None:
                     matrix.bias = _parameter(matrix.bias.double() - matrix.bias.double().mean(), matrix.bias)
     final_norm = model.final_norm
     assert final_norm is not None  # refuse_unless_rotatable has seen to it
     fuse_norm(model, final_norm, model.head)
-    model.final_norm = RMS(D, norm_eps(final_norm))
+    model.final_norm = RMS(D, epsilon_of(final_norm))
     model.settle()
 
 
@@ -219,9 +219,9 @@ def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
     """Move a norm's gain and bias into the matrix behind it: W <- W diag(gain), b <- b + W bias."""
     shift, gain = getattr(norm, "bias", None), model.gain(norm).double()
     if shift is not None:
-        (bias,) = by_rows(matrix.weight, 1, lambda W: (W @ shift.to(W.dtype))[:, None], torch.float64).T
+        (bias,) = change_by_rows(matrix.weight, 1, lambda W: (W @ shift.to(W.dtype))[:, None], torch.float64).T
         matrix.bias = _parameter(bias + (0 if matrix.bias is None else matrix.bias.double()), matrix.weight)
-    matrix.weight = by_rows(matrix.weight, matrix.in_features, lambda W: W * gain)
+    matrix.weight = change_by_rows(matrix.weight, matrix.in_features, lambda W: W * gain)
 
 
 def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
@@ -233,35 +233,35 @@ def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
 
 def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
     """Let what writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
-    Q = widened(Q.to(matrix.weight.device), of=matrix.weight.dtype)
-    matrix.weight = by_columns(matrix.weight, d, lambda W: Q.T[:d] @ W)
+    Q = widen(Q.to(matrix.weight.device), of=matrix.weight.dtype)
+    matrix.weight = change_by_columns(matrix.weight, d, lambda W: Q.T[:d] @ W)
     if matrix.bias is not None:
-        matrix.bias = _parameter(Q.T[:d] @ widened(matrix.bias), matrix.bias)
+        matrix.bias = _parameter(Q.T[:d] @ widen(matrix.bias), matrix.bias)
     matrix.out_features = d
 
 
 def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
     """Return (W Q)[:, :d]."""
-    Q = widened(Q[:, :d].to(weight.device), of=weight.dtype)
-    return by_rows(weight, d, lambda W: W @ Q)
+    Q = widen(Q[:, :d].to(weight.device), of=weight.dtype)
+    return change_by_rows(weight, d, lambda W: W @ Q)
 
 
 @torch.no_grad()
-def by_rows(
+def change_by_rows(
     weight: Tensor, width: int, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None
 ) -> nn.Parameter:
     """Return change(W), (rows, width), of W as it is multiplied, a few rows at a time: no table is so as a whole."""
     changed = weight.new_empty(len(weight), width, dtype=dtype)
     rows = max(1, NUMBERS // weight.shape[1])
     for some, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
-        into.copy_(change(widened(some)))
+        into.copy_(change(widen(some)))
     return nn.Parameter(changed, requires_grad=weight.requires_grad)
 
 
 @torch.no_grad()
-def by_columns(weight: Tensor, height: int, change: Callable[[Tensor], Tensor]) -> nn.Parameter:
+def change_by_columns(weight: Tensor, height: int, change: Callable[[Tensor], Tensor]) -> nn.Parameter:
     """Return change(W), (height, columns), a few columns at a time, as `by_rows` does with rows."""
-    changed = by_rows(weight.T, height, lambda W: change(W.T).T)
+    changed = change_by_rows(weight.T, height, lambda W: change(W.T).T)
     return nn.Parameter(changed.T.contiguous(), requires_grad=weight.requires_grad)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.architectures import Family
-from methods.model.layer_store import LayerStore, copies
+from methods.model.layer_store import LayerStore, copy_tensors
 from methods.model.parts import Experts, Removed, Times
 
 
@@ -29,7 +29,7 @@ class Layer:
         self,
         module: nn.Module,
         family: Family,
-        said: Mapping[str, Any],
+        config: Mapping[str, Any],
         head_width: int,
         group: int,
         *,
@@ -38,7 +38,9 @@ class Layer:
     ) -> None:
         self.module = module
         self.family = family
-        self.said = said  # the layer's entry in each list of architectures.LISTS that its configuration has, else None
+        self.config = (
+            config  # the layer's entry in each list of architectures.LISTS that its configuration has, else None
+        )
         self.head_width = head_width  # E
         self.group = group  # H / G, query heads per key/value head
         self.number = number  # in the model that the method was given, where it had no layer less (Decoder.numbers)
@@ -47,7 +49,7 @@ class Layer:
     @property
     def kind(self) -> str | None:
         """Return the layer's entry in config.layer_types, where the family has such a list."""
-        return self.said.get("layer_types")
+        return self.config.get("layer_types")
 
     @property
     def inner(self) -> Any:
@@ -275,14 +277,14 @@ class Layer:
         if self.module is not self.inner or not getattr(self.inner, "do_layer_norm_before", True):
             raise Unsupported("a layer whose residual is normed or mapped is no sum of its input, attention and MLP")
 
-    def run(self, x: Tensor, arguments: dict[str, Any], gone: Collection[str] = ()) -> Tensor:
+    def run(self, x: Tensor, arguments: dict[str, Any], removed: Collection[str] = ()) -> Tensor:
         """Run the layer as if the parts `gone` ("layer", "attention", "mlp") had been removed, (B, T, D) -> same."""
-        if "layer" in gone:
+        if "layer" in removed:
             return x
-        if not gone:
+        if not removed:
             return self(x, arguments)
-        h = x if "attention" in gone else x + self.attend(x, arguments)
-        return h if "mlp" in gone else h + self.transform(x if self.parallel else h)
+        h = x if "attention" in removed else x + self.attend(x, arguments)
+        return h if "mlp" in removed else h + self.transform(x if self.parallel else h)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return by name what the decoder passes to this layer besides the hidden states."""
@@ -316,20 +318,22 @@ class Layer:
         """Return a copy of the layer on a device, its configuration shared, or the layer itself where it is there."""
         if self.device == device:
             return self
-        return self._copy(copies(self.module, device))
+        return self._copy(copy_tensors(self.module, device))
 
     def _copy(self, instead: dict[int, Any]) -> Layer:
         """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
         shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
         module = copy.deepcopy(self.module, shared | instead)
-        return Layer(module, self.family, self.said, self.head_width, self.group, number=self.number, store=self.store)
+        return Layer(
+            module, self.family, self.config, self.head_width, self.group, number=self.number, store=self.store
+        )
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def norm_eps(norm: nn.Module) -> float:
+def epsilon_of(norm: nn.Module) -> float:
     """Return the constant under a norm's root. Raises Unsupported where the norm does not say it."""
     for name in ("variance_epsilon", "eps", "epsilon"):
         if hasattr(norm, name):
@@ -337,7 +341,7 @@ def norm_eps(norm: nn.Module) -> float:
     raise Unsupported(f"{type(norm).__name__} does not say its epsilon")
 
 
-def linear_like(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return a linear layer around `weight` (out, in) and `bias` (out,), without the cost of initialising one."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight)

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.errors import NoRoom, first_line
+from methods.errors import NoRoom, first_line_of
 
 ALIGNED = 64  # bytes to a multiple of which a tensor begins, as in memory: products of other ones can round otherwise
 
@@ -43,7 +43,7 @@ class LayerStore:
     """
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        self.folder, self.device = folder, None if device is None else numbered(device)
+        self.folder, self.device = folder, None if device is None else to_numbered(device)
         self._visiting = set[int]()  # ids of the modules that are on the device now
 
     def read_ahead(self, module: nn.Module) -> None:
@@ -51,7 +51,7 @@ class LayerStore:
         files = _mapped_files()
         for one in module.parameters():
             if one.device.type == "cpu" and _lies_in(files, one):
-                will_need(one)
+                read_tensor_ahead(one)
 
     @contextmanager
     def visit(self, module: nn.Module, whole: Callable[[], nn.Module]) -> Iterator[None]:
@@ -64,13 +64,13 @@ class LayerStore:
             yield
             return
         copies = _Copies(self.device)
-        _replace(module, copies.there)
+        _replace(module, copies.to_device)
         self._visiting.add(id(module))
         try:
             yield
         finally:
             self._visiting.discard(id(module))
-            _replace(whole(), copies.back)
+            _replace(whole(), copies.to_home)
             self._settle(copies.changed)
 
     def settle(self, *modules: nn.Module) -> None:
@@ -84,14 +84,14 @@ class LayerStore:
         files, there = _mapped_files(), {id(one): one for one in parameters if one.device.type == "cpu" and one.numel()}
         new = [one for one in there.values() if not _lies_in(files, one)]
         if new:
-            for parameter, tensor in zip(new, self._moved([one.detach() for one in new]), strict=True):
+            for parameter, tensor in zip(new, self._move([one.detach() for one in new]), strict=True):
                 parameter.data = tensor
 
-    def _moved(self, tensors: list[Tensor]) -> list[Tensor]:
-        return in_a_file(self.folder, "layer-", tensors)
+    def _move(self, tensors: list[Tensor]) -> list[Tensor]:
+        return write_to_file(self.folder, "layer-", tensors)
 
 
-def numbered(device: torch.device) -> torch.device:
+def to_numbered(device: torch.device) -> torch.device:
     """Return a device as tensors name theirs: a GPU without a number is the first one that the process sees."""
     return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
@@ -109,28 +109,28 @@ class _Copies:
         # by their own: themselves, of what they are, and what tells whether they have been written to
         self._of: dict[int, tuple[Tensor, Tensor, tuple[int, int]]] = {}
 
-    def there(self, one: Tensor) -> Tensor:
+    def to_device(self, tensor: Tensor) -> Tensor:
         """Return the copy of a tensor, or the tensor itself where it is on the device."""
-        if one.device == self.device:
-            return one
-        if id(one) not in self._copies:
-            copy = _like(one, one.detach().to(self.device))
-            self._copies[id(one)] = copy
-            self._of[id(copy)] = copy, one, _state(copy)
-        return self._copies[id(one)]
+        if tensor.device == self.device:
+            return tensor
+        if id(tensor) not in self._copies:
+            copy = _like(tensor, tensor.detach().to(self.device))
+            self._copies[id(tensor)] = copy
+            self._of[id(copy)] = copy, tensor, _state(copy)
+        return self._copies[id(tensor)]
 
-    def back(self, one: Tensor) -> Tensor:
+    def to_home(self, tensor: Tensor) -> Tensor:
         """Return the tensor of which one is the copy, with what has been written to it; or one that is not there."""
-        if id(one) in self._of:
-            copy, was, state = self._of[id(one)]
+        if id(tensor) in self._of:
+            copy, was, state = self._of[id(tensor)]
             if _state(copy) != state:
                 was.data = copy.detach().cpu()
                 self.changed.append(was)
             return was
-        if one.device != self.device:
-            return one
-        new = _like(one, one.detach().cpu())
-        self._of[id(one)] = one, new, _state(one)
+        if tensor.device != self.device:
+            return tensor
+        new = _like(tensor, tensor.detach().cpu())
+        self._of[id(tensor)] = tensor, new, _state(tensor)
         self.changed.append(new)
         return new
 
@@ -140,15 +140,15 @@ def _state(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor._version
 
 
-def put(modules: Iterable[nn.Module], device: torch.device) -> None:
+def move_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
     """Move the parameters and buffers of some modules to a device; those that are shared stay shared."""
     copies = _Copies(device)
     for module in modules:
-        _replace(module, copies.there)
+        _replace(module, copies.to_device)
 
 
-def _like(one: Tensor, data: Tensor) -> Tensor:
-    return nn.Parameter(data, one.requires_grad) if isinstance(one, nn.Parameter) else data
+def _like(tensor: Tensor, data: Tensor) -> Tensor:
+    return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
 def _replace(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
@@ -166,7 +166,7 @@ def cast(named: Iterable[tuple[str, nn.Parameter]], held: Callable[[str], torch.
         parameter.data = parameter.data.to(held(name))
 
 
-def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
+def copy_tensors(module: nn.Module, device: torch.device) -> dict[int, Any]:
     """Return copies of all tensors on a device, by the ids of the tensors, as copy.deepcopy takes them for those."""
     found: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
     for parameter in module.parameters():
@@ -174,7 +174,7 @@ def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
     return found
 
 
-def in_a_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+def write_to_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return tensors as they lie in a new file of the folder, which has lost its name.
 
     What is written to one of them later is in memory, and not in the file. Raises OSError where the disk takes no more.
@@ -207,13 +207,15 @@ def put_to_wait(x: Tensor, folder: Path) -> Tensor:
     if x.device.type != "cpu" or not x.numel():
         return x
     try:
-        (found,) = in_a_file(folder, "states-", [x.detach()])
+        (found,) = write_to_file(folder, "states-", [x.detach()])
     except (OSError, RuntimeError) as error:  # torch has its own for a file that it cannot map
-        raise NoRoom(f"the folder of --offload takes no more states: {first_line(error)}; name a larger one") from error
+        raise NoRoom(
+            f"the folder of --offload takes no more states: {first_line_of(error)}; name a larger one"
+        ) from error
     return found
 
 
-def will_need(tensor: Tensor) -> bool:
+def read_tensor_ahead(tensor: Tensor) -> bool:
     """Tell the system that the pages of a tensor which lies in a file will be read soon; say whether it heard that.
 
     Linux alone is told. It is a hint: without it the pages are read when they are used.

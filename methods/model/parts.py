@@ -22,16 +22,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.architectures import Mixture
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

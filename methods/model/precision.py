@@ -12,7 +12,7 @@ from torch import Tensor
 CACHED = 2**18  # numbers in float32 that stay in a core's cache: 1 MiB
 
 
-def held_in(model: Any, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+def dtype_by_name(model: Any, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
     """Return what says for a tensor's name in which type transformers holds it in a model of `dtype`.
 
     That is `dtype` but for what the model's class keeps in float32, such as the biases of some routers of experts.
@@ -26,7 +26,7 @@ def held_in(model: Any, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
     return lambda name: torch.float32 if pattern.search(name) else dtype
 
 
-def widened(x: Tensor, of: torch.dtype | None = None) -> Tensor:
+def widen(x: Tensor, of: torch.dtype | None = None) -> Tensor:
     """Return x in the type in which it is multiplied: float32 for numbers of half precision, float64 for all others.
 
     of  the type that x's numbers come from, where that is not its own

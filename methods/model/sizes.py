@@ -84,7 +84,7 @@ def _other_macs(layer: Layer, context: int) -> int:
     return scores + (0 if layer.experts is None else layer.experts.macs)
 
 
-def sizes(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
+def sizes_of(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
     """Return everything that follows from the shapes alone, by the names of bench.records.schema."""
     count, inner = parameters(model), parameters_without_embeddings(model)
     return {

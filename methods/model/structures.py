@@ -32,7 +32,7 @@ PARTS = ("layer", "attention", "mlp")  # that are removed whole
 
 
 @dataclass(frozen=True)
-class Part:
+class MatrixSlice:
     """Says what one matrix holds of every unit.
 
     axis   0 where units are rows, 1 where they are columns
@@ -50,7 +50,7 @@ class Part:
         return self.index.shape[1] * across
 
 
-def attention_parts(layer: Layer) -> list[Part]:
+def slices_of_attention(layer: Layer) -> list[MatrixSlice]:
     """Return q, k, v and the output matrix by key/value head: R * E, E, E and R * E rows or columns for each."""
     G, R, E = layer.kv_heads, layer.group, layer.head_width
     sizes = (G * R * E, G * E, G * E)
@@ -60,19 +60,19 @@ def attention_parts(layer: Layer) -> list[Part]:
         starts = (0, 0, 0) if len(layer.qkv) == 3 else (0, sizes[0], sizes[0] + sizes[1])
         rows = [torch.arange(start, start + size).view(G, -1) for start, size in zip(starts, sizes, strict=True)]
     matrices = layer.qkv if len(layer.qkv) == 3 else layer.qkv * 3
-    read = [Part(matrix, 0, index) for matrix, index in zip(matrices, rows, strict=True)]
-    return [*read, Part(layer.out, 1, torch.arange(G * R * E).view(G, -1))]
+    read = [MatrixSlice(matrix, 0, index) for matrix, index in zip(matrices, rows, strict=True)]
+    return [*read, MatrixSlice(layer.out, 1, torch.arange(G * R * E).view(G, -1))]
 
 
-def mlp_parts(layer: Layer) -> list[Part]:
+def slices_of_mlp(layer: Layer) -> list[MatrixSlice]:
     """Return gate, up and down by channel, or up and down where there is no gate."""
     I = layer.down.in_features
     read = [
-        Part(matrix, 0, torch.arange(start, start + I).view(I, 1))
+        MatrixSlice(matrix, 0, torch.arange(start, start + I).view(I, 1))
         for matrix in layer.up
         for start in range(0, matrix.out_features, I)
     ]
-    return [*read, Part(layer.down, 1, torch.arange(I).view(I, 1))]
+    return [*read, MatrixSlice(layer.down, 1, torch.arange(I).view(I, 1))]
 
 
 @dataclass
@@ -98,8 +98,8 @@ class Structure:
         self.width = self.layer.head_width if self.kind == "kv_heads" else 1
 
     @property
-    def parts(self) -> list[Part]:
-        return attention_parts(self.layer) if self.kind == "kv_heads" else mlp_parts(self.layer)
+    def parts(self) -> list[MatrixSlice]:
+        return slices_of_attention(self.layer) if self.kind == "kv_heads" else slices_of_mlp(self.layer)
 
     @property
     def removed(self) -> list[int]:
@@ -112,7 +112,7 @@ class Structure:
 
     def remove(self, score: Tensor, count: int) -> None:
         """Remove the `count` units with the smallest score, (units,), and settle what is left of the layer."""
-        self.drop(lowest(score, count))
+        self.drop(find_lowest(score, count))
 
     def drop(self, units: Iterable[int]) -> None:
         """Remove these units, by the numbers that they have now, and settle what is left of the layer."""
@@ -123,7 +123,7 @@ class Structure:
         self.layer.settle()
 
 
-def lowest(score: Tensor, count: int) -> list[int]:
+def find_lowest(score: Tensor, count: int) -> list[int]:
     """Return the `count` units with the smallest score, (units,)."""
     return score.argsort(stable=True)[:count].tolist()
 
@@ -144,18 +144,18 @@ def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
     ]
 
 
-def cuts(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
+def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
     """Return what each layer has left and what it has lost, for the record.
 
     Layers go by the numbers that they had when the method was given the model. One that it has dropped has none left.
     """
     lost = {(structure.layer.number, structure.kind): structure.removed for structure in structures}
-    return units_left(model) | {
+    return count_units_left(model) | {
         f"removed_{kind}": [lost.get((number, kind), []) for number in range(model.given)] for kind in AXIS
     }
 
 
-def units_left(model: Decoder) -> dict[str, list[int]]:
+def count_units_left(model: Decoder) -> dict[str, list[int]]:
     """Return how many key/value heads and channels are left of each layer that the method was given, for the record."""
     left = {layer.number: layer for layer in model.layers}
     each = [left.get(number) for number in range(model.given)]
@@ -199,7 +199,7 @@ def sublayers_of(model: Decoder, *parts: str) -> list[Sublayer]:
     return [Sublayer(part, number) for number in range(len(has)) for part in parts if has[number][part]]
 
 
-def sublayer_sizes(model: Decoder, blocks: Iterable[Sublayer]) -> dict[Sublayer, int]:
+def sizes_of_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[Sublayer, int]:
     """Return the parameters that go with each block."""
     sizes = [layer.sizes() for layer in model.layers]
     return {block: sizes[block.layer][block.part] for block in blocks}
@@ -243,17 +243,17 @@ def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
         remove_sublayers(model, [Sublayer(part, number) for part, numbers in names.items() for number in numbers])
 
 
-def known_units(order: Iterable[str]) -> dict[tuple[int, str], list[int]]:
+def units_in_order(order: Iterable[str]) -> dict[tuple[int, str], list[int]]:
     """Return the units of each layer and kind that are known to go ("channels 3 0+17", Calibration.order)."""
     words = [name.split() for name in order]
     return {(int(layer), kind): [*map(int, units.split("+"))] for kind, layer, units in words}
 
 
-def drop_layers(model: Decoder, gone: Sequence[int]) -> dict[str, Any]:
+def drop_layers(model: Decoder, places: Sequence[int]) -> dict[str, Any]:
     """Remove the layers at these places, in place, and name them for the record, by the numbers of `Layer.number`."""
     layers = model.layers
-    model.set_layers([layer for l, layer in enumerate(layers) if l not in gone])
-    return {"removed_layers": [layers[l].number for l in sorted(gone)]}
+    model.set_layers([layer for l, layer in enumerate(layers) if l not in places])
+    return {"removed_layers": [layers[l].number for l in sorted(places)]}
 
 
 def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
@@ -273,16 +273,16 @@ def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:
 
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:
     """Keep the key/value heads `kept`, each with its query heads, and remove the others."""
-    _keep(attention_parts(layer), kept)
+    _keep(slices_of_attention(layer), kept)
     layer.set_kv_heads(len(kept))
 
 
 def keep_channels(layer: Layer, kept: Sequence[int]) -> None:
     """Keep the MLP channels `kept` and remove the others."""
-    _keep(mlp_parts(layer), kept)
+    _keep(slices_of_mlp(layer), kept)
 
 
-def _keep(parts: list[Part], kept: Sequence[int]) -> None:
+def _keep(parts: list[MatrixSlice], kept: Sequence[int]) -> None:
     pieces: defaultdict[tuple[nn.Linear, int], list[Tensor]] = defaultdict(list)
     for part in parts:
         pieces[part.matrix, part.axis].append(part.index[list(kept)].flatten())
@@ -292,19 +292,19 @@ def _keep(parts: list[Part], kept: Sequence[int]) -> None:
 
 def keep_rows(matrix: nn.Linear, rows: Tensor) -> None:
     """Keep these rows of a matrix: W <- W[rows], b <- b[rows]."""
-    matrix.weight = _picked(matrix.weight, 0, rows)
+    matrix.weight = _pick(matrix.weight, 0, rows)
     if matrix.bias is not None:
-        matrix.bias = _picked(matrix.bias, 0, rows)
+        matrix.bias = _pick(matrix.bias, 0, rows)
     matrix.out_features = len(rows)
 
 
 def keep_columns(matrix: nn.Linear, columns: Tensor) -> None:
     """Keep these columns of a matrix: W <- W[:, columns]."""
-    matrix.weight = _picked(matrix.weight, 1, columns)
+    matrix.weight = _pick(matrix.weight, 1, columns)
     matrix.in_features = len(columns)
 
 
-def _picked(tensor: Tensor, axis: int, index: Tensor) -> nn.Parameter:
+def _pick(tensor: Tensor, axis: int, index: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().index_select(axis, index.to(tensor.device)), tensor.requires_grad)
 
 
@@ -337,7 +337,7 @@ def count_experts(model: Decoder, row: Mixture, count: int) -> None:
                 setattr(holder, name, count)
 
 
-def mixtures(model: Decoder) -> dict[int, Experts]:
+def mixtures_of(model: Decoder) -> dict[int, Experts]:
     """Return the mixtures of experts by the number of their layer. Raises Unsupported where there is none."""
     found = {number: layer.experts for number, layer in enumerate(model.layers)}
     there = {number: experts for number, experts in found.items() if experts is not None}

@@ -40,14 +40,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from methods.base import Count, Holds, Look, Positive, Pruner, Tokens, register
-from methods.budget import block_parameters
+from methods.budget import parameters_of_blocks
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
-from methods.trials.blocks import Gone
-from methods.trials.evolution import Fitness, Fits, Generations, any_state, distinct, ends_after
+from methods.model.structures import Sublayer, remove_sublayers, sizes_of_sublayers, sublayers_of
+from methods.trials.blocks import Replacements
+from methods.trials.evolution import Fitness, Fits, Generations, draw_distinct, end_of_search, is_any_state
 
 ROUNDING = 1e-9  # of the size of a block: what the mean of equal sizes may miss
 
@@ -96,7 +96,7 @@ class EvoPress(Pruner):
     def how_many(self, model: Decoder, ratio: float) -> int:
         """Return k. Raises OutOfReach where all blocks of a kind would go."""
         fewest, (size, each) = min(map(len, self.blocks(model))), self.sizes(model)
-        k = round(block_parameters(model, ratio, size) / each)
+        k = round(parameters_of_blocks(model, ratio, size) / each)
         if k >= fewest:
             raise OutOfReach(
                 f"ratio {ratio:g} is out of reach: with all but one of {fewest} blocks of each kind gone, "
@@ -107,13 +107,13 @@ class EvoPress(Pruner):
     def sizes(self, model: Decoder) -> tuple[dict[Sublayer, int], float]:
         """Return the parameters of each block, and of one of each kind of the mean size."""
         kinds = self.blocks(model)
-        size = sublayer_sizes(model, [block for blocks in kinds for block in blocks])
+        size = sizes_of_sublayers(model, [block for blocks in kinds for block in blocks])
         return size, sum(sum(size[block] for block in blocks) / len(blocks) for blocks in kinds)
 
     def fits(self, model: Decoder, ratio: float) -> Fits:
         """Return what says whether a state comes as near to the budget as k blocks of the mean sizes do."""
         size, each = self.sizes(model)
-        wanted, nearest = block_parameters(model, ratio, size), (0.5 + ROUNDING) * each
+        wanted, nearest = parameters_of_blocks(model, ratio, size), (0.5 + ROUNDING) * each
         return lambda gone: abs(sum(held for block, held in size.items() if block in gone) - wanted) <= nearest
 
     def blocks(self, model: Decoder) -> list[list[Sublayer]]:
@@ -122,7 +122,7 @@ class EvoPress(Pruner):
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         k, found = self.how_many(model, ratio), dict[str, Any]()
-        gone = Gone()
+        gone = Replacements()
         if k:
             gone, found = self.search(model, calibration, k, self.fits(model, ratio))
         return (
@@ -132,21 +132,21 @@ class EvoPress(Pruner):
         )
 
     def search(
-        self, model: Decoder, calibration: Calibration, k: int, fits: Fits = any_state
-    ) -> tuple[Gone, dict[str, Any]]:
+        self, model: Decoder, calibration: Calibration, k: int, fits: Fits = is_any_state
+    ) -> tuple[Replacements, dict[str, Any]]:
         """Return the blocks that are missed least together, and for the record what the search took."""
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
         generations = self.generations or generations_of(k, len(kinds[0]))
-        if not (first := random_states(kinds, k, self.initial, generator, fits=fits)):
-            first, fits = random_states(kinds, k, self.initial, generator), any_state
+        if not (first := draw_states(kinds, k, self.initial, generator, fits=fits)):
+            first, fits = draw_states(kinds, k, self.initial, generator), is_any_state
         log = calibration.log([], "evopress", self, [sorted(map(str, one)) for one in first])
-        fitness, until = Fitness(model, calibration, generator), ends_after(self.minutes, log.seconds)
+        fitness, until = Fitness(model, calibration, generator), end_of_search(self.minutes, log.seconds)
         start = [] if log.done else [one for one, _ in fitness.fittest(first, self.population, self.tokens)]
         sizes = self.population, self.survivors, self.tokens, self.final_tokens
         how = Generations(generations, *sizes, until, log, [block for blocks in kinds for block in blocks])
         parents, best = how.evolve(
             start,
-            lambda parents: children(parents, kinds, self.offspring, self.mutations, generator, fits=fits),
+            lambda parents: draw_children(parents, kinds, self.offspring, self.mutations, generator, fits=fits),
             fitness,
         )
         found = {"generations": len(best), "of_generations": generations, "kl": best}
@@ -158,37 +158,42 @@ def generations_of(k: int, L: int) -> int:
     return max(1, int(k * (L - k) / 1.5))
 
 
-def random_states(
-    kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random, *, fits: Fits = any_state
-) -> list[Gone]:
+def draw_states(
+    kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random, *, fits: Fits = is_any_state
+) -> list[Replacements]:
     """Return different sets of k blocks of each kind; see `distinct`."""
-    return distinct(lambda: Gone(block for blocks in kinds for block in generator.sample(blocks, k)), count, (), fits)
+    return draw_distinct(
+        lambda: Replacements(block for blocks in kinds for block in generator.sample(blocks, k)), count, (), fits
+    )
 
 
-def children(
-    parents: list[Gone],
+def draw_children(
+    parents: list[Replacements],
     kinds: list[list[Sublayer]],
     count: int,
     mutations: int,
     generator: random.Random,
     *,
-    fits: Fits = any_state,
-) -> list[Gone]:
+    fits: Fits = is_any_state,
+) -> list[Replacements]:
     """Return different children, none like a parent; see `distinct`."""
 
-    def child() -> Gone:
+    def child() -> Replacements:
         gone = set(generator.choice(parents))
         for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
             blocks = kinds[generator.randint(0, len(kinds) - 1)]
-            gone ^= {drawn(blocks, gone, generator, gone=False), drawn(blocks, gone, generator, gone=True)}
-        return Gone(gone)
+            gone ^= {
+                draw_block(blocks, gone, generator, is_removed=False),
+                draw_block(blocks, gone, generator, is_removed=True),
+            }
+        return Replacements(gone)
 
-    return distinct(child, count, parents, fits)
+    return draw_distinct(child, count, parents, fits)
 
 
-def drawn(blocks: list[Sublayer], state: Set[object], generator: random.Random, *, gone: bool) -> Sublayer:
+def draw_block(blocks: list[Sublayer], state: Set[object], generator: random.Random, *, is_removed: bool) -> Sublayer:
     """Return one of the blocks that are gone in a state, or of those that are not."""
     while True:
         block = blocks[generator.randint(0, len(blocks) - 1)]
-        if (block in state) == gone:
+        if (block in state) == is_removed:
             return block

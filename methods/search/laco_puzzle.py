@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from methods.base import Count, Holds, Look, Positive, Pruner, Share, Tokens, register
-from methods.budget import block_parameters, whole_layers
+from methods.budget import parameters_of_blocks, whole_layers
 from methods.compensation.base import CompensatedPruner
 from methods.compensation.refit import Refit
 from methods.decisions import prune
@@ -40,7 +40,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import sublayers_of
-from methods.search.puzzle import Puzzle, choices
+from methods.search.puzzle import Puzzle, choices_of_layers
 
 LISTS = ("removed_attention", "removed_mlp")  # of numbers of layers
 BY_LAYER = {"removed_kv_heads": [], "removed_channels": [], "kv_heads": 0, "channels": 0}  # what a gone layer has
@@ -79,11 +79,11 @@ class LaCoPuzzle(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         LaCoLS().plan(model, self._by_layers(model, ratio))
-        choices(model, self.steps, self.heads)
-        return {"parameters": parameters(model) - self._gone(model, ratio)}
+        choices_of_layers(model, self.steps, self.heads)
+        return {"parameters": parameters(model) - self._count_collapsed(model, ratio)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        gone = self._gone(model, ratio)
+        gone = self._count_collapsed(model, ratio)
         if not gone:
             return {}
         total, L = parameters(model), len(model.layers)
@@ -95,19 +95,19 @@ class LaCoPuzzle(Pruner):
         both = CompensatedPruner(narrow, Refit(ridge=self.ridge))
         alone = replace(dense, sweeps=None, note=None, order=())  # what is kept is of the dense model
         narrowed = prune(both, model, alone, left) if left > 0 else {}
-        return collapsed | in_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])
+        return collapsed | to_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])
 
     def _by_layers(self, model: Decoder, ratio: float) -> float:
         """Return the ratio that is k layers and no more."""
         each = sum(map(layer_parameters, model.layers)) / len(model.layers)
-        k = round(self.collapsed * self._gone(model, ratio) / each)
+        k = round(self.collapsed * self._count_collapsed(model, ratio) / each)
         return min(k, whole_layers(model, ratio)) * each / parameters(model)
 
-    def _gone(self, model: Decoder, ratio: float) -> int:
-        return block_parameters(model, ratio, sublayers_of(model, "attention", "mlp"))
+    def _count_collapsed(self, model: Decoder, ratio: float) -> int:
+        return parameters_of_blocks(model, ratio, sublayers_of(model, "attention", "mlp"))
 
 
-def in_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collapsed: list[int]) -> dict[str, Any]:
+def to_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collapsed: list[int]) -> dict[str, Any]:
     """Return decisions on a model of the layers `kept`, of L, with the numbers that these had, and the lists of all.
 
     collapsed  the layers that are in none of `kept`

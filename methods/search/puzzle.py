@@ -50,16 +50,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from methods.base import Count, Holds, Look, Pruner, Tokens, register
-from methods.budget import block_parameters
-from methods.counted import Budget, held
+from methods.budget import parameters_of_blocks
+from methods.counted import Budget, quantity_of_layer
 from methods.errors import OutOfReach
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import Narrowed, Sublayer, cut, keep, sublayers_of, units_left
-from methods.trials.blocks import Gone, Trial
+from methods.model.structures import Narrowed, Sublayer, count_units_left, cut, keep, sublayers_of
+from methods.trials.blocks import Replacements, Trial
 
 Numbers = NDArray[np.float64]
 Ranks = dict[tuple[int, str], list[int]]  # by layer and kind: heads or channels, the one that stays longest first
@@ -104,58 +104,58 @@ class Puzzle(Pruner):
         return 1 + tried * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        choices(model, self.steps, self.heads)
-        return {"parameters": parameters(model) - block_parameters(model, ratio, blocks(model))}
+        choices_of_layers(model, self.steps, self.heads)
+        return {"parameters": parameters(model) - parameters_of_blocks(model, ratio, blocks_of(model))}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        gone = block_parameters(model, ratio, blocks(model))
+        gone = parameters_of_blocks(model, ratio, blocks_of(model))
         return self.solve(model, calibration, layer_parameters, gone)
 
     def prune_to(self, model: Decoder, calibration: Calibration, budget: Budget) -> dict[str, Any]:
         """Remove what a budget asks for, in place, and return what was decided. Raises OutOfReach."""
 
         def of_layer(layer: Layer) -> float:
-            return held(layer, budget.of, budget.context, budget.table)
+            return quantity_of_layer(layer, budget.of, budget.context, budget.table)
 
         return self.solve(model, calibration, of_layer, (1 - budget.share) * budget.dense)
 
-    def solve(self, model: Decoder, calibration: Calibration, quantity: Quantity, gone: float) -> dict[str, Any]:
+    def solve(self, model: Decoder, calibration: Calibration, quantity: Quantity, to_remove: float) -> dict[str, Any]:
         """Solve the program for `gone` of a quantity, measure its best solutions, and cut the model, in place."""
-        if not gone:
+        if not to_remove:
             return {}
         widths = (self.steps, self.heads)
-        every, tokens = choices(model, *widths), calibration.first(self.tokens)
+        every, tokens = choices_of_layers(model, *widths), calibration.first(self.tokens)
         m = [
-            np.array([goes_with(one, layer, quantity) for one in some], dtype=float)
+            np.array([cost_of_choice(one, layer, quantity) for one in some], dtype=float)
             for layer, some in zip(model.layers, every, strict=True)
         ]
-        found = shared(library, model, calibration, widths, self.score, self.tokens)
+        found = shared_statistics(library, model, calibration, widths, self.score, self.tokens)
         s, ranks = found[: len(every)], ranking(found[len(every) :])
         program = Program([one.double().numpy() for one in s], m)
-        solutions = program.solutions(gone, self.best)
-        states = [Gone().union(*(some[c] for some, c in zip(every, one, strict=True))) for one in solutions]
+        solutions = program.solutions(to_remove, self.best)
+        states = [Replacements().union(*(some[c] for some, c in zip(every, one, strict=True))) for one in solutions]
         trial = Trial(model, tokens, self.score, narrow=Narrow(ranks))
-        asked = list(dict.fromkeys([Gone(), *states]))  # where next to nothing goes, a solution may be nothing
+        asked = list(dict.fromkeys([Replacements(), *states]))  # where next to nothing goes, a solution may be nothing
         losses = dict(zip(asked, trial.losses(asked, "measuring solutions"), strict=True))
-        together = [losses[state] - losses[Gone()] for state in states]
+        together = [losses[state] - losses[Replacements()] for state in states]
         best = min(range(len(solutions)), key=lambda at: math.inf if math.isnan(together[at]) else together[at])
-        cut(model, decided := names(states[best], model, ranks))
+        cut(model, decided := to_decisions(states[best], model, ranks))
         decided |= {"unproven": program.unproven} if program.unproven else {}
         return decided | {
             "parameters": parameters(model),
-            **units_left(model),
+            **count_units_left(model),
             "expected_damage": [_finite(program.damage(one)) for one in solutions],
             "damage": [_finite(one) for one in together],
             "solution": best,
         }
 
 
-def blocks(model: Decoder) -> list[Sublayer]:
+def blocks_of(model: Decoder) -> list[Sublayer]:
     """Return the attentions and the MLPs of a model, by layer."""
     return sublayers_of(model, "attention", "mlp")
 
 
-def choices(model: Decoder, steps: int, heads: int) -> list[list[Gone]]:
+def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Replacements]]:
     """Return for each layer what its choices leave out or narrow; the first is nothing.
 
     Raises Unsupported where heads could go that the model's family cannot lose.
@@ -164,22 +164,26 @@ def choices(model: Decoder, steps: int, heads: int) -> list[list[Gone]]:
         model.refuse("heads")
     found = []
     for number, layer in enumerate(model.layers):
-        parts: list[list[Gone]] = []
+        parts: list[list[Replacements]] = []
         if layer.has_attention:
             parts.append(_of_part("attention", "kv_heads", number, layer.kv_heads, heads))
         if layer.has_mlp:
             parts.append(_of_part("mlp", "channels", number, layer.down.in_features, steps))
-        found.append([Gone().union(*one) for one in product(*parts)])
+        found.append([Replacements().union(*one) for one in product(*parts)])
     return found
 
 
-def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[Gone]:
+def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[Replacements]:
     """Return what may be left of an attention or an MLP with `size` units: all, `steps` - 1 widths, or nothing."""
     lefts = sorted({round(size * step / steps) for step in range(1, steps)} - {0, size}, reverse=True)
-    return [Gone(), *(Gone([Narrowed(kind, number, left)]) for left in lefts), Gone([Sublayer(part, number)])]
+    return [
+        Replacements(),
+        *(Replacements([Narrowed(kind, number, left)]) for left in lefts),
+        Replacements([Sublayer(part, number)]),
+    ]
 
 
-def goes_with(choice: Gone, layer: Layer, quantity: Quantity) -> float:
+def cost_of_choice(choice: Replacements, layer: Layer, quantity: Quantity) -> float:
     """Return how much of a quantity goes when a layer has this choice; by shapes alone, on a copy without weights."""
     parts = {one.part for one in choice if isinstance(one, Sublayer)}
     if len(parts) == layer.has_attention + layer.has_mlp:
@@ -218,7 +222,7 @@ def ranking(C: list[Tensor]) -> Ranks:
     return {(at // 2, kinds[at % 2]): one.argsort(descending=True, stable=True).tolist() for at, one in enumerate(C)}
 
 
-def contributions(model: Decoder, calibration: Calibration) -> list[Tensor]:
+def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return C of the heads, (G,), and of the channels, (I,), of each layer, in float64; (0,) of what has gone."""
 
     tokens = int(calibration.mask.sum())
@@ -231,15 +235,15 @@ def contributions(model: Decoder, calibration: Calibration) -> list[Tensor]:
             sums = [total + one.cpu() for total, one in zip(sums, seen, strict=True)]
         found = [torch.zeros(0, dtype=torch.float64)] * 2
         if layer.has_attention:
-            found[0] = (sums[0] / tokens * norms(layer.out)).view(layer.kv_heads, -1).sum(1)
+            found[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(layer.kv_heads, -1).sum(1)
         if layer.has_mlp:
-            found[1] = sums[1] / tokens * norms(layer.down)
+            found[1] = sums[1] / tokens * norms_of_columns(layer.down)
         return found
 
-    return [C for pair in by_layer(model, calibration, of_layer) for C in pair]
+    return [C for pair in collect_by_layer(model, calibration, of_layer) for C in pair]
 
 
-def norms(matrix: nn.Linear) -> Tensor:
+def norms_of_columns(matrix: nn.Linear) -> Tensor:
     """Return the norm of each column of a matrix, in float64 on the CPU."""
     return matrix.weight.double().norm(dim=0).cpu()
 
@@ -248,19 +252,19 @@ def library(
     model: Decoder, calibration: Calibration, widths: tuple[int, int], score: Score, tokens: int
 ) -> list[Tensor]:
     """Return `damages` of the layers on so many tokens, then `contributions`."""
-    C = contributions(model, calibration)
-    return [*damages(model, calibration.first(tokens), ranking(C), widths, score), *C]
+    C = contributions_of_units(model, calibration)
+    return [*damages_of_choices(model, calibration.first(tokens), ranking(C), widths, score), *C]
 
 
-def damages(
+def damages_of_choices(
     model: Decoder, calibration: Calibration, ranks: Ranks, widths: tuple[int, int], score: Score
 ) -> list[Tensor]:
     """Return s of the choices of each layer, (choices,), in float64: of the first, which changes nothing, 0."""
-    every = choices(model, *widths)
+    every = choices_of_layers(model, *widths)
     trial = Trial(model, calibration, score, narrow=Narrow(ranks))
     asked = [one for several in every for one in several[1:]]
     log = calibration.log([], "puzzle", [sorted(map(str, one)) for one in asked], score)
-    dense, *losses = trial.losses([Gone(), *asked], "leaving out one", log=log)
+    dense, *losses = trial.losses([Replacements(), *asked], "leaving out one", log=log)
     found, at = [], 0
     for several in every:
         these = [loss - dense for loss in losses[at : at + len(several) - 1]]
@@ -269,7 +273,7 @@ def damages(
     return found
 
 
-def names(state: Gone, model: Decoder, ranks: Ranks) -> dict[str, Any]:
+def to_decisions(state: Replacements, model: Decoder, ranks: Ranks) -> dict[str, Any]:
     """Return what a state removes, for the record, as methods.model.structures.cut reads it."""
     layers = range(len(model.layers))
     parts = {part: {one.layer for one in state if one == Sublayer(part, one.layer)} for part in ("attention", "mlp")}
@@ -312,30 +316,30 @@ class Program:
         """Return the sum of the damages of a solution, a choice for each layer."""
         return float(self.s[self.starts[:-1] + np.array(solution)].sum())
 
-    def solutions(self, gone: float, count: int) -> list[list[int]]:
+    def solutions(self, to_remove: float, count: int) -> list[list[int]]:
         """Return the `count` solutions with the least damage with which `gone` of the quantity goes, or all there are.
 
         Raises OutOfReach where no choice of all layers comes near to it.
         """
         least = LEAST * self.m[self.starts[1:] - 1].sum()
         window = WINDOW * min(map(float, self.m[self.m > least]), default=math.inf)
-        while window <= gone + self.m.sum():
+        while window <= to_remove + self.m.sum():
             found = list[list[int]]()
-            while len(found) < count and (one := self._next(gone, window, found)) is not None:
+            while len(found) < count and (one := self._next(to_remove, window, found)) is not None:
                 found.append(one)
             if found:
                 return found
             window *= WIDER
         raise OutOfReach("no choice of what stays of each layer comes near to what has to go")
 
-    def _next(self, gone: float, window: float, known: Sequence[Sequence[int]]) -> list[int] | None:
+    def _next(self, to_remove: float, window: float, known: Sequence[Sequence[int]]) -> list[int] | None:
         """Return the solution with the least damage that is none of those known, or None."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         layers, every = self.one_each.shape
         limits = [
             LinearConstraint(self.one_each, 1, 1),
-            LinearConstraint(self.m[None] / gone, 1 - window / gone, 1 + window / gone),
+            LinearConstraint(self.m[None] / to_remove, 1 - window / to_remove, 1 + window / to_remove),
             LinearConstraint(self.not_empty[None], 0, layers - 1),
         ]
         for solution in known:

@@ -53,14 +53,14 @@ from torch import Tensor, nn
 
 from methods.base import Count, Holds, Look, Positive, Pruner, Tokens, register
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
-from methods.model.structures import Narrowed, Structure, cuts, keep, structures_of
-from methods.trials.blocks import Gone
-from methods.trials.evolution import Fitness, Generations, Narrow, distinct, ends_after
-from methods.width.obs import KINDS, OBS, Asked, Counts, Cut, Problem, Score
-from methods.width.widths import equal_widths, fewest
+from methods.model.structures import Narrowed, Structure, cuts_of, keep, structures_of
+from methods.trials.blocks import Replacements
+from methods.trials.evolution import Fitness, Generations, Narrow, draw_distinct, end_of_search
+from methods.width.obs import KINDS, OBS, Counts, Cut, CutTarget, Problem, Score
+from methods.width.widths import fewest_of, find_equal_widths
 
 COARSEST = 8  # of a structure's units, at least one, are the first round's step
 
@@ -106,12 +106,12 @@ class Tyr(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         structures = structures_of(model, *KINDS)
-        counts = equal_widths(model, structures, ratio, self.multiple)
+        counts = find_equal_widths(model, structures, ratio, self.multiple)
         return {"parameters": parameters(model) - sum(counts[each.kind] * each.cost for each in structures)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         structures = structures_of(model, *KINDS)
-        counts, found = equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
+        counts, found = find_equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
         left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
         missed = list[dict[str, float]]()
         if any(counts.values()):
@@ -119,12 +119,12 @@ class Tyr(Pruner):
             obs = OBS(damping=self.damping, score=self.score)
             gone = {at: each.size - left[at] for each in structures if left[at := (each.number, each.kind)] < each.size}
             missed = obs.sweep(model, structures, gone, calibration)
-        return {"parameters": parameters(model), "missed": missed} | cuts(model, structures) | found
+        return {"parameters": parameters(model), "missed": missed} | cuts_of(model, structures) | found
 
     def search(self, model: Decoder, calibration: Calibration, left: Counts) -> tuple[Counts, dict[str, Any]]:
         """Return the units that each structure has left, and for the record what the search took."""
         alone = replace(calibration, keep=None, note=None, sweeps=None, order=())  # what is kept is of other sweeps
-        generator, until = random.Random(calibration.seed), ends_after(self.minutes)
+        generator, until = random.Random(calibration.seed), end_of_search(self.minutes)
         best, forwards = list[float | None](), 0.0
         for number in range(self.rounds):
             log = calibration.log([], "tyr", self, number, sorted(left.items()))
@@ -136,8 +136,8 @@ class Tyr(Pruner):
             how = Generations(self.generations, *sizes, until, log, levels.every())
             fitness = Fitness(model, alone, generator, self.narrow(model, alone, levels, left))
             children = partial(levels.children, count=self.offspring, mutations=self.mutations, generator=generator)
-            (winner, *_), kl = how.evolve([state(left)], children, fitness)
-            left, best, forwards = widths(winner), best + kl, forwards + fitness.forwards
+            (winner, *_), kl = how.evolve([state_of(left)], children, fitness)
+            left, best, forwards = widths_of(winner), best + kl, forwards + fitness.forwards
         found = {"generations": len(best), "of_generations": self.rounds * self.generations, "kl": best}
         return left, found | {"forwards": round(forwards, 2)}
 
@@ -150,7 +150,7 @@ class Tyr(Pruner):
             most, w = (self.levels - 1) // 2, left[at]
             several = (w + j * step for j in range(-most, most + 1))
             found.left[at] = [
-                one for one in several if one == w or (fewest(each) <= one <= each.size and one % unit == 0)
+                one for one in several if one == w or (fewest_of(each) <= one <= each.size and one % unit == 0)
             ]
             found.alike[at] = each.kind, each.cost, each.size
         return found
@@ -166,9 +166,9 @@ class Tyr(Pruner):
 
     def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Supernet:
         """Return the matrices of all levels, each fed by a model that has `left`."""
-        found, structures = Supernet(), structures_of(pruned := twin(model), *KINDS)
+        found, structures = Supernet(), structures_of(pruned := make_twin(model), *KINDS)
 
-        def cut(asked: Asked, H: Tensor) -> Cut:
+        def cut(asked: CutTarget, H: Tensor) -> Cut:
             structure, size = asked.structure, asked.structure.size
             at, problem = (structure.number, structure.kind), Problem(structure, H, self.damping)
             order = found.order[at] = problem.cheapest(size - levels.left[at][0], self.score)
@@ -204,12 +204,12 @@ class Supernet:
         return small
 
 
-def state(left: Counts) -> Gone:
+def state_of(left: Counts) -> Replacements:
     """Return the state in which structures have so many units left."""
-    return Gone(Narrowed(kind, layer, units) for (layer, kind), units in left.items())
+    return Replacements(Narrowed(kind, layer, units) for (layer, kind), units in left.items())
 
 
-def widths(chosen: Gone) -> Counts:
+def widths_of(chosen: Replacements) -> Counts:
     """Return how many units each structure has left in a state."""
     narrowed = sorted((one.layer, one.kind, one.left) for one in chosen if isinstance(one, Narrowed))
     return {(layer, kind): units for layer, kind, units in narrowed}
@@ -232,17 +232,19 @@ class Levels:
             Narrowed(kind, layer, units) for (layer, kind), several in sorted(self.left.items()) for units in several
         ]
 
-    def children(self, parents: list[Gone], count: int, mutations: int, generator: random.Random) -> list[Gone]:
+    def children(
+        self, parents: list[Replacements], count: int, mutations: int, generator: random.Random
+    ) -> list[Replacements]:
         """Return different children, of as many parameters as their one parent; see `distinct`."""
         (parent,) = parents
 
-        def child() -> Gone:
-            left = widths(parent)
+        def child() -> Replacements:
+            left = widths_of(parent)
             for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
                 self.swap(left, generator)
-            return state(left)
+            return state_of(left)
 
-        return distinct(child, count)
+        return draw_distinct(child, count)
 
     def swap(self, left: Counts, generator: random.Random) -> None:
         """Take one structure a level up and one that is alike a level down, in place; nothing where none can.
@@ -254,13 +256,15 @@ class Levels:
         higher = {at for at in every if left[at] < self.left[at][-1]}
         higher -= {at for at in higher if all(self.alike[at] != self.alike[other] for other in lower)}
         if higher:
-            up = drawn(every, higher, generator)
-            down = drawn(every, {at for at in lower if self.alike[at] == self.alike[up]}, generator)
+            up = draw_structure(every, higher, generator)
+            down = draw_structure(every, {at for at in lower if self.alike[at] == self.alike[up]}, generator)
             for at, by in ((up, 1), (down, -1)):
                 left[at] = self.left[at][self.left[at].index(left[at]) + by]
 
 
-def drawn(every: list[tuple[int, str]], wanted: set[tuple[int, str]], generator: random.Random) -> tuple[int, str]:
+def draw_structure(
+    every: list[tuple[int, str]], wanted: set[tuple[int, str]], generator: random.Random
+) -> tuple[int, str]:
     """Return one of the structures that are wanted, of all."""
     while True:
         one = every[generator.randint(0, len(every) - 1)]

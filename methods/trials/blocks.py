@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.console import bar
+from methods.console import make_bar
 from methods.model.activations import enter, refuse_overflow
 from methods.model.calibration import Calibration, SweepLog
 from methods.model.decoder import Decoder
@@ -37,8 +37,10 @@ MOST = 4  # candidates among them
 ROUNDING = 1e-4  # by which a loss has to be above the best to be given up: a sum of zeros can round to below zero
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-Gone = frozenset["Sublayer | Narrowed"]  # what a candidate leaves out or narrows, beside the blocks that have gone
-Ends = dict[Gone, Tensor]  # the states behind the last layer without them
+Replacements = frozenset[
+    "Sublayer | Narrowed"
+]  # what a candidate leaves out or narrows, beside the blocks that have gone
+Ends = dict[Replacements, Tensor]  # the states behind the last layer without them
 Arguments = dict[str | None, dict[str, Any]]  # by kind of layer, as Entry has them
 
 
@@ -68,7 +70,7 @@ def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     return (halves[0] + halves[1]) / 2
 
 
-def summed(loss: Loss, logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+def sum_loss(loss: Loss, logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     """Return a loss over logits of any type: (M, V), (M, V) dense log-probabilities, (M,) -> ().
 
     In float32, on a CPU so few rows at a time that they stay in a core's cache.
@@ -129,7 +131,7 @@ class Trial:
     ) -> None:
         self.model, self.layers, self.loss, self.narrow = model, model.layers, LOSSES[loss], narrow
         self.wait = calibration.wait
-        self.gone: set[Sublayer] = set()
+        self.removed: set[Sublayer] = set()
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
         self.latest: tuple[int, Tensor] | None = None  # log-probabilities of a batch, from this token on, if not kept
@@ -147,7 +149,7 @@ class Trial:
             targets = there.to(end).roll(-1, 1).flatten()[wanted]
             batch = _Batch(x, arguments, wanted, targets, x[:0])
             if self.loss is not nll:
-                dense = self._compared(batch, self._ends(batch, [Gone()])[Gone()])
+                dense = self._states_to_compare(batch, self._ends(batch, [Replacements()])[Replacements()])
                 sound = dense.isfinite().all() & sound.to(dense.device)
                 if self.keeps_dense:
                     dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
@@ -155,21 +157,21 @@ class Trial:
             self.batches.append(batch)
         refuse_overflow(sound)
 
-    def without(
+    def losses_without(
         self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, lowest: int | None = None
     ) -> list[float]:
         """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`.
 
         Raises Unsupported where none is finite, as with a model whose states overflow whichever block goes.
         """
-        losses = self.losses([Gone([block] if block else []) for block in blocks], shown, lowest=lowest)
+        losses = self.losses([Replacements([block] if block else []) for block in blocks], shown, lowest=lowest)
         refuse_overflow(torch.tensor(losses).isfinite().any())
         return losses
 
     @torch.no_grad()
     def losses(
         self,
-        candidates: Sequence[Gone],
+        candidates: Sequence[Replacements],
         shown: str = "comparing",
         *,
         lowest: int | None = None,
@@ -192,7 +194,7 @@ class Trial:
         groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)]) if end]
         losses = [loss for (some,) in log.kept() for loss in some.tolist()] if log else []
         done = log.done if log else 0  # groups
-        with bar(len(groups) * len(self.batches) * L, shown, "layer", done * len(self.batches) * L) as progress:
+        with make_bar(len(groups) * len(self.batches) * L, shown, "layer", done * len(self.batches) * L) as progress:
             for group in groups[done:]:
                 totals = dict.fromkeys(group, 0.0)
                 for batch in self.batches:
@@ -206,39 +208,43 @@ class Trial:
 
     def remove(self, block: Sublayer) -> None:
         """Leave `block` out from now on."""
-        self.gone.add(block)
+        self.removed.add(block)
 
-    def _ends(self, batch: _Batch, candidates: Sequence[Gone], progress: Any = None) -> Ends:
+    def _ends(self, batch: _Batch, candidates: Sequence[Replacements], progress: Any = None) -> Ends:
         """Return the states behind the last layer without each set of blocks, (B, T, D).
 
         Candidates that leave out the same of the layers so far have one state.
         """
-        states, so_far = {Gone(): batch.x}, dict.fromkeys(candidates, Gone())
+        states, so_far = {Replacements(): batch.x}, dict.fromkeys(candidates, Replacements())
         for number in range(len(self.layers)):
-            here = {one: Gone(block for block in one if block.layer == number) for one in candidates}
+            here = {one: Replacements(block for block in one if block.layer == number) for one in candidates}
             place = {gone: place for place, gone in enumerate(states)}
             steps = dict.fromkeys((so_far[one], here[one]) for one in candidates)
-            groups: dict[Gone, list[Gone]] = {Gone(): []}  # what is left out here -> what was before
+            groups: dict[Replacements, list[Replacements]] = {
+                Replacements(): []
+            }  # what is left out here -> what was before
             for gone, left_out in sorted(steps, key=lambda step: place[step[0]]):
                 groups.setdefault(left_out, []).append(gone)
             entering, states = states, {}
             for left_out, before in groups.items():
-                new = self._run(batch, number, [entering[gone] for gone in before], self.gone | left_out)
+                new = self._run(batch, number, [entering[gone] for gone in before], self.removed | left_out)
                 states.update(zip([gone | left_out for gone in before], new, strict=True))
             so_far = {one: so_far[one] | here[one] for one in candidates}
             if progress is not None:
                 progress.update()
         return states
 
-    def _run(self, batch: _Batch, number: int, states: list[Tensor], gone: Set[Sublayer | Narrowed]) -> list[Tensor]:
+    def _run(
+        self, batch: _Batch, number: int, states: list[Tensor], replacements: Set[Sublayer | Narrowed]
+    ) -> list[Tensor]:
         """Return what leaves layer `number` for each of the states that enter it, (B, T, D)."""
         layer, (B, *_) = self.layers[number], batch.x.shape
-        parts = {part for part in ("layer", "attention", "mlp") if Sublayer(part, number) in gone}
+        parts = {part for part in ("layer", "attention", "mlp") if Sublayer(part, number) in replacements}
         if "layer" in parts or len(parts) == 2:
             return states
         self.runs += len(states) * B * self.share
         left = list[Tensor]()
-        narrowed = [one for one in gone if isinstance(one, Narrowed) and one.layer == number]
+        narrowed = [one for one in replacements if isinstance(one, Narrowed) and one.layer == number]
         with layer.visiting():
             if narrowed and self.narrow:
                 layer = self.narrow(layer, narrowed)
@@ -249,11 +255,13 @@ class Trial:
                 left += map(self.wait, torch.split(y, B))
         return left
 
-    def _compared(self, batch: _Batch, x: Tensor) -> Tensor:
+    def _states_to_compare(self, batch: _Batch, x: Tensor) -> Tensor:
         """Return the states of the positions that are compared, (B, T, D) -> (M, D), where logits are."""
         return x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
 
-    def _add(self, totals: dict[Gone, float], added: dict[Gone, Iterator[float]], limit: Limit, *, last: bool) -> None:
+    def _add(
+        self, totals: dict[Replacements, float], added: dict[Replacements, Iterator[float]], limit: Limit, *, last: bool
+    ) -> None:
         """Add to the sum of each candidate what its tokens add, some at a time, as long as it is not above the limit.
 
         last  there are no tokens behind these, so that a sum that is through is known
@@ -276,7 +284,7 @@ class Trial:
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
         """Yield the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
-        x = self._compared(batch, x)
+        x = self._states_to_compare(batch, x)
         losses = self._pieces(batch, x)
         yield from map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
 
@@ -285,7 +293,7 @@ class Trial:
             piece = slice(start, start + TOKENS_AT_ONCE)
             logits, targets = self.model.logits(x[piece]), batch.targets[piece]
             p = logits if self.loss is nll else self._p(batch, piece)
-            yield summed(self.loss, logits, p, targets)
+            yield sum_loss(self.loss, logits, p, targets)
 
     def _p(self, batch: _Batch, piece: slice) -> Tensor:
         """Return the dense model's log-probabilities, (M, V), of some of a batch's tokens."""

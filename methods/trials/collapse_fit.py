@@ -35,24 +35,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.console import over
+from methods.console import show_progress
 from methods.least_squares import (
     Fitted,
     Norm,
     Rows,
     Sinks,
-    errors,
+    errors_of_fit,
     find_sinks,
     fit,
     fit_normed,
-    total_error,
-    wanted_states,
+    states_to_fit,
+    total_error_of_fit,
 )
-from methods.model.activations import States, Step, beside, enter_all, step, values_of_a_step
+from methods.model.activations import States, Step, enter_all, move_beside, run_step, values_of_a_step
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.model.layer import Layer
-from methods.model.precision import widened
+from methods.model.precision import widen
 
 Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
 
@@ -74,7 +74,7 @@ class Collapse:
     @torch.no_grad()
     def __init__(self, model: Decoder, windows: Sequence[Window], calibration: Calibration, how: Fit) -> None:
         self.layers, self.windows, self.how, self.wait = model.layers, windows, how, calibration.wait
-        self.dense = twin(model)
+        self.dense = make_twin(model)
         values = values_of_a_step(model) + 3 * model.embed.embedding_dim
         self.entries, self.masks = enter_all(model, calibration, values)
         self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
@@ -84,7 +84,7 @@ class Collapse:
         """Refit, and return for each window that was fitted what is missed behind it (methods/least_squares.py)."""
         states = States(self.dense, self.entries, self.wait)
         x, report = self._start(), dict[Window, dict[str, Any]]()
-        for s, e in over(self.windows, "refitting", "layer"):
+        for s, e in show_progress(self.windows, "refitting", "layer"):
             if e == s + 1 and not (report and self.how.later):
                 x = self._through([(s, e)], x) if report else states.advance(2 * e)
                 continue
@@ -110,9 +110,9 @@ class Collapse:
             y = self._through([near], x)
             missed, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
             if self._missed(new, z_E) < self._missed(y_E, z_E):
-                z, where = beside(y, z, self.where)
-                z = wanted_states(where, y, z, self.how.sinks, self.wait)
-                _set_after(report[near], errors(find_sinks(where, y, z), where, z, y, y))
+                z, where = move_beside(y, z, self.where)
+                z = states_to_fit(where, y, z, self.how.sinks, self.wait)
+                _set_after(report[near], errors_of_fit(find_sinks(where, y, z), where, z, y, y))
                 _set_after(report[far], missed)
             else:
                 one.weight, other.weight = W, W_next
@@ -121,17 +121,17 @@ class Collapse:
         """Refit the down matrix of layer s for the error behind the window that follows."""
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
             W, taken, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
-            y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
-            z_E = wanted_states(where, y_E, z_E, self.how.sinks, self.wait)
+            y_E, z_E, where = move_beside([one.y for one in taken], y_E, z_E, self.where)
+            z_E = states_to_fit(where, y_E, z_E, self.how.sinks, self.wait)
 
             def missed(one: Step, y: Tensor, z: Tensor) -> Tensor:
-                return self.wait((z.double() - y).div_(c) + widened(one.channels) @ widened(W).T)
+                return self.wait((z.double() - y).div_(c) + widen(one.channels) @ widen(W).T)
 
             rows = [
                 Rows(one.channels, missed(one, y, z), z, w, sink)
                 for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
             ]
-            (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
+            (self.layers[s].down.weight,), _ = self._solve(rows, [self.dense.layers[s].down.weight], hold_out=False)
         self.layers[s].settle()
 
     def _fit(
@@ -139,29 +139,29 @@ class Collapse:
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """Refit layer s, fed x, to the states z. Returns what is missed, and what leaves the layer from then on."""
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
-            return self._fitted(s, x, z, attention)
+            return self._fit_layer(s, x, z, attention)
 
-    def _fitted(
+    def _fit_layer(
         self, s: int, x: list[Tensor], z: list[Tensor], attention: bool | None
     ) -> tuple[dict[str, Any], list[Tensor]]:
         layer, whole = self.layers[s], self.dense.layers[s]
         taken = self._steps(s, x)
         before = [one.y for one in taken]
-        z, where = beside(before, z, self.where)
-        z = wanted_states(where, before, z, self.how.sinks, self.wait)
+        z, where = move_beside(before, z, self.where)
+        z = states_to_fit(where, before, z, self.how.sinks, self.wait)
         sinks = find_sinks(where, before, z)
         given, c = list(zip(z, where, sinks, strict=True)), layer.factor
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = [
                 Rows(
                     self.wait(torch.cat([one.heads, one.channels], -1)),
-                    self.wait((wanted.double() - (one.y - one.a - one.m + c * biases(layer))).div_(c)),
+                    self.wait((wanted.double() - (one.y - one.a - one.m + c * biases_of(layer))).div_(c)),
                     wanted,
                     *of,
                 )
                 for one, (wanted, *of) in zip(taken, given, strict=True)
             ]
-            (layer.out.weight, _), _ = self._solved(rows, [whole.out.weight, whole.down.weight], hold_out=False)
+            (layer.out.weight, _), _ = self._solve(rows, [whole.out.weight, whole.down.weight], hold_out=False)
             taken = self._steps(s, x)
         if layer.family.post_norms:
             return self._fit_normed(layer, whole, taken, given)
@@ -172,10 +172,10 @@ class Collapse:
             Rows(entered, self.wait((wanted.double() - rest).div_(c)), wanted, *of)
             for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
         ]
-        (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
+        (layer.down.weight,), fitted = self._solve(rows, [whole.down.weight])
         layer.settle()
         after = [self.wait(rest + c * (x @ layer.down.weight.T)) for x, rest in zip(channels, rests, strict=True)]
-        return errors(sinks, where, z, before, after, fitted=fitted), after
+        return errors_of_fit(sinks, where, z, before, after, fitted=fitted), after
 
     def _fit_normed(
         self, layer: Layer, whole: Layer, taken: list[Step], given: list[tuple[Tensor, Tensor, Tensor]]
@@ -194,9 +194,9 @@ class Collapse:
         added = (layer.post_norm(1)(layer.down(one.channels)) for one in taken)
         after = [self.wait(rest + one) for one, rest in zip(added, rests, strict=True)]
         z, where, sinks = map(list, zip(*given, strict=True))
-        return errors(sinks, where, z, before, after, fitted=fitted), after
+        return errors_of_fit(sinks, where, z, before, after, fitted=fitted), after
 
-    def _solved(
+    def _solve(
         self, rows: list[Rows], towards: list[Tensor], *, hold_out: bool = True
     ) -> tuple[list[nn.Parameter], Fitted]:
         """Fit rows (all columns) -> (D) as matrices (D, columns), drawn towards the given ones."""
@@ -210,7 +210,7 @@ class Collapse:
     def _steps(self, s: int, x: list[Tensor]) -> list[Step]:
         layer = self.layers[s]
         return [
-            step(layer, one, entry.arguments[layer.kind], mask).waiting(self.wait)
+            run_step(layer, one, entry.arguments[layer.kind], mask).waiting(self.wait)
             for one, entry, mask in zip(x, self.entries, self.masks, strict=True)
         ]
 
@@ -220,9 +220,9 @@ class Collapse:
         return [self.wait(entry.run(layers, one)) for entry, one in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
-        z, where = beside(y, z, self.where)
-        z = wanted_states(where, y, z, self.how.sinks, self.wait)
-        return total_error(find_sinks(where, y, z), where, z, y)
+        z, where = move_beside(y, z, self.where)
+        z = states_to_fit(where, y, z, self.how.sinks, self.wait)
+        return total_error_of_fit(find_sinks(where, y, z), where, z, y)
 
 
 def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
         known |= {name: found[name] for name in ("error_after", "error_held_out") if name in found}
 
 
-def biases(layer: Layer) -> Tensor | int:
+def biases_of(layer: Layer) -> Tensor | int:
     """Return what the output matrices of attention and MLP add whatever enters them."""
     found = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
     return sum(found) if found else 0

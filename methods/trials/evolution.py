@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from methods.console import bar
+from methods.console import make_bar
 from methods.model.calibration import Calibration, SweepLog
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.structures import Narrowed, Sublayer
-from methods.trials.blocks import Gone, Trial
+from methods.trials.blocks import Replacements, Trial
 
 Narrow = Callable[[Layer, Collection[Narrowed]], Layer]
-Fits = Callable[[Gone], bool]  # whether a state is one to compare
+Fits = Callable[[Replacements], bool]  # whether a state is one to compare
 TRIES = 100  # draws for each state that is wanted, where few are left that are new
 
 
@@ -47,9 +47,9 @@ class Fitness:
         self.model, self.calibration, self.generator, self.narrow = model, calibration, generator, narrow
         self.forwards = 0.0
         self.whole: Trial | None = None  # on all calibration tokens
-        self.known = dict[Gone, float]()  # on all calibration tokens
+        self.known = dict[Replacements, float]()  # on all calibration tokens
 
-    def fittest(self, states: list[Gone], survivors: int, tokens: int) -> list[tuple[Gone, float]]:
+    def fittest(self, states: list[Replacements], survivors: int, tokens: int) -> list[tuple[Replacements, float]]:
         """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
         every = int(self.calibration.mask.sum())
         known = self.known if tokens >= every else {}
@@ -64,12 +64,12 @@ class Fitness:
             self.known = dict(found)
         return found
 
-    def told(self) -> list[Tensor]:
+    def to_tensors(self) -> list[Tensor]:
         """Return what the next comparison depends on: the generator's state, and forwards so far."""
         _, state, _ = self.generator.getstate()
         return [torch.tensor(state), torch.tensor(self.forwards, dtype=torch.float64)]
 
-    def go_on(self, state: Tensor, forwards: Tensor, known: dict[Gone, float]) -> None:
+    def go_on(self, state: Tensor, forwards: Tensor, known: dict[Replacements, float]) -> None:
         """Compare from now on as one that has `told` this, and knows what is missed of states on all tokens."""
         if known:
             self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
@@ -79,7 +79,7 @@ class Fitness:
 
     def _trial(self, tokens: int) -> Trial:
         """Return a trial on `tokens` tokens that are drawn, or the one on all, for which as many numbers are drawn."""
-        drawn = draw(self.calibration, tokens, self.generator)
+        drawn = draw_sequences(self.calibration, tokens, self.generator)
         if tokens < self.calibration.mask.sum():
             return Trial(self.model, drawn, "kl", narrow=self.narrow)
         if self.whole is None:
@@ -110,13 +110,16 @@ class Generations:
     blocks: Sequence[Sublayer | Narrowed] = ()
 
     def evolve(
-        self, parents: list[Gone], children: Callable[[list[Gone]], list[Gone]], fitness: Fitness
-    ) -> tuple[list[Gone], list[float | None]]:
+        self,
+        parents: list[Replacements],
+        children: Callable[[list[Replacements]], list[Replacements]],
+        fitness: Fitness,
+    ) -> tuple[list[Replacements], list[float | None]]:
         """Return the last parents, the fittest first, and of each generation what its fittest misses."""
         best = list[float | None]()
         if self.log and self.log.done:
             parents, best = self._kept(self.log, fitness)
-        with bar(self.count, "searching", "generation", len(best)) as shown:
+        with make_bar(self.count, "searching", "generation", len(best)) as shown:
             while len(best) < self.count and time.monotonic() <= self.until:
                 promising = [one for one, _ in fitness.fittest(children(parents), self.survivors, self.tokens)]
                 fittest = fitness.fittest(
@@ -125,33 +128,35 @@ class Generations:
                 parents = [one for one, _ in fittest]
                 best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
                 if self.log:
-                    self.log.add([*fitness.told(), *self._told(parents, [loss for _, loss in fittest])], [])
+                    self.log.add([*fitness.to_tensors(), *self._to_tensors(parents, [loss for _, loss in fittest])], [])
                 shown.update()
             shown.total = len(best)
         return parents, best
 
-    def _told(self, parents: list[Gone], losses: list[float]) -> list[Tensor]:
+    def _to_tensors(self, parents: list[Replacements], losses: list[float]) -> list[Tensor]:
         """Return which blocks are gone of each parent, (parents, blocks), and what is missed of it."""
         gone = [[block in parent for block in self.blocks] for parent in parents]
         return [torch.tensor(gone), torch.tensor(losses, dtype=torch.float64)]
 
-    def _kept(self, log: SweepLog, fitness: Fitness) -> tuple[list[Gone], list[float | None]]:
+    def _kept(self, log: SweepLog, fitness: Fitness) -> tuple[list[Replacements], list[float | None]]:
         """Return the parents of the last generation that is kept and what was missed of the fittest of each."""
         every = list(log.kept())
         state, forwards, gone, losses = every[-1]
-        parents = [Gone(block for block, is_gone in zip(self.blocks, row, strict=True) if is_gone) for row in gone]
+        parents = [
+            Replacements(block for block, is_gone in zip(self.blocks, row, strict=True) if is_gone) for row in gone
+        ]
         of_all = self.final_tokens >= fitness.calibration.mask.sum()
         fitness.go_on(state, forwards, dict(zip(parents, losses.tolist(), strict=True)) if of_all else {})
         fittest = [float(one[-1][0]) for one in every]
         return parents, [loss if math.isfinite(loss) else None for loss in fittest]
 
 
-def ends_after(minutes: float | None, taken: float = 0.0) -> float:
+def end_of_search(minutes: float | None, taken: float = 0.0) -> float:
     """Return when a search ends, in seconds of time.monotonic, of whose minutes so many seconds have been taken."""
     return math.inf if minutes is None else time.monotonic() + 60 * minutes - taken
 
 
-def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
+def draw_sequences(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
     """Return sequences that hold `tokens` real tokens together, the last one cut; all, where there are no more."""
     lengths = calibration.mask.sum(1).tolist()
     wanted, rows = min(tokens, sum(lengths)), list[int]()
@@ -166,16 +171,16 @@ def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Cal
     return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
 
 
-def any_state(state: Gone) -> bool:
+def is_any_state(state: Replacements) -> bool:
     """Say of every state that it fits."""
     return True
 
 
-def distinct(
-    draw_one: Callable[[], Gone], count: int, known: Collection[Gone] = (), fits: Fits = any_state
-) -> list[Gone]:
+def draw_distinct(
+    draw_one: Callable[[], Replacements], count: int, known: Collection[Replacements] = (), fits: Fits = is_any_state
+) -> list[Replacements]:
     """Return `count` different states that fit, none of the known ones, or as many as 100 draws for each give."""
-    found = dict[Gone, None]()
+    found = dict[Replacements, None]()
     for _ in range(TRIES * count):
         if len(found) == count:
             break

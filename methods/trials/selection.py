@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from methods.base import Holds, Pruner
-from methods.budget import block_parameters, whole_layers
+from methods.budget import parameters_of_blocks, whole_layers
 from methods.model.calibration import Calibration, SweepLog
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Sublayer, drop_lowest, remove_sublayers, sublayer_sizes, sublayers_of
+from methods.model.structures import Sublayer, drop_lowest, remove_sublayers, sizes_of_sublayers, sublayers_of
 from methods.trials.blocks import Positions, Trial
 
 BLOCKS = 2.9  # removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 11 of 30 layers (smollm2-135m)
 
 
 @dataclass
-class Found:
+class Removals:
     """Holds what a search has found.
 
     order   the blocks in the order of their removal
@@ -55,7 +55,7 @@ class Found:
         }
 
 
-def affordable(left: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: float) -> list[Sublayer]:
+def find_affordable(left: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: float) -> list[Sublayer]:
     """Return the blocks that overshoot the `rest` of a budget by no more than half the smallest that is left.
 
     Removing them one by one until there is none ends within half of the smallest.
@@ -72,19 +72,19 @@ def search(
     *,
     note: Callable[[list[str]], object] | None = None,
     log: SweepLog | None = None,
-) -> Found:
+) -> Removals:
     """Remove the candidates that are missed least, one at a time, until `budget` parameters have gone.
 
     known  the first removals, where an earlier search with the same tokens has found them
     note   that of methods.model.calibration.Calibration
     log    keeps each removal behind those, and has those that an interrupted attempt has found; None: nothing is kept
     """
-    size, log = sublayer_sizes(trial.model, candidates), log or SweepLog(None, [])
+    size, log = sizes_of_sublayers(trial.model, candidates), log or SweepLog(None, [])
     kept = log.kept()
-    left, found, rest = list(candidates), Found(), budget
+    left, found, rest = list(candidates), Removals(), budget
     losses = dict.fromkeys(left, 0.0)  # of the last trial of each
     follows = free = True  # what earlier searches found; whether no choice has been bound by the budget
-    while allowed := affordable(left, size, rest):
+    while allowed := find_affordable(left, size, rest):
         step = len(found.order)
         if follows and step < len(known) and known[step] in allowed:
             chosen, loss = known[step], None
@@ -92,12 +92,12 @@ def search(
             follows, free = False, free and len(allowed) == len(left)
             if (entry := next(kept, None)) is not None:
                 at, runs, latest = entry
-                chosen, trial.runs, losses = candidates[int(at)], float(runs), _named(candidates, latest)
+                chosen, trial.runs, losses = candidates[int(at)], float(runs), _losses_by_candidate(candidates, latest)
                 loss = losses[chosen]
             else:
                 shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
                 promising = sorted(allowed, key=losses.__getitem__)
-                for block, tried in zip(promising, trial.without(promising, shown, lowest=1), strict=True):
+                for block, tried in zip(promising, trial.losses_without(promising, shown, lowest=1), strict=True):
                     losses[block] = math.inf if math.isnan(tried) else tried
                 chosen = min(allowed, key=losses.__getitem__)
                 loss = losses[chosen]
@@ -126,12 +126,14 @@ def _entry(
     ]
 
 
-def _named(candidates: Sequence[Sublayer], latest: Tensor) -> dict[Sublayer, float]:
+def _losses_by_candidate(candidates: Sequence[Sublayer], latest: Tensor) -> dict[Sublayer, float]:
     """Return the latest losses, (candidates,), by candidate."""
     return dict(zip(candidates, latest.tolist(), strict=True))
 
 
-def searched(trial: Trial, candidates: Sequence[Sublayer], budget: float, calibration: Calibration) -> dict[str, Any]:
+def search_and_remove(
+    trial: Trial, candidates: Sequence[Sublayer], budget: float, calibration: Calibration
+) -> dict[str, Any]:
     """Remove what `search` finds from the trial's model, in place, and return what was decided for the record.
 
     The first removals are those of `calibration.order`, and `calibration.note` hears of the others.
@@ -175,15 +177,15 @@ class GreedyBlocks(Pruner):
         return sublayers_of(model, "attention", "mlp")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return {"parameters": parameters(model) - block_parameters(model, ratio, self.blocks(model))}
+        return {"parameters": parameters(model) - parameters_of_blocks(model, ratio, self.blocks(model))}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         blocks = self.blocks(model)
-        budget = block_parameters(model, ratio, blocks)
+        budget = parameters_of_blocks(model, ratio, blocks)
         if not budget:
             return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
         trial = Trial(model, calibration.first(self.tokens), self.loss, self.positions)
-        return searched(trial, blocks, budget, calibration)
+        return search_and_remove(trial, blocks, budget, calibration)
 
 
 class OneShot(Pruner):

@@ -19,29 +19,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.console import over
-from methods.least_squares import Norm, Rows, Sinks, find_sinks, fit, fit_normed, total_error, wanted_states
-from methods.model.activations import Entry, beside, enter, enter_all, step, step_of_any
+from methods.console import show_progress
+from methods.least_squares import Norm, Rows, Sinks, find_sinks, fit, fit_normed, states_to_fit, total_error_of_fit
+from methods.model.activations import Entry, enter, enter_all, move_beside, run_any_step, run_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.trials.blocks import TOKENS_AT_ONCE, kl, summed
+from methods.trials.blocks import TOKENS_AT_ONCE, kl, sum_loss
 from methods.trials.collapse_fit import Window
 
 Division = tuple[Window, ...]  # all layers, in windows
 Mapped = Callable[[Tensor], Tensor]  # what an MLP adds -> what it adds once T is in it, (B, T, D) both
 
 
-def single(L: int) -> Division:
+def division_into_layers(L: int) -> Division:
     """Return the division of L layers that leaves each a window of its own."""
     return tuple((s, s + 1) for s in range(L))
 
 
-def begun(starts: Sequence[int], L: int) -> Division:
+def division_from_starts(starts: Sequence[int], L: int) -> Division:
     """Return the division of L layers whose windows begin at these, of which 0 is the first."""
     return tuple(zip(starts, [*starts[1:], L], strict=True))
 
 
-def exchanged(division: Division) -> list[Division]:
+def exchange_layers(division: Division) -> list[Division]:
     """Return the divisions in which one layer that a window has taken in begins one, and one that did no longer does.
 
     The first layer has none in front of it that could take it in.
@@ -49,15 +49,15 @@ def exchanged(division: Division) -> list[Division]:
     L = division[-1][1]
     starts = {s for s, _ in division}
     back = (sorted({*starts, s}) for s in range(L) if s not in starts)
-    return [begun([s for s in each if s != one], L) for each in back for one in sorted(starts) if one]
+    return [division_from_starts([s for s in each if s != one], L) for each in back for one in sorted(starts) if one]
 
 
-def joined(division: Division, i: int) -> Division:
+def join_windows(division: Division, i: int) -> Division:
     """Return a division after its window number i has taken in the next."""
     return (*division[:i], (division[i][0], division[i + 1][1]), *division[i + 2 :])
 
 
-def lightest(L: int, n: int, count: int, weight: Callable[[Window], float]) -> list[Division]:
+def find_lightest(L: int, n: int, count: int, weight: Callable[[Window], float]) -> list[Division]:
     """Return the `count` divisions of L layers into L - n windows whose sum of weights is least, the lightest first.
 
     By dynamic programming over the end of the last window: what stands before it in one of the lightest divisions is
@@ -89,19 +89,19 @@ class DenseStates:
         self.entries, self.masks = enter_all(model, calibration, values)
         self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
         self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
-        for number, layer in enumerate(over(self.layers, "reading calibration tokens", "layer")):
+        for number, layer in enumerate(show_progress(self.layers, "reading calibration tokens", "layer")):
             model.read_ahead(number + 1)
             self.m.append([])
             self.x.append([])
             with layer.visiting():
                 for x, entry, mask in zip(self.x[-2], self.entries, self.masks, strict=True):
-                    taken = step(layer, x, entry.arguments[layer.kind], mask)
+                    taken = run_step(layer, x, entry.arguments[layer.kind], mask)
                     self.m[-1].append(self.wait(taken.m))
                     self.x[-1].append(self.wait(taken.y))
-        self._left: dict[Window, float] = {window: 0.0 for window in single(len(self.layers))}
+        self._left: dict[Window, float] = {window: 0.0 for window in division_into_layers(len(self.layers))}
         self._maps: dict[Window, Mapped] = {}
 
-    def mapped(self, window: Window, m: Tensor) -> Tensor:
+    def map_addition(self, window: Window, m: Tensor) -> Tensor:
         """Return what the survivor of a window adds in place of m (B, T, D)."""
         if window not in self._maps:
             self._fit(window)
@@ -122,8 +122,8 @@ class DenseStates:
     def _fit(self, window: Window) -> None:
         s, e = window
         m, y = self.m[s], self.x[s + 1]
-        z, where = beside(y, self.x[e], self.where)
-        z = wanted_states(where, y, z, self.sinks, self.wait)
+        z, where = move_beside(y, self.x[e], self.where)
+        z = states_to_fit(where, y, z, self.sinks, self.wait)
         sinks = find_sinks(where, y, z)
         rows = [Rows(a, self.wait(c - (b - a)), c, *of) for a, b, c, *of in zip(m, y, z, where, sinks, strict=True)]
         identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)
@@ -132,9 +132,9 @@ class DenseStates:
             return
         found = y if self.choose == "cosine" else [self.wait(b - a + mapped(a)) for a, b in zip(m, y, strict=True)]
         if self.choose == "error":
-            self._left[window] = total_error(sinks, where, z, found)
+            self._left[window] = total_error_of_fit(sinks, where, z, found)
         else:
-            self._left[window] = turned([(a[w], b[w]) for a, b, w in zip(found, z, where, strict=True)])
+            self._left[window] = cosine_distance_of([(a[w], b[w]) for a, b, w in zip(found, z, where, strict=True)])
 
     def _mapped(self, s: int, rows: list[Rows], identity: Tensor) -> Mapped:
         """Return the map T of what the MLP of layer s adds, fitted to rows of it."""
@@ -142,12 +142,12 @@ class DenseStates:
             T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(rows[0].x.dtype)
             return lambda m: m @ T
         norm = Norm.behind(self.layers[s], 1)
-        given = [replace(each, x=self.wait(norm.undone(each.x))) for each in rows]
+        given = [replace(each, x=self.wait(norm.undo(each.x))) for each in rows]
         found, _ = fit_normed(given, self.ridge, identity, self.sinks, norm, hold_out=False)
-        return lambda m: found(norm.undone(m))
+        return lambda m: found(norm.undo(m))
 
 
-def turned(pairs: list[tuple[Tensor, Tensor]]) -> float:
+def cosine_distance_of(pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Return 1 - mean over tokens of cos(y, z), for y and z (M, D) of each micro-batch."""
     left = sum(float((1 - cosine_similarity(y.float(), z.float(), dim=-1)).sum()) for y, z in pairs)
     return left / sum(len(y) for y, _ in pairs)
@@ -178,13 +178,13 @@ class CollapseTrial:
 
         `shown` says on stderr what this is for.
         """
-        ends = [self.wait(self._end(division)) for division in over(divisions, shown, "trial")]
+        ends = [self.wait(self._end(division)) for division in show_progress(divisions, shown, "trial")]
         totals, tokens = [0.0] * len(ends), len(self.expected)
-        for some in over(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{shown}, comparing", "piece"):
+        for some in show_progress(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{shown}, comparing", "piece"):
             p = self.dense.model.logits(self.expected[some]).float().log_softmax(-1)
             for number, end in enumerate(ends):
                 logits = self.dense.model.logits(end[some].to(p.device))
-                totals[number] += float(summed(kl, logits, p, logits))
+                totals[number] += float(sum_loss(kl, logits, p, logits))
         return [math.inf if math.isnan(total) else total / tokens for total in totals]
 
     def _end(self, division: Division) -> Tensor:
@@ -202,8 +202,8 @@ class CollapseTrial:
         arguments = self.entry.arguments[layer.kind]
         if e == s + 1:
             return layer(x, arguments)
-        taken = step_of_any(layer, x, arguments, self.mask)
-        return taken.y - taken.m + self.dense.mapped(window, taken.m)
+        taken = run_any_step(layer, x, arguments, self.mask)
+        return taken.y - taken.m + self.dense.map_addition(window, taken.m)
 
     def _wanted(self, x: Tensor) -> Tensor:
         """Return the states of the tokens that have a successor, (tokens, D)."""

@@ -42,12 +42,12 @@ from torch import Tensor, nn
 
 from methods.base import Count, Holds, Look, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts, known_units, lowest, structures_of
-from methods.width.widths import equal_widths, freed, lower_widths
+from methods.model.structures import Structure, cuts_of, find_lowest, structures_of, units_in_order
+from methods.width.widths import find_equal_widths, list_lower_widths, parameters_freed
 
 Metric = Literal["wifv", "ifv", "wifn"]
 Variance = Literal["pooled", "released"]
@@ -136,7 +136,7 @@ class FLAP(WidthPruner):
         structures = structures_of(model, *KINDS)
         if self.equal:
             return {
-                "removed_per_layer": equal_widths(
+                "removed_per_layer": find_equal_widths(
                     model, structures, ratio, self.multiple, biases=self.adds_biases, uniform=self.uniform
                 )
             }
@@ -154,17 +154,17 @@ class FLAP(WidthPruner):
         if ratio:
             if self.variance == "released" and len(calibration.ids) < 2:
                 raise Unsupported("variance=released leaves the first calibration sequence out: give two at least")
-            moments = shared(moments_of_inputs, model, calibration, self.variance)
+            moments = shared_statistics(moments_of_inputs, model, calibration, self.variance)
             if calibration.order:
-                known = known_units(calibration.order)
+                known = units_in_order(calibration.order)
                 chosen = [known.get((structure.number, structure.kind), []) for structure in structures]
             else:
                 chosen = self.choose(structures, moments, plan, ratio * parameters(model))
             for structure, seen, units in zip(structures, moments, chosen, strict=True):
                 if units:
                     biased = self.adds_biases or (self.bias and structure.writer.bias is not None)
-                    remove(structure, units, seen[0] if biased else None)
-        return plan | {"parameters": parameters(model)} | cuts(model, structures)
+                    remove_units(structure, units, seen[0] if biased else None)
+        return plan | {"parameters": parameters(model)} | cuts_of(model, structures)
 
     def choose(
         self, structures: list[Structure], moments: list[Tensor], plan: dict[str, Any], target: float
@@ -175,13 +175,13 @@ class FLAP(WidthPruner):
             counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
         else:
             counts = self.below_threshold(structures, scores, target)
-        return [lowest(score, count) for score, count in zip(scores, counts, strict=True)]
+        return [find_lowest(score, count) for score, count in zip(scores, counts, strict=True)]
 
     @torch.no_grad()
-    def score(self, structure: Structure, seen: Tensor) -> Tensor:
+    def score(self, structure: Structure, moments: Tensor) -> Tensor:
         """Return z of every unit, (units,), in float64 on the CPU, from the moments (3, C) of its inputs."""
         W = structure.writer.weight.double()
-        _, v, norm = seen.to(W.device)
+        _, v, norm = moments.to(W.device)
         match self.metric:
             case "wifv":
                 s = v * W.square().sum(0)
@@ -207,9 +207,9 @@ class FLAP(WidthPruner):
 
     def gains(self, structure: Structure) -> tuple[Tensor, Tensor]:
         """Return how many units can go, (n,) from 0, and the parameters that go with each up to the most, (most,)."""
-        counts = lower_widths(structure, self.multiple)
+        counts = list_lower_widths(structure, self.multiple)
         gains = torch.zeros(int(counts[-1]), dtype=torch.long)
-        gains[counts[1:] - 1] = freed(structure, counts, self.adds_biases).diff()
+        gains[counts[1:] - 1] = parameters_freed(structure, counts, self.adds_biases).diff()
         return counts, gains
 
 
@@ -234,11 +234,11 @@ def moments_of_inputs(model: Decoder, calibration: Calibration, variance: Varian
             for seen in moments.values()
         ]
 
-    return [table for tables in by_layer(model, calibration, of_layer, variance) for table in tables]
+    return [table for tables in collect_by_layer(model, calibration, of_layer, variance) for table in tables]
 
 
 @torch.no_grad()
-def remove(structure: Structure, units: list[int], mu: Tensor | None) -> None:
+def remove_units(structure: Structure, units: list[int], mu: Tensor | None) -> None:
     """Remove the units; with mu (C,), W_j mu_j of the removed columns goes into the bias."""
     matrix, columns = structure.writer, structure.parts[-1].index
     W = matrix.weight.detach()

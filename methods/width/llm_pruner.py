@@ -56,12 +56,12 @@ from torch import Tensor, nn
 
 from methods.base import Count, Holds, Layers, Look, Share, Tokens, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
-from methods.model.calibration import Calibration, shared
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
-from methods.model.gradients import Sums, gradients
+from methods.model.gradients import Sums, collect_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts, structures_of
-from methods.width.widths import equal_widths
+from methods.model.structures import Structure, cuts_of, structures_of
+from methods.width.widths import find_equal_widths
 
 FULL = 0.9  # share of what layers can lose from which on fewer are protected, where the user has not said which
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
@@ -127,7 +127,7 @@ class LLMPruner(WidthPruner):
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         structures, dense = self.structures(model, ratio), parameters(model)
         cut = self.cut(model, structures, ratio)
-        protected, usual = self.protected(model, ratio), self.protected_by_default(len(model.layers))
+        protected, usual = self.layers_to_protect(model, ratio), self.protected_by_default(len(model.layers))
         plan: dict[str, Any] = {"protected_layers": protected}
         plan |= {"protected_by_default": usual} if protected != usual else {}
         if self.ranking == "global":
@@ -151,9 +151,9 @@ class LLMPruner(WidthPruner):
             for structure, score, count in zip(chosen, scores, counts, strict=True):
                 structure.remove(score, count)
         count = dense - sum(structure.cost * len(structure.removed) for structure in structures)
-        return plan | {"parameters": count} | cuts(model, structures)
+        return plan | {"parameters": count} | cuts_of(model, structures)
 
-    def protected(self, model: Decoder, ratio: float) -> list[int]:
+    def layers_to_protect(self, model: Decoder, ratio: float) -> list[int]:
         """Return the numbers of the layers that stay whole where `ratio` of all parameters goes."""
         L = len(model.layers)
         usual = self.protected_by_default(L)
@@ -163,7 +163,7 @@ class LLMPruner(WidthPruner):
         for stay in range(len(usual), 0, -1):
             at_the_end = last * stay // len(usual)
             protected = [*range(stay - at_the_end), *range(L - at_the_end, L)]
-            if ratio * parameters(model) <= FULL * most(units_outside(model, protected)):
+            if ratio * parameters(model) <= FULL * parameters_at_most(structures_without_protected(model, protected)):
                 return protected
         return []
 
@@ -179,16 +179,16 @@ class LLMPruner(WidthPruner):
 
     def structures(self, model: Decoder, ratio: float) -> list[Structure]:
         """Return attention and MLP of each unprotected layer, where there is more than one unit."""
-        return units_outside(model, self.protected(model, ratio))
+        return structures_without_protected(model, self.layers_to_protect(model, ratio))
 
     def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> WidthCut | EqualWidthCut:
         """Return how much to remove. Raises OutOfReach where one unit left in each structure is still too much."""
         if self.uniform:
-            return EqualWidthCut(equal_widths(model, structures, ratio, uniform=True))
+            return EqualWidthCut(find_equal_widths(model, structures, ratio, uniform=True))
         dense = parameters(model)
         if self.r is not None:
             return WidthCut(self.r, self.r)
-        reach = most(structures) / dense
+        reach = parameters_at_most(structures) / dense
         if ratio > reach:
             raise OutOfReach(
                 f"ratio {ratio:g} is out of reach: with one head and one channel left in each layer that is not "
@@ -226,7 +226,9 @@ class LLMPruner(WidthPruner):
         if self.importance not in TAYLOR:
             return [self.score(structure, {}, {}) for structure in structures]
         if step == 1:  # of the dense model
-            return shared(first_scores, model, calibration, self, [(each.number, each.kind) for each in structures])
+            return shared_statistics(
+                scores_in_first_round, model, calibration, self, [(each.number, each.kind) for each in structures]
+            )
         return self.taylor(model, structures, calibration, step)
 
     def taylor(self, model: Decoder, structures: list[Structure], calibration: Calibration, step: int) -> list[Tensor]:
@@ -238,7 +240,9 @@ class LLMPruner(WidthPruner):
             return [self.score(structure, g, a) for structure in structures if structure.number == number]
 
         gone = [(structure.number, structure.kind, structure.removed) for structure in structures]
-        found = gradients(model, self.block(calibration, step), weights, of_layer, gone, step, g=first, a=second)
+        found = collect_gradients(
+            model, self.block(calibration, step), weights, of_layer, gone, step, g=first, a=second
+        )
         return [score for number in sorted(found) for score in found[number]]  # structures are in the order of layers
 
     def block(self, calibration: Calibration, step: int) -> Calibration:
@@ -258,7 +262,7 @@ class LLMPruner(WidthPruner):
         for part in structure.parts:
             s, across = self.salience(part.matrix.weight, g, a), 1 - part.axis
             s = s.sum(across).abs() if self.importance == "vector" else s.abs().sum(across)
-            scores.append(self.aligned(s.double().cpu()[part.index], structure.width))
+            scores.append(self.align_heads(s.double().cpu()[part.index], structure.width))
         if structure.kind == "kv_heads":  # in the order of the authors' groups, for "first" and "second"
             q, k, v, out = scores
             scores = [q, out, v, k] if structure.layer.group == 1 else [k, out, v, q]
@@ -281,13 +285,13 @@ class LLMPruner(WidthPruner):
                 return (w * g[weight]).addcmul_(w.square(), a[weight], value=-0.5)
         return w * g[weight]
 
-    def aligned(self, scores: Tensor, E: int) -> Tensor:
+    def align_heads(self, scores: Tensor, E: int) -> Tensor:
         """Sum over the query heads that are paired with each key/value head, (units, R * E) -> (units, E)."""
         units = len(scores)
         return scores.view(-1, units, E).sum(0) if self.gqa == "released" else scores.view(units, -1, E).sum(1)
 
 
-def first_scores(
+def scores_in_first_round(
     model: Decoder, calibration: Calibration, method: LLMPruner, places: list[tuple[int, str]]
 ) -> list[Tensor]:
     """Return the importance in the first round of every unit of the structures (layer, kind), (units,) for each."""
@@ -295,13 +299,13 @@ def first_scores(
     return method.taylor(model, [Structure(number, kind, layers[number]) for number, kind in places], calibration, 1)
 
 
-def units_outside(model: Decoder, protected: Collection[int]) -> list[Structure]:
+def structures_without_protected(model: Decoder, protected: Collection[int]) -> list[Structure]:
     """Return attention and MLP of each layer that is not protected, where there is more than one unit."""
     every = structures_of(model, "kv_heads", "channels")
     return [structure for structure in every if structure.number not in protected and structure.size > 1]
 
 
-def most(structures: list[Structure]) -> int:
+def parameters_at_most(structures: list[Structure]) -> int:
     """Return the parameters that go where one unit is left in each structure."""
     return sum(structure.cost * (structure.size - 1) for structure in structures)
 

@@ -32,12 +32,12 @@ from torch import Tensor
 
 from methods.base import Count, Look, WidthPruner, register
 from methods.errors import OutOfReach
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts, structures_of
-from methods.width.widths import equal_widths
+from methods.model.structures import Structure, cuts_of, structures_of
+from methods.width.widths import find_equal_widths
 
 
 @register("minitron-width")
@@ -61,7 +61,7 @@ class MinitronWidth(WidthPruner):
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         try:
             return {
-                "removed_per_layer": equal_widths(
+                "removed_per_layer": find_equal_widths(
                     model, self.structures(model), ratio, self.multiple, uniform=self.uniform
                 )
             }
@@ -72,19 +72,19 @@ class MinitronWidth(WidthPruner):
         plan, structures = self.plan(model, ratio), self.structures(model)
         counts = plan["removed_per_layer"]
         if any(counts.values()):
-            F = dict(zip(places(model), shared(activity, model, calibration), strict=True))
+            F = dict(zip(places_of(model), shared_statistics(activity_of_channels, model, calibration), strict=True))
             for structure in structures:
                 f = F[structure.number, structure.kind][structure.parts[-1].index]
                 structure.remove(f.square().sum(1).sqrt(), counts[structure.kind])
-        return plan | {"parameters": parameters(model)} | cuts(model, structures)
+        return plan | {"parameters": parameters(model)} | cuts_of(model, structures)
 
 
-def places(model: Decoder) -> list[tuple[int, str]]:
+def places_of(model: Decoder) -> list[tuple[int, str]]:
     """Return where F is taken: layer, and kind of its output matrix."""
     return [(number, kind) for number in range(len(model.layers)) for kind in ("kv_heads", "channels")]
 
 
-def activity(model: Decoder, calibration: Calibration) -> list[Tensor]:
+def activity_of_channels(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return F of every channel that enters an output matrix, (C,) for each of `places`, in float64."""
 
     def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
@@ -95,4 +95,4 @@ def activity(model: Decoder, calibration: Calibration) -> list[Tensor]:
             squares = [total + mean.square().sum(0).cpu() for total, mean in zip(squares, means, strict=True)]
         return [total.sqrt() for total in squares]
 
-    return [F for pair in by_layer(model, calibration, of_layer) for F in pair]
+    return [F for pair in collect_by_layer(model, calibration, of_layer) for F in pair]

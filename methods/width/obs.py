@@ -72,16 +72,16 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Count, Holds, Look, Positive, WidthPruner, register
-from methods.console import over
+from methods.console import show_progress
 from methods.errors import Unsupported
-from methods.model.activations import beside, enter_all, inputs_of, refuse_overflow, values_of_a_step
+from methods.model.activations import collect_inputs, enter_all, move_beside, refuse_overflow, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.precision import add_product, widened
+from methods.model.precision import add_product, widen
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts, known_units, lowest, structures_of
-from methods.width.widths import equal_widths
+from methods.model.structures import Structure, cuts_of, find_lowest, structures_of, units_in_order
+from methods.width.widths import find_equal_widths
 
 Run = Callable[[Tensor, dict[str, Any]], Tensor]  # what a block adds to the residual, (B, T, D) -> (B, T, D)
 
@@ -114,7 +114,7 @@ class OBS(WidthPruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {
-            "removed_per_layer": equal_widths(
+            "removed_per_layer": find_equal_widths(
                 model, structures_of(model, *KINDS), ratio, self.multiple, uniform=self.uniform
             )
         }
@@ -125,7 +125,7 @@ class OBS(WidthPruner):
         equal = plan["removed_per_layer"]
         counts = {(each.number, each.kind): equal[each.kind] for each in structures if equal[each.kind]}
         missed = self.sweep(model, structures, counts, calibration) if counts else []
-        return plan | {"parameters": parameters(model), "missed": missed} | cuts(model, structures)
+        return plan | {"parameters": parameters(model), "missed": missed} | cuts_of(model, structures)
 
     @torch.no_grad()
     def sweep(
@@ -134,7 +134,7 @@ class OBS(WidthPruner):
         structures: list[Structure],
         counts: Counts,
         calibration: Calibration,
-        cut: Callable[[Asked, Tensor], Cut] | None = None,
+        cut: Callable[[CutTarget, Tensor], Cut] | None = None,
     ) -> list[dict[str, float]]:
         """Cut layer by layer; return of each what its outputs miss, tr((V-W) H (V-W)^T) / tr(W H W^T), by kind.
 
@@ -143,14 +143,14 @@ class OBS(WidthPruner):
         """
         cut = cut or self.cut
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
-        known = known_units(calibration.order)
+        known = units_in_order(calibration.order)
         log = calibration.log([entry.x for entry in entries], "obs", self, counts, sorted(known.items()))
         kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
-        for number, layer in enumerate(over(model.layers, "removing", "layer")):
+        for number, layer in enumerate(show_progress(model.layers, "removing", "layer")):
             asked = [
-                Asked(each, counts[number, each.kind], known.get((number, each.kind), []))
+                CutTarget(each, counts[number, each.kind], known.get((number, each.kind), []))
                 for each in structures
                 if each.number == number and (number, each.kind) in counts
             ]
@@ -164,19 +164,19 @@ class OBS(WidthPruner):
                 else:
                     given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
-                    batches = list(map(Batch, X, given, *beside(X, masks)))
+                    batches = list(map(Batch, X, given, *move_beside(X, masks)))
                     X, found = _cut_layer(layer, asked, batches, (cut, calibration.wait))
                     log.add([tensor for one in found for tensor in one], X)
             missed.append({each.structure.kind: float(one.missed) for each, one in zip(asked, found, strict=True)})
         return missed
 
-    def cut(self, asked: Asked, H: Tensor) -> Cut:
+    def cut(self, target: CutTarget, H: Tensor) -> Cut:
         """Return the cut that H without damping, (C, C), calls for; H takes its place."""
-        problem = Problem(asked.structure, H, self.damping)
-        return problem.without(asked.known or problem.cheapest(asked.how_many, self.score, self.rounds))
+        problem = Problem(target.structure, H, self.damping)
+        return problem.without(target.known or problem.cheapest(target.how_many, self.score, self.rounds))
 
 
-class Asked(NamedTuple):
+class CutTarget(NamedTuple):
     """Says what is to be cut: so many units of a structure, those that are known where there are any."""
 
     structure: Structure
@@ -229,7 +229,7 @@ class Problem:
 
     def cheapest(self, count: int, score: Score = "cost", rounds: int | None = None) -> list[int]:
         """Return the units that cost least, in the order in which they go (methods/width/obs.py)."""
-        return cheapest(self.H, self.W, self.width, count, score=score, rounds=rounds)
+        return find_cheapest(self.H, self.W, self.width, count, score=score, rounds=rounds)
 
     def without(self, units: list[int]) -> Cut:
         """Return the best matrix without these units."""
@@ -263,7 +263,7 @@ class Problem:
 
 
 def _cut_layer(
-    layer: Layer, asked: list[Asked], batches: list[Batch], how: tuple[Callable[[Asked, Tensor], Cut], Wait]
+    layer: Layer, targets: list[CutTarget], batches: list[Batch], how: tuple[Callable[[CutTarget, Tensor], Cut], Wait]
 ) -> tuple[list[Tensor], list[Cut]]:
     """Cut a layer that is fed these batches; return what leaves it then, (B, T, D) each, and the cuts."""
     cut, wait = how
@@ -271,15 +271,15 @@ def _cut_layer(
     Y, found = [batch.x for batch in batches], list[Cut]()
     for kind, run in zip(KINDS, runs, strict=True):
         entering = batches if layer.parallel else [batch._replace(x=y) for batch, y in zip(batches, Y, strict=True)]
-        for each in asked:
+        for each in targets:
             if each.structure.kind == kind:
-                found.append(cut(each, second_moments(each.structure, run, entering)))
+                found.append(cut(each, second_moments_of(each.structure, run, entering)))
                 found[-1].make(each.structure)
         Y = [wait(y + run(batch.x, batch.arguments)) for y, batch in zip(Y, entering, strict=True)]
     return Y, found
 
 
-def second_moments(structure: Structure, run: Run, batches: Iterable[Batch]) -> Tensor:
+def second_moments_of(structure: Structure, run: Run, batches: Iterable[Batch]) -> Tensor:
     """Return X^T X of what enters the matrix whose columns are units, (C, C) in float64.
 
     Raises Unsupported where it is not finite.
@@ -287,9 +287,9 @@ def second_moments(structure: Structure, run: Run, batches: Iterable[Batch]) -> 
     matrix = structure.writer
     sums = torch.zeros(matrix.in_features, matrix.in_features, dtype=torch.float64, device=structure.layer.device)
     for x, arguments, mask in batches:
-        with inputs_of(matrix) as seen:
+        with collect_inputs(matrix) as seen:
             run(x, arguments)
-        X = widened(seen[0].reshape(*mask.shape, -1)[mask])
+        X = widen(seen[0].reshape(*mask.shape, -1)[mask])
         add_product(sums, X, X)
     refuse_overflow(sums.isfinite().all())
     return sums
@@ -300,7 +300,7 @@ Score = Literal["cost", "tyr-release"]
 LATER = 128  # columns whose updates are made in one product
 
 
-def cheapest(
+def find_cheapest(
     H: Tensor, W: Tensor, width: int, count: int, *, score: Score = "cost", rounds: int | None = None
 ) -> list[int]:
     """Return the `count` units whose removal costs least, in the order in which they go.
@@ -334,7 +334,7 @@ class RemovalCosts:
         self._start()
 
     def _start(self) -> None:
-        self.gone = torch.zeros_like(self.numbers, dtype=torch.bool)
+        self.removed = torch.zeros_like(self.numbers, dtype=torch.bool)
         self.G, self.Y, self.E = (self.P.new_zeros(len(self.P), 0) for _ in range(3))
         self.P_uu, self.Z_uu = self._diagonal(self.P), self._diagonal(self.Z)
         self.F_uu = None if self.F is None else self._diagonal(self.F)
@@ -346,17 +346,17 @@ class RemovalCosts:
 
     def costs(self) -> Tensor:
         """Return c of each unit, (U,), infinite for those that are gone."""
-        P_uu = torch.where(self.gone[:, None, None], torch.eye(self.w).to(self.P), self.P_uu)
+        P_uu = torch.where(self.removed[:, None, None], torch.eye(self.w).to(self.P), self.P_uu)
         c = 0.5 * _trace(self.Z_uu / P_uu if self.w == 1 else torch.linalg.solve(P_uu, self.Z_uu))
         if self.F_uu is not None:
             c += _trace(self.F_uu)
-        return c.masked_fill(self.gone, torch.inf)
+        return c.masked_fill(self.removed, torch.inf)
 
     def cheapest(self, count: int) -> list[int]:
         """Return the `count` units that cost least, by the numbers that they had at first."""
         if self.G.shape[1] >= LATER:
             self._update()
-        found: list[int] = self.numbers[lowest(self.costs(), count)].tolist()
+        found: list[int] = self.numbers[find_lowest(self.costs(), count)].tolist()
         return found
 
     def remove(self, unit: int) -> None:
@@ -377,17 +377,17 @@ class RemovalCosts:
             self.F_uu -= E.view(-1, self.w, self.w) @ g.mT
             self.E = torch.cat([self.E, E], 1)
         self.G, self.Y = torch.cat([self.G, G], 1), torch.cat([self.Y, Y], 1)
-        self.gone[u] = True
+        self.removed[u] = True
 
     def _update(self) -> None:
         """Make the updates that wait, and let go of the rows and columns of units that are gone."""
-        K = (~self.gone).repeat_interleave(self.w).nonzero()
+        K = (~self.removed).repeat_interleave(self.w).nonzero()
         G, Y, pairs = self.G[K[:, 0]], self.Y[K[:, 0]], (K, K.T)
         self.P = self.P[pairs].addmm_(G, G.T, alpha=-1)
         self.Z = self.Z[pairs].addmm_(Y, G.T, alpha=-1).addmm_(G, Y.T, alpha=-1)
         if self.F is not None:
             self.F = self.F[pairs].addmm_(self.E[K[:, 0]], G.T, alpha=-1)
-        self.numbers = self.numbers[~self.gone]
+        self.numbers = self.numbers[~self.removed]
         self._start()
 
 

@@ -49,23 +49,23 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Count, Holds, Look, Pruner, Share, register
-from methods.console import over
+from methods.console import show_progress
 from methods.errors import OutOfReach
 from methods.model.activations import enter_all, refuse_overflow
 from methods.model.calibration import Calibration, SweepLog, Wait
 from methods.model.decoder import Decoder
 from methods.model.inserted import (
     SlicedLayer,
-    attention,
-    both,
     cut_columns,
-    feed_forward,
-    fuse,
+    fuse_norms,
+    output_of_attention,
+    output_of_both,
+    output_of_mlp,
     read_in_basis,
     write_in_basis,
 )
 from methods.model.layer import Layer
-from methods.model.precision import add_product, widened
+from methods.model.precision import add_product, widen
 from methods.model.sizes import parameters
 
 
@@ -126,7 +126,7 @@ class SliceGPT(Pruner):
         d = self.plan(model, ratio)["d"]
         if not self.fixed and ratio == 0:
             return {"d": model.embed.embedding_dim}
-        fuse(model, self.centre_embeddings)
+        fuse_norms(model, self.centre_embeddings)
         entries, mask = enter_all(model, calibration, values_per_token(model))
         numbers = sum(entry.x.numel() for entry in entries)
         waits = model.embed.weight.device if 4 * numbers <= calibration.memory else torch.device("cpu")
@@ -168,7 +168,7 @@ class _Slicer:
             table.weight = cut_columns(table.weight, self.Q, self.d)
             table.embedding_dim = self.d
         layers = self.model.layers
-        for number, layer in enumerate(self.model.sweep(over(layers[:-1], "slicing", "layer"))):
+        for number, layer in enumerate(self.model.sweep(show_progress(layers[:-1], "slicing", "layer"))):
             self.model.read_ahead(number + 1)
             with layer.visiting():
                 self.slice_layer(layer, self.d)
@@ -187,16 +187,16 @@ class _Slicer:
         read_in_basis(layer.qkv, self.Q, self.d)
         if layer.parallel:
             read_in_basis(layer.up, self.Q, self.d)
-            self.Q = self.basis(lambda: self.advance(layer, B, layer.attn_norm, partial(both, layer)))
+            self.Q = self.basis(lambda: self.advance(layer, B, layer.attn_norm, partial(output_of_both, layer)))
             shortcuts = [B @ self.Q[:, :e]]
             write_in_basis(layer.out, self.Q, e)
         else:
             # X then is Y, the MLP's input
-            Q_m = self.basis(lambda: self.advance(layer, B, layer.attn_norm, partial(attention, layer)))
+            Q_m = self.basis(lambda: self.advance(layer, B, layer.attn_norm, partial(output_of_attention, layer)))
             write_in_basis(layer.out, Q_m, self.d)
             read_in_basis(layer.up, Q_m, self.d)
             B_m, self.Q = Q_m.T[: self.d], Q_m
-            self.Q = self.basis(lambda: self.advance(layer, B_m, layer.mlp_norm, lambda h, _: feed_forward(layer, h)))
+            self.Q = self.basis(lambda: self.advance(layer, B_m, layer.mlp_norm, lambda h, _: output_of_mlp(layer, h)))
             shortcuts = [B @ Q_m[:, : self.d], B_m @ self.Q[:, :e]]
         write_in_basis(layer.down, self.Q, e)
         layer.module = SlicedLayer(layer, [shortcut.to(layer.device, layer.out.weight.dtype) for shortcut in shortcuts])
@@ -228,12 +228,12 @@ class _Slicer:
         """
         C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.device)
         for X, mask in zip(self.X, self.mask, strict=True):
-            x = widened(X[mask].to(self.device), of=self.model.embed.weight.dtype)
+            x = widen(X[mask].to(self.device), of=self.model.embed.weight.dtype)
             add_product(C, x, x)
         refuse_overflow(C.isfinite().all())
         variance, axes = torch.linalg.eigh(C)
         energy = round(float(variance[-self.d :].sum() / variance.sum()), 6)
-        return [widened(axes.flip(1), of=self.model.embed.weight.dtype), torch.tensor(energy, dtype=torch.float64)]
+        return [widen(axes.flip(1), of=self.model.embed.weight.dtype), torch.tensor(energy, dtype=torch.float64)]
 
 
 def refuse_unless_rotatable(model: Decoder) -> None:
@@ -249,7 +249,7 @@ def values_per_token(model: Decoder) -> int:
     return 6 * model.embed.embedding_dim + 2 * reads
 
 
-def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
+def parameters_after_slicing(model: Decoder, d: int, slice_head: bool = False) -> int:
     """Return the stored parameters after slicing to width d, from shapes alone; at d = D those of a rotated model."""
     D, V = model.embed.embedding_dim, model.embed.num_embeddings
     total = V * d + (model.positions.num_embeddings * d if model.positions is not None else 0)
@@ -268,7 +268,7 @@ def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
 
 def sizes_of_slices(model: Decoder, widths: Iterable[int], slice_head: bool = False) -> list[int]:
     """Return `sliced_parameters` of each width, by three of them: the count is a polynomial of second degree in d."""
-    constant, one, two = (sliced_parameters(model, width, slice_head) for width in range(3))
+    constant, one, two = (parameters_after_slicing(model, width, slice_head) for width in range(3))
     square = (two - 2 * one + constant) // 2
     linear = one - constant - square
     return [constant + linear * width + square * width**2 for width in widths]

@@ -50,14 +50,14 @@ import torch
 from torch import Tensor
 
 from methods.base import Holds, Look, Pruner, register
-from methods.console import over
+from methods.console import show_progress
 from methods.errors import OutOfReach
-from methods.model.activations import beside, enter_all, inputs_of, refuse_overflow, values_of_a_step
+from methods.model.activations import collect_inputs, enter_all, move_beside, refuse_overflow, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
-from methods.model.inserted import factored
+from methods.model.inserted import factor_matrix
 from methods.model.layer import Layer
-from methods.model.precision import add_product, widened
+from methods.model.precision import add_product, widen
 from methods.model.sizes import parameters
 
 CONDITION = 1e-10  # of H: its smallest eigenvalue, at least, as a share of the largest, where it has to be lifted
@@ -90,8 +90,11 @@ class SVDLLM(Pruner):
         model.refuse("channels")  # of a mixture of experts
         shapes = [{name: one.weight.shape for name, one in each.named_matrices().items()} for each in model.layers]
         counts = Counter((m, n) for each in shapes for m, n in each.values())
-        kept = kept_share(counts, ratio * parameters(model), parameters(model))
-        return {"kept": kept, "ranks": [{name: rank(m, n, kept) for name, (m, n) in each.items()} for each in shapes]}
+        kept = share_to_keep(counts, ratio * parameters(model), parameters(model))
+        return {
+            "kept": kept,
+            "ranks": [{name: rank_of_share(m, n, kept) for name, (m, n) in each.items()} for each in shapes],
+        }
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
@@ -108,18 +111,18 @@ class SVDLLM(Pruner):
         kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
-        for number, layer in enumerate(over(model.layers, "factoring", "layer")):
+        for number, layer in enumerate(show_progress(model.layers, "factoring", "layer")):
             model.read_ahead(number + 1)
             with layer.visiting():
                 if number < log.done:
                     tensors = next(kept)
-                    names = [name for names in by_input(layer, ranks[number]) for name in names]
+                    names = [name for names in group_by_input(layer, ranks[number]) for name in names]
                     found = {name: Factors(*tensors[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
-                    put(layer, found)
+                    put_factors(layer, found)
                 else:
                     given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
-                    (there,) = beside(X, masks)
+                    (there,) = move_beside(X, masks)
                     found = self.factor_layer(layer, ranks[number], X, given, there, wait=calibration.wait)
                     log.add([tensor for factors in found.values() for tensor in factors], X)
             layer.settle()
@@ -137,23 +140,23 @@ class SVDLLM(Pruner):
         wait: Wait,
     ) -> dict[str, Factors]:
         """Factor the matrices of a layer, and put what leaves it in the place of X, what enters it, (B, T, D) each."""
-        matrices, groups = layer.named_matrices(), by_input(layer, ranks)
+        matrices, groups = layer.named_matrices(), group_by_input(layer, ranks)
         widths = [matrices[names[0]].in_features for names in groups]
         sums = [torch.zeros(n, n, dtype=torch.float64, device=layer.device) for n in widths]
         for at, (arguments, mask) in enumerate(zip(given, masks, strict=True)):
             with ExitStack() as stack:
-                seen = [stack.enter_context(inputs_of(matrices[names[0]])) for names in groups]
+                seen = [stack.enter_context(collect_inputs(matrices[names[0]])) for names in groups]
                 y = layer(X[at], arguments)
             for H, (entered,) in zip(sums, seen, strict=True):
-                x = widened(entered.reshape(*mask.shape, -1)[mask])
+                x = widen(entered.reshape(*mask.shape, -1)[mask])
                 add_product(H, x, x)
             if self.prefix == "dense":
                 X[at] = wait(y)
         found = dict[str, Factors]()
         for names in groups:
-            S = whitening(sums.pop(0))
-            found |= {name: low_rank(matrices[name].weight, S, ranks[name] or 0) for name in names}
-        put(layer, found)
+            S = factor_of_whitening(sums.pop(0))
+            found |= {name: factors_of_rank(matrices[name].weight, S, ranks[name] or 0) for name in names}
+        put_factors(layer, found)
         if self.prefix == "pruned":
             for at, arguments in enumerate(given):
                 X[at] = wait(layer(X[at], arguments))
@@ -173,7 +176,7 @@ class Factors(NamedTuple):
     missed: Tensor
 
 
-def by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
+def group_by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
     """Return the paths of the matrices that are to be factored, those together that read the same."""
     family = layer.family
     groups = [family.qkv, (family.out,), family.up, (family.down,)]
@@ -181,14 +184,14 @@ def by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
     return [group for group in wanted if group]
 
 
-def put(layer: Layer, found: dict[str, Factors]) -> None:
+def put_factors(layer: Layer, factors: dict[str, Factors]) -> None:
     """Put factors where a layer has the matrices of these paths."""
     matrices = layer.named_matrices()
-    for name, (down, up, _) in found.items():
-        layer.put(name, factored(matrices[name], down, up))
+    for name, (down, up, _) in factors.items():
+        layer.put(name, factor_matrix(matrices[name], down, up))
 
 
-def whitening(H: Tensor) -> Tensor:
+def factor_of_whitening(H: Tensor) -> Tensor:
     """Return S, lower triangular, of H = S S^T, (n, n) in float64; where there is none, H's diagonal is lifted first.
 
     Raises Unsupported where H is not finite.
@@ -204,7 +207,7 @@ def whitening(H: Tensor) -> Tensor:
     return torch.linalg.cholesky(H)
 
 
-def low_rank(W: Tensor, S: Tensor, k: int) -> Factors:
+def factors_of_rank(W: Tensor, S: Tensor, k: int) -> Factors:
     """Return the factors of rank k whose product misses least of W S, for W (m, n) and S (n, n) lower triangular."""
     U, sigma, V = torch.linalg.svd(W.double() @ S, full_matrices=False)
     root, energy = sigma[:k].sqrt(), sigma.square()
@@ -214,30 +217,30 @@ def low_rank(W: Tensor, S: Tensor, k: int) -> Factors:
     return Factors(down.to(W.dtype), (U[:, :k] * root).to(W.dtype), share)
 
 
-def rank(m: int, n: int, kept: float) -> int | None:
+def rank_of_share(m: int, n: int, kept: float) -> int | None:
     """Return k of a matrix (m, n) of whose parameters the share `kept` stays, or None where it stays whole."""
     k = max(1, int(kept * m * n / (m + n)))
     return k if kept < 1 and (m + n) * k < m * n else None
 
 
-def gone(shapes: Counter[tuple[int, int]], kept: float) -> int:
+def parameters_to_go(shapes: Counter[tuple[int, int]], kept: float) -> int:
     """Return the parameters that go where the share `kept` of so many matrices of each shape (m, n) stays."""
-    ranks = {shape: rank(*shape, kept) for shape in shapes}
+    ranks = {shape: rank_of_share(*shape, kept) for shape in shapes}
     return sum(count * (m * n - (m + n) * k) for (m, n), count in shapes.items() if (k := ranks[m, n]) is not None)
 
 
-def kept_share(shapes: Counter[tuple[int, int]], wanted: float, total: int) -> float:
+def share_to_keep(shapes: Counter[tuple[int, int]], wanted: float, total: int) -> float:
     """Return the share of each matrix that stays so that nearest to `wanted` of `total` parameters go.
 
     Raises OutOfReach where factors of rank 1 leave more.
     """
     low, high = 0.0, 1.0
-    if wanted > (most := gone(shapes, low)):
+    if wanted > (most := parameters_to_go(shapes, low)):
         raise OutOfReach(
             f"ratio {wanted / total:g} is out of reach: with factors of rank 1 in every layer, {most / total:.3f} of "
             "the parameters are gone"
         )
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if gone(shapes, middle) >= wanted else (low, middle)
-    return min(high, low, key=lambda kept: abs(gone(shapes, kept) - wanted))
+        low, high = (middle, high) if parameters_to_go(shapes, middle) >= wanted else (low, middle)
+    return min(high, low, key=lambda kept: abs(parameters_to_go(shapes, kept) - wanted))

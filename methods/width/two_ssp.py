@@ -40,14 +40,14 @@ from torch import Tensor
 
 from methods.base import Count, Holds, Look, Positive, Pruner, Tokens, register
 from methods.errors import OutOfReach
-from methods.model.activations import Step, by_layer
-from methods.model.calibration import Calibration, shared
+from methods.model.activations import Step, collect_by_layer
+from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
+from methods.model.structures import cuts_of, remove_sublayers, structures_of, sublayers_of
 from methods.trials.blocks import Trial
-from methods.trials.selection import Found, search
-from methods.width.widths import equal_widths, freed, lower_widths
+from methods.trials.selection import Removals, search
+from methods.width.widths import find_equal_widths, list_lower_widths, parameters_freed
 
 MLP_BY_ATTENTION = 3.0  # parameters of an MLP over those of an attention, as most Llama-like layers have them
 
@@ -81,19 +81,21 @@ class TwoSSP(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = self.attentions(model, ratio)
-        rest = ratio - n * attention_parameters(model) / parameters(model)
-        counts = equal_widths(model, structures_of(model, "channels"), rest, self.multiple)
+        rest = ratio - n * parameters_of_attention(model) / parameters(model)
+        counts = find_equal_widths(model, structures_of(model, "channels"), rest, self.multiple)
         return {"attentions": n, "removed_per_layer": counts}
 
     def attentions(self, model: Decoder, ratio: float) -> int:
         """Return n for `ratio` of all parameters. Raises OutOfReach where channels and attentions are too few."""
-        budget, A = ratio * parameters(model), attention_parameters(model)
+        budget, A = ratio * parameters(model), parameters_of_attention(model)
         L, layers = len(model.layers), model.layers
         M = sum(layer.sizes()["mlp"] for layer in layers) / L
         p = budget / sum(map(layer_parameters, layers))
         n = round(L * p ** (M / A / self.alpha))
         channels = structures_of(model, "channels")
-        most_channels = sum(int(freed(each, lower_widths(each, self.multiple))[-1]) for each in channels)
+        most_channels = sum(
+            int(parameters_freed(each, list_lower_widths(each, self.multiple))[-1]) for each in channels
+        )
         fewest, most = math.ceil((budget - most_channels) / A), len(sublayers_of(model, "attention")) - 1
         if fewest > most:
             raise OutOfReach(
@@ -106,13 +108,15 @@ class TwoSSP(Pruner):
         plan, structures = self.plan(model, ratio), structures_of(model, "channels")
         n, channels = plan["attentions"], plan["removed_per_layer"]["channels"]
         if channels:
-            for structure, score in zip(structures, shared(channel_norms, model, calibration), strict=True):
+            for structure, score in zip(
+                structures, shared_statistics(norms_of_channels, model, calibration), strict=True
+            ):
                 structure.remove(score, channels)
-        cut, found = cuts(model, structures), Found()
+        cut, found = cuts_of(model, structures), Removals()
         if n:
             trial = Trial(model, calibration.first(self.tokens), "nll")
             log = calibration.log([], "2ssp", channels, n)
-            found = search(trial, sublayers_of(model, "attention"), n * attention_parameters(model), log=log)
+            found = search(trial, sublayers_of(model, "attention"), n * parameters_of_attention(model), log=log)
             plan |= remove_sublayers(model, found.order)
         return plan | {
             "parameters": parameters(model),
@@ -124,13 +128,13 @@ class TwoSSP(Pruner):
         }
 
 
-def attention_parameters(model: Decoder) -> float:
+def parameters_of_attention(model: Decoder) -> float:
     """Return A, with the norm that goes with an attention: the mean over the layers that have one."""
     sizes = [layer.sizes()["attention"] for layer in model.layers if layer.has_attention]
     return sum(sizes) / len(sizes)
 
 
-def channel_norms(model: Decoder, calibration: Calibration) -> list[Tensor]:
+def norms_of_channels(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return the mean over sequences of ||X_j||_2, (I,) for each layer with an MLP, in float64 on the CPU."""
 
     def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
@@ -140,5 +144,5 @@ def channel_norms(model: Decoder, calibration: Calibration) -> list[Tensor]:
             total = total + X.square().sum(1).sqrt().sum(0).cpu()
         return [total / len(calibration.ids)]
 
-    found = by_layer(model, calibration, of_layer)
+    found = collect_by_layer(model, calibration, of_layer)
     return [norms for (norms,), layer in zip(found, model.layers, strict=True) if layer.has_mlp]

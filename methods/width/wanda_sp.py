@@ -33,14 +33,14 @@ import torch
 from torch import Tensor
 
 from methods.base import Count, Holds, Look, WidthPruner, register
-from methods.console import over
-from methods.model.activations import enter_all, step, values_of_a_step
+from methods.console import show_progress
+from methods.model.activations import enter_all, run_step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts, structures_of
-from methods.width.widths import equal_widths
+from methods.model.structures import Structure, cuts_of, structures_of
+from methods.width.widths import find_equal_widths
 
 KINDS = ("kv_heads", "channels")
 
@@ -66,7 +66,7 @@ class WandaSP(WidthPruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {
-            "removed_per_layer": equal_widths(
+            "removed_per_layer": find_equal_widths(
                 model, structures_of(model, *KINDS), ratio, self.multiple, uniform=self.uniform
             )
         }
@@ -80,7 +80,7 @@ class WandaSP(WidthPruner):
             log = calibration.log([entry.x for entry in entries], "wanda-sp", counts)
             known, X, given = log.kept(), log.take(), [entry.arguments for entry in entries]
             del entries  # with the first layer's input
-            for number, layer in enumerate(over(model.layers, "removing", "layer")):
+            for number, layer in enumerate(show_progress(model.layers, "removing", "layer")):
                 arguments = [each[layer.kind] for each in given]
                 model.read_ahead(number + 1)
                 with layer.visiting():
@@ -88,25 +88,25 @@ class WandaSP(WidthPruner):
                     for structure in structures:
                         if structure.number == number:
                             norm = norms[KINDS.index(structure.kind)].to(layer.device)
-                            structure.remove(score(structure, norm), counts[structure.kind])
+                            structure.remove(score_units(structure, norm), counts[structure.kind])
                     if number >= log.done:
                         for at, x in enumerate(X):
                             X[at] = calibration.wait(layer(x, arguments[at]))
                         log.add(norms, X)
-        return plan | {"parameters": parameters(model)} | cuts(model, structures)
+        return plan | {"parameters": parameters(model)} | cuts_of(model, structures)
 
 
 def norms_of_inputs(layer: Layer, X: list[Tensor], arguments: list[Any], masks: list[Tensor]) -> list[Tensor]:
     """Return ||X_j||, (C,) in float64, of what enters the output matrices of the attention and of the MLP."""
     squares = [torch.zeros((), dtype=torch.float64)] * len(KINDS)
     for x, given, mask in zip(X, arguments, masks, strict=True):
-        seen = step(layer, x, given, mask)
+        seen = run_step(layer, x, given, mask)
         for kind, signal in enumerate((seen.heads, seen.channels)):
             squares[kind] = squares[kind] + signal[seen.mask].double().square().sum(0)
     return [total.sqrt() for total in squares]
 
 
-def score(structure: Structure, norm: Tensor) -> Tensor:
+def score_units(structure: Structure, norm: Tensor) -> Tensor:
     """Return s of every unit, (units,), from ||X_j|| (C,), in float64 on the CPU."""
     s = structure.writer.weight.abs().double().mean(0) * norm
     return s.cpu()[structure.parts[-1].index].sum(1)

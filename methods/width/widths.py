@@ -7,26 +7,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from methods.checkpoint.pruned_config import takes
+from methods.checkpoint.pruned_config import may_have_heads
 from methods.errors import OutOfReach, Unsupported
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure
 
 
-def fewest(structure: Structure) -> int:
+def fewest_of(structure: Structure) -> int:
     """Return the units that stay in a layer: one head; 16 channels, or an eighth where that is less."""
     return 1 if structure.kind == "kv_heads" else max(1, min(16, structure.size // 8))
 
 
-def lower_widths(structure: Structure, multiple: int = 1) -> Tensor:
+def list_lower_widths(structure: Structure, multiple: int = 1) -> Tensor:
     """Return how many units can go, (n,), rising from 0: of channels a `multiple` is left, and the fewest at least."""
-    counts = torch.arange(structure.size - fewest(structure) + 1)
+    counts = torch.arange(structure.size - fewest_of(structure) + 1)
     step = multiple if structure.kind == "channels" else 1
     return counts[(counts == 0) | ((structure.size - counts) % step == 0)]
 
 
-def freed(structure: Structure, counts: Tensor, biases: bool = False) -> Tensor:
+def parameters_freed(structure: Structure, counts: Tensor, biases: bool = False) -> Tensor:
     """Return the parameters that go with so many units, (n,) -> (n,).
 
     biases  where a unit goes, the output matrix gets a bias if it has none, which is counted back in
@@ -36,7 +36,7 @@ def freed(structure: Structure, counts: Tensor, biases: bool = False) -> Tensor:
     return structure.cost * counts - added * (counts > 0)
 
 
-def equal_widths(
+def find_equal_widths(
     model: Decoder,
     structures: Sequence[Structure],
     ratio: float,
@@ -57,7 +57,7 @@ def equal_widths(
     """
 
     def fits(kv_heads: int) -> bool:
-        return not uniform or takes(model, kv_heads)
+        return not uniform or may_have_heads(model, kv_heads)
 
     target, kinds = ratio * parameters(model), ("kv_heads", "channels")
     units = dict.fromkeys(kinds, torch.zeros(1, dtype=torch.long))
@@ -65,8 +65,8 @@ def equal_widths(
     for structure in structures:
         if sizes[structure.kind] not in (0, structure.size):
             raise Unsupported("the layers' widths differ already, so that no equal cut leaves them equal")
-        sizes[structure.kind], units[structure.kind] = structure.size, lower_widths(structure, multiple)
-        gone[structure.kind] = gone[structure.kind] + freed(structure, units[structure.kind], biases)
+        sizes[structure.kind], units[structure.kind] = structure.size, list_lower_widths(structure, multiple)
+        gone[structure.kind] = gone[structure.kind] + parameters_freed(structure, units[structure.kind], biases)
     share = target / sum(structure.cost * structure.size for structure in structures)
     first = int(share * sizes["kv_heads"])
     tried = range(0 if uniform else first, len(units["kv_heads"]))

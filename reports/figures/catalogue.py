@@ -19,10 +19,10 @@ from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from reports.figures import factors, heatmaps, pareto, quality, traces
-from reports.figures.figure import Figure, save
+from reports.figures.figure import Figure, save_figure
 from reports.figures.pareto import figures_of_served as of_served
-from reports.groups import blocks
-from reports.text import file_names, printable
+from reports.groups import group_records
+from reports.text import names_of_files, to_printable
 
 PATIENCE = 300.0  # seconds for the figures of a process, which takes a second for most
 
@@ -54,7 +54,7 @@ class Gallery:
 
     def _again(self, figures: Sequence[Figure]) -> None:
         for figure in figures:
-            save(figure, self.folder)
+            save_figure(figure, self.folder)
 
 
 def _processes() -> int:
@@ -72,12 +72,12 @@ def _save_all(figures: Sequence[Figure], folder: Path) -> None:
     gc.disable()
     try:
         for figure in figures:
-            save(figure, folder)
+            save_figure(figure, folder)
     except BaseException:  # an interruption, or a disk that is full: the process that asked says so
         sys.exit(1)
 
 
-def figures(
+def figures_of_report(
     records: Sequence[Record],
     samples: Samples | None = None,
     reference: str = "",
@@ -92,18 +92,18 @@ def figures(
     served     what inference engines made of the models
     needs      what each method looks at, by its name: "calibration, gradients"
     """
-    setups, found = blocks(records), list[Figure]()
+    setups, found = group_records(records), list[Figure]()
     for number, setup in enumerate(setups):
         of_setup = [
-            *quality.figures(setup, setups, reference),
+            *quality.figures_of_quality(setup, setups, reference),
             *pareto.figures_of_fronts(setup, reference),
             *factors.figures_of_compensations(setup, samples or Samples()),
-            *heatmaps.figures(setup),
-            *traces.figures(setup),
+            *heatmaps.figures_of_depth(setup),
+            *traces.figures_of_traces(setup),
         ]
         found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
     found += [*factors.figures_of_studies(setups), *factors.figures_of_calibrations(records, needs), *of_served(served)]
-    names = file_names(one.name for one in found)
+    names = names_of_files(one.name for one in found)
     return [
         replace(one, name=name, title=_sentence(one.title), description=_sentence(one.description))
         for name, one in zip(names, found, strict=True)
@@ -111,4 +111,4 @@ def figures(
 
 
 def _sentence(text: str) -> str:
-    return printable(text[:1].upper() + text[1:])
+    return to_printable(text[:1].upper() + text[1:])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from reports.figures.style import BLACK, GREY, LIGHT, axes, logarithmic, look, name
+from reports.figures.style import BLACK, GREY, LIGHT, look_of, make_axes, name_in_font, set_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,10 +115,10 @@ class Chart:
             key=lambda curve: (self.up(curve.points[-1][1]), curve.label),
         )
         wanted = [min(1.0, self.up(curve.points[-1][1])) for curve in named]
-        return {curve.label: place for curve, place in zip(named, spread(wanted, gap), strict=True)}
+        return {curve.label: place for curve, place in zip(named, move_apart(wanted, gap), strict=True)}
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
+def move_apart(wanted: Sequence[float], gap: float) -> list[float]:
     """Return places between 0 and 1 that are nearest to the wanted ones, which rise, and at least `gap` apart.
 
     Where there is no room for that the places are as far apart as there is room.
@@ -135,11 +135,11 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     return [min(max(start, 0.0), last) + number * gap for number, start in enumerate(starts)]
 
 
-def draw(charts: Sequence[Chart]) -> Drawing:
+def draw_charts(charts: Sequence[Chart]) -> Drawing:
     """Draw a panel for each chart, beside each other."""
     height = max(4.2, 0.6 + GAP * max(sum(chart.names_all or c.emphasised for c in chart.curves) for chart in charts))
     wide = 7.2 if len(charts) == 1 else 4.0 * len(charts)
-    drawing, panels = axes(wide, height, columns=len(charts))
+    drawing, panels = make_axes(wide, height, columns=len(charts))
     for axis, chart in zip(panels, charts, strict=True):
         _panel(axis, chart, GAP / (height - 0.6))
     for axis in panels[1:]:
@@ -151,19 +151,19 @@ def _panel(axis: Axes, chart: Chart, gap: float) -> None:
     """Draw one chart: the dense model as a dotted line, the front as steps, the grey curves below those in colour."""
     if chart.logarithmic:
         axis.set_yscale("log")
-        logarithmic(axis.yaxis, chart.height, 12)
+        set_log_ticks(axis.yaxis, chart.height, 12)
     axis.set(xlim=chart.width, ylim=chart.height, xlabel=chart.x, ylabel=chart.y)
     if chart.dense:
         (_, y), figure = chart.dense.points[0], chart.dense.figures[0]
         axis.axhline(y, color=BLACK, linestyle=":", linewidth=1.2)
         said: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "horizontalalignment": "right"}
         said |= {"xytext": (-3, -8.5 if chart.up(y) < 0.5 else 3)}
-        axis.annotate(f"{name(chart.dense.label)} {figure}", (chart.width[1], y), **said)
+        axis.annotate(f"{name_in_font(chart.dense.label)} {figure}", (chart.width[1], y), **said)
     if chart.front:
         axis.plot(*zip(*chart.front, strict=True), color=GREY, linewidth=0.8, zorder=1)
     places = chart.places(gap)
     for curve in sorted(chart.curves, key=lambda curve: curve.emphasised):
-        own: dict[str, Any] = GREYED if not curve.emphasised else look(curve.method, curve.label)
+        own: dict[str, Any] = GREYED if not curve.emphasised else look_of(curve.method, curve.label)
         transform: Any = axis.transAxes
         for part in chart.parts(curve) if curve.joined else ():
             axis.plot(
@@ -173,7 +173,7 @@ def _panel(axis: Axes, chart: Chart, gap: float) -> None:
         axis.plot(
             [x for x, _ in inside],
             [y for _, y in inside],
-            label=name(curve.label),
+            label=name_in_font(curve.label),
             **own | {"linestyle": "none"},
             zorder=2.1 + curve.emphasised,
         )
@@ -194,7 +194,7 @@ def _name(axis: Axes, chart: Chart, curve: Curve, place: float, colour: str) -> 
         "relpos": (0, 0.5),
     }
     axis.annotate(
-        name(curve.label) + above,
+        name_in_font(curve.label) + above,
         chart.end(curve),
         (1.04, place),
         xycoords="axes fraction",

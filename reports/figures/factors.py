@@ -14,19 +14,31 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import amount, ratio_of, share
-from bench.records.quantities import finite, metric, perplexity, short, shown
-from bench.records.record import Record, display_name
+from bench.plan.cell import base_of_ratio, words_of_amount, words_of_ratio
+from bench.records.quantities import format_perplexity, format_value, is_finite, metric_of, shorten_name
+from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from reports.figures.figure import Figure
-from reports.figures.quality import called, qualities, scaled, subject
-from reports.figures.style import BLACK, BLUE, COLOURS, GREY, LINES, MARKERS, axes, legend, logarithmic, look, name
+from reports.figures.quality import axis_scale, qualities_of, subject_of, title_of_quantity
+from reports.figures.style import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREY,
+    LINES,
+    MARKERS,
+    add_legend,
+    look_of,
+    make_axes,
+    name_in_font,
+    set_log_ticks,
+)
 from reports.groups import TableGroup
-from reports.legend import conditions
+from reports.legend import conditions_of
 from reports.tables import pivots
-from reports.tables.pivots import Gain, Study, said, studies
+from reports.tables.pivots import Gain, Study, format_factor, studies_of
 from reports.tables.rows import ReportData
-from reports.tables.seeds import CalibrationDraws, calibration_draws
+from reports.tables.seeds import CalibrationDraws, draws_of_calibrations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,26 +53,26 @@ def figures_of_studies(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
     """Return a figure for each study and quality."""
     records = {id(record): record for block in chain(*setups) for record in chain(*block.drawn)}
     found = []
-    for study in studies(list(records.values())):
+    for study in studies_of(list(records.values())):
         for column in (one for one in study.measures() if one.startswith(QUALITIES)):
             figure = f"ablation-{study.method}-{column.replace('_', '-', 1)}"
             by = " and ".join(study.factors[:3])
-            title = f"{called(column)} of {display_name(study.records[0])} under {study.name} by {by}"
+            title = f"{title_of_quantity(column)} of {name_of_model(study.records[0])} under {study.name} by {by}"
             found.append(Figure(figure, title, _words_of_study(study, column), partial(_draw_study, study, column)))
     return found
 
 
 def _draw_study(study: Study, column: str) -> Drawing:
     """Draw a panel for each of the first combinations of the factors behind the second."""
-    others = study.others()[:PANELS]
-    drawing, panels = axes(3.0 + 2.6 * len(others), 3.8, columns=len(others), share_y=True)
-    every = [point.row[column] for point in study.points.values() if finite(point.row.get(column))]
+    others = study.combinations()[:PANELS]
+    drawing, panels = make_axes(3.0 + 2.6 * len(others), 3.8, columns=len(others), share_y=True)
+    every = [point.row[column] for point in study.points.values() if is_finite(point.row.get(column))]
     for axis, other in zip(panels, others, strict=True):
         for number, (label, line) in enumerate(_lines(study, column, other).items()):
             axis.plot(
                 list(line),
                 list(line.values()),
-                label=name(label),
+                label=name_in_font(label),
                 color=COLOURS[number % len(COLOURS)],
                 linestyle=LINES[(number + 1) % len(LINES)],
                 marker=MARKERS[number % len(MARKERS)],
@@ -68,33 +80,35 @@ def _draw_study(study: Study, column: str) -> Drawing:
         _ticks(axis, study)
         if column.startswith("perplexity") and every:
             axis.set_yscale("log")
-            logarithmic(axis.yaxis, every, 12)
-        dense = sorted({scaled(column) * row[column] for row in study.dense if finite(row.get(column))})
+            set_log_ticks(axis.yaxis, every, 12)
+        dense = sorted({axis_scale(column) * row[column] for row in study.dense if is_finite(row.get(column))})
         label = "dense, the lowest and the highest" if len(dense) > 1 else "dense"  # each seed has its own documents
         for figure in dict.fromkeys([*dense[:1], *dense[-1:]]):
             axis.axhline(figure, color=BLACK, linestyle=":", linewidth=1.2, label=label)
-        axis.set_title(", ".join(f"{factor} {said(one)}" for factor, one in zip(study.factors[2:], other, strict=True)))
-    panels[0].set_ylabel(name(_with_unit(column)))
-    legend(drawing, panels)
+        axis.set_title(
+            ", ".join(f"{factor} {format_factor(one)}" for factor, one in zip(study.factors[2:], other, strict=True))
+        )
+    panels[0].set_ylabel(name_in_font(_with_unit(column)))
+    add_legend(drawing, panels)
     return drawing
 
 
 def _with_unit(column: str) -> str:
     """Return what a quality is called, with the unit that its figures have."""
-    unit = metric(column).unit
-    return f"{called(column)} ({unit})" if unit else called(column)
+    unit = metric_of(column).unit
+    return f"{title_of_quantity(column)} ({unit})" if unit else title_of_quantity(column)
 
 
-def _lines(study: Study, column: str, others: tuple[Any, ...]) -> dict[str, dict[float, float]]:
+def _lines(study: Study, column: str, values: tuple[Any, ...]) -> dict[str, dict[float, float]]:
     """Return a line over the first factor for each value of the second one, as {label: {x: y}}."""
     first, *rest = study.factors
     places, found = _places(study), dict[str, dict[float, float]]()
     seconds: list[tuple[Any, ...]] = [(value,) for value in study.axis(rest[0])] if rest else [()]
     for second in seconds:
-        points = {x: study.points.get((x, *second, *others)) for x in study.axis(first)}
-        rows = {places[x]: point.row for x, point in points.items() if point and finite(point.row.get(column))}
-        label = f"{rest[0]} {said(second[0])}" if rest else study.name
-        found[label] = {x: scaled(column) * row[column] for x, row in rows.items()}
+        points = {x: study.points.get((x, *second, *values)) for x in study.axis(first)}
+        rows = {places[x]: point.row for x, point in points.items() if point and is_finite(point.row.get(column))}
+        label = f"{rest[0]} {format_factor(second[0])}" if rest else study.name
+        found[label] = {x: axis_scale(column) * row[column] for x, row in rows.items()}
     return {label: line for label, line in found.items() if line}
 
 
@@ -107,40 +121,44 @@ def _places(study: Study) -> dict[Any, float]:
 
 def _ticks(axis: Axes, study: Study) -> None:
     places = _places(study)
-    axis.set_xticks(list(places.values()), [name(said(value)) for value in places])
-    axis.set_xlabel(name(study.factors[0]))
+    axis.set_xticks(list(places.values()), [name_in_font(format_factor(value)) for value in places])
+    axis.set_xlabel(name_in_font(study.factors[0]))
 
 
 def _words_of_study(study: Study, column: str) -> str:
     """Say which cells are the best and the worst."""
-    points = {key: point for key, point in study.points.items() if finite(point.row.get(column))}
+    points = {key: point for key, point in study.points.items() if is_finite(point.row.get(column))}
     if not points:
-        return f"No cell has a {called(column)}."
-    order = sorted(points, key=lambda key: points[key].row[column], reverse=metric(column).better == "higher")
+        return f"No cell has a {title_of_quantity(column)}."
+    order = sorted(points, key=lambda key: points[key].row[column], reverse=metric_of(column).better == "higher")
     told = [
-        f"{word} is {shown(points[key].row, column)} at "
-        + ", ".join(f"{factor} {said(value)}" for factor, value in zip(study.factors, key, strict=True))
+        f"{word} is {format_value(points[key].row, column)} at "
+        + ", ".join(f"{factor} {format_factor(value)}" for factor, value in zip(study.factors, key, strict=True))
         for word, key in (("the best", order[0]), ("the worst", order[-1]))
     ]
-    more = f" The panels are the first {PANELS} of {len(study.others())}." if len(study.others()) > PANELS else ""
+    more = (
+        f" The panels are the first {PANELS} of {len(study.combinations())}."
+        if len(study.combinations()) > PANELS
+        else ""
+    )
     return f"{_with_unit(column)}, {len(points)} cells: {'; '.join(told)}.{more}"
 
 
-Found = tuple[str, Gain]  # at which ratio or budget; empty where parameters decide
+RatioAndGain = tuple[str, Gain]  # at which ratio or budget; empty where parameters decide
 NEAR = (0.3, 2.0)  # times the perplexity of the method alone: what is farther off is told in figures
 
 
 def figures_of_compensations(blocks: Sequence[TableGroup], samples: Samples) -> list[Figure]:
     """Return a figure for each quality in which a method was measured alone and with a compensation at one ratio."""
     found = []
-    for column in qualities(blocks):
+    for column in qualities_of(blocks):
         gains = [
-            (amount(block.ratio, block.ratio_of), gain)
+            (words_of_amount(block.ratio, block.ratio_of), gain)
             for block in blocks
             for gain in pivots.gains(column, block, samples)
         ]
         title = (
-            f"{subject(column, blocks)} with a compensation, {_beside(column)}; "
+            f"{subject_of(column, blocks)} with a compensation, {_beside(column)}; "
             f"{'right' if _is_share(column) else 'left'} of the line the compensation helps"
             f"{'; bars are 95 % intervals, in pairs' * any(gain.contrast for _, gain in gains)}"
         )
@@ -152,7 +170,7 @@ def figures_of_compensations(blocks: Sequence[TableGroup], samples: Samples) -> 
     return found
 
 
-def _draw_gains(column: str, gains: Sequence[Found]) -> Drawing:
+def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
     """Draw a panel for each ratio, a row for each method, a line for each compensation; what is far is a number."""
     ratios = list(dict.fromkeys(ratio for ratio, _ in gains))
     lines = list(dict.fromkeys((gain.where.row, gain.where.column) for _, gain in gains))
@@ -163,15 +181,15 @@ def _draw_gains(column: str, gains: Sequence[Found]) -> Drawing:
     shown = [neutral, *filter(math.isfinite, ends)]
     wide = max(shown) - min(shown) or scale
     height = 0.14 + 0.12 * max(map(len, beside.values()))
-    drawing, panels = axes(3.2 + 2.1 * len(ratios), 1.0 + height * len(rows), columns=len(ratios), share_y=True)
+    drawing, panels = make_axes(3.2 + 2.1 * len(ratios), 1.0 + height * len(rows), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
         for gain in (gain for other, gain in gains if other == ratio):
             row, mending = gain.where.row, gain.where.column
             shift = (beside[row].index(mending) + 0.5) / len(beside[row]) - 0.5
             y = len(rows) - 1 - rows.index(row) - 0.75 * shift
-            style = look(mending.partition(":")[0], mending, line=False)
+            style = look_of(mending.partition(":")[0], mending, line=False)
             far = _is_far(column, gain)
-            axis.plot([] if far else [scale * gain.estimate], [] if far else [y], label=name(mending), **style)
+            axis.plot([] if far else [scale * gain.estimate], [] if far else [y], label=name_in_font(mending), **style)
             if far:
                 figure, less = f"{gain.estimate:.2g}", gain.estimate < neutral
                 words = f"\N{LEFTWARDS ARROW} {figure}" if less else f"{figure} \N{RIGHTWARDS ARROW}"
@@ -180,13 +198,13 @@ def _draw_gains(column: str, gains: Sequence[Found]) -> Drawing:
             else:
                 axis.plot([scale * end for end in _ends(gain)], [y, y], color=style["color"], linewidth=1)
         axis.axvline(neutral, color=BLACK, linestyle=":", linewidth=1.2)
-        axis.set_yticks(range(len(rows)), [name(row) for row in reversed(rows)])
+        axis.set_yticks(range(len(rows)), [name_in_font(row) for row in reversed(rows)])
         axis.set_title(ratio or "ratio of their own")
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
-    better = f"{metric(column).better} is better"
-    drawing.supxlabel(f"{called(column)}, {_beside(column)}, {better}", fontsize=9)
-    legend(drawing, panels)
+    better = f"{metric_of(column).better} is better"
+    drawing.supxlabel(f"{title_of_quantity(column)}, {_beside(column)}, {better}", fontsize=9)
+    add_legend(drawing, panels)
     return drawing
 
 
@@ -208,9 +226,9 @@ def _beside(column: str) -> str:
     return "points more than without" if _is_share(column) else "times that of the method without"
 
 
-def _words_of_gains(column: str, gains: Sequence[Found]) -> str:
+def _words_of_gains(column: str, gains: Sequence[RatioAndGain]) -> str:
     """Say every gain."""
-    parts = [f"{called(column)} with a compensation, {_beside(column)}."]
+    parts = [f"{title_of_quantity(column)} with a compensation, {_beside(column)}."]
     for ratio in dict.fromkeys(ratio for ratio, _ in gains):
         parts.append(f"At {ratio}:" if ratio else "With a ratio of their own:")
         here = [gain for other, gain in gains if other == ratio]
@@ -234,7 +252,7 @@ def figures_of_calibrations(records: Sequence[Record], needs: Mapping[str, str] 
     needs  what each method looks at, by its name; one that needs nothing has no calibration, and no dots
     """
     alike: dict[tuple[int, ...], list[CalibrationDraws]] = {}
-    for found in calibration_draws(ReportData(records, needs=needs or {})):
+    for found in draws_of_calibrations(ReportData(records, needs=needs or {})):
         alike.setdefault(tuple(found.records), []).append(found)
     return [
         Figure(
@@ -247,20 +265,20 @@ def figures_of_calibrations(records: Sequence[Record], needs: Mapping[str, str] 
     ]
 
 
-def _name_of_file(found: CalibrationDraws) -> str:
-    asked = share(found.ratio, ratio_of(next(iter(found.records.values())).cell))
+def _name_of_file(study: CalibrationDraws) -> str:
+    asked = words_of_ratio(study.ratio, base_of_ratio(next(iter(study.records.values())).cell))
     return f"perplexity-by-draw-{asked}" if asked else "perplexity-by-draw"
 
 
-def _title(found: CalibrationDraws) -> str:
+def _title(study: CalibrationDraws) -> str:
     """Return the title of a figure, with the model and the conditions, in which others of one ratio may differ."""
-    peers = list(found.records.values())
-    asked = "" if found.ratio is None else f" at {found.asked}"
+    peers = list(study.records.values())
+    asked = "" if study.ratio is None else f" at {study.amount}"
     protocol = peers[0].cell["protocol"]
     look = f"calibration of {protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens"
     return (
-        f"perplexity of {display_name(peers[0])}{asked} by the draw of the calibration: a dot is one text and seed, a "
-        f"bar the mean; {', '.join((*conditions(peers), look))}"
+        f"perplexity of {name_of_model(peers[0])}{asked} by the draw of the calibration: a dot is one text and seed, a "
+        f"bar the mean; {', '.join((*conditions_of(peers), look))}"
     )
 
 
@@ -268,7 +286,7 @@ def _draw_calibrations(panels: Sequence[CalibrationDraws]) -> Drawing:
     """Draw a panel for each text that was measured on, a row for each method in the order of the first, best on top."""
     rows = list(dict.fromkeys(method for found in panels for method in found.cells))
     sources = list(dict.fromkeys(text for found in panels for draws in found.cells.values() for text, _ in draws))
-    drawing, charts = axes(2.2 + 2.6 * len(panels), 0.9 + 0.26 * len(rows), columns=len(panels), share_y=True)
+    drawing, charts = make_axes(2.2 + 2.6 * len(panels), 0.9 + 0.26 * len(rows), columns=len(panels), share_y=True)
     for chart, found in zip(charts, panels, strict=True):
         every: list[float] = []
         for method, draws in found.cells.items():
@@ -280,13 +298,13 @@ def _draw_calibrations(panels: Sequence[CalibrationDraws]) -> Drawing:
                 here = [math.exp(log) for (text, _), log in logs.items() if text == source]
                 shift = 0.12 * (len(sources) - 1 - 2 * number) if len(sources) > 1 else 0
                 dot = chart.plot(here, [y + shift] * len(here), "o", color=DOTS[number % len(DOTS)], markersize=3.6)[0]
-                dot.set(alpha=0.75, label=f"calibrated on {name(short(source))}")
+                dot.set(alpha=0.75, label=f"calibrated on {name_in_font(shorten_name(source))}")
         chart.set_xscale("log")
-        logarithmic(chart.xaxis, every, 6)
-        chart.set_title(metric(f"perplexity_{found.text}").label)
-        chart.set_yticks(range(len(rows)), [name(row) for row in reversed(rows)])
+        set_log_ticks(chart.xaxis, every, 6)
+        chart.set_title(metric_of(f"perplexity_{found.text}").label)
+        chart.set_yticks(range(len(rows)), [name_in_font(row) for row in reversed(rows)])
     drawing.supxlabel("perplexity, lower is better", fontsize=9)
-    legend(drawing, charts)
+    add_legend(drawing, charts)
     return drawing
 
 
@@ -297,7 +315,9 @@ def _words_of_calibrations(panels: Sequence[CalibrationDraws]) -> str:
         told = []
         for method, draws in found.cells.items():
             logs = [found.log(place) for place in draws.values()]
-            mean, low, high = (perplexity(math.exp(one), math.exp(one)) for one in (fmean(logs), min(logs), max(logs)))
+            mean, low, high = (
+                format_perplexity(math.exp(one), math.exp(one)) for one in (fmean(logs), min(logs), max(logs))
+            )
             told.append(f"{method} {mean} ({low} to {high}, {len(logs)} draws)")
-        parts.append(f"{metric(f'perplexity_{found.text}').label}: {'; '.join(told)}.")
+        parts.append(f"{metric_of(f'perplexity_{found.text}').label}: {'; '.join(told)}.")
     return " ".join(parts)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.files import write_atomically
-from reports.text import printable
+from reports.text import to_printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -45,7 +45,7 @@ class Figure:
     charts: tuple[Chart, ...] = ()
 
 
-def written(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
+def render_figure(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
     """Return the contents of the figure's files by format, without date and author, from one drawing."""
     import matplotlib
 
@@ -56,17 +56,17 @@ def written(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
         drawing = figure.draw()
         box = _laid_out(drawing)
         found = {kind: _file(drawing, kind, box) for kind in kinds}
-    return found | {"svg": _described(figure, found["svg"].decode()).encode()} if "svg" in found else found
+    return found | {"svg": _with_description(figure, found["svg"].decode()).encode()} if "svg" in found else found
 
 
-def svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """Return the figure as an SVG file with title, description and ids of its own, so that several share a page."""
-    return written(figure, ("svg",))["svg"].decode()
+    return render_figure(figure, ("svg",))["svg"].decode()
 
 
-def save(figure: Figure, folder: Path) -> None:
+def save_figure(figure: Figure, folder: Path) -> None:
     """Write the figure in every format, as FOLDER/NAME.FORMAT. Raises Unwritable where the disk does not take it."""
-    for kind, content in written(figure).items():
+    for kind, content in render_figure(figure).items():
         write_atomically(folder / f"{figure.name}.{kind}", content)
 
 
@@ -80,7 +80,7 @@ def _laid_out(drawing: Drawing) -> Bbox:
 
     renderer: Any = FigureCanvasAgg(drawing).get_renderer()  # type: ignore[no-untyped-call]
     for text in drawing.findobj(Text):
-        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))  # what neither XML nor the font has
+        text.set_text("\n".join(map(to_printable, text.get_text().split("\n"))))  # what neither XML nor the font has
         if hasattr(text, "set_fontfeatures"):  # matplotlib 3.11, the first that joins letters
             text.set_fontfeatures(("-liga",))  # else a PDF holds a second font for the fi of finercut alone
     for axes in drawing.axes:
@@ -102,11 +102,11 @@ def _file(drawing: Drawing, kind: str, box: Bbox) -> bytes:
     return buffer.getvalue()
 
 
-def _described(figure: Figure, text: str) -> str:
+def _with_description(figure: Figure, text: str) -> str:
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{figure.name}-", body)
     opening, _, rest = body.partition(">")
-    title, description = (escape(printable(said)) for said in (figure.title, figure.description))
+    title, description = (escape(to_printable(said)) for said in (figure.title, figure.description))
     said = f"<title>{title}</title><desc>{description}</desc>"
     return f'<?xml version="1.0" encoding="utf-8"?>\n{opening} role="img">{said}{rest}'

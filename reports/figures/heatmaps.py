@@ -9,14 +9,14 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import amount
-from bench.records.frame import task_columns
-from bench.records.quantities import metric
-from bench.records.record import display_name
+from bench.plan.cell import words_of_amount
+from bench.records.frame import columns_of_tasks
+from bench.records.quantities import metric_of
+from bench.records.record import name_of_model
 from reports.figures.figure import Figure
-from reports.figures.style import BLUE, GREY, axes, name
+from reports.figures.style import BLUE, GREY, make_axes, name_in_font
 from reports.groups import TableGroup
-from reports.removed import Remaining, ranges, remaining
+from reports.removed import Remaining, remaining_of, to_ranges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,30 +28,30 @@ ROW = 0.21  # inches of a method's row
 Shares = dict[str, list[float]]  # method: share for each task
 
 
-def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
+def figures_of_depth(blocks: Sequence[TableGroup]) -> list[Figure]:
     """Return the maps of what is kept of each task and of what is left over depth, each with a panel for each ratio."""
-    found, model = [], display_name(blocks[0].records[0])
+    found, model = [], name_of_model(blocks[0].records[0])
     kept = {_ratio(block): one for block in blocks if (one := _kept(block))[1]}
     if kept:
         title = f"Accuracy of {model} by task as a share of the dense model's"
-        said = " ".join(_kept_said(ratio, *one) for ratio, one in kept.items())
+        said = " ".join(_words_of_kept(ratio, *one) for ratio, one in kept.items())
         found.append(Figure("tasks-kept", title, said, partial(_draw_kept, kept)))
     over_depth = {_ratio(block): left for block in blocks if (left := _left(block))}
     if over_depth:
         title = "What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of"
-        said = " ".join(_depth_said(ratio, one) for ratio, one in over_depth.items())
+        said = " ".join(_words_of_depth(ratio, one) for ratio, one in over_depth.items())
         draw = partial(_draw_depth, over_depth)
         found.append(Figure("depth", f"{title} {model}; of several draws the mean", said, draw))
     return found
 
 
 def _ratio(block: TableGroup) -> str:
-    return amount(block.ratio, block.ratio_of) or "ratio fixed"
+    return words_of_amount(block.ratio, block.ratio_of) or "ratio fixed"
 
 
 def _kept(block: TableGroup) -> tuple[list[str], Shares]:
     """Return the tasks with an accuracy, and for each method the shares of the dense model's that it keeps."""
-    columns = [column for column in task_columns(block.records) if column.startswith("task_")]
+    columns = [column for column in columns_of_tasks(block.records) if column.startswith("task_")]
     rows = list(zip(block.records, block.rows, strict=True))
     dense = next((row for record, row in rows if record.cell["method"] == "dense" and record.status == "ok"), None)
     if dense is None:
@@ -72,11 +72,13 @@ def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
     return float(value) / float(base)
 
 
-def _kept_said(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
+def _words_of_kept(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
     """Say for each method the mean of what it keeps, and the task that it keeps least of."""
     said = []
     for label, kept in shares.items():
-        known = [(share, metric(task).label) for share, task in zip(kept, tasks, strict=True) if not math.isnan(share)]
+        known = [
+            (share, metric_of(task).label) for share, task in zip(kept, tasks, strict=True) if not math.isnan(share)
+        ]
         if known:
             least = min(known)
             said.append(f"{label} {100 * fmean(s for s, _ in known):.0f} % (least: {least[1]}, {100 * least[0]:.0f} %)")
@@ -88,7 +90,7 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
     labels = list(dict.fromkeys(label for _, shares in kept.values() for label in shares))
     columns = max(len(tasks) for tasks, _ in kept.values())
     wide = 2.8 + len(kept) * max(1.2, 0.36 * columns)
-    drawing, panels = axes(wide, 1.6 + ROW * len(labels), columns=len(kept), share_y=True)
+    drawing, panels = make_axes(wide, 1.6 + ROW * len(labels), columns=len(kept), share_y=True)
     image = None
     for axis, (ratio, (tasks, shares)) in zip(panels, kept.items(), strict=True):
         grid = [shares.get(label, [math.nan] * len(tasks)) for label in labels]
@@ -100,7 +102,7 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
                     x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour, in_layout=False
                 )
         tilted: dict[str, Any] = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
-        axis.set_xticks(range(len(tasks)), [name(metric(task).label) for task in tasks], **tilted)
+        axis.set_xticks(range(len(tasks)), [name_in_font(metric_of(task).label) for task in tasks], **tilted)
         _frame(axis, labels, ratio)
     if image is not None:
         _bar(drawing, panels, image, "of the dense model's accuracy", extend="both")
@@ -109,17 +111,17 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
 
 def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
     """Write the methods' names and the title, and take the lines away."""
-    axis.set_yticks(range(len(labels)), [name(label) for label in labels])
+    axis.set_yticks(range(len(labels)), [name_in_font(label) for label in labels])
     axis.set_title(ratio)
     axis.grid(visible=False)
     axis.tick_params(length=0, labelsize=8)
     axis.spines[:].set_visible(False)
 
 
-def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, said: str, extend: str = "neither") -> None:
+def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, label: str, extend: str = "neither") -> None:
     """Draw the scale of a map's colours, in per cent."""
     bar = drawing.colorbar(image, ax=list(panels), pad=0.02, aspect=25, extend=extend)
-    bar.set_label(said)
+    bar.set_label(label)
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     bar.outline.set_linewidth(0.5)
 
@@ -128,7 +130,7 @@ def _left(block: TableGroup) -> dict[str, Remaining]:
     """Return what is left of each layer, by method; of several draws the mean."""
     found = {}
     for place, drawn in enumerate(block.drawn):
-        several = [one for one in map(remaining, drawn) if one is not None]
+        several = [one for one in map(remaining_of, drawn) if one is not None]
         cell = block.records[place].cell
         if several and cell["method"] != "dense" and not cell.get("healing"):  # which removes nothing
             found[block.label(place)] = Remaining(
@@ -139,22 +141,25 @@ def _left(block: TableGroup) -> dict[str, Remaining]:
     return found
 
 
-def _depth_said(ratio: str, found: dict[str, Remaining]) -> str:
-    return f"{ratio.capitalize()}: {'; '.join(f'{label}: {_left_said(one)}' for label, one in found.items())}."
+def _words_of_depth(ratio: str, remaining: dict[str, Remaining]) -> str:
+    return (
+        f"{ratio.capitalize()}: "
+        f"{'; '.join(f'{label}: {_words_of_remaining(one)}' for label, one in remaining.items())}."
+    )
 
 
-def _left_said(one: Remaining) -> str:
+def _words_of_remaining(remaining: Remaining) -> str:
     """Say which layers are gone, as in 'layers 10-20 gone', and how much is left of the others."""
     gone = {
         part: [number for number, share in enumerate(shares) if share == 0]
-        for part, shares in (("attention", one.attention), ("MLP", one.mlp))
+        for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp))
     }
     both = [number for number in gone["attention"] if number in gone["MLP"]]
-    said = [f"layers {ranges(both)} gone"] if both else []
+    said = [f"layers {to_ranges(both)} gone"] if both else []
     for part, numbers in gone.items():
         alone = [number for number in numbers if number not in both]
-        said += [f"{part} of {ranges(alone)} gone"] if alone else []
-    for part, shares in (("attention", one.attention), ("MLP", one.mlp)):
+        said += [f"{part} of {to_ranges(alone)} gone"] if alone else []
+    for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp)):
         partly = [share for share in shares if 0 < share < 1]
         ends = list(dict.fromkeys(f"{100 * share:.0f}" for share in (min(partly, default=0), max(partly, default=0))))
         said += [f"{' to '.join(ends)} % of the {part} left in {len(partly)} layers"] if partly else []
@@ -168,7 +173,7 @@ def _draw_depth(over_depth: dict[str, dict[str, Remaining]]) -> Drawing:
     labels = list(dict.fromkeys(label for found in over_depth.values() for label in found))
     layers = max(len(one.attention) for found in over_depth.values() for one in found.values())
     wide = 2.9 + len(over_depth) * min(4.0, max(1.6, 0.08 * layers))
-    drawing, panels = axes(wide, 1.3 + 1.15 * ROW * len(labels), columns=len(over_depth), share_y=True)
+    drawing, panels = make_axes(wide, 1.3 + 1.15 * ROW * len(labels), columns=len(over_depth), share_y=True)
     colours = LinearSegmentedColormap.from_list("left", ["#FFFFFF", "#CFE3F1", BLUE])
     image = None
     for axis, (ratio, found) in zip(panels, over_depth.items(), strict=True):

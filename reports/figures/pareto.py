@@ -11,14 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from bench.plan.cell import share
-from bench.records.quantities import METRICS, finite, metric, short, significant
-from bench.records.served import ServedRecord, alike
-from reports.figures.curves import FEW, Chart, Curve, Point, draw
+from bench.plan.cell import words_of_ratio
+from bench.records.quantities import METRICS, format_significant, is_finite, metric_of, shorten_name
+from bench.records.served import ServedRecord, group_alike
+from reports.figures.curves import FEW, Chart, Curve, Point, draw_charts
 from reports.figures.figure import Figure
-from reports.figures.quality import PlottedPoint, called, chart, in_colour, points_of, qualities, scaled, subject
+from reports.figures.quality import (
+    PlottedPoint,
+    axis_scale,
+    chart_of_quality,
+    curves_in_colour,
+    points_of,
+    qualities_of,
+    subject_of,
+    title_of_quantity,
+)
 from reports.groups import TableGroup
-from reports.tables.speed import first_rate, seeds_of
+from reports.tables.speed import first_rate_of, suffixes_of_seeds
 
 COSTS = {  # what is paid or gained for the quality: the heading, and which way is better
     "parameters": ("parameters in millions", "lower"),
@@ -30,41 +39,44 @@ COSTS = {  # what is paid or gained for the quality: the heading, and which way 
 def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list[Figure]:
     """Return for each quality a chart for each cost that several cells have; `reference` is in colour."""
     found, points = [], points_of(blocks)
-    for column in qualities(blocks):
-        measured = [point for point in points if finite(point.row.get(column))]
-        against = [cost for cost in COSTS if sum(finite(point.row.get(cost)) for point in measured) > 1]
+    for column in qualities_of(blocks):
+        measured = [point for point in points if is_finite(point.row.get(column))]
+        against = [cost for cost in COSTS if sum(is_finite(point.row.get(cost)) for point in measured) > 1]
         if not against or all(point.method == "dense" for point in measured):
             continue
         charts = {cost: _chart(column, cost, measured, reference) for cost in against}
         timed = tuple(one for cost, one in charts.items() if cost != "parameters")  # which the ratio tells too
         every = tuple(charts.values())
         title = (
-            f"{subject(column, blocks)} against size and speed; the steps are the front of the cells that no "
+            f"{subject_of(column, blocks)} against size and speed; the steps are the front of the cells that no "
             "other one beats in both"
         )
         said = " ".join(_words_of_front(column, cost, measured) for cost in against)
         name = f"{column.replace('_', '-', 1)}-by-cost"
-        found.append(Figure(name, title, said, partial(draw, every), timed or every))
+        found.append(Figure(name, title, said, partial(draw_charts, every), timed or every))
     return found
 
 
 def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: str) -> Chart:
     """Return the chart of a quality over one cost; what is paid buys the nearest cell in reach, hence the steps."""
-    front = [(scaled(cost) * one.row[cost], scaled(column) * one.row[column]) for one in front_of(column, cost, points)]
+    front = [
+        (axis_scale(cost) * one.row[cost], axis_scale(column) * one.row[column])
+        for one in front_of(column, cost, points)
+    ]
     heading = f"{COSTS[cost][0]}, {COSTS[cost][1]} is better"
-    found = chart(column, points, cost, heading, in_colour(column, points, reference))
+    found = chart_of_quality(column, points, cost, heading, curves_in_colour(column, points, reference))
     width = found.width[::-1] if COSTS[cost][1] == "lower" else found.width  # so that more was removed on the right
-    return replace(found, width=width, front=steps(front, COSTS[cost][1]), names_all=False)
+    return replace(found, width=width, front=corners_of_front(front, COSTS[cost][1]), names_all=False)
 
 
 def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
     """Return the cells that no other one beats in one of the two and equals or beats in the other, by rising cost."""
-    known = [point for point in points if finite(point.row.get(cost))]
+    known = [point for point in points if is_finite(point.row.get(cost))]
     places = [(point.row[cost], point.row[column]) for point in known]
-    return [known[number] for number in unbeaten(places, COSTS[cost][1], metric(column).better or "lower")]
+    return [known[number] for number in find_unbeaten(places, COSTS[cost][1], metric_of(column).better or "lower")]
 
 
-def unbeaten(places: Sequence[Point], *better: str) -> list[int]:
+def find_unbeaten(places: Sequence[Point], *better: str) -> list[int]:
     """Return the numbers of the points that no other one beats in x or y and equals or beats in both, by rising x.
 
     better  of x and of y, whether "lower" or "higher" is better
@@ -79,7 +91,7 @@ def unbeaten(places: Sequence[Point], *better: str) -> list[int]:
     return sorted(kept, key=lambda number: places[number][0])
 
 
-def steps(front: Sequence[Point], better: str) -> tuple[Point, ...]:
+def corners_of_front(front: Sequence[Point], better: str) -> tuple[Point, ...]:
     """Return the corners of the line through a front, by rising x, of which "lower" or "higher" is better."""
     corners: list[Point] = []
     for x, y in front:
@@ -93,37 +105,38 @@ def steps(front: Sequence[Point], better: str) -> tuple[Point, ...]:
 def _words_of_front(column: str, cost: str, points: Sequence[PlottedPoint]) -> str:
     """Say which cells are on the front."""
     names = [
-        f"{point.label}{'' if point.ratio is None else f' at {share(point.ratio, point.of)}'} "
-        f"({metric(column).show(point.row[column])}, {metric(cost).show(point.row[cost])})"
+        f"{point.label}{'' if point.ratio is None else f' at {words_of_ratio(point.ratio, point.of)}'} "
+        f"({metric_of(column).show(point.row[column])}, {metric_of(cost).show(point.row[cost])})"
         for point in front_of(column, cost, points)
     ]
-    return f"Not beaten in {called(column)} and {COSTS[cost][0]}: {', '.join(names)}."
+    return f"Not beaten in {title_of_quantity(column)} and {COSTS[cost][0]}: {', '.join(names)}."
 
 
 MOST = 4.0  # times the dense model's perplexity, above which the axis ends
 ROOM = 0.04  # of an axis, beside its first and last point
 SERVED_COSTS: dict[str, tuple[str, Callable[[ServedRecord], float | None]]] = {
     "lower": ("MB of weights, lower is better", lambda one: one.measured["bytes"] / 1e6),
-    "higher": ("tokens generated per second, higher is better", first_rate),
+    "higher": ("tokens generated per second, higher is better", first_rate_of),
 }
 
 
 def figures_of_served(records: Sequence[ServedRecord]) -> list[Figure]:
     """Return a figure for all that was served alike and has a perplexity, where the dense model and another have."""
     scored = [one for one in records if one.status == "ok" and "perplexity" in one.measured]
-    groups = [several for several in alike(scored) if _base(several) and len(several) > 1]
+    groups = [several for several in group_alike(scored) if _base(several) and len(several) > 1]
     return [_figure(several, f"-{number}" if number else "") for number, several in enumerate(groups)]
 
 
 def _figure(records: Sequence[ServedRecord], ending: str) -> Figure:
     first, charts = records[0], tuple(_charts(records))
     title = (
-        f"perplexity of {first.model['name']} on {short(first.protocol['text'])} in {first.protocol['engine']} against "
+        f"perplexity of {first.model['name']} on {shorten_name(first.protocol['text'])} in "
+        f"{first.protocol['engine']} against "
         f"size and speed: a line leads from dense@{first.base} to a pruned model and on to its types "
         f"{', '.join(_types(records))}; the steps are the front of what no other one beats in both"
     )
     said = " ".join(_words_of_served_front(records, better) for better in SERVED_COSTS if _known(records, better))
-    return Figure(f"served{ending}", title, said, partial(draw, charts), charts)
+    return Figure(f"served{ending}", title, said, partial(draw_charts, charts), charts)
 
 
 def _base(records: Sequence[ServedRecord]) -> ServedRecord | None:
@@ -146,7 +159,7 @@ def _known(records: Sequence[ServedRecord], better: str) -> list[tuple[ServedRec
 
 def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
     """Yield a chart for each cost that is known."""
-    base, seeds = _base(records), seeds_of(records)
+    base, seeds = _base(records), suffixes_of_seeds(records)
     for better, (heading, _) in SERVED_COSTS.items():
         known = _known(records, better)
         places = [place for _, place in known]
@@ -162,20 +175,20 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
         start = next((place for one, place in known if one is base), None)
         yield Chart(
             x=heading,
-            y=f"perplexity on {short(base.protocol['text'])}, lower is better",
+            y=f"perplexity on {shorten_name(base.protocol['text'])}, lower is better",
             curves=tuple(_curve(label, points, len(curves) <= FEW) for label, points in curves.items()),
             dense=_curve(base.name, [(base, start)], emphasised=True) if start else None,
             width=width[::-1] if better == "lower" else width,
             height=(min(ys) * (1 - 3 * ROOM), top * (1 + ROOM)),
             logarithmic=True,
-            front=steps([places[number] for number in unbeaten(places, better, "lower")], better),
+            front=corners_of_front([places[number] for number in find_unbeaten(places, better, "lower")], better),
             units=(" MB" if better == "lower" else " tokens per second", ""),
         )
 
 
 def _name(record: ServedRecord) -> str:
     """Return what a curve is called: the model without its types."""
-    asked = share(record.model["requested_ratio"], record.model["ratio_of"])
+    asked = words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"])
     return f"{record.model['label']} at {asked}" if asked else str(record.model["label"])
 
 
@@ -187,10 +200,10 @@ def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised:
 
 def _words_of_served_front(records: Sequence[ServedRecord], better: str) -> str:
     """Say which models are on the front."""
-    known, seeds = _known(records, better), seeds_of(records)
-    front = unbeaten([place for _, place in known], better, "lower")
+    known, seeds = _known(records, better), suffixes_of_seeds(records)
+    front = find_unbeaten([place for _, place in known], better, "lower")
     names = [
-        f"{_name(one)}{seeds[id(one)]} in {one.type} ({METRICS['perplexity_'].show(y)}, {significant(x)})"
+        f"{_name(one)}{seeds[id(one)]} in {one.type} ({METRICS['perplexity_'].show(y)}, {format_significant(x)})"
         for one, (x, y) in (known[at] for at in front)
     ]
     return f"Not beaten in perplexity and {SERVED_COSTS[better][0]}: {', '.join(names)}."

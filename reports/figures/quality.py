@@ -10,16 +10,16 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import amount
-from bench.records.comparability import perplexity_setup, setup
-from bench.records.frame import MISS, texts
-from bench.records.quantities import finite, metric, shown
-from bench.records.record import display_name
+from bench.plan.cell import words_of_amount
+from bench.records.comparability import setup_of_perplexity, setup_of_record
+from bench.records.frame import MISS, texts_of_records
+from bench.records.quantities import format_value, is_finite, metric_of
+from bench.records.record import name_of_model
 from bench.stats.intervals import NORMAL_95
 from methods.counted import QUANTITIES
-from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, draw
+from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, draw_charts
 from reports.figures.figure import Figure
-from reports.figures.style import BLACK, axes, logarithmic, look, name, plain
+from reports.figures.style import BLACK, look_of, make_axes, name_in_font, set_log_ticks, to_plain
 from reports.groups import TableGroup
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ SCALES = {"%": 100.0, "parameters": 1e-6}  # in which a figure with this unit, o
 READ_OUT = {"%": " %", "x": " times as fast", "parameters": " million"}  # behind such a figure
 
 
-Asked = tuple[float | None, str]
+RatioAndBase = tuple[float | None, str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PlottedPoint:
     of: str = "all"
 
     @property
-    def asked(self) -> Asked:
+    def ratio_and_base(self) -> RatioAndBase:
         """Return the ratio with what it is a share of: 0.3 of the decoder is not 0.3 of all."""
         return self.ratio, self.of
 
@@ -67,7 +67,9 @@ class PlottedPoint:
         return self.label, self.of
 
 
-def figures(blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = "") -> list[Figure]:
+def figures_of_quality(
+    blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = ""
+) -> list[Figure]:
     """Return for each quality a chart of the methods over several ratios, and a panel for each ratio with intervals.
 
     A curve goes through all setups that agree in what decides the quality, so that it can have points at which
@@ -77,23 +79,23 @@ def figures(blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]]
     reference  the label of a method that is in colour
     """
     found = []
-    for column in qualities(blocks):
-        what = subject(column, blocks)
+    for column in qualities_of(blocks):
+        what = subject_of(column, blocks)
         slug, here = column.replace("_", "-", 1), _axis_of(column, blocks)
-        alike = [other for other in setups if column in qualities(other) and _axis_of(column, other) == here]
+        alike = [other for other in setups if column in qualities_of(other) and _axis_of(column, other) == here]
         every = _measured(column, chain(*alike))
         line = _without_compensated(every)
         if alike[0] is blocks and len(_ratios(line)) > len({of for _, of in _ratios(line)}):
-            coloured = in_colour(column, line, reference)
+            coloured = curves_in_colour(column, line, reference)
             title = f"{what} by the share of parameters removed{ALONE if len(line) < len(every) else ''}"
             if len(coloured) < len({point.curve for point in line if point.method != "dense"}):
                 title += " and ".join([COLOURED, *sorted({label for label, _ in coloured} & {"laco", reference})])
-            said = f"{_said(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
-            charts = (chart(column, line, "ratio", "parameters removed (%)", coloured),)
-            found.append(Figure(f"{slug}-by-ratio", title, said, partial(draw, charts), charts))
+            said = f"{_words_of_quality(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
+            charts = (chart_of_quality(column, line, "ratio", "parameters removed (%)", coloured),)
+            found.append(Figure(f"{slug}-by-ratio", title, said, partial(draw_charts, charts), charts))
         measured = _measured(column, blocks)
         if _ratios(measured):
-            title, said = f"{what} {BY_METHOD}", _said(column, measured)
+            title, said = f"{what} {BY_METHOD}", _words_of_quality(column, measured)
             found.append(Figure(f"{slug}-by-method", title, said, partial(_by_method, column, measured)))
     return found
 
@@ -107,19 +109,19 @@ def _without_compensated(points: list[PlottedPoint]) -> list[PlottedPoint]:
 
 
 def _measured(column: str, blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
-    return [point for point in points_of(blocks) if finite(point.row.get(column))]
+    return [point for point in points_of(blocks) if is_finite(point.row.get(column))]
 
 
-def _ratios(points: Iterable[PlottedPoint]) -> list[Asked]:
+def _ratios(points: Iterable[PlottedPoint]) -> list[RatioAndBase]:
     """Return the ratios of the pruned models in the order of tables; None, for methods of a fixed ratio, comes last."""
-    found = {point.asked for point in points if point.method != "dense"}
+    found = {point.ratio_and_base for point in points if point.method != "dense"}
     return sorted(found, key=lambda one: (one[0] is None, one[1] != "all", one[1], one[0] or 0))
 
 
 def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
     """Return what cells must agree in to share an axis of this quality."""
     record, text = blocks[0].records[0], column.removeprefix("perplexity_")
-    return f"{column} {setup(record) if text == column else perplexity_setup(record, text)}"
+    return f"{column} {setup_of_record(record) if text == column else setup_of_perplexity(record, text)}"
 
 
 def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
@@ -135,30 +137,30 @@ def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
     return list(found.values())
 
 
-def qualities(blocks: Sequence[TableGroup]) -> list[str]:
+def qualities_of(blocks: Sequence[TableGroup]) -> list[str]:
     """Return the columns that tell how good a model is: its perplexities, then its average accuracy."""
     records = [record for block in blocks for record in block.records]
-    return [*(f"perplexity_{text}" for text in texts(records)), "average"]
+    return [*(f"perplexity_{text}" for text in texts_of_records(records)), "average"]
 
 
-def called(column: str) -> str:
+def title_of_quantity(column: str) -> str:
     """Return what a quality is called in a title: 'perplexity on wiki'."""
-    found = metric(column).label
+    found = metric_of(column).label
     named = {"average": "average accuracy", "answer_bpb": "bits per byte of the right answer"}
     return named.get(column, found.replace("ppl ", "perplexity on ", 1))
 
 
-def subject(column: str, blocks: Sequence[TableGroup]) -> str:
+def subject_of(column: str, blocks: Sequence[TableGroup]) -> str:
     """Return what figures of a quality are about: 'perplexity on wiki of SmolLM2-135M'."""
-    return f"{called(column)} of {display_name(blocks[0].records[0])}"
+    return f"{title_of_quantity(column)} of {name_of_model(blocks[0].records[0])}"
 
 
-def scaled(column: str) -> float:
+def axis_scale(column: str) -> float:
     """Return the factor from a figure of the frame to the unit in which it is drawn, such as per cent."""
-    return SCALES.get(column, SCALES.get(metric(column).unit, 1.0))
+    return SCALES.get(column, SCALES.get(metric_of(column).unit, 1.0))
 
 
-def chart(
+def chart_of_quality(
     column: str,
     points: Sequence[PlottedPoint],
     cost: str,
@@ -172,15 +174,15 @@ def chart(
     """
     lines: dict[tuple[str, str], list[PlottedPoint]] = {}
     for point in sorted(points, key=lambda point: point.ratio or 0):
-        if finite(point.row.get(cost)):
+        if is_finite(point.row.get(cost)):
             lines.setdefault(point.curve, []).append(point)
     several = len({of for ratio, of in _ratios(points) if ratio is not None}) > 1
     curves = [
         Curve(
             curve[0] + (_apart(line[0].of) if several else ""),
             line[0].method,
-            tuple((scaled(cost) * point.row[cost], scaled(column) * point.row[column]) for point in line),
-            tuple(shown(point.row, column, spread=False) for point in line),
+            tuple((axis_scale(cost) * point.row[cost], axis_scale(column) * point.row[column]) for point in line),
+            tuple(format_value(point.row, column, spread=False) for point in line),
             joined=line[0].ratio is not None,
             emphasised=curve in coloured,
         )
@@ -201,7 +203,7 @@ def chart(
 
 
 def _read_out(column: str) -> str:
-    return READ_OUT.get(column, READ_OUT.get(metric(column).unit, ""))
+    return READ_OUT.get(column, READ_OUT.get(metric_of(column).unit, ""))
 
 
 def _apart(of: str) -> str:
@@ -209,7 +211,7 @@ def _apart(of: str) -> str:
     return "" if of == "all" else f", {of}" if of in QUANTITIES else f", of the {of}"
 
 
-def in_colour(column: str, points: Sequence[PlottedPoint], reference: str = "") -> set[tuple[str, str]]:
+def curves_in_colour(column: str, points: Sequence[PlottedPoint], reference: str = "") -> set[tuple[str, str]]:
     """Return the curves that a chart shows in colour: all where they are few.
 
     Where they are many: the best at the highest ratio of each thing that ratios are of, of those that removed enough,
@@ -235,7 +237,7 @@ def _removed_enough(point: PlottedPoint) -> bool:
 def _ends(column: str, points: Sequence[PlottedPoint]) -> tuple[float, float]:
     """Return the ends of the axis of a quality, around the figures that are not too far from the dense model's."""
     beyond = _beyond(column, points)
-    figures = [scaled(column) * point.row[column] for point in points if point not in beyond]
+    figures = [axis_scale(column) * point.row[column] for point in points if point not in beyond]
     low, high = min(figures), max(figures)
     if _is_perplexity(column):
         return 0.75 * low, _far(column, points) if beyond else 1.15 * high
@@ -258,7 +260,10 @@ def _is_perplexity(column: str) -> bool:
 
 
 def _axis_label(column: str) -> str:
-    return f"{name(called(column))}{' (%)' if scaled(column) == 100 else ''}, {metric(column).better} is better"
+    return (
+        f"{name_in_font(title_of_quantity(column))}{' (%)' if axis_scale(column) == 100 else ''}, "
+        f"{metric_of(column).better} is better"
+    )
 
 
 def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
@@ -266,26 +271,26 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
     dense = [point for point in points if point.method == "dense"]
     pruned = [point for point in points if point.method != "dense"]
     ratios, labels, beyond = _ratios(pruned), _order(column, pruned), _beyond(column, points)
-    drawing, panels = axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
+    drawing, panels = make_axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
     for axis, asked in zip(panels, ratios, strict=True):
-        here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.asked == asked}
+        here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio_and_base == asked}
         rows = {y: point for y, point in here.items() if point not in beyond}
         _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1 or _of_seeds(point)})
         for y, point in rows.items():
             _with_draws(axis, column, point, y)
         for y, point in here.items():
             if beyond and any(row[column] > _far(column, points) for row in point.each):
-                figure = plain(point.row[column]) if point in beyond else ""  # it is one of its draws that is
+                figure = to_plain(point.row[column]) if point in beyond else ""  # it is one of its draws that is
                 place: Any = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 7}
                 axis.text(0.995, y, f"{figure} \N{RIGHTWARDS ARROW}".strip(), **place)
         for one in dense:
-            axis.axvline(scaled(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
-        axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
+            axis.axvline(axis_scale(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
+        axis.set_yticks(range(len(labels)), [name_in_font(label) for label in reversed(labels)])
         axis.set_ylim(-0.6, len(labels) - 0.4)
-        axis.set_title(amount(*asked) or "ratio of their own")
+        axis.set_title(words_of_amount(*asked) or "ratio of their own")
         if _is_perplexity(column):
             axis.set_xscale("log")
-            logarithmic(axis.xaxis, [point.row[column] for point in points if point not in beyond], 4)
+            set_log_ticks(axis.xaxis, [point.row[column] for point in points if point not in beyond], 4)
         if beyond:
             axis.set_xlim(_ends(column, points))
     drawing.supxlabel(_axis_label(column), fontsize=9)
@@ -301,7 +306,7 @@ def _bars(axis: Axes, column: str, points: Mapping[int, PlottedPoint]) -> None:
     """Draw the intervals of a panel, by height, in one artist, where Axes.errorbar has three for each."""
     if not points:
         return
-    colours = [look(point.method, point.label)["color"] for point in points.values()]
+    colours = [look_of(point.method, point.label)["color"] for point in points.values()]
     low, high = zip(*(_interval(point.row, column) for point in points.values()), strict=True)
     axis.hlines(list(points), low, high, colors=colours, linewidth=1)
     axis.scatter([*low, *high], [*points] * 2, s=4**2, marker="|", c=colours * 2, linewidths=1)
@@ -310,15 +315,15 @@ def _bars(axis: Axes, column: str, points: Mapping[int, PlottedPoint]) -> None:
 def _interval(row: dict[str, Any], column: str) -> tuple[float, float]:
     """Return the 95 % interval of a figure in the unit of its axis; without one the figure itself, twice."""
     value, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
-    if not (finite(low) and finite(high)):
-        margin = NORMAL_95 * float(stderr or 0) if finite(stderr) else 0.0
+    if not (is_finite(low) and is_finite(high)):
+        margin = NORMAL_95 * float(stderr or 0) if is_finite(stderr) else 0.0
         low, high = float(value or 0) - margin, float(value or 0) + margin
-    return scaled(column) * float(low or 0), scaled(column) * float(high or 0)
+    return axis_scale(column) * float(low or 0), axis_scale(column) * float(high or 0)
 
 
 def _with_draws(axis: Axes, column: str, point: PlottedPoint, y: int) -> None:
     """Draw a cell; of several draws each is a small point behind their mean."""
-    scale, style = scaled(column), look(point.method, point.label, line=False)
+    scale, style = axis_scale(column), look_of(point.method, point.label, line=False)
     if len(point.each) > 1:
         draws = [scale * row[column] for row in point.each]
         axis.plot(draws, [y] * len(draws), marker=".", markersize=4, linestyle="none", color=style["color"])
@@ -329,7 +334,7 @@ def _with_draws(axis: Axes, column: str, point: PlottedPoint, y: int) -> None:
 def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
     """Return the methods' labels, the best at the highest ratio that they have first, of all before of the decoder."""
     last = {point.label: point for point in sorted(points, key=lambda point: (point.of == "all", point.ratio or 0))}
-    sign = -1 if metric(column).better == "higher" else 1
+    sign = -1 if metric_of(column).better == "higher" else 1
 
     def place(label: str) -> tuple[bool, str, float, float, str]:
         point = last[label]
@@ -338,15 +343,17 @@ def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
     return sorted(last, key=place)
 
 
-def _said(column: str, points: Sequence[PlottedPoint]) -> str:
+def _words_of_quality(column: str, points: Sequence[PlottedPoint]) -> str:
     """Say the best and the worst at each ratio."""
-    found = metric(column)
-    parts = [f"{point.label} {shown(point.row, column)}." for point in points if point.method == "dense"]
+    found = metric_of(column)
+    parts = [f"{point.label} {format_value(point.row, column)}." for point in points if point.method == "dense"]
     for asked in _ratios(points):
-        here = [point for point in points if point.asked == asked and point.method != "dense"]
+        here = [point for point in points if point.ratio_and_base == asked and point.method != "dense"]
         here = [point for point in here if _removed_enough(point)] or here  # what removed too little is flattered
         order = sorted(here, key=lambda point: point.row[column], reverse=found.better == "higher")
-        where = f"At {amount(*asked)}" if amount(*asked) else "With a ratio of their own"
-        worst = f"; the worst of {len(here)} is {order[-1].label} with {shown(order[-1].row, column)}" * (len(here) > 1)
-        parts.append(f"{where} the best is {order[0].label} with {shown(order[0].row, column)}{worst}.")
-    return " ".join([f"{called(column)}:", *parts])
+        where = f"At {words_of_amount(*asked)}" if words_of_amount(*asked) else "With a ratio of their own"
+        worst = f"; the worst of {len(here)} is {order[-1].label} with {format_value(order[-1].row, column)}" * (
+            len(here) > 1
+        )
+        parts.append(f"{where} the best is {order[0].label} with {format_value(order[0].row, column)}{worst}.")
+    return " ".join([f"{title_of_quantity(column)}:", *parts])

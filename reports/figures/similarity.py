@@ -1,6 +1,7 @@
 """Figures of what `bench similarity` found: heatmaps of how alike layers are, and curves of what merging them does.
 
-They are drawn from the study's JSON alone (bench.evaluation.layer_similarity.study), so that they can be drawn again.
+They are drawn from the study's JSON alone (bench.evaluation.layer_similarity.compare_layers), so that they can be drawn
+again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from bench.records.quantities import metric
+from bench.records.quantities import metric_of
 from reports.figures.figure import Figure
-from reports.figures.style import BLACK, COLOURS, legend, logarithmic, name
-from reports.text import printable
+from reports.figures.style import BLACK, COLOURS, add_legend, name_in_font, set_log_ticks
+from reports.text import to_printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -25,9 +26,9 @@ COLUMNS = 4  # panels beside each other
 LARGEST = 700  # nats, beyond which a perplexity is no finite number
 
 
-def figures(study: Study) -> list[Figure]:
+def figures_of_similarity(study: Study) -> list[Figure]:
     """Return the heatmaps of parameters and of states, and the curves of merges where layers were merged."""
-    model = printable(study["model"])
+    model = to_printable(study["model"])
     parameters = {role: of["cosine"] for role, of in study["parameters"].items()}
     states = {token if token == "mean" else f"{token} token": of["cosine"] for token, of in study["states"].items()}
     off = [abs(v) for m in parameters.values() for i, row in enumerate(m) for j, v in enumerate(row) if i != j and v]
@@ -36,19 +37,19 @@ def figures(study: Study) -> list[Figure]:
         Figure(
             "parameters",
             f"{model}: cosine of the matrices of two layers (colours end at ± {end:.2g})",
-            _neighbours_said(parameters),
+            _words_of_neighbours(parameters),
             partial(_heatmaps, _without_diagonal(parameters), "layer", {"cmap": "RdBu_r", "vmin": -end, "vmax": end}),
         ),
         Figure(
             "states",
             f"{model}: cosine of the residual stream in front of two layers, and behind the last",
-            _neighbours_said(states),
+            _words_of_neighbours(states),
             partial(_heatmaps, states, "in front of layer", {"cmap": "viridis", "vmax": 1.0}),
         ),
     ]
     if study.get("merges"):
         title = f"{model}: what merging layers does, by rule and position"
-        found.append(Figure("merges", title, _merges_said(study), partial(_merge_curves, study)))
+        found.append(Figure("merges", title, _words_of_merges(study), partial(_merge_curves, study)))
     return found
 
 
@@ -60,7 +61,7 @@ def _without_diagonal(panels: dict[str, Matrix]) -> dict[str, Matrix]:
     }
 
 
-def _neighbours_said(panels: dict[str, Matrix]) -> str:
+def _words_of_neighbours(panels: dict[str, Matrix]) -> str:
     """Say for each panel how alike two neighbours are."""
     said = []
     for panel, matrix in panels.items():
@@ -69,14 +70,14 @@ def _neighbours_said(panels: dict[str, Matrix]) -> str:
     return f"Mean cosine of neighbours, with the lowest and the highest: {', '.join(said) or 'none is known'}."
 
 
-def _merges_said(study: Study) -> str:
+def _words_of_merges(study: Study) -> str:
     """Say for each number of layers and rule the median perplexity over the positions."""
     dense, said = _perplexity(study["dense"]["nll"]), []
     for of in study["merges"]:
         nlls = [at["nll"] for at in of["positions"] if at["nll"] is not None]
-        median_said = metric("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
+        median_said = metric_of("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
         said.append(f"{of['m']} layers by {of['rule']} {median_said}")
-    return f"Median perplexity over positions: {', '.join(said)}; dense {metric('perplexity_').show(dense)}."
+    return f"Median perplexity over positions: {', '.join(said)}; dense {metric_of('perplexity_').show(dense)}."
 
 
 def _heatmaps(panels: dict[str, Matrix], axis: str, colours: dict[str, Any]) -> Drawing:
@@ -90,7 +91,7 @@ def _heatmaps(panels: dict[str, Matrix], axis: str, colours: dict[str, Any]) -> 
     for place, (panel, matrix) in zip(places, panels.items(), strict=False):
         values = [[math.nan if value is None else value for value in row] for row in matrix]
         image = place.imshow(values, origin="lower", **colours)
-        place.set(title=name(panel), xlabel=axis, ylabel=axis)
+        place.set(title=name_in_font(panel), xlabel=axis, ylabel=axis)
         place.grid(visible=False)
         drawing.colorbar(image, ax=place, shrink=0.8)
     for place in places[len(panels) :]:
@@ -123,11 +124,11 @@ def _merge_curves(study: Study) -> Drawing:
         above.set_title(f"{m} layers become one")
         below.set(xlabel="first of the merged layers", yscale="log")
         below.xaxis.get_major_locator().set_params(integer=True)
-        logarithmic(below.yaxis, seen, 12)
+        set_log_ticks(below.yaxis, seen, 12)
         below.axhline(seen[0], color=BLACK, linewidth=1, linestyle=":", label="dense")
     axes[0, 0].set_ylabel("cosine of the last state to dense")
     axes[1, 0].set_ylabel("perplexity, 95 % interval shaded")
-    legend(drawing, list(axes[1]))
+    add_legend(drawing, list(axes[1]))
     return drawing
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from methods.cards import catalogue, compensations
-from reports.text import printable, shortened
+from methods.cards import cards_of_compensations, cards_of_methods
+from reports.text import shorten, to_printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,13 +79,13 @@ MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
 @cache
 def declared_looks() -> dict[str, Style]:
     """Return the looks that methods and compensations declare, by their names."""
-    looks = {card.name: card.look for card in (*catalogue(), *compensations()) if card.look}
+    looks = {card.name: card.look for card in (*cards_of_methods(), *cards_of_compensations()) if card.look}
     return {
         name: Style(COLOUR_BY_NAME[look.colour], LINE_BY_NAME[look.line], look.marker) for name, look in looks.items()
     }
 
 
-def style(method: str, label: str = "") -> Style:
+def style_of(method: str, label: str = "") -> Style:
     """Return the look of a method; labels with other parameters have its colour and hollow markers."""
     label, method = label or method, method.partition("+")[0]
     declared = declared_looks().get(method)
@@ -104,9 +104,9 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()[:6], "big")
 
 
-def look(method: str, label: str, *, line: bool = True) -> dict[str, Any]:
+def look_of(method: str, label: str, *, line: bool = True) -> dict[str, Any]:
     """Return the keyword arguments that give a method's look to Axes.plot."""
-    found = style(method, label)
+    found = style_of(method, label)
     return {
         "color": found.colour,
         "linestyle": found.line if line else "none",
@@ -116,10 +116,10 @@ def look(method: str, label: str, *, line: bool = True) -> dict[str, Any]:
     }
 
 
-def name(label: str) -> str:
+def name_in_font(label: str) -> str:
     """Return a method's name in one line, in characters that the drawing font has, and not too long for a legend."""
-    text = "".join(c if ord(c) in _characters() else c.encode("unicode_escape").decode() for c in printable(label))
-    return shortened(text, LABEL)
+    text = "".join(c if ord(c) in _characters() else c.encode("unicode_escape").decode() for c in to_printable(label))
+    return shorten(text, LABEL)
 
 
 @cache
@@ -130,7 +130,9 @@ def _characters() -> frozenset[int]:
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
-def axes(width_inches: float, height: float, *, columns: int = 1, share_y: bool = False) -> tuple[Drawing, list[Axes]]:
+def make_axes(
+    width_inches: float, height: float, *, columns: int = 1, share_y: bool = False
+) -> tuple[Drawing, list[Axes]]:
     """Return a new drawing, which no window shows, and its axes from left to right."""
     from matplotlib.figure import Figure
 
@@ -138,7 +140,7 @@ def axes(width_inches: float, height: float, *, columns: int = 1, share_y: bool 
     return drawing, list(drawing.subplots(1, columns, squeeze=False, sharey=share_y)[0])
 
 
-def legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
+def add_legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
     """Add a legend right of everything, where it covers nothing; what several panels share is named once."""
     named: dict[str, Any] = {}
     for axis in panels:
@@ -148,17 +150,17 @@ def legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
     drawing.legend(list(named.values()), list(named), loc="outside right upper", ncols=columns, handlelength=3.2)
 
 
-def logarithmic(axis: Any, figures: Iterable[float], most: int) -> None:
+def set_log_ticks(axis: Any, figures: Iterable[float], most: int) -> None:
     """Give a logarithmic axis at most that many ticks, as plain numbers: 20, 50, 100, 1,000, 1e6."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     found = list(figures)
     axis.set_major_locator(_log_locator(min(found), max(found), most))
-    axis.set_major_formatter(FuncFormatter(lambda figure, _: plain(figure)))
+    axis.set_major_formatter(FuncFormatter(lambda figure, _: to_plain(figure)))
     axis.set_minor_locator(NullLocator())
 
 
-def ticks(low: float, high: float, most: int, *, logarithmic: bool) -> list[float]:
+def find_ticks(low: float, high: float, most: int, *, logarithmic: bool) -> list[float]:
     """Return at most about that many round numbers between two."""
     from matplotlib.ticker import MaxNLocator
 
@@ -174,7 +176,7 @@ def _log_locator(low: float, high: float, most: int) -> Locator:
     return LogLocator(subs=steps, numticks=most)
 
 
-def plain(figure: float) -> str:
+def to_plain(figure: float) -> str:
     """Return a number as short as it can be told: '30,517' or '4e10'."""
     if figure >= 1e6:
         return f"{figure:.0e}".replace("e+0", "e").replace("e+", "e")

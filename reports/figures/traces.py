@@ -9,12 +9,12 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import amount, label, ratio_of, share
-from bench.records.frame import STAGES, timed
-from bench.records.quantities import significant
-from bench.records.record import Record, display_name, requested_ratio
+from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount, words_of_ratio
+from bench.records.frame import STAGES, main_timing
+from bench.records.quantities import format_significant
+from bench.records.record import Record, name_of_model, requested_ratio
 from reports.figures.figure import Figure
-from reports.figures.style import BLACK, GREY, axes, legend, look, name, style
+from reports.figures.style import BLACK, GREY, add_legend, look_of, make_axes, name_in_font, style_of
 from reports.groups import TableGroup
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class Calls:
     dense: list[float]
 
 
-def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
+def figures_of_traces(blocks: Sequence[TableGroup]) -> list[Figure]:
     """Return the similarity of each method that merges layers, and the learning curves and latency of each ratio."""
-    model = display_name(blocks[0].records[0])
+    model = name_of_model(blocks[0].records[0])
     found = _similarities([record for block in blocks for record in block.records], model)
     for block in blocks:
-        ratio = share(block.ratio, block.ratio_of) or "fixed"
-        where = f"{model} at {amount(block.ratio, block.ratio_of) or 'ratio fixed'}"
+        ratio = words_of_ratio(block.ratio, block.ratio_of) or "fixed"
+        where = f"{model} at {words_of_amount(block.ratio, block.ratio_of) or 'ratio fixed'}"
         found += [*_learning(block, ratio, where), *_latencies(block.records, ratio, where)]
     return found
 
@@ -53,22 +53,22 @@ def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
     for record in records:
         healed = record.cell.get("healing")  # which has the trace of the pruned one beside it
         if record.status == "ok" and record.decisions.get("trace") and not healed:
-            methods.setdefault(label(record.cell), []).append(record)
+            methods.setdefault(label_of_cell(record.cell), []).append(record)
     return [
         Figure(
             f"similarity-{place}",
             f"Similarity of {model} under {method} to the dense model, as the pointer moves from the rear to the front",
-            " ".join(map(_trace_said, found[:PANELS])),
+            " ".join(map(_words_of_trace, found[:PANELS])),
             partial(_draw_traces, found[:PANELS]),
         )
         for place, (method, found) in enumerate(methods.items(), start=1)
     ]
 
 
-def _trace_said(record: Record) -> str:
+def _words_of_trace(record: Record) -> str:
     trace = record.decisions["trace"]
     taken = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
-    asked = amount(requested_ratio(record), ratio_of(record.cell))
+    asked = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
     where = f"{asked.capitalize()}: " if asked else ""
     threshold = record.decisions.get("threshold")
     above = "" if threshold is None else f" above {threshold:.3f}"
@@ -76,10 +76,10 @@ def _trace_said(record: Record) -> str:
 
 
 def _draw_traces(records: Sequence[Record]) -> Drawing:
-    drawing, panels = axes(2.0 + 2.6 * len(records), 3.0, columns=len(records), share_y=True)
+    drawing, panels = make_axes(2.0 + 2.6 * len(records), 3.0, columns=len(records), share_y=True)
     for axis, record in zip(panels, records, strict=True):
         steps = [step for step in record.decisions["trace"] if step["similarity"] is not None]
-        colour = style(record.cell["method"]).colour
+        colour = style_of(record.cell["method"]).colour
         axis.plot(
             [s["pointer"] for s in steps], [s["similarity"] for s in steps], color=colour, linewidth=0.8, zorder=1
         )
@@ -91,11 +91,11 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
         threshold = record.decisions.get("threshold")
         if threshold is not None and math.isfinite(threshold):
             axis.axhline(threshold, color=BLACK, linestyle=":", linewidth=1, label="threshold")
-        axis.set_title(amount(requested_ratio(record), ratio_of(record.cell)))
+        axis.set_title(words_of_amount(requested_ratio(record), base_of_ratio(record.cell)))
         axis.set_xlabel("layer that the others merge into")
         axis.invert_xaxis()
     panels[0].set_ylabel("similarity (cosine)")
-    legend(drawing, panels)
+    add_legend(drawing, panels)
     return drawing
 
 
@@ -113,31 +113,31 @@ def _learning(block: TableGroup, ratio: str, where: str) -> list[Figure]:
             f"healing-{ratio}",
             f"Healing of {where}: loss on held-out sequences of the text that is trained on, with its "
             "95 % interval; of several draws the first",
-            f"In nats per token: {'; '.join(_learning_said(name, curve) for name, (_, curve) in curves.items())}.",
+            f"In nats per token: {'; '.join(_words_of_learning(name, curve) for name, (_, curve) in curves.items())}.",
             partial(_draw_learning, curves),
         )
     ]
 
 
-def _learning_said(name: str, curve: Sequence[dict[str, float]]) -> str:
+def _words_of_learning(name: str, curve: Sequence[dict[str, float]]) -> str:
     first, last = curve[0], curve[-1]
     losses = f"from {first['heldout_loss']:.2f} to {last['heldout_loss']:.2f}"
     return f"{name} {losses} after {last['tokens']:,} tokens"
 
 
 def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Drawing:
-    drawing, (axis,) = axes(5.6, 3.4)
+    drawing, (axis,) = make_axes(5.6, 3.4)
     for one, (method, curve) in curves.items():
         tokens = [point["tokens"] for point in curve]
-        own = look(method, one)
-        axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name(one), **own)
+        own = look_of(method, one)
+        axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name_in_font(one), **own)
         low, high = ([point[f"heldout_loss_{end}"] for point in curve] for end in ("low", "high"))
         axis.fill_between(tokens, low, high, color=own["color"], alpha=0.12, linewidth=0)
     axis.set_xlabel("tokens trained on")
     axis.set_ylabel("held-out loss (nats per token)")
     axis.locator_params(axis="x", nbins=5)  # more numbers of this length would run into each other
     axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
-    legend(drawing, [axis])
+    add_legend(drawing, [axis])
     return drawing
 
 
@@ -152,35 +152,37 @@ def _latencies(records: Sequence[Record], ratio: str, where: str) -> list[Figure
             f"latency-{ratio}",
             f"Latency of {where}, each method beside the dense model that was timed in turns with it; "
             "of several draws the first",
-            " ".join(_latency_said(stage, calls) for stage, calls in stages.items()),
+            " ".join(_words_of_latency(stage, calls) for stage, calls in stages.items()),
             partial(_draw_latencies, stages),
         )
     ]
 
 
 def _calls(record: Record, stage: str) -> Calls | None:
-    point: dict[str, Any] | None = timed(record, stage)
+    point: dict[str, Any] | None = main_timing(record, stage)
     rounds = (point or {}).get("rounds", {})
     if not (rounds.get("pruned") and rounds.get("dense")):
         return None
     pruned, dense = ([ms for one in rounds[side] for ms in one] for side in ("pruned", "dense"))
-    return Calls(label(record.cell), record.cell["method"], pruned, dense)
+    return Calls(label_of_cell(record.cell), record.cell["method"], pruned, dense)
 
 
-def _latency_said(stage: str, calls: Sequence[Calls]) -> str:
-    said = [f"{c.label} {significant(median(c.pruned))} (dense {significant(median(c.dense))})" for c in calls]
+def _words_of_latency(stage: str, calls: Sequence[Calls]) -> str:
+    said = [
+        f"{c.label} {format_significant(median(c.pruned))} (dense {format_significant(median(c.dense))})" for c in calls
+    ]
     return f"Medians of {stage} in ms: {', '.join(said)}."
 
 
 def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
     """Draw boxes from quartile to quartile, whiskers to the 5th and 95th percentile, the calls beyond as points."""
     most = max(map(len, stages.values()))
-    drawing, panels = axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
+    drawing, panels = make_axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
     for axis, (stage, calls) in zip(panels, stages.items(), strict=True):
-        colours = [style(one.method).colour for one in calls]
+        colours = [style_of(one.method).colour for one in calls]
         _boxes(axis, -0.17, [one.pruned for one in calls], colours, filled=True)
         _boxes(axis, 0.17, [one.dense for one in calls], [GREY] * len(calls), filled=False)
-        axis.set_yticks(range(len(calls)), [name(one.label) for one in calls])
+        axis.set_yticks(range(len(calls)), [name_in_font(one.label) for one in calls])
         axis.set_ylim(len(calls) - 0.5, -0.5)
         axis.set_xlim(left=0)
         axis.grid(axis="y", visible=False)

@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from reports.tables.table import Column, Table, TableCell, legend, signs
-from reports.text import printable
+from reports.tables.table import Column, Table, TableCell, legend_of, signs_of
+from reports.text import to_printable
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[a4paper,margin=2cm]{geometry}
@@ -60,9 +60,9 @@ CLEAR = "\n\\clearpage\n"
 WORDS = 24  # characters of a cell of words, beyond which its column breaks lines
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Return `text` in ASCII so that LaTeX prints it as it is; a character that LaTeX cannot print becomes its code."""
-    return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(map(_character, printable(text))))  # no dashes and quotes
+    return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(map(_character, to_printable(text))))  # no dashes and quotes
 
 
 def _character(c: str) -> str:
@@ -80,14 +80,14 @@ def _character(c: str) -> str:
 
 def render(tables: Sequence[Table], *, standalone: bool = False) -> str:
     """Return the tables one below the other; with `standalone` as a whole document."""
-    parts = [environment for table in tables for environment in environments(table)]
+    parts = [environment for table in tables for environment in environments_of(table)]
     if not standalone:
         return "\n".join(parts)
     sheets = ["\n".join(parts[start : start + FLOATS]) for start in range(0, len(parts), FLOATS)]
     return f"{PREAMBLE}{CLEAR.join(sheets)}{END}"
 
 
-def environments(table: Table) -> Iterator[str]:
+def environments_of(table: Table) -> Iterator[str]:
     """Yield a `table` environment for each group of columns, and a further one for what is longer than a page.
 
     The notes stand below the first; notes that would not fit there have environments of their own.
@@ -97,7 +97,7 @@ def environments(table: Table) -> Iterator[str]:
     for part in table.groups():
         group = part.columns[0].group
         name = f"tab:{table.name}" + (f"-{group}" if group != table.columns[0].group else "")
-        lines = [*notes, *legend([part]), *footnotes]
+        lines = [*notes, *legend_of([part]), *footnotes]
         grids = [_grid(part, start) for start in range(0, max(1, len(part.rows)), ROWS)]
         height = min(len(part.rows), ROWS)
         if height + _height(lines) <= PAGE:
@@ -128,14 +128,14 @@ def _pages(notes: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _paragraphs(notes: Sequence[str]) -> str:
-    lines = "".join(f"{escaped(note)}\\par\n" for note in notes)
+    lines = "".join(f"{escape(note)}\\par\n" for note in notes)
     return f"\\par\\smallskip\\raggedright\\footnotesize\n{lines}" if notes else ""
 
 
 def _environment(caption: str, name: str, number: int, body: str) -> str:
     """Return one `table` environment; one that continues another says so and has a label of its own."""
     label = re.sub(r"[^A-Za-z0-9:.-]+", "-", f"{name}-{number}" if number > 1 else name)
-    caption = escaped(caption) + (" (continued)" if number > 1 else "")
+    caption = escape(caption) + (" (continued)" if number > 1 else "")
     head = f"\\begin{{table}}[tbp]\n\\centering\n\\caption{{{caption}}}\n\\label{{{label}}}\n"
     return f"{head}{body}\\end{{table}}\n"
 
@@ -154,13 +154,13 @@ def _grid(table: Table, start: int) -> str:
         cells = [TableCell("") if row.failure else row.cells[number] for row in rows]
         spec, halves = _column(column, cells)
         form += spec
-        texts |= {(number, escaped(column.head), half): lines for half, lines in enumerate(halves)}
+        texts |= {(number, escape(column.head), half): lines for half, lines in enumerate(halves)}
     first = next(iter(texts.values()))  # holds why a cell failed
     for place, row in enumerate(rows):
         if row.failure:
-            first[place] = rf"\multicolumn{{1}}{{l}}{{\emph{{{escaped(row.failure)}}}}}"
+            first[place] = rf"\multicolumn{{1}}{{l}}{{\emph{{{escape(row.failure)}}}}}"
     frame = pd.DataFrame(texts, index=labels)
-    frame.columns = pd.MultiIndex.from_tuples(texts, names=[None, escaped(table.head), None])
+    frame.columns = pd.MultiIndex.from_tuples(texts, names=[None, escape(table.head), None])
     style = frame.style.hide(axis="columns", level=[0, 2])
     grid = style.to_latex(column_format=form, hrules=True, multicol_align="c")
     return f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{grid.rstrip()}}}\n"
@@ -171,12 +171,12 @@ def _column(column: Column, cells: Sequence[TableCell]) -> tuple[str, list[list[
     if column.words:
         is_long = any(len(cell.text) > WORDS for cell in cells)
         form = r"{{\raggedright {}\par}}" if is_long else "{}"
-        return "p{34mm}" if is_long else "l", [[form.format(escaped(cell.text)) for cell in cells]]
+        return "p{34mm}" if is_long else "l", [[form.format(escape(cell.text)) for cell in cells]]
     figures, spreads = [], []
     for cell in cells:
         figure, _, spread = re.sub(r" (?=[±\[])", "\n", cell.text, count=1).partition("\n")
         figures.append(rf"\textbf{{\boldmath {_powers(figure)}}}" if "best" in cell.marks else _powers(figure))
-        spreads.append((rf"\,{_powers(spread)}" if spread else "") + escaped(signs(cell)))
+        spreads.append((rf"\,{_powers(spread)}" if spread else "") + escape(signs_of(cell)))
     if any(re.search(r" [±\[]", cell.text) for cell in cells):
         return "r@{}l", [figures, spreads]
     return "r", [["".join(halves) for halves in zip(figures, spreads, strict=True)]]
@@ -185,12 +185,12 @@ def _column(column: Column, cells: Sequence[TableCell]) -> tuple[str, list[list[
 def _powers(text: str) -> str:
     """Return a figure as LaTeX, powers of ten as such: 3.4e8 -> 3.4 x 10^8."""
     parts = re.split(r"(?<![\w.])(\d\.\d)e(\d+)(?!\w)", text)
-    shown = [escaped(parts[0])]
+    shown = [escape(parts[0])]
     for mantissa, exponent, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        shown += [rf"${mantissa}{{\times}}10^{{{exponent}}}$", escaped(rest)]
+        shown += [rf"${mantissa}{{\times}}10^{{{exponent}}}$", escape(rest)]
     return "".join(shown)
 
 
 def _label(text: str) -> str:
     """Return a method's name; a star or bracket that begins a line would belong to the line break before it."""
-    return ("{}" if text.startswith(("*", "[")) else "") + escaped(text)
+    return ("{}" if text.startswith(("*", "[")) else "") + escape(text)

@@ -19,22 +19,22 @@ from tabulate import tabulate
 from bench.records.quantities import MISSING
 from bench.regression.gate import Verdict
 from reports.tables import verdicts as tables
-from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
-from reports.text import markdown_escaped, printable
+from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
+from reports.text import escape_markdown, to_printable
 
 
-def comment(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
+def comment_of_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
     """Return Markdown for a pull request: the outcome, what led to it, and all figures folded away."""
-    found = [f"### prunebench: {markdown_escaped(tables.summary(verdicts, strict=strict))}"]
-    notable = tables.notable(verdicts)
+    found = [f"### prunebench: {escape_markdown(tables.summarise_verdicts(verdicts, strict=strict))}"]
+    notable = tables.table_of_notable(verdicts)
     if notable.rows:
         found += [grid_to_markdown(notable), bullets_to_markdown(notable.notes)]
-    details = render_markdown(tables.gate(verdicts, strict=strict), level=4).rstrip()
+    details = render_markdown(tables.tables_of_gate(verdicts, strict=strict), level=4).rstrip()
     found += ["<details><summary>all figures</summary>", details, "</details>"]
     return "\n\n".join(filter(None, found)) + "\n"
 
 
-def junit(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
+def to_junit(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
     """Return a test case for each metric: worse is a failure; missing, failed and incomparable are errors.
 
     Inconclusive is skipped, and an error if `strict`; what does not count always passes and says so.
@@ -42,10 +42,10 @@ def junit(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
     suite = ElementTree.Element("testsuite", name="prunebench")
     kinds: Counter[str] = Counter()
     for v in verdicts:
-        case = ElementTree.SubElement(suite, "testcase", classname=printable(v.cell), name=printable(v.metric))
+        case = ElementTree.SubElement(suite, "testcase", classname=to_printable(v.cell), name=to_printable(v.metric))
         kind = _junit_kind(v, strict)
         kinds[kind] += 1
-        text = printable(tables.sentence(v))
+        text = to_printable(tables.sentence_of(v))
         if kind == "system-out":
             ElementTree.SubElement(case, kind).text = text
         else:
@@ -70,8 +70,8 @@ def render_html(tables: Sequence[Table]) -> str:
     """Return a <table> with a caption for each group of columns, its notes behind it, and at the end the footnotes."""
     parts = []
     for table in tables:
-        parts += [*map(grid_to_html, table.groups()), bullets_to_html([*table.notes, *legend([table])])]
-    return "\n".join(filter(None, [*parts, bullets_to_html(footnotes(tables))])) + "\n"
+        parts += [*map(grid_to_html, table.groups()), bullets_to_html([*table.notes, *legend_of([table])])]
+    return "\n".join(filter(None, [*parts, bullets_to_html(footnotes_of(tables))])) + "\n"
 
 
 def grid_to_html(table: Table) -> str:
@@ -79,22 +79,22 @@ def grid_to_html(table: Table) -> str:
     import pandas as pd
 
     caption = "; ".join(filter(None, [table.model, table.title or "dense model", *table.conditions]))
-    heads = [_escaped(column.head) for column in table.columns]
+    heads = [_escape(column.head) for column in table.columns]
     frame = pd.DataFrame([_cells(row, len(heads)) for row in table.rows], columns=heads)
-    frame.index = pd.Index([_escaped(row.label) for row in table.rows])
-    frame.columns.name = _escaped(table.head)
-    text = frame.style.set_caption(_escaped(caption)).to_html(exclude_styles=True).replace("<td >", "<td>").rstrip()
+    frame.index = pd.Index([_escape(row.label) for row in table.rows])
+    frame.columns.name = _escape(table.head)
+    text = frame.style.set_caption(_escape(caption)).to_html(exclude_styles=True).replace("<td >", "<td>").rstrip()
     head, body = text.split("<tbody>")
     return head.replace("<th >", '<th scope="col">') + "<tbody>" + body.replace("<th >", '<th scope="row">')
 
 
 def _cells(row: Row, count: int) -> list[str]:
     """Return the cells of a row; the first of a failed one says why."""
-    return [_escaped(row.failure), *[""] * (count - 1)] if row.failure else [_html_cell(cell) for cell in row.cells]
+    return [_escape(row.failure), *[""] * (count - 1)] if row.failure else [_html_cell(cell) for cell in row.cells]
 
 
 def _html_cell(cell: TableCell) -> str:
-    text = _escaped(written(cell))
+    text = _escape(cell_text(cell))
     if isinstance(cell.value, int | float):
         text = f'<data value="{cell.value!r}">{text}</data>'
     return f"<strong>{text}</strong>" if "best" in cell.marks else text
@@ -102,28 +102,28 @@ def _html_cell(cell: TableCell) -> str:
 
 def bullets_to_html(sentences: Iterable[str]) -> str:
     """Return sentences as a <ul>; empty where there are none."""
-    items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in sentences)
+    items = "".join(f"<li>{_escape(sentence)}</li>" for sentence in sentences)
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _escaped(text: str) -> str:
-    return escape(printable(text))
+def _escape(text: str) -> str:
+    return escape(to_printable(text))
 
 
 def render_markdown(tables: Sequence[Table], level: int = 2, title: str = "") -> str:
     """Return a section for each table with its notes, and at the end how to read them and how they were measured."""
-    parts = [f"# {markdown_escaped(title)}" if title else ""]
-    parts += [part for table in tables for part in section(table, level)]
-    return "\n\n".join(part for part in [*parts, bullets_to_markdown(footnotes(tables))] if part) + "\n"
+    parts = [f"# {escape_markdown(title)}" if title else ""]
+    parts += [part for table in tables for part in section_of_table(table, level)]
+    return "\n\n".join(part for part in [*parts, bullets_to_markdown(footnotes_of(tables))] if part) + "\n"
 
 
-def section(table: Table, level: int = 2) -> list[str]:
+def section_of_table(table: Table, level: int = 2) -> list[str]:
     """Return a heading of this level, the conditions, a grid for each group of columns, and the notes."""
     return [
-        f"{'#' * level} {markdown_escaped(table.heading)}" if table.heading else "",
-        markdown_escaped(", ".join(filter(None, [table.model, *table.conditions]))),
+        f"{'#' * level} {escape_markdown(table.heading)}" if table.heading else "",
+        escape_markdown(", ".join(filter(None, [table.model, *table.conditions]))),
         *(grid_to_markdown(part) for part in table.groups()),
-        bullets_to_markdown([*table.notes, *legend([table])]),
+        bullets_to_markdown([*table.notes, *legend_of([table])]),
     ]
 
 
@@ -131,8 +131,8 @@ def grid_to_markdown(table: Table) -> str:
     """Return the columns and rows alone; a failed cell has its status word in the first column of figures."""
     sides = ["left" if column.words else "right" for column in table.columns]
     return tabulate(
-        [[markdown_escaped(row.label), *_markdown_cells(row, len(sides))] for row in table.rows],
-        headers=[markdown_escaped(head) for head in (table.head, *(column.head for column in table.columns))],
+        [[escape_markdown(row.label), *_markdown_cells(row, len(sides))] for row in table.rows],
+        headers=[escape_markdown(head) for head in (table.head, *(column.head for column in table.columns))],
         tablefmt="pipe",
         colalign=("left", *sides),
         disable_numparse=True,
@@ -144,13 +144,13 @@ def _markdown_cells(row: Row, count: int) -> list[str]:
 
 
 def _markdown_cell(cell: TableCell) -> str:
-    text = markdown_escaped(written(cell))
+    text = escape_markdown(cell_text(cell))
     return f"**{text}**" if "best" in cell.marks else text
 
 
 def bullets_to_markdown(sentences: Iterable[str]) -> str:
     """Return the sentences as a list."""
-    return "\n".join(f"- {markdown_escaped(sentence)}" for sentence in sentences)
+    return "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
 
 
 COLUMNS = (
@@ -175,7 +175,7 @@ def _text(value: object) -> str:
     """Return what stands in a place of the file, numbers in full precision."""
     if value is None or not isinstance(value, str):
         return "" if value is None else str(value)
-    text = printable(value)
+    text = to_printable(value)
     is_formula = text.startswith(FORMULA) and any(map(str.isalnum, text)) and not _is_number(text)
     return f"'{text}" if is_formula else text
 
@@ -200,8 +200,8 @@ def render_csv(tables: Sequence[Table]) -> str:
 
 def _line(table: Table, row: Row, column: Column, cell: TableCell) -> list[object]:
     label, method = cell.of or (row.label, row.method)
-    ratio, of = column.asked or (row.ratio, row.ratio_of)
-    failed = (column.asked or cell.of) and cell.value is None and cell.text != MISSING
+    ratio, of = column.ratio_and_base or (row.ratio, row.ratio_of)
+    failed = (column.ratio_and_base or cell.of) and cell.value is None and cell.text != MISSING
     return [
         table.name,
         table.model,

@@ -11,9 +11,9 @@ from itertools import zip_longest
 
 from bench.records.quantities import MISSING
 from bench.records.record import Record
-from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
-from reports.tables.whole_cell import Fact, facts, title
-from reports.text import printable, width, wrap
+from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
+from reports.tables.whole_cell import Fact, facts_of, title_of_cell
+from reports.text import to_printable, width_of, wrap
 
 LINE = 100  # columns of a terminal
 LABEL = 28  # columns of a method's name, before it goes on in the next line
@@ -36,23 +36,23 @@ def render(tables: Sequence[Table], *, colour: bool = False) -> str:
         parts += _pages(table, colour)
         parts.append(_bullets(table.notes))
     if colour:
-        parts.append(_bullets(legend(tables)))
-    parts.append(_bullets([*footnotes(tables), *_left_out(tables)]))
+        parts.append(_bullets(legend_of(tables)))
+    parts.append(_bullets([*footnotes_of(tables), *_left_out(tables)]))
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
-def grid(table: Table) -> list[str]:
+def lines_of_grid(table: Table) -> list[str]:
     """Return the lines of the columns and rows alone in one grid, however wide it is."""
-    names = [wrap(printable(row.label), LABEL, breaks=",", indent=GAP) for row in table.rows]
+    names = [wrap(to_printable(row.label), LABEL, breaks=",", indent=GAP) for row in table.rows]
     columns = [_column(table.rows, at, column, colour=False) for at, column in enumerate(table.columns)]
-    return _grid(printable(table.head), table.rows, names, columns, colour=False)
+    return _grid(to_printable(table.head), table.rows, names, columns, colour=False)
 
 
 def _heading(table: Table) -> list[str]:
     """Return one line if it fits, else one for model and title and one for the conditions."""
-    halves = [printable("   ".join(filter(None, half))) for half in ((table.model, table.title), table.conditions)]
+    halves = [to_printable("   ".join(filter(None, half))) for half in ((table.model, table.title), table.conditions)]
     line = "   ".join(filter(None, halves))
-    lines = [line] if width(line) <= LINE else [line for half in halves for line in wrap(half, LINE)]
+    lines = [line] if width_of(line) <= LINE else [line for half in halves for line in wrap(half, LINE)]
     return lines if line else []
 
 
@@ -72,7 +72,7 @@ def _left_out(tables: Sequence[Table]) -> Iterator[str]:
 
 
 def _bullets(sentences: Iterable[str]) -> list[str]:
-    return [line for sentence in sentences for line in wrap(printable(sentence), LINE, indent=GAP)]
+    return [line for sentence in sentences for line in wrap(to_printable(sentence), LINE, indent=GAP)]
 
 
 def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
@@ -81,8 +81,8 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     In a grid that goes on below another, rows in which nothing stands are left out.
     """
     kept = table.only([number for number, column in enumerate(table.columns) if not column.detail])
-    names = [wrap(printable(row.label), LABEL, breaks=",", indent=GAP) for row in kept.rows]
-    head = printable(table.head)
+    names = [wrap(to_printable(row.label), LABEL, breaks=",", indent=GAP) for row in kept.rows]
+    head = to_printable(table.head)
     room = LINE - _wide([[head], *names])
     columns = [_column(kept.rows, number, column, colour) for number, column in enumerate(kept.columns)]
     if _total(columns) <= room:
@@ -93,7 +93,7 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     keys = [number for number in order if kept.columns[number].key]
     rest = [number for number in order if not kept.columns[number].key]
     beside = room - _total([columns[at] for at in keys])
-    for page in _filled(rest, columns, beside):
+    for page in _fill_pages(rest, columns, beside):
         here = [at for at, row in enumerate(kept.rows) if page[0] == rest[0] or row.failure or _stands(row, page)]
         shown = [[lines for at, lines in enumerate(columns[n]) if at == 0 or at - 1 in here] for n in (*keys, *page)]
         yield _grid(head, [kept.rows[at] for at in here], [names[at] for at in here], shown, colour)
@@ -104,7 +104,7 @@ def _stands(row: Row, page: Sequence[int]) -> bool:
     return any(row.cells[number].text != MISSING for number in page)
 
 
-def _filled(numbers: Sequence[int], columns: Sequence[Column_], room: int) -> Iterator[list[int]]:
+def _fill_pages(numbers: Sequence[int], columns: Sequence[Column_], room: int) -> Iterator[list[int]]:
     """Yield the numbers of the columns by pages, each as many as fit into `room`, at least one."""
     page: list[int] = []
     for number in numbers:
@@ -120,7 +120,7 @@ def _total(columns: Sequence[Column_]) -> int:
 
 
 def _wide(cells: Iterable[Sequence[str]]) -> int:
-    return max(width(_plain(line)) for lines in cells for line in lines)
+    return max(width_of(_plain(line)) for lines in cells for line in lines)
 
 
 def _column(rows: Sequence[Row], number: int, column: Column, colour: bool) -> Column_:
@@ -129,34 +129,34 @@ def _column(rows: Sequence[Row], number: int, column: Column, colour: bool) -> C
     Words are on the left and wrapped.
     """
     cells = [row.cells[number] for row in rows]
-    texts = [printable(written(cell, brief=column.brief)) for cell in cells]
-    head = printable(column.label)
+    texts = [to_printable(cell_text(cell, brief=column.brief)) for cell in cells]
+    head = to_printable(column.label)
     if column.words:
         lines = [wrap(text, WORDS) for text in texts]
-        wide = max(width(head), _wide([[""], *lines]))
-        return [[_padded(line, wide) for line in each] for each in ([head], *lines)]
+        wide = max(width_of(head), _wide([[""], *lines]))
+        return [[_pad(line, wide) for line in each] for each in ([head], *lines)]
     parts = [re.match(r"([-+<]?[\d.,e]+x?)(.*)", text) for text in texts]
-    left, right = (max((width(part[side]) for part in parts if part), default=0) for side in (1, 2))
-    wide = max(left + right, width(head), *map(width, texts))
-    aligned = [head.rjust(wide + len(head) - width(head))]
+    left, right = (max((width_of(part[side]) for part in parts if part), default=0) for side in (1, 2))
+    wide = max(left + right, width_of(head), *map(width_of, texts))
+    aligned = [head.rjust(wide + len(head) - width_of(head))]
     for text, part in zip(texts, parts, strict=True):
         figure, behind = (part[1], part[2]) if part else (text, "")
-        behind = _padded(behind, right) if part or width(text) <= left else ""  # a word that is no figure takes all
-        aligned.append((" " * (wide - width(figure) - width(behind))) + figure + behind)
-    return [[aligned[0]], *([_styled(text, cell, colour)] for text, cell in zip(aligned[1:], cells, strict=True))]
+        behind = _pad(behind, right) if part or width_of(text) <= left else ""  # a word that is no figure takes all
+        aligned.append((" " * (wide - width_of(figure) - width_of(behind))) + figure + behind)
+    return [[aligned[0]], *([_style(text, cell, colour)] for text, cell in zip(aligned[1:], cells, strict=True))]
 
 
-def _padded(text: str, wide: int) -> str:
-    return text + " " * (wide - width(text))
+def _pad(text: str, wide: int) -> str:
+    return text + " " * (wide - width_of(text))
 
 
-def _styled(text: str, cell: TableCell, colour: bool) -> str:
+def _style(text: str, cell: TableCell, colour: bool) -> str:
     """Return the figure with the escape code of its weightiest mark around what is no space."""
     codes = [code for mark, code in COLOURS.items() if mark in cell.marks]
-    return _coloured(text, codes[-1]) if colour and codes else text
+    return _colour(text, codes[-1]) if colour and codes else text
 
 
-def _coloured(text: str, code: str) -> str:
+def _colour(text: str, code: str) -> str:
     core = text.strip()
     return text.replace(core, f"\x1b[{code}m{core}\x1b[0m", 1)
 
@@ -168,14 +168,14 @@ def _plain(text: str) -> str:
 def _grid(head: str, rows: Sequence[Row], names: list[list[str]], columns: list[Column_], colour: bool) -> list[str]:
     """Return the lines of one grid; a failed cell shows its status word instead of figures."""
     first = _wide([[head], *names])
-    lines = [GAP.join([_padded(head, first), *(column[0][0] for column in columns)]).rstrip()]
+    lines = [GAP.join([_pad(head, first), *(column[0][0] for column in columns)]).rstrip()]
     for number, (row, name) in enumerate(zip(rows, names, strict=True), start=1):
-        failed = _coloured(row.failure, FAILED) if row.failure and colour else row.failure
+        failed = _colour(row.failure, FAILED) if row.failure and colour else row.failure
         cells = [[failed]] if failed else [column[number] for column in columns]
         blank = [" " * _wide(each) for each in cells]
         for line in zip_longest(name, *cells):
             here = [blank[at] if text is None else text for at, text in enumerate(line[1:])]
-            lines.append(GAP.join([_padded(line[0] or "", first), *here]).rstrip())
+            lines.append(GAP.join([_pad(line[0] or "", first), *here]).rstrip())
     return lines
 
 
@@ -183,10 +183,10 @@ NAME = 30  # columns of a name, before its value starts in the next line
 INDENT = "  "
 
 
-def text(record: Record, key: str) -> str:
+def text_of_cell(record: Record, key: str) -> str:
     """Return the cell in lines of at most 100 columns, wider tables row by row; `key` is the name of its file."""
-    lines = [*wrap(printable(title(record)), LINE, indent=INDENT), *wrap(printable(key), LINE), ""]
-    for block in facts(record):
+    lines = [*wrap(to_printable(title_of_cell(record)), LINE, indent=INDENT), *wrap(to_printable(key), LINE), ""]
+    for block in facts_of(record):
         lines += [block.name.upper(), *_lines(block, 1), ""]
     return "\n".join(lines[:-1]) + "\n"
 
@@ -194,9 +194,9 @@ def text(record: Record, key: str) -> str:
 def _lines(block: Fact, depth: int) -> Iterator[str]:
     """Yield the facts inside `block`, names in one column, values beside them or, where a name is long, below."""
     margin = INDENT * depth
-    column = min(NAME, max((width(printable(fact.name)) for fact in block.inside), default=0))
+    column = min(NAME, max((width_of(to_printable(fact.name)) for fact in block.inside), default=0))
     for fact in block.inside:
-        name = printable(fact.name)
+        name = to_printable(fact.name)
         if fact.inside:
             yield from wrap(margin + name, LINE, indent=margin + INDENT)
             yield from _lines(fact, depth + 1)
@@ -204,21 +204,21 @@ def _lines(block: Fact, depth: int) -> Iterator[str]:
             yield from wrap(f"{margin}{name}", LINE, indent=margin + INDENT)
             yield from _table_lines(fact.table, margin + INDENT)
         else:
-            beside = margin + name + " " * max(0, column - width(name)) + INDENT
-            behind = " " * width(beside) if width(beside) < LINE // 2 else margin + INDENT * 2
+            beside = margin + name + " " * max(0, column - width_of(name)) + INDENT
+            behind = " " * width_of(beside) if width_of(beside) < LINE // 2 else margin + INDENT * 2
             first, *more = fact.value.splitlines() or [""]
-            yield from wrap(beside + printable(first), LINE, indent=behind)
+            yield from wrap(beside + to_printable(first), LINE, indent=behind)
             for line in more:
-                yield from wrap(behind + printable(line), LINE, indent=behind + INDENT)
+                yield from wrap(behind + to_printable(line), LINE, indent=behind + INDENT)
 
 
 def _table_lines(table: Table, margin: str) -> Iterator[str]:
     """Yield the table as one grid if it fits; else each row as one wrapped line of 'name value' pairs."""
-    lines = grid(table)
-    if width(margin) + max(map(width, lines)) <= LINE:
+    lines = lines_of_grid(table)
+    if width_of(margin) + max(map(width_of, lines)) <= LINE:
         yield from (margin + line for line in lines)
         return
     for row in table.rows:
         names, values = (table.head, *(one.label for one in table.columns)), (row.label, *(c.text for c in row.cells))
         pairs = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True) if value)
-        yield from wrap(printable(f"{margin}{pairs}"), LINE, indent=margin + INDENT)
+        yield from wrap(to_printable(f"{margin}{pairs}"), LINE, indent=margin + INDENT)

@@ -20,82 +20,82 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reports.figures.curves import Chart, Curve
-from reports.figures.style import plain, style, ticks
-from reports.text import shortened
+from reports.figures.style import find_ticks, style_of, to_plain
+from reports.text import shorten
 
 LINE = 17  # pixels from one name to the next
 LEAST, MOST = 320, 560  # pixels of a chart's height
 LABEL = 24  # characters of a name
 
 
-def chart(found: Chart) -> dict[str, Any]:
+def shapes_of_chart(chart: Chart) -> dict[str, Any]:
     """Return what the template draws, in shares of the width and in pixels from the top."""
-    named = [curve for curve in found.curves if found.names_all or curve.emphasised]
+    named = [curve for curve in chart.curves if chart.names_all or curve.emphasised]
     height = min(MOST, max(LEAST, round(1.35 * LINE * len(named))))
-    places = found.places(LINE / height)
-    low, high = found.height
+    places = chart.places(LINE / height)
+    low, high = chart.height
     return {
-        "x": found.x,
-        "y": found.y,
-        "names_all": found.names_all,
+        "x": chart.x,
+        "y": chart.y,
+        "names_all": chart.names_all,
         "height": height,
         "rows": [
-            {"y": _down(found.up(y), height), "text": plain(y) if found.logarithmic else f"{y:g}"}
-            for y in ticks(low, high, 12 if found.logarithmic else 8, logarithmic=found.logarithmic)
+            {"y": _down(chart.up(y), height), "text": to_plain(y) if chart.logarithmic else f"{y:g}"}
+            for y in find_ticks(low, high, 12 if chart.logarithmic else 8, logarithmic=chart.logarithmic)
         ],
         "columns": [
-            {"x": _right(found.across(x)), "text": f"{x:g}"}
-            for x in ticks(min(found.width), max(found.width), 5, logarithmic=False)
+            {"x": _right(chart.across(x)), "text": f"{x:g}"}
+            for x in find_ticks(min(chart.width), max(chart.width), 5, logarithmic=False)
         ],
-        "dense": _dense(found, height),
-        "front": [line for part in found.inside(found.front) for line in _lines(part, height)],
+        "dense": _dense(chart, height),
+        "front": [line for part in chart.inside(chart.front) for line in _lines(part, height)],
         "curves": [
-            _curve(found, curve, places.get(curve.label), height)
-            for curve in sorted(found.curves, key=lambda curve: (curve.emphasised, -places.get(curve.label, 0)))
+            _curve(chart, curve, places.get(curve.label), height)
+            for curve in sorted(chart.curves, key=lambda curve: (curve.emphasised, -places.get(curve.label, 0)))
         ],
     }
 
 
-def _dense(found: Chart, height: int) -> dict[str, Any] | None:
-    if found.dense is None:
+def _dense(chart: Chart, height: int) -> dict[str, Any] | None:
+    if chart.dense is None:
         return None
-    up = found.up(found.dense.points[0][1])
-    text = f"{found.dense.label} {found.dense.figures[0]}"
+    up = chart.up(chart.dense.points[0][1])
+    text = f"{chart.dense.label} {chart.dense.figures[0]}"
     return {"y": _down(up, height), "text": text, "beside": _down(up, height) + (13 if up < 0.5 else -5)}
 
 
-def _curve(found: Chart, curve: Curve, place: float | None, height: int) -> dict[str, Any]:
+def _curve(chart: Chart, curve: Curve, place: float | None, height: int) -> dict[str, Any]:
     """Return a curve: its lines and dots, its figures beside the dots, its name and the line that leads there."""
-    x, y = found.end(curve)
-    above = found.up(curve.points[-1][1]) > 1
-    look = style(curve.method, curve.label)
+    x, y = chart.end(curve)
+    above = chart.up(curve.points[-1][1]) > 1
+    look = style_of(curve.method, curve.label)
     points = [
         {
-            "x": _right(found.across(x)),
-            "y": _down(min(1.0, found.up(y)), height),
+            "x": _right(chart.across(x)),
+            "y": _down(min(1.0, chart.up(y)), height),
             "figure": figure,
-            "above": found.up(y) > 1,
+            "above": chart.up(y) > 1,
         }
         for (x, y), figure in zip(curve.points, curve.figures, strict=True)
     ]
     return {
         "label": curve.label,
-        "name": shortened(curve.label, LABEL),
+        "name": shorten(curve.label, LABEL),
         "last": curve.figures[-1] + (" \N{UPWARDS ARROW}" if above else ""),
-        "said": f"{curve.label}: {', '.join(_said(found, curve))}",
+        "said": f"{curve.label}: {', '.join(_words_of_curve(chart, curve))}",
         "emphasised": curve.emphasised,
         "named": place is not None,
         "colour": PAINT.get(look.colour, look.colour),
         "dashes": "" if look.line == "solid" else " ".join(f"{1.8 * n:g}" for n in look.line[1]),
-        "lines": [line for part in found.parts(curve) for line in _lines(part, height)],
+        "lines": [line for part in chart.parts(curve) for line in _lines(part, height)],
         "points": points,
         "end": {"x": _right(x), "y": _down(y, height)},
-        "place": _down(min(1.0, found.up(curve.points[-1][1])) if place is None else place, height),
+        "place": _down(min(1.0, chart.up(curve.points[-1][1])) if place is None else place, height),
     }
 
 
-def _said(found: Chart, curve: Curve) -> Iterator[str]:
-    of_x, of_y = found.units
+def _words_of_curve(chart: Chart, curve: Curve) -> Iterator[str]:
+    of_x, of_y = chart.units
     for (x, _), figure in zip(curve.points, curve.figures, strict=True):
         yield f"{figure}{of_y} at {x:.3g}{of_x}"
 
@@ -124,7 +124,7 @@ ROUND = {"stroke-linejoin": "round", "stroke-linecap": "butt"}  # what the style
 FONT = re.compile(r"(?:(?P<style>italic|oblique) )?(?:(?P<weight>bold|\d{3}) )?(?P<size>[\d.]+px) (?P<family>.+)")
 
 
-def inline(drawing: str) -> str:
+def to_inline(drawing: str) -> str:
     """Return the <svg> element, as wide as it was drawn; raises ElementTree.ParseError for what is no XML."""
     root = ElementTree.fromstring(drawing)
     is_map = next(root.iter(f"{{{SVG}}}image"), None) is not None

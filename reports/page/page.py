@@ -18,25 +18,25 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.records.record import Record, display_name
+from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from reports import legend
-from reports.figures.catalogue import figures
-from reports.figures.figure import Figure, svg
-from reports.groups import draws_named, seeds_named, seeds_of
-from reports.page.charts import chart, inline
-from reports.page.sections import VIEWS, Group, groups, ratios, sections
-from reports.page.summary import summary
+from reports.figures.catalogue import figures_of_report
+from reports.figures.figure import Figure, to_svg
+from reports.groups import names_of_draws, names_of_seeds, seeds_of
+from reports.page.charts import shapes_of_chart, to_inline
+from reports.page.sections import VIEWS, Group, group_rows, ratios_of, sections_of_views
+from reports.page.summary import summarise_groups
 from reports.tables import whole_cell
 from reports.tables.table import Table
-from reports.tables.views import views
-from reports.text import printable
+from reports.tables.views import build_views
+from reports.text import to_printable
 
 LONG = 600  # characters of a value, before the page leaves the rest to `show`
 
 
-def page(
+def render_page(
     records: Sequence[Record],
     title: str | None = None,
     *,
@@ -59,14 +59,16 @@ def page(
     drawings  every figure with its SVG, where they are made already or in the making
     """
     samples = samples or Samples()
-    rows, targets = groups(records)
-    tables = views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
-    parts = sections(tables, targets, {group.asked: group.ratio for group in rows})
+    rows, targets = group_rows(records)
+    tables = build_views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
+    parts = sections_of_views(tables, targets, {group.ratio_title: group.ratio for group in rows})
     style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
-    models = ", ".join(dict.fromkeys(display_name(record) for record in records))
-    findings, cells = summary(records, samples), [_cell(group) for group in rows]
+    models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
+    findings, cells = summarise_groups(records, samples), [_cell(group) for group in rows]
     if drawings is None:
-        drawings = ((figure, svg(figure)) for figure in figures(records, samples, served=served, needs=needs))
+        drawings = (
+            (figure, to_svg(figure)) for figure in figures_of_report(records, samples, served=served, needs=needs)
+        )
     drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
     first = _first(drawn)
     rest = [one for one in drawn if one not in first]
@@ -85,13 +87,13 @@ def page(
             links=_links(parts, first, rest),
             first=first,
             findings=findings,
-            ratios=ratios(rows),
+            ratios=ratios_of(rows),
             sections=parts,
             figures=rest,
             cells=cells,
-            environment=list(legend.environment(records)),
+            environment=list(legend.describe_environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
-            data=Markup(as_json(_data(parts, rows))),
+            data=Markup(to_json(_data(parts, rows))),
         )
     )
 
@@ -109,7 +111,7 @@ def _environment() -> Environment:
 
 def _visible(value: Any) -> Any:
     """Return text with its control and direction characters written out."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return to_printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _template(name: str) -> str:
@@ -120,8 +122,8 @@ def _policy(style: str, scripts: Sequence[str], live: str) -> str:
     """Return the content security policy: this style, these scripts, pictures inside the page, and nothing else."""
     rules = [
         "default-src 'none'",
-        f"style-src {_hashed(style)}",
-        f"script-src {' '.join(map(_hashed, scripts))}",
+        f"style-src {_hash_of(style)}",
+        f"script-src {' '.join(map(_hash_of, scripts))}",
         "img-src data:",
         *(["connect-src 'self'"] if live else []),
         "base-uri 'none'",
@@ -130,11 +132,11 @@ def _policy(style: str, scripts: Sequence[str], live: str) -> str:
     return "; ".join(rules)
 
 
-def _hashed(text: str) -> str:
+def _hash_of(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def as_json(value: Any) -> str:
+def to_json(value: Any) -> str:
     """Return JSON that can end neither a script element nor a line of a script."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -147,7 +149,7 @@ def _data(parts: Sequence[dict[str, Any]], rows: Sequence[Group]) -> dict[str, A
     return {
         "columns": {table["id"]: table["names"] for part in parts for table in part["tables"]},
         "tables": {table["id"]: table["figures"] for part in parts for table in part["tables"]},
-        "titles": {group.id: printable(_title(group)) for group in rows},
+        "titles": {group.id: to_printable(_title(group)) for group in rows},
         "drawn": {group.id: group.deviating for group in rows if group.deviating},
     }
 
@@ -163,14 +165,17 @@ def _links(parts: Sequence[dict[str, Any]], first: Sequence[Any], rest: Sequence
 
 def _conditions(records: Sequence[Record]) -> list[str]:
     """Return the conditions of the records, and on which days they were measured."""
-    found = dict.fromkeys(part for record in records for part in legend.conditions([record]))
+    found = dict.fromkeys(part for record in records for part in legend.conditions_of([record]))
     dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
     return [*found, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
 
 
 def _drawing(figure: Figure, element: str) -> dict[str, Any]:
     """Return a figure for the template: its charts where it has some, else its SVG."""
-    charts, picture = [chart(one) for one in figure.charts], "" if figure.charts else Markup(inline(element))
+    charts, picture = (
+        [shapes_of_chart(one) for one in figure.charts],
+        "" if figure.charts else Markup(to_inline(element)),
+    )
     title, _, beside = figure.title.partition("; ")
     return {
         "title": title,
@@ -191,8 +196,11 @@ def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _title(group: Group) -> str:
     first, seeds, draws = group.records[0], seeds_of(group.records), len(group.records)
     if len(seeds) > 1:
-        return f"{whole_cell.title(first).removesuffix(f', {seeds_named(seeds_of([first]))}')}, {seeds_named(seeds)}"
-    return whole_cell.title(first) + (f", {draws} draws" if draws > 1 else "")
+        return (
+            f"{whole_cell.title_of_cell(first).removesuffix(f', {names_of_seeds(seeds_of([first]))}')}, "
+            f"{names_of_seeds(seeds)}"
+        )
+    return whole_cell.title_of_cell(first) + (f", {draws} draws" if draws > 1 else "")
 
 
 def _cell(group: Group) -> dict[str, Any]:
@@ -206,21 +214,21 @@ def _cell(group: Group) -> dict[str, Any]:
         "label": group.label,
         "ratio": group.ratio,
         "title": _title(group),
-        "failure": legend.status(first) if first.status != "ok" else "",
+        "failure": legend.words_of_status(first) if first.status != "ok" else "",
         "protocol": legend.describe_columns(peers, rows, seeds=len(seeds_of(group.records)) > 1)
         if first.status == "ok"
         else [],
         "blocks": [
-            {"name": block.name + (f", {which}" if several else ""), "inside": _shortened(block).inside}
-            for which, record in zip(draws_named(group.records), group.records, strict=True)
-            for block in whole_cell.facts(record)
+            {"name": block.name + (f", {which}" if several else ""), "inside": _shorten_fact(block).inside}
+            for which, record in zip(names_of_draws(group.records), group.records, strict=True)
+            for block in whole_cell.facts_of(record)
         ],
     }
 
 
-def _shortened(fact: whole_cell.Fact) -> whole_cell.Fact:
+def _shorten_fact(fact: whole_cell.Fact) -> whole_cell.Fact:
     """Return a fact without the ends of very long values, such as the numbers of a thousand channels."""
     value = fact.value
     if len(value) > LONG:
         value = f"{value[:LONG].rpartition(' ')[0]} … (`python -m bench show` prints all of it)"
-    return whole_cell.Fact(fact.name, value, tuple(_shortened(inside) for inside in fact.inside), fact.table)
+    return whole_cell.Fact(fact.name, value, tuple(_shorten_fact(inside) for inside in fact.inside), fact.table)

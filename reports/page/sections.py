@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
-from bench.plan.cell import share
-from bench.records.quantities import finite
-from bench.records.record import Record, display_name
+from bench.plan.cell import words_of_ratio
+from bench.records.quantities import is_finite
+from bench.records.record import Record, name_of_model
 from reports import legend as notes
-from reports.groups import TableGroup, blocks, named_beside, seeds_of
-from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
+from reports.groups import TableGroup, group_records, name_with_ratio, seeds_of
+from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
 
 SECTIONS = (  # name, title, view, and the group of its columns where it has several
     ("results", "Results", "main", "quality"),
@@ -59,13 +59,13 @@ class Group:
     rows: tuple[dict[str, Any], ...]
     dense: tuple[Record, dict[str, Any]] | None
     deviating: tuple[str, ...] = ()
-    asked: str = ""
+    ratio_title: str = ""
 
 
 Targets = Mapping[tuple[str, ...], str]
 
 
-def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
+def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
     """Return every row once, and the id that leads to it by (model, conditions, row's label, ratio in both forms).
 
     Conditions are those of a table of one ratio, and of one of all ratios. Where two rows share all that, there is no
@@ -73,64 +73,64 @@ def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
     """
     found: dict[tuple[int, ...], Group] = {}
     ways: dict[tuple[str, ...], set[str]] = {}
-    for ratios_of, block in ((several, block) for several in blocks(records) for block in several):
+    for ratios_of, block in ((several, block) for several in group_records(records) for block in several):
         whole, here = ([r for one in part for r in chain(*one.drawn)] for part in (ratios_of, [block]))
-        where = [(*notes.conditions(several), *block.apart) for several in (whole, here)]
+        where = [(*notes.conditions_of(several), *block.apart) for several in (whole, here)]
         both = zip(block.records, block.rows, strict=True)
         dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
         for place, numbers in enumerate(block.numbers):
             mine, figures = tuple(block.drawn[place]), tuple(block.each[place])
-            ratio, asked = shown_ratio(_ratio(block, place)), share(_ratio(block, place), block.ratio_of)
+            ratio, asked = ratio_for_filter(_ratio(block, place)), words_of_ratio(_ratio(block, place), block.ratio_of)
             spread = _deviating(mine, figures)
             new = Group(f"cell-{len(found)}", block.label(place), ratio, mine, figures, dense, spread, asked)
             group = found.setdefault(tuple(numbers), new)
-            names = (group.label, named_beside(mine[0], block.beside))
-            for conditions, name, at in product(where, names, (group.ratio, _column_of(group.asked))):
-                way = _way(display_name(mine[0]), conditions, name, at)
+            names = (group.label, name_with_ratio(mine[0], block.beside))
+            for conditions, name, at in product(where, names, (group.ratio, _column_of(group.ratio_title))):
+                way = _way(name_of_model(mine[0]), conditions, name, at)
                 ways.setdefault(way, set()).add(group.id)
     return list(found.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
 
 
 def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the columns in which reports.groups.pooled gives a standard deviation, where others have an interval.
+    """Return the columns in which reports.groups.pool_draws gives a standard deviation, where others have an interval.
 
     That is at one seed alone, and not of what some of the choices lack, such as a speed: it is that of the first.
     """
     if len(records) == 1 or len(seeds_of(records)) > 1:
         return ()
     beside = {name.removesuffix(end) for name in rows[0] for end in ("_low", "_stderr") if name.endswith(end)}
-    return tuple(sorted(name for name in beside if all(finite(row.get(name)) for row in rows)))
+    return tuple(sorted(name for name in beside if all(is_finite(row.get(name)) for row in rows)))
 
 
 def _ratio(block: TableGroup, place: int) -> float | None:
     return None if block.records[place].cell["method"] == "dense" else block.ratio
 
 
-def shown_ratio(ratio: float | None) -> str:
+def ratio_for_filter(ratio: float | None) -> str:
     """Return a ratio as the filter has it; nothing for the dense model and for methods whose parameters decide."""
     return "" if ratio is None else f"{ratio:g}"
 
 
-def _column_of(asked: str) -> str:
+def _column_of(ratio_title: str) -> str:
     """Return what tells a ratio as a reader has it from the number that others share: 0.2 is also macs=0.8."""
-    return f"column {asked}"
+    return f"column {ratio_title}"
 
 
 def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple[str, ...]:
     return (model, *conditions, label, ratio)
 
 
-def ratios(rows: Sequence[Group]) -> dict[str, list[str]]:
+def ratios_of(rows: Sequence[Group]) -> dict[str, list[str]]:
     """Return of each ratio what tables are filtered by, rising, and everything that readers see for it."""
     found: dict[str, list[str]] = {}
     for group in rows:
-        if group.ratio and group.asked not in found.setdefault(group.ratio, []):
-            found[group.ratio].append(group.asked)
+        if group.ratio and group.ratio_title not in found.setdefault(group.ratio, []):
+            found[group.ratio].append(group.ratio_title)
     return dict(sorted(found.items(), key=lambda one: float(one[0])))
 
 
-def sections(
-    views: Mapping[str, Sequence[Table]], targets: Targets, asked: Mapping[str, str] | None = None
+def sections_of_views(
+    views: Mapping[str, Sequence[Table]], targets: Targets, ratio_titles: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """Return the sections that have a table, for the template.
 
@@ -146,18 +146,21 @@ def sections(
         parts = [part for part in parts if name != "by-ratio" or len(part.columns) > 1]
         if parts:
             shown = [
-                _table(part, f"{section}-{number}", targets, asked or {}, several=several)
+                _table(part, f"{section}-{number}", targets, ratio_titles or {}, several=several)
                 for number, part in enumerate(parts)
             ]
-            found.append({"name": section, "title": title, "tables": shown, "protocol": footnotes(parts)})
+            found.append({"name": section, "title": title, "tables": shown, "protocol": footnotes_of(parts)})
     return found
 
 
-def _table(table: Table, name: str, targets: Targets, asked: Mapping[str, str], *, several: bool) -> dict[str, Any]:
-    ratios = {shown_ratio(row.ratio) for row in table.rows if row.method != "dense"}
+def _table(
+    table: Table, name: str, targets: Targets, ratio_titles: Mapping[str, str], *, several: bool
+) -> dict[str, Any]:
+    ratios = {ratio_for_filter(row.ratio) for row in table.rows if row.method != "dense"}
     by_ratio = table.view == "by-ratio"
     columns = [
-        _column(column, ratio=asked.get(column.label, column.label) if by_ratio else None) for column in table.columns
+        _column(column, ratio=ratio_titles.get(column.label, column.label) if by_ratio else None)
+        for column in table.columns
     ]
     return {
         "id": name,
@@ -166,7 +169,7 @@ def _table(table: Table, name: str, targets: Targets, asked: Mapping[str, str], 
         "conditions": [table.model, *table.conditions] if several else [],
         "columns": [_column(Column("label", table.head, words=True), ratio=None), *columns],
         "rows": [_row(row, table, targets) for row in table.rows],
-        "notes": [*table.notes, *legend([table])],
+        "notes": [*table.notes, *legend_of([table])],
         "names": ["label", *(column.name for column in table.columns)],
         "figures": [_figures(row) for row in table.rows],
     }
@@ -186,7 +189,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
     def target(label: str, ratio: str) -> str:
         return targets.get(_way(table.model, table.conditions, label, ratio), "")
 
-    here = "" if row.method == "dense" else shown_ratio(row.ratio)
+    here = "" if row.method == "dense" else ratio_for_filter(row.ratio)
 
     def lead(cell: TableCell, column: Column) -> str:
         """Return the id of the record that a figure is from."""
@@ -210,7 +213,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
 
 def _cell(cell: TableCell, column: Column, target: str) -> dict[str, Any]:
     """Return the figure and, apart, what follows it, such as '92.8' and '± 15.6'."""
-    text = written(cell)
+    text = cell_text(cell)
     spread = text.removeprefix(cell.short) if text.startswith(cell.short) else ""
     classes = [*(MARKS[mark] for mark in cell.marks if mark in MARKS), *["words"] * column.words]
     return {

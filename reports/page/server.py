@@ -41,7 +41,7 @@ class Live:
     def stamp(self) -> str:
         """Return a name for the state of the records, made of their files' names, sizes and times."""
         state = []
-        for path in (*run_folder.files(self.run), self.run / served.FILE):
+        for path in (*run_folder.files_of_records(self.run), self.run / served.FILE):
             with suppress(FileNotFoundError):  # a record that was there a moment ago, or nothing was served
                 found = path.stat()
                 state.append((path.name, found.st_size, found.st_mtime_ns))
@@ -59,14 +59,14 @@ class Live:
             return self._made
 
     def _render(self, stamp: str) -> str:
-        begun = run_folder.files(self.run)
+        begun = run_folder.files_of_records(self.run)
         found = run_folder.load_runs([self.run]) if begun else run_folder.Merged([], Samples(), [])
         title = self.run.resolve().name
         known: dict[str, Any] = {"samples": found.samples, "remarks": found.notes, "served": found.served}
-        return page.page(found.records, title=title, needs=self.needs, live=stamp, **known)
+        return page.render_page(found.records, title=title, needs=self.needs, live=stamp, **known)
 
 
-def start(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:
+def open_server(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:
     """Return a server for the page of `run` that listens and does not yet answer; `needs` as in reports.page.page.
 
     Raises OSError where the port is taken.

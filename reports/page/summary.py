@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.plan.cell import share
-from bench.records.comparability import by_setup
-from bench.records.frame import texts
+from bench.plan.cell import words_of_ratio
+from bench.records.comparability import group_by_setup
+from bench.records.frame import texts_of_records
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import METRICS, bits, finite, metric, shown
-from bench.records.record import Record, display_name
+from bench.records.quantities import METRICS, format_bits, format_value, is_finite, metric_of
+from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
-from bench.regression.pairs import LEVEL, all_pairs, shown_more
+from bench.regression.pairs import LEVEL, is_shown_higher, pairs_of
 from bench.stats.intervals import kendall
 from methods.counted import QUANTITIES
 from reports import legend
-from reports.figures.quality import called
-from reports.groups import TableGroup, blocks, draws_apart, named_beside, seeds_named, seeds_of
-from reports.tables.rows import NAMES, TestedRow, tested_block
+from reports.figures.quality import title_of_quantity
+from reports.groups import TableGroup, group_records, name_with_ratio, names_of_seeds, seeds_of, suffixes_of_draws
+from reports.tables.rows import NAMES, TestedRow, test_pairs
 
 CLIFF = 10  # times the perplexity in one step of the ratio
 MANY = 4  # rows above which it is said how well two orders agree
@@ -46,20 +46,20 @@ class Topic:
     sentences: tuple[str, ...]
 
 
-def summary(records: Sequence[Record], samples: Samples) -> list[Topic]:
+def summarise_groups(records: Sequence[Record], samples: Samples) -> list[Topic]:
     """Return the topics of all setups; a title names the model and its conditions where there are several."""
-    found, setups = [], by_setup(records)
-    for peers, mine in zip(setups.values(), blocks(records), strict=True):
-        where = ", ".join((display_name(peers[0]), *legend.conditions(peers), *mine[0].apart))
+    found, setups = [], group_by_setup(records)
+    for peers, mine in zip(setups.values(), group_records(records), strict=True):
+        where = ", ".join((name_of_model(peers[0]), *legend.conditions_of(peers), *mine[0].apart))
         prefix = f"{where}: " if len(setups) > 1 else ""
         found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
     return found
 
 
-def _topics(records: Sequence[Record], found: Sequence[TableGroup], samples: Samples) -> Iterator[Topic]:
-    tested = [tested_block(records, block, samples) for block in found]
+def _topics(records: Sequence[Record], groups: Sequence[TableGroup], samples: Samples) -> Iterator[Topic]:
+    tested = [test_pairs(records, block, samples) for block in groups]
     topics: dict[str, Callable[[], Iterator[str]]] = {
-        "Perplexity": lambda: _perplexity(tested, texts(records)),
+        "Perplexity": lambda: _perplexity(tested, texts_of_records(records)),
         "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
         "Right answers": lambda: (sentence for one in tested for sentence in _answers(one)),
         "Speed": lambda: (sentence for one in tested for sentence in _speed(one)),
@@ -82,154 +82,171 @@ def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[s
             yield from _random(one, names[0])
 
 
-def _lowest(one: TestedRow, column: str) -> Iterator[str]:
+def _lowest(tested: TestedRow, column: str) -> Iterator[str]:
     """Say which method has the lowest of a figure, below which ones that is shown, and which comes next."""
-    order = one.ordered(one.eligible(), column, "lower")
+    order = tested.order(tested.eligible(), column, "lower")
     if not order:
         return
-    first, rest = _leading(one, order, column)
-    dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
-    lead, figure = f"{one.where()}, {_have(one, first)}", f"{one.figure(first[0], column)}{dense}"
+    first, rest = _leading(tested, order, column)
+    dense = "" if tested.dense is None else f" (dense {tested.figure(tested.dense, column)})"
+    lead, figure = f"{tested.where()}, {_have(tested, first)}", f"{tested.figure(first[0], column)}{dense}"
     if len(order) == 1:
         one_of_it = "" if column == ANSWER_BPB else "a "
-        yield f"{lead} {one_of_it}{called(column)} of {figure}; there is nothing to compare it with."
+        yield f"{lead} {one_of_it}{title_of_quantity(column)} of {figure}; there is nothing to compare it with."
         return
-    below = [place for place in rest if all(one.shows_more(place, lowest, column) for lowest in first)]
-    said = f", {one.shown('below', below, rest)}.{_next(one, [first[0], *rest], column)}" if rest else "."
-    yield f"{lead} the lowest {called(column)}: {figure}{said}"
+    below = [place for place in rest if all(tested.has_more(place, lowest, column) for lowest in first)]
+    said = (
+        f", {tested.words_of_tests('below', below, rest)}.{_next(tested, [first[0], *rest], column)}" if rest else "."
+    )
+    yield f"{lead} the lowest {title_of_quantity(column)}: {figure}{said}"
 
 
-def _leading(one: TestedRow, order: Sequence[int], column: str) -> tuple[list[int], list[int]]:
+def _leading(tested: TestedRow, order: Sequence[int], column: str) -> tuple[list[int], list[int]]:
     """Return the rows that have exactly the figure of the first, and the rest."""
-    figures = one.block.rows
+    figures = tested.block.rows
     count = sum(figures[place][column] == figures[order[0]][column] for place in order)
     return list(order[:count]), list(order[count:])
 
 
-def _have(one: TestedRow, places: Sequence[int]) -> str:
+def _have(tested: TestedRow, places: Sequence[int]) -> str:
     """Say 'laco has', 'laco and flap both have', or 'laco, flap and sleb all have'."""
-    *others, last = map(one.name, places)
+    *others, last = map(tested.name, places)
     return f"{', '.join(others)} and {last} {'all' if others[1:] else 'both'} have" if others else f"{last} has"
 
 
-def _next(one: TestedRow, order: Sequence[int], column: str) -> str:
+def _next(tested: TestedRow, order: Sequence[int], column: str) -> str:
     """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].', or by how much it has more."""
     first, second = order[:2]
-    a, b = (one.models(place) for place in (first, second))
-    tests, both = one.tests(column), (a[0], b[0])
+    a, b = (tested.models(place) for place in (first, second))
+    tests, both = tested.tests(column), (a[0], b[0])
     turned = both not in tests
     found = tests.get(both[::-1] if turned else both) if len(a) == len(b) == 1 else None
     if column == ANSWER_BPB:
-        more = one.block.rows[second][column] - one.block.rows[first][column]
-        said = f"{bits(more)} more"
+        more = tested.block.rows[second][column] - tested.block.rows[first][column]
+        said = f"{format_bits(more)} more"
         if found is not None:
             ends = (-found.high, -found.low) if turned else (found.low, found.high)
-            said += f" [{', '.join(map(bits, ends))}]" if all(map(math.isfinite, ends)) else ""
-        return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
-    times = one.block.rows[second][column] / one.block.rows[first][column]
+            said += f" [{', '.join(map(format_bits, ends))}]" if all(map(math.isfinite, ends)) else ""
+        return f" {tested.name(second)} comes next: {tested.figure(second, column)}, {said}."
+    times = tested.block.rows[second][column] / tested.block.rows[first][column]
     said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
     if found is not None:
         low, high = found.low, found.high
         if turned:
             low, high = (1 / end if end else math.inf for end in (high, low))
         said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
-    return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
+    return f" {tested.name(second)} comes next: {tested.figure(second, column)}, {said}."
 
 
-def _accuracy(one: TestedRow) -> Iterator[str]:
+def _accuracy(tested: TestedRow) -> Iterator[str]:
     """Say which method keeps the most accuracy, above which ones that is shown, and which are not shown to lose any."""
-    block = one.block
-    order = one.ordered(one.eligible(), "average", "higher")
+    block = tested.block
+    order = tested.order(tested.eligible(), "average", "higher")
     if not order:
         return
-    first, rest = _leading(one, order, "average")
+    first, rest = _leading(tested, order, "average")
     best = block.rows[first[0]]
-    kept = "" if best.get("kept") is None else f", {shown(best, 'kept')} of the dense model's"
-    lead = f"{one.where()}, {_have(one, first)} the highest average accuracy: {one.figure(first[0], 'average')}{kept}"
-    above = [place for place in rest if all(one.shows_more(highest, place, "average") for highest in first)]
+    kept = "" if best.get("kept") is None else f", {format_value(best, 'kept')} of the dense model's"
+    lead = (
+        f"{tested.where()}, {_have(tested, first)} the highest average accuracy: "
+        f"{tested.figure(first[0], 'average')}{kept}"
+    )
+    above = [place for place in rest if all(tested.has_more(highest, place, "average") for highest in first)]
     nothing = "; there is nothing to compare it with" * (len(order) == 1)
-    yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}{nothing}."
-    if one.dense is not None:
-        lost = [place for place in order if one.shows_more(one.dense, place, "average")]
+    yield f"{lead}, {tested.words_of_tests('above', above, rest)}." if rest else f"{lead}{nothing}."
+    if tested.dense is not None:
+        lost = [place for place in order if tested.has_more(tested.dense, place, "average")]
         whole = [place for place in order if place not in lost]
         if whole:
             yield (
-                f"{one.where()}, no loss of accuracy against the dense model is shown for {one.names(whole)}; that "
+                f"{tested.where()}, no loss of accuracy against the dense model is shown for "
+                f"{tested.names(whole)}; that "
                 "is not to say that there is none."
             )
-    yield from _ties(one, "average", "higher")
-    yield from _disagreement(one, order)
+    yield from _ties(tested, "average", "higher")
+    yield from _disagreement(tested, order)
 
 
-def _answers(one: TestedRow) -> Iterator[str]:
+def _answers(tested: TestedRow) -> Iterator[str]:
     """Say of which method the right answers are the likeliest, and which are not shown to make them less likely."""
-    yield from _lowest(one, ANSWER_BPB)
-    if one.dense is not None:
-        order = one.ordered(one.eligible(), ANSWER_BPB, "lower")
-        whole = [place for place in order if not one.shows_more(place, one.dense, ANSWER_BPB)]
+    yield from _lowest(tested, ANSWER_BPB)
+    if tested.dense is not None:
+        order = tested.order(tested.eligible(), ANSWER_BPB, "lower")
+        whole = [place for place in order if not tested.has_more(place, tested.dense, ANSWER_BPB)]
         if whole:
             yield (
-                f"{one.where()}, right answers are not shown to be less likely than the dense model's for "
-                f"{one.names(whole)}; that is not to say that they are not."
+                f"{tested.where()}, right answers are not shown to be less likely than the dense model's for "
+                f"{tested.names(whole)}; that is not to say that they are not."
             )
-    yield from _ties(one, ANSWER_BPB, "lower")
-    yield from _told_apart(one)
+    yield from _ties(tested, ANSWER_BPB, "lower")
+    yield from _words_of_resolved_pairs(tested)
 
 
-def _told_apart(one: TestedRow) -> Iterator[str]:
+def _words_of_resolved_pairs(tested: TestedRow) -> Iterator[str]:
     """Say how many pairs of cells each figure tells apart, where more than one is tested."""
-    columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in one.perplexity)]
-    counts = {column: [contrast.p < LEVEL for contrast in one.tests(column).values()] for column in columns}
+    columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in tested.perplexity)]
+    counts = {column: [contrast.p < LEVEL for contrast in tested.tests(column).values()] for column in columns}
     known = {column: found for column, found in counts.items() if len(found) > 1}
     if ANSWER_BPB in known and len(known) > 1:
-        words = ", ".join(f"{called(column)} {sum(found)} of {len(found)}" for column, found in known.items())
-        yield f"{one.where()}, pairs of cells that are shown to differ: by {words}."
-    for column in [f"perplexity_{text}" for text in one.perplexity][:1]:
+        words = ", ".join(
+            f"{title_of_quantity(column)} {sum(found)} of {len(found)}" for column, found in known.items()
+        )
+        yield f"{tested.where()}, pairs of cells that are shown to differ: by {words}."
+    for column in [f"perplexity_{text}" for text in tested.perplexity][:1]:
         others = [ANSWER_BPB, "average"]
-        places = [p for p in one.eligible() if all(finite(one.block.rows[p].get(name)) for name in (column, *others))]
-        taus = {name: _agreement(one, column, name, places) for name in others if len(places) > MANY}
-        said = [f"{tau:z.2f} of {called(name)}" for name, tau in taus.items() if not math.isnan(tau)]
+        places = [
+            p for p in tested.eligible() if all(is_finite(tested.block.rows[p].get(name)) for name in (column, *others))
+        ]
+        taus = {name: _agreement(tested, column, name, places) for name in others if len(places) > MANY}
+        said = [f"{tau:z.2f} of {title_of_quantity(name)}" for name, tau in taus.items() if not math.isnan(tau)]
         if len(said) == len(others):
-            yield f"{one.where()}, Kendall's τ with the order by {called(column)} is {' and '.join(said)}."
+            yield (
+                f"{tested.where()}, Kendall's τ with the order by {title_of_quantity(column)} is {' and '.join(said)}."
+            )
 
 
-def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:
+def _ties(tested: TestedRow, column: str, better: str) -> Iterator[str]:
     """Name the pairs of methods of which not every seed says that the same one is better."""
-    order = one.ordered(one.eligible(), column, better)
+    order = tested.order(tested.eligible(), column, better)
     pairs = [
-        f"{one.block.label(a)} and {one.block.label(b)}" for a, b in all_pairs(order) if one.block.tied(a, b, column)
+        f"{tested.block.label(a)} and {tested.block.label(b)}"
+        for a, b in pairs_of(order)
+        if tested.block.order_depends_on_seed(a, b, column)
     ]
     if pairs:
         more = len(pairs) - NAMES
         said = "; ".join(pairs if more <= 1 else [*pairs[:NAMES], f"{more} more pairs"])
-        yield f"{one.where()}, ranks by {called(column)} change with the seed, so that these are ties: {said}."
+        yield (
+            f"{tested.where()}, ranks by {title_of_quantity(column)} change with the seed, so that these are ties: "
+            f"{said}."
+        )
 
 
-def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
+def _disagreement(tested: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
     """Say so where the method with the highest accuracy is in the worse half by perplexity, of several the best."""
-    column = next(iter(one.perplexity), None)
+    column = next(iter(tested.perplexity), None)
     if column is None:
         return
     column = f"perplexity_{column}"
-    by_perplexity = [place for place in one.ordered(one.eligible(), column, "lower") if place in by_average]
+    by_perplexity = [place for place in tested.order(tested.eligible(), column, "lower") if place in by_average]
     count = len(by_perplexity)
-    first = next((place for place in by_perplexity if place in _leading(one, by_average, "average")[0]), None)
+    first = next((place for place in by_perplexity if place in _leading(tested, by_average, "average")[0]), None)
     if count < 3 or first is None:
         return
     rank = by_perplexity.index(first) + 1
-    tau = _agreement(one, column, "average", by_perplexity)
+    tau = _agreement(tested, column, "average", by_perplexity)
     if rank > count / 2 and not math.isnan(tau):
         yield (
-            f"{one.where()}, perplexity and accuracy disagree: {one.name(first)} has the highest average and "
-            f"comes {rank} of {count} by perplexity ({one.figure(first, column)}); "
+            f"{tested.where()}, perplexity and accuracy disagree: {tested.name(first)} has the highest average and "
+            f"comes {rank} of {count} by perplexity ({tested.figure(first, column)}); "
             f"Kendall's τ between the two orders is {tau:z.2f}."
         )
 
 
-def _agreement(one: TestedRow, column: str, other: str, places: Sequence[int]) -> float:
+def _agreement(tested: TestedRow, column: str, second: str, places: Sequence[int]) -> float:
     """Return Kendall's τ of the orders of rows by a column in which less is better and by another one."""
-    sign = 1 if metric(other).better == "lower" else -1
-    figures = [(one.block.rows[place][column], sign * one.block.rows[place][other]) for place in places]
+    sign = 1 if metric_of(second).better == "lower" else -1
+    figures = [(tested.block.rows[place][column], sign * tested.block.rows[place][second]) for place in places]
     return kendall([before for before, _ in figures], [after for _, after in figures])
 
 
@@ -239,54 +256,56 @@ def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
     for one in (one for one in tested if one.block.ratio is not None):
         dense = [] if one.dense is None else [("dense", one.block.rows[one.dense])]
         for place in one.rows:
-            here = (share(one.block.ratio, one.block.ratio_of), one.block.rows[place])
+            here = (words_of_ratio(one.block.ratio, one.block.ratio_of), one.block.rows[place])
             lines.setdefault((one.block.label(place), one.block.ratio_of), [*dense]).append(here)
     steps: dict[tuple[str, str], list[str]] = {}
     for (name, _), line in lines.items():
-        for (lower, before), (higher, after) in pairwise(point for point in line if finite(point[1].get(column))):
+        for (lower, before), (higher, after) in pairwise(point for point in line if is_finite(point[1].get(column))):
             if after[column] >= CLIFF * before[column]:
-                both = " to ".join(shown(row, column, spread=False) for row in (before, after))
+                both = " to ".join(format_value(row, column, spread=False) for row in (before, after))
                 steps.setdefault((lower, higher), []).append(f"{name} ({both})")
     for (lower, higher), found in steps.items():
         yield f"From {lower} to {higher} the perplexity grows at least tenfold: {', '.join(found)}."
 
 
-def _random(one: TestedRow, text: str) -> Iterator[str]:
+def _random(tested: TestedRow, text: str) -> Iterator[str]:
     """Name the methods that are not shown to be better than every draw of random layers."""
-    control = [place for place in one.rows if one.block.records[place].cell["method"] == RANDOM]
-    others = [place for place in one.rows if place not in control]
-    others = one.ordered(others, f"perplexity_{text}", "lower")
+    control = [place for place in tested.rows if tested.block.records[place].cell["method"] == RANDOM]
+    others = [place for place in tested.rows if place not in control]
+    others = tested.order(others, f"perplexity_{text}", "lower")
     if not control or not others:
         return
-    drawn = [number for place in control for number in one.models(place)]
-    found = one.perplexity[text]
-    better = [p for p in others if shown_more(found, drawn, one.models(p), neutral=1)]
-    beaten = [p for p in others if p not in better and shown_more(found, one.models(p), drawn, neutral=1)]
+    drawn = [number for place in control for number in tested.models(place)]
+    found = tested.perplexity[text]
+    better = [p for p in others if is_shown_higher(found, drawn, tested.models(p), neutral=1)]
+    beaten = [p for p in others if p not in better and is_shown_higher(found, tested.models(p), drawn, neutral=1)]
     open_ = [p for p in others if p not in better and p not in beaten]
     draws = f"all {len(drawn)} draws" if len(drawn) > 1 else "the one draw"
     if open_:
-        yield f"{one.where()}, not shown to be better than {draws} of {RANDOM}, by perplexity: {one.names(open_)}."
+        yield (
+            f"{tested.where()}, not shown to be better than {draws} of {RANDOM}, by perplexity: {tested.names(open_)}."
+        )
     if beaten:
-        yield f"{one.where()}, shown to be worse than {draws} of {RANDOM}: {one.names(beaten)}."
+        yield f"{tested.where()}, shown to be worse than {draws} of {RANDOM}: {tested.names(beaten)}."
 
 
-def _speed(one: TestedRow) -> Iterator[str]:
+def _speed(tested: TestedRow) -> Iterator[str]:
     """Name the fastest, and what is not shown to be faster than the dense model, by the intervals of the speed-ups."""
     for stage in ("decode", "prefill"):
         column = f"{stage}_speed"
-        order = one.ordered(one.eligible(), column, "higher")
+        order = tested.order(tested.eligible(), column, "higher")
         if order:
-            first, rows = order[0], one.block.rows
+            first, rows = order[0], tested.block.rows
             near = [p for p in order[1:] if end_of(rows[p], column, "high") >= end_of(rows[first], column, "low")]
-            beside = f"; not apart from it, by the intervals: {one.names(near)}" if near else ""
+            beside = f"; not apart from it, by the intervals: {tested.names(near)}" if near else ""
             others = "" if len(order) == 1 or near else "; the intervals of all others lie below its own"
             yield (
-                f"{one.where()}, {one.name(first)} is the fastest in {stage}: {one.figure(first, column)} "
+                f"{tested.where()}, {tested.name(first)} is the fastest in {stage}: {tested.figure(first, column)} "
                 f"the dense model's speed{beside}{others}."
             )
             slow = [place for place in order if end_of(rows[place], column, "low") <= 1]
             if slow:
-                yield f"{one.where()}, not shown to be faster than dense in {stage}: {one.names(slow)}."
+                yield f"{tested.where()}, not shown to be faster than dense in {stage}: {tested.names(slow)}."
 
 
 def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[str]:
@@ -295,14 +314,16 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
         missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
         if missed:
             said = [f"{one.name(place)} removed {_miss(one.block.each[place])}" for place in missed]
-            flattered = [place for place in missed if one.block.removed_too_little(place)]
+            flattered = [place for place in missed if one.block.removes_too_little(place)]
             outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
             whole = QUANTITIES.get(one.block.ratio_of)
             of = f"the dense model's {whole.removeprefix('the ')}" if whole else "the dense model"
             yield f"{one.where()}, the budget is missed: {', '.join(said)} of {of}.{outside}"
-    failed = [both for both in zip(records, draws_apart(records), strict=True) if both[0].status != "ok"]
+    failed = [both for both in zip(records, suffixes_of_draws(records), strict=True) if both[0].status != "ok"]
     if failed:
-        words = ", ".join(f"{named_beside(one, records)}{which} ({legend.status(one)})" for one, which in failed)
+        words = ", ".join(
+            f"{name_with_ratio(one, records)}{which} ({legend.words_of_status(one)})" for one, which in failed
+        )
         yield f"{len(failed)} {'cell has' if len(failed) == 1 else 'cells have'} no figures: {words}."
     yield from _seeds(records)
     yield from _tests(tested)
@@ -310,7 +331,7 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
 
 def _miss(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say by how much the cells of a row miss their budget: '2.0 % less', or the two ends of several."""
-    ends = [choose(row["miss"] for row in rows if finite(row.get("miss"))) for choose in (min, max)]
+    ends = [choose(row["miss"] for row in rows if is_finite(row.get("miss"))) for choose in (min, max)]
     said = dict.fromkeys(f"{abs(100 * end):.1f} % {'more' if end > 0 else 'less'}" for end in ends)
     return "between " * (len(said) > 1) + " and ".join(said)
 
@@ -326,7 +347,7 @@ def _seeds(records: Sequence[Record]) -> Iterator[str]:
         )
     else:
         yield (
-            f"Figures are means over the {seeds_named(seeds)}: methods are compared seed by seed, and intervals and "
+            f"Figures are means over the {names_of_seeds(seeds)}: methods are compared seed by seed, and intervals and "
             "tests speak for other calibration data of the same text too."
         )
 

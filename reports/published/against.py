@@ -22,24 +22,24 @@ from statistics import fmean
 from typing import Any
 
 from bench.data.task_sources import VALIDATION
-from bench.plan.cell import label
+from bench.plan.cell import label_of_cell
 from bench.records import frame
-from bench.records.comparability import by_setup, dense_peer
-from bench.records.frame import task_column
+from bench.records.comparability import find_dense_peer, group_by_setup
+from bench.records.frame import column_of_task
 from bench.records.measured import is_accuracy
-from bench.records.quantities import METRICS, percent, short
-from bench.records.record import Record, display_name, main_metric, requested_ratio
+from bench.records.quantities import METRICS, format_percent, shorten_name
+from bench.records.record import Record, main_metric, name_of_model, requested_ratio
 from methods.errors import UserError
 from reports import groups, legend
-from reports.groups import draws_apart, named_beside, seeds_of
+from reports.groups import name_with_ratio, seeds_of, suffixes_of_draws
 from reports.published.papers import Paper, Printed, PublishedProtocol
-from reports.removed import together
-from reports.tables.table import Column, Row, Table, TableCell, figure
+from reports.removed import join_decisions
+from reports.tables.table import Column, Row, Table, TableCell, cell_of
 
 CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
 
 
-def of_perplexity(published: PublishedProtocol, record: Record, text: str) -> list[str]:
+def differences_of_perplexity(published: PublishedProtocol, record: Record, text: str) -> list[str]:
     """Return why a perplexity of the record is not the same figure as the printed one; nothing where it is."""
     found = record.measured["perplexity"][text]
     reasons = list(_otherwise("the window", "windows of {} tokens", published.window, found["window"]))
@@ -56,7 +56,7 @@ def of_perplexity(published: PublishedProtocol, record: Record, text: str) -> li
     return [*reasons, *_otherwise("BOS", "BOS {}", published.bos, found["bos"]), *_alike(published, record)]
 
 
-def of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
+def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
     """Return why the accuracies of tasks are not the same figures as the printed ones."""
     measured = {name: record.measured["tasks"][name] for name in tasks}
     version = record.environment.get("versions", {}).get("lm_eval")
@@ -106,11 +106,11 @@ def _alike(published: PublishedProtocol, record: Record) -> Iterator[str]:
     if theirs[0] is None:
         yield "the calibration not known of the published"
     elif theirs[0] not in here[0] or any(a not in (None, b) for a, b in zip(theirs[1:], here[1:], strict=True)):
-        yield f"calibrated on {_calibrated(theirs)} published, on {_calibrated(here)} here"
+        yield f"calibrated on {_words_of_calibration(theirs)} published, on {_words_of_calibration(here)} here"
 
 
-def _calibrated(asked: Sequence[Any]) -> str:
-    text, sequences, length = asked
+def _words_of_calibration(values: Sequence[Any]) -> str:
+    text, sequences, length = values
     return text if None in (sequences, length) else f"{sequences} sequences of {length:,} tokens of {text}"
 
 
@@ -156,7 +156,7 @@ class PublishedPair:
         return self.paper.protocol.with_own(self.printed.protocol)
 
 
-def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
+def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
     """Return a table for each pair. Raises UserError where no cell is of a published model and method."""
     pairs = list(_pairs(records, papers))
     measured = [record for record in records if any(pair.record is record for pair in pairs)]
@@ -166,7 +166,7 @@ def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
     found = [_table(pair, number, names[id(pair.record)], here) for number, pair in enumerate(pairs, start=1)]
     if not found:
         published = ", ".join(dict.fromkeys(model for paper in papers for model in paper.models))
-        models = ", ".join(dict.fromkeys(display_name(record) for record in records))
+        models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
         raise UserError(f"no cell of these runs has a published row: there are {published}; the runs have {models}")
     return found
 
@@ -175,27 +175,27 @@ def _names(records: Sequence[Record]) -> dict[int, str]:
     """Return for each record, by its id, how a title names it: 'laco at 0.3 (seed 1)', of several seeds."""
     several = len(seeds_of([one for one in records if one.cell["method"] == "dense"])) > 1
     return {
-        id(one): named_beside(one, records)
+        id(one): name_with_ratio(one, records)
         + (f" (seed {one.cell['seed']})" if several and one.cell["method"] == "dense" else which)
-        for one, which in zip(records, draws_apart(records), strict=True)
+        for one, which in zip(records, suffixes_of_draws(records), strict=True)
     }
 
 
 def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[PublishedPair]:
-    rows = frame.rows(records)
-    peers = {id(record): group for group in by_setup(records).values() for record in group}
+    rows = frame.rows_of_records(records)
+    peers = {id(record): group for group in group_by_setup(records).values() for record in group}
     for paper in papers:
         for model in paper.models.values():
             dense = next((row for row in model.rows if "dense" in row.methods), Printed(method=("dense",)))
             for printed in model.rows:
                 for record, row in zip(records, rows, strict=True):
-                    pair = PublishedPair(paper, printed, dense, record, row, dense_peer(record, peers[id(record)]))
+                    pair = PublishedPair(paper, printed, dense, record, row, find_dense_peer(record, peers[id(record)]))
                     if _is_of(record, model.names, printed) and _both(pair):
                         yield pair
 
 
 def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
-    here = {display_name(record), PurePath(record.cell["model"]).name}
+    here = {name_of_model(record), PurePath(record.cell["model"]).name}
     if record.status != "ok" or not here & {*names, *(PurePath(name).name for name in names)}:
         return False
     if record.cell["method"] not in printed.methods:
@@ -210,19 +210,22 @@ def _both(pair: PublishedPair) -> bool:
     return any(row.cells[1].value is not None for row in rows)
 
 
-def _table(pair: PublishedPair, number: int, name: str, here: Sequence[str]) -> Table:
+def _table(pair: PublishedPair, number: int, name: str, conditions: Sequence[str]) -> Table:
     """Make the table of a pair, whose cell has a `name`; `here` says how the figures of these runs came about."""
     rows = (*_sizes(pair), *_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
     table = Table(
         name=f"against-{pair.paper.name}-{number}",
         view="against",
-        model=display_name(pair.record),
+        model=name_of_model(pair.record),
         title=f"{name}, published ({pair.paper.name}) and here",
-        conditions=tuple(legend.conditions([pair.record])),
+        conditions=tuple(legend.conditions_of([pair.record])),
         columns=COLUMNS,
         rows=tuple(replace(row, method=pair.record.cell["method"]) for row in rows),
         notes=tuple(_notes(pair)),
-        footnotes=(*here, *(f"{pair.paper.name}: {said}" for said in (f"{pair.paper.source}.", *pair.paper.notes))),
+        footnotes=(
+            *conditions,
+            *(f"{pair.paper.name}: {said}" for said in (f"{pair.paper.source}.", *pair.paper.notes)),
+        ),
         head="measure",
     )
     return table.only([at for at in range(len(COLUMNS)) if any(row.cells[at].value is not None for row in rows)])
@@ -233,7 +236,7 @@ def _sizes(pair: PublishedPair) -> Iterator[Row]:
     for name in ("ratio", "layers", "prune_seconds"):
         printed = getattr(pair.printed, name)
         if printed is not None:
-            here, alike = figure(pair.row, name), name != "prune_seconds"
+            here, alike = cell_of(pair.row, name), name != "prune_seconds"
             yield _row(METRICS[name].label, printed, here, METRICS[name].show, alike=alike)
 
 
@@ -241,11 +244,14 @@ def _perplexities(pair: PublishedPair) -> Iterator[Row]:
     """Yield a row for each printed perplexity."""
     for word, printed in pair.printed.perplexity.items():
         text = _text(pair.record, word)
-        here = TableCell() if text is None else figure(pair.row, f"perplexity_{text}")
+        here = TableCell() if text is None else cell_of(pair.row, f"perplexity_{text}")
         measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
         dense = measured[text]["perplexity"] if text in measured else None
         others = pair.printed_dense.perplexity.get(word), dense
-        alike = text is not None and not [*of_perplexity(pair.protocol, pair.record, text), *_apart(pair)]
+        alike = text is not None and not [
+            *differences_of_perplexity(pair.protocol, pair.record, text),
+            *_words_of_ratio_difference(pair),
+        ]
         yield _row(f"ppl {word}", printed, here, METRICS["perplexity_"].show, dense=others, alike=alike)
 
 
@@ -258,23 +264,23 @@ def _accuracies(pair: PublishedPair) -> Iterator[Row]:
     """Yield a row for each printed task, and one for the average that was printed."""
     here, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
     for name, printed in pair.printed.tasks.items():
-        column = task_column(name, pair.record.measured["tasks"][name]) if name in here else ""
-        cell = figure(pair.row, column) if column else _share(_mean(here, [name]))
+        column = column_of_task(name, pair.record.measured["tasks"][name]) if name in here else ""
+        cell = cell_of(pair.row, column) if column else _share(_mean(here, [name]))
         others = pair.printed_dense.tasks.get(name), _mean(dense, [name])
-        yield _row(short(name), printed, cell, percent, dense=others, alike=_asked_alike(pair, [name]))
+        yield _row(shorten_name(name), printed, cell, format_percent, dense=others, alike=_asked_alike(pair, [name]))
     if pair.printed.average:
         over, printed = pair.printed.average.of, pair.printed.average.value
         theirs = pair.printed_dense.average
         others = theirs.value if theirs and theirs.of == over else None, _mean(dense, over)
-        said = f"average of {', '.join(map(short, over))}"
+        said = f"average of {', '.join(map(shorten_name, over))}"
         alike = _asked_alike(pair, over)
-        yield _row(said, printed, _share(_mean(here, over)), percent, dense=others, alike=alike)
+        yield _row(said, printed, _share(_mean(here, over)), format_percent, dense=others, alike=alike)
 
 
 def _asked_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
     """Say whether tasks, or the tasks of groups, were asked in the same way as the printed ones."""
     own = _own_tasks(pair.record, names)
-    return bool(own) and not [*of_tasks(pair.protocol, pair.record, own), *_apart(pair)]
+    return bool(own) and not [*differences_of_tasks(pair.protocol, pair.record, own), *_words_of_ratio_difference(pair)]
 
 
 def _own_tasks(record: Record, names: Sequence[str]) -> list[str]:
@@ -284,7 +290,7 @@ def _own_tasks(record: Record, names: Sequence[str]) -> list[str]:
 
 def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
     """Yield how many of the layers that a cell has removed are the first ones of the printed order."""
-    removed, order = together(pair.record).get("removed_layers", []), pair.printed.order
+    removed, order = join_decisions(pair.record).get("removed_layers", []), pair.printed.order
     if order and 0 < len(removed) <= len(order):
         shared = len({*removed} & {*order[: len(removed)]})
         cell = TableCell(str(shared), value=shared)
@@ -309,13 +315,13 @@ def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
 
 
 def _share(value: float | None) -> TableCell:
-    return TableCell() if value is None else TableCell(percent(value), value=value)
+    return TableCell() if value is None else TableCell(format_percent(value), value=value)
 
 
 def _row(
     name: str,
     printed: float,
-    here: TableCell,
+    cell: TableCell,
     show: Callable[[float], str],
     *,
     dense: tuple[float | None, float | None] = (None, None),
@@ -326,14 +332,14 @@ def _row(
     dense  the printed and the measured figure of the dense model
     """
     difference = TableCell()
-    if alike and isinstance(here.value, int | float):
-        apart = float(here.value) - printed
+    if alike and isinstance(cell.value, int | float):
+        apart = float(cell.value) - printed
         difference = TableCell(f"{'+' if apart >= 0 else '-'}{show(abs(apart))}", value=apart)
-    kept = [_kept(figure, beside) for figure, beside in zip((printed, here.value), dense, strict=True)]
-    return Row(name, "", None, (TableCell(show(printed), value=printed), here, difference, *kept))
+    kept = [_cell_of_kept(figure, beside) for figure, beside in zip((printed, cell.value), dense, strict=True)]
+    return Row(name, "", None, (TableCell(show(printed), value=printed), cell, difference, *kept))
 
 
-def _kept(value: Any, dense: float | None) -> TableCell:
+def _cell_of_kept(value: Any, dense: float | None) -> TableCell:
     """Return the share of the dense model's: '80 %', or of a perplexity, which grows, '2.55x'."""
     if not isinstance(value, int | float) or not dense:
         return TableCell()
@@ -344,20 +350,23 @@ def _kept(value: Any, dense: float | None) -> TableCell:
 def _notes(pair: PublishedPair) -> Iterator[str]:
     """Yield what is known to be otherwise in this cell."""
     removed, printed = pair.record.measured["ratio"], pair.printed.ratio
-    if printed is not None and _apart(pair):
+    if printed is not None and _words_of_ratio_difference(pair):
         show = METRICS["ratio"].show
         yield f"another ratio: {show(printed)} published, {show(removed)} here."
     layers = pair.record.measured["layers"]
     if pair.printed.layers not in (None, layers):
-        yield f"another depth: {pair.printed.layers} layers are published, {label(pair.record.cell)} leaves {layers}."
-    yield from _dense_apart(pair)
+        yield (
+            f"another depth: {pair.printed.layers} layers are published, {label_of_cell(pair.record.cell)} leaves "
+            f"{layers}."
+        )
+    yield from _words_of_dense_difference(pair)
     yield from _no_difference(pair)
     missing = [name for name in pair.printed.tasks if _mean(_right(pair.record), [name]) is None]
     if missing:
         yield f"not measured here: {', '.join(missing)}."
 
 
-def _apart(pair: PublishedPair) -> list[str]:
+def _words_of_ratio_difference(pair: PublishedPair) -> list[str]:
     """Return that another share went, where it did."""
     removed, printed = pair.record.measured["ratio"], pair.printed.ratio
     return [] if printed is None or abs(removed - printed) <= APART else ["another ratio"]
@@ -366,16 +375,16 @@ def _apart(pair: PublishedPair) -> list[str]:
 def _no_difference(pair: PublishedPair) -> Iterator[str]:
     """Yield why no difference is shown of perplexities, and of accuracies."""
     texts = {text for word in pair.printed.perplexity if (text := _text(pair.record, word))}
-    reasons = [one for text in sorted(texts) for one in of_perplexity(pair.protocol, pair.record, text)]
+    reasons = [one for text in sorted(texts) for one in differences_of_perplexity(pair.protocol, pair.record, text)]
     if reasons:
         yield f"no difference of perplexities: {'; '.join(dict.fromkeys(reasons))}."
     average = pair.printed.average.of if pair.printed.average else ()
     own = _own_tasks(pair.record, [*pair.printed.tasks, *average])
-    if own and (reasons := of_tasks(pair.protocol, pair.record, list(dict.fromkeys(own)))):
+    if own and (reasons := differences_of_tasks(pair.protocol, pair.record, list(dict.fromkeys(own)))):
         yield f"no difference of accuracies: {'; '.join(dict.fromkeys(reasons))}."
 
 
-def _dense_apart(pair: PublishedPair) -> Iterator[str]:
+def _words_of_dense_difference(pair: PublishedPair) -> Iterator[str]:
     """Yield by how much the dense models differ already, which is what the way of measuring alone does."""
     right = _right(pair.dense) if pair.dense else {}
     here = {name: _mean(right, [name]) for name in pair.printed_dense.tasks}
@@ -385,6 +394,7 @@ def _dense_apart(pair: PublishedPair) -> Iterator[str]:
     if gaps:
         most = max(gaps, key=lambda name: gaps[name])
         yield (
-            f"another way to ask: already the dense models differ by up to {gaps[most]:.1f} points ({short(most)}), "
+            f"another way to ask: already the dense models differ by up to {gaps[most]:.1f} points "
+            f"({shorten_name(most)}), "
             f"{fmean(gaps.values()):.1f} on average over {len(gaps)} tasks."
         )

@@ -103,7 +103,7 @@ class Paper(BaseModel, frozen=True):
     models: dict[str, PublishedModel]
 
 
-def known_published() -> list[str]:
+def list_published() -> list[str]:
     """Return the names of the papers whose figures come with the suite."""
     return sorted(path.stem for path in PUBLISHED.glob("*.yaml"))
 
@@ -114,13 +114,13 @@ def read_published(name: str) -> list[Paper]:
     Raises UserError for a name that there is not and for a file of another form.
     """
     if name == "published":
-        return [_paper(PUBLISHED / f"{one}.yaml") for one in known_published()]
-    if name in known_published():
+        return [_paper(PUBLISHED / f"{one}.yaml") for one in list_published()]
+    if name in list_published():
         return [_paper(PUBLISHED / f"{name}.yaml")]
     if Path(name).is_file():
         return [_paper(Path(name))]
     raise UserError(
-        f"nothing published is called {name!r}; give published, {', '.join(known_published())}, or a YAML file"
+        f"nothing published is called {name!r}; give published, {', '.join(list_published())}, or a YAML file"
     )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from bench.records.comparability import identity
+from bench.records.comparability import identity_of_cell
 from bench.records.record import Record
 from reports import legend
-from reports.groups import TableGroup, seeds_named, seeds_of
-from reports.removed import WENT, went
+from reports.groups import TableGroup, names_of_seeds, seeds_of
+from reports.removed import WENT, removals_of
 from reports.tables import rows as order
-from reports.tables.rows import ReportData, measure, of_group, ordered, row_of, starred
-from reports.tables.table import Table, TableCell, column, figure, text, words
+from reports.tables.rows import ReportData, mark_missed, row_of, sort_rows, sorting_quantity, table_of_group
+from reports.tables.table import Table, TableCell, cell_of, cell_of_text, column_of, column_of_words
 
 READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than the whole block
 FIGURES = ("ratio", "prune_seconds", "heal_seconds", "heal_tokens", "prune_memory_bytes", "peak_memory_bytes")
@@ -32,9 +32,9 @@ NUMBERED = (
 THRESHOLD = "threshold: of the similarity, above which layers are merged."
 
 
-def cost(data: ReportData) -> list[Table]:
+def tables_of_cost(data: ReportData) -> list[Table]:
     """Return for each group seconds, memory, calibration tokens and gradients."""
-    return [_cost(ordered(group, BY), data) for group in data.groups]
+    return [_cost(sort_rows(group, BY), data) for group in data.groups]
 
 
 def _cost(group: TableGroup, data: ReportData) -> Table:
@@ -44,21 +44,26 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
     healed = "heal_seconds" in names
     rows = []
     for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):
-        share, *others = (figure(row, name) for name in names)
-        cells = [starred(share, row), *others, *_looks(record, data.needs.get(record.cell["method"]))]
+        share, *others = (cell_of(row, name) for name in names)
+        cells = [mark_missed(share, row), *others, *_looks(record, data.needs.get(record.cell["method"]))]
         rows.append(row_of(record, group.label(place), cells))
-    recipes = legend.notes([record.cell for record in group.records]) if healed else []
-    columns = [*map(column, names), words("calibration"), words("reads"), words("gradients")]
+    recipes = legend.notes_of_healing([record.cell for record in group.records]) if healed else []
+    columns = [
+        *map(column_of, names),
+        column_of_words("calibration"),
+        column_of_words("reads"),
+        column_of_words("gradients"),
+    ]
     known = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
-    footnotes = (PRUNED, *known, *OFFERED, *recipes, *_means(group), *order.said(group, BY))
-    return of_group("cost", group, columns, rows, footnotes)
+    footnotes = (PRUNED, *known, *OFFERED, *recipes, *_means(group), *order.sorting_note(group, BY))
+    return table_of_group("cost", group, columns, rows, footnotes)
 
 
 def _means(group: TableGroup) -> Iterator[str]:
     """Say which figures are means over seeds or draws."""
     seeds = seeds_of(list(chain(*group.drawn)))
     if len(seeds) > 1:
-        yield f"means over {seeds_named(seeds)}, of memory the highest of them."
+        yield f"means over {names_of_seeds(seeds)}, of memory the highest of them."
     for place, drawn in enumerate(group.drawn):
         if len(drawn) > len(seeds_of(drawn)):
             yield f"{group.label(place)}: means over {len(drawn)} draws, of memory the highest of them."
@@ -68,32 +73,42 @@ def _looks(record: Record, needs: str | None) -> list[TableCell]:
     """Return what a method was offered, what it took of it, and whether it asked for gradients, if `needs` is known."""
     asked, parameters = record.cell["protocol"], record.cell["parameters"]
     if needs == "nothing" or record.cell["method"] == "dense":
-        return [text("none"), text(None), text("no")]
+        return [cell_of_text("none"), cell_of_text(None), cell_of_text("no")]
     offered = asked["calibration_sequences"] * asked["calibration_length"]
     reads = " ".join(f"{name}={parameters[name]}" for name in READS if name in parameters)
     tokens = TableCell(f"{offered:,} tokens", value=offered)
     if not needs:
-        return [tokens, text(reads or None), text(None)]
-    return [tokens, text(reads or "all"), text("yes" if "gradients" in needs else "no")]
+        return [tokens, cell_of_text(reads or None), cell_of_text(None)]
+    return [tokens, cell_of_text(reads or "all"), cell_of_text("yes" if "gradients" in needs else "no")]
 
 
-def decisions(data: ReportData) -> list[Table]:
+def tables_of_decisions(data: ReportData) -> list[Table]:
     """Return which layers, attentions, MLPs, heads and channels went; each draw has a row."""
     tables = []
     for group in data.groups:
         cells = [
-            (_name(group, place, record), record, row, went(record))
+            (_name(group, place, record), record, row, removals_of(record))
             for place, drawn in enumerate(group.drawn)
             for record, row in list(zip(drawn, group.each[place], strict=True))[: _rows(group, place)]
         ]
         present = [name for name in WENT if any(name in found for _, _, _, found in cells)]
         if present:
             rows = [
-                row_of(record, name, [starred(figure(row, "ratio"), row), *(text(found.get(one)) for one in present)])
+                row_of(
+                    record,
+                    name,
+                    [mark_missed(cell_of(row, "ratio"), row), *(cell_of_text(found.get(one)) for one in present)],
+                )
                 for name, record, row, found in cells
             ]
-            said = (NUMBERED, *[THRESHOLD] * ("threshold" in present), *order.said(group, measure(group)))
-            tables.append(of_group("decisions", group, [column("ratio"), *map(words, present)], rows, said))
+            said = (
+                NUMBERED,
+                *[THRESHOLD] * ("threshold" in present),
+                *order.sorting_note(group, sorting_quantity(group)),
+            )
+            tables.append(
+                table_of_group("decisions", group, [column_of("ratio"), *map(column_of_words, present)], rows, said)
+            )
     return tables
 
 
@@ -109,5 +124,5 @@ def _name(group: TableGroup, place: int, record: Record) -> str:
     if seeds > 1 and record.cell["method"] != "dense":
         which.append(f"seed {record.cell['seed']}")
     if len(group.numbers[place]) > seeds:
-        which.append(f"draw {identity(record)['draw']}")
+        which.append(f"draw {identity_of_cell(record)['draw']}")
     return group.label(place) + (f" ({', '.join(which)})" if which else "")

@@ -24,23 +24,23 @@ from typing import NamedTuple
 
 from scipy.special import stdtrit
 
-from bench.plan.cell import amount, share
-from bench.records.comparability import dense_peer, over_models
-from bench.records.frame import accuracies, answered, texts
+from bench.plan.cell import words_of_amount, words_of_ratio
+from bench.records.comparability import find_dense_peer, setup_of_models
+from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import Metric, finite, metric, percent, perplexity, shown
-from bench.records.record import Record, metric_of_task, model_names
+from bench.records.quantities import Metric, format_percent, format_perplexity, format_value, is_finite, metric_of
+from bench.records.record import Record, metric_of_task, names_of_models
 from bench.records.samples import Samples
 from bench.regression import pairs
 from bench.regression.pairs import Pair
-from bench.stats.draws import exponential, mean_interval
+from bench.stats.draws import exp_of_log, mean_interval
 from bench.stats.intervals import NORMAL_95, average_stderr, kendall
 from methods.counted import QUANTITIES
 from reports import legend
 from reports.groups import TableGroup
 from reports.tables.pivots import pivot
-from reports.tables.rows import ReportData, TestedRow, starred, tested_block
-from reports.tables.table import ARROWS, Column, Row, Table, TableCell, text, with_best_marked
+from reports.tables.rows import ReportData, TestedRow, mark_missed, test_pairs
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of_text, mark_best
 
 AVERAGE = "average"
 
@@ -80,7 +80,7 @@ class ModelRows:
     @cached_property
     def tested(self) -> TestedRow:
         """Return the rows with the tests of all pairs."""
-        return tested_block(list(self._records.values()), self.group, self.samples)
+        return test_pairs(list(self._records.values()), self.group, self.samples)
 
     def place(self, method: str) -> int | None:
         """Return the row of a method, None where it was not asked for."""
@@ -89,7 +89,7 @@ class ModelRows:
     def figure(self, method: str, measure: str) -> float | None:
         """Return a method's figure, None where it has no finite one."""
         at = self.place(method)
-        if at is None or self.group.records[at].status != "ok" or not finite(self.group.rows[at].get(measure)):
+        if at is None or self.group.records[at].status != "ok" or not is_finite(self.group.rows[at].get(measure)):
             return None
         return float(self.group.rows[at][measure])
 
@@ -105,20 +105,20 @@ class ModelRows:
             return None
         found = [self._change(n, measure) for n in self.group.numbers[at]]
         known = [one for one in found if one is not None]
-        return mean_change(known) if len(known) == len(found) else None
+        return mean_of_changes(known) if len(known) == len(found) else None
 
     def places(self, methods: Sequence[str], measure: str) -> dict[str, Place]:
         """Return the places of methods that all have a figure: by the tests of all pairs, which Holm has adjusted."""
         from scipy.stats import rankdata
 
-        higher = metric(measure).better == "higher"
+        higher = metric_of(measure).better == "higher"
         rows = [at for method in methods if (at := self.place(method)) is not None]
         figures = [self.group.rows[at][measure] for at in rows]
         ranks = rankdata([-one if higher else one for one in figures]).tolist()
 
         def better(some: int, than: int) -> bool:
             more, less = (some, than) if higher else (than, some)
-            return self.tested.shows_more(more, less, measure)
+            return self.tested.has_more(more, less, measure)
 
         found = {}
         for method, at, rank in zip(methods, rows, ranks, strict=True):
@@ -150,15 +150,15 @@ class ModelRows:
     def tasks(self) -> dict[str, list[str]]:
         """Return the tasks of each measure that is a mean over tasks."""
         every = list(self._records.values())
-        return {ANSWER_BPB: answered(every), AVERAGE: accuracies(every)}
+        return {ANSWER_BPB: tasks_with_answers(every), AVERAGE: tasks_with_accuracies(every)}
 
     def _change(self, number: int, measure: str) -> Change | None:
         """Return what one cell changes, None where the dense model of its seed has no figure."""
-        dense = dense_peer(self._records[number], list(self._records.values()))
+        dense = find_dense_peer(self._records[number], list(self._records.values()))
         beside = zip(self.group.numbers, self.group.drawn, self.group.rows, strict=True)
         found = ((n, row) for numbers, drawn, row in beside for n, r in zip(numbers, drawn, strict=True) if r is dense)
         at, row = next(found, (None, {}))
-        if at is None or not finite(row.get(measure)):
+        if at is None or not is_finite(row.get(measure)):
             return None
         if measure in self.tasks:
             return _of_tasks(self._records, (at, number), self.tasks[measure], measure, self.samples)
@@ -204,7 +204,7 @@ class SharedRatio:
 
     def measures(self) -> list[str]:
         """Return the columns that several models have a figure of, and of means over tasks those of the same tasks."""
-        names = [f"perplexity_{text}" for text in texts(self.records)]
+        names = [f"perplexity_{text}" for text in texts_of_records(self.records)]
         names += [n for n in (ANSWER_BPB, AVERAGE) if len({tuple(model.tasks[n]) for model in self.models}) == 1]
         return [
             name
@@ -221,11 +221,11 @@ class SharedRatio:
             for method, found in changes.items()
             if all(one is not None for one in found)
         }
-        sign = -1 if metric(measure).better == "higher" else 1
+        sign = -1 if metric_of(measure).better == "higher" else 1
         return sorted(means, key=lambda method: (sign * means[method], method))
 
 
-def mean_change(changes: Sequence[Change]) -> Change:
+def mean_of_changes(changes: Sequence[Change]) -> Change:
     """Return the mean over models or draws, with its interval (bench.stats.draws.mean_interval); of one itself."""
     if len(changes) == 1:
         return changes[0]
@@ -238,20 +238,20 @@ def is_times(measure: str) -> bool:
     return measure != AVERAGE
 
 
-def written_scale(measure: str, change: Change) -> Change:
+def to_display_scale(measure: str, change: Change) -> Change:
     """Return a change as a reader sees it: how many times as much, or a difference of shares."""
-    return Change(*map(exponential, change)) if is_times(measure) else change
+    return Change(*map(exp_of_log, change)) if is_times(measure) else change
 
 
-def shared_ratios(data: ReportData) -> Iterator[SharedRatio]:
+def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
     """Yield for each ratio at which several models were measured alike the rows of each."""
     found: dict[tuple[str, float | None, str], list[ModelRows]] = {}
-    names = model_names(str(record.cell["model"]) for record in data.records)
+    names = names_of_models(str(record.cell["model"]) for record in data.records)
     for groups in data.setups:
         for group in groups:
             records = [record for drawn in group.drawn for record in drawn]
             if any(record.cell["method"] != "dense" for record in records):
-                key = over_models(records[0]), group.ratio, group.ratio_of
+                key = setup_of_models(records[0]), group.ratio, group.ratio_of
                 name = names[str(records[0].cell["model"])]
                 found.setdefault(key, []).append(ModelRows(name, group, data.samples))
     for alike_rows in found.values():
@@ -267,7 +267,7 @@ def shared_ratios(data: ReportData) -> Iterator[SharedRatio]:
 
 def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:
     """Return the logarithm of how many times the dense model's perplexity the second cell of a pair has."""
-    found = pairs.perplexity(records, [pair], samples, text).get(pair)
+    found = pairs.test_perplexity(records, [pair], samples, text).get(pair)
     if found is None:
         one, other = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
         return Change(math.log(other / one), math.nan, math.nan)
@@ -309,9 +309,9 @@ def _error(figure: Mapping[str, float | None]) -> float:
 
 
 TIMES = Metric(
-    "times the dense model's", "", lambda one, beside: perplexity(one, max(one, beside)), "lower", "interval"
+    "times the dense model's", "", lambda one, beside: format_perplexity(one, max(one, beside)), "lower", "interval"
 )
-POINTS = Metric("points more than the dense model's", "", percent, "higher", "interval")
+POINTS = Metric("points more than the dense model's", "", format_percent, "higher", "interval")
 ABOUT = (
     "± or [ ] of one model: the 95 % interval over windows of a perplexity, over documents of bpb (bits per byte of "
     "the right answers) and average, paired with the dense model's; as if independent where there are no samples.",
@@ -330,13 +330,13 @@ AGREEMENT = (
 )
 
 
-def tables(data: ReportData) -> list[Table]:
+def tables_of_models(data: ReportData) -> list[Table]:
     """Return the tables of all that was measured alike on several models; none where there is nothing."""
-    found = list(shared_ratios(data))
+    found = list(ratios_on_all_models(data))
     each = [table for one in found for measure in one.measures() for table in _of_measure(one, measure)]
     alike: dict[str, list[SharedRatio]] = {}
     for one in found:
-        alike.setdefault(over_models(one.records[0]), []).append(one)
+        alike.setdefault(setup_of_models(one.records[0]), []).append(one)
     return [*each, *(table for several in alike.values() for table in _agreement(several))]
 
 
@@ -345,21 +345,21 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     everywhere = shared.everywhere(measure)
     rest = [method for method in shared.methods() if method not in everywhere]
     rows = [_changes(shared, method, measure, mean=method in everywhere) for method in (*everywhere, *rest)]
-    better, count = metric(measure).better, len(shared.models)
+    better, count = metric_of(measure).better, len(shared.models)
     if better:
         eligible = [not any(_too_little(model, row.label) for model in shared.models) for row in rows]
         is_better = partial(_is_apart, [row.cells[count] for row in rows], better)
-        rows = with_best_marked(rows, count, better, eligible, is_better)
+        rows = mark_best(rows, count, better, eligible, is_better)
     models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
-    asked = amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
-    what = f"{metric(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {asked}"
+    asked = words_of_amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
+    what = f"{metric_of(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {asked}"
     yield _table(
         shared,
         f"models-{measure}-{_ratio(shared)}",
         f"{what}, {count} models{ARROWS[better]}",
         [*models, Column("mean", "mean", group="changes")],
         rows,
-        said=list(_notes(shared, measure, rest)),
+        remarks=list(_notes(shared, measure, rest)),
         footnotes=[
             *ABOUT,
             f"with {count} models Student's t is {stdtrit(count - 1, 0.975):.1f}, and a mean's interval is wide.",
@@ -373,10 +373,10 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
         yield _table(
             shared,
             f"models-places-{measure}-{_ratio(shared)}",
-            f"{metric(measure).label}, places of {len(everywhere)} methods, {asked}, {count} models",
+            f"{metric_of(measure).label}, places of {len(everywhere)} methods, {asked}, {count} models",
             [*models, Column("mean_place", "mean place", group="places")],
             sorted(lines, key=lambda line: float(line.cells[-1].value or 0)),
-            said=[APART] * apart,
+            remarks=[APART] * apart,
             footnotes=PLACES,
         )
 
@@ -389,14 +389,14 @@ def _table(
     rows: Sequence[Row],
     *,
     footnotes: Sequence[str],
-    said: Sequence[str] = (),
+    remarks: Sequence[str] = (),
     head: str = "method",
 ) -> Table:
     """Return a table of several models, under the conditions that they share."""
-    conditions = tuple(legend.conditions(shared.records))
+    conditions = tuple(legend.conditions_of(shared.records))
     plain = name.replace("/", "-").replace(" ", "-")
     return Table(
-        plain, "models", "", title, conditions, tuple(columns), tuple(rows), tuple(said), tuple(footnotes), head
+        plain, "models", "", title, conditions, tuple(columns), tuple(rows), tuple(remarks), tuple(footnotes), head
     )
 
 
@@ -404,13 +404,13 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
     """Return the row of what a method changes of each model, with the mean where it has one."""
     known = [change for model in shared.models if (change := model.change(method, measure))]
     cells = [_figure(model, method, measure) for model in shared.models]
-    cells.append(_cell(measure, mean_change(known)) if mean else TableCell())
+    cells.append(_cell(measure, mean_of_changes(known)) if mean else TableCell())
     return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
 
 
-def _is_apart(cells: Sequence[TableCell], better: str, one: int, another: int) -> bool:
+def _is_apart(cells: Sequence[TableCell], better: str, first: int, second: int) -> bool:
     """Say whether the interval of a mean lies on the better side of another's; no where there is none."""
-    (low, high), (low_of_another, high_of_another) = ((cells[at].low, cells[at].high) for at in (one, another))
+    (low, high), (low_of_another, high_of_another) = ((cells[at].low, cells[at].high) for at in (first, second))
     if low is None or high is None or low_of_another is None or high_of_another is None:
         return False
     return low > high_of_another if better == "higher" else high < low_of_another
@@ -423,12 +423,12 @@ def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
     cells = [TableCell(f"{r:g} [{low}, {high}]", f"{r:g}", r, low, high) for r, low, high in places]
     mean = TableCell(f"{middle:.1f} [{lowest:g}, {highest:g}]", f"{middle:.1f}", middle, lowest, highest)
     apart = any(one.worst < other.best or other.worst < one.best for one, other in combinations(places, 2))
-    last = mean.marked("differs") if apart else mean
+    last = mean.with_mark("differs") if apart else mean
     return Row(method, shared.method(method), shared.group.ratio, (*cells, last), ratio_of=shared.group.ratio_of)
 
 
 def _ratio(shared: SharedRatio) -> str:
-    return share(shared.group.ratio, shared.group.ratio_of) or "fixed"
+    return words_of_ratio(shared.group.ratio, shared.group.ratio_of) or "fixed"
 
 
 def _figure(model: ModelRows, method: str, measure: str) -> TableCell:
@@ -437,14 +437,14 @@ def _figure(model: ModelRows, method: str, measure: str) -> TableCell:
     if at is None:
         return TableCell()
     if change is None:
-        status = legend.status(model.group.records[at])
+        status = legend.words_of_status(model.group.records[at])
         return TableCell() if status == "ok" else TableCell(status)
-    return starred(_cell(measure, change), model.group.rows[at])
+    return mark_missed(_cell(measure, change), model.group.rows[at])
 
 
 def _cell(measure: str, change: Change) -> TableCell:
     """Return the cell of a change, with its interval where there is one."""
-    value, low, high = written_scale(measure, change)
+    value, low, high = to_display_scale(measure, change)
     form = TIMES if is_times(measure) else POINTS
     if math.isnan(low) or math.isnan(high):
         return TableCell(form.show(value), value=value)
@@ -453,14 +453,14 @@ def _cell(measure: str, change: Change) -> TableCell:
 
 def _too_little(model: ModelRows, method: str) -> bool:
     at = model.place(method)
-    return at is not None and model.group.records[at].status == "ok" and model.group.removed_too_little(at)
+    return at is not None and model.group.records[at].status == "ok" and model.group.removes_too_little(at)
 
 
 def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:
     """Yield what is to be known of the table of one measure."""
-    unit = "" if metric(measure).unit_in_cell else f" {metric(measure).unit}"
+    unit = "" if metric_of(measure).unit_in_cell else f" {metric_of(measure).unit}"
     dense = [
-        f"{shown(model.group.rows[at], measure)}{unit} on {model.name}"
+        f"{format_value(model.group.rows[at], measure)}{unit} on {model.name}"
         for model in shared.models
         if (at := model.place("dense")) is not None
     ]
@@ -484,24 +484,24 @@ def _why(model: ModelRows, method: str, measure: str) -> str:
     at = model.place(method)
     if at is None:
         return "not measured"
-    status = legend.status(model.group.records[at])
-    return status if status != "ok" else f"no {metric(measure).label}"
+    status = legend.words_of_status(model.group.records[at])
+    return status if status != "ok" else f"no {metric_of(measure).label}"
 
 
-def _agreement(found: Sequence[SharedRatio]) -> list[Table]:
+def _agreement(ratios: Sequence[SharedRatio]) -> list[Table]:
     """Return how far orders agree: of each measure between models, and on each model between measures and texts."""
     models = Column("models", "models", words=True, key=True)
     measures = Column("measures", "measures", words=True, key=True)
     between, within = list[tuple[Row, Column, TableCell]](), list[tuple[Row, Column, TableCell]]()
-    for shared in found:
+    for shared in ratios:
         head = Column(f"tau_{_ratio(shared)}", _ratio(shared))
         for measure in shared.measures():
             for one, other in combinations(shared.models, 2):
-                line = Row(metric(measure).label, "", None, (text(f"{one.name}, {other.name}"),))
+                line = Row(metric_of(measure).label, "", None, (cell_of_text(f"{one.name}, {other.name}"),))
                 between.append((line, head, _tau(shared, (one, measure), (other, measure))))
         for model in shared.models:
             for a, b in combinations(shared.measures(), 2):
-                line = Row(model.name, "", None, (text(f"{metric(a).label}, {metric(b).label}"),))
+                line = Row(model.name, "", None, (cell_of_text(f"{metric_of(a).label}, {metric_of(b).label}"),))
                 within.append((line, head, _tau(shared, (model, a), (model, b))))
     titles = {"models": "order by a measure on two models", "measures": "orders by two measures on one model"}
     tables = []
@@ -511,7 +511,7 @@ def _agreement(found: Sequence[SharedRatio]) -> list[Table]:
             title = f"{titles[pair_columns.name]}, Kendall's tau by ratio"
             tables.append(
                 _table(
-                    found[0],
+                    ratios[0],
                     f"models-orders-{pair_columns.name}",
                     title,
                     [pair_columns, *heads],
@@ -533,7 +533,7 @@ def _beside(cells: Sequence[tuple[Row, Column, TableCell]]) -> tuple[tuple[Colum
 def _tau(shared: SharedRatio, *sides: tuple[ModelRows, str]) -> TableCell:
     """Return the agreement of two orders of the methods that have both figures, the best first in each."""
     figures = [[model.figure(method, measure) for method in shared.methods()] for model, measure in sides]
-    signs = [-1 if metric(measure).better == "higher" else 1 for _, measure in sides]
+    signs = [-1 if metric_of(measure).better == "higher" else 1 for _, measure in sides]
     both = [(a * signs[0], b * signs[1]) for a, b in zip(*figures, strict=True) if a is not None and b is not None]
     tau = kendall(*zip(*both, strict=True)) if len(both) > 1 else math.nan
     return TableCell() if math.isnan(tau) else TableCell(f"{tau:.2f} (n {len(both)})", value=tau)

@@ -23,32 +23,32 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import is_recorded_draw, label, ratio_of
+from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell
 from bench.records import frame as column_data
-from bench.records.comparability import draws, study_setup
-from bench.records.frame import STAGES, texts
-from bench.records.quantities import MISSING, finite, significant
-from bench.records.record import Record, display_name, requested_ratio
+from bench.records.comparability import group_draws, setup_of_study
+from bench.records.frame import STAGES, texts_of_records
+from bench.records.quantities import MISSING, format_significant, is_finite
+from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.regression.pairs import LEVEL, Contrast
 from methods.errors import UserError
 from reports import legend
-from reports.groups import TableGroup, pooled, words_of_recipe_differences
+from reports.groups import TableGroup, pool_draws, words_of_recipe_differences
 from reports.tables.rows import (
     TESTS,
     Key,
     ReportData,
-    compared,
-    in_pairs,
-    kind,
-    of_group,
-    ratio_word,
+    compare_rows,
+    contrasts_in_pairs,
+    kind_of,
+    mark_missed,
     row_key,
     row_of,
-    sorting_note,
-    starred,
+    sentence_on_order,
+    table_of_group,
+    word_of_ratio,
 )
-from reports.tables.table import ARROWS, Column, Row, Table, TableCell, column, figure
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of, column_of
 
 SUMMARY = ("average", "kept", "answer_bpb", "prefill_speed", "decode_speed", "prune_seconds")
 NONE = "none"  # the column of methods without a compensation
@@ -99,7 +99,7 @@ def sort_rows(
         failed = row.failure is not None or (_number(row, by) is None and row.cells[by].text != MISSING)
         return row_key(row.label, row.method, _number(row, by), better, failed)
 
-    return tuple(sorted(rows, key=key)), sorting_note(rows, f"{how} {names[by]}", better)
+    return tuple(sorted(rows, key=key)), sentence_on_order(rows, f"{how} {names[by]}", better)
 
 
 def _number(row: Row, place: int) -> float | None:
@@ -109,9 +109,9 @@ def _number(row: Row, place: int) -> float | None:
 
 def _figures(group: TableGroup, measure: Column, data: ReportData) -> tuple[list[tuple[Row, TableCell]], list[str]]:
     """Return each row of a group with its figure of one measure, or why it has none; and the notes of the tests."""
-    rows, tests = compared(group, [measure], data)
+    rows, tests = compare_rows(group, [measure], data)
     cells = [row.cells[0] if row.failure is None else TableCell(row.failure) for row in rows]
-    marked = [starred(cell, figures) for cell, figures in zip(cells, group.rows, strict=True)]
+    marked = [mark_missed(cell, figures) for cell, figures in zip(cells, group.rows, strict=True)]
     return list(zip(rows, marked, strict=True)), tests
 
 
@@ -124,11 +124,11 @@ def by_ratio(data: ReportData) -> list[Table]:
     for groups in data.setups:
         records = list(chain.from_iterable(chain.from_iterable(group.drawn) for group in groups))
         rows = list(chain.from_iterable(chain.from_iterable(group.each) for group in groups))
-        for name in [*(f"perplexity_{text}" for text in texts(records)), "kl", *SUMMARY]:
+        for name in [*(f"perplexity_{text}" for text in texts_of_records(records)), "kl", *SUMMARY]:
             if any(row.get(name) is not None for group in groups for row in group.rows):
-                footnotes = legend.describe_columns(records, rows, (kind(name),))
-                conditions = (*legend.conditions(records), *groups[0].apart)
-                table = _by_ratio(column(name), groups, data, footnotes)
+                footnotes = legend.describe_columns(records, rows, (kind_of(name),))
+                conditions = (*legend.conditions_of(records), *groups[0].apart)
+                table = _by_ratio(column_of(name), groups, data, footnotes)
                 tables.append(replace(table, conditions=conditions))
     return tables
 
@@ -138,8 +138,8 @@ def _by_ratio(measure: Column, groups: Sequence[TableGroup], data: ReportData, f
     entries, sentences = list[Entry](), dict[str, None]()
     for group in groups:
         is_dense = all(record.cell["method"] == "dense" for record in group.records)
-        name, ratio = "dense" if is_dense else ratio_word(group), (group.ratio, group.ratio_of)
-        head = replace(measure, label=name, unit="", better=None, asked=ratio)
+        name, ratio = "dense" if is_dense else word_of_ratio(group), (group.ratio, group.ratio_of)
+        head = replace(measure, label=name, unit="", better=None, ratio_and_base=ratio)
         figures, tests = _figures(group, measure, data)
         entries += [(Row(row.label, row.method, None), head, cell) for row, cell in figures]
         sentences |= dict.fromkeys([*_exceptions(group, measure), *tests])
@@ -147,14 +147,14 @@ def _by_ratio(measure: Column, groups: Sequence[TableGroup], data: ReportData, f
     rows, sorting = sort_rows(rows, [head.label for head in columns], measure.better, "the figures at", last=True)
     name, title = f"by-ratio-{measure.name}", f"{measure.head}, by ratio"
     notes_ = [*footnotes, *sorting]
-    return of_group("by-ratio", groups[0], columns, rows, notes_, name=name, title=title, said=list(sentences))
+    return table_of_group("by-ratio", groups[0], columns, rows, notes_, name=name, title=title, remarks=list(sentences))
 
 
 def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
     """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
-    for sentence in legend.exceptions(group.spoken_of(), stages, group.beside):
-        yield sentence if group.ratio is None else f"at {ratio_word(group)}: {sentence}"
+    for sentence in legend.describe_exceptions(group.records_with_notes(), stages, group.beside):
+        yield sentence if group.ratio is None else f"at {word_of_ratio(group)}: {sentence}"
 
 
 # --- methods by compensations
@@ -191,11 +191,11 @@ def compensation_grids(data: ReportData) -> list[Table]:
     for group in data.groups:
         if all(pair.column == NONE for pair in pairs(group)):
             continue
-        for name in (*(f"perplexity_{text}" for text in texts(group.records)), *MEASURES):
+        for name in (*(f"perplexity_{text}" for text in texts_of_records(group.records)), *MEASURES):
             if any(row.get(name) is not None for row in group.rows):
-                tables.append(_compensation_grid(column(name), group, data))
-            if kind(name) in QUALITIES:
-                tables += _grid_of_gains(column(name), group, data.samples)
+                tables.append(_compensation_grid(column_of(name), group, data))
+            if kind_of(name) in QUALITIES:
+                tables += _grid_of_gains(column_of(name), group, data.samples)
     return tables
 
 
@@ -218,8 +218,8 @@ def _pair(cell: Mapping[str, Any], name: str) -> CompensationPair:
         is_own = not (compensation and parameter.startswith(f"{compensation}."))
         given = of_method if is_own else of_compensation
         given[parameter if is_own else parameter.removeprefix(f"{compensation}.")] = cell["parameters"][parameter]
-    alone, healed = label({**cell, "earlier": (), "healing": None}), ", healed" if cell.get("healing") else ""
-    front, behind = label(cell).removesuffix(alone + healed), healed + name.removeprefix(label(cell))
+    alone, healed = label_of_cell({**cell, "earlier": (), "healing": None}), ", healed" if cell.get("healing") else ""
+    front, behind = label_of_cell(cell).removesuffix(alone + healed), healed + name.removeprefix(label_of_cell(cell))
     row = f"{front}{_with_parameters(method, of_method)}{behind}"
     return CompensationPair(row, _with_parameters(compensation or NONE, of_compensation), method)
 
@@ -248,21 +248,30 @@ def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> 
     columns, rows = pivot(entries, list(heads.values()))
     rows, sorting = sort_rows(rows, list(heads), measure.better, "the figures under", last=False)
     is_sparse = any(cell.of is None for row in rows if row.method != "dense" for cell in row.cells)
-    protocol = legend.describe_columns(list(chain(*group.drawn)), list(chain(*group.each)), (kind(measure.name),))
-    sentences = [*legend.exceptions(group.spoken_of(), beside=group.beside), *tests, *[NOT_ASKED] * is_sparse]
-    name, title = f"grid-{measure.name}-{ratio_word(group)}", f"{measure.head}, {legend.ratio(group.records)}"
-    return of_group("grid", group, columns, rows, [*protocol, *sorting], name=name, title=title, said=sentences)
+    protocol = legend.describe_columns(list(chain(*group.drawn)), list(chain(*group.each)), (kind_of(measure.name),))
+    sentences = [
+        *legend.describe_exceptions(group.records_with_notes(), beside=group.beside),
+        *tests,
+        *[NOT_ASKED] * is_sparse,
+    ]
+    name, title = (
+        f"grid-{measure.name}-{word_of_ratio(group)}",
+        f"{measure.head}, {legend.words_of_ratio(group.records)}",
+    )
+    return table_of_group(
+        "grid", group, columns, rows, [*protocol, *sorting], name=name, title=title, remarks=sentences
+    )
 
 
 def gains(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
     """Return what compensations change of a perplexity, the average or bits per byte, in the group's order."""
     where, rows = pairs(group), group.rows
-    places = [place for place in range(len(rows)) if finite(rows[place].get(name))]
+    places = [place for place in range(len(rows)) if is_finite(rows[place].get(name))]
     alone = {where[place].row: place for place in places if where[place].column == NONE}
     changed = [place for place in places if where[place].column != NONE and where[place].row in alone]
     both = [(alone[where[place].row], place) for place in changed]
     single = [pair for pair in both if all(len(group.models(place)) == 1 for place in pair)]
-    contrasts = in_pairs(group, single, name, samples, bounds=True)
+    contrasts = contrasts_in_pairs(group, single, name, samples, bounds=True)
     change = operator.sub if name in MORE else operator.truediv
     return [Gain(where[b], b, a, change(rows[b][name], rows[a][name]), contrasts.get((a, b))) for a, b in both]
 
@@ -275,8 +284,8 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
         return []
     entries, heads = list[Entry](), _heads(group, replace(measure, name=f"gain_{measure.name}"))
     for gain, contrast in tested:
-        cell = _change(measure, contrast, is_tied=group.tied(gain.alone, gain.place, measure.name))
-        cell = starred(cell, group.rows[gain.place], group.rows[gain.alone])
+        cell = _change(measure, contrast, is_tied=group.order_depends_on_seed(gain.alone, gain.place, measure.name))
+        cell = mark_missed(cell, group.rows[gain.place], group.rows[gain.alone])
         of = (group.label(gain.place), str(group.records[gain.place].cell["method"]))
         row = Row(gain.where.row, gain.where.method, group.ratio, ratio_of=group.ratio_of)
         entries.append((row, heads[gain.where.column], replace(cell, of=of)))
@@ -290,21 +299,23 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
         f"†: p < {LEVEL} ({', '.join(tests)}; adjusted by Holm for the cells of a table)."
     )
     named = dict.fromkeys(chain.from_iterable((gain.alone, gain.place) for gain in all_gains))
-    sentences = list(legend.exceptions([group.records[place] for place in named], beside=group.beside))
+    sentences = list(legend.describe_exceptions([group.records[place] for place in named], beside=group.beside))
     untested = ", ".join(group.label(gain.place) for gain in all_gains if not gain.contrast)
     sentences += [f"not tested: {untested} (draws, or no samples in common)."] * bool(untested)
-    name = f"grid-gain-{measure.name}-{ratio_word(group)}"
-    title = f"{measure.label}, {how}{ARROWS[measure.better]}, {legend.ratio(group.records)}"
-    return [of_group("grid", group, columns, rows, [meaning, *sorting], name=name, title=title, said=sentences)]
+    name = f"grid-gain-{measure.name}-{word_of_ratio(group)}"
+    title = f"{measure.label}, {how}{ARROWS[measure.better]}, {legend.words_of_ratio(group.records)}"
+    return [
+        table_of_group("grid", group, columns, rows, [meaning, *sorting], name=name, title=title, remarks=sentences)
+    ]
 
 
 def _change(measure: Column, contrast: Contrast, *, is_tied: bool) -> TableCell:
     """Return a change, marked where a test has shown it and every seed agrees which way it goes."""
     figures = (contrast.estimate, contrast.low, contrast.high)
     form, scale = {"average": ("+.1f", 100), "answer_bpb": ("+.3f", 1)}.get(measure.name, ("", 1))
-    value, low, high = (format(scale * number, form) if form else significant(number) for number in figures)
+    value, low, high = (format(scale * number, form) if form else format_significant(number) for number in figures)
     cell = TableCell(f"{value} [{low}, {high}]", value, *figures)
-    return cell.marked("differs") if contrast.p < LEVEL and not is_tied else cell
+    return cell.with_mark("differs") if contrast.p < LEVEL and not is_tied else cell
 
 
 LOOK = {  # fields of the protocol in which cells of one study may differ, as a reader calls them
@@ -359,7 +370,7 @@ class Study:
 
     def measures(self) -> list[str]:
         """Return the columns of the frame that any cell has a figure in."""
-        names = [*(f"perplexity_{name}" for name in texts(self.records)), "kl", "average", "answer_bpb"]
+        names = [*(f"perplexity_{name}" for name in texts_of_records(self.records)), "kl", "average", "answer_bpb"]
         names += ["ratio", "layers", "prune_seconds"]
         return [name for name in names if any(point.row.get(name) is not None for point in self.points.values())]
 
@@ -367,34 +378,34 @@ class Study:
         """Return whether a measure is the same in every cell, so that one sentence says it."""
         return len({point.row.get(name) for point in self.points.values()}) == 1
 
-    def others(self) -> list[tuple[Any, ...]]:
+    def combinations(self) -> list[tuple[Any, ...]]:
         """Return the combinations of the factors behind the first two that occur."""
         held = {key[2:] for key in self.points}
         return [key for key in itertools.product(*map(self.axis, self.factors[2:])) if key in held]
 
 
-def studies(records: Sequence[Record]) -> list[Study]:
+def studies_of(records: Sequence[Record]) -> list[Study]:
     """Return a study for each method and setup in which anything but the ratio differs.
 
     What was done before, how cells were healed, and what their ratio is of are never factors: they make other studies.
     """
-    rows, groups = column_data.rows(records), dict[str, list[int]]()
+    rows, groups = column_data.rows_of_records(records), dict[str, list[int]]()
     for number, record in enumerate(records):
-        groups.setdefault(study_setup(record), []).append(number)
+        groups.setdefault(setup_of_study(record), []).append(number)
     found = []
     for numbers in groups.values():
         dense = [n for n in numbers if records[n].cell["method"] == "dense"]
         alike: dict[str, list[int]] = {}
         for number in numbers:
             if number not in dense:
-                alike.setdefault(_done(records[number]), []).append(number)
+                alike.setdefault(_history_of_cell(records[number]), []).append(number)
         for mine in alike.values():
             plain = {**records[mine[0]].cell, "given": ()}  # what was given are the factors
-            name = label(plain) + words_of_recipe_differences(plain, [records[n].cell for n in numbers])
+            name = label_of_cell(plain) + words_of_recipe_differences(plain, [records[n].cell for n in numbers])
             points = []
-            for places in draws([records[n] for n in mine], seeds=False):
+            for places in group_draws([records[n] for n in mine], seeds=False):
                 several = [rows[mine[place]] for place in places]
-                row = pooled(several) if len(several) > 1 else several[0]
+                row = pool_draws(several) if len(several) > 1 else several[0]
                 points.append(Setting(records[mine[places[0]]], row))
             measured = [rows[n] for n in dense if records[n].status == "ok"]
             study = _study(name, points, measured, [records[n] for n in (*dense, *mine)])
@@ -403,10 +414,10 @@ def studies(records: Sequence[Record]) -> list[Study]:
     return found
 
 
-def _done(record: Record) -> str:
+def _history_of_cell(record: Record) -> str:
     """Return the method, what its ratio is of, how it was healed and what was done before, as one text."""
     cell = record.cell
-    return json.dumps([cell["method"], ratio_of(cell), cell.get("healing"), cell.get("earlier")], sort_keys=True)
+    return json.dumps([cell["method"], base_of_ratio(cell), cell.get("healing"), cell.get("earlier")], sort_keys=True)
 
 
 def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], records: list[Record]) -> Study:
@@ -418,8 +429,8 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
     factors = tuple(name for name in ordered if apart[name])
     fixed = {name: settings[0].get(name) for name in ordered if not apart[name]}
     first = points[0].record.cell
-    if ratio_of(first) != "all":
-        fixed["ratio of"] = ratio_of(first)
+    if base_of_ratio(first) != "all":
+        fixed["ratio of"] = base_of_ratio(first)
     keyed: dict[tuple[Any, ...], Setting] = {}
     for one, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(one.get(name) for name in factors), point)
@@ -440,19 +451,19 @@ def _settings(record: Record) -> dict[str, Any]:
     found = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
     found |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
     found |= {"seed": cell["seed"], "ratio": requested_ratio(record)}
-    return {name: _frozen(value) for name, value in found.items()}
+    return {name: _freeze(value) for name, value in found.items()}
 
 
-def _frozen(value: Any) -> Any:
+def _freeze(value: Any) -> Any:
     """Return a value of a factor as one that can be a key: a list as a tuple, a dictionary as its JSON."""
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True)
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
 def tables_of_studies(data: ReportData) -> list[Table]:
     """Return the tables of every study."""
-    return [table for study in studies(data.records) for table in _tables_of_study(study)]
+    return [table for study in studies_of(data.records) for table in _tables_of_study(study)]
 
 
 def _tables_of_study(study: Study) -> Iterator[Table]:
@@ -462,7 +473,7 @@ def _tables_of_study(study: Study) -> Iterator[Table]:
         return
     varying = [name for name in measures if not study.same(name)]
     for name in varying or measures[:1]:
-        for others in study.others():
+        for others in study.combinations():
             yield _grid(study, name, others)
 
 
@@ -472,26 +483,26 @@ def _list(study: Study, measures: Sequence[str]) -> Table:
     rows = []
     for value in study.axis(factor):
         point = study.points[value,]
-        cells = [starred(figure(point.row, name), point.row) for name in measures]
-        rows.append(row_of(point.record, said(value), cells))
+        cells = [mark_missed(cell_of(point.row, name), point.row) for name in measures]
+        rows.append(row_of(point.record, format_factor(value), cells))
     return _table(
-        study, "list", f"{study.name} by {factor}", [column(name) for name in measures], rows, measures=measures
+        study, "list", f"{study.name} by {factor}", [column_of(name) for name in measures], rows, measures=measures
     )
 
 
-def _grid(study: Study, name: str, others: tuple[Any, ...]) -> Table:
+def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
     """Return a row for each value of the first factor, a column for each of the second."""
-    first, second, measure = *study.factors[:2], column(name)
+    first, second, measure = *study.factors[:2], column_of(name)
     cells = []
     for value in study.axis(first):
-        points = {other: study.points.get((value, other, *others)) for other in study.axis(second)}
+        points = {other: study.points.get((value, other, *values)) for other in study.axis(second)}
         ratios = {requested_ratio(point.record) for point in points.values() if point}
-        of = ratio_of(study.records[-1].cell)  # of which a study has one
-        row = Row(said(value), study.method, ratios.pop() if len(ratios) == 1 else None, ratio_of=of)
+        of = base_of_ratio(study.records[-1].cell)  # of which a study has one
+        row = Row(format_factor(value), study.method, ratios.pop() if len(ratios) == 1 else None, ratio_of=of)
         for other, point in points.items():
-            at = f"{second}={said(other)}"
+            at = f"{second}={format_factor(other)}"
             cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
-    held = [f", {factor} {said(value)}" for factor, value in zip(study.factors[2:], others, strict=True)]
+    held = [f", {factor} {format_factor(value)}" for factor, value in zip(study.factors[2:], values, strict=True)]
     title = f"{study.name}: {measure.head} by {first} and {second}{''.join(held)}"
     return _table(study, name, title, *pivot(cells), measures=[name])
 
@@ -500,7 +511,9 @@ def _cell(point: Setting | None, name: str) -> TableCell:
     if point is None:
         return TableCell()
     failed = point.record.status != "ok"
-    return TableCell(legend.status(point.record)) if failed else starred(figure(point.row, name), point.row)
+    return (
+        TableCell(legend.words_of_status(point.record)) if failed else mark_missed(cell_of(point.row, name), point.row)
+    )
 
 
 def _table(
@@ -509,9 +522,9 @@ def _table(
     return Table(
         name=f"ablation-{study.method}-{name}",
         view="ablation",
-        model=display_name(study.records[0]),
+        model=name_of_model(study.records[0]),
         title=title,
-        conditions=tuple(legend.conditions(study.records)),
+        conditions=tuple(legend.conditions_of(study.records)),
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(_notes(study, measures)),
@@ -527,10 +540,12 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
         yield f"dense: {', '.join(dense)}."
     if len(study.factors) > 1:
         first = next(iter(study.points.values())).row
-        same = [_sentence(name, figure(first, name).text) for name in study.measures() if study.same(name)]
+        same = [_sentence(name, cell_of(first, name).text) for name in study.measures() if study.same(name)]
         if same:
             yield f"in every cell: {', '.join(same)}."
-    fixed = [f"{name} {said(value)}" for name, value in study.fixed.items() if (name, value) != ("ratio", None)]
+    fixed = [
+        f"{name} {format_factor(value)}" for name, value in study.fixed.items() if (name, value) != ("ratio", None)
+    ]
     if fixed:
         yield f"fixed: {', '.join(fixed)}."
     if study.again:
@@ -541,14 +556,16 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
     if "seed" in looks and "average" in study.measures():
         yield "each seed draws its own documents of the tasks."
     for key, point in study.points.items():
-        where = [f"{name} {said(value)}" for name, value in zip(study.factors, key, strict=True) if name in OUTER]
-        for sentence in legend.exceptions([point.record]):
+        where = [
+            f"{name} {format_factor(value)}" for name, value in zip(study.factors, key, strict=True) if name in OUTER
+        ]
+        for sentence in legend.describe_exceptions([point.record]):
             yield f"at {', '.join(where)}: {sentence}" if where else sentence
 
 
 def _dense(study: Study, name: str) -> str:
     """Return the dense model's figure of a measure of quality, or the ends of several."""
-    found = {row[name]: figure(row, name) for row in study.dense if row.get(name) is not None}
+    found = {row[name]: cell_of(row, name) for row in study.dense if row.get(name) is not None}
     if not found or name in ("ratio", "layers", "prune_seconds", "kl"):
         return ""
     ends = [found[value].short for value in (min(found), max(found))]
@@ -557,14 +574,14 @@ def _dense(study: Study, name: str) -> str:
 
 def _sentence(name: str, text: str) -> str:
     """Return a figure with its name and unit: 'average 30.0 ± 2.1 %'."""
-    found = column(name)
+    found = column_of(name)
     return f"{found.label} {text}{f' {found.unit}' if found.unit else ''}"
 
 
-def said(value: Any) -> str:
+def format_factor(value: Any) -> str:
     """Return a value of a factor as a reader writes it."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(said, value))}]"
+        return f"[{', '.join(map(format_factor, value))}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

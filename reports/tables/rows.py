@@ -21,18 +21,24 @@ from functools import cache, cached_property, partial
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import amount, label, ratio_of, share
-from bench.records.frame import accuracies, amount_column, answered, may_be_guessed, texts
+from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount, words_of_ratio
+from bench.records.frame import (
+    column_of_amount,
+    may_be_guessed,
+    tasks_with_accuracies,
+    tasks_with_answers,
+    texts_of_records,
+)
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import METRICS, finite, metric, shown
-from bench.records.record import Record, display_name, requested_ratio
+from bench.records.quantities import METRICS, format_value, is_finite, metric_of
+from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from bench.regression import pairs as contrasts
-from bench.regression.pairs import LEVEL, Contrasts, Pair, all_pairs, average, perplexity, shown_more
+from bench.regression.pairs import LEVEL, Contrasts, Pair, is_shown_higher, pairs_of, test_average, test_perplexity
 from reports import legend
-from reports.groups import TableGroup, blocks
-from reports.tables.table import Column, Row, Table, TableCell, figure, with_best_marked
+from reports.groups import TableGroup, group_records
+from reports.tables.table import Column, Row, Table, TableCell, cell_of, mark_best
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
 SIZES = ("ratio", "parameters", "active_parameters")
@@ -58,7 +64,7 @@ class ReportData:
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
         """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
-        return [[ordered(one, measure(one)) for one in groups] for groups in blocks(self.records)]
+        return [[sort_rows(one, sorting_quantity(one)) for one in groups] for groups in group_records(self.records)]
 
     @property
     def groups(self) -> list[TableGroup]:
@@ -66,27 +72,27 @@ class ReportData:
         return list(chain(*self.setups))
 
 
-def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> tuple[list[Row], list[str]]:
+def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData) -> tuple[list[Row], list[str]]:
     """Return the rows of a group and what must be said of the tests.
 
     The best figures, missed ratios and differences from the reference are marked, the first and the last as tests show.
     """
     tested = test_rows(data.reference, group, [column.name for column in columns], data.samples)
-    rows, amount = [], amount_column(group.ratio_of)
+    rows, amount = [], column_of_amount(group.ratio_of)
     for place, (record, figures) in enumerate(zip(group.records, group.rows, strict=True)):
-        cells = [figure(figures, column.name) for column in columns]
+        cells = [cell_of(figures, column.name) for column in columns]
         for number, column in enumerate(columns):
-            cells[number] = starred(cells[number], figures) if column.name == amount else cells[number]
+            cells[number] = mark_missed(cells[number], figures) if column.name == amount else cells[number]
             if (place, column.name) in tested.differs:
-                cells[number] = cells[number].marked("differs")
+                cells[number] = cells[number].with_mark("differs")
             if not group.is_drawn(place) and may_be_guessed(figures, column.name):
-                cells[number] = cells[number].marked("guess")
+                cells[number] = cells[number].with_mark("guess")
         rows.append(row_of(record, group.label(place), cells))
     eligible = [_may_win(group, place) for place in range(len(group.records))]
     for number, column in enumerate(columns):
         if column.better and column.name not in UNRANKED:
-            is_better = shown_better(group, column.name, column.better, data.samples)
-            rows = with_best_marked(rows, number, column.better, eligible, is_better)
+            is_better = rule_of_better(group, column.name, column.better, data.samples)
+            rows = mark_best(rows, number, column.better, eligible, is_better)
     return rows, [*tested.notes, *_guesses(rows, columns, group)]
 
 
@@ -96,36 +102,36 @@ def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) 
         column.name for number, column in enumerate(columns) if any("guess" in row.cells[number].marks for row in rows)
     ]
     chances = {name: next(row[f"{name}_chance"] for row in group.rows if f"{name}_chance" in row) for name in marked}
-    each = ", ".join(f"{metric(name).label} {METRICS['average'].show(chance)}" for name, chance in chances.items())
+    each = ", ".join(f"{metric_of(name).label} {METRICS['average'].show(chance)}" for name, chance in chances.items())
     return [f"‡: not shown to be above the accuracy of guesses, in %: {each}."] if each else []
 
 
 def _may_win(group: TableGroup, place: int) -> bool:
     """Return whether a row can be the best of its ratio: the dense model and what removed too little cannot."""
     record = group.records[place]
-    return record.cell["method"] != "dense" and record.status == "ok" and not group.removed_too_little(place)
+    return record.cell["method"] != "dense" and record.status == "ok" and not group.removes_too_little(place)
 
 
 def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
     """Make the row of a record; one that failed says so in a word instead of figures."""
-    failure = None if record.status == "ok" else legend.status(record)
-    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure, ratio_of(record.cell))
+    failure = None if record.status == "ok" else legend.words_of_status(record)
+    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure, base_of_ratio(record.cell))
 
 
-def starred(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
+def mark_missed(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
     """Add a star to a cell if one of the rows of the frame that it comes from missed its ratio."""
     if not any("missed_ratio" in str(row["flags"]) for row in rows):
         return cell
     return replace(cell, text=f"{cell.text}*", brief=f"{cell.short}*", marks=(*cell.marks, "missed"))
 
 
-def removed(record: Record) -> TableCell:
+def ratio_cell(record: Record) -> TableCell:
     """Make the cell of the share of the parameters that a record says was removed."""
     ratio = record.measured.get("ratio")
     return TableCell() if ratio is None else TableCell(METRICS["ratio"].show(ratio), value=ratio)
 
 
-def kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """Return what notes.protocol calls the kind of a column of the frame."""
     kinds = {
         "average": "tasks",
@@ -137,12 +143,12 @@ def kind(name: str) -> str:
     return "perplexity" if name.startswith("perplexity_") else kinds.get(name, name)
 
 
-def ratio_word(group: TableGroup) -> str:
+def word_of_ratio(group: TableGroup) -> str:
     """Return the ratio of a group as its tables are named: '0.3', '0.3 of the decoder', or 'fixed'."""
-    return share(group.ratio, group.ratio_of) or "fixed"
+    return words_of_ratio(group.ratio, group.ratio_of) or "fixed"
 
 
-def of_group(
+def table_of_group(
     view: str,
     group: TableGroup,
     columns: Sequence[Column],
@@ -151,21 +157,23 @@ def of_group(
     *,
     name: str = "",
     title: str = "",
-    said: Sequence[str] | None = None,
+    remarks: Sequence[str] | None = None,
 ) -> Table:
     """Make the table of a view for one group; by default it is named and titled by the ratio.
 
     said  its notes, in place of those of the cells that missed the ratio or have no figures
     """
     return Table(
-        name=name or f"{view}-{ratio_word(group)}",
+        name=name or f"{view}-{word_of_ratio(group)}",
         view=view,
-        model=display_name(group.records[0]),
-        title=title or legend.ratio(group.records),
-        conditions=(*legend.conditions(list(chain(*group.drawn))), *group.apart),
+        model=name_of_model(group.records[0]),
+        title=title or legend.words_of_ratio(group.records),
+        conditions=(*legend.conditions_of(list(chain(*group.drawn))), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(legend.exceptions(group.spoken_of(), beside=group.beside) if said is None else said),
+        notes=tuple(
+            legend.describe_exceptions(group.records_with_notes(), beside=group.beside) if remarks is None else remarks
+        ),
         footnotes=tuple(footnotes),
     )
 
@@ -173,22 +181,24 @@ def of_group(
 Key = tuple[int, float, str]
 
 
-def measure(group: TableGroup, *preferred: str) -> str:
+def sorting_quantity(group: TableGroup, *preferred: str) -> str:
     """Return the column of the frame that orders a group: the first that any row has a finite figure in, or "".
 
     preferred  columns to look at before the perplexity on the first text, the divergence and the average
     """
-    names = [*preferred, *(f"perplexity_{text}" for text in texts(group.records)), "kl", "average"]
-    return next((name for name in names if any(finite(row.get(name)) for row in group.rows)), "")
+    names = [*preferred, *(f"perplexity_{text}" for text in texts_of_records(group.records)), "kl", "average"]
+    return next((name for name in names if any(is_finite(row.get(name)) for row in group.rows)), "")
 
 
-def ordered(group: TableGroup, name: str) -> TableGroup:
+def sort_rows(group: TableGroup, name: str) -> TableGroup:
     """Sort the rows of a group by the column `name` of the frame."""
 
     def key(place: int) -> Key:
         record, figure = group.records[place], group.rows[place].get(name)
         failed = record.status != "ok"
-        return row_key(group.label(place), record.cell["method"], figure, metric(name).better if name else None, failed)
+        return row_key(
+            group.label(place), record.cell["method"], figure, metric_of(name).better if name else None, failed
+        )
 
     order = sorted(range(len(group.records)), key=key)
     return replace(
@@ -201,7 +211,7 @@ def ordered(group: TableGroup, name: str) -> TableGroup:
     )
 
 
-def records(groups: Iterable[TableGroup]) -> list[Record]:
+def records_of(groups: Iterable[TableGroup]) -> list[Record]:
     """Return the records of several groups in the order of their rows, each once."""
     return list({id(one): one for group in groups for drawn in group.drawn for one in drawn}.values())
 
@@ -215,13 +225,13 @@ def row_key(label: str, method: str, figure: Any, better: str | None, failed: bo
     return 1, -figure if better == "higher" else figure, label
 
 
-def said(group: TableGroup, name: str, where: str = "rows") -> list[str]:
+def sorting_note(group: TableGroup, name: str, where: str = "rows") -> list[str]:
     """Say by which column of the frame the rows of a group are sorted, where there are several."""
     rows = [Row(group.label(place), record.cell["method"], None) for place, record in enumerate(group.records)]
-    return sorting_note(rows, metric(name).label, metric(name).better, where) if name else []
+    return sentence_on_order(rows, metric_of(name).label, metric_of(name).better, where) if name else []
 
 
-def sorting_note(rows: Sequence[Row], by: str, better: str | None, where: str = "rows") -> list[str]:
+def sentence_on_order(rows: Sequence[Row], by: str, better: str | None, where: str = "rows") -> list[str]:
     """Return the sentence that says how rows are sorted, where there are several."""
     several = sum(row.method != "dense" for row in rows) > 1
     return [f"{where} are sorted by {by}, the {'highest' if better == 'higher' else 'lowest'} first."] * several
@@ -237,40 +247,42 @@ TESTS = {
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedCells:
     """Which cells of a table differ from the reference's, as (row, column), and what is to be said of the tests."""
 
     differs: set[tuple[int, str]] = field(default_factory=set)
     notes: tuple[str, ...] = ()
 
 
-def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> Tested:
+def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
     """Test every row of a block against the row of `reference`, an empty name for none."""
     columns = [one for one in columns if one.startswith(TESTED)]
     if not reference or not columns:
-        return Tested()
+        return TestedCells()
     place = _reference(reference, block)
     if isinstance(place, str):
-        return Tested(notes=(place,))
+        return TestedCells(notes=(place,))
     differs, untested, tests = set(), [], set()
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
     for column in columns:
         single = [at for at in candidates if len(block.models(at)) == 1]
-        found = in_pairs(block, [(place, at) for at in single], column, samples)
+        found = contrasts_in_pairs(block, [(place, at) for at in single], column, samples)
         known = {at: contrast.p for (_, at), contrast in found.items()}
-        differs |= {(at, column) for at, p in known.items() if p < LEVEL and not block.tied(place, at, column)}
+        differs |= {
+            (at, column) for at, p in known.items() if p < LEVEL and not block.order_depends_on_seed(place, at, column)
+        }
         tests |= {contrast.test for contrast in found.values()}
         if len(known) < len(candidates):
-            untested.append((metric(column).label, [block.label(at) for at in candidates if at not in known]))
-    return Tested(differs, tuple(_notes(block.label(place), differs, untested, tests)))
+            untested.append((metric_of(column).label, [block.label(at) for at in candidates if at not in known]))
+    return TestedCells(differs, tuple(_notes(block.label(place), differs, untested, tests)))
 
 
 def _reference(reference: str, block: TableGroup) -> int | str:
     """Return the place of the row of this name, else of the one with this label; or why none can be tested against."""
     named = [at for at in range(len(block.records)) if block.label(at) == reference]
-    places = named or [at for at, record in enumerate(block.records) if label(record.cell) == reference]
+    places = named or [at for at, record in enumerate(block.records) if label_of_cell(record.cell) == reference]
     known = [at for at in places if block.records[at].status == "ok"]
-    asked = amount(block.ratio, block.ratio_of)
+    asked = words_of_amount(block.ratio, block.ratio_of)
     where = f" at {asked}" if asked else ""
     if not known:
         return f"not tested against {reference}{where}, which has no figures there."
@@ -300,7 +312,7 @@ def _notes(
     return said
 
 
-def in_pairs(
+def contrasts_in_pairs(
     block: TableGroup, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False
 ) -> Contrasts:
     """Test pairs of rows of the block, by their places, each a single model, as far as samples pair them.
@@ -330,15 +342,15 @@ def _tests(
     records = {n: one for at in rows for n, one in zip(block.numbers[at], block.drawn[at], strict=True)}
     if column.startswith("perplexity_"):
         text = column.removeprefix("perplexity_")
-        return perplexity(records, pairs, samples, text, intervals=intervals, seeds=seeds)
-    which, tasks = "", accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
+        return test_perplexity(records, pairs, samples, text, intervals=intervals, seeds=seeds)
+    which, tasks = "", tasks_with_accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
     if column.startswith(ANSWER_BPB):
         which = ANSWER_BPB
-        tasks = answered(block.records) if column == which else [column.removeprefix(f"{which}_")]
-    return average(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
+        tasks = tasks_with_answers(block.records) if column == which else [column.removeprefix(f"{which}_")]
+    return test_average(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
 
 
-def shown_better(block: TableGroup, column: str, better: str, samples: Samples) -> Callable[[int, int], bool]:
+def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples) -> Callable[[int, int], bool]:
     """Return what says of the places of two rows whether the first is shown to be better in a column.
 
     The tests are those of all pairs of models, adjusted by Holm, as the page of a run has them. `kept` is as the
@@ -353,18 +365,18 @@ def shown_better(block: TableGroup, column: str, better: str, samples: Samples) 
 
     @cache
     def tests() -> Contrasts:
-        return _tests(block, rows, all_pairs(list(seeds)), column, samples, seeds=seeds, intervals=True)
+        return _tests(block, rows, pairs_of(list(seeds)), column, samples, seeds=seeds, intervals=True)
 
     def is_better(one: int, another: int) -> bool:
         more = (one, another) if better == "higher" else (another, one)
-        return not may_be_guessed(block.rows[one], column) and shows_more(block, tests(), *more, column)
+        return not may_be_guessed(block.rows[one], column) and has_more(block, tests(), *more, column)
 
     return is_better
 
 
-def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, one: int, another: int) -> bool:
+def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, first: int, second: int) -> bool:
     """Say whether the interval of a row's figure lies on the better side of another's; no where there is none."""
-    ends = [row.get(f"{column}_{end}") for row in (rows[one], rows[another]) for end in ("low", "high")]
+    ends = [row.get(f"{column}_{end}") for row in (rows[first], rows[second]) for end in ("low", "high")]
     known = [float(end) for end in ends if end is not None]
     if len(known) < len(ends):
         return False
@@ -377,11 +389,11 @@ def models_of(block: TableGroup, place: int) -> list[int]:
     return [next(iter(model.values())) for model in block.models(place)]
 
 
-def shows_more(block: TableGroup, tests: Contrasts, some: int, than: int, column: str) -> bool:
+def has_more(block: TableGroup, tests: Contrasts, first: int, second: int, column: str) -> bool:
     """Say whether one row is shown to have more of a column than another, at every seed of the two."""
     neutral = 1 if column.startswith("perplexity_") else 0
-    more = shown_more(tests, models_of(block, some), models_of(block, than), neutral=neutral)
-    return more and not block.tied(some, than, column)
+    more = is_shown_higher(tests, models_of(block, first), models_of(block, second), neutral=neutral)
+    return more and not block.order_depends_on_seed(first, second, column)
 
 
 NAMES = 5  # as many are listed before the rest is counted
@@ -412,32 +424,32 @@ class TestedRow:
         """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
         return models_of(self.block, place)
 
-    def shows_more(self, some: int, than: int, column: str) -> bool:
+    def has_more(self, first: int, second: int, column: str) -> bool:
         """Say whether one row is shown to have more of a column than another, at every seed of the two."""
-        return shows_more(self.block, self.tests(column), some, than, column)
+        return has_more(self.block, self.tests(column), first, second, column)
 
     def where(self) -> str:
         """Say 'At ratio 0.3'."""
         return (
             "With the methods' own parameters"
             if self.block.ratio is None
-            else f"At {amount(self.block.ratio, self.block.ratio_of)}"
+            else f"At {words_of_amount(self.block.ratio, self.block.ratio_of)}"
         )
 
     def eligible(self) -> list[int]:
         """Return the places of the rows that can win: a cell that removed too little cannot."""
-        return [place for place in self.rows if not self.block.removed_too_little(place)]
+        return [place for place in self.rows if not self.block.removes_too_little(place)]
 
-    def ordered(self, places: Sequence[int], column: str, better: str) -> list[int]:
+    def order(self, places: Sequence[int], column: str, better: str) -> list[int]:
         """Return the places with a finite figure, the best first; equal ones in the order of the run."""
         sign = -1 if better == "higher" else 1
-        known = [place for place in places if finite(self.block.rows[place].get(column))]
+        known = [place for place in places if is_finite(self.block.rows[place].get(column))]
         return sorted(known, key=lambda place: sign * self.block.rows[place][column])
 
     def figure(self, place: int, column: str) -> str:
         """Return a figure with its spread and its unit, such as '36.8 ± 6.2'."""
-        unit = metric(column).unit if not metric(column).unit_in_cell else ""
-        return f"{shown(self.block.rows[place], column)} {unit}".strip()
+        unit = metric_of(column).unit if not metric_of(column).unit_in_cell else ""
+        return f"{format_value(self.block.rows[place], column)} {unit}".strip()
 
     def name(self, place: int) -> str:
         """Return the name of a method, which says whether its figures are a mean over draws."""
@@ -451,7 +463,7 @@ class TestedRow:
         more = len(names) - NAMES
         return ", ".join(names) if more <= 1 else f"{', '.join(names[:NAMES])} and {more} more"
 
-    def shown(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
+    def words_of_tests(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
         """Say 'shown to be below all 5 others', or below how many, and which ones not, the nearest first."""
         others = "the other one" if len(rest) == 1 else f"{len(rest)} others"
         if len(places) == len(rest):
@@ -462,18 +474,21 @@ class TestedRow:
         return f"shown to be {side} {len(places)} of {others}; not {side} {self.names(unshown)}"
 
 
-def tested_block(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
+def test_pairs(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
     """Test every pair of cells of a group of rows; `records` are those of its setup, `samples` those of all setups."""
     ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
     dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
     cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
     seeds = {next(iter(model.values())): model for place in ok for model in block.models(place)}
-    pairs = all_pairs(list(seeds))
+    pairs = pairs_of(list(seeds))
     return TestedRow(
         block,
         dense,
         [place for place in ok if block.records[place].cell["method"] != "dense"],
-        {text: contrasts.perplexity(cells, pairs, samples, text, seeds=seeds) for text in texts(records)},
-        contrasts.average(cells, pairs, samples, accuracies(records), seeds=seeds),
-        contrasts.average(cells, pairs, samples, answered(records), ANSWER_BPB, seeds=seeds),
+        {
+            text: contrasts.test_perplexity(cells, pairs, samples, text, seeds=seeds)
+            for text in texts_of_records(records)
+        },
+        contrasts.test_average(cells, pairs, samples, tasks_with_accuracies(records), seeds=seeds),
+        contrasts.test_average(cells, pairs, samples, tasks_with_answers(records), ANSWER_BPB, seeds=seeds),
     )

@@ -24,20 +24,28 @@ from statistics import fmean
 import numpy as np
 from scipy.special import stdtrit
 
-from bench.plan.cell import amount, is_recorded_draw, label, ratio_of
-from bench.plan.protocol import text_name
-from bench.records.comparability import study_setup
-from bench.records.frame import accuracies, answered, texts
+from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell, words_of_amount
+from bench.plan.protocol import name_of_text
+from bench.records.comparability import setup_of_study
+from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import metric, percent, perplexity, short, significant
-from bench.records.record import Record, display_name, requested_ratio
-from bench.records.samples import Samples, alike
+from bench.records.quantities import format_percent, format_perplexity, format_significant, metric_of, shorten_name
+from bench.records.record import Record, name_of_model, requested_ratio
+from bench.records.samples import Samples, find_alike
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
-from bench.stats.draws import DRAWS, Figures, Separation, VarianceComponent, components, exponential, separation
+from bench.stats.draws import (
+    DRAWS,
+    Figures,
+    Separation,
+    VarianceComponent,
+    exp_of_log,
+    separation_of,
+    variance_components,
+)
 from bench.stats.intervals import NORMAL_95
 from reports import legend
-from reports.groups import TableGroup, name_beside, seeds_named, seeds_of
-from reports.tables.rows import ReportData, of_group
+from reports.groups import TableGroup, label_with_differences, names_of_seeds, seeds_of
+from reports.tables.rows import ReportData, table_of_group
 from reports.tables.table import Column, Row, Table, TableCell
 
 Draw = tuple[str, int]  # the text and the seed of a calibration
@@ -87,20 +95,20 @@ class CalibrationDraws:
     left_out: list[str]
 
     @property
-    def asked(self) -> str:
+    def amount(self) -> str:
         """Return what went, as 'ratio 0.3' or 'budget macs=0.8'."""
-        return amount(self.ratio, self.ratio_of) or "ratio fixed"
+        return words_of_amount(self.ratio, self.ratio_of) or "ratio fixed"
 
     @property
     def ratio_of(self) -> str:
         """Return what the ratio is a share of."""
-        return ratio_of(next(iter(self.records.values())).cell)
+        return base_of_ratio(next(iter(self.records.values())).cell)
 
     def log(self, place: int) -> float:
         """Return the logarithm of a perplexity."""
         return math.log(self.records[place].measured["perplexity"][self.text]["perplexity"])
 
-    def shared(self) -> Iterator[tuple[tuple[str, str], Draw, int, int]]:
+    def pairs_of_methods(self) -> Iterator[tuple[tuple[str, str], Draw, int, int]]:
         """Give every pair of methods at every draw that both have: the pair, the draw, the two places."""
         for pair in combinations(self.cells, 2):
             one, other = (self.cells[method] for method in pair)
@@ -110,25 +118,27 @@ class CalibrationDraws:
 def tables_of_seeds(data: ReportData) -> list[Table]:
     """Return the tables of everything that was measured with several seeds of one calibration text."""
     return [
-        table for found in calibration_draws(data) for table in (_of_sources(found, data.samples), _of_methods(found))
+        table
+        for found in draws_of_calibrations(data)
+        for table in (_of_sources(found, data.samples), _of_methods(found))
     ]
 
 
-def calibration_draws(data: ReportData) -> Iterator[CalibrationDraws]:
+def draws_of_calibrations(data: ReportData) -> Iterator[CalibrationDraws]:
     """Yield what was measured with several seeds, for each text that was measured on and each ratio."""
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(data.records):
         if record.cell["method"] != "dense":
             asked = record.cell["protocol"]
             looked_at = [asked["calibration_sequences"], asked["calibration_length"]]
-            alike = [study_setup(record), *looked_at, requested_ratio(record), ratio_of(record.cell)]
+            alike = [setup_of_study(record), *looked_at, requested_ratio(record), base_of_ratio(record.cell)]
             groups.setdefault(json.dumps(alike), []).append(number)
     for numbers in groups.values():
         records = {number: data.records[number] for number in numbers}
         without = {n for n, one in records.items() if not _is_calibrated(one, data.needs)}
-        left_out = list(dict.fromkeys(label(records[n].cell) for n in without))
+        left_out = list(dict.fromkeys(label_of_cell(records[n].cell) for n in without))
         kept = {n: one for n, one in records.items() if n not in without}
-        for text in texts(list(kept.values())):
+        for text in texts_of_records(list(kept.values())):
             cells = _cells(kept, text)
             if sum(_seeds(draws) > 1 for draws in cells.values()) > 1:
                 yield CalibrationDraws(text, requested_ratio(records[numbers[0]]), cells, kept, left_out)
@@ -147,7 +157,7 @@ def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int
     every = list(records.values())
     for place, record in records.items():
         draw = (str(record.cell["protocol"]["calibration"]), record.cell["seed"])
-        places = found.setdefault(name := name_beside(record, every), {})
+        places = found.setdefault(name := label_with_differences(record, every), {})
         if draw not in places and math.isfinite(figure := _perplexity(record, text)):
             places[draw] = place
             logs.setdefault(name, []).append(math.log(figure))
@@ -165,23 +175,23 @@ def _seeds(draws: Mapping[Draw, int]) -> int:
     return max(map(several.count, several), default=0)
 
 
-def _of_sources(found: CalibrationDraws, samples: Samples) -> Table:
+def _of_sources(study: CalibrationDraws, samples: Samples) -> Table:
     """Return the standard deviation of each source, of a cell and of a difference."""
     every = [
-        (method, text, found.log(place)) for method, draws in found.cells.items() for (text, _), place in draws.items()
+        (method, text, study.log(place)) for method, draws in study.cells.items() for (text, _), place in draws.items()
     ]
     methods, where, logs = zip(*every, strict=True)
-    of_cell = [*components(logs, methods, where), _windows(found)]
-    pairs = [(pair, text, found.log(b) - found.log(a)) for pair, (text, _), a, b in found.shared()]
+    of_cell = [*variance_components(logs, methods, where), _windows(study)]
+    pairs = [(pair, text, study.log(b) - study.log(a)) for pair, (text, _), a, b in study.pairs_of_methods()]
     of_difference = [VarianceComponent(None, 0)] * len(SOURCES)
     if pairs:
         both, where, differences = zip(*pairs, strict=True)
-        of_difference[1:] = *components(differences, both, where)[1:], _windows_of_differences(found, samples)
+        of_difference[1:] = *variance_components(differences, both, where)[1:], _windows_of_differences(study, samples)
     rows = []
     for source, one, apart in zip(SOURCES, of_cell, of_difference, strict=True):
         freedom = TableCell(f"{one.freedom:,}", value=one.freedom) if one.variance is not None else TableCell()
         cells = [*_spread(one.deviation), freedom, *_spread(apart.deviation)]
-        rows.append(Row(source, "", found.ratio, tuple(cells), ratio_of=found.ratio_of))
+        rows.append(Row(source, "", study.ratio, tuple(cells), ratio_of=study.ratio_of))
     negative = [
         name + " (of a difference)" * (several is of_difference)
         for several in (of_cell, of_difference)
@@ -189,15 +199,15 @@ def _of_sources(found: CalibrationDraws, samples: Samples) -> Table:
         if one.variance is not None and one.variance < 0
     ]
     below = [f"estimated below zero, and shown as 0: {', '.join(negative)}."] * bool(negative)
-    table = _table(found, "seeds", SPREADS, rows, ABOUT)
-    return replace(table, head="source", notes=(*_resolved(of_difference), *below, *_counts(found)))
+    table = _table(study, "seeds", SPREADS, rows, ABOUT)
+    return replace(table, head="source", notes=(*_words_of_resolution(of_difference), *below, *_counts(study)))
 
 
-def _windows(found: CalibrationDraws) -> VarianceComponent:
+def _windows(study: CalibrationDraws) -> VarianceComponent:
     """Return the mean variance of a cell over its windows, from its interval, which is Student's."""
     variances, freedom = [], 0
-    for place in (place for draws in found.cells.values() for place in draws.values()):
-        figures = found.records[place].measured["perplexity"][found.text]
+    for place in (place for draws in study.cells.values() for place in draws.values()):
+        figures = study.records[place].measured["perplexity"][study.text]
         if figures.get("perplexity_low") and figures.get("windows", 0) > 1:
             wide = math.log(figures["perplexity_high"] / figures["perplexity_low"]) / 2
             freedom = degrees_of_freedom(figures["windows"], in_a_row=not figures["drawn"])
@@ -205,13 +215,13 @@ def _windows(found: CalibrationDraws) -> VarianceComponent:
     return VarianceComponent(fmean(variances) if variances else None, freedom)
 
 
-def _windows_of_differences(found: CalibrationDraws, samples: Samples) -> VarianceComponent:
+def _windows_of_differences(study: CalibrationDraws, samples: Samples) -> VarianceComponent:
     """Return the mean variance over windows of the difference of two methods at one draw, from their samples."""
-    name, variances, freedom = f"perplexity-{text_name(found.text)}", [], 0
-    for _, _, a, b in found.shared():
+    name, variances, freedom = f"perplexity-{name_of_text(study.text)}", [], 0
+    for _, _, a, b in study.pairs_of_methods():
         one, other = (samples.of(place, name, "nll") for place in (a, b))
         if one and other and one.units.equals(other.units):
-            row = not found.records[a].measured["perplexity"][found.text]["drawn"]
+            row = not study.records[a].measured["perplexity"][study.text]["drawn"]
             _, stderr, freedom = ratio_stderr(other.figures - one.figures, one.units.to_pylist(), in_a_row=row)
             variances.append(stderr**2)
     return VarianceComponent(fmean(variances) if variances else None, freedom)
@@ -222,90 +232,92 @@ def _spread(deviation: float | None) -> tuple[TableCell, TableCell]:
     if deviation is None:
         return TableCell(), TableCell()
     share = _share(deviation)
-    return TableCell(significant(deviation), value=deviation), TableCell(significant(100 * share), value=share)
+    return TableCell(format_significant(deviation), value=deviation), TableCell(
+        format_significant(100 * share), value=share
+    )
 
 
 def _share(deviation: float) -> float:
     """Return a deviation of a logarithm as a share of the perplexity."""
-    return exponential(deviation) - 1 if deviation > 1 else math.expm1(deviation)
+    return exp_of_log(deviation) - 1 if deviation > 1 else math.expm1(deviation)
 
 
-def _resolved(of_difference: Sequence[VarianceComponent]) -> Iterator[str]:
+def _words_of_resolution(of_difference: Sequence[VarianceComponent]) -> Iterator[str]:
     """Say how near two methods can be before one seed does not tell them apart."""
     *_, seed, windows = of_difference
     if seed.deviation is None:
         return
     near = _share(NORMAL_95 * seed.deviation)
-    said = f"two methods nearer than {significant(100 * near)} % in perplexity are not told apart by one seed"
+    said = f"two methods nearer than {format_significant(100 * near)} % in perplexity are not told apart by one seed"
     more = ""
     if windows.deviation is not None:
         both = _share(NORMAL_95 * math.hypot(seed.deviation, windows.deviation))
-        more = f"; with the draw of the windows {significant(100 * both)} %"
+        more = f"; with the draw of the windows {format_significant(100 * both)} %"
     yield f"{said}: {NORMAL_95} sd of their difference by the calibration seed{more}."
 
 
-def _counts(found: CalibrationDraws) -> Iterator[str]:
+def _counts(study: CalibrationDraws) -> Iterator[str]:
     """Say how many cells stand behind a table, and which ones do not."""
-    known = {place for draws in found.cells.values() for place in draws.values()}
-    others = [one for place, one in found.records.items() if place not in known]
-    again = [one for one in others if math.isfinite(_perplexity(one, found.text))]
+    known = {place for draws in study.cells.values() for place in draws.values()}
+    others = [one for place, one in study.records.items() if place not in known]
+    again = [one for one in others if math.isfinite(_perplexity(one, study.text))]
     for why, several in (("without a figure", [one for one in others if one not in again]), ("measured again", again)):
         cells = [one.cell for one in several]
-        where = [f"{label(cell)} of {cell['protocol']['calibration']}, seed {cell['seed']}" for cell in cells]
+        where = [f"{label_of_cell(cell)} of {cell['protocol']['calibration']}, seed {cell['seed']}" for cell in cells]
         if where:
             yield f"{why}, and left out: {'; '.join(where)}."
-    if found.left_out:
-        yield f"left out, since no calibration decides them: {', '.join(found.left_out)}."
+    if study.left_out:
+        yield f"left out, since no calibration decides them: {', '.join(study.left_out)}."
 
 
-def _of_methods(found: CalibrationDraws) -> Table:
+def _of_methods(study: CalibrationDraws) -> Table:
     """Return a row for each method: its mean, the range of its draws, and their standard deviation."""
     rows = []
-    for method, draws in found.cells.items():
-        logs = [found.log(place) for place in draws.values()]
-        deviation = components(logs, [text for text, _ in draws])[-1].deviation
-        own = _windows(CalibrationDraws(found.text, found.ratio, {method: draws}, found.records, []))
-        figures = [exponential(value) for value in (fmean(logs), min(logs), max(logs))]
+    for method, draws in study.cells.items():
+        logs = [study.log(place) for place in draws.values()]
+        deviation = variance_components(logs, [text for text, _ in draws])[-1].deviation
+        own = _windows(CalibrationDraws(study.text, study.ratio, {method: draws}, study.records, []))
+        figures = [exp_of_log(value) for value in (fmean(logs), min(logs), max(logs))]
         cells = [
-            *(TableCell(perplexity(one, figures[0]), value=one) for one in figures),
+            *(TableCell(format_perplexity(one, figures[0]), value=one) for one in figures),
             TableCell(str(len(logs)), value=len(logs)),
             *_spread(deviation),
             _spread(own.deviation)[1],
         ]
-        name = str(found.records[next(iter(draws.values()))].cell["method"])
-        rows.append(Row(method, name, found.ratio, tuple(cells), ratio_of=found.ratio_of))
-    return replace(_table(found, "seeds-methods", OF_METHODS, rows, ABOUT_METHODS), notes=tuple(_ties(found)))
+        name = str(study.records[next(iter(draws.values()))].cell["method"])
+        rows.append(Row(method, name, study.ratio, tuple(cells), ratio_of=study.ratio_of))
+    return replace(_table(study, "seeds-methods", OF_METHODS, rows, ABOUT_METHODS), notes=tuple(_ties(study)))
 
 
-def _ties(found: CalibrationDraws) -> Iterator[str]:
+def _ties(study: CalibrationDraws) -> Iterator[str]:
     """Name the neighbours in the order of the means that change places from one draw to another."""
     signs: dict[tuple[str, str], list[bool]] = {}
-    for pair, _, a, b in found.shared():
-        signs.setdefault(pair, []).append(found.log(a) < found.log(b))
-    neighbours = [pair for pair in pairwise(found.cells) if len(set(signs.get(pair, ()))) > 1]
+    for pair, _, a, b in study.pairs_of_methods():
+        signs.setdefault(pair, []).append(study.log(a) < study.log(b))
+    neighbours = [pair for pair in pairwise(study.cells) if len(set(signs.get(pair, ()))) > 1]
     if neighbours:
         said = [f"{a} and {b} ({signs[a, b].count(True)} of {len(signs[a, b])} draws)" for a, b in neighbours]
         yield f"neighbours whose ranks change with the draw, and how often the first is ahead: {', '.join(said)}."
 
 
 def _table(
-    found: CalibrationDraws, name: str, columns: Sequence[Column], rows: Sequence[Row], about: Sequence[str]
+    study: CalibrationDraws, name: str, columns: Sequence[Column], rows: Sequence[Row], about: Sequence[str]
 ) -> Table:
     """Return a table without notes, titled by what it is of and by how many cells stand behind it."""
-    records = list(found.records.values())
-    ratio = "fixed" if found.ratio is None else f"{found.ratio:g}"
-    calibrations = list(dict.fromkeys(text for draws in found.cells.values() for text, _ in draws))
+    records = list(study.records.values())
+    ratio = "fixed" if study.ratio is None else f"{study.ratio:g}"
+    calibrations = list(dict.fromkeys(text for draws in study.cells.values() for text, _ in draws))
     behind = [
-        f"{sum(map(len, found.cells.values()))} cells of {len(found.cells)} methods",
-        f"calibrated on {' and '.join(map(short, calibrations))}",
-        seeds_named(seeds_of(records)),
+        f"{sum(map(len, study.cells.values()))} cells of {len(study.cells)} methods",
+        f"calibrated on {' and '.join(map(shorten_name, calibrations))}",
+        names_of_seeds(seeds_of(records)),
     ]
     return Table(
-        name=f"{name}-{Path(found.text).stem}-{ratio}",
+        name=f"{name}-{Path(study.text).stem}-{ratio}",
         view="seeds",
-        model=display_name(records[0]),
-        title=f"{metric(f'perplexity_{found.text}').label}, {found.asked}: {', '.join(behind)}",
-        conditions=tuple(legend.conditions(records)),
+        model=name_of_model(records[0]),
+        title=f"{metric_of(f'perplexity_{study.text}').label}, {study.amount}: {', '.join(behind)}",
+        conditions=tuple(legend.conditions_of(records)),
         columns=tuple(columns),
         rows=tuple(rows),
         footnotes=(*legend.describe_columns(records, (), ("perplexity",), seeds=False), *about),
@@ -350,13 +362,13 @@ def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
     for (_, figure), one in figures.items():
         of_each[ANSWER_BPB if figure == ANSWER_BPB else "average"].append(one)
     rows = [
-        _row(f"{task} {_word(figure)}", figure, separation([one], drawn)) for (task, figure), one in figures.items()
+        _row(f"{task} {_word(figure)}", figure, separation_of([one], drawn)) for (task, figure), one in figures.items()
     ]
     rows += [
-        _row(_word(name), name, separation(several, drawn)) for name, several in of_each.items() if len(several) > 1
+        _row(_word(name), name, separation_of(several, drawn)) for name, several in of_each.items() if len(several) > 1
     ]
     lost = [group.label(at) for at in measured if at not in kept]
-    table = of_group(
+    table = table_of_group(
         "signal",
         group,
         COLUMNS,
@@ -365,7 +377,7 @@ def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
             *legend.describe_columns(group.records, (), ("tasks",), seeds=False),
             *(one.format(drawn) for one in ABOUT_SIGNAL),
         ),
-        said=[
+        remarks=[
             f"{len(kept)} methods: {', '.join(map(group.label, kept))}.",
             *[f"left out, since no samples of theirs are of the same documents: {', '.join(lost)}."] * bool(lost),
         ],
@@ -382,12 +394,12 @@ def _figures(
     """
     number = {at: next(iter(group.models(at)[0].values())) for at in places}
     records = [group.records[at] for at in places]
-    mains = {task: records[0].measured["tasks"][task]["main"] for task in accuracies(records[:1])}
-    wanted = [*mains.items(), *((task, ANSWER_BPB) for task in answered(records[:1]))]
+    mains = {task: records[0].measured["tasks"][task]["main"] for task in tasks_with_accuracies(records[:1])}
+    wanted = [*mains.items(), *((task, ANSWER_BPB) for task in tasks_with_answers(records[:1]))]
     found = {one: {at: samples.of(number[at], *one) for at in places} for one in wanted}
     kept = list(places)
     for given in found.values():
-        same = alike(given, dict.fromkeys(given))
+        same = find_alike(given, dict.fromkeys(given))
         most = Counter(same.values()).most_common(1)
         kept = [at for at in kept if most and same.get(at) == most[0][0]]
     known = {name: [one for at in kept if (one := given[at])] for name, given in found.items()}
@@ -398,18 +410,22 @@ def _word(figure: str) -> str:
     return "bpb" if figure == ANSWER_BPB else figure
 
 
-def _row(label: str, figure: str, found: Separation) -> Row:
+def _row(label: str, figure: str, separation: Separation) -> Row:
     """Write what was found of a figure; that of an accuracy in points."""
-    show, unit = (significant, 1.0) if figure == ANSWER_BPB else (percent, 100.0)
+    show, unit = (format_significant, 1.0) if figure == ANSWER_BPB else (format_percent, 100.0)
     return Row(
         label,
         "",
         None,
         (
-            TableCell(show(found.signal), value=found.signal * unit),
-            TableCell(show(found.noise), value=found.noise * unit),
-            TableCell(f"{found.ratio:.2f}", value=found.ratio),
-            TableCell() if math.isnan(found.agreement) else TableCell(f"{found.agreement:.2f}", value=found.agreement),
-            TableCell() if math.isinf(found.needed) else TableCell(f"{math.ceil(found.needed):,}", value=found.needed),
+            TableCell(show(separation.signal), value=separation.signal * unit),
+            TableCell(show(separation.noise), value=separation.noise * unit),
+            TableCell(f"{separation.ratio:.2f}", value=separation.ratio),
+            TableCell()
+            if math.isnan(separation.agreement)
+            else TableCell(f"{separation.agreement:.2f}", value=separation.agreement),
+            TableCell()
+            if math.isinf(separation.needed)
+            else TableCell(f"{math.ceil(separation.needed):,}", value=separation.needed),
         ),
     )

@@ -1,4 +1,4 @@
-"""The tables of what `bench similarity` found, made from the study's JSON (bench.evaluation.layer_similarity.study)."""
+"""The tables of a study of similarity, made from its JSON (bench.evaluation.layer_similarity.compare_layers)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from bench.records.quantities import metric, significant
-from reports.tables.table import Column, Row, Table, TableCell, text, words
+from bench.records.quantities import format_significant, metric_of
+from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
 
 Study = dict[str, Any]
-perplexity = metric("perplexity_").format
+perplexity = metric_of("perplexity_").format
 
 
-def title(study: Study) -> str:
+def title_of_study(study: Study) -> str:
     """Return the title of the study's page."""
     return f"Similarity of the layers of {study['model']}"
 
 
-def summaries(study: Study) -> list[Table]:
+def tables_of_neighbours(study: Study) -> list[Table]:
     """Return tables of neighbours beside all pairs, and of each rule of merging the median over positions."""
     found = [
         _table(
@@ -40,11 +40,11 @@ def summaries(study: Study) -> list[Table]:
     if study.get("merges"):
         heads = _columns("cosine", "worst", "best", "perplexity", "best", "worst", "at most doubled")
         rows = [Row(str(of["m"]), "", None, _of_merge(study, of)) for of in study["merges"]]
-        found.append(_table(study, "Merges, median over positions", "layers", [words("rule"), *heads], rows))
+        found.append(_table(study, "Merges, median over positions", "layers", [column_of_words("rule"), *heads], rows))
     return found
 
 
-def positions(study: Study) -> list[Table]:
+def tables_of_positions(study: Study) -> list[Table]:
     """Return cosine and perplexity with its interval at every position, a table for each number of merged layers."""
     found = []
     for m in dict.fromkeys(of["m"] for of in study.get("merges", [])):
@@ -60,7 +60,7 @@ def positions(study: Study) -> list[Table]:
 
 def _table(study: Study, title: str, head: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     where = (f"{study['layers']} layers", study["dtype"])
-    footnotes = tuple(notes(study))
+    footnotes = tuple(notes_of_study(study))
     return Table("similarity", "", study["model"], title, where, tuple(columns), tuple(rows), (), footnotes, head)
 
 
@@ -68,7 +68,7 @@ def _columns(*names: str) -> list[Column]:
     return [Column(name, name) for name in names]
 
 
-def notes(study: Study) -> list[str]:
+def notes_of_study(study: Study) -> list[str]:
     """Return how the figures were made."""
     p, tokens = study["protocol"], study["tokens"]
     found = [
@@ -106,7 +106,7 @@ def _of_state(of: dict[str, Any]) -> tuple[TableCell, ...]:
     near = [of["cosine"][i][i + 1] for i in range(places - 1)]
     l2 = fmean(of["l2"][i][i + 1] for i in range(places - 1))
     lowest = near.index(min(near))
-    layer, distance = TableCell(str(lowest), value=lowest), TableCell(significant(l2), value=l2)
+    layer, distance = TableCell(str(lowest), value=lowest), TableCell(format_significant(l2), value=l2)
     return (_cosine(fmean(near)), _cosine(near[lowest]), layer, _cosine(of["cosine"][0][-1]), distance)
 
 
@@ -116,7 +116,7 @@ def _of_merge(study: Study, of: dict[str, Any]) -> tuple[TableCell, ...]:
     cells = [_cosine(one(cosines) if cosines else None) for one in (median, min, max)]
     cells += [_perplexity({"nll": one(nlls) if nlls else None}) for one in (median, min, max)]
     doubled = sum(nll <= study["dense"]["nll"] + math.log(2) for nll in nlls)
-    return (text(of["rule"]), *cells, TableCell(f"{doubled} of {len(of['positions'])}", value=doubled))
+    return (cell_of_text(of["rule"]), *cells, TableCell(f"{doubled} of {len(of['positions'])}", value=doubled))
 
 
 def _at(at: dict[str, Any]) -> tuple[TableCell, TableCell]:
@@ -133,13 +133,13 @@ def _perplexity(at: dict[str, Any]) -> TableCell:
     figure, low, high = (_exp(at.get(name)) for name in ("nll", "nll_low", "nll_high"))
     if figure is None:
         return TableCell()
-    spread = "" if low is None or high is None else f" [{_written(low)}, {_written(high)}]"
-    return TableCell(_written(figure) + spread, _written(figure), figure, low, high)
+    spread = "" if low is None or high is None else f" [{_format_figure(low)}, {_format_figure(high)}]"
+    return TableCell(_format_figure(figure) + spread, _format_figure(figure), figure, low, high)
 
 
 def _exp(nll: float | None) -> float | None:
     return None if nll is None else math.inf if nll > 700 else math.exp(nll)  # beyond 700 it is beyond a float
 
 
-def _written(figure: float) -> str:
+def _format_figure(figure: float) -> str:
     return "> 1e304" if figure == math.inf else perplexity(figure, figure)

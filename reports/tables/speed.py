@@ -16,20 +16,20 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import share
+from bench.plan.cell import words_of_ratio
 from bench.plan.protocol import LLAMA_CPP
-from bench.records.comparability import dense_peer
-from bench.records.frame import tokens
-from bench.records.quantities import METRICS, MISSING, binary, perplexity, short, significant
-from bench.records.record import Record, display_name
-from bench.records.served import ServedRecord, alike
+from bench.records.comparability import find_dense_peer
+from bench.records.frame import tokens_of_point
+from bench.records.quantities import METRICS, MISSING, format_bytes, format_perplexity, format_significant, shorten_name
+from bench.records.record import Record, name_of_model
+from bench.records.served import ServedRecord, group_alike
 from bench.stats.clusters import paired_perplexity
 from reports import legend
-from reports.groups import draws_apart, named_beside
+from reports.groups import name_with_ratio, suffixes_of_draws
 from reports.legend import doubts_of_speed
 from reports.tables import rows as order
-from reports.tables.rows import ReportData, measure, ordered, records, removed, row_of
-from reports.tables.table import Column, Row, Table, TableCell, text, words
+from reports.tables.rows import ReportData, ratio_cell, records_of, row_of, sort_rows, sorting_quantity
+from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
 
 COLUMNS = (Column("parameters", "parameters"), Column("ms", "ms"), Column("share", "of a token"))
 ABOUT = (
@@ -38,13 +38,13 @@ ABOUT = (
 )
 
 
-def table(found: dict[str, Any]) -> Table:
+def table_of_latencies(table: dict[str, Any]) -> Table:
     """Return a row for each size of each part, for the layers' share of a token and for all else."""
-    about, rows = found["about"], list[Row]()
+    about, rows = table["about"], list[Row]()
     whole = about["dense_ms"]
-    for part, points in found["parts"].items():
+    for part, points in table["parts"].items():
         rows += [_latency_row(part, size, ms, whole) for size, ms in points[1:]]
-    rows.append(_latency_row("all but the layers", None, found["rest"], whole))
+    rows.append(_latency_row("all but the layers", None, table["rest"], whole))
     rows.append(_latency_row("the model", None, whole, whole))
     return Table(
         name="latency-table",
@@ -129,7 +129,7 @@ DOUBTS = {
 
 def tables_of_served(records: Sequence[ServedRecord]) -> list[Table]:
     """Return a table of all that was served alike, and one of everything that was timed."""
-    return [table for several in alike(records) for table in _of(several)]
+    return [table for several in group_alike(records) for table in _of(several)]
 
 
 def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
@@ -140,12 +140,15 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     conditions = (_engine(first), *_machine(first, f"{asked['threads']} threads" if own else ""))
     points = [_served_points(one) for one in records]
     shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
-    columns = [Column(c.name, c.label.format(short(asked["text"])), better=c.better, brief=c.brief) for c in FIGURES]
+    columns = [
+        Column(c.name, c.label.format(shorten_name(asked["text"])), better=c.better, brief=c.brief) for c in FIGURES
+    ]
     names = dict(zip(map(id, records), _names(records), strict=True))
     rows = [_served_row(one, names[id(one)], _figures(one, base, shown)) for one in records]
     sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in shown.items() if key]
     protocol = (
-        f"{asked['windows']} windows of {asked['window']} tokens of {short(asked['text'])}; {'; '.join(sizes)}; up to "
+        f"{asked['windows']} windows of {asked['window']} tokens of {shorten_name(asked['text'])}; "
+        f"{'; '.join(sizes)}; up to "
         f"{asked['rounds']} rounds, {asked['steps']} tokens a pass."
     )
     turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
@@ -199,15 +202,15 @@ def _key(point: dict[str, Any]) -> tuple[str, int, int]:
 
 def _names(records: Sequence[ServedRecord]) -> list[str]:
     """Name models with their types, and with ratios and seeds where there are several: 'flap at 0.2, seed 1@q8_0'."""
-    asked = [share(one.model["requested_ratio"], one.model["ratio_of"]) for one in records]
-    several, seeds = len({at for at in asked if at}) > 1, seeds_of(records)
+    asked = [words_of_ratio(one.model["requested_ratio"], one.model["ratio_of"]) for one in records]
+    several, seeds = len({at for at in asked if at}) > 1, suffixes_of_seeds(records)
     return [
         f"{one.model['label']}{f' at {at}' if several and at else ''}{seeds[id(one)]}@{one.type}"
         for one, at in zip(records, asked, strict=True)
     ]
 
 
-def seeds_of(records: Sequence[ServedRecord]) -> dict[int, str]:
+def suffixes_of_seeds(records: Sequence[ServedRecord]) -> dict[int, str]:
     """Return ', seed 1' for each record, by its id, whose method and ratio are there with other seeds too; else ''."""
     found: dict[tuple[Any, ...], set[int]] = {}
     names = [tuple(one.model[name] for name in ("label", "requested_ratio", "ratio_of")) for one in records]
@@ -237,7 +240,7 @@ def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, A
     for kind in KINDS:
         point = found.get(shown[kind])
         cells += [_rate(point), _speedup(point)]
-    cells.append(_predicted(found.get(shown["decode"]), "speedup_by_bytes"))
+    cells.append(_cell_of_prediction(found.get(shown["decode"]), "speedup_by_bytes"))
     return [*cells, _size(max((taken for _, taken in _memory(record)), default=None))]
 
 
@@ -245,17 +248,17 @@ def _cells_of_served_point(record: ServedRecord, point: dict[str, Any]) -> list[
     kind, tokens, batch = _key(point)
     ms, by = point.get("pruned_ms"), "speedup_by_macs" if kind == "prefill" else "speedup_by_bytes"
     return [
-        text(f"{kind} {tokens:,}"),
+        cell_of_text(f"{kind} {tokens:,}"),
         TableCell(str(batch), value=batch),
-        TableCell() if ms is None else TableCell(significant(ms), value=ms),
+        TableCell() if ms is None else TableCell(format_significant(ms), value=ms),
         _rate(point),
         _speedup(point),
-        _predicted(point, by),
+        _cell_of_prediction(point, by),
         _size(dict(_memory(record)).get((kind, tokens, batch))),
     ]
 
 
-def rate(point: dict[str, Any]) -> float | None:
+def rate_of(point: dict[str, Any]) -> float | None:
     """Return the tokens per second of a point, over all its sequences; None where it was not timed."""
     if "pruned_ms" not in point:
         return None
@@ -263,15 +266,15 @@ def rate(point: dict[str, Any]) -> float | None:
     return 1000 * batch * (tokens if kind == "prefill" else 1) / float(point["pruned_ms"])
 
 
-def first_rate(record: ServedRecord) -> float | None:
+def first_rate_of(record: ServedRecord) -> float | None:
     """Return the tokens per second that a model generates at the first batch and depth; None where it was not timed."""
     timed = [point for point in _served_points(record) if point["kind"] == "decode"]
-    return rate(timed[0]) if timed else None
+    return rate_of(timed[0]) if timed else None
 
 
 def _rate(point: dict[str, Any] | None) -> TableCell:
-    found = rate(point) if point else None
-    return TableCell() if found is None else TableCell(significant(found), value=found)
+    found = rate_of(point) if point else None
+    return TableCell() if found is None else TableCell(format_significant(found), value=found)
 
 
 def _speedup(point: dict[str, Any] | None) -> TableCell:
@@ -283,13 +286,13 @@ def _speedup(point: dict[str, Any] | None) -> TableCell:
     return TableCell(words, value=value, low=low, high=high, marks=("doubtful",) if doubtful else ())
 
 
-def _predicted(point: dict[str, Any] | None, by: str) -> TableCell:
+def _cell_of_prediction(point: dict[str, Any] | None, by: str) -> TableCell:
     value = (point or {}).get(by)
     return TableCell() if value is None else TableCell(METRICS["decode_speed"].show(value), value=value)
 
 
 def _size(size: int | None) -> TableCell:
-    return TableCell() if size is None else TableCell(binary(size), value=size)
+    return TableCell() if size is None else TableCell(format_bytes(size), value=size)
 
 
 def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
@@ -300,24 +303,24 @@ def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
             yield _key(point), point["resident_bytes"] - memory["resident_before_bytes"]
 
 
-def _perplexity(found: dict[str, Any] | None) -> TableCell:
-    if not found:
+def _perplexity(quality: dict[str, Any] | None) -> TableCell:
+    if not quality:
         return TableCell()
-    shown, value = METRICS["perplexity_"], found["perplexity"]
-    if "perplexity_low" not in found:
+    shown, value = METRICS["perplexity_"], quality["perplexity"]
+    if "perplexity_low" not in quality:
         return TableCell(shown.show(value), value=value)
-    low, high = found["perplexity_low"], found["perplexity_high"]
+    low, high = quality["perplexity_low"], quality["perplexity_high"]
     return TableCell(shown.show_interval(value, low, high), shown.show(value), value, low, high)
 
 
-def _times(found: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
+def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
     """Return how many times the base's perplexity a model has, over the same windows."""
-    if not found or not base or found["sha256"] != base["sha256"]:
+    if not quality or not base or quality["sha256"] != base["sha256"]:
         return TableCell()
-    tokens = [found["window"] - 1] * len(found["nll"])
-    one = paired_perplexity(base["nll"], found["nll"], tokens, in_a_row=not found["drawn"])
+    tokens = [quality["window"] - 1] * len(quality["nll"])
+    one = paired_perplexity(base["nll"], quality["nll"], tokens, in_a_row=not quality["drawn"])
     words = METRICS["decode_speed"].show_interval(one.estimate, one.low, one.high).replace("x", "")
-    return TableCell(words, perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
+    return TableCell(words, format_perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
 
 
 def _notes(record: ServedRecord, name: str) -> Iterator[str]:
@@ -353,7 +356,7 @@ SIZES = (
     Column("weight_bytes", "weights"),
     Column("kv_bytes_per_token", "KV/token"),
     Column("peak", "peak"),
-    words("widths divide by"),
+    column_of_words("widths divide by"),
 )
 ABOUT_TIMES = (
     "ms: the median of one prefill, or of one step of decoding, which gives each sequence one token; "
@@ -377,22 +380,29 @@ def tables_of_speed(data: ReportData) -> list[Table]:
     """Return for each setup what was timed, where there is any, and the sizes."""
     found = []
     for groups in data.setups:
-        measures = [measure(group, "decode_speed", "prefill_speed") for group in groups]
-        fastest = [ordered(*one) for one in zip(groups, measures, strict=True)]
-        peers = records(fastest)
-        how = [order.said(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
+        measures = [sorting_quantity(group, "decode_speed", "prefill_speed") for group in groups]
+        fastest = [sort_rows(*one) for one in zip(groups, measures, strict=True)]
+        peers = records_of(fastest)
+        how = [order.sorting_note(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
         sorting = dict.fromkeys(chain(*how))
         names = {
-            id(one): named_beside(one, peers) + which for one, which in zip(peers, draws_apart(peers), strict=True)
+            id(one): name_with_ratio(one, peers) + which
+            for one, which in zip(peers, suffixes_of_draws(peers), strict=True)
         }
         reached = any("pruned_matrix_rate" in point for one in peers for point in _timed_points(one))
         timed = [
-            row_of(one, names[id(one)], [removed(one), *_cells_of_point(point), *(_reached(point) if reached else ())])
+            row_of(
+                one,
+                names[id(one)],
+                [ratio_cell(one), *_cells_of_point(point), *(_cells_of_reached(point) if reached else ())],
+            )
             for one in peers
             for point in _timed_points(one)
         ]
         sizes = [
-            row_of(one, names[id(one)], [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
+            row_of(one, names[id(one)], [ratio_cell(one), *_sizes(one)])
+            for one in peers
+            if "weight_bytes" in one.measured
         ]
         about = (
             *dict.fromkeys(sentence for one in peers for sentence in legend.describe_speed(one)),
@@ -402,14 +412,14 @@ def tables_of_speed(data: ReportData) -> list[Table]:
             *sorting,
         )
         doubts = tuple(sentence for one in peers for sentence in _exceptions(one, names[id(one)]))
-        where = (*legend.conditions(peers), *groups[0].apart)
+        where = (*legend.conditions_of(peers), *groups[0].apart)
         for name, title, columns, rows, footnotes in (
             ("speed", "speed", (*TIMED, *(REACHED if reached else ())), timed, about),
             ("speed-sizes", "sizes", SIZES, sizes, (*ABOUT_SIZES, *sorting)),
         ):
             if rows:
                 said = doubts if rows is timed or not timed else ()
-                model = display_name(peers[0])
+                model = name_of_model(peers[0])
                 found.append(Table(name, "speed", model, title, where, columns, tuple(rows), said, footnotes))
     return found
 
@@ -420,7 +430,7 @@ def _exceptions(record: Record, name: str) -> Iterator[str]:
         for doubt in doubts_of_speed(record, name):
             yield doubt.sentence
     else:
-        yield f"{name}: {legend.status(record)}: {legend.reason(record.error or '')}"
+        yield f"{name}: {legend.words_of_status(record)}: {legend.reason_of_error(record.error or '')}"
 
 
 def _timed_points(record: Record) -> list[dict[str, Any]]:
@@ -431,33 +441,37 @@ def _cells_of_point(point: dict[str, Any]) -> list[TableCell]:
     """Return one size and batch; what ran out of memory or failed says so where its figure would be."""
     size = point["length"] if point["kind"] == "prefill" else point["context"]
     mode = f" {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
-    cells = [text(f"{point['kind']} {size:,}{mode}"), TableCell(str(point["batch"]), value=point["batch"])]
+    cells = [cell_of_text(f"{point['kind']} {size:,}{mode}"), TableCell(str(point["batch"]), value=point["batch"])]
     without = point.get("out_of_memory", [])
     lost = f"no memory: {without[0] if len(without) == 1 else 'both'}" if without else MISSING
     if "pruned_ms" not in point:
         return [*cells, *[TableCell()] * 3, TableCell("failed" if "failed" in point else lost), TableCell()]
-    ms, each = point["pruned_ms"], tokens(point)
+    ms, each = point["pruned_ms"], tokens_of_point(point)
     figures = (ms, ms * point["batch"] / each, 1000 * each / ms)
-    return [*cells, *(TableCell(significant(value), value=value) for value in figures), *_compared(point, lost)]
+    return [
+        *cells,
+        *(TableCell(format_significant(value), value=value) for value in figures),
+        *_cells_of_speedup(point, lost),
+    ]
 
 
 def _reached_at_most(record: Record, peers: Sequence[Record], name: str) -> Iterator[str]:
     """Yield what is said of tokens per second over batches: on the whole card, and in the dense model's memory."""
-    yield from legend.throughput(record, name)
-    dense = dense_peer(record, peers)
+    yield from legend.describe_throughput(record, name)
+    dense = find_dense_peer(record, peers)
     if dense is not None and dense is not record:
-        yield from legend.equal_memory(record, dense, name)
+        yield from legend.describe_equal_memory(record, dense, name)
 
 
-def _reached(point: dict[str, Any]) -> Iterator[TableCell]:
+def _cells_of_reached(point: dict[str, Any]) -> Iterator[TableCell]:
     """Yield the 99th percentile of the calls, and the shares of what the GPU reaches."""
     for column in REACHED:
         value = point.get(column.name)
-        show = significant if column.name.endswith("p99") else METRICS["kept"].show
+        show = format_significant if column.name.endswith("p99") else METRICS["kept"].show
         yield TableCell() if value is None else TableCell(show(value), value=value)
 
 
-def _compared(point: dict[str, Any], lost: str) -> list[TableCell]:
+def _cells_of_speedup(point: dict[str, Any], lost: str) -> list[TableCell]:
     """Return how many times as fast as the dense model, and how many the removed work alone would bring."""
     show = METRICS["prefill_speed"]
     work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
@@ -480,13 +494,16 @@ def _sizes(record: Record) -> list[TableCell]:
         if name in point
     ]
     sizes = (measured.get("weight_bytes"), measured.get("kv_bytes_per_token"), max(peaks, default=None))
-    return [*(TableCell() if size is None else TableCell(binary(size), value=size) for size in sizes), _widths(speed)]
+    return [
+        *(TableCell() if size is None else TableCell(format_bytes(size), value=size) for size in sizes),
+        _widths(speed),
+    ]
 
 
 def _widths(speed: dict[str, Any]) -> TableCell:
     """Return '64', or '64; qkv 8' where a role's widths divide by less than most others'."""
     tiles = {role: found["multiple_of"] for role, found in speed.get("widths", {}).items()}
     if not tiles:
-        return text(None)
+        return cell_of_text(None)
     usual = max(tiles.values(), key=list(tiles.values()).count)
-    return text("; ".join([str(usual), *(f"{role} {tile}" for role, tile in tiles.items() if tile != usual)]))
+    return cell_of_text("; ".join([str(usual), *(f"{role} {tile}" for role, tile in tiles.items() if tile != usual)]))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bench.records.quantities import MISSING, metric, shown
+from bench.records.quantities import MISSING, format_value, metric_of
 
 SIGNS = {"differs": "†", "guess": "‡"}  # of marks that stand behind a figure
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
@@ -41,7 +41,7 @@ class Column:
     detail: bool = False
     words: bool = False
     key: bool = False
-    asked: tuple[float | None, str] | None = None
+    ratio_and_base: tuple[float | None, str] | None = None
 
     @property
     def head(self) -> str:
@@ -76,7 +76,7 @@ class TableCell:
         """Return the text without its spread."""
         return self.brief or self.text
 
-    def marked(self, mark: str) -> TableCell:
+    def with_mark(self, mark: str) -> TableCell:
         """Return the cell with one mark more."""
         return replace(self, marks=(*self.marks, mark))
 
@@ -88,7 +88,7 @@ class Row:
     label    what is shown in front of the cells;  method  the name of the method that it is about
     ratio    the one that was asked for, None for the dense model and for fixed ones
     failure  why there are no figures, in a word or two; None where there are
-    ratio_of what the ratio is a share of, as bench.plan.cell.ratio_of says
+    ratio_of what the ratio is a share of, as bench.plan.cell.base_of_ratio says
     """
 
     label: str
@@ -144,25 +144,25 @@ class Table:
         return replace(self, columns=tuple(self.columns[number] for number in chosen), rows=tuple(rows))
 
 
-def legend(tables: Iterable[Table]) -> list[str]:
+def legend_of(tables: Iterable[Table]) -> list[str]:
     """Return what the mark of the best means, where a table has it."""
     is_marked = any("best" in table.marks() for table in tables)
     return ["Bold: the best of the methods that removed enough, shown to be better than the next one."] * is_marked
 
 
-def footnotes(tables: Iterable[Table]) -> list[str]:
+def footnotes_of(tables: Iterable[Table]) -> list[str]:
     """Return the footnotes of several tables, each once."""
     return list(dict.fromkeys(sentence for table in tables for sentence in table.footnotes))
 
 
-def column(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:
+def column_of(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:
     """Make the column of a figure of the frame, headed as bench.records.quantities says."""
-    found = metric(name)
+    found = metric_of(name)
     unit = found.unit if found.unit and not found.unit_in_cell else ""
     return Column(name, found.label, unit, found.better, group, brief, detail)
 
 
-def figure(row: Mapping[str, Any], name: str) -> TableCell:
+def cell_of(row: Mapping[str, Any], name: str) -> TableCell:
     """Make the cell for the column `name` of a row of the frame, with its interval and standard error."""
     value = row.get(name)
     if value is None:
@@ -170,30 +170,30 @@ def figure(row: Mapping[str, Any], name: str) -> TableCell:
     low, high, stderr = (
         None if (found := row.get(f"{name}{end}")) is None else float(found) for end in ("_low", "_high", "_stderr")
     )
-    return TableCell(shown(row, name), shown(row, name, spread=False), value, low, high, stderr)
+    return TableCell(format_value(row, name), format_value(row, name, spread=False), value, low, high, stderr)
 
 
-def written(cell: TableCell, *, brief: bool = False) -> str:
+def cell_text(cell: TableCell, *, brief: bool = False) -> str:
     """Return the text of a cell with the signs of its marks."""
-    return (cell.short if brief else cell.text) + signs(cell)
+    return (cell.short if brief else cell.text) + signs_of(cell)
 
 
-def signs(cell: TableCell) -> str:
+def signs_of(cell: TableCell) -> str:
     """Return the signs of the marks of a cell."""
     return "".join(sign for mark, sign in SIGNS.items() if mark in cell.marks)
 
 
-def words(name: str, label: str | None = None) -> Column:
+def column_of_words(name: str, label: str | None = None) -> Column:
     """Make a column of words."""
     return Column(name, label or name, words=True)
 
 
-def text(value: str | None) -> TableCell:
+def cell_of_text(value: str | None) -> TableCell:
     """Make a cell of words, '-' where there are none."""
     return TableCell(value or MISSING, value=value)
 
 
-def with_best_marked(
+def mark_best(
     rows: Sequence[Row], number: int, better: str, eligible: Sequence[bool], is_better: Callable[[int, int], bool]
 ) -> list[Row]:
     """Mark the best of the finite figures that eligible rows have in a column, where it is shown to be the better one.
@@ -212,7 +212,7 @@ def with_best_marked(
     if not following or not all(is_better(one, another) for one in best for another in following):
         return list(rows)
     return [
-        replace(row, cells=(*row.cells[:number], row.cells[number].marked("best"), *row.cells[number + 1 :]))
+        replace(row, cells=(*row.cells[:number], row.cells[number].with_mark("best"), *row.cells[number + 1 :]))
         if place in best
         else row
         for place, row in enumerate(rows)

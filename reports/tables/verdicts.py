@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from bench.records import quantities
 from bench.records.quantities import MISSING
-from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, Judged, Verdict, exit_code
+from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, JudgedRow, Verdict, exit_code_of
 from bench.regression.pairs import BITS, ComparedRow
-from reports.tables.table import Column, Row, Table, text
+from reports.tables.table import Column, Row, Table, cell_of_text
 
 OUTCOMES = {
     0: "no regression",
@@ -41,19 +41,19 @@ CSV_COLUMNS = (
     *("cells", "kind", "metric", "a", "b", "difference", "low", "high", "p", "p_adjusted", "verdict"),
     *("lost", "gained", "documents", "detectable"),
 )
-Item = TypeVar("Item", Judged, Verdict)
+Item = TypeVar("Item", JudgedRow, Verdict)
 
 
-def comparison(judged: Sequence[Judged]) -> list[Table]:
+def tables_of_comparison(judged: Sequence[JudgedRow]) -> list[Table]:
     """Return a table for each pair of cells, with a row for each metric."""
     footnotes = _footnotes(judged, P, DETECTABLE)
     return [
-        _table("compare", cells, COMPARE_HEADS, list(map(_compared, rows)), footnotes=footnotes)
-        for cells, rows in _grouped(judged, lambda one: one.cells)
+        _table("compare", cells, COMPARE_HEADS, list(map(_texts_of_comparison, rows)), footnotes=footnotes)
+        for cells, rows in _group_by_name(judged, lambda one: one.cells)
     ]
 
 
-def comparison_csv(judged: Sequence[Judged]) -> tuple[Sequence[str], list[list[object]]]:
+def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[list[object]]]:
     """Return the headings, and a line of figures for each metric.
 
     A difference is a share for accuracies, a ratio for perplexities and speed-ups, and bits for bits per byte.
@@ -68,35 +68,35 @@ def comparison_csv(judged: Sequence[Judged]) -> tuple[Sequence[str], list[list[o
     return CSV_COLUMNS, lines
 
 
-def gate(verdicts: Sequence[Verdict], *, strict: bool = False) -> list[Table]:
+def tables_of_gate(verdicts: Sequence[Verdict], *, strict: bool = False) -> list[Table]:
     """Return a table for each cell, with a row for each metric; the first footnote is the outcome."""
-    footnotes = (summary(verdicts, strict=strict), *_footnotes(verdicts, MARGIN, FINDABLE))
+    footnotes = (summarise_verdicts(verdicts, strict=strict), *_footnotes(verdicts, MARGIN, FINDABLE))
     return [
-        _table("gate", cell, GATE_HEADS, list(map(_gated, rows)), notes=_reasons(rows), footnotes=footnotes)
-        for cell, rows in _grouped(_merged(verdicts), lambda one: one.cell)
+        _table("gate", cell, GATE_HEADS, list(map(_texts_of_gate, rows)), notes=_reasons(rows), footnotes=footnotes)
+        for cell, rows in _group_by_name(_merge_sizes(verdicts), lambda one: one.cell)
     ]
 
 
-def notable(verdicts: Sequence[Verdict]) -> Table:
+def table_of_notable(verdicts: Sequence[Verdict]) -> Table:
     """Return what counts and is neither as good as the baseline nor new in one table, with the reasons as notes."""
     found = [v for v in verdicts if v.gates and v.word not in ("not worse", "new")]
     reasons = [f"{v.cell}, {v.metric}: {v.reason}" for v in found if v.reason]
-    return _table("gate", "", ("cell", *GATE_HEADS), [[v.cell, *_gated(v)] for v in found], notes=reasons)
+    return _table("gate", "", ("cell", *GATE_HEADS), [[v.cell, *_texts_of_gate(v)] for v in found], notes=reasons)
 
 
-def sentence(v: Verdict) -> str:
+def sentence_of(v: Verdict) -> str:
     """Return a verdict with its figures and its reason in a line."""
-    cells = dict(zip(GATE_HEADS, _gated(v), strict=True))
+    cells = dict(zip(GATE_HEADS, _texts_of_gate(v), strict=True))
     figures = ", ".join(f"{name} {cells[name]}" for name in FIGURES if cells[name] != MISSING)
     return ": ".join(part for part in (cells["verdict"], figures, v.reason) if part)
 
 
-def _grouped(items: Iterable[Item], name: Callable[[Item], str]) -> list[tuple[str, list[Item]]]:
+def _group_by_name(items: Iterable[Item], name: Callable[[Item], str]) -> list[tuple[str, list[Item]]]:
     """Return neighbouring items of one name together."""
     return [(found, list(group)) for found, group in groupby(items, name)]
 
 
-def _footnotes(rows: Sequence[Judged] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
+def _footnotes(rows: Sequence[JudgedRow] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
     """Return what the columns mean, as far as there are rows for it."""
     kinds = {one.row.kind for one in rows if one.row is not None}
     return (PAIRED, *[BITS_NOTE] * ("bits" in kinds), *[TIMED] * ("speed" in kinds), *more)
@@ -124,39 +124,45 @@ def _table(
         title=title,
         conditions=(),
         columns=tuple(Column(heads[at], heads[at], words=heads[at] in WORDS) for at in used),
-        rows=tuple(Row(line[0], "", None, tuple(text(line[at]) for at in used)) for line in lines),
+        rows=tuple(Row(line[0], "", None, tuple(cell_of_text(line[at]) for at in used)) for line in lines),
         notes=tuple(notes),
         footnotes=tuple(footnotes),
         head=heads[0],
     )
 
 
-def summary(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
+def summarise_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
     """Return the outcome in a line: 'regression: 1 worse, 7 not worse; 5 more are shown and do not count'."""
     counts = Counter(v.word for v in verdicts if v.gates)
     shown = sum(not v.gates for v in verdicts)
     more = (
         f"; {shown} more {'is' if shown == 1 else 'are'} shown and do{'es' * (shown == 1)} not count" if shown else ""
     )
-    return f"{OUTCOMES[exit_code(verdicts, strict=strict)]}: " + ", ".join(f"{n} {w}" for w, n in counts.items()) + more
+    return (
+        f"{OUTCOMES[exit_code_of(verdicts, strict=strict)]}: " + ", ".join(f"{n} {w}" for w, n in counts.items()) + more
+    )
 
 
-def _compared(one: Judged) -> list[str]:
+def _texts_of_comparison(judged: JudgedRow) -> list[str]:
     """Return the texts of a row of a comparison, by COMPARE_HEADS."""
-    row = one.row
+    row = judged.row
     flips = MISSING if row.lost is None else f"{row.lost:,}, {row.gained:,} of {row.count:,}"
-    detectable = _detectable(one)
+    detectable = _detectable(judged)
     loss = MISSING if detectable is None else _loss(row, detectable)
-    p = MISSING if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
-    return [row.metric, *_figures(row, rounded=True), p, one.verdict, flips, loss]
+    p = MISSING if judged.p is None else "<0.001" if judged.p < 0.001 else f"{judged.p:.3f}"
+    return [row.metric, *_figures(row, rounded=True), p, judged.verdict, flips, loss]
 
 
-def _detectable(one: Judged) -> float | None:
+def _detectable(judged: JudgedRow) -> float | None:
     """Return what can be detected in the scale of the row's difference, which of a perplexity is a ratio."""
-    return math.exp(one.detectable) if one.detectable is not None and one.row.kind == "text" else one.detectable
+    return (
+        math.exp(judged.detectable)
+        if judged.detectable is not None and judged.row.kind == "text"
+        else judged.detectable
+    )
 
 
-def _gated(v: Verdict) -> list[str]:
+def _texts_of_gate(v: Verdict) -> list[str]:
     """Return the texts of a row of a gate, by GATE_HEADS."""
     word = v.word if v.gates else f"({v.word})"
     if v.row is None:
@@ -169,7 +175,7 @@ def _gated(v: Verdict) -> list[str]:
 def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
     """Return [before, after, change, interval] as text; sizes to the last digit unless `rounded`."""
     if row.kind == "size":
-        write = quantities.count if rounded else "{:,.0f}".format
+        write = quantities.format_count if rounded else "{:,.0f}".format
         sides = [MISSING if figure is None else write(figure) for figure in (row.before, row.after)]
         if row.before is None or row.after is None:
             return [*sides, MISSING, MISSING]
@@ -185,12 +191,12 @@ def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
 
 def _figure(row: ComparedRow, figure: float) -> str:
     if row.kind == "text":
-        return quantities.perplexity(figure, figure)
+        return quantities.format_perplexity(figure, figure)
     if row.kind == "speed":
-        return f"{quantities.speed(figure, figure)}x"
+        return f"{quantities.format_speed(figure, figure)}x"
     if row.kind in BITS:
-        return quantities.bits(figure)
-    return f"{quantities.percent(figure)} %" if _in_points(row) else quantities.significant(figure)
+        return quantities.format_bits(figure)
+    return f"{quantities.format_percent(figure)} %" if _in_points(row) else quantities.format_significant(figure)
 
 
 def _in_points(row: ComparedRow) -> bool:
@@ -200,7 +206,7 @@ def _in_points(row: ComparedRow) -> bool:
 def _change(row: ComparedRow, change: float) -> str:
     """Write a change: points of an accuracy, percent of a perplexity or speed-up, from a hundredfold on a factor."""
     if row.kind in ("text", "speed"):
-        return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{quantities.perplexity(change, change)}"
+        return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{quantities.format_perplexity(change, change)}"
     if row.kind in BITS:
         return f"{change:+z.3f}"
     return f"{100 * change:+z.1f}" if _in_points(row) else f"{change:+.3g}"
@@ -220,13 +226,13 @@ def _loss(row: ComparedRow, detectable: float) -> str:
 def _margin(row: ComparedRow, margin: float, *, rounded: bool = False) -> str:
     """Write a loss on the scale of ComparedRow.change: as it was given, or rounded like a change."""
     if row.kind in BITS:
-        return quantities.bits(margin) if rounded else f"{margin:g}"
+        return quantities.format_bits(margin) if rounded else f"{margin:g}"
     percent = {"text": math.expm1(margin), "speed": -math.expm1(-margin)}.get(row.kind, margin)
     written = f"{100 * percent:.1f}" if rounded else f"{100 * percent:g}"
     return f"{written} {'%' if row.kind in ('text', 'speed') else 'pt'}"
 
 
-def _merged(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
+def _merge_sizes(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
     """Yield the verdicts, with one for all sizes of a cell where they are the baseline's."""
     for (_, is_size), group in groupby(verdicts, lambda v: (v.cell, v.row is not None and v.row.kind == "size")):
         rows = list(group)

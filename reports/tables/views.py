@@ -24,8 +24,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import label
-from bench.records.frame import STAGES, amount_column, answered, task_columns, texts
+from bench.plan.cell import label_of_cell
+from bench.records.frame import STAGES, column_of_amount, columns_of_tasks, tasks_with_answers, texts_of_records
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
@@ -36,9 +36,9 @@ from reports.tables import cost, models, pivots, seeds, speed
 from reports.tables import rows as order
 from reports.tables import speed as served_models
 from reports.tables.pivots import SUMMARY
-from reports.tables.rows import COST, ReportData, compared, measure, of_group, ordered
-from reports.tables.table import Column, Table, column
-from reports.text import file_names
+from reports.tables.rows import COST, ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
+from reports.tables.table import Column, Table, column_of
+from reports.text import names_of_files
 
 CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
 BRIEF = (
@@ -51,7 +51,7 @@ BRIEF = (
 )  # no room for their spread beside the others on a terminal
 
 
-def views(
+def build_views(
     names: Iterable[str],
     records: Sequence[Record],
     reference: str | None = None,
@@ -68,7 +68,7 @@ def views(
     needs        what each method looks at, by its name: "calibration, gradients"
     served       what inference engines made of the models
     """
-    labels = list(dict.fromkeys(label(record.cell) for record in records))
+    labels = list(dict.fromkeys(label_of_cell(record.cell) for record in records))
     data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
     if reference and reference not in labels:
         known = dict.fromkeys([*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))])
@@ -78,31 +78,31 @@ def views(
     for name in names:
         if name not in VIEWS:
             raise UserError(f"no view {name!r}; there are {', '.join(VIEWS)}")
-        found[name] = _named_apart(VIEWS[name](data))
+        found[name] = _number_names(VIEWS[name](data))
     return found
 
 
-def view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list[Table]:
+def build_view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list[Table]:
     """Return the tables of one view; arguments as for `views`."""
-    return views((name,), records, *more, **named)[name]
+    return build_views((name,), records, *more, **named)[name]
 
 
-def _named_apart(tables: list[Table]) -> list[Table]:
+def _number_names(tables: list[Table]) -> list[Table]:
     """Give each table a name that its file can have; those that tables of several setups would share are numbered."""
-    names = file_names(table.name for table in tables)
+    names = names_of_files(table.name for table in tables)
     return [replace(table, name=name) for table, name in zip(tables, names, strict=True)]
 
 
 def _main(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
         sizes = [*ratio_columns(group), *size_columns(group)]
-        quality = [*sizes, *(f"perplexity_{name}" for name in texts(group.records)), "kl"]
+        quality = [*sizes, *(f"perplexity_{name}" for name in texts_of_records(group.records)), "kl"]
         return [
-            *(column(name, "quality", brief=name.startswith(BRIEF)) for name in quality),
-            *(column(name, "tasks", brief=True) for name in task_columns(group.records)),
-            *(column(name, "quality", brief=name.startswith(BRIEF)) for name in SUMMARY),
-            *(column(name, "checks", detail=True) for name in CHECKS),
-            *(column(name, "cost", detail=True) for name in COST),
+            *(column_of(name, "quality", brief=name.startswith(BRIEF)) for name in quality),
+            *(column_of(name, "tasks", brief=True) for name in columns_of_tasks(group.records)),
+            *(column_of(name, "quality", brief=name.startswith(BRIEF)) for name in SUMMARY),
+            *(column_of(name, "checks", detail=True) for name in CHECKS),
+            *(column_of(name, "cost", detail=True) for name in COST),
         ]
 
     return _by_group("main", data, columns, legend.EVERYTHING)
@@ -118,7 +118,7 @@ def ratio_columns(group: TableGroup) -> list[str]:
     both = [(row.get("ratio") or 0.0, row.get("ratio_without_embeddings") or 0.0) for row in group.rows]
     inner_asked = group.ratio_of in ("decoder", "layers")
     apart = inner_asked or any(inner > all_ * 4 / 3 > 0 for all_, inner in both)
-    found = dict.fromkeys([amount_column(group.ratio_of), "ratio", *["ratio_without_embeddings"] * apart])
+    found = dict.fromkeys([column_of_amount(group.ratio_of), "ratio", *["ratio_without_embeddings"] * apart])
     return list(found)
 
 
@@ -130,10 +130,10 @@ def size_columns(group: TableGroup) -> list[str]:
 
 def _per_task(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
-        answers = [*(f"answer_bpb_{name}" for name in answered(group.records)), "answer_bpb"]
+        answers = [*(f"answer_bpb_{name}" for name in tasks_with_answers(group.records)), "answer_bpb"]
         return [
-            *(column(name) for name in (*task_columns(group.records), "average", "kept")),
-            *(column(name, "answers", brief=True) for name in answers),
+            *(column_of(name) for name in (*columns_of_tasks(group.records), "average", "kept")),
+            *(column_of(name, "answers", brief=True) for name in answers),
         ]
 
     return _by_group("per-task", data, columns, ("tasks",), "average")
@@ -151,12 +151,14 @@ def _by_group(
     for group in data.groups:
         asked = columns(group)
         present = [one for one in asked if any(row.get(one.name) is not None for row in group.rows)] or asked[:1]
-        by = measure(group, *preferred)
-        one = ordered(group, by)
-        rows, tests = compared(one, present, data)
-        said = [*legend.exceptions(one.spoken_of(), stages, one.beside), *tests]
+        by = sorting_quantity(group, *preferred)
+        one = sort_rows(group, by)
+        rows, tests = compare_rows(one, present, data)
+        said = [*legend.describe_exceptions(one.records_with_notes(), stages, one.beside), *tests]
         footnotes = legend.describe_columns(list(chain(*one.drawn)), list(chain(*one.each)), about)
-        tables.append(of_group(name, one, present, rows, [*footnotes, *order.said(one, by)], said=said))
+        tables.append(
+            table_of_group(name, one, present, rows, [*footnotes, *order.sorting_note(one, by)], remarks=said)
+        )
     return tables
 
 
@@ -166,11 +168,11 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "by-ratio": pivots.by_ratio,
     "grid": pivots.compensation_grids,
     "speed": speed.tables_of_speed,
-    "cost": cost.cost,
-    "decisions": cost.decisions,
+    "cost": cost.tables_of_cost,
+    "decisions": cost.tables_of_decisions,
     "ablation": pivots.tables_of_studies,
     "seeds": seeds.tables_of_seeds,
-    "models": models.tables,
+    "models": models.tables_of_models,
     "signal": seeds.tables_of_signal,
     "served": lambda data: served_models.tables_of_served(data.served),
 }

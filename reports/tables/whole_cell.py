@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
-from bench.plan.cell import amount, label, ratio_of
-from bench.records.quantities import binary
-from bench.records.record import Record, display_name, requested_ratio
+from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount
+from bench.records.quantities import format_bytes
+from bench.records.record import Record, name_of_model, requested_ratio
 from reports.tables.table import Column, Row, Table, TableCell
 
 NESTED = (dict, list, tuple)
@@ -29,15 +29,15 @@ class Fact:
     table: Table | None = None
 
 
-def title(record: Record) -> str:
+def title_of_cell(record: Record) -> str:
     """Return a cell's title, as in 'laco at ratio 0.3 of SmolLM2-135M-Instruct'; the seed only where it is not 0."""
-    asked = amount(requested_ratio(record), ratio_of(record.cell))
+    asked = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
     ratio = f" at {asked}" if asked else ""
     seed = f", seed {record.cell['seed']}" if record.cell["seed"] else ""
-    return f"{label(record.cell)}{ratio} of {display_name(record)}{seed}"
+    return f"{label_of_cell(record.cell)}{ratio} of {name_of_model(record)}{seed}"
 
 
-def facts(record: Record) -> list[Fact]:
+def facts_of(record: Record) -> list[Fact]:
     """Return what was asked, what came of it, what was decided and measured, and where."""
     cell = dict(record.cell)
     outcome = {"status": record.status} | ({"error": record.error} if record.error else {})
@@ -60,8 +60,8 @@ def _fact(name: str, value: Any) -> Fact:
         if value and all(isinstance(row, dict) and _is_flat(row) for row in value):
             return Fact(name, table=_table(name, value))
         if any(isinstance(one, NESTED) for one in value):
-            return Fact(name, inside=tuple(_numbered(value)))
-        return Fact(name, _listed(value))
+            return Fact(name, inside=tuple(_facts_by_number(value)))
+        return Fact(name, _words_of_list(value))
     return Fact(name, _scalar(value) + _in_bytes(name, value))
 
 
@@ -74,7 +74,7 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(name, "show", "", name, (), columns, filled, head=first)
 
 
-def _numbered(values: Sequence[Any]) -> Iterator[Fact]:
+def _facts_by_number(values: Sequence[Any]) -> Iterator[Fact]:
     """Yield the entries of a list by their numbers from 0; equal neighbours share one: '4-27'."""
     start = 0
     for _, group in groupby(values, key=repr):
@@ -101,10 +101,10 @@ def _scalar(value: Any) -> str:
 def _in_bytes(name: str, value: Any) -> str:
     """Return ' (39.0 KiB)' to stand behind a number of bytes that has more than three digits."""
     counts_bytes = name.endswith("_bytes") or name.startswith("kv_bytes")
-    return f" ({binary(value)})" if counts_bytes and isinstance(value, int) and value >= 2**10 else ""
+    return f" ({format_bytes(value)})" if counts_bytes and isinstance(value, int) and value >= 2**10 else ""
 
 
-def _listed(values: Sequence[Any]) -> str:
+def _words_of_list(values: Sequence[Any]) -> str:
     """Write a list: '0-3, 5' for numbers that follow each other, '192 (30 times)' for equal ones, 'none' for none."""
     parts: list[Any] = []
     for same, group in groupby(values, key=lambda value: (type(value), value)):

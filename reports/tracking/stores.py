@@ -120,7 +120,7 @@ class TrackioStore:
                 known.delete()
         options: dict[str, Any] = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
         config = dict(entry.parameters) | {"name": entry.name}
-        with _errors_raised(), _without_hub(), redirect_stdout(StringIO()):
+        with _raise_errors(), _without_hub(), redirect_stdout(StringIO()):
             run = trackio.init(self._project, entry.key, entry.group, config=config, **options)
             try:
                 run.log_artifact(page, name=f"report-{entry.key}", type="report")
@@ -152,7 +152,7 @@ def open_trackio(project: str) -> TrackioStore:
 
 
 @contextmanager
-def _errors_raised() -> Iterator[None]:
+def _raise_errors() -> Iterator[None]:
     """Raise the first error that trackio only warns of. Raises RuntimeError."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

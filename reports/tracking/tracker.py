@@ -20,11 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from bench.records import run_folder
-from bench.records.comparability import dense_peer, flat, setups
-from bench.records.frame import rows
+from bench.records.comparability import find_dense_peer, flatten, setups_of_records
+from bench.records.frame import rows_of_records
 from bench.records.record import FAILED, Record, cell_title
 from bench.records.samples import Samples
-from methods.errors import UserError, first_line
+from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
 from reports.page import page
 
@@ -66,7 +66,7 @@ def open_tracker(name: str) -> Tracker:
     except UserError:
         raise
     except Exception as error:  # each tracker has classes of errors of its own
-        raise UserError(f"--track {name} cannot be used: {first_line(error)}") from None
+        raise UserError(f"--track {name} cannot be used: {first_line_of(error)}") from None
 
 
 class RunTracking:
@@ -81,8 +81,8 @@ class RunTracking:
     told     is told of an error, in a line
     """
 
-    def __init__(self, name: str, tracker: Tracker, folder: Path, told: Callable[[str], None]) -> None:
-        self._name, self._tracker, self._folder, self._told = name, tracker, folder, told
+    def __init__(self, name: str, tracker: Tracker, folder: Path, warn: Callable[[str], None]) -> None:
+        self._name, self._tracker, self._folder, self._warn = name, tracker, folder, warn
         self._dense = dict[str, Record]()
         self._waiting = dict[str, Record]()
         self._new = self._known = 0
@@ -90,8 +90,8 @@ class RunTracking:
 
     def cell(self, key: str) -> None:
         """Read the record of a cell that has ended, and send what can be sent."""
-        with self._errors_told():
-            self.take(key, run_folder.cell(self._folder, key)[1])
+        with self._warn_of_errors():
+            self.take(key, run_folder.find_cell(self._folder, key)[1])
 
     def take(self, key: str, record: Record) -> None:
         """Take the record of a cell, and send what can be sent."""
@@ -109,41 +109,43 @@ class RunTracking:
         if not self._ended:
             known = f"; {self._known} {'was' if self._known == 1 else 'were'} there already" if self._known else ""
             noun = "cell" if self._new == 1 else "cells"
-            self._told(f"{self._name}: {self._new} {noun} sent to {self._tracker.where}{known}")
+            self._warn(f"{self._name}: {self._new} {noun} sent to {self._tracker.where}{known}")
 
     def _send(self, key: str, record: Record) -> None:
         if self._ended:
             return
-        with self._errors_told(), redirect_stdout(sys.stderr), TemporaryDirectory() as scratch:
+        with self._warn_of_errors(), redirect_stdout(sys.stderr), TemporaryDirectory() as scratch:
             dense = self._dense_of(record)
             path = Path(scratch) / PAGE
             write_atomically(path, self._page(key, record, dense))
-            sent = self._tracker.log(entry(key, record, dense, self._folder.name), path)
+            sent = self._tracker.log(entry_of(key, record, dense, self._folder.name), path)
             self._new, self._known = self._new + sent, self._known + (not sent)
 
     def _dense_of(self, record: Record) -> Record | None:
         """Return the dense cell of the record's own setup, as in a report; None where it has not come yet."""
-        *found, own = setups([*self._dense.values(), record])
-        return dense_peer(record, [one for one, setup in zip(self._dense.values(), found, strict=True) if setup == own])
+        *found, own = setups_of_records([*self._dense.values(), record])
+        return find_dense_peer(
+            record, [one for one, setup in zip(self._dense.values(), found, strict=True) if setup == own]
+        )
 
     @contextmanager
-    def _errors_told(self) -> Iterator[None]:
+    def _warn_of_errors(self) -> Iterator[None]:
         """End the sending with a line where something raises, and not the run."""
         try:
             yield
         except Exception as error:  # each tracker has classes of errors of its own
             self._ended = True
             rest = "no more is sent; the records are kept, and the same command sends what is missing"
-            self._told(f"{self._name}: {first_line(error)}; {rest}")
+            self._warn(f"{self._name}: {first_line_of(error)}; {rest}")
 
     def _page(self, key: str, record: Record, dense: Record | None) -> str:
         beside = {each: one for each, one in self._dense.items() if one is dense} | {key: record}
-        folders = [run_folder.samples_folder(self._folder, each) for each in beside]
-        return page.page(list(beside.values()), samples=Samples(folders, list(beside.values())))
+        folders = [run_folder.folder_of_samples(self._folder, each) for each in beside]
+        return page.render_page(list(beside.values()), samples=Samples(folders, list(beside.values())))
 
 
-ASKED = ("requested_ratio", "seed", "draw", "ratio_budget")  # numbers of a row that were asked for and not measured
-OTHERS = ("parameters", "ratio_of", "protocol", "healing", "earlier", "given", "trust_remote_code")  # of the cell
+REQUESTED = ("requested_ratio", "seed", "draw", "ratio_budget")  # numbers of a row that were asked for and not measured
+SETTINGS = ("parameters", "ratio_of", "protocol", "healing", "earlier", "given", "trust_remote_code")  # of the cell
 CURVE = {  # names of what a point of the learning curve holds
     "tokens": "heal_curve_tokens",
     "loss": "heal_curve_loss_nats_per_token",
@@ -182,14 +184,14 @@ class TrackerEntry:
         return self.curve[-1][0] + 1 if self.curve else 0
 
 
-def entry(key: str, record: Record, dense: Record | None, group: str) -> TrackerEntry:
+def entry_of(key: str, record: Record, dense: Record | None, group: str) -> TrackerEntry:
     """Return what a tracker shows of the record; `dense` is the record beside which its figures stand, if any."""
-    row = rows([record] if dense in (None, record) else [record, dense])[0]
+    row = rows_of_records([record] if dense in (None, record) else [record, dense])[0]
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-    asked = {name for name in numbers if name in ASKED or name.endswith("_budget")}
+    asked = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}
     parameters = {name: value for name, value in row.items() if name not in numbers or name in asked}
-    parameters |= flat({name: record.cell[name] for name in OTHERS if record.cell.get(name)})
-    parameters |= flat({"environment": record.environment})
+    parameters |= flatten({name: record.cell[name] for name in SETTINGS if record.cell.get(name)})
+    parameters |= flatten({"environment": record.environment})
     healing = record.measured.get("healing", {})
     return TrackerEntry(
         key=key,

@@ -104,7 +104,7 @@ def test_linear_patch(run: Run, monkeypatch):
     """The authors' Hadamard matrix is put in, where it is another."""
     model, calibration = run.model(), run.calibration()
     H = run.tensor("H").double() if run["rotate"] else torch.eye(model.embed.embedding_dim, dtype=torch.float64)
-    monkeypatch.setattr(linear_patch, "hadamard", lambda n: H)
+    monkeypatch.setattr(linear_patch, "make_hadamard", lambda n: H)
     maps = fitted(monkeypatch, LinearPatch)
     mend = as_the_authors_fit(LinearPatch, monkeypatch, rotate=run["rotate"])
     CompensatedPruner(drop(range(run["start"], run["end"])), mend).prune(model, calibration, 0.0)

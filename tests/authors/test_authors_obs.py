@@ -6,7 +6,7 @@ import torch
 from authors_code import Run, difference, every_run
 from torch import Tensor
 
-from methods.width.obs import cheapest, factor
+from methods.width.obs import factor, find_cheapest
 
 
 def problem(run: Run) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def test_obs(run: Run):
     H, W = problem(run)
     of = Run("obs", run.said.get("of", run.key))
     score = "cost" if run.key.startswith("osscar") else "tyr-release"
-    gone = cheapest(H, W, of["width"], of["count"], score=score, rounds=run.said.get("rounds"))
+    gone = find_cheapest(H, W, of["width"], of["count"], score=score, rounds=run.said.get("rounds"))
     assert sorted(gone) == run["removed"]
     assert difference("loss", loss(H, W, gone, of["width"]), run["loss"]) < 1e-12  # both in float64
 

@@ -12,12 +12,12 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer
 from methods.search.evopress import EvoPress
-from methods.search.tyr import Levels, Tyr, widths
+from methods.search.tyr import Levels, Tyr, widths_of
 from methods.trials import evolution
-from methods.trials.blocks import Gone
+from methods.trials.blocks import Replacements
 
 
-def missed(gone: Gone, ids: int) -> float:
+def missed(gone: Replacements, ids: int) -> float:
     """Return the formula that stood in for the loss: neighbours are missed more together, a layer's blocks less.
 
     Summed up exactly, and for no two states the same, so that no order and no rounding decides.
@@ -42,7 +42,7 @@ def test_evopress(run: Run, monkeypatch):
             assert loss == "kl"
             self.layers, self.drawn = model.layers, drawn
 
-        def losses(self, states: list[Gone], *_: object, **__: object) -> list[float]:
+        def losses(self, states: list[Replacements], *_: object, **__: object) -> list[float]:
             evaluated.extend(int(self.drawn.mask.sum()) for _ in states)
             return [missed(state, int(self.drawn.ids[self.drawn.mask].sum())) for state in states]
 
@@ -64,10 +64,11 @@ STEP = {"kv_heads": (3, 1), "channels": (64, 8)}  # units at first, and those of
 LEVELS = {"kv_heads": [1, 2, 3, 4], "channels": list(range(32, 97, 8))}  # in the script: -1 .. 2 and -4 .. 4 steps less
 
 
-def missed_by_levels(chosen: Gone, ids: int) -> float:
+def missed_by_levels(chosen: Replacements, ids: int) -> float:
     """Return the formula that stood in for the loss, by how many steps less each structure has."""
     steps = {
-        (layer, kind == "channels"): (STEP[kind][0] - w) // STEP[kind][1] for (layer, kind), w in widths(chosen).items()
+        (layer, kind == "channels"): (STEP[kind][0] - w) // STEP[kind][1]
+        for (layer, kind), w in widths_of(chosen).items()
     }
     every = sorted((layer, int(is_mlp), step) for (layer, is_mlp), step in steps.items())
     parts = [
@@ -88,7 +89,7 @@ def test_tyr(run: Run, monkeypatch):
         def __init__(self, model: Decoder, drawn: Calibration, loss: str, narrow: None) -> None:
             self.layers, self.drawn = model.layers, drawn
 
-        def losses(self, states: list[Gone], *_: object, **__: object) -> list[float]:
+        def losses(self, states: list[Replacements], *_: object, **__: object) -> list[float]:
             evaluated.extend(int(self.drawn.mask.sum()) for _ in states)
             return [missed_by_levels(each, int(self.drawn.ids[self.drawn.mask].sum())) for each in states]
 

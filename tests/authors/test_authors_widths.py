@@ -20,7 +20,7 @@ from methods.width.flap import FLAP
 from methods.width.minitron_width import MinitronWidth
 from methods.width.two_ssp import TwoSSP
 from methods.width.wanda_sp import WandaSP
-from methods.width.widths import freed
+from methods.width.widths import parameters_freed
 
 
 def removing(monkeypatch: pytest.MonkeyPatch, kv_heads: int, channels: int) -> None:
@@ -61,7 +61,9 @@ def test_flap(run: Run, monkeypatch):
     gone = {"kv_heads": run["heads"], "channels": run["channels"]}
     removing(monkeypatch, len(run["heads"][0]), len(run["channels"][0]))
     counts = [torch.tensor([len(gone[each.kind][each.number])]) for each in structures]
-    removed = sum(int(freed(each, count, biases=True)) for each, count in zip(structures, counts, strict=True))
+    removed = sum(
+        int(parameters_freed(each, count, biases=True)) for each, count in zip(structures, counts, strict=True)
+    )
     decided = method.prune(model, calibration, removed / parameters(model))
     assert {kind: decided[f"removed_{kind}"] for kind in gone} == gone
     run.agrees(model, **scores)
@@ -71,13 +73,13 @@ def test_flap(run: Run, monkeypatch):
 def test_wanda_sp(run: Run, monkeypatch):
     """Scores are the norms that every layer sees, behind the layers that have been cut."""
     model, calibration, seen = run.model(), run.calibration(), []
-    score = wanda_sp.score
+    score = wanda_sp.score_units
 
     def noted(structure: Structure, norm: Tensor) -> Tensor:
         seen.append((structure, norm))
         return score(structure, norm)
 
-    monkeypatch.setattr(wanda_sp, "score", noted)
+    monkeypatch.setattr(wanda_sp, "score_units", noted)
     removing(monkeypatch, len(run["heads"][0]), len(run["channels"][0]))
     decided = WandaSP().prune(model, calibration, run["ratio"])
     assert decided["removed_kv_heads"] == run["heads"]
@@ -97,7 +99,7 @@ def test_two_ssp(run: Run, monkeypatch):
     plan = TwoSSP(alpha=run["alpha"], tokens=tokens).plan(model, ratio)
     assert plan["attentions"] == len(run["attentions"])
     assert abs(size - plan["removed_per_layer"]["channels"] - run["channels"]) <= 1
-    norms = torch.stack(two_ssp.channel_norms(model, calibration))
+    norms = torch.stack(two_ssp.norms_of_channels(model, calibration))
     removing(monkeypatch, 0, size - run["channels"])
     decided = TwoSSP(alpha=run["alpha"], tokens=tokens).prune(model, calibration, ratio)
     assert decided["removed_channels"] == run["removed_channels"]
@@ -113,7 +115,7 @@ def test_minitron_width(run: Run, monkeypatch):
     """The authors' heads are query heads, scored alone and ranked inside their groups; channels are removed."""
     model, calibration = run.model(), run.calibration()
     size = model.layers[0].down.in_features
-    F = dict(zip(minitron_width.places(model), minitron_width.activity(model, calibration), strict=True))
+    F = dict(zip(minitron_width.places_of(model), minitron_width.activity_of_channels(model, calibration), strict=True))
     scores = {}
     for part, kind in (("attn", "kv_heads"), ("mlp", "channels")):
         ours = torch.stack([F[number, kind] for number in range(len(model.layers))])

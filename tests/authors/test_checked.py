@@ -11,7 +11,7 @@ from pages import DOCS, generator, tables, text
 
 from methods import cards
 
-CHECKS = cards.checks()
+CHECKS = cards.read_comparisons()
 ELSEWHERE = {"laco": 1, "slicegpt": 6, "llm_pruner": 8}  # runs, repeated by the tests of these methods
 PAGE = "docs/studies/checked.md"
 MADE = re.compile(r"(<!-- made by docs/generate.py -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -61,7 +61,7 @@ def test_the_page_of_what_was_checked_is_made_of_the_file():
 def test_the_page_of_a_method_and_the_list_say_how_it_was_checked(name, capsys):
     from bench.cli.main import main
 
-    check = cards.checks()[name]
+    check = cards.read_comparisons()[name]
     (page,) = (page for page in generator().method_pages.PAGES if page.stem == name)
     assert main(["list", "methods", "--verbose"]) == 0
     listed = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_the_page_of_a_method_and_the_list_say_how_it_was_checked(name, capsys):
         assert check.apart in said
         assert all(repository in said and (commit or "")[:7] in said for repository, commit in check.code)
         assert all(sentence in said for sentence in check.put_in)
-    departures = cards.departures(f"{page.folder}.{name}")
+    departures = cards.departures_of(f"{page.folder}.{name}")
     assert departures
     assert all(f"departure: {sentence}\n" in listed for sentence in departures)
 
@@ -90,8 +90,8 @@ def test_a_method_whose_runs_were_not_compared_says_nothing_of_a_comparison(caps
 def test_the_page_says_of_every_method_what_it_was_held_against():
     import methods
 
-    every = {card.name for card in methods.catalogue()} - {"dense"}
-    every |= {f"+{card.name}" for card in methods.compensations()}
+    every = {card.name for card in methods.cards_of_methods()} - {"dense"}
+    every |= {f"+{card.name}" for card in methods.cards_of_compensations()}
     page = text(PAGE)
     compared, *_, brute = tables(page)
     compared, brute = ({name for row in table[1:] for name in names(row[0])} for table in (compared, brute))

@@ -13,11 +13,11 @@ from dataclasses import replace
 import pytest
 
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.runs import runner
 from bench.runs.plan import SimulatedSession
 from bench.schedule.estimate import Estimate
-from bench.system.memory import resident_bytes
+from bench.system.memory import resident_bytes_of_process
 
 CELLS = int(os.environ.get("PRUNEBENCH_CELLS", "1000"))
 SLOTS = 256
@@ -27,7 +27,7 @@ FILLER = [[7 * number for number in range(2000)] for _ in range(2)]  # a record 
 def grid(count: int) -> list[Cell]:
     """Cells of searches of five ratios each, of other methods, and of other seeds."""
     inputs = {method: {"weights_sha256": "a", "revision": "1"} for method in ("sleb", "flap")}
-    quick = profile("quick", speed_rounds=0)
+    quick = protocol_of_profile("quick", speed_rounds=0)
     made = Cell("m", "sleb", {"tokens": 64}, 0.1, "layers", 0, "cpu", "float32", quick)
     return [
         replace(made, method=method, ratio=ratio / 10, seed=seed, inputs=inputs[method])
@@ -51,19 +51,19 @@ def test_driver(count, tmp_path, benchmark, capsys, monkeypatch):
         status = {"status": "ok", "error": None, "environment": {"cpu": "x"}}
         return status | {"measured": measured, "decisions": order | {"removed_channels": FILLER}}
 
-    session, served = SimulatedSession(SLOTS, seconds, found=found), {key: (None, "") for key in seconds}
+    session, served = SimulatedSession(SLOTS, seconds, outcome_of=found), {key: (None, "") for key in seconds}
     peaks = []
     next_result = session.next_result
 
     def watched():
         if len(peaks) * 100 < len(session.spans):
-            peaks.append(resident_bytes())
+            peaks.append(resident_bytes_of_process())
         return next_result()
 
     session.next_result = watched
     before = time.process_time()
     records = benchmark.pedantic(
-        lambda: runner._measured(cells, tmp_path, session, served, {"scratch": ""}, estimates=estimates), rounds=1
+        lambda: runner._measure_cells(cells, tmp_path, session, served, {"scratch": ""}, estimates=estimates), rounds=1
     )
     spent = time.process_time() - before
     assert len(records) == len(cells)
@@ -71,7 +71,7 @@ def test_driver(count, tmp_path, benchmark, capsys, monkeypatch):
         "cells": len(cells),
         "simulated_seconds": session.now,
         "resident_mib_while_it_ran": [round(size / 2**20) for size in (peaks[0], peaks[len(peaks) // 2], peaks[-1])],
-        "resident_mib_with_all_records": round(resident_bytes() / 2**20),
+        "resident_mib_with_all_records": round(resident_bytes_of_process() / 2**20),
         "processor_ms_for_each_cell": round(1e3 * spent / len(cells), 2),
     }
     with capsys.disabled():

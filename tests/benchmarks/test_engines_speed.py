@@ -23,7 +23,7 @@ from method_source import method_source
 from bench.cli.main import main
 from bench.engines import Ray
 from bench.engines.engine import Conditions, Session
-from bench.engines.local import LocalSession, environments
+from bench.engines.local import LocalSession, environments_of_slots
 
 JOBS = int(os.environ.get("PRUNEBENCH_JOBS", "8"))
 SLEEP = 0.1  # seconds of each
@@ -33,7 +33,7 @@ TESTS = Path(__file__).parents[1]
 
 @contextmanager
 def local(folder: Path) -> Iterator[Session]:
-    with LocalSession(naps, environments(2, "cpu", []), fresh=False) as session:
+    with LocalSession(naps, environments_of_slots(2, "cpu", []), fresh=False) as session:
         yield session
 
 

@@ -18,10 +18,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from methods.compensation.base import CompensatedPruner, Pruning, kept_layers
+from methods.compensation.base import CompensatedPruner, Pruning, numbers_of_layers_left
 from methods.model.activations import enter
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.trials.collapse_fit import Collapse, Fit
 
 PAIRS = {
@@ -76,13 +76,13 @@ def measured(benchmark: Any, fit: Callable[[], object], model: Decoder, calibrat
 def test_fit(pair, benchmark, model, calibration):
     pruner = methods.make(pair, PAIRS[pair])
     assert isinstance(pruner, CompensatedPruner)
-    dense = twin(model)
+    dense = make_twin(model)
     decisions = pruner.pruner.prune(model, calibration, 0.1)
-    pruning = Pruning(dense, model, kept_layers(decisions, dense, model))
+    pruning = Pruning(dense, model, numbers_of_layers_left(decisions, dense, model))
     measured(benchmark, lambda: pruner.compensation.repair(pruning, calibration), dense, calibration)
 
 
 @pytest.mark.parametrize("how", [{}, {"attention": True}, {"sweeps": 2}], ids=["down", "attention", "sweeps"])
 def test_collapse(how, benchmark, model, calibration):
-    dense = twin(model)
+    dense = make_twin(model)
     measured(benchmark, lambda: Collapse(model, WINDOWS, calibration, Fit(**how)).run(), dense, calibration)

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from bench.system.memory import peaks, reset_peaks
+from bench.system.memory import peaks_of_devices, reset_peaks
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -57,10 +57,10 @@ def test_growth(method, shape, layers, sequences, benchmark):
     def fresh():
         model = Decoder(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval())
         reset_peaks(CPU)
-        benchmark.extra_info["at_rest_mb"] = peaks(CPU)["resident_bytes"] // 10**6
+        benchmark.extra_info["at_rest_mb"] = peaks_of_devices(CPU)["resident_bytes"] // 10**6
         benchmark.extra_info["model_mb"] = sum(p.numel() * 2 for p in model.model.parameters()) // 10**6
         return (model, calibration, 0.0), {}
 
     benchmark.pedantic(pruner.prune, setup=fresh, rounds=1)
-    peak = peaks(CPU)["resident_bytes"] // 10**6
+    peak = peaks_of_devices(CPU)["resident_bytes"] // 10**6
     benchmark.extra_info["above_rest_mb"] = peak - benchmark.extra_info["at_rest_mb"]

@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import tiny
 
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.speed.benchmark import SpeedBenchmark
 from bench.speed.timing import WallClock
 
 SHAPE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 704}
-PROTOCOL = dataclasses.replace(profile("smoke"), prefill=(64,), decode=(32,), speed_rounds=12)
+PROTOCOL = dataclasses.replace(protocol_of_profile("smoke"), prefill=(64,), decode=(32,), speed_rounds=12)
 QUICKLY = dataclasses.replace(PROTOCOL, prefill=(8,), decode=(2,), speed_rounds=6)
 
 

@@ -17,7 +17,7 @@ import made_grid
 import pytest
 
 from bench.records.run_folder import load_run, load_runs
-from reports.page.page import page
+from reports.page.page import render_page
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = {
@@ -53,7 +53,7 @@ def test_report(words, run, tmp_path, benchmark):
 
 def test_page_with_its_figures_in_one_process(run, benchmark):
     merged = load_runs([run])
-    text = benchmark.pedantic(lambda: page(merged.records, samples=merged.samples), rounds=3)
+    text = benchmark.pedantic(lambda: render_page(merged.records, samples=merged.samples), rounds=3)
     assert text.count("<svg") == 16
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data import pretrained, task_loading, texts
 from bench.evaluation import tasks
-from bench.evaluation.scoring import Scorer, stock, window_nll
+from bench.evaluation.scoring import Scorer, make_stock_scorer, nll_of_windows
 
 ROUNDS = 3
 CASES = [("hellaswag", 0, 60), ("arc_easy", 0, 60), ("arc_challenge", 0, 60), ("piqa", 0, 60), ("winogrande", 0, 60)]
@@ -75,21 +75,25 @@ def report(benchmark, name: str, call, reference, rounds: int) -> None:
 @pytest.mark.parametrize(("name", "fewshot", "documents"), CASES)
 def test_against_stock(name, fewshot, documents, loaded, benchmark):
     task = task_loading.load_tasks([name], fewshot=fewshot)[name]
-    drawn = {name: task_loading.draw(task, documents, 0)}
-    ours, theirs = (lambda lm=lm: tasks.evaluate(lm, {name: task}, drawn) for lm in (Scorer(*loaded), stock(*loaded)))
+    drawn = {name: task_loading.draw_documents(task, documents, 0)}
+    ours, theirs = (
+        lambda lm=lm: tasks.evaluate(lm, {name: task}, drawn) for lm in (Scorer(*loaded), make_stock_scorer(*loaded))
+    )
     report(benchmark, f"{name}, {fewshot}-shot, {documents} documents", ours, theirs, ROUNDS)
 
 
 def test_perplexity_against_a_plain_forward(loaded, benchmark):
     model, tokenizer = loaded
-    text = texts.evaluation(tokenizer, "wiki", 512, 512, 8)
+    text = texts.make_evaluation_text(tokenizer, "wiki", 512, 512, 8)
 
     @torch.inference_mode()
     def forward() -> None:
         for row in range(0, len(text.ids), 4):
             model(input_ids=text.ids[row : row + 4], use_cache=False)
 
-    report(benchmark, "wiki, 8 windows of 512", lambda: window_nll(model, text.ids, text.scored, 2048), forward, ROUNDS)
+    report(
+        benchmark, "wiki, 8 windows of 512", lambda: nll_of_windows(model, text.ids, text.scored, 2048), forward, ROUNDS
+    )
 
 
 def test_what_a_model_costs_once(loaded, benchmark):

@@ -12,7 +12,7 @@ import torch
 from conftest import tiny
 from transformers import PreTrainedTokenizerFast
 
-from bench.evaluation.scoring import Scorer, stock, window_nll
+from bench.evaluation.scoring import Scorer, make_stock_scorer, nll_of_windows
 
 VOCABULARY = 8192
 SHAPES = {  # shared examples, questions, tokens of a question, choices, tokens of a choice
@@ -61,7 +61,7 @@ def requests(task: str) -> list[tuple[tuple[str, str], list[int], list[int]]]:
 @pytest.mark.parametrize("task", SHAPES)
 @pytest.mark.parametrize("scorer", ["fast", "stock"])
 def test_requests(benchmark, model, tokenizer, task, scorer):
-    lm = {"fast": Scorer, "stock": stock}[scorer](model, tokenizer)
+    lm = {"fast": Scorer, "stock": make_stock_scorer}[scorer](model, tokenizer)
     asked = requests(task)
     benchmark.extra_info["tokens"] = sum(len(context) + len(choice) - 1 for _, context, choice in asked)
     answers = benchmark(lm._loglikelihood_tokens, asked, disable_tqdm=True)
@@ -75,6 +75,6 @@ def test_windows(benchmark, model, way):
     scored = torch.arange(512).expand(4, 512) > 0
     with torch.no_grad():
         if way == "nll":
-            benchmark(window_nll, model, ids, scored, batch_tokens=2048)
+            benchmark(nll_of_windows, model, ids, scored, batch_tokens=2048)
         else:
             benchmark(model, ids, use_cache=False)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from methods.checkpoint.model_card import equal_layers, render, results, windows
+from methods.checkpoint.model_card import group_equal_layers, render, results_of_manifest, words_of_windows
 from methods.counted import COUNTED, QUANTITIES
 
 LAYER = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
@@ -64,9 +64,9 @@ def test_figures_are_in_the_model_index_as_the_hub_reads_it():
 )
 def test_it_is_said_whether_windows_were_drawn(entry, said):
     text = {"perplexity": 20.5, "tokens": 8176, "windows": 16, "window": 512} | entry
-    assert windows(text) == f"8,176 tokens, 16 windows of 512{said}"
-    (found,) = results({"perplexity": {"wiki": text}})
-    assert found.metric_name.endswith(windows(text))
+    assert words_of_windows(text) == f"8,176 tokens, 16 windows of 512{said}"
+    (found,) = results_of_manifest({"perplexity": {"wiki": text}})
+    assert found.metric_name.endswith(words_of_windows(text))
     assert {name: found.metric_args[name] for name in entry} == entry
 
 
@@ -92,5 +92,5 @@ def test_a_budget_is_a_share_of_its_quantity(of):
 
 def test_equal_layers_share_a_row():
     other = LAYER | {"skip": ["mlp"]}
-    assert equal_layers([LAYER, LAYER, other, LAYER]) == [(0, 1, LAYER), (2, 2, other), (3, 3, LAYER)]
+    assert group_equal_layers([LAYER, LAYER, other, LAYER]) == [(0, 1, LAYER), (2, 2, other), (3, 3, LAYER)]
     assert "| 0 to 1 | 4 | 2 | 64 | - |\n" in render(MANIFEST)

@@ -19,9 +19,9 @@ import methods
 from methods.checkpoint import save_load, transformers_compat, weight_files
 from methods.decisions import prune
 from methods.errors import CheckpointError
-from methods.files import sha256
+from methods.files import hash_file
 from methods.model.decoder import Decoder
-from methods.model.inserted import factored
+from methods.model.inserted import factor_matrix
 from methods.model.sizes import active_parameters, parameters
 from methods.model.structures import Sublayer, keep_channels, keep_kv_groups, remove_sublayers
 
@@ -274,7 +274,7 @@ def test_a_truncated_file_is_noticed(folder):
 def test_a_file_that_is_none_is_noticed_even_if_the_manifest_agrees(folder):
     weights, manifest = folder / "model.safetensors", folder / "prunebench.json"
     weights.write_bytes(b"nothing of the kind")
-    change(manifest, weights={weights.name: {"bytes": weights.stat().st_size, "sha256": sha256(weights)}})
+    change(manifest, weights={weights.name: {"bytes": weights.stat().st_size, "sha256": hash_file(weights)}})
     refused(folder, "model.safetensors is no whole safetensors file")
 
 
@@ -341,7 +341,7 @@ def test_some_matrices_of_some_layers_may_be_factors(ids, tmp_path):
         path = getattr(model.family, name)[1]
         matrix = layers[number].named_matrices()[path]
         m, n = matrix.weight.shape
-        layers[number].put(path, factored(matrix, torch.randn(k, n) / n, torch.randn(m, k)))
+        layers[number].put(path, factor_matrix(matrix, torch.randn(k, n) / n, torch.randn(m, k)))
     model.set_layers(layers)
     folder, manifest = saved(model, tmp_path)
     assert [sorted(facts["ranks"].values()) for facts in manifest["structure"]["layers"]] == [[], [], [5], [], [7], []]
@@ -448,16 +448,16 @@ def test_a_model_in_bfloat16_that_computes_something_else_by_little_is_refused(f
 
 
 def test_transposed_matrices_in_bfloat16_may_sum_in_another_order(tmp_path, monkeypatch):
-    model, logits_of = Decoder(copy.deepcopy(tiny("gpt2"))), transformers_compat.logits
+    model, logits_of = Decoder(copy.deepcopy(tiny("gpt2"))), transformers_compat.compute_logits
     model.cast(torch.bfloat16)
     monkeypatch.setattr(
-        transformers_compat, "logits", lambda one, ids: logits_of(one, ids) * (1 if one is model else 1.01)
+        transformers_compat, "compute_logits", lambda one, ids: logits_of(one, ids) * (1 if one is model else 1.01)
     )
     assert saved(model, tmp_path)[1]["loads_with"] == "transformers"
 
 
 def test_a_model_in_float64_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files, "write", lambda *_: pytest.fail("weights were written"))
+    monkeypatch.setattr(weight_files, "write_weights", lambda *_: pytest.fail("weights were written"))
     with pytest.raises(CheckpointError, match="a model is stored in float32, bfloat16, float16; got float64; give one"):
         saved(Decoder(copy.deepcopy(tiny("llama")).double()), tmp_path)
     with pytest.raises(CheckpointError, match="got float64"):
@@ -543,7 +543,7 @@ def test_uniform_widths_load_in_stock_transformers(method, family, ids, tmp_path
     assert manifest["loads_with"] == "transformers", manifest["reason"]
     layers = manifest["structure"]["layers"]
     assert all(layer == layers[0] for layer in layers)
-    assert layers[0] != save_load.structure(Decoder(tiny(family)))["layers"][0]
+    assert layers[0] != save_load.structure_of(Decoder(tiny(family)))["layers"][0]
     assert parameters(model) == decisions["parameters"]
     assert 1 - parameters(model) / dense == pytest.approx(0.25, abs=0.01)
     stock = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -92,7 +92,7 @@ def test_threads_wait_as_the_user_says_or_for_a_moment(said, kept, monkeypatch, 
     monkeypatch.setattr("os.environ", dict(said))
     assert main(["list", "profiles"]) == 0
     assert os.environ == kept
-    assert threads.waiting() == {name.lower(): value for name, value in kept.items()}
+    assert threads.settings_of_waiting() == {name.lower(): value for name, value in kept.items()}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_model_that_is_none_is_refused(base, capsys, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     rest = ["--methods", "laco", "--ratio", "0.2"]
     assert "config.json" in refused(capsys, [*base, *rest, "--model", str(tmp_path / "empty")])
-    monkeypatch.setattr(assets, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(assets, "is_hub_reachable", lambda: False)
     assert "hub" in refused(capsys, [*base, *rest, "--model", "some-owner/some-model"])
     assert "did you mean smollm2-135m?" in refused(capsys, [*base, *rest, "--model", "smolm2-135m"])
 
@@ -254,7 +254,7 @@ def test_all_is_every_method_that_takes_a_ratio(base, monkeypatch, tmp_path):
 
     monkeypatch.setattr(runner, "run", run)
     assert main([*base, "--methods", "all,drop:layers=1", "--ratio", "0.4"]) == 130
-    wanted = {card.name for card in methods.catalogue()} - set(EXPERTS)
+    wanted = {card.name for card in methods.cards_of_methods()} - set(EXPERTS)
     assert {cell.method for cell in seen} == wanted
     assert {cell.method for cell in seen if cell.ratio is None} == {"dense", "drop"}
 
@@ -306,12 +306,17 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
     from dataclasses import replace
 
     from bench.plan.cell import Cell
-    from bench.plan.protocol import profile
-    from bench.runs.searches import Removals
+    from bench.plan.protocol import protocol_of_profile
+    from bench.runs.searches import KnownSearches
 
     inputs = {"weights_sha256": "a", "revision": "1", "tasks": {"piqa": {"sha256": "e"}}}
-    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
-    other, longer = replace(profile("smoke"), tasks=()), replace(profile("smoke"), calibration_length=65)
+    cell = Cell(
+        "m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"), inputs=inputs
+    )
+    other, longer = (
+        replace(protocol_of_profile("smoke"), tasks=()),
+        replace(protocol_of_profile("smoke"), calibration_length=65),
+    )
     records = [
         record_of(replace(cell, ratio=0.1), ["layer 3"], 1, 5.0),
         record_of(
@@ -327,37 +332,47 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
         record_of(replace(cell, ratio=0.4, inputs=inputs | {"weights_sha256": "b"}), ["layer 1"] * 9, 9, *range(9)),
         record_of(replace(cell, ratio=0.4, inputs=inputs | {"revision": "2"}), ["layer 1"] * 9, 9, *range(9)),
     ]
-    assert Removals(records).of(cell) == (("layer 3", "layer 1"), (5.0, 9.0))
-    assert Removals(records[:1]).of(cell) == (("layer 3",), (5.0,))
-    assert Removals(records[2:]).of(cell) == ((), ())
+    assert KnownSearches(records).of(cell) == (("layer 3", "layer 1"), (5.0, 9.0))
+    assert KnownSearches(records[:1]).of(cell) == (("layer 3",), (5.0,))
+    assert KnownSearches(records[2:]).of(cell) == ((), ())
 
 
 def test_a_search_serves_every_compensation_behind_it():
     from dataclasses import replace
 
     from bench.plan.cell import Cell
-    from bench.plan.protocol import profile
-    from bench.runs.searches import Removals
+    from bench.plan.protocol import protocol_of_profile
+    from bench.runs.searches import KnownSearches
 
     def found(method, parameters, revision="1+1", **changes):
         inputs = {"weights_sha256": "a", "revision": revision}
         return Cell(
-            "m", method, parameters, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs, **changes
+            "m",
+            method,
+            parameters,
+            0.3,
+            "layers",
+            0,
+            "cpu",
+            "float32",
+            protocol_of_profile("smoke"),
+            inputs=inputs,
+            **changes,
         )
 
     mended = found("sleb+ghost", {"tokens": 64, "ghost.ridge": 1.0})
     order = ["layer 3", "layer 1"]
     alone = record_of(found("sleb", {"tokens": 64}), order, 2, 5.0, 9.0)
-    assert Removals([alone]).of(mended) == (("layer 3", "layer 1"), (5.0, 9.0))
+    assert KnownSearches([alone]).of(mended) == (("layer 3", "layer 1"), (5.0, 9.0))
     other = record_of(replace(mended, parameters={"tokens": 64, "ghost.ridge": 0.1}), order, 2, 5.0, 8.0)
-    assert Removals([other]).of(mended) == (("layer 3", "layer 1"), (5.0, 8.0))
-    assert Removals([other]).of(found("sleb+scale", {"tokens": 64, "scale.tokens": None}))[1] == (5.0, 8.0)
+    assert KnownSearches([other]).of(mended) == (("layer 3", "layer 1"), (5.0, 8.0))
+    assert KnownSearches([other]).of(found("sleb+scale", {"tokens": 64, "scale.tokens": None}))[1] == (5.0, 8.0)
     for unlike in (
         found("sleb", {"tokens": 32}),
         found("finercut+ghost", {"tokens": 64, "ghost.ridge": 1.0}),
         found("sleb", {"tokens": 64}, revision="2"),
     ):
-        assert Removals([record_of(unlike, order, 2, 5.0, 9.0)]).of(mended) == ((), ())
+        assert KnownSearches([record_of(unlike, order, 2, 5.0, 9.0)]).of(mended) == ((), ())
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_word():

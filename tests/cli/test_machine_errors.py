@@ -57,13 +57,13 @@ def forbidding(path: Path, read):
     ],
 )
 def test_what_the_machine_refuses_is_one_line(error, said, run, capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "_done", raising(error))
+    monkeypatch.setattr(command_line, "_run_command", raising(error))
     assert refused(capsys, ["report", str(run)]).startswith(f"prunebench: {said}")
 
 
 @pytest.mark.parametrize("error", [ImportError("no module"), OSError("no reason"), TypeError("of our own")])
 def test_a_mistake_of_the_program_is_none_of_the_machine(error, run, monkeypatch):
-    monkeypatch.setattr(command_line, "_done", raising(error))
+    monkeypatch.setattr(command_line, "_run_command", raising(error))
     with pytest.raises(type(error)):
         main(["report", str(run)])
 

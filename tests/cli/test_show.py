@@ -14,7 +14,7 @@ from bench.cli.main import main
 from bench.records.record import save
 from reports.formats import terminal
 from reports.tables import whole_cell
-from reports.text import width
+from reports.text import width_of
 
 
 def names(value: Any) -> list[str]:
@@ -26,8 +26,8 @@ def names(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.cell["method"][:8])
 def test_everything_is_there_within_the_line(record):
-    text = terminal.text(record, "key")
-    assert all(width(line) <= terminal.LINE for line in text.splitlines())
+    text = terminal.text_of_cell(record, "key")
+    assert all(width_of(line) <= terminal.LINE for line in text.splitlines())
     assert all(character.isprintable() for line in text.splitlines() for character in line)
     for block in (record.cell, record.decisions, record.measured, record.environment):
         for name in names(block):
@@ -36,7 +36,9 @@ def test_everything_is_there_within_the_line(record):
 
 def written(value: Any) -> str:
     return "\n".join(
-        terminal.text(replace(LACO, decisions={"found": value}), "key").partition("DECIDED")[2].splitlines()[1:3]
+        terminal.text_of_cell(replace(LACO, decisions={"found": value}), "key")
+        .partition("DECIDED")[2]
+        .splitlines()[1:3]
     )
 
 
@@ -69,14 +71,14 @@ def test_ranges_stand_for_the_same_numbers():
 
 def test_a_long_table_is_written_row_by_row():
     rows = [{f"column_{number}": number for number in range(20)}] * 2
-    text = terminal.text(replace(LACO, decisions={"trace": rows}), "key")
+    text = terminal.text_of_cell(replace(LACO, decisions={"trace": rows}), "key")
     assert "column_0 0, column_1 1," in text
-    assert all(width(line) <= terminal.LINE for line in text.splitlines())
+    assert all(width_of(line) <= terminal.LINE for line in text.splitlines())
 
 
 def test_an_error_keeps_its_lines():
     record = failed("error", "flap", "KeyError: x\nTraceback (most recent call last):\n  File a\n    raise \x1b[31m")
-    lines = terminal.text(record, "key").splitlines()
+    lines = terminal.text_of_cell(record, "key").splitlines()
     assert any(line.endswith("Traceback (most recent call last):") for line in lines)
     assert any(line.endswith("raise \\x1b[31m") for line in lines)
 

@@ -19,20 +19,20 @@ from bench.plan import run_spec
 from methods.checkpoint import save_load
 from methods.compensation.base import Boundary, BoundaryStates, CompensatedPruner, Pruning, boundaries_of
 from methods.compensation.ghost import Ghost
-from methods.compensation.linear_patch import LinearPatch, hadamard
+from methods.compensation.linear_patch import LinearPatch, make_hadamard
 from methods.compensation.refit import Refit
 from methods.compensation.replaceme import ReplaceMe
 from methods.compensation.scale import Scale
 from methods.errors import CheckpointError, OutOfReach, Unsupported
 from methods.least_squares import LeastSquares
-from methods.model.activations import enter, inputs_of
-from methods.model.decoder import Decoder, twin
+from methods.model.activations import collect_inputs, enter
+from methods.model.decoder import Decoder, make_twin
 from methods.model.inserted import MappedLayer
 from methods.model.layer import Layer
 from methods.model.sizes import layer_parameters, macs_per_token, parameters
 from methods.model.structures import Sublayer, drop_layers, keep_channels
 from methods.search.evopress import EvoPress
-from methods.trials.blocks import Gone
+from methods.trials.blocks import Replacements
 
 RIDGE = 0.3
 DEPTH = ("scale", "linearpatch", "ghost", "replaceme")
@@ -121,7 +121,7 @@ def test_fewer_tokens_than_channels_have_a_solution_or_a_reason():
 def named(removed: dict[int, str], family: str = "llama") -> list[Boundary]:
     """The cuts where of each layer in `removed` the part goes."""
     dense = Decoder(tiny(family))
-    pruned = twin(dense)
+    pruned = make_twin(dense)
     layers = pruned.layers
     for number, part in removed.items():
         {"attention": layers[number].remove_attention, "mlp": layers[number].remove_mlp, "layer": lambda: None}[part]()
@@ -186,7 +186,7 @@ def test_replaceme_is_the_least_squares_of_the_mlps_share_and_folds(ridge):
 def test_replaceme_folds_into_the_attention_where_the_mlp_has_gone():
     """Behind it the next attention is gone as well, and the map does the work of both."""
     dense = Decoder(tiny("llama"))
-    pruned = twin(dense)
+    pruned = make_twin(dense)
     layers = pruned.layers
     layers[2].remove_mlp()
     layers[3].remove_attention()
@@ -259,7 +259,7 @@ def test_refit_is_the_least_squares_of_the_dense_output_for_the_same_input():
         dense, model = Decoder(tiny("llama")), Decoder(tiny("llama"))
         given = {"refit.ridge": "0.02", "refit.intercept": intercept}
         decided = made("minitron-width+refit", **given).prune(model, calibration(filler=5), 0.2)
-        with inputs_of(dense.layers[0].down) as inputs:
+        with collect_inputs(dense.layers[0].down) as inputs:
             m = states(dense)[2][0]
         gone = decided["removed_channels"][0]
         kept = [channel for channel in range(48) if channel not in gone]
@@ -298,7 +298,7 @@ def test_every_cut_matrix_is_refitted_on_what_the_refitted_prefix_gives(pair):
         given = [entry.arguments[layer.kind] for entry in entries]
         for part in ("out", "down"):
             matrix, before = getattr(layer, part), getattr(cut, part)
-            with inputs_of(matrix) as entered:
+            with collect_inputs(matrix) as entered:
                 added, Y = (through(one, part, x, given) for one in (layer, whole))
             x = [one + new for one, new in zip(x, added, strict=True)]
             if matrix.in_features == getattr(whole, part).in_features:
@@ -342,15 +342,15 @@ def test_linearpatch_by_hand(rotate):
 
 @pytest.mark.parametrize("n", [1, 2, 8, 12, 20, 28, 36, 64, 576, 896, 1152, 5120 // 8])
 def test_hadamard_matrices_have_entries_of_one_size(n):
-    H = hadamard(n)
+    H = make_hadamard(n)
     torch.testing.assert_close(H @ H.T, torch.eye(n, dtype=torch.float64))
     torch.testing.assert_close(H.abs(), torch.full_like(H, n**-0.5))
 
 
 @pytest.mark.parametrize("n", [3, 50, 92])
 def test_other_widths_get_some_orthogonal_matrix(n):
-    torch.testing.assert_close(hadamard(n) @ hadamard(n).T, torch.eye(n, dtype=torch.float64))
-    assert torch.equal(hadamard(n), hadamard(n))
+    torch.testing.assert_close(make_hadamard(n) @ make_hadamard(n).T, torch.eye(n, dtype=torch.float64))
+    assert torch.equal(make_hadamard(n), make_hadamard(n))
 
 
 @pytest.mark.parametrize(("pair", "family"), [cell for cell in EACH if not cell.values[0].startswith("drop")])
@@ -464,7 +464,7 @@ def test_what_a_search_has_found_is_not_searched_again(monkeypatch):
     def search(self, model, calibration, k, *_):
         asked.append(k)
         layers = (2, 3, 5, 6) if k == 4 else range(k)
-        return Gone(Sublayer(part, layer) for part in ("attention", "mlp") for layer in layers), {}
+        return Replacements(Sublayer(part, layer) for part in ("attention", "mlp") for layer in layers), {}
 
     monkeypatch.setattr(EvoPress, "search", search)
     dense, each = parameters(model), layer_parameters(model.layers[0])
@@ -553,19 +553,19 @@ def test_a_ratio_out_of_reach_is_refused_as_by_the_method_alone():
 
 def test_names_and_parameters():
     pruner = methods.make("shortgpt+ghost", {"token": "last", "ghost.ridge": "0.5"})
-    flat = methods.hyperparameters(pruner)
+    flat = methods.parameters_of_pruner(pruner)
     assert (pruner.name, pruner.fixed) == ("shortgpt+ghost", False)
     assert (flat["token"], flat["ghost.ridge"]) == ("last", 0.5)
     assert methods.make("shortgpt+ghost", flat) == pruner
-    assert methods.modules("shortgpt+ghost") == ["methods.depth.shortgpt", "methods.compensation.ghost"]
-    assert methods.modules("shortgpt+none") == methods.modules("shortgpt") == ["methods.depth.shortgpt"]
+    assert methods.modules_of("shortgpt+ghost") == ["methods.depth.shortgpt", "methods.compensation.ghost"]
+    assert methods.modules_of("shortgpt+none") == methods.modules_of("shortgpt") == ["methods.depth.shortgpt"]
     assert methods.make("shortgpt+none") == methods.make("shortgpt")
     assert methods.make("drop-random+ghost").draws == 5
     assert methods.make("drop:layers".partition(":")[0] + "+scale", {"layers": "1"}).fixed
     names = ["scale", "linearpatch", "ghost", "replaceme", "refit", "reinitialize"]
-    assert [card.name for card in methods.compensations()] == names
-    for card in methods.compensations():
-        known = methods.hyperparameters(methods.make(f"shortgpt+{card.name}"))
+    assert [card.name for card in methods.cards_of_compensations()] == names
+    for card in methods.cards_of_compensations():
+        known = methods.parameters_of_pruner(methods.make(f"shortgpt+{card.name}"))
         assert {f"{card.name}.{name}" for name, _, _ in card.parameters} == {name for name in known if "." in name}
 
 
@@ -598,7 +598,7 @@ def test_a_damaged_description_of_maps_is_refused(pair, tmp_path):
         save_load.load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("card", methods.compensations(), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", methods.cards_of_compensations(), ids=lambda card: card.name)
 def test_every_parameter_is_on_its_page_with_its_default(card):
     table = rows()
     assert card.parameters
@@ -619,8 +619,8 @@ def test_weights_keep_their_dtype_and_their_state(pair):
 @pytest.mark.parametrize(("name", "cells"), [("compensation", 87), ("compensation-calibration", 15), ("seeds", 110)])
 def test_the_specs_of_the_study_name_what_there_is(name, cells):
     """Every method is known, and each that is mended stands there alone as well."""
-    spec = run_spec.spec(name, {})
-    asked = spec.mentions()
+    spec = run_spec.load_spec(name, {})
+    asked = spec.method_choices()
     for method, given, _ in asked:
         methods.make(method, given)
     assert {mention.method.partition("+")[0] for mention in asked} <= {mention.method for mention in asked}

@@ -10,7 +10,7 @@ import methods
 from methods.least_squares import Norm, NormedMap, Rows, fit_normed
 from methods.model.activations import enter_all
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.model.sizes import layer_parameters, parameters
 
 FAMILIES = ("gemma2", "gemma3_text")
@@ -87,7 +87,7 @@ def test_laco_ls_lowers_what_is_missed_on_other_text(family, n):
     ratio = n * layer_parameters(model.layers[0]) / parameters(model)
     decisions = methods.make("laco-ls", {"trial_tokens": 48}).prune(model, tokens(0), ratio)
     assert len(model.layers) == LAYERS - n
-    plain, kept = twin(dense), [i for i in range(LAYERS) if i not in decisions["removed_layers"]]
+    plain, kept = make_twin(dense), [i for i in range(LAYERS) if i not in decisions["removed_layers"]]
     plain.set_layers([plain.layers[i] for i in kept])
     for report, (s, end) in zip(decisions["errors"], decisions["windows"], strict=True):
         assert report["error_held_out"] < report["error_before"]

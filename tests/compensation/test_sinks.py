@@ -12,7 +12,7 @@ from methods.compensation.base import BoundaryStates
 from methods.compensation.ghost import Ghost
 from methods.compensation.linear_patch import LinearPatch
 from methods.compensation.scale import Scale
-from methods.least_squares import TIMES, Rows, errors, find_sinks, fit, wanted_states
+from methods.least_squares import TIMES, Rows, errors_of_fit, find_sinks, fit, states_to_fit
 from methods.model.decoder import Decoder
 
 B, T, D = 8, 30, 12
@@ -90,7 +90,7 @@ def test_a_sink_that_is_born_behind_the_cut_is_born_and_costs_the_others_little(
     left_out = fit([Rows(y, z - y, z, WHERE & ~SINK, SINK)], 1.0, torch.zeros(D, D), "apart").W
 
     def missed(W):
-        found = errors([SINK], [WHERE], [z], [y], [y + y @ W])
+        found = errors_of_fit([SINK], [WHERE], [z], [y], [y + y @ W])
         return found["error_after"], found["sinks"]["error_after"]
 
     apart, alike = (missed(fit(rows(y, z), 1.0, torch.zeros(D, D), sinks).W) for sinks in ("apart", "alike"))
@@ -178,8 +178,8 @@ def test_a_sink_that_stays_is_wanted_in_its_own_size_and_no_other_token_is():
     y, z = states()
     y[:, 0, 1] = 300.0  # a sink in front as well; behind it is longer, in almost the same direction
     y[4, 0], z[5, 0] = y[4, 1], z[5, 1]  # one that is born, and one that ends
-    (wanted,) = wanted_states([WHERE], [y], [z], "apart")
-    assert wanted_states([WHERE], [y], [z], "alike")[0] is z
+    (wanted,) = states_to_fit([WHERE], [y], [z], "apart")
+    assert states_to_fit([WHERE], [y], [z], "alike")[0] is z
     stays = SINK.clone()
     stays[4:6] = False
     assert torch.equal(wanted[~stays], z[~stays])
@@ -193,10 +193,10 @@ def test_a_sink_that_shrinks_costs_the_others_less_in_its_own_size():
     y, z = states(birth=False)
     y[:, 0], z[:, 0] = 0.0, 0.0
     y[:, 0, 1], z[:, 0, 1] = 900.0, 300.0
-    (wanted,) = wanted_states([WHERE], [y], [z], "apart")
+    (wanted,) = states_to_fit([WHERE], [y], [z], "apart")
 
     def missed(target):
         W = fit(rows(y, target), 1.0, torch.zeros(D, D), "apart").W
-        return errors([SINK], [WHERE], [z], [y], [y + y @ W])["error_after"]
+        return errors_of_fit([SINK], [WHERE], [z], [y], [y + y @ W])["error_after"]
 
     assert missed(wanted) < 0.98 * missed(z)

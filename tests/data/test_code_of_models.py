@@ -56,7 +56,7 @@ def test_a_tokenizer_and_a_way_to_generate_run_nothing(folder, marker, ids):
 
 def test_a_model_whose_type_is_its_own_is_not_asked_about(folder, marker):
     added(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
-    for load in (pretrained.check, pretrained.shell):
+    for load in (pretrained.check, pretrained.make_shell):
         with pytest.raises(UserError):
             load(str(folder))
     assert pretrained.load_tokenizer(str(folder))("w1")["input_ids"]  # which transformers has
@@ -75,11 +75,11 @@ def test_a_saved_model_runs_nothing(tmp_path, marker, capsys):
 
 def test_what_lies_beside_a_gguf_file_runs_nothing(tmp_path, marker):
     file = tmp_path / "model.gguf"
-    gguf_file.write(Decoder(tiny("llama", vocab_size=260)), bpe(), file, torch.float32, "tiny")
+    gguf_file.write_gguf(Decoder(tiny("llama", vocab_size=260)), bpe(), file, torch.float32, "tiny")
     (tmp_path / "own.py").write_text(CODE.format(marker=str(marker)))
     own = {"auto_map": {"AutoTokenizer": ["own.Slow", "own.Fast"]}, "tokenizer_class": "Own"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
-    for load in (gguf.tokenizer, gguf.config, lambda path: gguf.load(path, torch.float32)):
+    for load in (gguf.read_tokenizer, gguf.read_config, lambda path: gguf.load(path, torch.float32)):
         try:
             load(file)
         except UserError as error:

@@ -11,7 +11,7 @@ from byte_tokens import byte_tokenizer
 from bench.cli.main import main
 from bench.data import assets
 from bench.data import texts as text_data
-from bench.data.texts import PASSAGE, STEP, _standing, refuse_shared
+from bench.data.texts import PASSAGE, STEP, _find_passages, refuse_shared
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 
@@ -31,8 +31,8 @@ def written(path, documents: list[str]) -> str:
 def blocks(calibration: str, text: str, windows: int = 0) -> tuple[Calibration, list[text_data.EvaluationText]]:
     """2,000 characters of `calibration`, and the windows of `text`, a token per character."""
     tokenizer, whole = byte_tokenizer(bos=True), text_data.is_whole(text, calibration)
-    block = text_data.calibration(tokenizer, calibration, 4, 501, 0)
-    return block, [text_data.evaluation(tokenizer, text, 101, 101, windows, whole=whole)]
+    block = text_data.make_calibration(tokenizer, calibration, 4, 501, 0)
+    return block, [text_data.make_evaluation_text(tokenizer, text, 101, 101, windows, whole=whole)]
 
 
 def refuse(calibration: str, text: str, windows: int = 0) -> None:
@@ -64,8 +64,8 @@ def test_passages_are_found_as_by_a_search_for_each():
     for size in (1, 3, 6, 40):
         text, other = ("".join(draw.choice("ab") for _ in range(count)) for count in (300, 500))
         passages = [other[start : start + size] for start in range(0, len(other) - size + 1, 2)]
-        assert _standing(passages, ReadOnce(text), size) == {one for one in passages if one in text}
-    assert _standing(["abc"], ReadOnce("ab"), 3) == set()
+        assert _find_passages(passages, ReadOnce(text), size) == {one for one in passages if one in text}
+    assert _find_passages(["abc"], ReadOnce("ab"), 3) == set()
 
 
 def test_a_passage_of_another_text_is_found_wherever_it_stands(tmp_path):
@@ -86,8 +86,8 @@ def test_a_copy_is_found_in_drawn_windows_that_are_shorter_than_a_passage(window
     """But for windows of so few characters that set phrases would be found."""
     one, copy = (written(tmp_path / f"{name}.txt", [document(seed) for seed in range(8)]) for name in ("one", "copy"))
     tokenizer = byte_tokenizer(bos=True)
-    block = text_data.calibration(tokenizer, one, 4, 901, 0)
-    text = text_data.evaluation(tokenizer, copy, window, window, 6, whole=True, drawn=True)
+    block = text_data.make_calibration(tokenizer, one, 4, 901, 0)
+    text = text_data.make_evaluation_text(tokenizer, copy, window, window, 6, whole=True, drawn=True)
     assert len(text.ids) == 6 and window < 2 * PASSAGE
     if found:
         with pytest.raises(UserError, match=r"one\.txt, which is calibrated on, is in part the text"):
@@ -120,14 +120,14 @@ def test_a_document_that_holds_one_of_the_other_half_is_not_evaluated(tmp_path):
     documents[3] = f"before {documents[6]} behind"
     documents[5] = documents[2][20 : 20 + 2 * text_data.SHORTEST].strip()
     text = written(tmp_path / "text.txt", documents)
-    even, odd = text_data.halves(text)
+    even, odd = text_data.split_halves(text)
     assert even == documents[0::2]
     assert odd == [documents[1], documents[7]]
     documents[3], documents[5] = (
         f"before {documents[6][: text_data.SHORTEST]}",
         documents[2][: text_data.SHORTEST - 10].strip(),
     )
-    assert text_data.halves(written(tmp_path / "text.txt", documents))[1] == documents[1::2]
+    assert text_data.split_halves(written(tmp_path / "text.txt", documents))[1] == documents[1::2]
 
 
 @pytest.fixture
@@ -192,11 +192,11 @@ def test_the_texts_that_ship_share_no_passage(calibration):
     """All of the calibration half with all of the evaluation half of the other text; of the same, no document."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_folder("smollm2-135m"))
-    block = text_data.calibration(tokenizer, calibration, 160, 256, 0)
-    texts = [text_data.evaluation(tokenizer, text, 512, 512, 0) for text in assets.TEXTS]
+    tokenizer = AutoTokenizer.from_pretrained(assets.fetch_model("smollm2-135m"))
+    block = text_data.make_calibration(tokenizer, calibration, 160, 256, 0)
+    texts = [text_data.make_evaluation_text(tokenizer, text, 512, 512, 0) for text in assets.TEXTS]
     refuse_shared(tokenizer, block.ids, block.source, texts, "calibrated on")
-    even, odd = text_data.halves(calibration)
+    even, odd = text_data.split_halves(calibration)
     evaluated = text_data.SEPARATOR.join(odd)
     assert not [one for one in even if len(one) >= text_data.SHORTEST and one in evaluated]
     assert len(odd) == {"wiki": 1174, "c4": 55}[calibration]

@@ -19,7 +19,7 @@ from bench.data import gguf as gguf_reader
 from bench.export import gguf_file
 from bench.runs.inputs import _tokenizer_sha256
 from methods.errors import UserError
-from methods.files import sha256
+from methods.files import hash_file
 from methods.model.decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty folder for conversions."""
-    monkeypatch.setattr(converted, "place", lambda: tmp_path / "cache")
+    monkeypatch.setattr(converted, "place_of_folders", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -36,14 +36,14 @@ def cache(tmp_path, monkeypatch):
 def file(request, tmp_path):
     """A GGUF file that transformers reads, or one that it does not."""
     model = Decoder(tiny("llama", layers=2, vocab_size=260)) if request.param == "llama" else uneven("llama")
-    gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float16, "tiny")
+    gguf_file.write_gguf(model, bpe(), tmp_path / "model.gguf", torch.float16, "tiny")
     return tmp_path / "model.gguf"
 
 
 @pytest.fixture
 def llama(tmp_path):
     """A GGUF file that transformers reads."""
-    gguf_file.write(
+    gguf_file.write_gguf(
         Decoder(tiny("llama", layers=2, vocab_size=260)), bpe(), tmp_path / "model.gguf", torch.float32, "tiny"
     )
     return tmp_path / "model.gguf"
@@ -62,18 +62,23 @@ def test_what_is_converted_is_what_the_file_gives(file, cache, dtype, ids):
             assert torch.equal(model(ids).logits, direct.eval()(ids).logits)
         assert type(model) is type(direct)
         assert _tokenizer_sha256(tokenizer) == _tokenizer_sha256(words)
-    assert pretrained.weights_sha256(str(file)) == sha256(file)
-    assert pretrained.config_sha256(str(file)) is pretrained.stored_dtype(str(file)) is None
+    assert pretrained.sha256_of_weights(str(file)) == hash_file(file)
+    assert pretrained.sha256_of_config(str(file)) is pretrained.dtype_of_weights(str(file)) is None
 
 
 def test_a_file_is_read_once(file, cache, monkeypatch, capsys):
     pretrained.check(str(file))
-    pretrained.shell(str(file))
+    pretrained.make_shell(str(file))
     assert capsys.readouterr().err == "converting model.gguf to float32 safetensors, once\n"
     opened = Mock(side_effect=AssertionError("the file was opened as GGUF"))
     monkeypatch.setattr(gguf.GGUFReader, "__init__", opened)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", without_gguf("transformers.AutoConfig"))
-    for read in (pretrained.shell, pretrained.load_tokenizer, pretrained.weights_sha256, pretrained.config_sha256):
+    for read in (
+        pretrained.make_shell,
+        pretrained.load_tokenizer,
+        pretrained.sha256_of_weights,
+        pretrained.sha256_of_config,
+    ):
         read(str(file))
     pretrained.load(str(file), CPU, torch.bfloat16)
     pretrained.load(str(file), CPU, torch.float32)
@@ -106,18 +111,18 @@ def test_what_lies_beside_a_file_has_no_part_in_it(llama, cache):
 
 
 def test_another_content_and_another_reader_have_another_folder(llama, cache, monkeypatch):
-    first = converted.folder(llama)
-    gguf_file.write(
+    first = converted.folder_of_gguf(llama)
+    gguf_file.write_gguf(
         Decoder(tiny("llama", layers=2, vocab_size=260, seed=1)), bpe(), llama.with_name("new"), torch.float32, "tiny"
     )
     llama.with_name("new").replace(llama)
-    second = converted.folder(llama)
+    second = converted.folder_of_gguf(llama)
     monkeypatch.setattr(converted.metadata, "version", lambda _: "99")
-    assert len({first, second, converted.location(llama)}) == 3
+    assert len({first, second, converted.path_of_folder(llama)}) == 3
 
 
 def test_a_conversion_that_was_damaged_is_made_again(llama, cache):
-    weights = converted.folder(llama) / "model.safetensors"
+    weights = converted.folder_of_gguf(llama) / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     model, _ = pretrained.load(str(llama), CPU, torch.float32)
@@ -129,10 +134,10 @@ def test_an_interrupt_leaves_nothing(llama, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(gguf_reader, "save_tokenizer", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            pretrained.shell(str(llama))
+            pretrained.make_shell(str(llama))
     assert list(cache.iterdir()) == []
     assert pretrained.load(str(llama), CPU, torch.float32)[0].config.num_hidden_layers == 2
-    assert [path.name for path in cache.iterdir()] == [converted.location(llama).name]
+    assert [path.name for path in cache.iterdir()] == [converted.path_of_folder(llama).name]
 
 
 @pytest.mark.parametrize(
@@ -154,26 +159,26 @@ def test_a_full_disk_is_named_with_its_folder(llama, cache, monkeypatch, error):
 
 
 def test_two_conversions_at_once_both_succeed(llama, cache, monkeypatch):
-    together, in_turn, write, folders = threading.Barrier(2, timeout=20), threading.Lock(), conversion.write, []
+    together, in_turn, write, folders = threading.Barrier(2, timeout=20), threading.Lock(), conversion.write_folder, []
 
     def at_once(*given):
         with in_turn:  # transformers makes no two models in the threads of one process
             write(*given)
         together.wait()
 
-    monkeypatch.setattr(conversion, "write", at_once)
-    threads = [threading.Thread(target=lambda: folders.append(converted.folder(llama))) for _ in range(2)]
+    monkeypatch.setattr(conversion, "write_folder", at_once)
+    threads = [threading.Thread(target=lambda: folders.append(converted.folder_of_gguf(llama))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert folders == [converted.location(llama)] * 2
+    assert folders == [converted.path_of_folder(llama)] * 2
     assert [path.name for path in cache.iterdir()] == [folders[0].name]
 
 
 def test_a_file_that_is_no_model_is_named_and_leaves_nothing(llama, cache):
     llama.write_bytes(llama.read_bytes()[:5000])
-    for read in (pretrained.shell, pretrained.load_tokenizer):
+    for read in (pretrained.make_shell, pretrained.load_tokenizer):
         with pytest.raises(UserError, match=f"^{llama} cannot be read as GGUF: .*; copy or convert it again"):
             read(str(llama))
     assert list(cache.iterdir()) == []

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from bench.data import file_hashes
-from bench.data.file_hashes import remembered_sha256
-from methods.files import sha256
+from bench.data.file_hashes import sha256_of_file
+from methods.files import hash_file
 
 LONG_AGO = time.time() - 60
 
@@ -22,9 +22,9 @@ def read(tmp_path, monkeypatch):
 
     def noted(path):
         found.append(path.name)
-        return sha256(path)
+        return hash_file(path)
 
-    monkeypatch.setattr(file_hashes, "sha256", noted)
+    monkeypatch.setattr(file_hashes, "hash_file", noted)
     monkeypatch.setattr(file_hashes, "SETTLED", -1.0)
     return found
 
@@ -32,27 +32,27 @@ def read(tmp_path, monkeypatch):
 def test_a_file_is_read_once_until_it_changes_in_any_way(tmp_path, read):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"first")
-    first = remembered_sha256(file)
-    assert [remembered_sha256(file), read] == [first, ["weights.safetensors"]]
+    first = sha256_of_file(file)
+    assert [sha256_of_file(file), read] == [first, ["weights.safetensors"]]
     os.utime(file, (LONG_AGO, LONG_AGO))
-    remembered_sha256(file)
+    sha256_of_file(file)
     assert len(read) == 2
     times = file.stat().st_mtime_ns
     file.write_bytes(b"other")  # of one size, with the time of before put back
     os.utime(file, ns=(times, times))
-    assert remembered_sha256(file) == sha256(file) != first
+    assert sha256_of_file(file) == hash_file(file) != first
     file.replace(tmp_path / "moved")
     file.write_bytes(b"first")
-    assert [remembered_sha256(file), len(read)] == [first, 4]
+    assert [sha256_of_file(file), len(read)] == [first, 4]
     (tmp_path / "linked").symlink_to(file)
-    assert [remembered_sha256(tmp_path / "linked"), len(read)] == [first, 4]
+    assert [sha256_of_file(tmp_path / "linked"), len(read)] == [first, 4]
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path, read, monkeypatch):
     monkeypatch.setattr(file_hashes, "SETTLED", 3600.0)
     (tmp_path / "new").write_bytes(b"a")
-    remembered_sha256(tmp_path / "new")
-    remembered_sha256(tmp_path / "new")
+    sha256_of_file(tmp_path / "new")
+    sha256_of_file(tmp_path / "new")
     assert len(read) == 2
     assert not (tmp_path / "cache").exists()
 
@@ -60,12 +60,12 @@ def test_a_file_that_has_just_changed_is_not_remembered(tmp_path, read, monkeypa
 def test_a_hash_that_is_not_whole_and_a_cache_that_cannot_be_written_cost_time_alone(tmp_path, read):
     file = tmp_path / "weights"
     file.write_bytes(b"a")
-    remembered_sha256(file)
+    sha256_of_file(file)
     (place,) = (tmp_path / "cache" / "hashes").iterdir()
     place.write_text("not a hash")
-    assert remembered_sha256(file) == sha256(file)
+    assert sha256_of_file(file) == hash_file(file)
     place.unlink()
     place.parent.rmdir()
     place.parent.write_text("")  # where a folder would have to be
-    assert remembered_sha256(file) == sha256(file)
+    assert sha256_of_file(file) == hash_file(file)
     assert len(read) == 3

@@ -22,7 +22,7 @@ from bench.plan.run_spec import RunSpec
 from bench.runs.plan import plan_spec
 from methods.checkpoint import save_load
 from methods.errors import UserError
-from methods.files import sha256
+from methods.files import hash_file
 from methods.model.decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_a_folder_is_loaded_as_it_was_stored(folder):
     assert not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert tokenizer.decode(tokenizer("text")["input_ids"]) == "text"
-    assert pretrained.display_name(str(folder)) == "tiny-llama"
+    assert pretrained.name_of_model(str(folder)) == "tiny-llama"
 
 
 def test_weights_have_the_type_that_was_asked_for(folder):
@@ -66,7 +66,7 @@ def test_weights_have_the_type_that_was_asked_for(folder):
 
 
 def test_a_shell_has_the_shapes_and_no_memory(folder):
-    shell = pretrained.shell(str(folder))
+    shell = pretrained.make_shell(str(folder))
     model, _ = pretrained.load(str(folder), CPU, torch.float32)
     assert {parameter.device.type for parameter in shell.parameters()} == {"meta"}
     shapes = [{name: value.shape for name, value in one.named_parameters()} for one in (shell, model)]
@@ -77,7 +77,7 @@ def test_an_unknown_model_type_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "lama"}))
     with pytest.raises(UserError, match="no causal language model"):
-        pretrained.shell(str(folder))
+        pretrained.make_shell(str(folder))
 
 
 def gone(weights):
@@ -119,27 +119,27 @@ def test_weights_that_a_model_has_no_place_for_are_left_and_named(folder, warned
 
 
 def test_the_hash_is_of_the_files_that_are_loaded(folder):
-    whole = pretrained.weights_sha256(str(folder))
+    whole = pretrained.sha256_of_weights(str(folder))
     (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    assert pretrained.weights_sha256(str(folder)) == whole
+    assert pretrained.sha256_of_weights(str(folder)) == whole
     tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder / "parts", max_shard_size="20KB")
-    parts = pretrained.weights_sha256(str(folder / "parts"))
+    parts = pretrained.sha256_of_weights(str(folder / "parts"))
     assert len(list((folder / "parts").glob("*.safetensors"))) > 1
     for file in (folder / "parts").iterdir():
         shutil.copy(file, folder)
-    assert pretrained.weights_sha256(str(folder)) == whole  # as transformers loads it
+    assert pretrained.sha256_of_weights(str(folder)) == whole  # as transformers loads it
     (folder / "model.safetensors").unlink()
-    assert pretrained.weights_sha256(str(folder)) == parts
+    assert pretrained.sha256_of_weights(str(folder)) == parts
     model, _ = pretrained.load(str(folder), CPU, torch.float32)
     assert torch.equal(model.lm_head.weight, tiny("llama", layers=2, vocab_size=260, seed=1).lm_head.weight)
 
 
 def test_the_hash_follows_the_weights_alone(folder):
-    before = pretrained.weights_sha256(str(folder))
+    before = pretrained.sha256_of_weights(str(folder))
     (folder / "generation_config.json").write_text("{}")
-    assert pretrained.weights_sha256(str(folder)) == before
+    assert pretrained.sha256_of_weights(str(folder)) == before
     tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder)
-    assert pretrained.weights_sha256(str(folder)) != before
+    assert pretrained.sha256_of_weights(str(folder)) != before
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,8 @@ def test_a_cached_hub_model_needs_no_network(hub_cache):
     pretrained.check("nobody/tiny")
     model, _ = pretrained.load("nobody/tiny", CPU, torch.float32)
     assert model.config.num_hidden_layers == 2
-    assert pretrained.weights_sha256("nobody/tiny") == sha256(hub_cache / "model.safetensors")
-    assert pretrained.display_name("nobody/tiny") == "nobody/tiny"
+    assert pretrained.sha256_of_weights("nobody/tiny") == hash_file(hub_cache / "model.safetensors")
+    assert pretrained.name_of_model("nobody/tiny") == "nobody/tiny"
 
 
 @pytest.mark.parametrize("pattern", ["model.safetensors", "tokenizer*", "config.json"])
@@ -235,7 +235,7 @@ def hub(folder, tmp_path, monkeypatch):
             raise answer.error
         siblings = [SimpleNamespace(rfilename=file, lfs=None) for file in answer.files]
         for file in siblings if files_metadata and answer.lfs else ():
-            file.lfs = SimpleNamespace(sha256=sha256(folder / file.rfilename))
+            file.lfs = SimpleNamespace(sha256=hash_file(folder / file.rfilename))
         return SimpleNamespace(siblings=siblings, config=answer.config)
 
     def snapshot_download(name, allow_patterns, ignore_patterns, local_files_only):
@@ -252,7 +252,7 @@ def hub(folder, tmp_path, monkeypatch):
                     shutil.copy(folder / file, here)
         return str(here)
 
-    monkeypatch.setattr(assets, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(assets, "is_hub_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return answer
@@ -294,7 +294,9 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(hub, error, reason):
     ],
 )
 @pytest.mark.parametrize(
-    "wanting", [pretrained.shell, pretrained.load_tokenizer, pretrained.weights_sha256], ids=lambda one: one.__name__
+    "wanting",
+    [pretrained.make_shell, pretrained.load_tokenizer, pretrained.sha256_of_weights],
+    ids=lambda one: one.__name__,
 )
 def test_a_download_that_fails_is_one_line_with_the_reason(hub, wanting, error, reason):
     hub.full = error
@@ -306,15 +308,15 @@ def test_a_download_that_fails_is_one_line_with_the_reason(hub, wanting, error, 
 
 def test_what_describes_a_hub_model_comes_without_its_weights(hub, tmp_path, capsys):
     """Its shape, tokenizer and hash, as a plan needs them; where the hub does not say the hash, a line says why."""
-    whole = pretrained.weights_sha256(str(hub.folder))
-    assert sum(one.numel() for one in pretrained.shell("nobody/else").parameters())
+    whole = pretrained.sha256_of_weights(str(hub.folder))
+    assert sum(one.numel() for one in pretrained.make_shell("nobody/else").parameters())
     assert pretrained.load_tokenizer("nobody/else")("text")["input_ids"]
-    assert pretrained.config_sha256("nobody/else") == pretrained.config_sha256(str(hub.folder))
-    assert pretrained.weights_sha256("nobody/else", download=False) == whole
+    assert pretrained.sha256_of_config("nobody/else") == pretrained.sha256_of_config(str(hub.folder))
+    assert pretrained.sha256_of_weights("nobody/else", download=False) == whole
     assert not list((tmp_path / "downloaded").glob("*.safetensors"))
     assert capsys.readouterr().err == ""
     hub.lfs = False
-    assert pretrained.weights_sha256("nobody/else", download=False) == whole
+    assert pretrained.sha256_of_weights("nobody/else", download=False) == whole
     assert capsys.readouterr().err == (
         "downloading the weights of nobody/else from the hub; their hash is part of each result\n"
     )
@@ -334,8 +336,8 @@ def test_the_hub_says_the_hash_of_a_model_in_parts(hub):
     tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(hub.folder, max_shard_size="20KB")
     (hub.folder / "model.safetensors").rename(hub.folder / "consolidated.safetensors")
     hub.files = sorted(file.name for file in hub.folder.iterdir())
-    said = pretrained.weights_sha256("nobody/else", download=False)
-    assert said == pretrained.weights_sha256("nobody/else") == pretrained.weights_sha256(str(hub.folder))
+    said = pretrained.sha256_of_weights("nobody/else", download=False)
+    assert said == pretrained.sha256_of_weights("nobody/else") == pretrained.sha256_of_weights(str(hub.folder))
 
 
 def with_an_adapter(folder):
@@ -382,7 +384,12 @@ def test_what_transformers_would_load_beside_the_hashed_files_is_refused(folder,
     """Wherever the folder is read, since a file may come between two cells of a run."""
     add(folder)
     refused(folder, *words)
-    for read in (pretrained.shell, pretrained.load_tokenizer, pretrained.weights_sha256, pretrained.config_sha256):
+    for read in (
+        pretrained.make_shell,
+        pretrained.load_tokenizer,
+        pretrained.sha256_of_weights,
+        pretrained.sha256_of_config,
+    ):
         with pytest.raises(UserError, match=re.escape(words[0])):
             read(str(folder))
     with pytest.raises(UserError, match=re.escape(words[0])):
@@ -419,7 +426,7 @@ def test_weights_lie_in_the_folder_that_names_them(folder, elsewhere):
     index.write_text(json.dumps(plain))
     refused(folder, f"{index} names", "may name files of its own folder alone")
     with pytest.raises(UserError, match="files of its own folder alone"):
-        pretrained.weights_sha256(str(folder))
+        pretrained.sha256_of_weights(str(folder))
 
 
 def test_a_saved_model_is_loaded_from_the_files_of_its_manifest(tmp_path):
@@ -470,8 +477,8 @@ def test_devices_and_types():
 )
 def test_numbers_on_a_cpu_are_bfloat16_where_it_multiplies_them(monkeypatch, processor, here, dtype):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: processor, raising=False)
-    assert pretrained.resolve_dtype("auto", CPU, here=here) == dtype
-    assert pretrained.resolve_dtype("float32", CPU, here=here) == torch.float32
+    assert pretrained.resolve_dtype("auto", CPU, is_here=here) == dtype
+    assert pretrained.resolve_dtype("float32", CPU, is_here=here) == torch.float32
 
 
 def test_a_torch_that_does_not_know_the_processor_computes_in_float32(monkeypatch):
@@ -490,8 +497,8 @@ def test_the_default_model_is_what_it_says():
     pretrained.check("smollm2-135m")
     model, tokenizer = pretrained.load("smollm2-135m", CPU, torch.float32)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    assert pretrained.display_name("smollm2-135m") == "SmolLM2-135M-Instruct"
-    shell = pretrained.shell("smollm2-135m")
+    assert pretrained.name_of_model("smollm2-135m") == "SmolLM2-135M-Instruct"
+    shell = pretrained.make_shell("smollm2-135m")
     assert sum(parameter.numel() for parameter in shell.parameters()) == 134_515_008
     assert not hasattr(model.config, "quantization_config")
     prompt = tokenizer("The Eiffel Tower is located in the city of", return_tensors="pt")
@@ -503,10 +510,10 @@ def test_the_default_model_is_what_it_says():
 def test_code_that_comes_with_a_model_is_hashed_where_it_may_run(model_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
-    plain, trusted = (pretrained.config_sha256(str(folder), trust) for trust in (False, True))
+    plain, trusted = (pretrained.sha256_of_config(str(folder), trust) for trust in (False, True))
     assert plain == trusted  # there is none
     (folder / "modeling_mine.py").write_text("A = 1\n")
-    first = pretrained.config_sha256(str(folder), True)
+    first = pretrained.sha256_of_config(str(folder), True)
     (folder / "modeling_mine.py").write_text("A = 2\n")
-    assert len({plain, first, pretrained.config_sha256(str(folder), True)}) == 3
-    assert pretrained.config_sha256(str(folder)) == plain
+    assert len({plain, first, pretrained.sha256_of_config(str(folder), True)}) == 3
+    assert pretrained.sha256_of_config(str(folder)) == plain

@@ -15,25 +15,29 @@ pytestmark = pytest.mark.default_model
 
 def test_a_draw_depends_on_the_seed_alone():
     task = task_loading.load_tasks(["arc_easy"])["arc_easy"]
-    assert task_loading.draw(task, 10, 0) == task_loading.draw(task, 10, 0) != task_loading.draw(task, 10, 1)
-    assert task_loading.draw(task, 10, 0) == sorted(set(task_loading.draw(task, 10, 0)))
-    assert task_loading.draw(task, 0, 0) == task_loading.draw(task, 9999, 0) == list(range(570))
+    assert (
+        task_loading.draw_documents(task, 10, 0)
+        == task_loading.draw_documents(task, 10, 0)
+        != task_loading.draw_documents(task, 10, 1)
+    )
+    assert task_loading.draw_documents(task, 10, 0) == sorted(set(task_loading.draw_documents(task, 10, 0)))
+    assert task_loading.draw_documents(task, 0, 0) == task_loading.draw_documents(task, 9999, 0) == list(range(570))
 
 
 def test_groups_expand_and_repeat_nothing():
-    assert task_loading.check(["piqa", "quick"]) == ("piqa", "hellaswag", "winogrande", "arc_easy", "openbookqa")
-    assert len(task_loading.check(["commonsense"])) == 7
+    assert task_loading.check_tasks(["piqa", "quick"]) == ("piqa", "hellaswag", "winogrande", "arc_easy", "openbookqa")
+    assert len(task_loading.check_tasks(["commonsense"])) == 7
 
 
 def test_an_unknown_task_gets_the_near_and_the_known_ones():
     with pytest.raises(UserError, match=r"no task 'hellaswg'; did you mean hellaswag\? offline there are .*piqa.*mmlu"):
-        task_loading.check(["piqa", "hellaswg"])
+        task_loading.check_tasks(["piqa", "hellaswg"])
 
 
 @pytest.mark.parametrize("name", ["lambada_openai", "race", "cmmlu_anatomy"])
 def test_a_task_out_of_reach_is_one_line_with_the_way_out(name):
     with pytest.raises(UserError, match=f"task {name} cannot be loaded from the hub or its cache") as caught:
-        task_loading.check(["piqa", name])
+        task_loading.check_tasks(["piqa", name])
     assert "\n" not in str(caught.value)
     assert f"--task-data {name}=PATH takes local files" in str(caught.value)
 
@@ -72,7 +76,7 @@ def write(path, rows):
 def test_documents_from_a_local_file(tmp_path, file):
     write(tmp_path / file, [RACE, RACE | {"article": "Another."}])
     data = task_sources.parse_task_data([f"race={tmp_path / file}"])
-    assert task_loading.check(["race"], data) == ("race",)
+    assert task_loading.check_tasks(["race"], data) == ("race",)
     task = task_loading.load_tasks(["race"], data)["race"]
     assert (len(task.eval_docs), task.VERSION) == (2, 3.0)
     task.build_all_requests(samples=[0])
@@ -100,7 +104,7 @@ def test_a_folder_with_splits_gives_each_its_own(tmp_path, layout):
     write(tmp_path / layout.format("train"), [row(f"Mark came. He {verb}.") for verb in ("sat", "stood", "ran")])
     write(tmp_path / layout.format("validation"), [row("Mark left. He slept.")])
     data = task_sources.parse_task_data([f"wsc={tmp_path}"])
-    assert task_loading.check(["wsc"], data, fewshot=3) == ("wsc",)
+    assert task_loading.check_tasks(["wsc"], data, fewshot=3) == ("wsc",)
     task = task_loading.load_tasks(["wsc"], data, fewshot=2)["wsc"]
     assert len(task.eval_docs) == 1
     task.set_fewshot_seed(1)
@@ -110,9 +114,9 @@ def test_a_folder_with_splits_gives_each_its_own(tmp_path, layout):
     assert all(example.startswith("Passage: Mark came.") and example.endswith("Answer: yes") for example in examples)
     assert question.startswith("Passage: Mark left.")
     with pytest.raises(UserError, match="wsc has 3 examples; 4 were asked for"):
-        task_loading.check(["wsc"], data, fewshot=4)
+        task_loading.check_tasks(["wsc"], data, fewshot=4)
     with pytest.raises(UserError, match="has no files of the split test, on which race is evaluated"):
-        task_loading.check(["race"], task_sources.parse_task_data([f"race={tmp_path}"]))
+        task_loading.check_tasks(["race"], task_sources.parse_task_data([f"race={tmp_path}"]))
 
 
 def test_shards_of_a_folder_are_read_in_order(tmp_path):
@@ -155,7 +159,7 @@ def test_local_documents_that_do_not_fit_are_refused_before_any_work(tmp_path):
     }
     for file, message in mistakes.items():
         with pytest.raises(UserError, match=message) as caught:
-            task_loading.check(["race"], task_sources.parse_task_data([f"race={tmp_path / file}"]))
+            task_loading.check_tasks(["race"], task_sources.parse_task_data([f"race={tmp_path / file}"]))
         assert "\n" not in str(caught.value)
     for setting in ("race", "race=", "=x"):
         with pytest.raises(UserError, match="is written TASK=PATH"):
@@ -167,9 +171,9 @@ def test_local_documents_that_do_not_fit_are_refused_before_any_work(tmp_path):
     with pytest.raises(UserError, match="names race twice"):
         task_sources.parse_task_data(settings * 2)
     with pytest.raises(UserError, match="speaks of race, which --tasks does not name"):
-        task_loading.check(["piqa"], task_sources.parse_task_data(settings))
+        task_loading.check_tasks(["piqa"], task_sources.parse_task_data(settings))
     with pytest.raises(UserError, match="no task 'rase'; did you mean race"):
-        task_loading.check(["rase"], task_sources.parse_task_data([f"rase={tmp_path / 'late.jsonl'}"]))
+        task_loading.check_tasks(["rase"], task_sources.parse_task_data([f"rase={tmp_path / 'late.jsonl'}"]))
 
 
 def test_a_task_that_is_only_in_the_catalogue_takes_local_documents(tmp_path):
@@ -233,7 +237,7 @@ def test_documents_that_a_definition_leaves_out_are_not_counted(tmp_path):
         "mmlu_pro_math"
     ]
     assert [one["question"] for one in task.eval_docs] == ["1?", "3?", "4?"]
-    assert len(task.eval_docs) == 3 and task_loading.draw(task, 0, 0) == [0, 1, 2]
+    assert len(task.eval_docs) == 3 and task_loading.draw_documents(task, 0, 0) == [0, 1, 2]
 
 
 def test_documents_without_a_right_choice_are_refused(tmp_path):
@@ -241,7 +245,7 @@ def test_documents_without_a_right_choice_are_refused(tmp_path):
     with pytest.raises(
         UserError, match="document 1 has the right choice -1, of 2 choices; leave out documents without a label"
     ):
-        task_loading.check(["piqa"], task_sources.parse_task_data([f"piqa={tmp_path / 'rows.jsonl'}"]))
+        task_loading.check_tasks(["piqa"], task_sources.parse_task_data([f"piqa={tmp_path / 'rows.jsonl'}"]))
 
 
 def test_examples_that_are_in_a_definition_need_no_file_and_others_are_asked_for(tmp_path):
@@ -252,7 +256,7 @@ def test_examples_that_are_in_a_definition_need_no_file_and_others_are_asked_for
     with pytest.raises(
         UserError, match=r"gsm8k is asked with 5 examples, and .* has none; give a folder with files of"
     ):
-        task_loading.check(["gsm8k"], task_sources.parse_task_data([f"gsm8k={file}"]))
+        task_loading.check_tasks(["gsm8k"], task_sources.parse_task_data([f"gsm8k={file}"]))
 
 
 def test_examples_from_the_documents_that_are_evaluated_are_refused(tmp_path):
@@ -265,7 +269,7 @@ def test_examples_from_the_documents_that_are_evaluated_are_refused(tmp_path):
     write(tmp_path / "rows.jsonl", [row, row])
     name, file = "belebele_eng_Latn", tmp_path / "rows.jsonl"
     with pytest.raises(UserError, match="has no documents for examples beside those that are evaluated"):
-        task_loading.check([name], task_sources.parse_task_data([f"{name}={file}"]), fewshot=1)
+        task_loading.check_tasks([name], task_sources.parse_task_data([f"{name}={file}"]), fewshot=1)
 
 
 def test_lines_end_where_json_says_and_shards_of_different_types_are_refused(tmp_path):
@@ -281,7 +285,7 @@ def test_lines_end_where_json_says_and_shards_of_different_types_are_refused(tmp
 def test_a_task_without_a_split_for_examples_is_refused():
     for name in ("piqa", "medmcqa"):
         with pytest.raises(UserError, match=f"--fewshot: {name} has no documents for examples"):
-            task_loading.check(["mmlu_anatomy", name], fewshot=2)
+            task_loading.check_tasks(["mmlu_anatomy", name], fewshot=2)
     with pytest.raises(UserError, match="mmlu_anatomy has 5 examples; 6 were asked for"):
         task_loading.load_tasks(["mmlu_anatomy"], fewshot=6)
 

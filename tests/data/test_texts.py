@@ -27,8 +27,8 @@ def file(tmp_path):
 
 def test_calibration_and_evaluation_share_no_document(file):
     tokenizer = byte_tokenizer()
-    seen = texts.calibration(tokenizer, file, sequences=10, length=40, seed=0)
-    held_out = texts.evaluation(tokenizer, file, window=40, stride=40, windows=0)
+    seen = texts.make_calibration(tokenizer, file, sequences=10, length=40, seed=0)
+    held_out = texts.make_evaluation_text(tokenizer, file, window=40, stride=40, windows=0)
     calibration, evaluation = tokenizer.decode(seen.ids.flatten()), tokenizer.decode(held_out.ids.flatten())
     assert [document in calibration for document in DOCUMENTS] == [True, False] * 10
     assert [document in evaluation for document in DOCUMENTS] == [False, True] * 10
@@ -37,24 +37,24 @@ def test_calibration_and_evaluation_share_no_document(file):
 def test_another_text_is_evaluated_whole_and_as_it_stands(file):
     """Every document, every white space, in one piece; a text on both sides is halved."""
     tokenizer = byte_tokenizer()
-    everything = texts.evaluation(tokenizer, file, window=40, stride=40, windows=0, whole=True)
+    everything = texts.make_evaluation_text(tokenizer, file, window=40, stride=40, windows=0, whole=True)
     content = "\n\n".join(DOCUMENTS) + "\n"
     assert tokenizer.decode(everything.ids.flatten()) == content[: everything.ids.numel()]
     assert len(content) - everything.ids.numel() < 40
     with pytest.raises(UserError, match=r"has 799 tokens for evaluation, but 1200 are needed"):
-        texts.evaluation(tokenizer, file, 40, 40, 30, whole=True)
+        texts.make_evaluation_text(tokenizer, file, 40, 40, 30, whole=True)
 
 
 def test_the_beginning_of_a_whole_text_is_enough_for_the_first_windows(file, monkeypatch):
     tokenizer, read = byte_tokenizer(), []
     tokenise = texts._tokenise
     monkeypatch.setattr(texts, "_tokenise", lambda *args: read.append(len(args[1][0])) or tokenise(*args))
-    first = texts.evaluation(tokenizer, file, window=20, stride=20, windows=2, whole=True)
+    first = texts.make_evaluation_text(tokenizer, file, window=20, stride=20, windows=2, whole=True)
     assert read == [16 * 40]
-    assert torch.equal(first.ids, texts.evaluation(tokenizer, file, 20, 20, 0, whole=True).ids[:2])
+    assert torch.equal(first.ids, texts.make_evaluation_text(tokenizer, file, 20, 20, 0, whole=True).ids[:2])
     monkeypatch.setattr(texts, "LONGEST", 1)  # too little: it is read again, whole
     read.clear()
-    again = texts.evaluation(tokenizer, file, window=20, stride=20, windows=2, whole=True)
+    again = texts.make_evaluation_text(tokenizer, file, window=20, stride=20, windows=2, whole=True)
     assert again.sha256 == first.sha256
 
 
@@ -74,7 +74,7 @@ def test_words_are_those_of_the_scored_text(tmp_path):
     path.write_text("  one two\nthree\u00a0four—five  six\n\n\nseven 東京 eight", encoding="utf-8")
     content = path.read_text(encoding="utf-8")
     for window in (4, 7, len(content.encode())):
-        block = texts.evaluation(byte_tokenizer(bos=True), str(path), window + 1, window + 1, 0, whole=True)
+        block = texts.make_evaluation_text(byte_tokenizer(bos=True), str(path), window + 1, window + 1, 0, whole=True)
         scored = content.encode()[: block.tokens].decode(errors="ignore")
         assert block.words == len(scored.split())
 
@@ -88,7 +88,7 @@ def test_a_repeated_document_counts_once(tmp_path):
 @pytest.mark.default_model
 @pytest.mark.parametrize("text", assets.TEXTS)
 def test_the_sides_of_the_known_texts_are_disjoint_and_alike_in_size(text):
-    calibration, evaluation = texts.halves(text)
+    calibration, evaluation = texts.split_halves(text)
     assert not set(calibration) & set(evaluation)
     assert 0.67 < sum(map(len, calibration)) / sum(map(len, evaluation)) < 1.5
     assert not any("<doc " in document or "</doc>" in document for document in (*calibration, *evaluation))
@@ -102,7 +102,7 @@ def test_the_known_texts_begin_as_they_should():
 
 
 def test_calibration_is_the_same_for_the_same_seed(file):
-    one, two, other = (texts.calibration(byte_tokenizer(), file, 4, 32, seed) for seed in (0, 0, 1))
+    one, two, other = (texts.make_calibration(byte_tokenizer(), file, 4, 32, seed) for seed in (0, 0, 1))
     assert one.ids.shape == (4, 32)
     assert one.ids.dtype == torch.long
     assert one.mask.all()
@@ -113,8 +113,8 @@ def test_calibration_is_the_same_for_the_same_seed(file):
 
 @pytest.mark.parametrize(("bos", "policy"), [(False, "none"), (True, "every window")])
 def test_bos_begins_every_sequence_if_the_tokenizer_adds_it(file, bos, policy):
-    block = texts.calibration(byte_tokenizer(bos), file, 4, 32, 0)
-    held_out = texts.evaluation(byte_tokenizer(bos), file, 32, 32, 4)
+    block = texts.make_calibration(byte_tokenizer(bos), file, 4, 32, 0)
+    held_out = texts.make_evaluation_text(byte_tokenizer(bos), file, 32, 32, 4)
     assert held_out.bos == policy
     for ids in (block.ids, held_out.ids):
         assert (ids == 1).sum() == 4 * bos
@@ -125,7 +125,7 @@ def test_bos_begins_every_sequence_if_the_tokenizer_adds_it(file, bos, policy):
 @pytest.mark.parametrize("stride", [8, 20, 31, 32])
 def test_every_token_is_scored_once(file, bos, stride):
     tokenizer = byte_tokenizer(bos)
-    block = texts.evaluation(tokenizer, file, window=32, stride=stride, windows=0)
+    block = texts.make_evaluation_text(tokenizer, file, window=32, stride=stride, windows=0)
     text = "".join(document + "\n\n" for document in DOCUMENTS[1::2])
     expected = tokenizer(text, add_special_tokens=False)["input_ids"]
     scored = block.ids[block.scored].tolist()
@@ -140,7 +140,7 @@ def test_every_token_is_scored_once(file, bos, stride):
 
 
 def test_strides_give_each_scored_token_the_longest_context(file):
-    block = texts.evaluation(byte_tokenizer(), file, window=32, stride=8, windows=3)
+    block = texts.make_evaluation_text(byte_tokenizer(), file, window=32, stride=8, windows=3)
     assert block.scored[0].tolist() == [False] + [True] * 31
     assert block.scored[1].tolist() == block.scored[2].tolist() == [False] * 24 + [True] * 8
     assert torch.equal(block.ids[0, 8:], block.ids[1, :-8])
@@ -149,7 +149,7 @@ def test_strides_give_each_scored_token_the_longest_context(file):
 def test_bytes_are_those_of_the_scored_text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("left out\n\nnaïve café — déjà vu, 東京", encoding="utf-8")
-    block = texts.evaluation(byte_tokenizer(bos=True), str(path), window=8, stride=8, windows=0)
+    block = texts.make_evaluation_text(byte_tokenizer(bos=True), str(path), window=8, stride=8, windows=0)
     tokens = len(("naïve café — déjà vu, 東京" + texts.SEPARATOR).encode()) // 7 * 7
     assert block.tokens == tokens
     assert block.bytes == pytest.approx(tokens, abs=2)  # a window may end inside a character
@@ -159,8 +159,8 @@ def test_bytes_are_those_of_the_scored_text(tmp_path):
 def test_bytes_of_real_tokens_are_those_of_the_decoded_text():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_folder("smollm2-135m"))
-    block = texts.evaluation(tokenizer, "wiki", window=512, stride=512, windows=8)
+    tokenizer = AutoTokenizer.from_pretrained(assets.fetch_model("smollm2-135m"))
+    block = texts.make_evaluation_text(tokenizer, "wiki", window=512, stride=512, windows=8)
     decoded = sum(len(tokenizer.decode(ids[1:]).encode()) for ids in block.ids)
     assert block.tokens == 8 * 511
     assert block.bytes == pytest.approx(decoded, abs=8)
@@ -168,8 +168,10 @@ def test_bytes_of_real_tokens_are_those_of_the_decoded_text():
 
 
 def test_windows_are_the_first_ones_or_a_draw(file, monkeypatch):
-    everything, first = (texts.evaluation(byte_tokenizer(), file, 32, 32, windows) for windows in (0, 3))
-    fewer, more = (texts.evaluation(byte_tokenizer(), file, 32, 32, windows, drawn=True) for windows in (3, 6))
+    everything, first = (texts.make_evaluation_text(byte_tokenizer(), file, 32, 32, windows) for windows in (0, 3))
+    fewer, more = (
+        texts.make_evaluation_text(byte_tokenizer(), file, 32, 32, windows, drawn=True) for windows in (3, 6)
+    )
     rows = [tuple(row) for row in everything.ids.tolist()]
     assert torch.equal(first.ids, everything.ids[:3])
     assert (first.drawn, everything.drawn, more.drawn) == (False, False, True)
@@ -182,25 +184,25 @@ def test_windows_are_the_first_ones_or_a_draw(file, monkeypatch):
     assert torch.equal(fewer.ids, more.ids[:3])
     assert fewer.tokens == 3 * 32 - 3  # the first of each window is not scored
     monkeypatch.setattr(texts, "REACH", 6)
-    near = texts.evaluation(byte_tokenizer(), file, 32, 32, 3, drawn=True)
+    near = texts.make_evaluation_text(byte_tokenizer(), file, 32, 32, 3, drawn=True)
     assert {rows.index(tuple(row)) for row in near.ids.tolist()} < set(range(6))
 
 
 @pytest.mark.parametrize("windows", [0, 12])
 def test_a_draw_of_all_windows_is_the_text_in_its_order(file, windows):
-    everything = texts.evaluation(byte_tokenizer(), file, 32, 32, 0)
+    everything = texts.make_evaluation_text(byte_tokenizer(), file, 32, 32, 0)
     assert len(everything.ids) == 12
-    drawn = texts.evaluation(byte_tokenizer(), file, 32, 32, windows, drawn=True)
+    drawn = texts.make_evaluation_text(byte_tokenizer(), file, 32, 32, windows, drawn=True)
     assert (drawn.sha256, drawn.drawn) == (everything.sha256, False)
 
 
 def test_a_text_that_is_too_short_says_how_many_tokens_it_has(file):
     with pytest.raises(UserError, match=r"has 400 tokens for calibration .* 20 x 40 = 800 were asked for"):
-        texts.calibration(byte_tokenizer(), file, 20, 40, 0)
+        texts.make_calibration(byte_tokenizer(), file, 20, 40, 0)
     with pytest.raises(UserError, match=r"has 400 tokens for evaluation .* 480 are needed for 15 windows of 32"):
-        texts.evaluation(byte_tokenizer(), file, 32, 32, 15)
+        texts.make_evaluation_text(byte_tokenizer(), file, 32, 32, 15)
     with pytest.raises(UserError, match="512 are needed for 1 windows"):
-        texts.evaluation(byte_tokenizer(), file, 512, 512, 0)
+        texts.make_evaluation_text(byte_tokenizer(), file, 512, 512, 0)
 
 
 def test_a_tokenizer_without_offsets_is_refused(file):
@@ -212,7 +214,7 @@ def test_a_tokenizer_without_offsets_is_refused(file):
             return {"input_ids": [5]}
 
     with pytest.raises(UserError, match="fast tokenizer"):
-        texts.evaluation(Slow(), file, 8, 8, 1)
+        texts.make_evaluation_text(Slow(), file, 8, 8, 1)
 
 
 def test_check_names_what_is_known(file):
@@ -228,7 +230,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not UTF-8 text"):
-        texts.calibration(byte_tokenizer(), str(path), 1, 8, 0)
+        texts.make_calibration(byte_tokenizer(), str(path), 1, 8, 0)
 
 
 def test_a_file_that_cannot_be_read_is_refused_when_it_is_asked_for_and_when_it_is_used(tmp_path, monkeypatch):
@@ -236,7 +238,7 @@ def test_a_file_that_cannot_be_read_is_refused_when_it_is_asked_for_and_when_it_
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         texts.check_text("x" * 5000)
     with pytest.raises(UserError, match=r"gone\.txt cannot be read: No such file or directory"):
-        texts.halves(str(tmp_path / "gone.txt"))
+        texts.split_halves(str(tmp_path / "gone.txt"))
     file = tmp_path / "text.txt"
     file.write_text("text")
     texts.check_text(str(file))
@@ -303,10 +305,10 @@ def sized(tmp_path, monkeypatch):
     info = SimpleNamespace(download_size=7 * 10**6, dataset_size=20 * 10**6, splits=splits)
     builder = SimpleNamespace(info=info, cache_dir=str(tmp_path / "kept" / "here"))
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda dataset, config: builder)
-    monkeypatch.setattr(assets, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(assets, "is_hub_reachable", lambda: True)
     room = SimpleNamespace(builder=builder, disk=10**9, memory=10**9)
     monkeypatch.setattr(hub_texts.shutil, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
-    monkeypatch.setattr("bench.system.memory.free_bytes", lambda: room.memory)
+    monkeypatch.setattr("bench.system.memory.free_bytes_of_host", lambda: room.memory)
     hub_texts._sizes.cache_clear()
     yield room
     hub_texts._sizes.cache_clear()

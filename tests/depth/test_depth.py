@@ -12,7 +12,7 @@ from tiny_methods import overflowing
 from torch import nn
 
 import methods
-from methods.depth.shortened_llama import ShortenedLlamaTaylor, taylor
+from methods.depth.shortened_llama import ShortenedLlamaTaylor, importance_by_taylor
 from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -156,7 +156,7 @@ def test_taylor_leaves_no_gradients():
     model = tiny("llama")
     model.model.layers[0].requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
-    taylor(Decoder(model), calibration())
+    importance_by_taylor(Decoder(model), calibration())
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -19,7 +19,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
 from methods.trials.blocks import Trial
-from methods.trials.selection import affordable, search
+from methods.trials.selection import find_affordable, search
 
 
 @pytest.fixture(autouse=True)
@@ -215,14 +215,14 @@ def test_a_trial_is_given_up_only_above_the_lowest(loss):
     while ids.shape[1] < 16:
         ids = torch.cat([ids, author.model(ids).logits[:, -1:].argmax(-1)], 1)
     blocks = sublayers_of(model, "attention", "mlp")
-    whole = dict(zip(blocks, Trial(model, calibration(), loss).without(blocks), strict=True))
+    whole = dict(zip(blocks, Trial(model, calibration(), loss).losses_without(blocks), strict=True))
     blocks.sort(key=lambda block: 0.0 if loss == "nll" and str(block) == "mlp 2" else whole[block])
     for memory in (2**30, 1):  # one batch; a batch a sequence
         trial = Trial(model, replace(calibration(memory=memory), **({"ids": ids} if loss == "nll" else {})), loss)
         before = trial.runs
-        whole = trial.without(blocks)
+        whole = trial.losses_without(blocks)
         cost, before = trial.runs - before, trial.runs
-        found = trial.without(blocks, lowest=1)
+        found = trial.losses_without(blocks, lowest=1)
         best = min(whole)
         assert best == whole[0] == found[0]
         assert all(best <= one <= true for one, true in zip(found, whole, strict=True))
@@ -239,7 +239,7 @@ def test_candidates_that_run_together_have_the_losses_of_each_alone(family, monk
         monkeypatch.setattr("methods.trials.blocks.ROWS", rows)
         trial = Trial(model, calibration(), "nll")
         trial.remove(Sublayer("mlp", 1))
-        found.append(trial.without([None, *blocks]))
+        found.append(trial.losses_without([None, *blocks]))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     cut, targets = distribution(without(family, [Sublayer("mlp", 1)]).model, calibration())
     assert found[0][0] == pytest.approx(distance("nll", cut, cut, targets), rel=1e-4)  # None: no other block goes
@@ -253,7 +253,7 @@ def test_giving_up_changes_no_choice(loss, monkeypatch):
         return search(Trial(model, calibration(), loss), sublayers_of(model, "attention", "mlp"), 5e4).decisions()
 
     quick = found()
-    whole = Trial.without
+    whole = Trial.losses_without
     steps: list[list[float]] = []  # the losses of each
 
     def patient(trial: Trial, blocks: list[Sublayer], *_: str, lowest: int) -> list[float]:
@@ -306,11 +306,11 @@ def test_a_block_that_overshoots_makes_room_for_a_smaller_one():
 
 def test_what_is_affordable():
     size = {Sublayer("attention", 0): 10, Sublayer("mlp", 0): 30, Sublayer("layer", 1): 41}
-    assert affordable(list(size), size, 36) == list(size)
-    assert affordable(list(size), size, 35) == list(size)[:2]
-    assert affordable(list(size)[1:], size, 30) == list(size)[1:]
-    assert affordable(list(size), size, 4) == []
-    assert affordable([], size, 4) == []
+    assert find_affordable(list(size), size, 36) == list(size)
+    assert find_affordable(list(size), size, 35) == list(size)[:2]
+    assert find_affordable(list(size)[1:], size, 30) == list(size)[1:]
+    assert find_affordable(list(size), size, 4) == []
+    assert find_affordable([], size, 4) == []
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,27 @@ from tiny_methods import logits
 
 import methods
 from methods.checkpoint import save_load
-from methods.compensation.replaceme import fold
-from methods.depth.laco_ls import LaCoLS, named, parsed
+from methods.compensation.replaceme import fold_map
+from methods.depth.laco_ls import LaCoLS, division_of_name, name_of_division
 from methods.errors import Unsupported
-from methods.model.activations import inputs_of
-from methods.model.decoder import Decoder, twin
+from methods.model.activations import collect_inputs
+from methods.model.decoder import Decoder, make_twin
 from methods.model.sizes import layer_parameters, parameters
 from methods.trials.collapse_fit import Collapse, Fit
-from methods.trials.windows import CollapseTrial, DenseStates, exchanged, joined, lightest, single
+from methods.trials.windows import (
+    CollapseTrial,
+    DenseStates,
+    division_into_layers,
+    exchange_layers,
+    find_lightest,
+    join_windows,
+)
 
 RIDGE = 0.3
 
 
 def numbers(name: str) -> list[int]:
-    starts = [s for s, _ in parsed(name, LAYERS)]
+    starts = [s for s, _ in division_of_name(name, LAYERS)]
     return [number for number in range(LAYERS) if number not in starts]
 
 
@@ -56,7 +63,7 @@ def test_the_survivors_down_matrix_is_the_least_squares_of_its_window(given):
             assert layer.down.weight is not whole.down.weight
             assert torch.equal(layer.down.weight, whole.down.weight)
             continue
-        with inputs_of(layer.down) as seen:
+        with collect_inputs(layer.down) as seen:
             entered, _, m = states(model)
         C = torch.cat([one[0].double() for one in seen])
         r = entered[place + 1] - m[place]
@@ -89,7 +96,7 @@ def test_the_foretold_map_and_what_it_leaves_by_hand():
         r = x[s + 1] - m[s]
         T = brute(m[s], x[e] - r, RIDGE, torch.eye(32, dtype=torch.float64))
         torch.testing.assert_close(
-            found.mapped((s, e), torch.eye(32)).double(), T, rtol=0, atol=1e-4 * float(T.abs().max())
+            found.map_addition((s, e), torch.eye(32)).double(), T, rtol=0, atol=1e-4 * float(T.abs().max())
         )
         u = 1 - torch.nn.functional.cosine_similarity(r + m[s] @ T, x[e], dim=-1).mean()
         assert found.left((s, e)) == pytest.approx(float(u), rel=1e-3)
@@ -228,35 +235,41 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
     model, tokens = Decoder(tiny(family)), calibration(filler=9)
     dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
     trial = CollapseTrial(dense, tokens.first(60))
-    windows = joined(joined(single(LAYERS), 1), 1)  # layers 1 to 3 are one
+    windows = join_windows(join_windows(division_into_layers(LAYERS), 1), 1)  # layers 1 to 3 are one
     assert windows == ((0, 1), (1, 4), (4, 5), (5, 6))
-    changed = twin(model)
+    changed = make_twin(model)
     layers = changed.layers
-    fold(layers[1].down, dense.mapped((1, 4), torch.eye(32)).double())
+    fold_map(layers[1].down, dense.map_addition((1, 4), torch.eye(32)).double())
     changed.set_layers([layers[s] for s, _ in windows])
     few = tokens.first(60)
     wanted = few.mask[:, 1:]
     p, q = (logits(one, few.ids)[:, :-1][wanted].log_softmax(-1) for one in (model, changed))
     kl = float((p.exp() * (p - q)).sum(-1).mean())
     later = ((0, 1), (1, 3), (3, 4), (4, 6))
-    for fixed in ((), single(LAYERS), windows, later, ((0, 2), *single(LAYERS)[2:])):  # what states are kept of
+    for fixed in (
+        (),
+        division_into_layers(LAYERS),
+        windows,
+        later,
+        ((0, 2), *division_into_layers(LAYERS)[2:]),
+    ):  # what states are kept of
         trial.fix(fixed)
-        found = trial.losses([windows, single(LAYERS)], "trying")
+        found = trial.losses([windows, division_into_layers(LAYERS)], "trying")
         assert found == [pytest.approx(kl, rel=1e-3, abs=1e-6), pytest.approx(0.0, abs=1e-5)]
 
 
 def test_a_division_whose_loss_is_no_number_never_wins():
     model, tokens = Decoder(tiny("llama")), whole_sequences()
     dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
-    dense.mapped = lambda window, m: m * float("nan")
-    one = joined(single(LAYERS), 2)
-    assert CollapseTrial(dense, tokens).losses([one, joined(one, 3)], "trying") == [float("inf")] * 2
+    dense.map_addition = lambda window, m: m * float("nan")
+    one = join_windows(division_into_layers(LAYERS), 2)
+    assert CollapseTrial(dense, tokens).losses([one, join_windows(one, 3)], "trying") == [float("inf")] * 2
 
 
 def divisions(n: int) -> list[tuple[tuple[int, int], ...]]:
     """All divisions of the layers of which n begin no window; the first one cannot."""
     swallowed = itertools.combinations(range(1, LAYERS), n)
-    return [parsed("layers " + "+".join(map(str, gone)), LAYERS) for gone in swallowed]
+    return [division_of_name("layers " + "+".join(map(str, gone)), LAYERS) for gone in swallowed]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -268,7 +281,7 @@ def test_with_every_division_tried_the_best_one_is_taken(n):
     losses = dict(zip(divisions(n), trial.losses(divisions(n), "trying"), strict=True))
     best = min(losses, key=losses.__getitem__)
     _, decisions = collapsed(n, tokens, divisions=100, finalists=1)
-    assert decisions["removal_order"][-1] == f"finally {named(best)}"
+    assert decisions["removal_order"][-1] == f"finally {name_of_division(best)}"
     assert decisions["losses"][-1] == pytest.approx(losses[best], rel=1e-4)
     _, one = collapsed(1, tokens, trials=1, divisions=0, exchanges=0)
     least = min(range(LAYERS - 1), key=lambda s: dense.left((s, s + 2)))
@@ -281,7 +294,7 @@ def test_what_is_close_is_tried_on_more_tokens(monkeypatch):
     many = {"layers 3": 1.0, "layers 1": 0.9, "layers 4": 0.8, "layers 2": 0.1, "layers 5": 0.0}
 
     def losses(self, some, _):
-        return [(few if self.mask.sum() < 50 else many)[named(one)] for one in some]
+        return [(few if self.mask.sum() < 50 else many)[name_of_division(one)] for one in some]
 
     monkeypatch.setattr(CollapseTrial, "losses", losses)
     asked = {}, {"finalists": 3}, {"finalists": 2}, {"close": 0.01}, {"close": 0.5, "finalists": 9}, {"finalists": 1}
@@ -303,9 +316,11 @@ def test_no_exchange_of_a_layer_is_better_than_the_best_trial():
     assert after["losses"][-1] < before["losses"][-1]
     assert after["losses"][:-1] == before["losses"][:-1]
     gone = set(after["removed_layers"])
-    others = [one for one in divisions(2) if len(gone & set(numbers(named(one)))) == 1]
+    others = [one for one in divisions(2) if len(gone & set(numbers(name_of_division(one)))) == 1]
     assert len(others) == 2 * 3
-    assert set(exchanged(parsed(after["removal_order"][-1].removeprefix("finally "), LAYERS))) == set(others)
+    assert set(exchange_layers(division_of_name(after["removal_order"][-1].removeprefix("finally "), LAYERS))) == set(
+        others
+    )
     assert min(trial.losses(others, "trying")) > after["losses"][-1]
 
 
@@ -314,7 +329,7 @@ def test_the_lightest_divisions_are_those_of_all(n):
     weights = torch.rand(LAYERS + 1, LAYERS + 1, generator=torch.Generator().manual_seed(n)).tolist()
     sums = {each: sum(weights[s][e] for s, e in each) for each in divisions(n)}
     for count in (1, 3, 100):
-        found = lightest(LAYERS, n, count, lambda window: weights[window[0]][window[1]])
+        found = find_lightest(LAYERS, n, count, lambda window: weights[window[0]][window[1]])
         assert found == sorted(sums, key=sums.__getitem__)[:count]
 
 
@@ -332,18 +347,18 @@ def test_steps_alone_lead_past_a_window_that_divisions_find(monkeypatch):
 
 
 def test_the_name_of_a_division_says_it():
-    assert named(((0, 1), (1, 4), (4, 6))) == "layers 2-3+5"
+    assert name_of_division(((0, 1), (1, 4), (4, 6))) == "layers 2-3+5"
     for n in range(1, LAYERS):
         for each in divisions(n):
-            assert parsed(named(each), LAYERS) == each
+            assert division_of_name(name_of_division(each), LAYERS) == each
 
 
 def test_maps_that_are_let_go_are_fitted_again():
     dense = DenseStates(Decoder(tiny("llama")), whole_sequences(), sinks="apart", ridge=RIDGE)
     m = dense.m[1][0]
-    before, left = dense.mapped((1, 4), m), dense.left((1, 4))
+    before, left = dense.map_addition((1, 4), m), dense.left((1, 4))
     dense.keep_maps([(2, 4)])
-    assert torch.equal(dense.mapped((1, 4), m), before)
+    assert torch.equal(dense.map_addition((1, 4), m), before)
     assert dense.left((1, 4)) == left
 
 

@@ -14,7 +14,7 @@ from tiny_methods import calibration
 
 import methods
 from methods.depth import angular, llm_streamline
-from methods.depth.llm_streamline import LayerTraining, LLMStreamline, run_ends
+from methods.depth.llm_streamline import LayerTraining, LLMStreamline, states_at_ends
 from methods.model.activations import enter
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
@@ -57,13 +57,13 @@ def test_one_layer_learns_the_work_of_the_run_and_no_other_changes():
     """Layer 2 adds nothing, and is taught what layer 3 does."""
     model = idle(2)
     before = [{name: one.clone() for name, one in layer.module.named_parameters()} for layer in model.layers]
-    x, z = run_ends(model, calibration(), 2, 2)
+    x, z = states_at_ends(model, calibration(), 2, 2)
     tokens = calibration()
     missed = LLMStreamline(passes=12, learning_rate=2e-2, batch=2).train(model, tokens, 2, 2)
     assert len(missed) == 13
     assert min(missed) < 0.7 * missed[0]
     with torch.no_grad():
-        y, _ = run_ends(model, calibration(), 3, 0)
+        y, _ = states_at_ends(model, calibration(), 3, 0)
     held = slice(len(x) - 1, len(x))  # an eighth of six sequences, one at least
     left = (torch.stack(y) - torch.stack(z))[held].square().sum() / torch.stack(z)[held].square().sum()
     assert float(left) == pytest.approx(min(missed), rel=1e-4)
@@ -191,7 +191,7 @@ def test_the_backward_pass_of_training_repeats_to_the_bit(monkeypatch):
         inside.pop()
 
     backward = torch.autograd.backward
-    monkeypatch.setattr(llm_streamline, "repeatable", repeatable)
+    monkeypatch.setattr(llm_streamline, "make_repeatable", repeatable)
     monkeypatch.setattr(torch.autograd, "backward", lambda *given: seen.append(len(inside)) or backward(*given))
     LLMStreamline(passes=2).train(Decoder(tiny("llama")), calibration(), 1, 3)
     assert seen == [1] * 4
@@ -206,10 +206,10 @@ def test_cosines_in_pieces_are_those_of_all_rows_and_hold_few_rows_in_float64(mo
         return cosine_similarity(one, other, dim=dim)
 
     monkeypatch.setattr(angular, "cosine_similarity", noted)
-    whole = angular.cosines(x, y)
+    whole = angular.cosines_of_rows(x, y)
     assert torch.equal(whole, cosine_similarity(x.double(), y.double(), dim=-1))
     monkeypatch.setattr(angular, "AT_ONCE", 32 * 300)
-    assert torch.equal(angular.cosines(x, y), whole)
+    assert torch.equal(angular.cosines_of_rows(x, y), whole)
     assert sizes == [1000, 300, 300, 300, 100]
 
 

@@ -55,7 +55,7 @@ def test_nothing_is_wrong_here(here):
 
 def test_every_check_and_every_method_is_in_it(here):
     statuses = {one["what"]: one["status"] for one in here.found["findings"]}
-    assert {name: statuses[name] for name in pruning.cases()} == dict.fromkeys(pruning.cases(), "ok")
+    assert {name: statuses[name] for name in pruning.list_cases()} == dict.fromkeys(pruning.list_cases(), "ok")
     assert all(f"{name}:" in here.err for name in CHECKS)
     assert examination.FUNCTIONS.keys() == CHECKS.keys()
     lines = ("product, float32", "bandwidth", "perplexity, bfloat16", "scorer, made-up documents, float32")
@@ -121,7 +121,7 @@ def test_a_check_that_fails_as_a_whole_is_wrong_and_the_others_go_on(monkeypatch
     monkeypatch.setitem(examination.FUNCTIONS, "memory", lambda device: 1 / 0)
     found = examination.examine(CPU, ["memory", "copies"])
     assert [one.what for one in found] == ["memory", "copies", "second GPU"]
-    assert examination.wrong(found) == ["memory"]
+    assert examination.names_of_wrong(found) == ["memory"]
 
 
 def test_a_check_that_is_not_there_is_refused(capsys):
@@ -143,7 +143,9 @@ def test_paths_are_cut_to_their_names(text, told):
 
 
 def test_what_is_no_number_is_null_in_a_bug_report(monkeypatch, capsys):
-    broken = finding.judged("flap", ["logits"], "", logits=[1.5, math.nan], far=math.inf, table={"one": -math.inf})
+    broken = finding.finding_of_check(
+        "flap", ["logits"], "", logits=[1.5, math.nan], far=math.inf, table={"one": -math.inf}
+    )
     monkeypatch.setattr(examination, "examine", lambda *_: [broken])
     assert main(["doctor", "--device", "cpu", "--json"]) == 1
     (found,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["findings"]
@@ -154,27 +156,27 @@ def test_what_is_no_number_is_null_in_a_bug_report(monkeypatch, capsys):
 
 
 def test_there_is_an_answer_for_every_method_and_compensation():
-    assert list(pruning.read()) == pruning.cases()
-    assert [case for case, held in pruning.read().items() if held.logits is None] == ["shortgpt+reinitialize"]
+    assert list(pruning.read_answers()) == pruning.list_cases()
+    assert [case for case, held in pruning.read_answers().items() if held.logits is None] == ["shortgpt+reinitialize"]
 
 
 @pytest.mark.nightly
 def test_no_answer_is_near_to_another():
-    assert [case for case, held in pruning.read().items() if pruning.unsteady(case, held, 1)] == []
+    assert [case for case, held in pruning.read_answers().items() if pruning.describe_noise(case, held, 1)] == []
 
 
 def test_an_answer_that_noise_changes_is_not_written(monkeypatch, tmp_path):
     monkeypatch.setattr(pruning, "FILE", tmp_path / "answers.json")
-    monkeypatch.setattr(pruning, "cases", lambda: ["shortgpt"])
+    monkeypatch.setattr(pruning, "list_cases", lambda: ["shortgpt"])
     right, calls = ShortGPT.scores, []
     monkeypatch.setattr(ShortGPT, "scores", lambda *a: calls.append(1) or right(*a)[:: 1 if len(calls) == 1 else -1])
     with pytest.raises(UserError, match="too near to another choice"):
-        pruning.write()
+        pruning.write_answers()
     assert list(tmp_path.iterdir()) == []
     calls.clear()
     monkeypatch.setattr(ShortGPT, "scores", right)
-    pruning.write()
-    assert pruning.read()["shortgpt"].decided.keys() == {"removed_layers"}
+    pruning.write_answers()
+    assert pruning.read_answers()["shortgpt"].decided.keys() == {"removed_layers"}
 
 
 # timing
@@ -267,7 +269,7 @@ class Stuck(Replayed):
 
 @pytest.mark.parametrize(("graph", "status"), [(Replayed, "ok"), (Stuck, "wrong")])
 def test_captured_steps_must_say_what_eager_ones_say(graph, status):
-    assert measuring.captured(CPU, torch.float32, graph).status == status
+    assert measuring.check_captured(CPU, torch.float32, graph).status == status
 
 
 # a made-up GPU
@@ -276,7 +278,7 @@ def test_captured_steps_must_say_what_eager_ones_say(graph, status):
 def test_an_emulated_gpu_and_a_second_one():
     with EmulatedGpus(count=2):
         found = examination.examine(torch.device("cuda", 0), ["memory", "copies"])
-        assert measuring.captured(torch.device("cuda", 1), torch.float32, Replayed).status == "ok"
+        assert measuring.check_captured(torch.device("cuda", 1), torch.float32, Replayed).status == "ok"
     assert [one.what for one in found if one.status != "ok"] == []
     assert {one.what for one in found} >= {"out of memory", "copies between GPUs", "slicegpt on cuda:1"}
 
@@ -319,7 +321,7 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(machine.torch, "empty", empty)
-    monkeypatch.setattr(machine, "product", lambda *asked: Finding("ok", "product", ""))
+    monkeypatch.setattr(machine, "check_product", lambda *asked: Finding("ok", "product", ""))
     return card
 
 
@@ -333,24 +335,24 @@ def gpu(monkeypatch):
 )
 def test_memory_that_runs_out_must_be_recognised(gpu, answer, status):
     gpu.answer = answer
-    (found,) = machine.memory(torch.device("cuda", 0))
+    (found,) = machine.check_memory(torch.device("cuda", 0))
     assert found.status == status
 
 
 def test_a_copy_that_changes_a_bit_is_wrong(monkeypatch):
     monkeypatch.setattr(machine, "COPIED", 100)
-    assert machine.copied("copies", CPU, CPU).status == "ok"
+    assert machine.check_copy("copies", CPU, CPU).status == "ok"
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self ^ 1)
-    assert machine.copied("copies", CPU, CPU).status == "wrong"
+    assert machine.check_copy("copies", CPU, CPU).status == "wrong"
 
 
 def test_a_product_less_exact_than_its_dtype_is_wrong(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda self, where: self.bfloat16().float() if where == CPU else self)
-    assert machine.product(CPU, torch.float32).status == "wrong"
+    assert machine.check_product(CPU, torch.float32).status == "wrong"
 
 
 @pytest.mark.default_model
 def test_real_documents_are_scored_as_by_lm_eval():
-    assets.fetch((measuring.MODEL, "tasks"))
+    assets.fetch_assets((measuring.MODEL, "tasks"))
     found = list(measuring._real(CPU))
     assert [one.status for one in found] == ["ok"]

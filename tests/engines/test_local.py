@@ -26,9 +26,9 @@ from run_contents import contents
 
 from bench.cli.main import main
 from bench.engines.engine import Conditions
-from bench.engines.local import VISIBLE, Local, LocalSession, environments, threads_of, visible
-from bench.plan.cell import Cell, Stage, from_plain
-from bench.plan.protocol import Recipe, profile
+from bench.engines.local import VISIBLE, Local, LocalSession, environments_of_slots, names_of_visible_gpus, threads_of
+from bench.plan.cell import Cell, Stage, cell_from_plain
+from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.runs import runner
 from methods.errors import UserError
 
@@ -87,7 +87,7 @@ import {runner.job.__name__}
 
 
 def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on(tmp_path):
-    with session(dies, environments(2, "cpu", [])) as engine:
+    with session(dies, environments_of_slots(2, "cpu", [])) as engine:
         engine.submit(job("beside", seconds=0.0, folder=str(tmp_path / "go on")))
         engine.submit(job("dead"))
         dead = engine.next_result()
@@ -102,12 +102,14 @@ def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_o
 
 def test_a_job_is_plain_values_from_which_its_cell_is_made_again():
     inputs = {"weights_sha256": "a", "tasks": {"piqa": {"sha256": "e"}}}
-    first = Cell("m", "sleb", {"tokens": 64, "layers": (1, 2)}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"))
+    first = Cell(
+        "m", "sleb", {"tokens": 64, "layers": (1, 2)}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke")
+    )
     stage = Stage("laco", {"C": 3}, 0.1, ("C",), Recipe("lora"))
     cell = replace(first, inputs=inputs, earlier=(stage,), healing=Recipe("full"), given=("tokens",))
     again = json.loads(json.dumps(asdict(replace(job(cell.key), cell=cell.plain()))))
-    assert from_plain(again["cell"]).key == again["key"]
-    assert from_plain(again["cell"]).protocol == cell.protocol
+    assert cell_from_plain(again["cell"]).key == again["key"]
+    assert cell_from_plain(again["cell"]).protocol == cell.protocol
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_threads_are_divided_among_the_slots(base, monkeypatch, tmp_path):
         sessions.append(session)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_measured", measured)
+    monkeypatch.setattr(runner, "_measure_cells", measured)
     (tmp_path / "spec.yaml").write_text("slots: 3\n")
     arguments = [*base, "--methods", "drop-tail", "--ratio", "0.2"]
     assert main([*arguments, "--spec", str(tmp_path / "spec.yaml")]) == 130
@@ -140,15 +142,22 @@ def test_threads_are_divided_among_the_slots(base, monkeypatch, tmp_path):
 
 
 def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypatch):
-    assert [slot[VISIBLE] for slot in environments("auto", "cuda", ["4", "7"])] == ["4", "7"]
-    assert [slot[VISIBLE] for slot in environments(2, "cuda", ["4", "7", "8"])] == ["4", "7"]
-    assert [slot[VISIBLE] for slot in environments(3, "cpu", ["4", "7"])] == ["", "", ""]
-    for one in (environments(1, "cuda", ["4"]), environments("auto", "cpu", []), environments("auto", "cuda:1", ["4"])):
+    assert [slot[VISIBLE] for slot in environments_of_slots("auto", "cuda", ["4", "7"])] == ["4", "7"]
+    assert [slot[VISIBLE] for slot in environments_of_slots(2, "cuda", ["4", "7", "8"])] == ["4", "7"]
+    assert [slot[VISIBLE] for slot in environments_of_slots(3, "cpu", ["4", "7"])] == ["", "", ""]
+    for one in (
+        environments_of_slots(1, "cuda", ["4"]),
+        environments_of_slots("auto", "cpu", []),
+        environments_of_slots("auto", "cuda:1", ["4"]),
+    ):
         assert one == [{}]  # which sees what the run sees
     with pytest.raises(UserError, match="--slots 3 is more than the 2 GPUs here"):
-        environments(3, "cuda", ["4", "7"])
-    assert [slot[VISIBLE] for slot in environments("auto", "cuda", ["4", "7", "8", "9", "1"], 2)] == ["4,7", "8,9"]
-    assert environments("auto", "cuda", ["4", "7", "8"], 2) == [{}]
+        environments_of_slots(3, "cuda", ["4", "7"])
+    assert [slot[VISIBLE] for slot in environments_of_slots("auto", "cuda", ["4", "7", "8", "9", "1"], 2)] == [
+        "4,7",
+        "8,9",
+    ]
+    assert environments_of_slots("auto", "cuda", ["4", "7", "8"], 2) == [{}]
     for asked, device, each, said in (
         (2, "cuda", 2, "of which each has 2 of its own"),
         (1, "cuda", 4, "--gpus-per-cell 4 is more than the 3 GPUs here"),
@@ -156,19 +165,22 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
         (1, "cuda:1", 2, "give --device cuda"),
     ):
         with pytest.raises(UserError, match=said):
-            environments(asked, device, ["4", "7", "8"], each)
+            environments_of_slots(asked, device, ["4", "7", "8"], each)
     with pytest.raises(UserError, match="give --device cuda and not cuda:1"):
-        environments(2, "cuda:1", ["4", "7"])
+        environments_of_slots(2, "cuda:1", ["4", "7"])
     monkeypatch.setenv(VISIBLE, "GPU-5a, 3")
-    assert visible(2) == ["GPU-5a", "3"]
+    assert names_of_visible_gpus(2) == ["GPU-5a", "3"]
     monkeypatch.setenv(VISIBLE, "MIG-a,MIG-b")
-    assert (visible(1), visible(0)) == (["MIG-a", "MIG-b"], [])  # of which each process sees the first one
+    assert (names_of_visible_gpus(1), names_of_visible_gpus(0)) == (
+        ["MIG-a", "MIG-b"],
+        [],
+    )  # of which each process sees the first one
     with pytest.raises(UserError, match="a process sees one MIG instance"):
-        environments(1, "cuda", visible(1), 2)
+        environments_of_slots(1, "cuda", names_of_visible_gpus(1), 2)
     monkeypatch.delenv(VISIBLE)
-    assert visible(2) == ["0", "1"]
+    assert names_of_visible_gpus(2) == ["0", "1"]
     assert [threads_of(2, 8, None), threads_of(16, 8, None), threads_of(2, 8, 8)] == [4, 1, 8]
-    with session(naps, environments(2, "cuda", ["4", "7"])) as engine:
+    with session(naps, environments_of_slots(2, "cuda", ["4", "7"])) as engine:
         for key in ("a", "b"):
             engine.submit(job(key, seconds=0.2))
         assert {engine.next_result().found["gpus"] for _ in range(2)} == {"4", "7"}
@@ -198,7 +210,7 @@ def test_slots_on_gpus_of_several_kinds_time_no_cells(engine, timed, refused_wit
 
 
 def test_nothing_works_beside_a_cell_while_it_is_timed():
-    with session(naps, environments(3, "cpu", [])) as engine:
+    with session(naps, environments_of_slots(3, "cpu", [])) as engine:
         engine.submit(job("long", seconds=1.0))
         for key in ("timed", "timed too"):
             engine.submit(job(key, seconds=0.0, timed=True))
@@ -212,7 +224,7 @@ def test_nothing_works_beside_a_cell_while_it_is_timed():
 
 
 def test_a_cell_that_dies_while_others_wait_to_be_timed_lets_them_go_on():
-    with session(dies, environments(2, "cpu", [])) as engine:
+    with session(dies, environments_of_slots(2, "cpu", [])) as engine:
         engine.submit(job("timed", seconds=0.0, timed=True))
         engine.submit(job("dead"))
         found = {result.key: result.found["status"] for result in (engine.next_result() for _ in range(2))}
@@ -220,7 +232,7 @@ def test_a_cell_that_dies_while_others_wait_to_be_timed_lets_them_go_on():
 
 
 def test_waiting_to_be_timed_counts_for_no_limit():
-    with session(naps, environments(2, "cpu", [])) as engine:
+    with session(naps, environments_of_slots(2, "cpu", [])) as engine:
         for key in ("a", "b"):  # the processes start
             engine.submit(job(key, seconds=0.0))
         assert {engine.next_result().found["status"] for _ in range(2)} == {"ok"}
@@ -232,7 +244,7 @@ def test_waiting_to_be_timed_counts_for_no_limit():
 
 
 def test_a_mistake_that_is_no_cells_alone_ends_every_slot():
-    refused_alike, two = pytest.raises(UserError, match="there is no such text"), environments(2, "cpu", [])
+    refused_alike, two = pytest.raises(UserError, match="there is no such text"), environments_of_slots(2, "cpu", [])
     with refused_alike, session(refuses, two) as engine:
         engine.submit(job("a", seconds=0.0))
         running = engine.next_result().found["pid"]

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from bench.engines.engine import Conditions, Machine
-from bench.engines.ray_nodes import Ask, Look, Node, node, refuse_unlike, shared, suitable, where_timed
+from bench.engines.ray_nodes import (
+    Ask,
+    Look,
+    Node,
+    divide_nodes,
+    find_suitable_nodes,
+    find_timing_nodes,
+    node_from_plain,
+    refuse_unlike,
+)
 from bench.system import environment
 from methods.errors import UserError
 
@@ -19,8 +28,8 @@ BARE = Node("c", "bare", cpus=8, gpus=0)
 def test_a_node_is_what_ray_says_of_it():
     plain = {"NodeID": "0123456789", "NodeManagerHostname": "host"}
     offers = {"CPU": 2.0, "GPU": 1.0, "accelerator_type:L4": 1.0, "timing": 1.0, "memory": 3.0}
-    assert node(plain | {"Resources": offers}) == Node("0123456789", "host (01234567)", 2, 1, ("L4",), True)
-    assert node(plain | {"Resources": {}}) == Node("0123456789", "host (01234567)", 0, 0)
+    assert node_from_plain(plain | {"Resources": offers}) == Node("0123456789", "host (01234567)", 2, 1, ("L4",), True)
+    assert node_from_plain(plain | {"Resources": {}}) == Node("0123456789", "host (01234567)", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +47,7 @@ def test_a_node_is_what_ray_says_of_it():
     ],
 )
 def test_cpus_are_divided_among_the_cells_that_a_node_takes(nodes, ask, slots, given, expected):
-    ask, found = shared(nodes, ask, slots, given)
+    ask, found = divide_nodes(nodes, ask, slots, given)
     assert (ask.threads, found) == expected
 
 
@@ -53,32 +62,34 @@ def test_cpus_are_divided_among_the_cells_that_a_node_takes(nodes, ask, slots, g
 )
 def test_an_ask_that_none_can_meet_is_refused_with_what_there_is(ask, said):
     with pytest.raises(UserError, match=said):
-        suitable([BIG, SMALL, BARE], ask)
+        find_suitable_nodes([BIG, SMALL, BARE], ask)
 
 
 def test_what_no_node_has_at_once_is_refused_too():
     with pytest.raises(UserError, match="no node of the cluster has a GPU; say --device cpu"):
-        suitable([BARE], Ask(gpus=1))
+        find_suitable_nodes([BARE], Ask(gpus=1))
     other = Node("o", "other", cpus=2, gpus=8)
     with pytest.raises(UserError, match="no node has 4 CPUs, 8 GPUs and"):
-        suitable([BIG, other], Ask(gpus=8, threads=4))
-    assert suitable([BIG, SMALL, BARE], Ask(gpus=1)) == [BIG, SMALL]
+        find_suitable_nodes([BIG, other], Ask(gpus=8, threads=4))
+    assert find_suitable_nodes([BIG, SMALL, BARE], Ask(gpus=1)) == [BIG, SMALL]
 
 
 def test_cells_are_timed_on_nodes_that_are_alike(capsys):
     looks = {"b": Look({}, True, 0, "EPYC", 16), "s": Look({}, True, 0, "EPYC", 4), "c": Look({}, True)}
-    assert where_timed([BIG, BARE], looks, Ask(), None) == ((BIG,), Machine("EPYC", 16, 0))
-    assert where_timed([BIG, SMALL], looks, Ask(gpus=1, threads=2), None)[1] == Machine("EPYC", 2)
-    assert where_timed([BIG], looks, Ask(threads=3), 3)[1].threads == 3
-    assert where_timed([BIG], looks | {"b": Look({}, True, 0, "EPYC", 6)}, Ask(), None)[1].threads == 6  # usable cores
+    assert find_timing_nodes([BIG, BARE], looks, Ask(), None) == ((BIG,), Machine("EPYC", 16, 0))
+    assert find_timing_nodes([BIG, SMALL], looks, Ask(gpus=1, threads=2), None)[1] == Machine("EPYC", 2)
+    assert find_timing_nodes([BIG], looks, Ask(threads=3), 3)[1].threads == 3
+    assert (
+        find_timing_nodes([BIG], looks | {"b": Look({}, True, 0, "EPYC", 6)}, Ask(), None)[1].threads == 6
+    )  # usable cores
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="unlike processors: big has EPYC and 16 CPUs; small has EPYC and 4 CPUs; say"):
-        where_timed([BIG, SMALL], looks, Ask(), None)
+        find_timing_nodes([BIG, SMALL], looks, Ask(), None)
     with pytest.raises(UserError, match="no node has the resource `timing`, by which"):
-        where_timed([BARE], looks, Ask(), None)
+        find_timing_nodes([BARE], looks, Ask(), None)
     with pytest.raises(UserError, match="big does not say on which processor cells are timed: no driver"):
-        where_timed([BIG], {"b": Look({}, True, failure="no driver")}, Ask(gpus=1), None)
-    where_timed([BIG], {"b": Look({}, True, 15, "EPYC", 16)}, Ask(), None)
+        find_timing_nodes([BIG], {"b": Look({}, True, failure="no driver")}, Ask(gpus=1), None)
+    find_timing_nodes([BIG], {"b": Look({}, True, 15, "EPYC", 16)}, Ask(), None)
     assert "timed with niceness 15" in capsys.readouterr().err
 
 
@@ -86,7 +97,7 @@ def test_nodes_have_the_versions_of_the_run_and_see_what_it_keeps():
     def conditions(models: bool) -> Conditions:
         return Conditions(Path("run"), "cpu", False, False, None, models, work=print, measure=print)
 
-    here = environment.installed()
+    here = environment.installed_versions()
     refuse_unlike([BARE], {"c": Look(here, False)}, conditions(models=False))
     with pytest.raises(UserError, match="cells keep models in run, which bare does not see"):
         refuse_unlike([BARE], {"c": Look(here, False)}, conditions(models=True))

@@ -27,7 +27,7 @@ from bench.cli.main import main
 from bench.engines.engine import PARTS, Machine
 from bench.engines.slurm import ELEMENTS, LOGS, Slurm
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.runs.job import run_job_text
 from bench.system import environment
 from methods.errors import UserError
@@ -91,7 +91,7 @@ def test_a_run_through_slurm_is_the_local_one_and_a_cell_that_dies_is_an_outcome
     asked += ["--methods", "shortgpt,dies", "--then", "shortgpt:ratio=0.6"]
     assert main([*asked, "--isolate", "--out", str(tmp_path / "here")]) == 3
     capfd.readouterr()
-    monkeypatch.setattr(engines, "engine", lambda spec: HERE)
+    monkeypatch.setattr(engines, "engine_of_spec", lambda spec: HERE)
     assert main([*asked, "--out", str(tmp_path / "there")]) == 3
     found = contents(tmp_path / "there")
     assert found == contents(tmp_path / "here")
@@ -253,7 +253,7 @@ def test_an_array_of_slurm_measures_its_elements_and_one_that_was_cancelled_is_s
 def test_timed_cells_stand_on_what_a_node_says_it_is(tmp_path, capsys):
     alone = Slurm(cluster="local", slots=2)
     with alone.start(conditions(tmp_path, timed=True, threads=None)) as session:
-        assert session.machine.processor == environment.processor(torch.device("cpu"))
+        assert session.machine.processor == environment.name_of_processor(torch.device("cpu"))
         assert session.machine.threads >= 1
         assert "a node is asked what it is" in capsys.readouterr().err
         session.submit(job("a", timed=True))
@@ -319,7 +319,7 @@ def test_what_slurm_refuses_and_gpus_of_cells_on_the_cpu_end_the_run(made, base,
 
 
 def test_a_part_of_another_run_is_refused(tmp_path):
-    cell = Cell("m", "shortgpt", {}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"))
+    cell = Cell("m", "shortgpt", {}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"))
     other = tmp_path / PARTS / cell.key / "cells" / "laco--0.3--1234.json"
     other.parent.mkdir(parents=True)
     other.write_text("{}")

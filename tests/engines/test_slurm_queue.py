@@ -16,7 +16,7 @@ from slurm_jobs import conditions
 
 from bench.engines import slurm
 from bench.engines.engine import PARTS, InUse
-from bench.engines.slurm import ENDED, JOB, LOGS, Slurm, measure_there
+from bench.engines.slurm import ENDED, JOB, LOGS, Slurm, measure_on_node
 from bench.system import interrupt
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -141,7 +141,7 @@ def test_a_part_that_another_job_measures_is_lost_and_ends_no_run(made, tmp_path
         assert (tmp_path / PARTS / "a" / JOB).exists()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("signal.signal", lambda *_: None)
-            measure_there(is_in_use, str(tmp_path / PARTS / "a"))
+            measure_on_node(is_in_use, str(tmp_path / PARTS / "a"))
         found = session.next_result().found
     assert (found["status"], "a is in use" in found["error"]) == ("lost", True)
 
@@ -151,14 +151,14 @@ def test_a_job_that_slurm_takes_away_leaves_its_cell_without_an_outcome(tmp_path
     write_atomically(tmp_path / JOB, "{}")
 
     def is_taken_away(text, part, place):
-        with interrupt.prompt():
+        with interrupt.keep_prompt():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with pytest.raises(interrupt.EndedBySignal) as ended:
-            measure_there(is_taken_away, str(tmp_path))
+            measure_on_node(is_taken_away, str(tmp_path))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143

@@ -33,7 +33,7 @@ def test_what_follows_is_what_a_plain_forward_says(family):
     """Prompts of different lengths in one batch, one of them the end of a text's last token."""
     model = tiny(family)
     prompts = [[5, 6, 7], windows(1, 20)[0].tolist(), [9], [3, 4, 5, 6, 7, 8, 9, 10, 11]]
-    new = checks.greedy(model, prompts, steps=9)
+    new = checks.generate_greedily(model, prompts, steps=9)
     for prompt, got in zip(prompts, new.tolist(), strict=True):
         ids = list(prompt)
         for _ in range(9):
@@ -43,10 +43,10 @@ def test_what_follows_is_what_a_plain_forward_says(family):
 
 def test_a_models_own_generation_settings_change_nothing_and_stay():
     model = tiny("llama")
-    want = checks.greedy(model, [[5, 6, 7]], 12)
+    want = checks.generate_greedily(model, [[5, 6, 7]], 12)
     own = model.generation_config
     own.repetition_penalty, own.do_sample, own.eos_token_id = 9.0, True, int(want[0, 2])
-    assert torch.equal(checks.greedy(model, [[5, 6, 7]], 12), want)
+    assert torch.equal(checks.generate_greedily(model, [[5, 6, 7]], 12), want)
     assert model.generation_config is own
 
 
@@ -57,7 +57,7 @@ def test_a_divergence_is_not_of_the_rounding_of_logits(family, monkeypatch):
     model, ids = tiny(family).to(torch.bfloat16), windows(1, 20)
     decoder, last = Decoder(model), list[torch.Tensor]()
     exact = Decoder(copy.deepcopy(model).float())
-    (found,) = checks.log_probabilities(model, ids)
+    (found,) = checks.log_probabilities_of(model, ids)
     decoder.stack[-1].register_forward_hook(
         lambda _layer, _in, out: last.append(out[0] if isinstance(out, tuple) else out)
     )
@@ -76,7 +76,7 @@ def test_a_divergence_of_a_model_that_projects_between_its_final_norm_and_its_he
     with torch.no_grad():
         model(ids[:, :-1])
     handle.remove()
-    (found,) = checks.log_probabilities(model, ids)
+    (found,) = checks.log_probabilities_of(model, ids)
     expected = (seen[0][0].float() @ model.lm_head.weight.float().T).log_softmax(-1)
     assert torch.allclose(found, expected, atol=1e-5)
 
@@ -85,16 +85,16 @@ def test_shares_count_up_to_the_first_mistake():
     wanted = ["a", "b", "c", "d"]
     cases = {"a b c d e": 1.0, "a b x d": 0.5, "x b c d": 0.0, "": 0.0, "a b c": 0.75}
     for said, share in cases.items():
-        assert checks.mean_share([wanted], [said.split()]) == share
-    assert checks.mean_share([wanted] * 2, [wanted, []]) == 0.5
+        assert checks.share_of_expected([wanted], [said.split()]) == share
+    assert checks.share_of_expected([wanted] * 2, [wanted, []]) == 0.5
 
 
 def test_diversity_by_hand():
-    figures = checks.diversity([[1, 2, 3, 4, 1, 2, 3, 4], [5, 6, 7, 8, 9, 1, 2, 3]])
+    figures = checks.measure_diversity([[1, 2, 3, 4, 1, 2, 3, 4], [5, 6, 7, 8, 9, 1, 2, 3]])
     assert figures["repetition"] == pytest.approx((1 / 5 + 0) / 2)  # 1234 2341 3412 4123 1234
     assert figures["distinct_1"] == pytest.approx(9 / 16)
     assert figures["distinct_2"] == pytest.approx(9 / 14)  # 12 23 34 41, 56 67 78 89 91
-    assert checks.diversity([[7] * 8])["repetition"] == pytest.approx(4 / 5)
+    assert checks.measure_diversity([[7] * 8])["repetition"] == pytest.approx(4 / 5)
 
 
 def test_divergence_is_the_definition(tmp_path):
@@ -182,10 +182,10 @@ def test_the_default_model_passes_and_breaks_early():
     from bench.data import pretrained
 
     model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
-    dense = checks.measure(model, tokenizer, None, None)
+    dense = checks.measure_checks(model, tokenizer, None, None)
     assert dense == {"copying": 1.0, "counting": 1.0}
-    pruned = checks.measure(without_layer(model, 15), tokenizer, None, None)
+    pruned = checks.measure_checks(without_layer(model, 15), tokenizer, None, None)
     assert pruned["copying"] < 0.6
     assert pruned["counting"] == 1.0
-    broken = checks.measure(without_layer(model, 18), tokenizer, None, None)
+    broken = checks.measure_checks(without_layer(model, 18), tokenizer, None, None)
     assert broken["copying"] < 0.6

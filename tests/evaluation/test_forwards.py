@@ -33,7 +33,7 @@ def scored(model, room=None) -> list[torch.Tensor]:
     """Likelihoods of windows in pieces and whole, and of answers, whose shared beginnings wait in the cache."""
     ids, sweeping = windows(5), None if room is None else Sweeping(room)
     asked = torch.arange(20).expand(5, 20) > 2
-    found = [scoring.window_nll(model, ids, asked, tokens, sweeping) for tokens in (PIECES, WHOLE)]
+    found = [scoring.nll_of_windows(model, ids, asked, tokens, sweeping) for tokens in (PIECES, WHOLE)]
     return [*found, *scoring.score(model, questions(), PIECES, sweeping)]
 
 
@@ -83,7 +83,7 @@ def test_all_forwards_of_a_chunk_go_through_a_layer_before_the_next_one(what, ro
         scoring.score(model, questions(), PIECES, Sweeping(room))
     else:
         asked = torch.arange(20).expand(5, 20) > 2
-        scoring.window_nll(model, windows(5), asked, WHOLE if what == "windows" else PIECES, Sweeping(room))
+        scoring.nll_of_windows(model, windows(5), asked, WHOLE if what == "windows" else PIECES, Sweeping(room))
     runs = [(number, len(list(times))) for number, times in groupby(entered)]
     assert runs == [(number, len(chunk)) for chunk in chunks for number in range(LAYERS)]
     assert all(len(chunk) == 1 or sum(chunk) <= room for chunk in chunks)
@@ -117,7 +117,7 @@ def test_the_layers_are_back_behind_an_error():
     model = tiny("llama")
     before = Decoder(model).stack
     with pytest.raises(IndexError):
-        scoring.window_nll(model, torch.full((1, 4), VOCABULARY), torch.arange(4)[None] > 0, 4, Sweeping(2**30))
+        scoring.nll_of_windows(model, torch.full((1, 4), VOCABULARY), torch.arange(4)[None] > 0, 4, Sweeping(2**30))
     assert Decoder(model).stack is before
 
 
@@ -133,7 +133,7 @@ def test_divergences_are_the_same_and_nothing_is_generated(family, dtype, tmp_pa
         found.append(kept.divergence_of(other, sweeping))
     assert found[0] == found[1]
     assert found[0]["kl"] > 0
-    monkeypatch.setattr(checks, "greedy", None)
+    monkeypatch.setattr(checks, "generate_greedily", None)
     entered = entries(other)
-    assert checks.measure(other, None, windows(4), kept, Sweeping(2**30)) == found[1]
+    assert checks.measure_checks(other, None, windows(4), kept, Sweeping(2**30)) == found[1]
     assert [number for number, _ in groupby(entered)] == list(range(LAYERS))

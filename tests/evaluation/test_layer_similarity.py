@@ -63,7 +63,7 @@ def test_parameters_equal_brute_force(family, monkeypatch):
     model = tiny(family)
     wanted = matrices(model, family)
     wanted = [{role: w.detach().double().clone() for role, w in layer.items()} for layer in wanted]
-    found = layer_similarity.parameters(Decoder(model))
+    found = layer_similarity.compare_parameters(Decoder(model))
     assert found.keys() == wanted[0].keys()
     for role, figures in found.items():
         pairs = brute([layer[role].flatten() for layer in wanted])
@@ -75,7 +75,7 @@ def test_parameters_equal_brute_force(family, monkeypatch):
 @pytest.mark.parametrize("family", ("llama", "gpt2", "gemma3_text"))
 def test_states_equal_brute_force(family):
     decoder = Decoder(tiny(family))
-    found = layer_similarity.states(decoder, TOKENS)
+    found = layer_similarity.compare_states(decoder, TOKENS)
     caught = []
     modules = [layer.module for layer in decoder.layers]
     hooks = [m.register_forward_pre_hook(lambda _, args: caught.append(args[0])) for m in modules]
@@ -141,7 +141,7 @@ def test_the_dense_figures_are_those_of_the_model_itself():
 
 
 def test_what_is_no_finite_number_is_absent():
-    assert layer_similarity.plain(torch.tensor([1.5, math.nan, math.inf])) == [1.5, None, None]
+    assert layer_similarity.to_plain(torch.tensor([1.5, math.nan, math.inf])) == [1.5, None, None]
 
 
 @pytest.fixture

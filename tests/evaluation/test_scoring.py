@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.evaluation import scoring
 from bench.evaluation.forwards import Sweeping
-from bench.evaluation.scoring import Scorer, perplexity, stock, window_nll
+from bench.evaluation.scoring import Scorer, compute_perplexity, make_stock_scorer, nll_of_windows
 from bench.runs import measure
 from methods.errors import UserError
 from methods.model import precision
@@ -88,7 +88,7 @@ def reference(model, tokenizer, asked):
     That cache is wrong where a one-token answer meets a longer one of the same tokens, split earlier: it reads the
     first position of the longer one.
     """
-    lm = stock(model, tokenizer, max_length=MAX_LENGTH)
+    lm = make_stock_scorer(model, tokenizer, max_length=MAX_LENGTH)
     lm.logits_cache = False
     return lm._loglikelihood_tokens(asked, disable_tqdm=True)
 
@@ -130,7 +130,7 @@ def test_windows_of_frequencies_that_change_with_the_length_do_not_depend_on_the
         logits = turned(family)(ids[:, :-1], use_cache=False).logits
     want = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double()
     for batch_tokens in (5, 16, 20, 200):
-        torch.testing.assert_close(window_nll(model, ids, scored, batch_tokens)[:, 1:], want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(nll_of_windows(model, ids, scored, batch_tokens)[:, 1:], want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", TURNED)
@@ -181,7 +181,10 @@ def test_pruned_models(family, tokenizer):
 def test_texts_are_scored_like_lm_eval(tokenizer):
     """Empty contexts, texts longer than max_length, and answers' spaces, through the public methods."""
     model = tiny("llama")
-    ours, theirs = Scorer(model, tokenizer, max_length=MAX_LENGTH), stock(model, tokenizer, max_length=MAX_LENGTH)
+    ours, theirs = (
+        Scorer(model, tokenizer, max_length=MAX_LENGTH),
+        make_stock_scorer(model, tokenizer, max_length=MAX_LENGTH),
+    )
     draw = random.Random(5)
     text = " ".join(f"w{draw.randrange(3, VOCABULARY)}" for _ in range(3 * MAX_LENGTH + 5))
     pairs = [
@@ -196,7 +199,7 @@ def test_texts_are_scored_like_lm_eval(tokenizer):
 def test_generation_is_lm_evals(tokenizer):
     model = tiny("llama")
     prompts = [Instance("generate_until", {}, ("w5 w6 w7", {"until": ["w9"], "max_gen_toks": 5}), 0)]
-    want = stock(model, tokenizer).generate_until(prompts, disable_tqdm=True)
+    want = make_stock_scorer(model, tokenizer).generate_until(prompts, disable_tqdm=True)
     assert Scorer(model, tokenizer).generate_until(prompts, disable_tqdm=True) == want
 
 
@@ -240,10 +243,14 @@ def test_logits_are_bounded_and_the_tokens_of_a_forward_are_not(family, tokenize
     scorer, rows = small(family, tokenizer), list[int]()
     ids = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10, 11, 12]] * 3)
     asked = scorer.model, ids, torch.arange(10).expand(3, 10) > 0, 64
-    want, text, counts = scorer._loglikelihood_tokens(requests()), window_nll(*asked), recorded_forwards(scorer.model)
+    want, text, counts = (
+        scorer._loglikelihood_tokens(requests()),
+        nll_of_windows(*asked),
+        recorded_forwards(scorer.model),
+    )
     scorer.model.get_output_embeddings().register_forward_hook(lambda _head, _in, out: rows.append(out[..., 0].numel()))
     monkeypatch.setattr("bench.evaluation.scoring.LOGITS", 4 * VOCABULARY)
-    found, again = scorer._loglikelihood_tokens(requests()), window_nll(*asked)
+    found, again = scorer._loglikelihood_tokens(requests()), nll_of_windows(*asked)
     assert_same(found, want)
     assert torch.allclose(again, text, atol=1e-5)
     assert max(rows) == 4
@@ -275,7 +282,7 @@ def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
     cell = SimpleNamespace(method=method, protocol=protocol)
     answered = SimpleNamespace(recall=lambda name: {"main": "acc"})
-    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext, sweeping=Sweeping(2**20))
+    outcome = measure.CellProgress(*[lambda told: None] * 3, nullcontext, sweeping=Sweeping(2**20))
     measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
     assert asked == [{"batch_tokens": 16, "check": method == "dense", "sweeping": Sweeping(2**20)}]
 
@@ -301,7 +308,7 @@ def test_window_nll_is_that_of_a_plain_forward(family, batch_tokens):
         log_probability = model(ids).logits[:, :-1].double().log_softmax(-1)
     want = -log_probability.gather(2, ids[:, 1:, None])[..., 0] * scored[:, 1:]
     counts = recorded_forwards(model)
-    got = window_nll(model, ids, scored, batch_tokens)
+    got = nll_of_windows(model, ids, scored, batch_tokens)
     assert got.dtype == torch.float64
     assert torch.allclose(got[:, 1:], want, atol=1e-4)
     assert not got[~scored].any()
@@ -311,12 +318,12 @@ def test_window_nll_is_that_of_a_plain_forward(family, batch_tokens):
 def test_window_nll_refuses_what_has_no_context():
     ids = torch.full((1, 4), 5)
     with pytest.raises(ValueError, match="first token of a window"):
-        window_nll(tiny("llama"), ids, torch.ones(1, 4, dtype=torch.bool), 100)
+        nll_of_windows(tiny("llama"), ids, torch.ones(1, 4, dtype=torch.bool), 100)
 
 
 def test_perplexity_figures():
     sums, counts = torch.tensor([20.0, 33.0, 24.0]), torch.tensor([10, 15, 10])
-    figures = perplexity(sums, counts, bytes=140, words=22, drawn=True)
+    figures = compute_perplexity(sums, counts, bytes=140, words=22, drawn=True)
     mean = 77 / 35
     residuals = [20 - 10 * mean, 33 - 15 * mean, 24 - 10 * mean]
     error = math.sqrt(3 / 2 * sum(r * r for r in residuals)) / 35
@@ -339,7 +346,7 @@ def test_the_interval_covers_the_truth_19_times_of_20():
     for _ in range(400):
         counts = torch.randint(50, 100, (20,), generator=draw)
         sums = counts * (3.0 + 0.3 * torch.randn(20, generator=draw))
-        figures = perplexity(sums, counts, bytes=1000, words=1000, drawn=True)
+        figures = compute_perplexity(sums, counts, bytes=1000, words=1000, drawn=True)
         covered += figures["perplexity_low"] < math.exp(3.0) < figures["perplexity_high"]
     assert 0.92 < covered / 400 < 0.98
 
@@ -363,7 +370,7 @@ def test_the_softmax_in_parts_is_that_of_all_rows_and_of_equal_logits_the_first_
 
 
 def test_one_window_has_no_interval():
-    assert set(perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8, drawn=False)) == {
+    assert set(compute_perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8, drawn=False)) == {
         "perplexity",
         "word_perplexity",
         "bits_per_byte",
@@ -378,20 +385,22 @@ def test_one_window_has_no_interval():
 
 def test_an_interval_that_reaches_beyond_a_float_is_left_out():
     """Of a broken model: 20 and 180 nats per token, whose mean has a finite perplexity."""
-    figures = perplexity(torch.tensor([200.0, 1800.0]), torch.tensor([10, 10]), bytes=80, words=16, drawn=True)
+    figures = compute_perplexity(torch.tensor([200.0, 1800.0]), torch.tensor([10, 10]), bytes=80, words=16, drawn=True)
     assert figures["perplexity"] == pytest.approx(math.exp(100))
     assert not {"perplexity_low", "perplexity_high"} & figures.keys()
 
 
 def test_a_perplexity_beyond_a_float_is_endless():
-    figures = perplexity(torch.tensor([8000.0, 7000.0]), torch.tensor([10, 10]), bytes=21, words=5, drawn=False)
+    figures = compute_perplexity(torch.tensor([8000.0, 7000.0]), torch.tensor([10, 10]), bytes=21, words=5, drawn=False)
     assert figures["perplexity"] == figures["byte_perplexity"] == math.inf
     assert figures["nll_per_token"] == 750
-    assert math.isnan(perplexity(torch.tensor([math.nan]), torch.tensor([10]), 21, 5, drawn=False)["perplexity"])
+    assert math.isnan(
+        compute_perplexity(torch.tensor([math.nan]), torch.tensor([10]), 21, 5, drawn=False)["perplexity"]
+    )
 
 
 @pytest.mark.parametrize("words", [0, 1])
 def test_a_text_without_spaces_has_no_word_perplexity(words):
-    figures = perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words, drawn=False)
+    figures = compute_perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words, drawn=False)
     assert "word_perplexity" not in figures
     assert figures["perplexity"] == pytest.approx(math.exp(3))

@@ -17,7 +17,7 @@ import torch
 from bench.data import pretrained, task_loading
 from bench.data.task_sources import MMLU, OFFLINE
 from bench.evaluation import tasks
-from bench.evaluation.scoring import Scorer, stock
+from bench.evaluation.scoring import Scorer, make_stock_scorer
 
 DOCUMENTS = int(os.environ.get("PRUNEBENCH_DOCUMENTS", "4"))
 CASES = [(name, 0) for name in OFFLINE if name not in (*MMLU, "nq_open")]
@@ -32,13 +32,13 @@ pytestmark = pytest.mark.default_model
 def scorers():
     """Ours and lm-eval's, on the same model."""
     model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
-    return Scorer(model, tokenizer), stock(model, tokenizer)
+    return Scorer(model, tokenizer), make_stock_scorer(model, tokenizer)
 
 
 @pytest.mark.parametrize(("name", "fewshot"), ASKED)
 def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
     task = task_loading.load_tasks([name], fewshot=fewshot)[name]
-    documents = {name: task_loading.draw(task, DOCUMENTS, 0)}
+    documents = {name: task_loading.draw_documents(task, DOCUMENTS, 0)}
     (ours, samples), (theirs, reference) = (tasks.evaluate(lm, {name: task}, documents) for lm in scorers)
     got, want = samples[name], reference[name]
     assert len(got) == min(DOCUMENTS, len(task.eval_docs))

@@ -73,7 +73,7 @@ def evaluated(task, name, documents, likes=lambda context, continuation: 0.0):
 
 def test_hashing_documents_draws_no_bar_of_the_library(offline, capfd):
     """HellaSwag's are turned into lm-eval's form by `Dataset.map`, which draws one."""
-    tasks.fingerprint(offline["hellaswag"], [0, 5, 7])
+    tasks.fingerprint_of_task(offline["hellaswag"], [0, 5, 7])
     assert "Map" not in capfd.readouterr().err
 
 
@@ -97,7 +97,7 @@ def test_documents_prompts_and_right_answers(offline, name):
 @pytest.mark.parametrize("name", CHOICES)
 def test_targets_lie_within_the_choices_and_differ(offline, name):
     task = offline[name]
-    _, samples = evaluated(task, name, task_loading.draw(task, 120, 0))
+    _, samples = evaluated(task, name, task_loading.draw_documents(task, 120, 0))
     choices = samples["loglikelihoods"].map(len)
     assert choices.median() == CHOICES[name]
     assert ((samples["target"] >= 0) & (samples["target"] < choices)).all()
@@ -113,7 +113,7 @@ def test_boolq_answers_come_from_the_stored_column(offline):
     task, answers = offline["boolq"], [document["answer"] for document in offline["boolq"].eval_docs]
     assert [document["label"] for document in task.eval_docs] == [int(answer) for answer in answers]
     assert sum(answers) == 2033
-    ids = task_loading.draw(task, 200, 0)
+    ids = task_loading.draw_documents(task, 200, 0)
     figures, _ = evaluated(task, "boolq", ids, lambda _, continuation: float(continuation == " yes"))
     assert figures["metrics"]["acc"]["value"] == pytest.approx(sum(answers[position] for position in ids) / 200)
 
@@ -121,7 +121,7 @@ def test_boolq_answers_come_from_the_stored_column(offline):
 @pytest.mark.parametrize("name", ["hellaswag", "piqa", "copa", "boolq"])
 def test_the_right_choice_scores(offline, name):
     """A model that knows the right continuations is right everywhere, one that avoids them nowhere."""
-    task, ids = offline[name], task_loading.draw(offline[name], 40, 1)
+    task, ids = offline[name], task_loading.draw_documents(offline[name], 40, 1)
     _, samples = evaluated(task, name, ids)
     contexts, right = {}, set()
     task.build_all_requests(samples=ids)
@@ -135,11 +135,11 @@ def test_the_right_choice_scores(offline, name):
 
 
 def test_all_subjects_of_mmlu_load():
-    subjects = task_loading.load_tasks(task_loading.check(["mmlu"]))
+    subjects = task_loading.load_tasks(task_loading.check_tasks(["mmlu"]))
     assert len(subjects) == 57
     assert sum(len(task.eval_docs) for task in subjects.values()) == 14042
     task = subjects["mmlu_world_religions"]
-    figures, samples = evaluated(task, "mmlu_world_religions", task_loading.draw(task, 60, 0))
+    figures, samples = evaluated(task, "mmlu_world_religions", task_loading.draw_documents(task, 60, 0))
     assert set(samples["target"]) == {0, 1, 2, 3}
     assert figures["main"] == "acc"
 
@@ -182,7 +182,7 @@ def test_a_task_with_two_filters_has_a_row_per_document_and_a_metric_per_filter(
 
 def test_samples_belong_to_the_documents_that_were_drawn(offline):
     task = offline["hellaswag"]
-    ids = task_loading.draw(task, 5, 3)
+    ids = task_loading.draw_documents(task, 5, 3)
     _, samples = evaluated(task, "hellaswag", ids, lambda _, continuation: -float(len(continuation)))
     assert samples["doc_id"].tolist() == ids
     for row, doc_id in enumerate(ids):
@@ -203,7 +203,7 @@ def test_hashes_do_not_depend_on_what_else_is_drawn(offline):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_nat_per_byte_of_every_answer_is_as_many_bits(offline, name):
-    ids = task_loading.draw(offline[name], 40, 2)
+    ids = task_loading.draw_documents(offline[name], 40, 2)
     figures, samples = evaluated(offline[name], name, ids, lambda _, text: -float(len(text.encode())))
     assert samples["answer_bpb"].tolist() == pytest.approx([1 / math.log(2)] * 40)
     assert figures["answer_bpb"] == {"value": pytest.approx(1 / math.log(2)), "stderr": pytest.approx(0, abs=1e-9)}
@@ -228,7 +228,9 @@ def test_generated_answers_have_no_bits_per_byte(offline):
 
 def test_figures_are_those_of_the_record(offline):
     task = offline["piqa"]
-    figures, samples = evaluated(task, "piqa", task_loading.draw(task, 50, 0), lambda _, text: -float(len(text)))
+    figures, samples = evaluated(
+        task, "piqa", task_loading.draw_documents(task, 50, 0), lambda _, text: -float(len(text))
+    )
     others = {"main", "chance", "version", "documents", "available", "fewshot"}
     assert figures.keys() == {"metrics", "answer_bpb", *others}
     assert figures["metrics"].keys() == {"acc", "acc_norm"}
@@ -265,7 +267,7 @@ def test_evaluation_is_silent(offline, capfd):
 
 
 def test_examples_of_mmlu_are_its_dev_split_in_order():
-    task = task_loading.load_tasks(task_loading.check(["mmlu_anatomy"], fewshot=5), fewshot=5)["mmlu_anatomy"]
+    task = task_loading.load_tasks(task_loading.check_tasks(["mmlu_anatomy"], fewshot=5), fewshot=5)["mmlu_anatomy"]
     task.build_all_requests(samples=[0])
     context = task.instances[0].args[0]
     head, *examples, question = context.split("\n\n")

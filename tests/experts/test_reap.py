@@ -15,13 +15,13 @@ import methods
 from bench import healing
 from bench.plan.protocol import Recipe
 from methods.errors import OutOfReach, Unsupported
-from methods.experts.reap import experts_to_go, lowest_of_groups, routed
+from methods.experts.reap import experts_to_go, lowest_of_groups, sum_routed_outputs
 from methods.model import activations
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from reports import removed
-from reports.tables.views import view
+from reports.tables.views import build_view
 
 ROWS = [
     list(range(3, 20)),
@@ -87,7 +87,7 @@ def renormalises(model: Decoder) -> bool:
 def test_scores_are_those_of_a_loop_over_tokens_and_experts(family):
     model, tokens = Decoder(tiny(family)), padded(ROWS)
     want = by_hand(model, tokens)
-    for sums, (N, norms, weighed) in zip(want, routed(model, tokens), strict=True):
+    for sums, (N, norms, weighed) in zip(want, sum_routed_outputs(model, tokens), strict=True):
         assert torch.equal(N, sums["N"])
         assert int(N.sum()) == int(tokens.mask.sum()) * model.config.num_experts_per_tok
         torch.testing.assert_close(norms, sums["norms"], rtol=1e-5, atol=0)
@@ -114,7 +114,7 @@ def test_an_expert_that_no_token_takes_scores_nothing_and_goes_first():
     for layer in model.layers:
         rows = layer.experts.router.weight.data
         rows[1], rows[3], rows[5] = -rows[0], -rows[2], 0  # two others are always above 0
-    N = torch.stack([counts[0] for counts in routed(model, calibration())])
+    N = torch.stack([counts[0] for counts in sum_routed_outputs(model, calibration())])
     assert N[:, 5].tolist() == [0] * 6
     decisions = methods.make("reap").prune(model, calibration(), 0.1)
     for counts, scores, gone in zip(N, decisions["scores"], decisions["removed_experts"], strict=True):
@@ -207,7 +207,9 @@ def test_three_scores_at_two_ratios_read_the_calibration_once(monkeypatch):
             kept[name] = found()
         return kept[name]
 
-    monkeypatch.setattr("methods.experts.reap.by_layer", lambda *given: read.append(1) or activations.by_layer(*given))
+    monkeypatch.setattr(
+        "methods.experts.reap.by_layer", lambda *given: read.append(1) or activations.collect_by_layer(*given)
+    )
     ids = calibration().ids
     tokens = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), sha256=hashlib.sha256(b"").hexdigest(), keep=keep)
     for method in EXPERTS:
@@ -255,18 +257,18 @@ def test_reports_tell_what_is_left_of_experts_and_which_parameters_are_active():
     decided = {"experts": [6, 0, 6], "removed_experts": [[0, 3], [], [1, 2]]}
     plain = ok("reap", 0.2, measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0) | {"dense_layers": 3} | sizes)
     record = dataclasses.replace(plain, decisions=decided)
-    assert removed.remaining(record) == removed.Remaining((1.0, 1.0, 1.0), (0.75, 1.0, 0.75), "units")
-    assert removed.went(record) == {"experts": "0 to 2 of a layer, mean 1.3"}
+    assert removed.remaining_of(record) == removed.Remaining((1.0, 1.0, 1.0), (0.75, 1.0, 0.75), "units")
+    assert removed.removals_of(record) == {"experts": "0 to 2 of a layer, mean 1.3"}
     for active, shown in ((2e6, True), (3e6, False)):
         one = dataclasses.replace(record, measured=record.measured | {"active_parameters": active})
-        (table,) = view("main", [DENSE, one])
+        (table,) = build_view("main", [DENSE, one])
         assert ("active_parameters" in [column.name for column in table.columns]) == shown
 
 
 def test_adapters_lie_beside_the_attention_of_a_mixture():
     model = Decoder(tiny("mixtral", layers=2))
     before = {name: one.clone() for name, one in model.model.named_parameters()}
-    with healing.trainable(model, Recipe(kind="lora", tokens=64, length=16, batch=2)) as weights:
+    with healing.make_trainable(model, Recipe(kind="lora", tokens=64, length=16, batch=2)) as weights:
         assert len(weights) == 2 * 2 * 4
         assert all("attn" in name for name in weights)
     assert before.keys() == dict(model.model.named_parameters()).keys()

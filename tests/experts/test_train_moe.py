@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import methods
 from bench.data import pretrained, texts
 from methods.model.decoder import Decoder
-from methods.model.structures import mixtures
+from methods.model.structures import mixtures_of
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_it_learns_from_the_documents_of_calibration_alone(recipe, text_file, mo
     monkeypatch.setattr(recipe, "train", lambda model, tokens, steps, generator: seen.update(tokens=tokens) or [1.0])
     recipe.main(["--out", str(tmp_path / "moe")])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "moe")
-    known, unseen = texts.halves(str(text_file))
+    known, unseen = texts.split_halves(str(text_file))
     assert tokenizer.decode(seen["tokens"]).split("<end>")[1:] == known
     assert not set(known) & set(unseen)
 
@@ -60,6 +60,6 @@ def test_the_loss_falls_and_a_run_takes_the_folder(recipe, tmp_path, capsys):
     assert "30 steps" in capsys.readouterr().out
     model, tokenizer = pretrained.load(str(tmp_path / "moe"), torch.device("cpu"), torch.float32)
     decoder = Decoder(model)
-    assert {experts.count for experts in mixtures(decoder).values()} == {16}
-    block = texts.calibration(tokenizer, recipe.TEXTS[0], 4, 24, 0)
+    assert {experts.count for experts in mixtures_of(decoder).values()} == {16}
+    block = texts.make_calibration(tokenizer, recipe.TEXTS[0], 4, 24, 0)
     assert methods.make("reap").prune(decoder, block, 0.3)["experts"][0] < 16

@@ -39,8 +39,8 @@ def nothing_is_left_running():
 def outcomes(model, folder, dtype=torch.float32, **how):
     """What the checks of an export say, by name."""
     file = folder / "model.gguf"
-    gguf_file.write(model, bpe(), file, dtype, "tiny", **how)
-    return {check.name: check for check in engine_check.check(file, bpe(), WINDOWS, threads=1)}
+    gguf_file.write_gguf(model, bpe(), file, dtype, "tiny", **how)
+    return {check.name: check for check in engine_check.check_gguf(file, bpe(), WINDOWS, threads=1)}
 
 
 def failed(checks):
@@ -105,23 +105,23 @@ def test_what_llama_cpp_does_not_compute_is_given_to_it_as_zeros(trap, tmp_path,
         without(form)
         return form
 
-    monkeypatch.setattr(gguf_file, "engine_form", bare)
+    monkeypatch.setattr(gguf_file, "form_of_model", bare)
     assert failed(outcomes(uneven("llama", gone=gone), tmp_path)) == fails
 
 
 @engine
 def test_llama_cpp_turns_pairs_of_neighbours(tmp_path, monkeypatch):
     """A file whose query and key rows are not interleaved is another model there, though it reads back as the same."""
-    monkeypatch.setattr(gguf_file, "interleaved", lambda rows, heads: rows)
-    monkeypatch.setattr(gguf, "halves", lambda rows, heads: rows)
+    monkeypatch.setattr(gguf_file, "reorder_interleaved", lambda rows, heads: rows)
+    monkeypatch.setattr(gguf, "reorder_halves", lambda rows, heads: rows)
     assert failed(outcomes(uneven("llama"), tmp_path))[0] == "llama.cpp logits"
 
 
 @engine
 def test_another_tokenizer_is_found_out(tmp_path):
     file = tmp_path / "model.gguf"
-    gguf_file.write(droped("llama"), bpe(), file, torch.float32, "tiny")
-    checks = {check.name: check for check in engine_check.check(file, bpe(bos=False), None, threads=1)}
+    gguf_file.write_gguf(droped("llama"), bpe(), file, torch.float32, "tiny")
+    checks = {check.name: check for check in engine_check.check_gguf(file, bpe(bos=False), None, threads=1)}
     assert failed(checks) == ["llama.cpp tokens"]
 
 
@@ -141,13 +141,13 @@ def test_llama_cpp_quantises_what_has_whole_blocks(kind, tmp_path):
 @engine
 def test_a_file_that_llama_cpp_cannot_read_is_an_outcome(tmp_path):
     file = tmp_path / "model.gguf"
-    gguf_file.write(droped("llama"), bpe(), file, torch.float32, "tiny")
+    gguf_file.write_gguf(droped("llama"), bpe(), file, torch.float32, "tiny")
     file.write_bytes(file.read_bytes()[:-64])
     failure = llama_cpp.compute(file, [[1, 2]], "a", threads=1)
     assert (failure.status, "cannot read the file" in failure.reason) == ("error", True)
-    (check,) = engine_check.check(file, bpe(), WINDOWS, threads=1)
+    (check,) = engine_check.check_gguf(file, bpe(), WINDOWS, threads=1)
     assert (check.name, check.passed) == ("loads", False)
-    assert "\n" not in check.found
+    assert "\n" not in check.outcome
 
 
 def test_an_engine_that_hangs_or_crashes_is_an_outcome():
@@ -161,23 +161,23 @@ def test_an_engine_that_hangs_or_crashes_is_an_outcome():
 @pytest.mark.parametrize("spoil", ["hangs", "is garbage"])
 def test_what_the_engine_does_is_in_the_check(spoil, tmp_path, monkeypatch):
     file, model = tmp_path / "model.gguf", droped("llama")
-    gguf_file.write(model, bpe(), file, torch.float32, "tiny")
+    gguf_file.write_gguf(model, bpe(), file, torch.float32, "tiny")
     garbage = llama_cpp.EngineAnswer(
         bpe()(engine_check.vocabulary.SAMPLE)["input_ids"], torch.zeros(24, 260).numpy(), 0
     )
     answer = llama_cpp.Failure("timed_out", "silent for 600 s") if spoil == "hangs" else garbage
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: True)
     monkeypatch.setattr(llama_cpp, "compute", lambda *args, **how: answer)
-    checks = {check.name: check for check in engine_check.check(file, bpe(), None, threads=1)}
+    checks = {check.name: check for check in engine_check.check_gguf(file, bpe(), None, threads=1)}
     assert failed(checks) == (["llama.cpp"] if spoil == "hangs" else ["llama.cpp logits"])
     if spoil == "hangs":
-        assert checks["llama.cpp"].found == "timed_out, silent for 600 s"
+        assert checks["llama.cpp"].outcome == "timed_out, silent for 600 s"
 
 
 def test_a_missing_engine_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     checks = outcomes(droped("llama"), tmp_path)
     assert failed(checks) == []
-    assert checks["llama.cpp"].found == "not asked, for it is not installed: pip install 'prunebench[llama]'"
+    assert checks["llama.cpp"].outcome == "not asked, for it is not installed: pip install 'prunebench[llama]'"
     with pytest.raises(UserError, match=r"q8_0 is written by llama\.cpp, which is not installed: pip install"):
-        gguf_file.write(droped("llama"), bpe(), tmp_path / "q.gguf", torch.float32, "tiny", quantised="q8_0")
+        gguf_file.write_gguf(droped("llama"), bpe(), tmp_path / "q.gguf", torch.float32, "tiny", quantised="q8_0")

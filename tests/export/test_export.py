@@ -19,9 +19,9 @@ from bench.export import write as export
 from bench.inference import llama_cpp
 from bench.plan.trust import Trust
 from bench.records.run_folder import is_run, load_run
-from bench.runs.saving import RELOADED, wanted_dtype
+from bench.runs.saving import RELOADED, dtype_to_save
 from methods.checkpoint import save_load
-from methods.files import sha256
+from methods.files import hash_file
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_a_saved_model_is_taken_unless_it_was_rounded(saving, monkeypatch):
     ):
         one = replace(record, measured=record.measured | {"saved": saved})
         assert (export.model_of(one, trust, "cpu", asked) != "made again") == taken
-    monkeypatch.setattr(named, "stored_dtype", lambda model: "bfloat16")  # which "auto" then means
+    monkeypatch.setattr(named, "dtype_of_weights", lambda model: "bfloat16")  # which "auto" then means
     one = replace(record, measured=record.measured | {"saved": rounded})
     assert export.model_of(one, trust, "cpu", "auto") != "made again"
 
@@ -185,12 +185,14 @@ def test_a_file_is_checked_without_the_base_and_the_text_of_its_run(why, saving,
     (tmp_path / "short.txt").write_text("the cat sat\n\nwith them")
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(engine_check, "check", lambda *given, **how: asked.append(given) or iter(()))
+    monkeypatch.setattr(engine_check, "check_gguf", lambda *given, **how: asked.append(given) or iter(()))
     record = by_label(saving)["drop-tail"]
     protocol = record.cell["protocol"] | {"texts": [text]}
     one = replace(record, cell=record.cell | {"model": str(tmp_path / "moved"), "protocol": protocol})
     assert (
-        list(export.checks(one, Trust(saving, names=(text,)), export.Wish(tmp_path / "model.gguf", format="gguf")))
+        list(
+            export.check_engine(one, Trust(saving, names=(text,)), export.Wish(tmp_path / "model.gguf", format="gguf"))
+        )
         == []
     )
     said = capsys.readouterr().err.splitlines()[-1]
@@ -387,7 +389,7 @@ def spoil_numbers(folder):
     next(iter(tensors.values()))[0] = float("nan")
     save_file(tensors, weights, {"format": "pt"})
     path = folder / "prunebench.json"
-    entry = {"bytes": weights.stat().st_size, "sha256": sha256(weights)}
+    entry = {"bytes": weights.stat().st_size, "sha256": hash_file(weights)}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": {weights.name: entry}}))
 
 
@@ -441,16 +443,16 @@ def test_a_saved_model_is_a_model_of_the_command_line(run_with, saving, text_fil
 
 
 def test_what_a_model_folder_says_of_itself(tmp_path, model_folder):
-    assert named.licence("smollm2-135m") == "Apache-2.0"
-    assert named.licence(str(model_folder)) is None
+    assert named.licence_of_model("smollm2-135m") == "Apache-2.0"
+    assert named.licence_of_model(str(model_folder)) is None
     folder = shutil.copytree(model_folder, tmp_path / "model")
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: 'mit'\n---\n# A model\nlicense: none\n")
-    assert named.licence(str(folder)) == "mit"
-    assert named.stored_dtype(str(folder)) == "float32"
+    assert named.licence_of_model(str(folder)) == "mit"
+    assert named.dtype_of_weights(str(folder)) == "float32"
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
-    assert wanted_dtype("auto", str(folder), "float32") == torch.bfloat16
-    assert wanted_dtype("float16", str(folder), "float32") == torch.float16
+    assert dtype_to_save("auto", str(folder), "float32") == torch.bfloat16
+    assert dtype_to_save("float16", str(folder), "float32") == torch.float16
 
 
 def test_uniform_cuts_widths_alike_and_says_so_in_the_label(run_with, capsys):

@@ -50,11 +50,11 @@ def test_a_format_holds_the_models_of_a_method_as_the_table_says(method):
     if HEADS in hard and HEADS not in shapes:
         shapes, hard = shapes - {CHANNELS}, set()
     assert shapes <= hard
-    form = save_load.form_of(model, save_load.default_probe(model))
+    form = save_load.form_of(model, save_load.make_probe(model))
     assert form.reason is None or {shape.hf for shape in rows} == {"prunebench"}
     for held, ask in (
         ({shape.gguf.partition(",")[0] for shape in rows}, gguf_file.contents_of),
-        ({shape.nemotron_nas for shape in rows}, engine_form.form_of),
+        ({shape.nemotron_nas for shape in rows}, engine_form.nemotron_form_of),
     ):
         if held == {"no"} and (shapes or method in ("slicegpt", "svd-llm")):
             with pytest.raises(UserError) as caught:
@@ -70,9 +70,9 @@ def test_hf_alone_holds_a_mixture_and_as_stock(method):
     (row,) = rows_of(method)
     model = Decoder(tiny("mixtral", layers=2))
     methods.make(method).prune(model, calibration(), 0.3)
-    assert save_load.form_of(model, save_load.default_probe(model)).reason is None
+    assert save_load.form_of(model, save_load.make_probe(model)).reason is None
     assert (row.hf, row.gguf, row.nemotron_nas) == ("stock", "no", "no")
-    for ask in (gguf_file.contents_of, engine_form.form_of):
+    for ask in (gguf_file.contents_of, engine_form.nemotron_form_of):
         with pytest.raises(UserError, match="this model is a mixtral"):
             ask(model)
 
@@ -83,7 +83,7 @@ def test_no_format_but_hf_holds_a_map(repair):
     model, _ = pruned(f"shortgpt+{repair}", "llama", 0.3)
     assert any(maps_of(model))
     assert (row.hf, row.gguf, row.nemotron_nas) == ("prunebench", "no", "no")
-    for ask in (gguf_file.contents_of, engine_form.form_of):
+    for ask in (gguf_file.contents_of, engine_form.nemotron_form_of):
         with pytest.raises(UserError, match="a linear map of the residual stands"):
             ask(model)
 
@@ -94,7 +94,7 @@ def test_every_method_is_in_the_table():
 
 
 def test_the_guide_repeats_the_table(capsys):
-    heading, *rows = write.table()
+    heading, *rows = write.table_of_formats()
     lines = [f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *rows)]
     assert "\n".join(lines) in GUIDE.read_text(encoding="utf-8")
     assert main(["list", "formats"]) == 0

@@ -17,7 +17,7 @@ from uneven_models import bpe, droped, uneven, with_a_map
 
 import methods
 from bench.data import pretrained as named
-from bench.data.gguf import architecture, read
+from bench.data.gguf import architecture_of_file, read
 from bench.export import engine_form, gguf_file
 from methods.errors import CheckpointError, Unwritable, UserError
 from methods.model.decoder import Decoder
@@ -35,10 +35,10 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 def test_a_gguf_file_is_the_model_again(kind, dtype, ids, tmp_path):
     model, tokenizer = droped(FILES[kind][0], **FILES[kind][1]), bpe()
-    gguf_file.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
+    gguf_file.write_gguf(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
-    rounded = {name: gguf_file.rounded(name, tensor, dtype) for name, tensor in model.model.state_dict().items()}
+    rounded = {name: gguf_file.round_tensor(name, tensor, dtype) for name, tensor in model.model.state_dict().items()}
     model.model.load_state_dict(rounded)
     assert len(again.layers) == 4
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
@@ -50,15 +50,15 @@ def test_numbers_that_a_dtype_does_not_hold_are_refused(tmp_path):
     model = droped("llama")
     model.layers[0].down.weight.data[0, 0] = 1e5
     with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight has numbers that float16 does not hold; store it"):
-        gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float16, "tiny")
+        gguf_file.write_gguf(model, bpe(), tmp_path / "model.gguf", torch.float16, "tiny")
     with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight has numbers that float16 does not hold; store it"):
-        engine_form.write(model, bpe(), tmp_path / "nas", torch.float16, shard_bytes=10**9)
+        engine_form.write_nemotron(model, bpe(), tmp_path / "nas", torch.float16, shard_bytes=10**9)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_channels_of_zeros_for_a_removed_mlp_are_a_multiple_too():
     model = uneven("llama", heads=(), gone="mlp 1")
-    form = engine_form.engine_form(model, "GGUF", multiple=64, heads=(2, 1), channels=32)
+    form = engine_form.form_of_model(model, "GGUF", multiple=64, heads=(2, 1), channels=32)
     assert {layer.I % 64 for layer in form.layers} == {0}
     assert form.layers[1].I == 64
 
@@ -66,14 +66,14 @@ def test_the_channels_of_zeros_for_a_removed_mlp_are_a_multiple_too():
 def test_a_gguf_file_of_uniform_widths(ids, tmp_path):
     model = Decoder(tiny("llama", vocab_size=260))
     methods.make("minitron-width", {}).prune(model, calibration(), 0.2)
-    gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
+    gguf_file.write_gguf(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
     again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
 
 
 def test_rows_are_interleaved_as_rotary_halves():
     rows = torch.arange(8)[:, None] * torch.ones(1, 3)
-    assert gguf_file.interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert gguf_file.reorder_interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 class Float32Alive(TorchDispatchMode):
@@ -112,7 +112,7 @@ def test_a_gguf_file_takes_a_few_matrices_in_float32_and_never_the_model(dtype, 
     whole = 4 * sum(parameter.numel() for parameter in model.model.parameters())
     tokenizer = bpe()
     with Float32Alive() as alive:
-        gguf_file.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
+        gguf_file.write_gguf(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
     assert largest <= alive.peak <= 6 * largest < whole / 4, (alive.peak / largest, whole / largest)
 
 
@@ -133,8 +133,8 @@ DECI = {
 @pytest.mark.parametrize("kind", DECI)
 def test_a_gguf_file_of_uneven_layers_is_the_model_again(kind, ids, tmp_path):
     model = DECI[kind]()
-    contents = gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
-    assert architecture(tmp_path / "model.gguf") == "deci"
+    contents = gguf_file.write_gguf(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
+    assert architecture_of_file(tmp_path / "model.gguf") == "deci"
     again = read(tmp_path / "model.gguf", torch.float32)
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
     put = sum(parameter.numel() for parameter in again.model.parameters())
@@ -146,10 +146,10 @@ def test_a_gguf_file_of_uneven_layers_is_the_model_again(kind, ids, tmp_path):
 def test_a_gguf_file_of_uneven_layers_is_a_base_model(kind, ids, tmp_path):
     """As --model takes it: its shape without weights, its weights in a dtype, and its tokenizer."""
     model, file = DECI[kind](), tmp_path / "model.gguf"
-    gguf_file.write(model, bpe(), file, torch.float32, "tiny")
+    gguf_file.write_gguf(model, bpe(), file, torch.float32, "tiny")
     base, tokenizer = named.load(str(file), torch.device("cpu"), torch.float32)
     torch.testing.assert_close(logits(Decoder(base), ids), logits(model, ids), rtol=0, atol=1e-6)
-    shell = named.shell(str(file))
+    shell = named.make_shell(str(file))
     assert {name: one.shape for name, one in shell.state_dict().items()} == {
         name: one.shape for name, one in base.state_dict().items()
     }
@@ -167,7 +167,7 @@ def test_what_llama_cpp_cannot_do_without_is_zeros():
 
 def test_channels_are_filled_up_to_a_multiple(ids, tmp_path):
     model = uneven("llama", gone="mlp 1")
-    contents = gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny", multiple=16)
+    contents = gguf_file.write_gguf(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny", multiple=16)
     assert [one.I for one in contents.form.layers] == [48, 32, 48, 48, 48, 48]
     again = read(tmp_path / "model.gguf", torch.float32)
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
@@ -175,7 +175,7 @@ def test_channels_are_filled_up_to_a_multiple(ids, tmp_path):
 
 def test_a_file_that_is_cut_short_is_no_model(tmp_path):
     path = tmp_path / "model.gguf"
-    gguf_file.write(uneven("llama"), bpe(), path, torch.float32, "tiny")
+    gguf_file.write_gguf(uneven("llama"), bpe(), path, torch.float32, "tiny")
     whole = path.read_bytes()
     for size in (10, 2000, len(whole) - 40):
         path.write_bytes(whole[:size])
@@ -193,7 +193,7 @@ READINGS = [
 @pytest.mark.parametrize("lacks", ["blk.1.ffn_down.weight", "output_norm.weight"])
 def test_a_file_that_lacks_weights_is_no_model(model, lacks, tmp_path):
     path = tmp_path / "model.gguf"
-    gguf_file.write(model("llama"), bpe(), path, torch.float32, "tiny")
+    gguf_file.write_gguf(model("llama"), bpe(), path, torch.float32, "tiny")
     written = path.read_bytes()
     assert written.count(lacks.encode()) == 1
     path.write_bytes(written.replace(lacks.encode(), lacks.replace("_", "-").encode()))
@@ -207,8 +207,8 @@ def test_a_part_of_a_split_file_is_refused_by_name(model, tmp_path, monkeypatch)
     path = tmp_path / "model-00001-of-00002.gguf"
     monkeypatch.setattr(gguf.GGUFWriter, "add_name", lambda writer, _: writer.add_uint16("split.count", 2))
     monkeypatch.setattr(gguf_file, "_read_back", lambda *_: None)  # which would refuse it too
-    gguf_file.write(model("llama"), bpe(), path, torch.float32, "tiny")
-    for reading in (*READINGS, lambda file: named.shell(str(file))):
+    gguf_file.write_gguf(model("llama"), bpe(), path, torch.float32, "tiny")
+    for reading in (*READINGS, lambda file: named.make_shell(str(file))):
         with pytest.raises(CheckpointError, match=rf"^{path} is one of 2 parts of a model; `llama-gguf-split --merge"):
             reading(path)
 
@@ -226,7 +226,7 @@ def test_other_rotary_positions_of_a_foreign_file_are_refused(says, reason, tmp_
     path = tmp_path / "model.gguf"
     monkeypatch.setattr(gguf.GGUFWriter, "add_rope_dimension_count", lambda writer, _: says(writer))
     monkeypatch.setattr(gguf_file, "_read_back", lambda *_: None)  # which would refuse it too
-    gguf_file.write(uneven("llama"), bpe(), path, torch.float32, "tiny")
+    gguf_file.write_gguf(uneven("llama"), bpe(), path, torch.float32, "tiny")
     if reason is None:
         assert len(read(path, torch.float32).layers) == 6
     else:
@@ -248,7 +248,7 @@ def test_a_split_is_read_again(name, other, tmp_path):
     tokenizer.backend_tokenizer.pre_tokenizer = splits[name]
     text = "a 12 a12 12\n\n  a \n\na   12, a\n"
     path = tmp_path / "model.gguf"
-    gguf_file.write(Decoder(tiny("llama", vocab_size=266)), tokenizer, path, torch.float32, "tiny")
+    gguf_file.write_gguf(Decoder(tiny("llama", vocab_size=266)), tokenizer, path, torch.float32, "tiny")
     found = gguf_file.read_tokenizer(path)
     assert gguf.GGUFReader(path).get_field("tokenizer.ggml.pre").contents() == name
     assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -277,7 +277,7 @@ NO_GGUF = {
 def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
     make, words = NO_GGUF[reason]
     with pytest.raises(UserError, match=words) as caught:
-        gguf_file.write(make(), bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
+        gguf_file.write_gguf(make(), bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -285,15 +285,15 @@ def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
 def test_a_place_that_takes_no_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Unwritable, match=r"model\.gguf cannot be written: File exists"):
-        gguf_file.write(droped("llama"), bpe(), tmp_path / "file" / "model.gguf", torch.float32, "tiny")
+        gguf_file.write_gguf(droped("llama"), bpe(), tmp_path / "file" / "model.gguf", torch.float32, "tiny")
 
 
 def test_a_tokenizer_that_gguf_has_no_word_for_is_refused(tmp_path, model_folder):
     words = AutoTokenizer.from_pretrained(model_folder)
     with pytest.raises(UserError, match="written for BPE tokenizers with merges; this one is a WordLevel"):
-        gguf_file.write(droped("llama"), words, tmp_path / "model.gguf", torch.float32, "tiny")
+        gguf_file.write_gguf(droped("llama"), words, tmp_path / "model.gguf", torch.float32, "tiny")
     with pytest.raises(UserError, match="no word for how this tokenizer splits text: Split, ByteLevel"):
-        gguf_file.write(droped("llama"), bpe(regex="[a-z]"), tmp_path / "model.gguf", torch.float32, "tiny")
+        gguf_file.write_gguf(droped("llama"), bpe(regex="[a-z]"), tmp_path / "model.gguf", torch.float32, "tiny")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -301,7 +301,7 @@ def test_a_split_that_gguf_has_a_word_for(tmp_path):
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     tokenizer = bpe(regex=GGUF_PRE_TOKENIZER_SPLITS["qwen2"])
-    gguf_file.write(droped("llama"), tokenizer, tmp_path / "model.gguf", torch.float32, "tiny")
+    gguf_file.write_gguf(droped("llama"), tokenizer, tmp_path / "model.gguf", torch.float32, "tiny")
     assert (
         AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")("a 12")["input_ids"]
         == tokenizer("a 12")["input_ids"]
@@ -314,7 +314,7 @@ def test_the_default_model_goes_to_gguf_and_back(tmp_path):
     loaded, tokenizer = named.load("smollm2-135m", torch.device("cpu"), torch.float32)
     model = Decoder(loaded)
     methods.make("drop", {"layers": "3-25"}).prune(model, calibration(), 0.0)
-    gguf_file.write(model, tokenizer, tmp_path / "model.gguf", torch.float32, "SmolLM2-135M-Instruct")
+    gguf_file.write_gguf(model, tokenizer, tmp_path / "model.gguf", torch.float32, "SmolLM2-135M-Instruct")
     again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
     prompt = tokenizer("The Eiffel Tower is located in", return_tensors="pt")["input_ids"]
     torch.testing.assert_close(logits(again, prompt), logits(model, prompt), rtol=0, atol=1e-4)

@@ -10,7 +10,7 @@ from hub_server import LocalHub
 from huggingface_hub import ModelCard, constants
 
 from bench.cli.main import main
-from bench.export.write import push
+from bench.export.write import push_folder
 from bench.records.run_folder import load_run
 from methods.checkpoint import save_load
 from methods.model.decoder import Decoder
@@ -77,7 +77,7 @@ def test_a_push_leaves_no_weights_of_an_earlier_one(hub, tmp_path):
     mine = dict.fromkeys(("notes.json", "models/a.safetensors", "tokenizers/mine.txt"), b"of the owner")
     for name, most in (("whole", 10**9), ("in files", 20_000), ("whole again", 10**9)):
         save_load.save(model, tmp_path / name, shard_bytes=most)
-        push(tmp_path / name, "org/again", public=False)
+        push_folder(tmp_path / name, "org/again", public=False)
         there = hub.handler.repositories["org/again"]["files"]
         if name == "whole":
             there |= mine

@@ -9,7 +9,7 @@ import pytest
 from pages import ROOT
 
 from bench.cli.main import main
-from bench.export.write import results
+from bench.export.write import results_of_record
 from bench.records.record import metric_of_task
 from bench.records.run_folder import load_run
 from methods.errors import UserError
@@ -54,7 +54,7 @@ def test_lm_evals_own_table_shows_the_figures_of_the_record(record, tmp_path, ca
 
 
 def test_the_file_says_what_was_asked_and_of_how_many_documents(record):
-    content = results(record)
+    content = results_of_record(record)
     assert content["config"]["model_args"]["method"] == "flap"
     for name, task in record.measured["tasks"].items():
         assert content["n-samples"][name] == {"original": task["available"], "effective": task["documents"]}
@@ -62,7 +62,7 @@ def test_the_file_says_what_was_asked_and_of_how_many_documents(record):
 
 def test_a_text_of_a_file_is_called_by_its_name_alone(record):
     texts = {"/home/me/letters.txt": record.measured["perplexity"]["wiki"]}
-    content = json.dumps(results(replace(record, measured=record.measured | {"perplexity": texts})))
+    content = json.dumps(results_of_record(replace(record, measured=record.measured | {"perplexity": texts})))
     assert "prunebench_letters" in content
     assert "/home" not in content
 
@@ -71,7 +71,7 @@ def test_a_metric_behind_a_filter_keeps_its_name(record):
     tasks = {"gsm8k": {"main": "exact_match,strict-match"}}
     tasks["gsm8k"]["metrics"] = {"exact_match,strict-match": {"value": 0.5, "stderr": 0.1}}
     tasks["gsm8k"] |= {"version": 3.0, "documents": 10, "available": 10, "fewshot": 5}
-    content = results(replace(record, measured=record.measured | {"tasks": tasks}))
+    content = results_of_record(replace(record, measured=record.measured | {"tasks": tasks}))
     assert content["results"]["gsm8k"] == {
         "alias": "gsm8k",
         "exact_match,strict-match": 0.5,
@@ -81,7 +81,7 @@ def test_a_metric_behind_a_filter_keeps_its_name(record):
 
 def test_what_has_no_figures_or_no_place_is_one_line(record, tmp_path, capsys):
     with pytest.raises(UserError, match="flap was measured on no task and no text"):
-        results(replace(record, measured=record.measured | {"tasks": {}, "perplexity": {}}))
+        results_of_record(replace(record, measured=record.measured | {"tasks": {}, "perplexity": {}}))
     there = tmp_path / "there.json"
     there.write_text("mine")
     for arguments, said in (

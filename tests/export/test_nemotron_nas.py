@@ -30,7 +30,7 @@ KINDS = {
 
 
 def write(model, folder, **how):
-    return engine_form.write(model, bpe(), folder, torch.float32, shard_bytes=10**9, **how)
+    return engine_form.write_nemotron(model, bpe(), folder, torch.float32, shard_bytes=10**9, **how)
 
 
 @pytest.mark.parametrize("kind", KINDS)

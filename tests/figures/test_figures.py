@@ -28,15 +28,15 @@ from bench.records import run_folder
 from bench.records.record import Record
 from methods.files import write_atomically
 from reports.figures import catalogue, style
-from reports.figures.catalogue import figures
-from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, spread
-from reports.figures.figure import FORMATS, Figure, save, svg, written
+from reports.figures.catalogue import figures_of_report
+from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, move_apart
+from reports.figures.figure import FORMATS, Figure, render_figure, save_figure, to_svg
 from reports.figures.pareto import front_of
 from reports.figures.quality import PlottedPoint
 from reports.figures.traces import _boxes
 
 ROOT = Path(__file__).parents[2]
-LOOKING = [card.name for card in methods.catalogue() if card.look and card.name != "dense"]
+LOOKING = [card.name for card in methods.cards_of_methods() if card.look and card.name != "dense"]
 HOSTILE = r"a_b&c%$\frac{$#{}~\`<script>alert(1)</script>剪枝--"
 
 
@@ -62,7 +62,7 @@ ALL = [MERGED, with_rounds(DENSE), *(record for record in RECORDS if record not 
 
 
 def by_name(records: list[Record]) -> dict[str, Figure]:
-    return {figure.name: figure for figure in figures(records)}
+    return {figure.name: figure for figure in figures_of_report(records)}
 
 
 def test_there_is_a_figure_for_all_that_was_measured_and_for_nothing_else():
@@ -73,7 +73,9 @@ def test_there_is_a_figure_for_all_that_was_measured_and_for_nothing_else():
     bare = [changed(record, "measured", "speed", to={}) for record in bare]
     expected = {"perplexity-wiki-by-method", "perplexity-wiki-by-cost", "depth"}  # over one ratio there is no line
     assert set(by_name(bare)) == expected
-    assert figures([]) == figures([DENSE]) == figures([failed("error", "laco", "x")]) == []
+    assert (
+        figures_of_report([]) == figures_of_report([DENSE]) == figures_of_report([failed("error", "laco", "x")]) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,9 +98,9 @@ def drawings(tmp_path_factory):
     """Every figure as SVG, one of each kind of drawing in every format; all drawn twice."""
     folder = tmp_path_factory.mktemp("figures")
     for turn in ("one", "two"):
-        for figure in figures(copy.deepcopy(ALL)):
+        for figure in figures_of_report(copy.deepcopy(ALL)):
             kinds = FORMATS if figure.name in ("average-by-ratio", "depth") else ("svg",)
-            for kind, content in written(figure, kinds).items():
+            for kind, content in render_figure(figure, kinds).items():
                 write_atomically(folder / turn / f"{figure.name}.{kind}", content)
     return folder
 
@@ -111,7 +113,7 @@ def test_equal_records_give_equal_bytes(drawings):
 
 
 def test_an_svg_is_sound_described_and_asks_for_nothing(drawings):
-    for figure in figures(ALL):
+    for figure in figures_of_report(ALL):
         text = (drawings / "one" / f"{figure.name}.svg").read_text(encoding="utf-8")
         root = ElementTree.fromstring(text)
         assert root.findtext("{*}title") == figure.title
@@ -137,14 +139,14 @@ def test_every_name_is_shown_as_it_is():
     records = [changed(record, "cell", "method", to=HOSTILE) for record in (MERGED, SLICEGPT)]
     records = [changed(record, "cell", "display_name", to=HOSTILE) for record in [with_rounds(DENSE), *records]]
     records[2].cell["ratio"] = 0.1
-    for figure in figures(records):
+    for figure in figures_of_report(records):
         drawing = figure.draw()
         shown = [text.get_text() for text in drawing.findobj(lambda one: hasattr(one, "get_text"))]
         assert not [text for text in shown if "剪" in text]
-        ElementTree.fromstring(svg(figure))
+        ElementTree.fromstring(to_svg(figure))
     drawing = by_name(records)["perplexity-wiki-by-ratio"].draw()
     (label,) = (text.get_text() for text in drawing.axes[0].texts if "a_b" in text.get_text())
-    assert label == style.name(HOSTILE)
+    assert label == style.name_in_font(HOSTILE)
     assert r"$\frac{$" in label
 
 
@@ -224,16 +226,16 @@ def test_what_a_compensation_harms_many_times_over_is_told_in_figures():
 
 
 def test_a_compensation_keeps_the_colour_of_its_method():
-    assert style.style("shortgpt+ghost").colour == style.style("shortgpt").colour
-    assert style.style("shortgpt+ghost").hollow
-    assert style.style("shortgpt+ghost") != style.style("shortgpt+scale")
-    assert style.style("laco-ls", "laco-ls") == style.declared_looks()["laco-ls"]
+    assert style.style_of("shortgpt+ghost").colour == style.style_of("shortgpt").colour
+    assert style.style_of("shortgpt+ghost").hollow
+    assert style.style_of("shortgpt+ghost") != style.style_of("shortgpt+scale")
+    assert style.style_of("laco-ls", "laco-ls") == style.declared_looks()["laco-ls"]
 
 
 def test_the_files_of_a_figure_are_one_drawing(tmp_path):
     """They are cut at the same edges, in points: what one file shows no other one loses."""
     figure = by_name([DENSE, LACO])["perplexity-wiki-by-method"]
-    save(figure, tmp_path)
+    save_figure(figure, tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pdf", ".png", ".svg"]
     root = ElementTree.parse(tmp_path / f"{figure.name}.svg").getroot()
     size = [float(root.get(side).removesuffix("pt")) for side in ("width", "height")]
@@ -246,7 +248,10 @@ def test_the_files_of_a_figure_are_one_drawing(tmp_path):
 def test_letters_are_not_joined():
     """A joined fi would be of a second font in every PDF."""
     fi = changed(LACO, "cell", "method", to="finercut")
-    assert written(by_name([DENSE, fi])["perplexity-wiki-by-method"], ("pdf",))["pdf"].count(b"/FontDescriptor ") == 2
+    assert (
+        render_figure(by_name([DENSE, fi])["perplexity-wiki-by-method"], ("pdf",))["pdf"].count(b"/FontDescriptor ")
+        == 2
+    )
 
 
 ALONE = """
@@ -402,13 +407,13 @@ def test_the_best_laco_and_the_reference_are_in_colour_and_the_rest_is_grey():
     expected = {*[one for one in labels if one != "laco"][: BEST - 1], "laco", worst}
     assert expected < set(labels)
     for figure in (
-        one for one in figures(records, reference=worst) if one.name.startswith("perplexity") and one.charts
+        one for one in figures_of_report(records, reference=worst) if one.name.startswith("perplexity") and one.charts
     ):
         for chart, axis in zip(figure.charts, figure.draw().axes[-len(figure.charts) :], strict=True):
             assert {curve.label for curve in chart.curves if curve.emphasised} == expected
             lines = {line.get_label(): line.get_color() for line in axis.lines if line.get_label() in labels}
             assert {label for label, colour in lines.items() if colour != style.LIGHT} == expected
-            assert lines[worst] == style.style(worst).colour
+            assert lines[worst] == style.style_of(worst).colour
     assert f"in colour the {BEST} best at the highest ratio and drop and laco" in by_name_of(records, "drop").title
     few = [record for record in records if record.cell["method"] in ("dense", *labels[: FEW - 1])]
     assert all(curve.emphasised for curve in by_name_of(few).charts[0].curves)
@@ -416,7 +421,9 @@ def test_the_best_laco_and_the_reference_are_in_colour_and_the_rest_is_grey():
 
 
 def by_name_of(records: list[Record], reference: str = "") -> Figure:
-    return next(one for one in figures(records, reference=reference) if one.name == "perplexity-wiki-by-ratio")
+    return next(
+        one for one in figures_of_report(records, reference=reference) if one.name == "perplexity-wiki-by-ratio"
+    )
 
 
 def test_what_removed_too_little_is_not_in_colour_for_its_figure():
@@ -433,7 +440,7 @@ def test_what_removed_too_little_is_not_in_colour_for_its_figure():
 def test_names_are_apart_in_their_order_and_as_near_as_can_be(seed):
     draw = random.Random(seed)
     wanted = sorted(draw.uniform(0, 1) ** 2 for _ in range(6))
-    found, gap = spread(wanted, 0.1), 0.1
+    found, gap = move_apart(wanted, 0.1), 0.1
     assert all(b - a >= gap - 1e-9 for a, b in pairwise(found))
     assert found[0] >= -1e-9 and found[-1] <= 1 + 1e-9
 
@@ -444,8 +451,8 @@ def test_names_are_apart_in_their_order_and_as_near_as_can_be(seed):
         other = sorted(min(max(place + draw.gauss(0, 0.05), 0), 1) for place in found)
         if all(b - a >= gap for a, b in pairwise(other)):
             assert cost(other) >= cost(found) - 1e-9
-    assert spread([0.5] * 11, 0.5) == pytest.approx([number / 10 for number in range(11)])
-    assert spread([], 0.1) == []
+    assert move_apart([0.5] * 11, 0.5) == pytest.approx([number / 10 for number in range(11)])
+    assert move_apart([], 0.1) == []
 
 
 def test_a_curve_starts_at_the_dense_model_and_is_cut_at_the_top():
@@ -499,7 +506,9 @@ def test_draws_are_points_and_have_no_bar():
 # --- looks
 
 
-@pytest.mark.parametrize("cards", [methods.catalogue(), methods.compensations()], ids=["methods", "compensations"])
+@pytest.mark.parametrize(
+    "cards", [methods.cards_of_methods(), methods.cards_of_compensations()], ids=["methods", "compensations"]
+)
 def test_no_two_looks_are_equal(cards):
     """Neither as lines nor as points; the rows of compensations stand in figures of their own."""
     looks = [style.declared_looks()[card.name] for card in cards if card.look]
@@ -509,10 +518,10 @@ def test_no_two_looks_are_equal(cards):
 
 
 def test_a_look_hangs_on_the_name_alone():
-    assert style.style("mine") == style.style("mine")
-    assert style.style("laco", "laco:C=3").colour == style.style("laco").colour
-    assert style.style("laco", "laco:C=3").hollow
-    assert len({style.style(f"method {number}") for number in range(100)}) > 50
+    assert style.style_of("mine") == style.style_of("mine")
+    assert style.style_of("laco", "laco:C=3").colour == style.style_of("laco").colour
+    assert style.style_of("laco", "laco:C=3").hollow
+    assert len({style.style_of(f"method {number}") for number in range(100)}) > 50
 
 
 def luminance(colour: str) -> float:

@@ -17,8 +17,8 @@ from made_samples import MadeSamples, any_figures
 
 from bench.records.record import Record
 from reports.formats import markup
-from reports.formats.latex import escaped, render
-from reports.tables.views import VIEWS, view
+from reports.formats.latex import escape, render
+from reports.tables.views import VIEWS, build_view
 
 HOSTILE = [
     "a_b&c%$#{}~^\\`",
@@ -32,7 +32,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_that_latex_would_obey_is_left(text):
-    found = escaped(text)
+    found = escape(text)
     assert found.isascii()
     bare = re.sub(
         r"\\(text[a-z]+|ttfamily|symbol\{34\}|ss|o|ae|v|c|\"|[#$%&_{}])(\{\}|\{[a-z]\})?|\$[\\a-z^{}]+\$",
@@ -53,7 +53,7 @@ def test_tables_are_whole_and_ascii(name):
     points = [made_served.point("prefill"), made_served.point()]
     served = [made_served.record(points=points), made_served.record("laco_2", "q8_0", points=points)]
     records = records + [changed(LACO, "cell", "method", to=f"own_{n}") for n in range(4)] * (name == "signal")
-    text = render(view(name, records, samples=MadeSamples(any_figures), served=served))
+    text = render(build_view(name, records, samples=MadeSamples(any_figures), served=served))
     assert text.isascii()
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\toprule") > 0
     for grid in re.findall(r"\\begin\{tabular\}\{([^\n]*)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
@@ -68,19 +68,19 @@ def test_marks_and_powers():
     third = changed(
         changed(LACO, "cell", "method", to="sleb"), "measured", "perplexity", "wiki", "perplexity", to=3.4e8
     )
-    text = render(view("main", [DENSE, LACO, third]))
+    text = render(build_view("main", [DENSE, LACO, third]))
     assert r"\textbf{\boldmath 343} & \,$\pm$ 46" in text
     assert r"$3.4{\times}10^{8}$" in text
 
 
 def test_labels_of_a_document_are_unique():
-    labels = re.findall(r"\\label\{(.*?)\}", "".join(render(view(name, RECORDS)) for name in VIEWS))
+    labels = re.findall(r"\\label\{(.*?)\}", "".join(render(build_view(name, RECORDS)) for name in VIEWS))
     assert len(labels) == len(set(labels)) > 10
 
 
 @pytest.mark.parametrize("name", ["main", "per-task"])
 def test_cells_that_all_failed_are_a_table_in_every_format(name):
-    tables = view(name, [failed("error", method, "it broke") for method in ("laco", "flap")])
+    tables = build_view(name, [failed("error", method, "it broke") for method in ("laco", "flap")])
     assert "laco: error: it broke" in render(tables)
     lines = list(csv.DictReader(io.StringIO(markup.render_csv(tables))))
     assert {(line["label"], line["failure"]) for line in lines} == {("laco", "error"), ("flap", "error")}
@@ -94,7 +94,7 @@ def many() -> list[Record]:
 
 def test_what_is_longer_than_a_page_goes_on_in_another_table():
     for name in ("main", "speed"):
-        text = render(view(name, many()))
+        text = render(build_view(name, many()))
         parts = text.split(r"\end{table}")
         assert max(part.count(r" \\") for part in parts) <= 42  # two of them head and dense model
         for number in range(50):
@@ -108,10 +108,10 @@ def test_what_is_longer_than_a_page_goes_on_in_another_table():
 
 def test_long_words_are_broken_and_short_ones_are_not():
     wide = replace(LACO, decisions={"removed_layers": list(range(0, 30, 2))})
-    text = render(view("decisions", [DENSE, wide]))
+    text = render(build_view("decisions", [DENSE, wide]))
     assert r"\begin{tabular}{lrp{34mm}}" in text
     assert r"{\raggedright 0, 2, 4," in text
-    assert "p{" not in render(view("decisions", [DENSE, LACO]))
+    assert "p{" not in render(build_view("decisions", [DENSE, LACO]))
 
 
 def compiled(folder: Path, text: str) -> str:
@@ -131,7 +131,7 @@ needs_latex = pytest.mark.skipif(
 
 @needs_latex
 def test_no_table_is_taller_than_its_page(tmp_path):
-    said = compiled(tmp_path, render([table for name in VIEWS for table in view(name, many())], standalone=True))
+    said = compiled(tmp_path, render([table for name in VIEWS for table in build_view(name, many())], standalone=True))
     assert "Float too large" not in said
     assert "Overfull" not in said
 
@@ -142,7 +142,7 @@ def test_every_view_compiles_as_it_is(tmp_path):
     records += [failed("error", HOSTILE[0], HOSTILE[1]), failed("out_of_memory", HOSTILE[2], HOSTILE[3])]
     records = [changed(record, "cell", "display_name", to=HOSTILE[0]) for record in records]
     records = [replace(record, decisions=LACO.decisions) for record in records]
-    tables = [table for name in VIEWS for table in view(name, records)]
+    tables = [table for name in VIEWS for table in build_view(name, records)]
     compiled(tmp_path, render(tables, standalone=True))
     if shutil.which("pdftotext"):
         subprocess.run(["pdftotext", "-layout", "report.pdf"], cwd=tmp_path, check=True)

@@ -16,7 +16,7 @@ from bench.records.samples import Samples
 from methods import UserError
 from reports.formats import markup, terminal
 from reports.report import RunReport
-from reports.tables.views import view
+from reports.tables.views import build_view
 
 RESULTS = ROOT / "docs" / "results"
 ATTACK = "<script>alert(1)</script>&\"'"
@@ -54,14 +54,14 @@ def test_a_report_is_its_tables_and_what_is_to_be_said_of_them_with_all_escaped(
     allowed = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}
     assert shown.names <= allowed
     assert shown.attributes <= {"scope", "value", "colspan"}
-    tables = view("main", RECORDS)
+    tables = build_view("main", RECORDS)
     assert report._repr_html_().endswith(markup.render_html(tables))
     assert str(report) == f"remark {ATTACK}\n{terminal.render(tables)}"
     assert repr(report) == "<report of 6 cells>"
 
 
 def test_a_view_is_shown_as_the_command_line_has_it(report):
-    shown, tables = report.table("by-ratio"), view("by-ratio", RECORDS)
+    shown, tables = report.table("by-ratio"), build_view("by-ratio", RECORDS)
     assert (shown._repr_html_(), str(shown)) == (markup.render_html(tables), terminal.render(tables))
     assert repr(shown) == f"<tables {', '.join(table.name for table in tables)}>"
     with pytest.raises(UserError, match="no view 'mian'; there are main, per-task"):

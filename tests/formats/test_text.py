@@ -8,17 +8,17 @@ import re
 import pytest
 
 from reports import text
-from reports.text import width, wrap
+from reports.text import width_of, wrap
 
 
 def plainly(line: str, room: int, breaks: str, indent: str) -> list[str]:
     """Wrap by measuring each line anew with every character."""
     lines = [""]
     for piece in re.findall(rf"[^{re.escape(breaks)}]*[{re.escape(breaks)}]|[^{re.escape(breaks)}]+", line):
-        if width(lines[-1] + piece.rstrip()) > room and lines[-1].strip():
+        if width_of(lines[-1] + piece.rstrip()) > room and lines[-1].strip():
             lines.append(indent)
         for character in piece:
-            if width(lines[-1] + character) > room and character != " ":
+            if width_of(lines[-1] + character) > room and character != " ":
                 lines.append(indent)
             lines[-1] += character
     return [one.rstrip() for one in lines]
@@ -35,6 +35,6 @@ def test_lines_are_those_of_measuring_each_anew():
 @pytest.mark.parametrize("line", [" " * 20_000, "x" * 20_000, "語 " * 10_000, f"x{' ' * 20_000}y", "é" * 20_000])
 def test_each_character_is_measured_a_few_times(line, monkeypatch):
     measured = list[int]()
-    monkeypatch.setattr(text, "width", lambda one: measured.append(len(one)) or width(one))
+    monkeypatch.setattr(text, "width_of", lambda one: measured.append(len(one)) or width_of(one))
     wrap(line, 28, indent="  ")
     assert sum(measured) <= 5 * len(line)

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from methods.checkpoint import save_load
-from methods.files import sha256
+from methods.files import hash_file
 from methods.model.decoder import Decoder
 from methods.model.structures import keep_channels
 
@@ -50,7 +50,7 @@ def held_to(models: Path, form: str, file: str, content: bytes, folder: Path, *,
     manifest = folder / "model" / "prunebench.json"
     if told and manifest.is_file():
         plain = json.loads(manifest.read_text())
-        plain["weights"][file] = {"bytes": len(content), "sha256": sha256(path)}
+        plain["weights"][file] = {"bytes": len(content), "sha256": hash_file(path)}
         manifest.write_text(json.dumps(plain))
     watched(PLAN, folder)
     if form != "plain":

@@ -103,7 +103,7 @@ def place(tmp_path_factory):
             path = folder / run / "cells" / f"{key}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(record)))
-    packed_run.pack(folder / "PACKED", folder / "PACKED")
+    packed_run.pack_run(folder / "PACKED", folder / "PACKED")
     (folder / "EMPTY").mkdir()
     (folder / "words.txt").write_text("\n\n".join("w1 w2 w3 w4 w5 w6 w7 w8 " * 8 for _ in range(20)))
     (folder / "binary").write_bytes(bytes(range(256)))

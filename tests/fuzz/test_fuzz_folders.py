@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
         figures = {"tasks": {"piqa": answers(seed, 100)}, "texts": {"wiki": nats(seed)}}
         cell(folder / "loose", label, ratio, **figures, measured={"speed": speed(1)})
     shutil.copytree(folder / "loose", folder / "packed")
-    packed_run.pack(folder / "packed", folder / "packed")
+    packed_run.pack_run(folder / "packed", folder / "packed")
     return folder
 
 

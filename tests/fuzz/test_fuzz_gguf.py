@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from uneven_models import bpe, uneven
 
-from bench.data.gguf import architecture, config, load, read_in_a_step, tokenizer
+from bench.data.gguf import architecture_of_file, bytes_per_step, load, read_config, read_tokenizer
 from bench.export import engine_check, gguf_file
 from methods.model.decoder import Decoder
 
@@ -38,7 +38,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
     models = {"llama": Decoder(tiny("llama", layers=2, vocab_size=260)), "deci": uneven("llama")}
     for form, model in models.items():
-        gguf_file.write(model, bpe(), folder / f"{form}.gguf", torch.float32, "tiny")
+        gguf_file.write_gguf(model, bpe(), folder / f"{form}.gguf", torch.float32, "tiny")
     (folder / "words.txt").write_text("\n\n".join("the end of the other one, and the last " * 9 for _ in range(20)))
     return folder
 
@@ -49,7 +49,7 @@ def held_to(files: Path, content: bytes, folder: Path) -> None:
     file = folder / "model.gguf"
     file.write_bytes(content)
     watched(PLAN, folder)
-    for read in (architecture, config, tokenizer, read_in_a_step):
+    for read in (architecture_of_file, read_config, read_tokenizer, bytes_per_step):
         refused_or_done(lambda read=read: read(file), folder)
     refused_or_done(lambda: load(file, torch.float32), folder)
 
@@ -111,6 +111,6 @@ def test_a_context_of_no_tokens_is_no_model(form, context, files, tmp_path):
     """`verify` ended in a traceback, since nothing can be computed on no tokens."""
     content = rewritten(files / f"{form}.gguf", [("NAME.context_length", context)], None, tmp_path / "model.gguf")
     held_to(files, content, tmp_path)
-    (loads,) = engine_check.check(tmp_path / "model.gguf", bpe(), None, threads=1)
+    (loads,) = engine_check.check_gguf(tmp_path / "model.gguf", bpe(), None, threads=1)
     assert not loads.passed
-    assert f"it says a context of {context} tokens" in loads.found
+    assert f"it says a context of {context} tokens" in loads.outcome

@@ -79,7 +79,7 @@ def test_wild_lines_of_a_packed_run(text, command, tmp_path_factory):
     with scratch(tmp_path_factory, "packed") as folder:
         put(folder, b"{}")
         (folder / "RUN" / "cells" / "other.json").unlink()
-        packed_run.pack(folder / "RUN", folder / "RUN")
+        packed_run.pack_run(folder / "RUN", folder / "RUN")
         with (folder / "RUN" / "records.jsonl").open("a") as file:
             file.write(f"{text}\n")
         watched(list(command), folder, writes=command in WRITE)

@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
         bits = {"piqa": answers(seed + 9, 100)}
         written_cell(folder / "loose", label, ratio, **figures, bits=bits, measured={"speed": speed(1)})
     shutil.copytree(folder / "loose", folder / "packed")
-    packed_run.pack(folder / "packed", folder / "packed")
+    packed_run.pack_run(folder / "packed", folder / "packed")
     return folder
 
 

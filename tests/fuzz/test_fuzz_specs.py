@@ -11,7 +11,7 @@ from fuzzing import BESIDE, DIGITS, NESTED, damaged, damages, refused_or_done, s
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bench.plan.run_spec import flags
+from bench.plan.run_spec import flags_of_run
 from bench.regression import gate
 
 SPECS = [
@@ -74,7 +74,7 @@ def planned(content: bytes, folder: Path, model_folder: Path, text_file: Path) -
 def test_hard_yaml(text, model_folder, text_file, tmp_path):
     planned(text.encode(), tmp_path, model_folder, text_file)
     (tmp_path / "margins.yaml").write_text(text.replace("methods", "tasks").replace("ratio", "accuracy"))
-    refused_or_done(lambda: gate.read(tmp_path / "margins.yaml"), tmp_path)
+    refused_or_done(lambda: gate.read_margins(tmp_path / "margins.yaml"), tmp_path)
 
 
 @share(0.07)
@@ -87,7 +87,7 @@ def test_wild_specs(text, model_folder, text_file, tmp_path_factory):
 @share(0.06)
 @given(
     table=st.sampled_from(SPECS),
-    more=st.dictionaries(st.sampled_from(sorted(flags())), st.sampled_from(VALUES), min_size=1, max_size=4),
+    more=st.dictionaries(st.sampled_from(sorted(flags_of_run())), st.sampled_from(VALUES), min_size=1, max_size=4),
 )
 @example(table=SPECS[0], more={"threads": 2**63})
 @example(table=SPECS[3], more={"slots": 10**30})
@@ -110,7 +110,7 @@ def test_damaged_specs(table, changes, model_folder, text_file, tmp_path_factory
 def test_wild_margins(text, tmp_path_factory):
     with scratch(tmp_path_factory, "margins") as folder:
         (folder / "margins.yaml").write_text(text)
-        said = refused_or_done(lambda: gate.read(folder / "margins.yaml"), folder)
+        said = refused_or_done(lambda: gate.read_margins(folder / "margins.yaml"), folder)
         assert said is None or "margins.yaml" in said
         watched(["gate", "none", "--baseline", "none", "--margins", "margins.yaml"], folder)
 

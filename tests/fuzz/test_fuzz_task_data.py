@@ -31,7 +31,7 @@ def held_to(task: str, name: str, content: bytes, tmp_path_factory) -> None:
     with scratch(tmp_path_factory, "task") as folder:
         (folder / name).write_bytes(content)
         said = refused_or_done(
-            lambda: task_loading.check([task], task_sources.parse_task_data([f"{task}={folder / name}"])), folder
+            lambda: task_loading.check_tasks([task], task_sources.parse_task_data([f"{task}={folder / name}"])), folder
         )
         assert said is None or str(folder / name) in said
 

@@ -16,7 +16,7 @@ from places import model_of
 import methods
 from bench.evaluation import scoring
 from methods.least_squares import LeastSquares
-from methods.model.activations import Step, by_layer
+from methods.model.activations import Step, collect_by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.trials import blocks as trials
@@ -71,7 +71,7 @@ def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_che
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama").to("cuda"))
         gpus.waits.clear()
-        taken = sum(count for (count,) in by_layer(decoder, CALIBRATION, counted))
+        taken = sum(count for (count,) in collect_by_layer(decoder, CALIBRATION, counted))
         batches = len(CALIBRATION.batches(8 * WIDTH + 4 * 48, torch.float32))
         assert taken == LAYERS * batches > LAYERS
         assert waits(gpus) <= 4 * batches
@@ -121,7 +121,7 @@ def test_states_take_what_they_may_in_every_dtype(dtype):
     """So that half as many bytes a number are twice as many tokens at once."""
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama", dtype).to("cuda"))
-        taken = peak_beside_the_weights(decoder, gpus, lambda one: by_layer(one, CALIBRATION, counted))
+        taken = peak_beside_the_weights(decoder, gpus, lambda one: collect_by_layer(one, CALIBRATION, counted))
         waiting = dtype.itemsize * WIDTH * CALIBRATION.ids.numel()  # states between two layers
         assert 0.6 * CALIBRATION.memory < taken <= waiting + 1.1 * CALIBRATION.memory
 

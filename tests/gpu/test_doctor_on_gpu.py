@@ -36,10 +36,10 @@ class Again:
 @pytest.fixture
 def examined(monkeypatch, capsys, tmp_path):
     """Return a call of the command for a GPU, with few methods and small sizes: its exit code, and its findings."""
-    stored = {name: answer for name, answer in pruning.read().items() if name in METHODS}
+    stored = {name: answer for name, answer in pruning.read_answers().items() if name in METHODS}
     points = [POINT | {"kind": "decode", "mode": "graph"}, POINT | {"kind": "prefill", "mode": "eager"}]
-    monkeypatch.setattr(pruning, "read", lambda: stored)
-    monkeypatch.setattr(pruning, "cases", lambda: list(METHODS))
+    monkeypatch.setattr(pruning, "read_answers", lambda: stored)
+    monkeypatch.setattr(pruning, "list_cases", lambda: list(METHODS))
     monkeypatch.setattr("methods.load", lambda *_: {})
     monkeypatch.setattr(machine, "SECOND", METHODS[:1])
     monkeypatch.setattr(machine, "COPIED", 1000)

@@ -30,9 +30,9 @@ def test_a_gpu_by_its_number_is_used_before_anything_else_is_there():
     second = torch.device("cuda", 1)
     with EmulatedGpus(count=2):
         memory.reset_peaks([second])
-        assert memory.peaks([second])["allocated_bytes"] == 0
+        assert memory.peaks_of_devices([second])["allocated_bytes"] == 0
     with EmulatedGpus(count=2):
-        memory.use(second)
+        memory.set_gpu(second)
         assert torch.zeros(1, device="cuda").device == second
 
 
@@ -60,8 +60,8 @@ def test_a_device_that_fails_at_once_is_the_outcome_of_the_cell(base, tmp_path, 
 )
 @pytest.mark.parametrize("kind", [RuntimeError, engine_jobs.AcceleratorError])
 def test_lack_of_memory_has_many_names(said, kind):
-    assert failures.status(kind(said)) == "out_of_memory"
-    assert failures.reason(kind(said)).startswith("out of memory (")
+    assert failures.status_of_error(kind(said)) == "out_of_memory"
+    assert failures.reason_of_error(kind(said)).startswith("out of memory (")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_lack_of_memory_has_many_names(said, kind):
     ],
 )
 def test_what_takes_the_gpu_away_is_told_from_other_errors(error, status):
-    assert failures.status(error) == status
+    assert failures.status_of_error(error) == status
 
 
 def test_the_next_cell_of_a_lost_gpu_gets_a_process_of_its_own():
@@ -119,7 +119,7 @@ def test_cells_of_a_gpu_are_measured_in_a_process_beside_the_run(options, beside
         sessions.append(type(session))
         return []
 
-    monkeypatch.setattr(runner, "_measured", measured)
+    monkeypatch.setattr(runner, "_measure_cells", measured)
     model, text = base[2], base[4]
     few = {"window": 32, "windows": 2, "calibration_sequences": 4, "calibration_length": 24, "speed_rounds": 0}
     with EmulatedGpus():
@@ -139,11 +139,11 @@ def test_a_stage_lasts_until_the_gpu_has_done_its_work(monkeypatch):
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(measure.benchmark, "wait", lambda devices: wait())
-    of_cell = measure.Outcome(*[lambda told: None] * 3, nullcontext)
+    of_cell = measure.CellProgress(*[lambda told: None] * 3, nullcontext)
     queued[0] = 7.0  # of nobody's
-    with of_cell.timed("prune"):
+    with of_cell.stage("prune"):
         queued[0] = 2.0
-    with of_cell.timed("perplexity"):
+    with of_cell.stage("perplexity"):
         clock[0] += 1.0
     assert of_cell.measured["seconds"] == {"prune": 2.0, "perplexity": 1.0}
 
@@ -163,16 +163,16 @@ def test_padded_models_may_differ_by_rounding_in_their_dtype(dtype, share, sound
     """On a GPU another width takes another kernel, whose sums have another order; here one logit is off."""
     model = Decoder(model_of("llama", dtype))
     methods.make("flap").prune(model, CALIBRATION, 0.3)
-    plain = transformers_compat.logits
+    plain = transformers_compat.compute_logits
 
     def off(one, ids):
         found = plain(one, ids)
         found[0, 0, 0] += 0.0 if one is model else share * plain(model, ids).abs().max()
         return found
 
-    monkeypatch.setattr(transformers_compat, "logits", off)
+    monkeypatch.setattr(transformers_compat, "compute_logits", off)
     if sound:
-        transformers_compat.padded(model, CALIBRATION.ids[:1])
+        transformers_compat.pad_layers(model, CALIBRATION.ids[:1])
     else:
         with pytest.raises(Uneven, match=r"logits differ|differs from layer to layer"):
-            transformers_compat.padded(model, CALIBRATION.ids[:1])
+            transformers_compat.pad_layers(model, CALIBRATION.ids[:1])

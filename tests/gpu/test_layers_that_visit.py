@@ -15,7 +15,7 @@ from test_methods_on_gpu import CALIBRATION
 import methods
 from bench.cli.main import main
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.records.run_folder import load_run
 from bench.runs import job
 from bench.schedule.memory_needs import Footprint, MemoryNeeds
@@ -79,11 +79,11 @@ def test_a_layer_is_whole_behind_an_error(tmp_path):
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_model_whose_layers_visit_is_handed_over_whole_to_be_timed(alone, tmp_path, monkeypatch):
     """And lies then where it lay."""
-    asked = Cell("m", "flap", {}, 0.3, "all", 0, "cuda:0", "float32", profile("full"))
+    asked = Cell("m", "flap", {}, 0.3, "all", 0, "cuda:0", "float32", protocol_of_profile("full"))
     places = list[set[torch.device]]()
 
     def run(work, given, *, give, **_):
-        assert given == (asked, 1, methods.plugins(), alone)
+        assert given == (asked, 1, methods.files_of_plugins(), alone)
         give(SimpleNamespace(send=lambda _: None, send_bytes=lambda _: places.append(devices_of(decoder)[1])))
 
     monkeypatch.setattr(timed_cell.worker, "run", run)
@@ -91,7 +91,7 @@ def test_a_model_whose_layers_visit_is_handed_over_whole_to_be_timed(alone, tmp_
         decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
         lay, around = devices_of(decoder), gpus.memories[0].now
         assert lay == ({torch.device("cpu")}, {CUDA})
-        assert timed_cell.measure(decoder.model, asked, 1, alone=alone) == {"points": []}
+        assert timed_cell.time_beside_dense(decoder.model, asked, 1, alone=alone) == {"points": []}
         assert devices_of(decoder) == lay
         assert gpus.memories[0].now == around
     assert set().union(*places) == {torch.device("cpu")}
@@ -147,9 +147,11 @@ def test_the_gpu_holds_a_few_layers_at_a_time_and_what_is_counted_is_about_what_
     options = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 24, "max_position_embeddings": 64}
     model = tiny("llama", **options)
     footprint = Footprint(Shape.of(Decoder(model)), 4)
-    protocol = replace(profile("quick"), calibration_sequences=4, calibration_length=16, calibration_memory_mib=1)
+    protocol = replace(
+        protocol_of_profile("quick"), calibration_sequences=4, calibration_length=16, calibration_memory_mib=1
+    )
     protocol = replace(protocol, tasks=(), texts=(), speed_rounds=0)
-    needs = footprint.placed(Cell("m", name, {}, 0.2, "layers", 0, "cuda:0", "float32", protocol), 2**40, card=1)
+    needs = footprint.place(Cell("m", name, {}, 0.2, "layers", 0, "cuda:0", "float32", protocol), 2**40, card=1)
     ids = CALIBRATION.ids[:4, :16]
     tokens = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=2**20)
     with EmulatedGpus() as gpus:

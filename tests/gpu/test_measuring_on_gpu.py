@@ -19,11 +19,11 @@ from bench.data import pretrained
 from bench.evaluation import checks, layer_similarity, scoring
 from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell
-from bench.plan.protocol import Recipe, profile
+from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.run_folder import load_run
 from bench.runs import inputs
 from bench.speed import timed_cell
-from bench.speed.benchmark import SpeedBenchmark, wait
+from bench.speed.benchmark import SpeedBenchmark, wait_for_devices
 from bench.speed.timing import WallClock
 from methods.checkpoint import save_load, transformers_compat
 from methods.model.decoder import Decoder
@@ -57,7 +57,7 @@ def answers(model):
     """Return log-likelihoods of answers, which are greedy, and of windows with a cache and without."""
     scored = torch.arange(24).expand(3, 24) > 3
     likelihoods, greedy = scoring.score(model, QUESTIONS, batch_tokens=32)
-    windows = [scoring.window_nll(model, IDS[:3], scored, batch_tokens) for batch_tokens in (12, 48)]
+    windows = [scoring.nll_of_windows(model, IDS[:3], scored, batch_tokens) for batch_tokens in (12, 48)]
     return likelihoods.tolist(), greedy.tolist(), [nll.tolist() for nll in windows]
 
 
@@ -74,7 +74,9 @@ def test_checks(place, dtype, tmp_path):
     def figures(dense, pruned, file):
         kept = checks.DenseOutputs(IDS, file)
         kept.remember(dense)
-        return kept.divergence_of(pruned), checks.greedy(pruned, [[5, 6, 7], [9], IDS[0].tolist()], 6).tolist()
+        return kept.divergence_of(pruned), checks.generate_greedily(
+            pruned, [[5, 6, 7], [9], IDS[0].tolist()], 6
+        ).tolist()
 
     def both():
         pruned = Decoder(model_of("llama", dtype))
@@ -118,9 +120,9 @@ def test_healing(how, place, tmp_path, monkeypatch):
 
 
 def test_similarity():
-    expected = layer_similarity.states(Decoder(model_of("llama")), CALIBRATION)
+    expected = layer_similarity.compare_states(Decoder(model_of("llama")), CALIBRATION)
     with EmulatedGpus():
-        assert layer_similarity.states(Decoder(model_of("llama").to("cuda")), CALIBRATION) == expected
+        assert layer_similarity.compare_states(Decoder(model_of("llama").to("cuda")), CALIBRATION) == expected
 
 
 @pytest.mark.parametrize("method", ["shortgpt", "flap", "slicegpt", "shortgpt+ghost"])
@@ -131,27 +133,27 @@ def test_a_model_is_saved_loads_again_and_is_the_same_to_the_last_bit(method, tm
         save_load.save(model, tmp_path / "model", probe=IDS[:1])
         loaded = save_load.load(tmp_path / "model", device=torch.device("cuda"))
         assert {parameter.device for parameter in loaded.model.parameters()} == {torch.device("cuda", 0)}
-        here = inputs.state_sha256(loaded.model)
+        here = inputs.sha256_of_state(loaded.model)
     on_cpu = save_load.load(tmp_path / "model")
-    assert inputs.state_sha256(on_cpu.model) == here
+    assert inputs.sha256_of_state(on_cpu.model) == here
 
 
 def test_padding_with_zeros():
     with EmulatedGpus():
         model = Decoder(model_of("llama").to("cuda"))
         methods.make("flap").prune(model, CALIBRATION, 0.3)
-        wide, off = transformers_compat.padded(model, IDS[:1])
+        wide, off = transformers_compat.pad_layers(model, IDS[:1])
         assert off <= transformers_compat.TOLERANCE * 100
         assert wide.embed.weight.device == torch.device("cuda", 0)
 
 
 def test_time_and_memory():
-    protocol = profile("smoke", speed_rounds=6, prefill=(), decode=(4,), decode_steps=2)
+    protocol = protocol_of_profile("smoke", speed_rounds=6, prefill=(), decode=(4,), decode_steps=2)
     with EmulatedGpus() as gpus:
         devices = [torch.device("cuda", 0)]
         dense, pruned = (model_of("llama").to("cuda") for _ in range(2))
         methods.make("shortgpt").prune(Decoder(pruned), CALIBRATION, 0.3)
-        timed = SpeedBenchmark(protocol, WallClock(lambda: wait(devices)), devices, [], lambda where: None)
+        timed = SpeedBenchmark(protocol, WallClock(lambda: wait_for_devices(devices)), devices, [], lambda where: None)
         weights = gpus.memories[0].now
         for point in timed.memory(pruned):
             assert point["peak_allocated_bytes"] > weights
@@ -192,12 +194,12 @@ def test_a_model_that_is_handed_over_goes_to_the_gpu_one_tensor_at_a_time(monkey
 
     monkeypatch.setattr(timed_cell, "_tensor", noted)
     model, pipe = model_of("llama"), Kept()
-    timed_cell.send(pipe, model)
+    timed_cell.send_model(pipe, model)
     with EmulatedGpus():
-        found = timed_cell.receive(pipe, torch.device("cuda", 0))
+        found = timed_cell.receive_model(pipe, torch.device("cuda", 0))
         assert len(arrived) > 20
         assert {one.device for one in (*found.parameters(), *found.buffers())} == {torch.device("cuda", 0)}
-        assert inputs.state_sha256(found) == inputs.state_sha256(model)
+        assert inputs.sha256_of_state(found) == inputs.sha256_of_state(model)
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -208,9 +210,9 @@ def test_the_dense_model_is_loaded_beside_the_pruned_one_where_it_fits(fits, mon
         return torch.nn.Linear(1, 1).to(device, dtype), None
 
     monkeypatch.setattr(pretrained, "load", load)
-    cell = Cell("m", "dense", {}, None, "layers", 0, "cuda:0", "bfloat16", profile("smoke"))
+    cell = Cell("m", "dense", {}, None, "layers", 0, "cuda:0", "bfloat16", protocol_of_profile("smoke"))
     with EmulatedGpus():
-        found = timed_cell.loaded(cell, torch.device("cuda", 0))
+        found = timed_cell.load_dense(cell, torch.device("cuda", 0))
     assert (found.weight.device.type, found.weight.dtype) == ("cuda" if fits else "cpu", torch.bfloat16)
 
 

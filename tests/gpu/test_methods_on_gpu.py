@@ -14,9 +14,9 @@ import methods
 from methods.model.activations import enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.layer_store import LayerStore, put
+from methods.model.layer_store import LayerStore, move_modules
 
-METHODS = [card.name for card in methods.catalogue() if not card.fixed and card.name not in EXPERTS]
+METHODS = [card.name for card in methods.cards_of_methods() if not card.fixed and card.name not in EXPERTS]
 COMPENSATED = ["shortgpt+replaceme", "llm-drop+ghost", "llm-drop+linearpatch", "shortgpt+scale", "flap+refit"]
 SETTINGS = {  # that take other paths than the defaults
     "laco-ls": {"attention": True, "later": True, "sweeps": 2, "choose": "error"},
@@ -98,7 +98,7 @@ def test_a_method_decides_wherever_layers_lie_what_it_decides_on_the_cpu(family,
         assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
         with torch.no_grad():
             if name == "slicegpt":  # whose residual no stand-in for a layer takes
-                put([decoder.model], torch.device("cpu"))
+                move_modules([decoder.model], torch.device("cpu"))
                 found = decoder.model(IDS[:2], use_cache=False).logits
             else:
                 entry = enter(decoder, IDS[:2])

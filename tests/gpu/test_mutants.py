@@ -46,11 +46,11 @@ def score_untied(place):
 
 
 def read(place):
-    return scoring.window_nll(place(model_of("llama")), IDS, CALIBRATION.mask & (torch.arange(24) > 0), 9).tolist()
+    return scoring.nll_of_windows(place(model_of("llama")), IDS, CALIBRATION.mask & (torch.arange(24) > 0), 9).tolist()
 
 
 def generate(place):
-    return checks.greedy(place(model_of("llama")), [[5, 6], [7]], 3).tolist()
+    return checks.generate_greedily(place(model_of("llama")), [[5, 6], [7]], 3).tolist()
 
 
 def diverge(place, folder):

@@ -15,14 +15,14 @@ from torch import nn
 import methods
 from bench import healing
 from bench.cli.main import main
-from bench.healing import HELD_OUT, DensePredictions, Text, draw
+from bench.healing import HELD_OUT, DensePredictions, Text, draw_text
 from bench.plan.protocol import Recipe
 from bench.records.run_folder import load_run
 from bench.stats.clusters import ratio_interval
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
-from methods.model.inserted import linears
+from methods.model.inserted import factors_of
 
 GENERATOR = torch.Generator().manual_seed(3)
 # Each token follows from the one before, so that there is something to learn.
@@ -70,7 +70,7 @@ def test_a_healed_model_is_a_plain_pruned_model_that_loads_again(family, method,
     assert [type(module) for module in model.model.modules()] == types
     assert all(parameter.requires_grad for parameter in model.model.parameters())
     assert not any(parameter.grad is not None for parameter in model.model.parameters())
-    adapted = {id(matrix.weight) for layer in model.layers for matrix in linears(layer.matrices)}
+    adapted = {id(matrix.weight) for layer in model.layers for matrix in factors_of(layer.matrices)}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     wanted = {n for n, p in model.model.named_parameters() if kind == "full" or id(p) in adapted}
     unused = {n for n in wanted if before[n].ndim == 1}  # a key's bias has no gradient
@@ -243,7 +243,7 @@ def test_a_bfloat16_model_stays_one_and_learns():
     for kind in ("lora", "full"):
         model = Decoder(pruned().model.to(torch.bfloat16))
         recipe = Recipe(kind=kind, learning_rate=3e-3, tokens=4 * 256, passes=4, length=16, batch=4, points=1)
-        with healing.trainable(Decoder(copy.deepcopy(model.model)), recipe) as trained:
+        with healing.make_trainable(Decoder(copy.deepcopy(model.model)), recipe) as trained:
             assert {weight.dtype for weight in trained.values()} == {torch.float32}
         curve = healing.heal(model, TEXT, recipe)
         assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
@@ -305,7 +305,7 @@ def test_text_is_of_the_calibration_documents(model_folder, text_file):
 
     tokenizer = pretrained.load_tokenizer(str(model_folder))
     recipe = Recipe(text=str(text_file), tokens=160, length=16)
-    text = draw(tokenizer, recipe)
+    text = draw_text(tokenizer, recipe)
     assert text.train.shape == (10, 16)
     assert text.held_out.shape == (HELD_OUT, 16)
     documents = text_data._documents(str(text_file))[0::2]
@@ -314,7 +314,7 @@ def test_text_is_of_the_calibration_documents(model_folder, text_file):
         words = tokenizer.decode([token for token in row if token != tokenizer.bos_token_id]).split()
         assert " ".join(words[:6]) in own or " ".join(words[-6:]) in own
     with pytest.raises(UserError, match="asked for"):
-        draw(tokenizer, Recipe(text=str(text_file), tokens=10**6, length=16))
+        draw_text(tokenizer, Recipe(text=str(text_file), tokens=10**6, length=16))
 
 
 def test_a_run_heals_by_kl_with_what_the_dense_model_predicted_before_it_was_pruned(base, text_file, tmp_path):

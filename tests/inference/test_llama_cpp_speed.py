@@ -24,7 +24,7 @@ def files(tmp_path_factory):
     """A tiny Llama and one with layers of sizes of their own, as GGUF files in float32, with their models."""
     folder, found = tmp_path_factory.mktemp("gguf"), {}
     for name, model in (("even", Decoder(tiny("llama", vocab_size=260))), ("uneven", uneven("llama"))):
-        gguf_file.write(model, bpe(), folder / f"{name}.gguf", torch.float32, name)
+        gguf_file.write_gguf(model, bpe(), folder / f"{name}.gguf", torch.float32, name)
         found[name] = (folder / f"{name}.gguf", model)
     return found
 
@@ -57,7 +57,7 @@ def test_a_file_is_as_fast_as_itself_and_its_memory_is_told(files):
     file, _ = files["even"]
     points = [TimedPoint("prefill", 1, 16), TimedPoint("decode", 2, 8)]
     heard = []
-    found, failure = llama_cpp.time(file, file, points, steps=4, rounds=6, threads=1, hear=heard.append)
+    found, failure = llama_cpp.time_files(file, file, points, steps=4, rounds=6, threads=1, hear=heard.append)
     assert failure is None
     assert [(one["kind"], one["batch"]) for one in found["points"]] == [("prefill", 1), ("decode", 2)]
     for one in found["points"]:
@@ -73,12 +73,12 @@ def test_a_file_is_as_fast_as_itself_and_its_memory_is_told(files):
 @engine
 def test_a_point_that_the_engine_cannot_do_is_an_outcome_of_its_own(files, tmp_path):
     file, _ = files["even"]
-    found, failure = llama_cpp.time(file, tmp_path / "none", [], steps=4, rounds=6, threads=1)
+    found, failure = llama_cpp.time_files(file, tmp_path / "none", [], steps=4, rounds=6, threads=1)
     assert failure.status == "error"
     assert "cannot read the file" in failure.reason
     assert found["engine"]["name"] == "llama.cpp"  # what was told before stands
     points = [TimedPoint("decode", 512, 16), TimedPoint("decode", 1, 16)]
-    found, failure = llama_cpp.time(file, file, points, steps=4, rounds=6, threads=1)
+    found, failure = llama_cpp.time_files(file, file, points, steps=4, rounds=6, threads=1)
     assert failure is None
     assert "makes no context" in found["points"][0]["failed"]
     assert "makes no context" in found["memory"]["points"][0]["failed"]
@@ -89,7 +89,7 @@ def test_a_point_that_the_engine_cannot_do_is_an_outcome_of_its_own(files, tmp_p
 @pytest.mark.parametrize("name", ["even", "uneven"])
 def test_bytes_of_a_step_are_those_of_the_matrices_and_the_cache(name, files):
     file, model = files[name]
-    matrices, cached = gguf.read_in_a_step(file)
+    matrices, cached = gguf.bytes_per_step(file)
     linear = sum(4 * part.weight.numel() for part in model.model.modules() if isinstance(part, torch.nn.Linear))
     assert matrices == linear
     assert 4 * cached == kv_bytes_per_token(model)
@@ -97,6 +97,6 @@ def test_bytes_of_a_step_are_those_of_the_matrices_and_the_cache(name, files):
 
 def test_an_embedding_that_is_no_head_is_not_read_in_a_step(tmp_path):
     model, file = Decoder(tiny("llama", vocab_size=260, tie_word_embeddings=False)), tmp_path / "model.gguf"
-    gguf_file.write(model, bpe(), file, torch.bfloat16, "untied")
+    gguf_file.write_gguf(model, bpe(), file, torch.bfloat16, "untied")
     linear = sum(2 * part.weight.numel() for part in model.model.modules() if isinstance(part, torch.nn.Linear))
-    assert gguf.read_in_a_step(file)[0] == linear
+    assert gguf.bytes_per_step(file)[0] == linear

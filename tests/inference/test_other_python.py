@@ -111,7 +111,7 @@ def test_an_engine_that_says_something_is_not_ended(python, model, monkeypatch):
 )
 def test_what_goes_wrong_is_an_outcome(behaviour, status, reason, *, python, model, monkeypatch):
     monkeypatch.setenv("RECORDED_ENGINE", behaviour)
-    monkeypatch.setattr(failures, "kills_for_memory", lambda: None)  # as where the system does not say
+    monkeypatch.setattr(failures, "count_kills", lambda: None)  # as where the system does not say
     limit = 1 if behaviour == "hangs" else 60
     with pytest.raises(EngineFailed, match="vllm") as caught:
         OtherPython("vllm", str(python), "", limit).turn(model, "bfloat16", [PREFILL], 4)
@@ -146,7 +146,7 @@ def test_a_python_that_is_not_there_is_said(tmp_path):
 
 def test_flags_of_vllm_become_arguments():
     words = "--enforce-eager --gpu-memory-utilization=0.8 --no-enable-prefix-caching --max-model-len 4096 --dtype half"
-    assert vllm_likelihood.options(words.split()) == {
+    assert vllm_likelihood.parse_options(words.split()) == {
         "enforce_eager": True,
         "gpu_memory_utilization": 0.8,
         "enable_prefix_caching": False,
@@ -155,4 +155,4 @@ def test_flags_of_vllm_become_arguments():
     }
     for wrong in (["-tp", "2"], ["--dtype", "half", "half"]):
         with pytest.raises(SystemExit, match="belongs to no flag"):
-            vllm_likelihood.options(wrong)
+            vllm_likelihood.parse_options(wrong)

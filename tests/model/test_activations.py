@@ -11,7 +11,7 @@ from conftest import LATER, TINY, VOCABULARY, tiny
 from torch import nn
 
 from methods.errors import Unsupported
-from methods.model.activations import Step, by_layer, enter
+from methods.model.activations import Step, collect_by_layer, enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, remove_sublayers
@@ -36,7 +36,7 @@ def calibration(columns: int = 24, **options) -> Calibration:
 
 def steps(model: Decoder, tokens: Calibration) -> list[tuple[int, Step]]:
     found = []
-    by_layer(model, tokens, lambda number, seen: found.extend((number, step) for step in seen) or [])
+    collect_by_layer(model, tokens, lambda number, seen: found.extend((number, step) for step in seen) or [])
     return found
 
 
@@ -153,5 +153,7 @@ def test_a_layer_takes_all_micro_batches_before_the_next_one():
     order, tokens = [], calibration(memory=1)
     for number, layer in enumerate(model.layers):
         layer.out.register_forward_pre_hook(lambda *_, number=number: order.append(number))
-    assert len(by_layer(model, tokens, lambda number, seen: [])) == len(model.layers)  # which looks at none of them
+    assert len(collect_by_layer(model, tokens, lambda number, seen: [])) == len(
+        model.layers
+    )  # which looks at none of them
     assert order == [number for number in range(len(model.layers)) for _ in range(len(LENGTHS))]

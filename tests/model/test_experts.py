@@ -15,17 +15,17 @@ from transformers import AutoModelForCausalLM
 import methods
 from bench.schedule.shape import Shape
 from bench.speed import peaks
-from methods.cards import compensations
+from methods.cards import cards_of_compensations
 from methods.checkpoint import load, save
 from methods.checkpoint.save_load import verify
-from methods.counted import counted, held
+from methods.counted import count_quantity, quantity_of_layer
 from methods.errors import Unsupported
 from methods.model import structures
-from methods.model.activations import enter, step
+from methods.model.activations import enter, run_step
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.parts import Experts
-from methods.model.sizes import active_parameters, layer_parameters, macs_per_token, parameters, sizes
+from methods.model.sizes import active_parameters, layer_parameters, macs_per_token, parameters, sizes_of
 from methods.model.structures import remove_experts
 
 EVERY_LAYER = [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]
@@ -114,7 +114,7 @@ def test_a_step_sees_a_mixture_without_channels_and_adds_up(family, ids):
     model = Decoder(tiny(family))
     entry = enter(model, ids)
     layer, mask = model.layers[2], torch.ones_like(ids, dtype=torch.bool)
-    taken = step(layer, entry.x, entry.arguments[layer.kind], mask)
+    taken = run_step(layer, entry.x, entry.arguments[layer.kind], mask)
     torch.testing.assert_close(taken.y, layer(entry.x, entry.arguments[layer.kind]))
     assert taken.channels.shape == (*ids.shape, 0)
     assert taken.m.abs().max() > 0
@@ -131,7 +131,7 @@ def test_multiplications_of_a_mixture_are_those_that_torch_counts(family, gone, 
     rotary = model.layers[0].head_width * context  # frequencies times positions, which is no work on a token
     counts = counter.get_total_flops() / 2 - macs_per_token(model, context) * context
     assert 0 <= counts <= 4 * rotary
-    linear = macs_per_token(model, 0) - sum(held(layer, "macs", 0, None) for layer in model.layers)
+    linear = macs_per_token(model, 0) - sum(quantity_of_layer(layer, "macs", 0, None) for layer in model.layers)
     assert linear == model.head.weight.numel()
 
 
@@ -140,13 +140,13 @@ def test_a_token_is_computed_with_all_parameters_but_those_of_experts_that_it_do
     model = Decoder(tiny(family))
     mixtures, k, row = sum(map(bool, GONE[family])), TAKEN.get(family, 2), D + (family == "gpt_oss")  # of the router
     assert active_parameters(model) == parameters(model) - mixtures * (8 - k) * weights(family)
-    said = sizes(model, {"dense_parameters": 1, "dense_parameters_without_embeddings": 1}, 8)
+    said = sizes_of(model, {"dense_parameters": 1, "dense_parameters_without_embeddings": 1}, 8)
     assert said["active_parameters"] == active_parameters(model) < said["parameters"]
-    before = parameters(model), active_parameters(model), counted(model, "macs", 8)
+    before = parameters(model), active_parameters(model), count_quantity(model, "macs", 8)
     remove_experts(model, GONE[family])
     assert before[0] - parameters(model) == mixtures * 2 * (weights(family) + row)
     assert before[1] - active_parameters(model) == mixtures * 2 * row
-    assert before[2] - counted(model, "macs", 8) == mixtures * 2 * D
+    assert before[2] - count_quantity(model, "macs", 8) == mixtures * 2 * D
 
 
 def test_a_dense_model_is_active_as_a_whole():
@@ -260,7 +260,7 @@ def test_what_needs_the_matrices_of_one_mlp_is_refused_before_any_work(method, f
         methods.make(method).plan(Decoder(tiny(family)), 0.3)
 
 
-@pytest.mark.parametrize("compensation", [card.name for card in compensations()])
+@pytest.mark.parametrize("compensation", [card.name for card in cards_of_compensations()])
 def test_a_compensation_serves_a_mixture_or_refuses_it_before_any_work(compensation):
     """Where a layer in the middle goes, so that whole layers stand in front of the cut and behind it."""
     pruner = methods.make(f"drop+{compensation}", {"layers": "2"})
@@ -290,12 +290,16 @@ def test_shapes_of_a_mixture_are_told_without_weights():
     shape = Shape.of(model)
     assert 4 * shape.mlp <= mixture_of(model.layers[0]).values < 4 * shape.mlp + 4
     assert shape.parameters == parameters(model)
-    roles = peaks.widths(model)
+    roles = peaks.widths_of_model(model)
     assert roles["router"] == {"in": [32], "out": [8], "multiple_of": 8}
     assert roles["experts"] == {"in": [24, 32], "out": [32, 48], "multiple_of": 8}
     assert "shared" not in roles and "added" not in roles
-    assert peaks.widths(Decoder(tiny("gpt_oss")))["experts"] == {"in": [32, 48], "out": [32, 96], "multiple_of": 8}
-    shared = peaks.widths(Decoder(tiny("glm4_moe")))
+    assert peaks.widths_of_model(Decoder(tiny("gpt_oss")))["experts"] == {
+        "in": [32, 48],
+        "out": [32, 96],
+        "multiple_of": 8,
+    }
+    shared = peaks.widths_of_model(Decoder(tiny("glm4_moe")))
     assert shared["shared"] == {"in": [24, 32], "out": [24, 32], "multiple_of": 8}
     assert "added" not in shared
     assert roles["down"] == {"in": [48], "out": [32], "multiple_of": 8}

@@ -86,7 +86,7 @@ def test_heads_depend_on_each_other_where_the_row_says_so(family, depends):
 
 
 def test_the_guide_repeats_the_table_and_list_prints_it(capsys):
-    heading, *rows = architectures.table()
+    heading, *rows = architectures.table_of_families()
     lines = [f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *rows)]
     assert "\n".join(lines) in text("docs/guides/running.md")
     assert main(["list", "families"]) == 0
@@ -155,7 +155,7 @@ def test_a_list_of_layers_may_be_longer_than_the_model_and_not_shorter():
     inner = tiny("smollm3")
     said = list(inner.config.no_rope_layers)
     inner.config.no_rope_layers = [*said, 0, 1]
-    assert [layer.said["no_rope_layers"] for layer in Decoder(inner).layers] == said
+    assert [layer.config["no_rope_layers"] for layer in Decoder(inner).layers] == said
     inner.config.no_rope_layers = said[:-1]
     with pytest.raises(Unsupported, match=f"no_rope_layers of its configuration names {len(said) - 1} layers of"):
         _ = Decoder(inner).layers

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 import methods
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.gradients import TOKENS_AT_ONCE, gradients, zeros
+from methods.model.gradients import TOKENS_AT_ONCE, collect_gradients, make_zeros
 
 LENGTHS = (24, 15, 7, 1, 24, 10, 24, 24, 24, 24, 24, 24, 24)  # two micro-batches
 IDS = torch.randint(3, VOCABULARY, (len(LENGTHS), 24), generator=torch.Generator().manual_seed(0))
@@ -20,7 +20,7 @@ MASK = torch.arange(24) < torch.tensor(LENGTHS)[:, None]
 
 def at_once(model: Decoder, weights: set, size: int) -> tuple[dict, dict]:
     """Return g and a of a backward pass through the whole model for each micro-batch of `size` sequences."""
-    g, a = zeros(weights), zeros(weights)
+    g, a = make_zeros(weights), make_zeros(weights)
     targets = IDS[:, 1:].masked_fill(~MASK[:, 1:], -100)
     model.model.requires_grad_(False)
     for weight in weights:
@@ -43,7 +43,7 @@ def each(model: Decoder, ids: torch.Tensor, mask: torch.Tensor, weights: set, **
         found.append((number, dict(g), dict(a)))
         return []
 
-    gradients(model, Calibration(ids, mask), weights, of_layer, **kinds)
+    collect_gradients(model, Calibration(ids, mask), weights, of_layer, **kinds)
     return found
 
 
@@ -130,7 +130,7 @@ def test_what_one_layer_has_is_gone_when_the_next_is_asked_for():
         kept.append((sums, squares))
         return []
 
-    gradients(model, Calibration(IDS, MASK), weights, of_layer, a=True)
+    collect_gradients(model, Calibration(IDS, MASK), weights, of_layer, a=True)
     assert len(kept) == 6
 
 

@@ -14,16 +14,16 @@ from tiny_methods import EXPERTS, SPECS
 
 import methods
 from bench.data import pretrained
-from bench.runs.inputs import state_sha256
-from methods.files import sha256
+from bench.runs.inputs import sha256_of_state
+from methods.files import hash_file
 from methods.model import layer_store
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, twin
-from methods.model.gradients import gradients
+from methods.model.decoder import Decoder, make_twin
+from methods.model.gradients import collect_gradients
 from methods.model.layer_store import LayerStore
 
 RATIO = 0.3
-EVERY = [card.name for card in methods.catalogue() if not card.fixed and card.name not in EXPERTS]
+EVERY = [card.name for card in methods.cards_of_methods() if not card.fixed and card.name not in EXPERTS]
 MENDED = ["scale", "linearpatch", "ghost", "replaceme"]
 MENDED = [*(f"shortgpt+{name}" for name in MENDED), "llm-drop+replaceme", "flap+refit", "laco+reinitialize"]
 # transposed matrices and tied tables; norms behind blocks; parallel blocks with biases
@@ -51,7 +51,7 @@ def test_every_method_does_the_same_to_a_model_in_files(family, name, calibratio
     one, other = Decoder(copy.deepcopy(model)), Decoder(model, LayerStore(tmp_path))
     decided = pruner.prune(one, calibration, RATIO)
     assert pruner.prune(other, calibration, RATIO) == decided
-    assert state_sha256(other.model) == state_sha256(one.model)
+    assert sha256_of_state(other.model) == sha256_of_state(one.model)
     assert in_memory(other.model) == []
     assert len(in_memory(one.model)) > 0
     assert list(tmp_path.iterdir()) == []  # its files have lost their names
@@ -64,7 +64,7 @@ def test_a_model_is_loaded_into_files_as_into_memory(family, stored, tmp_path, m
     place.mkdir()
     tiny(family).to(stored).save_pretrained(folder)
     monkeypatch.setattr(pretrained, "load_tokenizer", lambda *_: None)
-    before = {file: sha256(file) for file in folder.iterdir()}
+    before = {file: hash_file(file) for file in folder.iterdir()}
     whole, _ = pretrained.load(str(folder), torch.device("cpu"), torch.float32)
     model, _ = pretrained.load(str(folder), torch.device("cpu"), torch.float32, store=LayerStore(place))
     assert in_memory(model) == []
@@ -72,10 +72,10 @@ def test_a_model_is_loaded_into_files_as_into_memory(family, stored, tmp_path, m
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     ids = torch.arange(3, 23)[None]
     assert torch.equal(model(ids).logits, whole(ids).logits)
-    assert state_sha256(model) == state_sha256(Decoder(whole).model)
+    assert sha256_of_state(model) == sha256_of_state(Decoder(whole).model)
     with torch.no_grad():
         next(model.parameters()).zero_()
-    assert {file: sha256(file) for file in folder.iterdir()} == before
+    assert {file: hash_file(file) for file in folder.iterdir()} == before
 
 
 def test_a_parameter_stays_the_object_it_is_with_its_values(tmp_path):
@@ -86,14 +86,14 @@ def test_a_parameter_stays_the_object_it_is_with_its_values(tmp_path):
     for layer in model.sweep():
         assert (in_memory(layer.module) != []) == (layer.module is model.stack[2])
     assert in_memory(model.model) == []
-    kept = twin(model)
+    kept = make_twin(model)
     assert model.layers[2].down.weight is weight is kept.layers[2].down.weight
     assert torch.equal(weight, values)
 
 
 def test_a_settled_layer_is_not_written_again(tmp_path, monkeypatch):
     model, written = Decoder(tiny("llama"), LayerStore(tmp_path)), list[int]()
-    moved = LayerStore._moved
+    moved = LayerStore._move
     monkeypatch.setattr(LayerStore, "_moved", lambda store, new: written.append(len(new)) or moved(store, new))
     model.settle_all()
     assert written == []
@@ -105,7 +105,7 @@ def test_a_settled_layer_is_not_written_again(tmp_path, monkeypatch):
 
 def test_a_disk_that_takes_no_more_leaves_the_weights_and_no_file(tmp_path, monkeypatch):
     model = tiny("llama")
-    values = state_sha256(model)
+    values = sha256_of_state(model)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -113,7 +113,7 @@ def test_a_disk_that_takes_no_more_leaves_the_weights_and_no_file(tmp_path, monk
     monkeypatch.setattr(torch, "from_file", full)
     with pytest.raises(OSError, match="No space left"):
         Decoder(model, LayerStore(tmp_path))
-    assert state_sha256(model) == values
+    assert sha256_of_state(model) == values
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,10 +126,10 @@ def test_the_next_layer_is_read_ahead_while_one_is_used(calibration, tmp_path, m
     """Forwards and, for gradients, back; once for all micro-batches."""
     model, seen = Decoder(tiny("llama"), LayerStore(tmp_path)), list[tuple[str, int]]()
     number = {id(one): place for place, module in enumerate(model.stack) for one in module.parameters()}
-    monkeypatch.setattr(layer_store, "will_need", lambda one: seen.append(("read", number[id(one)])))
+    monkeypatch.setattr(layer_store, "read_tensor_ahead", lambda one: seen.append(("read", number[id(one)])))
     for place, module in enumerate(model.stack):
         module.register_forward_pre_hook(lambda *_, place=place: seen.append(("run", place)))
-    gradients(model, calibration, set(model.model.parameters()), lambda *_: [])
+    collect_gradients(model, calibration, set(model.model.parameters()), lambda *_: [])
     there = [one for place in range(5) for one in (("read", place + 1), ("run", place))]
     back = [one for place in range(5, 0, -1) for one in (("read", place - 1), ("run", place))]
     assert [one for one, _ in groupby(seen)] == [*there, ("run", 5), *back, ("run", 0)]
@@ -139,5 +139,5 @@ def test_the_next_layer_is_read_ahead_while_one_is_used(calibration, tmp_path, m
 def test_what_lies_in_a_file_can_be_read_ahead(tmp_path):
     model = Decoder(tiny("llama"), LayerStore(tmp_path))
     model.settle_all()
-    assert layer_store.will_need(model.layers[0].down.weight)
-    assert not layer_store.will_need(torch.empty(1, device="meta"))  # the system refuses what is mapped nowhere
+    assert layer_store.read_tensor_ahead(model.layers[0].down.weight)
+    assert not layer_store.read_tensor_ahead(torch.empty(1, device="meta"))  # the system refuses what is mapped nowhere

@@ -7,7 +7,7 @@ import torch
 from conftest import FAMILIES, LAYERS, tiny
 from emulated import EmulatedGpus
 
-from methods.model.decoder import Decoder, place_of, put_model, settle
+from methods.model.decoder import Decoder, place_of, put_model, settle_model
 
 GPUS = [torch.device("cuda", number) for number in range(3)]
 
@@ -43,7 +43,7 @@ def test_a_model_that_lies_where_it_belongs_is_settled_without_a_copy():
         again = tiny("llama", layers=LAYERS)
         again.load_state_dict(model.state_dict(), assign=True)
         again.tie_weights()
-        settled = settle(again)
+        settled = settle_model(again)
         assert {name: tensor.data_ptr() for name, tensor in settled.named_parameters()} == pointers
         assert sum(memory.now for memory in gpus.memories) <= before + 1024  # rotary frequencies
         assert torch.equal(settled(ids.to(GPUS[0])).logits, expected)

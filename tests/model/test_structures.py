@@ -15,7 +15,7 @@ from methods.model.structures import (
     keep_channels,
     keep_kv_groups,
     remove_sublayers,
-    sublayer_sizes,
+    sizes_of_sublayers,
     sublayers_of,
 )
 
@@ -212,7 +212,7 @@ def test_blocks_know_their_size(family):
     for block in sublayers_of(model, "layer", "attention", "mlp"):
         less = model_of(family)
         remove_sublayers(less, [block])
-        assert sublayer_sizes(model, [block]) == {block: parameters(model) - parameters(less)}
+        assert sizes_of_sublayers(model, [block]) == {block: parameters(model) - parameters(less)}
 
 
 def test_removed_blocks_are_named_by_kind_and_no_longer_there():

@@ -14,7 +14,7 @@ from conftest import VOCABULARY, tiny
 from tiny_methods import EXPERTS, SPECS, TINY
 
 import methods
-from bench.runs.inputs import state_sha256
+from bench.runs.inputs import sha256_of_state
 from bench.system import environment
 from methods.errors import NoRoom
 from methods.model import layer_store
@@ -55,7 +55,7 @@ def test_every_method_does_the_same_with_states_in_files(family, name, calibrati
     decided = pruner.prune(one, calibration, RATIO)
     assert put == []
     assert pruner.prune(other, replace(calibration, offload=tmp_path), RATIO) == decided
-    assert state_sha256(other.model) == state_sha256(one.model)
+    assert sha256_of_state(other.model) == sha256_of_state(one.model)
     assert len(put) > 6  # layers
     assert list(tmp_path.iterdir()) == []  # files have no name
 

@@ -18,10 +18,10 @@ from made_records import DENSE, LACO, RECORDS, changed, drawn, measured, ok
 from pages import ROOT
 
 from bench.records.run_folder import load_run
-from reports.page.charts import inline
-from reports.page.page import as_json, page
-from reports.page.sections import VIEWS, groups, sections
-from reports.tables.views import views
+from reports.page.charts import to_inline
+from reports.page.page import render_page, to_json
+from reports.page.sections import VIEWS, group_rows, sections_of_views
+from reports.tables.views import build_views
 
 DRAWS = [drawn(seed, ppl, 0.3) for seed, ppl in ((0, 900.0), (1, 1100.0), (2, 1000.0))]
 AT_01 = [ok("laco", 0.1, measured(14_160_384, (90.0, 92.8, 95.0), [0.36, 0.5, 0.6, 0.3, 0.2], 70.0)), *DRAWS]
@@ -53,7 +53,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    return page(ALL)
+    return render_page(ALL)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def address(html: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_equal_records_give_equal_bytes(html):
-    assert page(json_again(ALL)) == html
+    assert render_page(json_again(ALL)) == html
 
 
 def json_again(records: list[Any]) -> list[Any]:
@@ -107,18 +107,18 @@ def test_the_policy_names_the_style_and_scripts_that_are_there_and_nothing_else(
 
 def test_data_for_the_script_end_no_element_and_no_line():
     hostile = {"a</script><!--": ["&amp;", "\u2028\u2029", "größe", None, 1.5]}
-    text = as_json(hostile)
+    text = to_json(hostile)
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == hostile
     with pytest.raises(ValueError):
-        as_json([float("nan")])
+        to_json([float("nan")])
 
 
 def test_cells_of_two_protocols_are_not_mistaken_for_each_other():
     both = [changed(one, "cell", "protocol", "windows", to=99) for one in (DENSE, LACO)]
-    rows, targets = groups([DENSE, LACO, *both])
+    rows, targets = group_rows([DENSE, LACO, *both])
     windows = {one.id: one.records[0].cell["protocol"]["windows"] for one in rows}
-    found = sections(views(VIEWS, [DENSE, LACO, *both]), targets)
+    found = sections_of_views(build_views(VIEWS, [DENSE, LACO, *both]), targets)
     assert {one["name"] for one in found} >= {"results", "tasks", "speed", "cost"}
     for table in (table for one in found for table in one["tables"]):
         (said,) = (one for one in table["conditions"] if one.startswith("windows "))
@@ -129,8 +129,8 @@ def test_cells_of_two_machines_have_links_at_one_ratio_and_at_several():
     low = changed(changed(LACO, "cell", "ratio", to=0.1), "environment", "gpu", to="H100")
     exact = changed(low, "cell", "match", to="exact")
     records = [changed(DENSE, "environment", "gpu", to="H200"), low, exact, LACO]
-    rows, targets = groups(records)
-    tables = [table for one in sections(views(VIEWS, records), targets) for table in one["tables"]]
+    rows, targets = group_rows(records)
+    tables = [table for one in sections_of_views(build_views(VIEWS, records), targets) for table in one["tables"]]
     label = {one.id: one.label for one in rows}
     assert len(tables) > 5
     for row in (row for table in tables for row in table["rows"]):
@@ -141,7 +141,7 @@ def test_cells_of_two_machines_have_links_at_one_ratio_and_at_several():
 def test_a_budget_and_a_ratio_that_go_by_one_number_are_both_named_and_found():
     budget = changed(changed(LACO, "cell", "ratio", to=1 - 0.7), "cell", "ratio_of", to="macs")
     decoder = changed(changed(LACO, "cell", "ratio", to=0.1), "cell", "ratio_of", to="decoder")
-    text = page([DENSE, LACO, budget, decoder])
+    text = render_page([DENSE, LACO, budget, decoder])
     options = re.findall(r'<option value="(.*?)">(.*?)</option>', text)
     assert options == [("", "every ratio"), ("0.1", "0.1 of the decoder"), ("0.3", "0.3, macs=0.7")]
     table = text[text.index('<table id="by-ratio-0"') :]
@@ -155,7 +155,7 @@ def test_a_budget_and_a_ratio_that_go_by_one_number_are_both_named_and_found():
 
 
 def test_a_page_without_records_says_so():
-    text = page([], title="run")
+    text = render_page([], title="run")
     assert "No cell of this run has been measured yet." in text
     assert '<form id="filter"' not in text
 
@@ -172,7 +172,7 @@ def test_a_drawing_loses_what_a_policy_refuses_and_takes_the_ink_of_the_page():
         '<path style="fill: #FFFFFF; stroke: #000000; font: italic 10px \'DejaVu Sans\'" onload="x"/>'
         '<path style="stroke: #0072b2"/><use xlink:href="#m"/><use xlink:href="https://example.org/"/></svg>'
     )
-    root = ElementTree.fromstring(inline(svg))
+    root = ElementTree.fromstring(to_inline(svg))
     assert [child.tag for child in root] == ["title", "path", "path", "use", "use"]
     assert root[0].text == "A <b>"
     font = {"font-style": "italic", "font-size": "10px", "font-family": "'DejaVu Sans'"}
@@ -181,7 +181,7 @@ def test_a_drawing_loses_what_a_policy_refuses_and_takes_the_ink_of_the_page():
     assert [use.attrib for use in root[3:]] == [{"href": "#m"}, {}]
     assert (root.get("width"), root.get("height"), root.get("class")) == ("9pt", None, None)
     a_map = ElementTree.fromstring(
-        inline(svg.replace("<title>", '<image xlink:href="data:image/png;base64,"/><title>'))
+        to_inline(svg.replace("<title>", '<image xlink:href="data:image/png;base64,"/><title>'))
     )
     assert (a_map.get("class"), a_map[2].get("fill")) == ("paper", "#FFFFFF")
 
@@ -336,7 +336,7 @@ SEVERAL = (
 @pytest.mark.parametrize(("records", "expected"), SEVERAL)
 def test_what_stands_beside_a_mean_is_said_as_what_it_is(records, expected, tmp_path):
     path = tmp_path / "report.html"
-    path.write_text(page([DENSE, *records]), encoding="utf-8")
+    path.write_text(render_page([DENSE, *records]), encoding="utf-8")
     with opened() as view:
         view.goto(path.as_uri())
         for head, said in expected.items():
@@ -387,7 +387,7 @@ def test_no_serious_barrier_no_request_and_nothing_wider_than_the_window(address
 def test_a_page_of_setups_with_long_names_is_no_wider_than_a_phone(tmp_path: Path):
     """Setups that differ in their tasks are told apart by one word of all five, which is as wide as the window."""
     records = load_run(ROOT / "docs" / "results" / "laco-puzzle-seeds")
-    text = page(records, drawings=(), tables={})
+    text = render_page(records, drawings=(), tables={})
     assert "tasks hellaswag+piqa+winogrande+arc_easy+openbookqa" in text
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
     with opened(viewport={"width": 400, "height": 900}) as view:
@@ -419,7 +419,7 @@ def test_a_picture_comes_before_the_sentences(html, tags):
     assert re.search(r'aria-label="laco: [\d.]+ % at 10.5 %, [\d.]+ % at 28.9 %"', html)
     assert re.search(r'aria-label="laco: 92.8 at [\d.]+ times as fast, 343 at ', html)
     assert "average" not in first
-    only = page([DENSE, LACO])
+    only = render_page([DENSE, LACO])
     assert re.search('<section id="charts"(?s:.*?)by method', only[: only.index('<section id="summary"')])
 
 

@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(run: Path) -> Iterator[ThreadingHTTPServer]:
-    found = server.start(run, 0, {})
+    found = server.open_server(run, 0, {})
     thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield found
@@ -184,7 +184,7 @@ def test_the_newest_run_is_served_until_it_is_interrupted(run, tmp_path):
 def test_an_open_page_renews_itself_keeps_its_filter_and_says_when_the_server_is_gone(run):
     save(DENSE, run / "cells" / "dense--fixed--0.json")
     save(LACO, run / "cells" / "laco--0.3--1.json")
-    served = server.start(run, 0, {})
+    served = server.open_server(run, 0, {})
     thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -14,23 +14,23 @@ from tiny_methods import EXPERTS, METHODS, SPECS, calibration
 
 import methods
 from bench.cli.main import main
-from bench.plan.cell import from_plain
+from bench.plan.cell import cell_from_plain
 from bench.plan.fields import parse_budget
-from bench.plan.grid import budget, quantity
+from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.run_spec import RunSpec
 from bench.plan.trust import Trust
-from bench.records.frame import removed_too_little
+from bench.records.frame import removes_too_little
 from bench.records.record import Record, cell_title
 from bench.records.run_folder import load_run
-from bench.runs.inputs import state_sha256
+from bench.runs.inputs import sha256_of_state
 from bench.runs.reproduce import prune_again
 from bench.schedule.shape import Shape
-from methods.budget import MET, TRIES, pruned_to, refuse_unmet
-from methods.counted import MISSED, QUANTITIES, Budget, LatencyTable, quantity_budget
+from methods.budget import MET, TRIES, prune_to_budget, refuse_unmet
+from methods.counted import MISSED, QUANTITIES, Budget, LatencyTable, budget_of_quantity
 from methods.errors import OutOfReach, Unsupported, UserError
 from methods.model.decoder import Decoder
 from methods.model.sizes import kv_bytes_per_token, macs_per_token, weight_bytes
-from reports.tables.views import view
+from reports.tables.views import build_view
 
 CONTEXT = 16
 TOKENS = calibration().first(72)
@@ -67,7 +67,7 @@ TABLE = LatencyTable(  # of the tiny Llama: what goes of a part takes less with 
 
 def asked_of(decoder: Decoder, of: str, share: float, *, whole: bool = True) -> Budget:
     table = TABLE if of == "latency" else None
-    return quantity_budget(decoder, 1 - share, of, CONTEXT, whole=whole, table=table)
+    return budget_of_quantity(decoder, 1 - share, of, CONTEXT, whole=whole, table=table)
 
 
 def made(method: str):
@@ -81,15 +81,15 @@ def test_every_method_comes_as_near_to_a_budget_as_it_can_or_says_why_not(of):
     outcomes = Counter[str]()
     for method in ASKED if of != "bytes" else ("drop-tail", "flap", "blockpruner", "2ssp", "slicegpt", "wanda-sp"):
         dense = Decoder(tiny("llama"))
-        before, wanted = state_sha256(dense.model), asked_of(dense, of, 0.6 if of != "macs" else 0.7)
+        before, wanted = sha256_of_state(dense.model), asked_of(dense, of, 0.6 if of != "macs" else 0.7)
         try:
-            model, _, said = pruned_to(wanted, made(method), dense, TOKENS)
+            model, _, said = prune_to_budget(wanted, made(method), dense, TOKENS)
         except OutOfReach as reason:
             assert (of, method in LEAVE_KV) == ("kv", True), (method, reason)
             outcomes["out of reach"] += 1
             continue
         found = said["budget"]
-        assert state_sha256(dense.model) == before, method
+        assert sha256_of_state(dense.model) == before, method
         assert found["stays"] == sizes[of](model) / sizes[of](dense) == wanted.stays(model)
         misses = [abs(stays - wanted.share) for _, stays in found["tried"]]
         assert abs(found["stays"] - wanted.share) == min(misses), method
@@ -105,10 +105,10 @@ def test_every_method_comes_as_near_to_a_budget_as_it_can_or_says_why_not(of):
 @pytest.mark.parametrize("method", ["drop-tail", "flap", "blockpruner", "2ssp", "slicegpt"])
 def test_a_budget_makes_the_model_that_the_ratio_it_has_found_makes(method):
     dense = Decoder(tiny("llama"))
-    model, decided, said = pruned_to(asked_of(dense, "macs", 0.7), made(method), dense, TOKENS)
+    model, decided, said = prune_to_budget(asked_of(dense, "macs", 0.7), made(method), dense, TOKENS)
     other = Decoder(tiny("llama"))
     same = made(method).prune(other, TOKENS, said["budget"]["ratio"])
-    assert state_sha256(model.model) == state_sha256(other.model)
+    assert sha256_of_state(model.model) == sha256_of_state(other.model)
     removed = [name for name in same if name.startswith("removed_")]
     assert {name: decided[name] for name in removed} == {name: same[name] for name in removed}
 
@@ -117,9 +117,9 @@ def test_a_budget_makes_the_model_that_the_ratio_it_has_found_makes(method):
 def test_where_all_may_stay_nothing_goes(of):
     for method in ("shortgpt", "flap", "slicegpt", "blockpruner", "minitron-width"):
         dense = Decoder(tiny("llama"))
-        model, _, said = pruned_to(asked_of(dense, of, 1.0), made(method), dense, TOKENS)
+        model, _, said = prune_to_budget(asked_of(dense, of, 1.0), made(method), dense, TOKENS)
         assert said["budget"]["tried"] == [[0.0, 1.0]]
-        assert state_sha256(model.model) == state_sha256(dense.model), method
+        assert sha256_of_state(model.model) == sha256_of_state(dense.model), method
 
 
 def test_what_stays_is_what_a_forward_computes_and_a_cache_holds():
@@ -128,7 +128,7 @@ def test_what_stays_is_what_a_forward_computes_and_a_cache_holds():
     ids = torch.randint(3, 100, (1, CONTEXT))
     for of in ("macs", "kv"):
         dense = Decoder(tiny("llama"))
-        model, _, said = pruned_to(asked_of(dense, of, 0.7), made("flap"), dense, TOKENS)
+        model, _, said = prune_to_budget(asked_of(dense, of, 0.7), made("flap"), dense, TOKENS)
         counts = []
         for one in (model, dense):
             for config in (one.config, *(layer.attn.config for layer in one.layers)):
@@ -149,7 +149,7 @@ def test_a_budget_is_rounded_to_whole_layers_as_a_ratio_is():
             assert found.share == pytest.approx(min(held.values(), key=lambda one: abs(one - share))), (of, share)
             assert asked_of(dense, of, share, whole=False).share == pytest.approx(share)
     same = asked_of(dense, "kv", 4 / 6)
-    assert same.start == budget(cell_of("laco", 2 / 6, "layers", "layers"), dense)
+    assert same.start == budget_of_cell(cell_of("laco", 2 / 6, "layers", "layers"), dense)
     with pytest.raises(OutOfReach, match=r"kv=0\.05 is out of reach: all but one of the 6 layers hold 0\.833 of"):
         asked_of(dense, "kv", 0.05)
 
@@ -173,9 +173,9 @@ def test_what_cannot_be_met_is_said_from_shapes_alone():
 def test_what_never_goes_far_enough_is_out_of_reach_with_how_far_it_goes():
     dense = Decoder(tiny("llama"))
     with pytest.raises(OutOfReach, match=r"removed 0\.\d+ of all parameters, 0\.\d+ of the MACs per token stay"):
-        pruned_to(asked_of(dense, "macs", 0.3), made("minitron-width"), dense, TOKENS)
+        prune_to_budget(asked_of(dense, "macs", 0.3), made("minitron-width"), dense, TOKENS)
     with pytest.raises(OutOfReach, match="leaves the KV cache's bytes per token as they are"):
-        pruned_to(asked_of(dense, "kv", 0.5), made("slicegpt"), dense, TOKENS)
+        prune_to_budget(asked_of(dense, "kv", 0.5), made("slicegpt"), dense, TOKENS)
 
 
 def test_a_search_goes_on_from_the_removals_that_it_has_found():
@@ -194,7 +194,7 @@ def test_a_search_goes_on_from_the_removals_that_it_has_found():
             return self.inner.prune(model, tokens, ratio)
 
     dense, pruner = Decoder(tiny("llama")), Counted(made("finercut"), [])
-    pruned_to(asked_of(dense, "kv", 4 / 6), pruner, dense, TOKENS)
+    prune_to_budget(asked_of(dense, "kv", 4 / 6), pruner, dense, TOKENS)
     assert pruner.known[0] == 0
     assert all(pruner.known[1:])
 
@@ -203,7 +203,7 @@ def test_a_compensation_is_counted():
     dense = Decoder(tiny("llama"))
     wanted = asked_of(dense, "macs", 0.7)
     pruner = methods.make("flap+refit")
-    model, decided, _ = pruned_to(wanted, pruner, dense, TOKENS)
+    model, decided, _ = prune_to_budget(wanted, pruner, dense, TOKENS)
     assert "compensation" in decided
     assert wanted.stays(model) == pytest.approx(wanted.share, abs=MISSED)
 
@@ -214,11 +214,14 @@ PAIRS = ("flap+refit", "flap+reinitialize", "shortgpt+replaceme", "shortgpt+scal
 @pytest.mark.parametrize("pair", PAIRS)
 def test_no_try_changes_the_dense_model_that_the_next_one_prunes(pair):
     dense = Decoder(tiny("llama"))
-    before, budget = state_sha256(dense.model), asked_of(dense, "macs", 0.75, whole=False)
-    *_, said = pruned_to(budget, methods.make(pair), dense, TOKENS)
-    assert state_sha256(dense.model) == before
+    before, budget = sha256_of_state(dense.model), asked_of(dense, "macs", 0.75, whole=False)
+    *_, said = prune_to_budget(budget, methods.make(pair), dense, TOKENS)
+    assert sha256_of_state(dense.model) == before
     if pair == "flap+reinitialize":  # whose random weights leave the widths of the method alone
-        assert said["budget"]["tried"] == pruned_to(budget, methods.make("flap"), dense, TOKENS)[2]["budget"]["tried"]
+        assert (
+            said["budget"]["tried"]
+            == prune_to_budget(budget, methods.make("flap"), dense, TOKENS)[2]["budget"]["tried"]
+        )
 
 
 @pytest.mark.parametrize("method", sorted(EXPERTS))
@@ -278,11 +281,11 @@ def test_what_no_model_could_be_is_refused_before_any_work(base, capsys):
 def test_a_budget_is_in_the_key_and_no_other_cell_has_a_word_of_it():
     cell = cell_of("shortgpt", 0.2, "macs")
     assert cell.key.startswith("shortgpt--macs-0.8--")
-    assert from_plain(cell.plain()) == cell
+    assert cell_from_plain(cell.plain()) == cell
     assert cell.key != cell_of("shortgpt", 0.2, "kv").key
     assert {*cell_of("shortgpt", 0.2, "all").plain()} == {*cell.plain()} - {"ratio_of"}
     assert cell_of("shortgpt", 0.2, "all").key.startswith("shortgpt--0.2--")
-    assert quantity(cell_of("shortgpt", 0.2, "all"), Decoder(tiny("llama"))) is None
+    assert quantity_of_cell(cell_of("shortgpt", 0.2, "all"), Decoder(tiny("llama"))) is None
 
 
 def test_an_estimate_is_of_about_as_many_layers_as_go():
@@ -304,7 +307,7 @@ def test_a_run_meets_records_and_makes_again_what_was_asked_for(base, tmp_path, 
         assert "ratio_budget" not in record.measured
         assert (found["of"], found["share"]) == ("macs", pytest.approx(0.7))
         assert found["stays"] == record.measured["macs_per_token"] / all_of
-    (table,) = view("main", [dense, flap, tail])
+    (table,) = build_view("main", [dense, flap, tail])
     texts = {row.method: row.cells[0].text for row in table.rows}
     assert texts.pop("dense") == "100.0 %"
     missed = {one.cell["method"]: abs(one.measured["budget"]["stays"] - 0.7) > MISSED for one in (flap, tail)}
@@ -312,7 +315,7 @@ def test_a_run_meets_records_and_makes_again_what_was_asked_for(base, tmp_path, 
     assert missed["drop-tail"]
     run = tmp_path / "run"
     again = prune_again(flap, "cpu", Trust(run, names=names_of(run)))
-    assert state_sha256(again.model.model) == flap.measured["pruned_sha256"]
+    assert sha256_of_state(again.model.model) == flap.measured["pruned_sha256"]
     assert main([*base, *asked, "--plan"]) == 0
     assert "has a record" in capsys.readouterr().out
 
@@ -325,8 +328,8 @@ def of_budget(method: str, stays: float) -> Record:
 
 def test_a_missed_budget_is_marked_as_a_missed_ratio_is():
     met, missed, more = of_budget("flap", 0.793), of_budget("sleb", 0.82), of_budget("laco", 0.75)
-    assert [removed_too_little(record) for record in (DENSE, met, missed, more)] == [False, False, True, False]
-    (table,) = view("main", [DENSE, met, missed, more])
+    assert [removes_too_little(record) for record in (DENSE, met, missed, more)] == [False, False, True, False]
+    (table,) = build_view("main", [DENSE, met, missed, more])
     assert table.title == "budget macs=0.8: 78.9 % of the MACs per token, in whole layers"
     assert table.name == "main-macs-0.8"
     assert [column.name for column in table.columns][:3] == ["macs_stays", "ratio", "parameters"]
@@ -345,6 +348,6 @@ def test_a_spec_file_may_name_a_budget(tmp_path):
 
     file = tmp_path / "mine.yaml"
     file.write_text("methods: [laco]\nbudget: [macs=0.8, macs=0.6]\n", encoding="utf-8")
-    assert run_spec.spec(str(file), {}).amounts == ([0.2, 0.4], "macs")
+    assert run_spec.load_spec(str(file), {}).amounts == ([0.2, 0.4], "macs")
     with pytest.raises(UserError, match="--budget and --ratio"):
-        run_spec.spec(str(file), {"ratio": "0.2"})
+        run_spec.load_spec(str(file), {"ratio": "0.2"})

@@ -22,10 +22,10 @@ import methods
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.data import texts as text_data
-from bench.healing import _Training, draw, heal
+from bench.healing import _Training, draw_text, heal
 from bench.plan import cell
-from bench.plan.cell import Cell, Stage, ancestors, from_plain
-from bench.plan.protocol import Recipe, profile
+from bench.plan.cell import Cell, Stage, ancestors_of, cell_from_plain
+from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.record import Record
 from bench.records.run_folder import load_run
 from bench.regression import pairs
@@ -35,10 +35,10 @@ from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from reports import groups
-from reports.figures.catalogue import figures
-from reports.figures.figure import save
-from reports.removed import remaining, together, went
-from reports.tables.views import view
+from reports.figures.catalogue import figures_of_report
+from reports.figures.figure import save_figure
+from reports.removed import join_decisions, remaining_of, removals_of
+from reports.tables.views import build_view
 
 SMALL = ("--heal-tokens", "256", "--heal-length", "16", "--heal-batch", "4", "--heal-learning-rate", "0.003")
 
@@ -112,7 +112,7 @@ CELL = Cell(
     seed=0,
     device="cpu",
     dtype="float32",
-    protocol=profile("quick", windows_drawn=False),
+    protocol=protocol_of_profile("quick", windows_drawn=False),
     given=("C",),
     inputs={"weights_sha256": "f" * 64, "texts": {"wiki": "a" * 64}},
 )
@@ -147,7 +147,7 @@ def test_labels_say_what_was_done_in_order():
         "laco at 0.25, healed, then drop:layers=3, then laco:C=4, healed"
     )
     assert replace(healed, earlier=(first,)).key.startswith("laco-at-0.25-healed-then-laco-C-4-healed--0.3--")
-    assert cell.ancestors(replace(healed, earlier=(first, second))) == [
+    assert cell.ancestors_of(replace(healed, earlier=(first, second))) == [
         replace(CELL, method="laco", parameters={"C": 4}, ratio=0.25, given=(), healing=recipe, inputs={}),
         replace(
             CELL, method="drop", parameters={"layers": "3"}, ratio=None, given=("layers",), earlier=(first,), inputs={}
@@ -248,7 +248,7 @@ def test_a_healed_record_holds_the_recipe_the_curve_and_what_it_took(chained, te
     inputs = healed.cell["inputs"]["healing"]
     assert set(inputs) == {"text_sha256", "revision", "peft"}
     tokenizer = pretrained.load_tokenizer(str(model_folder))
-    assert inputs["text_sha256"] == draw(tokenizer, reproduce.cell_of(healed).healing).sha256
+    assert inputs["text_sha256"] == draw_text(tokenizer, reproduce.cell_of(healed).healing).sha256
 
 
 def test_a_changed_recipe_or_trainer_is_another_cell(chained, healing, tmp_path, capsys, monkeypatch):
@@ -271,7 +271,7 @@ def test_rows_of_several_recipes_are_told_apart(chained, healing, tmp_path):
     shutil.copytree(chained[0], folder)
     arguments = [*healing, "--methods", "drop-tail", "--ratio", "0.2", "--out", str(folder)]
     assert main([*arguments, "--heal-loss", "kl"]) == 0
-    table = view("main", load_run(folder))[0]
+    table = build_view("main", load_run(folder))[0]
     for loss in ("next-token", "kl"):
         assert f"drop-tail, healed (loss {loss})" in [row.label for row in table.rows]
         assert [line for line in table.footnotes if line.startswith(f"healed (loss {loss}): LoRA of rank 8")]
@@ -298,7 +298,7 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
     # and that is what training in memory comes to
     recipe, tokenizer = reproduce.cell_of(healed).healing, pretrained.load_tokenizer(str(model_folder))
     model = save_load.load(folder / plain.measured["saved"]["folder"])
-    heal(model, draw(tokenizer, recipe), recipe)
+    heal(model, draw_text(tokenizer, recipe), recipe)
     assert torch.allclose(found, model.model(ids).logits, atol=1e-5)
     card = (saved / "README.md").read_text()
     assert "| Trained after pruning | lora, 256 tokens of words.txt, loss next-token" in card
@@ -388,8 +388,8 @@ def test_a_chain_of_removals_that_do_not_look_ends_where_one_removal_does(chaine
     for name in ("pruned_sha256", "parameters", "ratio", "ratio_budget", "layers", "perplexity", "dense_parameters"):
         assert one.measured[name] == two.measured[name], name
     assert one.measured["checks"] == two.measured["checks"]  # beside the same dense model
-    assert went(one) == went(two) == {"layers": "3-5"}
-    assert remaining(one) == remaining(two)
+    assert removals_of(one) == removals_of(two) == {"layers": "3-5"}
+    assert remaining_of(one) == remaining_of(two)
 
 
 def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_chain(chained, model_folder):
@@ -398,10 +398,10 @@ def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_ch
     further, last = (records[f"flap at 0.2, healed, then drop-tail{end}"] for end in ("", ", healed"))
     recipe, tokenizer = reproduce.cell_of(healed).healing, pretrained.load_tokenizer(str(model_folder))
     protocol = healed.cell["protocol"]
-    block = text_data.calibration(tokenizer, protocol["calibration"], 4, 24, 0)
+    block = text_data.make_calibration(tokenizer, protocol["calibration"], 4, 24, 0)
     model = Decoder(pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)[0])
     methods.make("flap").prune(model, block, healed.measured["ratio_budget"])
-    heal(model, draw(tokenizer, recipe), recipe)
+    heal(model, draw_text(tokenizer, recipe), recipe)
     assert runner.fingerprint.state_sha256(model.model) == healed.measured["pruned_sha256"]
     model.set_layers(model.layers[: further.measured["layers"]])
     assert runner.fingerprint.state_sha256(model.model) == further.measured["pruned_sha256"]
@@ -428,7 +428,7 @@ def key_hash(record) -> str:
 def test_a_record_names_its_cell_whole(chained):
     for record in load_run(chained[0]):
         cell = reproduce.cell_of(record)
-        assert cell.question == from_plain(record.cell).question
+        assert cell.question == cell_from_plain(record.cell).question
         assert replace(cell, inputs=record.cell["inputs"]).label == record.cell["label"]
         assert (chained[0] / "cells" / f"{replace(cell, inputs=record.cell['inputs']).key}.json").is_file()
 
@@ -535,7 +535,7 @@ def test_a_parent_that_the_run_does_not_have_is_refused(chained, tmp_path):
     with pytest.raises(UserError, match="goes on from flap, which is no cell in front of it"):
         runner.run([cell], tmp_path / "run")
     assert not list(tmp_path.rglob("cells/*"))
-    (record,) = [r for r in runner.run([*ancestors(cell), cell], tmp_path / "run") if r.cell["earlier"]]
+    (record,) = [r for r in runner.run([*ancestors_of(cell), cell], tmp_path / "run") if r.cell["earlier"]]
     expected = by_label(chained[0])["flap at 0.2, then drop-tail"].measured
     assert record.measured["pruned_sha256"] == expected["pruned_sha256"]
 
@@ -551,7 +551,7 @@ def test_draws_go_on_from_their_own_draw_and_share_a_row(healing, tmp_path, caps
         assert len(seeds) == 1
     table = capsys.readouterr().out
     assert table.count("mean of 2 draws") == 5
-    assert len(pairs.of_run(tmp_path / "run")) == len(records)  # which are told apart
+    assert len(pairs.results_of_run(tmp_path / "run")) == len(records)  # which are told apart
 
 
 def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(healing, tmp_path):
@@ -564,7 +564,7 @@ def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(he
     assert healed.measured["search_seconds"] == plain.measured["search_seconds"]
     assert healed.decisions["removal_order"] == plain.decisions["removal_order"]
     found = [
-        searches.Removals(records.values()).of(replace(reproduce.cell_of(r), inputs=r.cell["inputs"]))
+        searches.KnownSearches(records.values()).of(replace(reproduce.cell_of(r), inputs=r.cell["inputs"]))
         for r in (healed, records["sleb at 0.2, healed, then sleb"], records["sleb at 0.2, then sleb"])
     ]
     own = [records[f"sleb at 0.2{middle}, then sleb"].decisions for middle in (", healed", "")]
@@ -582,7 +582,7 @@ def test_decisions_behind_decisions_are_in_the_numbers_of_the_dense_model():
     measured = {"dense_layers": 5, "layers": 2}
     earlier = [{"decisions": before, "measured": {"layers": 3}}]
     record = Record({}, "ok", {}, after | {"earlier": earlier}, measured | {"parameters": 1})
-    assert together(record) == after | {
+    assert join_decisions(record) == after | {
         "earlier": earlier,
         "removed_layers": [0, 2, 3],  # the second of 1, 3, 4
         "removed_attention": [4],
@@ -590,30 +590,30 @@ def test_decisions_behind_decisions_are_in_the_numbers_of_the_dense_model():
         "removed_kv_heads": [[], [0], [], [], [1]],
         "kv_heads": [0, 1, 0, 2, 1],
     }
-    assert remaining(record).attention == (0, 0.5, 0, 0, 0)
-    assert remaining(record).mlp == (0, 0, 0, 0, 1)
+    assert remaining_of(record).attention == (0, 0.5, 0, 0, 0)
+    assert remaining_of(record).mlp == (0, 0, 0, 0, 1)
     silent = [{"decisions": {}, "measured": {"layers": 3}}]  # two layers went, and the method does not say which
-    assert together(replace(record, decisions=after | {"earlier": silent})) == {}
+    assert join_decisions(replace(record, decisions=after | {"earlier": silent})) == {}
 
 
 def test_reports_show_the_curve_the_cost_and_the_recipe(chained, tmp_path, capsys):
     records = load_run(chained[0])
-    found = {figure.name: figure for figure in figures(records)}
+    found = {figure.name: figure for figure in figures_of_report(records)}
     assert {"healing-0.2", "healing-0.5"} <= set(found)
     said = found["healing-0.2"].description
     curve = by_label(chained[0])["flap, healed"].measured["healing"]["curve"]
     ends = f"from {curve[0]['heldout_loss']:.2f} to {curve[-1]['heldout_loss']:.2f} after 256 tokens"
     assert f"flap, healed {ends}" in said
-    save(found["healing-0.2"], tmp_path / "healing.svg")
-    (cost, _) = view("cost", records)
+    save_figure(found["healing-0.2"], tmp_path / "healing.svg")
+    (cost, _) = build_view("cost", records)
     columns = [column.name for column in cost.columns]
     rows = {row.label: [cell.text for cell in row.cells] for row in cost.rows}
     at = columns.index("heal_tokens")
     assert (rows["drop-tail"][at], rows["drop-tail, healed"][at]) == ("-", "256")
     assert any(sentence.startswith("healed: LoRA of rank 8") for sentence in cost.footnotes)
     without = [record for record in records if not groups.recipe_of_cell(record.cell)]
-    assert not [column.name for column in view("cost", without)[0].columns if column.name.startswith("heal")]
-    assert not [figure for figure in figures(without) if figure.name.startswith("healing")]
+    assert not [column.name for column in build_view("cost", without)[0].columns if column.name.startswith("heal")]
+    assert not [figure for figure in figures_of_report(without) if figure.name.startswith("healing")]
     capsys.readouterr()
     assert main(["show", str(chained[0]), "drop-tail, healed"]) == 0
     shown = capsys.readouterr().out

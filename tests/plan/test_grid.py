@@ -13,7 +13,7 @@ from conftest import refused, tiny
 from bench.cli.main import main
 from bench.plan import grid, run_spec, validate
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
 from bench.runs import runner
@@ -50,7 +50,7 @@ def labels(cells: list[Cell]) -> list[str]:
 
 def test_the_key_of_a_cell_is_that_of_shipped_records():
     """Records that were measured still count, whatever fields and parameters are added later."""
-    protocol = profile("quick", windows_drawn=False)
+    protocol = protocol_of_profile("quick", windows_drawn=False)
     cell = Cell(
         *("smollm2-135m", "laco", {"C": 4, "I": 2, "T": None}, 0.3, "layers", 0, "cpu", "float32", protocol, ("C",)),
         inputs={"weights_sha256": "ab", "versions": {"torch": "2.13.0"}},
@@ -82,7 +82,7 @@ def test_settings_multiply(base, cells_of):
 
 
 def test_a_mention_keeps_what_it_says_itself():
-    swept = grid.methods(RunSpec(methods="laco:C=3,laco,flap", settings={"laco.C": [2, 4], "laco.T": 0.5}))
+    swept = grid.choices_of_spec(RunSpec(methods="laco:C=3,laco,flap", settings={"laco.C": [2, 4], "laco.T": 0.5}))
     assert [mention[:2] for mention in swept] == [
         ("laco", {"C": "3", "T": "0.5"}),
         ("laco", {"C": "2", "T": "0.5"}),
@@ -102,7 +102,7 @@ def test_settings_reach_what_then_names(base, cells_of):
 
 
 def test_of_one_name_the_last_counts():
-    assert grid.settings(["laco.C=2,3", "laco.T=0.7", "laco.C=4"]) == {"laco": {"C": ["4"], "T": ["0.7"]}}
+    assert grid.parse_settings(["laco.C=2,3", "laco.T=0.7", "laco.C=4"]) == {"laco": {"C": ["4"], "T": ["0.7"]}}
 
 
 def test_what_methods_look_at_multiplies(base, text_file, tmp_path, cells_of):
@@ -342,18 +342,18 @@ SIZES = {  # cells, and dense ones
 def test_every_spec_that_comes_with_the_suite_is_described(capsys):
     assert main(["list", "specs"]) == 0
     out = capsys.readouterr().out
-    for name, description in run_spec.shipped().items():
+    for name, description in run_spec.shipped_specs().items():
         assert description
         assert "\n" not in description
         assert f"{name} " in out
 
 
-@pytest.mark.parametrize("name", run_spec.shipped())
+@pytest.mark.parametrize("name", run_spec.shipped_specs())
 def test_every_spec_asks_for_methods_and_parameters_that_there_are(name):
     import methods
 
-    spec = run_spec.spec(name, {"device": "cpu"})
-    asked = [methods.make(method, given) for method, given, _ in grid.methods(spec)]
+    spec = run_spec.load_spec(name, {"device": "cpu"})
+    asked = [methods.make(method, given) for method, given, _ in grid.choices_of_spec(spec)]
     assert asked
     assert all(pruner.fixed or spec.ratios for pruner in asked)
 
@@ -361,10 +361,10 @@ def test_every_spec_asks_for_methods_and_parameters_that_there_are(name):
 @pytest.mark.parametrize("field", ["window", "calibration_length"])
 def test_sequences_that_are_longer_than_a_model_takes_are_refused(field):
     sizes = {"window": 128, "stride": 64, "calibration_length": 128}
-    longer = profile("quick", **sizes | {field: 129})
+    longer = protocol_of_profile("quick", **sizes | {field: 129})
     for family in ("gpt2", "llama"):
         found = validate.Target(Decoder(tiny(family)), torch.device("cpu"), torch.float32)
-        validate._refuse_longer(profile("quick", **sizes), found)
+        validate._refuse_longer(protocol_of_profile("quick", **sizes), found)
         with pytest.raises(UserError, match=f"--{field.replace('_', '-')} 129 is more than the 128 tokens"):
             validate._refuse_longer(longer, found)
 
@@ -377,12 +377,14 @@ def test_the_studies_are_as_large_as_they_say(name, model_folder, tmp_path, cell
     from bench.data import pretrained, texts
 
     monkeypatch.setattr(texts, "check_text", lambda text: None)
-    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
+    monkeypatch.setattr(
+        pretrained, "make_shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048)
+    )
     found = cells_of(
         ["run", "--spec", name, "--model", str(model_folder), "--device", "cpu", "--out", str(tmp_path / "r")]
     )
     assert (len(found), sum(cell.method == "dense" for cell in found)) == SIZES[name]
-    assert str(len(found) - SIZES[name][1]) in run_spec.shipped()[name]
+    assert str(len(found) - SIZES[name][1]) in run_spec.shipped_specs()[name]
     assert found[0].protocol.tasks == ()
     assert found[0].protocol.speed_rounds == 0
 
@@ -394,7 +396,7 @@ def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
     dense, pruned, healed = cells_of(asked)
     assert (dense.method, pruned.method, healed.method) == ("dense", "laco", "laco")
     assert (dense.healing, pruned.healing) == (None, None)
-    _, measured = run_folder.cell(Path(__file__).parents[2] / "docs/results/smollm2-135m-healed", "laco-healed")
+    _, measured = run_folder.find_cell(Path(__file__).parents[2] / "docs/results/smollm2-135m-healed", "laco-healed")
     assert healed.healing.as_run() == measured.measured["healing"]["recipe"]
     assert (healed.ratio, healed.protocol.windows) == (measured.cell["ratio"], measured.cell["protocol"]["windows"])
 
@@ -405,10 +407,10 @@ PUBLISHED = sorted(path.stem for path in (Path(run_spec.__file__).parents[1] / "
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_spec_of_a_published_table_asks_for_rows_of_it(name):
     """Every printed row of its methods is near one of its ratios, and windows and text are the printed ones."""
-    spec = run_spec.spec(name, {})
+    spec = run_spec.load_spec(name, {})
     (paper,) = read_published(name.split("-")[1])
     (model,) = (one for one in paper.models.values() if spec.model in one.names)
-    asked = {one.method for one in grid.methods(spec)}
+    asked = {one.method for one in grid.choices_of_spec(spec)}
     measured = [row for row in model.rows if row.ratio]
     printed = {(method, row.ratio) for row in measured for method in row.methods if method in asked}
     assert asked <= {method for row in model.rows for method in row.methods}
@@ -428,8 +430,8 @@ def test_a_spec_of_a_published_table_asks_for_rows_of_it(name):
 def test_the_papers_settings_are_the_published_ones():
     seen = {}
     for name in ("llama2-7b", "llama2-13b", "baichuan2-7b"):
-        spec = run_spec.spec(f"laco-paper-{name}", {})
-        seen[spec.model] = ([one.given for one in grid.methods(spec) if one.method == "laco"], spec.ratios)
+        spec = run_spec.load_spec(f"laco-paper-{name}", {})
+        seen[spec.model] = ([one.given for one in grid.choices_of_spec(spec) if one.method == "laco"], spec.ratios)
     published = {  # C, I, T as docs/guides/sweeps.md has them
         "meta-llama/Llama-2-7b-hf": ("4", "2", "0.65"),
         "meta-llama/Llama-2-13b-hf": ("6", "2", "0.75"),

@@ -26,7 +26,7 @@ from bench.runs.reproduce import prune_again
 from bench.speed import latency
 from bench.speed.benchmark import SpeedBenchmark
 from bench.system import environment, gpu
-from methods.counted import LatencyTable, counted
+from methods.counted import LatencyTable, count_quantity
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.inserted import put_map
@@ -43,10 +43,10 @@ def table_of(model_folder, tmp_path):
     """Write a table of the tiny Llama, changed at some names."""
 
     def write(**changes: object) -> str:
-        sizes = Decoder(pretrained.shell(str(model_folder))).layers[0].sizes()
-        about = {"weights_sha256": pretrained.weights_sha256(str(model_folder)), "dtype": "float32", "device": "cpu"}
+        sizes = Decoder(pretrained.make_shell(str(model_folder))).layers[0].sizes()
+        about = {"weights_sha256": pretrained.sha256_of_weights(str(model_folder)), "dtype": "float32", "device": "cpu"}
         about |= {"threads": torch.get_num_threads(), "depth": 4}
-        about["environment"] = {"cpu": environment.processor(torch.device("cpu"))}
+        about["environment"] = {"cpu": environment.name_of_processor(torch.device("cpu"))}
         parts = {part: [[0, 0], [sizes[part] / 2, 0.8], [sizes[part], 1.0]] for part in ("attention", "mlp")}
         changed = {name: value for name, value in changes.items() if name in about}
         table = {"parts": parts, "rest": 1.0, "about": about | changed}
@@ -67,7 +67,7 @@ def ends(times: float, spread: float = 0.0, flags: tuple[str, ...] = ()) -> dict
 def test_a_model_takes_what_its_parts_take_and_the_rest():
     model = Decoder(tiny("llama"))
     sizes = model.layers[0].sizes()
-    assert counted(model, "latency", table=TABLE) == TABLE.ms(model)
+    assert count_quantity(model, "latency", table=TABLE) == TABLE.ms(model)
     whole = 3 + 6 * (0.5 + 0.5 * (sizes["attention"] - 1_000) / 2_104 + 2 * sizes["mlp"] / 4_640)
     assert TABLE.ms(model) == pytest.approx(whole)
     remove_sublayers(model, [Sublayer("mlp", 2)])
@@ -92,8 +92,8 @@ def test_a_table_is_what_the_copies_of_a_model_take_beside_it(model_folder, monk
         yield {"kind": "decode", "dense_ms": ms[0], **ends(times)}
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
-    found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
-    model = Decoder(pretrained.shell(str(model_folder)))
+    found = latency.measure_latencies(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
+    model = Decoder(pretrained.make_shell(str(model_folder)))
     table = LatencyTable(found["parts"], found["rest"])
     for part, points in found["parts"].items():
         assert points[0] == [0, 0]
@@ -115,7 +115,7 @@ def test_on_a_gpu_a_table_is_of_captured_steps_as_cells_are_timed_there(model_fo
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     with EmulatedGpus():
-        about = latency.measure(str(model_folder), torch.device("cuda"), torch.float32, 4, 6)["about"]
+        about = latency.measure_latencies(str(model_folder), torch.device("cuda"), torch.float32, 4, 6)["about"]
     assert (about["device"], about["mode"], about["dense_ms"]) == ("cuda", "graph", 10.0)
     asked = seen[0].protocol
     assert (asked.mode, asked.cache, asked.decode, asked.batches, asked.prefill) == ("graph", "static", (4,), (1,), ())
@@ -131,9 +131,9 @@ def test_noise_makes_no_larger_part_faster(monkeypatch, model_folder):
         yield {"dense_ms": 10.0, **ends(10 / ms)}
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
-    found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
+    found = latency.measure_latencies(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
     (zero, quarter, half, more, whole) = (ms for _, ms in found["parts"]["mlp"])
-    L = len(Decoder(pretrained.shell(str(model_folder))).layers)
+    L = len(Decoder(pretrained.make_shell(str(model_folder))).layers)
     assert [zero, quarter, half, more, whole] == pytest.approx([0, 4 / L, 4 / L, 5 / L, 6 / L])
 
 
@@ -146,15 +146,15 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
         yield {"dense_ms": 10.0, **ends(1.25, 0.02, ("noisy",) if next(number) % 2 == 0 else ())}
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
-    monkeypatch.setattr(environment, "between", lambda *_: {"other_cores": 1.0, "stolen_cores": 0.0})
-    monkeypatch.setattr(gpu, "find", lambda devices: ([a_gpu()], None))
-    found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
+    monkeypatch.setattr(environment, "load_between_states", lambda *_: {"other_cores": 1.0, "stolen_cores": 0.0})
+    monkeypatch.setattr(gpu, "find_gpus", lambda devices: ([a_gpu()], None))
+    found = latency.measure_latencies(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
     assert [type(card) for card in seen[0].gpus] == [gpu.Gpu]
     about = found["about"]
     noisy = [copy for copy in about["copies"] if copy["flags"] == ["noisy"]]
     assert len(noisy) == (len(about["copies"]) + 1) // 2 > 0
     assert about["machine"]["flags"] == ["busy"]
-    shown = tables.table(found).footnotes
+    shown = tables.table_of_latencies(found).footnotes
     assert f"{len(noisy)} of {len(about['copies'])} copies: single calls vary much." in shown
     assert "The copies were timed while other work took 1.0 cores and 0.0 were withheld." in shown
     assert any("95 % interval" in line and "2.0 %" in line for line in shown)
@@ -184,7 +184,7 @@ def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_p
     assert "latency" not in dense.cell or dense.cell["latency"] == table
     assert abs(flap.measured["budget"]["stays"] - 0.7) < 0.02
     trust = Trust(tmp_path / "run", names=names_of(tmp_path / "run"))
-    told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.shell(dense.cell["model"]))
+    told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.make_shell(dense.cell["model"]))
     for record in (flap, tail):
         assert record.measured["budget"]["stays"] == told.ms(prune_again(record, "cpu", trust).model) / told.ms(whole)
     assert main([*run, "--plan"]) == 0
@@ -230,7 +230,7 @@ def test_a_timing_that_says_otherwise_is_named(speedup, speaks):
     found = {"of": "latency", "share": 0.8, "stays": 0.8, "ratio": 0.2, "tried": [[0.2, 0.8]]}
     record = ok("flap", 0.2, six | {"budget": found, "speed": {"points": [point]}}, ratio_of="latency")
     record.cell["latency"] = {"about": {"depth": 64}}
-    said = [line for line in legend.exceptions([record]) if "by the table" in line]
+    said = [line for line in legend.describe_exceptions([record]) if "by the table" in line]
     wanted = "flap: 80.0 % of the milliseconds per token by the table, timed 90.9 %, 95 % interval 89.1 % to 92.8 %."
     assert said == ([wanted] if speaks else [])
 
@@ -258,12 +258,12 @@ def test_the_command_writes_a_table_and_shows_it(model_folder, tmp_path, capsys)
 def test_where_cells_run_on_other_machines_a_table_of_their_processor_is_taken(model_folder, table_of):
     file = Path(table_of(environment={"cpu": "Theirs"}))
     spec = RunSpec(methods="flap", model=str(model_folder), budget=("latency=0.8",), latency_table=file)
-    model = Decoder(pretrained.shell(str(model_folder)))
+    model = Decoder(pretrained.make_shell(str(model_folder)))
     there = validate.Target(model, torch.device("cpu"), torch.float32)
-    table = validate.latency_table(spec, str(model_folder), there, here=False)
+    table = validate.read_latency_table(spec, str(model_folder), there, is_here=False)
     assert table["about"]["environment"]["cpu"] == "Theirs"
     with pytest.raises(UserError, match="has processor Theirs"):
-        validate.latency_table(spec, str(model_folder), there)
+        validate.read_latency_table(spec, str(model_folder), there)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
@@ -271,5 +271,5 @@ def test_a_table_that_is_no_file_is_refused_and_not_read(make, tmp_path):
     """A pipe is waited for, and a device is read, until the memory is full."""
     make(tmp_path / "table.json")
     spec = SimpleNamespace(latency_table=tmp_path / "table.json")
-    said = refused_or_done(lambda: validate.latency_table(spec, "model", None), tmp_path)
+    said = refused_or_done(lambda: validate.read_latency_table(spec, "model", None), tmp_path)
     assert "table.json is no table of latencies" in str(said)

@@ -14,10 +14,10 @@ from bench import cli
 from bench.cli.main import main
 from bench.data import pretrained, texts
 from bench.plan import run_spec, validate
-from bench.plan.cell import Cell, from_plain
-from bench.plan.protocol import PROFILES, Protocol, Recipe, SimilarityProtocol, profile, text_name
-from bench.plan.run_spec import RunSpec, flags, from_flags
-from bench.records.run_folder import load_run, records
+from bench.plan.cell import Cell, cell_from_plain
+from bench.plan.protocol import PROFILES, Protocol, Recipe, SimilarityProtocol, name_of_text, protocol_of_profile
+from bench.plan.run_spec import RunSpec, flags_of_run, spec_from_flags
+from bench.records.run_folder import load_run, read_records
 from bench.runs import runner
 from methods.errors import UserError
 
@@ -30,10 +30,10 @@ def test_two_parts_of_a_dataset_of_the_hub_are_two_texts():
     """Whose samples have names of their own, which are no paths; a shipped text and a file are called as ever."""
     parts = [f"hub:wikimedia/wikipedia:20231101.{language}:train" for language in ("en", "de")]
     assert Protocol(texts=(*parts, "hub:other/wikipedia", "hub:wikimedia/wikipedia")).texts[:2] == tuple(parts)
-    names = [text_name(part) for part in parts]
+    names = [name_of_text(part) for part in parts]
     assert len(set(names)) == 2
     assert all(Path(name).name == name and ":" not in name and "20231101." in name for name in names)
-    assert [text_name(text) for text in ("wiki", "c4", "some/where/a.b.txt")] == ["wiki", "c4", "a.b"]
+    assert [name_of_text(text) for text in ("wiki", "c4", "some/where/a.b.txt")] == ["wiki", "c4", "a.b"]
     with pytest.raises(UserError, match="share a name"):
         Protocol(texts=("a/b.txt", "c/b.txt"))
 
@@ -42,17 +42,17 @@ def test_two_parts_of_a_dataset_of_the_hub_are_two_texts():
 
 
 def test_every_field_has_a_flag_but_those_that_are_no_users():
-    flagged = {(option.owner, option.field) for option in flags().values()}
+    flagged = {(option.owner, option.field) for option in flags_of_run().values()}
     without = {(owner, field.name) for owner in (RunSpec, Protocol, Recipe) for field in fields(owner)} - flagged
     assert without == {
         *((RunSpec, name) for name in ("healing", "protocol", "name", "record_out_of_reach")),
         *((Protocol, name) for name in ("profile", "task_data")),
         *((Recipe, name) for name in ("points", "seed")),
     }
-    assert len(flagged) == len(flags())
+    assert len(flagged) == len(flags_of_run())
 
 
-@pytest.mark.parametrize("option", flags().values(), ids=flags())
+@pytest.mark.parametrize("option", flags_of_run().values(), ids=flags_of_run())
 def test_the_default_of_a_field_is_a_value_of_it(option):
     if option.field != "methods":
         assert option.converted(option.default) == option.default
@@ -60,11 +60,11 @@ def test_the_default_of_a_field_is_a_value_of_it(option):
 
 def test_what_flags_say_and_what_python_says_is_equal():
     parser = argparse.ArgumentParser()
-    cli.add_flags(parser, flags().values())
+    cli.add_flags(parser, flags_of_run().values())
     words = "--methods laco:C=3,shortgpt --ratio 0.1,0.3 --set laco.T=0.5,0.6 --profile smoke --window 64 --tasks none"
     words += " --calibration c4,wiki --prefill 8,16 --no-checks --compile --heal lora --heal-tokens 4096 --seed 3,4"
     words += " --then flap:ratio=0.5 --no-isolate --out there --save-models --threads 2 --batch 2"
-    by_flags = from_flags(cli.given_flags(parser.parse_args(words.split()), flags().values()))
+    by_flags = spec_from_flags(cli.given_flags(parser.parse_args(words.split()), flags_of_run().values()))
     protocol = {"window": 64, "tasks": (), "calibration": ["c4", "wiki"], "prefill": [8, 16], "batches": 2}
     in_python = RunSpec(
         methods=["laco:C=3", "shortgpt"],
@@ -81,7 +81,7 @@ def test_what_flags_say_and_what_python_says_is_equal():
         threads=2,
     )
     assert replace(by_flags, protocol={}, methods="dense") == replace(in_python, protocol={}, methods="dense")
-    assert by_flags.mentions() == in_python.mentions()
+    assert by_flags.method_choices() == in_python.method_choices()
     assert by_flags.protocols() == in_python.protocols()
     ((first, seed), *others) = in_python.protocols()
     assert (first.stride, first.save_dtype, first.batches, seed) == (64, "auto", (2,), 3)
@@ -101,7 +101,7 @@ def test_python_takes_the_names_of_flags_and_single_values():
     assert replace(healed, ratios=[0.1]).healing == healed.healing
 
 
-@pytest.mark.parametrize("option", flags().values(), ids=flags())
+@pytest.mark.parametrize("option", flags_of_run().values(), ids=flags_of_run())
 def test_every_flag_is_a_name_that_python_takes(option):
     """A wrong value is refused as that flag's, or taken, and never as one of an unknown name."""
     with pytest.raises(UserError) as refused:
@@ -111,7 +111,7 @@ def test_every_flag_is_a_name_that_python_takes(option):
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_is_what_it_says_and_otherwise_the_defaults(name):
-    found = profile(name)
+    found = protocol_of_profile(name)
     for field in fields(Protocol):
         assert getattr(found, field.name) == (PROFILES[name] | {"profile": name}).get(field.name, field.default)
 
@@ -168,10 +168,10 @@ def test_what_cannot_be_is_refused_when_it_is_made(mistake):
 
 @pytest.mark.parametrize("run", sorted(path.name for path in RESULTS.iterdir()))
 def test_the_keys_of_shipped_records_are_made_of_the_same_fields(run):
-    found = records(RESULTS / run)
+    found = read_records(RESULTS / run)
     assert found
     for key, record in found.items():
-        asked_then = from_plain(record.cell | {"inputs": {}})  # parameters by their names of then
+        asked_then = cell_from_plain(record.cell | {"inputs": {}})  # parameters by their names of then
         assert replace(asked_then, inputs=record.cell["inputs"]).key == key
 
 
@@ -195,22 +195,30 @@ def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     """On made texts, and a made model of as many layers as the default one."""
     monkeypatch.setattr(texts, "check_text", lambda text: None)
     monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
-    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
-    wanted = {but_for_the_fit(cell, name) for cell in validate.cells(run_spec.spec(name, {"device": "cpu"}))}
-    shipped = {but_for_the_fit(from_plain(record.cell), name) for record in records(RESULTS / name).values()}
+    monkeypatch.setattr(
+        pretrained, "make_shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048)
+    )
+    wanted = {
+        but_for_the_fit(cell, name) for cell in validate.cells_of_spec(run_spec.load_spec(name, {"device": "cpu"}))
+    }
+    shipped = {but_for_the_fit(cell_from_plain(record.cell), name) for record in read_records(RESULTS / name).values()}
     assert shipped == wanted
 
 
-@pytest.mark.parametrize("name", [name for name, said in run_spec.shipped().items() if COUNT.search(said)])
+@pytest.mark.parametrize("name", [name for name, said in run_spec.shipped_specs().items() if COUNT.search(said)])
 def test_a_spec_has_as_many_cells_as_is_said(name, monkeypatch):
     """Without the dense model's, which are measured in addition."""
     monkeypatch.setattr(texts, "check_text", lambda text: None)
     monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
-    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
-    found = [cell for cell in validate.cells(run_spec.spec(name, {"device": "cpu"})) if cell.method != "dense"]
+    monkeypatch.setattr(
+        pretrained, "make_shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048)
+    )
+    found = [
+        cell for cell in validate.cells_of_spec(run_spec.load_spec(name, {"device": "cpu"})) if cell.method != "dense"
+    ]
     guide = (RESULTS.parent / "guides" / "sweeps.md").read_text(encoding="utf-8")
     assert f"| `{name}` | {len(found)} |" in guide
-    assert int(COUNT.findall(run_spec.shipped()[name])[0]) == len(found)
+    assert int(COUNT.findall(run_spec.shipped_specs()[name])[0]) == len(found)
 
 
 # --- out of reach
@@ -240,11 +248,11 @@ def test_a_ratio_out_of_reach_is_an_outcome_in_a_spec_and_refused_by_hand(base, 
 def test_all_goes_on_where_one_method_cannot_and_a_name_does_not(base, model_folder, text_file):
     here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none", "ratio": 0.6}
     here |= {"texts": str(text_file), "calibration": str(text_file)}
-    cells = validate.cells(from_flags(here | {"methods": "all"}))
+    cells = validate.cells_of_spec(spec_from_flags(here | {"methods": "all"}))
     assert "laco" in {cell.method for cell in cells}
     for methods in ("laco", "all,laco", "all,laco:C=4"):
         with pytest.raises(UserError, match=r"laco.*remove at most"):
-            validate.cells(from_flags(here | {"methods": methods}))
+            validate.cells_of_spec(spec_from_flags(here | {"methods": methods}))
 
 
 def test_a_ratio_out_of_reach_is_no_reason_against_a_chain(base, model_folder, text_file, tmp_path):
@@ -252,21 +260,21 @@ def test_a_ratio_out_of_reach_is_no_reason_against_a_chain(base, model_folder, t
     here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none"}
     here |= {"texts": str(text_file), "calibration": str(text_file)}
     asked = here | {"methods": "all", "ratio": "0.2,0.95", "then": "laco:ratio=0.3"}
-    found = {cell.label for cell in validate.cells(from_flags(asked)) if cell.earlier}
+    found = {cell.label for cell in validate.cells_of_spec(spec_from_flags(asked)) if cell.earlier}
     assert {"sleb at 0.2, then laco", "sleb at 0.95, then laco"} <= found
     spec = tmp_path / "mine.yaml"
     spec.write_text("methods: drop-tail\nratio: 0.2\nthen: laco:ratio=0.95\n")
-    (last,) = (cell for cell in validate.cells(run_spec.spec(str(spec), here)) if cell.earlier)
+    (last,) = (cell for cell in validate.cells_of_spec(run_spec.load_spec(str(spec), here)) if cell.earlier)
     assert (last.method, last.ratio) == ("laco", 0.95)
 
 
 def test_methods_for_mixtures_alone_are_left_out_whatever_mends_them(model_folder, text_file):
     here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none", "ratio": 0.2}
     here |= {"texts": str(text_file), "calibration": str(text_file), "methods": "all", "compensate": "scale"}
-    found = {cell.method for cell in validate.cells(from_flags(here))}
+    found = {cell.method for cell in validate.cells_of_spec(spec_from_flags(here))}
     assert "sleb+scale" in found
     assert found & {"reap+scale", "expert-norm+scale", "expert-frequency+scale", "expert-random+scale"} == set()
-    named = {cell.method for cell in validate.cells(from_flags(here | {"methods": "reap"}))}
+    named = {cell.method for cell in validate.cells_of_spec(spec_from_flags(here | {"methods": "reap"}))}
     assert "reap+scale" in named  # whose outcome says why
 
 

@@ -18,7 +18,7 @@ from bench.records import packed_run
 from bench.records.run_folder import load_run
 from bench.serving import serve
 from methods.errors import UserError
-from methods.files import sha256
+from methods.files import hash_file
 
 OWN_CODE = """
 from pathlib import Path
@@ -70,11 +70,11 @@ def sent(place, tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     """A hub within reach, which no record may have asked for anything."""
-    assets.hub_is_reachable.cache_clear()
+    assets.is_hub_reachable.cache_clear()
     with LocalHub() as opened:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", opened.address)
-        monkeypatch.setattr(assets, "hub_is_reachable", lambda: True)
+        monkeypatch.setattr(assets, "is_hub_reachable", lambda: True)
         yield opened.handler
 
 
@@ -104,7 +104,7 @@ def commands(run: Path) -> dict[str, list[str]]:
     to = str(run.with_name("written"))
     packed = run.with_name("packed")
     shutil.rmtree(packed, ignore_errors=True)
-    packed_run.pack(run, packed)
+    packed_run.pack_run(run, packed)
     gate, _, *rest = gated(run)
     return {
         "gate": [gate, str(run), *rest],
@@ -116,7 +116,7 @@ def commands(run: Path) -> dict[str, list[str]]:
 
 
 def files(folder: Path) -> dict[Path, str]:
-    return {path: sha256(path) for path in folder.rglob("*") if path.is_file()}
+    return {path: hash_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def all_refuse(capsys: pytest.CaptureFixture[str], run: Path, said: str, *more: str, but: str = "none") -> None:
@@ -143,7 +143,7 @@ def test_code_of_a_model_runs_only_where_the_command_says_so(place, sent, capsys
     capsys.readouterr()
     assert "a saved model holds no code" in refused(capsys, [*asked["export"], *given, "--trust-remote-code"])
     assert (place / "ran").exists()
-    assert serve.find(Trust(sent, remote_code=True, names=tuple(given[1::2])))
+    assert serve.find_served(Trust(sent, remote_code=True, names=tuple(given[1::2])))
 
 
 def test_a_record_that_does_without_code_of_its_model_gets_none(place, sent, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.records import answers, run_folder
-from bench.records.frame import frame
+from bench.records.frame import frame_of_records
 from bench.records.samples import SampleFiles, Samples
 
 STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m"
@@ -17,7 +17,7 @@ STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m"
 
 @pytest.fixture(scope="module")
 def study():
-    return run_folder.records(STUDY)
+    return run_folder.read_records(STUDY)
 
 
 def test_the_formula_by_hand():
@@ -26,15 +26,18 @@ def test_the_formula_by_hand():
 
 def test_every_document_counts_alike():
     figures = np.array([1.0, 2.0, 6.0])
-    assert answers.figure(figures) == {"value": 3.0, "stderr": pytest.approx(figures.std(ddof=1) / math.sqrt(3))}
-    assert answers.figure(np.array([2.0])) == {"value": 2.0}
+    assert answers.metric_of_documents(figures) == {
+        "value": 3.0,
+        "stderr": pytest.approx(figures.std(ddof=1) / math.sqrt(3)),
+    }
+    assert answers.metric_of_documents(np.array([2.0])) == {"value": 2.0}
 
 
 def test_the_figure_of_every_record_follows_from_its_samples(study):
     files, count = SampleFiles(), 0
     for key, record in study.items():
         for task, result in record.measured.get("tasks", {}).items():
-            table = files.table(None, run_folder.samples_folder(STUDY, key), task)
+            table = files.table(None, run_folder.folder_of_samples(STUDY, key), task)
             figures = np.array(table["answer_bpb"].to_pylist())
             assert len(figures) == result["documents"]
             assert result["answer_bpb"]["value"] == pytest.approx(figures.mean())
@@ -44,7 +47,7 @@ def test_the_figure_of_every_record_follows_from_its_samples(study):
 
 
 def test_the_dense_model_has_the_fewest_bits_of_all(study):
-    table = frame(list(study.values()))
+    table = frame_of_records(list(study.values()))
     dense = table[table["method"] == "dense"].iloc[0]
     assert (table["answer_bpb"] >= dense["answer_bpb"]).all()
     tasks = [name for name in table if name.startswith("answer_bpb_") and not name.endswith("_stderr")]
@@ -57,7 +60,7 @@ def test_the_dense_model_has_the_fewest_bits_of_all(study):
 
 def test_figures_per_document_stand_beside_their_documents(study):
     keys = list(study)[:2]
-    samples = Samples([run_folder.samples_folder(STUDY, key) for key in keys])
+    samples = Samples([run_folder.folder_of_samples(STUDY, key) for key in keys])
     one, other = (samples.of(place, "piqa", "answer_bpb") for place in (0, 1))
     assert one.units.equals(other.units)
     assert one.figures.mean() == pytest.approx(study[keys[0]].measured["tasks"]["piqa"]["answer_bpb"]["value"])

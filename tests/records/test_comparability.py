@@ -18,7 +18,7 @@ STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m"
 
 @pytest.fixture(scope="module")
 def record():
-    return run_folder.cell(STUDY, "laco--0.2")[1]
+    return run_folder.find_cell(STUDY, "laco--0.2")[1]
 
 
 def changed(record: Record, place: str) -> Record:
@@ -43,27 +43,27 @@ def test_every_field_of_a_protocol_and_every_input_is_in_the_table(record):
 def test_each_view_goes_by_its_column(condition, record):
     other = changed(record, condition.place)
     table = set(condition.table.split())
-    assert (comparability.setup(other) != comparability.setup(record)) == bool(table - {"decision"})
-    text = [comparability.perplexity_setup(one, "wiki") for one in (record, other)]
+    assert (comparability.setup_of_record(other) != comparability.setup_of_record(record)) == bool(table - {"decision"})
+    text = [comparability.setup_of_perplexity(one, "wiki") for one in (record, other)]
     assert (text[0] != text[1]) == ("text" in table)
-    search = [comparability.shared(one.cell, "decision") for one in (record, other)]
+    search = [comparability.conditions_for(one.cell, "decision") for one in (record, other)]
     assert (search[0] != search[1]) == ("decision" in table)
-    before, after = map(comparability.gate_conditions, (record, other))
+    before, after = map(comparability.conditions_of_gate, (record, other))
     differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert differing == ({condition.name} if condition.gate else set())
 
 
 def test_a_field_that_is_not_in_the_table_touches_everything(record):
     other = changed(record, "protocol.of_a_later_version")
-    assert comparability.setup(other) != comparability.setup(record)
-    assert comparability.perplexity_setup(other, "wiki") != comparability.perplexity_setup(record, "wiki")
-    assert comparability.shared(other.cell, "decision") != comparability.shared(record.cell, "decision")
+    assert comparability.setup_of_record(other) != comparability.setup_of_record(record)
+    assert comparability.setup_of_perplexity(other, "wiki") != comparability.setup_of_perplexity(record, "wiki")
+    assert comparability.conditions_for(other.cell, "decision") != comparability.conditions_for(record.cell, "decision")
 
 
 def test_another_texts_windows_leave_a_perplexity_alone(record):
     other = changed(record, "inputs.texts.c4")
-    assert comparability.perplexity_setup(other, "wiki") == comparability.perplexity_setup(record, "wiki")
-    assert comparability.setup(other) != comparability.setup(record)
+    assert comparability.setup_of_perplexity(other, "wiki") == comparability.setup_of_perplexity(record, "wiki")
+    assert comparability.setup_of_record(other) != comparability.setup_of_record(record)
 
 
 def test_the_gate_is_never_stricter_about_a_size_than_about_a_task():
@@ -75,20 +75,20 @@ def test_the_gate_is_never_stricter_about_a_size_than_about_a_task():
 
 
 def test_what_does_not_apply_is_absent(record):
-    dense = run_folder.cell(STUDY, "dense")[1]
-    assert "calibration" in comparability.gate_conditions(record)
-    assert "calibration" not in comparability.gate_conditions(dense)
+    dense = run_folder.find_cell(STUDY, "dense")[1]
+    assert "calibration" in comparability.conditions_of_gate(record)
+    assert "calibration" not in comparability.conditions_of_gate(dense)
     measured = {name: value for name, value in record.measured.items() if name != "speed"}
-    untimed = comparability.gate_conditions(dataclasses.replace(record, measured=measured))
+    untimed = comparability.conditions_of_gate(dataclasses.replace(record, measured=measured))
     assert {"cpu", "threads"} & untimed.keys() == set()
-    assert {"cpu", "threads"} <= comparability.gate_conditions(record).keys()
+    assert {"cpu", "threads"} <= comparability.conditions_of_gate(record).keys()
 
 
 def test_a_study_may_vary_its_calibration_and_nothing_else(record):
     for place in ("protocol.calibration", "protocol.calibration_length", "inputs.calibration_sha256", "cell.seed"):
-        assert comparability.study_setup(changed(record, place)) == comparability.study_setup(record)
+        assert comparability.setup_of_study(changed(record, place)) == comparability.setup_of_study(record)
     for place in ("protocol.window", "inputs.weights_sha256", "cell.match", "cell.dtype"):
-        assert comparability.study_setup(changed(record, place)) != comparability.study_setup(record)
+        assert comparability.setup_of_study(changed(record, place)) != comparability.setup_of_study(record)
 
 
 def test_setups_that_differ_first_in_a_fifth_field_have_headings_of_their_own(record):
@@ -96,14 +96,16 @@ def test_setups_that_differ_first_in_a_fifth_field_have_headings_of_their_own(re
     for name in ("windows", "window", "stride", "documents"):
         other = changed(other, f"protocol.{name}")
     fifth, sixth = changed(other, "protocol.fewshot"), changed(other, "protocol.decode_steps")
-    headings = list(comparability.apart([record, other, fifth, sixth]).values())
+    headings = list(comparability.differences_of_setups([record, other, fifth, sixth]).values())
     assert len(set(headings)) == 4
     assert max(map(len, headings)) == 6
-    assert {len(heading) for heading in comparability.apart([record, fifth]).values()} == {comparability.MOST}
+    assert {len(heading) for heading in comparability.differences_of_setups([record, fifth]).values()} == {
+        comparability.MOST
+    }
 
 
 def test_two_models_of_one_name_have_headings_of_their_own(record):
     ones = [dataclasses.replace(record, cell=record.cell | {"model": f"/runs/{name}/model"}) for name in "ab"]
-    assert list(comparability.apart(ones).values()) == [("model a/model",), ("model b/model",)]
+    assert list(comparability.differences_of_setups(ones).values()) == [("model a/model",), ("model b/model",)]
     named = dataclasses.replace(ones[1], cell=ones[1].cell | {"display_name": "Other"})
-    assert set(comparability.apart([ones[0], named]).values()) == {()}
+    assert set(comparability.differences_of_setups([ones[0], named]).values()) == {()}

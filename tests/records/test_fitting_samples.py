@@ -16,7 +16,7 @@ from bench.records import packed_run, run_folder
 from bench.records.record import InvalidRecord
 from bench.records.samples import SampleFiles
 from bench.regression import pairs
-from methods.files import sha256
+from methods.files import hash_file
 
 RESULTS = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/records.jsonl"))
 KEY = "laco--0.1--0"
@@ -40,9 +40,9 @@ def made(folder: Path, form: str) -> Path:
     if form != "figures":
         for path in (folder / "cells").glob("*.json"):
             files = (folder / "samples" / path.stem).glob("*.parquet")
-            edit(path, ["measured", "samples"], {file.stem: {"sha256": sha256(file)} for file in files})
+            edit(path, ["measured", "samples"], {file.stem: {"sha256": hash_file(file)} for file in files})
     if form == "packed":
-        packed_run.pack(folder, folder)
+        packed_run.pack_run(folder, folder)
     return folder
 
 
@@ -133,13 +133,13 @@ def test_each_file_is_read_and_hashed_once(tmp_path, monkeypatch):
     for form in ("hashes", "packed"):
         run, hashed = made(tmp_path / form, form), list[object]()
         target = "bench.records.sample_tables.sha256" if form == "hashes" else "bench.records.packed_run.rows_sha256"
-        monkeypatch.setattr(target, counted(hashed, sha256 if form == "hashes" else packed_run.rows_sha256))
+        monkeypatch.setattr(target, counted(hashed, hash_file if form == "hashes" else packed_run.rows_sha256))
         samples = run_folder.load_runs([run]).samples
         for figure in ("acc", "answer_bpb", "acc"):
             for place in range(3):
                 samples.of(place, "piqa", figure)
         assert len(hashed) == 3, form
-        pairs.of_run(run)
+        pairs.results_of_run(run)
         assert len(hashed) == 3 + 6, form
 
 
@@ -153,7 +153,7 @@ def counted(calls: list[object], function):
 
 @pytest.mark.parametrize("run", RESULTS, ids=lambda run: run.name)
 def test_the_figures_of_every_shipped_record_follow_from_its_samples(run):
-    found = run_folder.records(run)
+    found = run_folder.read_records(run)
     run_folder.refuse_unfit_samples(run, found, SampleFiles())
     key, record = next(iter(found.items()))
     if perplexity := record.measured.get("perplexity"):

@@ -11,11 +11,11 @@ from made_records import DENSE, measured, ok
 
 from bench.cli.main import main
 from bench.records import answers
-from bench.records.frame import above_guessing, may_be_guessed, rows
+from bench.records.frame import drop_guessed_tasks, may_be_guessed, rows_of_records
 from bench.records.run_folder import load_run
 from bench.stats.intervals import wilson
 from reports.formats import latex, terminal
-from reports.tables.views import views
+from reports.tables.views import build_views
 
 STUDY = Path(__file__).parents[2] / "docs" / "results" / "smollm2-135m"
 CHANCES = dict.fromkeys(("hellaswag", "arc_easy", "openbookqa"), 0.25) | dict.fromkeys(("piqa", "winogrande"), 0.5)
@@ -34,14 +34,16 @@ def pruned(accuracies, ratio=0.1):
 
 
 def test_guesses_among_unlike_numbers_of_choices():
-    assert answers.chance([[-1.0] * 2, [-1.0] * 4, [-1.0] * 5]) == pytest.approx((1 / 2 + 1 / 4 + 1 / 5) / 3)
-    assert answers.chance([[-1.0], [-2.0]]) is None  # a likelihood and no choice
-    assert answers.chance([]) is None
+    assert answers.accuracy_of_guesses([[-1.0] * 2, [-1.0] * 4, [-1.0] * 5]) == pytest.approx(
+        (1 / 2 + 1 / 4 + 1 / 5) / 3
+    )
+    assert answers.accuracy_of_guesses([[-1.0], [-2.0]]) is None  # a likelihood and no choice
+    assert answers.accuracy_of_guesses([]) is None
 
 
 @pytest.mark.parametrize("right", range(50, 71))
 def test_an_accuracy_is_above_guessing_where_its_interval_is(right):
-    (row,) = rows([pruned([right / 100] * 5)])
+    (row,) = rows_of_records([pruned([right / 100] * 5)])
     assert may_be_guessed(row, "task_piqa") == (wilson(right, 100)[0] <= 0.5)
     assert not may_be_guessed(row, "task_arc_easy")
     assert row["average_chance"] == pytest.approx((3 * 0.25 + 2 * 0.5) / 5)
@@ -49,12 +51,12 @@ def test_an_accuracy_is_above_guessing_where_its_interval_is(right):
 
 def test_an_average_is_held_against_the_average_of_guesses():
     for accuracies, guessed in (([0.3, 0.52, 0.52, 0.28, 0.27], True), ([0.4, 0.7, 0.6, 0.5, 0.3], False)):
-        (row,) = rows([pruned(accuracies)])
+        (row,) = rows_of_records([pruned(accuracies)])
         assert may_be_guessed(row, "average") == guessed == (row["average"] - 1.96 * row["average_stderr"] <= 0.35)
 
 
 def test_nothing_is_said_where_the_choices_are_not_known():
-    (row,) = rows([ok("laco", 0.1, measured(0, (30.0, 31.0, 32.0), [0.1] * 5, 70.0))])
+    (row,) = rows_of_records([ok("laco", 0.1, measured(0, (30.0, 31.0, 32.0), [0.1] * 5, 70.0))])
     assert not any(may_be_guessed(row, column) for column in ("task_piqa", "average", "task_none"))
 
 
@@ -65,13 +67,13 @@ def test_a_score_that_is_no_accuracy_is_not_held_against_guesses():
         for name, task in record.measured["tasks"].items()
     }
     record = replace(record, measured=record.measured | {"tasks": tasks})
-    assert not any(name.endswith("_chance") for name in rows([record])[0])
-    assert above_guessing([record]) == ([record], [])
+    assert not any(name.endswith("_chance") for name in rows_of_records([record])[0])
+    assert drop_guessed_tasks([record]) == ([record], [])
 
 
 def test_tables_mark_what_may_be_guessed_and_say_what_guesses_have():
     records = [guessing(DENSE), pruned([0.45, 0.52, 0.5, 0.6, 0.44])]
-    (table,) = views(("per-task",), records)["per-task"]
+    (table,) = build_views(("per-task",), records)["per-task"]
     marked = {
         (row.label, column.name)
         for row in table.rows
@@ -87,13 +89,13 @@ def test_tables_mark_what_may_be_guessed_and_say_what_guesses_have():
 
 def test_tasks_in_which_the_dense_model_may_guess_are_left_out_of_every_row():
     good = pruned([0.45, 0.72, 0.7, 0.6, 0.44])
-    kept, said = above_guessing([guessing(DENSE), good])
+    kept, said = drop_guessed_tasks([guessing(DENSE), good])
     assert [list(record.measured["tasks"]) for record in kept] == [["hellaswag", "piqa", "arc_easy", "openbookqa"]] * 2
     assert said == [
         "winogrande is left out: the dense SmolLM2-135M-Instruct has 50.0 % [40.4, 59.6], and guesses have 50.0 %"
     ]
-    assert rows(kept)[1]["average"] == pytest.approx((0.45 + 0.72 + 0.6 + 0.44) / 4)
-    assert above_guessing([good]) == ([good], [])  # without a dense cell
+    assert rows_of_records(kept)[1]["average"] == pytest.approx((0.45 + 0.72 + 0.6 + 0.44) / 4)
+    assert drop_guessed_tasks([good]) == ([good], [])  # without a dense cell
 
 
 def test_earlier_records_know_their_choices_from_their_samples(capsys):
@@ -108,7 +110,7 @@ def test_earlier_records_know_their_choices_from_their_samples(capsys):
 
 def test_how_many_averages_of_the_study_may_be_guessed():
     """docs/studies/twenty-methods.md says so."""
-    found = rows([record for record in load_run(STUDY) if record.cell["method"] != "drop-random"])
+    found = rows_of_records([record for record in load_run(STUDY) if record.cell["method"] != "drop-random"])
     counts = [
         sum(may_be_guessed(row, "average") for row in found if row["requested_ratio"] == ratio)
         for ratio in (0.1, 0.2, 0.3)

@@ -14,7 +14,7 @@ from made_records import DENSE, LACO, SLICEGPT
 from bench.cli.main import main
 from bench.records import packed_run, run_folder
 from bench.records.record import Record, save
-from methods.files import sha256
+from methods.files import hash_file
 
 
 def part(folder: Path, *records: Record) -> Path:
@@ -25,7 +25,7 @@ def part(folder: Path, *records: Record) -> Path:
         file.parent.mkdir(parents=True)
         pd.DataFrame({"doc_id": [0, 1], "acc": [0.0, float(number)]}).to_parquet(file, index=False)
         figures = {"documents": 2, "main": "acc", "metrics": {"acc": {"value": number / 2}}}
-        found = {"samples": {"piqa": {"rows": 2, "sha256": sha256(file)}}}
+        found = {"samples": {"piqa": {"rows": 2, "sha256": hash_file(file)}}}
         found["tasks"] = {"piqa": record.measured["tasks"]["piqa"] | figures}
         save(replace(record, measured=record.measured | found), folder / "cells" / f"{key}.json")
     return folder
@@ -51,7 +51,7 @@ def test_the_whole_is_its_parts_packed_or_not(parts, tmp_path, capsys):
     assert whole.pop("models/laco--0.3--0/weights") == b"these"
     assert {"report.md", "report.csv"} <= {*whole}
     assert {name: data for name, data in whole.items() if not name.startswith("report.")} == expected
-    packed_run.pack(b, b)
+    packed_run.pack_run(b, b)
     assert main(["merge", str(b), str(a), "--out", str(tmp_path / "again")]) == 0
     again = content(tmp_path / "again")
     assert {name: data for name, data in again.items() if name in expected} == expected

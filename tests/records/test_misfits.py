@@ -10,7 +10,7 @@ from conftest import tiny
 from made_records import DENSE, LACO
 
 import methods
-from bench.records.frame import fits, frame, misfits
+from bench.records.frame import find_misfits, fits_of_record, frame_of_records
 from bench.records.record import Record
 from methods.model.decoder import Decoder
 from reports.report import to_terminal
@@ -39,8 +39,8 @@ def fitted(**errors: object) -> Record:
 )
 def test_far_above_is_twice_and_more_than_a_trifle(errors, expected):
     record = fitted(**errors)
-    assert list(misfits(record)) == expected
-    (row,) = (one for one in frame([DENSE, record]).to_dict("records") if one["method"] == "laco")
+    assert list(find_misfits(record)) == expected
+    (row,) = (one for one in frame_of_records([DENSE, record]).to_dict("records") if one["method"] == "laco")
     assert ("misfit" in str(row["flags"])) == bool(expected)
     said = " ".join(to_terminal([DENSE, record]).split())
     assert ("a fit does not hold on calibration sequences that it has not seen" in said) == bool(expected)
@@ -56,8 +56,8 @@ def test_windows_are_looked_at_beside_a_compensation(report):
     held = record.decisions["compensation"].pop("cuts")
     record.decisions["compensation"][report] = held
     record.decisions["errors"] = [{"window": [2, 5], "error_after": 0.1, "error_held_out": 0.5}]
-    assert [one.get("window") for one in fits(record)] == [[2, 5], None]
-    assert list(misfits(record)) == [("for layers 2 to 5", "tokens", 0.1, 0.5)]
+    assert [one.get("window") for one in fits_of_record(record)] == [[2, 5], None]
+    assert list(find_misfits(record)) == [("for layers 2 to 5", "tokens", 0.1, 0.5)]
 
 
 @pytest.mark.parametrize("pair", ["drop+ghost", "drop+replaceme", "flap+refit", "laco-ls"])
@@ -73,6 +73,6 @@ def test_a_fit_of_few_tokens_without_a_penalty_is_found_out(pair):
         decided = methods.make(pair, given | ridges).prune(model, calibration(), 0.0 if given else 0.3)
         record.decisions.clear()
         record.decisions.update(decided)
-        assert fits(record)
-        found.append(len(list(misfits(record))))
+        assert fits_of_record(record)
+        found.append(len(list(find_misfits(record))))
     assert found[0] > found[1]

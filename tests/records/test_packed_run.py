@@ -17,7 +17,7 @@ from bench.records import packed_run, run_folder
 from bench.records.record import load, save
 from bench.records.samples import SampleFiles
 from methods.errors import UserError
-from methods.files import sha256
+from methods.files import hash_file
 
 STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m-healed"
 
@@ -34,7 +34,9 @@ def run(tmp_path):
     for path in folder.rglob("*.parquet"):
         pd.read_parquet(path).to_parquet(path, index=False)  # as a run writes them
     for path in (folder / "cells").glob("*.json"):
-        found = {one.stem: {"rows": len(pd.read_parquet(one)), "sha256": sha256(one)} for one in samples(folder, path)}
+        found = {
+            one.stem: {"rows": len(pd.read_parquet(one)), "sha256": hash_file(one)} for one in samples(folder, path)
+        }
         record = load(path)
         save(replace(record, measured=record.measured | ({"samples": found} if found else {})), path)
     return folder
@@ -67,11 +69,11 @@ def test_a_packed_copy_leaves_the_run_alone(run, tmp_path):
     before = content(run)
     assert main(["pack", str(run), "--out", str(tmp_path / "copy")]) == 0
     assert content(run) == before
-    assert run_folder.records(tmp_path / "copy") == run_folder.records(run)
+    assert run_folder.read_records(tmp_path / "copy") == run_folder.read_records(run)
     lines = [json.loads(line) for line in (tmp_path / "copy" / "records.jsonl").read_text().splitlines()]
-    assert [line.pop("key") for line in lines] == [path.stem for path in run_folder.files(run)]
+    assert [line.pop("key") for line in lines] == [path.stem for path in run_folder.files_of_records(run)]
     assert [{**line, "rows_sha256": 0} for line in lines] == [
-        {"rows_sha256": 0} | json.loads(path.read_text()) for path in run_folder.files(run)
+        {"rows_sha256": 0} | json.loads(path.read_text()) for path in run_folder.files_of_records(run)
     ]
 
 
@@ -93,16 +95,17 @@ def test_a_command_says_the_same_of_a_packed_run(words, tmp_path, capsys):
     assert main(arguments) == 0
     packed = capsys.readouterr()
     assert len(packed.out.splitlines()) > 2
-    packed_run.unpack(run)
+    packed_run.unpack_run(run)
     assert main(arguments) == 0
     assert capsys.readouterr() == packed
 
 
 def test_each_cell_has_its_own_columns(run):
     loose = {
-        path.stem: {one.stem: pd.read_parquet(one) for one in samples(run, path)} for path in run_folder.files(run)
+        path.stem: {one.stem: pd.read_parquet(one) for one in samples(run, path)}
+        for path in run_folder.files_of_records(run)
     }
-    packed_run.pack(run, run)
+    packed_run.pack_run(run, run)
     files = SampleFiles()
     for key, tables in loose.items():
         for name in ("piqa", "arc", "perplexity-wiki", "perplexity-c4"):
@@ -114,16 +117,16 @@ def test_each_cell_has_its_own_columns(run):
 
 def test_other_bytes_of_the_same_rows_are_named_anew(run):
     """As where another version of Parquet writes the files."""
-    packed_run.pack(run, run)
+    packed_run.pack_run(run, run)
     text = (run / "records.jsonl").read_text()
-    wanted = run_folder.records(run)["dense--fixed--0"].measured["samples"]["piqa"]["sha256"]
+    wanted = run_folder.read_records(run)["dense--fixed--0"].measured["samples"]["piqa"]["sha256"]
     (run / "records.jsonl").write_text(text.replace(wanted, "0" * 64))
-    packed_run.unpack(run)
+    packed_run.unpack_run(run)
     assert load(run / "cells" / "dense--fixed--0.json").measured["samples"]["piqa"]["sha256"] == wanted
 
 
 def test_samples_that_were_changed_are_found_out(run, capsys):
-    packed_run.pack(run, run)
+    packed_run.pack_run(run, run)
     path = run / "samples" / "piqa.parquet"
     table = pd.read_parquet(path)
     table.loc[3, "acc"] = 1 - table.loc[3, "acc"]
@@ -143,21 +146,21 @@ def test_what_cannot_be_packed_is_refused(run, tmp_path, capsys):
     assert "leave --out out" in refused(capsys, ["pack", str(run), "--unpack", "--out", str(tmp_path / "x")])
     shutil.copy(run / "samples" / "laco--0.1--0" / "piqa.parquet", run / "samples" / "dense--fixed--0" / "piqa.parquet")
     assert "not the file that was written" in refused(capsys, ["pack", str(run)])
-    packed_run.pack(other, other)
+    packed_run.pack_run(other, other)
     assert "is packed already" in refused(capsys, ["pack", str(other)])
     (other / "records.jsonl").write_text("{}\n")
     assert "line 1 is not a record" in refused(capsys, ["report", str(other)])
 
 
 def test_of_lines_with_one_key_the_first_is_read_and_the_others_are_told(run, capsys):
-    packed_run.pack(run, run)
+    packed_run.pack_run(run, run)
     path = run / "records.jsonl"
-    before, keys = run_folder.records(run), list(run_folder.records(run))
+    before, keys = run_folder.read_records(run), list(run_folder.read_records(run))
     again = json.loads(path.read_text().splitlines()[1])
     again["measured"]["parameters"] += 1
     path.write_text(path.read_text() + json.dumps(again) + "\n")
     said = f"{path}: line 5 has the key of line 2, {keys[1]}"
-    assert run_folder.records(run) == before
+    assert run_folder.read_records(run) == before
     assert capsys.readouterr().err == f"{said}; it is left out\n"
     assert run_folder.load_runs([run]).left_out == [f"{said}; it is left out"]
     assert said in refused(capsys, ["pack", str(run), "--unpack"])
@@ -166,7 +169,7 @@ def test_of_lines_with_one_key_the_first_is_read_and_the_others_are_told(run, ca
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/b", "..", ".", "", "a\\b", "a\x00"])
 @pytest.mark.parametrize("place", ["key", "rows_sha256"])
 def test_no_line_is_unpacked_beside_the_run(run, tmp_path, capsys, name, place):
-    packed_run.pack(run, run)
+    packed_run.pack_run(run, run)
     path = run / "records.jsonl"
     first, *others = path.read_text().splitlines()
     line = json.loads(first)
@@ -177,7 +180,7 @@ def test_no_line_is_unpacked_beside_the_run(run, tmp_path, capsys, name, place):
         capsys, ["pack", str(run), "--unpack"]
     )
     assert content(tmp_path) == before
-    assert packed_run.unpack(run, tmp_path / "new") == 3
+    assert packed_run.unpack_run(run, tmp_path / "new") == 3
     new = [name for name in content(tmp_path) if name not in before]
     assert all(name.startswith(("new/cells/", "new/samples/")) for name in new)
 
@@ -185,7 +188,7 @@ def test_no_line_is_unpacked_beside_the_run(run, tmp_path, capsys, name, place):
 def test_a_packed_run_goes_on_once_it_is_unpacked(base, tmp_path, capsys):
     arguments = [*base, "--methods", "drop-tail", "--ratio", "0.4"]
     assert main(arguments) == 0
-    packed_run.pack(tmp_path / "run", tmp_path / "run")
+    packed_run.pack_run(tmp_path / "run", tmp_path / "run")
     capsys.readouterr()
     assert main(arguments) == 2
     assert f"`python -m bench pack {tmp_path / 'run'} --unpack`" in capsys.readouterr().err
@@ -197,14 +200,14 @@ def test_a_packed_run_goes_on_once_it_is_unpacked(base, tmp_path, capsys):
 def test_a_run_that_goes_on_is_not_packed_where_it_lies(run):
     from bench.runs import store
 
-    with store.held(run), pytest.raises(UserError, match="is in use by"):
+    with store.lock_folder(run), pytest.raises(UserError, match="is in use by"):
         main_error(["pack", str(run)])
     assert not packed_run.is_packed(run)
 
 
 def main_error(words: list[str]) -> None:
     """Run a command in the way that lets its error out."""
-    from bench.cli.main import _parsed
+    from bench.cli.main import _parse
 
-    arguments = _parsed(words)
+    arguments = _parse(words)
     arguments.command(arguments)

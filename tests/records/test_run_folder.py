@@ -17,7 +17,7 @@ def run(request, tmp_path):
     cell(folder, "laco", 0.1, tasks={"piqa": answers(3)}, texts={"wiki": nats(4)})
     cell(folder, "sleb", 0.1, status="out_of_memory")
     if request.param == "packed":
-        packed_run.pack(folder, folder)
+        packed_run.pack_run(folder, folder)
     return folder
 
 
@@ -48,7 +48,11 @@ def test_what_is_not_there_is_said(run, tmp_path):
 
 
 def test_a_cell_goes_by_key_start_or_label(run):
-    assert run_folder.cell(run, "laco--0.1--0")[0] == run_folder.cell(run, "la")[0] == run_folder.cell(run, "laco")[0]
-    assert run_folder.split(f"{run}/laco") == (run, "laco")
+    assert (
+        run_folder.find_cell(run, "laco--0.1--0")[0]
+        == run_folder.find_cell(run, "la")[0]
+        == run_folder.find_cell(run, "laco")[0]
+    )
+    assert run_folder.split_name(f"{run}/laco") == (run, "laco")
     with pytest.raises(UserError, match="'nosuch' is no cell of"):
-        run_folder.cell(run, "nosuch")
+        run_folder.find_cell(run, "nosuch")

@@ -28,9 +28,9 @@ from bench.records.record import (
     InvalidRecord,
     Record,
     RecordLayout,
-    from_json,
     load,
     misfit_of_record,
+    record_from_json,
     save,
     write_json,
 )
@@ -54,12 +54,12 @@ def sound() -> list[dict[str, Any]]:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return [line.plain for line in packed_run.lines(run)]
+    return [line.plain for line in packed_run.read_lines(run)]
 
 
 def fits(record: dict[str, Any]) -> bool:
     try:
-        from_json(record, "")
+        record_from_json(record, "")
     except InvalidRecord:
         return False
     return True
@@ -84,7 +84,7 @@ def changed(record: Record, path: str, to: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("run", RESULTS, ids=lambda run: run.name)
 def test_every_shipped_record_fits(run, capsys):
-    found = packed_run.lines(run)
+    found = packed_run.read_lines(run)
     assert [str(line.record) for line in found if not isinstance(line.record, Record)] == []
     written = (run / served.FILE).read_text().count("\n") if (run / served.FILE).is_file() else 0
     assert len(served.load(run)) == written
@@ -129,7 +129,7 @@ def test_made_records_fit():
 )
 def test_a_refusal_names_the_field_what_it_is_and_what_is_right(path, to, said):
     with pytest.raises(InvalidRecord) as refused:
-        from_json(changed(LACO, path, to), "results/x/cells/abc.json")
+        record_from_json(changed(LACO, path, to), "results/x/cells/abc.json")
     assert str(refused.value).startswith("results/x/cells/abc.json")
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -156,9 +156,9 @@ def test_what_later_versions_may_add_is_left_alone_and_kept(tmp_path):
     run = put(tmp_path / "run", dense=DENSE, laco=new)
     for command in (["report", str(run)], ["report", str(run), "--view", "all"], ["show", str(run), "laco"]):
         assert main(command) == 0
-    packed_run.pack(run, run)
-    assert len(run_folder.records(run)) == 2
-    packed_run.unpack(run)
+    packed_run.pack_run(run, run)
+    assert len(run_folder.read_records(run)) == 2
+    packed_run.unpack_run(run)
     assert json.loads((run / "cells" / "laco.json").read_text()) == new
 
 
@@ -168,7 +168,7 @@ def test_mutated_records_are_refused_by_path_or_sound():
     for _ in range(MUTATIONS):
         new, path, _ = mutated(draw.choice(known), draw)
         try:
-            from_json(new, "file.json")
+            record_from_json(new, "file.json")
         except InvalidRecord as error:
             refused += 1
             said = str(error).removeprefix("file.json").removeprefix(":").split()[0]
@@ -227,8 +227,8 @@ def test_a_wrong_record_changes_nothing_but_one_line(form, tmp_path, capsys):
     where = f"{beside}/cells/wrong.json"
     if form == "packed":
         (beside / "cells" / "wrong.json").unlink()
-        packed_run.pack(alone, alone)
-        packed_run.pack(beside, beside)
+        packed_run.pack_run(alone, alone)
+        packed_run.pack_run(beside, beside)
         with (beside / "records.jsonl").open("a") as file:
             file.write(json.dumps({"key": "wrong", "rows_sha256": {}} | wrong) + "\n")
         where = f"{beside}/records.jsonl: wrong"
@@ -255,13 +255,13 @@ def test_commands_that_join_and_pack_go_on_with_the_others(tmp_path, capsys):
     assert not (tmp_path / "joined").exists()
     assert main(["pack", str(run), "--out", str(tmp_path / "packed")]) == 0
     assert capsys.readouterr().err.count(f"{said}it is left out") == 1
-    assert set(run_folder.records(tmp_path / "packed")) == {"dense", "laco"}
+    assert set(run_folder.read_records(tmp_path / "packed")) == {"dense", "laco"}
     assert main(["history", str(run), "--metric", "perplexity_wiki", "--label", "dense"]) in (0, 2)
     assert capsys.readouterr().err.count(f"{said}it is left out") == 1
     assert main(["pack", str(run)]) == 0
     assert f"{said}moved to superseded/" in capsys.readouterr().err
     assert json.loads((run / "superseded" / "cells" / "wrong.json").read_text()) == wrong  # nothing is lost
-    assert set(run_folder.records(run)) == {"dense", "laco"}
+    assert set(run_folder.read_records(run)) == {"dense", "laco"}
     with (run / "records.jsonl").open("ab") as file:
         file.write(b"\xff\xfe no text\n")
     assert main(["pack", str(run), "--unpack"]) == 2
@@ -286,7 +286,7 @@ def test_where_no_record_is_left_the_mistake_is_the_users(tmp_path, capsys):
 
 def test_an_empty_file_of_records_is_no_run(tmp_path, capsys):
     run = put(tmp_path / "run", dense=DENSE)
-    packed_run.pack(run, run)
+    packed_run.pack_run(run, run)
     (run / "records.jsonl").write_bytes(b"")
     for command in (
         ["report", str(run)],
@@ -351,7 +351,7 @@ def test_the_published_schema_is_what_the_models_give(name):
     shipped = (ROOT / "docs" / name).read_text()
     assert shipped == generate.schemas()[name], "python docs/generate.py writes it"
     page = generate.pages()["record.md"]
-    for section in layout.sections(layout.FILES[name]):
+    for section in layout.sections_of_layout(layout.FILES[name]):
         assert section.about.split(". ")[0].rstrip(".").split()
         for row in section.rows:
             assert f"| `{row.name}` |" in page
@@ -368,7 +368,7 @@ def is_module(name: str) -> bool:
 
 
 def test_the_json_schema_takes_and_refuses_what_the_models_do():
-    validator = jsonschema.Draft202012Validator(layout.json_schema(RecordLayout))
+    validator = jsonschema.Draft202012Validator(layout.schema_of_layout(RecordLayout))
     validator.check_schema(validator.schema)
     for record in sound():
         assert list(validator.iter_errors(record)) == []

@@ -35,9 +35,9 @@ WHOLE = changed(
 
 def finished(record: Record, folder) -> Record:
     """Finish a cell, with samples of a piece as they were kept before."""
-    pieces = store.partial_results(folder, "x", record.measured)
+    pieces = store.pieces_of(folder, "x", record.measured)
     pieces.keep("piqa", {}, pd.DataFrame({"acc": [1.0]}))
-    found = store.finish(record, folder, "x")
+    found = store.write_record(record, folder, "x")
     assert found == load(folder / "cells" / "x.json")
     return found
 

@@ -101,7 +101,7 @@ def test_what_is_detectable_is_found_in_four_of_five_tables(cells):
     smallest = np.mean([row(0.0).detectable(0.05 / cells) for _ in range(20)])
     found = 0
     for _ in range(300):
-        (first, *_) = gate.judged({str(n): [row(0.0 if n else smallest)] for n in range(cells)})
+        (first, *_) = gate.judge_rows({str(n): [row(0.0 if n else smallest)] for n in range(cells)})
         assert first.detectable == first.row.detectable(0.05 / cells)
         found += first.verdict == "worse"
     assert found / 300 == pytest.approx(0.8, abs=0.07)

@@ -67,7 +67,7 @@ def trials(loses: float, gains: float, seed: int, *, windows: int = 0, times: in
         bits = generator.gamma(4, 0.4, 1000) if windows else None
         other = None if bits is None else bits + generator.normal(0, 0.12, 1000)
         sides = one(before.astype(float), nll, bits), one(after.astype(float), noisy, other)
-        failed += gate.exit_code(gate.judge(*sides, Margins())) == 1
+        failed += gate.exit_code_of(gate.judge(*sides, Margins())) == 1
     return failed / times
 
 
@@ -166,7 +166,7 @@ def one_layer(loss: float, seed: int, times: int, *, alone: bool = True) -> floa
         likely = LIKELY + generator.normal(loss, 0.12, 500)
         sides = (bits(LIKELY), bits(likely)) if alone else (one(*others, LIKELY), one(*others, likely))
         found.append(gate.judge(*sides, Margins()))
-    return sum(gate.exit_code(verdicts) == 1 for verdicts in found) / times
+    return sum(gate.exit_code_of(verdicts) == 1 for verdicts in found) / times
 
 
 def test_the_smallest_loss_that_is_found_is_found_in_four_of_five_gates():
@@ -236,7 +236,7 @@ def test_tasks_gate_together_and_alone_where_they_are_named():
     assert words == {"accuracy": ("inconclusive", True), "piqa acc": ("worse", False), "arc acc": ("not worse", False)}
     named = gate.judge(*sides, Margins(tasks={"piqa": 2.0}))
     assert {v.metric: (v.word, v.gates) for v in named}["piqa acc"] == ("worse", True)
-    assert gate.exit_code(named) == 1
+    assert gate.exit_code_of(named) == 1
 
 
 def test_a_task_that_the_run_has_lost_counts_unless_accuracy_does_not_gate():
@@ -249,7 +249,7 @@ def test_a_task_that_the_run_has_lost_counts_unless_accuracy_does_not_gate():
     for asked, gates, code in ((Margins(), True, gate.INCOMPLETE), (Margins(accuracy=None), False, 0)):
         found = gate.judge(*sides, asked)
         (lost,) = (verdict for verdict in found if verdict.metric == "arc acc")
-        assert (lost.word, lost.gates, gate.exit_code(found)) == ("missing", gates, code)
+        assert (lost.word, lost.gates, gate.exit_code_of(found)) == ("missing", gates, code)
 
 
 def test_a_run_that_was_asked_another_task_is_incomparable_although_each_side_has_one():
@@ -263,7 +263,7 @@ def test_a_run_that_was_asked_another_task_is_incomparable_although_each_side_ha
     assert {(v.metric, v.word) for v in found} >= {
         *(("piqa acc", "incomparable"), ("arc_easy acc", "incomparable"), ("answer bpb", "incomparable")),
     }
-    assert gate.exit_code(found) == gate.INCOMPARABLE
+    assert gate.exit_code_of(found) == gate.INCOMPARABLE
 
 
 def shares(lost: float) -> dict[str, CellResults]:
@@ -521,15 +521,15 @@ def test_draws_are_paired_by_their_seed(tmp_path, capsys):
 def test_a_regression_stands_only_if_it_is_measured_twice(base, tmp_path, capsys, monkeypatch):
     run = laco(tmp_path / "run", measured={"speed": speed(1.2)})
     arguments = ["gate", "--baseline", str(base), str(run)]
-    second = pairs.of_run(laco(tmp_path / "second"))
-    monkeypatch.setattr(reproduce, "measurable", lambda run, names, trust: dict.fromkeys(names, ("", None)))
-    monkeypatch.setattr(reproduce, "measure", lambda run, name, *_: second[name])
+    second = pairs.results_of_run(laco(tmp_path / "second"))
+    monkeypatch.setattr(reproduce, "find_measurable_cells", lambda run, names, trust: dict.fromkeys(names, ("", None)))
+    monkeypatch.setattr(reproduce, "measure_again", lambda run, name, *_: second[name])
     assert main(arguments) == 0
     assert "worse at first, not worse when measured again" in capsys.readouterr().out
-    second |= pairs.of_run(laco(tmp_path / "third", measured={"speed": speed(1.25)}))
+    second |= pairs.results_of_run(laco(tmp_path / "third", measured={"speed": speed(1.25)}))
     assert main(arguments) == 1
     assert "measured twice" in capsys.readouterr().out
-    second |= pairs.of_run(laco(tmp_path / "fourth", status="out_of_memory", tasks={}, texts={}, measured={}))
+    second |= pairs.results_of_run(laco(tmp_path / "fourth", status="out_of_memory", tasks={}, texts={}, measured={}))
     assert main(arguments) == 3
     assert "worse, and out_of_memory when measured again" in capsys.readouterr().out
 
@@ -574,7 +574,7 @@ def test_markdown_leads_with_the_outcome_and_is_escaped(base, tmp_path, capsys):
 
 def test_a_baseline_is_a_packed_run(base, tmp_path, capsys):
     assert sorted(path.name for path in base.iterdir()) == ["records.jsonl", "samples"]
-    assert run_folder.records(base) == run_folder.records(tmp_path / "base")
+    assert run_folder.read_records(base) == run_folder.read_records(tmp_path / "base")
     assert sum(path.stat().st_size for path in base.rglob("*") if path.is_file()) < 400_000
     assert gated(capsys, tmp_path / "base", laco(tmp_path / "run"))[0] == 0  # which any run may be
     assert main(["baseline", "accept", str(base), "--out", str(tmp_path / "copy"), "--allow-failed"]) == 0
@@ -583,7 +583,7 @@ def test_a_baseline_is_a_packed_run(base, tmp_path, capsys):
 
 
 def test_a_baseline_gives_back_what_was_measured(base, tmp_path):
-    measured, read = pairs.of_run(tmp_path / "base"), baseline.read(base)
+    measured, read = pairs.results_of_run(tmp_path / "base"), baseline.read_baseline(base)
     assert read.keys() == measured.keys()
     for name, found in read.items():
         for task, was in measured[name].tasks.items():
@@ -631,7 +631,7 @@ def test_replacing_a_baseline_leaves_one_whatever_interrupts_it(step, base, tmp_
             baseline.accept(run, base, allow_failed=True, replace=True)
     assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
     baseline.accept(run, base, allow_failed=True, replace=True)
-    assert baseline.read(base)["laco at 0.1, seed 0"].tasks["piqa"].values.sum() == RIGHT.sum() - 55
+    assert baseline.read_baseline(base)["laco at 0.1, seed 0"].tasks["piqa"].values.sum() == RIGHT.sum() - 55
     assert (base / "README.md").read_text() == "why"
     assert not list(tmp_path.glob(".baseline-*"))
 
@@ -733,7 +733,7 @@ STEPS = WORKFLOW["jobs"]["gate"]["steps"]
 
 
 def test_the_commands_of_the_page_and_the_workflow_are_commands():
-    from bench.cli.main import _parsed
+    from bench.cli.main import _parse
 
     steps = [line for step in STEPS for line in step.get("run", "").splitlines()]
     lines = [*(DOCS / "guides" / "regression.md").read_text().splitlines(), *steps]
@@ -741,7 +741,7 @@ def test_the_commands_of_the_page_and_the_workflow_are_commands():
     assert len(commands) > 10
     for command in commands:
         words = shlex.split(command.partition("||")[0], comments=True)
-        _parsed(words[3:])
+        _parse(words[3:])
 
 
 def test_the_workflow_is_one_that_a_service_takes():
@@ -817,8 +817,8 @@ def test_the_steps_of_the_workflow_measure_gate_and_say(trained, tmp_path):
 def test_the_margins_of_the_page_are_the_defaults(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "guides" / "regression.md").read_text(), re.DOTALL)
     (tmp_path / "margins.yaml").write_text(text)
-    assert gate.read(tmp_path / "margins.yaml") == Margins()
-    assert gate.read(EXAMPLES / "margins.yaml") == Margins(speed=None)
+    assert gate.read_margins(tmp_path / "margins.yaml") == Margins()
+    assert gate.read_margins(EXAMPLES / "margins.yaml") == Margins(speed=None)
 
 
 def test_the_example_runs_and_is_gated(trained, tmp_path, capsys):

@@ -16,9 +16,9 @@ from made_runs import VERSIONS, answers, cell, nats, run_folder
 
 from bench.cli.main import main
 from bench.records import frame as column_data
-from bench.records.comparability import metric_conditions
-from bench.records.run_folder import records
-from reports.history import changes
+from bench.records.comparability import conditions_of_metric
+from bench.records.run_folder import read_records
+from reports.history import find_changes
 
 STEP = 8  # the run from which perplexity is higher
 WINDOWS = {"tokens": 8176, "windows": 16, "window": 512, "stride": 512, "bos": "none", "drawn": False}
@@ -135,7 +135,8 @@ def test_a_figure_goes_by_what_it_was_measured_on(place, apart, alike):
     one = ok("laco", 0.3, figures, prune_seconds=9.0, decisions={"calibration": {"sha256": "c" * 64}})
     other = changed(one, *place, to="another")
     found = {
-        name: metric_conditions(one, name) == metric_conditions(other, name) for name in f"{apart} {alike}".split()
+        name: conditions_of_metric(one, name) == conditions_of_metric(other, name)
+        for name in f"{apart} {alike}".split()
     }
     assert found == dict.fromkeys(apart.split(), False) | dict.fromkeys(alike.split(), True)
 
@@ -145,8 +146,8 @@ def test_a_check_is_of_the_first_text():
     figures["perplexity"]["c4"] = figures["perplexity"]["wiki"] | {"sha256": "11"}
     one = ok("laco", 0.3, figures)
     texts = [changed(one, "cell", "protocol", "texts", to=names) for names in (["wiki", "c4"], ["c4", "wiki"])]
-    assert [metric_conditions(record, "kl")["text"] for record in texts] == ["00", "11"]
-    assert metric_conditions(one, "perplexity_c4")["text"] == "11"
+    assert [conditions_of_metric(record, "kl")["text"] for record in texts] == ["00", "11"]
+    assert conditions_of_metric(one, "perplexity_c4")["text"] == "11"
 
 
 def test_an_exact_figure_has_no_noise(runs, capsys):
@@ -178,7 +179,7 @@ def test_every_column_of_figures_has_a_table(tmp_path, capsys):
     run = run_folder(tmp_path, [ok("laco", 0.3, whole, budget=11, prune_seconds=26.31)])
     assert main(["history", str(run), "--metric", "none"]) == 2
     figures = capsys.readouterr().err.split("it has ")[1].strip().split(", ")
-    row = column_data.rows(list(records(run).values()))[0]
+    row = column_data.rows_of_records(list(read_records(run).values()))[0]
     assert {"bits_per_byte_wiki", "miss", "task_piqa_acc_stderr", "kl_low", "macs_context"} <= set(figures)
     assert set(figures) == {name for name, value in row.items() if isinstance(value, int | float)}
     for name in figures:
@@ -237,22 +238,22 @@ def test_a_step_of_six_times_the_noise_is_found_where_it_is(at, size):
     generator = np.random.default_rng(at)
     values = generator.normal(100, 1, 20)
     values[at:] += size
-    assert changes(values.tolist()) == [at]
+    assert find_changes(values.tolist()) == [at]
 
 
 def test_noise_and_odd_runs_make_no_level():
     generator = np.random.default_rng(1)
     for runs, most in ((6, 0.08), (20, 0.02)):
-        marked = [bool(changes(generator.normal(100, 1, runs).tolist())) for _ in range(150)]
+        marked = [bool(find_changes(generator.normal(100, 1, runs).tolist())) for _ in range(150)]
         assert np.mean(marked) <= most
     odd = generator.normal(100, 1, 20)
     odd[7] += 50
-    assert changes(odd.tolist()) == []
+    assert find_changes(odd.tolist()) == []
 
 
 def test_the_newest_run_alone_is_no_level_and_few_runs_have_none():
-    assert changes([5.0] * 9 + [9.0]) == []
-    assert changes([5.0] * 8 + [9.0] * 2) == [8]
-    assert changes([1.0, 1.0, 9.0, 9.0]) == []
-    assert changes([5.0] * 10) == []
-    assert changes([5.0, float("inf"), 5.0, 5.0, 9.0, 9.0]) == []
+    assert find_changes([5.0] * 9 + [9.0]) == []
+    assert find_changes([5.0] * 8 + [9.0] * 2) == [8]
+    assert find_changes([1.0, 1.0, 9.0, 9.0]) == []
+    assert find_changes([5.0] * 10) == []
+    assert find_changes([5.0, float("inf"), 5.0, 5.0, 9.0, 9.0]) == []

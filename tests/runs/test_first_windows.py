@@ -8,7 +8,7 @@ import pytest
 
 from bench.cli.main import main
 from bench.data import pretrained, texts
-from bench.plan.cell import from_plain
+from bench.plan.cell import cell_from_plain
 from bench.records.run_folder import load_run
 
 
@@ -18,7 +18,7 @@ def test_windows_are_those_that_were_asked_for(with_checks, tmp_path, process, f
     model, text = (with_checks[with_checks.index(name) + 1] for name in ("--model", "--texts"))
     assert main([*with_checks, "--methods", "drop-tail", "--ratio", "0.3", process, *flag]) == 0
     tokenizer = pretrained.load_tokenizer(model)
-    expected = texts.evaluation(tokenizer, text, 32, 32, 4, drawn=drawn)
+    expected = texts.make_evaluation_text(tokenizer, text, 32, 32, 4, drawn=drawn)
     assert expected.drawn is drawn
     found = load_run(tmp_path / "run")
     assert len(found) == 2
@@ -26,7 +26,7 @@ def test_windows_are_those_that_were_asked_for(with_checks, tmp_path, process, f
         (scored,) = record.measured["perplexity"].values()
         assert (scored["drawn"], scored["sha256"]) == (drawn, expected.sha256)
         assert record.cell["protocol"].get("windows_drawn", False) is drawn
-        again = from_plain(record.cell)
+        again = cell_from_plain(record.cell)
         assert again.protocol.windows_drawn is drawn
         assert json.loads(json.dumps(again.plain()["protocol"])) == record.cell["protocol"]
     (pruned,) = [record for record in found if record.cell["method"] == "drop-tail"]

@@ -10,15 +10,15 @@ import pytest
 
 import methods
 from bench.cli.main import main
-from bench.plan.cell import Cell, from_plain
-from bench.plan.protocol import Protocol, profile
+from bench.plan.cell import Cell, cell_from_plain
+from bench.plan.protocol import Protocol, protocol_of_profile
 from bench.runs import inputs
 from bench.system import environment
 from methods.base import REGISTRY
 from methods.depth.shortgpt import ShortGPT
-from methods.files import sha256
+from methods.files import hash_file
 
-CELL = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"))
+CELL = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_method_of_ones_own_has_the_sha256_of_its_file_behind_its_revision(mon
         revision = 2
 
     monkeypatch.setitem(REGISTRY, "of-mine", Mine)
-    own = sha256(Path(__file__))
+    own = hash_file(Path(__file__))
     assert methods.revision("of-mine") == f"2, {own}"
     assert methods.revision("of-mine+ghost") == f"2+1, {own}"
 
@@ -73,7 +73,7 @@ def test_the_hash_of_code_is_of_names_and_contents(change, tmp_path):
 
 
 def test_a_value_as_by_default_is_in_no_question_and_any_other_one_is():
-    default = json.dumps(methods.hyperparameters(methods.make("sleb"))["tokens"])
+    default = json.dumps(methods.parameters_of_pruner(methods.make("sleb"))["tokens"])
     assert replace(CELL, parameters={"tokens": json.loads(default)}).key == replace(CELL, parameters={}).key
     assert CELL.key != replace(CELL, parameters={}).key
     by_default = replace(CELL, protocol=Protocol())
@@ -85,7 +85,7 @@ def test_a_value_as_by_default_is_in_no_question_and_any_other_one_is():
 
 def test_a_cell_that_was_json_asks_the_same():
     cell = replace(CELL, given=("tokens",), inputs={"texts": {"wiki": "a"}})
-    back = from_plain(json.loads(json.dumps(cell.plain())))
+    back = cell_from_plain(json.loads(json.dumps(cell.plain())))
     assert (back, back.question, back.key) == (cell, cell.question, cell.key)
 
 

@@ -89,6 +89,6 @@ def test_a_search_that_had_come_to_its_end_has_the_record_of_one_that_nothing_in
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "pruned_to", killed)
+        patch.setattr(measure, "prune_to_budget", killed)
         assert [main([*run, "--out", str(tmp_path / "run")]) for _ in range(3)] == [130, 130, 0]
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")

@@ -12,8 +12,8 @@ from tiny_methods import calibration
 import methods
 from bench.cli.main import main
 from bench.records.run_folder import load_run
-from methods.budget import pruned_to
-from methods.counted import quantity_budget
+from methods.budget import prune_to_budget
+from methods.counted import budget_of_quantity
 from methods.model import calibration as sweep_log
 from methods.model.calibration import SweepLog, SweepLogs
 from methods.model.decoder import Decoder
@@ -125,7 +125,7 @@ def test_a_refit_takes_over_none_of_another_pruning_with_as_wide_matrices(what, 
         model = Decoder(tiny("llama"))
         pruner = methods.make("2ssp+refit", {"tokens": "48", "multiple": "24"})
         asked = replace(calibration(), sweeps=sweeps)
-        found.append(pruned_to(quantity_budget(model, gone, what, 64, whole=False), pruner, model, asked))
+        found.append(prune_to_budget(budget_of_quantity(model, gone, what, 64, whole=False), pruner, model, asked))
     (one, decided, about), (other, again, _) = found
     assert len(about["budget"]["tried"]) > 1
     assert decided["attentions_in_order"] == again["attentions_in_order"]

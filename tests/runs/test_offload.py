@@ -11,7 +11,7 @@ import pytest
 
 from bench.cli.main import main
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
 from bench.schedule import memory_needs
@@ -51,7 +51,7 @@ def test_a_full_folder_is_the_outcome_of_a_cell_in_a_line(run, tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(layer_store, "in_a_file", full)
+    monkeypatch.setattr(layer_store, "write_to_file", full)
     folder = tmp_path / "states"
     folder.mkdir()
     asked = [*run, "--methods", "shortgpt,drop-tail", "--offload", str(folder), "--out", str(tmp_path / "run")]
@@ -68,7 +68,7 @@ def test_a_full_folder_is_the_outcome_of_a_cell_in_a_line(run, tmp_path, monkeyp
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=r"takes no files: Permission denied; name another folder$"):
-        memory.check(tmp_path)
+        memory.check_offload(tmp_path)
     tmp_path.chmod(0o700)
 
 
@@ -93,7 +93,10 @@ def test_what_cannot_hold_states_is_refused_before_any_work(run, tmp_path, monke
 
 
 def test_ratios_of_one_method_take_room_beside_each_other(tmp_path, monkeypatch):
-    cells = [Cell("m", "shortgpt", {}, ratio, "layers", 0, "cpu", "float32", profile("quick")) for ratio in (0.2, 0.4)]
+    cells = [
+        Cell("m", "shortgpt", {}, ratio, "layers", 0, "cpu", "float32", protocol_of_profile("quick"))
+        for ratio in (0.2, 0.4)
+    ]
     monkeypatch.setattr(memory_needs, "footprint_of", lambda cell, offload: SimpleNamespace(offloaded=lambda cell: 70))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     memory_needs.refuse_full(cells, tmp_path, slots=1)
@@ -102,22 +105,22 @@ def test_ratios_of_one_method_take_room_beside_each_other(tmp_path, monkeypatch)
 
 
 def test_what_a_killed_cell_has_left_goes_when_it_begins_again(tmp_path):
-    with memory.of_cell(tmp_path, tmp_path / "run", "key") as place:
+    with memory.make_folder_of_cell(tmp_path, tmp_path / "run", "key") as place:
         pass
     other = tmp_path / f"{memory.STATES}of another"
     for left in (place, other):
         left.mkdir()
         (left / "states-1").touch()
-    with memory.of_cell(tmp_path, tmp_path / "run", "key") as again:
+    with memory.make_folder_of_cell(tmp_path, tmp_path / "run", "key") as again:
         assert again == place
         assert list(again.iterdir()) == []
-        with memory.of_cell(tmp_path, tmp_path / "run", "another") as beside:
+        with memory.make_folder_of_cell(tmp_path, tmp_path / "run", "another") as beside:
             assert beside != again
     assert list(tmp_path.iterdir()) == [other]  # of which this run knows nothing
 
 
 def test_the_folder_goes_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), memory.of_cell(tmp_path, tmp_path, "key") as place:
+    with pytest.raises(ZeroDivisionError), memory.make_folder_of_cell(tmp_path, tmp_path, "key") as place:
         (place / "states-1").touch()
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

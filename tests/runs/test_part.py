@@ -87,7 +87,7 @@ def workplace():
 def parts(tmp_path, monkeypatch, workplace):
     def chosen_for(as_bytes: bool) -> Parts:
         engine = Parts(tmp_path / f"parts-{as_bytes}", workplace, as_bytes)
-        monkeypatch.setattr(engines, "engine", lambda spec: engine)
+        monkeypatch.setattr(engines, "engine_of_spec", lambda spec: engine)
         return engine
 
     return chosen_for
@@ -212,17 +212,17 @@ def test_what_a_cell_has_left_goes_to_its_part_and_back_but_not_while_something_
     kept, away = (folder / "partial" / "k" / "heal-1" / "step" for folder in (tmp_path, tmp_path / PARTS / "k"))
     kept.parent.mkdir(parents=True)
     kept.write_text("1")
-    part.hand_over(tmp_path, "k", here=False)
+    part.hand_over_pieces(tmp_path, "k", is_here=False)
     assert (kept.exists(), away.read_text()) == (False, "1")
-    with store.held(tmp_path / PARTS / "k"):
-        part.hand_over(tmp_path, "k", here=True)
+    with store.lock_folder(tmp_path / PARTS / "k"):
+        part.hand_over_pieces(tmp_path, "k", is_here=True)
         assert away.exists()
-    part.hand_over(tmp_path, "k", here=True)
+    part.hand_over_pieces(tmp_path, "k", is_here=True)
     assert (kept.read_text(), away.exists()) == ("1", False)
-    part.hand_over(tmp_path, "k", here=False)
-    store.drop_partial_results(tmp_path, "k", "lost")
+    part.hand_over_pieces(tmp_path, "k", is_here=False)
+    store.remove_pieces(tmp_path, "k", "lost")
     assert away.exists()
-    store.drop_partial_results(tmp_path, "k", "crashed")
+    store.remove_pieces(tmp_path, "k", "crashed")
     assert (kept.read_text(), (tmp_path / PARTS).exists()) == ("1", False)
 
 
@@ -238,7 +238,7 @@ def test_what_was_measured_for_a_run_that_did_not_hear_of_it_is_taken_in(base, t
     (path,) = (places["drop-tail"] / "cells").iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "error", "error": "there was no room"}))
     capsys.readouterr()
-    with store.held(places["shortgpt"]):
+    with store.lock_folder(places["shortgpt"]):
         assert main(asked) == 0
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "earlier run" in line] == [
@@ -317,14 +317,14 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
 
 def test_the_lock_of_a_dead_predecessor_is_waited_for_and_one_that_is_held_on_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(part, "PATIENCE", 0.5)
-    asked = Job(validate.cells(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
-    with store.held(tmp_path), pytest.raises(InUse, match="is in use by the run with process"):
+    asked = Job(validate.cells_of_spec(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
+    with store.lock_folder(tmp_path), pytest.raises(InUse, match="is in use by the run with process"):
         part.run_remote_job(asked, tmp_path)
     monkeypatch.setattr(part, "PATIENCE", 60.0)
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "other.json").touch()
     with ExitStack() as dying:
-        dying.enter_context(store.held(tmp_path))
+        dying.enter_context(store.lock_folder(tmp_path))
         ends = threading.Timer(0.5, dying.close)
         ends.start()
         with pytest.raises(UserError, match="it holds other; name another --out"):  # which is seen under the lock
@@ -334,7 +334,7 @@ def test_the_lock_of_a_dead_predecessor_is_waited_for_and_one_that_is_held_on_is
 
 def test_a_part_that_cannot_be_made_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
-    job = Job(validate.cells(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
+    job = Job(validate.cells_of_spec(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
     (tmp_path / "job.json").write_text(job.to_json())
     for out, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "part", "Not a directory")):
         said = refused(capsys, ["cell", str(tmp_path / "job.json"), "--out", str(out)])
@@ -350,7 +350,7 @@ def test_other_machines_are_not_looked_at_for_a_device(base, parts, capsys):
 def test_other_machines_are_not_looked_at_for_a_dtype(base, parts, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     spec = RunSpec(methods="dense", device="cpu", model=base[base.index("--model") + 1], protocol={"tasks": ()})
-    found = {here: validate.cells(spec, here=here)[0].dtype for here in (True, False)}
+    found = {here: validate.cells_of_spec(spec, is_here=here)[0].dtype for here in (True, False)}
     assert found == {True: "bfloat16", False: "float32"}
 
 

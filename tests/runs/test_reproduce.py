@@ -10,12 +10,12 @@ import torch
 import methods
 from bench.cli.main import main
 from bench.data import pretrained, texts
-from bench.plan.cell import from_plain, label
+from bench.plan.cell import cell_from_plain, label_of_cell
 from bench.plan.trust import Trust
 from bench.records import run_folder
 from bench.records.run_folder import load_run
 from bench.runs import reproduce
-from bench.runs.inputs import state_sha256
+from bench.runs.inputs import sha256_of_state
 from bench.runs.reproduce import cell_of, prune_again
 from methods import decisions
 from methods.depth import angular, llm_drop, shortgpt
@@ -32,10 +32,10 @@ RESULTS = Path(__file__).parents[2] / "docs/results"
 
 @pytest.mark.parametrize("run", sorted(path.name for path in RESULTS.iterdir() if path.is_dir()))
 def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
-    for record in run_folder.records(RESULTS / run).values():
+    for record in run_folder.read_records(RESULTS / run).values():
         cell = cell_of(record)
-        assert cell.question == from_plain(record.cell).question
-        assert cell.label == label(record.cell)
+        assert cell.question == cell_from_plain(record.cell).question
+        assert cell.label == label_of_cell(record.cell)
         assert cell.inputs == {}
 
 
@@ -118,11 +118,11 @@ def records(model_folder, text_file, tmp_path_factory, plugin):
     for name in (*CUT, *FITTED):
         method, _, switch = name.partition(":")
         model, tokenizer = pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)
-        decoder, block = Decoder(model), texts.calibration(tokenizer, text, 4, 24, 0)
+        decoder, block = Decoder(model), texts.make_calibration(tokenizer, text, 4, 24, 0)
         torch.manual_seed(0)
         parameters = {switch: True} if switch else {}
         decided = decisions.prune(methods.make(method, parameters), decoder, block, example.measured["ratio_budget"])
-        measured = sizes.sizes(decoder, example.measured, 8) | {"pruned_sha256": state_sha256(model)}
+        measured = sizes.sizes_of(decoder, example.measured, 8) | {"pruned_sha256": sha256_of_state(model)}
         found[name] = replace(
             example,
             cell=example.cell | {"method": method, "parameters": parameters, "given": list(parameters), "label": name},
@@ -138,7 +138,7 @@ def trust_in(record):
 
 
 def is_the_model_of(record):
-    return state_sha256(prune_again(record, "cpu", trust_in(record)).model.model) == record.measured["pruned_sha256"]
+    return sha256_of_state(prune_again(record, "cpu", trust_in(record)).model.model) == record.measured["pruned_sha256"]
 
 
 def test_what_is_cut_alone_is_made_again_from_what_the_record_names(records, monkeypatch):
@@ -195,7 +195,7 @@ def test_a_parameter_that_the_method_no_longer_has_is_said(records):
 
 def test_a_machine_that_removes_something_else_is_told_so(records, monkeypatch):
     """Where no sha256 proves that what the record names is the model, so that the method is asked again."""
-    monkeypatch.setattr(wanda_sp, "score", lambda structure, _: -torch.arange(float(structure.size)))
+    monkeypatch.setattr(wanda_sp, "score_units", lambda structure, _: -torch.arange(float(structure.size)))
     record = records["wanda-sp"]
     unproven = {name: value for name, value in record.measured.items() if name != "pruned_sha256"}
     with pytest.raises(UserError, match="wanda-sp does not remove here what it removed for the record, on "):

@@ -75,21 +75,21 @@ def test_removals_are_noted_with_the_seconds_of_those_before(clock, tmp_path):
     clock[0] += 2
     times.note(["a", "b", "x", "y"])
     decided = {"removal_order": ["a", "b", "x", "y"], "free_removals": 3}
-    assert times.inherited(decided) == 3.0  # c is of no use to it
-    assert times.until_each(decided) == [1.0, 3.0, 8.0]
-    assert times.inherited({}) == 0.0  # of a method that names no order
+    assert times.inherited_seconds(decided) == 3.0  # c is of no use to it
+    assert times.seconds_until_each(decided) == [1.0, 3.0, 8.0]
+    assert times.inherited_seconds({}) == 0.0  # of a method that names no order
     kept = {"order": ["a", "b", "x", "y"], "seconds": [1.0, 3.0, 8.0, 10.0], "inherited": 3}
     assert json.loads(file.read_text()) == kept
     found = ("a", "b", "x", "y"), (1.0, 3.0, 8.0, 10.0)
-    assert searches._kept(file) == (found, 3)
+    assert searches._read_order(file) == (found, 3)
 
     again = SearchTimes((("a",), (1.0,)), found, file)  # as if it had begun with the first alone
     clock[0] += 60
     for count in (2, 3, 4):
         again.note(["a", "b", "x", "y"][:count])
     assert json.loads(file.read_text()) == kept
-    assert again.until_each(decided) == [1.0, 3.0, 8.0]
-    assert again.inherited(decided) == 1.0  # the log of the search knows what the others have cost
+    assert again.seconds_until_each(decided) == [1.0, 3.0, 8.0]
+    assert again.inherited_seconds(decided) == 1.0  # the log of the search knows what the others have cost
     clock[0] += 4
     again.note(["a", "b", "x", "y", "z"])
     assert json.loads(file.read_text())["seconds"][-1] == 14.0
@@ -103,12 +103,12 @@ def test_another_try_of_a_budget_counts_no_removal_of_the_first(clock, tmp_path)
     times.note(["a", "finally z"])
     clock[0] += 2
     times.note(["a", "b"])
-    assert times.until_each({"removal_order": ["a", "b", "c"], "free_removals": 2}) == [1.0, 3.0]
+    assert times.seconds_until_each({"removal_order": ["a", "b", "c"], "free_removals": 2}) == [1.0, 3.0]
 
 
 def test_a_file_without_the_seconds_of_each_removal_counts_as_none(tmp_path):
     (tmp_path / "kept.json").write_text(json.dumps({"order": ["a", "b"], "seconds": 7.0}))
-    assert searches._kept(tmp_path / "kept.json") == (NONE, 0)
+    assert searches._read_order(tmp_path / "kept.json") == (NONE, 0)
 
 
 @pytest.mark.parametrize(("others", "begins"), [("ab", "ab"), ("", "ab"), ("abxy", "ab"), ("abxyz", "abxyz")])
@@ -117,6 +117,6 @@ def test_a_search_goes_on_with_what_it_began_with_unless_others_have_found_more(
     for found in ("abx", "abxy"):
         times.note(list(found))
     known = Known(replace(calibration(), order=tuple(others)), search_seconds=tuple(map(float, range(len(others)))))
-    resumed, _ = searches.resumed(known, tmp_path, "key")
+    resumed, _ = searches.resume_search(known, tmp_path, "key")
     assert resumed.calibration.order == tuple(begins)
     assert len(resumed.search_seconds) == len(begins)

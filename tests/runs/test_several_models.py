@@ -19,7 +19,7 @@ from bench.engines import local
 from bench.engines.engine import Machine
 from bench.plan import run_spec, validate
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
 from bench.runs import datasets, job
@@ -50,10 +50,10 @@ def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(with_checks,
     out, err = capsys.readouterr()
     assert "[3/4] dense, tiny-other: loading the model" in err
     assert out.count("\ndense ") == 2
-    both = run_folder.records(tmp_path / "both")
+    both = run_folder.read_records(tmp_path / "both")
     assert len(both) == 4
     assert main(over(with_checks, models[1], str(tmp_path / "alone"))) == 0
-    alone = run_folder.records(tmp_path / "alone")
+    alone = run_folder.read_records(tmp_path / "alone")
     assert set(alone) == {key for key, record in both.items() if record.cell["model"] == models[1]}
     for key, record in alone.items():
         assert record.measured["perplexity"] == both[key].measured["perplexity"]
@@ -83,7 +83,7 @@ def test_a_process_that_measures_cells_of_several_models_reads_through_the_token
     monkeypatch.setattr(job.atexit, "register", at_end.append)
     assert main([*over(base, ",".join(models), str(tmp_path / "run")), "--isolate"]) == 0
     assert seen == [*models]
-    assert all(record.status == "ok" for record in run_folder.records(tmp_path / "run").values())
+    assert all(record.status == "ok" for record in run_folder.read_records(tmp_path / "run").values())
     assert gc.get_freeze_count() > 0
     for do in at_end:
         do()
@@ -126,23 +126,23 @@ def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
     monkeypatch.setattr(texts, "check_text", lambda text: None)
     monkeypatch.setattr(pretrained, "check", lambda model, trust: None)
     monkeypatch.setattr(
-        pretrained, "shell", lambda model, trust: tiny("llama", layers=30, max_position_embeddings=2048)
+        pretrained, "make_shell", lambda model, trust: tiny("llama", layers=30, max_position_embeddings=2048)
     )
-    spec = run_spec.spec("all-models", {"tasks": "none", "device": "cpu"})
-    cells = validate.cells(spec)
+    spec = run_spec.load_spec("all-models", {"tasks": "none", "device": "cpu"})
+    cells = validate.cells_of_spec(spec)
     assert spec.models == ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
     for model in spec.models:
         own = [cell for cell in cells if cell.model == model]
         assert [cell.method for cell in own].count("dense") == 1
         assert len({(cell.method, cell.ratio) for cell in own}) == 1 + 21 * 3
         assert {cell.ratio_of for cell in own if cell.ratio} == {"decoder"}
-    assert str(len(cells) - 3) in run_spec.shipped()["all-models"]
+    assert str(len(cells) - 3) in run_spec.shipped_specs()["all-models"]
 
 
 def test_models_of_the_same_weights_and_other_settings_share_no_statistics(tmp_path):
     weights = {"weights_sha256": "ab" * 32}
-    cell = Cell("m", "puzzle", {}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"))
+    cell = Cell("m", "puzzle", {}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"))
     cells = [replace(cell, inputs=weights | {"config_sha256": config * 32}) for config in ("12", "34")]
-    one, other = (job.statistics_of(cell, tmp_path) for cell in cells)
+    one, other = (job.folder_of_statistics(cell, tmp_path) for cell in cells)
     assert one != other
-    assert job.statistics_of(replace(cells[0], protocol=replace(cell.protocol, windows=2)), tmp_path) == one
+    assert job.folder_of_statistics(replace(cells[0], protocol=replace(cell.protocol, windows=2)), tmp_path) == one

@@ -30,7 +30,7 @@ from bench.cli.main import main
 from bench.data import task_loading
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
-from bench.records.record import Record, load, peak_bytes
+from bench.records.record import Record, load, peak_of_stage
 from bench.records.run_folder import load_run
 from bench.runs import inputs, measure, store
 from methods.base import REGISTRY
@@ -136,14 +136,14 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_results(runner, whole, t
 
 
 def test_two_runs_do_not_share_a_folder(asked, tmp_path, capsys):
-    with store.held(tmp_path / "run") as dead:
+    with store.lock_folder(tmp_path / "run") as dead:
         assert dead is None
         assert main([*asked, "--out", str(tmp_path / "run")]) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
         assert f"is in use by the run with process {os.getpid()} on {platform.node()}, started 20" in err
     assert not (tmp_path / "run" / "cells").exists()
-    with store.held(tmp_path / "run") as dead:
+    with store.lock_folder(tmp_path / "run") as dead:
         assert dead is None
 
 
@@ -273,25 +273,25 @@ def test_finished_pieces_of_an_interrupted_cell_are_not_measured_again(asked, wh
 
 def test_pieces_count_for_the_same_weights_alone(tmp_path):
     table = pd.DataFrame({"nll": [1.0], "tokens": [3]})
-    store.PartialResults(tmp_path, "aa").keep("text", {"perplexity": 2.0}, table)
-    assert store.PartialResults(tmp_path, "aa").recall("text") == {"perplexity": 2.0}
-    assert store.PartialResults(tmp_path, "bb").recall("text") is None
-    assert store.PartialResults(tmp_path, "bb").publish(tmp_path / "samples") == {}
+    store.Pieces(tmp_path, "aa").keep("text", {"perplexity": 2.0}, table)
+    assert store.Pieces(tmp_path, "aa").recall("text") == {"perplexity": 2.0}
+    assert store.Pieces(tmp_path, "bb").recall("text") is None
+    assert store.Pieces(tmp_path, "bb").publish(tmp_path / "samples") == {}
     (tmp_path / "text.parquet").write_bytes(b"PAR1")
-    assert store.PartialResults(tmp_path, "aa").recall("text") is None
+    assert store.Pieces(tmp_path, "aa").recall("text") is None
 
 
 def test_the_hash_of_a_model_sees_every_tensor():
     model = tiny("llama")
-    before = inputs.state_sha256(model)
-    assert inputs.state_sha256(tiny("llama")) == before
+    before = inputs.sha256_of_state(model)
+    assert inputs.sha256_of_state(tiny("llama")) == before
     for tensor in model.parameters():
         first = tensor.data.flatten()[0].clone()
         tensor.data.view(-1)[0] = torch.nextafter(first, torch.tensor(torch.inf))
-        assert inputs.state_sha256(model) != before
+        assert inputs.sha256_of_state(model) != before
         tensor.data.view(-1)[0] = first
-    assert inputs.state_sha256(model) == before
-    assert inputs.state_sha256(model.to(torch.bfloat16)) != before
+    assert inputs.sha256_of_state(model) == before
+    assert inputs.sha256_of_state(model.to(torch.bfloat16)) != before
 
 
 # --- what an answer stands on
@@ -371,7 +371,7 @@ def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
         protocol = SimpleNamespace(speed_rounds=rounds)
         cell = SimpleNamespace(model="any", device="cpu", trust_remote_code=False, protocol=protocol)
         read = {"calibration": SimpleNamespace(sha256=""), "texts": {}, "loaded_tasks": {}, "documents": {}}
-        return inputs.common(cell, None, Machine("this", 2), **read)
+        return inputs.hash_shared_inputs(cell, None, Machine("this", 2), **read)
 
     assert stands_on(12, "5000") != stands_on(12, "0")
     assert stands_on(0, "5000") == stands_on(0, "0")
@@ -417,7 +417,7 @@ def test_a_record_of_an_old_layout_is_set_aside(runner, whole, copied, capsys):
 def test_the_documents_of_a_task_are_in_its_fingerprint(documents, tmp_path):
     def of(path: Path, positions=(0, 1)):
         (task,) = task_loading.load_tasks(["piqa"], [("piqa", str(path), "")]).values()
-        return tasks.fingerprint(task, positions)
+        return tasks.fingerprint_of_task(task, positions)
 
     file = documents / "piqa.jsonl"
     found = of(file)
@@ -493,7 +493,9 @@ def replaced(path: Path) -> None:
 
 def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
     measured = {"parameters": 3, "checks": {"kl": float("nan"), "copying": 0.5}}
-    found = store.finish(Record(cell("laco", 0.1), "ok", {}, {"losses": [1.0, float("inf")]}, measured), tmp_path, "x")
+    found = store.write_record(
+        Record(cell("laco", 0.1), "ok", {}, {"losses": [1.0, float("inf")]}, measured), tmp_path, "x"
+    )
     assert found == load(tmp_path / "cells" / "x.json")
     assert (found.status, found.error) == ("error", "not a finite number: decisions.losses, measured.checks.kl")
     assert found.measured == {"parameters": 3, "checks": {"copying": 0.5}}
@@ -502,7 +504,7 @@ def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
 def test_what_a_method_writes_and_no_record_holds_fails_its_cell(tmp_path):
     measured = {"parameters": 3, "checks": {"copying": 0.5}}
     wrong = Record(cell("mine", 0.1), "ok", {}, {"removed_layers": "the last", "note": 1}, measured)
-    found = store.finish(wrong, tmp_path, "x")
+    found = store.write_record(wrong, tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert found.error == 'this is no record\'s: decisions.removed_layers is "the last", not a list'
     assert (found.status, found.decisions, found.measured) == ("error", {"note": 1}, measured)
@@ -653,7 +655,7 @@ def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadl
 def test_a_dense_cell_does_not_have_the_peak_of_the_cell_before(asked, deadly, tmp_path):
     arguments = [*asked, "--plugin", str(deadly), "--methods", "ledger-fills", "--seed", "0,1"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
-    peak = {(r.cell["method"], r.cell["seed"]): peak_bytes(r.measured) for r in load_run(tmp_path / "run")}
+    peak = {(r.cell["method"], r.cell["seed"]): peak_of_stage(r.measured) for r in load_run(tmp_path / "run")}
     assert peak["ledger-fills", 0] > peak["dense", 1] + 2**28
 
 

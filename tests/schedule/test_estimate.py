@@ -11,10 +11,10 @@ from conftest import tiny
 
 import methods
 from bench.plan.cell import Cell, Stage
-from bench.plan.protocol import Recipe, profile
+from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.record import Record
 from bench.schedule import estimate
-from bench.schedule.estimate import COMPUTED, MEASURED, Amounts, Cost, Estimator, amounts_of, same_machine
+from bench.schedule.estimate import COMPUTED, MEASURED, Amounts, Cost, Estimator, amounts_of_record, is_of_machine
 from bench.schedule.memory_needs import Footprint
 from bench.schedule.shape import Shape
 from bench.system import rates
@@ -38,8 +38,10 @@ def peak(size: int) -> dict:
 
 def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
     given = {"layers": "3"} if method == "drop" else {}
-    parameters = methods.hyperparameters(methods.make(method, given))
-    return replace(Cell("m", method, parameters, ratio, "layers", 0, "cpu", "float32", profile("quick")), **changes)
+    parameters = methods.parameters_of_pruner(methods.make(method, given))
+    return replace(
+        Cell("m", method, parameters, ratio, "layers", 0, "cpu", "float32", protocol_of_profile("quick")), **changes
+    )
 
 
 def record(of: Cell, seconds: dict[str, float], windows: int = 16, documents: int = 100, **measured) -> Record:
@@ -66,8 +68,8 @@ def test_what_a_run_over_several_models_learns_of_one_is_scaled_to_another(monke
     }
     monkeypatch.setattr(estimate, "shape_of", lambda model, trust: shapes[model])
     asked = []  # the widths whose rate is measured
-    monkeypatch.setattr(estimate, "rates", lambda *given: asked.append(given[-1]) or COST.rates)
-    monkeypatch.setattr(estimate, "same_machine", lambda *_: True)
+    monkeypatch.setattr(estimate, "measure_rates", lambda *given: asked.append(given[-1]) or COST.rates)
+    monkeypatch.setattr(estimate, "is_of_machine", lambda *_: True)
     small, large = cell("shortgpt"), cell("shortgpt", model="large")
     costs = {model: Cost(shape, COST.rates, 4) for model, shape in shapes.items()}
     took = {stage: 3 * seconds for stage, seconds in costs["m"].seconds(small, AMOUNTS).items()}
@@ -116,7 +118,7 @@ def test_more_windows_and_documents_take_as_much_more():
         assert found["perplexity"] == pytest.approx(9.0 * times)
         assert found["tasks"] == pytest.approx(33.0 * times)
         assert found["prune"] == pytest.approx(20.0)
-    longer = replace(one, protocol=profile("quick", calibration_sequences=32))
+    longer = replace(one, protocol=protocol_of_profile("quick", calibration_sequences=32))
     first, second = (COST.seconds(replace(of, method="shortgpt"), AMOUNTS)["prune"] for of in (one, longer))
     assert second == pytest.approx(2 * first)
 
@@ -140,23 +142,23 @@ def test_a_search_that_goes_on_costs_what_is_left_of_it():
 @pytest.mark.parametrize("name", ["puzzle", "shortened-llama", "shortened-llama-taylor"])
 def test_a_look_at_the_dense_model_is_planned_once_for_all_ratios_and_compensations_of_a_run(name):
     every = [cell(label, ratio) for ratio in (0.1, 0.3) for label in (name, f"{name}+refit")]
-    known = estimate.known_ratios(every, ())
+    known = estimate.find_known_ratios(every, ())
     assert [one.key in known for one in every] == [False, True, True, True]
     seconds = [COST.seconds(one, AMOUNTS, known.get(one.key, 0.0))["prune"] for one in every]
     alone = [COST.seconds(one, AMOUNTS)["prune"] for one in every]
     assert seconds[0] == alone[0]
     assert all(usual - less > alone[0] / 2 for usual, less in zip(alone[1:], seconds[1:], strict=True))
-    again = estimate.known_ratios(every, {every[0].key})  # its record says nothing of what it has seen
+    again = estimate.find_known_ratios(every, {every[0].key})  # its record says nothing of what it has seen
     assert [one.key in again for one in every] == [False, False, True, True]
     behind = [replace(one, earlier=(Stage("shortgpt", {}, 0.05),)) for one in every]
-    assert not estimate.known_ratios(behind, ())  # the model that they prune is another
+    assert not estimate.find_known_ratios(behind, ())  # the model that they prune is another
 
 
 def test_a_search_knows_what_a_record_has_found_and_what_is_found_anew_is_not_known():
     first, second = cell("sleb", 0.1), cell("sleb", 0.3)
     for done in ((), {first.key}):
-        assert estimate.known_ratios([first, second], done) == {second.key: 0.1}
-    assert not estimate.known_ratios([cell("flap", 0.1), cell("flap", 0.3)], ())
+        assert estimate.find_known_ratios([first, second], done) == {second.key: 0.1}
+    assert not estimate.find_known_ratios([cell("flap", 0.1), cell("flap", 0.3)], ())
 
 
 def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothing():
@@ -167,7 +169,9 @@ def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothin
     assert COST.seconds(cell("shortgpt+ghost"), AMOUNTS)["prune"] > COST.seconds(cell("shortgpt"), AMOUNTS)["prune"]
     healed = COST.seconds(cell("laco", healing=Recipe(tokens=10_000)), AMOUNTS)
     assert healed["heal"] < COST.seconds(cell("laco", healing=Recipe(tokens=20_000)), AMOUNTS)["heal"]
-    untimed = COST.seconds(cell("laco", protocol=profile("quick", speed_rounds=0, checks=False)), Amounts(0, {}))
+    untimed = COST.seconds(
+        cell("laco", protocol=protocol_of_profile("quick", speed_rounds=0, checks=False)), Amounts(0, {})
+    )
     assert set(untimed) == {"load", "prune"}
 
 
@@ -205,9 +209,9 @@ def test_a_failed_record_teaches_nothing_and_one_of_another_machine_is_not_looke
     assert estimator.estimate(cell("laco"), AMOUNTS).basis == COMPUTED
     here = {"cpu": "x", "threads": 2, "device": "cpu", "dtype": "float32"}
     of = replace(record(cell("laco"), {}), environment=here | {"date": "d"})
-    assert same_machine(of, here)
+    assert is_of_machine(of, here)
     for name, value in (("cpu", "y"), ("threads", 1), ("dtype", "bfloat16"), ("gpu", "H")):
-        assert not same_machine(of, here | {name: value})
+        assert not is_of_machine(of, here | {name: value})
 
 
 @pytest.mark.parametrize(("field", "value"), [("speed_rounds", 3), ("cache", "paged")])
@@ -221,7 +225,7 @@ def test_a_record_that_this_version_would_not_measure_teaches_nothing(field, val
 
 def test_memory_grows_with_what_is_held():
     footprint = Footprint(SHAPE, 4, 2**29)
-    weights, untimed = 4 * SHAPE.parameters, profile("quick", speed_rounds=0)
+    weights, untimed = 4 * SHAPE.parameters, protocol_of_profile("quick", speed_rounds=0)
 
     def host(method: str, **changes) -> int:
         return footprint.needs(cell(method, **{"protocol": untimed} | changes)).host
@@ -229,7 +233,9 @@ def test_memory_grows_with_what_is_held():
     assert host("dense") > 2**29 + weights
     assert host("shortened-llama-taylor") >= host("shortgpt") >= host("dense")
     assert host("laco", healing=Recipe(kind="full")) > host("laco", healing=Recipe()) >= host("laco")
-    assert host("dense", protocol=profile("quick")) >= 2 * 2**29 + 3 * weights  # the process that times holds two
+    assert (
+        host("dense", protocol=protocol_of_profile("quick")) >= 2 * 2**29 + 3 * weights
+    )  # the process that times holds two
     on_gpu = footprint.needs(cell("laco", device="cuda", protocol=untimed))
     assert on_gpu.device > weights
     assert on_gpu.host == 2**29 + weights  # of a model that is one shard
@@ -255,7 +261,7 @@ def test_memory_grows_with_what_is_held():
         ({}, {"healing": Recipe()}),
         ({}, {"ratio_of": "macs"}),
         ({}, {"parameters": {"attention": True}}),
-        ({}, {"protocol": profile("quick", windows=0)}),
+        ({}, {"protocol": protocol_of_profile("quick", windows=0)}),
     ],
 )
 def test_a_peak_is_of_no_cell_that_may_need_other_memory(measured, planned):
@@ -287,10 +293,12 @@ def test_the_machine_says_how_fast_it_is(shape, monkeypatch):
         taken.append(call)
         return 0.5
 
-    monkeypatch.setattr(rates, "fastest", fastest)
-    found = rates.rates.__wrapped__("cpu", torch.float32, 1, shape.widths)
+    monkeypatch.setattr(rates, "time_fastest", fastest)
+    found = rates.measure_rates.__wrapped__("cpu", torch.float32, 1, shape.widths)
     tokens, most = rates.SIZES["cpu"]
-    layer, head = (one(torch.device("cpu"), torch.float32, shape.widths) for one in (rates.of_layer, rates.of_head))
+    layer, head = (
+        one(torch.device("cpu"), torch.float32, shape.widths) for one in (rates.rate_of_layer, rates.rate_of_head)
+    )
     assert layer == pytest.approx(2 * tokens * (min(most, shape.widths.layer)), rel=0.3)
     assert head == pytest.approx(2 * rates.CONTEXT * min(most, shape.width * shape.vocabulary), rel=0.01)
     assert min(layer, head) <= found.macs <= max(layer, head)
@@ -301,12 +309,12 @@ def test_the_machine_says_how_fast_it_is(shape, monkeypatch):
 
 def test_a_forward_is_as_fast_as_its_layers_and_its_head_take_together(monkeypatch):
     """Layers of 3 billion products at 3 billion per second and a head of 1 billion at a tenth of a billion: 11 s."""
-    monkeypatch.setattr(rates, "of_layer", lambda *_: 3e9)
-    monkeypatch.setattr(rates, "of_head", lambda *_: 1e8)
+    monkeypatch.setattr(rates, "rate_of_layer", lambda *_: 3e9)
+    monkeypatch.setattr(rates, "rate_of_head", lambda *_: 1e8)
     widths = rates.Widths(layers=10, width=1000, heads=1000, keys=1000, mlp=99_000, vocabulary=1_000_000)
     assert 10 * widths.layer == 3e9
-    assert rates.forward(torch.device("cpu"), torch.float32, widths) == pytest.approx(4e9 / 11)
+    assert rates.rate_of_forward(torch.device("cpu"), torch.float32, widths) == pytest.approx(4e9 / 11)
 
 
 def test_amounts_are_those_of_the_record():
-    assert amounts_of(record(cell("laco"), {})) == AMOUNTS
+    assert amounts_of_record(record(cell("laco"), {})) == AMOUNTS

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.records.record import Record
 from bench.runs.plan import SimulatedSession
-from bench.schedule.estimate import Estimate, Forecast, duration
-from bench.schedule.order import Ended, Schedule, drive
+from bench.schedule.estimate import Estimate, Forecast, format_duration
+from bench.schedule.order import CellEnd, Schedule, drive
 
-UNTIMED = profile("smoke", speed_rounds=0)
+UNTIMED = protocol_of_profile("smoke", speed_rounds=0)
 BESIDE = 2.0  # seconds of a cell that none of its stages has
 
 
@@ -55,7 +55,7 @@ def test_the_end_is_right_to_a_third_after_the_first_cells(slots, timed, off_by)
         forecast.begin(cell.key)
 
     def end(result) -> None:
-        schedule.finish(result.key, Ended("ok"))
+        schedule.finish(result.key, CellEnd("ok"))
         measured = {"parameters": 1, "seconds": took[result.key]}
         forecast.end(schedule.cells[result.key], Record({}, "ok", {}, {}, measured))
         expected.append((session.now, session.now + forecast.seconds()))
@@ -99,6 +99,6 @@ def test_cells_that_wait_in_a_queue_have_no_end_that_anyone_knows():
 
 
 def test_a_duration_is_short():
-    assert [duration(seconds) for seconds in (0, 40, 89, 90, 720, 7200, 200_000)] == [
+    assert [format_duration(seconds) for seconds in (0, 40, 89, 90, 720, 7200, 200_000)] == [
         *("0 s", "40 s", "89 s", "2 min", "12 min", "2.0 h", "2.3 days"),
     ]

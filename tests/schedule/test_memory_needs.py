@@ -18,8 +18,8 @@ from bench import healing
 from bench.cli.main import main
 from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell
-from bench.plan.protocol import Recipe, for_cuda, profile
-from bench.runs.plan import simulated
+from bench.plan.protocol import Recipe, protocol_for_cuda, protocol_of_profile
+from bench.runs.plan import simulate
 from bench.schedule import memory_needs
 from bench.schedule.estimate import Estimate
 from bench.schedule.memory_needs import (
@@ -158,12 +158,14 @@ def llama(**sizes: int) -> Footprint:
 
 
 def cell(method: str, **changes: object) -> Cell:
-    found = Cell("8b", method, {}, RATIO, "total", 0, "cuda:0", "bfloat16", replace(profile("full"), speed_rounds=0))
+    found = Cell(
+        "8b", method, {}, RATIO, "total", 0, "cuda:0", "bfloat16", replace(protocol_of_profile("full"), speed_rounds=0)
+    )
     return replace(found, **changes)
 
 
-TIMED, UNTIMED = {"protocol": profile("full")}, replace(profile("full"), speed_rounds=0)
-TIMED_ON_GPU = {"protocol": for_cuda(profile("full"), (), None)}
+TIMED, UNTIMED = {"protocol": protocol_of_profile("full")}, replace(protocol_of_profile("full"), speed_rounds=0)
+TIMED_ON_GPU = {"protocol": protocol_for_cuda(protocol_of_profile("full"), (), None)}
 HEALED = {"healing": Recipe(kind="lora", loss="kl")}
 
 
@@ -193,10 +195,12 @@ def test_a_ratio_of_the_decoder_leaves_more_than_one_of_all(eight_billion):
 
 def test_tasks_are_scored_in_whole_batches_however_few_the_windows(eight_billion):
     few = {"windows": 1, "window": 64, "stride": 64, "batch_tokens": 4096}
-    asked = {tasks: cell("dense", protocol=profile("quick", tasks=tasks, **few)) for tasks in ((), ("piqa",))}
+    asked = {
+        tasks: cell("dense", protocol=protocol_of_profile("quick", tasks=tasks, **few)) for tasks in ((), ("piqa",))
+    }
     rows = [eight_billion.stages(one)["perplexity"] - eight_billion.weights for one in asked.values()]
     assert rows[1] > 10 * rows[0]
-    whole = cell("dense", protocol=profile("quick", tasks=(), **few | {"windows": 64}))
+    whole = cell("dense", protocol=protocol_of_profile("quick", tasks=(), **few | {"windows": 64}))
     assert eight_billion.stages(whole)["perplexity"] - eight_billion.weights == rows[1]
 
 
@@ -272,9 +276,9 @@ def test_the_table_of_layers_that_visit_is_what_the_formula_says(eight_billion):
     rows = [[each.strip(" `") for each in row[1:-1]] for row in rows[2:]]
     assert len(rows) == 7
     for method, *figures in rows:
-        protocol = replace(profile("quick"), speed_rounds=0)
+        protocol = replace(protocol_of_profile("quick"), speed_rounds=0)
         asked = cell(method, ratio=None if method == "dense" else 0.2, ratio_of="layers", protocol=protocol)
-        needs = [one for each in footprints for one in (each.needs(asked), each.placed(asked, 64 * GIB, card=10 * GIB))]
+        needs = [one for each in footprints for one in (each.needs(asked), each.place(asked, 64 * GIB, card=10 * GIB))]
         assert figures == [f"{one.device / GIB:.1f}" for one in needs]
 
 
@@ -317,7 +321,7 @@ def test_a_cell_has_the_memory_of_its_own_gpus(eight_billion, monkeypatch, cards
             memory_needs.refuse_misfits([asked], gpus, slots=slots)
         needs = {asked.key: memory_needs.MemoryNeeds(there * GIB + 1, 1)}
         estimates = {asked.key: Estimate({}, "")}
-        (said,) = simulated([asked], {}, estimates, slots=slots, needs=needs, gpus=gpus).remarks
+        (said,) = simulate([asked], {}, estimates, slots=slots, needs=needs, gpus=gpus).remarks
         assert said.endswith(f"{there}.0 GiB")
 
 
@@ -355,7 +359,9 @@ def test_a_cell_that_is_timed_and_has_no_room_to_be_pruned_in_files_is_refused_f
     """And not for what timing takes, which is less."""
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
     asked = cell("laco-ls", **ON_CPU, **TIMED, ratio=0.9)
-    pruned, timed = (eight_billion.placed(replace(asked, protocol=one), 0).host for one in (UNTIMED, profile("full")))
+    pruned, timed = (
+        eight_billion.placed(replace(asked, protocol=one), 0).host for one in (UNTIMED, protocol_of_profile("full"))
+    )
     assert timed == pruned > 5 * GIB
     with pytest.raises(
         UserError, match=r"or \d\.\d GiB with its weights in files, and may take 3\.0 GiB; leave it out"
@@ -413,7 +419,7 @@ def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_t
         return replace(eight_billion, offload=offload)
 
     monkeypatch.setattr(memory_needs, "footprint_of", footprint)
-    many = replace(profile("full"), speed_rounds=0, calibration_sequences=512, calibration_length=2048)
+    many = replace(protocol_of_profile("full"), speed_rounds=0, calibration_sequences=512, calibration_length=2048)
     asked = cell("shortgpt+ghost", **ON_CPU, protocol=many)
     whole, offloaded = (footprint(asked, offload=each).placed(asked, 8 * GIB) for each in (False, True))
     assert whole.host > 60 * GIB

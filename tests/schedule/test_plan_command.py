@@ -14,17 +14,17 @@ from emulated import EmulatedGpus
 from bench.cli.main import main
 from bench.engines import local
 from bench.plan.cell import Cell, Stage
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.records.record import load
-from bench.runs.plan import plan_spec, simulated
+from bench.runs.plan import plan_spec, simulate
 from bench.schedule import memory_needs
 from bench.schedule.estimate import Estimate
 from bench.schedule.memory_needs import MemoryNeeds
-from bench.schedule.order import Ended
+from bench.schedule.order import CellEnd
 from methods.errors import UserError
 
-UNTIMED = profile("smoke", speed_rounds=0)
+UNTIMED = protocol_of_profile("smoke", speed_rounds=0)
 SMALL = MemoryNeeds(0, 2**20)
 
 
@@ -36,8 +36,8 @@ def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
 def planned(cells, seconds, slots=1, done=(), **changes):
     estimates = {one.key: Estimate({"tasks": took}, "") for one, took in zip(cells, seconds, strict=True)}
     needs = {one.key: SMALL for one in cells} | changes.pop("needs", {})
-    ended = {one.key: Ended("ok") for one in done}
-    return simulated(cells, ended, estimates, slots=slots, needs=needs, **changes)
+    ended = {one.key: CellEnd("ok") for one in done}
+    return simulate(cells, ended, estimates, slots=slots, needs=needs, **changes)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 7])
@@ -83,12 +83,12 @@ def test_of_timed_cells_the_timing_alone_comes_one_after_the_other():
     stages = ({"tasks": 4.0, "speed": 1.0}, {"tasks": 6.0, "speed": 2.0}, {"tasks": 3.0})
     estimates = {one.key: Estimate(each, "") for one, each in zip(cells, stages, strict=True)}
     needs = {one.key: SMALL for one in cells}
-    plan = simulated(cells, {}, estimates, slots=2, needs=needs)
+    plan = simulate(cells, {}, estimates, slots=2, needs=needs)
     second, first, third = plan.cells
     assert (first.begin, second.begin) == (0.0, 0.0)
     assert first.end == second.end == 6 + 1 + 2  # who comes to the timing first waits, and all leave together
     assert (third.begin, plan.seconds) == (9.0, 12.0)
-    elsewhere = simulated(cells, {}, estimates, slots=2, needs=needs, here=False)
+    elsewhere = simulate(cells, {}, estimates, slots=2, needs=needs, is_here=False)
     assert elsewhere.seconds == 8.0  # on nodes of their own
 
 
@@ -192,7 +192,7 @@ def test_a_plan_counts_no_timing_of_models_over_several_gpus(model_folder, text_
     ],
 )
 def test_a_plan_for_other_machines_looks_at_no_memory_of_this_one(given, in_files, tmp_path, request, monkeypatch):
-    monkeypatch.setattr(memory_needs, "host_bytes", lambda: 2**20)
+    monkeypatch.setattr(memory_needs, "bytes_of_host", lambda: 2**20)
     model_folder, text_file = map(request.getfixturevalue, ("model_folder", "text_file"))
     protocol = {"texts": (str(text_file),), "tasks": (), "window": 32, "windows": 0, "batch_tokens": 2**16}
     spec = RunSpec("shortgpt", ratios=[0.2], model=str(model_folder), protocol=protocol | {"speed_rounds": 0}, **given)

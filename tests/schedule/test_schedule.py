@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 
 from bench.plan.cell import Cell, Stage
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.records.record import Record
-from bench.schedule.order import Ended, Schedule
+from bench.schedule.order import CellEnd, Schedule
 
-UNTIMED = profile("smoke", speed_rounds=0)
+UNTIMED = protocol_of_profile("smoke", speed_rounds=0)
 
 
 def cell(method: str, ratio: float | None = None, **changes) -> Cell:
@@ -39,9 +39,9 @@ def test_a_search_goes_on_from_the_one_in_front_of_it_and_no_other_cell_waits_fo
     assert startable(schedule) == [cell("dense"), searches[0], other, seed]
     assert schedule.progress() == "0 of 6 cells done, 4 running, 2 waiting, 0 failed"
     assert schedule.progress(queues=True) == "0 of 6 cells done, 4 in the queue or running, 2 waiting, 0 failed"
-    schedule.finish(searches[0].key, Ended.of(record(searches[0], removal_order=["layer 1"], free_removals=1)))
+    schedule.finish(searches[0].key, CellEnd.of(record(searches[0], removal_order=["layer 1"], free_removals=1)))
     assert startable(schedule) == [searches[1]]
-    schedule.finish(searches[1].key, Ended.of(record(searches[1], "crashed")))
+    schedule.finish(searches[1].key, CellEnd.of(record(searches[1], "crashed")))
     assert startable(schedule) == [searches[2]]
     assert schedule.may_search(searches[2].key)
     assert schedule.progress() == "2 of 6 cells done, 4 running, 0 waiting, 1 failed"
@@ -51,7 +51,7 @@ def test_the_ratios_of_a_method_that_does_not_search_run_at_once_when_the_first_
     cells = [cell("shortgpt", ratio) for ratio in (0.1, 0.2, 0.3)]
     schedule = Schedule(cells)
     assert startable(schedule) == cells[:1]
-    schedule.finish(cells[0].key, Ended.of(record(cells[0], removed_layers=[3])))
+    schedule.finish(cells[0].key, CellEnd.of(record(cells[0], removed_layers=[3])))
     assert startable(schedule) == cells[1:]
     assert not schedule.may_search(cells[1].key)
 
@@ -60,7 +60,7 @@ def test_a_first_cell_that_has_failed_shows_nothing():
     cells = [cell("sleb", ratio) for ratio in (0.1, 0.2, 0.3)]
     schedule = Schedule(cells)
     startable(schedule)
-    schedule.finish(cells[0].key, Ended.of(record(cells[0], "out_of_memory")))
+    schedule.finish(cells[0].key, CellEnd.of(record(cells[0], "out_of_memory")))
     assert startable(schedule) == cells[1:2]
 
 
@@ -70,12 +70,12 @@ def test_a_chained_cell_waits_for_its_parent_alone():
     child = cell("laco", 0.3, earlier=(stage,), inputs={"weights": "a", "parent": parent.key})
     schedule = Schedule([parent, child, beside])
     assert startable(schedule) == [parent, beside]
-    schedule.finish(parent.key, Ended.of(record(parent)))
+    schedule.finish(parent.key, CellEnd.of(record(parent)))
     assert startable(schedule) == [child]
 
 
 def test_a_timed_cell_that_has_no_room_holds_up_no_other():
-    timed, untimed = cell("dense", protocol=profile("smoke")), cell("shortgpt", 0.1)
+    timed, untimed = cell("dense", protocol=protocol_of_profile("smoke")), cell("shortgpt", 0.1)
     assert startable(Schedule([timed, untimed])) == [timed, untimed]
     waits = Schedule([timed, untimed])
     assert waits.next(lambda is_timed: not is_timed) == untimed  # as a cluster says whose nodes are all being timed on
@@ -91,7 +91,7 @@ def test_of_many_cells_each_starts_once_and_waits_for_what_it_must():
         started.append(one.key)
         schedule.start(one.key)
         order = {"removal_order": ["layer 1"], "free_removals": 1} if one.method == "sleb" else {}
-        schedule.finish(one.key, Ended.of(record(one, **order)))
+        schedule.finish(one.key, CellEnd.of(record(one, **order)))
     assert sorted(started) == sorted(one.key for one in cells)
     places = {key: place for place, key in enumerate(started)}
     by_seed = {(one.method, one.ratio, one.seed): places[one.key] for one in cells}

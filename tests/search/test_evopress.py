@@ -20,10 +20,10 @@ from methods.model.calibration import Calibration, SweepLog, SweepLogs
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
-from methods.search.evopress import EvoPress, children, generations_of, random_states
+from methods.search.evopress import EvoPress, draw_children, draw_states, generations_of
 from methods.trials import evolution
-from methods.trials.blocks import Gone, Trial
-from methods.trials.evolution import Fitness, draw
+from methods.trials.blocks import Replacements, Trial
+from methods.trials.evolution import Fitness, draw_sequences
 
 LENGTHS = (16, 12, 7, 2, 16, 9)
 TOKENS = sum(LENGTHS)
@@ -44,7 +44,7 @@ def ratio_of(layers: int) -> float:
 
 
 @torch.no_grad()
-def kl_of(gone: Gone) -> float:
+def kl_of(gone: Replacements) -> float:
     """Return KL(dense || pruned) per token that has a successor, of a model that really lacks the blocks."""
     tokens, dense, pruned = calibration(), Decoder(tiny("llama")), Decoder(copy.deepcopy(tiny("llama")))
     remove_sublayers(pruned, gone)
@@ -62,7 +62,7 @@ def kl_of(gone: Gone) -> float:
 def test_the_best_of_all_states_is_found(k):
     """Where every comparison is of all tokens and every child is compared, as many generations as there are suffice."""
     states = itertools.product(*(itertools.combinations(blocks, k) for blocks in kinds_of()))
-    losses = {gone: kl_of(gone) for gone in (Gone([*attentions, *mlps]) for attentions, mlps in states)}
+    losses = {gone: kl_of(gone) for gone in (Replacements([*attentions, *mlps]) for attentions, mlps in states)}
     search = EvoPress(generations=30, offspring=12, initial=12, tokens=TOKENS, final_tokens=TOKENS)
     decided = search.prune(Decoder(tiny("llama")), calibration(), ratio_of(k))
     best = min(losses, key=losses.__getitem__)
@@ -76,7 +76,14 @@ def test_the_best_of_all_states_is_found(k):
 def test_the_loss_of_a_set_is_that_of_a_model_without_it():
     """For sets that begin alike, that leave out both blocks of a layer, and none."""
     blocks = sublayers_of(Decoder(tiny("llama")), "attention", "mlp")
-    sets = [Gone(), Gone(blocks[:2]), Gone(blocks[:3]), Gone(blocks[2:]), Gone([blocks[1], blocks[4]]), Gone(blocks)]
+    sets = [
+        Replacements(),
+        Replacements(blocks[:2]),
+        Replacements(blocks[:3]),
+        Replacements(blocks[2:]),
+        Replacements([blocks[1], blocks[4]]),
+        Replacements(blocks),
+    ]
     losses = Trial(Decoder(tiny("llama")), calibration(), "kl").losses(sets)
     assert losses[0] == pytest.approx(0, abs=1e-6)
     assert losses[1:] == pytest.approx([kl_of(each) for each in sets[1:]], rel=1e-4)
@@ -85,7 +92,7 @@ def test_the_loss_of_a_set_is_that_of_a_model_without_it():
 def test_the_fittest_are_in_the_order_of_what_is_missed(monkeypatch):
     """Also where one that is worse than the best could be given up behind any sequence."""
     monkeypatch.setattr("methods.trials.blocks.TOKENS_AT_ONCE", 4)
-    states = random_states(kinds_of(), 2, 20, random.Random(3))
+    states = draw_states(kinds_of(), 2, 20, random.Random(3))
     few = replace(calibration(), memory=1)
     found = Fitness(Decoder(tiny("llama")), few, random.Random(0)).fittest(states, 5, TOKENS)
     assert [gone for gone, _ in found] == sorted(states, key=kl_of)[:5]
@@ -94,7 +101,7 @@ def test_the_fittest_are_in_the_order_of_what_is_missed(monkeypatch):
 
 def test_what_is_missed_of_parents_on_all_tokens_is_measured_once():
     """A second comparison takes the forwards of what is new, and gives what one that knows nothing gives."""
-    states = random_states(kinds_of(), 2, 6, random.Random(3))
+    states = draw_states(kinds_of(), 2, 6, random.Random(3))
     fitness = Fitness(Decoder(tiny("llama")), calibration(), random.Random(0))
     parents = fitness.fittest(states[:4], 2, TOKENS)
     before = fitness.forwards
@@ -114,8 +121,8 @@ def test_children_have_as_many_of_each_kind_gone_and_are_a_few_swaps_away():
         [[Sublayer(part, layer) for layer in range(12)] for part in ("attention", "mlp")],
         random.Random(1),
     )
-    parents = random_states(kinds, 4, 2, generator)
-    found = children(parents, kinds, 200, 3, generator)
+    parents = draw_states(kinds, 4, 2, generator)
+    found = draw_children(parents, kinds, 200, 3, generator)
     assert len(set(found)) == len(found) == 200
     assert not set(found) & set(parents)
     swaps = [min(len(child - parent) for parent in parents) for child in found]
@@ -127,10 +134,10 @@ def test_children_have_as_many_of_each_kind_gone_and_are_a_few_swaps_away():
 
 def test_where_few_states_are_left_there_are_fewer_children():
     kinds, generator = kinds_of(), random.Random(0)
-    every = random_states(kinds, 1, 1000, generator)
+    every = draw_states(kinds, 1, 1000, generator)
     assert len(every) == LAYERS**2
-    assert len(children(every[:1], kinds, 1000, 3, generator)) == LAYERS**2 - 1
-    assert children(every, kinds, 5, 3, generator) == []
+    assert len(draw_children(every[:1], kinds, 1000, 3, generator)) == LAYERS**2 - 1
+    assert draw_children(every, kinds, 5, 3, generator) == []
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.3, 0.4])
@@ -147,8 +154,8 @@ def test_where_blocks_differ_in_size_no_state_is_far_from_the_budget(ratio):
 def test_where_all_blocks_of_a_kind_are_of_one_size_every_state_fits(layers):
     model, search = Decoder(tiny("llama")), EvoPress()
     k, fits = search.how_many(model, ratio_of(layers)), search.fits(model, ratio_of(layers))
-    assert all(map(fits, random_states(kinds_of(), k, 50, random.Random(0))))
-    assert not fits(Gone())
+    assert all(map(fits, draw_states(kinds_of(), k, 50, random.Random(0))))
+    assert not fits(Replacements())
 
 
 def test_where_no_state_fits_all_are_compared():
@@ -171,7 +178,7 @@ def test_a_model_whose_states_overflow_is_refused():
 
 def test_draws_hold_as_many_tokens_as_are_asked_for():
     generator = random.Random(2)
-    drawn = [draw(calibration(), tokens, generator) for tokens in (2, 10, 30, 30, TOKENS, 10 * TOKENS)]
+    drawn = [draw_sequences(calibration(), tokens, generator) for tokens in (2, 10, 30, 30, TOKENS, 10 * TOKENS)]
     assert [int(one.mask.sum()) for one in drawn] == [2, 10, 30, 30, TOKENS, TOKENS]
     assert not torch.equal(drawn[2].ids, drawn[3].ids)
     for one in drawn:

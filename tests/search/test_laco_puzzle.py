@@ -13,7 +13,7 @@ import methods
 from methods.depth.laco_ls import LaCoLS
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.search.laco_puzzle import LaCoPuzzle, in_dense_numbers
+from methods.search.laco_puzzle import LaCoPuzzle, to_dense_numbers
 
 SMALL = {"steps": 2, "tokens": 48, "best": 2}
 FAMILIES = ["llama", "gemma2", "phi3", "opt"]
@@ -95,7 +95,7 @@ def test_numbers_of_a_collapsed_model_become_those_of_the_dense_one():
         "removed_channels": [[3], [], [], [0, 7]],
         "compensation": {"refitted": [{"layer": 2, "part": "mlp"}]},
     }
-    found = in_dense_numbers(narrowed, [0, 3, 4, 6], 7, [1, 2, 5])
+    found = to_dense_numbers(narrowed, [0, 3, 4, 6], 7, [1, 2, 5])
     assert found == {
         "removed_layers": [1, 2, 3, 5],
         "removed_attention": [0, 4],

@@ -13,8 +13,8 @@ import torch
 from conftest import LAYERS, tiny
 from tiny_methods import calibration
 
-from methods.budget import pruned_to
-from methods.counted import LatencyTable, counted, held, quantity_budget
+from methods.budget import prune_to_budget
+from methods.counted import LatencyTable, budget_of_quantity, count_quantity, quantity_of_layer
 from methods.errors import OutOfReach
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
@@ -24,30 +24,30 @@ from methods.search.puzzle import (
     Narrow,
     Program,
     Puzzle,
-    choices,
-    contributions,
-    damages,
-    goes_with,
+    choices_of_layers,
+    contributions_of_units,
+    cost_of_choice,
+    damages_of_choices,
     library,
-    names,
     ranking,
+    to_decisions,
 )
-from methods.trials.blocks import Gone
+from methods.trials.blocks import Replacements
 
 TOKENS = calibration()
 RNG = np.random.default_rng(0)
 FAMILIES = ("llama", "gpt2", "gemma2", "phi")
 
 
-def with_choice(family: str, choice: Gone) -> Decoder:
+def with_choice(family: str, choice: Replacements) -> Decoder:
     """A model that has really lost what a choice leaves out."""
     model = Decoder(tiny(family))
-    cut(model, names(choice, model, ranking(contributions(model, TOKENS))))
+    cut(model, to_decisions(choice, model, ranking(contributions_of_units(model, TOKENS))))
     return model
 
 
 def damages_of(model: Decoder, widths: tuple[int, int], score: str = "kl") -> list[torch.Tensor]:
-    return damages(model, TOKENS, ranking(contributions(model, TOKENS)), widths, score)
+    return damages_of_choices(model, TOKENS, ranking(contributions_of_units(model, TOKENS)), widths, score)
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def kl_of(family: str, pruned: Decoder) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_damage_is_that_of_a_model_that_has_this_choice_alone(family):
     model = Decoder(tiny(family))
-    every = choices(model, 2, 2)
+    every = choices_of_layers(model, 2, 2)
     for several, s in zip(every, damages_of(model, (2, 2)), strict=True):
         assert s[0] == 0
         for choice, damage in zip(several[1:], s[1:], strict=True):
@@ -74,7 +74,7 @@ def test_by_nll_a_damage_is_what_the_next_token_loses():
     model = Decoder(tiny("llama"))
     (s, *_) = damages_of(model, (2, 1), "nll")
     losses = []
-    for choice in (Gone(), choices(model, 2, 1)[0][-1]):
+    for choice in (Replacements(), choices_of_layers(model, 2, 1)[0][-1]):
         with torch.no_grad():
             logits = with_choice("llama", choice).model(TOKENS.ids, use_cache=False).logits[:, :-1]
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS.ids[:, 1:].flatten()))
@@ -84,25 +84,25 @@ def test_by_nll_a_damage_is_what_the_next_token_loses():
 def test_a_layer_has_every_pair_of_what_its_attention_and_its_mlp_may_keep():
     model = Decoder(tiny("llama"))
     heads, channels = model.layers[0].kv_heads, model.layers[0].down.in_features
-    for number, several in enumerate(choices(model, 3, 2)):
+    for number, several in enumerate(choices_of_layers(model, 3, 2)):
         left_attention = [
-            Gone(),
-            Gone([Narrowed("kv_heads", number, heads // 2)]),
-            Gone([Sublayer("attention", number)]),
+            Replacements(),
+            Replacements([Narrowed("kv_heads", number, heads // 2)]),
+            Replacements([Sublayer("attention", number)]),
         ]
         left_mlp = [
-            Gone(),
-            *(Gone([Narrowed("channels", number, channels * part // 3)]) for part in (2, 1)),
-            Gone([Sublayer("mlp", number)]),
+            Replacements(),
+            *(Replacements([Narrowed("channels", number, channels * part // 3)]) for part in (2, 1)),
+            Replacements([Sublayer("mlp", number)]),
         ]
         assert several == [a | m for a, m in itertools.product(left_attention, left_mlp)]
-        assert several[0] == Gone()
+        assert several[0] == Replacements()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_narrowed_layer_is_one_whose_other_units_give_nothing(family):
     model = Decoder(tiny(family))
-    ranks = ranking(contributions(model, TOKENS))
+    ranks = ranking(contributions_of_units(model, TOKENS))
     layer = model.layers[1]
     heads, channels = layer.kv_heads, layer.down.in_features
     narrowed = [Narrowed("channels", 1, channels // 3), *[Narrowed("kv_heads", 1, heads // 2)] * (heads > 1)]
@@ -135,7 +135,7 @@ def test_contributions_are_the_mean_sizes_of_what_units_write():
         model.model(TOKENS.ids, use_cache=False)
     for hook in hooks:
         hook.remove()
-    for at, C in enumerate(contributions(model, TOKENS)):
+    for at, C in enumerate(contributions_of_units(model, TOKENS)):
         layer = model.layers[at // 2]
         W = (layer.down if at % 2 else layer.out).weight.detach().double()
         each = torch.stack([X.double().abs().flatten(0, 1).mean(0) for X in seen[at]]).mean(0) * W.norm(dim=0)
@@ -149,12 +149,12 @@ TABLE = LatencyTable({"attention": [[0, 0], [2_000, 1.0], [9_000, 2.0]], "mlp": 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_what_goes_with_a_choice_is_what_the_model_has_less(family, of):
     dense, table = Decoder(tiny(family)), TABLE if of == "latency" else None
-    quantity = layer_parameters if of == "all" else lambda layer: held(layer, of, 16, table)
-    before = counted(dense, of, 16, table)
-    for choice in choices(dense, 3, 2)[2]:
-        after = counted(with_choice(family, choice), of, 16, table)
-        assert goes_with(choice, dense.layers[2], quantity) == pytest.approx(before - after), choice
-    assert counted(dense, of, 16, table) == before
+    quantity = layer_parameters if of == "all" else lambda layer: quantity_of_layer(layer, of, 16, table)
+    before = count_quantity(dense, of, 16, table)
+    for choice in choices_of_layers(dense, 3, 2)[2]:
+        after = count_quantity(with_choice(family, choice), of, 16, table)
+        assert cost_of_choice(choice, dense.layers[2], quantity) == pytest.approx(before - after), choice
+    assert count_quantity(dense, of, 16, table) == before
 
 
 def made_program(layers: int, choices: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -243,8 +243,8 @@ def test_of_the_solutions_the_one_that_is_missed_least_is_taken_and_its_damage_i
 
 def test_damages_are_measured_on_the_tokens_that_were_asked_for_and_contributions_on_all():
     model, few = Decoder(tiny("llama")), TOKENS.first(48)
-    C = contributions(model, TOKENS)
-    asked = [*damages(model, few, ranking(C), (2, 1), "kl"), *C]
+    C = contributions_of_units(model, TOKENS)
+    asked = [*damages_of_choices(model, few, ranking(C), (2, 1), "kl"), *C]
     found = library(model, TOKENS, (2, 1), "kl", 48)
     assert all(torch.equal(one, other) for one, other in zip(found, asked, strict=True))
     assert not torch.equal(found[0], damages_of(model, (2, 1))[0])
@@ -262,9 +262,9 @@ def test_where_next_to_nothing_goes_nothing_may():
 def test_a_budget_is_what_the_program_is_solved_under(of):
     dense = Decoder(tiny("llama", layers=LAYERS))
     before = {name: one.clone() for name, one in dense.model.state_dict().items()}
-    budget = quantity_budget(dense, 0.34, of, 16, whole=True)
+    budget = budget_of_quantity(dense, 0.34, of, 16, whole=True)
     pruner = Puzzle(steps=3, heads=2, tokens=48, best=3)
-    model, decided, said = pruned_to(budget, pruner, dense, TOKENS)
+    model, decided, said = prune_to_budget(budget, pruner, dense, TOKENS)
     stays = budget.stays(model)
     assert said["budget"]["stays"] == stays == pytest.approx(budget.share, abs=0.02)
     assert said["budget"]["tried"] == [[pytest.approx(1 - parameters(model) / parameters(dense)), stays]]
@@ -275,10 +275,10 @@ def test_a_budget_is_what_the_program_is_solved_under(of):
 
 def test_a_budget_that_no_choice_comes_near_to_is_out_of_reach(monkeypatch):
     dense = Decoder(tiny("llama"))
-    budget = quantity_budget(dense, 0.5, "kv", 16, whole=True)
+    budget = budget_of_quantity(dense, 0.5, "kv", 16, whole=True)
     monkeypatch.setattr(Program, "solutions", lambda self, gone, count: [[0] * len(dense.layers)])
     with pytest.raises(OutOfReach, match="as they are"):
-        pruned_to(budget, Puzzle(steps=2, tokens=48), dense, TOKENS)
+        prune_to_budget(budget, Puzzle(steps=2, tokens=48), dense, TOKENS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -286,7 +286,7 @@ def test_a_budget_that_no_choice_comes_near_to_is_out_of_reach(monkeypatch):
 def test_a_model_that_has_lost_a_block_before_is_pruned_further(family, part):
     model = Decoder(tiny(family))
     remove_sublayers(model, [Sublayer(part, 1)])
-    before, C = parameters(model), contributions(model, TOKENS)
+    before, C = parameters(model), contributions_of_units(model, TOKENS)
     gone, (heads, channels) = {"attention": 0, "mlp": 1}[part], C[2:4]
     assert len(C[2 + gone]) == 0 < len(C[3 - gone])
     assert (len(heads) == 0) != (len(channels) == 0)

@@ -13,7 +13,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import sublayers_of
 from methods.trials import blocks as trials
-from methods.trials.blocks import Gone, Trial
+from methods.trials.blocks import Replacements, Trial
 from methods.trials.selection import search
 
 
@@ -30,11 +30,11 @@ def few_tokens_at_once(monkeypatch):
 def test_the_lowest_losses_are_exact_and_all_others_are_above_them(lowest, loss, memory):
     model = Decoder(tiny("llama"))
     blocks = sublayers_of(model, "attention", "mlp")
-    whole = Trial(model, calibration(memory=memory), loss).without(blocks)
+    whole = Trial(model, calibration(memory=memory), loss).losses_without(blocks)
     nth = sorted(whole)[lowest - 1]
     for order in (blocks, blocks[::-1]):
         expected = dict(zip(blocks, whole, strict=True))
-        found = Trial(model, calibration(memory=memory), loss).without(order, lowest=lowest)
+        found = Trial(model, calibration(memory=memory), loss).losses_without(order, lowest=lowest)
         for block, loss_found in zip(order, found, strict=True):
             assert loss_found == pytest.approx(expected[block], rel=1e-6) or nth < loss_found <= expected[block]
         assert sorted(found)[:lowest] == pytest.approx(sorted(whole)[:lowest], rel=1e-6)
@@ -42,7 +42,7 @@ def test_the_lowest_losses_are_exact_and_all_others_are_above_them(lowest, loss,
 
 def test_what_is_above_the_losses_of_others_is_given_up():
     model = Decoder(tiny("llama"))
-    sets = [Gone([block]) for block in sublayers_of(model, "attention", "mlp")]
+    sets = [Replacements([block]) for block in sublayers_of(model, "attention", "mlp")]
     whole = Trial(model, calibration(), "nll").losses(sets)
     low, high = min(whole) / 2, 2 * max(whole)
     assert Trial(model, calibration(), "nll").losses(sets, lowest=1, beside=[high]) == pytest.approx(
@@ -59,7 +59,7 @@ def test_dense_logits_that_do_not_fit_are_computed_once_for_all_candidates(lowes
     assert not trial.keeps_dense
     once = Trial._log_probabilities
     monkeypatch.setattr(Trial, "_log_probabilities", lambda trial, x: computed.append(len(x)) or once(trial, x))
-    trial.without(sublayers_of(model, "attention"), lowest=lowest)
+    trial.losses_without(sublayers_of(model, "attention"), lowest=lowest)
     assert sum(computed) <= groups * sum(len(batch.targets) for batch in trial.batches)
     assert trial.latest is None  # its memory is free
 
@@ -70,13 +70,13 @@ def test_dense_logits_that_do_not_fit_are_computed_again_and_change_nothing(loss
     roomy, tight = (Trial(model, calibration(memory=memory), loss) for memory in (2**30, 2**10))
     assert roomy.keeps_dense and not tight.keeps_dense
     blocks = sublayers_of(model, "attention", "mlp")
-    assert roomy.without(blocks) == pytest.approx(tight.without(blocks), rel=1e-5)
+    assert roomy.losses_without(blocks) == pytest.approx(tight.losses_without(blocks), rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_is_above_all_others(monkeypatch):
     monkeypatch.setitem(trials.LOSSES, "nll", lambda logits, p, targets: torch.tensor(math.nan))
     model = Decoder(tiny("llama"))
-    sets = [Gone([block]) for block in sublayers_of(model, "attention")]
+    sets = [Replacements([block]) for block in sublayers_of(model, "attention")]
     for lowest in (None, 2):
         assert Trial(model, calibration(), "nll").losses(sets, lowest=lowest, beside=[1.0]) == [math.inf] * len(sets)
 

@@ -15,10 +15,10 @@ import methods
 from methods.errors import OutOfReach
 from methods.model import calibration as sweep_log
 from methods.model.calibration import SweepLog, SweepLogs
-from methods.model.decoder import Decoder, twin
+from methods.model.decoder import Decoder, make_twin
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.search.tyr import Levels, Tyr, state, widths
+from methods.search.tyr import Levels, Tyr, state_of, widths_of
 from methods.trials import evolution
 from methods.trials.blocks import Trial
 from methods.trials.evolution import Generations
@@ -37,7 +37,7 @@ def started(family: str = "llama", ratio: float = RATIO, **how: object):
 
 
 def cut_by_obs(model: Decoder, left: dict) -> Decoder:
-    pruned = twin(model)
+    pruned = make_twin(model)
     structures = structures_of(pruned, *KINDS)
     gone = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
     OBS().sweep(pruned, structures, {at: count for at, count in gone.items() if count}, calibration())
@@ -48,7 +48,9 @@ def test_at_the_levels_that_fed_them_the_matrices_are_those_of_obs():
     """The layers that a trial makes there give the same states as a model that obs has cut so."""
     model, tyr, left, levels = started()
     supernet = tyr.supernet(model, calibration(), levels, left)
-    narrowed = [supernet(layer, [one for one in state(left) if one.layer == l]) for l, layer in enumerate(model.layers)]
+    narrowed = [
+        supernet(layer, [one for one in state_of(left) if one.layer == l]) for l, layer in enumerate(model.layers)
+    ]
     pruned = cut_by_obs(model, left)
     for made, wanted in zip(narrowed, pruned.layers, strict=True):
         ours, theirs = dict(made.module.named_parameters()), dict(wanted.module.named_parameters())
@@ -90,10 +92,10 @@ def test_swaps_keep_the_parameters_and_stay_among_the_levels():
     left |= {(l, "kv_heads"): 1 + l % 2 for l in range(LAYERS)}
     levels = tyr.around(left, structures_of(model, *KINDS), 0)
     dense, generator, seen = parameters(model), random.Random(0), set()
-    children = levels.children([state(left)], 40, 4, generator)
+    children = levels.children([state_of(left)], 40, 4, generator)
     assert len(set(children)) == 40
     for child in children:
-        found = widths(child)
+        found = widths_of(child)
         seen.update(found.items())
         assert found.keys() == left.keys()
         assert all(units in levels.left[at] for at, units in found.items())
@@ -119,12 +121,12 @@ def test_the_best_of_all_states_is_found():
     tyr = Tyr(rounds=1, generations=40, offspring=12, tokens=TOKENS, final_tokens=TOKENS)
     supernet = tyr.supernet(model, calibration(), levels, left)
     every = [
-        state(start | {(l, "channels"): start[l, "channels"] + 9 * step for l, step in enumerate(steps)})
+        state_of(start | {(l, "channels"): start[l, "channels"] + 9 * step for l, step in enumerate(steps)})
         for steps in itertools.product((-1, 0, 1), repeat=LAYERS)
         if sum(steps) == 0
     ]
     losses = Trial(model, calibration(), "kl", narrow=supernet).losses(every)
-    best = widths(every[min(range(len(every)), key=losses.__getitem__)])
+    best = widths_of(every[min(range(len(every)), key=losses.__getitem__)])
     tyr = _Fixed(levels, rounds=1, generations=40, offspring=12, tokens=TOKENS, final_tokens=TOKENS)
     found, said = tyr.search(model, calibration(), left)
     assert len(every) == 141
@@ -217,7 +219,7 @@ def test_a_state_that_is_parent_and_child_is_compared_once():
             asked.append(states)
             return [(one, 0.0) for one in states[:survivors]]
 
-    parent, other = state({(0, "channels"): 1}), state({(0, "channels"): 2})
+    parent, other = state_of({(0, "channels"): 1}), state_of({(0, "channels"): 2})
     Generations(1, 1, 2, 8, 8).evolve([parent], lambda _: [parent, other], Counting())
     assert asked[1] == [parent, other]
 

@@ -17,7 +17,7 @@ from bench.export import engine_form
 from bench.plan.protocol import ServedProtocol
 from bench.runs.reproduce import PrunedModel
 from bench.serving import adapters
-from bench.serving.adapters import ByOtherPython, Exported, NotServed, perplexity
+from bench.serving.adapters import ByOtherPython, ExportedModel, NotServed, perplexity_of_windows
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 
@@ -40,7 +40,7 @@ def test_our_own_model_has_left_the_gpu_when_the_engine_starts(off, tmp_path, mo
     )
     text = EvaluationText(IDS, torch.ones_like(IDS, dtype=torch.bool), 1, 1, IDS[:, 1:].numel(), "", "t", "none", True)
     window_nll = adapters.window_nll
-    monkeypatch.setattr(adapters, "window_nll", lambda *given: computed.append(1) or window_nll(*given))
+    monkeypatch.setattr(adapters, "nll_of_windows", lambda *given: computed.append(1) or window_nll(*given))
     with EmulatedGpus():
         model = PrunedModel(Decoder(tiny("llama").to("cuda")), None, {}, None)
 
@@ -49,16 +49,16 @@ def test_our_own_model_has_left_the_gpu_when_the_engine_starts(off, tmp_path, mo
             return [off * one for one in nats()]
 
         engine = ByOtherPython(asked, 1)
-        engine.other = SimpleNamespace(likelihoods=likelihoods)
+        engine.program = SimpleNamespace(likelihoods=likelihoods)
         for kind in ("bfloat16", "float16"):
             if off == 1:
-                quality = engine.quality(Exported(tmp_path, "hf", kind, 1), model, text)
+                quality = engine.quality(ExportedModel(tmp_path, "hf", kind, 1), model, text)
                 assert quality["perplexity"]["perplexity"] == pytest.approx(math.exp(sum(nats()) / IDS[:, 1:].numel()))
             else:
                 with pytest.raises(
                     NotServed, match="vllm perplexity" if off == 1.1 else "perplexity is nan, which is no fin"
                 ):
-                    engine.quality(Exported(tmp_path, "hf", kind, 1), model, text)
+                    engine.quality(ExportedModel(tmp_path, "hf", kind, 1), model, text)
     assert found == [{"cpu"}, {"cpu"}]
     assert len(computed) == 1  # for both types
 
@@ -67,20 +67,20 @@ def test_an_engine_agrees_with_no_model_that_has_no_perplexity(tmp_path, monkeyp
     ids = torch.zeros(2, 2, dtype=torch.long)
     text = EvaluationText(ids, ids.bool(), 1, 1, 2, "", "t", "none", True)
     engine = ByOtherPython(ServedProtocol(engine="vllm", engine_python="python", types=("bfloat16",)), 1)
-    engine.other = SimpleNamespace(likelihoods=lambda *_: [1.0, 1.0])
+    engine.program = SimpleNamespace(likelihoods=lambda *_: [1.0, 1.0])
     monkeypatch.setattr(engine, "_perplexity", lambda *_: math.nan)
     with pytest.raises(NotServed, match=r"vllm perplexity: .*transformers has nan"):
-        engine.quality(Exported(tmp_path, "hf", "bfloat16", 1), None, text)
+        engine.quality(ExportedModel(tmp_path, "hf", "bfloat16", 1), None, text)
 
 
 def test_a_perplexity_beyond_all_numbers_is_an_outcome():
     ids = torch.zeros(2, 2, dtype=torch.long)
     text = EvaluationText(ids, ids.bool(), 1, 1, 2, "", "t", "none", True)
-    found = perplexity([10.0, 150.0], text)
+    found = perplexity_of_windows([10.0, 150.0], text)
     assert found["perplexity"] == pytest.approx(math.exp(80))
     assert "perplexity_high" not in found  # which is beyond them
     with pytest.raises(NotServed, match="the engine's perplexity is inf, which is no finite number"):
-        perplexity([1e4, 1e4], text)
+        perplexity_of_windows([1e4, 1e4], text)
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
@@ -97,6 +97,6 @@ def test_layers_of_sizes_of_their_own_are_refused_before_a_folder_is_written(nam
 
 def test_transformers_has_no_class_for_the_configuration_of_nemotron_nas(tmp_path):
     """By which vLLM and SGLang load theirs; where it has one some day, they can be given these folders."""
-    engine_form.write(uneven("llama", heads=()), bpe(), tmp_path / "nas", torch.float32, shard_bytes=10**9)
+    engine_form.write_nemotron(uneven("llama", heads=()), bpe(), tmp_path / "nas", torch.float32, shard_bytes=10**9)
     with pytest.raises(ValueError, match="nemotron-nas"):
         AutoConfig.from_pretrained(tmp_path / "nas")

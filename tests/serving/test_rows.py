@@ -23,7 +23,7 @@ from bench.plan.trust import Trust
 from bench.records import packed_run, run_folder, served
 from bench.serving import adapters
 from bench.serving import serve as rows
-from bench.serving.adapters import Exported, NotServed
+from bench.serving.adapters import ExportedModel, NotServed
 from methods.errors import CheckpointError, Unwritable, UserError
 
 engine = pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs the extra `llama`")
@@ -77,7 +77,7 @@ class Recorded:
         if label in self.refuses:
             raise UserError(f"{label} has a shape of its own")
         path.write_text(kind)
-        return Exported(path, "gguf", kind, 8 if kind == "q8_0" else 32, lambda point: path.stat().st_size)
+        return ExportedModel(path, "gguf", kind, 8 if kind == "q8_0" else 32, lambda point: path.stat().st_size)
 
     def quality(self, exported, model, text):
         if any(exported.path.name.startswith(name) for name in self.fails):
@@ -103,7 +103,7 @@ def python_with_engines(place, tmp_path, monkeypatch):
 
 
 def serve(place, engine, wanted=(), **more):
-    (model,) = rows.find(trust(place / "run"), wanted)
+    (model,) = rows.find_served(trust(place / "run"), wanted)
     return {one.name: one for one in rows.serve(model, asked(place, **more), engine)}
 
 
@@ -157,13 +157,13 @@ def test_a_model_that_is_not_served_keeps_no_other_one_from_it(fresh, monkeypatc
                 raise UserError("GGUF is written for llama")
             return super().export(model, path, kind, name)
 
-    (model,) = rows.find(trust(fresh / "run"), ["drop-tail"])
+    (model,) = rows.find_served(trust(fresh / "run"), ["drop-tail"])
     text = str(fresh / "words.txt")
     for several, code in (([model, model], 3), ([model], 2)):
         (fresh / "run" / served.FILE).unlink(missing_ok=True)
         mine = RefusesTheFirst()
-        monkeypatch.setattr(adapters, "engine", lambda *_, mine=mine: mine)
-        monkeypatch.setattr(rows, "find", lambda *_, several=several: several)
+        monkeypatch.setattr(adapters, "engine_of_protocol", lambda *_, mine=mine: mine)
+        monkeypatch.setattr(rows, "find_served", lambda *_, several=several: several)
         assert main(["serve-speed", str(fresh / "run"), "--text", text, "--windows", "4", "--window", "32"]) == code
         out, err = capsys.readouterr()
         refusal = "the dense model, beside which all are timed, is not exported: GGUF is written for llama\n"
@@ -173,7 +173,7 @@ def test_a_model_that_is_not_served_keeps_no_other_one_from_it(fresh, monkeypatc
 
 def test_a_base_model_that_is_gone_is_one_line(fresh, tmp_path):
     copied(fresh, tmp_path / "run", "model", ("~nowhere",))
-    (model,) = rows.find(trust(tmp_path / "run"))
+    (model,) = rows.find_served(trust(tmp_path / "run"))
     with pytest.raises(UserError, match="'~nowhere' is no model"):
         next(rows.serve(model, asked(fresh), Recorded()))
 
@@ -283,7 +283,7 @@ def test_lines_that_this_version_does_not_read_stay(fresh):
 
 
 def test_two_commands_at_once_keep_each_others_rows(fresh):
-    ((one,), (other,)) = (rows.find(trust(fresh / "run"), [name]) for name in ("drop-tail", "wanda-sp"))
+    ((one,), (other,)) = (rows.find_served(trust(fresh / "run"), [name]) for name in ("drop-tail", "wanda-sp"))
     (fresh / "run" / ".served-killed").mkdir()
     (fresh / "run" / ".served-killed" / "model.gguf").write_text("of a command that was killed")
     first = rows.serve(one, asked(fresh), Recorded())
@@ -303,11 +303,11 @@ def test_two_commands_at_once_keep_each_others_rows(fresh):
 
 def test_served_models_are_packed_joined_and_unpacked(fresh, tmp_path):
     found = list(serve(fresh, Recorded(), ["drop-tail"]).values())
-    packed_run.pack(fresh / "run", tmp_path / "packed")
+    packed_run.pack_run(fresh / "run", tmp_path / "packed")
     with (tmp_path / "packed" / served.FILE).open("a") as file:
         file.write("of another version\n")
     serve(fresh, Recorded(), ["drop-tail"], decode=(9,))
-    run_folder.merge([tmp_path / "packed", fresh / "run"], tmp_path / "joined")
+    run_folder.merge_runs([tmp_path / "packed", fresh / "run"], tmp_path / "joined")
     assert "of another version\n" in (tmp_path / "joined" / served.FILE).read_text()
     for folder, times in (("packed", 1), ("joined", 2)):
         assert Counter(one.name for one in served.load(tmp_path / folder)) == {one.name: times for one in found}
@@ -400,7 +400,7 @@ def test_a_run_without_the_dense_model_is_refused(fresh, tmp_path):
     for file in (fresh / "run" / "cells").glob("drop-tail*.json"):
         (cells / file.name).write_text(file.read_text())
     with pytest.raises(UserError, match="has no cell of the dense model"):
-        rows.find(trust(tmp_path / "run"))
+        rows.find_served(trust(tmp_path / "run"))
 
 
 def copied(fresh, run, field, values):
@@ -420,7 +420,7 @@ def test_a_model_of_several_seeds_is_served_once(fresh, tmp_path):
     for file in cells.glob("1-wanda-sp*"):  # which draws, and finds another model
         plain = json.loads(file.read_text())
         file.write_text(json.dumps(plain | {"measured": plain["measured"] | {"pruned_sha256": "0" * 64}}))
-    (found,) = rows.find(trust(tmp_path / "run"))
+    (found,) = rows.find_served(trust(tmp_path / "run"))
     names = [record.cell["label"] for record in found.cells.values()]
     assert names == ["dense", "drop-tail", "slicegpt", "wanda-sp", "wanda-sp"]
     several = list(rows.serve(found, asked(fresh, types=("q8_0",)), Recorded()))
@@ -429,7 +429,7 @@ def test_a_model_of_several_seeds_is_served_once(fresh, tmp_path):
 
 def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tmp_path):
     copied(fresh, tmp_path / "run", "model", ("one", "two"))
-    found = rows.find(trust(tmp_path / "run"))
+    found = rows.find_served(trust(tmp_path / "run"))
     assert [one.dense.partition("-")[0] for one in found] == ["one", "two"]
     for one in found:
         assert {key.partition("-")[0] for key in one.cells} == {one.dense.partition("-")[0]}
@@ -439,13 +439,13 @@ def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tm
 
 def test_a_cell_is_beside_the_dense_one_of_its_own_dtype(fresh, tmp_path):
     cells = copied(fresh, tmp_path / "run", "dtype", ("bfloat16", "float32"))
-    found = rows.find(trust(tmp_path / "run"))
+    found = rows.find_served(trust(tmp_path / "run"))
     assert [one.dense.partition("-")[0] for one in found] == ["bfloat16", "float32"]
     for one in found:
         assert {record.cell["dtype"] for record in one.cells.values()} == {one.dense.partition("-")[0]}
     next(cells.glob("bfloat16-dense*")).unlink()
     with pytest.raises(UserError, match="has no cell of the dense model in bfloat16"):
-        rows.find(trust(tmp_path / "run"))
+        rows.find_served(trust(tmp_path / "run"))
 
 
 @pytest.mark.nightly

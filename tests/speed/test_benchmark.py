@@ -31,24 +31,31 @@ from bench.cli.main import main
 from bench.data import pretrained
 from bench.plan import validate
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.records.quantities import METRICS
 from bench.records.run_folder import load_run
 from bench.runs import job
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.speed import benchmark, peaks, timed_cell, timing
-from bench.speed.benchmark import is_narrow, summary
+from bench.speed.benchmark import is_narrow, summarise_rounds
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
-from bench.speed.workloads import TimedPoint, bytes_read, macs, points, predicted, workload
+from bench.speed.workloads import (
+    TimedPoint,
+    bytes_of_step,
+    macs_of_point,
+    points_of_protocol,
+    predict_speedup,
+    workload_of_point,
+)
 from bench.stats.intervals import paired_ratio
 from bench.system import environment
 from bench.system import gpu as gpu_driver
 from bench.system import worker as isolation
 from methods.errors import UserError
 from methods.model.decoder import Decoder
-from reports.report import markdown, speed_terminal
+from reports.report import speed_to_terminal, to_markdown
 
-SMOKE = profile("smoke")
+SMOKE = protocol_of_profile("smoke")
 CPU = torch.device("cpu")
 
 
@@ -95,7 +102,7 @@ def test_warming_up_ends_when_it_is_stable_and_at_the_cap(milliseconds, calls, s
 def test_both_models_have_a_turn_in_each_round_and_who_is_first_changes():
     now, log, alive = Time(), [], []
     works = {name: now.work(itertools.repeat(1), 2, log=log, name=name) for name in ("dense", "pruned")}
-    found = timing.rounds(works, WallClock(now=now), 4, 3, lambda: alive.append(len(log)))
+    found = timing.time_rounds(works, WallClock(now=now), 4, 3, lambda: alive.append(len(log)))
     turns = [name for name, _ in itertools.groupby(log)]
     assert turns == ["dense", "pruned", "dense", "pruned", "dense"]  # d p, p d, d p, p d
     assert {name: [len(turn) for turn in turns] for name, turns in found.items()} == {
@@ -116,10 +123,10 @@ def test_rounds_may_end_at_their_half_which_is_looked_at_once(number, looks, ran
         looked.append(len(found["dense"]))
         return answer
 
-    found = timing.rounds(works, WallClock(now=now), number, 1, enough=enough)
+    found = timing.time_rounds(works, WallClock(now=now), number, 1, enough=enough)
     assert looked == looks
     assert {len(turns) for turns in found.values()} == {ran}
-    found = timing.rounds(works, WallClock(now=now), number, 1, enough=partial(enough, answer=False))
+    found = timing.time_rounds(works, WallClock(now=now), number, 1, enough=partial(enough, answer=False))
     assert looked == 2 * looks
     assert {len(turns) for turns in found.values()} == {number}
 
@@ -128,7 +135,7 @@ def test_rounds_may_end_at_their_half_which_is_looked_at_once(number, looks, ran
 def test_rounds_end_at_their_half_only_behind_the_least_time_and_number_of_calls_of_each_model(ms, steps, ran):
     now = Time()
     works = {"dense": now.work(itertools.repeat(100), 2), "pruned": now.work(itertools.repeat(ms), steps)}
-    found = timing.rounds(works, WallClock(now=now), 12, 1, enough=lambda _: True)
+    found = timing.time_rounds(works, WallClock(now=now), 12, 1, enough=lambda _: True)
     assert {len(turns) for turns in found.values()} == {ran}
 
 
@@ -149,7 +156,7 @@ def test_a_look_at_half_of_the_rounds_keeps_the_level_of_the_interval():
         found = {"dense": [[Pass([ms], ms)] for ms in noise], "pruned": [[Pass([1.0], 1.0)] for _ in noise]}
         half = {name: turns[:6] for name, turns in found.items()}
         early += is_narrow(half)
-        last = summary(half if is_narrow(half) else found, {})
+        last = summarise_rounds(half if is_narrow(half) else found, {})
         covered += last["speedup_low"] <= 1 <= last["speedup_high"]
     assert 0.2 < early / 1000 < 0.9
     assert covered / 1000 > 0.935
@@ -159,7 +166,7 @@ def test_no_garbage_is_collected_within_a_call():
     seen = []
     now = Time()
     work = Workload(lambda: seen.append(gc.isenabled()), lambda: None)
-    timing.rounds({"dense": work}, WallClock(now=now), 2, 1)
+    timing.time_rounds({"dense": work}, WallClock(now=now), 2, 1)
     assert seen == [False, False]
     assert gc.isenabled()
 
@@ -171,8 +178,8 @@ def test_a_drift_of_the_machine_meets_both_models_alike():
     def work(factor):
         return Workload(lambda: now.work([factor * (1 + next(slower) / 50)]).step(), lambda: None)
 
-    found = timing.rounds({"dense": work(1.5), "pruned": work(1.0)}, WallClock(now=now), 20, 1)
-    assert summary(found, {})["speedup"] == pytest.approx(1.5, rel=0.01)
+    found = timing.time_rounds({"dense": work(1.5), "pruned": work(1.0)}, WallClock(now=now), 20, 1)
+    assert summarise_rounds(found, {})["speedup"] == pytest.approx(1.5, rel=0.01)
 
 
 def test_turns_are_long_enough_for_the_least_time_and_number_of_calls():
@@ -208,7 +215,7 @@ def test_events_are_read_after_one_wait():
     found = EventClock(stream.event, stream.wait, now).run(now.work([3, 5, 4], 3, reset=100))
     assert found.ms == pytest.approx([3, 5, 4])
     assert stream.waits == 2  # before the first call and after the last
-    assert timing.disagreement([found]) == pytest.approx(0, abs=1e-9)
+    assert timing.disagreement_of([found]) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("rate", "flagged"), [(1.0, False), (0.98, False), (0.9, True), (1.1, True)])
@@ -217,7 +224,7 @@ def test_events_that_disagree_with_the_wall_clock_are_flagged(rate, flagged):
     stream = Stream(now, rate)
     clock = EventClock(stream.event, stream.wait, now)
     works = {name: now.work(itertools.repeat(2)) for name in ("dense", "pruned")}
-    found = summary(timing.rounds(works, clock, 6, 2), {})
+    found = summarise_rounds(timing.time_rounds(works, clock, 6, 2), {})
     assert ("clocks_disagree" in found["flags"]) == flagged
     assert found["clocks_apart"] == pytest.approx(abs(1 / rate - 1))
 
@@ -230,13 +237,13 @@ def passes(medians, spread=0.0) -> list[list[Pass]]:
 
 def test_no_speed_up_is_claimed_to_more_than_the_resolution():
     """The dense model is 0.6 % slower in every round, which where its weights lie can do to an equal model."""
-    found = summary({"dense": passes([10.06] * 8), "pruned": passes([10.0] * 8)}, {})
+    found = summarise_rounds({"dense": passes([10.06] * 8), "pruned": passes([10.0] * 8)}, {})
     assert found["speedup"] == pytest.approx(1.006)
     assert (found["speedup_low"], found["speedup_high"]) == pytest.approx((1.006 * 0.99, 1.006 * 1.01))
 
 
 def test_a_summary_by_hand():
-    found = summary(
+    found = summarise_rounds(
         {"dense": passes([30, 31, 32, 33, 34, 35]), "pruned": passes([20, 20, 21, 22, 24, 24])},
         {"dense": WarmUp(10, True, 30), "pruned": WarmUp(25, True, 20)},
     )
@@ -252,9 +259,11 @@ def test_a_summary_by_hand():
 def test_a_summary_flags_what_should_not_be_believed():
     steady, shaky = passes([30] * 6), passes([20] * 6, spread=0.2)
     ready, cold = WarmUp(10, True, 30), WarmUp(200, False, 30)
-    assert summary({"dense": steady, "pruned": shaky}, {"dense": ready})["flags"] == ["noisy"]
-    assert summary({"dense": steady, "pruned": steady}, {"dense": ready, "pruned": cold})["flags"] == ["not_warm"]
-    alone = summary({"pruned": steady}, {"pruned": ready})
+    assert summarise_rounds({"dense": steady, "pruned": shaky}, {"dense": ready})["flags"] == ["noisy"]
+    assert summarise_rounds({"dense": steady, "pruned": steady}, {"dense": ready, "pruned": cold})["flags"] == [
+        "not_warm"
+    ]
+    alone = summarise_rounds({"pruned": steady}, {"pruned": ready})
     assert alone["pruned_ms"] == 30
     assert not [name for name in alone if name.startswith(("speedup", "dense"))]
 
@@ -315,7 +324,7 @@ def test_an_interval_needs_enough_pairs_of_positive_figures():
 
 def test_points_are_sizes_times_batches_and_a_sweep():
     protocol = dataclasses.replace(SMOKE, prefill=(8, 16), decode=(4,), batches=(3,), max_batch=5)
-    assert [str(point) for point in points(protocol)] == [
+    assert [str(point) for point in points_of_protocol(protocol)] == [
         "prefill of 8 tokens, batch 1",
         "decode behind 4 tokens, batch 1",
         "prefill of 8 tokens, batch 2",
@@ -326,14 +335,14 @@ def test_points_are_sizes_times_batches_and_a_sweep():
         "prefill of 8 tokens, batch 4",
         "decode behind 4 tokens, batch 4",
     ]
-    assert points(dataclasses.replace(SMOKE, prefill=())) == [TimedPoint("decode", 1, 16)]
+    assert points_of_protocol(dataclasses.replace(SMOKE, prefill=())) == [TimedPoint("decode", 1, 16)]
 
 
 def run_twice(model, point, protocol):
     """(the ids, the last logits of each step, of two passes): (B, T), (steps, B, V) each."""
     found = []
     with torch.inference_mode():
-        work = workload(model, point, protocol)
+        work = workload_of_point(model, point, protocol)
         state = work.step.__self__
         for _ in range(2):
             work.reset()
@@ -380,11 +389,11 @@ def test_pruned_models_decode_on_both_caches(family, method, cache):
 
 def test_both_models_get_the_same_ids_and_enough_positions():
     first, second = (
-        workload(tiny("llama", seed=n), TimedPoint("decode", 2, 5), SMOKE).step.__self__.ids for n in (0, 1)
+        workload_of_point(tiny("llama", seed=n), TimedPoint("decode", 2, 5), SMOKE).step.__self__.ids for n in (0, 1)
     )
     assert torch.equal(first, second)
     with pytest.raises(ValueError, match="129 tokens are asked for, and the model has 128 positions"):
-        workload(tiny("gpt2"), TimedPoint("decode", 1, 125), SMOKE)
+        workload_of_point(tiny("gpt2"), TimedPoint("decode", 1, 125), SMOKE)
 
 
 def test_the_work_that_was_removed_predicts_the_speed():
@@ -392,9 +401,9 @@ def test_the_work_that_was_removed_predicts_the_speed():
     half, _ = Decoder(tiny("llama", layers=3, tie_word_embeddings=False)), None
     each = sum(p.numel() for matrix in dense.layers[0].matrices for p in matrix.parameters())
     head, scores = dense.head.weight.numel(), 2 * 32 * 40
-    prefill = predicted(dense, half, TimedPoint("prefill", 4, 40))
+    prefill = predict_speedup(dense, half, TimedPoint("prefill", 4, 40))
     assert prefill == {"speedup_by_macs": (40 * 6 * (each + scores) + head) / (40 * 3 * (each + scores) + head)}
-    decode = predicted(dense, half, TimedPoint("decode", 4, 40))
+    decode = predict_speedup(dense, half, TimedPoint("decode", 4, 40))
     assert decode["speedup_by_macs"] == (6 * (each + scores) + head) / (3 * (each + scores) + head)
     context = 4 * 40 * 2 * 2 * 8  # batch, tokens, keys and values, heads, their width
     assert decode["speedup_by_bytes"] == (6 * (each + context) + head) / (3 * (each + context) + head)
@@ -408,12 +417,12 @@ def test_a_step_reads_no_more_of_the_context_than_windows_hold(family, sliding):
         sliding = sum(layer.kind == "sliding_attention" for layer in layers)
         assert 0 < sliding < len(layers)
     context, point = 3 * (window or 8), TimedPoint("decode", 4, 3 * (window or 8))
-    without = bytes_read(model, TimedPoint("decode", 4, 0))
+    without = bytes_of_step(model, TimedPoint("decode", 4, 0))
     each = 2 * 4 * layers[0].kv_heads * layers[0].head_width  # keys and values of a token, in float32
     tokens = sliding * (window or 0) + (len(layers) - sliding) * context
-    assert bytes_read(model, point) - without == 4 * each * tokens
+    assert bytes_of_step(model, point) - without == 4 * each * tokens
     scores = 2 * layers[0].out.in_features
-    assert macs(model, point) - macs(model, TimedPoint("decode", 4, 0)) == scores * tokens
+    assert macs_of_point(model, point) - macs_of_point(model, TimedPoint("decode", 4, 0)) == scores * tokens
 
 
 def a_benchmark(protocol, clock=None, gpus=()):
@@ -429,8 +438,8 @@ def pretend(monkeypatch, now, limits, milliseconds=None):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return now.work(itertools.repeat((milliseconds or {}).get(model.name, 10)))
 
-    monkeypatch.setattr(benchmark, "workload", make)
-    monkeypatch.setattr(benchmark, "predicted", lambda *_: {})
+    monkeypatch.setattr(benchmark, "workload_of_point", make)
+    monkeypatch.setattr(benchmark, "predict_speedup", lambda *_: {})
     monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
 
 
@@ -462,7 +471,7 @@ def test_models_whose_memory_ends_within_the_rounds_are_named_one_by_one(monkeyp
     def end(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(timing, "rounds", end)
+    monkeypatch.setattr(timing, "time_rounds", end)
     (found,) = there.time(a_model("dense"), a_model("pruned"))
     assert found["out_of_memory"] == ["dense", "pruned"]
     assert "rounds" not in found
@@ -496,7 +505,7 @@ def test_one_kind_that_runs_out_leaves_the_other_alone(monkeypatch):
         return now.work(itertools.repeat(1))
 
     pretend(monkeypatch, now, {})
-    monkeypatch.setattr(benchmark, "workload", make)
+    monkeypatch.setattr(benchmark, "workload_of_point", make)
     found = list(there.time(a_model("dense"), a_model("pruned")))
     assert [(p["kind"], p["batch"]) for p in found] == [("prefill", 1), ("decode", 1), ("decode", 2), ("decode", 4)]
 
@@ -517,7 +526,7 @@ def test_a_model_that_cannot_do_a_point_says_why_and_the_rest_goes_on(monkeypatc
                 raise TypeError("no static cache here\nat all")
             return self.inner(input_ids, **options)
 
-    monkeypatch.setattr(benchmark, "predicted", lambda *_: {})
+    monkeypatch.setattr(benchmark, "predict_speedup", lambda *_: {})
     monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
     there, _ = a_benchmark(dataclasses.replace(SMOKE, cache="static"), WallClock(now=itertools.count(1).__next__))
     found = list(there.time(tiny("llama"), NoCache(tiny("llama"))))
@@ -535,8 +544,8 @@ def test_the_peak_of_memory_is_that_of_the_pass_alone():
     def work(step):
         return Workload(step, lambda: torch.ones(2 * size, dtype=torch.uint8))
 
-    quiet = peaks.peaks(work(lambda: None), [CPU], [])["peak_resident_bytes"]
-    loud = peaks.peaks(work(lambda: torch.ones(size, dtype=torch.uint8)), [CPU], [])["peak_resident_bytes"]
+    quiet = peaks.measure_peaks(work(lambda: None), [CPU], [])["peak_resident_bytes"]
+    loud = peaks.measure_peaks(work(lambda: torch.ones(size, dtype=torch.uint8)), [CPU], [])["peak_resident_bytes"]
     assert 0.9 * size < loud - quiet < 1.5 * size
 
 
@@ -544,15 +553,15 @@ def test_without_the_library_the_record_says_so():
     def missing():
         raise ImportError("No module named 'pynvml'")
 
-    assert gpu_driver.find([CPU], missing) == ([], None)
-    gpus, why = gpu_driver.find([torch.device("cuda", 0)], missing)
+    assert gpu_driver.find_gpus([CPU], missing) == ([], None)
+    gpus, why = gpu_driver.find_gpus([torch.device("cuda", 0)], missing)
     assert gpus == []
     assert "nvidia-ml-py is not installed" in why
 
 
 def test_a_library_without_a_driver_is_said_too(monkeypatch):
     library = Library(nvmlInit=True)
-    assert gpu_driver.find([torch.device("cuda", 0)], lambda: library) == (
+    assert gpu_driver.find_gpus([torch.device("cuda", 0)], lambda: library) == (
         [],
         "the management library does not answer: Not Supported",
     )
@@ -560,7 +569,7 @@ def test_a_library_without_a_driver_is_said_too(monkeypatch):
 
 def test_a_gpu_is_found_by_its_own_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234-ab"))
-    gpus, why = gpu_driver.find([torch.device("cuda", 3)], Library)
+    gpus, why = gpu_driver.find_gpus([torch.device("cuda", 3)], Library)
     assert why is None
     assert [gpu.handle for gpu in gpus] == ["handle of GPU-1234-ab"]
 
@@ -579,7 +588,7 @@ def test_a_gpu_is_found_by_its_own_name(monkeypatch):
     ],
 )
 def test_processes_of_others_are_counted(listed, parent_there, others):
-    assert gpu_driver.others(a_gpu(*listed), 7, 5, parent_there) == others
+    assert gpu_driver.count_other_processes(a_gpu(*listed), 7, 5, parent_there) == others
 
 
 def test_what_a_gpu_does_not_tell_is_absent():
@@ -592,7 +601,7 @@ def test_what_a_gpu_does_not_tell_is_absent():
     }
     mute = a_gpu(nvmlDeviceGetPowerUsage=1, nvmlDeviceGetClockInfo=1, nvmlDeviceGetCurrentClocksThrottleReasons=1)
     assert mute.state() == {"temperature_c": 61}
-    assert gpu_driver.others(a_gpu(nvmlDeviceGetComputeRunningProcesses=1), 7, 5, False) is None
+    assert gpu_driver.count_other_processes(a_gpu(nvmlDeviceGetComputeRunningProcesses=1), 7, 5, False) is None
 
 
 def test_energy_is_the_counters_difference_over_all_tokens():
@@ -604,10 +613,10 @@ def test_energy_is_the_counters_difference_over_all_tokens():
         card.library.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 1e3 * watts * now.seconds
         return card
 
-    found = peaks.energy(work, 8, [metered(10)], lambda: None, now)
+    found = peaks.measure_energy(work, 8, [metered(10)], lambda: None, now)
     assert found == {"joules_per_token": pytest.approx(30 / (3 * 8)), "energy_seconds": pytest.approx(3.0)}
-    assert peaks.energy(work, 8, [], lambda: None, now) == {}
-    assert peaks.energy(work, 8, [a_gpu(nvmlDeviceGetTotalEnergyConsumption=1)], lambda: None, now) == {}
+    assert peaks.measure_energy(work, 8, [], lambda: None, now) == {}
+    assert peaks.measure_energy(work, 8, [a_gpu(nvmlDeviceGetTotalEnergyConsumption=1)], lambda: None, now) == {}
 
 
 def test_energy_of_bringing_the_cache_back_is_none_of_the_steps():
@@ -615,7 +624,7 @@ def test_energy_of_bringing_the_cache_back_is_none_of_the_steps():
     now = Time()
     card = a_gpu()
     card.library.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 1e4 * now.seconds
-    found = peaks.energy(now.work(itertools.repeat(250), steps=2, reset=0.5), 2, [card], lambda: None, now)
+    found = peaks.measure_energy(now.work(itertools.repeat(250), steps=2, reset=0.5), 2, [card], lambda: None, now)
     assert found["joules_per_token"] == pytest.approx(2.5)
 
 
@@ -625,17 +634,19 @@ def state(**more):
 
 def test_what_other_work_took_is_measured_and_flagged():
     after = state(seconds=10.0, busy_seconds=25.0, stolen_seconds=2.0, own_seconds=18.0)
-    found = peaks.between(state(), after, [])
+    found = peaks.load_between_states(state(), after, [])
     assert (found["other_cores"], found["stolen_cores"], found["flags"]) == (0.5, 0.2, ["busy"])
-    assert peaks.between(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
-    hot = peaks.between(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
+    assert (
+        peaks.load_between_states(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
+    )
+    hot = peaks.load_between_states(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
     assert hot["flags"] == ["slowed"]
     for held, flags in ((2.0, []), (4.0, ["slowed"])):  # in ten seconds, by a limit of time
-        found = peaks.between(state(held_seconds=1.0), state(seconds=10.0, held_seconds=1.0 + held), [])
+        found = peaks.load_between_states(state(held_seconds=1.0), state(seconds=10.0, held_seconds=1.0 + held), [])
         assert (found["held_cores"], found["flags"]) == (held / 10, flags)
-    gpu = peaks.between(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
+    gpu = peaks.load_between_states(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
     assert (gpu["flags"], gpu["other_gpu_processes"]) == (["shared_gpu", "slowed"], 2)
-    assert peaks.between(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []
+    assert peaks.load_between_states(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []
 
 
 def test_a_machine_that_tells_nothing_is_no_error(monkeypatch):
@@ -645,21 +656,21 @@ def test_a_machine_that_tells_nothing_is_no_error(monkeypatch):
     for name in ("cpu_times", "cpu_freq"):
         monkeypatch.setattr(environment.psutil, name, refuse)
     monkeypatch.setattr(environment, "_read", lambda path: "")
-    before, after = environment.state(), environment.state()
+    before, after = environment.state_of_machine(), environment.state_of_machine()
     assert set(before) == {"seconds", "load", "own_seconds"}
-    assert environment.between(before, after) == {}
+    assert environment.load_between_states(before, after) == {}
 
 
 def test_this_machine_tells_how_busy_it_is():
-    before = environment.state()
+    before = environment.state_of_machine()
     deadline = time.process_time() + 0.2
     while time.process_time() < deadline:
         pass
-    after = environment.state()
+    after = environment.state_of_machine()
     assert after["own_seconds"] - before["own_seconds"] >= 0.15
     if sys.platform == "linux":
         assert after["busy_seconds"] > before["busy_seconds"]
-        assert 0 <= environment.between(before, after)["other_cores"] <= os.cpu_count()
+        assert 0 <= environment.load_between_states(before, after)["other_cores"] <= os.cpu_count()
 
 
 def test_a_machine_with_one_core(monkeypatch, capsys):
@@ -672,18 +683,22 @@ def test_a_machine_with_one_core(monkeypatch, capsys):
 
 
 def test_widths_say_which_kernels_they_suit():
-    found = peaks.widths(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
+    found = peaks.widths_of_model(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
     assert found["qkv"] == {"in": [128], "out": [64, 128], "multiple_of": 64}
     assert found["down"] == {"in": [320], "out": [128], "multiple_of": 64}
     assert found["head"]["multiple_of"] == 128
     sliced, _ = pruned("slicegpt", "llama", 0.3)
-    assert peaks.widths(sliced)["added"]["multiple_of"] == 8
+    assert peaks.widths_of_model(sliced)["added"]["multiple_of"] == 8
     low, decided = pruned("svd-llm", "llama", 0.3)
     ranks = {decided["ranks"][0][name] for name in low.family.up}
-    assert peaks.widths(low)["up"] | {"multiple_of": 1} == {"in": [*ranks, 32], "out": [*ranks, 48], "multiple_of": 1}
-    assert "added" not in peaks.widths(low)
+    assert peaks.widths_of_model(low)["up"] | {"multiple_of": 1} == {
+        "in": [*ranks, 32],
+        "out": [*ranks, 48],
+        "multiple_of": 1,
+    }
+    assert "added" not in peaks.widths_of_model(low)
     ragged, _ = pruned("flap", "llama", 0.3)
-    assert peaks.widths(ragged)["down"]["multiple_of"] == 1
+    assert peaks.widths_of_model(ragged)["down"]["multiple_of"] == 1
 
 
 # --- another process
@@ -695,11 +710,11 @@ def through(model):
 
     def send():
         with here:  # so that whoever receives hears of a failure
-            timed_cell.send(here, model)
+            timed_cell.send_model(here, model)
 
     thread = threading.Thread(target=send)
     thread.start()
-    received = timed_cell.receive(there, torch.device("cpu"))
+    received = timed_cell.receive_model(there, torch.device("cpu"))
     thread.join()
     return received
 
@@ -714,8 +729,8 @@ def test_every_pruned_model_can_be_handed_over(method, family, ids):
     assert torch.equal(received(ids).logits, model.model(ids).logits)
     count = sum(parameter.numel() for parameter in model.model.parameters())
     assert sum(parameter.numel() for parameter in received.parameters()) == count
-    peaks.widths(Decoder(received))
-    predicted(Decoder(tiny(family)), Decoder(received), TimedPoint("decode", 1, 8))
+    peaks.widths_of_model(Decoder(received))
+    predict_speedup(Decoder(tiny(family)), Decoder(received), TimedPoint("decode", 1, 8))
 
 
 def test_tensors_arrive_as_they_were_and_in_memory_of_their_own(monkeypatch):
@@ -741,7 +756,7 @@ def test_what_cannot_be_sent_is_said_before_anything_is():
     model.hook = lambda x: x
     here, there = Pipe()
     with pytest.raises(timed_cell.NotPortable, match=r"LlamaForCausalLM cannot be sent to another process: .*lambda"):
-        timed_cell.send(here, model)
+        timed_cell.send_model(here, model)
     assert not there.poll(0)
 
 
@@ -832,9 +847,11 @@ def test_a_process_that_times_imports_the_models_own_modules_and_copies_both_mod
 ):
     """What each such process does before it times is time in which nothing else works."""
     monkeypatch.setattr(timed_cell, "_work", speed_children.times)
-    protocol = dataclasses.replace(profile("speed"), prefill=(8,), decode=(4,), decode_steps=2, speed_rounds=6)
+    protocol = dataclasses.replace(
+        protocol_of_profile("speed"), prefill=(8,), decode=(4,), decode_steps=2, speed_rounds=6
+    )
     cell = Cell(str(model_folder), "drop", {"layers": "1"}, None, "all", 0, "cpu", "float32", protocol)
-    found = timed_cell.measure(pretrained.load(cell.model, CPU, torch.float32)[0], cell, 1)
+    found = timed_cell.time_beside_dense(pretrained.load(cell.model, CPU, torch.float32)[0], cell, 1)
     assert [point["kind"] for point in found["points"]] == ["prefill", "decode"]
     assert found["copied"] == 2  # so that both lie alike: one that is only received was up to 4 % slower
     own = [name for name in found["imported"] if name.startswith(("methods", "torch", "transformers", "scipy"))]
@@ -846,7 +863,7 @@ def test_both_models_that_are_timed_lie_in_no_file(model_folder):
     loaded = pretrained.load(str(model_folder), CPU, torch.float32)[0]
     assert not any(map(lies_in_a_file, through(loaded).parameters()))
     assert any(map(lies_in_a_file, loaded.parameters()))  # so that this can be told
-    timed_cell.own_memory(loaded)
+    timed_cell.copy_to_own_memory(loaded)
     assert not any(map(lies_in_a_file, loaded.parameters()))
 
 
@@ -1137,7 +1154,7 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
 
 
 def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(timed_cell, "measure", lambda model, cell, threads, **_: {"points": []})
+    monkeypatch.setattr(timed_cell, "time_beside_dense", lambda model, cell, threads, **_: {"points": []})
     chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
     assert main([*command, *chosen]) == 0
     records = [record for record in load_run(tmp_path / "run") if record.cell["method"] != "dense"]
@@ -1187,7 +1204,7 @@ def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
     wrong = {"kind": "prefill", "batch": 32, "length": 128, "failed": "pruned model: ValueError: no"}
     meanwhile = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
     record = a_record([point("prefill", 1, 128, 57.0), shaky, full, lost, wrong], machine=meanwhile)
-    lines = speed_terminal([record]).splitlines()
+    lines = speed_to_terminal([record]).splitlines()
     rows = [line.split() for line in lines if line.startswith("laco ")]
     assert " ".join(rows[0]) == "laco at 0.3 28.9 % prefill 128 1 57.0 0.445 2,246 1.40x ± 0.03 1.50x"
     assert " ".join(rows[1]).endswith("decode 64 8 10.0 10.0 800 2.00x ± 0.04! 1.50x / 1.60x")
@@ -1199,8 +1216,8 @@ def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
     assert "laco at 0.3: speed: pruned model: ValueError: no" in text
     assert "laco at 0.3: timed while other work took 1.2 cores and 0.5 were withheld." in text
     assert max(map(len, lines)) <= 100
-    assert "## Speed" in markdown([record])
-    assert "## Speed" not in markdown([a_record([point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0)])])
+    assert "## Speed" in to_markdown([record])
+    assert "## Speed" not in to_markdown([a_record([point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0)])])
 
 
 def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
@@ -1218,7 +1235,7 @@ def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
     ours = {"points": [taken(1, 1), taken(2, 2), taken(4, 6)]}
     theirs = {"points": [taken(1, 2), taken(2, 4), taken(4, 8)]}
     dense = changed(DENSE, "measured", "speed", to={"points": points, "memory": theirs})
-    text = " ".join(speed_terminal([dense, a_record(points, memory=ours)]).split())
+    text = " ".join(speed_to_terminal([dense, a_record(points, memory=ours)]).split())
     assert "laco at 0.3 decode 64 graph 1 28.9 % 2.00" in text
     assert "laco at 0.3 decode 64 eager 1 28.9 % 5.00" in text
     assert METRICS["kept"].show(0.62) + " " + METRICS["kept"].show(0.034) in text
@@ -1232,7 +1249,7 @@ def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
 def test_a_width_that_suits_no_kernel_stands_out():
     tiles = {"qkv": 64, "out": 64, "up": 1, "down": 1, "head": 64}
     record = a_record([], widths={role: {"multiple_of": tile} for role, tile in tiles.items()})
-    assert "64; up 1; down 1" in speed_terminal([record])
+    assert "64; up 1; down 1" in speed_to_terminal([record])
 
 
 def test_the_main_table_has_the_first_batch_that_was_asked_for():
@@ -1240,6 +1257,6 @@ def test_the_main_table_has_the_first_batch_that_was_asked_for():
 
     points = [point("prefill", 1, 128, 57.0), point("prefill", 2, 128, 200.0)]
     record = a_record([points[1], points[0]])
-    text = markdown([record])
+    text = to_markdown([record])
     assert "1.40x ± 0.03" in text
     assert "prefill: times as fast as dense, both in turns for up to 12 rounds; a prompt of 128 tokens, batch 1" in text

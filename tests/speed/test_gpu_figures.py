@@ -14,17 +14,19 @@ from emulated import EmulatedGpus
 from made_machine import Library, Time, a_gpu
 from recorded_graph import RecordedGraph, Refused
 
-from bench.plan.protocol import profile
+from bench.plan.protocol import protocol_of_profile
 from bench.speed import benchmark, peaks, timing
-from bench.speed.benchmark import Placement, summary
+from bench.speed.benchmark import Placement, summarise_rounds
 from bench.speed.timing import Pass, WallClock, WarmUp, Workload
-from bench.speed.workloads import TimedPoint, bytes_read, macs
+from bench.speed.workloads import TimedPoint, bytes_of_step, macs_of_point
 from bench.system import gpu as gpu_driver
 from bench.system import rates as rate
 from methods.model.decoder import Decoder
 
 CPU = torch.device("cpu")
-GRAPH = dataclasses.replace(profile("smoke"), cache="static", mode="graph", decode_steps=2, prefill=(4,), decode=(4,))
+GRAPH = dataclasses.replace(
+    protocol_of_profile("smoke"), cache="static", mode="graph", decode_steps=2, prefill=(4,), decode=(4,)
+)
 RATES = {"copy_bytes_per_second": 1e9, "matmul_flops_per_second": 1e12}
 
 
@@ -43,14 +45,16 @@ def test_rates_are_the_work_of_the_fastest_call_over_its_time(monkeypatch):
         return took
 
     monkeypatch.setattr(rate, "_on_cpu", once)
-    found = peaks.measure(CPU, torch.float32, copied=1000, side=10)
+    found = peaks.measure_peak_rates(CPU, torch.float32, copied=1000, side=10)
     assert found == {"copy_bytes_per_second": pytest.approx(2e6), "matmul_flops_per_second": pytest.approx(2e6)}
-    assert rate.product(CPU, torch.bfloat16, 1, 10, seconds=1.0) == pytest.approx(1e5)  # half the flops, a tenth of it
+    assert rate.rate_of_product(CPU, torch.bfloat16, 1, 10, seconds=1.0) == pytest.approx(
+        1e5
+    )  # half the flops, a tenth of it
 
 
 def test_a_gpu_is_timed_by_its_own_clock_and_the_host_waits_once_a_call():
     with EmulatedGpus() as gpus:
-        found = peaks.measure(torch.device("cuda", 0), torch.float32, copied=1000, side=10)
+        found = peaks.measure_peak_rates(torch.device("cuda", 0), torch.float32, copied=1000, side=10)
         assert set(found) == {"copy_bytes_per_second", "matmul_flops_per_second"}
         assert sum(gpus.waits.values()) == 0  # but for the events
 
@@ -59,19 +63,19 @@ def test_a_rate_that_there_is_no_memory_for_is_absent(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 MiB")
 
-    monkeypatch.setattr(rate, "copy", full)
+    monkeypatch.setattr(rate, "rate_of_copy", full)
     monkeypatch.setattr(peaks, "SECONDS", 0.001)
-    assert list(peaks.measure(CPU, torch.float32, side=4)) == ["matmul_flops_per_second"]
+    assert list(peaks.measure_peak_rates(CPU, torch.float32, side=4)) == ["matmul_flops_per_second"]
 
 
 def test_shares_of_the_rates_by_hand():
     model = Decoder(tiny("llama"))
     point = TimedPoint("decode", 3, 16)
-    found = peaks.shares(model, point, 2.0, RATES)
-    assert found["bandwidth"] == pytest.approx(bytes_read(model, point) / 2e-3 / 1e9)
-    assert found["matrix_rate"] == pytest.approx(2 * 3 * macs(model, point) / 2e-3 / 1e12)
-    assert set(peaks.shares(model, TimedPoint("prefill", 1, 16), 2.0, RATES)) == {"matrix_rate"}
-    assert peaks.shares(model, point, 2.0, {}) == {}
+    found = peaks.shares_of_peak(model, point, 2.0, RATES)
+    assert found["bandwidth"] == pytest.approx(bytes_of_step(model, point) / 2e-3 / 1e9)
+    assert found["matrix_rate"] == pytest.approx(2 * 3 * macs_of_point(model, point) / 2e-3 / 1e12)
+    assert set(peaks.shares_of_peak(model, TimedPoint("prefill", 1, 16), 2.0, RATES)) == {"matrix_rate"}
+    assert peaks.shares_of_peak(model, point, 2.0, {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -86,14 +90,14 @@ def test_shares_of_the_rates_by_hand():
 def test_an_eager_step_that_waits_for_the_host_is_marked(ms, captured, rate, flags):
     model = Decoder(tiny("llama"))
     models, point = {"dense": model, "pruned": model}, TimedPoint("decode", 1, 16, "eager")
-    read = bytes_read(model, point) / (ms / 1e3) / rate
+    read = bytes_of_step(model, point) / (ms / 1e3) / rate
     beside = {} if captured is None else {"dense_ms": 10.0, "pruned_ms": captured}
     found = {"dense_ms": ms, "pruned_ms": ms, "flags": ["noisy"]}
-    judged = peaks.judged(models, point, found, beside, {"copy_bytes_per_second": read})
+    judged = peaks.compare_with_peak(models, point, found, beside, {"copy_bytes_per_second": read})
     assert judged["flags"] == flags
     assert judged["pruned_bandwidth"] == pytest.approx(rate)
     assert found["flags"] == ["noisy"]
-    assert peaks.judged(models, point, {"failed": "it did"}, beside, RATES) == {}
+    assert peaks.compare_with_peak(models, point, {"failed": "it did"}, beside, RATES) == {}
 
 
 @pytest.mark.parametrize(
@@ -104,8 +108,8 @@ def test_a_prompt_that_leaves_the_matrix_units_idle_is_marked(kind, share, flags
     model, point = Decoder(tiny("llama")), TimedPoint(kind, 4, 16)
     rates = {"copy_bytes_per_second": 1.0}  # of which a step is never short
     if share is not None:
-        rates["matmul_flops_per_second"] = 2 * 4 * macs(model, point) / 1e-2 / share
-    judged = peaks.judged({"pruned": model}, point, {"pruned_ms": 10.0, "flags": []}, {}, rates)
+        rates["matmul_flops_per_second"] = 2 * 4 * macs_of_point(model, point) / 1e-2 / share
+    judged = peaks.compare_with_peak({"pruned": model}, point, {"pruned_ms": 10.0, "flags": []}, {}, rates)
     assert judged["flags"] == flags
     assert judged.get("pruned_matrix_rate") == (None if share is None else pytest.approx(share))
 
@@ -125,10 +129,10 @@ def test_the_peak_of_a_captured_step_has_what_its_tensors_take(monkeypatch):
     monkeypatch.setattr(peaks.memory, "reset_peaks", start_anew)
     monkeypatch.setattr(peaks.memory, "peaks", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak})
     nothing, filled = (lambda: None), (lambda: take(900))  # which is no part of a step
-    found = peaks.peaks(Workload(nothing, filled, 2, lambda: take(50)), [], [])
+    found = peaks.measure_peaks(Workload(nothing, filled, 2, lambda: take(50)), [], [])
     assert found == {"peak_allocated_bytes": 150, "peak_reserved_bytes": 400}
-    assert peaks.peaks(Workload(nothing, filled, 2), [], [])["peak_allocated_bytes"] == 100
-    assert peaks.peaks(Workload(lambda: take(70), filled, 2), [], [])["peak_allocated_bytes"] == 170
+    assert peaks.measure_peaks(Workload(nothing, filled, 2), [], [])["peak_allocated_bytes"] == 100
+    assert peaks.measure_peaks(Workload(lambda: take(70), filled, 2), [], [])["peak_allocated_bytes"] == 170
 
 
 # --- readings within the rounds
@@ -151,7 +155,7 @@ def test_a_gpu_is_read_while_it_works_and_not_when_it_is_idle_again():
         library.bits = 0x4
         assert read.wait(20)
     library.bits = 0x1
-    (found,) = sampler.found()
+    (found,) = sampler.summarise()
     assert found["slowed_by"]["power cap"] > 0
     assert found["power_w"] == [250.5] * 3
     assert found["sm_mhz"] == [1410] * 3
@@ -161,12 +165,12 @@ def test_a_gpu_is_read_while_it_works_and_not_when_it_is_idle_again():
         read.clear()
         library.bits = 0x4
         assert read.wait(20)
-    assert sampler.found()[0]["samples"] > before
+    assert sampler.summarise()[0]["samples"] > before
 
 
 def test_readings_are_summed_up_by_what_they_tell():
     states = [{"power_w": 100.0, "slowed_by": []}, {"power_w": 300.0, "slowed_by": ["power cap"]}, {"power_w": 200.0}]
-    assert gpu_driver._summed(states) == {
+    assert gpu_driver._summarise(states) == {
         "samples": 3,
         "power_w": [100.0, 200.0, 300.0],
         "slowed_by": {"power cap": 0.5},
@@ -179,7 +183,7 @@ def test_readings_are_summed_up_by_what_they_tell():
 def test_without_a_gpu_nothing_is_read():
     with gpu_driver.Sampler([]) as sampler:
         assert threading.active_count() == 1 or not sampler._thread.is_alive()
-    assert (sampler.found(), sampler.throttled) == ([], False)
+    assert (sampler.summarise(), sampler.throttled) == ([], False)
 
 
 # --- samples
@@ -196,14 +200,16 @@ def test_fast_calls_of_a_gpu_are_warmed_up_for_a_second_too():
 
 def test_percentiles_are_of_all_calls():
     samples = [[Pass(list(map(float, range(first, first + 25))), 0.0)] for first in (0, 25, 50, 75)]
-    found = summary({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)}, percentiles=True)
+    found = summarise_rounds({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)}, percentiles=True)
     assert (found["pruned_ms"], found["pruned_p90"], found["pruned_p99"]) == pytest.approx((49.5, 89.1, 98.01))
-    assert "pruned_p99" not in summary({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)})
+    assert "pruned_p99" not in summarise_rounds({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)})
 
 
 @pytest.mark.parametrize(("calls", "told"), [(6, set()), (10, {90}), (99, {90}), (100, {90, 99})])
 def test_a_percentile_is_of_so_many_calls_that_one_is_beyond_it(calls, told):
-    found = summary({"pruned": [[Pass([1.0, 2.0] * (calls // 2) + [2.0] * (calls % 2), 0.0)]]}, {}, percentiles=True)
+    found = summarise_rounds(
+        {"pruned": [[Pass([1.0, 2.0] * (calls // 2) + [2.0] * (calls % 2), 0.0)]]}, {}, percentiles=True
+    )
     assert {share for share in (90, 99) if f"pruned_p{share}" in found} == told
 
 
@@ -281,8 +287,8 @@ class Room:
             ms = speeds.get(point.batch, {}).get(model.name, 10)
             return self.now.work(itertools.repeat(ms), log=self.log, name=model.name)
 
-        monkeypatch.setattr(benchmark, "workload", workload)
-        monkeypatch.setattr(benchmark, "predicted", lambda *_: {})
+        monkeypatch.setattr(benchmark, "workload_of_point", workload)
+        monkeypatch.setattr(benchmark, "predict_speedup", lambda *_: {})
         monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
         monkeypatch.setattr(benchmark.peak_rates, "shares", lambda *_: {})
         monkeypatch.setattr(timing, "MIN_MS", 60)
@@ -309,7 +315,7 @@ class Room:
         return list(there.time(self.models["dense"], self.models["pruned"], **how))
 
 
-ONE = dataclasses.replace(profile("smoke"), decode=(), prefill=(4,), speed_rounds=7)
+ONE = dataclasses.replace(protocol_of_profile("smoke"), decode=(), prefill=(4,), speed_rounds=7)
 
 
 def test_models_that_do_not_fit_together_are_timed_one_after_the_other(monkeypatch):
@@ -347,7 +353,7 @@ def test_a_dense_model_that_does_not_fit_leaves_the_pruned_one(monkeypatch):
 
 def test_a_dense_model_without_weights_is_not_moved_and_the_pruned_one_alone_fills_the_gpu(monkeypatch):
     gpu = Room(monkeypatch, 10, {"dense": 1, "pruned": 6}, per_sequence=2)
-    monkeypatch.setattr(benchmark, "predicted", lambda dense, pruned, point: {"of": (dense.name, pruned.name)})
+    monkeypatch.setattr(benchmark, "predict_speedup", lambda dense, pruned, point: {"of": (dense.name, pruned.name)})
     found = gpu.timed(dataclasses.replace(ONE, batches=(1, 2, 3)), alone=True)
     assert set(gpu.log) == {"pruned"}
     assert [point["out_of_memory"] for point in found] == [["dense"], ["dense"], ["dense", "pruned"]]
@@ -370,7 +376,7 @@ def test_what_takes_the_gpu_away_ends_the_timing_and_is_no_point(monkeypatch):
     def lost(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(benchmark, "workload", lost)
+    monkeypatch.setattr(benchmark, "workload_of_point", lost)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         gpu.timed(ONE)
 

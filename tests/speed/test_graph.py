@@ -18,13 +18,13 @@ from tiny_methods import pruned
 from bench.cli.main import main
 from bench.plan import validate
 from bench.plan.cell import Cell
-from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
+from bench.plan.protocol import PROFILES, Protocol, protocol_for_cuda, protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.speed import workloads
-from bench.speed.workloads import TimedPoint, capturable_cache, points, workload
+from bench.speed.workloads import TimedPoint, make_capturable_cache, points_of_protocol, workload_of_point
 from methods.errors import UserError
 
-GRAPH = dataclasses.replace(profile("smoke"), cache="static", mode="graph", decode_steps=4)
+GRAPH = dataclasses.replace(protocol_of_profile("smoke"), cache="static", mode="graph", decode_steps=4)
 CAPTURED = [family for family in TINY if family != "opt"]
 
 
@@ -32,7 +32,7 @@ def replayed(model, size, protocol=GRAPH, passes=2):
     """(the ids, the last logits of each step (steps, B, V), of several passes) of captured steps."""
     found = []
     with torch.inference_mode():
-        work = workload(model, TimedPoint("decode", 2, size, "graph"), protocol, RecordedGraph)
+        work = workload_of_point(model, TimedPoint("decode", 2, size, "graph"), protocol, RecordedGraph)
         state = work.step.__self__
         for _ in range(passes):
             work.reset()
@@ -71,7 +71,7 @@ def test_a_captured_step_equals_the_eager_one_to_the_last_bit():
     model = tiny("llama")
     _, (first, second), _ = replayed(model, 5)
     with torch.inference_mode():
-        work = workload(model, TimedPoint("decode", 2, 5, "eager"), GRAPH, RecordedGraph)
+        work = workload_of_point(model, TimedPoint("decode", 2, 5, "eager"), GRAPH, RecordedGraph)
         work.reset()
         eager = []
         for _ in range(work.steps):
@@ -84,7 +84,7 @@ def test_a_captured_step_equals_the_eager_one_to_the_last_bit():
 def test_the_memory_of_a_captured_step_stays_where_it_is():
     model = tiny("mistral")  # whose full windows are filled anew for each pass
     with torch.inference_mode():
-        work = workload(model, TimedPoint("decode", 1, 20, "graph"), GRAPH, RecordedGraph)
+        work = workload_of_point(model, TimedPoint("decode", 1, 20, "graph"), GRAPH, RecordedGraph)
         state = work.step.__self__
 
         def places():
@@ -108,8 +108,8 @@ def test_a_window_that_fills_within_a_pass_is_refused():
     with pytest.raises(ValueError, match=r"window of 8 tokens fills between 6 and 10.*decode behind 8 tokens or more"):
         replayed(tiny("mistral"), 6)
     config = tiny("mistral").config
-    assert not any(layer.is_sliding for layer in capturable_cache(config, 4, 8).layers)
-    assert all(layer.is_sliding for layer in capturable_cache(config, 8, 12).layers)
+    assert not any(layer.is_sliding for layer in make_capturable_cache(config, 4, 8).layers)
+    assert all(layer.is_sliding for layer in make_capturable_cache(config, 8, 12).layers)
 
 
 @pytest.mark.parametrize("method", [None, "slicegpt", "flap", "llm-drop", "shortgpt+ghost"])
@@ -123,7 +123,7 @@ def test_a_step_is_traced_to_one_graph_that_is_never_traced_anew(method):
 
     torch.compiler.reset()
     with torch.inference_mode():
-        work = workload(model, TimedPoint("decode", 2, 5, "graph"), GRAPH, RecordedGraph)
+        work = workload_of_point(model, TimedPoint("decode", 2, 5, "graph"), GRAPH, RecordedGraph)
         state = work.step.__self__
         work.reset()
         step = torch.compile(state.launched, backend=backend, fullgraph=True)
@@ -212,7 +212,7 @@ def test_on_cuda_a_step_runs_beside_the_main_stream_before_it_is_captured(monkey
 
 def test_points_of_captured_steps_have_eager_ones_beside_them_at_the_batches_asked_for():
     protocol = dataclasses.replace(GRAPH, prefill=(8,), decode=(16, 4), max_batch=2)
-    assert [str(point) for point in points(protocol)] == [
+    assert [str(point) for point in points_of_protocol(protocol)] == [
         "prefill of 8 tokens, batch 1, eager",
         "decode behind 4 tokens, batch 1, graph",
         "decode behind 4 tokens, batch 1, eager",
@@ -221,36 +221,45 @@ def test_points_of_captured_steps_have_eager_ones_beside_them_at_the_batches_ask
         "prefill of 8 tokens, batch 2, eager",
         "decode behind 16 tokens, batch 2, graph",
     ]
-    assert points(protocol)[1].named == {"kind": "decode", "batch": 1, "context": 4, "mode": "graph"}
-    assert "mode" not in TimedPoint("decode", 1, 4).named
+    assert points_of_protocol(protocol)[1].plain == {"kind": "decode", "batch": 1, "context": 4, "mode": "graph"}
+    assert "mode" not in TimedPoint("decode", 1, 4).plain
 
 
 def test_a_gpu_has_defaults_of_its_own_where_nothing_else_was_said():
-    found = for_cuda(profile("speed"), (), None)
+    found = protocol_for_cuda(protocol_of_profile("speed"), (), None)
     assert (found.mode, found.cache, found.prefill, found.decode) == ("graph", "static", *[(1024, 128, 8192)] * 2)
-    said = for_cuda(profile("speed", decode=(7,), max_batch=0, mode="eager"), ("decode", "max_batch", "mode"), None)
+    said = protocol_for_cuda(
+        protocol_of_profile("speed", decode=(7,), max_batch=0, mode="eager"), ("decode", "max_batch", "mode"), None
+    )
     assert (said.mode, said.cache, said.prefill[0], said.decode, said.max_batch) == ("eager", "static", 1024, (7,), 0)
-    smoke = dataclasses.replace(profile("smoke"), cache="static", mode="graph", calibration_memory_mib=0)
-    assert for_cuda(profile("smoke"), (), None) == smoke
-    assert for_cuda(profile("smoke"), ("calibration_memory_mib",), None).calibration_memory_mib == 1024
-    assert for_cuda(profile("speed", compile=True), ("compile",), None).mode == "eager"
-    assert for_cuda(profile("speed", cache="dynamic"), ("cache",), None).mode == "eager"
+    smoke = dataclasses.replace(protocol_of_profile("smoke"), cache="static", mode="graph", calibration_memory_mib=0)
+    assert protocol_for_cuda(protocol_of_profile("smoke"), (), None) == smoke
+    assert (
+        protocol_for_cuda(protocol_of_profile("smoke"), ("calibration_memory_mib",), None).calibration_memory_mib
+        == 1024
+    )
+    assert protocol_for_cuda(protocol_of_profile("speed", compile=True), ("compile",), None).mode == "eager"
+    assert protocol_for_cuda(protocol_of_profile("speed", cache="dynamic"), ("cache",), None).mode == "eager"
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_what_macs_are_averaged_over_does_not_depend_on_whether_anything_is_timed(name):
-    timed, untimed = (for_cuda(profile(name, **rounds), rounds, 4096) for rounds in ({}, {"speed_rounds": 0}))
+    timed, untimed = (
+        protocol_for_cuda(protocol_of_profile(name, **rounds), rounds, 4096) for rounds in ({}, {"speed_rounds": 0})
+    )
     assert untimed.macs_context == timed.macs_context
-    asked = profile(name, speed_rounds=0)
+    asked = protocol_of_profile(name, speed_rounds=0)
     assert untimed == dataclasses.replace(asked, prefill=timed.prefill, calibration_memory_mib=0)
-    assert for_cuda(profile(name, speed_rounds=0, prefill=(7,)), ("prefill",), None).macs_context == 7
+    assert (
+        protocol_for_cuda(protocol_of_profile(name, speed_rounds=0, prefill=(7,)), ("prefill",), None).macs_context == 7
+    )
 
 
 def test_default_sizes_that_a_model_has_no_positions_for_are_left_out():
-    found = for_cuda(profile("quick"), (), 8192)
+    found = protocol_for_cuda(protocol_of_profile("quick"), (), 8192)
     assert (found.prefill, found.decode) == ((1024, 128, 8192), (1024, 128))
-    small = for_cuda(profile("quick"), (), 128)
-    assert (small.prefill, small.decode) == ((128,), profile("quick").decode)
+    small = protocol_for_cuda(protocol_of_profile("quick"), (), 128)
+    assert (small.prefill, small.decode) == ((128,), protocol_of_profile("quick").decode)
 
 
 def cell(protocol):
@@ -258,7 +267,7 @@ def cell(protocol):
 
 
 def test_only_captured_steps_are_a_part_of_a_key():
-    assert '"mode"' not in cell(profile("smoke")).question
+    assert '"mode"' not in cell(protocol_of_profile("smoke")).question
     assert cell(GRAPH).plain()["protocol"]["mode"] == "graph"
     eager = dataclasses.replace(GRAPH, mode="eager")
     assert cell(GRAPH).key != cell(eager).key
@@ -288,7 +297,7 @@ def test_captured_steps_that_cannot_be_are_refused(model_folder, text_file, caps
 def test_a_cell_for_machines_with_gpus_has_their_defaults(model_folder, text_file):
     named = {"texts": [str(text_file)], "calibration": str(text_file), "tasks": (), "window": 64, "stride": 32}
     spec = RunSpec("dense", model=str(model_folder), device="cuda", profile="smoke", protocol=named)
-    (found,) = validate.cells(spec, here=False)
+    (found,) = validate.cells_of_spec(spec, is_here=False)
     assert (found.protocol.mode, found.protocol.cache) == ("graph", "static")
 
 

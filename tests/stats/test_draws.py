@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import t, ttest_1samp
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from bench.stats.draws import components, draw_stderr, exponential, mean_difference, mean_interval
+from bench.stats.draws import draw_stderr, exp_of_log, mean_difference, mean_interval, variance_components
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -26,15 +26,15 @@ def test_equal_models_are_told_apart_rarely_and_more_rarely_where_each_seed_draw
 
 
 def test_exponentials_are_endless_and_no_number_stays_none():
-    assert (exponential(0.0), exponential(750.0), exponential(-800.0)) == (1.0, math.inf, 0.0)
-    assert math.isnan(exponential(math.nan))
+    assert (exp_of_log(0.0), exp_of_log(750.0), exp_of_log(-800.0)) == (1.0, math.inf, 0.0)
+    assert math.isnan(exp_of_log(math.nan))
 
 
 def test_components_by_hand():
-    between, within = components([1, 3, 5, 9], "aabb")
+    between, within = variance_components([1, 3, 5, 9], "aabb")
     assert (within.variance, within.freedom) == (pytest.approx((2 + 8) / 2), 2)
     assert (between.variance, between.freedom) == (pytest.approx((2 * 2 * 2.5**2 - 5) / 2), 1)
-    between, within = components([1, 3, 6], "aab")  # n = 2 and 1: each group's share is (3 - 5 / 3) / 1
+    between, within = variance_components([1, 3, 6], "aab")  # n = 2 and 1: each group's share is (3 - 5 / 3) / 1
     assert within.variance == pytest.approx(2)
     assert between.variance == pytest.approx((2 * (2 - 10 / 3) ** 2 + (6 - 10 / 3) ** 2 - 2) / (3 - 5 / 3))
 
@@ -44,7 +44,7 @@ def test_components_of_equal_groups_are_those_of_restricted_likelihood():
     group = np.repeat(np.arange(12), 4)
     y = rng.normal(0, 2, 12)[group] + rng.normal(0, 1, 48)
     fitted = MixedLM(y, np.ones((48, 1)), groups=group).fit(reml=True)
-    between, within = components(y, group)
+    between, within = variance_components(y, group)
     assert within.variance == pytest.approx(fitted.scale, rel=1e-3)
     assert between.variance == pytest.approx(float(fitted.cov_re[0, 0]), rel=1e-3)
 
@@ -64,18 +64,18 @@ def test_components_recover_what_data_were_made_from(balanced):
     for _ in range(400):
         of_method, of_text = rng.normal(0, true[0], 6), rng.normal(0, true[1], (6, 3))
         y = [of_method[m] + of_text[m, k] + rng.normal(0, true[2]) for m, k, _ in cells]
-        found.append([one.variance for one in components(y, methods, texts)])
+        found.append([one.variance for one in variance_components(y, methods, texts)])
     mean, stderr = np.mean(found, axis=0), np.std(found, axis=0) / 20
     assert np.abs(mean - np.square(true)) == pytest.approx(0, abs=4 * stderr.max())
     assert (np.abs(mean - np.square(true)) < 4 * stderr).all()
 
 
 def test_a_level_without_freedom_has_no_component_and_one_below_zero_has_no_deviation():
-    method, text, seed = components([1.0, 2.0, 5.0, 6.5], "aabb", "cccc")
+    method, text, seed = variance_components([1.0, 2.0, 5.0, 6.5], "aabb", "cccc")
     assert (text.variance, text.freedom, text.deviation) == (None, 0, None)
     assert seed.freedom == 2
-    assert method.variance == components([1.0, 2.0, 5.0, 6.5], "aabb")[0].variance
-    between, within = components([0.0, 10.0, 1.0, 9.5], "aabb")
+    assert method.variance == variance_components([1.0, 2.0, 5.0, 6.5], "aabb")[0].variance
+    between, within = variance_components([0.0, 10.0, 1.0, 9.5], "aabb")
     assert between.variance < 0
     assert between.deviation == 0
     assert within.deviation == pytest.approx(math.sqrt((50 + 8.5**2 / 2) / 2))
@@ -128,4 +128,4 @@ def test_of_equal_methods_few_are_told_apart(seed, window, both):
 
 def test_levels_may_be_any_names():
     frame = pd.DataFrame({"m": [("a", 1), ("a", 1), ("b", 1), ("b", 1)], "y": [1.0, 3.0, 5.0, 9.0]})
-    assert components(frame["y"].tolist(), frame["m"].tolist()) == components([1, 3, 5, 9], "aabb")
+    assert variance_components(frame["y"].tolist(), frame["m"].tolist()) == variance_components([1, 3, 5, 9], "aabb")

@@ -15,8 +15,8 @@ from statsmodels.stats.multitest import multipletests
 from bench.stats.clusters import paired_resampled, sign_flip
 from bench.stats.intervals import (
     average_stderr,
+    count_flips,
     detectable_share,
-    flips,
     holm,
     kendall,
     mcnemar,
@@ -161,7 +161,7 @@ def test_resampling_agrees_with_students_test_for_normal_figures():
 
 
 def test_flips_by_hand():
-    assert flips([1, 1, 0, 0, 1], [1, 0, 1, 1, 1]) == (1, 2, pytest.approx(0.4))
+    assert count_flips([1, 1, 0, 0, 1], [1, 0, 1, 1, 1]) == (1, 2, pytest.approx(0.4))
 
 
 def test_a_ratio_of_equal_ratios_is_one_and_its_interval_wider_than_either():

@@ -60,7 +60,7 @@ def test_nothing_private():
 @LINUX
 def test_the_processor_is_named_as_the_kernel_names_it(monkeypatch):
     monkeypatch.setattr(environment, "_read", lambda path: "processor : 0\nmodel name\t: Example CPU @ 2 GHz\n\n")
-    assert describe(CPU, torch.bfloat16)["cpu"] == environment.processor(CPU) == "Example CPU @ 2 GHz"
+    assert describe(CPU, torch.bfloat16)["cpu"] == environment.name_of_processor(CPU) == "Example CPU @ 2 GHz"
 
 
 def test_what_cannot_be_found_out_is_absent(monkeypatch, tmp_path):
@@ -86,7 +86,7 @@ def test_a_gpu_that_is_not_here_is_absent(monkeypatch, error):
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
     found = describe(torch.device("cuda", 0), torch.bfloat16)
-    assert (found["device"], found["cpu"]) == ("cuda:0", environment.processor(CPU))
+    assert (found["device"], found["cpu"]) == ("cuda:0", environment.name_of_processor(CPU))
     assert {name for name in found if name.startswith(("gpu", "cuda"))} == set()
 
 

@@ -31,9 +31,9 @@ def test_sigkill_is_lack_of_memory_where_the_system_has_counted_it(tmp_path, mon
 @pytest.mark.parametrize("said", ["pgfault 5", "oom_kill many", "odd"])
 def test_sigkill_is_taken_for_lack_of_memory_where_the_system_does_not_say(tmp_path, monkeypatch, said):
     monkeypatch.setattr(failures, "COUNTERS", tmp_path / "vmstat")
-    assert failures.kills_for_memory() is None
+    assert failures.count_kills() is None
     (tmp_path / "vmstat").write_text(f"{said}\n")
-    assert failures.kills_for_memory() is None
-    assert failures.death(-signal.SIGKILL, "there", None).status == "out_of_memory"
-    assert failures.death(-signal.SIGSEGV, "there", None).status == "crashed"
-    assert failures.death(7, "there", None).reason == "the process ended with code 7 there"
+    assert failures.count_kills() is None
+    assert failures.failure_of_death(-signal.SIGKILL, "there", None).status == "out_of_memory"
+    assert failures.failure_of_death(-signal.SIGSEGV, "there", None).status == "crashed"
+    assert failures.failure_of_death(7, "there", None).reason == "the process ended with code 7 there"

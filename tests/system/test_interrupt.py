@@ -28,14 +28,14 @@ def by_default():
 def test_a_signal_ends_what_goes_on_with_the_code_that_shells_expect(number, by_default):
     with (
         pytest.raises(interrupt.EndedBySignal) as ended,
-        interrupt.prompt(),
-        interrupt.prompt("--out results/of-today"),
+        interrupt.keep_prompt(),
+        interrupt.keep_prompt("--out results/of-today"),
     ):
         os.kill(os.getpid(), number)
         time.sleep(60)
-    assert interrupt.code_of(ended.value) == ended.value.code == ENDS[number]
+    assert interrupt.code_of_signal(ended.value) == ended.value.code == ENDS[number]
     said = f"prunebench: ended by {number.name}; the same command with --out results/of-today goes on where it stopped"
-    assert interrupt.message(ended.value) == said
+    assert interrupt.message_of_signal(ended.value) == said
     assert {one: signal.getsignal(one) for one in interrupt.HANDLERS} == interrupt.HANDLERS
 
 
@@ -43,7 +43,7 @@ def test_a_signal_that_a_process_and_its_group_get_is_one(by_default, monkeypatc
     """As of `timeout`, or of a terminal that is closed."""
     monkeypatch.setattr(interrupt, "AT_ONCE", 60.0)
     tidied = []
-    with pytest.raises(interrupt.EndedBySignal) as ended, interrupt.prompt():
+    with pytest.raises(interrupt.EndedBySignal) as ended, interrupt.keep_prompt():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
@@ -60,7 +60,7 @@ def test_a_signal_that_is_ignored_or_has_a_handler_stays_so(by_default):
     heard = []
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
-    with interrupt.prompt():
+    with interrupt.keep_prompt():
         for number in ENDS:
             os.kill(os.getpid(), number)
         assert heard == [True]

@@ -14,23 +14,30 @@ import torch
 from emulated import EmulatedGpus
 
 from bench.system import environment, memory
-from bench.system.memory import anonymous_bytes, highest, peaks, reset_peaks, resident_bytes, watched
+from bench.system.memory import (
+    anonymous_bytes_of,
+    merge_peaks,
+    peaks_of_devices,
+    reset_peaks,
+    resident_bytes_of_process,
+    watch_peaks,
+)
 
 CPU = [torch.device("cpu")]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
 
 
 def test_resident_memory_grows_with_what_is_used():
-    before = resident_bytes()
+    before = resident_bytes_of_process()
     with mmap.mmap(-1, 2**26) as block:  # pages of its own, and none that the process has freed before
         block.write(b"x" * 2**26)
-        assert resident_bytes() >= before + 2**26 - 2**22
+        assert resident_bytes_of_process() >= before + 2**26 - 2**22
 
 
 def test_peak_memory_grows_with_what_is_used():
-    before = peaks(CPU)["resident_bytes"]
+    before = peaks_of_devices(CPU)["resident_bytes"]
     block = bytearray(b"x") * (before + 2**26)  # touches every page
-    assert peaks(CPU)["resident_bytes"] >= before + 2**26
+    assert peaks_of_devices(CPU)["resident_bytes"] >= before + 2**26
     del block
 
 
@@ -41,20 +48,20 @@ def test_pages_of_a_file_are_no_anonymous_memory_until_they_are_written(private,
     (tmp_path / "file").write_bytes(bytes(size))
     with (tmp_path / "file").open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE if private else mmap.MAP_SHARED)
-    before = anonymous_bytes(os.getpid())
+    before = anonymous_bytes_of(os.getpid())
     assert sum(mapped[:: mmap.PAGESIZE]) == 0
-    read = anonymous_bytes(os.getpid())
+    read = anonymous_bytes_of(os.getpid())
     for place in range(0, size, mmap.PAGESIZE):
         mapped[place] = 1
     assert abs(read - before) < size / 4
-    assert (anonymous_bytes(os.getpid()) - read > size * 3 / 4) == private
+    assert (anonymous_bytes_of(os.getpid()) - read > size * 3 / 4) == private
     mapped.close()
 
 
 @LINUX
 def test_what_is_gone_at_the_end_of_the_block_was_watched():
-    with watched(CPU) as found:
-        before = anonymous_bytes(os.getpid())
+    with watch_peaks(CPU) as found:
+        before = anonymous_bytes_of(os.getpid())
         with mmap.mmap(-1, 2**26) as block:
             block.write(b"x" * 2**26)
             time.sleep(0.5)
@@ -64,10 +71,10 @@ def test_what_is_gone_at_the_end_of_the_block_was_watched():
 @LINUX
 def test_peak_memory_starts_anew():
     block = bytearray(b"x") * 2**28
-    high = peaks(CPU)["resident_bytes"]
+    high = peaks_of_devices(CPU)["resident_bytes"]
     del block
     reset_peaks(CPU)
-    assert peaks(CPU)["resident_bytes"] < high - 2**27
+    assert peaks_of_devices(CPU)["resident_bytes"] < high - 2**27
 
 
 @LINUX
@@ -101,28 +108,32 @@ def test_peaks_of_gpus_are_those_of_the_allocator_summed_and_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
     first, second = ({"allocated_bytes": 100 + n, "reserved_bytes": 200 + n} for n in range(2))
-    assert peaks(both) == {"allocated_bytes": 201, "reserved_bytes": 401, "each": [first, second]}
-    assert peaks(both[1:]) == second
+    assert peaks_of_devices(both) == {"allocated_bytes": 201, "reserved_bytes": 401, "each": [first, second]}
+    assert peaks_of_devices(both[1:]) == second
     reset_peaks(both[1:])
     assert calls == ["init", both[1]]
-    later = peaks(both) | {"allocated_bytes": 1, "each": [first | {"reserved_bytes": 900}, first]}
+    later = peaks_of_devices(both) | {"allocated_bytes": 1, "each": [first | {"reserved_bytes": 900}, first]}
     higher = [first | {"reserved_bytes": 900}, second]
-    assert highest(peaks(both), later) == {"allocated_bytes": 201, "reserved_bytes": 900 + 201, "each": higher}
+    assert merge_peaks(peaks_of_devices(both), later) == {
+        "allocated_bytes": 201,
+        "reserved_bytes": 900 + 201,
+        "each": higher,
+    }
 
 
 def test_states_may_take_an_eighth_of_what_is_free_where_there_is_least():
     """In powers of two, and with what torch holds of a GPU without using it."""
     every = [torch.device("cuda", 0), torch.device("cuda", 1)]
     with EmulatedGpus(count=2, memory=9 * 2**20) as gpus:
-        assert memory.for_states(every) == 2**20
+        assert memory.bytes_for_states(every) == 2**20
         gpus.memories[0].size = 40 * 2**20
         taken = torch.empty(2**20, device="cuda:0")  # 4 MiB of 40, and an eighth of the rest is 4.5
-        assert memory.for_states(every[:1]) == 2**22
-        assert memory.for_states(every) == 2**20
+        assert memory.bytes_for_states(every[:1]) == 2**22
+        assert memory.bytes_for_states(every) == 2**20
         gpus.memories[0].size = 35 * 2**20
-        assert memory.for_states(every[:1]) == 2**21
+        assert memory.bytes_for_states(every[:1]) == 2**21
         with mock.patch.object(torch.cuda, "memory_reserved", lambda _: 8 * 2**20):
-            assert memory.for_states(every[:1]) == 2**22
+            assert memory.bytes_for_states(every[:1]) == 2**22
         del taken
 
 
@@ -147,9 +158,9 @@ def test_the_memory_of_a_job_is_what_its_control_group_allows(line, files, wante
         (tmp_path / "groups" / name).write_text(f"{text}\n")
     (tmp_path / "of").write_text(f"{line}\n")
     whole = psutil.virtual_memory().total
-    assert memory.host_bytes(tmp_path / "of", tmp_path / "groups") == (whole if wanted is None else wanted)
-    assert memory.host_bytes(tmp_path / "none", tmp_path / "groups") == whole
-    assert 0 < memory.host_bytes() <= whole
+    assert memory.bytes_of_host(tmp_path / "of", tmp_path / "groups") == (whole if wanted is None else wanted)
+    assert memory.bytes_of_host(tmp_path / "none", tmp_path / "groups") == whole
+    assert 0 < memory.bytes_of_host() <= whole
 
 
 @pytest.mark.parametrize(
@@ -176,6 +187,6 @@ def test_free_in_a_container_is_what_is_left_of_its_limit(line, files, wanted, t
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(f"{text}\n")
     (tmp_path / "of").write_text(f"{line}\n")
-    found = memory.free_bytes(tmp_path / "of", tmp_path / "groups")
+    found = memory.free_bytes_of_host(tmp_path / "of", tmp_path / "groups")
     assert found == wanted if wanted is not None else 2**20 < found <= psutil.virtual_memory().total
-    assert memory.for_states(CPU) <= max(2**20, memory.free_bytes() // 4)
+    assert memory.bytes_for_states(CPU) <= max(2**20, memory.free_bytes_of_host() // 4)

@@ -128,9 +128,9 @@ STAT_1 = "nr_periods 9\nnr_throttled 3\nthrottled_time 1500000000"
 )
 def test_a_container_says_how_much_of_the_processors_it_has(line, files, cores, held, tmp_path):
     process, folder = groups(tmp_path, line, files)
-    assert memory.cores(process, folder) == cores
-    assert memory.held_seconds(process, folder) == held
-    assert memory.cores(tmp_path / "none", folder) is None
+    assert memory.count_cores(process, folder) == cores
+    assert memory.throttled_seconds(process, folder) == held
+    assert memory.count_cores(tmp_path / "none", folder) is None
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_threads_begin_with_what_a_limit_of_time_leaves(monkeypatch, allowed, sa
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(threads.os, "environ", dict(said))
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
-    monkeypatch.setattr(memory, "cores", lambda: allowed)
+    monkeypatch.setattr(memory, "count_cores", lambda: allowed)
     torch.set_num_threads(3)
     set_up_threads()
-    assert (threads.usable_cores(), threads.os.environ.get("OMP_NUM_THREADS")) == (usable, begun)
+    assert (threads.count_usable_cores(), threads.os.environ.get("OMP_NUM_THREADS")) == (usable, begun)
     assert torch.get_num_threads() == (3 if said or begun is None else min(3, usable))
 
 

@@ -20,7 +20,7 @@ def test_a_crowd_is_alone_one_at_a_time_while_nobody_works():
         for pause, leave in zip(pauses[who], leaves[who], strict=True):
             while gate.is_closed:
                 time.sleep(0.001)
-            gate.started(who)
+            gate.start(who)
             with guard:
                 working.add(who)
             time.sleep(pause)
@@ -36,7 +36,7 @@ def test_a_crowd_is_alone_one_at_a_time_while_nobody_works():
                         seen.append(working - {who})
                         working.discard(who)
                         passed.append(who)
-            gate.ended(who)
+            gate.end(who)
 
     threads = [threading.Thread(target=rounds, args=(who,), daemon=True) for who in range(6)]
     for thread in threads:
@@ -51,8 +51,8 @@ def test_a_crowd_is_alone_one_at_a_time_while_nobody_works():
 
 def test_an_open_gate_lets_everybody_through():
     gate, through = Gate(), threading.Event()
-    gate.started(0)
-    gate.started(1)
+    gate.start(0)
+    gate.start(1)
 
     def passes() -> None:
         with gate.alone(0):
@@ -70,14 +70,14 @@ def test_an_open_gate_lets_everybody_through():
 
 def test_who_has_been_alone_goes_on_once_all_who_wait_have_been():
     gate, events = Gate(), list[tuple[str, int]]()
-    gate.started(0)
-    gate.started(1)
+    gate.start(0)
+    gate.start(1)
 
     def passes(who: int) -> None:
         with gate.alone(who):
             events.append(("alone", who))
         events.append(("on", who))
-        gate.ended(who)
+        gate.end(who)
 
     threads = [threading.Thread(target=passes, args=(who,), daemon=True) for who in range(2)]
     threads[0].start()

@@ -14,13 +14,13 @@ from made_runs import run_folder
 from bench.cli.main import main
 from bench.records.record import Record
 from reports.figures import catalogue, factors
-from reports.figures.figure import svg
+from reports.figures.figure import to_svg
 from reports.formats import latex, markup
 from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
-from reports.groups import blocks
-from reports.tables.pivots import studies
-from reports.tables.views import view
+from reports.groups import group_records
+from reports.tables.pivots import studies_of
+from reports.tables.views import build_view
 
 LOOK = {"calibration": "calibration", "sequences": "calibration_sequences", "length": "calibration_length"}
 
@@ -51,7 +51,7 @@ RECORDS = [dense_of(GRID[0]), *GRID]
 
 def grid(records: list[Record], measure: str) -> dict[str, dict[str, object]]:
     """{row: {column: value}} of the one table of a measure."""
-    (table,) = (table for table in view("ablation", records) if table.name.endswith(measure.replace("_", "_")))
+    (table,) = (table for table in build_view("ablation", records) if table.name.endswith(measure.replace("_", "_")))
     return {
         row.label: {column.label: cell.value for column, cell in zip(table.columns, row.cells, strict=True)}
         for row in table.rows
@@ -69,7 +69,7 @@ def test_every_cell_stands_where_its_factors_say():
 
 
 def test_the_rest_is_named():
-    table = view("ablation", RECORDS)[0]
+    table = build_view("ablation", RECORDS)[0]
     assert (table.title, table.head) == ("laco: ppl wiki ↓ by C and T", "C")
     assert (
         "fixed: I 2, merge last, calibration c4, calibration sequences 16, calibration length 256, seed 0."
@@ -77,19 +77,19 @@ def test_the_rest_is_named():
     )
     assert "dense: ppl wiki 20.8 ± 0.9." in table.notes
     assert "in every cell: average 30.0 ± 2.1 %, bpb 1.800 ± 0.027, pruned in 3.0 s." in table.notes
-    assert not [table for table in view("ablation", RECORDS) if "prune_seconds" in table.name]
+    assert not [table for table in build_view("ablation", RECORDS) if "prune_seconds" in table.name]
     assert any(sentence.startswith("calibration: 16 sequences") for sentence in table.footnotes)
 
 
 def test_intervals_are_those_of_the_frame():
-    (table, *_) = view("ablation", RECORDS)
+    (table, *_) = build_view("ablation", RECORDS)
     cell = table.rows[1].cells[0]
     assert (cell.low, cell.value, cell.high) == pytest.approx((0.9 * 40.45, 40.45, 1.1 * 40.45))
     assert cell.text == "40.5 ± 4.0"
 
 
 def test_what_stands_beside_a_figure_is_said():
-    (table,) = view("ablation", [RECORDS[0], *GRID[::2]])
+    (table,) = build_view("ablation", [RECORDS[0], *GRID[::2]])
     said = " ".join(table.footnotes)
     for sentence in (
         "± of a perplexity is half the 95 % interval.",
@@ -102,7 +102,7 @@ def test_what_stands_beside_a_figure_is_said():
 
 
 def test_one_factor_is_a_plain_table():
-    (table,) = view("ablation", [RECORDS[0], *GRID[::2]])
+    (table,) = build_view("ablation", [RECORDS[0], *GRID[::2]])
     assert [row.label for row in table.rows] == ["2", "4", "6"]
     assert [column.name for column in table.columns] == [
         *("perplexity_wiki", "kl", "average", "answer_bpb", "ratio", "layers", "prune_seconds")
@@ -113,7 +113,7 @@ def test_one_factor_is_a_plain_table():
 
 def test_more_factors_are_a_grid_for_each_combination_of_the_others():
     cells = [laco(C=C, T=T, I=I, ppl=100 * I + 10 * C + T) for I, C, T in itertools.product((1, 2), CS, TS)]
-    tables = [table for table in view("ablation", [dense_of(cells[0]), *cells]) if "perplexity" in table.name]
+    tables = [table for table in build_view("ablation", [dense_of(cells[0]), *cells]) if "perplexity" in table.name]
     assert [table.title for table in tables] == [f"laco: ppl wiki ↓ by C and T, I {I}" for I in (1, 2)]
     assert [table.name for table in tables] == ["ablation-laco-perplexity_wiki", "ablation-laco-perplexity_wiki-2"]
     assert [table.rows[2].cells[0].value for table in tables] == [160.45, 260.45]
@@ -130,7 +130,7 @@ def test_what_methods_look_at_is_joined_over_setups_and_said():
         "wiki": {"seed=0": 50.0, "seed=1": 51.0},
         "c4": {"seed=0": 60.0, "seed=1": 61.0},
     }
-    table = view("ablation", records)[0]
+    table = build_view("ablation", records)[0]
     said = " ".join(table.notes)
     assert "cells of setups that differ in calibration, seed stand in one table" in said
     assert "each seed draws its own documents of the tasks." in said
@@ -141,10 +141,10 @@ def test_what_methods_look_at_is_joined_over_setups_and_said():
 
 def test_what_is_evaluated_otherwise_is_not_joined():
     one, other = laco(ratio=0.1, calibration="c4"), laco(ratio=0.1, calibration="wiki", ppl=70.0)
-    assert view("ablation", [one, other])
-    assert not view("ablation", [one, changed(other, "cell", "inputs", "texts", to={"wiki": "another half"})])
-    assert not view("ablation", [one, changed(other, "cell", "protocol", "windows", to=99)])
-    assert not view("ablation", [one, changed(other, "cell", "dtype", to="bfloat16")])
+    assert build_view("ablation", [one, other])
+    assert not build_view("ablation", [one, changed(other, "cell", "inputs", "texts", to={"wiki": "another half"})])
+    assert not build_view("ablation", [one, changed(other, "cell", "protocol", "windows", to=99)])
+    assert not build_view("ablation", [one, changed(other, "cell", "dtype", to="bfloat16")])
 
 
 @pytest.mark.parametrize(
@@ -161,34 +161,34 @@ def test_what_was_done_else_and_what_the_ratio_is_of_make_other_studies(field, v
     others = [changed(laco(C=C, ratio=0.3, ppl=100 * C), "cell", field, to=value) for C in (*CS, 8)]
     records = [dense_of(plain[0]), *itertools.chain(*itertools.zip_longest(plain, others))]
     records = [record for record in records if record is not None]
-    tables = view("ablation", records)
+    tables = build_view("ablation", records)
     assert [table.title for table in tables] == ["laco by C", name]
     for table, factor, values in zip(tables, (10, 100), (CS, (*CS, 8)), strict=True):
         assert [row.label for row in table.rows] == list(map(str, values))
         assert [row.cells[0].value for row in table.rows] == [pytest.approx(factor * C) for C in values]
     assert said in " ".join(tables[1].notes)
-    drawings = [one for one in catalogue.figures(records) if one.name.startswith("ablation-")]
-    assert len({one.name for one in drawings}) == len(drawings) == 2 * len(studies(records)[0].measures()[:3])
+    drawings = [one for one in catalogue.figures_of_report(records) if one.name.startswith("ablation-")]
+    assert len({one.name for one in drawings}) == len(drawings) == 2 * len(studies_of(records)[0].measures()[:3])
 
 
 def test_cells_with_the_same_settings_are_counted():
     again = changed(GRID[0], "cell", "inputs", "texts", to={"wiki": "t"})
     again = changed(again, "cell", "inputs", "calibration_sha256", to="of another version of the text")
-    (table, *_) = view("ablation", [*RECORDS, again])
+    (table, *_) = build_view("ablation", [*RECORDS, again])
     assert "left out, since another cell has the same settings: 1." in table.notes
     plain = [laco(T=0.5), *(changed(laco(), "cell", "inputs", "versions", to={"torch": one}) for one in ("1", "2"))]
-    assert view("ablation", plain)[0].title.startswith("laco by ")
+    assert build_view("ablation", plain)[0].title.startswith("laco by ")
 
 
 def test_ratios_alone_are_no_ablation():
-    assert view("ablation", [laco(ratio=0.1), laco(ratio=0.2)]) == []
+    assert build_view("ablation", [laco(ratio=0.1), laco(ratio=0.2)]) == []
     both = [laco(C=C, ratio=ratio, ppl=C + ratio) for C in (2, 3) for ratio in (0.1, 0.2)]
     assert grid(both, "perplexity_wiki")["3"] == {"ratio=0.1": 3.1, "ratio=0.2": 3.2}
 
 
 def test_a_parameter_called_like_an_outer_factor_is_the_methods_own():
     cells = [changed(laco(ratio=0.1, seed=seed), "cell", "parameters", "seed", to=7) for seed in (0, 1)]
-    (table,) = view("ablation", cells)
+    (table,) = build_view("ablation", cells)
     assert table.head == "seed"
     assert "laco.seed 7" in " ".join(table.notes)
 
@@ -201,14 +201,14 @@ def test_lists_and_dictionaries_of_a_plugin_are_factors_too():
         "[1, 2]": {'shares={"mlp": 0.1}': 100.0, 'shares={"mlp": 0.2}': 101.0},
         "[3]": {'shares={"mlp": 0.1}': 102.0, 'shares={"mlp": 0.2}': 103.0},
     }
-    assert view("ablation", records[::2])[0].head == "blocks"
-    axis = factors.figures_of_studies(blocks(records[::2]))[0].draw().axes[0]
+    assert build_view("ablation", records[::2])[0].head == "blocks"
+    axis = factors.figures_of_studies(group_records(records[::2]))[0].draw().axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["[1, 2]", "[3]"]
 
 
 def test_draws_of_a_random_method_are_one_cell():
     records = [changed(drawn(draw, 100.0 + draw, 0.3), "cell", "seed", to=seed) for draw in (0, 1) for seed in (0, 1)]
-    found = studies(records)
+    found = studies_of(records)
     assert [(study.factors, len(study.points)) for study in found] == [(("seed",), 2)]
     assert [point.row["perplexity_wiki"] for point in found[0].points.values()] == pytest.approx([100.5] * 2, rel=1e-4)
 
@@ -216,7 +216,7 @@ def test_draws_of_a_random_method_are_one_cell():
 def test_a_cell_without_figures_says_why_and_where():
     lost = failed("out_of_memory", "laco", "full", parameters={**GRID[0].cell["parameters"], "C": 8}, given=("C", "T"))
     lost = replace(lost, cell=lost.cell | {"ratio": None, "inputs": GRID[0].cell["inputs"]})
-    table = view("ablation", [*RECORDS, lost])[0]
+    table = build_view("ablation", [*RECORDS, lost])[0]
     assert table.rows[-1].label == "8"
     assert [cell.text for cell in table.rows[-1].cells] == ["out of memory", "-"]
     assert any("out of memory: full" in note for note in table.notes)
@@ -225,7 +225,7 @@ def test_a_cell_without_figures_says_why_and_where():
 def test_a_missed_ratio_has_its_star():
     missed = [laco(C=C, T=T, ratio=0.1) for C in (2, 3) for T in TS]
     missed[0].measured["ratio_budget"] = missed[0].measured["ratio"] + 0.01
-    cells = {row.label: row.cells for row in view("ablation", missed)[0].rows}
+    cells = {row.label: row.cells for row in build_view("ablation", missed)[0].rows}
     assert [cell.text.endswith("*") for cell in cells["2"]] == [True, False]
 
 
@@ -242,14 +242,14 @@ RENDERERS = {
 def test_every_format_heads_the_rows_with_the_factor(form, tmp_path, capsys):
     assert main(["report", str(run_folder(tmp_path / "run", RECORDS)), "--view", "ablation", "--format", form]) == 0
     out = capsys.readouterr().out
-    assert out == RENDERERS[form](view("ablation", sorted(RECORDS, key=RECORDS.index)))
+    assert out == RENDERERS[form](build_view("ablation", sorted(RECORDS, key=RECORDS.index)))
     assert {"terminal": "\nC  ", "markdown": "| C ", "csv": ",C=2,", "latex": "\nC & ", "html": '"col">C</th>'}[
         form
     ] in out
 
 
 def test_csv_names_both_factors():
-    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(view("ablation", RECORDS)))))
+    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(build_view("ablation", RECORDS)))))
     (found,) = (one for one in lines if (one["label"], one["measure"]) == ("C=4", "perplexity_wiki, T=0.65"))
     assert float(found["value"]) == 40.65
 
@@ -260,7 +260,7 @@ def test_a_run_without_factors_is_told_so(tmp_path, capsys):
 
 
 def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
-    found = factors.figures_of_studies(blocks(RECORDS))
+    found = factors.figures_of_studies(group_records(RECORDS))
     assert [figure.name for figure in found] == [
         "ablation-laco-perplexity-wiki",
         "ablation-laco-kl",
@@ -272,7 +272,7 @@ def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
     assert set(lines) == {"T 0.45", "T 0.65", "dense"}
     assert axis.get_xlabel() == "C"
     assert "the best is 20.4 ± 2.0 at C 2, T 0.45" in found[0].description
-    assert svg(found[0]) == svg(found[0])
+    assert to_svg(found[0]) == to_svg(found[0])
 
 
 def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_unit():
@@ -281,7 +281,7 @@ def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_un
     for record, accuracy in zip(dense, (0.4, 0.6, 0.5), strict=True):
         for task in record.measured["tasks"].values():
             task["metrics"][task["main"]] = share(accuracy)
-    found = {figure.name: figure for figure in factors.figures_of_studies(blocks([*dense, *cells]))}
+    found = {figure.name: figure for figure in factors.figures_of_studies(group_records([*dense, *cells]))}
     axis = found["ablation-laco-average"].draw().axes[0]
     lines = [(line.get_label(), line.get_ydata()[0]) for line in axis.lines if line.get_label().startswith("dense")]
     assert lines == [("dense, the lowest and the highest", pytest.approx(figure)) for figure in (40, 60)]
@@ -293,15 +293,15 @@ def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_un
 
 def test_words_stand_side_by_side_on_the_axis():
     cells = [laco(ratio=0.1, calibration=text, ppl=ppl) for text, ppl in (("c4", 50.0), ("wiki", 60.0))]
-    axis = factors.figures_of_studies(blocks(cells))[0].draw().axes[0]
+    axis = factors.figures_of_studies(group_records(cells))[0].draw().axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["c4", "wiki"]
     assert list(axis.lines[0].get_ydata()) == [50.0, 60.0]
 
 
 def test_the_page_has_the_section_and_its_filter_knows_the_method():
-    from reports.page.page import page
+    from reports.page.page import render_page
 
-    text = page(RECORDS)
+    text = render_page(RECORDS)
     assert '<section id="ablation"' in text
     assert '<tr data-method="laco" data-ratio="">' in text
-    assert '<section id="ablation"' not in page([DENSE])
+    assert '<section id="ablation"' not in render_page([DENSE])

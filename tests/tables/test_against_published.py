@@ -13,8 +13,8 @@ from made_runs import run_folder
 from bench.cli.main import main
 from bench.records.record import Record
 from methods.errors import UserError
-from reports.published.against import tables
-from reports.published.papers import known_published, read_published
+from reports.published.against import tables_of_published
+from reports.published.papers import list_published, read_published
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
 PAPER = {
@@ -97,7 +97,7 @@ def read(paper: dict, tmp_path) -> list:
 
 
 def test_both_figures_their_difference_and_the_shares_of_each_dense_model(tmp_path):
-    dense, laco = tables([whole(one) for one in RECORDS], read(printed(), tmp_path))
+    dense, laco = tables_of_published([whole(one) for one in RECORDS], read(printed(), tmp_path))
     assert (dense.title, laco.title) == ("dense, published (mine) and here", "laco at 0.3, published (mine) and here")
     found = rows(laco)
     assert found["hellaswag"] == {
@@ -122,7 +122,7 @@ def test_both_figures_their_difference_and_the_shares_of_each_dense_model(tmp_pa
 
 
 def test_the_reasons_follow_from_the_records(paper):
-    _, laco = tables(RECORDS, read_published(str(paper)))
+    _, laco = tables_of_published(RECORDS, read_published(str(paper)))
     said = " ".join(laco.notes)
     assert "another ratio: 30.0 % published, 28.9 % here." in said
     assert "another depth: 20 layers are published, laco leaves 19." in said
@@ -134,7 +134,7 @@ def test_the_reasons_follow_from_the_records(paper):
     assert "± of a perplexity is half the 95 % interval." in laco.footnotes
     assert any(sentence.startswith("± of a task or the average is one standard error") for sentence in laco.footnotes)
     close = changed(changed(RECORDS[1], "measured", "ratio", to=0.3), "measured", "layers", to=20)
-    said = " ".join(tables([RECORDS[0], close], read_published(str(paper)))[1].notes)
+    said = " ".join(tables_of_published([RECORDS[0], close], read_published(str(paper)))[1].notes)
     assert "another ratio" not in said
     assert "another depth" not in said
 
@@ -142,7 +142,10 @@ def test_the_reasons_follow_from_the_records(paper):
 def test_titles_tell_cells_apart(paper):
     again = [changed(one, "cell", "seed", to=1) for one in RECORDS]
     exact = changed(RECORDS[1], "cell", "match", to="exact")
-    found = [table.title.partition(",")[0] for table in tables([*RECORDS, *again, exact], read_published(str(paper)))]
+    found = [
+        table.title.partition(",")[0]
+        for table in tables_of_published([*RECORDS, *again, exact], read_published(str(paper)))
+    ]
     laco = [f"laco (match layers) at 0.3 (seed {seed})" for seed in (0, 1)]
     assert found == ["dense (seed 0)", "dense (seed 1)", *laco, "laco (match exact) at 0.3 (seed 0)"]
 
@@ -154,7 +157,7 @@ def test_reasons_are_of_the_text_whose_difference_is_shown(tmp_path):
     record = changed(RECORDS[1], "measured", "perplexity", to=texts)
     for several, shown in ((texts, True), (dict(reversed(texts.items())), False)):
         record = changed(record, "measured", "perplexity", to=several)
-        (table,) = tables([record], read(printed(), tmp_path))
+        (table,) = tables_of_published([record], read(printed(), tmp_path))
         assert (rows(table)["ppl wiki"]["difference"] is not None) == shown
         assert any("no difference of perplexities" in note for note in table.notes) != shown
 
@@ -162,18 +165,18 @@ def test_reasons_are_of_the_text_whose_difference_is_shown(tmp_path):
 def test_what_is_paired(paper):
     papers = read_published(str(paper))
     far = changed(RECORDS[1], "measured", "ratio", to=0.2)
-    assert [table.rows[0].method for table in tables([RECORDS[0], far], papers)] == ["dense"]
+    assert [table.rows[0].method for table in tables_of_published([RECORDS[0], far], papers)] == ["dense"]
     fixed = changed(changed(far, "cell", "ratio", to=None), "cell", "given", to=["T"])
     fixed = changed(fixed, "cell", "parameters", to={"T": 0.65})
-    assert [table.title for table in tables([RECORDS[0], fixed], papers)][1] == (
+    assert [table.title for table in tables_of_published([RECORDS[0], fixed], papers)][1] == (
         "laco:T=0.65, published (mine) and here"
     )
     other = changed(RECORDS[1], "cell", "method", to="laco-published")
-    assert len(tables([*RECORDS, other], papers)) == 3
+    assert len(tables_of_published([*RECORDS, other], papers)) == 3
     folder = changed(changed(RECORDS[1], "cell", "model", to="/models/Llama-2-7b-hf"), "cell", "display_name", to="x")
-    assert [table.rows[0].method for table in tables([folder], papers)] == ["laco"]
+    assert [table.rows[0].method for table in tables_of_published([folder], papers)] == ["laco"]
     with pytest.raises(UserError, match="there are Llama-2-7B; the runs have SmolLM2-135M-Instruct"):
-        tables([DENSE, LACO], papers)
+        tables_of_published([DENSE, LACO], papers)
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "latex", "html"])
@@ -208,7 +211,7 @@ UNKNOWN = {"window": "the window", "bos": "BOS", "dtype": "the dtype", "calibrat
 
 
 def differences(records, papers) -> tuple[dict[str, object], str]:
-    laco = tables(records, papers)[1]
+    laco = tables_of_published(records, papers)[1]
     return {name: row.get("difference") for name, row in rows(laco).items()}, " ".join(laco.notes)
 
 
@@ -297,17 +300,21 @@ def test_orders_of_removal_are_compared_as_sets(tmp_path):
     cell = changed(changed(RECORDS[1], "cell", "method", to="shortgpt"), "cell", "ratio", to=0.1)
     cell = replace(cell, decisions={"removed_layers": [10, 11, 12, 20]})
     (found,) = [
-        rows(one) for one in tables([*RECORDS, cell], read(paper, tmp_path)) if one.title.startswith("shortgpt")
+        rows(one)
+        for one in tables_of_published([*RECORDS, cell], read(paper, tmp_path))
+        if one.title.startswith("shortgpt")
     ]
     assert found["layers among the first 4 to go"]["here"] == 3
     front = {"decisions": {"removed_layers": [10, 11]}, "measured": {"layers": cell.measured["dense_layers"] - 2}}
     chained = replace(cell, decisions={"earlier": [front], "removed_layers": [10, 18]})  # 12 and 20 of the dense model
     (found,) = [
-        rows(one) for one in tables([*RECORDS, chained], read(paper, tmp_path)) if one.title.startswith("shortgpt")
+        rows(one)
+        for one in tables_of_published([*RECORDS, chained], read(paper, tmp_path))
+        if one.title.startswith("shortgpt")
     ]
     assert found["layers among the first 4 to go"]["here"] == 3
     far = replace(cell, decisions={"removed_layers": list(range(9))})
-    assert len(tables([*RECORDS, far], read(paper, tmp_path))) == 2  # more than were printed
+    assert len(tables_of_published([*RECORDS, far], read(paper, tmp_path))) == 2  # more than were printed
 
 
 WRONG = {
@@ -349,7 +356,7 @@ def test_the_data_that_come_with_the_suite_are_sound():
     """Every figure is in its range, every row has a source, and averages that were computed from columns agree."""
     papers = read_published("published")
     known = {"laco", "blockpruner", "slicegpt", "llm-pruner", "evopress", "sleb", "linearpatch", "replaceme", "flap"}
-    assert {paper.name for paper in papers} == set(known_published()) == known
+    assert {paper.name for paper in papers} == set(list_published()) == known
     for paper in papers:
         assert paper.source
         assert paper.notes

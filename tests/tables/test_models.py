@@ -15,15 +15,15 @@ from made_runs import run_folder
 from scipy.stats import t
 
 from bench.cli.main import main
-from bench.records.comparability import over_models
+from bench.records.comparability import setup_of_models
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from reports.formats import markup, terminal
 from reports.page import sections
-from reports.tables.models import shared_ratios
+from reports.tables.models import ratios_on_all_models
 from reports.tables.rows import ReportData
 from reports.tables.table import Table, TableCell
-from reports.tables.views import view
+from reports.tables.views import build_view
 
 MODELS = ("one", "two", "three")
 METHODS = ("laco", "flap", "sleb", "shortgpt")
@@ -53,7 +53,7 @@ def several(
 
 
 def table(records: list[Record], name: str) -> Table:
-    (found,) = [one for one in view("models", records) if one.name == name]
+    (found,) = [one for one in build_view("models", records) if one.name == name]
     return found
 
 
@@ -91,7 +91,7 @@ def test_orders_under_other_conditions_have_tables_of_their_own():
     fewer = [changed(record, "cell", "protocol", "documents", to=7) for record in turned]
 
     def orders(given: list[Record]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-        return in_words([one for one in view("models", given) if one.name.startswith("models-orders")])
+        return in_words([one for one in build_view("models", given) if one.name.startswith("models-orders")])
 
     assert orders([*records, *fewer]) == [*orders(records), *orders(fewer)]
     assert orders(records) != orders(fewer)
@@ -165,7 +165,7 @@ def test_samples_of_the_same_documents_narrow_an_interval():
     records = [
         record for model in MODELS[:2] for record in (cell(model, "dense", 20, 0.7), cell(model, "laco", 50, 0.2))
     ]
-    (shared,) = shared_ratios(ReportData(records, samples=Paired()))
+    (shared,) = ratios_on_all_models(ReportData(records, samples=Paired()))
     change = shared.models[0].change("laco", "answer_bpb")
     assert (change.low, change.high) == pytest.approx((math.log(2), math.log(2)))
 
@@ -213,11 +213,11 @@ def test_one_model_alone_is_refused_in_a_sentence(tmp_path, capsys):
 def test_models_that_were_measured_otherwise_are_not_set_beside_each_other(tmp_path, capsys):
     records = several({"laco": [2.0, 2.0], "flap": [3.0, 3.0]})
     longer = [changed(r, "cell", "protocol", "window", to=1024) if r.cell["model"] == "two" else r for r in records]
-    assert view("models", longer) == []
+    assert build_view("models", longer) == []
     run = run_folder(tmp_path / "run", [changed(r, "cell", "display_name", to=r.cell["model"]) for r in longer])
     assert "one and two share no ratio" in refused(capsys, ["report", str(run), "--view", "models"])
     timed = [changed(r, "cell", "protocol", "speed_rounds", to=0) if r.cell["model"] == "two" else r for r in records]
-    assert len({over_models(record) for record in timed}) == 1  # whether it was timed touches no quality
+    assert len({setup_of_models(record) for record in timed}) == 1  # whether it was timed touches no quality
 
 
 def test_of_one_model_the_cells_under_most_conditions_stand_and_a_note_says_so():
@@ -322,7 +322,7 @@ def test_a_budget_is_called_one():
     records = several({"laco": [2.0, 3.0, 4.0], "flap": [3.0, 2.0, 3.0]})
     pruned = [changed(one, "cell", "ratio_of", to="macs") for one in records if one.cell["method"] != "dense"]
     dense = [one for one in records if one.cell["method"] == "dense"]
-    titles = [one.title for one in view("models", [*dense, *pruned]) if "orders" not in one.name]
+    titles = [one.title for one in build_view("models", [*dense, *pruned]) if "orders" not in one.name]
     assert titles
     assert all("budget macs=0.7, 3 models" in title for title in titles)
 
@@ -338,10 +338,10 @@ def test_the_view_stands_in_every_format_and_on_the_page(tmp_path, capsys):
         out, err = capsys.readouterr()
         assert "three" in out
         assert err == ""
-    tables = view("models", records)
+    tables = build_view("models", records)
     assert max(map(len, terminal.render(tables).splitlines())) <= 100
     assert "places of 2 methods" in markup.render_markdown(tables)
-    found = sections.sections({"models": tables}, {})
+    found = sections.sections_of_views({"models": tables}, {})
     assert [(one["title"], len(one["tables"])) for one in found] == [
         ("Several models", 3),
         ("Places", 3),

@@ -34,42 +34,42 @@ from made_records import (
 )
 
 from bench.plan.cell import Cell
-from bench.plan.protocol import profile
-from bench.records.frame import frame
-from bench.records.quantities import METRICS, metric, perplexity
+from bench.plan.protocol import protocol_of_profile
+from bench.records.frame import frame_of_records
+from bench.records.quantities import METRICS, format_perplexity, metric_of
 from bench.records.record import Record, save
 from bench.records.run_folder import load_run
 from reports import groups as groups_of_rows
 from reports.formats import latex, markup
 from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
-from reports.formats.terminal import text as cell_text
-from reports.groups import blocks
-from reports.legend import REASON, reason
-from reports.page.page import page
-from reports.report import LINE, csv, markdown, to_terminal, write
-from reports.tables.views import view
-from reports.text import markdown_escaped, printable, width, wrap
+from reports.formats.terminal import text_of_cell as cell_text
+from reports.groups import group_records
+from reports.legend import REASON, reason_of_error
+from reports.page.page import render_page
+from reports.report import LINE, to_csv, to_markdown, to_terminal, write_report
+from reports.tables.views import build_view
+from reports.text import escape_markdown, to_printable, width_of, wrap
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "reports"
 
 
 def of_grid(render: Callable[..., str]) -> Callable[[list[Record]], str]:
     """A renderer of the view grid, of records of its own."""
-    return lambda _: render(view("grid", copy.deepcopy(MENDED)))
+    return lambda _: render(build_view("grid", copy.deepcopy(MENDED)))
 
 
 def of_view(name: str, render: Callable[..., str]) -> Callable[[list[Record]], str]:
     """A renderer of one view, with the difference to no method tested."""
     return lambda records: render(
-        view(name, records, needs={"laco": "calibration", "llm-pruner": "calibration, gradients"})
+        build_view(name, records, needs={"laco": "calibration", "llm-pruner": "calibration, gradients"})
     )
 
 
 def bare_page(records: list[Record]) -> str:
     """The page of four cells without its figures, style and scripts."""
     some = [record for record in records if record.cell["method"] in ("dense", "laco", HUGE.cell["method"], "shortgpt")]
-    text = re.sub(r"(?s)(<(style|script)>).*?(</\2>)", r"\1\3", page(some, drawings=()))
+    text = re.sub(r"(?s)(<(style|script)>).*?(</\2>)", r"\1\3", render_page(some, drawings=()))
     return re.sub(r"sha256-[\w+/=]{44}", "sha256-", text)
 
 
@@ -83,8 +83,8 @@ RENDERED = {
     "page.html": bare_page,
     "show.txt": shown_cells,
     "report.txt": to_terminal,
-    "report.md": markdown,
-    "report.csv": csv,
+    "report.md": to_markdown,
+    "report.csv": to_csv,
     "main.tex": of_view("main", latex.render),
     "main.html": of_view("main", markup.render_html),
     "per-task.txt": of_view("per-task", terminal_text.render),
@@ -118,7 +118,7 @@ def test_equal_records_give_equal_bytes(render):
 
 
 def row(records: list[Record], label: str) -> dict[str, Any]:
-    table = frame(records)
+    table = frame_of_records(records)
     return table.loc[table["label"] == label].iloc[0].to_dict()
 
 
@@ -144,14 +144,14 @@ def test_figures_by_hand():
 def test_checks_have_a_row_of_figures_and_a_table_of_their_own():
     dense = replace(DENSE, measured=checked(DENSE.measured, None, 1.0))
     pruned = replace(LACO, measured=checked(LACO.measured, 2.0743, 0.0))
-    table = frame([dense, pruned, FIXED]).set_index("label")
+    table = frame_of_records([dense, pruned, FIXED]).set_index("label")
     laco = table.loc["laco"]
     assert (laco["kl"], laco["kl_low"], laco["kl_high"]) == pytest.approx((2.0743, 0.9 * 2.0743, 1.1 * 2.0743))
     assert (laco["copying"], laco["agreement"], laco["distinct_2"]) == (0.0, 0.7588, 0.7446)
     assert pd.isna(table.loc["dense", "kl"])
     assert table.loc["dense", "copying"] == 1.0
     assert pd.isna(table.loc["drop:layers=20-24", "copying"])
-    text = markdown([dense, pruned])
+    text = to_markdown([dense, pruned])
     heads = "method agreement (%) ↑ copying (%) ↑ counting (%) ↑ repetition (%) distinct 2-grams (%)"
     assert heads in re.sub(r"[\s|]+", " ", text)
     assert "| laco" in text
@@ -184,7 +184,7 @@ def test_a_missed_budget_is_flagged_and_half_a_percent_is_not():
 
 
 def test_missing_is_missing_and_whole_numbers_stay_whole():
-    table = frame(RECORDS)
+    table = frame_of_records(RECORDS)
     assert table["parameters"].dtype == "Int64"
     failed_row = table.loc[table["label"] == "flap"].iloc[0]
     figures = [name for name in table.columns if name.startswith(("param", "ratio", "perp", "task", "aver", "kept"))]
@@ -220,13 +220,13 @@ def test_draws_share_a_row_with_the_spread_between_them():
     assert "1,000 [100, 10,000]" in lines[0]
     assert "40.0 ± 10.0" in table
     assert "drop-random: mean of 3 draws" in table
-    assert csv(records).count(",drop-random,drop-random,") == 3  # the frame stays one row per cell
+    assert to_csv(records).count(",drop-random,drop-random,") == 3  # the frame stays one row per cell
 
 
 def test_draws_of_which_the_first_is_timed_have_its_speed_and_say_so():
     first, *others = drawn(0, 100.0, 0.3), drawn(1, 1000.0, 0.4, timed=False), drawn(2, 10000.0, 0.5, timed=False)
     shuffled = [others[0], first, others[1]]
-    alone, shared = (blocks([*RECORDS[:1], *draws])[0][0].rows[-1] for draws in ([first], shuffled))
+    alone, shared = (group_records([*RECORDS[:1], *draws])[0][0].rows[-1] for draws in ([first], shuffled))
     for name in ("prefill_speed", "prefill_speed_low", "prefill_speed_high"):
         assert shared[name] == alone[name]
     assert shared["average"] == pytest.approx(0.4)
@@ -265,9 +265,9 @@ def test_the_baseline_has_the_same_seed_where_there_is_one():
         changed(DENSE, "cell", "seed", to=1), "measured", "tasks", "piqa", "metrics", "acc_norm", "value", to=0.5
     )
     again = changed(LACO, "cell", "seed", to=1)
-    kept = frame([DENSE, other, LACO, again])["kept"].tolist()
+    kept = frame_of_records([DENSE, other, LACO, again])["kept"].tolist()
     assert kept == pytest.approx([1, 1, 2.03 / 2.70, 2.03 / 2.49])
-    assert frame([DENSE, again])["kept"].tolist() == pytest.approx([1, 2.03 / 2.70])
+    assert frame_of_records([DENSE, again])["kept"].tolist() == pytest.approx([1, 2.03 / 2.70])
     assert "c4, seeds 0, 1; the same" in " ".join(to_terminal([DENSE, other, LACO, again]).split())
 
 
@@ -291,11 +291,20 @@ def test_a_task_without_accuracy_is_shown_but_not_averaged():
 
 def test_the_label_is_the_cells():
     asked = Cell(
-        "m", "laco", {"C": 3, "T": 0.7, "I": 2}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), given=("C", "T")
+        "m",
+        "laco",
+        {"C": 3, "T": 0.7, "I": 2},
+        0.3,
+        "layers",
+        0,
+        "cpu",
+        "float32",
+        protocol_of_profile("smoke"),
+        given=("C", "T"),
     )
     record = Record(cell=asdict(asked), status="error", environment={}, error="x")
-    assert frame([record])["label"].tolist() == [asked.label] == ["laco:C=3,T=0.7"]
-    assert frame([record])["model"].tolist() == ["m"]
+    assert frame_of_records([record])["label"].tolist() == [asked.label] == ["laco:C=3,T=0.7"]
+    assert frame_of_records([record])["model"].tolist() == ["m"]
 
 
 # --- terminal
@@ -311,8 +320,8 @@ def test_terminal_lines_fit_and_hold_no_control_character():
     ]
     text = to_terminal(records)
     lines = text.split("\n")
-    assert max(map(width, lines)) <= LINE
-    assert max(map(width, lines)) > LINE - 10  # the room is used
+    assert max(map(width_of, lines)) <= LINE
+    assert max(map(width_of, lines)) > LINE - 10  # the room is used
     assert all(character.isprintable() for line in lines for character in line)
     assert sum(line.count("剪") for line in lines) % 60 == 0  # wrapped, not cut
     assert not any(line != line.rstrip() for line in lines)
@@ -322,8 +331,8 @@ def test_terminal_lines_fit_and_hold_no_control_character():
 def test_terminal_uses_the_whole_line_and_no_more(letter):
     widest = 0
     for length in range(6, 29):
-        records = [DENSE, SLICEGPT, changed(HUGE, "cell", "method", to=letter * (length // width(letter)))]
-        widest = max(widest, *map(width, to_terminal(records).splitlines()))
+        records = [DENSE, SLICEGPT, changed(HUGE, "cell", "method", to=letter * (length // width_of(letter)))]
+        widest = max(widest, *map(width_of, to_terminal(records).splitlines()))
     assert widest == LINE
 
 
@@ -385,7 +394,7 @@ def test_a_dense_cell_alone():
     text = to_terminal([DENSE])
     assert text.startswith("SmolLM2-135M-Instruct   cpu, float32, 2 threads   quick\n\nmethod")
     assert "calibration" not in text
-    assert "## Dense model" in markdown([DENSE])
+    assert "## Dense model" in to_markdown([DENSE])
 
 
 def test_the_budget_counts_layers_only_where_it_is_whole_layers():
@@ -435,7 +444,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def test_markdown_tables_stay_tables():
-    lines = markdown(RECORDS).splitlines()
+    lines = to_markdown(RECORDS).splitlines()
     columns = 0
     for before, line in zip(["", *lines], lines, strict=False):
         if line.startswith("|"):
@@ -447,7 +456,7 @@ def test_markdown_tables_stay_tables():
 
 
 def test_markdown_says_which_way_is_better_and_the_unit():
-    text = markdown([DENSE, LACO])
+    text = to_markdown([DENSE, LACO])
     assert re.search(r"\| +ppl wiki ↓ \| +average \(%\) ↑ \| +kept ↑ \|", text)
     assert re.search(r"\| +prefill \(tokens/s\) ↑ \| +decode \(ms/token\) ↓ \|", text)
 
@@ -455,7 +464,7 @@ def test_markdown_says_which_way_is_better_and_the_unit():
 def test_markdown_environment():
     later = changed(LACO, "environment", "date", to="2026-01-02T04:00:00+00:00")
     other = changed(later, "environment", "versions", to={"torch": "2.14.0"})
-    text = markdown([DENSE, other])
+    text = to_markdown([DENSE, other])
     assert "- date: 2026-01-02T03:04:05+00:00 to 2026-01-02T04:00:00+00:00\n" in text
     assert "- torch: 2.13.0, 2.14.0\n" in text
     assert "- memory: 8.00 GiB\n" in text
@@ -463,7 +472,7 @@ def test_markdown_environment():
 
 
 def test_csv_is_one_line_per_cell_in_full_precision():
-    text = csv(RECORDS)
+    text = to_csv(RECORDS)
     rows = list(csv_reader.DictReader(io.StringIO(text)))
     assert len(text.splitlines()) == len(RECORDS) + 1
     assert sorted(entry["status"] for entry in rows) == sorted(record.status for record in RECORDS)
@@ -479,7 +488,7 @@ def test_csv_tells_cells_apart_that_were_not_measured_alike():
     inputs = {"calibration_sha256": "d" * 64}  # follows from the text, so that it need not be told
     cell = LACO.cell | {"protocol": LACO.cell["protocol"] | {"calibration": "wiki"}, "inputs": inputs}
     other = replace(LACO, cell=cell)
-    rows = list(csv_reader.DictReader(io.StringIO(csv([DENSE, LACO, other]))))
+    rows = list(csv_reader.DictReader(io.StringIO(to_csv([DENSE, LACO, other]))))
     assert [(row["label"], row["conditions"]) for row in rows] == [
         ("dense", 'calibration "c4"'),
         ("laco", 'calibration "c4"'),
@@ -487,15 +496,15 @@ def test_csv_tells_cells_apart_that_were_not_measured_alike():
     ]
     assert list(rows[0])[:3] == ["model", "conditions", "label"]
     weights = [replace(LACO, cell=LACO.cell | {"inputs": {"weights_sha256": digit * 64}}) for digit in "ab"]
-    rows = list(csv_reader.DictReader(io.StringIO(csv(weights))))
+    rows = list(csv_reader.DictReader(io.StringIO(to_csv(weights))))
     assert [row["conditions"] for row in rows] == [f'weights_sha256 "{digit * 12}..."' for digit in "ab"]
-    assert "conditions" not in csv([DENSE, LACO]).splitlines()[0].split(",")
+    assert "conditions" not in to_csv([DENSE, LACO]).splitlines()[0].split(",")
 
 
 def test_csv_says_what_a_ratio_is_a_share_of_and_which_draw_a_cell_is():
     decoder = changed(LACO, "cell", "ratio_of", to="decoder")
     records = [DENSE, LACO, decoder, *(drawn(draw, 90.0, 0.4) for draw in (3, 5)), drawn(7, 90.0, 0.4, ("seed",))]
-    rows = list(csv_reader.DictReader(io.StringIO(csv(records))))
+    rows = list(csv_reader.DictReader(io.StringIO(to_csv(records))))
     assert [row["ratio_of"] for row in rows if row["label"] in ("dense", "laco")] == ["", "all", "decoder"]
     assert [(row["draw"], row["seed"]) for row in rows if row["method"] == "drop-random"] == [
         ("3", "0"),
@@ -503,7 +512,7 @@ def test_csv_says_what_a_ratio_is_a_share_of_and_which_draw_a_cell_is():
         ("", "0"),
     ]
     for name in ("main", "grid", "speed"):
-        tables = view(name, [*records, *(changed(one, "cell", "ratio_of", to="decoder") for one in MENDED[1:])])
+        tables = build_view(name, [*records, *(changed(one, "cell", "ratio_of", to="decoder") for one in MENDED[1:])])
         lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(tables))))
         found = {(line["label"].partition(" at ")[0], line["requested_ratio"], line["ratio_of"]) for line in lines}
         assert {("dense", "", ""), ("laco", "0.3", "decoder")} <= found, name
@@ -511,17 +520,17 @@ def test_csv_says_what_a_ratio_is_a_share_of_and_which_draw_a_cell_is():
 
 
 def test_a_failed_cell_does_not_set_the_order_of_the_columns():
-    assert list(frame([FAILED[0], DENSE, LACO])) == list(frame([LACO, DENSE, FAILED[0]]))
+    assert list(frame_of_records([FAILED[0], DENSE, LACO])) == list(frame_of_records([LACO, DENSE, FAILED[0]]))
 
 
 def test_write_leaves_both_files_and_nothing_else(tmp_path):
     for number, record in enumerate(RECORDS):
         save(record, tmp_path / "run" / "cells" / f"{number}.json")
     records = load_run(tmp_path / "run")
-    write(tmp_path / "run", records)
+    write_report(tmp_path / "run", records)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["cells", "report.csv", "report.md"]
-    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == markdown(RECORDS)
-    assert (tmp_path / "run" / "report.csv").read_text(encoding="utf-8") == csv(RECORDS)
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == to_markdown(RECORDS)
+    assert (tmp_path / "run" / "report.csv").read_text(encoding="utf-8") == to_csv(RECORDS)
 
 
 # --- pieces
@@ -556,7 +565,7 @@ def test_write_leaves_both_files_and_nothing_else(tmp_path):
     ],
 )
 def test_how_figures_are_written(column, figure, expected):
-    assert metric(column).show(figure) == expected
+    assert metric_of(column).show(figure) == expected
 
 
 @pytest.mark.parametrize(
@@ -577,13 +586,13 @@ def test_how_intervals_are_written(interval, expected):
 
 
 def test_the_decimals_of_an_error_follow_its_figure():
-    assert perplexity(0.456, beside=5.4) == "0.46"
-    assert perplexity(12.3, beside=343.0) == "12"
+    assert format_perplexity(0.456, beside=5.4) == "0.46"
+    assert format_perplexity(12.3, beside=343.0) == "12"
 
 
 def test_long_and_nested_names_are_shortened_in_headings():
-    assert metric("perplexity_hub:org/name:test").label == "ppl name:test"
-    assert len(metric("task_" + "x" * 90).label) == 40
+    assert metric_of("perplexity_hub:org/name:test").label == "ppl name:test"
+    assert len(metric_of("task_" + "x" * 90).label) == 40
 
 
 @pytest.mark.parametrize(
@@ -597,11 +606,11 @@ def test_long_and_nested_names_are_shortened_in_headings():
     ],
 )
 def test_markdown_escapes(text, expected):
-    assert markdown_escaped(text) == expected
+    assert escape_markdown(text) == expected
 
 
 def test_printable_shows_what_cannot_be_seen():
-    assert printable("größe\n\x1b[31m\u202e\x00\ud800 é") == r"größe\n\x1b[31m\u202e\x00\ud800 é"
+    assert to_printable("größe\n\x1b[31m\u202e\x00\ud800 é") == r"größe\n\x1b[31m\u202e\x00\ud800 é"
 
 
 def test_wrap_breaks_at_words_and_within_long_ones():
@@ -612,7 +621,7 @@ def test_wrap_breaks_at_words_and_within_long_ones():
 
 
 def test_width_counts_columns():
-    assert [width(text) for text in ("abc", "剪枝", "e\u0301", "±")] == [3, 4, 1, 1]
+    assert [width_of(text) for text in ("abc", "剪枝", "e\u0301", "±")] == [3, 4, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -623,18 +632,18 @@ def test_width_counts_columns():
     ],
 )
 def test_reasons_are_one_line(error, expected):
-    assert reason(error) == expected
-    assert reason("x" * 400).startswith("x" * REASON + " ...")
+    assert reason_of_error(error) == expected
+    assert reason_of_error("x" * 400).startswith("x" * REASON + " ...")
 
 
 def test_a_row_is_named_once_however_often_its_name_is_read(monkeypatch):
     """Each name is held against all cells of the setup: with 84 of them, names took most of ten seconds."""
     names = list[Record]()
-    name_beside = groups_of_rows.name_beside
+    name_beside = groups_of_rows.label_with_differences
     monkeypatch.setattr(
-        groups_of_rows, "name_beside", lambda one, several: names.append(one) or name_beside(one, several)
+        groups_of_rows, "label_with_differences", lambda one, several: names.append(one) or name_beside(one, several)
     )
-    ((group, *_), *_) = blocks(RECORDS)
+    ((group, *_), *_) = group_records(RECORDS)
     labels = [[group.label(place) for place in range(len(group.rows))] for _ in range(3)]
     assert labels[0] == labels[1] == labels[2]
     assert len(names) == len(group.rows)

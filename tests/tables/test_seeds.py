@@ -15,23 +15,23 @@ from made_runs import run_folder
 from scipy.stats import t
 
 from bench.cli.main import main
-from bench.plan.protocol import text_name
-from bench.records.comparability import draws, setups
+from bench.plan.protocol import name_of_text
+from bench.records.comparability import group_draws, setups_of_records
 from bench.records.record import Record
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
-from bench.regression.pairs import LEVEL, average, perplexity
-from bench.stats.draws import components, mean_difference
+from bench.regression.pairs import LEVEL, test_average, test_perplexity
+from bench.stats.draws import mean_difference, variance_components
 from reports import legend
 from reports.figures import catalogue
 from reports.figures.factors import figures_of_calibrations as draws_figures
 from reports.formats.terminal import render
-from reports.groups import TableGroup, blocks
-from reports.page.page import page
-from reports.page.summary import summary
-from reports.report import csv, to_terminal
-from reports.tables.rows import tested_block
-from reports.tables.views import view
+from reports.groups import TableGroup, group_records
+from reports.page.page import render_page
+from reports.page.summary import summarise_groups
+from reports.report import to_csv, to_terminal
+from reports.tables.rows import test_pairs
+from reports.tables.views import build_view
 
 TOKENS, WINDOWS = 511, 16
 
@@ -58,12 +58,12 @@ def run(figures: dict[str, list[float]], **more: Any) -> list[Record]:
 
 
 def only(records: list[Record]) -> TableGroup:
-    ((group,),) = blocks(records)
+    ((group,),) = group_records(records)
     return group
 
 
 def said(records: list[Record], samples: Samples | None = None) -> str:
-    return "\n".join(line for topic in summary(records, samples or Samples()) for line in topic.sentences)
+    return "\n".join(line for topic in summarise_groups(records, samples or Samples()) for line in topic.sentences)
 
 
 def one_line(text: str) -> str:
@@ -97,7 +97,7 @@ def test_a_mean_needs_every_seed_and_an_interval_may_be_endless():
     assert row["perplexity_wiki"] == pytest.approx(10**151.5)
     assert row["perplexity_wiki_high"] == math.inf
     assert "laco" in to_terminal(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}))
-    assert "laco" in page(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}), drawings=())
+    assert "laco" in render_page(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}), drawings=())
 
 
 def test_an_average_has_the_error_of_both_draws():
@@ -117,14 +117,14 @@ def test_the_table_says_of_which_seeds_it_is_and_the_frame_has_every_cell():
     names = [line.split("  ")[0] for line in text.splitlines()]
     assert {name for name in names if "laco" in name} == {"laco"}
     assert "flap (seeds 0, 1)" in names
-    assert csv(records).count(",laco,laco,") == 3
+    assert to_csv(records).count(",laco,laco,") == 3
     assert one_line(legend.ONE_SEED) in one_line(to_terminal([DENSE, cell("laco", 0)]))
 
 
 def test_a_table_says_of_its_own_cells_whether_they_are_means_over_seeds():
     alone = changed(cell("laco", 0), "cell", "ratio", to=0.2)
     for name in ("main", "per-task"):
-        once, thrice = view(name, [*run({"laco": [80.0, 100.0, 125.0]}), alone])
+        once, thrice = build_view(name, [*run({"laco": [80.0, 100.0, 125.0]}), alone])
         assert (legend.ONE_SEED in once.footnotes, legend.MEANS in once.footnotes) == (True, False)
         assert (legend.ONE_SEED in thrice.footnotes, legend.MEANS in thrice.footnotes) == (False, True)
         assert any("c4, seed 0;" in sentence for sentence in once.footnotes)
@@ -132,20 +132,20 @@ def test_a_table_says_of_its_own_cells_whether_they_are_means_over_seeds():
 
 def test_where_a_seed_has_drawn_two_calibrations_none_are_joined():
     records = run({"laco": [80.0, 100.0]})
-    assert len(set(setups(records))) == 1
+    assert len(set(setups_of_records(records))) == 1
     other = changed(cell("laco", 1, 300.0), "cell", "inputs", "calibration_sha256", to="another version of c4")
-    assert len(set(setups([*records, other]))) == 3
-    assert len(blocks([*records, other])) == 3
+    assert len(set(setups_of_records([*records, other]))) == 3
+    assert len(group_records([*records, other])) == 3
     wiki = run({"laco": [70.0, 71.0]}, text="wiki")
-    assert [len(group.numbers[1]) for (group,) in blocks([*records, *wiki])] == [2, 2]
+    assert [len(group.numbers[1]) for (group,) in group_records([*records, *wiki])] == [2, 2]
 
 
 def test_one_seed_twice_is_no_draw():
     twice = [cell("laco", 0), cell("laco", 0)]
-    assert draws(twice) == [[0], [1]]
-    assert draws([*twice, cell("laco", 1)]) == [[0, 2], [1]]
-    assert draws([cell("laco", 1), cell("laco", 0)]) == [[1, 0]]
-    assert draws([cell("laco", 1), cell("laco", 0)], seeds=False) == [[0], [1]]
+    assert group_draws(twice) == [[0], [1]]
+    assert group_draws([*twice, cell("laco", 1)]) == [[0, 2], [1]]
+    assert group_draws([cell("laco", 1), cell("laco", 0)]) == [[1, 0]]
+    assert group_draws([cell("laco", 1), cell("laco", 0)], seeds=False) == [[0], [1]]
 
 
 def test_what_fails_at_every_seed_is_one_row_and_at_one_seed_is_named():
@@ -177,7 +177,7 @@ def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
     records = [*run({"laco": [80.0, 81.0], "sleb": [90.0, 91.0], "flap": [9500.0, 9600.0]})]
     laco = next(place for place, one in enumerate(records) if one.cell["method"] == "laco" and one.cell["seed"] == 1)
     records[laco] = short_of_budget(records[laco])
-    (table,) = view("main", records)
+    (table,) = build_view("main", records)
     at = [column.name for column in table.columns].index("perplexity_wiki")
     assert {row.label: row.cells[at].marks for row in table.rows} == {
         "dense": (),
@@ -186,7 +186,7 @@ def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
         "flap": (),
     }
     group = only(records)
-    tested = tested_block(records, group, Samples())
+    tested = test_pairs(records, group, Samples())
     assert sorted(group.label(place) for place in tested.eligible()) == ["flap", "sleb"]
 
 
@@ -195,7 +195,7 @@ def test_a_later_random_draw_that_misses_is_marked_named_and_not_the_best(seeds)
     draws = [changed(drawn(draw, 60.0, 0.4), "cell", "seed", to=seed) for draw, seed in enumerate(seeds)]
     draws[1] = short_of_budget(draws[1])
     others = [ok(name, 0.1, measured(4 * PER_LAYER, (80, 81, 82), [0.4] * 5, 60.0)) for name in ("laco", "sleb")]
-    (table,) = view("main", [DENSE, *others, *draws])
+    (table,) = build_view("main", [DENSE, *others, *draws])
     row = next(row for row in table.rows if row.label.startswith("drop-random"))
     names = [column.name for column in table.columns]
     assert row.cells[names.index("ratio")].text.endswith("*")
@@ -205,7 +205,7 @@ def test_a_later_random_draw_that_misses_is_marked_named_and_not_the_best(seeds)
 
 
 def test_draws_that_all_miss_alike_are_named_once():
-    (table,) = view("main", [DENSE, *(short_of_budget(drawn(draw, 60.0, 0.4)) for draw in range(3))])
+    (table,) = build_view("main", [DENSE, *(short_of_budget(drawn(draw, 60.0, 0.4)) for draw in range(3))])
     assert [note.partition(":")[0] for note in table.notes if "misses" in note] == ["* drop-random misses the ratio"]
 
 
@@ -222,10 +222,10 @@ def test_random_choices_of_several_seeds_are_all_draws():
 def test_every_view_and_the_page_take_several_seeds(tmp_path):
     records = run({"laco": [80.0, 100.0, 125.0], "sleb": [90.0, 91.0, 92.0]})
     for name in ("per-task", "by-ratio", "speed", "cost"):
-        assert view(name, records), name
-    speed = render(view("speed", records))
+        assert build_view(name, records), name
+    speed = render(build_view("speed", records))
     assert "laco at 0.3 (seed 2)" in speed
-    html = page(records, drawings=())
+    html = render_page(records, drawings=())
     assert "laco at ratio 0.3 of SmolLM2-135M-Instruct, seeds 0, 1, 2" in html
     assert "Draw of the calibration" in html
     folder = run_folder(tmp_path / "run", records)
@@ -237,14 +237,14 @@ def test_the_cost_says_that_it_is_a_mean_and_memory_is_the_highest_of_all():
     for record, seconds, memory in zip(records[2:], (10.0, 30.0), (9 * 2**30, 2**30), strict=True):
         stages = {"prune": {"resident_bytes": memory // 2}, "checks": {"resident_bytes": memory}}
         record.measured.update(prune_seconds=seconds, peak_memory=stages)
-    (table,) = view("cost", records)
+    (table,) = build_view("cost", records)
     found = dict(zip([one.name for one in table.columns], table.rows[1].cells, strict=True))
     names = ("prune_seconds", "peak_memory_bytes", "prune_memory_bytes")
     assert [found[name].value for name in names] == [20.0, 9 * 2**30, 9 * 2**29]
     assert "means over seeds 0, 1, of memory the highest of them." in table.footnotes
-    (table,) = view("cost", [DENSE, *(drawn(draw, 100.0, 0.3) for draw in range(3))])
+    (table,) = build_view("cost", [DENSE, *(drawn(draw, 100.0, 0.3) for draw in range(3))])
     assert "drop-random: means over 3 draws, of memory the highest of them." in table.footnotes
-    (table,) = view("cost", [DENSE, drawn(0, 100.0, 0.3)])
+    (table,) = build_view("cost", [DENSE, drawn(0, 100.0, 0.3)])
     assert not [sentence for sentence in table.footnotes if "means over" in sentence]
 
 
@@ -252,7 +252,7 @@ def test_the_page_titles_a_cell_by_all_its_seeds_whichever_was_timed():
     records = run({"laco": [80.0, 81.0]})
     for record in records[::2]:
         del record.measured["speed"]  # of seed 0
-    html = page(records, drawings=())
+    html = render_page(records, drawings=())
     assert "laco at ratio 0.3 of SmolLM2-135M-Instruct, seeds 0, 1" in html
     assert "seed 1, seeds" not in html
 
@@ -283,25 +283,25 @@ def nats(samples: Samples, place: int) -> np.ndarray:
 def test_two_methods_are_paired_by_seed_and_p_has_the_draw_in_it(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20, -30], "sleb": [40, 75, 3]})
     seeds = {0: {0: 0, 1: 1, 2: 2}, 3: {0: 3, 1: 4, 2: 5}}
-    (found,) = perplexity(records, [(0, 3)], samples, "wiki", seeds=seeds).values()
+    (found,) = test_perplexity(records, [(0, 3)], samples, "wiki", seeds=seeds).values()
     differences = np.array([nats(samples, 3 + seed) - nats(samples, seed) for seed in range(3)])
     stderr = differences.mean(0).std(ddof=1) / math.sqrt(WINDOWS) / TOKENS
     expected = mean_difference(differences.mean(1) / TOKENS, stderr, WINDOWS - 1)
     assert found.test == "draws"
     assert found.p == pytest.approx(expected[3])
     assert (found.estimate, found.low, found.high) == pytest.approx(tuple(np.exp(expected[:3])))
-    (alone,) = perplexity(records, [(0, 3)], samples, "wiki").values()
+    (alone,) = test_perplexity(records, [(0, 3)], samples, "wiki").values()
     assert alone.p < found.p
 
 
 def test_methods_are_compared_at_the_seeds_that_both_have(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20], "sleb": [40, 75]})
-    alone = perplexity(records, [(1, 3)], samples, "wiki")[1, 3]
+    alone = test_perplexity(records, [(1, 3)], samples, "wiki")[1, 3]
     same = {1: {1: 1}, 3: {1: 3}}
-    assert perplexity(records, [(1, 3)], samples, "wiki", seeds=same)[1, 3] == alone
-    assert perplexity(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
+    assert test_perplexity(records, [(1, 3)], samples, "wiki", seeds=same)[1, 3] == alone
+    assert test_perplexity(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
     some = {0: {0: 0, 1: 1}, 3: {1: 3}}  # a test of seed 1 would stand beside the mean of two
-    assert perplexity(records, [(0, 3)], samples, "wiki", seeds=some) == {}
+    assert test_perplexity(records, [(0, 3)], samples, "wiki", seeds=some) == {}
 
 
 def test_no_test_contradicts_the_means_beside_it(tmp_path):
@@ -311,12 +311,12 @@ def test_no_test_contradicts_the_means_beside_it(tmp_path):
     laco, sleb = (next(n for n, one in enumerate(group.records) if one.cell["method"] == m) for m in ("laco", "sleb"))
     mean = [group.rows[place]["perplexity_wiki"] for place in (laco, sleb)]
     assert mean[0] > mean[1]
-    tests = tested_block(records, group, samples)
+    tests = test_pairs(records, group, samples)
     (found,) = (one for pair, one in tests.perplexity["wiki"].items() if len({*pair}) == 2)
     assert found.test == "draws"
-    assert group.tied(laco, sleb, "perplexity_wiki")
+    assert group.order_depends_on_seed(laco, sleb, "perplexity_wiki")
     for one, other in ((laco, sleb), (sleb, laco)):
-        assert not tests.shows_more(one, other, "perplexity_wiki")
+        assert not tests.has_more(one, other, "perplexity_wiki")
 
 
 def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(tmp_path):
@@ -330,7 +330,7 @@ def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(t
             pd.DataFrame({"doc_hash": ids, "acc_norm": right}).to_parquet(folders[-1] / "piqa.parquet")
             records.append(cell(method, seed, accuracies=[0.4, float(right.mean())]))
     seeds = {0: {0: 0, 1: 1}, 2: {0: 2, 1: 3}}
-    (found,) = average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    (found,) = test_average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
     answers = [pd.read_parquet(folder / "piqa.parquet")["acc_norm"].to_numpy() for folder in folders]
     apart = [answers[2] - answers[0], answers[3] - answers[1]]
     stderr = math.sqrt(sum(one.var(ddof=1) / 80 for one in apart)) / 2
@@ -340,7 +340,7 @@ def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(t
         frame = pd.read_parquet(folders[place] / "piqa.parquet")
         frame["doc_hash"] = [f"0-{n}" for n in range(80)]
         frame.to_parquet(folders[place] / "piqa.parquet")
-    (found,) = average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    (found,) = test_average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
     stderr = np.mean(apart, axis=0).std(ddof=1) / math.sqrt(80)
     assert found.p == pytest.approx(mean_difference([one.mean() for one in apart], stderr)[3])
 
@@ -355,17 +355,17 @@ def test_a_rank_that_changes_with_the_seed_is_a_tie(tmp_path):
     assert "ties" not in text
     assert "Student's over the calibration seeds that two models share" in text
     assert "Figures are means over the seeds 0, 1, 2" in text
-    (table,) = view("main", records, "laco", samples)
+    (table,) = build_view("main", records, "laco", samples)
     assert "differs" in {row.label: row for row in table.rows}["sleb"].cells[2].marks
     records, samples = with_samples(tmp_path / "flips", {"laco": steady, "sleb": flips})
-    (found,) = perplexity(
+    (found,) = test_perplexity(
         records, [(0, 8)], samples, "wiki", seeds={0: {s: s for s in range(8)}, 8: {s: 8 + s for s in range(8)}}
     ).values()
     assert found.p < LEVEL  # and still
     text = said(records, samples)
     assert "not shown to be below the other one" in text
     assert "ranks by perplexity on wiki change with the seed, so that these are ties: sleb and laco." in text
-    (table,) = view("main", records, "laco", samples)
+    (table,) = build_view("main", records, "laco", samples)
     assert table.marks() & {"differs"} == set()
 
 
@@ -384,10 +384,10 @@ def logs_of(records: list[Record], method: str) -> list[float]:
 
 def test_the_components_are_those_of_the_figures(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20, -30], "sleb": [40, 75, 3], "flap": [-9, 25, 30]})
-    sources, methods = view("seeds", records, samples=samples)
+    sources, methods = build_view("seeds", records, samples=samples)
     values = {row.label: [one.value for one in row.cells] for row in sources.rows}
     logs = {method: logs_of(records, method) for method in ("laco", "sleb", "flap")}
-    one, _, seed = components([*chain(*logs.values())], [m for m in logs for _ in range(3)], "ccccccccc")
+    one, _, seed = variance_components([*chain(*logs.values())], [m for m in logs for _ in range(3)], "ccccccccc")
     assert values["method"] == [pytest.approx(one.deviation), pytest.approx(math.expm1(one.deviation)), 2, None, None]
     assert values["calibration text"] == [None] * 5
     assert values["calibration seed"][:3] == [
@@ -418,11 +418,11 @@ def test_the_components_are_those_of_the_figures(tmp_path):
 @pytest.mark.parametrize("text", ["hub:Salesforce/wikitext:wikitext-2-raw-v1:test:text", "/data/wiki.test.txt"])
 def test_windows_are_paired_whatever_their_text_is_called(tmp_path, text):
     records, samples = with_samples(tmp_path, {"laco": [0, 20], "sleb": [40, 75]})
-    (known, _) = view("seeds", records, samples=samples)
+    (known, _) = build_view("seeds", records, samples=samples)
     for folder in tmp_path.iterdir():
-        (folder / "perplexity-wiki.parquet").rename(folder / f"perplexity-{text_name(text)}.parquet")
+        (folder / "perplexity-wiki.parquet").rename(folder / f"perplexity-{name_of_text(text)}.parquet")
     renamed = [changed(one, "measured", "perplexity", to={text: one.measured["perplexity"]["wiki"]}) for one in records]
-    (found, _) = view("seeds", renamed, samples=samples)
+    (found, _) = build_view("seeds", renamed, samples=samples)
     assert known.rows[3].cells[3].value == found.rows[3].cells[3].value > 0
 
 
@@ -430,7 +430,7 @@ def test_windows_are_paired_whatever_their_text_is_called(tmp_path, text):
 def test_methods_that_share_no_draw_have_no_difference(seeds, text):
     records = [cell("laco", seed, 100.0 + seed) for seed in (0, 1)]
     records += [cell("sleb", seeds + seed, 120.0 + 9 * seed, text=text) for seed in (0, 1)]
-    sources, methods = view("seeds", records)
+    sources, methods = build_view("seeds", records)
     assert [row.cells[3].value for row in sources.rows] == [None] * 4
     assert sources.rows[2].cells[0].value > 0
     assert [row.label for row in methods.rows] == ["laco", "sleb"]
@@ -448,7 +448,7 @@ def test_texts_are_a_level_and_missing_cells_are_named():
     records.append(failed("error", "laco", "lost", seed=lost.cell["seed"]))
     records[-1] = changed(records[-1], "cell", "protocol", to=lost.cell["protocol"])
     records[-1] = changed(records[-1], "cell", "inputs", to=lost.cell["inputs"])
-    sources, methods = view("seeds", records)
+    sources, methods = build_view("seeds", records)
     assert [row.cells[2].value for row in sources.rows] == [2, 3, 11, 15]
     assert "17 cells of 3 methods, calibrated on c4 and wiki" in sources.title
     assert "without a figure, and left out: laco of wiki, seed 1." in sources.notes
@@ -461,7 +461,7 @@ def test_two_recipes_are_two_methods_and_what_was_measured_again_is_named():
     for loss, ppl in (("kl", 50.0), ("next-token", 500.0)):
         records += [cell("laco", seed, ppl + seed, healing=RECIPE | {"loss": loss}) for seed in range(3)]
     again = changed(cell("sleb", 0, 9e9), "cell", "inputs", "calibration_sha256", to="of another version of c4")
-    sources, methods = view("seeds", [*records, again])
+    sources, methods = build_view("seeds", [*records, again])
     means = {row.label: row.cells[0].value for row in methods.rows}
     assert means == {
         "sleb": pytest.approx((40 * 41 * 42) ** (1 / 3)),
@@ -475,20 +475,20 @@ def test_two_recipes_are_two_methods_and_what_was_measured_again_is_named():
 
 def test_an_estimate_below_zero_is_shown_as_zero_and_said():
     records = run({"laco": [80.0, 120.0], "sleb": [81.0, 119.0]})
-    (sources, _) = view("seeds", records)
+    (sources, _) = build_view("seeds", records)
     assert sources.rows[0].cells[0].text == "0"
     assert any(line.startswith("estimated below zero, and shown as 0: method") for line in sources.notes)
 
 
 def test_what_no_calibration_decides_is_left_out():
     records = run({"laco": [80.0, 120.0], "sleb": [81.0, 110.0], "magnitude": [300.0, 300.0]})
-    (sources, methods) = view("seeds", records, needs={"magnitude": "nothing", "laco": "calibration"})
+    (sources, methods) = build_view("seeds", records, needs={"magnitude": "nothing", "laco": "calibration"})
     assert "left out, since no calibration decides them: magnitude." in sources.notes
     assert [row.label for row in methods.rows] == ["sleb", "laco"]
 
 
 def test_one_seed_has_no_view_and_the_command_says_what_to_do(tmp_path, capsys):
-    assert view("seeds", [DENSE, cell("laco", 0), cell("sleb", 0)]) == []
+    assert build_view("seeds", [DENSE, cell("laco", 0), cell("sleb", 0)]) == []
     folder = run_folder(tmp_path / "run", [cell("dense", 0), cell("laco", 0), cell("sleb", 0)])
     assert main(["report", str(folder), "--view", "seeds"]) == 2
     assert "--seed 0,1,2" in capsys.readouterr().err
@@ -540,7 +540,7 @@ def test_one_seed_has_no_figure_of_draws():
 def test_the_figure_leaves_out_what_the_view_leaves_out():
     records = run({"magnitude": [10.0, 11.0], "laco": [100.0, 200.0], "slicegpt": [50.0, 400.0]})
     needs = {"magnitude": "nothing", "laco": "calibration", "slicegpt": "calibration"}
-    (figure,) = (one for one in catalogue.figures(records, needs=needs) if "by-draw" in one.name)
+    (figure,) = (one for one in catalogue.figures_of_report(records, needs=needs) if "by-draw" in one.name)
     assert "magnitude" not in figure.description
     assert "slicegpt" in figure.description
-    assert not [one for one in catalogue.figures(records[:6], needs=needs) if "by-draw" in one.name]
+    assert not [one for one in catalogue.figures_of_report(records[:6], needs=needs) if "by-draw" in one.name]

@@ -7,16 +7,16 @@ import pytest
 from made_records import DENSE, LACO, changed, failed
 from made_samples import MadeSamples, any_figures
 
-from bench.stats.draws import separation
+from bench.stats.draws import separation_of
 from reports.formats import terminal
-from reports.tables.views import view
+from reports.tables.views import build_view
 
 NAMES = ("laco", "sleb", "flap", "shortgpt", "2ssp")
 RECORDS = [DENSE, *(changed(LACO, "cell", "method", to=name) for name in NAMES)]
 
 
 def shown(records, samples):
-    (table,) = view("signal", records, samples=samples)
+    (table,) = build_view("signal", records, samples=samples)
     return {row.label: [cell.value for cell in row.cells] for row in table.rows}, table
 
 
@@ -26,10 +26,10 @@ def test_each_figure_of_each_task_and_their_means_have_a_row():
     each = [f"{task} {one['main']}" for task, one in tasks.items()]
     assert list(rows) == [*each, *(f"{task} bpb" for task in tasks), "average", "bpb"]
     places = range(1, 6)  # behind the dense model, which is no method
-    right = separation([np.array([any_figures(at, "piqa", "") for at in places])], 20)
+    right = separation_of([np.array([any_figures(at, "piqa", "") for at in places])], 20)
     assert rows["piqa bpb"] == pytest.approx([right.signal, right.noise, right.ratio, right.agreement, right.needed])
     assert rows["piqa acc_norm"][:2] == pytest.approx([100 * right.signal, 100 * right.noise])  # in points
-    both = separation([np.array([any_figures(at, task, "") for at in places]) for task in tasks], 20)
+    both = separation_of([np.array([any_figures(at, task, "") for at in places]) for task in tasks], 20)
     assert rows["bpb"] == pytest.approx([both.signal, both.noise, both.ratio, both.agreement, both.needed])
     assert "5 methods: " in table.notes[0]
     assert any("on 20 documents of each task" in said for said in table.footnotes)  # half of 40
@@ -48,8 +48,8 @@ def test_who_answered_other_documents_is_left_out_and_named():
 
 
 def test_few_methods_and_no_samples_have_no_table():
-    assert view("signal", RECORDS[:4], samples=MadeSamples(any_figures)) == []
-    assert view("signal", RECORDS, samples=MadeSamples(lambda *_: None)) == []
+    assert build_view("signal", RECORDS[:4], samples=MadeSamples(any_figures)) == []
+    assert build_view("signal", RECORDS, samples=MadeSamples(lambda *_: None)) == []
 
 
 def test_a_figure_without_a_signal_needs_no_number():

@@ -44,8 +44,8 @@ from scipy.stats import binomtest, ttest_1samp
 import methods
 from bench.cli.main import main
 from bench.plan.protocol import Recipe
-from bench.records.frame import frame
-from bench.records.record import Record, peak_bytes
+from bench.records.frame import frame_of_records
+from bench.records.record import Record, peak_of_stage
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
 from bench.stats import intervals
@@ -53,19 +53,19 @@ from bench.stats.clusters import paired_perplexity
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from reports.figures.catalogue import figures
+from reports.figures.catalogue import figures_of_report
 from reports.figures.quality import points_of
 from reports.formats import latex, markup, terminal
-from reports.groups import blocks
+from reports.groups import group_records
 from reports.page import sections
-from reports.page.page import page
-from reports.removed import ranges, remaining
-from reports.report import csv
-from reports.report import markdown as report_markdown
+from reports.page.page import render_page
+from reports.removed import remaining_of, to_ranges
+from reports.report import to_csv
+from reports.report import to_markdown as report_markdown
 from reports.tables.pivots import gains
-from reports.tables.table import Column, Row, Table, TableCell, legend, with_best_marked
-from reports.tables.views import VIEWS, view, views
-from reports.text import file_names, width
+from reports.tables.table import Column, Row, Table, TableCell, legend_of, mark_best
+from reports.tables.views import VIEWS, build_view, build_views
+from reports.text import names_of_files, width_of
 
 HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
 FILES = ("perplexity-wiki", "piqa")  # of samples
@@ -76,7 +76,7 @@ def marks_of(
 ) -> list[tuple[str, ...]]:
     """The marks of a column of figures, where the test of two places says so."""
     rows = [Row(str(number), "m", 0.1, (TableCell(value=value),)) for number, value in enumerate(values)]
-    return [row.cells[0].marks for row in with_best_marked(rows, 0, better, eligible, is_better)]
+    return [row.cells[0].marks for row in mark_best(rows, 0, better, eligible, is_better)]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_best_is_marked_where_it_is_shown_to_be_better_than_the_next(values,
 
 def cells(name: str, column: str, records: list[Record], **more: object) -> dict[str, TableCell]:
     """The cells of a column in the first table of a view, by label."""
-    table = view(name, records, **more)[0]
+    table = build_view(name, records, **more)[0]
     at = [one.name for one in table.columns].index(column)
     return {row.label: row.cells[at] for row in table.rows}
 
@@ -127,9 +127,9 @@ def test_neither_dense_nor_what_removed_too_little_is_the_best():
 
 
 def test_views_hold_every_measured_figure_of_the_frame():
-    table = frame([DENSE, LACO]).set_index("label")
+    table = frame_of_records([DENSE, LACO]).set_index("label")
     for name in ("main", "per-task", "by-ratio"):
-        for one in view(name, [DENSE, LACO]):
+        for one in build_view(name, [DENSE, LACO]):
             for row in one.rows:
                 for column, cell in zip(one.columns, row.cells, strict=True):
                     expected = table.loc[row.label, column.name]
@@ -138,7 +138,7 @@ def test_views_hold_every_measured_figure_of_the_frame():
 
 def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
     other = changed(changed(LACO, "cell", "ratio", to=0.2), "measured", "perplexity", "wiki", "perplexity", to=99.0)
-    (perplexity, *_) = view("by-ratio", [DENSE, LACO, other, failed("out_of_memory", "flap", "full")])
+    (perplexity, *_) = build_view("by-ratio", [DENSE, LACO, other, failed("out_of_memory", "flap", "full")])
     assert [column.label for column in perplexity.columns] == ["0.2", "0.3"]
     rows = {row.label: [cell.text for cell in row.cells] for row in perplexity.rows}
     assert rows == {"dense": ["20.8 ± 0.9"] * 2, "laco": [rows["laco"][0], "343 ± 46"], "flap": ["-", "out of memory"]}
@@ -149,7 +149,7 @@ def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
 def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
     """A cell does not take the place of another one, and no row is of two recipes."""
     exact = changed(changed(LACO, "cell", "match", to="exact"), "measured", "perplexity", "wiki", "perplexity", to=70.0)
-    (perplexity, *_) = view("by-ratio", [DENSE, LACO, exact])
+    (perplexity, *_) = build_view("by-ratio", [DENSE, LACO, exact])
     assert {row.label: row.cells[0].value for row in perplexity.rows if row.label != "dense"} == {
         "laco (match layers)": LACO.measured["perplexity"]["wiki"]["perplexity"],
         "laco (match exact)": 70.0,
@@ -158,7 +158,7 @@ def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
         changed(changed(LACO, "cell", "healing", to=RECIPE | {"loss": loss}), "cell", "ratio", to=ratio)
         for loss, ratio in (("kl", 0.1), ("next-token", 0.3))
     ]
-    (perplexity, *_) = view("by-ratio", [DENSE, *healed])
+    (perplexity, *_) = build_view("by-ratio", [DENSE, *healed])
     assert {row.label: [cell.text == "-" for cell in row.cells] for row in perplexity.rows} == {
         **{"dense": [False, False], "laco, healed (loss kl)": [False, True]},
         "laco, healed (loss next-token)": [True, False],
@@ -201,15 +201,15 @@ def test_cells_of_one_label_ratio_and_seed_are_told_apart_wherever_they_stand(ap
     labels = [f"laco ({name})" if name else "laco" for name in named]
     lower = under(LACO, 50.0, 0.1, **apart[1])  # which alone needs no more than its label
     for records in ([DENSE, one, other, lower], [DENSE, other, lower, one]):
-        table = view("by-ratio", records)[0]
+        table = build_view("by-ratio", records)[0]
         heads = [column.label for column in table.columns]
         figures = {row.label: dict(zip(heads, [c.value for c in row.cells], strict=True)) for row in table.rows}
         assert figures[labels[0]] == {"0.1": None, "0.3": 300}
         assert figures[labels[1]] == {"0.1": 50, "0.3": 450}
         assert set(cells("main", "perplexity_wiki", records)) == {"dense", labels[1]}
-        plotted = {(one.label, one.ratio, one.row["perplexity_wiki"]) for one in points_of(blocks(records)[0])}
+        plotted = {(one.label, one.ratio, one.row["perplexity_wiki"]) for one in points_of(group_records(records)[0])}
         assert plotted >= {(labels[0], 0.3, 300), (labels[1], 0.3, 450), (labels[1], 0.1, 50)}
-    assert {row.label for row in view("main", [DENSE, one, lower])[0].rows} == {"dense", "laco"}
+    assert {row.label for row in build_view("main", [DENSE, one, lower])[0].rows} == {"dense", "laco"}
 
 
 def test_what_a_compensation_changes_is_of_one_version():
@@ -219,17 +219,17 @@ def test_what_a_compensation_changes_is_of_one_version():
         for versions, times in zip(TORCHES, (1, 2), strict=True)
         for record, ppl in ((DENSE, 20.0), (alone, 300.0), (both, 200.0))
     ]
-    found = gains("perplexity_wiki", blocks(records)[0][0], Samples())
+    found = gains("perplexity_wiki", group_records(records)[0][0], Samples())
     assert [(gain.where.row, gain.estimate) for gain in found] == [
         (f"shortgpt (torch {versions['torch']})", pytest.approx(2 / 3)) for versions in TORCHES
     ]
-    table = next(one for one in view("grid", records) if one.name.startswith("grid-perplexity"))
+    table = next(one for one in build_view("grid", records) if one.name.startswith("grid-perplexity"))
     shown = {row.label: [cell.value for cell in row.cells] for row in table.rows}
     assert shown["shortgpt (torch 2.13.0)"] == [300, 200]
     assert shown["shortgpt (torch 2.14.0)"] == [600, 400]
     assert shown["dense (torch 2.14.0)"] == [40, None]
     assert {row.ratio for row in table.rows if row.method == "dense"} == {None}
-    assert not any("other versions" in note for table in view("main", records) for note in table.notes)
+    assert not any("other versions" in note for table in build_view("main", records) for note in table.notes)
 
 
 def test_draws_and_dense_cells_without_figures_have_rows_of_their_own():
@@ -237,7 +237,7 @@ def test_draws_and_dense_cells_without_figures_have_rows_of_their_own():
     draws = [changed(drawn(seed, 30.0, 0.5), "cell", "ratio", to=0.3) for seed in (0, 1)]
     dense = changed(replace(lost[0], cell=DENSE.cell), "cell", "seed", to=1)
     (table,) = [
-        one for one in view("by-ratio", [DENSE, dense, *draws, *lost]) if one.name == "by-ratio-perplexity_wiki"
+        one for one in build_view("by-ratio", [DENSE, dense, *draws, *lost]) if one.name == "by-ratio-perplexity_wiki"
     ]
     assert {row.label: row.cells[0].text for row in table.rows} == {
         "dense (seed 0)": "20.8 ± 0.9",
@@ -251,7 +251,7 @@ def test_draws_and_dense_cells_without_figures_have_rows_of_their_own():
 def test_rows_of_speed_that_met_their_ratio_otherwise_or_are_draws_are_told_apart():
     exact = changed(changed(LACO, "cell", "match", to="exact"), "measured", "speed", "failed", to="no room")
     draws = [drawn(number, 100.0, 0.3) for number in range(2)]
-    timed, sizes = view("speed", [DENSE, LACO, exact, *draws])
+    timed, sizes = build_view("speed", [DENSE, LACO, exact, *draws])
     names = {"laco (match layers) at 0.3", "laco (match exact) at 0.3"}
     random = {f"drop-random (match layers) at 0.1 (draw {number})" for number in range(2)}
     for table in (timed, sizes):
@@ -274,16 +274,16 @@ def test_a_report_heads_each_table_of_speed_with_its_conditions_and_notes():
 
 def test_conditions_have_the_machines_of_every_cell():
     far = changed(changed(LACO, "environment", "threads", to=64), "environment", "cpu", to="Large CPU")
-    (main, *_) = view("main", [DENSE, far])
+    (main, *_) = build_view("main", [DENSE, far])
     assert main.conditions == ("cpu (Example CPU @ 2.0 GHz or Large CPU), float32, 2 or 64 threads", "quick")
     gpus = [changed(one, "environment", "gpu", to=name) for one, name in ((DENSE, "H100"), (LACO, "H200"))]
-    assert view("main", gpus)[0].conditions[0].startswith("H100 or H200, float32")
+    assert build_view("main", gpus)[0].conditions[0].startswith("H100 or H200, float32")
     low = changed(changed(gpus[0], "cell", "method", to="sleb"), "cell", "ratio", to=0.1)
-    by_ratio = view("by-ratio", [DENSE, gpus[1], low])[0].conditions
-    assert by_ratio == view("by-ratio", [gpus[1], low, DENSE])[0].conditions
+    by_ratio = build_view("by-ratio", [DENSE, gpus[1], low])[0].conditions
+    assert by_ratio == build_view("by-ratio", [gpus[1], low, DENSE])[0].conditions
     assert by_ratio[0].startswith("H100 or H200 or cpu, float32")
     later = [changed(drawn(draw, 90.0, 0.4), "environment", "threads", to=2 + draw) for draw in range(2)]
-    assert view("main", [DENSE, *later])[0].conditions == ("cpu, float32, 2 or 3 threads", "quick")
+    assert build_view("main", [DENSE, *later])[0].conditions == ("cpu, float32, 2 or 3 threads", "quick")
 
 
 def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
@@ -294,7 +294,7 @@ def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
     said = {
         table.name: [doubt for doubt in (noisy, busy) if any(doubt in note for note in table.notes)]
         for name in ("main", "per-task", "by-ratio", "cost", "decisions")
-        for table in view(name, [DENSE, doubtful])
+        for table in build_view(name, [DENSE, doubtful])
     }
     assert {name: doubts for name, doubts in said.items() if doubts} == {
         "main-0.3": [noisy, busy],
@@ -309,7 +309,9 @@ def test_a_table_with_a_row_of_draws_says_that_it_is_one():
     beside = mended("shortgpt+ghost", 0.3, 160.0, 0.38)
     checked = set()
     for name in ("main", "per-task", "by-ratio", "grid"):
-        for table in view(name, [DENSE, *draws, *([changed(beside, "cell", "ratio", to=0.1)] * (name == "grid"))]):
+        for table in build_view(
+            name, [DENSE, *draws, *([changed(beside, "cell", "ratio", to=0.1)] * (name == "grid"))]
+        ):
             if any(row.method == "drop-random" for row in table.rows) and not table.name.startswith("grid-gain"):
                 said = [sentence for sentence in table.footnotes if "mean of 3 draws" in sentence]
                 assert len(said) == 1 and "one draw alone is timed" in said[0], table.name
@@ -319,7 +321,7 @@ def test_a_table_with_a_row_of_draws_says_that_it_is_one():
 
 def grid(records: list[Record], name: str) -> dict[str, dict[str, TableCell]]:
     """A table of the view grid, as row -> column -> cell."""
-    (table,) = (table for table in view("grid", records) if table.name == name)
+    (table,) = (table for table in build_view("grid", records) if table.name == name)
     heads = [column.label for column in table.columns]
     return {row.label: dict(zip(heads, row.cells, strict=True)) for row in table.rows}
 
@@ -347,13 +349,13 @@ def test_the_grid_has_methods_in_rows_and_compensations_in_columns():
 
 def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
     alone = mended("shortgpt", 0.2, 84.4, 0.4)
-    names = [table.name for table in view("grid", MENDED)]
+    names = [table.name for table in build_view("grid", MENDED)]
     measures = ["perplexity_wiki", "average", "answer_bpb", "kl", "prune_seconds", "parameters"]
     assert names == [f"grid-{measure}-{ratio}" for ratio in ("0.2", "0.3") for measure in measures]
-    assert view("grid", [DENSE, alone, LACO]) == view("grid", RECORDS) == []
+    assert build_view("grid", [DENSE, alone, LACO]) == build_view("grid", RECORDS) == []
     assert "dense" not in grid(MENDED, "grid-prune_seconds-0.3")
     assert grid(MENDED, "grid-prune_seconds-0.3")["shortgpt"]["none"].text == "1.2 s"
-    notes = {table.name: table.notes for table in view("grid", MENDED)}
+    notes = {table.name: table.notes for table in build_view("grid", MENDED)}
     assert notes["grid-kl-0.2"] == ()
     assert notes["grid-kl-0.3"][-1] == "-: not asked for."
     assert notes["grid-kl-0.3"][0].startswith("flap+ghost: unsupported: the method removes heads and channels")
@@ -362,7 +364,7 @@ def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
 def test_no_table_of_a_share_of_the_decoder_has_a_space_in_its_name():
     """Its LaTeX file is called so, which \\input takes."""
     records = [changed(one, "cell", "ratio_of", to="decoder") for one in MENDED]
-    names = [table.name for name in ("main", "grid") for table in view(name, records)]
+    names = [table.name for name in ("main", "grid") for table in build_view(name, records)]
     assert any(name.startswith("grid-perplexity") and name.endswith("of-the-decoder") for name in names)
     assert not [name for name in names if " " in name]
 
@@ -375,7 +377,7 @@ def test_plus_none_is_the_method_alone_and_a_missed_ratio_has_a_star():
 
 
 def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
-    tables = [table for table in view("grid", MENDED) if table.name == "grid-perplexity_wiki-0.3"]
+    tables = [table for table in build_view("grid", MENDED) if table.name == "grid-perplexity_wiki-0.3"]
     lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(tables))))
     labels = {line["label"]: (line["method"], line["value"], line["shown"]) for line in lines}
     assert len(labels) == len(lines) == 9
@@ -384,8 +386,10 @@ def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
 
 
 def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
-    groups, targets = sections.groups(MENDED)
-    (section,) = (one for one in sections.sections(views(("grid",), MENDED), targets) if one["name"] == "grid")
+    groups, targets = sections.group_rows(MENDED)
+    (section,) = (
+        one for one in sections.sections_of_views(build_views(("grid",), MENDED), targets) if one["name"] == "grid"
+    )
     labels = {group.id: (group.label, group.ratio) for group in groups} | {"": None}
     for number, ratio in ((0, "0.2"), (6, "0.3")):
         rows = {row["label"]: row["cells"] for row in section["tables"][number]["rows"]}
@@ -404,7 +408,7 @@ def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
 
 def test_unlike_setups_have_tables_of_their_own_with_names_of_their_own():
     other = [changed(record, "cell", "dtype", to="bfloat16") for record in (DENSE, LACO)]
-    names = [table.name for table in view("main", [DENSE, LACO, *other])]
+    names = [table.name for table in build_view("main", [DENSE, LACO, *other])]
     assert names == ["main-0.3", "main-0.3-2"]
 
 
@@ -414,22 +418,22 @@ def test_other_inputs_are_other_setups_but_another_method_file_is_not():
         changed(DENSE, "cell", "inputs", to=asked),
         changed(LACO, "cell", "inputs", to=asked | {"revision": "y"}),
     ]
-    assert frame(one)["kept"].notna().all()
+    assert frame_of_records(one)["kept"].notna().all()
     other = changed(LACO, "cell", "inputs", to=asked | {"weights_sha256": "b"})
-    assert frame([one[0], other])["flags"].tolist()[1] == "no_dense_cell"
+    assert frame_of_records([one[0], other])["flags"].tolist()[1] == "no_dense_cell"
 
 
 def test_other_versions_have_a_footnote():
     newer = changed(LACO, "environment", "versions", to={"torch": "2.14.0", "lm_eval": "0.4.13"})
-    assert frame([DENSE, newer])["flags"].tolist()[1] == "other_versions"
-    (table,) = view("main", [DENSE, newer])
+    assert frame_of_records([DENSE, newer])["flags"].tolist()[1] == "other_versions"
+    (table,) = build_view("main", [DENSE, newer])
     assert "laco: measured with other versions than the dense model: torch 2.14.0, not 2.13.0." in table.notes
-    assert not [note for note in view("main", [DENSE, LACO])[0].notes if "versions" in note]
+    assert not [note for note in build_view("main", [DENSE, LACO])[0].notes if "versions" in note]
     later = [
         changed(changed(one, "cell", "seed", to=1), "environment", "versions", to=TORCHES[1]) for one in (DENSE, LACO)
     ]
     for one, named in ((LACO, []), (newer, ["laco (seed 0)"])):  # each is beside the dense model of its seed
-        found = view("main", [DENSE, one, *later])[0].notes
+        found = build_view("main", [DENSE, one, *later])[0].notes
         assert [note.partition(":")[0] for note in found if "versions" in note] == named
 
 
@@ -438,16 +442,16 @@ def test_memory_is_shown_by_stage_where_the_record_has_it_and_else_as_one_figure
     gpu["checks"] = {"allocated_bytes": 5 * 2**20, "reserved_bytes": 5 * 2**20}
     new = changed(LACO, "measured", "peak_memory", to=gpu)
     cpu = changed(SLICEGPT, "measured", "peak_memory", to={"prune": {"resident_bytes": 7 * 2**20}})
-    assert [frame([new, cpu])[name].tolist() for name in ("prune_memory_bytes", "peak_memory_bytes")] == [
+    assert [frame_of_records([new, cpu])[name].tolist() for name in ("prune_memory_bytes", "peak_memory_bytes")] == [
         [3 * 2**20, 7 * 2**20],
         [5 * 2**20, 7 * 2**20],
     ]
-    (old,), (both,) = view("cost", [DENSE, LACO]), view("cost", [DENSE, new, SLICEGPT])
+    (old,), (both,) = build_view("cost", [DENSE, LACO]), build_view("cost", [DENSE, new, SLICEGPT])
     titles = [[column.name for column in table.columns] for table in (old, both)]
     assert ["prune_memory_bytes" in names for names in titles] == [False, True]
     assert [any("memory to prune" in note for note in table.footnotes) for table in (old, both)] == [False, True]
     assert cells("cost", "prune_memory_bytes", [DENSE, new, SLICEGPT])["slicegpt"].text == "-"
-    assert cells("cost", "peak_memory_bytes", [DENSE, LACO])["laco"].value == peak_bytes(LACO.measured)
+    assert cells("cost", "peak_memory_bytes", [DENSE, LACO])["laco"].value == peak_of_stage(LACO.measured)
 
 
 def test_what_a_method_looks_at_is_told_only_where_it_is_known():
@@ -459,9 +463,9 @@ def test_what_a_method_looks_at_is_told_only_where_it_is_known():
 
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(UserError, match="no view 'mian'; there are main, per-task"):
-        view("mian", [DENSE])
+        build_view("mian", [DENSE])
     with pytest.raises(UserError, match="no method 'lacoo' to refer to; there are dense, laco"):
-        view("main", [DENSE, LACO], "lacoo")
+        build_view("main", [DENSE, LACO], "lacoo")
 
 
 # --- decisions
@@ -470,11 +474,11 @@ def test_unknown_names_are_refused_with_the_known_ones():
 @pytest.mark.parametrize("numbers", [[], [3], [3, 4], [0, 1, 2, 5, 7, 8], list(range(30))])
 def test_ranges_say_the_same_numbers(numbers):
     back = []
-    for part in filter(None, ranges(numbers).split(", ")):
+    for part in filter(None, to_ranges(numbers).split(", ")):
         first, _, last = part.partition("-")
         back += range(int(first), int(last or first) + 1)
     assert back == numbers
-    ends = [part.split("-") for part in ranges(numbers).split(", ") if part]
+    ends = [part.split("-") for part in to_ranges(numbers).split(", ") if part]
     assert all(int(after[0]) > int(before[-1]) + 1 for before, after in pairwise(ends))
 
 
@@ -499,7 +503,7 @@ def test_what_is_left_is_what_the_pruned_model_holds(method, ratio):
     ids = torch.randint(3, 128, (4, 24), generator=torch.Generator().manual_seed(0))
     decided = methods.make(method).prune(decoder, Calibration(ids, torch.ones_like(ids, dtype=torch.bool)), ratio)
     record = replace(LACO, decisions=json.loads(json.dumps(decided)), measured=LACO.measured | {"dense_layers": 6})
-    found = remaining(record)
+    found = remaining_of(record)
     expected = sum(
         size * share
         for sizes, shares in ((attention, found.attention), (mlp, found.mlp))
@@ -515,7 +519,7 @@ def test_what_is_left_is_what_the_pruned_model_holds(method, ratio):
 
 def test_several_draws_are_told_one_by_one():
     records = [DENSE, *(replace(drawn(seed, 50.0, 0.4), decisions={"removed_layers": [seed, 9]}) for seed in (3, 5))]
-    table = view("decisions", records)[0]
+    table = build_view("decisions", records)[0]
     assert [row.cells[1].text for row in table.rows] == ["-", "3, 9", "5, 9"]
     assert [row.label for row in table.rows] == ["dense", "drop-random (draw 3)", "drop-random (draw 5)"]
 
@@ -526,7 +530,7 @@ def test_draws_behind_a_random_method_go_by_the_draw_that_they_go_on_from(own):
     names = ("method", "parameters", "given", "ratio")
     earlier = [[{name: stage[name] for name in names}] for stage in stages]
     chained = [changed(changed(LACO, "cell", "parameters", to=own), "cell", "earlier", to=one) for one in earlier]
-    table = view("decisions", [DENSE, *chained])[0]
+    table = build_view("decisions", [DENSE, *chained])[0]
     assert [row.label for row in table.rows] == [
         "dense",
         "drop-random at 0.1, then laco (draw 3)",
@@ -540,7 +544,7 @@ def test_what_a_random_choice_lacks_is_no_mean_but_for_the_speed():
     lacking = [
         replace(one, measured=checked(one.measured, kl, 0.5)) for one, kl in zip(draws, (1.0, 2.0, None), strict=True)
     ]
-    ((group,),) = blocks(lacking)
+    ((group,),) = group_records(lacking)
     (row,) = group.rows
     assert (row["kl"], row["kl_low"], row["kl_high"]) == (None, None, None)
     assert row["decode_speed"] == group.each[0][0]["decode_speed"]
@@ -575,7 +579,7 @@ def test_a_dagger_says_that_the_paired_tests_reject(pair):
     records, folders, _ = pair
     assert binomtest(3, 18).pvalue < 0.05
     assert ttest_1samp([40, 35, 60, 20, 45, 50, 38, 41], 0).pvalue < 0.05
-    (table,) = view("main", records, "laco", Samples(folders))
+    (table,) = build_view("main", records, "laco", Samples(folders))
     daggers = {c.name for c, cell in zip(table.columns, table.rows[1].cells, strict=True) if "differs" in cell.marks}
     assert daggers == {"perplexity_wiki", "task_piqa", "average"}
     assert not [cell for cell in table.rows[0].cells if "differs" in cell.marks]
@@ -591,7 +595,7 @@ def test_a_healed_or_chained_cell_has_a_row_of_its_own_in_the_grid():
     found = grid([DENSE, alone, *healed, ghost, chained], "grid-parameters-0.3")
     assert list(found) == ["dense", "sleb", "sleb, healed", "laco at 0.1, then sleb"]
     assert [cell.value is not None for cell in found["laco at 0.1, then sleb"].values()] == [False, True]
-    (block,) = blocks([DENSE, alone, healed[1], ghost, chained])[0]
+    (block,) = group_records([DENSE, alone, healed[1], ghost, chained])[0]
     assert [(gain.where.row, gain.place, gain.alone) for gain in gains("average", block, Samples())] == [("sleb", 3, 1)]
 
 
@@ -603,7 +607,7 @@ def alone_and_mended(pair):
 
 def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     records, folders = alone_and_mended
-    found = {table.name: table for table in view("grid", records, samples=Samples(folders))}
+    found = {table.name: table for table in build_view("grid", records, samples=Samples(folders))}
     nll, answers = ([pd.read_parquet(folder / f"{name}.parquet") for folder in folders] for name in FILES)
     tokens = nll[0]["tokens"].tolist()
     expected = {
@@ -626,34 +630,36 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     )
     missing = changed(records[1], "measured", "ratio", to=records[1].measured["ratio"] - 0.008)
     other = changed(records[1], "cell", "method", to="sleb+scale")
-    tables = view("grid", [records[0], missing, other], samples=Samples(folders))
+    tables = build_view("grid", [records[0], missing, other], samples=Samples(folders))
     (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
     assert table.rows[0].cells[0].marks == ("differs", "missed")
     assert any(note.startswith("* sleb+ghost misses the ratio") for note in table.notes)
     alone = changed(records[0], "measured", "ratio", to=records[0].measured["ratio"] - 0.008)
-    twice = view("grid", [alone, missing, other], samples=Samples([*folders, folders[1]]))
+    twice = build_view("grid", [alone, missing, other], samples=Samples([*folders, folders[1]]))
     (table,) = (one for one in twice if one.name == "grid-gain-average-0.3")
     assert len([note for note in table.notes if note.startswith("* sleb misses the ratio")]) == 1
     (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
     assert "not tested: sleb+scale (draws, or no samples in common)." in table.notes
-    assert not [table for table in view("grid", records) if "gain" in table.name]
-    assert not [t for t in view("grid", records, samples=Samples(folders[:1])) if "gain" in t.name]
+    assert not [table for table in build_view("grid", records) if "gain" in table.name]
+    assert not [t for t in build_view("grid", records, samples=Samples(folders[:1])) if "gain" in t.name]
 
 
 def test_the_figure_of_compensations_has_the_same_intervals(alone_and_mended):
     records, folders = alone_and_mended
-    (table,) = (t for t in view("grid", records, samples=Samples(folders)) if t.name == "grid-gain-perplexity_wiki-0.3")
-    (figure,) = (one for one in figures(records, Samples(folders)) if one.name == "perplexity-wiki-mended")
+    (table,) = (
+        t for t in build_view("grid", records, samples=Samples(folders)) if t.name == "grid-gain-perplexity_wiki-0.3"
+    )
+    (figure,) = (one for one in figures_of_report(records, Samples(folders)) if one.name == "perplexity-wiki-mended")
     (axis,) = figure.draw().axes
     cell, spans = table.rows[0].cells[0], [list(line.get_xdata()) for line in axis.lines]
     assert [cell.low, cell.high] in spans
-    (figure,) = (one for one in figures(records) if one.name == "perplexity-wiki-mended")
+    (figure,) = (one for one in figures_of_report(records) if one.name == "perplexity-wiki-mended")
     assert [cell.low, cell.high] not in [list(line.get_xdata()) for line in figure.draw().axes[0].lines]
 
 
 def test_every_renderer_shows_the_dagger(pair):
     records, folders, _ = pair
-    tables = view("main", records, "laco", Samples(folders))
+    tables = build_view("main", records, "laco", Samples(folders))
     ppl = tables[0].rows[1].cells[2]
     assert "differs" in ppl.marks
     assert f"{ppl.text}†" in terminal.render(tables)
@@ -666,7 +672,7 @@ def test_every_renderer_shows_the_dagger(pair):
         "task_piqa",
         "average",
     }
-    shown = page(records, samples=Samples(folders), tables={"main": tables}, drawings=())
+    shown = render_page(records, samples=Samples(folders), tables={"main": tables}, drawings=())
     assert len(re.findall(r"<td[^>]*>[^<]*(?:<small>[^<]*)?†", shown)) == 2  # its tasks are those of another view
     assert "†: differs from laco" in shown
 
@@ -738,7 +744,7 @@ def test_without_pairs_there_is_no_test_and_a_note(pair, tmp_path, how):
         folders = [folders[0], sampled(tmp_path / "e", [1] * 100, [9.0] * 8, documents[::-1])]
     else:
         records = [records[0], changed(records[1], "measured", "tasks", "piqa", "main", to="acc")]
-    (table,) = view("per-task", records, "laco", Samples(folders))
+    (table,) = build_view("per-task", records, "laco", Samples(folders))
     assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
     assert any(re.match("not tested against laco in piqa.*: sleb", note) for note in table.notes)
 
@@ -749,7 +755,7 @@ def test_answers_that_are_no_right_or_wrong_are_tested_and_the_note_says_how(pai
         table = pd.read_parquet(folder / "piqa.parquet")
         table["acc_norm"] *= 0.5
         table.to_parquet(folder / "piqa.parquet")
-    (table,) = view("per-task", records, "laco", Samples(folders))
+    (table,) = build_view("per-task", records, "laco", Samples(folders))
     (note,) = (note for note in table.notes if note.startswith("†"))
     assert "a normal test on documents, every task weighing alike" in note
     assert "McNemar" not in note
@@ -771,16 +777,16 @@ def test_a_reference_that_several_rows_may_be_has_to_be_named_in_full(pair):
     (layers, other), folders, _ = pair
     exact = changed(layers, "cell", "match", to="exact")
     records, samples = [layers, exact, other], Samples([folders[0], folders[0], folders[1]])
-    (table,) = view("main", records, "laco", samples)
+    (table,) = build_view("main", records, "laco", samples)
     assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
     (note,) = (note for note in table.notes if note.startswith("not tested"))
     assert "--reference takes one of laco (match exact); laco (match layers)" in note
-    (table,) = view("main", records, "laco (match exact)", samples)
+    (table,) = build_view("main", records, "laco (match exact)", samples)
     marked = {row.label for row in table.rows for cell in row.cells if "differs" in cell.marks}
     assert marked == {"sleb (match layers)"}
     assert any(note.startswith("†: differs from laco (match exact), ") for note in table.notes)
     with pytest.raises(UserError, match=re.escape("there are laco, sleb, laco (match exact)")):
-        view("main", records, "laco (match other)", samples)
+        build_view("main", records, "laco (match other)", samples)
 
 
 @pytest.mark.parametrize("reference", ["flap", "sleb"])  # failed at that ratio, and measured at another one alone
@@ -789,9 +795,9 @@ def test_a_reference_without_figures_is_said(reference):
     flap = changed(sleb, "cell", "method", to="flap")
     records = [DENSE, LACO, failed("error", "flap", "no"), sleb, flap]
     note = f"not tested against {reference} at ratio 0.3, which has no figures there."
-    low, high = view("main", records, reference)
+    low, high = build_view("main", records, reference)
     assert (note in low.notes, note in high.notes) == (True, False)
-    found = {table.name: table for table in view("by-ratio", records, reference)}
+    found = {table.name: table for table in build_view("by-ratio", records, reference)}
     assert note in found["by-ratio-average"].notes
     assert note not in found["by-ratio-decode_speed"].notes  # in which nothing is tested
 
@@ -800,7 +806,7 @@ def test_notes_name_cells_as_their_rows():
     short = changed(LACO, "measured", "ratio", to=LACO.measured["ratio"] - 0.02)
     exact = changed(short, "cell", "match", to="exact")
     for name in ("main", "by-ratio", "cost"):
-        table = view(name, [DENSE, short, exact])[0]
+        table = build_view(name, [DENSE, short, exact])[0]
         starred = [row.label for row in table.rows if any("missed" in cell.marks for cell in row.cells)]
         assert sorted(starred) == ["laco (match exact)", "laco (match layers)"]
         for label in starred:
@@ -811,7 +817,7 @@ def test_a_recipe_is_of_every_method_only_where_there_is_one():
     healed = {loss: changed(LACO, "cell", "healing", to=RECIPE | {"loss": loss}) for loss in ("kl", "next-token")}
     other = changed(healed["kl"], "cell", "method", to="flap")
     for cells_of, count in (([*healed.values(), other], 0), ([healed["kl"], other], 1)):
-        (table,) = view("main", [DENSE, *cells_of])
+        (table,) = build_view("main", [DENSE, *cells_of])
         said = [sentence for sentence in table.footnotes if sentence.startswith("healed")]
         assert sum(sentence.endswith("the same for every method.") for sentence in said) == count
         assert len(said) == 2 - count
@@ -819,7 +825,7 @@ def test_a_recipe_is_of_every_method_only_where_there_is_one():
 
 def test_a_mean_of_draws_is_no_reference():
     records = [DENSE, drawn(0, 100.0, 0.3), drawn(1, 200.0, 0.3)]
-    (table,) = view("main", records, "drop-random")
+    (table,) = build_view("main", records, "drop-random")
     assert any("mean of draws" in note for note in table.notes)
 
 
@@ -848,14 +854,16 @@ def test_html_shows_every_text_as_it_is(name):
     records += [changed(record, "cell", "model", to=HOSTILE) for record in records] * (name == "models")
     records += [changed(LACO, "cell", "method", to=f"{HOSTILE}{n}") for n in range(4)] * (name == "signal")
     samples, reader = MadeSamples(any_figures), Reader()
-    reader.feed(markup.render_html(view(name, records, samples=samples, served=[made_served.record(HOSTILE, HOSTILE)])))
+    reader.feed(
+        markup.render_html(build_view(name, records, samples=samples, served=[made_served.record(HOSTILE, HOSTILE)]))
+    )
     known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}
     assert set(reader.tags) <= known
     assert any(HOSTILE in text for text in reader.text)
 
 
 def test_tidy_csv_has_every_figure_in_full_precision():
-    tables = view("by-ratio", RECORDS)
+    tables = build_view("by-ratio", RECORDS)
     lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(tables))))
     assert len(lines) == sum(len(table.rows) * len(table.columns) for table in tables)
     (found,) = (
@@ -869,7 +877,7 @@ def test_tidy_csv_has_every_figure_in_full_precision():
 def test_tidy_csv_of_ratios_says_what_each_is_of_and_what_failed():
     budget = changed(changed(LACO, "cell", "ratio", to=1 - 0.7), "cell", "ratio_of", to="macs")
     records = [DENSE, budget, FIXED, failed("out_of_memory", "flap", "full")]
-    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(view("by-ratio", records)))))
+    lines = list(csv_reader.DictReader(io.StringIO(markup.render_csv(build_view("by-ratio", records)))))
     columns = ("label", "requested_ratio", "ratio_of", "failure")
     found = {tuple(line[name] for name in columns) for line in lines if line["measure"] == "average"}
     assert ("laco", str(1 - 0.7), "macs", "") in found
@@ -879,21 +887,21 @@ def test_tidy_csv_of_ratios_says_what_each_is_of_and_what_failed():
 
 def test_colour_is_only_for_the_eyes():
     for name in VIEWS:
-        tables = view(name, RECORDS)
+        tables = build_view(name, RECORDS)
         plain, coloured = terminal.render(tables), terminal.render(tables, colour=True)
         assert "\x1b" not in plain
-        legends = legend(tables)
+        legends = legend_of(tables)
         stripped = [line for line in re.sub(r"\x1b\[\d*m", "", coloured).splitlines() if line not in legends]
         assert [line.rstrip() for line in stripped if line] == [line for line in plain.splitlines() if line]
-    assert "\x1b[1m343 ± 46\x1b[0m" in terminal.render(view("main", RECORDS), colour=True)
+    assert "\x1b[1m343 ± 46\x1b[0m" in terminal.render(build_view("main", RECORDS), colour=True)
 
 
 def test_every_method_at_three_ratios_fits_a_terminal(tmp_path):
     made_grid.write(tmp_path)
     merged = load_runs([tmp_path])
-    found = views(VIEWS, merged.records, "laco", merged.samples)
+    found = build_views(VIEWS, merged.records, "laco", merged.samples)
     text = "\n".join(terminal.render(tables) for tables in found.values())
-    assert max(width(line) for line in text.splitlines()) <= terminal.LINE
+    assert max(width_of(line) for line in text.splitlines()) <= terminal.LINE
     assert all(f"\n{method} " in text for method in made_grid.METHODS)
     assert "†" in text
 
@@ -1021,12 +1029,14 @@ def test_no_text_of_a_csv_is_a_formula_and_negative_numbers_stay_numbers(name):
     assert found[0].removeprefix("'").replace("\\t", "\t").replace("\\r", "\r") == name
     assert found[1:] == ["-0.5", "-0.5", "-1e-05", "-inf", "-*", "'-0.3 ± 0.1", "", "plain =1"]
     hostile = changed(LACO, "cell", "method", to=name)
-    report = csv_reader.DictReader(io.StringIO(csv([DENSE, hostile])))
+    report = csv_reader.DictReader(io.StringIO(to_csv([DENSE, hostile])))
     assert [line["method"] for line in report] == ["dense", found[0]]
 
 
 def test_a_name_of_a_file_is_in_no_folder_and_no_other_one_has_it():
-    names = file_names(["a b", "a=b", "a-b", "a-b-2", "..", ".", "", "/", "../x", "größe_1.5+", "a\x00b", ".hidden"])
+    names = names_of_files(
+        ["a b", "a=b", "a-b", "a-b-2", "..", ".", "", "/", "../x", "größe_1.5+", "a\x00b", ".hidden"]
+    )
     assert len(set(names)) == 12
     assert names[:4] == ["a-b", "a-b-2", "a-b-3", "a-b-2-2"]
     assert names[9] == "größe_1.5+"
@@ -1064,7 +1074,7 @@ def test_report_colours_a_terminal_unless_told_not_to(tmp_path, capsys, monkeypa
 def test_what_was_asked_is_not_changed_by_a_report():
     before = copy.deepcopy([asdict(record) for record in RECORDS])
     for name in VIEWS:
-        view(name, RECORDS)
+        build_view(name, RECORDS)
     assert [asdict(record) for record in RECORDS] == before
 
 
@@ -1072,16 +1082,16 @@ def test_a_search_that_ended_before_its_end_is_named():
     def searched(done, **parameters):
         found = changed(LACO, "cell", "method", to="evopress")
         found = replace(found, decisions=found.decisions | {"generations": done, "of_generations": 117})
-        return view("main", [DENSE, changed(found, "cell", "parameters", to=parameters)])[0].notes
+        return build_view("main", [DENSE, changed(found, "cell", "parameters", to=parameters)])[0].notes
 
     (said,) = [one for one in searched(10, minutes=2) if "search" in one]
     assert said == (
         "evopress: its search ended with 10 of 117 generations, after 2 min; another machine may get further."
     )
-    assert not any("search" in one for one in [*searched(117, minutes=2), *view("main", [DENSE, LACO])[0].notes])
+    assert not any("search" in one for one in [*searched(117, minutes=2), *build_view("main", [DENSE, LACO])[0].notes])
 
 
 def test_a_missing_measure_has_no_table():
     bare = ok("laco", 0.1, {**measured(PER_LAYER, (1, 2, 3), [], 9.0), "perplexity": {}, "tasks": {}, "speed": {}})
-    assert [table.name for table in view("by-ratio", [bare])] == []
-    assert view("decisions", [bare]) == []
+    assert [table.name for table in build_view("by-ratio", [bare])] == []
+    assert build_view("decisions", [bare]) == []

@@ -19,7 +19,7 @@ from bench.cli.main import main
 from bench.records import run_folder
 from bench.records.record import Record
 from reports.tracking import TRACKERS, tracker
-from reports.tracking.tracker import ASKED, CURVE, entry
+from reports.tracking.tracker import CURVE, REQUESTED, entry_of
 
 LOCAL = ("localhost", "127.0.0.1", "::1", None)
 
@@ -63,7 +63,7 @@ def test_a_tracker_has_one_run_for_each_cell_with_what_its_record_says(name, bas
     assert out.startswith("tiny-llama")
     assert f"{name}: 3 cells sent to the " in said
     found = READERS[name]()
-    kept, records = dict(found), run_folder.records(tmp_path / "run")
+    kept, records = dict(found), run_folder.read_records(tmp_path / "run")
     assert len(found) == len(kept) == 3
     assert kept.keys() == records.keys()
     rows = bench.read(tmp_path / "run").set_index("cell")
@@ -73,7 +73,7 @@ def test_a_tracker_has_one_run_for_each_cell_with_what_its_record_says(name, bas
             for column, value in rows.loc[key].items()
             if isinstance(value, int | float | np.number) and not np.isnan(value)
         }
-        asked_for = {column: numbers.pop(column) for column in ASKED if column in numbers}
+        asked_for = {column: numbers.pop(column) for column in REQUESTED if column in numbers}
         shown = kept[key]
         assert shown.ended
         assert shown.group == "run"
@@ -111,8 +111,8 @@ def _read(value: object, wanted: object) -> object:
 def test_a_newer_record_of_a_cell_takes_the_place_of_its_run(name, tmp_path):
     page = tmp_path / "report.html"
     page.write_text("<!DOCTYPE html>a")
-    failed = entry("laco--0.3--newer", record("laco", 0.3, status="timed_out"), None, "mine")
-    ok = entry("laco--0.3--newer", record("laco", 0.3, date="2026-01-03T00:00:00+00:00"), None, "mine")
+    failed = entry_of("laco--0.3--newer", record("laco", 0.3, status="timed_out"), None, "mine")
+    ok = entry_of("laco--0.3--newer", record("laco", 0.3, date="2026-01-03T00:00:00+00:00"), None, "mine")
     store = tracker.open_tracker(name)
     assert [store.log(one, page) for one in (failed, failed, ok, ok)] == [True, False, True, False]
     kept = [one for key, one in READERS[name]() if key == "laco--0.3--newer"]
@@ -128,7 +128,7 @@ def test_what_is_offline_in_wandb_is_written_again_for_a_newer_record_alone(tmp_
     page = tmp_path / "report.html"
     page.write_text("<!DOCTYPE html>a")
     old, new = (
-        entry("k", record("laco", 0.3, date=f"{year}-01-01T00:00:00+00:00"), None, "mine") for year in (2020, 2100)
+        entry_of("k", record("laco", 0.3, date=f"{year}-01-01T00:00:00+00:00"), None, "mine") for year in (2020, 2100)
     )
     store = tracker.open_tracker("wandb")
     assert [store.log(one, page) for one in (old, old, new)] == [True, False, True]
@@ -139,7 +139,7 @@ def test_names_and_texts_that_mlflow_does_not_take_are_written_otherwise(tmp_pat
     page = tmp_path / "report.html"
     page.write_text("<!DOCTYPE html>a")
     one = replace(
-        entry("k", record("laco", 0.3), None, "mine"),
+        entry_of("k", record("laco", 0.3), None, "mine"),
         metrics={"perplexity_../ä,b": 2.0, "bits_per_byte_hub:a/b": 3.0},
         parameters={"long": "x" * 10_000, "list": [1, 2]} | {f"p{number}": number for number in range(250)},
     )
@@ -260,5 +260,5 @@ def test_trackio_does_not_ask_the_hub_who_the_user_is(tmp_path, monkeypatch):
     page.write_text("<!DOCTYPE html>a")
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert tracker.open_tracker("trackio").log(entry("alone", record("laco", 0.3), None, "mine"), page)
+    assert tracker.open_tracker("trackio").log(entry_of("alone", record("laco", 0.3), None, "mine"), page)
     assert constants.HF_HUB_OFFLINE is False

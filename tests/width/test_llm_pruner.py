@@ -18,7 +18,7 @@ import methods
 from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.gradients import gradients, zeros
+from methods.model.gradients import collect_gradients, make_zeros
 from methods.model.sizes import parameters
 from methods.model.structures import Structure
 from methods.width import llm_pruner
@@ -322,7 +322,7 @@ def test_the_importance_of_a_channel(importance, scores, aggregation):
     structure = Structure(0, "channels", Decoder(tiny("llama")).layers[0])
     layer, pair = structure.layer, torch.tensor([1.0, 2.0])
     weights = [*(matrix.weight for matrix in layer.up), layer.down.weight]
-    g, a = zeros(weights), zeros(weights)
+    g, a = make_zeros(weights), make_zeros(weights)
     with torch.no_grad():
         for weight, values in zip(weights, ([1.0, -2.0], [3.0, 1.0], [2.0, -1.0]), strict=True):
             weight.zero_()
@@ -420,7 +420,7 @@ def sums(model: Decoder, tokens: Calibration, second: bool = True) -> tuple[dict
         a.update(squares_of_one)
         return []
 
-    gradients(model, tokens, set(weights), of_layer, a=second)
+    collect_gradients(model, tokens, set(weights), of_layer, a=second)
     return g, a
 
 
@@ -491,7 +491,9 @@ def test_a_failure_leaves_flags_as_before():
 def test_only_what_may_be_removed_needs_a_gradient(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        llm_pruner, "gradients", lambda *given, **kinds: seen.append(given[2]) or gradients(*given, **kinds)
+        llm_pruner,
+        "collect_gradients",
+        lambda *given, **kinds: seen.append(given[2]) or collect_gradients(*given, **kinds),
     )
     model = Decoder(tiny("llama"))
     matrices = [layer.matrices for layer in model.layers]
@@ -593,7 +595,7 @@ def test_random_follows_its_seed():
 
 @pytest.mark.parametrize("importance", ["l1", "l2", "random"])
 def test_controls_look_at_no_text(importance, monkeypatch):
-    monkeypatch.delattr(llm_pruner, "gradients")
+    monkeypatch.delattr(llm_pruner, "collect_gradients")
     pruner = LLMPruner(importance=importance, r=0.5)
     assert pruner.prune(Decoder(tiny("llama")), calibration(), 0.0)["removed_channels"]
 
@@ -619,7 +621,7 @@ def test_later_rounds_of_a_random_control_are_not_the_first_of_the_next_seed():
 
 def test_overflowing_gradients_are_said_and_not_ranked():
     structure = Structure(4, "channels", Decoder(tiny("llama")).layers[4])
-    g = zeros(part.matrix.weight for part in structure.parts)
+    g = make_zeros(part.matrix.weight for part in structure.parts)
     g[structure.layer.down.weight][0, 0] = torch.inf
     with pytest.raises(methods.Unsupported, match="layer 4"):
         LLMPruner().score(structure, g, {})

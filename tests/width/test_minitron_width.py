@@ -16,8 +16,8 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import keep_channels, structures_of
 from methods.width import widths
-from methods.width.minitron_width import MinitronWidth, activity, places
-from methods.width.widths import equal_widths
+from methods.width.minitron_width import MinitronWidth, activity_of_channels, places_of
+from methods.width.widths import find_equal_widths
 
 LENGTHS = (24, 20, 9, 24, 3, 15)
 
@@ -54,9 +54,9 @@ def by_hand(model: Decoder) -> dict[tuple[int, str], torch.Tensor]:
 def test_activity_by_hand(family, memory):
     expected = by_hand(Decoder(tiny(family)))
     model = Decoder(tiny(family))
-    found = activity(model, calibration(filler=9, memory=memory))
-    assert set(places(model)) == expected.keys()
-    for place, F in zip(places(model), found, strict=True):
+    found = activity_of_channels(model, calibration(filler=9, memory=memory))
+    assert set(places_of(model)) == expected.keys()
+    for place, F in zip(places_of(model), found, strict=True):
         torch.testing.assert_close(F, expected[place], rtol=1e-4, atol=1e-5 * float(F.max()))
 
 
@@ -118,7 +118,7 @@ def test_equal_widths_come_nearest_to_the_ratio(family, multiple, biases):
         return abs(lost - ratio * dense)
 
     for ratio in (0.0, 0.02, 0.1, 0.21, 0.3):
-        counts = equal_widths(model, structures, ratio, multiple, biases=biases)
+        counts = find_equal_widths(model, structures, ratio, multiple, biases=biases)
         k, n = counts["kv_heads"], counts["channels"]
         assert k == int(ratio * dense / prunable * G)
         allowed = [other for other in range(I - I // 8 + 1) if other == 0 or (I - other) % multiple == 0]
@@ -157,14 +157,14 @@ def test_equal_widths_take_the_nearest_number_of_heads_that_is_allowed(monkeypat
     model = Decoder(tiny("opt"))  # four heads
     structures = structures_of(model, "kv_heads", "channels")
     G = structures[0].size
-    free = equal_widths(model, structures, 0.25)["kv_heads"]
+    free = find_equal_widths(model, structures, 0.25)["kv_heads"]
     for left in range(1, G + 1):
-        monkeypatch.setattr(widths, "takes", lambda model, kv_heads, left=left: kv_heads == left)
-        counts = equal_widths(model, structures, 0.25, uniform=True)
+        monkeypatch.setattr(widths, "may_have_heads", lambda model, kv_heads, left=left: kv_heads == left)
+        counts = find_equal_widths(model, structures, 0.25, uniform=True)
         assert counts["kv_heads"] in (0, G - left)
         assert abs(counts["kv_heads"] - free) == min(abs(k - free) for k in (0, G - left))
         lost = sum(structure.cost * counts[structure.kind] for structure in structures)
         assert lost / parameters(model) == pytest.approx(0.25, abs=0.01)
-    monkeypatch.setattr(widths, "takes", lambda model, kv_heads: False)
+    monkeypatch.setattr(widths, "may_have_heads", lambda model, kv_heads: False)
     with pytest.raises(OutOfReach, match=f"with {G} kv heads and 6 channels left"):
-        equal_widths(model, structures, 0.9, uniform=True)
+        find_equal_widths(model, structures, 0.9, uniform=True)

@@ -14,7 +14,7 @@ from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.width import obs
-from methods.width.obs import OBS, RemovalCosts, cheapest
+from methods.width.obs import OBS, RemovalCosts, find_cheapest
 
 U, D = 6, 24
 LENGTHS = (24, 20, 9, 24, 3, 15)
@@ -64,19 +64,19 @@ def test_updates_that_wait_change_nothing(units, width, score, monkeypatch):
     orders = []
     for later in (1, 7, 1000):
         monkeypatch.setattr(obs, "LATER", later)
-        orders.append(cheapest(H, W, width, units - 2, score=score))
+        orders.append(find_cheapest(H, W, width, units - 2, score=score))
     assert orders[0] == orders[1] == orders[2]
     assert len(set(orders[0])) == units - 2
 
 
 def test_units_of_one_round_go_together():
     H, W = problem(40, 1)
-    first = cheapest(H, W, 1, 1)
-    at_once, one_by_one = cheapest(H, W, 1, 20, rounds=1), cheapest(H, W, 1, 20)
+    first = find_cheapest(H, W, 1, 1)
+    at_once, one_by_one = find_cheapest(H, W, 1, 20, rounds=1), find_cheapest(H, W, 1, 20)
     assert at_once[:1] == one_by_one[:1] == first
     assert at_once == RemovalCosts(H, W, 1).costs().argsort()[:20].tolist() != one_by_one
-    assert len(set(cheapest(H, W, 1, 20, rounds=3))) == 20
-    assert cheapest(H, W, 1, 20, rounds=50) == one_by_one
+    assert len(set(find_cheapest(H, W, 1, 20, rounds=3))) == 20
+    assert find_cheapest(H, W, 1, 20, rounds=50) == one_by_one
 
 
 def test_the_score_of_a_release_is_another():
@@ -97,7 +97,7 @@ def test_the_score_of_a_release_is_another():
 
 def test_moments_that_are_not_positive_definite_are_refused():
     with pytest.raises(Unsupported, match="give more tokens, or obs a larger damping"):
-        cheapest(torch.zeros(4, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64), 1, 2)
+        find_cheapest(torch.zeros(4, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64), 1, 2)
 
 
 def test_states_that_overflow_are_the_reason_and_not_the_tokens():

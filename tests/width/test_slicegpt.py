@@ -18,10 +18,10 @@ from methods.errors import OutOfReach, Unsupported
 from methods.model import inserted
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.inserted import fuse, write_in_basis
+from methods.model.inserted import fuse_norms, write_in_basis
 from methods.model.sizes import parameters
 from methods.width import slicegpt
-from methods.width.slicegpt import SliceGPT, sizes_of_slices, sliced_parameters, values_per_token
+from methods.width.slicegpt import SliceGPT, parameters_after_slicing, sizes_of_slices, values_per_token
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = {k: v for k, v in json.loads((FOLDER / "slicegpt_llmpruner.json").read_text()).items() if k.startswith("sg_")}
@@ -61,7 +61,7 @@ def test_the_authors_logits_and_counts_are_repeated(key):
 def test_fusing_counts_as_the_authors_count_and_leaves_the_logits(key):
     model = golden_model(key)
     with torch.no_grad():
-        fuse(model, centre_embeddings=False)
+        fuse_norms(model, centre_embeddings=False)
         logits = model.model(TENSORS["probe"]).logits
     assert parameters(model) == GOLDEN[key]["params_after_fusion"]
     dense = TENSORS["tiny_gqa_tied.dense_logits" if "gqa" in key else "tiny_mha.dense_logits"]
@@ -83,7 +83,7 @@ def test_rotating_without_cutting_changes_nothing(family, config, ids):
 def test_the_formula_equals_the_count(family, config, slice_head):
     model = Decoder(tiny(family, **config))
     method = SliceGPT(d=16, slice_head=slice_head)
-    expected = sliced_parameters(model, 16, method.slices_head(model))
+    expected = parameters_after_slicing(model, 16, method.slices_head(model))
     method.prune(model, tokens(), 0.0)
     assert parameters(model) == expected
 
@@ -92,7 +92,7 @@ def test_the_formula_equals_the_count(family, config, slice_head):
 @pytest.mark.parametrize("slice_head", [False, True])
 def test_three_widths_tell_the_size_of_every_slice(family, slice_head):
     model, widths = Decoder(tiny(family)), range(1, 33)
-    counted = [sliced_parameters(model, width, slice_head) for width in widths]
+    counted = [parameters_after_slicing(model, width, slice_head) for width in widths]
     assert sizes_of_slices(model, widths, slice_head) == counted
 
 
@@ -114,7 +114,7 @@ def test_what_writes_the_residual_is_widened_a_few_columns_at_a_time(columns, mo
     expected = Q.T[:9] @ matrix.weight.double(), Q.T[:9] @ matrix.bias.double()
     seen, widened = [], inserted.widened
     monkeypatch.setattr(inserted, "NUMBERS", 12 * columns)
-    monkeypatch.setattr(inserted, "widened", lambda x, **of: seen.append(len(x)) or widened(x, **of))
+    monkeypatch.setattr(inserted, "widen", lambda x, **of: seen.append(len(x)) or widened(x, **of))
     write_in_basis(matrix, Q, 9)
     torch.testing.assert_close(matrix.weight.double(), expected[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(matrix.bias.double(), expected[1], rtol=0, atol=1e-6)
@@ -194,9 +194,9 @@ def shell(name: str, **config: object) -> Decoder:
 
 def test_published_counts_come_out_of_the_formula():
     """OPT-125M and Phi-2 at 20 %, the authors' golden counts; SmolLM2-135M at d = 320, counted on the authors' code."""
-    assert sliced_parameters(shell("opt"), 608) == 147_250_880
+    assert parameters_after_slicing(shell("opt"), 608) == 147_250_880
     phi_2 = shell("phi", hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32)
-    assert sliced_parameters(phi_2, 2048) == 2_391_772_160
+    assert parameters_after_slicing(phi_2, 2048) == 2_391_772_160
     smol = shell(
         "llama",
         vocab_size=49152,
@@ -208,7 +208,7 @@ def test_published_counts_come_out_of_the_formula():
         tie_word_embeddings=True,
     )
     assert parameters(smol) == 134_515_008
-    assert sliced_parameters(smol, 320) == 109_641_728
+    assert parameters_after_slicing(smol, 320) == 109_641_728
 
 
 def test_what_no_rotation_survives_is_unsupported():
@@ -234,7 +234,9 @@ def test_a_width_to_the_column_meets_the_budget_more_closely():
     model = Decoder(tiny("llama"))
     for ratio in (0.1, 0.2, 0.3):
         target = (1 - ratio) * parameters(model)
-        miss = [abs(sliced_parameters(model, SliceGPT(multiple=m).plan(model, ratio)["d"]) - target) for m in (1, 8)]
+        miss = [
+            abs(parameters_after_slicing(model, SliceGPT(multiple=m).plan(model, ratio)["d"]) - target) for m in (1, 8)
+        ]
         assert miss[0] <= miss[1]
 
 

@@ -14,9 +14,9 @@ import methods
 from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.inserted import LowRank, factored, ranks_of
+from methods.model.inserted import LowRank, factor_matrix, ranks_of
 from methods.model.sizes import parameters
-from methods.width.svd_llm import gone, kept_share, low_rank, rank, whitening
+from methods.width.svd_llm import factor_of_whitening, factors_of_rank, parameters_to_go, rank_of_share, share_to_keep
 
 LENGTHS = (24, 20, 9, 24, 3, 15)
 SEVERAL = ["llama", "gpt2", "opt", "phi3", "gemma2", "phi", "gpt_neox"]  # fused matrices, an MLP without a module, ...
@@ -46,7 +46,7 @@ def best(W: torch.Tensor, X: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize(("m", "n", "k"), [(12, 20, 5), (20, 12, 5), (16, 16, 1)])
 def test_what_is_missed_are_the_singular_values_that_are_cut_and_nothing_misses_less(m, n, k):
     W, X = problem(m, n)
-    down, up, missed = low_rank(W, whitening(X @ X.T), k)
+    down, up, missed = factors_of_rank(W, factor_of_whitening(X @ X.T), k)
     W_k, sigma = best(W, X, k)
     assert (down.shape, up.shape) == ((k, n), (m, k))
     torch.testing.assert_close(up @ down, W_k)
@@ -65,8 +65,8 @@ def test_what_is_missed_are_the_singular_values_that_are_cut_and_nothing_misses_
 
 def test_both_factors_bear_the_same_share_of_the_singular_values():
     W, X = problem(12, 20)
-    S = whitening(X @ X.T)
-    down, up, _ = low_rank(W, S, 6)
+    S = factor_of_whitening(X @ X.T)
+    down, up, _ = factors_of_rank(W, S, 6)
     sigma = torch.linalg.svdvals(W @ X)[:6]
     torch.testing.assert_close(up.T @ up, sigma.diag())
     torch.testing.assert_close((down @ S) @ (down @ S).T, sigma.diag())
@@ -76,50 +76,50 @@ def test_both_factors_bear_the_same_share_of_the_singular_values():
 @pytest.mark.parametrize("tokens", [200, 7])
 def test_at_full_rank_the_matrix_is_what_it_was(m, n, tokens):
     W, X = problem(m, n, tokens)
-    down, up, missed = low_rank(W, whitening(X @ X.T), min(m, n))
+    down, up, missed = factors_of_rank(W, factor_of_whitening(X @ X.T), min(m, n))
     torch.testing.assert_close(up @ down, W, rtol=0, atol=1e-6 * float(W.abs().max()))
     assert float(missed) < 1e-12
 
 
 def test_fewer_tokens_than_inputs_are_reproduced_by_as_many_ranks():
     W, X = problem(12, 20, tokens=5)
-    down, up, _ = low_rank(W, whitening(X @ X.T), 5)
+    down, up, _ = factors_of_rank(W, factor_of_whitening(X @ X.T), 5)
     torch.testing.assert_close(up @ down @ X, W @ X, rtol=0, atol=1e-6 * float((W @ X).abs().max()))
 
 
 def test_the_diagonal_is_lifted_only_where_it_has_to_be():
     _, X = problem(12, 20)
     H = X @ X.T
-    S = whitening(H.clone())
+    S = factor_of_whitening(H.clone())
     torch.testing.assert_close(S @ S.T, H)
     assert torch.equal(S, S.tril())
     poor = X[:, :5] @ X[:, :5].T
-    S = whitening(poor.clone())
+    S = factor_of_whitening(poor.clone())
     lift = S @ S.T - poor
     assert 0 < float(lift.diagonal().mean()) < 1e-9 * float(torch.linalg.eigvalsh(poor)[-1])
-    zero = low_rank(torch.randn(6, 4), whitening(torch.zeros(4, 4, dtype=torch.float64)), 2)
+    zero = factors_of_rank(torch.randn(6, 4), factor_of_whitening(torch.zeros(4, 4, dtype=torch.float64)), 2)
     assert all(bool(one.isfinite().all()) for one in zero)
     with pytest.raises(Unsupported, match="states of a layer overflow"):
-        whitening(torch.full((3, 3), math.inf, dtype=torch.float64))
+        factor_of_whitening(torch.full((3, 3), math.inf, dtype=torch.float64))
 
 
 def test_ranks_are_those_of_the_paper_and_what_would_not_be_smaller_stays_whole():
-    assert [rank(32, 32, kept) for kept in (0.8, 0.5, 0.001, 1.0)] == [12, 8, 1, None]
-    assert rank(4096, 11008, 0.8) == int(4096 * 11008 * 0.8 / (4096 + 11008)) == 2388
-    assert rank(1, 40, 0.5) is None
-    assert rank(32, 32, 0.9999) == 15
-    assert gone(Counter({(32, 32): 3, (1, 40): 2}), 0.5) == 3 * (1024 - 64 * 8)
+    assert [rank_of_share(32, 32, kept) for kept in (0.8, 0.5, 0.001, 1.0)] == [12, 8, 1, None]
+    assert rank_of_share(4096, 11008, 0.8) == int(4096 * 11008 * 0.8 / (4096 + 11008)) == 2388
+    assert rank_of_share(1, 40, 0.5) is None
+    assert rank_of_share(32, 32, 0.9999) == 15
+    assert parameters_to_go(Counter({(32, 32): 3, (1, 40): 2}), 0.5) == 3 * (1024 - 64 * 8)
 
 
 @pytest.mark.parametrize("wanted", [0.0, 0.02, 0.1, 0.25, 0.5, 0.9])
 def test_the_kept_share_comes_nearest_to_the_budget(wanted):
     shapes = Counter({(32, 32): 12, (16, 32): 12, (48, 32): 12, (32, 48): 6})
     total = sum(count * m * n for (m, n), count in shapes.items())
-    found = gone(shapes, kept_share(shapes, wanted * total, total))
-    every = {gone(shapes, step / 5_000) for step in range(5_001)}
+    found = parameters_to_go(shapes, share_to_keep(shapes, wanted * total, total))
+    every = {parameters_to_go(shapes, step / 5_000) for step in range(5_001)}
     assert abs(found - wanted * total) == min(abs(each - wanted * total) for each in every)
     with pytest.raises(OutOfReach, match=r"ratio 0.99 is out of reach: with factors of rank 1 in every layer, 0.9\d\d"):
-        kept_share(shapes, 0.99 * total, total)
+        share_to_keep(shapes, 0.99 * total, total)
 
 
 def entered(model: Decoder, tokens: Calibration) -> dict[tuple[int, str], torch.Tensor]:
@@ -207,7 +207,7 @@ def ranks_of_all(layer) -> dict[str, int]:
 
 def test_a_factored_matrix_has_no_weight_and_says_so_in_one_line():
     matrix = torch.nn.Linear(6, 4)
-    low = factored(matrix, torch.randn(2, 6), torch.randn(4, 2))
+    low = factor_matrix(matrix, torch.randn(2, 6), torch.randn(4, 2))
     assert (low.in_features, low.out_features, low.rank) == (6, 4, 2)
     assert torch.equal(low.bias, matrix.bias)
     assert not hasattr(low, "weight")

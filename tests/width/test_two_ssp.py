@@ -19,7 +19,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, keep_channels, remove_sublayers
 from methods.trials.blocks import Trial
-from methods.width.two_ssp import TwoSSP, channel_norms
+from methods.width.two_ssp import TwoSSP, norms_of_channels
 
 LENGTHS = (24, 20, 9, 24, 3, 15)
 
@@ -80,7 +80,7 @@ def test_norms_by_hand(family, memory):
             model.model(ids[None, :length], use_cache=False)
     for hook in hooks:
         hook.remove()
-    for found, total in zip(channel_norms(model, tokens), sums, strict=True):
+    for found, total in zip(norms_of_channels(model, tokens), sums, strict=True):
         expected = total / len(LENGTHS)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
 
@@ -101,7 +101,7 @@ def loss(model: Decoder, tokens: Calibration) -> float:
 def test_attentions_go_one_by_one_by_the_cut_models_loss(family):
     """Every attention that is left is removed for real, and the loss of what then is left compared."""
     model = Decoder(tiny(family))
-    norms, used = channel_norms(model, calibration()), calibration().first(72)
+    norms, used = norms_of_channels(model, calibration()), calibration().first(72)
     decisions = TwoSSP(alpha=3.0, tokens=72).prune(model, calibration(), 0.4)
     n, count = decisions["attentions"], decisions["removed_per_layer"]["channels"]
     assert n >= 2
@@ -129,7 +129,7 @@ def test_attentions_go_one_by_one_by_the_cut_models_loss(family):
 def test_removals_that_were_found_behind_other_widths_are_no_ones(tmp_path, monkeypatch):
     """As where one cell prunes at several ratios until it meets a budget, and was interrupted."""
     monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
-    pruner, trials, of_a_step = TwoSSP(alpha=9.0, tokens=48), list[int](), Trial.without
+    pruner, trials, of_a_step = TwoSSP(alpha=9.0, tokens=48), list[int](), Trial.losses_without
     monkeypatch.setattr(
         Trial, "without", lambda self, *given, **how: trials.append(1) or of_a_step(self, *given, **how)
     )
