@@ -182,12 +182,14 @@ def measured_costs() -> str:
 
 def with_formats(guide: str) -> str:
     """Return docs/guides/checkpoints.md with the table of formats as bench.export.write has it."""
-    from bench.export import write
+    from bench.export import formats
 
-    heading, *rows = (f"| {' | '.join(row)} |" for row in write.table_of_formats())
+    heading, *rows = (f"| {' | '.join(row)} |" for row in formats.table_of_formats())
     start = guide.index(heading)
     end = guide.index("\n\n", start)
-    return guide[:start] + "\n".join([heading, "| --- " * len(write.table_of_formats()[0]) + "|", *rows]) + guide[end:]
+    return (
+        guide[:start] + "\n".join([heading, "| --- " * len(formats.table_of_formats()[0]) + "|", *rows]) + guide[end:]
+    )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def main() -> None:
     with LocalSession(engine_jobs.naps, environments_of_slots(2, "cpu", []), fresh=False) as engine:
         for key in ("a", "b"):
             engine.submit(job(key, seconds=0.0))
-        print(*(engine.next_result().found["pid"] for _ in range(2)), flush=True)
+        print(*(engine.next_result().outcome["pid"] for _ in range(2)), flush=True)
         for key in ("c", "d"):
             engine.submit(job(key, seconds=600.0))
         engine.next_result()

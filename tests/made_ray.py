@@ -105,6 +105,6 @@ def measured(started: RaySession, count: int) -> dict[str, dict]:
     found = {}
     for _ in range(count):
         result = started.next_result()
-        assert result.found == {}
+        assert result.outcome == {}
         found[result.key] = json.loads((result.part / "cells" / f"{result.key}.json").read_text())
     return found

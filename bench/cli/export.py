@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import cli
 from bench.cli import NOT_AS_SAID, OK
-from bench.export.write import FORMATS, GGUF, HF
+from bench.export.formats import FORMATS, GGUF, HF
 from bench.plan.protocol import QUANTISED, SAVE_DTYPES
 from methods.errors import UserError
 

@@ -178,16 +178,16 @@ def _specs(verbose: bool) -> list[str]:
 
 
 def _formats(verbose: bool) -> list[str]:
-    from bench.export import write
+    from bench.export import formats
 
-    rows = write.table_of_formats()
+    rows = formats.table_of_formats()
     wide = [2 + max(len(row[column]) for row in rows) for column in (0, 2, 3)]
     lines = []
     for removed, by, *held in rows:
         first, second, third = held
         lines.append(f"{removed:<{wide[0]}}{first:<{wide[1]}}{second:<{wide[2]}}{third}".rstrip())
         lines += [f"    {by}"] if (removed, by) != rows[0][:2] else []
-    return [*lines, *(f"{name} is read by {who}" for name, who in write.READ_BY.items())]
+    return [*lines, *(f"{name} is read by {who}" for name, who in formats.READ_BY.items())]
 
 
 def _fetch(arguments: argparse.Namespace) -> int:

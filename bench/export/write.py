@@ -1,6 +1,4 @@
-"""Says which shapes of pruned models each format holds, and what reads it.
-
-Writes models out of a run: a cell's pruned model in one of bench.export.write.
+"""Writes models out of a run: a cell's pruned model in one of bench.export.formats.
 
 run --save-models    every pruned model is saved, loaded again, and measured as it loads
 export               a saved model is copied; any other is made again from its record, which must agree
@@ -28,6 +26,7 @@ from typing import Any
 import torch
 
 from bench.data import pretrained, texts
+from bench.export.formats import GGUF, HF
 from bench.inference import llama_cpp
 from bench.plan.protocol import AUTO, QUANTISED, name_of_text
 from bench.plan.trust import Trust
@@ -36,7 +35,6 @@ from bench.records.answers import NAME as ANSWER_BPB
 from bench.records.record import Record
 from bench.runs.reproduce import PrunedModel, prune_again
 from bench.runs.saving import dtype_to_save
-from methods.cards import cards_of_compensations, cards_of_methods
 from methods.checkpoint import save_load, weight_files
 from methods.checkpoint.pruned_config import Uneven
 from methods.checkpoint.save_load import Check
@@ -44,53 +42,6 @@ from methods.checkpoint.transformers_compat import pad_layers
 from methods.console import say
 from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
-
-HF, GGUF, NEMOTRON_NAS = FORMATS = ("hf", "gguf", "nemotron-nas")
-READ_BY = {
-    HF: "transformers alone where the table says stock, else this project",
-    GGUF: "llama.cpp and what builds on it; Llama-like models: llama, mistral, qwen2, qwen3",
-    NEMOTRON_NAS: "MLX-LM; vLLM and SGLang only with NVIDIA's configuration class; Llama-like models: llama, mistral",
-}
-
-
-@dataclass(frozen=True)
-class HeldShape:
-    """Says how each format holds one kind of shape; "no" where it does not."""
-
-    removed: str
-    hf: str
-    gguf: str
-    nemotron_nas: str
-
-
-SHAPES = {  # by the names that methods and compensations give in `leaves`
-    "layers": HeldShape("whole layers", "stock", "stock", "yes"),
-    "equal widths": HeldShape("as many heads and channels in every layer", "stock", "stock", "yes"),
-    "experts": HeldShape("as many experts in every layer", "stock", "no", "no"),
-    "attentions": HeldShape("attentions", "prunebench", "deci", "yes"),
-    "mlps": HeldShape("MLPs", "prunebench", "deci, with 32 channels of zeros", "yes"),
-    "channels": HeldShape("channels, in each layer others", "prunebench", "deci", "yes"),
-    "heads": HeldShape("heads, in each layer others", "prunebench", "deci", "no"),
-    "ranks": HeldShape("rank of each matrix", "prunebench", "no", "no"),
-    "residual": HeldShape("residual width", "prunebench", "no", "no"),
-    "maps": HeldShape("anything, with a map in its place", "prunebench", "no", "no"),
-}
-
-
-def makers_of(shape: str) -> list[str]:
-    """Return the methods, and the compensations behind a plus, that leave a shape with their usual parameters."""
-    makers = [card.name for card in cards_of_methods() if shape in card.leaves]
-    return makers + [f"+{card.name}" for card in cards_of_compensations() if shape in card.leaves]
-
-
-def table_of_formats() -> list[tuple[str, ...]]:
-    """Return the rows of the table, its heading first."""
-    rows = [
-        (held.removed, ", ".join(makers_of(shape)), held.hf, held.gguf, held.nemotron_nas)
-        for shape, held in SHAPES.items()
-    ]
-    return [("removed", "by", *FORMATS), *rows]
-
 
 CARRIED = ("base", "pruning", "measured", "rounding")  # what a copy says as its original does
 BEFORE = "the model of the run, before it was stored in this folder"
@@ -101,7 +52,7 @@ class Wish:
     """Says what a model is to be written as.
 
     to        the new folder, or the new file for GGUF
-    format    one of bench.export.write
+    format    one of bench.export.formats
     dtype     of the weights, "auto" for the base's, None for that of the saved model, without one for that in which the
               run measured; one of QUANTISED for GGUF
     pad       whether zeros fill all layers up to the same widths

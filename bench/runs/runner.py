@@ -173,7 +173,7 @@ def run(
             }
             outlook = _outlook(cells, folder, datasets, measuring, {key for key, (ended, _) in served.items() if ended})
             estimates = outlook.estimates if outlook else None
-            told: dict[str, Any] = {"here": engine.is_here, "estimates": estimates, "told": ended}
+            told: dict[str, Any] = {"is_here": engine.is_here, "estimates": estimates, "listener": ended}
             records = _measure_cells(cells, folder, measuring, served, shared, **told)
         report(folder, records)
     return records

@@ -30,7 +30,7 @@ from bench.data import gguf
 from bench.data.texts import EvaluationText
 from bench.evaluation.scoring import nll_of_windows
 from bench.export import engine_check, gguf_file
-from bench.export.write import GGUF, HF
+from bench.export.formats import GGUF, HF
 from bench.inference import llama_cpp
 from bench.inference.other_python import EngineFailed, OtherPython
 from bench.plan.protocol import LLAMA_CPP, QUANTISED, ServedProtocol
@@ -247,7 +247,7 @@ class ExportedModel:
     """Holds a model on the disk as an engine reads it.
 
     path        the file or folder
-    format      one of bench.export.write
+    format      one of bench.export.formats
     type        of its matrices
     bytes       of the weights
     step_bytes  bytes that a step of decode must read at a point: every matrix once, keys and values of the context;

@@ -69,7 +69,7 @@ def test_overhead(engine, tmp_path, benchmark):
                 session.submit(left.pop())
                 running += 1
             else:
-                assert session.next_result().found.get("status", "ok") == "ok"
+                assert session.next_result().outcome.get("status", "ok") == "ok"
                 running -= 1
 
     with engine(tmp_path) as session:

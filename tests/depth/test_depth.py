@@ -231,7 +231,7 @@ def test_losses_that_overflow_whichever_block_goes_are_a_reason(method):
 def test_a_layer_without_which_the_loss_is_no_number_stays_and_has_no_score(monkeypatch):
     losses = {0: math.nan, 2: 0.2, 3: math.nan, 4: 0.1, 5: math.inf}
     monkeypatch.setattr(
-        "methods.trials.blocks.Trial.without",
+        "methods.trials.blocks.Trial.losses_without",
         lambda trial, blocks: [losses.get(block.layer, 1.0) for block in blocks],
     )
     found = pruned("shortened-llama", {}, "llama", 3, calibration())

@@ -91,11 +91,11 @@ def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_o
         engine.submit(job("beside", seconds=0.0, folder=str(tmp_path / "go on")))
         engine.submit(job("dead"))
         dead = engine.next_result()
-        assert (dead.key, dead.found["status"]) == ("dead", "crashed")
-        assert "SIGSEGV" in dead.found["error"]
+        assert (dead.key, dead.outcome["status"]) == ("dead", "crashed")
+        assert "SIGSEGV" in dead.outcome["error"]
         engine.submit(job("next", seconds=0.0))  # in the slot of the dead one
         (tmp_path / "go on").touch()
-        found = {result.key: result.found for result in (engine.next_result(), engine.next_result())}
+        found = {result.key: result.outcome for result in (engine.next_result(), engine.next_result())}
         assert {key: one["status"] for key, one in found.items()} == {"beside": "ok", "next": "ok"}
         assert found["beside"]["pid"] != found["next"]["pid"]
 
@@ -183,7 +183,7 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
     with session(naps, environments_of_slots(2, "cuda", ["4", "7"])) as engine:
         for key in ("a", "b"):
             engine.submit(job(key, seconds=0.2))
-        assert {engine.next_result().found["gpus"] for _ in range(2)} == {"4", "7"}
+        assert {engine.next_result().outcome["gpus"] for _ in range(2)} == {"4", "7"}
     assert VISIBLE not in os.environ
 
 
@@ -215,7 +215,7 @@ def test_nothing_works_beside_a_cell_while_it_is_timed():
         for key in ("timed", "timed too"):
             engine.submit(job(key, seconds=0.0, timed=True))
         assert not engine.has_room(timed=False)  # for want of a slot
-        found = {result.key: result.found for result in (engine.next_result() for _ in range(3))}
+        found = {result.key: result.outcome for result in (engine.next_result() for _ in range(3))}
         assert engine.has_room(timed=True)
         (began, ended), (also_began, also_ended) = sorted(found[key]["alone"] for key in ("timed", "timed too"))
         assert found["long"]["ended"] <= began < ended <= also_began
@@ -227,7 +227,7 @@ def test_a_cell_that_dies_while_others_wait_to_be_timed_lets_them_go_on():
     with session(dies, environments_of_slots(2, "cpu", [])) as engine:
         engine.submit(job("timed", seconds=0.0, timed=True))
         engine.submit(job("dead"))
-        found = {result.key: result.found["status"] for result in (engine.next_result() for _ in range(2))}
+        found = {result.key: result.outcome["status"] for result in (engine.next_result() for _ in range(2))}
         assert found == {"timed": "ok", "dead": "crashed"}
 
 
@@ -235,10 +235,10 @@ def test_waiting_to_be_timed_counts_for_no_limit():
     with session(naps, environments_of_slots(2, "cpu", [])) as engine:
         for key in ("a", "b"):  # the processes start
             engine.submit(job(key, seconds=0.0))
-        assert {engine.next_result().found["status"] for _ in range(2)} == {"ok"}
+        assert {engine.next_result().outcome["status"] for _ in range(2)} == {"ok"}
         engine.submit(job("long", seconds=4.0))
         engine.submit(job("timed", seconds=0.0, timed=True, limits={"seconds": 3.5}))
-        found = {result.key: result.found for result in (engine.next_result() for _ in range(2))}
+        found = {result.key: result.outcome for result in (engine.next_result() for _ in range(2))}
         assert found["timed"]["status"] == "ok"
         assert found["timed"]["ended"] - found["timed"]["began"] > 3.5
 
@@ -247,7 +247,7 @@ def test_a_mistake_that_is_no_cells_alone_ends_every_slot():
     refused_alike, two = pytest.raises(UserError, match="there is no such text"), environments_of_slots(2, "cpu", [])
     with refused_alike, session(refuses, two) as engine:
         engine.submit(job("a", seconds=0.0))
-        running = engine.next_result().found["pid"]
+        running = engine.next_result().outcome["pid"]
         engine.submit(job("b", seconds=600.0))
         engine.submit(job("wrong"))
         engine.next_result()

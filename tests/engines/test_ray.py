@@ -92,12 +92,12 @@ def test_what_is_lost_again_and_again_is_lost_and_what_fails_by_itself_is_an_err
     with session(Ray(cluster.address), tmp_path, ray_jobs.falls) as started:
         started.submit(job("a", folder=str(tmp_path)))
         result = started.next_result()
-        assert (result.found["status"], result.part) == ("lost", None)
-        assert "after 2 more tries" in result.found["error"]
+        assert (result.outcome["status"], result.part) == ("lost", None)
+        assert "after 2 more tries" in result.outcome["error"]
         assert len(tries(tmp_path, "a")) == 3
     with session(Ray(cluster.address), tmp_path, ray_jobs.fails) as started:
         started.submit(job("b", folder=str(tmp_path)))
-        assert started.next_result().found == {"status": "error", "error": "RuntimeError: no such thing"}
+        assert started.next_result().outcome == {"status": "error", "error": "RuntimeError: no such thing"}
 
 
 def test_a_node_without_memory_ends_a_cell_twice_and_not_for_ever(cluster, tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_a_node_without_memory_ends_a_cell_twice_and_not_for_ever(cluster, tmp_p
             engine = Ray(cluster.address, accelerator="small")
             with session(engine, folder, ray_jobs.fills_memory, device="cuda") as started:
                 started.submit(job("a", folder=str(folder), gpus=1))
-                assert started.next_result().found["status"] == "out_of_memory"
+                assert started.next_result().outcome["status"] == "out_of_memory"
         if (begun := len(tries(folder, "a"))) == 2:
             break
     assert begun == 2

@@ -46,7 +46,7 @@ def test_cells_on_the_cpu_share_a_process_that_sees_no_gpu(cluster, tmp_path):
 def test_a_part_that_another_task_measures_is_lost_and_ends_no_run(cluster, tmp_path):
     with session(Ray(cluster.address), tmp_path, ray_jobs.is_in_use) as started:
         started.submit(job("a", folder=str(tmp_path)))
-        assert started.next_result().found == {"status": "lost", "error": "the part is in use"}
+        assert started.next_result().outcome == {"status": "lost", "error": "the part is in use"}
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -149,13 +149,13 @@ def test_whatever_leaves_no_record_is_lost_and_says_what_it_said_last(tmp_path):
         for key in ("dead", "broken"):
             session.submit(job(key))
         assert not session.has_room(timed=False)
-        found = {result.key: result.found for result in (session.next_result(), session.next_result())}
+        found = {result.key: result.outcome for result in (session.next_result(), session.next_result())}
     assert {one["status"] for one in found.values()} == {"lost"}
     assert found["broken"]["error"].endswith("has left no record; RuntimeError: what nobody has foreseen")
     assert list((tmp_path / PARTS / LOGS).glob("*.err"))
     with HERE.start(conditions(tmp_path)) as session:  # as with --retry-failed
         session.submit(job("dead"))
-        assert session.next_result().found["status"] == "lost"
+        assert session.next_result().outcome["status"] == "lost"
     assert begun(tmp_path) == ["broken", "dead", "dead"]
 
 
@@ -229,7 +229,7 @@ def test_slurms_word_for_an_end_is_the_status(made, tmp_path, state, status, sai
         with pytest.raises(Enough):
             wait_a_little(session)
         made.place.joinpath("down").unlink()
-        found = session.next_result().found
+        found = session.next_result().outcome
     assert (found["status"], said in found["error"]) == (status, True)
     assert made.cancelled() == set()
 

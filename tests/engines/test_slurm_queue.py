@@ -102,7 +102,7 @@ def test_how_a_job_ended_is_known_without_accounts(made, tmp_path, known, log, s
         if shown:
             (made.place / "shown" / "77").write_text(shown)
         made.ends("77", accounts)
-        assert session.next_result().found["status"] == status
+        assert session.next_result().outcome["status"] == status
 
 
 def test_what_may_wait_for_ever_is_said_once(made, tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_a_job_that_has_ended_is_given_time_for_its_record_and_is_lost_without_i
         (tmp_path / PARTS / "a" / ENDED).write_text(json.dumps({"refused": None}))
         waits(session)
         made.ends("77", "COMPLETED")
-        found = session.next_result().found
+        found = session.next_result().outcome
     assert (found["status"], "Slurm says COMPLETED" in found["error"]) == ("lost", True)
 
 
@@ -142,7 +142,7 @@ def test_a_part_that_another_job_measures_is_lost_and_ends_no_run(made, tmp_path
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("signal.signal", lambda *_: None)
             measure_on_node(is_in_use, str(tmp_path / PARTS / "a"))
-        found = session.next_result().found
+        found = session.next_result().outcome
     assert (found["status"], "a is in use" in found["error"]) == ("lost", True)
 
 
@@ -193,7 +193,7 @@ def test_a_job_that_slurm_ends_while_no_run_looks_has_that_outcome_and_is_not_su
     with Slurm().start(conditions(tmp_path)) as session:
         session.submit(job("a"))
         if status:
-            assert wait_a_little(session).found["status"] == status
+            assert wait_a_little(session).outcome["status"] == status
         else:
             waits(session)
     assert (made.place / "78.sh").exists() == (status is None)

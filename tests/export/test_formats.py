@@ -10,7 +10,7 @@ from tiny_methods import EXPERTS, METHODS, calibration, pruned
 
 import methods
 from bench.cli.main import main
-from bench.export import engine_form, gguf_file, write
+from bench.export import engine_form, formats, gguf_file
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -21,7 +21,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "checkpoints.md"
 
 
 def rows_of(method):
-    return [held for shape, held in write.SHAPES.items() if method in write.makers_of(shape)]
+    return [held for shape, held in formats.SHAPES.items() if method in formats.makers_of(shape)]
 
 
 def has(model):
@@ -89,12 +89,12 @@ def test_no_format_but_hf_holds_a_map(repair):
 
 
 def test_every_method_is_in_the_table():
-    named = {name for shape in write.SHAPES for name in write.makers_of(shape)}
+    named = {name for shape in formats.SHAPES for name in formats.makers_of(shape)}
     assert named - {"+ghost", "+linearpatch"} == set(METHODS) | set(EXPERTS)
 
 
 def test_the_guide_repeats_the_table(capsys):
-    heading, *rows = write.table_of_formats()
+    heading, *rows = formats.table_of_formats()
     lines = [f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *rows)]
     assert "\n".join(lines) in GUIDE.read_text(encoding="utf-8")
     assert main(["list", "formats"]) == 0

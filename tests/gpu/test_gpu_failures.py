@@ -84,7 +84,7 @@ def test_the_next_cell_of_a_lost_gpu_gets_a_process_of_its_own():
     with LocalSession(engine_jobs.loses_its_gpu, [{}], fresh=False) as session:
         for key in ("first", "second", "dead", "third"):
             session.submit(engine_jobs.job(key))
-            found[key] = session.next_result().found
+            found[key] = session.next_result().outcome
     assert found["dead"]["status"] == "crashed"
     assert "illegal memory access" in found["dead"]["error"]
     assert found["first"]["pid"] == found["second"]["pid"] != found["third"]["pid"]

@@ -55,7 +55,7 @@ def test_every_field_has_a_flag_but_those_that_are_no_users():
 @pytest.mark.parametrize("option", flags_of_run().values(), ids=flags_of_run())
 def test_the_default_of_a_field_is_a_value_of_it(option):
     if option.field != "methods":
-        assert option.converted(option.default) == option.default
+        assert option.convert(option.default) == option.default
 
 
 def test_what_flags_say_and_what_python_says_is_equal():

@@ -87,7 +87,7 @@ class Recorded:
     def speed(self, dense, exported, points, hear):
         assert dense.path.is_file()
         assert exported.path.is_file()
-        return {"points": [point.named | {"pruned_ms": 1.0} for point in points]}
+        return {"points": [point.plain | {"pruned_ms": 1.0} for point in points]}
 
 
 @pytest.fixture
