@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Lt
 
-from methods.model.calibration import Calibration
-
 if TYPE_CHECKING:
     from methods.counted import Budget
+    from methods.model.calibration import Calibration
     from methods.model.decoder import Decoder
 
 

@@ -19,11 +19,11 @@ from bench.cli import FAILED_CELLS, OK, measurements
 from bench.plan import grid, named, run_spec
 from bench.plan.protocol import LLAMA_CPP, ServedProtocol
 from bench.plan.run_spec import RunSpec, flags_of_run, spec_from_flags
-from bench.records.record import FAILED, Record
 from methods.errors import UserError
 from reports.tracking import TRACKERS
 
 if TYPE_CHECKING:
+    from bench.records.record import Record
     from reports.tracking.tracker import RunTracking
 
 
@@ -123,6 +123,7 @@ def _measure_and_print(
     spec: RunSpec, folder: Path, describe: Callable[[RunSpec, list[Record]], str], track: str | None = None
 ) -> int:
     """Run the cells, send each to the tracker `track` if one is named, and print what `told` makes of the records."""
+    from bench.records.record import FAILED
     from bench.runs import runner
     from reports import report
 

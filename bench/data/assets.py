@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import kept_folder
-from bench.data.gguf import MEDMCQA, dequantise, dequantise_tied, keep_documents
+from bench.data.conversion import MEDMCQA, dequantise, dequantise_tied, keep_documents
 from bench.data.kept_folder import is_of_a_full_disk
 from methods.console import say
 from methods.errors import UserError

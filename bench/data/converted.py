@@ -44,14 +44,14 @@ def place_of_folders() -> Path:
 
 
 def _convert(file: Path, folder: Path, scratch: Path) -> Mapping[str, str]:
-    from bench.data import gguf
+    from bench.data import conversion
 
     before = sha256_of_file(file)
     say(f"converting {file.name} to float32 safetensors, once")
     alone = scratch / "model.gguf"
     alone.symlink_to(file.resolve())
     try:
-        gguf.write_folder(alone, folder)
+        conversion.write_folder(alone, folder)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(alone), str(file))) from error
     if sha256_of_file(file) != before:

@@ -28,16 +28,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 from methods.errors import UserError, first_line_of
 from methods.files import WRITING
 
 PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 HELD = {"throttled_usec": 1e6, "throttled_time": 1e9}  # lines of cpu.stat, of version 2 and of 1, to a second
+
+if TYPE_CHECKING:
+    import torch
 
 
 def folders_of_groups(kind: str, process: Path = PROCESS, groups: Path = GROUPS) -> Iterator[tuple[Path, int]]:
@@ -94,6 +96,8 @@ LOOK = 0.02  # seconds between two looks at the memory while it is watched
 
 def set_gpu(device: torch.device) -> None:
     """Make a GPU with a number the one that this process means where it names none."""
+    import torch
+
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
@@ -109,6 +113,8 @@ def bytes_for_states(devices: Sequence[torch.device]) -> int:
 
 def _free(device: torch.device) -> int:
     """Return the bytes that tensors can still take, those included that torch holds of a GPU to have them ready."""
+    import torch
+
     if device.type != "cuda":
         return free_bytes_of_host()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -193,6 +199,8 @@ def peaks_of_devices(devices: Sequence[torch.device]) -> dict[str, Any]:
     allocated_bytes, reserved_bytes   by torch on CUDA: what tensors took, and what it held of the GPU to have it ready
     each              {allocated_bytes, reserved_bytes} of each of several GPUs
     """
+    import torch
+
     each = [
         {
             "allocated_bytes": torch.cuda.max_memory_allocated(device),
@@ -218,6 +226,8 @@ def merge_peaks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
 
 def reset_peaks(devices: Sequence[torch.device]) -> None:
     """Start the peaks anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
+    import torch
+
     for device in devices:
         if device.type == "cuda":
             torch.cuda.init()  # type: ignore[no-untyped-call]  # a reset by the number of a device leaves it to others
@@ -229,6 +239,8 @@ def reset_peaks(devices: Sequence[torch.device]) -> None:
 
 def give_back(devices: Sequence[torch.device]) -> None:
     """Return free memory to the system, so that the next peak does not include what earlier work has left."""
+    import torch
+
     if any(device.type == "cuda" for device in devices):
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # only glibc can

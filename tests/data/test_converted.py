@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from uneven_models import bpe, uneven
 
-from bench.data import converted, pretrained
-from bench.data import gguf as conversion
+from bench.data import conversion, converted, pretrained
 from bench.data import gguf as gguf_reader
 from bench.export import gguf_file
 from bench.runs.inputs import _tokenizer_sha256
