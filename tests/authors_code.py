@@ -6,7 +6,7 @@ pruned model on two probe sequences, for as many words as the residual is wide, 
 tensor that several runs have in common is there once (`same`).
 
 A difference is the largest |ours - theirs| as a share of the largest |theirs|. The largest one of each method stands in
-methods/listed/authors_code.json, which is written anew by
+methods/authors_code.json, which is written anew by
 
     PRUNEBENCH_UPDATE_GOLDEN=1 python -m pytest -n0 tests/authors tests/depth/test_laco.py \\
         tests/width/test_slicegpt.py tests/width/test_llm_pruner.py
@@ -38,7 +38,7 @@ from methods.model.structures import Sublayer
 from methods.trials.blocks import Trial
 
 FOLDER = Path(__file__).parent / "golden"
-DATA = Path(__file__).parents[1] / "methods" / "listed" / "authors_code.json"
+DATA = Path(__file__).parents[1] / "methods" / "authors_code.json"
 LIMIT = 1e-5  # no difference is larger, but where a test of an older method says so
 ROUNDING = 10  # another processor rounds otherwise: by so much may a difference be above or below the one that is shown
 UPDATE = "PRUNEBENCH_UPDATE_GOLDEN" in os.environ
@@ -124,7 +124,7 @@ def difference(name: str, ours: Number, theirs: Number) -> float:
 
 
 def as_shown(method: str, key: str, found: Mapping[str, float]) -> None:
-    """Assert that differences of one run are those that methods/listed/authors_code.json shows, or write them there."""
+    """Assert that differences of one run are those that methods/authors_code.json shows, or write them there."""
     if UPDATE:
         _renew(method, key, found)
         return
@@ -163,7 +163,7 @@ def every_trial(monkeypatch: pytest.MonkeyPatch) -> dict[frozenset[str], float]:
         seen.update((frozenset(map(str, trial.removed | {b})), loss) for b, loss in zip(blocks, losses, strict=True))
         return losses
 
-    monkeypatch.setattr(Trial, "without", without)
+    monkeypatch.setattr(Trial, "losses_without", without)
     return seen
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 import pytest
 
 import methods
-from methods import registry
 from methods.base import REGISTRY, Layers
 
 NAMES = [card.name for card in methods.cards_of_methods() if card.name != "drop"]
@@ -37,11 +36,6 @@ def plugin():
     methods.load()
     yield OfMine
     del REGISTRY["of-mine"]
-
-
-@pytest.fixture
-def unsaid():
-    registry._say_renamed.cache_clear()
 
 
 @pytest.mark.parametrize("name", NAMES)

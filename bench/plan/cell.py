@@ -90,6 +90,8 @@ class Cell:
 def _changed_fields(part: Cell | Stage | Protocol | Recipe) -> dict[str, Any]:
     """Return what a cell, or a part of one, has otherwise than by default, as plain values; not the inputs."""
     changed: dict[str, Any] = {}
+    if isinstance(part, Protocol) and not part.windows:
+        part = replace(part, windows_drawn=True)  # a whole text is the same windows, drawn or in a row
     for one in fields(part):
         value = getattr(part, one.name)
         if one.name == "parameters":

@@ -162,7 +162,7 @@ def plan_spec(spec: RunSpec) -> Plan:
         cell.key: _estimate_without_untimed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells
     }
     free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
-    where: dict[str, Any] = {"here": here, "gpus": gpus, "room": room, "card": card, "free": free}
+    where: dict[str, Any] = {"is_here": here, "gpus": gpus, "room": room, "card": card, "free": free}
     return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
 
 

@@ -261,7 +261,7 @@ def test_giving_up_changes_no_choice(loss, monkeypatch):
         steps.append(whole(trial, blocks))
         return steps[-1]
 
-    monkeypatch.setattr(Trial, "without", patient)
+    monkeypatch.setattr(Trial, "losses_without", patient)
     assert found() == quick | {"forwards": pytest.approx(quick["forwards"], rel=0.2)}
     assert len(quick["removal_order"]) == len(steps) > 2
 

@@ -50,10 +50,10 @@ with Slurm(cluster="local", slots=3).start(conditions(Path(sys.argv[1]))) as ses
 CLI = """
 import sys
 from bench.cli.main import main
-from bench.engines import chosen
+from bench import engines
 from bench.engines.slurm import Slurm
 
-chosen.engine = lambda spec: Slurm(cluster="local", slots=2)
+engines.engine_of_spec = lambda spec: Slurm(cluster="local", slots=2)
 sys.exit(main(sys.argv[1:]))
 """
 NOTED = "with Path(os.environ['NOTED']).open('a') as file: file.write(f'{ratio}\\n')"

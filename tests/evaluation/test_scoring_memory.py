@@ -12,11 +12,11 @@ import sys, torch
 torch.set_num_threads(1)
 from bench.data import pretrained, task_loading
 from bench.evaluation import tasks
-from bench.evaluation.scoring import Scorer, stock
+from bench.evaluation.scoring import Scorer, make_stock_scorer
 model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
-lm = (Scorer if sys.argv[1] == "shared" else stock)(model, tokenizer)
-task = task_loading.load(["hellaswag"])["hellaswag"]
-tasks.evaluate(lm, {"hellaswag": task}, {"hellaswag": task_loading.draw(task, 8, 0)})
+lm = (Scorer if sys.argv[1] == "shared" else make_stock_scorer)(model, tokenizer)
+task = task_loading.load_tasks(["hellaswag"])["hellaswag"]
+tasks.evaluate(lm, {"hellaswag": task}, {"hellaswag": task_loading.draw_documents(task, 8, 0)})
 print([int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
 """
 

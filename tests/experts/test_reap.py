@@ -208,7 +208,7 @@ def test_three_scores_at_two_ratios_read_the_calibration_once(monkeypatch):
         return kept[name]
 
     monkeypatch.setattr(
-        "methods.experts.reap.by_layer", lambda *given: read.append(1) or activations.collect_by_layer(*given)
+        "methods.experts.reap.collect_by_layer", lambda *given: read.append(1) or activations.collect_by_layer(*given)
     )
     ids = calibration().ids
     tokens = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), sha256=hashlib.sha256(b"").hexdigest(), keep=keep)

@@ -98,7 +98,7 @@ def test_what_llama_cpp_does_not_compute_is_given_to_it_as_zeros(trap, tmp_path,
     gone, without, fails = TRAPS[trap]
     (tmp_path / "with").mkdir()
     assert failed(outcomes(uneven("llama", gone=gone), tmp_path / "with")) == []
-    whole = gguf_file.engine_form
+    whole = gguf_file.form_of_model
 
     def bare(*args, **how):
         form = whole(*args, **how)
@@ -162,9 +162,7 @@ def test_an_engine_that_hangs_or_crashes_is_an_outcome():
 def test_what_the_engine_does_is_in_the_check(spoil, tmp_path, monkeypatch):
     file, model = tmp_path / "model.gguf", droped("llama")
     gguf_file.write_gguf(model, bpe(), file, torch.float32, "tiny")
-    garbage = llama_cpp.EngineAnswer(
-        bpe()(engine_check.vocabulary.SAMPLE)["input_ids"], torch.zeros(24, 260).numpy(), 0
-    )
+    garbage = llama_cpp.EngineAnswer(bpe()(gguf_file.SAMPLE)["input_ids"], torch.zeros(24, 260).numpy(), 0)
     answer = llama_cpp.Failure("timed_out", "silent for 600 s") if spoil == "hangs" else garbage
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: True)
     monkeypatch.setattr(llama_cpp, "compute", lambda *args, **how: answer)

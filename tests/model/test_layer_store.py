@@ -94,7 +94,7 @@ def test_a_parameter_stays_the_object_it_is_with_its_values(tmp_path):
 def test_a_settled_layer_is_not_written_again(tmp_path, monkeypatch):
     model, written = Decoder(tiny("llama"), LayerStore(tmp_path)), list[int]()
     moved = LayerStore._move
-    monkeypatch.setattr(LayerStore, "_moved", lambda store, new: written.append(len(new)) or moved(store, new))
+    monkeypatch.setattr(LayerStore, "_move", lambda store, new: written.append(len(new)) or moved(store, new))
     model.settle_all()
     assert written == []
     layer = model.layers[1]

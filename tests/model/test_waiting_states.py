@@ -68,18 +68,18 @@ import os, sys, torch
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
 import methods
-from bench.system.memory import anonymous_bytes
-from methods.compensation import boundaries
+from bench.system.memory import anonymous_bytes_of
+from methods.compensation import base
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
 sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-ids, errors = torch.randint(3, 64, (128, 256)), boundaries.errors
+ids, errors = torch.randint(3, 64, (128, 256)), base.errors
 taken = []
-boundaries.errors = lambda *given, **more: taken.append(anonymous_bytes(os.getpid())) or errors(*given, **more)
+base.errors = lambda *given, **more: taken.append(anonymous_bytes_of(os.getpid())) or errors(*given, **more)
 for folder in (Path(sys.argv[1]), None):
     model = Decoder(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64)))
-    before = anonymous_bytes(os.getpid())
+    before = anonymous_bytes_of(os.getpid())
     calibration = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=2**21, offload=folder)
     methods.make("shortgpt+scale").prune(model, calibration, 0.4)
     print((taken.pop() - before) / (ids.numel() * 64 * 4))

@@ -292,7 +292,7 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
     ids = torch.randint(3, 120, (2, 20), generator=torch.Generator().manual_seed(0))
     found = stock(ids).logits.detach()
     assert torch.equal(found, save_load.load(saved).model(ids).logits)
-    assert runner.fingerprint.state_sha256(save_load.load(saved).model) == healed.measured["pruned_sha256"]
+    assert runner.inputs.sha256_of_state(save_load.load(saved).model) == healed.measured["pruned_sha256"]
     without = AutoModelForCausalLM.from_pretrained(folder / plain.measured["saved"]["folder"])(ids).logits.detach()
     assert float((found - without).abs().max()) > 1e-3
     # and that is what training in memory comes to
@@ -306,7 +306,7 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
     further = records["drop-tail at 0.3, healed, then drop-tail"]
     cut = save_load.load(saved)
     cut.set_layers(cut.layers[: further.measured["layers"]])
-    assert runner.fingerprint.state_sha256(cut.model) == further.measured["pruned_sha256"]
+    assert runner.inputs.sha256_of_state(cut.model) == further.measured["pruned_sha256"]
     card = (folder / further.measured["saved"]["folder"] / "README.md").read_text()
     assert "Before that the model had been pruned, in this order:\n\n- drop-tail, healed, ratio 0." in card
     assert not (folder / "kept").exists()
@@ -402,9 +402,9 @@ def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_ch
     model = Decoder(pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)[0])
     methods.make("flap").prune(model, block, healed.measured["ratio_budget"])
     heal(model, draw_text(tokenizer, recipe), recipe)
-    assert runner.fingerprint.state_sha256(model.model) == healed.measured["pruned_sha256"]
+    assert runner.inputs.sha256_of_state(model.model) == healed.measured["pruned_sha256"]
     model.set_layers(model.layers[: further.measured["layers"]])
-    assert runner.fingerprint.state_sha256(model.model) == further.measured["pruned_sha256"]
+    assert runner.inputs.sha256_of_state(model.model) == further.measured["pruned_sha256"]
     assert last.measured["healing"]["start_sha256"] == further.measured["pruned_sha256"]
     for record in (further, last):
         (stage,) = record.decisions["earlier"]
@@ -444,7 +444,7 @@ def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing,
             raise KeyboardInterrupt
         return prune(cell, *rest)
 
-    monkeypatch.setattr(measure.training, "heal", lambda *a, **k: healed.append(1) or train(*a, **k))
+    monkeypatch.setattr(measure.healing, "heal", lambda *a, **k: healed.append(1) or train(*a, **k))
     monkeypatch.setattr(measure, "_prune", interrupted)
     assert main(arguments) == 130
     (model,) = (folder / "kept").iterdir()  # of the healed cell alone; the pruned one's is not needed any more
@@ -499,7 +499,7 @@ def test_a_cell_whose_parent_failed_says_so_and_runs_when_that_one_does(healing,
     def fails(*_, **__):
         raise MemoryError("no more")
 
-    monkeypatch.setattr(measure.training, "heal", fails)
+    monkeypatch.setattr(measure.healing, "heal", fails)
     assert main(arguments) == 3
     records = by_label(tmp_path / "run")
     assert (records["drop-tail"].status, records["drop-tail at 0.2, then drop-tail"].status) == ("ok", "ok")
@@ -507,7 +507,7 @@ def test_a_cell_whose_parent_failed_says_so_and_runs_when_that_one_does(healing,
     for label in ("drop-tail at 0.2, healed, then drop-tail", "drop-tail at 0.2, healed, then drop-tail, healed"):
         assert records[label].status == "error"
         assert records[label].error == "there is no model of drop-tail, healed to go on from: out_of_memory, no more"
-    monkeypatch.setattr(measure.training, "heal", train)
+    monkeypatch.setattr(measure.healing, "heal", train)
     assert main([*arguments, "--retry-failed"]) == 0
     assert {record.status for record in load_run(tmp_path / "run")} == {"ok"}
 

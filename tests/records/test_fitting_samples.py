@@ -132,8 +132,10 @@ def test_a_baseline_with_a_record_that_does_not_fit_is_none(tmp_path, capsys):
 def test_each_file_is_read_and_hashed_once(tmp_path, monkeypatch):
     for form in ("hashes", "packed"):
         run, hashed = made(tmp_path / form, form), list[object]()
-        target = "bench.records.sample_tables.sha256" if form == "hashes" else "bench.records.packed_run.rows_sha256"
-        monkeypatch.setattr(target, counted(hashed, hash_file if form == "hashes" else packed_run.rows_sha256))
+        target = (
+            "bench.records.sample_tables.hash_file" if form == "hashes" else "bench.records.packed_run.sha256_of_rows"
+        )
+        monkeypatch.setattr(target, counted(hashed, hash_file if form == "hashes" else packed_run.sha256_of_rows))
         samples = run_folder.load_runs([run]).samples
         for figure in ("acc", "answer_bpb", "acc"):
             for place in range(3):

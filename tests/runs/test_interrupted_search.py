@@ -14,8 +14,8 @@ from methods.trials.blocks import Trial
 
 RATIO = "0.5"
 STEPS = {  # a call for each removal
-    "sleb": (Trial, "without"),
-    "2ssp": (Trial, "without"),
+    "sleb": (Trial, "losses_without"),
+    "2ssp": (Trial, "losses_without"),
     "laco-ls": (LaCoLS, "_candidates"),
 }
 OPTIONS = {
@@ -79,7 +79,7 @@ def test_a_search_that_had_come_to_its_end_has_the_record_of_one_that_nothing_in
     monkeypatch.setattr(calibration, "SECONDS", 0.0)
     run = [*base[:-4], *base[-2:], "--no-isolate", "--ratio", "0.3,0.6", "--methods", method + OPTIONS.get(method, "")]
     assert main([*run, "--out", str(tmp_path / "whole")]) == 0
-    prune, pruned = measure.pruned_to, list[int]()
+    prune, pruned = measure.prune_to_budget, list[int]()
 
     def killed(*given):
         found = prune(*given)

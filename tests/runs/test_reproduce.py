@@ -42,7 +42,7 @@ def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
 MIXED = """
 from dataclasses import dataclass
 from methods import Pruner, register
-from methods.model.structures import cuts, drop_layers, structures_of
+from methods.model.structures import cuts_of, drop_layers, structures_of
 
 @register("mixed")
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Mixed(Pruner):
         gone, structures = drop_layers(model, [1, 3]), structures_of(model, "kv_heads", "channels")
         for structure in structures:
             structure.drop([structure.layer.number % structure.size])
-        return gone | cuts(model, structures)
+        return gone | cuts_of(model, structures)
 """
 CUT = (
     "mixed",
@@ -159,7 +159,7 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
     for owner, name in [
         (MergeTrial, "similarities"),
         (CollapseTrial, "losses"),
-        (blocks.Trial, "without"),
+        (blocks.Trial, "losses_without"),
         (shortgpt.ShortGPT, "scores"),
         (angular.Angular, "distances"),
         (llm_drop, "importance"),

@@ -364,7 +364,7 @@ def test_other_weights_have_another_key(asked, model_folder, tmp_path, capsys):
 
 def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
     monkeypatch.setattr(inputs, "_tokenizer_sha256", lambda tokenizer: "")
-    monkeypatch.setattr(inputs.pretrained, "config_sha256", lambda *_: "")
+    monkeypatch.setattr(inputs.pretrained, "sha256_of_config", lambda *_: "")
 
     def stands_on(rounds: int, turns: str) -> dict:
         monkeypatch.setenv("GOMP_SPINCOUNT", turns)
@@ -379,7 +379,7 @@ def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
 
 def test_a_model_that_changes_under_a_run_fails_its_cell(asked, tmp_path, monkeypatch):
     hashes = iter(["first", "second"])
-    monkeypatch.setattr(measure.pretrained, "weights_sha256", lambda name, **_: next(hashes))
+    monkeypatch.setattr(measure.pretrained, "sha256_of_weights", lambda name, **_: next(hashes))
     assert main([*asked, "--methods", "dense", "--out", str(tmp_path / "run")]) == 3
     (found,) = load_run(tmp_path / "run")
     assert (found.status, found.measured.get("parameters")) == ("error", None)

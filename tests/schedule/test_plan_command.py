@@ -108,7 +108,7 @@ def test_a_cell_that_does_not_fit_is_named_and_so_are_slots_that_do_not_fit_toge
     assert planned(cells, [1, 1], needs=most).remarks == []
     (said,) = planned(cells, [1, 1], 2, needs=most).remarks
     assert said.startswith("2 slots may need ")
-    assert planned(cells, [1, 1], 2, needs=most, here=False).remarks == []
+    assert planned(cells, [1, 1], 2, needs=most, is_here=False).remarks == []
 
 
 def test_a_cell_that_one_gpu_does_not_hold_fits_on_two():

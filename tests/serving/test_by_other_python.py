@@ -39,7 +39,7 @@ def test_our_own_model_has_left_the_gpu_when_the_engine_starts(off, tmp_path, mo
         [],
     )
     text = EvaluationText(IDS, torch.ones_like(IDS, dtype=torch.bool), 1, 1, IDS[:, 1:].numel(), "", "t", "none", True)
-    window_nll = adapters.window_nll
+    window_nll = adapters.nll_of_windows
     monkeypatch.setattr(adapters, "nll_of_windows", lambda *given: computed.append(1) or window_nll(*given))
     with EmulatedGpus():
         model = PrunedModel(Decoder(tiny("llama").to("cuda")), None, {}, None)

@@ -290,7 +290,7 @@ class Room:
         monkeypatch.setattr(benchmark, "workload_of_point", workload)
         monkeypatch.setattr(benchmark, "predict_speedup", lambda *_: {})
         monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
-        monkeypatch.setattr(benchmark.peak_rates, "shares", lambda *_: {})
+        monkeypatch.setattr(peaks, "shares_of_peak", lambda *_: {})
         monkeypatch.setattr(timing, "MIN_MS", 60)
 
     def take(self, units):

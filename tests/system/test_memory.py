@@ -80,7 +80,7 @@ def test_peak_memory_starts_anew():
 @LINUX
 def test_peak_memory_is_of_this_process_and_not_of_its_parent():
     block = bytearray(b"x") * 2**28  # more than its imports take
-    code = "from bench.system.memory import highest_resident_bytes; print(highest_resident_bytes())"
+    code = "from bench.system.memory import peak_bytes_of_process; print(peak_bytes_of_process())"
     done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
     assert 2**22 < int(done.stdout) < len(block)
 

@@ -112,7 +112,7 @@ def test_a_multiple_beyond_the_models_width_is_refused():
 def test_what_writes_the_residual_is_widened_a_few_columns_at_a_time(columns, monkeypatch):
     matrix, Q = torch.nn.Linear(8, 12), torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
     expected = Q.T[:9] @ matrix.weight.double(), Q.T[:9] @ matrix.bias.double()
-    seen, widened = [], inserted.widened
+    seen, widened = [], inserted.widen
     monkeypatch.setattr(inserted, "NUMBERS", 12 * columns)
     monkeypatch.setattr(inserted, "widen", lambda x, **of: seen.append(len(x)) or widened(x, **of))
     write_in_basis(matrix, Q, 9)

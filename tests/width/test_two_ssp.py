@@ -131,7 +131,7 @@ def test_removals_that_were_found_behind_other_widths_are_no_ones(tmp_path, monk
     monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
     pruner, trials, of_a_step = TwoSSP(alpha=9.0, tokens=48), list[int](), Trial.losses_without
     monkeypatch.setattr(
-        Trial, "without", lambda self, *given, **how: trials.append(1) or of_a_step(self, *given, **how)
+        Trial, "losses_without", lambda self, *given, **how: trials.append(1) or of_a_step(self, *given, **how)
     )
 
     def pruned(ratio):
