@@ -93,8 +93,8 @@ def _authors(card: Card) -> list[str]:
         lines.append(f"        largest differences: {check.apart}")
         lines += [f"        put in for that: {sentence}" for sentence in check.put_in]
         lines += [
-            f"        speed: theirs {one.theirs:.2f} s, ours {one.ours:.2f} s, {one.times} times as fast ({one.work})"
-            for one in check.speed
+            f"        speed: theirs {own.theirs:.2f} s, ours {own.ours:.2f} s, {own.times} times as fast ({own.work})"
+            for own in check.speed
         ]
     return lines + [f"    departure: {sentence}" for sentence in departures_of(card.module)]
 
@@ -134,18 +134,18 @@ def _offer(name: str, offer: Any) -> str:
 def _tasks(verbose: bool) -> list[str]:
     from bench.data import task_sources as tasks
 
-    said = dict[str, str]()
+    source_by_task = dict[str, str]()
     for name in (*tasks.OFFLINE, *tasks.HUB):
         groups = [group for group, members in tasks.GROUPS.items() if name in members]
         source = [] if name in tasks.OFFLINE else [f"from the hub, or --task-data {name}=PATH"]
         if verbose or not {"mmlu", "cmmlu"} & set(groups):
-            said[name] = "; ".join(filter(None, [", ".join(groups), *source]))
+            source_by_task[name] = "; ".join(filter(None, [", ".join(groups), *source]))
     if not verbose:
-        said["mmlu"] = f"{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco"
-        said["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"
-    wide = 2 + max(map(len, said))
+        source_by_task["mmlu"] = f"{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco"
+        source_by_task["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"
+    wide = 2 + max(map(len, source_by_task))
     return [
-        *(f"{name:<{wide}}{about}".rstrip() for name, about in said.items()),
+        *(f"{name:<{wide}}{about}".rstrip() for name, about in source_by_task.items()),
         "quick, commonsense, laco, mmlu and cmmlu are groups, and names for --tasks as well.",
         "Any other task of lm-eval works too, with its data from the hub or from --task-data.",
     ]
@@ -163,17 +163,17 @@ def _profiles(verbose: bool) -> list[str]:
         lines.append(f"{name:<16}{tasks}; {texts if of['texts'] else 'no texts; speed alone'}")
         if verbose:
             lines += [f"    {field} = {value}" for field, value in of.items()]
-            there = dataclasses.asdict(protocol_for_cuda(protocol_of_profile(name), (), None))
-            lines += [f"    {field} = {value} on CUDA" for field, value in there.items() if value != of[field]]
+            on_cuda = dataclasses.asdict(protocol_for_cuda(protocol_of_profile(name), (), None))
+            lines += [f"    {field} = {value} on CUDA" for field, value in on_cuda.items() if value != of[field]]
     return lines
 
 
 def _specs(verbose: bool) -> list[str]:
     from bench.plan import run_spec
 
-    found = run_spec.shipped_specs()
-    wide = 2 + max(map(len, found))
-    lines = [f"{name:<{wide}}{description}" for name, description in found.items()]
+    specs = run_spec.shipped_specs()
+    wide = 2 + max(map(len, specs))
+    lines = [f"{name:<{wide}}{description}" for name, description in specs.items()]
     return [*lines, "`run --spec` takes these names, and a YAML file whose keys are the flags of `run`."]
 
 
@@ -241,11 +241,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     only = [name for name in arguments.only.split(",") if name]
     if arguments.only and not only:
         raise UserError(f"--only is given nothing; name one of {', '.join(CHECKS)} or several")
-    found = examination.examine(device, only)
+    findings = examination.examine(device, only)
     if arguments.json:
-        print(json.dumps(finding.document_of_findings(found, machine.describe(device)), indent=1, allow_nan=False))
+        print(json.dumps(finding.document_of_findings(findings, machine.describe(device)), indent=1, allow_nan=False))
     else:
-        print(finding.format_findings(found))
-    wrong = examination.names_of_wrong(found)
+        print(finding.format_findings(findings))
+    wrong = examination.names_of_wrong(findings)
     say(f"wrong on this machine: {'; '.join(wrong)}" if wrong else "nothing is wrong on this machine")
     return NOT_AS_SAID if wrong else OK

@@ -34,12 +34,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, *given: Any, **named: Any) -> Any:
         """Refuse what is not known here and now, so that the message names the help of this command and not of all."""
-        found, rest = super().parse_known_args(*given, **named)
+        namespace, rest = super().parse_known_args(*given, **named)
         if rest:
             flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
             hint = next(filter(None, (hint_of_similar_name(flag, self._option_string_actions) for flag in flags)), "")
             self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
-        return found, rest
+        return namespace, rest
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Hint at the choice that is like what was given."""

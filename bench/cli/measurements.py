@@ -143,18 +143,18 @@ def serve(
     from reports.tables import speed as tables
 
     wanted, engine = find_served(trust, cells), adapters.engine_of_protocol(protocol, threads)
-    found, refused = [], list[DenseNotServed]()
+    records, refused = [], list[DenseNotServed]()
     for model in wanted:
         try:
-            found += list(rows.serve(model, protocol, engine, device=device))
+            records += list(rows.serve(model, protocol, engine, device=device))
         except DenseNotServed as error:
             refused.append(error)
             if len(wanted) > 1:
                 say(f"{model.name}: {error}")
     if len(refused) == len(wanted):
         raise refused[0]
-    print(terminal.render(tables.tables_of_served(found)), end="")
-    return FAILED_CELLS if refused or any(one.status not in ("ok", "unsupported") for one in found) else OK
+    print(terminal.render(tables.tables_of_served(records)), end="")
+    return FAILED_CELLS if refused or any(record.status not in ("ok", "unsupported") for record in records) else OK
 
 
 SIMILARITY_FLAGS = options_of(SimilarityProtocol)
@@ -182,28 +182,28 @@ def add_similarity(commands: Any) -> None:
 def _similarity(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     protocol = SimilarityProtocol(**cli.given_fields(arguments, SIMILARITY_FLAGS))
-    asked = {"methods": "dense", "model": arguments.model} | cli.given_flags(arguments, SIMILARITY_PLACE)
-    spec = spec_from_flags(asked | ({"out": arguments.out} if arguments.out else {}), name="similarity")
+    given = {"methods": "dense", "model": arguments.model} | cli.given_flags(arguments, SIMILARITY_PLACE)
+    spec = spec_from_flags(given | ({"out": arguments.out} if arguments.out else {}), name="similarity")
     folder = spec.folder()
-    found = _study(spec, arguments.model, protocol, folder)
+    study = _study(spec, arguments.model, protocol, folder)
     from methods.files import write_atomically
     from reports.figures.figure import FORMATS, save_figure
     from reports.figures.similarity import figures_of_similarity
     from reports.formats import markup, terminal
     from reports.tables import similarity as tables
 
-    drawn = figures_of_similarity(found)
+    drawn = figures_of_similarity(study)
     text = markup.render_markdown(
-        [*tables.tables_of_neighbours(found), *tables.tables_of_positions(found)], title=tables.title_of_study(found)
+        [*tables.tables_of_neighbours(study), *tables.tables_of_positions(study)], title=tables.title_of_study(study)
     )
     write_atomically(folder / "similarity.md", text)
     for figure in drawn:
         save_figure(figure, folder)
     files = ["similarity.json", "similarity.md", *(f"{figure.name}.{kind}" for figure in drawn for kind in FORMATS)]
     render: dict[str, Callable[[], str]] = {
-        "terminal": lambda: terminal.render(tables.tables_of_neighbours(found)),
+        "terminal": lambda: terminal.render(tables.tables_of_neighbours(study)),
         "markdown": lambda: text,
-        "json": lambda: f"{json.dumps(found, indent=1, allow_nan=False)}\n",
+        "json": lambda: f"{json.dumps(study, indent=1, allow_nan=False)}\n",
     }
     print(render[arguments.format](), end="")
     print(f"{folder}: {', '.join(files)}; {time.perf_counter() - start:.0f} s", file=sys.stderr)

@@ -153,16 +153,20 @@ def _gate(arguments: argparse.Namespace) -> int:
     run = results_of_run(arguments.run)
     labels = [[str(cell.identity["label"]) for cell in cells.values()] for cells in (run, base)]
     mapping = gate.parse_mapping(arguments.map, *labels)
-    found = gate.judge(base, run, may_lose, mapping)
+    verdict_list = gate.judge(base, run, may_lose, mapping)
     if not arguments.no_confirm:
-        found = _confirm(found, base, run, _Options(cli.trust_of(arguments), arguments.plugin, may_lose, mapping))
-    table = terminal.render(verdicts.tables_of_gate(found, strict=arguments.strict))
+        verdict_list = _confirm(
+            verdict_list, base, run, _Options(cli.trust_of(arguments), arguments.plugin, may_lose, mapping)
+        )
+    table = terminal.render(verdicts.tables_of_gate(verdict_list, strict=arguments.strict))
     renderers = {"markdown": markup.comment_of_verdicts, "junit": markup.to_junit}
-    text = table if arguments.format == "terminal" else renderers[arguments.format](found, strict=arguments.strict)
+    text = (
+        table if arguments.format == "terminal" else renderers[arguments.format](verdict_list, strict=arguments.strict)
+    )
     if arguments.out:
         write_atomically(arguments.out, text)
     print(table if arguments.out else text, end="")
-    return gate.exit_code_of(found, strict=arguments.strict)
+    return gate.exit_code_of(verdict_list, strict=arguments.strict)
 
 
 class _Options(NamedTuple):
@@ -209,8 +213,8 @@ def _history(arguments: argparse.Namespace) -> int:
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
-    asked = FigureChoice(arguments.metric, arguments.model, arguments.label, arguments.ratio)
-    points = history.series_of_points(history_points.points_of(arguments.runs, asked))
+    choice = FigureChoice(arguments.metric, arguments.model, arguments.label, arguments.ratio)
+    points = history.series_of_points(history_points.points_of(arguments.runs, choice))
     if arguments.plot:
         ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
         history_table.draw_history(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)

@@ -72,8 +72,8 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.above_guessing:
         from bench.records.frame import drop_guessed_tasks
 
-        records, said = drop_guessed_tasks(merged.records)
-        merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *said])
+        records, remarks = drop_guessed_tasks(merged.records)
+        merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *remarks])
     apart = merged.remarks if arguments.view != "models" else ()  # which say that models stand apart
     for remark in (*merged.left_out, *apart):
         say(remark)
@@ -103,9 +103,9 @@ def _tables_of_arguments(arguments: argparse.Namespace, merged: Merged) -> dict[
         from bench.records.record import name_of_model
 
         names = list(dict.fromkeys(map(name_of_model, merged.records)))
-        some = f"these cells are of {names[0]} alone" if len(names) == 1 else f"{' and '.join(names)} share no ratio"
+        why = f"these cells are of {names[0]} alone" if len(names) == 1 else f"{' and '.join(names)} share no ratio"
         raise UserError(
-            f"{some}, and the view models is of several that were measured alike at one ratio; give their runs too, as "
+            f"{why}, and the view models is of several that were measured alike at one ratio; give their runs too, as "
             "in `report RUN OTHER --view models`"
         )
     if arguments.view == "served" and not tables["served"]:
@@ -129,7 +129,7 @@ def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, lis
     from reports import report as report_text
     from reports.formats import latex, markup, terminal
 
-    flat = [one for several in tables.values() for one in several]
+    flat = [table for several in tables.values() for table in several]
     whole = arguments.view == "main"
     if arguments.format == "terminal":
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -159,8 +159,8 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.to_markdown(merged.records, tables["main"], merged.notes))
     write_atomically(folder / "report.csv", report_text.to_csv(merged.records))
-    for one in chain(*tables.values()):
-        write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
+    for table in chain(*tables.values()):
+        write_atomically(folder / f"{table.name}.tex", latex.render([table], standalone=standalone))
     html = page.render_page(
         merged.records,
         samples=merged.samples,

@@ -75,11 +75,15 @@ def add_run(commands: Any) -> None:
     group.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=f"by default {MODEL}")
     left_out = ("model", "then", "save-models", "save-dtype")
     taken = [option for option in flags_of_run().values() if option.flag not in left_out]
-    cli.add_flags(group, [one for one in taken if one.group == "what" or one.flag.startswith("calibration")])
     cli.add_flags(
-        speed.add_argument_group("how to time"), [one for one in taken if one.group == "time"], speed_rounds="--rounds"
+        group, [option for option in taken if option.group == "what" or option.flag.startswith("calibration")]
     )
-    cli.add_flags(speed.add_argument_group("where"), [one for one in taken if one.group == "where"])
+    cli.add_flags(
+        speed.add_argument_group("how to time"),
+        [option for option in taken if option.group == "time"],
+        speed_rounds="--rounds",
+    )
+    cli.add_flags(speed.add_argument_group("where"), [option for option in taken if option.group == "where"])
     speed.set_defaults(command=_speed)
 
 
@@ -152,9 +156,9 @@ def _print_plan(spec: RunSpec) -> int:
     from reports import plan
     from reports.formats import terminal
 
-    found = plan_spec(spec)
-    print(terminal.render(plan.tables_of_plan(found, spec)), end="")
-    for remark in found.remarks:
+    planned = plan_spec(spec)
+    print(terminal.render(plan.tables_of_plan(planned, spec)), end="")
+    for remark in planned.remarks:
         print(remark, file=sys.stderr)
     return OK
 
@@ -192,10 +196,10 @@ def _cell(arguments: argparse.Namespace) -> int:
     from bench.system import interrupt
 
     try:
-        asked = Job.from_json(arguments.job.read_text(encoding="utf-8"))
+        order = Job.from_json(arguments.job.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{arguments.job} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     with interrupt.keep_prompt(leave=partial(store.clear_folder, arguments.out)):
-        record = job.run_remote_job(asked, arguments.out)
-    print(f"{arguments.out}: {asked.key}, {record.status}")
+        record = job.run_remote_job(order, arguments.out)
+    print(f"{arguments.out}: {order.key}, {record.status}")
     return FAILED_CELLS if record.status in FAILED else OK

@@ -30,11 +30,11 @@ def sha256_of_file(path: Path) -> str:
     with suppress(OSError, ValueError):
         if re.fullmatch("[0-9a-f]{64}", known := place.read_text(encoding="ascii")):
             return known
-    found = hash_file(path)
+    sha256 = hash_file(path)
     if place.name == _state(path) and _is_settled(path.stat()):
         with suppress(Unwritable):  # a cache that cannot be written to costs time alone
-            write_atomically(place, found)
-    return found
+            write_atomically(place, sha256)
+    return sha256
 
 
 def _state(path: Path) -> str:

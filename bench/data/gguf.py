@@ -130,7 +130,7 @@ def _comes_back(tokenizer: Any, folder: Path) -> bool:
         again = AutoTokenizer.from_pretrained(folder)
     except Exception:  # whatever a class that its files name makes of them
         return False
-    rules = [one.backend_tokenizer.to_str() if one.is_fast else one.get_vocab() for one in (tokenizer, again)]
+    rules = [each.backend_tokenizer.to_str() if each.is_fast else each.get_vocab() for each in (tokenizer, again)]
     return bool(rules[0] == rules[1] and tokenizer.special_tokens_map == again.special_tokens_map)
 
 
@@ -152,13 +152,13 @@ def bytes_per_step(file: Path) -> tuple[int, int]:
 
 
 def _read_deci(reader: gguf.GGUFReader, described: PrunedConfig, dtype: torch.dtype) -> Decoder:
-    found = {tensor.name: tensor for tensor in reader.tensors}
+    entry_by_name = {tensor.name: tensor for tensor in reader.tensors}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, described.num_hidden_layers)
     E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
     for name, shape in shapes_of(make_empty(described)).items():
         stem, _, suffix = name.rpartition(".")
         target = f"{names.get_name(stem)}.{suffix}"
-        entry = found.pop(target, None)
+        entry = entry_by_name.pop(target, None)
         if entry is None:
             stored[name] = torch.zeros(shape, dtype=dtype)  # a bias that other layers have
             if suffix != "bias":
@@ -169,8 +169,8 @@ def _read_deci(reader: gguf.GGUFReader, described: PrunedConfig, dtype: torch.dt
             raise ValueError(f"{target} is {tuple(rows.shape)} and should be {shape}")
         turned = target.endswith((f".attn_q.{suffix}", f".attn_k.{suffix}"))
         stored[name] = (reorder_halves(rows, len(rows) // E) if turned else rows).to(dtype)
-    if found:
-        raise ValueError(f"there is no place for {next(iter(found))}")
+    if entry_by_name:
+        raise ValueError(f"there is no place for {next(iter(entry_by_name))}")
     return Decoder(build_from_tensors(described, stored, dtype))
 
 
@@ -240,8 +240,8 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PrunedConfig:
 def _refuse_positions(reader: gguf.GGUFReader, E: int) -> None:
     """Raise ValueError where positions are not plain rotary ones over the whole of a head."""
     scaling = reader.get_field(f"{DECI}.rope.scaling.type")
-    said = [name for name in reader.fields if name.startswith((f"{DECI}.rope.scaling.", f"{DECI}.rope.scale"))]
-    if said and (scaling is None or scaling.contents() != "none"):
+    fields = [name for name in reader.fields if name.startswith((f"{DECI}.rope.scaling.", f"{DECI}.rope.scale"))]
+    if fields and (scaling is None or scaling.contents() != "none"):
         kind = "in a way of its own" if scaling is None else f"by {scaling.contents()}"
         raise ValueError(f"its rotary positions are scaled {kind}, and are read as plain ones")
     turned = reader.get_field(f"{DECI}.rope.dimension_count")

@@ -44,8 +44,8 @@ def _hub_kernel(config: dict[str, Any]) -> str | None:
     for key, value in config.items():
         if key.strip("_").startswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
             return str(value)
-        if isinstance(value, dict) and (found := _hub_kernel(value)):
-            return found
+        if isinstance(value, dict) and (repository := _hub_kernel(value)):
+            return repository
     return None
 
 
@@ -132,14 +132,14 @@ def find_in_cache(name: str) -> Path | None:
         return None
     files = model_files.names_of_files(folder)
     weights = model_files.find_weight_files(folder)
-    there = all((folder / file).is_file() for file in ("config.json", *weights))
-    return folder if weights and there and not files.isdisjoint(TOKENIZER_FILES) else None
+    is_whole = all((folder / file).is_file() for file in ("config.json", *weights))
+    return folder if weights and is_whole and not files.isdisjoint(TOKENIZER_FILES) else None
 
 
 def download_model(name: str, *, weights: bool) -> Path:
     """Return the folder of a model, with or without weights; download what is missing. Raises UserError without it."""
-    if found := find_in_cache(name):
-        return found
+    if folder := find_in_cache(name):
+        return folder
     if weights:
         say(f"downloading the weights of {name} from the hub; their hash is part of each result")
     try:

@@ -145,7 +145,7 @@ def sha256_of_weights(name: str, *, download: bool = True) -> str:
         hashes = {file: sha256_of_file(folder / file) for file in model_files.find_weight_files(folder)}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
-    lines = "".join(f"{found}  {file}\n" for file, found in hashes.items())
+    lines = "".join(f"{sha256}  {file}\n" for file, sha256 in hashes.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -186,8 +186,10 @@ def devices_of_cell(device: torch.device, gpus: int) -> list[torch.device]:
 
     if gpus < 2:
         return [device]
-    if (seen := torch.cuda.device_count()) < gpus:
-        raise UserError(f"a model is to be spread over {gpus} GPUs, and torch sees {seen}; give fewer --gpus-per-cell")
+    if (visible := torch.cuda.device_count()) < gpus:
+        raise UserError(
+            f"a model is to be spread over {gpus} GPUs, and torch sees {visible}; give fewer --gpus-per-cell"
+        )
     return [torch.device("cuda", number) for number in range(gpus)]
 
 
@@ -228,8 +230,8 @@ def licence_of_model(name: str) -> str | None:
         return None
     text = card.read_text(encoding="utf-8", errors="replace")
     front = text.split("---", 2)[1] if text.startswith("---") else ""
-    found = re.search(r"^license:\s*['\"]?([\w.-]+)", front, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r"^license:\s*['\"]?([\w.-]+)", front, re.MULTILINE)
+    return match[1] if match else None
 
 
 def is_on_hub(name: str) -> bool:

@@ -39,16 +39,16 @@ def check_tasks(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tupl
     """
     every = split_groups(names, data)
     local = {name for name, _, _ in data}
-    others = [name for name in every if name not in OFFLINE and name not in local]
-    for name in (*others, *sorted(local)):
+    from_hub = [name for name in every if name not in OFFLINE and name not in local]
+    for name in (*from_hub, *sorted(local)):
         refuse_undefined(name)
     refuse_unknown(every, data)
     for name in every:
         if fewshot and name in OFFLINE and name not in local:
             _refuse_examples(name, OFFLINE[name].examples is not None)
     load_tasks(local, data, fewshot, every_document=True)
-    if others and (fewshot or not assets.is_hub_reachable()):
-        load_tasks(others, fewshot=fewshot)
+    if from_hub and (fewshot or not assets.is_hub_reachable()):
+        load_tasks(from_hub, fewshot=fewshot)
     return every
 
 
@@ -349,7 +349,7 @@ def process_documents(process: Any, *sets: Any) -> list[Any]:
     before = random.getstate()
     random.seed(SHUFFLE_SEED)
     try:
-        return [one if one is None or process is None else process(one) for one in sets]
+        return [dataset if dataset is None or process is None else process(dataset) for dataset in sets]
     finally:
         random.setstate(before)
 

@@ -100,18 +100,18 @@ GROUPS = {
 
 def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
     """Turn each 'race=PATH' into (task, path, sha256 of the files), sorted. Raises UserError for anything else."""
-    found = {}
+    setting_by_task = {}
     for setting in settings:
         task, equals, path = setting.partition("=")
         if not (task and equals and path):
             raise UserError(f"--task-data is written TASK=PATH, as in race=data/race/high; got {setting!r}")
-        if task in found:
+        if task in setting_by_task:
             raise UserError(f"--task-data names {task} twice")
         try:
-            found[task] = (task, path, _sha256(_files(Path(path))))
+            setting_by_task[task] = (task, path, _sha256(_files(Path(path))))
         except OSError as error:
             raise UserError(f"--task-data {setting} cannot be read: {first_line_of(error)}") from error
-    return tuple(sorted(found.values()))
+    return tuple(sorted(setting_by_task.values()))
 
 
 def read_documents(path: Path, split: str) -> datasets.Dataset | None:

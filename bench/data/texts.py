@@ -178,12 +178,12 @@ def make_evaluation_text(
     scored[torch.tensor(chosen) == 0] = True
     scored[:, 0] = False
     counted = scored[:, len(bos) :]
-    weights, begun = (torch.tensor(column).unfold(0, content, stride)[chosen] for column in (sizes, words))
+    weights, word_starts = (torch.tensor(column).unfold(0, content, stride)[chosen] for column in (sizes, words))
     return EvaluationText(
         ids=ids,
         scored=scored,
         bytes=int(weights[counted].sum()),
-        words=int(begun[counted].sum()),
+        words=int(word_starts[counted].sum()),
         tokens=int(scored.sum()),
         sha256=_sha256(ids, scored),
         text=text,
@@ -291,7 +291,8 @@ def split_halves(text: str) -> tuple[list[str], list[str]]:
     return even, [
         document
         for document in odd
-        if not (len(document) >= SHORTEST and document in of_even) and not any(one in document for one in held)
+        if not (len(document) >= SHORTEST and document in of_even)
+        and not any(evaluated in document for evaluated in held)
     ]
 
 
@@ -352,11 +353,11 @@ def refuse_shared(tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterabl
         half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
         size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
         passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
-        there = _find_passages(passages, held_out, size)
-        found = sum(passage in there for passage in passages)
-        if found:
+        contained = _find_passages(passages, held_out, size)
+        count = sum(passage in contained for passage in passages)
+        if count:
             raise UserError(
-                f"{source}, which is {fitted}, is in part the text {text.text}, which is evaluated: {found} of "
+                f"{source}, which is {fitted}, is in part the text {text.text}, which is evaluated: {count} of "
                 f"{len(passages)} passages stand there; give another text, or one name for both, which is then halved"
             )
 
@@ -436,10 +437,12 @@ def read_hub_documents(text: str) -> list[str]:
     rows = _ask_hub(text, lambda: datasets.load_dataset(dataset, config, split=split))
     if "text" not in rows.column_names:
         raise UserError(f"{text} has no column text; it has {', '.join(rows.column_names)}")
-    found = list(rows["text"])
-    if (wrong := next((number for number, one in enumerate(found) if not isinstance(one, str)), None)) is not None:
+    documents = list(rows["text"])
+    if (
+        wrong := next((number for number, document in enumerate(documents) if not isinstance(document, str)), None)
+    ) is not None:
         raise UserError(f"{text} has rows without a text, of which row {wrong} is the first")
-    return found
+    return documents
 
 
 def _ask_hub(text: str, question: Callable[[], Any]) -> Any:

@@ -27,20 +27,20 @@ def examine(device: torch.device, only: Sequence[str] = ()) -> list[Finding]:
     """Run all checks, or `only` those named, and return what they find. Raises UserError for a name there is not."""
     if unknown := [name for name in only if name not in CHECKS]:
         raise UserError(f"--only names checks of {', '.join(CHECKS)}; got {unknown[0]!r}")
-    found = list[Finding]()
+    findings = list[Finding]()
     for name, about in CHECKS.items():
         if only and name not in only:
             continue
         say(f"{name}: {about}")
         start = time.perf_counter()
         try:
-            found.extend(FUNCTIONS[name](device))
+            findings.extend(FUNCTIONS[name](device))
         except Exception as error:
-            found.append(finding_of_error(name, error))
+            findings.append(finding_of_error(name, error))
         say(f"{name}: {time.perf_counter() - start:.1f} s")
-    return found
+    return findings
 
 
 def names_of_wrong(findings: Sequence[Finding]) -> list[str]:
     """Name what is wrong."""
-    return [one.what for one in findings if one.status == "wrong"]
+    return [finding.what for finding in findings if finding.status == "wrong"]

@@ -74,23 +74,23 @@ def _inside(file: str) -> str:
 
 def format_findings(findings: Iterable[Finding]) -> str:
     """Return one line for each finding: its status, what it is of, and the figure."""
-    rows = [(one.status, one.what, textwrap.fill(one.figure, FIGURE)) for one in findings]
+    rows = [(finding.status, finding.what, textwrap.fill(finding.figure, FIGURE)) for finding in findings]
     return tabulate(rows, ("status", "what", "figure"), tablefmt="plain", disable_numparse=True)
 
 
 def document_of_findings(findings: Iterable[Finding], machine: dict[str, Any]) -> dict[str, Any]:
     """Return what a bug report needs, as plain JSON values: no host name, no user's name, no path."""
-    plain = [{name: value for name, value in asdict(one).items() if value} for one in findings]
-    found: dict[str, Any] = _finite({"layout": LAYOUT, "machine": machine, "findings": plain})
-    return found
+    plain = [{name: value for name, value in asdict(finding).items() if value} for finding in findings]
+    document: dict[str, Any] = _finite({"layout": LAYOUT, "machine": machine, "findings": plain})
+    return document
 
 
 def _finite(value: Any) -> Any:
     """Return plain values with None in place of floats that JSON does not have."""
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

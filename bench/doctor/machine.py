@@ -38,8 +38,8 @@ EXACT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # sha
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Return the environment of a record, and the memory that is free."""
-    found = environment.describe(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
-    return found | {"free_memory_bytes": psutil.virtual_memory().available} | _card(device)
+    facts = environment.describe(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    return facts | {"free_memory_bytes": psutil.virtual_memory().available} | _card(device)
 
 
 def _card(device: torch.device) -> dict[str, Any]:
@@ -56,13 +56,13 @@ def _card(device: torch.device) -> dict[str, Any]:
 
 def check_machine(device: torch.device) -> Iterator[Finding]:
     """Say what there is, how fast it is, and whether its products are right."""
-    found = describe(device)
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    yield Finding("ok", "versions", f"python {found['python']}, {versions}")
-    cores = f"{count_usable_cores()} of {found['logical_cores']} cores, {found['threads']} threads"
-    free, whole = found["free_memory_bytes"], found.get("memory_bytes", 0)
-    yield Finding("ok", "processor", f"{found.get('cpu', 'unknown')}, {cores}, {_gib(free)} of {_gib(whole)} free")
-    yield _gpu(found)
+    facts = describe(device)
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    yield Finding("ok", "versions", f"python {facts['python']}, {versions}")
+    cores = f"{count_usable_cores()} of {facts['logical_cores']} cores, {facts['threads']} threads"
+    free, whole = facts["free_memory_bytes"], facts.get("memory_bytes", 0)
+    yield Finding("ok", "processor", f"{facts.get('cpu', 'unknown')}, {cores}, {_gib(free)} of {_gib(whole)} free")
+    yield _gpu(facts)
     for dtype in EXACT:
         yield check_product(device, dtype)
     yield from measure_rates(device)
@@ -71,17 +71,17 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
 def measure_rates(device: torch.device) -> Iterator[Finding]:
     """Measure what a large product and a copy reach, in the dtype in which models are measured by default."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = peaks.measure_peak_rates(device, dtype, **SIZES.get(device.type, {}))
+    rates = peaks.measure_peak_rates(device, dtype, **SIZES.get(device.type, {}))
     whats = {
         "matmul_flops_per_second": (f"matrix rate, {dtype_name(dtype)}", "GFLOP/s in a large product"),
         "copy_bytes_per_second": ("bandwidth", "GB/s read and written in a copy"),
     }
     for name, (what, unit) in whats.items():
-        if name in found:
-            yield Finding("ok", what, f"{found[name] / 1e9:,.0f} {unit}", {name: found[name]})
+        if name in rates:
+            yield Finding("ok", what, f"{rates[name] / 1e9:,.0f} {unit}", {name: rates[name]})
         else:
             yield Finding("not here", what, "there is no room to measure it")
-    if (flops := found.get("matmul_flops_per_second")) is not None:
+    if (flops := rates.get("matmul_flops_per_second")) is not None:
         yield check_disk(flops, dtype.itemsize, dtype_name(dtype))
 
 
@@ -126,11 +126,11 @@ def check_memory(device: torch.device) -> Iterator[Finding]:
         reason = "a CPU's memory is not exhausted on purpose, since the system may kill any process then"
         yield Finding("not here", what, reason)
         return
-    asked = TOO_MUCH * torch.cuda.get_device_properties(device).total_memory
+    size = TOO_MUCH * torch.cuda.get_device_properties(device).total_memory
     wrong = list[str]()
     try:
-        torch.empty(asked, dtype=torch.uint8, device=device)
-        wrong.append(f"the GPU gave {asked / 2**30:,.0f} GiB, {TOO_MUCH} times what it has")
+        torch.empty(size, dtype=torch.uint8, device=device)
+        wrong.append(f"the GPU gave {size / 2**30:,.0f} GiB, {TOO_MUCH} times what it has")
     except Exception as error:
         if not failures.is_out_of_memory(error):
             wrong.append(f"not recognised: {failures.reason_of_error(error)}")
@@ -138,7 +138,7 @@ def check_memory(device: torch.device) -> Iterator[Finding]:
     after = check_product(device, torch.float32)
     if after.status != "ok":
         wrong.append(f"products afterwards: {after.figure}")
-    yield finding_of_check(what, wrong, f"recognised at {asked / 2**30:,.0f} GiB, and the GPU works on")
+    yield finding_of_check(what, wrong, f"recognised at {size / 2**30:,.0f} GiB, and the GPU works on")
 
 
 def check_copies(device: torch.device) -> Iterator[Finding]:
@@ -148,19 +148,19 @@ def check_copies(device: torch.device) -> Iterator[Finding]:
         yield Finding("not here", "second GPU", "looked at the CPU")
         return
     yield check_copy("copies", torch.device("cpu"), device)
-    others = [number for number in range(torch.cuda.device_count()) if number != (device.index or 0)]
-    if not others:
+    numbers = [number for number in range(torch.cuda.device_count()) if number != (device.index or 0)]
+    if not numbers:
         yield Finding("not here", "second GPU", "torch sees one")
         return
-    second = torch.device("cuda", others[0])
+    second = torch.device("cuda", numbers[0])
     yield check_copy("copies between GPUs", device, second)
     stored = pruning.read_answers()
     for name in SECOND:
-        found = pruning.check_method(name, second, stored[name])
-        yield Finding(found.status, f"{name} on {second}", found.figure, found.found, found.where)
+        finding = pruning.check_method(name, second, stored[name])
+        yield Finding(finding.status, f"{name} on {second}", finding.figure, finding.found, finding.where)
     both = [torch.device("cuda", device.index or 0), second]
-    found = pruning.check_method(SPREAD, both, stored[SPREAD])
-    yield Finding(found.status, f"{SPREAD} over both GPUs", found.figure, found.found, found.where)
+    finding = pruning.check_method(SPREAD, both, stored[SPREAD])
+    yield Finding(finding.status, f"{SPREAD} over both GPUs", finding.figure, finding.found, finding.where)
 
 
 def check_copy(what: str, source: torch.device, target: torch.device) -> Finding:

@@ -172,15 +172,15 @@ def time_against_itself(device: torch.device, protocol: Protocol) -> Iterator[Fi
     """Time the doctor's model against a copy, up to TRIES times while an interval leaves out that they are equal."""
     model = pruning.build_tiny_model(device, torch.float32 if device.type == "cpu" else torch.bfloat16).model
     benchmark = SpeedBenchmark(protocol, clock_of([device]), [device], gpu.find_gpus([device])[0], lambda doing: None)
-    found = dict[str, list[dict[str, Any]]]()
+    points_by_kind = dict[str, list[dict[str, Any]]]()
     for number in range(TRIES):
         for point in benchmark.time(copy.deepcopy(model), model):
-            found.setdefault(f"{point['kind']}, {point.get('mode', 'eager')}", []).append(point)
-        if all(_is_narrow(points[-1]) and _holds_one(points[-1]) for points in found.values()):
+            points_by_kind.setdefault(f"{point['kind']}, {point.get('mode', 'eager')}", []).append(point)
+        if all(_is_narrow(points[-1]) and _holds_one(points[-1]) for points in points_by_kind.values()):
             break
         if number + 1 < TRIES:
             say("timing again: the intervals were wide, or left out that a model is as fast as itself")
-    for kind, points in found.items():
+    for kind, points in points_by_kind.items():
         yield _finding_of_tries(f"timing, {kind}", points)
 
 

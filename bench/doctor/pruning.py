@@ -127,12 +127,12 @@ def list_cases() -> list[str]:
     return [card.name for card in methods.cards_of_methods()] + compensated
 
 
-def tiny_parameters(method: str) -> dict[str, str]:
+def parameters_for_tiny_model(method: str) -> dict[str, str]:
     """Return the parameters with which a built-in method prunes a tiny model; none for another method."""
     return next((card.tiny_parameters for card in methods.cards_of_methods() if card.name == method), {})
 
 
-def draws_weights(case: str) -> bool:
+def has_drawn_weights(case: str) -> bool:
     """Return whether a compensation draws weights on its device, so that no two kinds of device agree."""
     seeded = {
         card.name for card in methods.cards_of_compensations() if any(name == "seed" for name, *_ in card.parameters)
@@ -152,7 +152,7 @@ def prune_tiny_model(
     noise       disturbs the weights before
     parameters  of the method; None: those that it gives in `tiny`
     """
-    pruner = methods.make(case, tiny_parameters(case.partition("+")[0]) if parameters is None else parameters)
+    pruner = methods.make(case, parameters_for_tiny_model(case.partition("+")[0]) if parameters is None else parameters)
     model = build_tiny_model(device, dtype, mixture="experts" in pruner.alone.axes)
     if noise is not None:
         with torch.no_grad():
@@ -167,7 +167,7 @@ def find_answer(case: str, device: Place, dtype: torch.dtype, noise: torch.Gener
     """Prune the doctor's model, and say what is left."""
     model, decided = prune_tiny_model(case, device, dtype, noise)
     rounded = [[round(value, 4) for value in row] for row in compute_some_logits(model).tolist()]
-    return Answer(decided, parameters(model), None if draws_weights(case) else rounded)
+    return Answer(decided, parameters(model), None if has_drawn_weights(case) else rounded)
 
 
 @torch.no_grad()
@@ -187,13 +187,13 @@ def read_answers() -> dict[str, Answer]:
 def write_answers() -> None:
     """Find all answers and store them. Raises UserError for one that a little noise changes."""
     torch.set_num_threads(1)
-    found = {}
+    answer_by_case = {}
     for case in list_cases():
         say(case)
-        found[case] = find_answer(case, torch.device("cpu"), torch.float32)
-        if doubt := describe_noise(case, found[case], DRAWS):
+        answer_by_case[case] = find_answer(case, torch.device("cpu"), torch.float32)
+        if doubt := describe_noise(case, answer_by_case[case], DRAWS):
             raise UserError(f"{case} is too near to another choice: {doubt}; nothing is written")
-    lines = [f"{json.dumps(case)}: {json.dumps(asdict(held))}" for case, held in found.items()]
+    lines = [f"{json.dumps(case)}: {json.dumps(asdict(held))}" for case, held in answer_by_case.items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
@@ -202,11 +202,11 @@ def describe_noise(case: str, plain: Answer, draws: int) -> str:
     cpu = torch.device("cpu")
     rounded = [find_answer(case, cpu, torch.bfloat16)]
     disturbed = [find_answer(case, cpu, torch.float32, torch.Generator().manual_seed(seed)) for seed in range(draws)]
-    for other in (*rounded, *disturbed):
-        if other.decided != plain.decided or other.parameters != plain.parameters:
-            return f"{other.decided} beside {plain.decided}"
+    for answer in (*rounded, *disturbed):
+        if answer.decided != plain.decided or answer.parameters != plain.parameters:
+            return f"{answer.decided} beside {plain.decided}"
         if plain.logits is not None:
-            off = difference_of_tensors(torch.tensor(other.logits), torch.tensor(plain.logits))
+            off = difference_of_tensors(torch.tensor(answer.logits), torch.tensor(plain.logits))
             if off > TOLERANCE[torch.bfloat16] / 2:
                 return f"its logits move by {off:.2g} of their size"
     return ""

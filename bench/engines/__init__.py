@@ -50,10 +50,12 @@ OWN = {  # {field: the engines that heed it}
 
 def refuse_flags(spec: RunSpec) -> None:
     """Raise UserError for flags of another engine than the one that is asked for."""
-    for one in options_of_class(RunSpec):
-        heeded = OWN.get(one.field, (spec.engine,))
-        if spec.engine not in heeded and getattr(spec, one.field) != one.default:
-            raise UserError(f"--{one.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out")
+    for option in options_of_class(RunSpec):
+        heeded = OWN.get(option.field, (spec.engine,))
+        if spec.engine not in heeded and getattr(spec, option.field) != option.default:
+            raise UserError(
+                f"--{option.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out"
+            )
     if spec.engine != "local" and spec.isolate is False:
         raise UserError(f"--engine {spec.engine} measures each cell in a process of its own; leave --no-isolate out")
 
@@ -71,12 +73,12 @@ def engine_of_spec(spec: RunSpec) -> Engine:
 
 def _parse_options(options: Sequence[str]) -> dict[str, str]:
     """Return the options of sbatch by their names. Raises UserError for one without a value or given twice."""
-    found = dict[str, str]()
+    option_by_name = dict[str, str]()
     for given in options:
         name, _, value = given.partition("=")
         if not value:
             raise UserError(f"--slurm is NAME=VALUE, as in time=120; got {given!r}")
-        if (plain := to_flag(name)) in found:
-            raise UserError(f"--slurm {name}= is given twice, as {found[plain]!r} and {value!r}; say one")
-        found[plain] = value
-    return found
+        if (plain := to_flag(name)) in option_by_name:
+            raise UserError(f"--slurm {name}= is given twice, as {option_by_name[plain]!r} and {value!r}; say one")
+        option_by_name[plain] = value
+    return option_by_name

@@ -84,11 +84,11 @@ class InThisProcess:
     def next_result(self) -> Result:
         job, self._job = self._job, None
         assert job is not None, "there is no job to wait for"
-        found: dict[str, Any] = {}
-        self._work(_OwnChannel(found.update), job)
-        if found.get("status") == "crashed":
+        outcome: dict[str, Any] = {}
+        self._work(_OwnChannel(outcome.update), job)
+        if outcome.get("status") == "crashed":
             self._lost = job.where
-        return Result(job.key, found)
+        return Result(job.key, outcome)
 
     def cancel(self) -> None:
         self._job = None
@@ -167,13 +167,13 @@ class LocalSession:
         thread.start()
 
     def next_result(self) -> Result:
-        slot, found = self._ended.get()
+        slot, outcome = self._ended.get()
         job, thread = self._running.pop(slot)
         thread.join()
         self._idle = sorted([*self._idle, slot])
-        if isinstance(found, BaseException):
-            raise found
-        return Result(job.key, found)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return Result(job.key, outcome)
 
     def cancel(self) -> None:
         self._end_running()
@@ -209,18 +209,18 @@ class LocalSession:
 
     def _measure(self, slot: int, job: Job) -> None:
         """Measure the job in the slot's process and put down what was found, in a thread of its own."""
-        found: dict[str, Any] = {}
-        outcome: dict[str, Any] | BaseException = found
+        answer: dict[str, Any] = {}
+        outcome: dict[str, Any] | BaseException = answer
         worker = self._workers[slot]
         try:
             if not self._cancelled:
                 limits, alone = Limits(**job.limits), partial(self._gate.alone, slot)
-                failure = worker.run(self._work, (job,), limits=limits, hear=found.update, alone=alone)
-                if "refused" in found:
-                    raise UserError(found["refused"])
-                if failure and "status" not in found:
-                    found |= {"status": failure.status, "error": failure.reason}
-                if self._fresh or found["status"] not in SOUND:
+                failure = worker.run(self._work, (job,), limits=limits, hear=answer.update, alone=alone)
+                if "refused" in answer:
+                    raise UserError(answer["refused"])
+                if failure and "status" not in answer:
+                    answer |= {"status": failure.status, "error": failure.reason}
+                if self._fresh or answer["status"] not in SOUND:
                     worker.stop()
         except BaseException as error:  # which is the run's to hear of
             outcome = error
@@ -264,9 +264,9 @@ def refuse_unlike(slots: int, each: int) -> None:
     """Raise UserError where slots have GPUs of several kinds, since each cell is timed in whichever slot is free."""
     import torch
 
-    seen = torch.cuda.device_count()  # of MIG instances one
+    visible = torch.cuda.device_count()  # of MIG instances one
     names = [
-        str(environment.name_of_processor(torch.device("cuda", number))) for number in range(min(seen, slots * each))
+        str(environment.name_of_processor(torch.device("cuda", number))) for number in range(min(visible, slots * each))
     ]
     kinds = {", ".join(names[start:][:each]): None for start in range(0, len(names), each)}
     if slots > 1 and len(kinds) > 1:
@@ -281,10 +281,10 @@ def names_of_visible_gpus(count: int) -> list[str]:
 
     Of several MIG instances a process sees one, and each is another process's.
     """
-    said = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    if count and said and all(map(_is_instance, said)):
-        return said
-    return said[:count] or [str(number) for number in range(count)]
+    names = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    if count and names and all(map(_is_instance, names)):
+        return names
+    return names[:count] or [str(number) for number in range(count)]
 
 
 def _is_instance(name: str) -> bool:

@@ -103,7 +103,7 @@ class Ray:
             nodes = find_suitable_nodes(list_nodes(), ask)
             site = opened.enter_context(Site.make(conditions.folder, on_cpu, conditions.fresh))
             looks = look_at_nodes(nodes, site, conditions.device if conditions.timed else None, ask)
-            nodes = find_suitable_nodes([one for one in nodes if one.id in looks], ask)
+            nodes = find_suitable_nodes([node for node in nodes if node.id in looks], ask)
             refuse_unlike(nodes, looks, conditions)
             ask, slots = divide_nodes(nodes, ask, self.slots, conditions.threads)
             share = Share(ask, slots, (), Machine(None, ask.threads, ask.gpus))
@@ -247,8 +247,8 @@ def _among_neighbours(text: str, ask: Ask) -> str:
     """Return the text of a job with no more slots than this node has for such cells."""
     import ray
 
-    here, given = ray.get_runtime_context().get_node_id(), json.loads(text)
-    holds = max((node.holds(ask) for node in list_nodes() if node.id == here), default=1)
+    own_node, given = ray.get_runtime_context().get_node_id(), json.loads(text)
+    holds = max((node.holds(ask) for node in list_nodes() if node.id == own_node), default=1)
     return json.dumps(given | {"slots": max(1, min(given["slots"], holds))})
 
 
@@ -308,15 +308,15 @@ def connect(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    found = _find_address(address)
-    _check(found)
+    resolved = _find_address(address)
+    _check(resolved)
     ends = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(found, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        ray.init(resolved, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         ray.shutdown()
         raise UserError(
-            f"the Ray cluster at {found} takes no connection: {last_line_of_error(error)}; a run begins on one "
+            f"the Ray cluster at {resolved} takes no connection: {last_line_of_error(error)}; a run begins on one "
             "of its nodes"
         ) from None
     if threading.current_thread() is threading.main_thread():
@@ -332,14 +332,14 @@ def _find_address(address: str) -> str:
     from ray._private import services
 
     try:
-        found = services.canonicalize_bootstrap_address(address)
+        resolved = services.canonicalize_bootstrap_address(address)
     except (ConnectionError, ValueError, OSError) as error:
         if address != "auto":
             raise UserError(f"--ray-address is auto or HOST:PORT; got {address!r} ({first_line_of(error)})") from None
-        found = None
-    if found is None:
+        resolved = None
+    if resolved is None:
         raise UserError(f"no Ray cluster runs here; {HOW}, or name one with --ray-address HOST:PORT")
-    return str(found)
+    return str(resolved)
 
 
 def _check(address: str) -> None:
@@ -351,9 +351,9 @@ def _check(address: str) -> None:
         raise UserError(
             f"no Ray cluster answers at {address} ({first_line_of(error)}); {HOW}, or mend the address"
         ) from None
-    asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=HEALTH, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH, check=False)
     except subprocess.TimeoutExpired:
         raise UserError(
             f"what listens at {address} is no Ray cluster; `ray status` on its head names the port"
@@ -384,25 +384,27 @@ def look_at_nodes(nodes: Sequence[Node], site: Site, device: str | None, ask: As
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = dict[Any, Node]()
-    for one in nodes:
-        timed = device if one.timing else None
+    node_by_task = dict[Any, Node]()
+    for node in nodes:
+        timed = device if node.timing else None
         needs: dict[str, Any] = {"num_cpus": 0, "num_gpus": ask.gpus if timed else 0, "max_retries": 1}
-        there = NodeAffinitySchedulingStrategy(one.id, soft=False)
-        asked[ray.remote(look_at_node).options(**needs, scheduling_strategy=there).remote(site, timed)] = one
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+        strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        node_by_task[ray.remote(look_at_node).options(**needs, scheduling_strategy=strategy).remote(site, timed)] = node
+    answered, silent = ray.wait(list(node_by_task), num_returns=len(node_by_task), timeout=ANSWER)
     if silent:
-        raise UserError(f"{asked[silent[0]].name} has not answered for {ANSWER:g} s; is it taken? (see `ray status`)")
-    found = dict[str, Look]()
+        raise UserError(
+            f"{node_by_task[silent[0]].name} has not answered for {ANSWER:g} s; is it taken? (see `ray status`)"
+        )
+    look_by_node = dict[str, Look]()
     for ref in answered:
-        one = asked[ref]
+        node = node_by_task[ref]
         try:
-            found[one.id] = ray.get(ref)
+            look_by_node[node.id] = ray.get(ref)
         except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
             continue
         except ray.exceptions.RayError as error:
-            raise UserError(f"{one.name} has no prunebench like this one: {last_line_of_error(error)}") from None
-    return found
+            raise UserError(f"{node.name} has no prunebench like this one: {last_line_of_error(error)}") from None
+    return look_by_node
 
 
 def last_line_of_error(error: BaseException) -> str:

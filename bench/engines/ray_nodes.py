@@ -75,14 +75,14 @@ class Site:
     @contextmanager
     def make(folder: Path, on_cpu: bool, fresh: bool) -> Iterator[Site]:
         """Keep such a text in the folder, beside what nodes put there, and give where it is."""
-        seen = folder.resolve() / MARKER  # of a name that the next run uses again, should this one be killed
-        shutil.rmtree(seen, ignore_errors=True)
-        seen.mkdir()
-        (seen / TEXT).write_text(text := secrets.token_hex(16), encoding="utf-8")
+        marker = folder.resolve() / MARKER  # of a name that the next run uses again, should this one be killed
+        shutil.rmtree(marker, ignore_errors=True)
+        marker.mkdir()
+        (marker / TEXT).write_text(text := secrets.token_hex(16), encoding="utf-8")
         try:
-            yield Site(str(seen.parent), text, str(Path.cwd()), on_cpu, fresh)
+            yield Site(str(marker.parent), text, str(Path.cwd()), on_cpu, fresh)
         finally:
-            shutil.rmtree(seen, ignore_errors=True)
+            shutil.rmtree(marker, ignore_errors=True)
 
     def is_visible(self) -> bool:
         """Say whether this process sees the run's folder, and no other one of the same name."""
@@ -140,18 +140,18 @@ def node_from_plain(plain: Mapping[str, Any]) -> Node:
 
 def find_suitable_nodes(nodes: Sequence[Node], ask: Ask) -> list[Node]:
     """Return the nodes that can take a cell. Raises UserError, which says what there is, where none can."""
-    if found := [one for one in nodes if one.holds(ask)]:
-        return found
-    kinds = sorted({kind for one in nodes for kind in one.accelerators})
+    if suitable := [node for node in nodes if node.holds(ask)]:
+        return suitable
+    kinds = sorted({kind for node in nodes for kind in node.accelerators})
     if ask.accelerator and ask.accelerator not in kinds:
-        there = f"the cluster has {', '.join(kinds)}" if kinds else "the cluster names no kind of GPU"
-        raise UserError(f"--accelerator {ask.accelerator}: no node has it; {there} (see `ray status`)")
-    most = max((one.gpus for one in nodes), default=0)
+        kinds_of_cluster = f"the cluster has {', '.join(kinds)}" if kinds else "the cluster names no kind of GPU"
+        raise UserError(f"--accelerator {ask.accelerator}: no node has it; {kinds_of_cluster} (see `ray status`)")
+    most = max((node.gpus for node in nodes), default=0)
     if ask.gpus and not most:
         raise UserError("no node of the cluster has a GPU; say --device cpu, or start nodes with --num-gpus")
     if ask.gpus > most:
         raise UserError(f"--gpus-per-cell {ask.gpus} is more than a node has; the largest has {most}")
-    cpus = max((one.cpus for one in nodes), default=0)
+    cpus = max((node.cpus for node in nodes), default=0)
     if ask.threads > cpus:
         raise UserError(f"a cell of {_count(ask.threads, 'thread')} is more than a node has; the largest has {cpus}")
     raise UserError(
@@ -169,11 +169,11 @@ def divide_nodes(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int 
     """
     if given is None:
         if ask.gpus:
-            threads = min(one.cpus // (one.gpus // ask.gpus) for one in nodes)
+            threads = min(node.cpus // (node.gpus // ask.gpus) for node in nodes)
         else:
-            threads = min(one.cpus for one in nodes) // -(-(slots or 1) // len(nodes))
+            threads = min(node.cpus for node in nodes) // -(-(slots or 1) // len(nodes))
         ask = replace(ask, threads=max(1, threads))
-    fits = sum(one.holds(ask) for one in nodes)
+    fits = sum(node.holds(ask) for node in nodes)
     return ask, min(fits, slots or fits)
 
 
@@ -186,49 +186,49 @@ def find_timing_nodes(
 
     Raises UserError where there is no such node, or one is unlike another.
     """
-    timing = tuple(one for one in nodes if one.timing)
+    timing = tuple(node for node in nodes if node.timing)
     if not timing:
         raise UserError(
             f"no node has the resource `{TIMING}`, by which a timed cell has its node to itself; start nodes with "
             f"`ray start {HOW_TIMING}`, or say --speed-rounds 0"
         )
     kinds = dict[tuple[str | None, int], str]()
-    for one in timing:
-        look = looks[one.id]
+    for node in timing:
+        look = looks[node.id]
         if look.failure:
-            raise UserError(f"{one.name} does not say on which processor cells are timed: {look.failure}")
-        kinds.setdefault((look.processor, ask.threads if ask.gpus else one.cpus), one.name)
+            raise UserError(f"{node.name} does not say on which processor cells are timed: {look.failure}")
+        kinds.setdefault((look.processor, ask.threads if ask.gpus else node.cpus), node.name)
     if len(kinds) > 1:
         what = "; ".join(f"{name} has {processor} and {count} CPUs" for (processor, count), name in kinds.items())
         raise UserError(f"cells would be timed on unlike processors: {what}; say --accelerator, or --speed-rounds 0")
-    if nice := max(looks[one.id].niceness for one in timing):
+    if nice := max(looks[node.id].niceness for node in timing):
         say(f"cells are timed with niceness {nice}, behind whatever else their nodes do; start nodes with {HOW_FIRST}")
     ((processor, threads),) = kinds
-    usable = [] if ask.gpus else [looks[one.id].cores for one in timing]
+    usable = [] if ask.gpus else [looks[node.id].cores for node in timing]
     return timing, Machine(processor, given or min([threads, *usable]), ask.gpus)
 
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
     """Refuse nodes with other versions than this process has, and those that do not see models in the run's folder."""
-    here = environment.installed_versions()
-    for one in nodes:
-        environment.refuse_unlike(one.name, looks[one.id].versions, here)
-        if conditions.models and not looks[one.id].sees:
+    own_versions = environment.installed_versions()
+    for node in nodes:
+        environment.refuse_unlike(node.name, looks[node.id].versions, own_versions)
+        if conditions.models and not looks[node.id].sees:
             raise UserError(
-                f"cells keep models in {conditions.folder}, which {one.name} does not see; put --out where all nodes "
+                f"cells keep models in {conditions.folder}, which {node.name} does not see; put --out where all nodes "
                 "have it, or leave --then and --save-models out"
             )
 
 
 def look_at_node(site: Site, device: str | None) -> Look:
     """Return what a task finds on its node. device: of timed cells, whose processor takes a process to be named."""
-    found = environment.installed_versions()
+    versions = environment.installed_versions()
     if device is None:
-        return Look(found, site.is_visible(), os.nice(0))
-    told = dict[str, Any]()
+        return Look(versions, site.is_visible(), os.nice(0))
+    facts = dict[str, Any]()
     with worker.Worker({VISIBLE: ""} if site.on_cpu else {}) as process:
-        failure = process.run(_name_processor, (device,), limits=worker.Limits(seconds=NAMING), hear=told.update)
-    return Look(found, site.is_visible(), os.nice(0), **told, failure=failure.reason if failure else None)
+        failure = process.run(_name_processor, (device,), limits=worker.Limits(seconds=NAMING), hear=facts.update)
+    return Look(versions, site.is_visible(), os.nice(0), **facts, failure=failure.reason if failure else None)
 
 
 def _name_processor(line: Channel, device: str) -> None:

@@ -200,8 +200,8 @@ def status_of_end(name: str, state: str, log: Path) -> tuple[str, str]:
     """
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     lines = [line for line in lines if line.strip()]
-    said = next((word for word, pattern in LOGGED.items() if any(map(pattern.search, lines))), "")
-    if known := ENDS.get(state or said):
+    logged = next((word for word, pattern in LOGGED.items() if any(map(pattern.search, lines))), "")
+    if known := ENDS.get(state or logged):
         return known
     last = lines[-1] if lines else "its log is empty"
     return "lost", f"its job {name} has left no record{f', Slurm says {state}' if state else ''}; {last}"
@@ -229,17 +229,17 @@ def write_machine(device: str, part: str) -> None:
 
     from bench.system import environment
 
-    said = {"processor": environment.name_of_processor(torch.device(device)), "threads": torch.get_num_threads()}
-    write_atomically(Path(part) / ENDED, json.dumps(said))
+    facts = {"processor": environment.name_of_processor(torch.device(device)), "threads": torch.get_num_threads()}
+    write_atomically(Path(part) / ENDED, json.dumps(facts))
 
 
 def read_answer(path: Path) -> dict[str, Any] | None:
     """Return what a file says; None where there is none."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        answer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    return answer
 
 
 LOGS = ".slurm"
@@ -284,15 +284,15 @@ class SlurmSession:
         if element.id:  # of a run that was killed while it waited for that
             self._withdraw(element)
         self._submit([element])
-        while (said := read_answer(element.part / ENDED)) is None:
+        while (answer := read_answer(element.part / ENDED)) is None:
             if self._is_over(element):
                 raise UserError(f"no node has said what it is, which timed cells need: {self._end(element)[1]}")
             time.sleep(self._queue.pause)
         del self._running[PROBE]
         self._ids.forget(PROBE)
         shutil.rmtree(element.part)
-        threads = threads or said["threads"]
-        return Machine(said["processor"], threads, self._engine.gpus_per_cell, not self._one_machine)
+        threads = threads or answer["threads"]
+        return Machine(answer["processor"], threads, self._engine.gpus_per_cell, not self._one_machine)
 
     def threads(self, timed: bool) -> int:
         return self._conditions.threads or THREADS
@@ -365,7 +365,7 @@ class SlurmSession:
             if is_long and not self._running:
                 raise
             self._say_once("refused", f"{error}; they are submitted again every {self._queue.look:g} s")
-        self._waiting = [one for one in self._waiting if one.key not in self._running]
+        self._waiting = [element for element in self._waiting if element.key not in self._running]
 
     def _submit(self, elements: Sequence[Element]) -> None:
         """Submit elements, those that need the same as one array, and write down their ids."""
@@ -389,19 +389,19 @@ class SlurmSession:
 
     def _result(self, element: Element) -> Result | None:
         """Return what became of an element, or None as long as it goes on, which one from before may do anew."""
-        said = read_answer(element.part / ENDED) or {}
-        is_told = said.get("refused") or said.get("lost") or (said and element.is_measured)
+        answer = read_answer(element.part / ENDED) or {}
+        is_told = answer.get("refused") or answer.get("lost") or (answer and element.is_measured)
         if not is_told and not self._is_over(element):  # a record may come through the file system behind that
             return None
         element.look_anew()
-        said = read_answer(element.part / ENDED) or said
+        answer = read_answer(element.part / ENDED) or answer
         del self._running[element.key]
         if element.is_measured:
             return Result(element.key, {}, element.part)
-        if said.get("refused") and not element.earlier:
-            raise UserError(said["refused"])
-        status, error = (LOST, said["lost"]) if said.get("lost") else self._end(element)
-        if element.earlier and (said or status == LOST):  # it was cancelled with its run, or lost while nobody looked
+        if answer.get("refused") and not element.earlier:
+            raise UserError(answer["refused"])
+        status, error = (LOST, answer["lost"]) if answer.get("lost") else self._end(element)
+        if element.earlier and (answer or status == LOST):  # it was cancelled with its run, or lost while nobody looked
             self._waiting.append(replace(element, id=None, earlier=False, unseen=0))
             return None
         return Result(element.key, {"status": status, "error": error})
@@ -414,8 +414,8 @@ class SlurmSession:
         if time.monotonic() - self._looked > self._queue.look:
             self._looked = time.monotonic()
             if (listed := self._list_waiting()) is not None:
-                for one in self._running.values():
-                    one.unseen = 0 if one.id in listed else one.unseen + 1
+                for running in self._running.values():
+                    running.unseen = 0 if running.id in listed else running.unseen + 1
         return element.id is None or element.unseen >= (1 if element.earlier else 2)
 
     def _list_waiting(self) -> Mapping[str, str] | None:
@@ -423,7 +423,7 @@ class SlurmSession:
         listed = self._queue.list_waiting()
         if listed is None:
             self._say_once("queue", "squeue gives no answer; until it does, what was submitted counts as running")
-        own = {one.id for one in self._running.values()}
+        own = {element.id for element in self._running.values()}
         for name, why in (listed or {}).items():
             if name in own and STUCK.search(why):
                 self._say_once(why, f"job {name} does not start, and may never: Slurm says {why}")
@@ -433,11 +433,11 @@ class SlurmSession:
         """Say once which jobs of earlier runs are in the queue for cells that this one does not ask for."""
         if "unasked" in self._messages:
             return
-        own = {*self._running, *(one.key for one in self._waiting)}
-        others = {name for key, name in self._ids.ids().items() if key not in own and (self._parts / key).exists()}
-        if not others:
+        own = {*self._running, *(element.key for element in self._waiting)}
+        unasked = {name for key, name in self._ids.ids().items() if key not in own and (self._parts / key).exists()}
+        if not unasked:
             return
-        if left := sorted(others & set(self._list_waiting() or ())):
+        if left := sorted(unasked & set(self._list_waiting() or ())):
             names = " ".join(left[:MOST_NAMED]) + (" ..." if len(left) > MOST_NAMED else "")
             what = "in the queue, of an earlier run, for cells that are not asked for so far"
             self._say_once("unasked", f"{len(left)} jobs are {what}; they go on unless you end them: scancel {names}")

@@ -84,26 +84,26 @@ class SlurmQueue:
         try:
             return _submit_array(executor, calls)
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            said = (str(error).strip().splitlines() or ["it says nothing"])[-1]
-            limit = "--slots, the most cells in the queue at once, " if "limit" in said.lower() else ""
-            raise UserError(f"sbatch takes no cells: {said}; see {limit}--partition and --slurm") from None
+            reason = (str(error).strip().splitlines() or ["it says nothing"])[-1]
+            limit = "--slots, the most cells in the queue at once, " if "limit" in reason.lower() else ""
+            raise UserError(f"sbatch takes no cells: {reason}; see {limit}--partition and --slurm") from None
         except OSError as error:
             raise UserError(f"sbatch cannot be given cells: {reason_of_error(error)}") from None
 
     def list_waiting(self) -> Mapping[str, str] | None:
-        said = _output("squeue", "--me", "--noheader", "--array", "--format=%i %r")
-        if said is None:
+        listing = _output("squeue", "--me", "--noheader", "--array", "--format=%i %r")
+        if listing is None:
             return None
-        parts = [line.strip().partition(" ") for line in said.splitlines()]
+        parts = [line.strip().partition(" ") for line in listing.splitlines()]
         return {name: reason.strip() for name, _, reason in parts if name}
 
     def state(self, name: str) -> str:
         """Return what accounts say; where there are none, or they lag behind, what the controller still knows."""
-        said = _output("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={name}")
-        state = (said or "").partition("\n")[0].partition(" ")[0]  # which may be CANCELLED by 1000
+        accounts = _output("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={name}")
+        state = (accounts or "").partition("\n")[0].partition(" ")[0]  # which may be CANCELLED by 1000
         if state in GOES_ON:
-            found = re.search(r"\bJobState=(\w+)", _output("scontrol", "show", "job", name, "--oneliner") or "")
-            state = found[1] if found else state
+            match = re.search(r"\bJobState=(\w+)", _output("scontrol", "show", "job", name, "--oneliner") or "")
+            state = match[1] if match else state
         return "" if state in GOES_ON else state
 
     def cancel(self, names: Collection[str]) -> Collection[str]:
@@ -132,7 +132,7 @@ class ProcessQueue:
 
     def list_waiting(self) -> Mapping[str, str] | None:
         every = psutil.process_iter(["pid", "cmdline", "status"])
-        return {str(one.pid): "" for one in every if self._is_own(one)}
+        return {str(process.pid): "" for process in every if self._is_own(process)}
 
     def state(self, name: str) -> str:
         return ""
@@ -147,8 +147,8 @@ class ProcessQueue:
     def _is_own(self, process: psutil.Process) -> bool:
         """Say whether a process was started here: a number may be another one's by now."""
         try:
-            here = str(self._folder) in process.cmdline()
-            return here and process.status() != psutil.STATUS_ZOMBIE
+            is_own = str(self._folder) in process.cmdline()
+            return is_own and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
@@ -157,9 +157,9 @@ def _kill(process: psutil.Process) -> None:
     """Kill a process with those that it has started, and wait until they are gone."""
     process.suspend()  # or it would start another one meanwhile
     every = [process, *process.children(recursive=True)]
-    for one in every:
+    for each in every:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            each.kill()
     psutil.wait_procs(every, timeout=10)
 
 

@@ -72,10 +72,10 @@ def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, 
         prompts += ids[:WINDOWS, :PROMPT].tolist()
     new = generate_greedily(model, prompts, STEPS)
     texts = tokenizer.batch_decode(new[: len(lists) + len(numbers)], skip_special_tokens=True)
-    said = [text.replace(",", " ").split() for text in texts]
+    word_lists = [text.replace(",", " ").split() for text in texts]
     figures = {
-        "copying": share_of_expected([words[1:] for words in lists], said[:LISTS]),
-        "counting": share_of_expected([list(map(str, series[SHOWN:])) for series in numbers], said[LISTS:]),
+        "copying": share_of_expected([words[1:] for words in lists], word_lists[:LISTS]),
+        "counting": share_of_expected([list(map(str, series[SHOWN:])) for series in numbers], word_lists[LISTS:]),
     }
     if ids is not None:
         figures |= measure_diversity(new[len(texts) :].tolist())
@@ -147,8 +147,8 @@ class DenseOutputs:
         self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
             unfinished = self.file.with_suffix(f".{os.getpid()}")  # another process may be about the same
-            found = enumerate(log_probabilities_of(model, self.ids, sweeping))
-            save_file({str(row): each for row, each in found}, unfinished)
+            rows = enumerate(log_probabilities_of(model, self.ids, sweeping))
+            save_file({str(row): each for row, each in rows}, unfinished)
             unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 
     def divergence_of(self, model: Any, sweeping: Sweeping | None = None) -> dict[str, float]:
@@ -159,8 +159,8 @@ class DenseOutputs:
         sums, same = [], 0
         tokens = [self.ids.shape[1] - 1] * len(self.ids)
         with safe_open(self.file, "pt") as stored:
-            for row, found in enumerate(log_probabilities_of(model, self.ids, sweeping)):
-                p, q = stored.get_tensor(str(row)).to(model.device), found.to(model.device)
+            for row, own in enumerate(log_probabilities_of(model, self.ids, sweeping)):
+                p, q = stored.get_tensor(str(row)).to(model.device), own.to(model.device)
                 sums.append(float((p.exp() * (p - q)).sum(dtype=torch.float64)))
                 same += int((p.argmax(-1) == q.argmax(-1)).sum())
         figures = {"kl": sum(sums) / sum(tokens), "agreement": same / sum(tokens)}

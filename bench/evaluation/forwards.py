@@ -81,8 +81,8 @@ class Call:
         """Drop from a cache what no later call looks at."""
         for layer in cast(list[Any], cache.layers) if self.stay is not None else ():
             if layer.is_initialized:  # one without an attention has nothing
-                here = self.stay.to(layer.keys.device)  # type: ignore[union-attr]
-                layer.keys, layer.values = layer.keys[:, :, here], layer.values[:, :, here]
+                stay = self.stay.to(layer.keys.device)  # type: ignore[union-attr]
+                layer.keys, layer.values = layer.keys[:, :, stay], layer.values[:, :, stay]
 
 
 @torch.no_grad()
@@ -119,16 +119,16 @@ def read(
 @contextmanager
 def _gather(reader: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
     """Yield a list that gets what a module would read at `positions`, (B, T, D) -> (M, D); it reads nothing."""
-    seen: list[Tensor] = []
+    gathered: list[Tensor] = []
 
     def gather(_reader: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states = inputs[0].flatten(0, 1)
-        seen.append(states[positions.to(states.device)])
+        gathered.append(states[positions.to(states.device)])
         return states[None, :0], *inputs[1:]
 
     handle = reader.register_forward_pre_hook(gather)
     try:
-        yield seen
+        yield gathered
     finally:
         handle.remove()
 
@@ -224,13 +224,13 @@ class _Sweep:
 
     def run(self, chunk: list[_Entered], shown: Any) -> None:
         """Run each layer for all calls of a chunk before the next layer."""
-        tokens, told = sum(entered.call.tokens for entered in chunk), 0
+        tokens, shown_tokens = sum(entered.call.tokens for entered in chunk), 0
         for number, layer in self.decoder.passing(range(len(self.layers))):
             for entered in chunk:
                 entered.run(layer.module, number)
             done = tokens * (number + 1) // len(self.layers)
-            shown.update(done - told)
-            told = done
+            shown.update(done - shown_tokens)
+            shown_tokens = done
 
     def leave(self, entered: _Entered) -> Tensor:
         """Run what stands behind the layers, and return what the reader would read, (M, D)."""

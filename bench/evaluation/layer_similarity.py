@@ -73,30 +73,30 @@ def compare_layers(
     windows: sha256}; layers; rules; parameters; states; dense; merges, a list of {m, rule, positions}.
     Raises UserError where `file` holds another study.
     """
-    found = heading | {
+    study = heading | {
         "schema": SCHEMA,
         "layers": len(model.layers),
         "protocol": json.loads(json.dumps(asdict(protocol))),
         "tokens": {"sequences": tokens.sha256, "windows": held_out.sha256, "scored": held_out.tokens},
         "rules": RULES,
     }
-    found |= _read_earlier_parts(file, found)
+    study |= _read_earlier_parts(file, study)
 
     def keep(**part: Any) -> None:
-        found.update(part)
-        write_atomically(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        study.update(part)
+        write_atomically(file, json.dumps(study, indent=1, allow_nan=False) + "\n")
 
-    if "parameters" not in found:
+    if "parameters" not in study:
         keep(parameters=compare_parameters(model))
-    if "states" not in found:
+    if "states" not in study:
         keep(states=compare_states(model, tokens))
     todo = [(m, rule) for m in protocol.merge for rule in RULES]
     if todo:
         merges = Merges(model, held_out.ids, held_out.scored, drawn=held_out.drawn)
-        keep(dense=merges.dense(), merges=found.get("merges", []))
-        for m, rule in todo[len(found["merges"]) :]:
-            keep(merges=[*found["merges"], {"m": m, "rule": rule, "positions": merges.curve(m, rule)}])
-    return found
+        keep(dense=merges.dense(), merges=study.get("merges", []))
+        for m, rule in todo[len(study["merges"]) :]:
+            keep(merges=[*study["merges"], {"m": m, "rule": rule, "positions": merges.curve(m, rule)}])
+    return study
 
 
 def _read_earlier_parts(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -138,12 +138,16 @@ def matrices_by_role(layer: Layer) -> dict[str, MatrixSlice]:
 def compare_parameters(model: Decoder) -> dict[str, dict[str, Any]]:
     """Compare the matrices of all layers: {role: {cosine, l2: (L, L), norm: (L,)}}."""
     parts = [matrices_by_role(layer) for layer in model.layers]
-    found = {}
+    comparison_by_role = {}
     for role in parts[0]:
         G = products_of_matrices([part[role] for part in parts])
         cosine, l2 = distances_of_products(G)
-        found[role] = {"cosine": to_plain(cosine), "l2": to_plain(l2), "norm": to_plain(G.diagonal().sqrt())}
-    return found
+        comparison_by_role[role] = {
+            "cosine": to_plain(cosine),
+            "l2": to_plain(l2),
+            "norm": to_plain(G.diagonal().sqrt()),
+        }
+    return comparison_by_role
 
 
 def products_of_matrices(parts: Sequence[MatrixSlice]) -> Tensor:
@@ -155,8 +159,8 @@ def products_of_matrices(parts: Sequence[MatrixSlice]) -> Tensor:
     G = torch.zeros(len(parts), len(parts), dtype=torch.float64, device=device)
     step = max(1, NUMBERS // (len(parts) * columns))
     for start in range(0, len(rows[0]), step):
-        some = zip(weights, rows, strict=True)
-        piece = torch.stack([weight[index[start : start + step]].flatten() for weight, index in some]).double()
+        pairs = zip(weights, rows, strict=True)
+        piece = torch.stack([weight[index[start : start + step]].flatten() for weight, index in pairs]).double()
         G.addmm_(piece, piece.T)
     return G
 
@@ -229,14 +233,14 @@ class Merges:
     def __init__(self, model: Decoder, ids: Tensor, scored: Tensor, *, drawn: bool = False) -> None:
         self.model, self.layers, self.drawn, self.batches = model, model.layers, drawn, []
         rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
-        for some, wanted in zip(torch.split(ids, rows), torch.split(scored, rows), strict=True):
-            entry = enter(model, some)
+        for part, wanted in zip(torch.split(ids, rows), torch.split(scored, rows), strict=True):
+            entry = enter(model, part)
             states = [entry.x]
             for layer in self.layers:
                 states.append(entry.run([layer], states[-1]))
             on = entry.x.device
             final = model.normed(states[-1])
-            self.batches.append(_DenseStates(entry, some[:, 1:].to(on), wanted[:, 1:].to(on), states, final))
+            self.batches.append(_DenseStates(entry, part[:, 1:].to(on), wanted[:, 1:].to(on), states, final))
 
     def dense(self) -> dict[str, Any]:
         """Return the dense model's figures, by the names of `at`."""
@@ -279,8 +283,8 @@ class Merges:
         states, targets = x.flatten(0, 1)[places], batch.targets.flatten()[places]
         nll = torch.cat(
             [
-                nn.functional.cross_entropy(self.model.logits(some).float(), wanted, reduction="none")
-                for some, wanted in zip(*(torch.split(t, TOKENS_AT_ONCE) for t in (states, targets)), strict=True)
+                nn.functional.cross_entropy(self.model.logits(part).float(), wanted, reduction="none")
+                for part, wanted in zip(*(torch.split(t, TOKENS_AT_ONCE) for t in (states, targets)), strict=True)
             ]
         )
         rows = places // batch.targets.shape[1]

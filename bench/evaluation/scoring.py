@@ -123,14 +123,14 @@ def score(
     shared = sorted(set(range(len(questions))) - set(whole))
     for numbers in ([shared] if shared else []) + [[number] for number in whole]:
         tree = Tree.of([questions[number] for number in numbers])
-        there, nodes = tree.to(model.device), size if numbers is shared else len(tree.tokens)
+        tree_on_device, nodes = tree.to(model.device), size if numbers is shared else len(tree.tokens)
         likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
         with console.make_bar(len(tree.tokens), "scoring", "token") as bar:
-            calls = _tree_calls(model, there, tree.forwards(nodes, model.device))
+            calls = _tree_calls(model, tree_on_device, tree.forwards(nodes, model.device))
             for forward, h in read(model, calls, bar, sweeping):  # (M, D)
-                row, token = forward.row.to(h.device), there.pairs[1, forward.pairs].to(h.device)
-                found, best = _log_probability(model, h, row, token)
-                likelihood.append(found)
+                row, token = forward.row.to(h.device), tree_on_device.pairs[1, forward.pairs].to(h.device)
+                logarithms, best = _log_probability(model, h, row, token)
+                likelihood.append(logarithms)
                 missed.append(best != token)
         question = torch.tensor(numbers)[tree.pairs[2]]  # whose sums are taken on the CPU, where they have an order
         sums.index_add_(0, question, torch.cat(likelihood).cpu())
@@ -158,14 +158,14 @@ def _tree_calls(model: PreTrainedModel, tree: Tree, forwards: Iterable[Forward])
     kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
     for forward in forwards:
         nodes = torch.arange(forward.nodes.start, forward.nodes.stop, device=model.device)  # (T,)
-        seen = torch.cat([kept, nodes])  # (P + T,)
+        visible = torch.cat([kept, nodes])  # (P + T,)
         inputs = {
             "input_ids": tree.tokens[None, forward.nodes],
             "position_ids": tree.depth[None, forward.nodes],
-            "attention_mask": make_masks(model, tree, nodes, seen),
+            "attention_mask": make_masks(model, tree, nodes, visible),
         }
         yield Call(inputs, forward.positions, past, forward.stay), forward
-        kept = seen[forward.stay]
+        kept = visible[forward.stay]
 
 
 def _head(model: PreTrainedModel) -> torch.nn.Module:
@@ -180,17 +180,17 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
     """
     size = max(1, LOGITS // int(model.config.vocab_size))
-    found, best = torch.zeros(len(row), dtype=torch.float64, device=h.device), torch.zeros_like(row)
+    logarithms, best = torch.zeros(len(row), dtype=torch.float64, device=h.device), torch.zeros_like(row)
     for start in range(0, len(h), size):
         logits = cap_logits(_head(model)(h[start : start + size]), model.config)  # (M, V)
         rows = min(64, rows_in_cache(logits))
         parts = [(part.logsumexp(-1), part.max(-1).indices) for part in map(Tensor.float, torch.split(logits, rows))]
         normaliser, highest = map(torch.cat, zip(*parts, strict=True))  # (M,) each
-        here = (row >= start) & (row < start + size)
+        in_part = (row >= start) & (row < start + size)
         at = (row - start).clamp(0, len(logits) - 1)
-        found = torch.where(here, (logits[at, token].float() - normaliser[at]).double(), found)
-        best = torch.where(here, highest[at], best)
-    return found, best
+        logarithms = torch.where(in_part, (logits[at, token].float() - normaliser[at]).double(), logarithms)
+        best = torch.where(in_part, highest[at], best)
+    return logarithms, best
 
 
 def _check(model: PreTrainedModel, sweeping: Sweeping | None) -> None:
@@ -221,8 +221,8 @@ def nll_of_windows(
     with console.make_bar(len(ids) * (ids.shape[1] - 1), "perplexity", "token") as bar:
         for (rows, columns, token), h in read(model, _window_calls(model, ids, scored, batch_tokens), bar, sweeping):
             every = torch.arange(len(h), device=h.device)  # (M,)
-            found, _ = _log_probability(model, h, every, token.to(h.device))
-            nll[rows, columns][scored[rows, columns]] = -found.cpu()
+            logarithms, _ = _log_probability(model, h, every, token.to(h.device))
+            nll[rows, columns][scored[rows, columns]] = -logarithms.cpu()
     return nll
 
 
@@ -238,14 +238,14 @@ def _window_calls(
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     for first in range(0, len(ids), rows):
         block = slice(first, first + rows)
-        there, wanted = ids[block].to(model.device), scored[block].to(model.device)  # (B, W)
+        tokens, wanted = ids[block].to(model.device), scored[block].to(model.device)  # (B, W)
         past = Past() if last > columns else None
         for start in range(0, last, columns):
             end = min(start + columns, last)
             ahead = slice(start + 1, end + 1)  # what is predicted
             positions = wanted[:, ahead].flatten().nonzero()[:, 0]
-            call = Call({"input_ids": there[:, start:end]}, positions, past, positions[:0] if end == last else None)
-            yield call, (block, ahead, there[:, ahead][wanted[:, ahead]])
+            call = Call({"input_ids": tokens[:, start:end]}, positions, past, positions[:0] if end == last else None)
+            yield call, (block, ahead, tokens[:, ahead][wanted[:, ahead]])
 
 
 def compute_perplexity(
@@ -299,7 +299,7 @@ class Tree:
         tokens: list[int] = []
         depth: list[int] = []
         end: list[int] = []
-        asked: list[int] = []
+        behind: list[int] = []
         answer: list[int] = []
         path: list[int] = []  # nodes of the sequence at hand
         inputs: tuple[int, ...] = ()
@@ -312,34 +312,34 @@ class Tree:
             tokens += inputs[shared:]
             depth += range(shared, len(inputs))
             end += [-1] * (len(inputs) - shared)  # known when the walk leaves the node
-            asked += path[-length:]
+            behind += path[-length:]
             answer += sequence[-length:]
         for node in path:
             end[node] = len(tokens)
         long = partial(torch.tensor, dtype=torch.long)
         number = long(range(len(questions))).repeat_interleave(long([length for _, length in questions]))
-        pairs = torch.stack([long(asked), long(answer), number])
+        pairs = torch.stack([long(behind), long(answer), number])
         return Tree(long(tokens), long(depth), long(end), pairs[:, pairs[0].argsort(stable=True)])
 
     def to(self, device: torch.device) -> Tree:
         """Copy it to a device."""
-        return Tree(*(one.to(device) for one in (self.tokens, self.depth, self.end, self.pairs)))
+        return Tree(*(tensor.to(device) for tensor in (self.tokens, self.depth, self.end, self.pairs)))
 
     def forwards(self, size: int, device: torch.device) -> Iterator[Forward]:
         """Yield what each forward of `size` nodes does: found here, on the CPU, and copied to a device in one piece."""
-        total, seen = len(self.tokens), torch.arange(0)  # (P,) nodes in the cache
-        found = []
+        total, cached = len(self.tokens), torch.arange(0)  # (P,) nodes in the cache
+        forwards = []
         for start in range(0, total, size):
             stop = min(start + size, total)
             first, last = torch.searchsorted(self.pairs[0], torch.tensor([start, stop])).tolist()
-            seen = torch.cat([seen, torch.arange(start, stop)])
-            stay = (self.end[seen] > stop).nonzero()[:, 0]
+            cached = torch.cat([cached, torch.arange(start, stop)])
+            stay = (self.end[cached] > stop).nonzero()[:, 0]
             positions, row = torch.unique(self.pairs[0, first:last] - start, return_inverse=True)
-            found.append((slice(start, stop), slice(first, last), positions, row, stay))
-            seen = seen[stay]
-        nodes, pairs, *lists = zip(*found, strict=True)
-        there = [torch.split(torch.cat(each).to(device), list(map(len, each))) for each in lists]
-        return map(Forward, nodes, pairs, *there)
+            forwards.append((slice(start, stop), slice(first, last), positions, row, stay))
+            cached = cached[stay]
+        nodes, pairs, *lists = zip(*forwards, strict=True)
+        on_device = [torch.split(torch.cat(each).to(device), list(map(len, each))) for each in lists]
+        return map(Forward, nodes, pairs, *on_device)
 
 
 @dataclass(frozen=True)

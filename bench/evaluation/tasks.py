@@ -67,7 +67,7 @@ def evaluate(
             "available": len(task.eval_docs),
             "fewshot": outcome["n-shot"][name] or 0,
         }
-        if has_one_right_choice(task) and all(isinstance(one, int) for one in samples[name]["target"]):
+        if has_one_right_choice(task) and all(isinstance(target, int) for target in samples[name]["target"]):
             figures[name][answers.CHANCE] = answers.accuracy_of_guesses(samples[name]["loglikelihoods"].tolist())
     return figures, samples
 
@@ -138,7 +138,7 @@ def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[
         if task.aggregation().get(metric, mean) is mean and name in samples and len(samples) > 1:
             metrics[name]["stderr"] = mean_stderr(samples[name].tolist())[1]
     main = next((name for name in ("acc_norm", "acc") if name in metrics), next(iter(metrics)))
-    found = {"main": main, "metrics": metrics}
+    figures = {"main": main, "metrics": metrics}
     if answers.NAME in samples:
-        found[answers.NAME] = answers.metric_of_documents(samples[answers.NAME].to_numpy())
-    return found
+        figures[answers.NAME] = answers.metric_of_documents(samples[answers.NAME].to_numpy())
+    return figures

@@ -74,9 +74,13 @@ def check_gguf(
     if isinstance(answer, Failure):
         yield Check("llama.cpp", False, f"{answer.status}, {answer.reason}")
         return None
-    asked = tokenizer(gguf_file.SAMPLE)["input_ids"]
-    same = answer.tokens == asked
-    yield Check("llama.cpp tokens", same, f"the same {len(asked)}" if same else f"{answer.tokens[:8]}, not {asked[:8]}")
+    expected_tokens = tokenizer(gguf_file.SAMPLE)["input_ids"]
+    same = answer.tokens == expected_tokens
+    yield Check(
+        "llama.cpp tokens",
+        same,
+        f"the same {len(expected_tokens)}" if same else f"{answer.tokens[:8]}, not {expected_tokens[:8]}",
+    )
     bound, share = _bounds(file)
     off = float((torch.from_numpy(answer.logits) - expected).abs().max() / expected.abs().max())
     yield Check("llama.cpp logits", off <= bound, f"differ by {off:.1g} of the largest on {len(expected)} tokens")
@@ -84,8 +88,8 @@ def check_gguf(
         ours, theirs = _perplexity(model, windows), exp_of_log(answer.nll[1:].sum() / windows[:, 1:].numel())
         count, length = windows.shape
         those = f"{count} windows of {length:,} tokens {which} ({count * (length - 1):,} scored)"
-        found = f"{theirs:.5g}, and transformers has {ours:.5g}, on the {those}"
-        yield Check("llama.cpp perplexity", abs(theirs / ours - 1) <= share, found)
+        figure = f"{theirs:.5g}, and transformers has {ours:.5g}, on the {those}"
+        yield Check("llama.cpp perplexity", abs(theirs / ours - 1) <= share, figure)
     return answer
 
 
@@ -102,7 +106,7 @@ def _bounds(file: Path) -> tuple[float, float]:
     types = {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors}
     if types == {gguf.GGMLQuantizationType.F32}:
         return EXACT
-    return EIGHT_BITS if any(one.name.startswith("Q") for one in types) else ROUNDED
+    return EIGHT_BITS if any(kind.name.startswith("Q") for kind in types) else ROUNDED
 
 
 def windows_of(tokenizer: Any, text: str, longest: int, windows: int = WINDOWS) -> Tensor:

@@ -235,22 +235,22 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
                 {name: tuple(tensor.shape) for name, tensor in stored.items()}, shapes_of(shell)
             ):
                 return problem
-        found = read(file, dtype)
+        decoder = read(file, dtype)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         return first_line_of(error)
-    again = found.model.state_dict()
+    again = decoder.model.state_dict()
     for name, tensor in stored.items():
         if not torch.equal(again[name], round_tensor(name, tensor, dtype).to(dtype)):
             return f"{name} differs"
     kind = torch.bfloat16 if dtype == torch.float16 else dtype  # since logits may overflow in float16
-    for parameter in found.model.parameters():
+    for parameter in decoder.model.parameters():
         parameter.data = parameter.data.to(kind)
     shell = make_empty(type(model.config).from_dict(model.config.to_dict()))
     whole = {name: tensor.to("cpu", dtype).to(kind) for name, tensor in tensors_to_store(model, shell).items()}
     expected = Decoder(build_from_tensors(describe(model), whole, kind))
     ids = make_probe(expected)
     wanted = compute_logits(expected, ids)
-    off = float((compute_logits(found, ids) - wanted).abs().max())
+    off = float((compute_logits(decoder, ids) - wanted).abs().max())
     share = tolerance_of(kind) if contents.architecture == DECI else TOLERANCE
     if not off <= share * float(wanted.abs().max()):
         return f"its configuration has no place for all of this model's; logits differ by {off:.2g}"

@@ -162,17 +162,17 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
 
         words = _tokenizer(record, trust, wish.dtype)
         describe_tokenizer(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
-    found = model_of(record, trust, wish.device, dtype)
+    pruned = model_of(record, trust, wish.device, dtype)
     kind = _dtype_to_store(dtype or kept.get("dtype", cell["dtype"]), record, trust)
     try:
         if wish.format == HF:
-            facts = dict(found.facts)
+            facts = dict(pruned.facts)
             if "measured" in facts:
                 facts["measured"] = facts["measured"] | {"model": BEFORE}
-            options = {"tokenizer": found.tokenizer, "facts": facts, "dtype": kind, "pad": wish.pad}
-            manifest = save_load.save(found.model, to, shard_bytes=wish.most, probe=found.probe, **options)
+            options = {"tokenizer": pruned.tokenizer, "facts": facts, "dtype": kind, "pad": wish.pad}
+            manifest = save_load.save(pruned.model, to, shard_bytes=wish.most, probe=pruned.probe, **options)
             return _line(to, manifest, record)
-        model = pad_layers(found.model, save_load.make_probe(found.model))[0] if wish.pad else found.model
+        model = pad_layers(pruned.model, save_load.make_probe(pruned.model))[0] if wish.pad else pruned.model
     except Uneven as error:
         raise UserError(str(error)) from error
     if wish.format == GGUF:
@@ -180,13 +180,13 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
 
         name = pretrained.name_of_model(cell["model"])
         form = gguf_file.write_gguf(
-            model, found.tokenizer, to, kind, name, multiple=wish.multiple, quantised=quantised
+            model, pruned.tokenizer, to, kind, name, multiple=wish.multiple, quantised=quantised
         ).form
     else:
         from bench.export import engine_form
 
         sizes = {"shard_bytes": wish.most, "multiple": wish.multiple}
-        form = engine_form.write_nemotron(model, found.tokenizer, to, kind, **sizes)
+        form = engine_form.write_nemotron(model, pruned.tokenizer, to, kind, **sizes)
     size = sum(file.stat().st_size for file in ([to] if to.is_file() else to.glob("*.safetensors"))) / 1e6
     zeros = f", {form.zeros:,} zeros where something is gone" if form.zeros else ""
     stored = quantised or str(kind).removeprefix("torch.")
@@ -284,9 +284,9 @@ def push_folder(folder: Path, name: str, *, public: bool) -> str:
     hub, pruning = HfApi(), save_load.read_manifest(folder).get("pruning", {})
     try:
         hub.create_repo(name, private=not public, exist_ok=True)
-        said = f"Pruned with {pruning['label']}" if pruning.get("label") else "A pruned model"
-        gone = [glob.escape(file) for file in hub.list_repo_files(name) if _is_replaced(file)]
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said, delete_patterns=gone)
+        message = f"Pruned with {pruning['label']}" if pruning.get("label") else "A pruned model"
+        replaced = [glob.escape(file) for file in hub.list_repo_files(name) if _is_replaced(file)]
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=replaced)
     except Exception as error:  # see `check`
         kept = f"the folder is whole, and `hf upload {name} {folder}` tries again"
         raise NotPushed(f"{name} was not pushed: {first_line_of(error)}; {kept}") from None
@@ -318,15 +318,15 @@ def results_of_record(record: Record) -> dict[str, Any]:
     tasks, texts = record.measured.get("tasks", {}), record.measured.get("perplexity", {})
     if not tasks and not texts:
         raise UserError(f"{record.cell['label']} was measured on no task and no text")
-    found = {name: _metrics(task) for name, task in tasks.items()}
-    found |= {f"prunebench_{name_of_text(name)}": _of_text(text) for name, text in texts.items()}
+    metrics_by_name = {name: _metrics(task) for name, task in tasks.items()}
+    metrics_by_name |= {f"prunebench_{name_of_text(name)}": _of_text(text) for name, text in texts.items()}
     cell, protocol = record.cell, record.cell["protocol"]
     return {
-        "results": {name: {"alias": name} | metrics for name, metrics in found.items()},
-        "group_subtasks": {name: [] for name in found},
+        "results": {name: {"alias": name} | metrics for name, metrics in metrics_by_name.items()},
+        "group_subtasks": {name: [] for name in metrics_by_name},
         "versions": {name: task["version"] for name, task in tasks.items()},
         "n-shot": {name: task["fewshot"] for name, task in tasks.items()},
-        "higher_is_better": {name: dict(map(_direction, metrics)) for name, metrics in found.items()},
+        "higher_is_better": {name: dict(map(_direction, metrics)) for name, metrics in metrics_by_name.items()},
         "n-samples": {
             name: {"original": task["available"], "effective": task["documents"]} for name, task in tasks.items()
         },
@@ -346,14 +346,14 @@ def results_of_record(record: Record) -> dict[str, Any]:
 
 def _metrics(task: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics of a task as lm-eval names them, METRIC,FILTER and METRIC_stderr,FILTER."""
-    found = {}
+    value_by_name = {}
     right = {ANSWER_BPB: task[ANSWER_BPB]} if ANSWER_BPB in task else {}
     for name, figure in {**task["metrics"], **right}.items():
         metric, _, chosen = name.partition(",")
-        found[f"{metric},{chosen or 'none'}"] = figure["value"]
+        value_by_name[f"{metric},{chosen or 'none'}"] = figure["value"]
         if "stderr" in figure:
-            found[f"{metric}_stderr,{chosen or 'none'}"] = figure["stderr"]
-    return found
+            value_by_name[f"{metric}_stderr,{chosen or 'none'}"] = figure["stderr"]
+    return value_by_name
 
 
 def _of_text(text: dict[str, Any]) -> dict[str, Any]:

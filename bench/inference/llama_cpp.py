@@ -85,10 +85,10 @@ def compute(
 
     What goes wrong in the engine, a crash or a hang too, is a Failure and no exception.
     """
-    found: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     rows = [list(map(int, ids)) for ids in sequences]
     task = {"file": str(file), "sequences": rows, "text": text, "threads": threads}
-    return run_alone(_compute, task, minutes, found.update) or EngineAnswer(**found)
+    return run_alone(_compute, task, minutes, answer.update) or EngineAnswer(**answer)
 
 
 def quantise(source: Path, target: Path, kind: str, *, threads: int, minutes: float = MINUTES) -> Failure | None:
@@ -110,8 +110,8 @@ def run_alone(
         failure = own.run(target, (task, str(complaints)), limits=limits, hear=hear)
         if failure is None:
             return None
-        said = complaints.read_text(encoding="utf-8", errors="replace").splitlines() if complaints.exists() else []
-        asserted = [line.rpartition("/")[2] for line in said if "GGML_ASSERT" in line]
+        lines = complaints.read_text(encoding="utf-8", errors="replace").splitlines() if complaints.exists() else []
+        asserted = [line.rpartition("/")[2] for line in lines if "GGML_ASSERT" in line]
         return dataclasses.replace(failure, reason="; ".join([failure.reason, *asserted[:1]]))
 
 
@@ -198,8 +198,8 @@ class Library:
 
     def logits(self, context: Any, T: int, V: int) -> np.ndarray:
         """Return the logits of T positions of the last batch, (T, V), which the next call overwrites."""
-        found = self.ffi.buffer(self.c.llama_get_logits(context), 4 * T * V)
-        return np.frombuffer(found, np.float32).reshape(T, V)
+        values = self.ffi.buffer(self.c.llama_get_logits(context), 4 * T * V)
+        return np.frombuffer(values, np.float32).reshape(T, V)
 
     def tokens(self, model: Any, text: str) -> list[int]:
         """Return the ids of a text by the tokenizer of the file, with what that puts in front."""
@@ -289,16 +289,16 @@ def time_files(
 
     What was told before a Failure stands.
     """
-    found: dict[str, Any] = {"points": []}
+    speed: dict[str, Any] = {"points": []}
 
     def merge(news: dict[str, Any]) -> None:
         hear(news)
-        found["points"] += news.pop("points", [])
-        found.update(news)
+        speed["points"] += news.pop("points", [])
+        speed.update(news)
 
     task = {"dense": str(dense), "pruned": str(pruned), "points": list(points), "steps": steps, "rounds": rounds}
     failure = run_alone(_time, task | {"threads": threads}, minutes, merge)
-    return found, failure
+    return speed, failure
 
 
 def _time(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
@@ -308,15 +308,15 @@ def _time(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
     before, resident = environment.state_of_machine(), resident_bytes_of_process()
     line.alive("while llama.cpp read the pruned file")
     files = {"pruned": engine.load(task["pruned"])}
-    told: dict[str, Any] = {"resident_before_bytes": resident, "points": []}
+    weighed: dict[str, Any] = {"resident_before_bytes": resident, "points": []}
     for point in task["points"]:
         line.alive(f"while it measured the memory of {point}")
         try:
             taken: dict[str, Any] = {"resident_bytes": _resident_at(engine, files["pruned"], point, task)}
         except ValueError as error:  # the engine's own word on this point
             taken = {"failed": reason_of_error(error)}
-        told["points"].append(point.plain | taken)
-    line.send({"memory": told})
+        weighed["points"].append(point.plain | taken)
+    line.send({"memory": weighed})
     line.alive("while llama.cpp read the dense file")
     files = {"dense": engine.load(task["dense"]), **files}
     for point in task["points"]:

@@ -62,16 +62,16 @@ class OtherPython:
 
     def version(self) -> str:
         """Return the engine's version. Raises EngineFailed where that Python does not have it."""
-        asked = f"import importlib.metadata as m; print(m.version({self.engine!r}))"
-        return self._answer(asked)
+        program = f"import importlib.metadata as m; print(m.version({self.engine!r}))"
+        return self._answer(program)
 
     def device(self) -> dict[str, Any]:
         """Return what that Python's torch computes on, as a record's environment names it. Raises EngineFailed."""
-        said = self._answer(DEVICE)
+        answer = self._answer(DEVICE)
         try:
-            name, count = json.loads(said)
+            name, count = json.loads(answer)
         except ValueError:
-            raise EngineFailed("error", f"{self.python} names no device: {said[-SHOWN_LETTERS:]}") from None
+            raise EngineFailed("error", f"{self.python} names no device: {answer[-SHOWN_LETTERS:]}") from None
         return {"device": "cuda", "gpu": name, "gpus": count} if count else {"device": "cpu"}
 
     def _answer(self, program: str) -> str:
@@ -81,19 +81,19 @@ class OtherPython:
     def likelihoods(self, model: Path, dtype: str, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Return the nats of each sequence of token ids, all but its first one. Raises EngineFailed."""
         with tempfile.TemporaryDirectory(prefix="engine-") as folder:
-            asked, told = Path(folder) / "asked.json", Path(folder) / "told.json"
-            asked.write_text(json.dumps([list(map(int, ids)) for ids in sequences]), encoding="utf-8")
+            questions, answers = Path(folder) / "asked.json", Path(folder) / "told.json"
+            questions.write_text(json.dumps([list(map(int, ids)) for ids in sequences]), encoding="utf-8")
             script = Path(__file__).with_name(SCRIPTS[self.engine])
-            self._run([self.python, str(script), str(model), str(asked), str(told), *self._more(dtype)])
-            found = [float(nats) for nats in self._read(told)]
-        if len(found) != len(sequences):
-            raise EngineFailed("error", f"{self.engine} scored {len(found)} of {len(sequences)} sequences")
-        return found
+            self._run([self.python, str(script), str(model), str(questions), str(answers), *self._more(dtype)])
+            scores = [float(nats) for nats in self._read(answers)]
+        if len(scores) != len(sequences):
+            raise EngineFailed("error", f"{self.engine} scored {len(scores)} of {len(sequences)} sequences")
+        return scores
 
     def turn(self, model: Path, dtype: str, points: Sequence[TimedPoint], steps: int) -> dict[TimedPoint, list[float]]:
         """Return the milliseconds of the calls of one turn, of decode those of a step. Raises EngineFailed."""
-        one = self._vllm if self.engine == VLLM else self._sglang
-        return {point: one(model, dtype, point, steps) for point in points}
+        time_point = self._vllm if self.engine == VLLM else self._sglang
+        return {point: time_point(model, dtype, point, steps) for point in points}
 
     def _vllm(self, model: Path, dtype: str, point: TimedPoint, steps: int) -> list[float]:
         first = self._latencies(model, dtype, point, 1)
@@ -107,21 +107,21 @@ class OtherPython:
 
     def _latencies(self, model: Path, dtype: str, point: TimedPoint, tokens: int) -> list[float]:
         with tempfile.TemporaryDirectory(prefix="engine-") as folder:
-            told = Path(folder) / "told.json"
+            file = Path(folder) / "told.json"
             sizes = {"input-len": point.tokens, "output-len": tokens, "batch-size": point.batch}
-            how = {"num-iters-warmup": WARM_UP, "num-iters": ITERATIONS, "output-json": told}
+            how = {"num-iters-warmup": WARM_UP, "num-iters": ITERATIONS, "output-json": file}
             flags = self._flags(model, dtype, sizes | how)
             self._run([self.python, "-m", "vllm.entrypoints.cli.main", "bench", "latency", *flags])
-            return [1e3 * seconds for seconds in self._read(told)["latencies"]]
+            return [1e3 * seconds for seconds in self._read(file)["latencies"]]
 
     def _sglang(self, model: Path, dtype: str, point: TimedPoint, steps: int) -> list[float]:
         with tempfile.TemporaryDirectory(prefix="engine-") as folder:
-            told = Path(folder) / "told.jsonl"
+            file = Path(folder) / "told.jsonl"
             sizes = {"batch-size": point.batch, "input-len": point.tokens, "output-len": 1 + steps}
-            flags = self._flags(model, dtype, sizes | {"result-filename": told})
+            flags = self._flags(model, dtype, sizes | {"result-filename": file})
             self._run([self.python, "-m", "sglang.bench_one_batch", *flags])
-            found = self._read(told)
-            return [1e3 * found["prefill_latency" if point.kind == "prefill" else "median_decode_latency"]]
+            answer = self._read(file)
+            return [1e3 * answer["prefill_latency" if point.kind == "prefill" else "median_decode_latency"]]
 
     def _flags(self, model: Path, dtype: str, values: dict[str, Any]) -> list[str]:
         name = "--model" if self.engine == VLLM else "--model-path"
@@ -153,24 +153,24 @@ class OtherPython:
         except OSError as error:
             raise EngineFailed("error", f"{command[0]} cannot be run: {error.strerror}") from None
         try:
-            output, said = self._listen(process)
+            output, written = self._listen(process)
             process.wait(self.silence)
         except (TimeoutError, subprocess.TimeoutExpired):
             reason = f"{self.engine} said nothing for {self.silence} s, and was ended"
             raise EngineFailed("timed_out", reason) from None
         finally:
             _end_all_of(process)
-        last = " ".join(said.split())[-SHOWN_LETTERS:]
+        last = " ".join(written.split())[-SHOWN_LETTERS:]
         if process.returncode < 0:
             death = failures.failure_of_death(process.returncode, "while it ran", kills)
             raise EngineFailed(death.status, f"{self.engine} {death.reason}: {last}")
         if process.returncode:
-            raise EngineFailed(failures.status_of_error(RuntimeError(said)), f"{self.engine} ended: {last}")
+            raise EngineFailed(failures.status_of_error(RuntimeError(written)), f"{self.engine} ended: {last}")
         return output
 
     def _listen(self, process: subprocess.Popen[bytes]) -> tuple[str, str]:
         """Return what a process writes until it ends: its output alone, and with its errors. Raises TimeoutError."""
-        output, said = bytearray(), bytearray()
+        output, written = bytearray(), bytearray()
         with selectors.DefaultSelector() as streams:
             for stream in (process.stdout, process.stderr):
                 assert stream is not None
@@ -180,12 +180,12 @@ class OtherPython:
                     raise TimeoutError
                 for key, _ in ready:
                     words = os.read(key.fd, CHUNK)
-                    said += words
+                    written += words
                     if key.fileobj is process.stdout:
                         output += words
                     if not words:
                         streams.unregister(key.fileobj)
-        return output.decode("utf-8", "replace"), said.decode("utf-8", "replace")
+        return output.decode("utf-8", "replace"), written.decode("utf-8", "replace")
 
 
 def _end_all_of(process: subprocess.Popen[bytes]) -> None:

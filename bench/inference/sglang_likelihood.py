@@ -17,8 +17,8 @@ from sglang.srt.server_args import prepare_server_args
 
 
 def main() -> None:
-    model, asked, told, *more = sys.argv[1:]
-    sequences = json.loads(Path(asked).read_text(encoding="utf-8"))
+    model, questions, output, *more = sys.argv[1:]
+    sequences = json.loads(Path(questions).read_text(encoding="utf-8"))
     engine = sglang.Engine(server_args=prepare_server_args(["--model-path", model, *more]))
     wish = {"max_new_tokens": 1, "temperature": 0.0}
     answers = engine.generate(input_ids=sequences, sampling_params=wish, return_logprob=True, logprob_start_len=0)
@@ -26,7 +26,7 @@ def main() -> None:
     for answer in answers:
         scores = answer["meta_info"]["input_token_logprobs"]
         nats.append(-sum(score[0] for score in scores[1:]))
-    Path(told).write_text(json.dumps(nats), encoding="utf-8")
+    Path(output).write_text(json.dumps(nats), encoding="utf-8")
     engine.shutdown()
 
 

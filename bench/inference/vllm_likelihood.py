@@ -18,7 +18,7 @@ def parse_options(words: list[str]) -> dict[str, object]:
 
     Ends the program for a word that belongs to no such flag, as short ones do not.
     """
-    found: dict[str, object] = {}
+    options: dict[str, object] = {}
     waiting = ""  # the flag whose value may be the next word
     for word in words:
         if word.startswith("--"):
@@ -26,12 +26,12 @@ def parse_options(words: list[str]) -> dict[str, object]:
             name = name.replace("-", "_")
             off = name.startswith("no_") and not equals
             waiting = "" if equals or off else name
-            found[name[3:] if off else name] = _value(value) if equals else not off
+            options[name[3:] if off else name] = _value(value) if equals else not off
         elif waiting:
-            found[waiting], waiting = _value(word), ""
+            options[waiting], waiting = _value(word), ""
         else:
             sys.exit(f"{word!r} belongs to no flag; write --name value, with names in full")
-    return found
+    return options
 
 
 def _value(word: str) -> object:
@@ -44,8 +44,8 @@ def _value(word: str) -> object:
 def main() -> None:
     from vllm import LLM, SamplingParams
 
-    model, asked, told, *more = sys.argv[1:]
-    sequences = json.loads(Path(asked).read_text(encoding="utf-8"))
+    model, questions, output, *more = sys.argv[1:]
+    sequences = json.loads(Path(questions).read_text(encoding="utf-8"))
     engine = LLM(model=model, **parse_options(more))
     prompts = [{"prompt_token_ids": ids} for ids in sequences]
     wish = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
@@ -54,7 +54,7 @@ def main() -> None:
     for ids, answer in zip(sequences, answers, strict=True):
         scores = answer.prompt_logprobs
         nats.append(-sum(scores[at][ids[at]].logprob for at in range(1, len(ids))))
-    Path(told).write_text(json.dumps(nats), encoding="utf-8")
+    Path(output).write_text(json.dumps(nats), encoding="utf-8")
 
 
 if __name__ == "__main__":

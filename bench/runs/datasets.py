@@ -60,15 +60,15 @@ class KeptStatistics:
         if file.exists():
             return self._read(file, counted=counted)
         start, before = time.perf_counter(), self.sweeps.seconds if self.sweeps else 0.0
-        found = find()
+        statistics = find()
         earlier = self.sweeps.seconds - before if self.sweeps else 0.0
         cost = {"seconds": time.perf_counter() - start + earlier, "peak": self.peaks()}
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # another process may be about the same
-        tensors = {str(number): statistic.contiguous() for number, statistic in enumerate(found)}
+        tensors = {str(number): statistic.contiguous() for number, statistic in enumerate(statistics)}
         save_file(tensors, unfinished, {"cost": json.dumps(cost)})
         unfinished.replace(file)  # so that a process that is killed leaves no half of it to the next one
-        return found
+        return statistics
 
     def _read(self, file: Path, *, counted: bool) -> list[Tensor]:
         with safe_open(file, "pt") as stored:

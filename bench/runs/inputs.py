@@ -47,7 +47,7 @@ def hash_shared_inputs(
 
     machine  where timed cells run
     """
-    found: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "tokenizer_sha256": _tokenizer_sha256(tokenizer),
         "calibration_sha256": calibration.sha256,
         "texts": {name: text.sha256 for name, text in texts.items()},
@@ -55,16 +55,16 @@ def hash_shared_inputs(
         "versions": environment.installed_versions(),
     }
     if settings := pretrained.sha256_of_config(cell.model, cell.trust_remote_code):
-        found["config_sha256"] = settings
+        shared["config_sha256"] = settings
     if cell.protocol.speed_rounds:
-        found["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | settings_of_waiting()
-    return found
+        shared["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | settings_of_waiting()
+    return shared
 
 
 def inputs_of_healing(recipe: Recipe, text: Text) -> dict[str, str]:
     """What a healed cell stands on beside the pruned model."""
-    found = {"text_sha256": text.sha256, "revision": str(REVISION)}
-    return found | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
+    healing = {"text_sha256": text.sha256, "revision": str(REVISION)}
+    return healing | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
 
 
 def names_of_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -72,7 +72,7 @@ def names_of_differences(before: Mapping[str, Any], after: Mapping[str, Any]) ->
     return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
-def old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
     """Yield the key of each record that is old, and why in a line.
 
     Old is one that cannot be read, and one of what a cell asks for again while its inputs, or a default that it was
@@ -87,12 +87,12 @@ def old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]
         except InvalidRecord as error:
             yield path.stem, str(error)
             continue
-        if cell := wanted.get(question(record)):
+        if cell := wanted.get(question_of_record(record)):
             changed = ", ".join(names_of_differences(record.cell["inputs"], cell.inputs)) or "a default"
             yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
 
 
-def question(record: Record) -> str:
+def question_of_record(record: Record) -> str:
     """Return what a record was asked, as Cell.question has it; empty where this version could not ask it."""
     try:
         return cell_from_plain(record.cell).question
@@ -100,23 +100,23 @@ def question(record: Record) -> str:
         return ""
 
 
-def revisions(names: Collection[str]) -> dict[str, str]:
+def revisions_of_methods(names: Collection[str]) -> dict[str, str]:
     """Return the revision of each method, which its class declares.
 
     In a checkout whose methods differ from their commit the sha256 of all of them stands behind it, so that who edits a
     method measures it again.
     """
     edited = environment.is_edited("methods")
-    more = f", {files_sha256([Path(methods.__file__).parent])}" if edited else ""
+    more = f", {sha256_of_python_files([Path(methods.__file__).parent])}" if edited else ""
     return {name: methods.revision(name) + more for name in names}
 
 
-def code_sha256() -> str:
+def sha256_of_code() -> str:
     """Return the sha256 of the code that measures: of all modules of this package, but for reports."""
-    return files_sha256([Path(__file__).parents[1], Path(methods.__file__).parent])
+    return sha256_of_python_files([Path(__file__).parents[1], Path(methods.__file__).parent])
 
 
-def files_sha256(folders: Sequence[Path]) -> str:
+def sha256_of_python_files(folders: Sequence[Path]) -> str:
     """Return the sha256 of the names and contents of all Python files in some folders."""
     digest = hashlib.sha256()
     for folder in folders:

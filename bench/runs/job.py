@@ -152,7 +152,7 @@ def folder_of_statistics(cell: Cell, scratch: Path) -> Path:
 
 def _refuse_other_code(cell: Cell, code_sha256: str) -> None:
     """Refuse a machine whose packages or code are not those of the run."""
-    own = environment.installed_versions() | {CODE: inputs.code_sha256()[:12]}
+    own = environment.installed_versions() | {CODE: inputs.sha256_of_code()[:12]}
     environment.refuse_unlike(platform.node(), own, cell.inputs["versions"] | {CODE: code_sha256[:12]})
 
 
@@ -196,8 +196,8 @@ def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Reco
     with store.lock_folder(part, PATIENCE) as dead, contextlib.ExitStack() as opened:
         if dead:
             say(dead)
-        if others := [path.stem for path in (part / "cells").glob("*.json") if path.stem != job.key]:
-            raise UserError(f"{part} belongs to another run, it holds {min(others)}; name another --out")
+        if other_keys := [path.stem for path in (part / "cells").glob("*.json") if path.stem != job.key]:
+            raise UserError(f"{part} belongs to another run, it holds {min(other_keys)}; name another --out")
         known, _ = store.find_record(part, job.key, cell, retry_failed=False)
         if known is not None:
             return known
@@ -205,22 +205,22 @@ def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Reco
         if place is None:
             scratch = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=part, ignore_cleanup_errors=True)
             place = opened.enter_context(Workplace(Path(opened.enter_context(scratch))))
-        found = dict[str, Any]()
-        here, limits = _job_on_this_machine(job, part, place.folder), Limits(**job.limits)
+        outcome = dict[str, Any]()
+        own_job, limits = _job_on_this_machine(job, part, place.folder), Limits(**job.limits)
 
         def hear(news: Mapping[str, Any]) -> None:
-            found.update(news)
+            outcome.update(news)
             with contextlib.suppress(TypeError, ValueError):  # of what no record holds
-                write_atomically(part / PROGRESS_FILE, json.dumps(found))
+                write_atomically(part / PROGRESS_FILE, json.dumps(outcome))
 
-        failure = place.run(run_job, (here,), variables=job.variables, limits=limits, hear=hear)
-        if "refused" in found:
-            raise UserError(found["refused"])
-        if failure and "status" not in found:
-            found |= {"status": failure.status, "error": failure.reason}
-        if found["status"] not in SOUND:
+        failure = place.run(run_job, (own_job,), variables=job.variables, limits=limits, hear=hear)
+        if "refused" in outcome:
+            raise UserError(outcome["refused"])
+        if failure and "status" not in outcome:
+            outcome |= {"status": failure.status, "error": failure.reason}
+        if outcome["status"] not in SOUND:
             place.end_process()
-        record = store.write_record(record_of_outcome(cell, found), part, job.key)
+        record = store.write_record(record_of_outcome(cell, outcome), part, job.key)
         (part / PROGRESS_FILE).unlink(missing_ok=True)
         return record
 
@@ -259,11 +259,11 @@ def outcome_of_result(folder: Path, result: Result) -> dict[str, Any]:
 
     One that was lost goes on there, and tells all of it at its end.
     """
-    told = dict[str, Any]()
+    progress = dict[str, Any]()
     if result.outcome["status"] != LOST:
         with contextlib.suppress(OSError, ValueError):  # it had told nothing
-            told = json.loads((folder / PARTS / result.key / PROGRESS_FILE).read_text(encoding="utf-8"))
-    return {**told, **result.outcome}
+            progress = json.loads((folder / PARTS / result.key / PROGRESS_FILE).read_text(encoding="utf-8"))
+    return {**progress, **result.outcome}
 
 
 def _cell_of_job(job: Job) -> Cell:

@@ -138,9 +138,9 @@ def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Mod
         if changed := inputs.names_of_differences(cell.inputs, cell.inputs | now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
         dtype = getattr(torch, cell.dtype)
-        found = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
+        loaded = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
         outcome.measured["weights_sha256"] = weights
-    return found
+    return loaded
 
 
 def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgress) -> tuple[Decoder, float]:
@@ -162,14 +162,14 @@ def _load_parent(cell: Cell, folder: Path, ratio: float, outcome: CellProgress) 
     key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
     record = load(folder / "cells" / f"{key}.json")
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage_of_record(record)]
-    there, left = record.measured["parameters"], (1 - ratio) * dense
-    if left >= there:
+    before, left = record.measured["parameters"], (1 - ratio) * dense
+    if left >= before:
         raise Unsupported(
-            f"{record.cell['label']} has {there:,} parameters, and {left:,.0f} may stay at {ratio:g} of the dense "
+            f"{record.cell['label']} has {before:,} parameters, and {left:,.0f} may stay at {ratio:g} of the dense "
             "model, so that there is nothing to remove"
         )
     with outcome.stage("load"):
-        return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - left / there
+        return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - left / before
 
 
 def _prune(
@@ -190,12 +190,12 @@ def _prune(
         with outcome.stage("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
-                decoder, decided, found = prune_to_budget(wanted, pruner, decoder, block)
+                decoder, decided, figures = prune_to_budget(wanted, pruner, decoder, block)
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         _refuse_unreadable(cell.method, decided)
         outcome.decisions |= decided
-        outcome.measured |= found
+        outcome.measured |= figures
         earlier = times.inherited_seconds(decided) + (block.sweeps.seconds if block.sweeps else 0.0)
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + earlier
         if until_each := times.seconds_until_each(decided):
@@ -278,11 +278,11 @@ def _perplexity(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellP
     for name, text in datasets.texts.items():
         piece = f"perplexity-{name_of_text(name)}"
         with outcome.stage("perplexity"):
-            found = pieces.recall(piece)
-            if found is None:
-                found, samples = _windows(cell, model, name, text, outcome.sweeping)
-                pieces.keep(piece, found, samples)
-            figures[name] = found
+            figure = pieces.recall(piece)
+            if figure is None:
+                figure, samples = _windows(cell, model, name, text, outcome.sweeping)
+                pieces.keep(piece, figure, samples)
+            figures[name] = figure
 
 
 def _windows(
@@ -316,12 +316,12 @@ def _accuracy(
         lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping)
     for name, task in datasets.tasks.items():
         with outcome.stage("tasks"):
-            found = pieces.recall(name)
-            if found is None:
+            figure = pieces.recall(name)
+            if figure is None:
                 answered, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
-                found = answered[name]
-                pieces.keep(name, found, samples[name])
-            figures[name] = found
+                figure = answered[name]
+                pieces.keep(name, figure, samples[name])
+            figures[name] = figure
 
 
 def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: CellProgress) -> dict[str, float]:

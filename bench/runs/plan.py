@@ -127,25 +127,25 @@ def plan_spec(spec: RunSpec) -> Plan:
 
     Raises UserError for what `run_spec` would refuse before any work, but for what the machines of another engine lack.
     """
-    here = spec.engine == "local"
+    is_here = spec.engine == "local"
     engines.refuse_flags(spec)
-    cells, folder = validate.cells_of_spec(spec, is_here=here), spec.folder()
+    cells, folder = validate.cells_of_spec(spec, is_here=is_here), spec.folder()
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
     refuse_file(folder)
     device, every = torch.device(cells[0].device), torch.get_num_threads()
     slots: int = spec.slots if isinstance(spec.slots, int) else 1
-    if here:
-        seen = local.names_of_visible_gpus(torch.cuda.device_count())
-        slots = len(local.environments_of_slots(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
+    if is_here:
+        visible = local.names_of_visible_gpus(torch.cuda.device_count())
+        slots = len(local.environments_of_slots(spec.slots or 1, str(device), visible, spec.gpus_per_cell))
         if device.type == "cuda" and any(map(is_timed, cells)):
             local.refuse_unlike(slots, spec.gpus_per_cell)
-    begun = time.perf_counter()
-    datasets = read_datasets(cells, Path(), Machine(environment.name_of_processor(device) if here else None, every))
-    cells, read = with_inputs(cells, datasets, download=False), time.perf_counter() - begun
-    if spec.offload and here:
+    start = time.perf_counter()
+    datasets = read_datasets(cells, Path(), Machine(environment.name_of_processor(device) if is_here else None, every))
+    cells, read = with_inputs(cells, datasets, download=False), time.perf_counter() - start
+    if spec.offload and is_here:
         check_offload(spec.offload)
     served = store.find_records(folder, cells, spec.retry_failed)
-    done = {key: CellEnd.of(one) for key, one, _ in served if one is not None}
+    done = {key: CellEnd.of(record) for key, record, _ in served if record is not None}
     outlook = Outlook.of(cells[0], folder)
     shared = local.threads_of(slots, every, spec.fixed_threads)
     outlook.add(
@@ -161,8 +161,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     estimates = {
         cell.key: _estimate_without_untimed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells
     }
-    free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
-    where: dict[str, Any] = {"is_here": here, "gpus": gpus, "room": room, "card": card, "free": free}
+    free = shutil.disk_usage(spec.offload).free if spec.offload and is_here else None
+    where: dict[str, Any] = {"is_here": is_here, "gpus": gpus, "room": room, "card": card, "free": free}
     return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
 
 
@@ -171,9 +171,9 @@ def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
 
     Of another machine nothing is known but what the spec says, and all may lie in memory there.
     """
-    here = spec.engine == "local"
-    room = room_of(spec.memory_gib, slots) if here or spec.memory_gib is not None else sys.maxsize
-    known = here or spec.device_memory_gib is not None
+    is_here = spec.engine == "local"
+    room = room_of(spec.memory_gib, slots) if is_here or spec.memory_gib is not None else sys.maxsize
+    known = is_here or spec.device_memory_gib is not None
     return room, bytes_of_card(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
 
 
@@ -182,7 +182,7 @@ def _estimate_without_untimed(estimate: Estimate, cell: Cell, needs: MemoryNeeds
     if "speed" not in estimate.stages or not (needs.alone or gpus > 1):
         return estimate
     if gpus > 1 or cell.method == "dense":
-        return replace(estimate, stages={name: one for name, one in estimate.stages.items() if name != "speed"})
+        return replace(estimate, stages={name: seconds for name, seconds in estimate.stages.items() if name != "speed"})
     return replace(estimate, stages=estimate.stages | {"speed": estimate.stages["speed"] / 2})
 
 
@@ -234,13 +234,13 @@ def simulate(
 ) -> Plan:
     """Return the plan of a run.
 
-    done   the cells that have a record that counts, by key
-    start  seconds in which a slot reads its texts and tasks before its first cell
-    here   whether cells run on this machine: then nothing works beside one that is timed, and its memory is looked at
-    gpus   over which the model of a cell is spread
-    room   bytes of the host's memory that a cell may take; None: all of it
-    card   bytes of its GPU's that it may take; None: all that its GPUs have
-    free   bytes that the folder has left in which states wait; None: it is not looked at, or there is none
+    done     the cells that have a record that counts, by key
+    start    seconds in which a slot reads its texts and tasks before its first cell
+    is_here  whether cells run on this machine. Then nothing works beside a timed cell, and the memory is looked at
+    gpus     over which the model of a cell is spread
+    room     bytes of the host's memory that a cell may take; None: all of it
+    card     bytes of its GPU's that it may take; None: all that its GPUs have
+    free     bytes that the folder has left in which states wait; None: it is not looked at, or there is none
     """
     seconds = {key: estimate.seconds for key, estimate in estimates.items()}
     schedule = Schedule(cells, seconds if slots > 1 else None)
@@ -274,7 +274,7 @@ def simulate(
 
 def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[str]:
     """Say that the folder of --offload has not the room that states take at once."""
-    taken = sum(sorted((one.needs.offloaded for one in planned), reverse=True)[:slots])
+    taken = sum(sorted((cell.needs.offloaded for cell in planned), reverse=True)[:slots])
     if free is None or taken <= free:
         return []
     return [
@@ -285,30 +285,30 @@ def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[
 def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:
     """Name the cells that are larger than the memory, and slots that are so together."""
     host, device = bytes_of_host(), 0
-    left = [one for one in planned if not one.done]
+    left = [cell for cell in planned if not cell.done]
     if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
         device = bytes_of_gpus(left[0].cell, gpus, slots)
     device = of_card or device
     card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    found = []
-    for one in left:
+    misfits = []
+    for cell in left:
         limited = room is not None and room * slots < host
-        may = ("it may take", one.needs.host, room) if limited else ("the machine has", one.needs.host, host)
-        for where, needed, there in ((card, one.needs.device, device), may):
-            if there and needed > there:
-                found.append(
-                    f"{title_of_cell(one.cell)} does not fit: it needs about {to_gib(needed)}, and {where} "
-                    f"{to_gib(there)}"
+        may = ("it may take", cell.needs.host, room) if limited else ("the machine has", cell.needs.host, host)
+        for where, needed, available in ((card, cell.needs.device, device), may):
+            if available and needed > available:
+                misfits.append(
+                    f"{title_of_cell(cell.cell)} does not fit: it needs about {to_gib(needed)}, and {where} "
+                    f"{to_gib(available)}"
                 )
-    largest = sum(sorted((one.needs.host for one in left), reverse=True)[:slots])
-    if not found and slots > 1 and largest > host:
-        found.append(
+    largest = sum(sorted((cell.needs.host for cell in left), reverse=True)[:slots])
+    if not misfits and slots > 1 and largest > host:
+        misfits.append(
             f"{slots} slots may need {to_gib(largest)} at once, and the machine has {to_gib(host)}; take fewer"
         )
-    return found
+    return misfits
 
 
 def summarise_plan(plan: Plan) -> str:
     """Say in a sentence how long the run takes: '5 of 7 cells are to be measured, which takes about 12 min'."""
-    left = sum(not one.done for one in plan.cells)
+    left = sum(not cell.done for cell in plan.cells)
     return f"{left} of {len(plan.cells)} cells are to be measured, which takes about {format_duration(plan.seconds)}"

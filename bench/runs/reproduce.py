@@ -166,8 +166,8 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
         raise UserError(f"the record of {cell['label']} is of another version of the method: {error}") from None
     if isinstance(pruner, CompensatedPruner) and pruner.pruner.only_cuts:
         pruner = dataclasses.replace(pruner, pruner=RecordedRemovals(record.decisions))
-    asked = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
-    decided = decisions.prune(pruner, model, block, asked)
+    ratio = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
+    decided = decisions.prune(pruner, model, block, ratio)
     if (
         _cuts_of_decisions(decided) != _cuts_of_decisions(record.decisions)
         or parameters(model) != measured["parameters"]
@@ -201,7 +201,7 @@ def _cut_what_is_named(model: Decoder, decided: Mapping[str, Any]) -> None:
 
 
 def _cuts_of_decisions(decisions: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: gone for name, gone in decisions.items() if name.startswith("removed_")}
+    return {name: units for name, units in decisions.items() if name.startswith("removed_")}
 
 
 def removals_of_decisions(decisions: Mapping[str, Any]) -> tuple[str, ...]:
@@ -209,9 +209,9 @@ def removals_of_decisions(decisions: Mapping[str, Any]) -> tuple[str, ...]:
     if "trace" in decisions:
         return tuple(f"window {step['pointer']}" for step in decisions["trace"] if step["accepted"])
     units = (
-        f"{kind} {layer} {'+'.join(map(str, gone))}"
+        f"{kind} {layer} {'+'.join(map(str, removed))}"
         for kind in ("kv_heads", "channels")
-        for layer, gone in enumerate(decisions.get(f"removed_{kind}", []))
-        if gone
+        for layer, removed in enumerate(decisions.get(f"removed_{kind}", []))
+        if removed
     )
     return tuple(decisions.get("removal_order") or units)

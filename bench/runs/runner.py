@@ -161,7 +161,7 @@ def run(
                 _refuse_own(cells)
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.is_here else "", "limits": dict(limits or {})}
-            shared |= {"code_sha256": inputs.code_sha256(), "plugins": tuple(methods.files_of_plugins())}
+            shared |= {"code_sha256": inputs.sha256_of_code(), "plugins": tuple(methods.files_of_plugins())}
             shared |= {"device_memory": device_memory, "free_cores": free_cores}
             if offload is not None:
                 shared["offload"] = str(offload.resolve() if engine.is_here else offload)
@@ -173,8 +173,8 @@ def run(
             }
             outlook = _outlook(cells, folder, datasets, measuring, {key for key, (ended, _) in served.items() if ended})
             estimates = outlook.estimates if outlook else None
-            told: dict[str, Any] = {"is_here": engine.is_here, "estimates": estimates, "listener": ended}
-            records = _measure_cells(cells, folder, measuring, served, shared, **told)
+            rest: dict[str, Any] = {"is_here": engine.is_here, "estimates": estimates, "listener": ended}
+            records = _measure_cells(cells, folder, measuring, served, shared, **rest)
         report(folder, records)
     return records
 
@@ -199,7 +199,7 @@ def _measure_cells(
     """
     missing = [cell for cell in cells if served[cell.key][0] is None]
     _refuse_large(missing if is_here else [], session, shared)
-    seconds = {key: one.seconds for key, one in (estimates or {}).items()} if session.slots > 1 else {}
+    seconds = {key: estimate.seconds for key, estimate in (estimates or {}).items()} if session.slots > 1 else {}
     schedule = Schedule(cells, seconds or None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=is_here, queues=session.machine.queues)
     for cell in missing if estimates else ():
@@ -317,9 +317,9 @@ def _in_this_process(
 def _refuse_own(cells: Sequence[Cell]) -> None:
     """Refuse methods that the running script defines itself, which the process that measures them cannot import."""
     own = {name for name, kind in methods.load().items() if kind.__module__ == "__main__"}
-    if found := own & {cell.method.partition("+")[0] for cell in cells}:
+    if used := own & {cell.method.partition("+")[0] for cell in cells}:
         raise UserError(
-            f"{min(found)} is defined in the script that runs, which the process that measures it cannot import; put "
+            f"{min(used)} is defined in the script that runs, which the process that measures it cannot import; put "
             "it into a file and name that in `plugins`, or leave the process out with isolate=False"
         )
 
@@ -331,18 +331,18 @@ def with_inputs(
     weights = {
         model: pretrained.sha256_of_weights(model, download=download) for model in {cell.model for cell in cells}
     }
-    revisions = inputs.revisions({cell.method for cell in cells})
-    found, keys = list[Cell](), dict[str, str]()
+    revisions = inputs.revisions_of_methods({cell.method for cell in cells})
+    with_hashes, keys = list[Cell](), dict[str, str]()
     for cell in cells:
-        here = datasets[setting_of_calibration(cell)]
+        own_datasets = datasets[setting_of_calibration(cell)]
         own: dict[str, Any] = {"weights_sha256": weights[cell.model], "revision": revisions[cell.method]}
         if cell.healing:
-            own["healing"] = inputs.inputs_of_healing(cell.healing, here.healing[cell.healing])
+            own["healing"] = inputs.inputs_of_healing(cell.healing, own_datasets.healing[cell.healing])
         if cell.earlier:
             own["parent"] = grid.key_of_parent(cell, keys)
-        found.append(replace(cell, inputs=here.inputs | own))
-        keys[cell.question] = found[-1].key
-    return found
+        with_hashes.append(replace(cell, inputs=own_datasets.inputs | own))
+        keys[cell.question] = with_hashes[-1].key
+    return with_hashes
 
 
 def _failure_of_parent(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:

@@ -99,12 +99,12 @@ def facts_of_card(cell: Mapping[str, Any], decisions: Mapping[str, Any], measure
         "healing": _without_path(measured["healing"]["recipe"]) if "healing" in measured else None,
         "earlier": [_stage(stage) for stage in decisions.get("earlier", [])] or None,
     }
-    found = {
+    facts = {
         "base": {name: value for name, value in base.items() if value is not None},
         "pruning": {name: value for name, value in pruning.items() if value is not None},
     }
     figures = _figures(measured)
-    return found | ({"measured": figures} if figures else {})
+    return facts | ({"measured": figures} if figures else {})
 
 
 def _without_path(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +119,9 @@ def _name(text: str) -> str:
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an earlier stage of a chained cell did, by the names of `facts`."""
-    found = {name: stage[name] for name in ("method", "label", "parameters", "decisions")}
-    found |= {"requested": stage["ratio"], "achieved": stage["measured"]["ratio"]}
-    return found | ({"healing": _without_path(stage["healing"])} if "healing" in stage else {})
+    facts = {name: stage[name] for name in ("method", "label", "parameters", "decisions")}
+    facts |= {"requested": stage["ratio"], "achieved": stage["measured"]["ratio"]}
+    return facts | ({"healing": _without_path(stage["healing"])} if "healing" in stage else {})
 
 
 def _earlier(model: str) -> list[dict[str, Any]]:
@@ -134,9 +134,9 @@ def _earlier(model: str) -> list[dict[str, Any]]:
 
 
 def _figures(measured: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: measured[name] for name in ("perplexity", "tasks") if measured.get(name)}
-    if not found:
+    figures = {name: measured[name] for name in ("perplexity", "tasks") if measured.get(name)}
+    if not figures:
         return {}
-    if "perplexity" in found:
-        found["perplexity"] = {_name(text): one for text, one in found["perplexity"].items()}
-    return found | {"model": RELOADED if "saved" in measured else IN_MEMORY}
+    if "perplexity" in figures:
+        figures["perplexity"] = {_name(text): figure for text, figure in figures["perplexity"].items()}
+    return figures | {"model": RELOADED if "saved" in measured else IN_MEMORY}

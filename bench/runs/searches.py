@@ -89,8 +89,8 @@ class SearchTimes:
     def seconds_until_each(self, decisions: Mapping[str, Any]) -> list[float]:
         """Return when each removal was found that another ratio may begin with; nothing where one was not noted."""
         free = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
-        found = [self._seconds_by_start.get(tuple(free[: n + 1])) for n in range(len(free))]
-        return [spent for spent in found if spent is not None] if None not in found else []
+        seconds = [self._seconds_by_start.get(tuple(free[: n + 1])) for n in range(len(free))]
+        return [spent for spent in seconds if spent is not None] if None not in seconds else []
 
 
 def _by_start(order: Sequence[str], seconds: Seconds) -> dict[tuple[str, ...], float]:

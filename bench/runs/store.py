@@ -182,37 +182,37 @@ class Pieces:
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """Return the figures of a piece, if it is whole and of the same model, else None."""
-        found = self._read(name)
-        return None if found is None else dict(found["figures"])
+        piece = self._read(name)
+        return None if piece is None else dict(piece["figures"])
 
     def keep(self, name: str, figures: Mapping[str, Any], samples: pd.DataFrame) -> None:
         """Write the figures and samples of a piece. Raises Unwritable."""
         buffer = io.BytesIO()
         samples.to_parquet(buffer, index=False)
         write_atomically(self.folder / f"{name}.parquet", buffer.getvalue())
-        found = {
+        piece = {
             "pruned_sha256": self.pruned_sha256,
             "rows": len(samples),
             "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
             "figures": figures,
         }
-        write_atomically(self.folder / f"{name}.json", json.dumps(found))
+        write_atomically(self.folder / f"{name}.json", json.dumps(piece))
 
     def publish(self, samples: Path) -> dict[str, dict[str, Any]]:
         """Copy the samples of every piece to the folder `samples`; return {name: {rows, sha256}} for the record."""
         shutil.rmtree(samples, ignore_errors=True)  # of an attempt that failed
         published = {}
         for path in sorted(self.folder.glob("*.json")):
-            if found := self._read(path.stem):
+            if piece := self._read(path.stem):
                 write_atomically(samples / f"{path.stem}.parquet", path.with_suffix(".parquet").read_bytes())
-                published[path.stem] = {"rows": found["rows"], "sha256": found["sha256"]}
+                published[path.stem] = {"rows": piece["rows"], "sha256": piece["sha256"]}
         return published
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-            whole = found["sha256"] == hash_file(self.folder / f"{name}.parquet")
-            return found if whole and found["pruned_sha256"] == self.pruned_sha256 else None
+            piece: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            whole = piece["sha256"] == hash_file(self.folder / f"{name}.parquet")
+            return piece if whole and piece["pruned_sha256"] == self.pruned_sha256 else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -262,12 +262,12 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
 
 def move_pieces(source: Path, target: Path, key: str) -> None:
     """Move the partial results of a cell from one folder to another that has none of it."""
-    there, here = source / "partial" / key, target / "partial" / key
-    if there.exists() and not here.exists():
-        here.parent.mkdir(parents=True, exist_ok=True)
-        there.replace(here)
+    old, new = source / "partial" / key, target / "partial" / key
+    if old.exists() and not new.exists():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        old.replace(new)
         with suppress(OSError):  # which holds those of other cells
-            there.parent.rmdir()
+            old.parent.rmdir()
 
 
 def remove_pieces(folder: Path, key: str, status: str) -> None:
@@ -300,7 +300,9 @@ def find_record(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tu
         record = load(path)
     except InvalidRecord as error:
         return None, str(error)
-    if inputs.question(record) != cell.question or inputs.names_of_differences(record.cell["inputs"], cell.inputs):
+    if inputs.question_of_record(record) != cell.question or inputs.names_of_differences(
+        record.cell["inputs"], cell.inputs
+    ):
         return None, f"{path} is another cell's"
     try:
         refuse_damaged(folder / "samples" / key, record.measured)
@@ -313,7 +315,7 @@ def find_record(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tu
 
 def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
     """Move old records out of the way of reports, to superseded/, with their samples; a line on each."""
-    for key, why in inputs.old_records(folder, cells):
+    for key, why in inputs.find_old_records(folder, cells):
         packed_run.move_to_superseded(folder, key)
         yield f"{why}; moved to superseded/"
 

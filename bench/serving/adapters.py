@@ -89,12 +89,12 @@ class ByLlamaCpp:
         checks, answer = list[list[Any]](), None
         while True:
             try:
-                one = next(checking)
+                check = next(checking)
             except StopIteration as end:
                 answer = end.value
                 break
-            checks.append([one.name, one.passed, one.outcome])
-        failed = [f"{name}: {found}" for name, passed, found in checks if not passed]
+            checks.append([check.name, check.passed, check.outcome])
+        failed = [f"{name}: {outcome}" for name, passed, outcome in checks if not passed]
         if failed or answer is None:
             raise NotServed("error", "; ".join(failed) or "llama.cpp was not asked", {"checks": checks})
         return {"checks": checks, "perplexity": perplexity_of_windows(answer.nll[1:].tolist(), text)}
@@ -102,7 +102,7 @@ class ByLlamaCpp:
     def speed(
         self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
-        found, failure = llama_cpp.time_files(
+        speed, failure = llama_cpp.time_files(
             dense.path,
             exported.path,
             points,
@@ -113,8 +113,8 @@ class ByLlamaCpp:
             hear=lambda news: [hear(_words_of_point(point)) for point in news.get("points", ())],
         )
         if failure:
-            raise NotServed(failure.status, failure.reason, found)
-        return found
+            raise NotServed(failure.status, failure.reason, speed)
+        return speed
 
 
 def _words_of_point(point: dict[str, Any]) -> str:
@@ -176,16 +176,16 @@ class ByOtherPython:
             nll = self.program.likelihoods(exported.path, exported.type, text.ids.tolist())
         except EngineFailed as error:
             raise NotServed(error.status, str(error)) from None
-        found = perplexity_of_windows(nll, text)
-        share = found["perplexity"] / ours - 1
+        figures = perplexity_of_windows(nll, text)
+        share = figures["perplexity"] / ours - 1
         count, length = text.ids.shape
-        which = f"the {count} windows of {length:,} tokens that the run measured ({found['tokens']:,} scored)"
-        said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g}, on {which}"
+        which = f"the {count} windows of {length:,} tokens that the run measured ({figures['tokens']:,} scored)"
+        figure = f"{figures['perplexity']:.5g}, and transformers has {ours:.5g}, on {which}"
         agrees = abs(share) <= AGREES  # not so of a share that is no number
-        checks = [[f"{self.name} perplexity", agrees, said]]
+        checks = [[f"{self.name} perplexity", agrees, figure]]
         if not agrees:
-            raise NotServed("error", f"{self.name} perplexity: {said}", {"checks": checks})
-        return {"checks": checks, "perplexity": found}
+            raise NotServed("error", f"{self.name} perplexity: {figure}", {"checks": checks})
+        return {"checks": checks, "perplexity": figures}
 
     def _perplexity(self, model: PrunedModel, text: EvaluationText) -> float:
         """Return what transformers has, once for all types of a model, which then leaves its GPU to the engine."""
@@ -210,9 +210,9 @@ class ByOtherPython:
         try:
             for number in range(self.protocol.rounds):
                 for name in models if number % 2 == 0 else reversed(models):
-                    one = models[name]
-                    found = self.program.turn(one.path, one.type, points, self.protocol.steps)
-                    for point, ms in found.items():
+                    served = models[name]
+                    turn = self.program.turn(served.path, served.type, points, self.protocol.steps)
+                    for point, ms in turn.items():
                         turns[name][point].append([Pass(ms, sum(ms))])
                 hear(f"round {number + 1} of {self.protocol.rounds}")
         except EngineFailed as error:
@@ -314,7 +314,7 @@ def perplexity_of_windows(nll: list[float], text: EvaluationText) -> dict[str, A
     mean = exp_of_log(sum(nll) / tokens)
     if not math.isfinite(mean):
         raise NotServed("error", f"the engine's perplexity is {mean:g}, which is no finite number")
-    found = {
+    figures = {
         "text": text.text,
         "sha256": text.sha256,
         "windows": M,
@@ -326,5 +326,5 @@ def perplexity_of_windows(nll: list[float], text: EvaluationText) -> dict[str, A
     }
     low, high = ratio_interval(nll, [W - 1] * M, in_a_row=not text.drawn)
     with suppress(OverflowError):
-        found |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
-    return found
+        figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
+    return figures

@@ -72,7 +72,7 @@ def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
     """
     run = trust.run
     every = run_folder.read_records(run)
-    named = dict(run_folder.find_cell(run, one, run_folder.ignore_warning) for one in wanted)
+    named = dict(run_folder.find_cell(run, name, run_folder.ignore_warning) for name in wanted)
     for key, record in named.items():
         if record.status != "ok":
             raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
@@ -80,8 +80,8 @@ def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
     chosen = named or with_model
     if not chosen:
         raise UserError(f"{run} has no cell with a model")
-    dense = {_base(one): key for key, one in reversed(with_model.items()) if one.cell["method"] == "dense"}
-    found = []
+    dense = {_base(record): key for key, record in reversed(with_model.items()) if record.cell["method"] == "dense"}
+    models = []
     for base in dict.fromkeys(map(_base, chosen.values())):
         if base not in dense:
             raise UserError(
@@ -91,22 +91,22 @@ def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
         mine = {key: record for key, record in chosen.items() if _base(record) == base}
         order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
         cells = {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}
-        found.append(Served(trust, dense[base], _drop_duplicates(cells)))
-    for model in found:
+        models.append(Served(trust, dense[base], _drop_duplicates(cells)))
+    for model in models:
         for record in model.cells.values():
             if write.find_saved_model(record, trust, record.cell["dtype"]) is None:
                 trust.refuse(record.cell)
-    return found
+    return models
 
 
 def _drop_duplicates(cells: dict[str, Record]) -> dict[str, Record]:
     """Return the cells without those that have a model which one before them has under the same name."""
-    found = dict[str | tuple[Any, ...], str]()
+    key_by_model = dict[str | tuple[Any, ...], str]()
     for key, record in cells.items():
         name = (label_of_cell(record.cell), requested_ratio(record), base_of_ratio(record.cell))
         model = record.measured.get("pruned_sha256")
-        found.setdefault((*name, model) if model else key, key)
-    return {key: cells[key] for key in found.values()}
+        key_by_model.setdefault((*name, model) if model else key, key)
+    return {key: cells[key] for key in key_by_model.values()}
 
 
 def _base(record: Record) -> tuple[str, str]:
@@ -132,9 +132,9 @@ def serve(
     conditions = served.conditions_of_engine(question, _environment(engine))
     rows = [(key, kind) for key in wanted.cells for kind in types]
     known = {
-        (one.key, one.type): one
-        for one in served.load(wanted.run)
-        if one.key in wanted.cells and _counts(one, wanted.cells[one.key], conditions, types[0])
+        (row.key, row.type): row
+        for row in served.load(wanted.run)
+        if row.key in wanted.cells and _counts(row, wanted.cells[row.key], conditions, types[0])
     }
     missing = [row for row in rows if row not in known]
     with _scratch(wanted.run) as scratch:
@@ -190,10 +190,10 @@ def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], bas
 
 def _environment(engine: ServingEngine, kind: str = "") -> dict[str, Any]:
     """Return the environment of a row with its matrices in `kind`: the machine, and what the engine computes on."""
-    found = environment.describe(torch.device("cpu"), getattr(torch, kind, torch.float32))
+    environment_of_row = environment.describe(torch.device("cpu"), getattr(torch, kind, torch.float32))
     if not hasattr(torch, kind):  # a type of the engine's own
-        del found["dtype"]
-    return found | engine.computes_on() | {"threads": engine.threads}
+        del environment_of_row["dtype"]
+    return environment_of_row | engine.computes_on() | {"threads": engine.threads}
 
 
 def _question(protocol: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
@@ -307,7 +307,7 @@ class _RowMeasurer:
         """Add to each point what the removed work alone would bring, and for decode the bytes that a step reads."""
         assert self.dense is not None
         mine = self._macs()
-        for point, found in zip(self.points, points, strict=True):
-            found["speedup_by_macs"] = self.work[point] / mine[point]
+        for point, figures in zip(self.points, points, strict=True):
+            figures["speedup_by_macs"] = self.work[point] / mine[point]
             if point.kind == "decode" and exported.step_bytes and self.dense.step_bytes:
-                found["speedup_by_bytes"] = self.dense.step_bytes(point) / exported.step_bytes(point)
+                figures["speedup_by_bytes"] = self.dense.step_bytes(point) / exported.step_bytes(point)

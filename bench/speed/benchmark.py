@@ -96,13 +96,13 @@ class SpeedBenchmark:
         captured = dict[TimedPoint, dict[str, Any]]()
 
         def measure(point: TimedPoint) -> dict[str, Any]:
-            found = self._time(point, place) | predict_speedup(decoders["dense"], decoders["pruned"], point)
+            figures = self._time(point, place) | predict_speedup(decoders["dense"], decoders["pruned"], point)
             if alone:
-                found["out_of_memory"] = ["dense", *found.get("out_of_memory", ())]
+                figures["out_of_memory"] = ["dense", *figures.get("out_of_memory", ())]
             if point.mode == "graph":
-                captured[point] = found
+                captured[point] = figures
             beside = captured.get(replace(point, mode="graph"), {}) if point.mode == "eager" else {}
-            return found | compare_with_peak(decoders, point, found, beside, self.rates) if self.on_gpu else found
+            return figures | compare_with_peak(decoders, point, figures, beside, self.rates) if self.on_gpu else figures
 
         return self._each(measure)
 
@@ -114,12 +114,12 @@ class SpeedBenchmark:
             swept = point.batch not in self.protocol.batches
             if (point.kind, point.tokens) in full or (self.on_gpu and swept and sweep.is_level):
                 continue
-            found = measure(point)
-            if "out_of_memory" in found and "rounds" not in found:
+            figures = measure(point)
+            if "out_of_memory" in figures and "rounds" not in figures:
                 full.add((point.kind, point.tokens))
-            sweep.add(point.batch, found)
+            sweep.add(point.batch, figures)
             give_back(self.devices)
-            yield point.plain | found
+            yield point.plain | figures
 
     def _memory(self, point: TimedPoint, model: nn.Module) -> dict[str, Any]:
         self.alive(f"in the memory pass, {point}")
@@ -136,12 +136,12 @@ class SpeedBenchmark:
         if self.protocol.compile:
             torch.compiler.reset()
         if place.together:
-            found = self._in_turns(point, place.models)
-            if not (place.separable and "out_of_memory" in found):
-                return found
-        found = self._in_blocks(point, place)
+            figures = self._in_turns(point, place.models)
+            if not (place.separable and "out_of_memory" in figures):
+                return figures
+        figures = self._in_blocks(point, place)
         place.gather()
-        return found
+        return figures
 
     def _in_turns(self, point: TimedPoint, models: Mapping[str, nn.Module]) -> dict[str, Any]:
         works, warm, full = dict[str, Workload](), dict[str, WarmUp](), list[str]()
@@ -168,8 +168,8 @@ class SpeedBenchmark:
     def _rounds(self, point: TimedPoint, works: dict[str, Workload], warm: dict[str, WarmUp]) -> dict[str, Any]:
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
         with console.make_bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
-            found = self._turns(point, works, warm, number, bar.update, enough=is_narrow)
-        return self._summarise(found, warm, sampler)
+            rounds = self._turns(point, works, warm, number, bar.update, enough=is_narrow)
+        return self._summarise(rounds, warm, sampler)
 
     def _turns(
         self,
@@ -197,7 +197,7 @@ class SpeedBenchmark:
         leaves the other.
         """
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
-        found, warm, full = dict[str, list[list[Pass]]](), dict[str, WarmUp](), list[str]()
+        passes, warm, full = dict[str, list[list[Pass]]](), dict[str, WarmUp](), list[str]()
         first, second = place.models
         with console.make_bar(2 * number, f"timing {point}", "turn") as bar:
             for name, rounds in ((first, number // 2), (second, number), (first, number - number // 2)):
@@ -205,22 +205,22 @@ class SpeedBenchmark:
                     continue
                 try:
                     works = dict[str, Workload]()
-                    works[name], there = self._warm(point, name, place.alone(name))
-                    warm[name] = replace(there, stable=there.stable and (name not in warm or warm[name].stable))
+                    works[name], warmed = self._warm(point, name, place.alone(name))
+                    warm[name] = replace(warmed, stable=warmed.stable and (name not in warm or warm[name].stable))
                     with sampler:
                         timed = self._turns(point, works, warm, rounds, bar.update)
-                    found[name] = found.get(name, []) + timed[name]
+                    passes[name] = passes.get(name, []) + timed[name]
                 except Exception as error:
                     lost = _lost(error, name)
                     if "failed" in lost:
                         return lost
                     full.append(name)
-                    found.pop(name, None)
+                    passes.pop(name, None)
                     warm.pop(name, None)
                 works.clear()  # whose cache the next model needs the room of
         ran_out = {"out_of_memory": full} if full else {}
-        result = ran_out | (self._summarise(found, warm, sampler) if found else {})
-        if len(found) > 1:
+        result = ran_out | (self._summarise(passes, warm, sampler) if passes else {})
+        if len(passes) > 1:
             result["flags"].append("in_blocks")
         return result
 
@@ -285,8 +285,8 @@ class Placement:
     @torch.inference_mode(mode=False)
     def alone(self, name: str) -> nn.Module:
         """Return a model, which then is the only one on the device."""
-        for other, model in self.models.items():
-            if other != name:
+        for owner, model in self.models.items():
+            if owner != name:
                 model.to(CPU)
         give_back(self.devices)
         return self.models[name].to(self.devices[0])
@@ -304,20 +304,20 @@ def summarise_rounds(
     passes: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], *, percentiles: bool = False
 ) -> dict[str, Any]:
     """Return all samples and what follows from them: medians, spread, the speed-up with its interval, and flags."""
-    rounds = {name: [[ms for one in turn for ms in one.ms] for turn in turns] for name, turns in passes.items()}
+    rounds = {name: [[ms for single in turn for ms in single.ms] for turn in turns] for name, turns in passes.items()}
     calls = {name: [ms for turn in turns for ms in turn] for name, turns in rounds.items()}
     spread = {name: timing.variation_of(samples) for name, samples in calls.items()}
-    apart = max(timing.disagreement_of([one for turn in turns for one in turn]) for turns in passes.values())
+    apart = max(timing.disagreement_of([single for turn in turns for single in turn]) for turns in passes.values())
     flags = {
         "noisy": max(spread.values()) > timing.NOISY,
-        "not_warm": not all(one.stable for one in warm.values()),
+        "not_warm": not all(warm_up.stable for warm_up in warm.values()),
         "clocks_disagree": apart > timing.CLOCKS_AGREE,
     }
     result: dict[str, Any] = {
-        "warm_up": {name: one.calls for name, one in warm.items()},
+        "warm_up": {name: warm_up.calls for name, warm_up in warm.items()},
         "rounds": {name: [[round(ms, 5) for ms in turn] for turn in turns] for name, turns in rounds.items()},
         **{f"{name}_ms": median(samples) for name, samples in calls.items()},
-        **{f"{name}_cv": one for name, one in spread.items()},
+        **{f"{name}_cv": variation for name, variation in spread.items()},
         "clocks_apart": apart,
         "flags": [name for name, holds in flags.items() if holds],
     }
@@ -344,7 +344,9 @@ def is_narrow(passes: dict[str, list[list[Pass]]]) -> bool:
 
 def _speedup(passes: dict[str, list[list[Pass]]]) -> tuple[float, float, float]:
     """Return the speed-up, dense over pruned, and its 95 % interval, from the median call of each round."""
-    medians = {name: [median(ms for one in turn for ms in one.ms) for turn in turns] for name, turns in passes.items()}
+    medians = {
+        name: [median(ms for single in turn for ms in single.ms) for turn in turns] for name, turns in passes.items()
+    }
     return paired_ratio(medians["dense"], medians["pruned"])
 
 
@@ -358,7 +360,7 @@ class Sweep:
     def add(self, batch: int, timing: Mapping[str, Any]) -> None:
         """Take in a point; it is level where no model that was timed has become faster by enough."""
         ms = {name: timing[f"{name}_ms"] for name in ("dense", "pruned") if f"{name}_ms" in timing}
-        rates = {name: batch / one for name, one in ms.items()}
+        rates = {name: batch / milliseconds for name, milliseconds in ms.items()}
         before = [name for name in rates if name in self.last]
         self.is_level = bool(before) and all(rates[name] < RISE * self.last[name] for name in before)
         self.last = rates

@@ -65,11 +65,11 @@ def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth
             raise UserError(f"a model without some of its {part}s cannot be timed: {point.get('failed', point)}")
         size = fmean(layer.sizes()[part] for layer in copy.layers)
         timed.append({"part": part, "parameters": size, **_figures(point)})
-    others = [gpu.count_other_processes(card, os.getpid(), os.getppid(), parent_is_there=False) for card in gpus]
-    meanwhile = peaks.load_between_states(before, peaks.state_with_gpus(gpus), others) | (
+    processes = [gpu.count_other_processes(card, os.getpid(), os.getppid(), parent_is_there=False) for card in gpus]
+    meanwhile = peaks.load_between_states(before, peaks.state_with_gpus(gpus), processes) | (
         {"nvml": no_gpus} if no_gpus else {}
     )
-    whole, L = median(one["dense_ms"] for one in timed), len(model.layers)
+    whole, L = median(point["dense_ms"] for point in timed), len(model.layers)
     parts = {part: _points(model, part, timed, whole) for part in KINDS}
     return {
         "parts": parts,
@@ -94,9 +94,9 @@ def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth
 def _copies(model: Decoder) -> Iterator[tuple[str, Decoder]]:
     """Yield for each part copies of the model: without it, and with shares of what it consists of."""
     for part, kind in KINDS.items():
-        gone = make_twin(model)
-        remove_sublayers(gone, [Sublayer(part, block.layer) for block in sublayers_of(gone, part)])
-        yield part, gone
+        without = make_twin(model)
+        remove_sublayers(without, [Sublayer(part, block.layer) for block in sublayers_of(without, part)])
+        yield part, without
         sizes = {structure.size for structure in structures_of(model, kind)}
         for kept in sorted({round(share * size) for share in SHARES for size in sizes} - {0, *sizes}):
             copy = make_twin(model)
@@ -107,11 +107,11 @@ def _copies(model: Decoder) -> Iterator[tuple[str, Decoder]]:
 
 def _points(model: Decoder, part: str, timed: list[dict[str, Any]], whole: float) -> list[list[float]]:
     """Return [parameters, ms] of a part, rising: noise that would make a larger part faster is left out."""
-    own = [(one["parameters"], one["times_dense"] * whole) for one in timed if one["part"] == part]
+    own = [(point["parameters"], point["times_dense"] * whole) for point in timed if point["part"] == part]
     own.append((fmean(layer.sizes()[part] for layer in model.layers), whole))
-    (_, without), *others = sorted(own)
-    ms = accumulate(((each - without) / len(model.layers) for _, each in others), max, initial=0.0)
-    return [[size, each] for size, each in zip([0.0, *(size for size, _ in others)], ms, strict=True)]
+    (_, without), *larger = sorted(own)
+    ms = accumulate(((each - without) / len(model.layers) for _, each in larger), max, initial=0.0)
+    return [[size, each] for size, each in zip([0.0, *(size for size, _ in larger)], ms, strict=True)]
 
 
 def _figures(point: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def widths_of_model(model: Decoder) -> dict[str, dict[str, Any]]:
             known["shared"] = list(layer.experts.shared)
         elif layer.has_mlp:
             known |= {"up": layer.up, "down": [layer.down]}
-        mine = {id(one) for matrices in known.values() for one in factors_of(matrices)}
+        mine = {id(matrix) for matrices in known.values() for matrix in factors_of(matrices)}
         added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
         for role, matrices in (known | {"added": added}).items():
             roles.setdefault(role, []).extend(matrix.weight for matrix in factors_of(matrices))
@@ -89,17 +89,17 @@ def load_between_states(
     slowed_by  what held GPUs down while models were timed
     """
     shares = environment.load_between_states(before["machine"], after["machine"])
-    found: dict[str, Any] = {"before": before, "after": after} | shares
+    load: dict[str, Any] = {"before": before, "after": after} | shares
     known = [count for count in processes if count is not None]
     if known:
-        found["other_gpu_processes"] = sum(known)
+        load["other_gpu_processes"] = sum(known)
     hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
     flags = {
         "busy": sum(shares.get(f"{who}_cores", 0.0) for who in ("other", "stolen")) > BUSY,
         "shared_gpu": sum(known) > 0,
         "slowed": hot or shares.get("held_cores", 0.0) > BUSY or bool(set(slowed_by) & set(gpu.THROTTLED)),
     }
-    return found | {"flags": [name for name, holds in flags.items() if holds]}
+    return load | {"flags": [name for name, holds in flags.items() if holds]}
 
 
 ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
@@ -115,17 +115,17 @@ def measure_peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequenc
     memory.reset_peaks(devices)
     for _ in range(work.steps):
         work.step()
-    found = _peaks(devices)
-    if work.launched is not None and "peak_allocated_bytes" in found:
+    peaks = _peaks(devices)
+    if work.launched is not None and "peak_allocated_bytes" in peaks:
         work.reset()
         memory.reset_peaks(devices)
         work.launched()
-        found["peak_allocated_bytes"] = max(size["peak_allocated_bytes"] for size in (found, _peaks(devices)))
-    if "peak_resident_bytes" in found:
-        return found
+        peaks["peak_allocated_bytes"] = max(size["peak_allocated_bytes"] for size in (peaks, _peaks(devices)))
+    if "peak_resident_bytes" in peaks:
+        return peaks
     held = [(gpu.processes() or {}).get(os.getpid()) for gpu in gpus]
     known = [size for size in held if size is not None]
-    return found | ({"process_bytes": sum(known)} if len(known) == len(gpus) > 0 else {})
+    return peaks | ({"process_bytes": sum(known)} if len(known) == len(gpus) > 0 else {})
 
 
 def _peaks(devices: Sequence[torch.device]) -> dict[str, int]:
@@ -196,14 +196,14 @@ def measure_peak_rates(
         "copy_bytes_per_second": lambda: rate_of_copy(device, copied, SECONDS),
         "matmul_flops_per_second": lambda: 2 * rate_of_product(device, dtype, side, side, SECONDS),
     }
-    found = dict[str, float]()
+    rate_by_name = dict[str, float]()
     for name, measured in rates.items():
         try:
-            found[name] = measured()
+            rate_by_name[name] = measured()
         except Exception as error:
             if not failures.is_out_of_memory(error):
                 raise
-    return found
+    return rate_by_name
 
 
 def shares_of_peak(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, float]) -> dict[str, float]:
@@ -212,13 +212,13 @@ def shares_of_peak(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[
     bandwidth    of a decode step: the weights and the cache that it must read, of the bytes copied in that time
     matrix_rate  its multiply-accumulates, of those of the product
     """
-    found = {}
+    shares = {}
     if point.kind == "decode" and "copy_bytes_per_second" in rates:
-        found["bandwidth"] = bytes_of_step(model, point) / (ms / 1e3) / rates["copy_bytes_per_second"]
+        shares["bandwidth"] = bytes_of_step(model, point) / (ms / 1e3) / rates["copy_bytes_per_second"]
     if "matmul_flops_per_second" in rates:
         flops = 2 * point.batch * macs_of_point(model, point)
-        found["matrix_rate"] = flops / (ms / 1e3) / rates["matmul_flops_per_second"]
-    return found
+        shares["matrix_rate"] = flops / (ms / 1e3) / rates["matmul_flops_per_second"]
+    return shares
 
 
 def compare_with_peak(
@@ -235,10 +235,11 @@ def compare_with_peak(
     ms = {name: timing[f"{name}_ms"] for name in models if f"{name}_ms" in timing}
     reached = {name: shares_of_peak(models[name], point, ms[name], rates) for name in ms}
     flags = {
-        "low_bandwidth": point.kind == "decode" and any(one and max(one.values()) < LOW for one in reached.values()),
+        "low_bandwidth": point.kind == "decode"
+        and any(shares and max(shares.values()) < LOW for shares in reached.values()),
         "low_matrix_rate": point.kind == "prefill"
-        and any(one.get("matrix_rate", LOW) < LOW for one in reached.values()),
+        and any(shares.get("matrix_rate", LOW) < LOW for shares in reached.values()),
         "launch_bound": any(ms[name] > LAUNCH_BOUND * captured.get(f"{name}_ms", math.inf) for name in ms),
     }
-    result = {f"{name}_{what}": share for name, one in reached.items() for what, share in one.items()}
+    result = {f"{name}_{what}": share for name, shares in reached.items() for what, share in shares.items()}
     return result | ({"flags": timing["flags"] + [name for name, holds in flags.items() if holds]} if ms else {})

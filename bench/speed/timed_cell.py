@@ -58,13 +58,13 @@ def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool
     alone  whether there is no room for the dense model, so that the pruned one is timed without it. Its weights may lie
            in files then, and its layers on the host although they compute on a GPU
     """
-    found: dict[str, Any] = {"points": []}
+    speed: dict[str, Any] = {"points": []}
     if alone and cell.method == "dense":
-        return found | {"failed": NO_ROOM}
+        return speed | {"failed": NO_ROOM}
     if len(gpus_of(model)) > 1:
-        return found | {"failed": SPREAD}
+        return speed | {"failed": SPREAD}
     device = next(model.parameters()).device
-    there = [part for part in model.modules() if all(one.device == device for one in _tensors(part))]
+    modules = [part for part in model.modules() if all(tensor.device == device for tensor in _tensors(part))]
     model.to("cpu")  # the process that times needs the room
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -73,7 +73,7 @@ def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool
             _work,
             (cell, threads, methods.files_of_plugins(), alone),
             limits=worker.Limits(silence=cell.protocol.speed_limit),
-            hear=lambda news: _merge(found, news),
+            hear=lambda news: _merge(speed, news),
             give=lambda pipe: send_model(pipe, model),
             imported=() if device.type == "cuda" else IMPORTED,
         )
@@ -81,8 +81,8 @@ def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool
     except NotPortable as error:
         failed = str(error)
     finally:
-        move_modules(there, device)
-    return found | ({"failed": failed} if failed else {})
+        move_modules(modules, device)
+    return speed | ({"failed": failed} if failed else {})
 
 
 def begin_timing(device: str) -> None:
@@ -113,7 +113,7 @@ def _work(line: worker.Channel, cell: Cell, threads: int, plugins: list[str], al
     before = peaks.state_with_gpus(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
     clock, rates = clock_of(devices), dict[str, float]()
-    if [one.type for one in devices] == ["cuda"]:
+    if [each.type for each in devices] == ["cuda"]:
         line.alive("while it measured what the GPU reaches at most")
         rates = peaks.measure_peak_rates(devices[0], dtype)
         give_back(devices)
@@ -134,9 +134,9 @@ def _work(line: worker.Channel, cell: Cell, threads: int, plugins: list[str], al
     for point in benchmark.time(dense, pruned, alone=alone):
         slowed_by |= {reason for card in point.get("gpus", ()) for reason in card.get("slowed_by", ())}
         line.send({"points": [point]})
-    others = [gpu.count_other_processes(card, os.getpid(), os.getppid(), device.type == "cuda") for card in gpus]
-    found = peaks.load_between_states(before, peaks.state_with_gpus(gpus), others, slowed_by)
-    line.send({"machine": found | ({"nvml": no_gpus} if no_gpus else {})})
+    processes = [gpu.count_other_processes(card, os.getpid(), os.getppid(), device.type == "cuda") for card in gpus]
+    load = peaks.load_between_states(before, peaks.state_with_gpus(gpus), processes, slowed_by)
+    line.send({"machine": load | ({"nvml": no_gpus} if no_gpus else {})})
 
 
 def _tensors(part: nn.Module) -> Iterator[Tensor]:
@@ -226,8 +226,8 @@ def receive_model(pipe: Connection, device: torch.device) -> Any:
     """
     tensors = []
     for dtype, shape, leaf in pipe.recv():
-        there = _tensor(pipe, dtype, shape).to(device)
-        tensors.append(there if leaf is None else nn.Parameter(there, requires_grad=leaf))
+        tensor = _tensor(pipe, dtype, shape).to(device)
+        tensors.append(tensor if leaf is None else nn.Parameter(tensor, requires_grad=leaf))
     return _Restored(io.BytesIO(pipe.recv_bytes()), tensors).load()
 
 

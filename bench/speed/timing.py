@@ -161,22 +161,27 @@ def time_rounds(
     """
     half = 2 * math.ceil(number / 4)
     names = list(works)
-    found: dict[str, list[list[Pass]]] = {name: [] for name in names}
+    rounds_by_name: dict[str, list[list[Pass]]] = {name: [] for name in names}
     with _no_collection():
         for index in range(number):
             for name in names if index % 2 == 0 else reversed(names):
                 if alive:
                     alive()
-                found[name].append([clock.run(works[name]) for _ in range(passes)])
+                rounds_by_name[name].append([clock.run(works[name]) for _ in range(passes)])
             gc.collect(1)  # what the turns have made; to look through all that is imported takes 0.15 s
-            if enough and MIN_ROUNDS <= half == index + 1 < number and _reach_the_least(found) and enough(found):
+            if (
+                enough
+                and MIN_ROUNDS <= half == index + 1 < number
+                and _reach_the_least(rounds_by_name)
+                and enough(rounds_by_name)
+            ):
                 break
-    return found
+    return rounds_by_name
 
 
 def _reach_the_least(rounds: dict[str, list[list[Pass]]]) -> bool:
     """Say whether each model has been timed for MIN_CALLS and MIN_MS."""
-    calls = [[ms for turn in turns for one in turn for ms in one.ms] for turns in rounds.values()]
+    calls = [[ms for turn in turns for single in turn for ms in single.ms] for turns in rounds.values()]
     return all(len(each) >= MIN_CALLS and sum(each) >= MIN_MS for each in calls)
 
 
@@ -200,4 +205,4 @@ def variation_of(samples: list[float]) -> float:
 
 def disagreement_of(passes: list[Pass]) -> float:
     """Return the share by which the wall clock and the sum of all calls differ."""
-    return abs(sum(one.wall_ms for one in passes) / sum(sum(one.ms) for one in passes) - 1)
+    return abs(sum(each.wall_ms for each in passes) / sum(sum(each.ms) for each in passes) - 1)

@@ -136,13 +136,13 @@ def points_of_protocol(protocol: Protocol) -> list[TimedPoint]:
     """
     sizes = {"prefill": protocol.prefill, "decode": protocol.decode}
     sweep = [2**power for power in range(protocol.max_batch.bit_length())]
-    found = [TimedPoint(kind, batch, size) for kind in sizes for batch in protocol.batches for size in sizes[kind]]
-    found += [TimedPoint(kind, batch, size) for kind in sizes for batch in sweep for size in sizes[kind][:1]]
+    points = [TimedPoint(kind, batch, size) for kind in sizes for batch in protocol.batches for size in sizes[kind]]
+    points += [TimedPoint(kind, batch, size) for kind in sizes for batch in sweep for size in sizes[kind][:1]]
     if protocol.mode == "graph":
-        eager = [replace(point, mode="eager") for point in found if point.batch in protocol.batches]
-        found = [replace(point, mode="eager" if point.kind == "prefill" else "graph") for point in found] + eager
+        eager = [replace(point, mode="eager") for point in points if point.batch in protocol.batches]
+        points = [replace(point, mode="eager" if point.kind == "prefill" else "graph") for point in points] + eager
     kinds, modes = list(sizes), ("", "graph", "eager")
-    return sorted(set(found), key=lambda p: (p.batch, kinds.index(p.kind), p.tokens, modes.index(p.mode)))
+    return sorted(set(points), key=lambda p: (p.batch, kinds.index(p.kind), p.tokens, modes.index(p.mode)))
 
 
 def steps_of_point(point: TimedPoint, protocol: Protocol) -> int:
@@ -258,8 +258,8 @@ class _CapturedDecode(_CachedRun):
 
     def launched(self) -> None:
         """Feed what lies in `token`; layers of windows count positions on the host, so that they are told them."""
-        told = {"position_ids": self.place} if self.full_windows else {}
-        self.last = self.model(input_ids=self.token, cache=self.cache, use_cache=True, logits_to_keep=1, **told)
+        positions = {"position_ids": self.place} if self.full_windows else {}
+        self.last = self.model(input_ids=self.token, cache=self.cache, use_cache=True, logits_to_keep=1, **positions)
         self.place.add_(1)
 
     def _rewind(self) -> None:
@@ -282,10 +282,10 @@ def predict_speedup(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[
     speedup_by_macs   multiply-accumulates; a prefill computes the head once for each sequence
     speedup_by_bytes  for decode, what one step must read: every matrix once, and keys and values of the context
     """
-    found = {"speedup_by_macs": macs_of_point(dense, point) / macs_of_point(pruned, point)}
+    speedups = {"speedup_by_macs": macs_of_point(dense, point) / macs_of_point(pruned, point)}
     if point.kind == "decode":
-        found["speedup_by_bytes"] = bytes_of_step(dense, point) / bytes_of_step(pruned, point)
-    return found
+        speedups["speedup_by_bytes"] = bytes_of_step(dense, point) / bytes_of_step(pruned, point)
+    return speedups
 
 
 def macs_of_point(model: Decoder, point: TimedPoint) -> int:
@@ -307,5 +307,7 @@ def bytes_of_step(model: Decoder, point: TimedPoint) -> int:
     for experts in (layer.experts for layer in model.layers):
         if experts is not None:
             times = {"router": 1, "experts": min(experts.count, experts.taken * point.batch)}
-            weights += sum(times[role] * one.nbytes for role, found in experts.matrices.items() for one in found)
+            weights += sum(
+                times[role] * matrix.nbytes for role, matrices in experts.matrices.items() for matrix in matrices
+            )
     return weights + point.batch * kv_bytes_read(model, point.tokens)

@@ -39,7 +39,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Return the environment block of a record as plain JSON values (bench.records.speed_results.Environment)."""
-    found = {
+    facts = {
         "date": date_in_utc(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {''.join(platform.libc_ver())}".strip(),
@@ -55,7 +55,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "versions": _versions(PACKAGES),
         **_commit(),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def date_in_utc() -> str:
@@ -86,7 +86,7 @@ def state_of_machine() -> dict[str, float]:
     times, own = _known(lambda: psutil.cpu_times()._asdict()), os.times()
     heat = _integers(Path("/sys/class/thermal").glob("*/temp"))  # of psutil's sensors some are a disk's or a GPU's
     throttled = _integers(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    found = {
+    state = {
         "seconds": time.monotonic(),
         "cpu_mhz": _known(lambda: psutil.cpu_freq().current) or None,
         "cpu_celsius": max(heat) / 1e3 if heat else None,
@@ -97,7 +97,7 @@ def state_of_machine() -> dict[str, float]:
         "own_seconds": own.user + own.system,
         "held_seconds": memory.throttled_seconds(),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in state.items() if value is not None}
 
 
 def load_between_states(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -108,9 +108,9 @@ def load_between_states(before: dict[str, float], after: dict[str, float]) -> di
     held = {"held_cores": round(spent["held_seconds"] / spent["seconds"], 3)} if "held_seconds" in spent else {}
     if "busy_seconds" not in spent:
         return held
-    other = max(0.0, spent["busy_seconds"] - spent["stolen_seconds"] - spent["own_seconds"])
+    busy_elsewhere = max(0.0, spent["busy_seconds"] - spent["stolen_seconds"] - spent["own_seconds"])
     return {
-        "other_cores": round(other / spent["seconds"], 3),
+        "other_cores": round(busy_elsewhere / spent["seconds"], 3),
         "stolen_cores": round(spent["stolen_seconds"] / spent["seconds"], 3),
         **held,
     }
@@ -205,13 +205,13 @@ COMPARED_PACKAGES = ("prunebench", "torch", "transformers", "lm_eval")
 
 def installed_versions() -> dict[str, str]:
     """Return {package: version}, "none" for one that is missing."""
-    found = dict.fromkeys(COMPARED_PACKAGES, "none")
+    version_by_package = dict.fromkeys(COMPARED_PACKAGES, "none")
     for package in COMPARED_PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            version_by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return version_by_package
 
 
 def refuse_unlike(machine: str, versions: Mapping[str, str], run: Mapping[str, str]) -> None:

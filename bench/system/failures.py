@@ -57,7 +57,9 @@ def is_full_disk(error: BaseException) -> bool:
 
 def words_of_room(folders: Iterable[Path]) -> str:
     """Say how many MB are left on the disk of each of some folders."""
-    return "left are " + " and ".join(f"{shutil.disk_usage(one).free / 1e6:,.0f} MB in {one}" for one in folders)
+    return "left are " + " and ".join(
+        f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB in {folder}" for folder in folders
+    )
 
 
 def is_loss_of_gpu(error: BaseException) -> bool:

@@ -43,8 +43,8 @@ class Gpu:
 
     def processes(self) -> dict[int, int | None] | None:
         """Return {process: bytes it holds on the GPU} of all that compute there."""
-        found = self._ask("nvmlDeviceGetComputeRunningProcesses")
-        return None if found is None else {process.pid: process.usedGpuMemory for process in found}
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        return None if processes is None else {process.pid: process.usedGpuMemory for process in processes}
 
     def energy_joules(self) -> float | None:
         """Return the energy in joules since the driver was loaded."""
@@ -57,14 +57,14 @@ class Gpu:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
         if bits is None:
             bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-        found = {
+        state = {
             "sm_mhz": self._ask("nvmlDeviceGetClockInfo", self.library.NVML_CLOCK_SM),
             "memory_mhz": self._ask("nvmlDeviceGetClockInfo", self.library.NVML_CLOCK_MEM),
             "temperature_c": self._ask("nvmlDeviceGetTemperature", self.library.NVML_TEMPERATURE_GPU),
             "power_w": None if milliwatts is None else milliwatts / 1e3,
             "slowed_by": None if bits is None else [reason for bit, reason in REASONS.items() if bits & bit],
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in state.items() if value is not None}
 
     def limits(self) -> dict[str, Any]:
         """Return what the card may do: watts, its highest and its set clock in MHz, and whether it is shared out.
@@ -76,13 +76,13 @@ class Gpu:
         """
         milliwatts = self._ask("nvmlDeviceGetEnforcedPowerLimit")
         mig = self._ask("nvmlDeviceGetMigMode")
-        found = {
+        limits = {
             "power_limit_w": None if milliwatts is None else milliwatts / 1e3,
             "highest_sm_mhz": self._ask("nvmlDeviceGetMaxClockInfo", self.library.NVML_CLOCK_SM),
             "set_sm_mhz": self._ask("nvmlDeviceGetApplicationsClock", self.library.NVML_CLOCK_SM),
             "mig": None if mig is None else bool(mig[0]),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in limits.items() if value is not None}
 
 
 class Sampler:
@@ -123,20 +123,20 @@ class Sampler:
     @property
     def throttled(self) -> bool:
         """Whether heat or power held a GPU down at any reading."""
-        reasons = {reason for one in self.summarise() for reason in one.get("slowed_by", ())}
+        reasons = {reason for summary in self.summarise() for reason in summary.get("slowed_by", ())}
         return not reasons.isdisjoint(THROTTLED)
 
 
 def _summarise(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {"samples": len(states)}
+    summary: dict[str, Any] = {"samples": len(states)}
     for name in dict.fromkeys(name for state in states for name in state):
         values = [state[name] for state in states if name in state]
         if name == "slowed_by":
             counts = Counter(reason for reasons in values for reason in reasons)
-            found[name] = {reason: round(count / len(values), 3) for reason, count in counts.items()}
+            summary[name] = {reason: round(count / len(values), 3) for reason, count in counts.items()}
         else:
-            found[name] = [min(values), median(values), max(values)]
-    return found
+            summary[name] = [min(values), median(values), max(values)]
+    return summary
 
 
 def count_other_processes(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | None:
@@ -145,12 +145,12 @@ def count_other_processes(gpu: Gpu, mine: int, parent: int, parent_is_there: boo
     In a container the driver may number processes differently, so that one's own is not among them; then they are only
     counted, and those that belong here, one or two, are subtracted.
     """
-    found = gpu.processes()
-    if found is None:
+    processes = gpu.processes()
+    if processes is None:
         return None
-    if mine in found:
-        return len(set(found) - {mine, parent})
-    return max(0, len(found) - 1 - parent_is_there)
+    if mine in processes:
+        return len(set(processes) - {mine, parent})
+    return max(0, len(processes) - 1 - parent_is_there)
 
 
 def find_gpus(devices: list[torch.device], load: Callable[[], Any] | None = None) -> tuple[list[Gpu], str | None]:

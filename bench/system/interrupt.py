@@ -86,16 +86,16 @@ def _listen_for_signals(more: str, leave: Leave | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    heard, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     with _raise_signals() as handled:
         threading.Thread(target=_listen, args=(heard, handled, more, leave), daemon=True).start()
         try:
             yield
         finally:
             signal.set_wakeup_fd(before)
-            os.close(told)  # which ends the thread
+            os.close(wakeup)  # which ends the thread
 
 
 @contextmanager

@@ -65,12 +65,12 @@ def count_cores(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
 
 def throttled_seconds(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
     """Return for how long the groups that have a limit kept cores waiting, all cores together; None without a limit."""
-    found = list[float]()
+    seconds = list[float]()
     for _, folder in _quotas(process, groups):
         with contextlib.suppress(OSError, ValueError):
             lines = [line.split() for line in (folder / "cpu.stat").read_text(encoding="ascii").splitlines()]
-            found += [int(value) / HELD[name] for name, value in lines if name in HELD]
-    return sum(found) if found else None
+            seconds += [int(value) / HELD[name] for name, value in lines if name in HELD]
+    return sum(seconds) if seconds else None
 
 
 def _quotas(process: Path, groups: Path) -> Iterator[tuple[float, Path]]:
@@ -134,13 +134,13 @@ def free_bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
 
 def _limits(process: Path, groups: Path) -> list[tuple[int, int]]:
     """Return (limit, bytes in use) of each control group that has a limit."""
-    found = []
+    limits = []
     for folder, version in folders_of_groups("memory", process, groups):
         names = NAMES_1 if version == 1 else NAMES_2
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limit = int((folder / names[0]).read_text(encoding="ascii"))
-            found.append((limit, _used(folder, *names[1:])))
-    return found
+            limits.append((limit, _used(folder, *names[1:])))
+    return limits
 
 
 def _used(folder: Path, usage: str, inactive: str) -> int:
@@ -165,18 +165,18 @@ class WatchedPeaks:
 
     def peaks(self) -> dict[str, Any]:
         """Return the figures of `peaks`, and on the CPU `anonymous_bytes`."""
-        found = peaks_of_devices(self.devices)
-        return found | ({"anonymous_bytes": self.anonymous} if "resident_bytes" in found else {})
+        peaks = peaks_of_devices(self.devices)
+        return peaks | ({"anonymous_bytes": self.anonymous} if "resident_bytes" in peaks else {})
 
 
 @contextlib.contextmanager
 def watch_peaks(devices: Sequence[torch.device]) -> Iterator[WatchedPeaks]:
     """Start the peaks anew, and watch the memory until the end of the block."""
     reset_peaks(devices)
-    found, done = WatchedPeaks(devices), threading.Event()
+    peaks, done = WatchedPeaks(devices), threading.Event()
 
     def look() -> None:
-        found.anonymous = max(found.anonymous, anonymous_bytes_of(os.getpid()))
+        peaks.anonymous = max(peaks.anonymous, anonymous_bytes_of(os.getpid()))
 
     def watch() -> None:
         while not done.wait(LOOK):
@@ -185,7 +185,7 @@ def watch_peaks(devices: Sequence[torch.device]) -> Iterator[WatchedPeaks]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield found
+        yield peaks
     finally:
         done.set()
         thread.join()
@@ -211,17 +211,17 @@ def peaks_of_devices(devices: Sequence[torch.device]) -> dict[str, Any]:
     ]
     if not each:
         return {"resident_bytes": peak_bytes_of_process()}
-    total: dict[str, Any] = {name: sum(one[name] for one in each) for name in each[0]}
+    total: dict[str, Any] = {name: sum(sizes[name] for sizes in each) for name in each[0]}
     return total | ({"each": each} if len(each) > 1 else {})
 
 
 def merge_peaks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Return the higher of two peaks of the same devices, figure by figure; of several GPUs what their sum is."""
-    found = {
+    merged = {
         name: list(map(merge_peaks, first[name], size)) if isinstance(size, list) else max(first[name], size)
         for name, size in second.items()
     }
-    return found | {name: sum(each[name] for each in found["each"]) for name in found.get("each", [{}])[0]}
+    return merged | {name: sum(each[name] for each in merged["each"]) for name in merged.get("each", [{}])[0]}
 
 
 def reset_peaks(devices: Sequence[torch.device]) -> None:
@@ -315,8 +315,8 @@ def anonymous_bytes_of(pid: int) -> int:
     """
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-        if found := re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE):
-            return sum(map(int, found)) * 1024
+        if sizes := re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE):
+            return sum(map(int, sizes)) * 1024
     return int(psutil.Process(pid).memory_info().rss)
 
 

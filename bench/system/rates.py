@@ -66,13 +66,13 @@ def measure_rates(device: str, dtype: torch.dtype, threads: int, widths: Widths)
 
     Those of a GPU in a process of its own: one that has computed there is found beside each cell that is timed later.
     """
-    asked = device, dtype, threads, widths
+    arguments = device, dtype, threads, widths
     if torch.device(device).type == "cuda":
-        found = dict[str, float]()
+        answer = dict[str, float]()
         limits = worker.Limits(silence=PATIENCE)
-        if worker.run(_send_rates, asked, limits=limits, hear=found.update) is None:
-            return Rates(**found)
-    return _measure_in_process(*asked)
+        if worker.run(_send_rates, arguments, limits=limits, hear=answer.update) is None:
+            return Rates(**answer)
+    return _measure_in_process(*arguments)
 
 
 def _send_rates(line: worker.Channel, *arguments: Any) -> None:
@@ -80,14 +80,16 @@ def _send_rates(line: worker.Channel, *arguments: Any) -> None:
 
 
 def _measure_in_process(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
-    here, before = torch.device(device), torch.get_num_threads()
+    target, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        read = dtype.itemsize * rate_of_product(here, dtype, 1, READ[here.type])
-        return Rates(rate_of_forward(here, dtype, widths), read, rate_of_product(here, torch.float64, TOKENS, WIDTH))
+        read = dtype.itemsize * rate_of_product(target, dtype, 1, READ[target.type])
+        return Rates(
+            rate_of_forward(target, dtype, widths), read, rate_of_product(target, torch.float64, TOKENS, WIDTH)
+        )
     finally:
         torch.set_num_threads(before)
-        give_back([here])  # of a GPU, on which cells want all there is
+        give_back([target])  # of a GPU, on which cells want all there is
 
 
 def rate_of_forward(device: torch.device, dtype: torch.dtype, widths: Widths) -> float:
@@ -125,7 +127,9 @@ def rate_of_layer(device: torch.device, dtype: torch.dtype, widths: Widths, seco
         gate, straight = F.linear(F.rms_norm(y, (D,)), up).chunk(2, -1)
         return y + F.linear(F.silu(gate) * straight, down)
 
-    products = sum(one.numel() for one in (qkv, out, up, down)) + 2 * H * E * CONTEXT  # of a token, with its scores
+    products = (
+        sum(weight.numel() for weight in (qkv, out, up, down)) + 2 * H * E * CONTEXT
+    )  # of a token, with its scores
     return tokens * products / time_fastest(call, device, seconds)
 
 
@@ -152,18 +156,18 @@ def rate_of_product(device: torch.device, dtype: torch.dtype, rows: int, side: i
 
 def rate_of_copy(device: torch.device, size: int, seconds: float = SECONDS) -> float:
     """Return the bytes per second, read and written, of a copy of `size` bytes within the device's memory."""
-    here, there = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * size / time_fastest(lambda: there.copy_(here), device, seconds)
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * size / time_fastest(lambda: target.copy_(source), device, seconds)
 
 
 def time_fastest(call: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
     """Return the seconds of the fastest of the calls that fit in `seconds`, one to warm up left out."""
     once = partial(_on_gpu, device) if device.type == "cuda" else _on_cpu
-    found, end = list[float](), time.perf_counter() + seconds
+    times, end = list[float](), time.perf_counter() + seconds
     call()
-    while not found or time.perf_counter() < end:
-        found.append(once(call))
-    return min(found)
+    while not times or time.perf_counter() < end:
+        times.append(once(call))
+    return min(times)
 
 
 def _on_cpu(call: Callable[[], object]) -> float:

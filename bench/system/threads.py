@@ -49,9 +49,9 @@ def _keep_to_quota() -> None:
 
 def count_usable_cores() -> int:
     """Count the cores that this process may run on, or of which its container or job may take the time, if fewer."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = memory.count_cores()
-    return there if allowed is None else max(1, min(there, int(allowed)))
+    return usable if allowed is None else max(1, min(usable, int(allowed)))
 
 
 def settings_of_waiting() -> dict[str, str]:
@@ -80,7 +80,7 @@ class FreeCores:
     def left(self) -> int:
         """Return how many threads, of `most`, find a core to themselves, at least one."""
         now, before = self._read(), self._last_reading
-        wall, busy, own = (one - other for one, other in zip(now, before, strict=True))
+        wall, busy, own = (end - start for end, start in zip(now, before, strict=True))
         if wall >= SHORTEST:
             self._last_reading, self._cores_of_others = now, max(0.0, busy - own) / wall
         return max(1, min(self._most, round(len(self._cores) - self._cores_of_others)))

@@ -130,10 +130,10 @@ class Worker:
         """
         began, done = time.monotonic(), False
         try:
-            process, here = self._start_process()
+            process, connection = self._start_process()
             self._waits = False
-            asked = target, arguments
-            failure = _attend(process, here, asked, limits, began=began, hear=hear, give=give, alone=alone)
+            task = target, arguments
+            failure = _attend(process, connection, task, limits, began=began, hear=hear, give=give, alone=alone)
             done = failure is None
             return failure
         except OSError as error:  # of a system without room for another process
@@ -180,9 +180,9 @@ class Worker:
             context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
             if served:
                 context.set_forkserver_preload(self._imported)
-            self._pipe, there = context.Pipe()
-            with there, SPAWNING, _without_interrupts(), _without_main():
-                self._process = self._fork(context, (there, self._environment, modules))
+            self._pipe, child_end = context.Pipe()
+            with child_end, SPAWNING, _without_interrupts(), _without_main():
+                self._process = self._fork(context, (child_end, self._environment, modules))
         return self._process, self._pipe
 
     def _fork(self, context: Any, arguments: tuple[Any, ...]) -> BaseProcess:
@@ -301,8 +301,8 @@ def _attend(
         except (EOFError, ConnectionError):
             process.join(5)
             if deaf:
-                said = f"left a message half read or half written for {deaf[0]:g} s {where}, and ended"
-                return Failure("timed_out", said)
+                reason = f"left a message half read or half written for {deaf[0]:g} s {where}, and ended"
+                return Failure("timed_out", reason)
             return failures.failure_of_death(process.exitcode, where, kills)
 
 
@@ -317,13 +317,13 @@ def _receive(pipe: Connection) -> tuple[str, Any]:
 
 def _wait(pipe: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
     """Wait for a message of the child; return the limit that it has exceeded instead, if any."""
-    asked = time.monotonic()
+    start = time.monotonic()
     pause = LOOK if limits.memory == math.inf else LOOK_AT_MEMORY
     while True:
         now = time.monotonic()
         if now - began > limits.seconds:
             return Failure("timed_out", f"took longer than {limits.seconds / 60:g} min")
-        if now - asked > limits.silence:
+        if now - start > limits.silence:
             return Failure("timed_out", f"silent for {limits.silence:g} s")
         if limits.memory < math.inf and anonymous_bytes_with_children(process.pid) > limits.memory:
             return Failure("out_of_memory", f"used more than {limits.memory / 2**20:g} MiB")
@@ -342,9 +342,9 @@ def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]
             importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):  # of a parent that needs nothing more, or is gone
         while True:
-            asked = pipe.recv_bytes()
+            task = pipe.recv_bytes()
             try:
-                target, arguments = pickle.loads(asked)  # which imports what it names
+                target, arguments = pickle.loads(task)  # which imports what it names
                 target(line, *arguments)
             except Exception as error:
                 pipe.send(("failed", (failures.status_of_error(error), failures.reason_of_error(error))))

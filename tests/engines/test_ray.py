@@ -223,7 +223,7 @@ def test_asks_that_no_node_can_meet_and_nodes_of_another_kind_are_refused(cluste
             said = refuses()
     assert " has torch 1.0.0 and not " in said
     assert "which the run has; install the same there" in said
-    monkeypatch.setattr(runner.inputs, "code_sha256", lambda: "0" * 64)
+    monkeypatch.setattr(runner.inputs, "sha256_of_code", lambda: "0" * 64)
     assert main(asked) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("prunebench: on node ")

@@ -51,10 +51,10 @@ def test_a_method_of_ones_own_has_the_sha256_of_its_file_behind_its_revision(mon
 
 def test_methods_that_differ_from_their_commit_have_their_sha256_behind_the_revision(monkeypatch):
     monkeypatch.setattr(environment, "is_edited", lambda folder: False)
-    assert inputs.revisions(["sleb", "sleb+ghost"]) == {"sleb": "1", "sleb+ghost": "1+1"}
+    assert inputs.revisions_of_methods(["sleb", "sleb+ghost"]) == {"sleb": "1", "sleb+ghost": "1+1"}
     monkeypatch.setattr(environment, "is_edited", lambda folder: folder == "methods")
-    everything = inputs.files_sha256([Path(methods.__file__).parent])
-    assert inputs.revisions(["sleb"]) == {"sleb": f"1, {everything}"}
+    everything = inputs.sha256_of_python_files([Path(methods.__file__).parent])
+    assert inputs.revisions_of_methods(["sleb"]) == {"sleb": f"1, {everything}"}
 
 
 @pytest.mark.parametrize("change", ["content", "name", "place"])
@@ -62,14 +62,14 @@ def test_the_hash_of_code_is_of_names_and_contents(change, tmp_path):
     (tmp_path / "code" / "part").mkdir(parents=True)
     file = tmp_path / "code" / "one.py"
     file.write_text("A = 1\n")
-    before = inputs.files_sha256([tmp_path / "code"])
+    before = inputs.sha256_of_python_files([tmp_path / "code"])
     (tmp_path / "code" / "notes.txt").write_text("no code")
-    assert inputs.files_sha256([tmp_path / "code"]) == before
+    assert inputs.sha256_of_python_files([tmp_path / "code"]) == before
     if change == "content":
         file.write_text("A = 2\n")
     else:
         file.rename(file.with_name("two.py") if change == "name" else tmp_path / "code" / "part" / "one.py")
-    assert inputs.files_sha256([tmp_path / "code"]) != before
+    assert inputs.sha256_of_python_files([tmp_path / "code"]) != before
 
 
 def test_a_value_as_by_default_is_in_no_question_and_any_other_one_is():
