@@ -1,8 +1,8 @@
-"""Where cells run: what every engine offers (engine), this machine (local), a Ray cluster (ray), Slurm (slurm).
+"""Where cells run: on this machine (local), a Ray cluster (ray) or Slurm (slurm). `engine` has what all of them offer.
 
 bench.run(spec, engine=bench.engines.Ray(address="10.0.0.1:6379"))
 
-Turns the flags of a run into the engine that they name.
+`engine_of_spec` turns the flags of a run into the engine that they name.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OWN = {  # {field: the engines that heed it}
 
 
 def refuse_flags(spec: RunSpec) -> None:
-    """Raise UserError for flags of another engine than the one that is asked for."""
+    """Raise UserError for a flag that the engine of the run does not heed."""
     for option in options_of_class(RunSpec):
         heeded = OWN.get(option.field, (spec.engine,))
         if spec.engine not in heeded and getattr(spec, option.field) != option.default:
@@ -61,7 +61,7 @@ def refuse_flags(spec: RunSpec) -> None:
 
 
 def engine_of_spec(spec: RunSpec) -> Engine:
-    """Return the engine that a run asks for. Raises UserError as `refuse_flags` does, and without its package."""
+    """Return the engine that a run names. Raises UserError as `refuse_flags` does, and where its package is missing."""
     refuse_flags(spec)
     if spec.engine == "local":
         return Local(spec.slots or 1, spec.gpus_per_cell)
@@ -72,7 +72,7 @@ def engine_of_spec(spec: RunSpec) -> Engine:
 
 
 def _parse_options(options: Sequence[str]) -> dict[str, str]:
-    """Return the options of sbatch by their names. Raises UserError for one without a value or given twice."""
+    """Return the options of sbatch by their names. Raises UserError for one that has no value or is given twice."""
     option_by_name = dict[str, str]()
     for given in options:
         name, _, value = given.partition("=")

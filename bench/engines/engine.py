@@ -1,15 +1,12 @@
-"""Keeps what jobs share that another machine than the run's measures one after the other: a process and a folder.
+"""Says what a run and an engine exchange. An `Engine` starts a `Session`, which takes a `Job` and gives a `Result`.
 
-Says what a run asks of what measures its cells: an `Engine` names a place and starts a `Session` there, which takes
-a `Job` for each cell and gives a `Result` back.
-
-A job is plain values, so that JSON can carry it to another machine, and a result is too; a model is in neither. What
+A job is plain values, so that JSON can carry it to another machine, and so is a result. Neither holds a model. What
 happens to a cell inside a job is that cell's outcome: a crash, a lack of memory, a limit. The run alone decides which
 job may start, holds the folder and writes records.
 
-A session of this machine measures in the run's folder, where a job's samples are pieces (bench.runs.store). One of
-other machines has each job measured into a part (bench.runs.job), a run folder with that one cell, whose files are
-taken in.
+A session of this machine measures in the run's folder, where a job's samples are pieces (bench.runs.store). A session
+of other machines has each job measured into a job folder (bench.runs.job), a run folder with that one cell. The run
+takes in its files. A `Workplace` is what such jobs share on a machine: a process and a folder.
 """
 
 from __future__ import annotations
@@ -32,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class Workplace:
-    """Runs one task after the other in a process, of which a failure makes a new one.
+    """Runs one task after the other in a process. After a failure the next task gets a new process.
 
-    folder  for what need not outlive the place, as the dense model's predictions; None: one of its own
+    folder  for what need not outlive the workplace, such as the dense model's predictions; None: one of its own
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -67,7 +64,7 @@ class Workplace:
         self._worker.stop()
 
     def close(self) -> None:
-        """End the process, and remove the folder where it is the place's own."""
+        """End the process, and remove the folder where it is the workplace's own."""
         self.end_process()
         if self._own:
             self._own.cleanup()
@@ -87,22 +84,22 @@ SOUND = ("ok", *REFUSED)  # a process in which a cell ended otherwise measures n
 
 
 class InUse(UserError):
-    """Say that another process holds a folder: of a part, that it measures the cell, which is lost for this one."""
+    """Say that another process holds a folder. Of a job folder: it measures the cell, and this process has lost it."""
 
 
 @dataclass(frozen=True)
 class Job:
     """Asks for the measurement of one cell.
 
-    cell     bench.plan.cell.Cell.plain, with the inputs that the worker has to find as well
+    cell     bench.plan.cell.Cell.plain, with the inputs that the worker has to compute as well
     key      of that cell
     where    what messages call it
     folder   where it is measured
     scratch  for what need not outlive the run
-    order    the removals that another cell has found, with which a greedy search begins
-    seconds  until each of those was found; None: unknown
+    order    the removals of another cell's search, with which a greedy search begins
+    seconds  until each of those was known; None: unknown
     keep     whether another cell goes on from the pruned model, so that it has to be kept
-    parents  the run's folder, which holds the record and the model that a chained cell goes on from
+    parents  the run's folder, which holds the record and the model of the cell's parent
     plugins  files with methods
     sources  {name: text} of those files, for a machine that does not have them
     limits   by the names of bench.system.worker.Limits
@@ -114,7 +111,7 @@ class Job:
     slots    jobs that may be at once on the machine where it runs, which share that memory
     device_memory GiB that it may take of its GPU's; None: all
     offload  folder of the machine that measures, for states that wait on its host; empty: they wait in memory
-    run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.runs.inputs)
+    run_threads   torch's while it is timed. The hash of the inputs of a timed cell holds them (bench.runs.inputs)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
     """
 
@@ -143,13 +140,13 @@ class Job:
     variables: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the job as a machine without the run's files reads it: with the text of its plugins."""
+        """Return the job as JSON, with the text of its plugins, since another machine does not have the run's files."""
         texts = {Path(file).name: Path(file).read_text(encoding="utf-8") for file in self.plugins}
         return json.dumps(asdict(self) | {"plugins": [], "sources": texts})
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """Return the job that `to_json` wrote. Raises UserError where the text is none."""
+        """Return the job that `to_json` wrote. Raises UserError where the text holds no job."""
         from pydantic import TypeAdapter, ValidationError
 
         try:
@@ -159,7 +156,7 @@ class Job:
 
 
 def error_of_job(error: ValidationError, *within: str) -> UserError:
-    """Return what to raise where plain values do not fit a job; `within` is where in it they are."""
+    """Return the error to raise where plain values do not fit a job; `within` is where in it they are."""
     first = error.errors()[0]
     place = ".".join(map(str, (*within, *first["loc"]))) or "the file"
     return UserError(f"this is no job of a run: {place}: {first['msg']}")
@@ -169,8 +166,8 @@ def error_of_job(error: ValidationError, *within: str) -> UserError:
 class Result:
     """Holds what became of a job.
 
-    found  status, error, and as far as they are known the others of a record; where there is a part, nothing
-    part   {path in the part: bytes} of a job that was measured elsewhere, or the folder where those files lie
+    outcome  status, error, and the other values of a record as far as they are known; empty where there is a part
+    part     {path: bytes} of the job folder of another machine, or the job folder itself
     """
 
     key: str
@@ -191,7 +188,7 @@ class Conditions:
     device   of its cells
     timed    whether one of them is timed
     fresh    whether every job gets a process of its own
-    threads  of each cell, as the user said; None: the engine divides what there is
+    threads  of each cell, where the user gave them; None: the engine divides what there is
     models   whether cells keep models in the run's folder, which other machines then have to see
     soon     whether there will be a job, so that processes may start before it
     work     what a process of this machine does
@@ -209,12 +206,12 @@ class Conditions:
     soon: bool = False
 
     def is_apart(self, slots: int) -> bool:
-        """Say whether this machine measures cells in other processes than the run's, unless the user said otherwise."""
+        """Say whether cells are measured outside the run's process on this machine, unless the user decided."""
         return self.fresh or self.timed or slots > 1 or self.device.startswith("cuda")
 
 
 def refuse_gpus_of_cpus(device: str, gpus_per_cell: int, accelerator: str | None = None) -> None:
-    """Raise UserError where GPUs are asked for, and cells run on the CPU."""
+    """Raise UserError where GPUs are requested and cells run on the CPU."""
     if not device.startswith("cuda") and (accelerator or gpus_per_cell > 1):
         given = "--accelerator" if accelerator else "--gpus-per-cell"
         raise UserError(f"{given} is of GPUs, and cells run on the CPU; leave it out, or say --device cuda")
@@ -224,10 +221,10 @@ def refuse_gpus_of_cpus(device: str, gpus_per_cell: int, accelerator: str | None
 class Machine:
     """Describes where cells run.
 
-    processor  its name, of the machines of timed cells
-    threads    that a cell has which is alone
-    gpus       that each cell has for itself, where cells run on GPUs
-    queues     whether a job that was submitted may wait there for those of others, nobody knows for how long
+    processor  the name of the processor that timed cells run on
+    threads    of a cell that has the machine alone
+    gpus       of each cell, where cells run on GPUs
+    queues     whether a job may wait behind those of other users, for a time that nobody knows
     """
 
     processor: str | None
@@ -237,41 +234,41 @@ class Machine:
 
 
 class Engine(Protocol):
-    """Names a place where cells run."""
+    """Names a way to run cells."""
 
     @property
     def is_here(self) -> bool:
-        """Say whether that is this machine, so that its devices can be looked at."""
+        """Whether cells run on this machine, so that its devices can be looked at."""
 
     def start(self, conditions: Conditions) -> Session:
-        """Begin a session. Raises UserError, within seconds, for what cannot be there."""
+        """Begin a session. Raises UserError, within seconds, where the engine cannot run such cells."""
 
 
 class Session(Protocol):
-    """Measures jobs. At the end of a `with` block nothing that it has started is left, however the block ended."""
+    """Measures jobs. At the end of a `with` block nothing that it started goes on, however the block ended."""
 
     @property
     def slots(self) -> int:
-        """Say how many jobs run at once."""
+        """How many jobs run at once."""
 
     @property
     def machine(self) -> Machine:
-        """Say where timed cells run."""
+        """Where timed cells run."""
 
     def threads(self, timed: bool) -> int:
-        """Say how many threads a cell has but while it is timed, when it has those of the machine."""
+        """Return how many threads a cell has outside of timing. While it is timed it has those of the machine."""
 
     def has_room(self, timed: bool) -> bool:
         """Say whether a job would start now. Nothing works beside a cell while it is timed."""
 
     def submit(self, job: Job) -> None:
-        """Start a job, for which there is room."""
+        """Start a job. There must be room for it."""
 
     def next_result(self) -> Result:
-        """Wait until a job that runs has ended. Raises UserError for a mistake that is no cell's alone."""
+        """Wait until a job has ended, and return its result. Raises UserError for a mistake that is not one cell's."""
 
     def cancel(self) -> None:
-        """End whatever runs at once, without results."""
+        """End all running jobs at once, without results."""
 
     def __enter__(self) -> Session: ...
 

@@ -2,9 +2,9 @@
 
     bench.run(spec, engine=bench.engines.Local(slots=2))
 
-A slot is a process that measures one cell after the other, with a GPU and threads of its own. Each process follows the
-one of the run, so that none is left when that is killed (bench.system.worker). While a cell is timed no other one
-works: the others wait where they come to the same (bench.system.worker), and none starts.
+A slot is a process that measures one cell after the other, with a GPU and threads of its own. Each process ends with
+the process of the run (bench.system.worker). While a cell is timed no other cell works, and none starts: the others
+wait where they come to their own timing (bench.system.worker.Gate).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Local:
 
 
 class InThisProcess:
-    """Measures one job after the other in this process; whatever is raised there reaches the run."""
+    """Measures one job after the other in this process. Every error reaches the run."""
 
     slots = 1
 
@@ -101,7 +101,7 @@ class InThisProcess:
 
 
 class _OwnChannel(Channel):
-    """Tells this very process."""
+    """Sends messages to this very process."""
 
     def __init__(self, hear: Callable[[dict[str, Any]], object]) -> None:
         self.cache, self._hear = {}, hear
@@ -119,12 +119,12 @@ class _OwnChannel(Channel):
 
 
 class LocalSession:
-    """Measures as many jobs at once as there are slots, each in a process that has measured others before.
+    """Measures as many jobs at once as there are slots, each in a process that may have measured others before.
 
     work       what the processes do; a function of a module, which they import
-    variables  of each slot's environment (`environments`)
+    variables  of each slot's environment (`environments_of_slots`)
     fresh      whether every job gets a process of its own
-    imported   modules that the processes find imported (bench.system.worker)
+    imported   modules that are imported before a process begins (bench.system.worker)
     threads    of a cell that is not alone
     machine    where they run
     """
@@ -181,7 +181,7 @@ class LocalSession:
             worker.stop()
 
     def _end_running(self) -> None:
-        """End what runs, and let nothing start any more."""
+        """End what runs, and let no other job start."""
         self._cancelled = True
         self._gate.open()
         for slot in self._running:
@@ -198,7 +198,7 @@ class LocalSession:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Let the processes finish; end them at once, with what they have started, where the run does not."""
+        """Let the processes finish. Where the run fails, end them at once, with all that they have started."""
         if kind is not None:
             for worker in self._workers:
                 worker.kill()
@@ -208,7 +208,7 @@ class LocalSession:
         self.cancel()
 
     def _measure(self, slot: int, job: Job) -> None:
-        """Measure the job in the slot's process and put down what was found, in a thread of its own."""
+        """Measure the job in the slot's process, in a thread of its own, and hand over the outcome."""
         answer: dict[str, Any] = {}
         outcome: dict[str, Any] | BaseException = answer
         worker = self._workers[slot]
@@ -231,13 +231,13 @@ class LocalSession:
 def environments_of_slots(slots: int | str, device: str, gpus: Sequence[str], each: int = 1) -> list[dict[str, str]]:
     """Return the variables of each slot's environment.
 
-    asked   the number of slots; "auto" for as many as the GPUs are enough for, and one on a CPU
+    slots   how many; "auto" for as many as the GPUs are enough for, and one on a CPU
     device  of the cells, as torch writes it
-    gpus    what CUDA_VISIBLE_DEVICES calls the GPUs (`visible`)
+    gpus    what CUDA_VISIBLE_DEVICES calls the GPUs (`names_of_visible_gpus`)
     each    GPUs of a slot
 
-    A single slot sees what the run sees. Of several, each sees GPUs of its own; on the CPU they see none. Raises
-    UserError for more slots than GPUs, which cells would then share: one could run out of memory by another's doing.
+    A single slot sees what the run sees. Of several slots each sees GPUs of its own, and none on the CPU. Raises
+    UserError for more slots than GPUs: two cells on one GPU could run out of memory by each other's doing.
     """
     on_gpu = device.startswith("cuda")
     named = on_gpu and ":" in device  # then it is one of them
@@ -261,7 +261,7 @@ def environments_of_slots(slots: int | str, device: str, gpus: Sequence[str], ea
 
 
 def refuse_unlike(slots: int, each: int) -> None:
-    """Raise UserError where slots have GPUs of several kinds, since each cell is timed in whichever slot is free."""
+    """Raise UserError where slots have GPUs of several kinds. Each cell is timed in whichever slot is free."""
     import torch
 
     visible = torch.cuda.device_count()  # of MIG instances one
@@ -277,9 +277,9 @@ def refuse_unlike(slots: int, each: int) -> None:
 
 
 def names_of_visible_gpus(count: int) -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES calls the GPUs, of which torch sees `count`.
+    """Return the names of CUDA_VISIBLE_DEVICES for the `count` GPUs that torch sees.
 
-    Of several MIG instances a process sees one, and each is another process's.
+    A process sees one of several MIG instances, and each instance goes to another process.
     """
     names = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     if count and names and all(map(_is_instance, names)):
@@ -292,5 +292,5 @@ def _is_instance(name: str) -> bool:
 
 
 def threads_of(slots: int, all_threads: int, given: int | None) -> int:
-    """Return how many threads each slot has: its share of all, unless their number was given."""
+    """Return how many threads each slot has: its share of all, or the number that the user gave."""
     return all_threads if given else max(1, all_threads // slots)

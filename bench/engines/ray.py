@@ -1,17 +1,17 @@
-"""Measures cells on the nodes of a Ray cluster that runs already.
+"""Measures cells on the nodes of a running Ray cluster.
 
     bench.run(spec, engine=bench.engines.Ray(address="10.0.0.1:6379"))
 
-A cell is a task, which measures it into a part (bench.runs.job): in the run's folder where its node sees that, so that
-a second try goes on inside the cell; else in a folder of the node, whose files are sent back. How a cell ends, also
-killed, is seen by the task, whose child measures it. Ray tries again only what it has lost: a node, or the task itself.
+A cell is a task that measures it into a job folder (bench.runs.job). The folder lies in the run's where the node sees
+that, so that a second try goes on inside the cell. Otherwise it lies on the node, and the task sends its files back.
+A child of the task measures, so that the task sees how a cell ends, also a killed one. Ray tries again only what Ray
+lost: a node, or the task itself.
 
-Ray's own defaults are not relied on where they would do harm: tokens are used, memory is not run out of without end, a
-cell on the CPU sees no GPU, nothing is asked of a port before something listens there, and models are never sent.
+Ray's defaults are replaced where they would do harm: tokens are used, tasks that run out of memory are not tried
+without end, a cell on the CPU sees no GPU, and models are never sent.
 
-Connects to a Ray cluster and looks at its nodes; refuses what is none, or not in order, within seconds.
-
-Ray itself waits for minutes at an address where no cluster answers, and then ends the process.
+`connect` refuses within seconds an address where no cluster answers, or one that is not in order. Ray itself would
+wait for minutes and then end the process.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Ray:
 class RaySession:
     """Has each job measured by a task of its own.
 
-    share    what each gets
+    share    what each task gets
     site     where the run is
     measure  what a task calls, a function of a module, which nodes import
     opened   is closed at the end
@@ -165,7 +165,7 @@ class RaySession:
                 raise UserError(NONE_LEFT)
 
     def _able(self) -> list[Node]:
-        """Return the nodes where what runs may be: of timed cells those that were looked at, and no other ones."""
+        """Return the nodes where running jobs may be; of timed cells those that were looked at alone."""
         if not any(job.timed for job in self._running.values()):
             return list_nodes()
         timing = {node.id for node in self._timing}
@@ -189,7 +189,7 @@ class RaySession:
             self.cancel()
 
     def _result(self, ref: Any, job: Job) -> Result:
-        """Return what became of a task. Raises UserError for what is no cell's alone."""
+        """Return what became of a task. Raises UserError for a mistake that is not one cell's."""
         from ray import exceptions
 
         lost = (
@@ -217,7 +217,7 @@ class RaySession:
 
 
 def _measure_job(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tuple[str, Any]:
-    """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or a status."""
+    """Measure a job, as a task. Return ("part", the files or None), or "refused" or a status with the reason."""
     with contextlib.suppress(OSError):
         os.chdir(site.directory)  # in which the paths of models and texts are meant
     if site.on_cpu:
@@ -253,10 +253,10 @@ def _among_neighbours(text: str, ask: Ask) -> str:
 
 
 def _place(site: Site) -> contextlib.AbstractContextManager[Workplace | None]:
-    """Give where a task measures: on the CPU where others of this process did, on GPUs a process that ends with it.
+    """Return the workplace of a task. On the CPU tasks of one process share it; on GPUs it ends with the task.
 
-    Ray gives a GPU to the next task of whichever process, so that nothing may be left there of this one, and the next
-    one here may have been given another.
+    Ray gives a GPU to the next task of whichever process, so that nothing of this task may stay there. The next task of
+    this process may get another GPU.
     """
     if site.fresh:
         return contextlib.nullcontext()
@@ -271,14 +271,14 @@ def _new_place(site: Site) -> Workplace:
 
 @functools.lru_cache(maxsize=1)
 def _shared_place(site: Site) -> Workplace:
-    """Return where the tasks of a session are measured that this process of the cluster gets, one after the other."""
+    """Return the workplace that the tasks of a session share in this process of the cluster."""
     place = _new_place(site)
     atexit.register(place.close)  # before multiprocessing waits for its process
     return place
 
 
 def _answer_of_task(ref: Any) -> tuple[str, Any]:
-    """Return what a task has found, as `_measured` says it. Raises UserError where it has refused."""
+    """Return the answer of a task, as `_measure_job` gives it. Raises UserError where the task refused."""
     import ray
 
     status, value = ray.get(ref)
@@ -300,7 +300,7 @@ HOW = "start one with `ray get-auth-token --generate; RAY_AUTH_MODE=token ray st
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[None]:
-    """Connect to the cluster, unless this process has. Raises UserError, within seconds, where there is none."""
+    """Connect to the cluster, unless this process has done so. Raises UserError, within seconds, where there is none."""
     for name, value in OWN.items():
         os.environ.setdefault(name, value)
     import ray
@@ -377,9 +377,9 @@ def list_nodes() -> list[Node]:
 
 
 def look_at_nodes(nodes: Sequence[Node], site: Site, device: str | None, ask: Ask) -> Mapping[str, Look]:
-    """Look at each node, and return what is there, by its id, without those that have gone meanwhile.
+    """Look at each node, and return {id: what it says}, without nodes that were lost meanwhile.
 
-    device  of timed cells, whose processor is asked for where they may run
+    device  of timed cells. Nodes where such cells may run name its processor
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -408,6 +408,6 @@ def look_at_nodes(nodes: Sequence[Node], site: Site, device: str | None, ask: As
 
 
 def last_line_of_error(error: BaseException) -> str:
-    """Return the line of an error of Ray that says what happened: the last one, behind its traces."""
+    """Return the last line of an error of Ray, behind its traces. It says what happened."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""Says which nodes of a Ray cluster can take a run's cells, how many at once, and what they have to have in common.
+"""Says which nodes of a Ray cluster can take a run's cells, how many at once, and what they must have in common.
 
-What the nodes offer is known from the connection, so that an ask that none of them can meet is refused at once. What
-they are shows in a look at each: a task that says which versions are installed there, whether it sees the run's folder,
-and, where cells are timed, on which processor.
+The connection says what nodes offer, so that needs that no node can meet are refused at once. A look at each node says
+the rest: a task reports which versions are installed there, whether it sees the run's folder, and, where cells are
+timed, its processor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Node:
-    """Describes what a node offers. timing: whether it has that resource."""
+    """Describes what a node offers. timing: whether it has the resource for timed cells."""
 
     id: str
     name: str
@@ -51,7 +51,7 @@ class Node:
     timing: bool = False
 
     def holds(self, ask: Ask) -> int:
-        """Return how many cells it holds at once."""
+        """Return how many cells the node takes at once."""
         if ask.accelerator and ask.accelerator not in self.accelerators:
             return 0
         return min(self.cpus // ask.threads, self.gpus // ask.gpus if ask.gpus else self.cpus)
@@ -59,7 +59,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Site:
-    """Tells a task where the run is: its folder, the text of the file in SEEN there, and the directory where it began.
+    """Tells a task where the run is: its folder, the text in the folder MARKER there, and the directory where it began.
 
     on_cpu  whether cells run on the CPU, and have to see no GPU
     fresh   whether every cell gets a process of its own
@@ -74,7 +74,7 @@ class Site:
     @staticmethod
     @contextmanager
     def make(folder: Path, on_cpu: bool, fresh: bool) -> Iterator[Site]:
-        """Keep such a text in the folder, beside what nodes put there, and give where it is."""
+        """Write a new text into MARKER of the folder, yield the site, and remove the text at the end."""
         marker = folder.resolve() / MARKER  # of a name that the next run uses again, should this one be killed
         shutil.rmtree(marker, ignore_errors=True)
         marker.mkdir()
@@ -85,23 +85,23 @@ class Site:
             shutil.rmtree(marker, ignore_errors=True)
 
     def is_visible(self) -> bool:
-        """Say whether this process sees the run's folder, and no other one of the same name."""
+        """Say whether this process sees the run's folder, and not another one of the same name."""
         try:
             return (Path(self.folder) / MARKER / TEXT).read_text(encoding="utf-8") == self.text
         except (OSError, ValueError):
             return False
 
     def place_of(self, node: str) -> Workplace:
-        """Return a place on a node, whose folder its other processes share where they see the run's."""
+        """Return the workplace of a node. Processes of the node share its folder where they see the run's."""
         return Workplace(Path(self.folder) / MARKER / node if self.is_visible() else None)
 
 
 @dataclass(frozen=True)
 class Look:
-    """Holds what a node has said: its versions, whether it sees the run's folder, and where cells are timed, what on.
+    """Holds what a node says: its versions, whether it sees the run's folder, and the processor of timed cells.
 
     niceness of its tasks: 0 unless others on the node go before them
-    failure  why it has not found that out
+    failure  why the node could not name its processor
     """
 
     versions: Mapping[str, str]
@@ -139,7 +139,7 @@ def node_from_plain(plain: Mapping[str, Any]) -> Node:
 
 
 def find_suitable_nodes(nodes: Sequence[Node], ask: Ask) -> list[Node]:
-    """Return the nodes that can take a cell. Raises UserError, which says what there is, where none can."""
+    """Return the nodes that can take a cell. Raises UserError where none can, and says what the cluster has."""
     if suitable := [node for node in nodes if node.holds(ask)]:
         return suitable
     kinds = sorted({kind for node in nodes for kind in node.accelerators})
@@ -161,11 +161,11 @@ def find_suitable_nodes(nodes: Sequence[Node], ask: Ask) -> list[Node]:
 
 
 def divide_nodes(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int | None) -> tuple[Ask, int]:
-    """Return what each cell asks for, with its threads, and how many cells run at once.
+    """Return what each cell needs, with its threads, and how many cells run at once.
 
-    nodes  that can take one
+    nodes  that can take a cell
     slots  the most that the user wants at once; None: one on each GPU, and on the CPU one on the smallest node
-    given  threads of each cell, as the user said; None: a node's CPUs are divided among the cells that it takes
+    given  threads of each cell from the user; None: a node's CPUs are divided among the cells that it takes
     """
     if given is None:
         if ask.gpus:
@@ -182,9 +182,9 @@ def find_timing_nodes(
 ) -> tuple[tuple[Node, ...], Machine]:
     """Return the nodes where cells are timed, each of which has its node to itself, and what these are.
 
-    given  threads of each cell, as the user said
+    given  threads of each cell, as the user set them
 
-    Raises UserError where there is no such node, or one is unlike another.
+    Raises UserError where there is no such node, or where two of them differ.
     """
     timing = tuple(node for node in nodes if node.timing)
     if not timing:
@@ -209,7 +209,7 @@ def find_timing_nodes(
 
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
-    """Refuse nodes with other versions than this process has, and those that do not see models in the run's folder."""
+    """Refuse nodes with other versions than this process has, and nodes that need the run's folder and do not see it."""
     own_versions = environment.installed_versions()
     for node in nodes:
         environment.refuse_unlike(node.name, looks[node.id].versions, own_versions)
@@ -221,7 +221,7 @@ def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: 
 
 
 def look_at_node(site: Site, device: str | None) -> Look:
-    """Return what a task finds on its node. device: of timed cells, whose processor takes a process to be named."""
+    """Return the look of a task at its node. device: of timed cells; a process of its own names the processor."""
     versions = environment.installed_versions()
     if device is None:
         return Look(versions, site.is_visible(), os.nice(0))
@@ -232,7 +232,7 @@ def look_at_node(site: Site, device: str | None) -> Look:
 
 
 def _name_processor(line: Channel, device: str) -> None:
-    """Tell which processor a device is, and how many cores there are to use."""
+    """Send the name of a device's processor, and how many cores there are to use."""
     import torch
 
     from bench.system import environment

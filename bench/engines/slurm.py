@@ -1,28 +1,21 @@
-"""Measures cells on the nodes of a Slurm cluster: each is an element of an array of jobs, submitted through submitit.
+"""Measures cells on the nodes of a Slurm cluster. Each cell is an element of an array of jobs, submitted by submitit.
 
     bench.run(spec, engine=bench.engines.Slurm(partition="gpu", options={"time": 120}))
 
-How that goes is in bench/engines/slurm.py.
-
-Knows the elements of arrays of Slurm's jobs: what each has in its part, and which id the queue has given it.
-
-Says what became of an element of an array that has left no record: by Slurm's word for it, or else by its log.
-
-Does on a node of a Slurm cluster what an element of an array is for, and says in its part that it has ended.
-
-Has cells measured as elements of arrays of Slurm's jobs, and takes in what those leave in the run's folder.
-
-Each cell is measured into a part (bench.runs.job) in the run's folder, which therefore has to lie where all nodes see
-it under the same path. RUN/parts has
+Each cell is measured into a job folder (bench.runs.job) in the run's folder. All nodes therefore have to see that
+folder under the same path. RUN/parts has
 
     KEY/job.json      the job
-    KEY/ended.json    what that has to say at its end: {refused: a mistake that is no cell's alone, or null; and where
-                      another element has measured the cell for long, lost: which}
-    KEY/...           what a part holds
+    KEY/ended.json    what the element says at its end: {refused: a mistake that is not one cell's, or null; lost:
+                      which other element has measured the cell for long}
+    KEY/...           what a job folder holds
     .slurm/           what sbatch was given, the logs, and elements.json: {KEY: {cluster, id} of its element}
 
 A run that is killed leaves its elements in the queue. The same command waits for them, and takes in what they have
-measured meanwhile. The folder RUN/parts is gone once each cell has a record of its own.
+measured meanwhile. The folder RUN/parts is removed once each cell has a record of its own.
+
+The file holds, in this order, the engine, its elements and their ids, the words for how an element ended, what a node
+does for an element, and the session.
 """
 
 from __future__ import annotations
@@ -94,14 +87,14 @@ class Slurm:
             raise UserError(f"--engine slurm: there is no {missing[0]} on this machine; run it where Slurm takes jobs")
 
     def start(self, conditions: Conditions) -> SlurmSession:
-        """Begin a session. Raises UserError for GPUs that are asked for while cells run on the CPU."""
+        """Begin a session. Raises UserError where GPUs are requested and cells run on the CPU."""
         refuse_gpus_of_cpus(conditions.device, self.gpus_per_cell, self.accelerator)
         folder = conditions.folder.absolute() / PARTS / LOGS
         queue = ProcessQueue(folder) if self.cluster == "local" else SlurmQueue(folder, self.parameters())
         return SlurmSession(self, conditions, queue)
 
     def parameters(self) -> dict[str, Any]:
-        """Return what every array is submitted with, by submitit's names.
+        """Return the parameters of every array, by submitit's names.
 
         Without srun a job's processes may use all of its cores: since Slurm 22.05 srun no longer takes over
         --cpus-per-task. Jobs whose node is lost, or that give way to others, go back into the queue.
@@ -130,8 +123,8 @@ def to_flag(name: str) -> str:
 class Element:
     """Is one job in the queue.
 
-    id       that the queue has given it; None where it was not submitted
-    earlier  whether an earlier run has submitted it
+    id       from the queue; None where it was not submitted
+    earlier  whether an earlier run submitted it
     unseen   looks in a row at which it was not in the queue
     """
 
@@ -144,7 +137,7 @@ class Element:
 
     @property
     def is_measured(self) -> bool:
-        """Say whether its cell has a record, which is written after everything else."""
+        """Whether its cell has a record. The record is written after everything else."""
         return (self.part / "cells" / f"{self.key}.json").is_file()
 
     def look_anew(self) -> None:
@@ -155,7 +148,7 @@ class Element:
 
 
 class Submitted:
-    """Keeps in a file which id each element was given, by its key, for a run that comes after one that was killed.
+    """Keeps the id of each element by its key in a file, for a run that comes after one that was killed.
 
     The ids of an array are written at once, so that one is known as soon as others are.
     """
@@ -165,7 +158,7 @@ class Submitted:
         self._known: dict[str, Mapping[str, str]] = read_answer(file) or {}
 
     def ids(self) -> dict[str, str]:
-        """Return the ids that this cluster has given."""
+        """Return {key: id} of the elements that this cluster has."""
         return {key: known["id"] for key, known in self._known.items() if known["cluster"] == self._cluster}
 
     def add(self, ids: Mapping[str, str]) -> None:
@@ -174,7 +167,7 @@ class Submitted:
         self._write()
 
     def forget(self, key: str) -> None:
-        """Let nothing be known of an element, which is submitted anew."""
+        """Remove an element that is submitted anew."""
         if self._known.pop(key, None):
             self._write()
 
@@ -193,7 +186,7 @@ LOGGED = {  # what slurmstepd writes into the log of a job, where nobody keeps a
 
 
 def status_of_end(name: str, state: str, log: Path) -> tuple[str, str]:
-    """Return the status of an element that has left no record, and why it has none.
+    """Return the status of an element that has left no record, and the reason.
 
     name   its id
     state  Slurm's word for how it ended; empty where Slurm has none
@@ -211,7 +204,7 @@ JOB, ENDED = "job.json", "ended.json"
 
 
 def measure_on_node(measure: Measure, part: str) -> None:
-    """Measure, on a node, the job of a part, and say there that it has ended, and by which mistake."""
+    """Measure the job of a part on a node, and write there that it has ended, and by which mistake."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which submitit has hushed, and `measure` ends by
     ended: dict[str, str | None] = {"refused": None}
     try:
@@ -224,7 +217,7 @@ def measure_on_node(measure: Measure, part: str) -> None:
 
 
 def write_machine(device: str, part: str) -> None:
-    """Say, on a node, what timed cells find there."""
+    """Write, on a node, what timed cells have there."""
     import torch
 
     from bench.system import environment
@@ -234,7 +227,7 @@ def write_machine(device: str, part: str) -> None:
 
 
 def read_answer(path: Path) -> dict[str, Any] | None:
-    """Return what a file says; None where there is none."""
+    """Return the values of a JSON file; None where there is no such file."""
     try:
         answer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -253,7 +246,7 @@ MOST_NAMED = 10  # jobs in a message
 
 
 class SlurmSession:
-    """Measures jobs as elements of arrays: what is submitted before a result is waited for is one array."""
+    """Measures jobs as elements of arrays. Jobs that are submitted before a result is waited for are one array."""
 
     def __init__(self, engine: Slurm, conditions: Conditions, queue: Queue) -> None:
         self._engine, self._conditions, self._queue = engine, conditions, queue
@@ -272,7 +265,7 @@ class SlurmSession:
 
     @functools.cached_property
     def machine(self) -> Machine:
-        """Return what nodes of timed cells are, by asking the first that is free; of others nothing is known."""
+        """Return what the nodes of timed cells are, by a probe on the first free one. Of others nothing is known."""
         threads, device = self._conditions.threads, self._conditions.device
         if not self._conditions.timed:
             return Machine(None, threads or THREADS, self._engine.gpus_per_cell, not self._one_machine)
@@ -304,7 +297,7 @@ class SlurmSession:
         return len(beside) < (1 if alone else self.slots)
 
     def submit(self, job: Job) -> None:
-        """Have the job measured, unless an element of an earlier run does that or has done it."""
+        """Have the job measured, unless an element of an earlier run measures or has measured it."""
         part = self._parts / job.key
         job = replace(job, folder=str(part), parents=str(self._folder))
         needs = Needs(job.threads, self._engine.words_of_gpus(job.gpus), job.timed)
@@ -322,7 +315,7 @@ class SlurmSession:
         self._waiting.append(Element(job.key, part, needs))
 
     def next_result(self) -> Result:
-        """Submit what waits, and wait until an element has ended. Raises UserError for a mistake that one has met."""
+        """Submit what waits, and return the result of the next element that ends. Raises UserError for its mistakes."""
         self._say_unasked()
         while True:
             self._submit_waiting()
@@ -342,15 +335,15 @@ class SlurmSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Cancel what runs, and remove the logs where every cell has come to its record."""
+        """Cancel what runs, and remove the logs where every cell has a record."""
         self.cancel()
         if all(path.name == LOGS for path in self._parts.glob("*")):
             shutil.rmtree(self._parts, ignore_errors=True)
 
     def _submit_waiting(self) -> None:
-        """Submit what waits. What is refused waits on as long as others run, or were taken a while ago.
+        """Submit what waits. Refused elements wait on as long as others run, or were taken a while ago.
 
-        Raises UserError where nothing was taken yet, and where it has been refused for long.
+        Raises UserError where nothing was taken yet, and where sbatch has refused for long.
         """
         now = time.monotonic()
         if not self._waiting or (self._refused is not None and now - self._tried < self._queue.look):
@@ -368,7 +361,7 @@ class SlurmSession:
         self._waiting = [element for element in self._waiting if element.key not in self._running]
 
     def _submit(self, elements: Sequence[Element]) -> None:
-        """Submit elements, those that need the same as one array, and write down their ids."""
+        """Submit elements, those with equal needs as one array, and write down their ids."""
         groups: dict[Needs, list[Element]] = {}
         for element in elements:
             (element.part / ENDED).unlink(missing_ok=True)
@@ -388,7 +381,7 @@ class SlurmSession:
         return measure_on_node, self._conditions.measure, str(element.part)
 
     def _result(self, element: Element) -> Result | None:
-        """Return what became of an element, or None as long as it goes on, which one from before may do anew."""
+        """Return what became of an element, or None as long as it goes on or begins anew."""
         answer = read_answer(element.part / ENDED) or {}
         is_told = answer.get("refused") or answer.get("lost") or (answer and element.is_measured)
         if not is_told and not self._is_over(element):  # a record may come through the file system behind that
@@ -409,7 +402,7 @@ class SlurmSession:
     def _is_over(self, element: Element) -> bool:
         """Say whether an element is neither waiting nor running.
 
-        One of this run has to be missing twice, by when its last files have come through the file system.
+        An element of this run has to be missing twice, since its last files may come late through the file system.
         """
         if time.monotonic() - self._looked > self._queue.look:
             self._looked = time.monotonic()
@@ -419,7 +412,7 @@ class SlurmSession:
         return element.id is None or element.unseen >= (1 if element.earlier else 2)
 
     def _list_waiting(self) -> Mapping[str, str] | None:
-        """Look at the queue, and say once where it gives no answer, and what may wait there for ever."""
+        """Look at the queue. Say once where it gives no answer, and which jobs may wait there for ever."""
         listed = self._queue.list_waiting()
         if listed is None:
             self._say_once("queue", "squeue gives no answer; until it does, what was submitted counts as running")
@@ -430,7 +423,7 @@ class SlurmSession:
         return listed
 
     def _say_unasked(self) -> None:
-        """Say once which jobs of earlier runs are in the queue for cells that this one does not ask for."""
+        """Say once which jobs of earlier runs are in the queue for cells that this run does not have."""
         if "unasked" in self._messages:
             return
         own = {*self._running, *(element.key for element in self._waiting)}
@@ -449,20 +442,20 @@ class SlurmSession:
             say(message)
 
     def _end(self, element: Element) -> tuple[str, str]:
-        """Return the status of an element that has left no record, and why it has none."""
+        """Return the status of an element that has left no record, and the reason."""
         name = element.id or ""
         return status_of_end(name, self._queue.state(name), self._parts / LOGS / f"{name}_0_log.err")
 
     def _cancel(self, ids: Collection[str]) -> None:
-        """Cancel elements, and say so where some may go on."""
+        """Cancel elements, and say so where any of them may go on."""
         if left := self._queue.cancel(ids):
             arrays = sorted({name.partition("_")[0] for name in left})
             self._say_once("scancel", f"scancel fails, and jobs may go on: end them with scancel {' '.join(arrays)}")
 
     def _withdraw(self, element: Element) -> None:
-        """End an element of an earlier run that measures otherwise than is asked now, and remove what it has.
+        """End an element of an earlier run that measures another question, and remove what it has.
 
-        What another attempt at its cell goes on from stays.
+        Pieces from which another attempt at its cell goes on stay.
         """
         wait = self._queue.pause
         while element.id:

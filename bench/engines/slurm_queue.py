@@ -1,7 +1,7 @@
-"""Submits what is to run on other nodes, and says what became of it: `SlurmQueue` through Slurm's own commands.
+"""Submits calls to other nodes, and says what became of them. `SlurmQueue` uses Slurm's own commands.
 
-`ProcessQueue` starts processes of this machine in the same way, so that a run through Slurm can be tried without one.
-Both submit through submitit, which writes the sbatch file, and has a function by its name with the paths it is given.
+`ProcessQueue` starts processes of this machine in the same way, so that a run through Slurm can be tried without it.
+Both submit through submitit, which writes the sbatch file. A call is a function, by its name, and paths.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOREVER = 60 * 24 * 365  # minutes, since submitit's own processes end after 2
 
 @dataclass(frozen=True)
 class Needs:
-    """Says what each of some calls needs.
+    """Says what each call needs.
 
     gpus   as Slurm writes them: 2, or h100:2; empty for none
     alone  whether its node may do nothing else meanwhile
@@ -40,22 +40,22 @@ class Needs:
 
 
 class Queue(Protocol):
-    """Starts calls elsewhere. `pause` are the seconds between two looks at files, `look` between two at the queue."""
+    """Starts calls elsewhere. `pause` is the seconds between two looks at files, `look` between two at the queue."""
 
     pause: float
     look: float
 
     def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
-        """Submit calls at once, and return the id of each. Raises UserError where that is refused."""
+        """Submit calls at once, and return the id of each. Raises UserError where the queue refuses them."""
 
     def list_waiting(self) -> Mapping[str, str] | None:
-        """Return the ids of what waits or runs, and why it waits; None where that cannot be said now."""
+        """Return {id: why it waits} of all that wait or run; None where the queue gives no answer."""
 
     def state(self, name: str) -> str:
-        """Return the word for how something ended, such as TIMEOUT; empty where nobody knows."""
+        """Return the word for how a call ended, such as TIMEOUT; empty where it is unknown."""
 
     def cancel(self, names: Collection[str]) -> Collection[str]:
-        """End what has these ids, if it has not ended; return those that may go on."""
+        """End the calls with these ids, if they have not ended; return those that may go on."""
 
 
 class SlurmQueue:
@@ -98,7 +98,7 @@ class SlurmQueue:
         return {name: reason.strip() for name, _, reason in parts if name}
 
     def state(self, name: str) -> str:
-        """Return what accounts say; where there are none, or they lag behind, what the controller still knows."""
+        """Return what accounts say. Where there are none, or they lag behind, the controller is asked."""
         accounts = _output("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={name}")
         state = (accounts or "").partition("\n")[0].partition(" ")[0]  # which may be CANCELLED by 1000
         if state in GOES_ON:
@@ -107,7 +107,7 @@ class SlurmQueue:
         return "" if state in GOES_ON else state
 
     def cancel(self, names: Collection[str]) -> Collection[str]:
-        """Have them cancelled. Where that fails, as it does for ids that Slurm has forgotten, look what is left."""
+        """Have jobs cancelled. Where that fails, as for ids that Slurm has forgotten, look which of them are left."""
         if not names or _output("scancel", *sorted(names)) is not None:
             return ()
         listed = self.list_waiting()
@@ -145,7 +145,7 @@ class ProcessQueue:
         return ()
 
     def _is_own(self, process: psutil.Process) -> bool:
-        """Say whether a process was started here: a number may be another one's by now."""
+        """Say whether a process was started by this queue. A process id may be another program's by now."""
         try:
             is_own = str(self._folder) in process.cmdline()
             return is_own and process.status() != psutil.STATUS_ZOMBIE
@@ -154,7 +154,7 @@ class ProcessQueue:
 
 
 def _kill(process: psutil.Process) -> None:
-    """Kill a process with those that it has started, and wait until they are gone."""
+    """Kill a process with all that it has started, and wait until they have ended."""
     process.suspend()  # or it would start another one meanwhile
     every = [process, *process.children(recursive=True)]
     for each in every:
