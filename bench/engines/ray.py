@@ -300,7 +300,7 @@ HOW = "start one with `ray get-auth-token --generate; RAY_AUTH_MODE=token ray st
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[None]:
-    """Connect to the cluster, unless this process has done so. Raises UserError, within seconds, where there is none."""
+    """Connect to the cluster, unless this process has done so. Raises UserError, within seconds, where none answers."""
     for name, value in OWN.items():
         os.environ.setdefault(name, value)
     import ray

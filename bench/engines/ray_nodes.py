@@ -209,7 +209,7 @@ def find_timing_nodes(
 
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
-    """Refuse nodes with other versions than this process has, and nodes that need the run's folder and do not see it."""
+    """Refuse nodes with other versions than this process has, and nodes that need the run's folder and lack it."""
     own_versions = environment.installed_versions()
     for node in nodes:
         environment.refuse_unlike(node.name, looks[node.id].versions, own_versions)

@@ -1,7 +1,7 @@
-"""Keeps what cells find of the dense model on the calibration tokens, for later cells of the run on the same node.
+"""Reads what the cells of a run are calibrated, healed and measured on, and keeps statistics of the dense model.
 
-Reads what the cells of a run are calibrated, healed and measured on: each text and task once, however many protocols
-use it.
+Each text and task is read once, however many protocols use it. Statistics that one cell computes on the calibration
+tokens serve later cells of the run on the same node.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from methods.model.calibration import Calibration, SweepLogs
 
 
 class KeptStatistics:
-    """Finds statistics, each in a file while the run lasts, and counts for one cell what others have spent on them.
+    """Keeps statistics in files while the run lasts, and counts for one cell what others have spent on them.
 
-    A file is of one model in one dtype on one kind of device, as its folder is. Cells that run at once may each find
-    the same; the last one's file stays.
+    The folder is of one model in one dtype on one kind of device. Cells that run at once may each compute the same; the
+    file of the last one stays.
 
     peaks    returns the highest memory of the stage so far, as bench.system.memory.WatchedPeaks has it
-    seconds  that other cells took to find what this one has read, each statistic once however often it is read
+    seconds  that other cells took to compute what this one has read, each statistic once however often it is read
     peak     the highest memory while they did
     sweeps   where sweeps of the cell stand, whose interrupted ones have taken seconds too; None: that is not kept
     """
@@ -53,7 +53,7 @@ class KeptStatistics:
         self._counted = set[str]()  # names of those that this cell has found or read
 
     def __call__(self, name: str, find: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Return the statistics of that name, found by another cell or by `find`."""
+        """Return the statistics of that name, from the file of another cell or by `find`."""
         file = self.folder / f"{name}.safetensors"
         counted = name in self._counted
         self._counted.add(name)
@@ -85,7 +85,7 @@ CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks
 
 
 def setting_of_calibration(cell: Cell) -> CalibrationSetting:
-    """Return what cells share that look at the same."""
+    """Return the model, protocol and seed of a cell. Cells that share them have the same calibration."""
     return cell.model, cell.protocol, cell.seed
 
 
@@ -96,9 +96,9 @@ class Datasets:
     dense              the dense model's predictions, for the checks
     inputs             the hashes of all of this (bench.runs.inputs)
     healing            the text of each recipe
-    search_seconds     what it took other cells until they had found each of the removals that this one begins with
+    search_seconds     that other cells' searches took until each of the removals that this cell begins with
     statistics         those of the dense model that cells share; None where the model that is pruned is another
-    keep               whether a later cell goes on from the model of the one that is measured
+    keep               whether a later cell goes on from the model of the cell that is measured
     timed_threads      torch's while a cell is timed
     """
 
@@ -116,7 +116,7 @@ class Datasets:
 
     @property
     def amounts(self) -> Amounts:
-        """Return on how much cells are measured, from which their time is estimated."""
+        """Return how much cells are measured on. Their time is estimated from that."""
         tokens = sum(text.ids.numel() for text in self.texts.values())
         return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
 
@@ -129,7 +129,7 @@ class Datasets:
         timed_threads: int,
         statistics: KeptStatistics | None,
     ) -> Datasets:
-        """Return these for one cell, with the removals that an earlier one found and the seconds until each."""
+        """Return the data of one cell, with the removals that it begins with and the seconds until each."""
         return replace(
             self,
             calibration=replace(self.calibration, order=order, keep=statistics),
@@ -141,7 +141,7 @@ class Datasets:
 
 
 class DatasetReader:
-    """Reads what the cells of a run need, through the tokenizer of their model, and each text and task only once.
+    """Reads what the cells of a run need through the tokenizer of their model, and each text and task only once.
 
     `scratch` is a folder for what need not outlive the run, `machine` where timed cells run.
     """
@@ -155,8 +155,8 @@ class DatasetReader:
     def read(self, cell: Cell, recipes: Iterable[Recipe] = ()) -> Datasets:
         """Read what `cell` is calibrated and measured on, and the texts of the recipes by which cells are healed.
 
-        Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated or trained on under
-        another name, or when a task's documents cannot be had.
+        Raises UserError when a text is too short, when an evaluated text is calibrated or trained on under another
+        name, or when a task's documents cannot be had.
         """
         p, tokenizer = cell.protocol, self.tokenizer
         loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
@@ -194,7 +194,7 @@ class DatasetReader:
 
 
 def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
-    """Read the data of each model, protocol and seed of a run, which is timed on one kind of machine."""
+    """Return the data of each model, protocol and seed of a run, whose timed cells run on one kind of machine."""
     first_of_each = {cell.model: cell for cell in cells}
     readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}
     recipes = {cell.healing for cell in cells if cell.healing}

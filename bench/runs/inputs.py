@@ -1,9 +1,7 @@
-"""What the answer of a cell stands on beyond what was asked for: the `inputs` of a cell, and so a part of its key.
+"""Computes the `inputs` of a cell: hashes of all that its answer stands on beside its question. Its key holds them.
 
-bench.records.asked.CellInputs says what each of them is of.
-
-A cell is served from a record only where all of it is equal: no answer of another model, text, document, version or
-revision of a method is ever taken for this one's.
+A record serves a cell only where all inputs are equal. No answer of another model, text, document, version or revision
+of a method is ever taken for this one's.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ def hash_shared_inputs(
     loaded_tasks: Mapping[str, Any],
     documents: Mapping[str, list[int]],
 ) -> dict[str, Any]:
-    """What all cells of a run share, but for the hash of the weights, which takes a while where they are large.
+    """Return the inputs that all cells of a run share, without the hash of the weights, which takes long.
 
     machine  where timed cells run
     """
@@ -62,21 +60,21 @@ def hash_shared_inputs(
 
 
 def inputs_of_healing(recipe: Recipe, text: Text) -> dict[str, str]:
-    """What a healed cell stands on beside the pruned model."""
+    """Return the inputs that a healed cell has beside those of the pruned model."""
     healing = {"text_sha256": text.sha256, "revision": str(REVISION)}
     return healing | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
 
 
 def names_of_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The names under which two inputs differ."""
+    """Return the names under which two inputs differ, sorted."""
     return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
-    """Yield the key of each record that is old, and why in a line.
+    """Yield the key of each old record, and the reason in a line.
 
-    Old is one that cannot be read, and one of what a cell asks for again while its inputs, or a default that it was
-    asked with, have changed. What is not asked for is not among them.
+    A record is old that cannot be read, or that has the question of a cell and other inputs or another default. Records
+    of other questions are not old.
     """
     keys, wanted = {cell.key for cell in cells}, {cell.question: cell for cell in cells}
     for path in sorted((folder / "cells").glob("*.json")):
@@ -93,7 +91,7 @@ def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str,
 
 
 def question_of_record(record: Record) -> str:
-    """Return what a record was asked, as Cell.question has it; empty where this version could not ask it."""
+    """Return the question of a record's cell, as Cell.question has it; empty where this version cannot ask it."""
     try:
         return cell_from_plain(record.cell).question
     except (UserError, ValueError):  # pydantic's own error is one
@@ -103,8 +101,8 @@ def question_of_record(record: Record) -> str:
 def revisions_of_methods(names: Collection[str]) -> dict[str, str]:
     """Return the revision of each method, which its class declares.
 
-    In a checkout whose methods differ from their commit the sha256 of all of them stands behind it, so that who edits a
-    method measures it again.
+    In a checkout whose methods differ from their commit, the sha256 of all of them follows. Who edits a method then
+    measures it again.
     """
     edited = environment.is_edited("methods")
     more = f", {sha256_of_python_files([Path(methods.__file__).parent])}" if edited else ""
@@ -112,7 +110,7 @@ def revisions_of_methods(names: Collection[str]) -> dict[str, str]:
 
 
 def sha256_of_code() -> str:
-    """Return the sha256 of the code that measures: of all modules of this package, but for reports."""
+    """Return the sha256 of the code that measures: all modules of bench and methods."""
     return sha256_of_python_files([Path(__file__).parents[1], Path(methods.__file__).parent])
 
 
@@ -126,7 +124,7 @@ def sha256_of_python_files(folders: Sequence[Path]) -> str:
 
 
 def sha256_of_state(model: nn.Module) -> str:
-    """sha256 of every tensor of a model's state: its name, its kind, its shape and its values; tied ones once."""
+    """Return the sha256 of every tensor of a model's state: name, kind, shape and values. Tied tensors count once."""
     digest, names = hashlib.sha256(), dict[int, str]()
     for name, tensor in model.state_dict(keep_vars=True).items():
         first = names.setdefault(id(tensor), name)

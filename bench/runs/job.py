@@ -1,10 +1,9 @@
-"""Makes the job of a cell, and measures it wherever an engine runs it: reads what the cell needs, tells its outcome,
-and makes the record of what was told.
+"""Makes the job of a cell, measures it wherever an engine runs it, and makes the record of its outcome.
 
-Measures the cell of a job into a part: a run folder with that one cell, as a machine without the run's folder does.
-
-`python -m bench cell JOB.json --out PART` calls it, and so do the engines of other machines (bench.engines). What the
-part holds is taken into the run's folder (bench.runs.store.take_in), or joined with other parts by `merge`.
+In a worker of this machine a job reads what its cell needs and sends the outcome (`run_job`). Another machine measures
+into a job folder: a run folder with that one cell (`run_remote_job`). `python -m bench cell JOB.json --out PART` calls
+that, and so do the engines of other machines (bench.engines). The run takes in what the job folder holds
+(`take_in_records`, bench.runs.store.take_in), or `merge` joins it with others.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ CODE = "the code of prunebench"
 
 
 def job_of_cell(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
-    """Return the job by which a session of an engine measures a cell; `given` are the fields that its run has found."""
+    """Return the job by which a session measures a cell; `given` are the fields that the run sets."""
     timed = is_timed(cell)
     return Job(
         **given,
@@ -67,9 +66,9 @@ def job_of_cell(cell: Cell, folder: Path, session: Session, given: Mapping[str, 
 
 
 def _run_job(line: Channel, job: Job) -> None:
-    """Measure the cell in a worker's process; what an earlier cell has read there is in its cache.
+    """Measure the cell in a worker's process. What an earlier cell has read there is in its cache.
 
-    Raises UserError for a mistake that is no cell's alone, such as a missing text.
+    Raises UserError for a mistake that is not one cell's, such as a missing text.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     line.alive("while it read its texts and tasks")
@@ -90,7 +89,7 @@ def _run_job(line: Channel, job: Job) -> None:
 
 
 def run_job(line: Channel, job: Job) -> None:
-    """Do `work`, and tell a mistake that is no cell's alone as `refused`."""
+    """Measure the cell of a job in a worker's process. A mistake that is not one cell's is sent as `refused`."""
     try:
         _run_job(line, job)
     except UserError as error:
@@ -98,7 +97,7 @@ def run_job(line: Channel, job: Job) -> None:
 
 
 def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> None:
-    """Measure the cell on what has been read for it; tell the environment first, then what is found."""
+    """Measure the cell on the data that were read for it; send the environment first, then each value."""
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     described |= {"threads": job.run_threads} if job.timed else {}
     line.send({"environment": described | ({"slots": job.slots} if job.slots > 1 else {})})
@@ -157,7 +156,7 @@ def _refuse_other_code(cell: Cell, code_sha256: str) -> None:
 
 
 def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None = 1) -> Record:
-    """Return the record of what was found of a cell; what its process did not tell of its machine is of this one.
+    """Return the record of a cell's outcome. What the outcome does not say of the machine is that of this one.
 
     slots  cells that ran at once on this machine; None: it ran on another, of which nothing is known
     """
@@ -181,17 +180,17 @@ PATIENCE = 120.0  # seconds for the lock of a process that is gone to be free on
 def run_job_text(text: str, out: str, place: Workplace | None = None) -> None:
     """Measure the job that a JSON text holds into the folder `out`, unless its record is there.
 
-    place  where earlier jobs of the same run may have been measured; None: one for this job alone
+    place  workplace in which earlier jobs of the run may have been measured; None: one for this job alone
 
-    Raises InUse where another process measures there, and UserError where the text is no job, the folder holds another
-    run, or this machine has other code, versions, texts or tasks than the run.
+    Raises InUse where another process measures there. Raises UserError where the text is no job, the folder holds
+    another run, or this machine has other code, versions, texts or tasks than the run.
     """
     with interrupt.keep_prompt(leave=partial(store.clear_folder, Path(out))):
         run_remote_job(Job.from_json(text), Path(out), place)
 
 
 def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Record:
-    """Measure the job into the folder `part`, unless its record is there, and return the record."""
+    """Measure the job into the job folder `part`, unless its record is there, and return the record."""
     cell = _cell_of_job(job)
     with store.lock_folder(part, PATIENCE) as dead, contextlib.ExitStack() as opened:
         if dead:
@@ -226,9 +225,9 @@ def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Reco
 
 
 def hand_over_pieces(folder: Path, key: str, is_here: bool) -> None:
-    """Move what a cell of the run has left to where it goes on: into its part, or back from there to be measured here.
+    """Move the pieces of a cell to where it goes on: into its job folder, or back to the run to be measured here.
 
-    Nothing is moved while a process measures in the part.
+    Nothing is moved while a process measures in the job folder.
     """
     part = folder / PARTS / key
     source, target = (part, folder) if is_here else (folder, part)
@@ -239,9 +238,9 @@ def hand_over_pieces(folder: Path, key: str, is_here: bool) -> None:
 
 
 def take_in_records(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
-    """Take in what other machines have measured for an earlier run, which has not heard of it; a line on each cell.
+    """Take in the records that other machines have measured for an earlier run; return a line on each cell.
 
-    A part stays where a process measures there, and where its cell has failed, which is measured again.
+    A job folder stays where a process measures there, and where its cell has failed, which is measured again.
     """
     for cell in cells:
         part, known = folder / PARTS / cell.key, None
@@ -255,9 +254,9 @@ def take_in_records(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
 
 
 def outcome_of_result(folder: Path, result: Result) -> dict[str, Any]:
-    """Return what was found of a cell; where its job was ended from outside, with what it had told in its part.
+    """Return the outcome of a cell. Where its job was ended from outside, it has what the job had written until then.
 
-    One that was lost goes on there, and tells all of it at its end.
+    A lost job goes on in its folder, and writes all of it at its end.
     """
     progress = dict[str, Any]()
     if result.outcome["status"] != LOST:
@@ -277,9 +276,9 @@ def _cell_of_job(job: Job) -> Cell:
 
 
 def _job_on_this_machine(job: Job, part: Path, scratch: Path) -> Job:
-    """Return the job as it is done here: with its plugins as files, its own folder, and scratch if it names none.
+    """Return the job with its plugins as files, its own folder, and `scratch` if it names none.
 
-    A plugin's file has the same path for all jobs of a place, so that its methods are registered once in a process.
+    A plugin's file has the same path for all jobs of a workplace, so that its methods are registered once in a process.
     """
     files = list[str]()
     for name, text in job.sources.items():

@@ -1,11 +1,11 @@
 """Measures one cell in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
 
-Findings are told as they come, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
-tasks are kept on disk one by one, and so is the progress of healing (bench.runs.store.Pieces) and of a greedy
-search (bench.runs.searches); none of it is done again after an interruption, as long as the pruned model is the same to
+Values are sent as they come, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
+tasks are kept on disk piece by piece, and so is the progress of healing (bench.runs.store.Pieces) and of a greedy
+search (bench.runs.searches). None of it is done again after an interruption, as long as the pruned model is the same to
 the last bit.
 
-Collects what is found of a cell, stage by stage, and passes it on: figures, seconds and peaks of memory.
+`CellProgress` collects the values of a cell, stage by stage, with seconds and peaks of memory, and sends them on.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ OUTCOMES = {Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "err
 
 
 def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress, parents: Path) -> None:
-    """Measure a cell and tell decisions, measured, status and error, whatever happens.
+    """Measure a cell and send decisions, measured, status and error, whatever happens.
 
     folder   where its pieces and its model are written
-    parents  the run's folder, which holds the record and the model that a chained cell goes on from
+    parents  the run's folder, which holds the record and the model of the cell's parent
 
     A cell that leaves the GPU unusable for its process has crashed, and the next one needs another process. Raises
-    Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
+    Unwritable for a full disk, and UserError for a base model that does not load, since that is not one cell's mistake.
     """
     status, error = "ok", None
     try:
@@ -91,12 +91,12 @@ def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
 
 
 def _is_loaded(outcome: CellProgress) -> bool:
-    """Say whether the dense model has been loaded, whatever else has been found before."""
+    """Say whether the dense model has been loaded."""
     return "weights_sha256" in outcome.measured
 
 
 def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress, parents: Path) -> None:
-    """Load, prune, heal and save if asked, then measure what the protocol names; a saved model as it loads again."""
+    """Load, prune, heal and save the model, then measure what the protocol names. A saved model is loaded for that."""
     model, tokenizer = _load(cell, datasets, outcome)
     decoder, ratio = _dense(cell, model, datasets, outcome)
     del model
@@ -158,7 +158,7 @@ def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgre
 
 
 def _load_parent(cell: Cell, folder: Path, ratio: float, outcome: CellProgress) -> tuple[Decoder, float]:
-    """Load the model that a chained cell goes on from; return it, and what `ratio` of the dense model is of it."""
+    """Return the model of the cell's parent, and the share of it that makes `ratio` of the dense model."""
     key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
     record = load(folder / "cells" / f"{key}.json")
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage_of_record(record)]
@@ -219,7 +219,7 @@ def _refuse_unreadable(method: str, decided: dict[str, Any]) -> None:
 
 
 def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: CellProgress) -> DensePredictions | None:
-    """Return what the dense model predicts for the text of healing, where the loss asks for that."""
+    """Return what the dense model predicts for the text of healing, where the loss needs that."""
     if cell.healing is None or cell.healing.loss != "kl":
         return None
     with outcome.stage("heal"):
@@ -229,7 +229,7 @@ def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: CellPr
 def _heal(
     cell: Cell, decoder: Decoder, how: tuple[Recipe, Text, DensePredictions | None], folder: Path, outcome: CellProgress
 ) -> None:
-    """Train the pruned model in place; its checkpoint is among the partial results of the cell."""
+    """Train the pruned model in place. Its checkpoint is among the pieces of the cell."""
     recipe, text, dense = how
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
     with outcome.stage("heal"):
@@ -249,7 +249,7 @@ def _heal(
 
 
 def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: CellProgress) -> Decoder:
-    """Return the model to measure: what loads again where it is saved, else the one in memory. Records its hash."""
+    """Return the model to measure, and record its hash. Where it is saved, that is the model that loads again."""
     decoder, tokenizer = loaded
     saved = bool(cell.protocol.save_dtype) and cell.method != "dense"
     if saved:
@@ -347,15 +347,15 @@ DOING = {
 
 @dataclass
 class CellProgress:
-    """Collects what is found of a cell, and passes it on.
+    """Collects the values of a cell, and sends them on.
 
-    send     hears all of it before each stage, and at the end
-    doing    hears what is about to be done, as "while it ..."
+    send     gets all of it before each stage, and at the end
+    doing    gets what is about to be done, as "while it ..."
     say      is for the user
     alone    is entered while nothing else may work on the machine
-    devices  on which the model lies: a stage ends when they have done what they were given, so that its seconds are of
-             its own work, and its peaks of memory are of them
-    cores    by which the number of threads goes in each stage but timing; None: it stays as it is
+    devices  on which the model lies. A stage ends when they have done all their work, so that its seconds and peaks are
+             its own
+    cores    by which the number of threads goes in each stage but timing; None: it stays
     files    where the model's weights lie instead of the memory, and sweeping how it is scored then; None: in memory
     timed_alone  whether the dense model is not timed, since there is no room for it
     """
@@ -375,7 +375,7 @@ class CellProgress:
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:
-        """Tell what has been found and what is about to be done; count its seconds and its peaks of memory."""
+        """Send the values so far and what is about to be done; count the stage's seconds and its peaks of memory."""
         self.doing(DOING[stage])
         if self.cores is not None and stage != "speed":
             torch.set_num_threads(threads := self.cores.left())

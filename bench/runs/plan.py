@@ -1,11 +1,8 @@
-"""Measures nothing: a session whose clock goes on to the end of the next cell, for plans, and for tests of the driver.
+"""Plans a run: says what it would do and what that takes, and measures nothing.
 
-Its jobs take what they are said to take. Nothing works beside one while it is timed, as on one machine
-(bench.engines.local, bench.system.worker).
-
-Plans a run: says what it would do and what that takes, without doing any of it.
-
-Plans a run without running it: lets its schedule drive a session whose clock jumps from one end to the next.
+The schedule of the run drives a `SimulatedSession`, whose clock jumps from the end of one cell to that of the next.
+Jobs take as long as they are estimated to take. Nothing works beside one while it is timed, as on one machine
+(bench.engines.local, bench.system.worker). Tests of the driver use the same session.
 """
 
 from __future__ import annotations
@@ -44,8 +41,8 @@ class SimulatedSession:
     """Has slots, and a clock in seconds.
 
     seconds  that each job takes, by its key
-    alone    how many of them, at the end, it is timed, by its key; 0 for one that is missing
-    found    what is found of a job; by default nothing but a good status
+    alone    how many of them, at the end, it is timed, by its key; 0 for a missing key
+    outcome_of  returns the outcome of a job; by default nothing but a good status
     start    what a slot takes before its first job
     spans    (slot, begin, end) of each job, by its key
     """
@@ -101,7 +98,7 @@ class SimulatedSession:
                 return Result(key, self._outcome_of(key))
 
     def _time_all(self) -> None:
-        """Time those at the gate one after the other, who then leave it together."""
+        """Time the jobs at the gate one after the other. All leave it together."""
         over = self.now + sum(self._alone[key] for key in self._at_gate)
         for key in self._at_gate:
             heapq.heappush(self._next, (over, self._started[key][0], key, True))
@@ -118,7 +115,7 @@ class SimulatedSession:
 
 
 def _fine(key: str) -> dict[str, Any]:
-    """Return what a cell tells that has nothing to tell."""
+    """Return the outcome of a cell of which nothing is known but that it ended well."""
     return {"status": "ok", "error": None}
 
 
@@ -169,7 +166,7 @@ def plan_spec(spec: RunSpec) -> Plan:
 def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
     """Return the bytes that a cell may take of its host's memory and of its GPU's.
 
-    Of another machine nothing is known but what the spec says, and all may lie in memory there.
+    Of another machine nothing is known beside the spec, and all may lie in memory there.
     """
     is_here = spec.engine == "local"
     room = room_of(spec.memory_gib, slots) if is_here or spec.memory_gib is not None else sys.maxsize
@@ -191,7 +188,7 @@ class PlannedCell:
     """Says when a cell runs, in seconds from the start, and what it takes.
 
     done   the status of its record, where it has one that counts; then nothing else is known
-    after  what it waits for, by what messages call it; "" where it waits for nothing
+    after  the cell that it waits for, as messages call it; "" where it waits for none
     """
 
     cell: Cell
@@ -273,7 +270,7 @@ def simulate(
 
 
 def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[str]:
-    """Say that the folder of --offload has not the room that states take at once."""
+    """Return a line where the folder of --offload has too little room for the states of all slots; [] otherwise."""
     taken = sum(sorted((cell.needs.offloaded for cell in planned), reverse=True)[:slots])
     if free is None or taken <= free:
         return []
@@ -283,7 +280,7 @@ def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[
 
 
 def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:
-    """Name the cells that are larger than the memory, and slots that are so together."""
+    """Return a line for each cell that is larger than the memory, and one for slots that are so together."""
     host, device = bytes_of_host(), 0
     left = [cell for cell in planned if not cell.done]
     if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():

@@ -1,6 +1,7 @@
 """Makes a cell again from its record: measured a second time to confirm a regression, or only pruned for an export.
 
-A record may be another's: nothing that it names is looked at before the user's own flags allow it (bench.plan.trust).
+A record may come from somebody else. Nothing that it names is opened before the user's own flags allow it
+(bench.plan.trust).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def find_measurable_cells(run: Path, names: Iterable[str], trust: Trust) -> dict
 
 
 def measure_again(run: Path, name: str, key: str, record: Record) -> CellResults:
-    """Prune and measure a cell of `measurable` again, as its record says, into a folder below RUN/again.
+    """Prune and measure a cell of `find_measurable_cells` again, as its record says, into a folder below RUN/again.
 
     That folder is named after the cell and the time of its record, so that a measurement is repeated once and not with
     every gate. Raises UserError where that is not possible here.
@@ -73,7 +74,7 @@ def measure_again(run: Path, name: str, key: str, record: Record) -> CellResults
 
 @contextmanager
 def _name_cell_in_errors(name: str) -> Iterator[None]:
-    """Say of what goes wrong that it keeps the cell `name` from being measured again."""
+    """Name the cell in every error that keeps it from being measured again."""
     try:
         yield
     except (UserError, OSError) as error:
@@ -83,7 +84,7 @@ def _name_cell_in_errors(name: str) -> Iterator[None]:
 
 
 def cell_of(record: Record) -> Cell:
-    """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
+    """Return the cell of a record without its inputs, which are computed anew when it runs."""
     return cell_from_plain(record.cell | {"inputs": {}})
 
 
@@ -101,14 +102,14 @@ class PrunedModel:
 
 
 def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
-    """Make a record's model again without measuring it, from what the record says was removed.
+    """Make a record's model again without measuring it, from its decisions.
 
-    What it names is cut, which is the model where its sha256 says so; then the record may be of another machine. Else
-    the method prunes again, with the order of removals that the record has, and does what no list of removals holds: a
-    fit (a compensation, LaCo, laco-ls, FLAP), a rotation, factors, a layer that is trained, and what tyr and
-    laco-puzzle search behind their first decisions. Another machine may come to something else there, which is refused
-    where other blocks or units go. Raises UserError where weights, tokens or decisions are no longer the same, for a
-    cell that was trained or goes on from another cell, and for what `trust` does not let the record name.
+    The removals that the record names are cut. That is the model where its sha256 says so, and then the record may be
+    of another machine. Otherwise the method prunes again, with the record's order of removals, and does what no list of
+    removals holds: a fit (a compensation, LaCo, laco-ls, FLAP), a rotation, factors, a layer that is trained, and what
+    tyr and laco-puzzle search behind their first decisions. Another machine may decide otherwise there; other layers or
+    units are refused. Raises UserError where weights, tokens or decisions are no longer the same, for a cell that was
+    trained or goes on from another cell, and for what `trust` does not let the record name.
     """
     cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
     own_code = cell.get("trust_remote_code", False)
@@ -145,7 +146,7 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
 
 
 def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
-    """Return the dense model without what the record names, where that is the model of the record, to the last bit."""
+    """Return the dense model without the record's removals, where that equals its model to the last bit; else None."""
     if "compensation" in record.decisions or not any(_cuts_of_decisions(record.decisions).values()):
         return None
     model = dense()
@@ -155,7 +156,7 @@ def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
 
 
 def _prune(model: Decoder, record: Record, block: Calibration) -> None:
-    """Prune as the record says. Raises UserError where that is another version's, and where something else goes."""
+    """Prune as the record says. Raises UserError where the method is another version, or other units are removed."""
     cell, measured = record.cell, record.measured
     if cell["method"] == "dense":
         return
@@ -178,7 +179,7 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedRemovals(methods.Pruner):
-    """A pruner that removes what a record says was removed."""
+    """Is a pruner that makes the removals of a record."""
 
     decisions: Mapping[str, Any]
 
@@ -194,7 +195,7 @@ class RecordedRemovals(methods.Pruner):
 
 
 def _cut_what_is_named(model: Decoder, decided: Mapping[str, Any]) -> None:
-    """Remove what a record names, in place. Raises UserError where the model has no such layers or units."""
+    """Make the removals of a record, in place. Raises UserError where the model has no such layers or units."""
     if wrong := decisions.misfit_of_decisions(decided, model):
         raise UserError(f"the record names removals that its model cannot have had: {wrong}; run the cell again")
     structures.cut(model, decided)
@@ -205,7 +206,7 @@ def _cuts_of_decisions(decisions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def removals_of_decisions(decisions: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a record says of removals, as methods take it (Calibration.order)."""
+    """Return the removals of a record as methods take them (Calibration.order)."""
     if "trace" in decisions:
         return tuple(f"window {step['pointer']}" for step in decisions["trace"] if step["accepted"])
     units = (

@@ -44,7 +44,7 @@ FEW = 3  # cells, one after the other, for which nobody asks when they will end
 
 
 def ignore_end(key: str) -> None:
-    """Take the key of a cell of whose end nobody wants to know."""
+    """Take the key of a cell whose end nobody waits for."""
 
 
 def run_spec(
@@ -54,12 +54,12 @@ def run_spec(
     ended: Ending = ignore_end,
     folder: Path | None = None,
 ) -> list[Record]:
-    """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
+    """Measure the cells of a spec and return their records, in order. Finished cells are skipped.
 
-    report   is given the folder of the run and the records at the end, while the folder is still held
-    ended    is given the key of each cell as soon as its record is written, or found in the folder
+    report   is given the folder of the run and the records at the end, while the folder is still locked
+    ended    is given the key of each cell as soon as its record is written, or read from the folder
     engine   where cells run; None: as the spec says
-    folder   of the run; None: as the spec says, which by default is another one tomorrow, so that an interrupt names it
+    folder   of the run; None: as the spec says. Its default holds the date, so that an interrupt names it
 
     Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
     """
@@ -93,7 +93,7 @@ def run_spec(
 
 
 def words_for_folder(spec: RunSpec, folder: Path) -> str:
-    """Return what the command of a run needs to go on in its folder: nothing where it names that."""
+    """Return the flag by which the command of a run goes on in its folder; empty where the command names it already."""
     return "" if spec.out else f"--out {folder}"
 
 
@@ -195,7 +195,7 @@ def _measure_cells(
     Only what other cells need of a record is kept meanwhile; at the end all are read from the folder. With estimates a
     line after each cell says when the run ends.
 
-    served  of each cell what its record says, or None and why it has none that counts
+    served  of each cell the end of its record, or None and why it has none that counts
     """
     missing = [cell for cell in cells if served[cell.key][0] is None]
     _refuse_large(missing if is_here else [], session, shared)
@@ -258,7 +258,7 @@ def _measure_cells(
 
 
 def _write_outcome(cell: Cell, result: Result, folder: Path, slots: int | None) -> Record:
-    """Write what was found of a cell into the folder, and return its record.
+    """Write the outcome of a cell into the folder, and return its record.
 
     `slots` is that of bench.runs.job.record_of_outcome.
     """
@@ -285,7 +285,7 @@ def _outlook(
     session: Session,
     done: Container[str],
 ) -> Outlook | None:
-    """Return what cells will take, but for those that are done; None for so few, in turn, that nobody asks."""
+    """Return what cells will take, but for those that are done; None for a few cells in turn, of which nobody asks."""
     if session.slots == 1 and len(cells) <= FEW:
         return None
     outlook = Outlook.of(cells[0], folder)
@@ -327,7 +327,7 @@ def _refuse_own(cells: Sequence[Cell]) -> None:
 def with_inputs(
     cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets], *, download: bool = True
 ) -> list[Cell]:
-    """Return the cells with their inputs. Raises UserError where one goes on from a cell that is missing."""
+    """Return the cells with their inputs. Raises UserError where the parent of a cell is missing."""
     weights = {
         model: pretrained.sha256_of_weights(model, download=download) for model in {cell.model for cell in cells}
     }

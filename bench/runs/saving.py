@@ -1,4 +1,4 @@
-"""Saves the pruned model of a cell and gives back the one that loads again, which is what the cell then measures."""
+"""Saves the pruned model of a cell and loads it again. The cell measures the model that was loaded."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def save_and_reload(
     place: Place,
     files: LayerStore | None = None,
 ) -> Decoder:
-    """Save the cell's model in its run, record that under measured["saved"], and return what loads from there.
+    """Save the cell's model in its run, record that under measured["saved"], and return the model as it loads.
 
-    place  where that goes
+    place  the devices of that model
     files  where its weights lie then; None: in memory
 
     The weights of `model` are freed on the way, so that there is one model in memory and not two.
@@ -113,12 +113,12 @@ def _without_path(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(text: str) -> str:
-    """Return what a text is called, of a file its name alone."""
+    """Return the name of a text; of a file without its folder."""
     return Path(text).name if Path(text).is_file() else text
 
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an earlier stage of a chained cell did, by the names of `facts`."""
+    """Return what an earlier stage of a chained cell did, by the names of `facts_of_card`."""
     facts = {name: stage[name] for name in ("method", "label", "parameters", "decisions")}
     facts |= {"requested": stage["ratio"], "achieved": stage["measured"]["ratio"]}
     return facts | ({"healing": _without_path(stage["healing"])} if "healing" in stage else {})

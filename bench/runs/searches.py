@@ -1,5 +1,7 @@
-"""Finds what pruning goes on from: the removals that cells of the folder have found at other ratios, or that the same
-cell had found when it was interrupted, and where its sweeps over the layers stood then.
+"""Keeps the removals of greedy searches, from which pruning goes on.
+
+Removals come from cells of the folder at other ratios, or from an interrupted attempt of the same cell. The latter also
+left where its sweeps over the layers stood.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ NOTHING: Order = (), ()
 
 
 class KnownSearches:
-    """Knows the longest start of a greedy search's removals that records have, and the seconds until each was found.
+    """Knows the longest start of a greedy search's removals that records have, and the seconds until each.
 
     Records may differ from the cell that begins with them in the ratio, in the compensation, which follows the search,
-    and in how they are measured; not in what the method is, and what it looks at.
+    and in how they are measured, but not in the method and its calibration.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -38,7 +40,7 @@ class KnownSearches:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        """Take in a record, if it is a search's."""
+        """Take in a record, if it is one of a search."""
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
         seconds: Seconds = tuple(record.measured.get("search_seconds", ()))[: len(order)]
         if record.status != "ok" or not order or len(seconds) < len(order):
@@ -53,16 +55,16 @@ class KnownSearches:
 
 
 def _search(cell: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what cells share whose searches find the same, with the revision of their method alone."""
+    """Return what cells share whose searches are the same, with the revision of their method alone."""
     numbers, *more = str(cell["inputs"].get("revision", "")).split(", ")
     return search_of(cell), ", ".join([numbers.partition("+")[0], *more])
 
 
 class SearchTimes:
-    """Keeps when a greedy search has found its removals, in seconds of search, and in a file the longest start of it.
+    """Keeps when a greedy search made its removals, in seconds of search, and in a file the longest start of it.
 
-    The first ones are those that it begins with, which other cells have found. Behind them are those of an interrupted
-    attempt that began alike, `again`, which the search takes from its own log (methods.model.calibration).
+    The first removals are those that it begins with, from other cells. Behind them are those of an interrupted attempt
+    that began alike, `again`, which the search takes from its own log (methods.model.calibration).
     """
 
     def __init__(self, begin: Order, again: Order, file: Path) -> None:
@@ -72,7 +74,7 @@ class SearchTimes:
         self._last = time.perf_counter()
 
     def note(self, removals: Sequence[str]) -> None:
-        """Take in all removals so far, of which the last has just been found, now or by an interrupted attempt."""
+        """Take in all removals so far. The last of them has just been made, now or by an interrupted attempt."""
         now = time.perf_counter()
         spent, self._last = now - self._last, now
         if tuple(removals) in self._seconds_by_start:
@@ -83,34 +85,34 @@ class SearchTimes:
         write_atomically(self.file, json.dumps(kept))
 
     def inherited_seconds(self, decisions: Mapping[str, Any]) -> float:
-        """Return what the removals have cost that the search began with and that are among those it decided on."""
+        """Return the seconds of those removals that the search began with and that are among its decisions."""
         return _until(decisions.get("removal_order", ()), self._inherited)
 
     def seconds_until_each(self, decisions: Mapping[str, Any]) -> list[float]:
-        """Return when each removal was found that another ratio may begin with; nothing where one was not noted."""
+        """Return the seconds until each removal that another ratio may begin with; [] where one was not noted."""
         free = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
         seconds = [self._seconds_by_start.get(tuple(free[: n + 1])) for n in range(len(free))]
         return [spent for spent in seconds if spent is not None] if None not in seconds else []
 
 
 def _by_start(order: Sequence[str], seconds: Seconds) -> dict[tuple[str, ...], float]:
-    """Return when the last removal of each start of an order was found."""
+    """Return the seconds until the last removal of each start of an order."""
     return {tuple(order[: n + 1]): spent for n, spent in enumerate(seconds)}
 
 
 def _until(order: Sequence[str], known: Mapping[tuple[str, ...], float]) -> float:
-    """Return when the longest start of an order was found that is known; 0 where none is."""
+    """Return the seconds until the longest known start of an order; 0 where none is known."""
     longest = next((tuple(order[:n]) for n in range(len(order), 0, -1) if tuple(order[:n]) in known), None)
     return 0.0 if longest is None else known[longest]
 
 
 def resume_search(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, SearchTimes]:
-    """Let pruning of the cell `key` keep on disk what it finds, and begin with what is there.
+    """Let pruning of the cell `key` keep its progress on disk, and begin with what is there.
 
-    An interrupted attempt of the same cell has left what its search and its sweeps have found, in their logs
-    (methods.model.calibration); a file that cannot be read counts as none. A search goes on with what it began with, as
-    long as no other cell has found more meanwhile, so that its record is that of one which nothing has interrupted. The
-    second value says when the search has found what, and what of that it has inherited.
+    An interrupted attempt of the same cell has left the logs of its search and its sweeps (methods.model.calibration);
+    a file that cannot be read counts as none. A search goes on with what it began with, unless another cell has more
+    removals by now, so that its record is that of a search without interruption. The second value says when the search
+    made its removals, and which of them it has inherited.
     """
     place = folder / "partial" / key / "prune"
     begin, again, file = (
@@ -129,7 +131,7 @@ def resume_search(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets,
 
 
 def _read_order(file: Path) -> tuple[Order, int]:
-    """Return what an interrupted attempt has found, and how many of that it began with."""
+    """Return the removals of an interrupted attempt, and how many of them it began with."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         order, seconds = tuple(map(str, kept["order"])), kept["seconds"]

@@ -1,33 +1,28 @@
-"""Keeps a run folder for one run at a time.
-
-    .lock         locked while a run goes on; stays, since a lock that is removed can be held twice
-    .owner.json   {pid, host, started} of the run that goes on, or of one that was killed
-
-The lock is the system's own (flock, through filelock), so that it is gone with its owner however that ended: killed, or
-with the machine. A file system without it is refused, since filelock would make do with a file that a killed owner
-leaves for ever. .owner.json tells the one who is refused who that is.
-
-Keeps a run folder: which of its records count, and what a killed run has left.
+"""Keeps a run folder: one run at a time, which of its records count, and what a killed run has left.
 
     cells/<key>.json                finished cells (bench.records.record)
     samples/<key>/<name>.parquet    their documents and windows
     partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
-    partial/<key>/prune/            the removals that its greedy search has found (bench.runs.searches), and where its
-                                    sweeps over the layers stand (methods.model.calibration); kept when the cell failed
+    partial/<key>/prune/            the removals of its greedy search (bench.runs.searches), and where its sweeps over
+                                    the layers stand (methods.model.calibration); kept when the cell failed
     partial/<key>/heal-*/           the checkpoint of its healing (bench.healing), for the pruned model whose
                                     hash is in the name; kept when the cell failed
-    parts/<key>/                    a run folder with that one cell, which a machine that sees this one measures, or has
-                                    measured without having been heard (bench.runs.job); meanwhile it has
-                                    partial/<key>/
+    parts/<key>/                    a job folder, in which a machine that sees this folder measures that cell, or has
+                                    measured it and was not heard (bench.runs.job); meanwhile it has partial/<key>/
     models/<key>/                   saved models (bench.runs.saving)
     kept/<key>/                     models from which a cell without a record goes on, unless they are in models/; as
                                     methods.checkpoint writes them, in the dtype that they have in memory
     superseded/                     records, with their samples, that a changed input or layout has made old
-    .lock, .owner.json              which run owns the folder (bench.runs.store)
+    .lock                           locked while a run goes on; stays, since two could hold a lock that is removed
+    .owner.json                     {pid, host, started} of the run that goes on, or of one that was killed
 
 A cell is finished when its record and every file of samples that the record names are whole. Every file is renamed into
 place once it is on the disk, samples before the record that names them. A cell whose model is needed and missing, or
 not whole, is measured again, whatever its record says.
+
+The lock is the system's own (flock, through filelock). It ends with its owner, however the owner ended. A file system
+without it is refused, since filelock would then use a file that a killed owner leaves for ever. .owner.json tells who
+is refused which run has the folder.
 """
 
 from __future__ import annotations
@@ -68,7 +63,7 @@ LOCK, OWNER = ".lock", ".owner.json"
 
 @contextmanager
 def clear_unless_written(folder: Path) -> Iterator[None]:
-    """Remove the lock and the empty folders that a run has made which is refused before it has written anything."""
+    """Remove the lock and the empty folders of a run that is refused before it has written anything."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     locked = (folder / LOCK).exists()
     try:
@@ -86,12 +81,12 @@ def clear_unless_written(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
-    """Own the folder; yields a line about an earlier owner that did not finish, if there was one.
+    """Own the folder within the block; yield a line about an earlier owner that did not finish, or None.
 
-    patience  seconds to wait for another owner, as for one whose end is not known everywhere yet
+    patience  seconds to wait for another owner, whose end may not be known everywhere yet
 
-    Raises InUse, naming the owner, where another run holds it, and UserError where the run in it is packed, or where it
-    cannot be made or locked, as on a file system without locks, or is removed within.
+    Raises InUse, which names the owner, where another run holds the folder. Raises UserError where the run in it is
+    packed, and where the folder cannot be made or locked, or is removed within.
     """
     if packed_run.is_packed(folder):
         raise UserError(
@@ -123,7 +118,7 @@ def lock_folder(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
 
 
 def refuse_removed(folder: Path, error: Exception | None = None) -> None:
-    """Raise UserError, as what has led to `error`, where a folder that is held is there no more."""
+    """Raise UserError, as the cause of `error`, where a locked folder does not exist any more."""
     if not (folder / LOCK).exists():
         raise UserError(f"{folder} was removed while the run went on; the same command begins anew") from error
 
@@ -156,7 +151,7 @@ def is_own(folder: Path) -> bool:
 
 
 def _owner(folder: Path) -> str | None:
-    """Say in words who the owner's file names; None where there is none or it cannot be read."""
+    """Return the owner of a folder in words; None where its file is missing or cannot be read."""
     try:
         who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
         return f"the run with process {who['pid']:d} on {who['host']}, started {who['started']}"
@@ -170,7 +165,7 @@ SCRATCH = ".run-"  # begins the name of a folder that lasts as long as its run
 
 @dataclass(frozen=True)
 class Pieces:
-    """Keeps the finished pieces of a cell in a folder of its own; they count for the model with that hash alone."""
+    """Keeps the finished pieces of a cell in a folder of its own. They count for the model with that hash alone."""
 
     folder: Path
     pruned_sha256: str
@@ -218,14 +213,14 @@ class Pieces:
 
 
 def pieces_of(folder: Path, key: str, measured: Mapping[str, Any]) -> Pieces:
-    """Return the partial results of the cell `key`, for the model whose hash is in `measured`."""
+    """Return the pieces of the cell `key`, for the model whose hash is in `measured`."""
     return Pieces(folder / "partial" / key, measured.get("pruned_sha256", ""))
 
 
 def write_record(record: Record, folder: Path, key: str) -> Record:
     """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable.
 
-    A cell of which something is found that no record holds has failed, and keeps the rest.
+    A cell with a value that no record holds has failed, and keeps the other values.
     """
     from bench.records.record import without_invalid_values  # here, since pydantic takes a while to import
 
@@ -241,9 +236,9 @@ def write_record(record: Record, folder: Path, key: str) -> Record:
 
 
 def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
-    """Move the files of a cell that was measured into a part (bench.runs.job) into the folder, and return its record.
+    """Move the files of a cell from a job folder (bench.runs.job) into the folder, and return its record.
 
-    part  the folder, or {path in it: bytes} where another machine has sent them
+    part  the job folder, or {path in it: bytes} where another machine has sent them
 
     Raises InvalidRecord where the record cannot be read, or samples are not those that it names.
     """
@@ -261,7 +256,7 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
 
 
 def move_pieces(source: Path, target: Path, key: str) -> None:
-    """Move the partial results of a cell from one folder to another that has none of it."""
+    """Move the pieces of a cell from one folder to another that has none of it."""
     old, new = source / "partial" / key, target / "partial" / key
     if old.exists() and not new.exists():
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -271,10 +266,10 @@ def move_pieces(source: Path, target: Path, key: str) -> None:
 
 
 def remove_pieces(folder: Path, key: str, status: str) -> None:
-    """Remove the partial results of a cell that has a record, also those that a run killed just then has left.
+    """Remove the pieces of a cell that has a record, also those that a run killed just then has left.
 
-    What its healing and its pruning had found is kept of a cell that failed, for the run that tries it again, and
-    everything of one that was lost.
+    Of a cell that failed, the progress of its healing and its pruning is kept for the run that tries it again. Of a
+    lost cell everything is kept.
     """
     if status == LOST:
         return
@@ -292,7 +287,7 @@ def remove_pieces(folder: Path, key: str, status: str) -> None:
 
 
 def find_record(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
-    """Return the record of the cell `key`, if it counts; else None and, where there is a file that does not, why."""
+    """Return the record of the cell `key` if it counts, else None and, where a file does not count, the reason."""
     path = folder / "cells" / f"{key}.json"
     if not path.exists():
         return None, ""
@@ -314,7 +309,7 @@ def find_record(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tu
 
 
 def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
-    """Move old records out of the way of reports, to superseded/, with their samples; a line on each."""
+    """Move old records with their samples to superseded/, where reports do not read them; yield a line on each."""
     for key, why in inputs.find_old_records(folder, cells):
         packed_run.move_to_superseded(folder, key)
         yield f"{why}; moved to superseded/"
@@ -333,7 +328,7 @@ def make_scratch_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def keep_tidy(folder: Path) -> Iterator[None]:
-    """Clear what a killed run has left, and at the end what processes have that were ended."""
+    """Clear what a killed run has left and, at the end, what ended processes have."""
     clear_leftovers(folder)
     try:
         yield
@@ -351,16 +346,16 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove from a folder what this process would have removed itself, if it owned it and had come to that."""
+    """Remove from a folder what this process would have removed at its end, if it owns the folder."""
     if is_own(folder):
         clear_leftovers(folder)
         (folder / OWNER).unlink(missing_ok=True)
 
 
 def find_records(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
-    """Yield of each cell its key and the record that serves it, or None and why there is none that counts, in a line.
+    """Yield of each cell its key and its record, or None and a line on why no record counts.
 
-    A parent's record does not count where a cell without a record goes on from a model that is gone.
+    A parent's record does not count where a cell without a record needs its model and the model is missing.
     """
     needed = set[str]()
     for cell in reversed(cells):  # whoever goes on from a cell comes behind it
@@ -406,7 +401,7 @@ def load_model(folder: Path, key: str, record: Record, device: Place, files: Lay
 
 
 def stage_of_record(record: Record) -> dict[str, Any]:
-    """Return what a chained cell's record says of the one that it goes on from, see bench.records.measured."""
+    """Return what a chained cell's record says of its parent, see bench.records.measured."""
     cell = {name: value for name, value in record.cell.items() if name != "earlier"}
     decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
     return {
