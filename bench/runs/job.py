@@ -238,7 +238,7 @@ def hand_over_pieces(folder: Path, key: str, is_here: bool) -> None:
 
 
 def take_in_records(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
-    """Take in the records that other machines have measured for an earlier run; return a line on each cell.
+    """Take in the records that other machines have measured for an earlier run; yield a line on each cell.
 
     A job folder stays where a process measures there, and where its cell has failed, which is measured again.
     """

@@ -9,14 +9,12 @@ The speed-up is dense over pruned milliseconds, from the medians of each round (
 Token ids are random and the same for both models, and no end of sequence ends a pass early. Results have the layout of
 bench.records.speed_results; docs/guides/speed.md describes the protocol.
 
-Each point (bench.speed.workloads) is an outcome of its own: one that runs out of memory, or that a model cannot do,
+Each point (bench.speed.workloads) is an outcome of its own. One that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.
 
-Puts the models of a pair on the device: both at once where they fit, else one at a time.
-
-Makes figures of the samples of a point: medians, spread, percentiles, the speed-up, and what is in doubt.
-
-`Sweep` says of the points of rising batches where more no longer help.
+`Placement` puts both models of a pair on the device at once where they fit, else one at a time. `summarise_rounds`
+makes figures of a point's samples: medians, spread, percentiles, the speed-up, and flags. `Sweep` follows rising
+batches, and says when more no longer help.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ from methods.model.decoder import Decoder
 
 
 def clock_of(devices: Sequence[torch.device]) -> Clock:
-    """Choose the clock: events for one CUDA device, the wall clock for several of them and for the CPU."""
+    """Return the clock: events for one CUDA device, the wall clock for several of them and for the CPU."""
     if len(devices) == 1 and devices[0].type == "cuda":
         set_gpu(devices[0])
         event = partial(torch.cuda.Event, enable_timing=True)
@@ -63,8 +61,8 @@ def clock_of(devices: Sequence[torch.device]) -> Clock:
 class SpeedBenchmark:
     """Measures one model alone, for its memory, or two in turns, for their speed, at every point of a protocol.
 
-    alive  is told what is about to be done, as "while it ..."
-    rates  what the GPU reaches at most, of bench.speed.peaks
+    alive  gets what is about to be done, as "while it ..."
+    rates  the highest rates of the GPU, of bench.speed.peaks
     graph  makes what captures a step
     """
 
@@ -78,15 +76,15 @@ class SpeedBenchmark:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether models lie on a GPU, of which more is measured."""
+        """Whether models lie on a GPU. More is measured there."""
         return any(device.type == "cuda" for device in self.devices)
 
     def memory(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """Measure peaks and energy at each point, as bench.records.speed_results has them."""
+        """Yield peaks and energy at each point, as bench.records.speed_results has them."""
         return self._each(lambda point: self._memory(point, model))
 
     def time(self, dense: nn.Module, pruned: nn.Module, *, alone: bool = False) -> Iterator[dict[str, Any]]:
-        """Time both models in turns at each point, as bench.records.speed_results has them.
+        """Yield the timing of both models in turns at each point, as bench.records.speed_results has it.
 
         alone  whether only the pruned one is timed, since there is no room for the dense one, which has no weights here
         """
@@ -181,7 +179,7 @@ class SpeedBenchmark:
         *,
         enough: Callable[[dict[str, list[list[Pass]]]], bool] | None = None,
     ) -> dict[str, list[list[Pass]]]:
-        """Time `number` rounds of what is warm, or half if those are `enough`; `done` is called before each turn."""
+        """Time `number` rounds of warm workloads, or half if those are `enough`; `done` is called before each turn."""
 
         def turn() -> None:
             self.alive(f"while it timed {point}")
@@ -193,8 +191,8 @@ class SpeedBenchmark:
     def _in_blocks(self, point: TimedPoint, place: Placement) -> dict[str, Any]:
         """Time one model alone on the device, then the other, then the first again, so that a drift meets both alike.
 
-        The one in the middle has as many rounds as the other has in both its blocks. One that does not fit even alone
-        leaves the other.
+        The model in the middle has as many rounds as the other has in both its blocks. A model that does not fit even
+        alone leaves the other.
         """
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
         passes, warm, full = dict[str, list[list[Pass]]](), dict[str, WarmUp](), list[str]()
@@ -235,9 +233,9 @@ class SpeedBenchmark:
 
 
 def _lost(error: Exception, who: str) -> dict[str, Any]:
-    """Say why there are no figures: memory that ran out is a result, anything else a failure.
+    """Return why there are no figures: memory that ran out is a result, anything else a failure.
 
-    What leaves the GPU unusable is raised again, since there are no more figures in this process.
+    An error that leaves the GPU unusable is raised again, since this process has no more figures.
     """
     if failures.is_loss_of_gpu(error):
         raise error
@@ -247,7 +245,7 @@ def _lost(error: Exception, who: str) -> dict[str, Any]:
 
 
 def wait_for_devices(devices: Sequence[torch.device]) -> None:
-    """Wait until every device has done what it was given."""
+    """Wait until every device has done all its work."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -266,12 +264,12 @@ class Placement:
 
     @property
     def separable(self) -> bool:
-        """Whether one model can make room for the other; those of a CPU lie in the memory that they would wait in."""
+        """Whether one model can make room for the other. Those of a CPU lie in the memory that they would wait in."""
         return len(self.models) > 1 and [device.type for device in self.devices] == ["cuda"]
 
     @torch.inference_mode(mode=False)  # which would make tensors of that mode of the parameters
     def gather(self) -> None:
-        """Put all models on the device, if they did not turn out to be too large for it together."""
+        """Put all models on the device, unless they turned out to be too large for it together."""
         if not self.together:
             return
         try:
@@ -284,7 +282,7 @@ class Placement:
 
     @torch.inference_mode(mode=False)
     def alone(self, name: str) -> nn.Module:
-        """Return a model, which then is the only one on the device."""
+        """Return a model after it has become the only one on the device."""
         for owner, model in self.models.items():
             if owner != name:
                 model.to(CPU)
@@ -358,7 +356,7 @@ class Sweep:
         self.is_level = False
 
     def add(self, batch: int, timing: Mapping[str, Any]) -> None:
-        """Take in a point; it is level where no model that was timed has become faster by enough."""
+        """Take in a point. The sweep is level where no timed model has become faster by enough."""
         ms = {name: timing[f"{name}_ms"] for name in ("dense", "pruned") if f"{name}_ms" in timing}
         rates = {name: batch / milliseconds for name, milliseconds in ms.items()}
         before = [name for name in rates if name in self.last]

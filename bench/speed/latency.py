@@ -1,10 +1,10 @@
 """Measures how long a generated token takes by the sizes of a model's parts, for budgets of latency.
 
-The dense model is timed in turns with copies of it of which every layer has lost the same: some heads or channels, or
-its attention or its MLP whole. What one part takes at a size is a share of what the copy takes beyond the one that has
-lost the part:
+The dense model is timed in turns with copies of it. Every layer of a copy has lost the same: a number of heads or
+channels, or its attention or its MLP whole. What one part takes at a size is a share of what the copy takes beyond the
+copy without that part:
 
-    ms(size) = (T(size) - T(gone)) / L,    rest = T(dense) - L (ms(attention) + ms(MLP))
+    ms(size) = (T(size) - T(without)) / L,    rest = T(dense) - L (ms(attention) + ms(MLP))
 
 T = milliseconds of a step of generation, L = layers. Turns are those of every timed cell (bench.speed.benchmark); T of
 a copy is its ratio to the dense model in the same turns, times the median of the dense model's over all of them.
@@ -92,7 +92,7 @@ def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth
 
 
 def _copies(model: Decoder) -> Iterator[tuple[str, Decoder]]:
-    """Yield for each part copies of the model: without it, and with shares of what it consists of."""
+    """Yield for each part copies of the model: one without it, then with shares of its heads or channels."""
     for part, kind in KINDS.items():
         without = make_twin(model)
         remove_sublayers(without, [Sublayer(part, block.layer) for block in sublayers_of(without, part)])
@@ -106,7 +106,7 @@ def _copies(model: Decoder) -> Iterator[tuple[str, Decoder]]:
 
 
 def _points(model: Decoder, part: str, timed: list[dict[str, Any]], whole: float) -> list[list[float]]:
-    """Return [parameters, ms] of a part, rising: noise that would make a larger part faster is left out."""
+    """Return [parameters, ms] of a part, rising. Noise that would make a larger part faster is left out."""
     own = [(point["parameters"], point["times_dense"] * whole) for point in timed if point["part"] == part]
     own.append((fmean(layer.sizes()[part] for layer in model.layers), whole))
     (_, without), *larger = sorted(own)
@@ -115,7 +115,7 @@ def _points(model: Decoder, part: str, timed: list[dict[str, Any]], whole: float
 
 
 def _figures(point: dict[str, Any]) -> dict[str, Any]:
-    """Return what a copy takes, times the dense model's, with its 95 % interval and what is in doubt about it."""
+    """Return what a copy takes, as a multiple of the dense model's, with its 95 % interval and flags."""
     low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
     times = {"times_dense": 1 / point["speedup"], "low": low, "high": high}
     return {"dense_ms": point["dense_ms"], **times, "flags": point["flags"]}

@@ -1,13 +1,15 @@
-"""Says under what figures of speed were measured: how the models lie, and what the machine did meanwhile.
+"""Says under what conditions a model was timed, and measures what timing does not: memory, energy, and highest rates.
 
-Measures memory and energy of a model, in a pass of its own: no other model is loaded, and nothing is timed.
+The conditions are how the models lie, and what the machine did meanwhile (`setup_of_timing`, `load_between_states`).
+
+Memory and energy are measured in a pass of their own: no other model is loaded, and nothing is timed.
 
 peak_allocated_bytes, peak_reserved_bytes   by torch on CUDA, over all devices
 process_bytes                               of the process on the GPUs, by the driver
 peak_resident_bytes                         of the process in the machine's memory, on the CPU
 joules_per_token                            by the GPU's own counter, over a window of seconds
 
-Measures what a device reaches at most, so that a figure can be seen beside it: no table of cards is asked.
+The highest rates of the device are measured too, since no table of cards is used:
 
 copy_bytes_per_second    read and written, of a copy within its memory
 matmul_flops_per_second  of a product of two square matrices in the model's dtype, two for each multiply-accumulate
@@ -40,7 +42,7 @@ TILES = (128, 64, 8)  # multiples that kernels are cut for
 def setup_of_timing(
     model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return what the protocol does not say of how the models were timed; `rates` of bench.speed.peaks."""
+    """Return how the models are timed, as far as the protocol does not say it; `rates` of `measure_peak_rates`."""
     return {
         "threads": torch.get_num_threads(),
         "cores": count_usable_cores(),
@@ -83,9 +85,9 @@ def state_with_gpus(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
 def load_between_states(
     before: dict[str, Any], after: dict[str, Any], processes: list[int | None], slowed_by: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return what else the machine did between two states; `flags` say what may have spoilt the figures.
+    """Return what else the machine did between two states. `flags` say what may have spoilt the figures.
 
-    others     processes of others on each GPU
+    processes  of other programs on each GPU
     slowed_by  what held GPUs down while models were timed
     """
     shares = environment.load_between_states(before["machine"], after["machine"])
@@ -106,7 +108,7 @@ ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
 
 
 def measure_peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) -> dict[str, int]:
-    """Return the highest memory during one pass, by the names at the head of this file; its state is there before.
+    """Return the highest memory during one pass, by the names at the head of this file. Its state is set up before.
 
     A replay allocates nothing: what tensors take within a captured step shows where it is launched kernel by kernel.
     """
@@ -139,9 +141,9 @@ def measure_energy(
     wait: Callable[[], object],
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, float]:
-    """Return joules for each of a pass's `tokens`, and the seconds they were counted for; {} without a counter.
+    """Return joules for each of a pass's `tokens`, and the seconds of the measurement; {} without a counter.
 
-    Those of as many resets, counted by themselves, are subtracted.
+    The joules of as many resets are measured by themselves and subtracted.
     """
 
     def once() -> None:
@@ -164,7 +166,7 @@ def _spent(
     more: Callable[[int, float], bool],
     now: Callable[[], float],
 ) -> tuple[int, float | None, float]:
-    """Return how often `call` was called, the joules of that, None without a counter, and the seconds it took.
+    """Return how often `call` was called, its joules, None without a counter, and its seconds.
 
     more  whether to go on after so many calls and seconds
     """
@@ -191,7 +193,7 @@ LAUNCH_BOUND = 1.1  # times the captured step's milliseconds above which an eage
 def measure_peak_rates(
     device: torch.device, dtype: torch.dtype, *, copied: int = COPIED, side: int = SIDE
 ) -> dict[str, float]:
-    """Return the rates by the names at the head of this file, each of the fastest call; without what has no room."""
+    """Return the rates of the fastest call, by the names at the head of this file, without those that have no room."""
     rates: dict[str, Callable[[], float]] = {
         "copy_bytes_per_second": lambda: rate_of_copy(device, copied, SECONDS),
         "matmul_flops_per_second": lambda: 2 * rate_of_product(device, dtype, side, side, SECONDS),
@@ -230,7 +232,7 @@ def compare_with_peak(
 ) -> dict[str, Any]:
     """Return what each model reaches of the rates, and all flags of a point; {} where nothing was timed.
 
-    captured  what was found of the same point with captured steps, of an eager one
+    captured  for an eager point, the figures of the same point with captured steps
     """
     ms = {name: timing[f"{name}_ms"] for name in models if f"{name}_ms" in timing}
     reached = {name: shares_of_peak(models[name], point, ms[name], rates) for name in ms}

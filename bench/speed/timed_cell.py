@@ -1,17 +1,14 @@
 """Times a cell's pruned model beside the dense one, in a process of its own.
 
-On a CPU the process (bench.system.worker) begins with what it needs imported. It gets the pruned model, measures its
-memory alone, loads the dense model, and times both (bench.speed.benchmark). What it finds is told point by point, so
+On a CPU the process (bench.system.worker) begins with its modules imported. It gets the pruned model, measures its
+memory alone, loads the dense model, and times both (bench.speed.benchmark). It sends its figures point by point, so
 that nothing is lost with it.
 
-Where the dense model has no room at all, the pruned one is timed alone: what the removed work alone would bring stands
-beside its milliseconds, and there is no speed-up.
+Where the dense model has no room at all, the pruned one is timed alone. Its milliseconds stand beside what the removed
+work alone would bring, and there is no speed-up.
 
-Gives the process that times a pruned model the dense one to compare it with.
-
-Sends a model to another process through memory: nothing is written to a disk, and no shared memory is needed.
-
-The model's structure is pickled without its tensors, and the tensors follow as raw bytes, each once however often the
+A model goes to the other process through memory: nothing is written to a disk, and no shared memory is needed. The
+model's structure is pickled without its tensors, and the tensors follow as raw bytes, each once however often the
 model refers to it. The receiver's copies lie in memory of its own, as those of a model that it loads itself do; memory
 shared between processes would be paged differently and so be timed differently.
 """
@@ -53,7 +50,7 @@ NO_ROOM = "the dense model has no room where cells compute, and is not timed"
 
 
 def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) -> dict[str, Any]:
-    """Time `model` beside the dense one and return SpeedFound of bench.records.schema; a failure is `failed` in it.
+    """Time `model` beside the dense one and return the `speed` of a record; a failure is `failed` in it.
 
     alone  whether there is no room for the dense model, so that the pruned one is timed without it. Its weights may lie
            in files then, and its layers on the host although they compute on a GPU
@@ -86,19 +83,19 @@ def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool
 
 
 def begin_timing(device: str) -> None:
-    """Start what a process that times begins with, while a model is loaded and pruned for it."""
+    """Start the server of processes that time, while the model is still loaded and pruned."""
     if torch.device(device).type == "cpu":
         worker.begin_server(IMPORTED)
 
 
 def _merge(speed: dict[str, Any], news: dict[str, Any]) -> None:
-    """Add what the process tells to `found`: points to those that are there, anything else under its own name."""
+    """Add a message to `speed`: points to its points, any other value under its own name."""
     speed["points"] += news.pop("points", [])
     speed.update(news)
 
 
 def _work(line: worker.Channel, cell: Cell, threads: int, plugins: list[str], alone: bool) -> None:
-    """Do all of it in a process of its own, from the pruned model's arrival to the last round."""
+    """Do the whole work of the process, from the pruned model's arrival to the last round."""
     protocol, device, dtype = cell.protocol, torch.device(cell.device), getattr(torch, cell.dtype)
     if protocol.pin:
         os.sched_setaffinity(0, protocol.pin)
@@ -145,7 +142,7 @@ def _tensors(part: nn.Module) -> Iterator[Tensor]:
 
 
 def load_dense(cell: Cell, device: torch.device) -> nn.Module:
-    """Load the dense model onto the device, and where it does not fit beside what is there into the host's memory."""
+    """Load the dense model onto the device, or into the host's memory where the device has no room for it."""
     how = getattr(torch, cell.dtype), cell.trust_remote_code
     try:
         return pretrained.load(cell.model, device, *how)[0]
@@ -157,14 +154,14 @@ def load_dense(cell: Cell, device: torch.device) -> nn.Module:
 
 
 def without_weights(cell: Cell) -> nn.Module:
-    """Make the dense model on the meta device, of the cell's dtype: its work is counted from shapes alone."""
+    """Return the dense model on the meta device, in the cell's dtype. Its work is counted from shapes alone."""
     model = pretrained.make_shell(cell.model, cell.trust_remote_code)
     cast(model.named_parameters(), dtype_by_name(model, getattr(torch, cell.dtype)))
     return model
 
 
 def copy_to_own_memory(*models: nn.Module) -> None:
-    """Copy every tensor into plain memory: a model that lies in a mapped file would be timed differently."""
+    """Copy every tensor into plain memory. A model that lies in a mapped file would be timed differently."""
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
@@ -178,7 +175,7 @@ class NotPortable(Exception):
 
 
 class _Structure(pickle.Pickler):
-    """Pickles everything but tensors, for which it leaves a number behind."""
+    """Pickles everything but tensors. Each of them leaves a number behind."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)

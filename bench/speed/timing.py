@@ -30,7 +30,7 @@ CLOCKS_AGREE = 0.05  # the largest share by which wall clock and events may diff
 
 @dataclass(frozen=True)
 class Workload:
-    """Makes a pass of `steps` calls of `step`; `reset` goes before it, is never timed, and restores the state.
+    """Makes a pass of `steps` calls of `step`. `reset` goes before it, is never timed, and restores the state.
 
     launched  does what a captured step does, kernel by kernel; None where no step is captured
     """
@@ -43,7 +43,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Pass:
-    """Holds the milliseconds of each call, and by the wall clock of all of them together."""
+    """Holds the milliseconds of each call, and of all together by the wall clock."""
 
     ms: list[float]
     wall_ms: float
@@ -111,9 +111,9 @@ class WarmUp:
 
 
 def warm_up(work: Workload, clock: Clock, *, long: bool = False) -> WarmUp:
-    """Run passes until two blocks after each other agree, but at most to the cap.
+    """Run passes until two blocks after each other agree, but at most to the cap; return how that went.
 
-    The very first pass, in which things are compiled and allocated, counts for nothing.
+    The very first pass counts for nothing, since compilation and allocation happen in it.
 
     long  whether fast calls, too, go on for WARM_UP_MS, as on a GPU, whose clocks need that long to rise
     """
@@ -156,8 +156,8 @@ def time_rounds(
     """Time `number` rounds and return {model: a list of passes for each round}.
 
     alive   is called before each turn
-    enough  is asked once, after half of the rounds, whether these will do; they are at least MIN_ROUNDS, even, and of
-            MIN_CALLS and MIN_MS for each model
+    enough  is called once, after half of the rounds, and says whether they suffice. They are at least MIN_ROUNDS, even,
+            and of MIN_CALLS and MIN_MS for each model
     """
     half = 2 * math.ceil(number / 4)
     names = list(works)

@@ -1,15 +1,13 @@
-"""Captures a step of decoding once, so that a replay costs the host one launch instead of one for every kernel.
+"""Makes what is timed, prefill and decode of one model, and counts the work in it.
 
-A captured step computes on the same addresses each time, and whatever Python decides on the way is decided once. So it
-takes its token from a fixed buffer, its cache (`capturable_cache`) keeps how far it is filled on the device, and it may
-not wait for the device. On CUDA a step that does any other thing ends in an error, which the point then records.
+Both run on a key-value cache that is either dynamic, growing with every token, or static, allocated once for all
+tokens. `compile` puts torch.compile with its default mode around the model's forward; a part that cannot be compiled
+is an error and is not run uncompiled. In the mode `graph` each decode step is captured once and replayed.
 
-Makes what is timed, prefill and decode of one model, and counts the work in it.
-
-Both run on a key-value cache that is either dynamic, growing with every token, or static, allocated once for all tokens
-there will be. `compile` puts torch.compile with its default mode around the model's forward; a part that cannot be
-compiled is an error and is not run uncompiled. In the mode `graph` each decode step is captured once and replayed
-(bench.speed.workloads).
+A captured step launches all its kernels in one call. It computes on the same addresses each time, and whatever Python
+decides on the way is decided once. So it takes its token from a fixed buffer, its cache (`make_capturable_cache`)
+keeps how far it is filled on the device, and it may not wait for the device. On CUDA a step that does any other thing
+ends in an error, and the point then records it.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ class StepGraph(typing.Protocol):
     """Holds one captured step."""
 
     def capture(self, step: Callable[[], None], rewind: Callable[[], None]) -> None:
-        """Capture what `step` does; it may run before, and `rewind` restores the state that it starts from."""
+        """Capture what `step` does. It may run before that, and `rewind` restores the state that it starts from."""
 
     def replay(self) -> None:
         """Do again what the captured step did, on the same memory."""
@@ -83,7 +81,7 @@ class FullWindow(StaticSlidingWindowLayer):  # type: ignore[no-untyped-call]
 def make_capturable_cache(config: Any, depth: int, tokens: int) -> StaticCache:
     """Return a static cache for `tokens` tokens whose layers do alike in every step behind `depth` tokens.
 
-    A window that never fills is no window, and one that is full stays so. Raises ValueError for one that fills between.
+    A window that never fills is no window, and a full one stays full. Raises ValueError for one that fills between.
     """
     cache = StaticCache(config=config, max_cache_len=tokens)
     layers: list[Any] = list(cache.layers)
@@ -129,9 +127,9 @@ class TimedPoint:
 
 
 def points_of_protocol(protocol: Protocol) -> list[TimedPoint]:
-    """Return all sizes at the batches asked for, and the first of each kind at 1, 2, 4, ... up to `max_batch`.
+    """Return all sizes at the batches of a protocol, and the first of each kind at 1, 2, 4, ... up to `max_batch`.
 
-    Points are in the order of rising batch. Where steps are captured, those at the batches asked for are there once
+    Points are in the order of rising batch. Where steps are captured, the points at the protocol's batches follow once
     more as eager ones, behind the captured ones.
     """
     sizes = {"prefill": protocol.prefill, "decode": protocol.decode}
@@ -153,7 +151,7 @@ def steps_of_point(point: TimedPoint, protocol: Protocol) -> int:
 def workload_of_point(
     model: Any, point: TimedPoint, protocol: Protocol, graph: Callable[[], StepGraph] = CudaGraph
 ) -> Workload:
-    """Make the workload of `model` at a point, with a `graph` of its own where its steps are captured.
+    """Return the workload of `model` at a point, with a `graph` of its own where its steps are captured.
 
     Raises ValueError when the model has too few positions for it.
     """
@@ -174,7 +172,7 @@ def workload_of_point(
 
 
 class _CachedRun:
-    """Holds the state of a workload: ids (batch, tokens); `forward` is `model`, compiled where that was asked for."""
+    """Holds the state of a workload: ids (batch, tokens); `forward` is `model`, compiled where the protocol says so."""
 
     def __init__(self, model: Any, forward: Any, ids: Tensor, size: int, kind: str) -> None:
         self.model, self.forward, self.ids, self.size, self.kind = model, forward, ids, size, kind
@@ -182,7 +180,7 @@ class _CachedRun:
         self.last: Any = None  # kept until the next reset, so that freeing it is not timed
 
     def empty_cache(self) -> Any:
-        """Return a new static cache, or None, with which the model makes a dynamic one."""
+        """Return a new static cache, or None, for which the model makes a dynamic one."""
         if self.kind == "dynamic":
             return None
         from transformers import StaticCache
@@ -257,13 +255,13 @@ class _CapturedDecode(_CachedRun):
         return self.last
 
     def launched(self) -> None:
-        """Feed what lies in `token`; layers of windows count positions on the host, so that they are told them."""
+        """Feed what lies in `token`. Layers with windows count positions on the host, so that they get them here."""
         positions = {"position_ids": self.place} if self.full_windows else {}
         self.last = self.model(input_ids=self.token, cache=self.cache, use_cache=True, logits_to_keep=1, **positions)
         self.place.add_(1)
 
     def _rewind(self) -> None:
-        """Set the cache's length back, or fill it anew, at its place, where it is empty or has let tokens go."""
+        """Set the cache's length back. An empty cache, or one that has dropped tokens, is filled anew at its place."""
         layers = [layer for layer in self.cache.layers if layer.is_initialized]
         if layers and not self.full_windows:
             for layer in layers:
@@ -289,7 +287,7 @@ def predict_speedup(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[
 
 
 def macs_of_point(model: Decoder, point: TimedPoint) -> int:
-    """Count multiply-accumulates for one sequence: of the whole prompt, or of the first token behind the context."""
+    """Return the multiply-accumulates of a sequence: of the whole prompt, or of the first token behind the context."""
     if point.kind == "decode":
         return macs_behind(model, point.tokens)
     each = macs_per_token(model, point.tokens)
@@ -297,10 +295,10 @@ def macs_of_point(model: Decoder, point: TimedPoint) -> int:
 
 
 def bytes_of_step(model: Decoder, point: TimedPoint) -> int:
-    """Count the bytes of weights and cache that one decode step of the batch reads.
+    """Return the bytes of weights and cache that one decode step of the batch reads.
 
-    Layers with a sliding window read keys and values of no more tokens than that. Of a mixture these are the router and
-    the experts of all tokens, as if each took others, while there are others.
+    Layers with a sliding window read keys and values of no more tokens than that. A mixture reads the router and the
+    experts of all tokens, as if each token took different ones, as long as there are any.
     """
     matrices = (module.weight for module in model.model.modules() if isinstance(module, nn.Linear))
     weights = sum(weight.numel() * weight.element_size() for weight in matrices)

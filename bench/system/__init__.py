@@ -1,1 +1,1 @@
-"""Knows the machine: its processes, signals, memory and GPUs."""
+"""Describes and watches the machine: its processes, signals, memory and GPUs."""

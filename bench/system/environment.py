@@ -1,10 +1,11 @@
 """Describes the machine that a cell ran on, and what the machine does while a model is timed.
 
-A description holds versions, commit, device, threads and memory, but no host name, user name or path. What cannot be
-found out is absent. No function here raises an error, since a run is worth more than its description, but `processor`:
-what it names says which records may serve.
+A description holds versions, commit, device, threads and memory, but no host name, user name or path. Unknown values
+are absent. No function that describes raises an error, since a run is worth more than its description, but
+`name_of_processor`: its answer decides which records may serve.
 
-Names the packages that an answer stands on, and refuses a machine that has others. Imports none of them.
+`installed_versions` returns the packages that an answer stands on, without importing them. `refuse_unlike` refuses a
+machine that has others.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the environment block of a record as plain JSON values (bench.records.speed_results.Environment)."""
+    """Return the environment of a record as plain JSON values (bench.records.speed_results.Environment)."""
     facts = {
         "date": date_in_utc(),
         "python": platform.python_version(),
@@ -59,12 +60,12 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def date_in_utc() -> str:
-    """Return this second, UTC, ISO 8601."""
+    """Return the date and time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def name_of_processor(device: torch.device) -> str | None:
-    """Return the name of the processor that computes on `device`: of the GPU, or else of the CPU.
+    """Return the name of the processor that computes on `device`: the GPU, or else the CPU.
 
     Raises torch's error where there is no such GPU.
     """
@@ -72,7 +73,7 @@ def name_of_processor(device: torch.device) -> str | None:
 
 
 def has_bfloat16() -> bool:
-    """Say whether the CPU has instructions that multiply bfloat16, as far as torch knows; others emulate it, slowly."""
+    """Say whether the CPU has instructions that multiply bfloat16, as far as torch knows. Others emulate it slowly."""
     if not hasattr(torch.cpu, "get_capabilities"):  # of older versions of torch
         return False
     return any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BFLOAT16)
@@ -81,7 +82,7 @@ def has_bfloat16() -> bool:
 def state_of_machine() -> dict[str, float]:
     """Return what the machine does at this moment (bench.records.speed_results.MachineState).
 
-    `between` tells from two states what happened meanwhile.
+    `load_between_states` compares two states.
     """
     times, own = _known(lambda: psutil.cpu_times()._asdict()), os.times()
     heat = _integers(Path("/sys/class/thermal").glob("*/temp"))  # of psutil's sensors some are a disk's or a GPU's
@@ -101,7 +102,7 @@ def state_of_machine() -> dict[str, float]:
 
 
 def load_between_states(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Return how many cores others kept busy on average between two states, were stolen, and were held by a limit."""
+    """Return how many cores other programs used between two states, were stolen, and were held by a limit, on average."""
     spent = {name: after[name] - before[name] for name in before if name in after}
     if spent["seconds"] <= 0:
         return {}
@@ -125,7 +126,7 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def is_edited(folder: str) -> bool:
-    """Return whether files in a folder of this checkout differ from its commit; of an installed package none do."""
+    """Say whether files in a folder of this checkout differ from its commit; False for an installed package."""
     if not (CHECKOUT / ".git").exists():
         return False
     return bool(_output("git", "--no-optional-locks", "-C", str(CHECKOUT), "status", "--porcelain", "--", folder))
@@ -204,7 +205,7 @@ COMPARED_PACKAGES = ("prunebench", "torch", "transformers", "lm_eval")
 
 
 def installed_versions() -> dict[str, str]:
-    """Return {package: version}, "none" for one that is missing."""
+    """Return {package: version}, with "none" for a package that is missing."""
     version_by_package = dict.fromkeys(COMPARED_PACKAGES, "none")
     for package in COMPARED_PACKAGES:
         try:
@@ -215,12 +216,13 @@ def installed_versions() -> dict[str, str]:
 
 
 def refuse_unlike(machine: str, versions: Mapping[str, str], run: Mapping[str, str]) -> None:
-    """Refuse a machine on which one of the run's packages, or whatever else has a version, is another one.
+    """Refuse a machine whose packages differ from those of the run, or anything else that has a version.
 
-    machine     what the message calls it
-    there, run  {name: version} of that machine, and of the run
+    machine   what the message calls it
+    versions  {name: version} of that machine
+    run       {name: version} of the run
 
-    Raises UserError, which names both.
+    Raises UserError, which names both versions.
     """
     if unlike := [
         f"{name} {versions.get(name)} and not {run[name]}" for name in run if versions.get(name) != run[name]

@@ -1,4 +1,4 @@
-"""Says what an error, or a process that died, makes of a task: out of memory, crashed, or an error like any other."""
+"""Says what an error, or the death of a process, makes of a task: out of memory, crashed, or a plain error."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def words_of_room(folders: Iterable[Path]) -> str:
-    """Say how many MB are left on the disk of each of some folders."""
+    """Return a text on how many MB are free on the disk of each folder."""
     return "left are " + " and ".join(
         f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB in {folder}" for folder in folders
     )
@@ -69,21 +69,21 @@ def is_loss_of_gpu(error: BaseException) -> bool:
 
 
 def status_of_error(error: BaseException) -> str:
-    """Return what an error makes of the task that raised it."""
+    """Return the status of a task that raised the error."""
     return "out_of_memory" if is_out_of_memory(error) else "crashed" if is_loss_of_gpu(error) else "error"
 
 
 def reason_of_error(error: BaseException) -> str:
-    """Describe an error in one line."""
+    """Return a description of an error in one line."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return f"out of memory ({text})" if is_out_of_memory(error) else text
 
 
 def place_in_plugin(error: BaseException, plugin: str | None) -> str:
-    """Return the innermost place in a plugin that an error comes through, as 'mine.py:14 in prune: ', or nothing.
+    """Return the innermost place in a plugin that an error comes through, as 'mine.py:14 in prune: ', or "".
 
-    plugin  its file; the modules in its folder that no installer has put there are of it too
+    plugin  its file. Other modules in its folder belong to it, unless an installer has put them there
     """
     if plugin is None:
         return ""
@@ -94,7 +94,7 @@ def place_in_plugin(error: BaseException, plugin: str | None) -> str:
 
 
 def _is_of(file: Path, plugin: Path) -> bool:
-    """Say whether a file is a plugin, or lies in its folder and is neither installed nor of this program."""
+    """Say whether a file is the plugin, or lies in its folder and is neither installed nor of this program."""
     folder = plugin.parent
     if file == plugin or not file.is_relative_to(folder) or folder.name in INSTALLED:
         return file == plugin
@@ -114,11 +114,11 @@ def count_kills() -> int | None:
 
 
 def failure_of_death(code: int | None, where: str, kills: int | None) -> Failure:
-    """Say what the death of a process was, of which nobody has said why.
+    """Return the failure of a process that died without a reason.
 
     code   its exit code, the negative of its signal
     where  what it was about to do
-    kills  `kills_for_memory` when its task began
+    kills  `count_kills` when its task began
     """
     if code is None or code >= 0:
         return Failure("crashed", f"the process ended with code {code} {where}")

@@ -1,6 +1,6 @@
 """Reads an NVIDIA GPU's state from the driver's management library, through the optional package `nvidia-ml-py`.
 
-Every reading is None where the library, the driver or the card does not give it; nothing here fails.
+Every reading is None where the library, the driver or the card does not give it. Nothing here raises an error.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Gpu:
             return None
 
     def processes(self) -> dict[int, int | None] | None:
-        """Return {process: bytes it holds on the GPU} of all that compute there."""
+        """Return {process: bytes it holds on the GPU} of all that compute there; None where that is unknown."""
         processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
         return None if processes is None else {process.pid: process.usedGpuMemory for process in processes}
 
     def energy_joules(self) -> float | None:
-        """Return the energy in joules since the driver was loaded."""
+        """Return the energy in joules since the driver was loaded; None without a counter."""
         millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1e3
 
@@ -69,9 +69,9 @@ class Gpu:
     def limits(self) -> dict[str, Any]:
         """Return what the card may do: watts, its highest and its set clock in MHz, and whether it is shared out.
 
-        power_limit_w   as enforced now
-        highest_sm_mhz  that it can have
-        set_sm_mhz      that an administrator has set for applications
+        power_limit_w   the limit that is in force
+        highest_sm_mhz  the highest clock that it can have
+        set_sm_mhz      the clock that an administrator has set for applications
         mig             whether it is divided into instances
         """
         milliwatts = self._ask("nvmlDeviceGetEnforcedPowerLimit")
@@ -86,9 +86,9 @@ class Gpu:
 
 
 class Sampler:
-    """Reads GPUs while they work, within `with`: by a thread, since they are idle again once the host has waited.
+    """Reads GPUs in a thread while they work, within `with`. They are idle again once the host has waited for them.
 
-    It can be entered several times; `found` then is of all of them.
+    It can be entered several times; `states` then holds all readings.
     """
 
     def __init__(self, gpus: Sequence[Gpu], seconds: float = 0.1) -> None:
@@ -114,7 +114,7 @@ class Sampler:
                 states.append(gpu.state())
 
     def summarise(self) -> list[dict[str, Any]]:
-        """Return for each GPU how often it was read, and of what `Gpu.state` tells the lowest, middle and highest.
+        """Return for each GPU the number of readings, and [lowest, middle, highest] of each value of `Gpu.state`.
 
         slowed_by is {reason: share of the readings}.
         """
@@ -140,10 +140,10 @@ def _summarise(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def count_other_processes(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | None:
-    """Count the processes that compute on the GPU beside this one and the one that started it.
+    """Return how many processes compute on the GPU beside this one and its parent; None where that is unknown.
 
-    In a container the driver may number processes differently, so that one's own is not among them; then they are only
-    counted, and those that belong here, one or two, are subtracted.
+    In a container the driver may number processes differently, so that this one is not in the list. Then processes are
+    only counted, and the one or two of this program are subtracted.
     """
     processes = gpu.processes()
     if processes is None:
@@ -154,7 +154,7 @@ def count_other_processes(gpu: Gpu, mine: int, parent: int, parent_is_there: boo
 
 
 def find_gpus(devices: list[torch.device], load: Callable[[], Any] | None = None) -> tuple[list[Gpu], str | None]:
-    """Return (the GPUs among `devices`, why there are none although some were asked for)."""
+    """Return the GPUs among `devices`, and why there are none although there should be; None where nothing is wrong."""
     cuda = [device for device in devices if device.type == "cuda"]
     if not cuda:
         return [], None
@@ -176,5 +176,5 @@ def _library() -> Any:
 
 
 def _uuid(device: torch.device) -> str:
-    """Return the card's own name, since numbers differ when only some cards are visible."""
+    """Return the card's own name, since numbers differ when only a part of the cards is visible."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

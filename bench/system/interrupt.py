@@ -34,7 +34,7 @@ Leave = Callable[[], object]
 
 
 class EndedBySignal(SystemExit):
-    """Is raised for a signal that ends the process, whose exit code is then what shells expect: 128 and its number.
+    """Is raised for a signal that ends the process. Its exit code is what shells expect: 128 and the signal's number.
 
     args  the code, and what the same command needs to go on, if anything
     """
@@ -48,7 +48,7 @@ def code_of_signal(ended: BaseException) -> int:
 
 
 def message_of_signal(ended: BaseException) -> str:
-    """Say how to go on from a command that KeyboardInterrupt or EndedBySignal has ended."""
+    """Return how to go on from a command that KeyboardInterrupt or EndedBySignal has ended."""
     more = ended.args[1:] if isinstance(ended, EndedBySignal) else ended.args
     return _message(code_of_signal(ended), *more)
 
@@ -60,13 +60,12 @@ def _message(code: int, more: str = "") -> str:
 
 @contextmanager
 def keep_prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
-    """Make an interrupt take at most GRACE seconds within. Whoever catches it behind goes on, as a notebook does.
+    """Make an interrupt take at most GRACE seconds within. The caller may catch it and go on, as a notebook does.
 
-    more   what the same command needs to go on, as the folder whose name is of today; the interrupt has it with it
+    more   what the same command needs to go on, such as a folder whose name holds the date; the interrupt carries it
     leave  tidies up, in another thread, where the orderly way takes too long; None: nothing is to be done
 
-    Is in nobody's way outside of the main thread, which is the only one that signals reach. Raises EndedBySignal for
-    SIGTERM and SIGHUP.
+    Does nothing outside of the main thread, since signals reach no other. Raises EndedBySignal for SIGTERM and SIGHUP.
     """
     try:
         with _listen_for_signals(more, leave):
@@ -100,7 +99,7 @@ def _listen_for_signals(more: str, leave: Leave | None) -> Iterator[None]:
 
 @contextmanager
 def _raise_signals() -> Iterator[frozenset[int]]:
-    """Raise the first signal that comes within, and no further one; give those of which that is so, here or around."""
+    """Raise the first signal that comes within, and no further one; yield the signals that this module handles."""
     first = list[int]()
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -124,7 +123,7 @@ def _raise_signals() -> Iterator[frozenset[int]]:
 
 
 def end_soon(code: int = INTERRUPTED) -> None:
-    """End the processes of this one, and itself in GRACE seconds, whatever its orderly end still waits for."""
+    """End the children of this process, and the process in GRACE seconds, whatever its orderly end still waits for."""
     _end_processes()
     timer = threading.Timer(GRACE, os._exit, (code,))
     timer.daemon = True
@@ -132,7 +131,7 @@ def end_soon(code: int = INTERRUPTED) -> None:
 
 
 def end_children(pid: int) -> None:
-    """Kill the processes that a process has started, and those that these have."""
+    """Kill the processes that a process has started, and their children."""
     import psutil  # here, since a command that starts no process needs none of it
 
     with contextlib.suppress(psutil.Error):
@@ -142,7 +141,7 @@ def end_children(pid: int) -> None:
 
 
 def _end_processes() -> None:
-    """Kill what multiprocessing has started here, and what that has; commands that run beside, as scancel, go on."""
+    """Kill the processes of multiprocessing and their children. Commands that run beside, such as scancel, go on."""
     server = getattr(forkserver._forkserver, "_forkserver_pid", None)
     for pid in (*(each.pid for each in multiprocessing.active_children()), server):
         if pid is not None:

@@ -1,13 +1,11 @@
-"""Reads the control groups of this process, by which a container or a job has less than the whole machine.
+"""Reads and steers memory: of control groups, of this process and its devices, and on the disk for states that wait.
 
-Reads and steers the memory of this process and its devices: its peaks, and what becomes of what it frees.
+The file holds, in this order: control groups, by which a container or a job has less than the whole machine; free
+memory, peaks, and what becomes of freed memory; the folder in which states of a cell wait; the memory of a process.
 
-Keeps the folder in which states of cells wait: those of one cell in a folder of their own, which goes with the cell.
-
-Its name says which run and which cell, so that what a killed attempt has left goes when the cell begins again. The
-files in it have no name where the system allows that (methods.model.layer_store), and are gone with the process.
-
-Reads how much memory a process holds, this one or another: all of it, or what lies in no file.
+States of a cell wait in a folder of their own, which goes with the cell. Its name says which run and which cell, so
+that the leftovers of a killed attempt go when the cell begins again. Its files have no name where the system allows
+that (methods.model.layer_store), and end with the process.
 """
 
 from __future__ import annotations
@@ -35,18 +33,18 @@ import psutil
 from methods.errors import UserError, first_line_of
 from methods.files import WRITING
 
-PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-HELD = {"throttled_usec": 1e6, "throttled_time": 1e9}  # lines of cpu.stat, of version 2 and of 1, to a second
-
 if TYPE_CHECKING:
     import torch
+
+PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+HELD = {"throttled_usec": 1e6, "throttled_time": 1e9}  # lines of cpu.stat, of version 2 and of 1, to a second
 
 
 def folders_of_groups(kind: str, process: Path = PROCESS, groups: Path = GROUPS) -> Iterator[tuple[Path, int]]:
     """Yield (folder, version) of each group that limits this process's `memory` or `cpu`, from the innermost outwards.
 
-    process  the file that says which groups it is in, one `number:kinds:path` a line
-    groups   the folder of these, of either version
+    process  the file that lists its groups, one `number:kinds:path` a line
+    groups   the folder of all groups, of either version
     """
     with contextlib.suppress(OSError):
         for line in process.read_text(encoding="utf-8").splitlines():
@@ -59,12 +57,12 @@ def folders_of_groups(kind: str, process: Path = PROCESS, groups: Path = GROUPS)
 
 
 def count_cores(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
-    """Return of how many cores this process may take the time, by the strictest of its groups; None without a limit."""
+    """Return how many cores' time this process may take, by the strictest of its groups; None without a limit."""
     return min((allowed for allowed, _ in _quotas(process, groups)), default=None)
 
 
 def throttled_seconds(process: Path = PROCESS, groups: Path = GROUPS) -> float | None:
-    """Return for how long the groups that have a limit kept cores waiting, all cores together; None without a limit."""
+    """Return how long the groups with a limit kept cores waiting, summed over cores; None without a limit."""
     seconds = list[float]()
     for _, folder in _quotas(process, groups):
         with contextlib.suppress(OSError, ValueError):
@@ -95,7 +93,7 @@ LOOK = 0.02  # seconds between two looks at the memory while it is watched
 
 
 def set_gpu(device: torch.device) -> None:
-    """Make a GPU with a number the one that this process means where it names none."""
+    """Make a numbered GPU the current one of this process."""
     import torch
 
     if device.type == "cuda" and device.index is not None:
@@ -103,7 +101,7 @@ def set_gpu(device: torch.device) -> None:
 
 
 def bytes_for_states(devices: Sequence[torch.device]) -> int:
-    """Return the bytes that the states of a micro-batch may take: an eighth of what is free where there is least.
+    """Return the bytes that the states of a micro-batch may take: an eighth of what the fullest device has free.
 
     Rounded down to a power of two, so that the same model is read in the same micro-batches although a little more or
     less is free, and 1 MiB at least.
@@ -112,7 +110,7 @@ def bytes_for_states(devices: Sequence[torch.device]) -> int:
 
 
 def _free(device: torch.device) -> int:
-    """Return the bytes that tensors can still take, those included that torch holds of a GPU to have them ready."""
+    """Return the bytes that tensors can still take, with those that torch holds of a GPU in reserve."""
     import torch
 
     if device.type != "cuda":
@@ -122,12 +120,12 @@ def _free(device: torch.device) -> int:
 
 
 def bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
-    """Return the bytes of the host's memory that this process may take: all, or what its container or job allows."""
+    """Return the bytes of the host's memory that this process may take: all, or the limit of its container or job."""
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits(process, groups))])
 
 
 def free_bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
-    """Return the bytes that are free of the machine's memory and of what `host_bytes` says that it may take."""
+    """Return the bytes that are free of the machine's memory and of `bytes_of_host`."""
     left = [limit - used for limit, used in _limits(process, groups)]
     return max(0, min([int(psutil.virtual_memory().available), *left]))
 
@@ -157,21 +155,21 @@ def _used(folder: Path, usage: str, inactive: str) -> int:
 class WatchedPeaks:
     """Holds the highest memory of the devices while they were watched.
 
-    anonymous  of this process, by `anonymous_bytes`, looked at every LOOK seconds
+    anonymous  of this process, by `anonymous_bytes_of`, read every LOOK seconds
     """
 
     devices: Sequence[torch.device]
     anonymous: int = 0
 
     def peaks(self) -> dict[str, Any]:
-        """Return the figures of `peaks`, and on the CPU `anonymous_bytes`."""
+        """Return the values of `peaks_of_devices`, and on the CPU `anonymous_bytes`."""
         peaks = peaks_of_devices(self.devices)
         return peaks | ({"anonymous_bytes": self.anonymous} if "resident_bytes" in peaks else {})
 
 
 @contextlib.contextmanager
 def watch_peaks(devices: Sequence[torch.device]) -> Iterator[WatchedPeaks]:
-    """Start the peaks anew, and watch the memory until the end of the block."""
+    """Reset the peaks, and watch the memory until the end of the block."""
     reset_peaks(devices)
     peaks, done = WatchedPeaks(devices), threading.Event()
 
@@ -196,7 +194,7 @@ def peaks_of_devices(devices: Sequence[torch.device]) -> dict[str, Any]:
     """Return the highest memory since `reset_peaks`, over all devices together.
 
     resident_bytes    of this process in the machine's memory, on the CPU, with pages of files that are mapped
-    allocated_bytes, reserved_bytes   by torch on CUDA: what tensors took, and what it held of the GPU to have it ready
+    allocated_bytes, reserved_bytes   by torch on CUDA: what tensors took, and what torch held of the GPU in reserve
     each              {allocated_bytes, reserved_bytes} of each of several GPUs
     """
     import torch
@@ -216,7 +214,7 @@ def peaks_of_devices(devices: Sequence[torch.device]) -> dict[str, Any]:
 
 
 def merge_peaks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the higher of two peaks of the same devices, figure by figure; of several GPUs what their sum is."""
+    """Return the higher of two peaks of the same devices, value by value. Those of several GPUs are summed anew."""
     merged = {
         name: list(map(merge_peaks, first[name], size)) if isinstance(size, list) else max(first[name], size)
         for name, size in second.items()
@@ -225,7 +223,7 @@ def merge_peaks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
 
 
 def reset_peaks(devices: Sequence[torch.device]) -> None:
-    """Start the peaks anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
+    """Reset the peaks to what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
     import torch
 
     for device in devices:
@@ -275,7 +273,7 @@ def check_offload(folder: Path) -> None:
 
 @contextmanager
 def make_folder_of_cell(folder: Path, run: Path, key: str) -> Iterator[Path]:
-    """Make the folder for the states of a cell of a run, without what is left there, and remove it at the end.
+    """Make an empty folder for the states of a cell of a run, and remove it at the end.
 
     Raises UserError where the folder in which it is made is none, or takes no files.
     """
@@ -291,14 +289,14 @@ def make_folder_of_cell(folder: Path, run: Path, key: str) -> Iterator[Path]:
 
 
 def resident_bytes_of_process() -> int:
-    """Return what this process has in the machine's memory now."""
+    """Return the bytes that this process has in the machine's memory now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_bytes_of_process() -> int:
-    """Return the most that this process has had in the machine's memory, since its peak was reset where it was.
+    """Return the most bytes that this process has had in the machine's memory, since the last reset if there was one.
 
-    Linux is asked through VmHWM, because getrusage also counts the process that started this one.
+    On Linux this is VmHWM, because getrusage also counts the process that started this one.
     """
     with contextlib.suppress(OSError):
         if peak := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
@@ -308,9 +306,9 @@ def peak_bytes_of_process() -> int:
 
 
 def anonymous_bytes_of(pid: int) -> int:
-    """Return the bytes that a process has in memory now and in no file, which the system cannot drop.
+    """Return the bytes that a process has in memory and in no file, so that the system cannot drop them.
 
-    Left out are pages of files that are mapped, such as weights that are read from there. Linux alone tells them apart;
+    Pages of mapped files are left out, such as weights that are read from there. Linux alone tells them apart;
     elsewhere all of it counts. Raises psutil.NoSuchProcess.
     """
     with contextlib.suppress(OSError):
@@ -321,7 +319,7 @@ def anonymous_bytes_of(pid: int) -> int:
 
 
 def anonymous_bytes_with_children(pid: int | None) -> int:
-    """Return `anonymous_bytes` of a process and of those that it has started; 0 when gone."""
+    """Return `anonymous_bytes_of` a process and of its children; 0 when it has ended."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)

@@ -26,7 +26,7 @@ SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a layer's call, 
 class Widths(NamedTuple):
     """Holds what the rate of a model's forward depends on.
 
-    layers      how many there are for one head
+    layers      how many layers go with one head
     width       of the residual, D
     heads       of all query heads of a layer
     keys        of keys and values of a layer
@@ -43,7 +43,7 @@ class Widths(NamedTuple):
 
     @property
     def layer(self) -> int:
-        """Return the weights of a layer."""
+        """The number of weights of a layer."""
         return self.width * (2 * self.heads + self.keys + 3 * self.mlp)
 
 
@@ -62,9 +62,10 @@ class Rates(NamedTuple):
 
 @functools.cache
 def measure_rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
-    """Measure them with this many of torch's threads, the first two in a dtype, the first in a model's widths.
+    """Return the rates of a device with `threads` of torch's threads, in a dtype and a model's widths.
 
-    Those of a GPU in a process of its own: one that has computed there is found beside each cell that is timed later.
+    A GPU is measured in a process of its own. A process that has computed there counts as a neighbour of cells that are
+    timed later.
     """
     arguments = device, dtype, threads, widths
     if torch.device(device).type == "cuda":
@@ -144,7 +145,7 @@ def rate_of_head(device: torch.device, dtype: torch.dtype, widths: Widths, secon
 
 
 def rate_of_product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seconds: float = SECONDS) -> float:
-    """Return the multiply-accumulates per second of (rows, side) @ (side, side); with one row each weight is one.
+    """Return the multiply-accumulates per second of (rows, side) @ (side, side). With one row each weight is one.
 
     The numbers differ, as weights do: a GPU draws less power for equal ones, and multiplies them faster.
     """
@@ -161,7 +162,7 @@ def rate_of_copy(device: torch.device, size: int, seconds: float = SECONDS) -> f
 
 
 def time_fastest(call: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
-    """Return the seconds of the fastest of the calls that fit in `seconds`, one to warm up left out."""
+    """Return the seconds of the fastest call among those that fit in `seconds`, after one call to warm up."""
     once = partial(_on_gpu, device) if device.type == "cuda" else _on_cpu
     times, end = list[float](), time.perf_counter() + seconds
     call()

@@ -1,4 +1,4 @@
-"""Says how many threads of a CPU there are, how they wait without work, and how many have a core to themselves.
+"""Says how many threads a CPU has, how they wait without work, and how many have a core to themselves.
 
 The first two are read once, when torch is imported.
 """
@@ -16,7 +16,7 @@ SHORTEST = 0.25  # seconds over which it is told what others use; the system cou
 
 
 def set_up_threads() -> None:
-    """Settle how torch's threads wait and how many there are, unless the user has said so."""
+    """Set how torch's threads wait and how many there are, unless the user has set it."""
     _let_threads_wait()
     _keep_to_quota()
 
@@ -48,24 +48,24 @@ def _keep_to_quota() -> None:
 
 
 def count_usable_cores() -> int:
-    """Count the cores that this process may run on, or of which its container or job may take the time, if fewer."""
+    """Count the cores that this process may run on, or whose time its container or job may take, if fewer."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = memory.count_cores()
     return usable if allowed is None else max(1, min(usable, int(allowed)))
 
 
 def settings_of_waiting() -> dict[str, str]:
-    """Return how threads wait, where that was said; it decides how fast small operations are on a CPU."""
+    """Return the variables by which threads wait, where they are set. Small operations on a CPU depend on them."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     return {name.lower(): os.environ[name] for name in names if name in os.environ}
 
 
 class FreeCores:
-    """Tells how many cores other programs leave, by what they have used since it was last asked.
+    """Says how many cores other programs leave, by what they have used since the last call.
 
     Two threads that share one of two cores with another program of their priority take a quarter longer than one thread
-    (tests/benchmarks/README.md): each operation waits for the part of it that has no core. No time is spent on waiting,
-    since what is looked at is the time that has passed anyway.
+    (tests/benchmarks/README.md): each operation waits for the part of it that has no core. A call costs no waiting,
+    since it looks at the time that has passed anyway.
 
     most  threads, where nobody else works
     """

@@ -1,16 +1,15 @@
-"""Runs a task in another process, whose death, silence or error is an outcome with a reason and no exception here.
+"""Runs a task in another process. Its death, silence or error is an outcome with a reason, and no exception here.
 
 The process is spawned, so that it shares nothing with this one but what it is sent. Where modules are named that it
-needs, it is forked from a server that is spawned once and does nothing but import them, as long as this process has the
-environment that it had then: modules read some of it when they are imported. It asks for what it needs and sends plain
-values through a pipe. It ignores Ctrl-C, SIGTERM and SIGHUP, which its parent handles, and ends when its parent does,
-however that came about. It may start a process of its own in the same way.
+needs, it is forked from a server that is spawned once and does nothing but import them. That holds as long as this
+process has the environment that it had then, since modules read it when they are imported. The process asks for what it
+needs and sends plain values through a pipe. It ignores Ctrl-C, SIGTERM and SIGHUP, which its parent handles, and ends
+when its parent does, however that came about. It may start a process of its own in the same way.
 
-Lets processes that run at once do one thing each alone: the others wait where they come to the same thing.
-
-Every process that works is `started`. The first one that comes to the gate waits there until all others have come too,
-or have ended; then one after the other does its thing, and all leave together. Nobody waits for it in the middle of
-other work, so that what a process measures of its own work has no pause in it.
+A `Gate` lets processes that run at once do one thing each alone, while the others wait. Every process that works is
+`start`ed. The first one that comes to the gate waits until all others have come too, or have ended. Then one after the
+other does its thing, and all leave together. Nobody waits in the middle of other work, so that what a process measures
+of its own work has no pause in it.
 """
 
 from __future__ import annotations
@@ -62,14 +61,14 @@ class Limits:
 
 
 class Channel:
-    """Talks to the parent from the child. In `cache` a task leaves what the next one in its process may need."""
+    """Talks to the parent from the child. A task leaves in `cache` what the next one in its process may need."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
         self.cache: dict[Any, Any] = {}
 
     def ask(self) -> Connection:
-        """Ask the parent for what it gives, and return the pipe from which that can be read."""
+        """Ask the parent for its data, and return the pipe from which they can be read."""
         self.pipe.send(("give", None))
         return self.pipe
 
@@ -78,6 +77,7 @@ class Channel:
         self.pipe.send(("alive", where))
 
     def send(self, message: dict[str, Any]) -> None:
+        """Send values to the parent."""
         self.pipe.send(("found", message))
 
     @contextlib.contextmanager
@@ -95,8 +95,8 @@ class Worker:
 
     environment  variables that its processes have beside those of this one; a process that is forked gets them after
                  its imports, so that nothing may read them there
-    imported     modules that its processes find imported, on Linux; they are those of this process's first such worker,
-                 and what they do when they are imported must be nothing that a fork breaks, such as starting threads
+    imported     modules that are imported before its processes begin, on Linux. They are those of this process's first
+                 such worker. Importing them must do nothing that a fork breaks, such as starting threads
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None, imported: Sequence[str] = ()) -> None:
@@ -124,7 +124,7 @@ class Worker:
         """Call target(line, *arguments) in the process; return None when it finishes, else why it did not.
 
         limits  of this task; a process's start counts with its first one
-        hear    gets what the child tells, at once, so that nothing is lost when it dies later
+        hear    gets each message of the child at once, so that nothing is lost when it dies later
         give    sends what the child asks for
         alone   is entered while the child has to be the only one that works; waiting for it counts for no limit
         """
@@ -145,20 +145,20 @@ class Worker:
                 self._kill()
 
     def begin(self, modules: Sequence[str] = ()) -> None:
-        """Start the process before its first task, and have it import modules; where it cannot, that task says so."""
+        """Start the process before its first task, and have it import modules. Where it cannot, that task says so."""
         with contextlib.suppress(OSError, NoServer):
             self._start_process(modules)
             self._waits = True
 
     def stop(self) -> None:
-        """Let the process finish, if there is one; one that has had no task yet has nothing to finish."""
+        """Let the process finish, if there is one. A process without a task so far has nothing to finish."""
         if self._pipe and self._process and not self._waits:
             self._pipe.close()
             self._process.join(10)  # it tidies up behind itself
         self._kill()
 
     def kill(self) -> None:
-        """End the process at once, from whichever thread; the `run` that waits for it then returns a failure."""
+        """End the process at once, from any thread. A `run` that waits for it then returns a failure."""
         if (process := self._process) is not None and process.pid is not None:
             interrupt.end_children(process.pid)
             process.kill()
@@ -186,7 +186,7 @@ class Worker:
         return self._process, self._pipe
 
     def _fork(self, context: Any, arguments: tuple[Any, ...]) -> BaseProcess:
-        """Start a process, once more where the server is killed meanwhile. Raises NoServer where that one is as well.
+        """Start a process, once more where the server is killed meanwhile. Raises NoServer where the second is too.
 
         It is no daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot.
         """
@@ -212,13 +212,13 @@ class Worker:
 
 
 class NoServer(Exception):
-    """Is raised where the process from which others are forked is killed whenever one is to be."""
+    """Is raised where the process that forks others is killed each time."""
 
 
 def end_server() -> None:
-    """Kill the process from which others are forked, if there is one; who waits for it to fork hears of it.
+    """Kill the process that forks others, if there is one. A thread that waits for a fork gets an error.
 
-    Of those that it has forked nobody can tell any more whether they are alive.
+    Nobody can tell any more whether the processes that it forked are alive.
     """
     if (pid := _server()) is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -230,7 +230,7 @@ def _server() -> int | None:
 
 
 def _wait_for_end_of_server() -> None:
-    """Wait for at most LOOK seconds until the server has ended; who started it can still fetch it."""
+    """Wait for at most LOOK seconds until the server has ended. Its exit code stays for who started it."""
     until = time.monotonic() + LOOK
     with contextlib.suppress(ChildProcessError):
         while (pid := _server()) is not None and time.monotonic() < until:
@@ -240,7 +240,7 @@ def _wait_for_end_of_server() -> None:
 
 
 def begin_server(imported: Sequence[str]) -> None:
-    """Start the server from which processes are forked that find modules `imported`, and wait for nothing."""
+    """Start the server that imports modules and forks processes, and wait for nothing."""
     if sys.platform == "linux":
         _environment_of_server()
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(imported))
@@ -251,7 +251,7 @@ def begin_server(imported: Sequence[str]) -> None:
 def run(
     target: Callable[..., None], arguments: tuple[Any, ...], *, imported: Sequence[str] = (), **how: Any
 ) -> Failure | None:
-    """Run a single task in a fresh process that finds modules `imported`; `how` has the keywords of Worker.run."""
+    """Run a single task in a fresh process in which modules are `imported`; `how` has the keywords of Worker.run."""
     with Worker(imported=imported) as worker:
         return worker.run(target, arguments, **how)
 
@@ -267,7 +267,7 @@ def _attend(
     give: Callable[[Connection], object],
     alone: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Failure | None:
-    """Ask for a task, and listen until it finishes or exceeds a limit."""
+    """Send a task, and listen until it finishes or exceeds a limit."""
     where, kills, deaf = STARTING, failures.count_kills(), list[float]()
     with contextlib.ExitStack() as others_wait:
         try:
@@ -307,7 +307,7 @@ def _attend(
 
 
 def _receive(pipe: Connection) -> tuple[str, Any]:
-    """Return a message of the child. Raises EOFError where it has ended, be it in the middle of one."""
+    """Return a message of the child. Raises EOFError where it has ended, also in the middle of one."""
     try:
         word, value = pipe.recv()
     except OSError as error:
@@ -332,7 +332,7 @@ def _wait(pipe: Connection, process: BaseProcess, limits: Limits, began: float) 
 
 
 def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]) -> None:
-    """Import modules, then do what comes through the pipe until it is closed, or until something fails."""
+    """Import modules, then do the tasks that come through the pipe until it is closed, or until something fails."""
     os.environ.update(environment)
     threading.Thread(target=_follow_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that the tracker misses of a process that is killed
@@ -388,7 +388,7 @@ def _without_main() -> Iterator[None]:
 def _killed_after(limit: float, process: BaseProcess, deaf: list[float]) -> Iterator[None]:
     """Kill the process after `limit` seconds, and add them to `deaf`.
 
-    To send to one that does not listen would never end, nor to read from one that stops in the middle of a message.
+    Sending to a process that does not listen would never end, nor would reading from one that stops in a message.
     """
     if limit == math.inf:
         yield
@@ -420,7 +420,7 @@ class Gate:
 
     @property
     def is_closed(self) -> bool:
-        """Say whether somebody waits, so that nobody should start."""
+        """Whether somebody waits, so that nobody should start."""
         with self._changed:
             return bool(self._waiting or self._been or self._alone is not None)
 
@@ -430,7 +430,7 @@ class Gate:
             self._working.add(who)
 
     def end(self, who: int) -> None:
-        """Note that somebody works no more, wherever that was."""
+        """Note that somebody works no more, inside the gate or outside."""
         with self._changed:
             self._working.discard(who)
             self._been.discard(who)
@@ -439,14 +439,14 @@ class Gate:
             self._let_go()
 
     def open(self) -> None:
-        """Let everybody through from now on, as where all are about to be killed."""
+        """Let everybody through from now on, since all are about to be killed."""
         with self._changed:
             self._open = True
             self._changed.notify_all()
 
     @contextmanager
     def alone(self, who: int) -> Iterator[None]:
-        """Wait until all others wait too, be alone within, and wait until all have been who came meanwhile."""
+        """Wait until all others wait too, be alone within, and wait until all who came meanwhile have been alone."""
         with self._changed:
             self._waiting.append(who)
             self._changed.notify_all()
@@ -467,7 +467,7 @@ class Gate:
         return self._alone is None and self._waiting[0] == who and all_here
 
     def _let_go(self) -> None:
-        """Let all leave who have been alone, where nobody is or waits to be."""
+        """Let those who have been alone leave, where nobody is alone or waits to be."""
         if not self._waiting and self._alone is None:
             self._been.clear()
         self._changed.notify_all()
