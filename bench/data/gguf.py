@@ -36,7 +36,7 @@ EMBEDDING = "token_embd.weight"
 
 @contextmanager
 def refuse_damage(file: Path) -> Iterator[None]:
-    """Turn whatever gguf, transformers and tokenizers make of a damaged file into CheckpointError, in one line."""
+    """Turn every error of gguf, transformers and tokenizers on a damaged file into CheckpointError, in one line."""
     try:
         yield
     except (CheckpointError, MemoryError, torch.OutOfMemoryError):
@@ -48,7 +48,7 @@ def refuse_damage(file: Path) -> Iterator[None]:
 
 
 def architecture_of_file(file: Path) -> str:
-    """Return GGUF's name of what a file holds. Raises CheckpointError where that cannot be read."""
+    """Return GGUF's name of the architecture in a file. Raises CheckpointError where that cannot be read."""
     with refuse_damage(file):
         return str(_value(gguf.GGUFReader(file), "general.architecture"))
 
@@ -70,12 +70,12 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
 
 
 def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the model in `file` in `dtype`, and its tokenizer. Raises CheckpointError as `read`."""
+    """Return the model in `file` in `dtype`, and its tokenizer. Raises CheckpointError as `read` does."""
     return read(file, dtype).model, read_tokenizer(file)
 
 
 def read_config(file: Path) -> PreTrainedConfig:
-    """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
+    """Return the configuration that a file describes. Raises CheckpointError where it describes none."""
     with refuse_damage(file):
         return _describe(file, gguf.GGUFReader(file))
 
@@ -111,8 +111,8 @@ def read_tokenizer(file: Path) -> Any:
 def save_tokenizer(tokenizer: Any, folder: Path, file: Path) -> None:
     """Write the tokenizer of `file` into a folder, from which it is loaded with the same rules and special tokens.
 
-    The class that its files name may build rules of its own, and then one that takes them as they are is named there.
-    Raises CheckpointError where both differ.
+    The class that its files name may build rules of its own. Then a class that takes the rules unchanged is named
+    there. Raises CheckpointError where both differ.
     """
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
@@ -125,7 +125,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, file: Path) -> None:
 
 
 def _comes_back(tokenizer: Any, folder: Path) -> bool:
-    """Say whether the tokenizer that was written into a folder is loaded as it was."""
+    """Say whether the tokenizer that was written into a folder loads unchanged."""
     try:
         again = AutoTokenizer.from_pretrained(folder)
     except Exception:  # whatever a class that its files name makes of them
@@ -135,10 +135,10 @@ def _comes_back(tokenizer: Any, folder: Path) -> bool:
 
 
 def bytes_per_step(file: Path) -> tuple[int, int]:
-    """Return the bytes of all matrices that a token is multiplied with, and how many numbers it leaves in the cache.
+    """Return the bytes of all matrices that a token is multiplied with, and the numbers that it leaves in the cache.
 
-    The embedding is one of them where it is the head too; of one that is not a token takes a row. Raises
-    CheckpointError as `read`.
+    The embedding counts where it is the head too; otherwise a token reads one row of it. Raises CheckpointError as
+    `read`.
     """
     with refuse_damage(file):
         reader = gguf.GGUFReader(file)
@@ -180,7 +180,7 @@ def reorder_halves(weight: Tensor, heads: int) -> Tensor:
 
 
 def _config(reader: gguf.GGUFReader, names: set[str]) -> PrunedConfig:
-    """Return the configuration of what a file describes."""
+    """Return the configuration that a file describes."""
 
     def of(name: str) -> Any:
         return _value(reader, f"{DECI}.{name}")

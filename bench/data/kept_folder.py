@@ -1,7 +1,7 @@
-"""Fills folders of the cache, each of which appears whole or not at all, and tells whether one is as it was filled.
+"""Fills folders of the cache, each of which appears whole or not at all, and says whether one is unchanged.
 
-A folder appears by one rename, so that an interrupt leaves nothing that looks finished, and of two processes that fill
-it at once the second finds the first one's and keeps it. Its manifest holds size and sha256 of every file.
+A folder appears by one rename, so that an interrupt leaves nothing that looks finished. Of two processes that fill it
+at once the second one keeps the first one's. Its manifest holds size and sha256 of every file.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Fill = Callable[[Path, Path], Mapping[str, Any]]
 
 
 def is_filled(folder: Path, holds: Iterable[str] = (), hash_of: Callable[[Path], str] | None = None) -> bool:
-    """Tell whether all files of a folder are there with the right size.
+    """Say whether all files of a folder are there with the right size.
 
     holds    names of files that have to be among them
-    hash_of  gives the sha256 of a file, which has to be right too; None: it is not looked at
+    hash_of  returns the sha256 of a file, which has to be right too; None: hashes are not compared
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -64,7 +64,7 @@ def fill(folder: Path, name: str, write: Fill, holds: Iterable[str] = ()) -> Non
 
 
 def is_of_a_full_disk(error: BaseException | str) -> bool:
-    """Tell whether an error, or what another program says of one, means that a disk is full."""
+    """Say whether an error, or another program's text on one, means that a disk is full."""
     number = getattr(error, "errno", None)
     return number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower()
 
@@ -76,7 +76,7 @@ def _refusal(folder: Path, name: str, error: Exception) -> str:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what processes that were killed while they filled a folder have left."""
+    """Remove the leftovers of processes that were killed while they filled a folder."""
     for path in folder.parent.glob(f".{folder.name}.*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED:
@@ -93,7 +93,7 @@ def _write_manifest(facts: Mapping[str, Any], folder: Path) -> None:
 
 
 def _move(staged: Path, target: Path, holds: Iterable[str]) -> None:
-    """Rename `staged` to `target`; a damaged target leaves with the temporary folder, a complete one stays."""
+    """Rename `staged` to `target`. A damaged target leaves with the temporary folder, a complete one stays."""
     if not is_filled(target, holds, hash_file):
         with suppress(FileNotFoundError):
             target.rename(staged.with_name("damaged"))

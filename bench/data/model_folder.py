@@ -1,6 +1,7 @@
-"""Refuses a folder in Hugging Face layout whose files are missing, damaged or at odds, before anything is loaded.
+"""Refuses model folders that cannot be loaded, and finds models on the Hugging Face hub and in its cache.
 
-Finds models on the Hugging Face hub and in its cache, and downloads of them what is needed.
+A folder in Hugging Face layout is refused where files are missing, damaged or at odds, before anything is loaded. Of a
+model on the hub only the files that loading needs are downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 def check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
     """Refuse a folder without configuration, safetensors or tokenizer, or with code of its own that is not allowed.
 
-    Such code are files of its own, and kernels of the hub, which transformers fetches and imports.
+    Such code is files of its own, and kernels of the hub, which transformers fetches and imports.
     """
     refuse_unhashed(name, folder)
     refuse_incomplete(name, names_of_files(folder))
@@ -40,7 +41,7 @@ def check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
 
 
 def _hub_kernel(config: dict[str, Any]) -> str | None:
-    """Return the repository of the hub whose code a configuration, or a part of it, asks for; None where it is none."""
+    """Return the hub's repository whose code a configuration, or a part of it, asks for; None where there is none."""
     for key, value in config.items():
         if key.strip("_").startswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
             return str(value)
@@ -102,7 +103,7 @@ LEFT_OUT = ["consolidated*", "original/*", "onnx/*"]  # the same weights in othe
 
 
 def check_on_hub(name: str, choices: str, trust_remote_code: bool) -> None:
-    """Refuse what the hub does not have or is not a model, without downloading it; `choices` says what would be one."""
+    """Refuse a name that is no model on the hub, without a download; `choices` says what would be one."""
     if not assets.is_hub_reachable():
         near = difflib.get_close_matches(name, assets.MODELS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -137,7 +138,7 @@ def find_in_cache(name: str) -> Path | None:
 
 
 def download_model(name: str, *, weights: bool) -> Path:
-    """Return the folder of a model, with or without weights; download what is missing. Raises UserError without it."""
+    """Return the folder of a model, with or without weights; download missing files. Raises UserError without it."""
     if folder := find_in_cache(name):
         return folder
     if weights:
@@ -153,7 +154,7 @@ def download_model(name: str, *, weights: bool) -> Path:
 
 
 def published_sha256(name: str) -> dict[str, str] | None:
-    """Return the sha256 of each weight file of a model that is not here, as the hub says; None where it does not."""
+    """Return the sha256 of each weight file of a model by the hub's word; None where the hub does not publish it."""
     from huggingface_hub import HfApi
 
     if find_in_cache(name):
@@ -174,14 +175,14 @@ def _is_gated(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return an error as one line: of an answer of the hub the last one, which is its reason."""
+    """Return an error as one line: the last one of an answer of the hub, since that is its reason."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return str(error).strip().splitlines()[-1] if isinstance(error, HfHubHTTPError) else first_line_of(error)
 
 
 def _snapshot(name: str, patterns: list[str], *, here_only: bool) -> Path:
-    """Return the folder of a model; download what is missing of the files of some patterns unless `here_only`."""
+    """Return the folder of a model. Missing files of these patterns are downloaded unless `here_only`."""
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=LEFT_OUT, local_files_only=here_only))

@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check(name: str, trust_remote_code: bool = False) -> None:
-    """Refuse a model that cannot be loaded, before any work. Raises UserError saying what would be right."""
+    """Refuse a model that cannot be loaded, before any work. Raises UserError, which says what would be right."""
     if name in assets.MODELS or _is_gguf(name):
         return
     if Path(name).is_dir():
@@ -44,7 +44,7 @@ def check(name: str, trust_remote_code: bool = False) -> None:
 
 
 def name_of_model(name: str) -> str:
-    """Return the name that tables give the model."""
+    """Return the name of a model in tables."""
     if name in assets.MODELS:
         return assets.MODELS[name].title
     path = Path(name)
@@ -52,7 +52,7 @@ def name_of_model(name: str) -> str:
 
 
 def make_shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
-    """Make the model without weights, on the meta device: shapes, no memory. Raises UserError for an unknown type."""
+    """Return the model without weights, on the meta device: shapes, no memory. Raises UserError for an unknown type."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -80,7 +80,7 @@ def load(
     trust_remote_code: bool = False,
     store: LayerStore | None = None,
 ) -> tuple[torch.nn.Module, Any]:
-    """Load (model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`.
+    """Return (model, tokenizer), the model in evaluation mode on `device`, its weights in `dtype`.
 
     device  one, or several over which the layers are spread; weights go straight there
     store   lets weights lie in files, whatever the device: those of the model where they are stored in `dtype`; the
@@ -115,7 +115,7 @@ def load(
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer of a model alone. Raises UserError where its files are none."""
+    """Return the tokenizer of a model, without the model. Raises UserError where its files are none."""
     from transformers import AutoTokenizer
 
     folder, options = _source(name, trust_remote_code)
@@ -132,10 +132,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 def sha256_of_weights(name: str, *, download: bool = True) -> str:
     """Return the sha256 of the weight file, or of the list of sha256 and names where there are several.
 
-    Files that are not loaded do not count. One that has not changed since it was read is not read again
+    Files that are not loaded do not count. A file that has not changed since it was read is not read again
     (bench.data.file_hashes).
 
-    download  the weights of a hub model that is not here; otherwise they are what the hub says, where it does
+    download  whether weights of a hub model are downloaded; otherwise the hub's published hashes count, if any
     """
     if _is_gguf(name):
         return sha256_of_file(Path(name))
@@ -163,7 +163,7 @@ def sha256_of_config(name: str, trust_remote_code: bool = False) -> str | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn a name into a device; 'auto' is a GPU if there is one, else the CPU. Raises UserError for any other."""
+    """Return the device of a name; 'auto' is a GPU if there is one, else the CPU. Raises UserError for others."""
     import torch
 
     if name == "auto":
@@ -178,7 +178,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def devices_of_cell(device: torch.device, gpus: int) -> list[torch.device]:
-    """Return on which devices a cell's model lies: of several GPUs on the first ones that its process sees.
+    """Return the devices of a cell's model: of several GPUs the first ones that its process sees.
 
     Raises UserError where torch sees fewer.
     """
@@ -194,9 +194,10 @@ def devices_of_cell(device: torch.device, gpus: int) -> list[torch.device]:
 
 
 def resolve_dtype(name: str, device: torch.device, *, is_here: bool = True) -> torch.dtype:
-    """Turn a name into a dtype. Raises UserError for any but 'auto' and DTYPES.
+    """Return the dtype of a name. Raises UserError for any but 'auto' and DTYPES.
 
-    'auto' is bfloat16, and float32 on a CPU that does not multiply bfloat16 natively or is not `here`, on this machine.
+    'auto' is bfloat16. It is float32 on a CPU of this machine that does not multiply bfloat16 natively, and on any CPU
+    of another machine (`is_here` false).
     """
     import torch
 
@@ -212,7 +213,7 @@ def resolve_dtype(name: str, device: torch.device, *, is_here: bool = True) -> t
 
 
 def dtype_of_weights(name: str, trust_remote_code: bool = False) -> str | None:
-    """Return the dtype that the model's configuration says its weights have; None where that is none of DTYPES.
+    """Return the dtype of the weights by the model's configuration; None where that is none of DTYPES.
 
     None for a GGUF file, whose tensors are of several types.
     """
@@ -223,7 +224,7 @@ def dtype_of_weights(name: str, trust_remote_code: bool = False) -> str | None:
 
 
 def licence_of_model(name: str) -> str | None:
-    """Return the licence of a model by its short name, as its folder says; None where it says nothing."""
+    """Return the licence of a model by its short name, from its folder; None where it names none."""
     if name in assets.MODELS:
         return assets.ASSETS[assets.MODELS[name].asset].licence
     if _is_gguf(name) or not (card := _source(name)[0] / "README.md").is_file():
@@ -235,12 +236,12 @@ def licence_of_model(name: str) -> str | None:
 
 
 def is_on_hub(name: str) -> bool:
-    """Tell whether `name` is taken for a name on the hub, since it is no known model, file or folder."""
+    """Say whether `name` counts as a name on the hub, since it is no known model, file or folder."""
     return name not in assets.MODELS and not Path(name).exists() and _is_hub_name(name)
 
 
 def _source(name: str, trust_remote_code: bool = False, *, weights: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Return (folder, options) for the `from_pretrained` of transformers; of a hub model with its weights if asked.
+    """Return (folder, options) for the `from_pretrained` of transformers; of a hub model with its weights if `weights`.
 
     Raises UserError for a folder of which transformers would load what no hash covers.
     """

@@ -1,15 +1,12 @@
-"""Loads lm-eval's tasks with the documents of the task asset, of local files or of the hub, and refuses what it cannot.
+"""Loads lm-eval's tasks with the documents of the task asset, of local files or of the hub.
 
 Prompts, choices, metrics and versions are lm-eval's. Of a task in OFFLINE only the source of the documents is swapped:
-the stored split, and the columns that are called otherwise there. Documents of any task can come from local files
-instead (bench.data.task_loading). Any other name goes to lm-eval's catalogue and the hub.
+the stored split, and the columns that have other names there. Documents of any task can come from local files instead,
+by --task-data (`load_local_task`). Any other name goes to lm-eval's catalogue and the hub. `make_task` makes a task of
+a definition and of documents at hand, which are read when they are needed.
 
 All tasks run zero-shot unless lm-eval's definition of the task says otherwise or examples are asked for. Examples come
 from a split of their own, never from the documents that are evaluated; a task without one is refused.
-
-Loads a task of lm-eval with documents of local files, which --task-data names.
-
-Makes a task of an lm-eval definition and of documents at hand, which are read as they are needed.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_d
 def check_tasks(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
     """Return the names with GROUPS expanded, each once. Raises UserError for one that cannot be evaluated.
 
-    A group or tag of lm-eval's own stays one name; `load` turns it into its tasks.
+    A group or tag of lm-eval's own stays one name; `load_tasks` turns it into its tasks.
     """
     every = split_groups(names, data)
     local = {name for name, _, _ in data}
@@ -61,14 +58,14 @@ def split_groups(names: Iterable[str], data: Data = ()) -> tuple[str, ...]:
 
 
 def refuse_unknown(names: Iterable[str], data: Data = ()) -> None:
-    """Raise UserError for a task of which lm-eval's definitions hold no trace; its catalogue is not read."""
+    """Raise UserError for a task that no definition of lm-eval mentions. Its catalogue is not read."""
     for name in dict.fromkeys([*names, *sorted(name for name, _, _ in data)]):
         if _is_foreign(name) and not _is_mentioned(name):
             _refuse_name(name)
 
 
 def refuse_undefined(name: str) -> None:
-    """Raise UserError for what is no name of a task, as the path of a definition, whose code would run."""
+    """Raise UserError for a text that is no name of a task, such as the path of a definition, whose code would run."""
     if _is_foreign(name) and not (_is_mentioned(name) and name in _catalogue().all_tasks):
         _refuse_name(name)
 
@@ -131,7 +128,7 @@ def _set_fewshot(task: Any, fewshot: int) -> None:
 
 
 def draw_documents(task: Any, documents: int, seed: int) -> list[int]:
-    """Draw the positions of `documents` documents with `seed`, ascending; all for 0 or for more than there are."""
+    """Return the positions of `documents` documents, drawn with `seed`, ascending; all for 0 or for too few."""
     available = len(task.eval_docs)
     if documents == 0 or documents >= available:
         return list(range(available))
@@ -150,7 +147,7 @@ def _load_offline(name: str) -> Any:
 
 
 def _definition(name: str) -> Path:
-    """Return lm-eval's YAML file of a task. Raises UserError for what is none of its names, or has none of its own."""
+    """Return lm-eval's YAML file of a task. Raises UserError for an unknown name, or one without a file of its own."""
     refuse_undefined(name)
     if name in OFFLINE or name in HUB:
         return DEFINITIONS / (OFFLINE[name].definition if name in OFFLINE else HUB[name])
@@ -179,7 +176,7 @@ def _load_from_hub(name: str) -> dict[str, Any]:
 
 
 def _is_mentioned(name: str) -> bool:
-    """Tell whether any definition of lm-eval contains `name`, in half a second; its catalogue takes eight."""
+    """Say whether any definition of lm-eval contains `name`, in half a second; its catalogue takes eight."""
     files = (path for path in DEFINITIONS.rglob("*") if path.suffix in ("", ".yaml") and path.is_file())
     return any(name.encode() in path.read_bytes() for path in files)
 
@@ -216,7 +213,7 @@ def silence_lm_eval() -> Iterator[None]:
 
 
 def load_local_task(name: str, definition: Path, path: Path, every_document: bool) -> Any:
-    """Load the task `name`, of lm-eval's `definition`, with its documents from `path`.
+    """Return the task `name`, of lm-eval's `definition`, with its documents from `path`.
 
     every_document  also make the prompt of every document, so that a bad one is found now
 
@@ -279,9 +276,9 @@ SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they make a
 
 
 def make_task(definition: Path, documents: Any, examples: Any, *, processed: bool = False) -> Any:
-    """Make lm-eval's task of a definition, with these documents and, unless that is None, these examples.
+    """Return lm-eval's task of a definition, with these documents and, unless that is None, these examples.
 
-    processed  whether they are as the definition makes them of what is stored
+    processed  whether they are already in the form that the definition makes of stored ones
     """
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -301,7 +298,7 @@ def make_task(definition: Path, documents: Any, examples: Any, *, processed: boo
             return Documents(documents, self.config.process_docs)
 
         def doc_iterator(self, *, samples: list[int] | None = None, **_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-            """Give (position among those drawn, document), and read no other document."""
+            """Return (position in the draw, document) of each sample, and read no other document."""
             return enumerate(self.eval_docs.read(samples or range(len(documents))))
 
     config = load_yaml(definition)
@@ -316,7 +313,7 @@ def make_task(definition: Path, documents: Any, examples: Any, *, processed: boo
 
 
 class Documents(Sequence[dict[str, Any]]):
-    """Turns stored documents into lm-eval's form when they are read: all of HellaSwag's 10,042 would take a second."""
+    """Turns stored documents into lm-eval's form when they are read. All of HellaSwag's 10,042 would take a second."""
 
     def __init__(self, stored: Any, process: Any):
         self.stored = stored
@@ -342,9 +339,10 @@ class Documents(Sequence[dict[str, Any]]):
 
 
 def process_documents(process: Any, *sets: Any) -> list[Any]:
-    """Return data sets as a definition makes documents of them: once, since some shuffle choices or leave rows out.
+    """Return data sets as a definition processes them, once, since it may shuffle choices or leave rows out.
 
-    lm-eval's own evaluator does so twice, for the prompts and for the scores, and finds the first time on the disk.
+    lm-eval's own evaluator does so twice, for the prompts and for the scores, and reads the first outcome from the
+    disk.
     """
     before = random.getstate()
     random.seed(SHUFFLE_SEED)
@@ -363,5 +361,5 @@ def has_one_right_choice(task: Any) -> bool:
 
 
 def has_samples(config: dict[str, Any]) -> bool:
-    """Say whether a definition has the examples in front of each question in itself."""
+    """Say whether a definition itself holds the examples in front of each question."""
     return (config.get("fewshot_config") or {}).get("samples") is not None

@@ -1,4 +1,4 @@
-"""Knows where the definition and the documents of a task are: on this machine, on the hub, or in the user's own files.
+"""Says where the definition and the documents of a task are: on this machine, on the hub, or in the user's own files.
 
 Local files take the place of the hub's with --task-data TASK=PATH. PATH is one .arrow, .parquet or .jsonl file with the
 documents that are evaluated, or a folder of such files. A folder whose files, or their folders, are named by split as
@@ -99,7 +99,7 @@ GROUPS = {
 
 
 def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
-    """Turn each 'race=PATH' into (task, path, sha256 of the files), sorted. Raises UserError for anything else."""
+    """Return each 'race=PATH' as (task, path, sha256 of the files), sorted. Raises UserError for anything else."""
     setting_by_task = {}
     for setting in settings:
         task, equals, path = setting.partition("=")
@@ -115,7 +115,7 @@ def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]
 
 
 def read_documents(path: Path, split: str) -> datasets.Dataset | None:
-    """Read the documents of `split`; None where the folder names its splits and has no such. A file has any split."""
+    """Return the documents of `split`; None where the folder names its splits and lacks it. A file has any split."""
     import datasets
 
     files = _files(path)
@@ -131,12 +131,12 @@ def read_documents(path: Path, split: str) -> datasets.Dataset | None:
 
 
 def has_splits(path: Path) -> bool:
-    """Tell whether `path` is a folder that keeps its splits apart."""
+    """Say whether `path` is a folder that keeps its splits apart."""
     return path.is_dir() and any(SPLIT.match(file.relative_to(path).as_posix()) for file in _files(path))
 
 
 def _files(path: Path) -> list[Path]:
-    """List the files of documents in `path`, in the order of their names. Raises UserError where there are none."""
+    """Return the files of documents in `path`, in the order of their names. Raises UserError where there are none."""
     if not path.exists():
         raise UserError(f"--task-data: there is no {path}")
     candidates = [path] if path.is_file() else [*path.glob("*"), *path.glob("*/*")]
@@ -147,7 +147,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _counts(file: Path, folder: Path) -> bool:
-    """Tell whether a file holds documents: no cache of the datasets library, and in no folder but a split's."""
+    """Say whether a file holds documents: no cache of the datasets library, and in no folder but a split's."""
     return not file.name.startswith("cache-") and (file.parent == folder or file.parent.name in SPLITS)
 
 

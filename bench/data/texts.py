@@ -1,31 +1,28 @@
-"""Turns a text into blocks of token ids to calibrate on and to measure perplexity on.
+"""Turns a text into blocks of token ids to calibrate on and to measure perplexity on, and keeps both apart.
 
 A text is one of bench.data.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or
 hub:DATASET[:CONFIG[:SPLIT]], a dataset of the hub with a column `text` (a document per row, split `test` if none is
 named).
 
-Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is asked for on both sides, is
-halved: repeated documents are dropped, then those at even positions are for calibration and those at odd ones for
-evaluation, but for those that hold an even one whole; they are tokenised one by one, each followed by an empty line,
+Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is named on both sides, is
+halved. Repeated documents are dropped. Those at even positions are for calibration, and those at odd ones for
+evaluation, but for those that hold an even one whole. They are tokenised one by one, each followed by an empty line,
 and joined. Any other text is evaluated whole, as papers do it with the test split of WikiText-2
-(hub:Salesforce/wikitext:wikitext-2-raw-v1:test): as it is, rows joined by empty lines, tokenised in one piece. That
-two texts of different names are not the same one is checked by bench.data.texts.
+(hub:Salesforce/wikitext:wikitext-2-raw-v1:test): unchanged, rows joined by empty lines, tokenised in one piece.
 
 Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
 
+Two texts of different names may still be one: a copy or a part of the other, or the same dataset from another place.
+A compensation would then be tested on its own calibration, so `refuse_shared` compares them. It compares the sequences
+that are fitted and the windows that are scored, as characters without white space, so that tokens, line breaks and the
+order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so, is always found, one below
+PASSAGE never: licences and set phrases are not contamination. Where windows are drawn and hold less than two such
+passages, half a window is looked for, but no less than FEWEST characters. Of the default texts, a passage of C4 and one
+of Wikipedia have at most nine tokens in common.
+
+Before a data set of the hub is read, the user learns how large it is.
+
 Letters: N = calibration sequences, T = tokens per sequence, M = windows, W = tokens per window.
-
-Refuses to fit a model to what it is measured on: a compensation would be tested on what it has seen.
-
-A text that has the same name on both sides is halved by documents (bench.data.texts). Texts of different names are
-compared here: one may be a copy or a part of the other, or the same dataset from another place. Compared is what is
-used of them, the sequences that are fitted and the windows that are scored, as characters without white space, so that
-tokens, line breaks and the order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so,
-is always found, one below PASSAGE never: licences and set phrases are not contamination. Where windows are drawn and
-hold less than two such passages, half a window is looked for, but no less than FEWEST characters. Of the default texts,
-a passage of C4 and one of Wikipedia have at most nine tokens in common.
-
-Reads a text that is a data set of the hub, written hub:DATASET[:CONFIG[:SPLIT]], and says before how large it is.
 """
 
 from __future__ import annotations
@@ -87,7 +84,7 @@ class EvaluationText:
 
 
 def check_text(text: str) -> None:
-    """Refuse a text that cannot be read, before any work. Raises UserError with the ones that are known."""
+    """Refuse a text that cannot be read, before any work. Raises UserError, which lists the known ones."""
     if text in assets.TEXTS:
         return
     if text.startswith("hub:"):
@@ -100,7 +97,7 @@ def check_text(text: str) -> None:
 
 
 def make_calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
-    """Cut N = `sequences` of T = `length` tokens from the calibration documents, in an order drawn with `seed`.
+    """Return N = `sequences` of T = `length` tokens from the calibration documents, in an order drawn with `seed`.
 
     Raises UserError when the text is too short.
     """
@@ -125,12 +122,12 @@ def make_calibration(tokenizer: Any, text: str, sequences: int, length: int, see
 
 
 def is_whole(text: str, calibration: str) -> bool:
-    """Tell whether `text` is evaluated whole: none of assets.TEXTS, and not what is calibrated on."""
+    """Say whether `text` is evaluated whole: it is none of assets.TEXTS, and not the text of the calibration."""
     return text not in assets.TEXTS and not is_same_text(text, calibration)
 
 
 def is_same_text(first: str, second: str) -> bool:
-    """Tell whether two ways of writing a text mean the same one, which is then halved."""
+    """Say whether two ways of writing a text mean the same one, which is then halved."""
     return bool(_identity(first) == _identity(second))
 
 
@@ -142,13 +139,13 @@ def _identity(text: str) -> Any:
 def make_evaluation_text(
     tokenizer: Any, text: str, window: int, stride: int, windows: int, *, drawn: bool = False, whole: bool = False
 ) -> EvaluationText:
-    """Cut M = `windows` of W = `window` tokens, one every `stride` tokens, from the `whole` text or its second half.
+    """Return M = `windows` of W = `window` tokens, one every `stride` tokens, from the `whole` text or its second half.
 
     windows  0 for all; otherwise the first ones, or, where `drawn`, that many at random from the first REACH, always
              the same ones, so that a draw of more begins with those of a draw of fewer
     stride   below the window, every window but the first only scores its last `stride` tokens
 
-    What is left behind the last whole window is dropped. Raises UserError when the text is too short.
+    Tokens behind the last whole window are dropped. Raises UserError when the text is too short.
     """
     import torch
 
@@ -210,7 +207,7 @@ def _bos(tokenizer: Any) -> list[int]:
 
 
 def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list[int], list[int], list[int]]:
-    """Tokenise a text in one piece, or only its beginning where that holds `enough` tokens; lists as of `_tokenise`."""
+    """Return the tokens of a text in one piece, or of its beginning that holds `enough`; lists as of `_tokenise`."""
     content = _content(text)
     if enough is not None and len(content) > LONGEST * enough:
         beginning = _tokenise(tokenizer, [content[: LONGEST * enough]], None)
@@ -220,7 +217,7 @@ def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list
 
 
 def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple[list[int], list[int], list[int]]:
-    """Tokenise joined documents: token ids, the UTF-8 bytes of each token, the words that begin in it.
+    """Return the token ids of joined documents, the UTF-8 bytes of each token, and the words that begin in it.
 
     Ends after the batch of documents in which `enough` tokens are reached; None reads all.
     """
@@ -254,7 +251,7 @@ def _pieces(document: str, ends: list[int]) -> list[str]:
 
 
 def _count_words(pieces: list[str]) -> list[int]:
-    """Count the words that begin in each piece: a word is what is between white space."""
+    """Return how many words begin in each piece. A word is what is between white space."""
     counts, inside = [], False
     for piece in pieces:
         counts.append(len(piece.split()) - (inside and piece[:1].strip() != ""))
@@ -280,7 +277,7 @@ def _documents(text: str) -> list[str]:
 def split_halves(text: str) -> tuple[list[str], list[str]]:
     """Return the documents for calibration and those for evaluation.
 
-    A crawled page is at times part of another: what holds a document of the other half whole is not evaluated.
+    A crawled page is at times part of another one. A document that holds one of the other half whole is not evaluated.
     """
     documents = _documents(text)
     even, odd = documents[0::2], documents[1::2]
@@ -297,12 +294,12 @@ def split_halves(text: str) -> tuple[list[str], list[str]]:
 
 
 def _content(text: str) -> str:
-    """Return a text as it is: a file's, or the rows of a dataset with an empty line between them."""
+    """Return the content of a text: a file's, or the rows of a dataset with an empty line between them."""
     return SEPARATOR.join(read_hub_documents(text)) if text.startswith("hub:") else _read(Path(text))
 
 
 def _split(text: str, content: str) -> list[str]:
-    """Split `wiki` into articles between <doc ...> tags, `c4` into lines, any other text into paragraphs."""
+    """Return articles of `wiki` between <doc ...> tags, lines of `c4`, or paragraphs of any other text."""
     if text == "wiki":
         return re.findall(r"<doc [^>]*>(.*?)</doc>", content, flags=re.DOTALL)
     if text == "c4":
@@ -320,7 +317,7 @@ def _read(path: Path) -> str:
 
 
 def _is_readable(path: Path) -> bool:
-    """Say whether a path is that of a file. Raises UserError where the system lets nobody find out, or read it."""
+    """Say whether a path is that of a file. Raises UserError where the system denies access to it."""
     try:
         if path.is_file():
             path.open("rb").close()
@@ -363,7 +360,7 @@ def refuse_shared(tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterabl
 
 
 def _find_passages(passages: Iterable[str], held_out: str, size: int) -> set[str]:
-    """Return those of the passages, of `size` characters each, that stand in a text, which is read once for all."""
+    """Return those of the passages, of `size` characters each, that stand in a text. The text is read once for all."""
     return set(passages).intersection(held_out[start : start + size] for start in range(len(held_out) - size + 1))
 
 
@@ -384,7 +381,7 @@ FILE = "give a file with as much of it as is read"
 
 
 def parse_hub_text(text: str) -> tuple[str, str | None, str]:
-    """Split 'hub:DATASET[:CONFIG[:SPLIT]]' into (dataset, config, split). Raises UserError for anything else."""
+    """Return (dataset, config, split) of 'hub:DATASET[:CONFIG[:SPLIT]]'. Raises UserError for anything else."""
     dataset, config, split, *rest = [*text.removeprefix("hub:").split(":"), "", ""]
     if not dataset or any(rest):
         raise UserError(f"a hub text is written hub:DATASET[:CONFIG[:SPLIT]]; got {text!r}")
@@ -392,9 +389,9 @@ def parse_hub_text(text: str) -> tuple[str, str | None, str]:
 
 
 def check_hub_text(text: str) -> None:
-    """Refuse a text, before any work, that cannot be had, or for which disk or memory have no room.
+    """Refuse a text, before any work, that the hub does not give, or for which disk or memory have no room.
 
-    How large it is can only be told where the data set's page on the hub says so.
+    Its size is known only where the data set's page on the hub states it.
     """
     from bench.system.memory import free_bytes_of_host
 
@@ -446,7 +443,7 @@ def read_hub_documents(text: str) -> list[str]:
 
 
 def _ask_hub(text: str, question: Callable[[], Any]) -> Any:
-    """Return the hub's answer, or that of its cache. Raises UserError for whatever a data set's loader may raise."""
+    """Return the hub's answer, or that of its cache. Raises UserError for every error of a data set's loader."""
     reachable = assets.is_hub_reachable()
     try:
         return question()

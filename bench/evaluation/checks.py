@@ -1,4 +1,4 @@
-"""Checks what a language model does of itself, and what is lost before accuracies move.
+"""Checks what a language model generates by itself, and what is lost before accuracies move.
 
 copying      a list of words, given twice, is begun again: the share of its words that follow before the first mistake
 counting     numbers are counted up: the share of the next ones that follow before the first mistake
@@ -8,10 +8,10 @@ distinct_n   distinct n-grams per n-gram, over all continuations
              (Li et al. 2016, "A diversity-promoting objective function", arXiv 1510.03055)
 kl           Kullback-Leibler divergence of the model's next token from the dense model's, nats per token:
              mean over tokens of sum_v p(v) (log p(v) - log q(v)), p dense, q pruned
-agreement    share of positions at which both find the same next token the most likely
+agreement    share of positions at which the same next token is the most likely for both
 
 All text is continued greedily, in one batch. Continuations, and the divergence, are of the first windows of the first
-evaluated text, which no method has seen. Where weights lie in files, each token of a continuation would read all of
+evaluated text, which no method has read. Where weights lie in files, each token of a continuation would read all of
 them: nothing is continued there.
 
 Letters: B = prompts, L = tokens of a prompt, M = windows, W = tokens of a window, V = vocabulary.
@@ -53,9 +53,9 @@ STORED = 2**26  # the most log-probabilities of the dense model that are kept, 2
 def measure_checks(
     model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None, sweeping: Sweeping | None = None
 ) -> dict[str, float]:
-    """Measure all figures, by the names at the head of this file; `ids` (M, W) are windows of held-out text.
+    """Return all figures, by the names at the head of this file; `ids` (M, W) are windows of held-out text.
 
-    Without them no window is continued, and without `dense`, or for the dense model itself, there is no divergence.
+    Without them no window is continued. Without `dense`, and for the dense model itself, there is no divergence.
     `sweeping` is that of bench.evaluation.forwards.read, for weights in files; None: they lie in memory.
     """
     figures = _continuations(model, tokenizer, ids) if sweeping is None else {}
@@ -63,7 +63,7 @@ def measure_checks(
 
 
 def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, float]:
-    """Measure what is generated: words and numbers, and behind the windows (M, W), where there are any."""
+    """Return the figures of generated text: words, numbers, and continuations of the windows (M, W), if any."""
     lists, numbers = draw_word_lists(), [list(range(start, start + SHOWN + EXPECTED)) for start in STARTS]
     copying = [" ".join(words) + "\n" + " ".join(words) + "\n" + words[0] for words in lists]
     counting = [", ".join(map(str, series[:SHOWN])) + "," for series in numbers]
@@ -83,14 +83,14 @@ def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, 
 
 
 def draw_word_lists() -> list[list[str]]:
-    """Draw the lists of words; every model gets the same ones."""
+    """Return the lists of words, which are the same for every model."""
     draw = random.Random(0)
     return [draw.sample(WORDS.split(), LENGTH) for _ in range(LISTS)]
 
 
 @torch.no_grad()
 def generate_greedily(model: Any, prompts: Sequence[list[int]], steps: int) -> Tensor:
-    """Generate the `steps` most likely tokens behind each of the B prompts, (B, steps); an end of text ends none."""
+    """Return the `steps` most likely tokens behind each of the B prompts, (B, steps). An end of text ends none."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -106,7 +106,7 @@ def generate_greedily(model: Any, prompts: Sequence[list[int]], steps: int) -> T
 
 
 def share_of_expected(expected: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> float:
-    """Return the share of the expected words that were said before the first mistake; mean over the pairs."""
+    """Return the share of the expected words that come before the first mistake; mean over the pairs."""
     shares = []
     for wanted, words in zip(expected, answers, strict=True):
         right = [a == b for a, b in zip(wanted, words, strict=False)]
@@ -115,7 +115,7 @@ def share_of_expected(expected: Sequence[Sequence[str]], answers: Sequence[Seque
 
 
 def measure_diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Measure repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
+    """Return repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
     repeated = [1 - len(set(grams)) / len(grams) for grams in (ngrams_of(tokens, 4) for tokens in continuations)]
     figures = {"repetition": sum(repeated) / len(repeated)}
     for n in (1, 2):
@@ -132,8 +132,8 @@ def ngrams_of(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
 class DenseOutputs:
     """Keeps the dense model's log-probabilities on held-out windows, in a file while the run lasts.
 
-    Every cell begins with the dense model, so that the first one that runs can `remember` it, whichever that is, and
-    the file need not outlive the run; cells that run at once may each write the same. A window at a time is read back.
+    Every cell begins with the dense model, so that the first one that runs can `remember` it, and the file need not
+    outlive the run. Cells that run at once may each write the same. A window at a time is read back.
     `ids` (M, W) are the windows, and `drawn` is whether they are drawn, as in bench.data.texts.EvaluationText.
     The later tokens of each window are left out where a large vocabulary would take more than STORED numbers.
     """
@@ -143,7 +143,7 @@ class DenseOutputs:
         self.file, self.drawn = file, drawn
 
     def remember(self, model: Any, sweeping: Sweeping | None = None) -> None:
-        """Write the log-probabilities of the dense `model`, unless they are there; `sweeping` is that of `measure`."""
+        """Write the log-probabilities of the dense `model` unless they exist; `sweeping` is as in `measure_checks`."""
         self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
             unfinished = self.file.with_suffix(f".{os.getpid()}")  # another process may be about the same
@@ -154,7 +154,7 @@ class DenseOutputs:
     def divergence_of(self, model: Any, sweeping: Sweeping | None = None) -> dict[str, float]:
         """Return kl and agreement of the model; with several windows also kl_low and kl_high, their 95 % interval.
 
-        `sweeping` is that of `measure`.
+        `sweeping` is that of `measure_checks`.
         """
         sums, same = [], 0
         tokens = [self.ids.shape[1] - 1] * len(self.ids)
@@ -174,8 +174,8 @@ class DenseOutputs:
 def log_probabilities_of(model: Any, windows: Tensor, sweeping: Sweeping | None = None) -> Iterator[Tensor]:
     """Yield log-probabilities of each token's successor but the last's: (M, W) ids -> M times float32 (W - 1, V).
 
-    They lie on the CPU. `sweeping` is that of `measure`. Final norm and head compute in float32: logits in bfloat16
-    come in steps of up to an eighth, whose rounding alone is a divergence.
+    They lie on the CPU. `sweeping` is that of `measure_checks`. Final norm and head compute in float32. Logits in
+    bfloat16 come in steps of up to an eighth, and that rounding alone would be a divergence.
     """
     decoder, length = Decoder(model), windows.shape[1] - 1
     exact = model.dtype != torch.float32

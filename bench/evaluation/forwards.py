@@ -1,10 +1,10 @@
 """Runs many forwards of a model: one after the other, or all of them through each layer before the next layer.
 
-The second order is that of weights in files (methods.model.layer_store), which a model that is larger than the memory
-reads from the disk each time it uses them. There, the forwards of a chunk are entered first: the model is called, and
-notes what it passes to its layers without running any. Then each layer runs for all of them, and its weights are used
-once for the chunk. At last the model is called again with what has left the last layer, for whatever stands behind it.
-Every product is the one of a plain forward, so that the results are equal to the last bit.
+The second order is for weights in files (methods.model.layer_store). A model that is larger than the memory reads them
+from the disk each time it uses them. There, the forwards of a chunk are entered first: the model is called, and notes
+what it passes to its layers without running any. Then each layer runs for all of them, and its weights are used once
+for the chunk. At last the model is called again with what has left the last layer, for whatever stands behind it.
+Every product is that of a plain forward, so that the results are equal to the last bit.
 
 Letters: B = batch, T = tokens of a forward, M = those of them whose states are asked for, D = residual width.
 """
@@ -52,11 +52,11 @@ class Past:
 
 @dataclass(frozen=True)
 class Call:
-    """Says what one forward reads, and which states of it are wanted.
+    """Says what one forward reads, and which of its states are wanted.
 
     inputs     what the model is called with, input_ids (B, T) among it; the cache is added
     positions  (M,) into the flattened B T tokens
-    past       of earlier calls, which this one adds to; None: there are no others
+    past       of earlier calls, to which this one adds; None: there are no others
     stay       (P,) places in `past` that later calls look at, this call's own included; None: all of them
     """
 
@@ -67,7 +67,7 @@ class Call:
 
     @property
     def tokens(self) -> int:
-        """Return B T."""
+        """The number of tokens, B T."""
         return int(self.inputs["input_ids"].numel())
 
     def run(self, model: PreTrainedModel) -> None:
@@ -93,7 +93,7 @@ def read(
     sweeping: Sweeping | None = None,
     before: nn.Module | None = None,
 ) -> Iterator[tuple[About, Tensor]]:
-    """Yield for each call what came with it, and the states at its positions that `before` would read, (M, D).
+    """Yield for each call its companion, and the states at its positions that `before` would read, (M, D).
 
     shown     a bar of methods.console, in tokens
     sweeping  how the calls of a chunk go through a layer before the next one; None: one call after the other
@@ -118,7 +118,7 @@ def read(
 
 @contextmanager
 def _gather(reader: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Yield a list that gets what a module would read at `positions`, (B, T, D) -> (M, D); it reads nothing."""
+    """Yield a list that gets the inputs of a module at `positions`, (B, T, D) -> (M, D). The module reads nothing."""
     gathered: list[Tensor] = []
 
     def gather(_reader: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -185,7 +185,7 @@ class _Entered:
 
 
 class _Sweep:
-    """Runs calls of a model through each layer before the next one. It puts places where the layers are, and back."""
+    """Runs calls of a model through each layer before the next one. Places stand where the layers are meanwhile."""
 
     def __init__(self, model: PreTrainedModel, reader: nn.Module, store: LayerStore | None) -> None:
         self.model, self.reader = model, reader
@@ -195,7 +195,7 @@ class _Sweep:
         self.places = [_Place(is_last=slot == last) for slot in range(last + 1)]
 
     def chunks(self, calls: Iterable[tuple[Call, About]], room: int) -> Iterator[list[tuple[_Entered, About]]]:
-        """Yield as many calls at a time, entered, as may wait between two layers, and one at least."""
+        """Yield lists of entered calls, as many as may wait between two layers, and one at least."""
         chunk, held = list[tuple[_Entered, About]](), 0
         for call, about in calls:
             entered = self.enter(call)
@@ -208,7 +208,7 @@ class _Sweep:
             yield chunk
 
     def enter(self, call: Call) -> _Entered:
-        """Embed what a call reads, and note what each layer would be called with; the past gets as long as it will."""
+        """Embed the inputs of a call, and note what each layer would be called with. The past gets its final length."""
         cache = None if call.past is None else call.past.cache
         with self._places(None), suppress(EntryNoted):
             self.model(**call.inputs, cache=cache, use_cache=cache is not None)

@@ -1,4 +1,4 @@
-"""Measures how alike a model's layers are and what merging some of them does: the figures that motivate layer collapse.
+"""Measures how alike a model's layers are and what merging windows of them does: the motivation of layer collapse.
 
 Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", EMNLP Findings, arXiv 2402.11187.
 
@@ -12,8 +12,8 @@ merges      a window of m neighbouring layers p .. p+m-1 becomes one layer, at e
 
 Distances follow from inner products that are summed a few rows, or a few tokens, at a time, in float64, so that memory
 holds one model and one micro-batch: |a - b|^2 = <a, a> + <b, b> - 2 <a, b>. A merged model runs only from layer p on,
-on states that the dense model has left in front of it, which is exact: the layers below have not changed. So merges
-hold M W D numbers for each layer, and two more, beside the model.
+on states that the dense model has left in front of it. That is exact, since the layers below have not changed. So
+merges hold M W D numbers for each layer, and two more, beside the model.
 
 Letters: L = layers, N = sequences, T = their tokens, D = residual width, M = windows of text, W = their tokens, B =
 windows of a micro-batch, m = layers that become one, p = number of the first of them.
@@ -67,7 +67,7 @@ def compare_layers(
     held_out: EvaluationText,
     file: Path,
 ) -> dict[str, Any]:
-    """Measure everything and return it; each part is written to the JSON `file` at once, and one that is there is kept.
+    """Return the whole study. Each part is written to the JSON `file` at once, and a part that is in it is kept.
 
     heading (name, weights, dtype and environment of the model) comes first in it. Then: protocol; tokens {sequences,
     windows: sha256}; layers; rules; parameters; states; dense; merges, a list of {m, rule, positions}.
@@ -136,7 +136,7 @@ def matrices_by_role(layer: Layer) -> dict[str, MatrixSlice]:
 
 @torch.no_grad()
 def compare_parameters(model: Decoder) -> dict[str, dict[str, Any]]:
-    """Compare the matrices of all layers: {role: {cosine, l2: (L, L), norm: (L,)}}."""
+    """Return the distances of the matrices of all layers: {role: {cosine, l2: (L, L), norm: (L,)}}."""
     parts = [matrices_by_role(layer) for layer in model.layers]
     comparison_by_role = {}
     for role in parts[0]:
@@ -166,7 +166,7 @@ def products_of_matrices(parts: Sequence[MatrixSlice]) -> Tensor:
 
 
 def distances_of_products(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn (..., L, L) inner products into cosine and L2 distance, (..., L, L) each."""
+    """Return cosine and L2 distance, (..., L, L) each, of (..., L, L) inner products."""
     square = G.diagonal(dim1=-2, dim2=-1)
     norm = square.sqrt()
     cosine = G / (norm[..., :, None] * norm[..., None, :])
@@ -175,7 +175,10 @@ def distances_of_products(G: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def compare_states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
-    """Compare the states in front of each layer and behind the last: {first, last, mean: {cosine, l2: (L+1, L+1)}}."""
+    """Return distances of the states in front of each layer and behind the last.
+
+    {first, last, mean: {cosine, l2: (L+1, L+1)}}
+    """
     layers, places = model.layers, len(model.layers) + 1
     sums = {position: torch.zeros(2, places, places, dtype=torch.float64) for position in ("first", "last", "mean")}
     for ids, _ in tokens.batches(places * (3 * model.embed.embedding_dim + 4 * places), torch.float32):
@@ -192,7 +195,7 @@ def compare_states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, M
 
 
 def to_plain(values: Tensor) -> Any:
-    """Turn a tensor into nested lists of floats of six digits; None stands for what is no finite number."""
+    """Return a tensor as nested lists of floats of six digits, with None for each number that is not finite."""
     if values.ndim:
         return [to_plain(value) for value in values]
     return float(f"{float(values):.6g}") if bool(values.isfinite()) else None

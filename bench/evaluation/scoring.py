@@ -1,25 +1,21 @@
-"""Scores answers and text by exact log-likelihoods, every shared prefix computed once.
+"""Scores answers and text by exact log-likelihoods. Every shared prefix is computed once.
 
 A multiple-choice question asks for the likelihood of several continuations of one context, and a task with examples
-repeats those in front of every question. `Scorer` answers all requests of a task together: their token sequences form
-a tree in which a node is one distinct prefix, and the tree is walked depth first, a chunk of nodes per forward. Keys
-and values of nodes that have descendants to come stay in the cache, so that no node is computed twice. A mask lets
-each node see its ancestors and itself; its depth is its position. Only nodes that predict answers go through the head.
+repeats those in front of every question. `Scorer` answers all requests of a task together. Their token sequences form
+a `Tree` in which a node is one distinct prefix. The tree is walked depth first, a chunk of nodes per forward, and says
+what each `Forward` reads and sees. Keys and values of nodes that have descendants to come stay in the cache, so that
+no node is computed twice. A mask lets each node see its ancestors and itself; its depth is its position. Only nodes
+that predict answers go through the head.
 
 In float32 these are the log-likelihoods of the plain forward within 1e-3. In bfloat16 they are so up to its rounding,
 because a forward with a mask takes another kernel; sums are float64, on the CPU, and in the same order on every device.
 
 Some models turn all positions of a forward by other frequencies where the last one lies beyond a limit
-(`one_way_up_to`). Keys that wait in a cache would then be turned otherwise than the queries that look at them, so that
-whatever is longer is read in one forward, whose tokens `batch_tokens` does not bound.
+(`tokens_in_one_way`). Keys that wait in a cache would then be turned differently from the queries that look at them.
+Whatever is longer is therefore read in one forward, whose tokens `batch_tokens` does not bound.
 
 Letters: N = nodes of a tree, T = nodes of one forward, P = ancestors in the cache, K = (node, answer token) pairs,
 M = positions that go through the head, D = residual width, V = vocabulary, W = tokens of a window.
-
-Holds the distinct prefixes of token sequences as a tree, and says which of them each forward reads and sees.
-
-Letters: N = nodes of a tree, T = nodes of one forward, P = ancestors in the cache, K = (node, answer token) pairs,
-M = positions that go through the head.
 """
 
 from __future__ import annotations
@@ -54,10 +50,11 @@ Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and 
 class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """Computes the log-likelihoods of lm-eval's HFLM faster; generation and prompts are HFLM's own.
 
-    batch_tokens bounds the tokens of one forward; max_length (default: what HFLM takes a model's length to be) is where
-    a context is cut from the left, of which stderr is told; batch_size is how many prompts generate together. Raises
-    UserError for a model that does not honour an attention mask over a tree; `check` says whether that is tried, which
-    takes a model whose rounding stays small. `sweeping` is that of bench.evaluation.forwards.read, for log-likelihoods.
+    batch_tokens bounds the tokens of one forward. max_length (default: HFLM's length of the model) is where a context
+    is cut from the left; stderr says so. batch_size is how many prompts generate together. `check` says whether the
+    model is tried on a small tree, which takes a model whose rounding stays small. `sweeping` is that of
+    bench.evaluation.forwards.read, for log-likelihoods. Raises UserError for a model that does not honour an attention
+    mask over a tree.
     """
 
     def __init__(
@@ -83,7 +80,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Return (log-likelihood, is it the greedy continuation) of each request; other arguments have no effect."""
+        """Return (log-likelihood, whether the continuation is greedy) of each request. The rest has no effect."""
         questions = [self._question(context, continuation) for _, context, continuation in requests]
         if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
             say(f"{cut} of {len(requests)} prompts are longer than {self.max_length} tokens and lose their beginning")
@@ -93,7 +90,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return [answers[question] for question in questions]
 
     def _question(self, context: list[int], continuation: list[int]) -> Question:
-        """Truncate a request as HFLM does: the continuation stays whole, the context loses its beginning."""
+        """Return a request, truncated as HFLM does: the continuation stays whole, the context loses its beginning."""
         if not context or not 0 < len(continuation) <= self.max_length:
             got = f"{len(context)} and {len(continuation)} tokens"
             raise ValueError(f"a request has a context and a continuation of 1 to {self.max_length} tokens; got {got}")
@@ -139,7 +136,7 @@ def score(
 
 
 def tokens_in_one_way(config: Any) -> float:
-    """Return the tokens of a forward up to which a model turns a position in one way, whatever else is read with it.
+    """Return the most tokens of a forward for which a model turns a position in one way, whatever else is read with it.
 
     Beyond it, "longrope" takes other frequencies for all positions, and "dynamic" those of the last one.
     """
@@ -153,7 +150,7 @@ def tokens_in_one_way(config: Any) -> float:
 
 
 def _tree_calls(model: PreTrainedModel, tree: Tree, forwards: Iterable[Forward]) -> Iterator[tuple[Call, Forward]]:
-    """Yield what the model is called with for each forward over nodes of a tree that lies on its device."""
+    """Yield the call of the model for each forward over nodes of a tree that lies on its device."""
     past = Past()
     kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
     for forward in forwards:
@@ -229,9 +226,9 @@ def nll_of_windows(
 def _window_calls(
     model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int
 ) -> Iterator[tuple[Call, tuple[slice, slice, Tensor]]]:
-    """Yield what reads windows in forwards of `batch_tokens` tokens, with the rows and columns that it scores.
+    """Yield calls that read windows in forwards of `batch_tokens` tokens, with the rows and columns that they score.
 
-    Behind them stand those of their tokens, (M,), that are scored.
+    The scored tokens of these, (M,), follow.
     """
     size, last = max(1, batch_tokens), ids.shape[1] - 1  # from which nothing is predicted
     size = max(size, ids.shape[1]) if last > tokens_in_one_way(model.config) else size
@@ -251,11 +248,11 @@ def _window_calls(
 def compute_perplexity(
     nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool
 ) -> dict[str, float | int]:
-    """Compute the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
+    """Return the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
-    bytes (UTF-8) and words (by white space) are those of the scored text. What is beyond a float is inf. Absent are
-    word_perplexity where it is, as in languages without spaces, and the 95 % interval
-    (bench.stats.clusters.ratio_interval) of one window or where it reaches beyond a float.
+    bytes (UTF-8) and words (by white space) are those of the scored text. A value beyond a float is inf. There is no
+    word_perplexity where it would be inf, as in languages without spaces. There is no 95 % interval
+    (bench.stats.clusters.ratio_interval) of one window, or where it reaches beyond a float.
     drawn: whether the windows are drawn from the text, or else follow each other.
     """
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())
@@ -283,7 +280,7 @@ Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, le
 
 @dataclass(frozen=True)
 class Tree:
-    """Holds the distinct prefixes of many token sequences, as nodes in depth-first order, and what is asked of them.
+    """Holds the distinct prefixes of many token sequences, as nodes in depth-first order, and the pairs to score.
 
     Node n descends from node m, or is m, exactly if m <= n < end[m]. Pairs are sorted by node.
     """
@@ -295,7 +292,7 @@ class Tree:
 
     @staticmethod
     def of(questions: Sequence[Question]) -> Tree:
-        """Build the tree of `questions`, which are sorted, on the CPU."""
+        """Return the tree of `questions`, which are sorted, on the CPU."""
         tokens: list[int] = []
         depth: list[int] = []
         end: list[int] = []
@@ -322,11 +319,11 @@ class Tree:
         return Tree(long(tokens), long(depth), long(end), pairs[:, pairs[0].argsort(stable=True)])
 
     def to(self, device: torch.device) -> Tree:
-        """Copy it to a device."""
+        """Return a copy on a device."""
         return Tree(*(tensor.to(device) for tensor in (self.tokens, self.depth, self.end, self.pairs)))
 
     def forwards(self, size: int, device: torch.device) -> Iterator[Forward]:
-        """Yield what each forward of `size` nodes does: found here, on the CPU, and copied to a device in one piece."""
+        """Yield what each forward of `size` nodes does, computed on the CPU and copied to a device in one piece."""
         total, cached = len(self.tokens), torch.arange(0)  # (P,) nodes in the cache
         forwards = []
         for start in range(0, total, size):
@@ -359,7 +356,7 @@ def _length_of_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def make_masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, visible: Tensor) -> Tensor | dict[str, Tensor]:
-    """Mask what (T,) `nodes` attend to of (P + T,) `seen`: an additive (1, 1, T, P + T), or one per layer type."""
+    """Return the masks of (T,) `nodes` over (P + T,) `visible`: an additive (1, 1, T, P + T), or one per layer type."""
     query, key = nodes[:, None], visible[None, :]
     ancestor = (key <= query) & (query < tree.end[key])
     window = getattr(model.config, "sliding_window", None)

@@ -41,9 +41,9 @@ def fingerprint_of_task(task: Any, documents: Sequence[int]) -> dict[str, Any]:
 def evaluate(
     lm: Any, tasks: dict[str, Any], documents: dict[str, list[int]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
-    """Run lm-eval's evaluator on the `documents` of each task. Returns the figures and the samples, by task.
+    """Return the figures and the samples of lm-eval's evaluator on the `documents` of each task, both by task.
 
-    The figures are those of bench.records.schema; a standard error is given where a metric is the mean over documents.
+    The figures have the layout of a record. A standard error is given where a metric is the mean over documents.
 
     The samples have one row per document: doc_id, doc_hash, prompt_hash and target_hash as lm-eval writes them;
     target, the position of the right choice, or the text where there are no choices; loglikelihoods and greedy, one
@@ -103,12 +103,12 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scored_bytes(context: str, continuation: str) -> int:
-    """Return the bytes of a continuation as it is scored: with the spaces at the end of the context, as in lm-eval."""
+    """Return the number of bytes of a continuation, with the spaces at the end of the context, as in lm-eval."""
     return len((context[len(context.rstrip()) :] + continuation).encode())
 
 
 def _target(task: Any, sample: dict[str, Any]) -> Any:
-    """Return the right choice's position; as in lm-eval, where the choices are contexts it is `doc_to_text`."""
+    """Return the right choice's position. As in lm-eval, it is `doc_to_text` where the choices are contexts."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return str(sample["target"])
     if task.multiple_input:

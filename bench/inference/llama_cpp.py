@@ -1,17 +1,17 @@
-"""Computes with llama.cpp what a GGUF file holds, in a process of its own that may crash or hang.
+"""Computes with llama.cpp the contents of a GGUF file, and times two files, in a process of its own that may crash.
 
 The engine comes with the extra `prunebench[llama]`, whose package brings llama.cpp's C library and its declarations
-(cffi). The file is computed on the CPU, with keys and values kept in float32.
+(cffi). `compute` runs a file on the CPU, with keys and values kept in float32.
 
-Letters: B = sequences, T = tokens of one, V = vocabulary.
-
-Times two GGUF files beside each other in llama.cpp, both in one process and in turns, as bench.speed times models.
+`time_files` times two files beside each other, both in one process and in turns, as bench.speed times models.
 
 prefill  llama_decode of whole prompts on an empty cache; the last position of each has logits
 decode   llama_decode of one token for each sequence behind `tokens` of context, to which each pass returns
 
-Keys and values are in float16 and the other settings are the engine's own, since that is how it is used. The pruned
-file is loaded first, and its memory is measured while it is alone. Token ids are random and the same for both files.
+There, keys and values are in float16 and the other settings are the engine's own, since it is used that way. The
+pruned file is loaded first, and its memory is measured while it is alone. Token ids are random and the same for both.
+
+Letters: B = sequences, T = tokens of one, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ CELLS = 256  # positions of a cache come in as many, for which there are kernels
 
 @dataclass(frozen=True)
 class EngineAnswer:
-    """Holds what the engine made of a file.
+    """Holds what the engine computes from a file.
 
-    tokens  of the text that it was given, by its own tokenizer
+    tokens  of the text, by the file's own tokenizer
     logits  (T, V) of the first sequence, in float32
     nll     (B,) the negative log-likelihood of each sequence in nats, all tokens but its first
     """
@@ -61,7 +61,7 @@ class EngineAnswer:
 
 
 def is_installed() -> bool:
-    """Say whether the engine's package is here, without importing it."""
+    """Say whether the engine's package is installed, without importing it."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 
@@ -79,11 +79,11 @@ def require(what: str) -> None:
 def compute(
     file: Path, sequences: Sequence[Sequence[int]], text: str, *, threads: int, minutes: float = MINUTES
 ) -> EngineAnswer | Failure:
-    """Return the engine's tokens of `text` and what it computes on `sequences` of token ids, each from position 0.
+    """Return the engine's tokens of `text` and its results on `sequences` of token ids, each from position 0.
 
-    minutes  without a word, which comes with each sequence, after which its process is ended
+    minutes  without a message, of which each sequence sends one, after which the process is ended
 
-    What goes wrong in the engine, a crash or a hang too, is a Failure and no exception.
+    A mistake of the engine, also a crash or a hang, is a Failure and no exception.
     """
     answer: dict[str, Any] = {}
     rows = [list(map(int, ids)) for ids in sequences]
@@ -92,7 +92,7 @@ def compute(
 
 
 def quantise(source: Path, target: Path, kind: str, *, threads: int, minutes: float = MINUTES) -> Failure | None:
-    """Write the GGUF file `source` to `target` with its matrices in `kind`, one of FILE_TYPES, by the engine itself.
+    """Have the engine write the GGUF file `source` to `target` with its matrices in `kind`, one of FILE_TYPES.
 
     Embedding and head are quantised like all others. Returns a Failure where the engine does not finish.
     """
@@ -103,7 +103,7 @@ def quantise(source: Path, target: Path, kind: str, *, threads: int, minutes: fl
 def run_alone(
     target: Any, task: dict[str, Any], minutes: float, hear: Callable[[dict[str, Any]], object]
 ) -> Failure | None:
-    """Run a task in a process of its own, which tells `hear`; to its failure is added what the engine asserts."""
+    """Run a task in a process of its own, whose messages go to `hear`. Its failure holds what the engine asserts."""
     limits = worker.Limits(silence=60 * minutes)
     with tempfile.TemporaryDirectory(prefix="llama-cpp-") as folder, worker.Worker({"GGML_NO_BACKTRACE": "1"}) as own:
         complaints = Path(folder) / "stderr"
@@ -116,14 +116,14 @@ def run_alone(
 
 
 class Library:
-    """Speaks to llama.cpp's C library in this process, which does not survive what the library asserts in vain.
+    """Speaks to llama.cpp's C library in this process, which ends where an assertion of the library fails.
 
     described  {name, version, commit, system: the processor's instructions that it uses}
     ubatch     tokens that it computes together at most, its own setting
     """
 
     def __init__(self, complaints: str) -> None:
-        """Load the library and keep it silent; what it writes past that goes into the file `complaints`."""
+        """Load the library and keep it silent. What it still writes goes into the file `complaints`."""
         import llama_cpp_py_sync
         from llama_cpp_py_sync import _cffi_bindings
 
@@ -156,7 +156,7 @@ class Library:
         return int(self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(model)))
 
     def context(self, model: Any, *, length: int, sequences: int, threads: int, exact: bool = False) -> Any:
-        """Return room for as many sequences of `length` tokens, all of which may come at once.
+        """Return a context for as many sequences of `length` tokens, all of which may come at once.
 
         exact  keeps keys, values and queries in float32, and computes a whole batch together
 
@@ -175,7 +175,7 @@ class Library:
         return context
 
     def batch(self, rows: Sequence[Sequence[int]], start: int, *, every: bool = False) -> Any:
-        """Return token ids (sequences, T) that begin at position `start`, to be dropped again.
+        """Return a batch of token ids (sequences, T) from position `start` on. `drop` frees it.
 
         every  whether logits are wanted of every position, and not of each sequence's last one alone
         """
@@ -202,7 +202,7 @@ class Library:
         return np.frombuffer(values, np.float32).reshape(T, V)
 
     def tokens(self, model: Any, text: str) -> list[int]:
-        """Return the ids of a text by the tokenizer of the file, with what that puts in front."""
+        """Return the ids of a text by the tokenizer of the file, with its tokens in front."""
         words = text.encode()
         room = len(words) + 8
         ids = self.ffi.new("llama_token[]", room)
@@ -214,7 +214,7 @@ class Library:
         self.c.llama_memory_clear(self.c.llama_get_memory(context), True)
 
     def cut(self, context: Any, sequences: int, length: int) -> bool:
-        """Take from the cache of each sequence what lies behind `length` tokens; say whether the engine can."""
+        """Remove from the cache of each sequence all behind `length` tokens; return whether the engine can."""
         memory = self.c.llama_get_memory(context)
         return all(self.c.llama_memory_seq_rm(memory, sequence, length, -1) for sequence in range(sequences))
 
@@ -228,7 +228,7 @@ class Library:
 
 
 def _compute(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
-    """Tell, in the engine's process, its tokens of a text, its logits and the likelihood of each sequence."""
+    """Send, in the engine's process, its tokens of a text, its logits and the likelihood of each sequence."""
     engine, sequences = Library(complaints), task["sequences"]
     line.alive("while llama.cpp read the file")
     model = engine.load(task["file"])
@@ -280,14 +280,14 @@ def time_files(
     minutes: float = MINUTES,
     hear: Callable[[dict[str, Any]], object] = lambda news: None,
 ) -> tuple[dict[str, Any], Failure | None]:
-    """Time both files at every point and return what bench.records.served calls engine, memory, points and machine.
+    """Time both files at every point; return engine, memory, points and machine of bench.records.served, and a failure.
 
     steps    tokens for each sequence in a pass of decode
     rounds   of dense against pruned, half of them where these are enough, as in bench.speed
-    minutes  without a word after which the engine is ended
+    minutes  without a message after which the engine is ended
     hear     is given each piece as it comes
 
-    What was told before a Failure stands.
+    Pieces that came before a Failure stand.
     """
     speed: dict[str, Any] = {"points": []}
 
@@ -302,7 +302,7 @@ def time_files(
 
 
 def _time(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
-    """Do all of it in the engine's process."""
+    """Do the whole work of `time_files` in the engine's process."""
     engine = Library(complaints)
     line.send({"engine": engine.described | {"threads": task["threads"], "cache": "float16", "ubatch": engine.ubatch}})
     before, resident = environment.state_of_machine(), resident_bytes_of_process()

@@ -1,10 +1,10 @@
-"""Runs vLLM and SGLang, which need other versions of what is installed here, by the Python that they are installed in.
+"""Runs vLLM and SGLang by the Python that they are installed in, since they need other versions than this one has.
 
 Each turn is a process of the engine's own benchmark: it loads the model, warms up, measures and ends.
 
-vllm     `vllm bench latency` of one token tells the prompt, and of 1 + steps what all of them take; the difference over
+vllm     `vllm bench latency` measures the prompt with one token, and with 1 + steps all of them; the difference over
          the steps is a step's
-sglang   `sglang.bench_one_batch` tells the prompt and the median step apart
+sglang   `sglang.bench_one_batch` measures the prompt and the median step apart
 
 Neither has been run. The benchmarks' arguments, and the names in what they write, were read in the sources of vLLM
 (commit 00cae075) and SGLang (00944150); the scripts of likelihoods have been held against no version.
@@ -53,7 +53,7 @@ class EngineFailed(Exception):
 
 @dataclass(frozen=True)
 class OtherPython:
-    """Names an engine, the Python that has it, arguments for its processes, and for how many seconds one is silent."""
+    """Names an engine, the Python that has it, arguments for its processes, and how long they may be silent."""
 
     engine: str
     python: str
@@ -66,7 +66,7 @@ class OtherPython:
         return self._answer(program)
 
     def device(self) -> dict[str, Any]:
-        """Return what that Python's torch computes on, as a record's environment names it. Raises EngineFailed."""
+        """Return what the other Python's torch computes on, by the names of an environment. Raises EngineFailed."""
         answer = self._answer(DEVICE)
         try:
             name, count = json.loads(answer)
@@ -75,11 +75,11 @@ class OtherPython:
         return {"device": "cuda", "gpu": name, "gpus": count} if count else {"device": "cpu"}
 
     def _answer(self, program: str) -> str:
-        """Return the last line that a program in that Python prints, behind what its packages may have to say."""
+        """Return the last line that a program in the other Python prints, behind the lines of its packages."""
         return (self._run([self.python, "-c", program]).strip().splitlines() or [""])[-1]
 
     def likelihoods(self, model: Path, dtype: str, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Return the nats of each sequence of token ids, all but its first one. Raises EngineFailed."""
+        """Return the nats of each sequence of token ids, without its first token. Raises EngineFailed."""
         with tempfile.TemporaryDirectory(prefix="engine-") as folder:
             questions, answers = Path(folder) / "asked.json", Path(folder) / "told.json"
             questions.write_text(json.dumps([list(map(int, ids)) for ids in sequences]), encoding="utf-8")
@@ -91,7 +91,7 @@ class OtherPython:
         return scores
 
     def turn(self, model: Path, dtype: str, points: Sequence[TimedPoint], steps: int) -> dict[TimedPoint, list[float]]:
-        """Return the milliseconds of the calls of one turn, of decode those of a step. Raises EngineFailed."""
+        """Return the milliseconds of the calls of one turn; of decode those of a step. Raises EngineFailed."""
         time_point = self._vllm if self.engine == VLLM else self._sglang
         return {point: time_point(model, dtype, point, steps) for point in points}
 
@@ -129,7 +129,7 @@ class OtherPython:
         return [name, str(model), *given, *self._more(dtype)]
 
     def _more(self, dtype: str) -> list[str]:
-        """Return what every process of the engine is given."""
+        """Return the arguments of every process of the engine."""
         return ["--dtype", dtype, *shlex.split(self.arguments)]
 
     def _read(self, file: Path) -> Any:
@@ -141,7 +141,7 @@ class OtherPython:
             raise EngineFailed("error", f"{self.engine} wrote no result: {error}") from None
 
     def _run(self, command: Sequence[str]) -> str:
-        """Run a command of the engine in a group of processes of its own, which ends with it, and return its output.
+        """Run a command of the engine in a process group of its own, which ends with it, and return its output.
 
         It is ended once it has written nothing, to its output or to its errors, for as long as it may be silent.
         """

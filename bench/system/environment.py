@@ -102,7 +102,7 @@ def state_of_machine() -> dict[str, float]:
 
 
 def load_between_states(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Return how many cores other programs used between two states, were stolen, and were held by a limit, on average."""
+    """Return how many cores other programs used between two states, were stolen and were held by limits."""
     spent = {name: after[name] - before[name] for name in before if name in after}
     if spent["seconds"] <= 0:
         return {}
