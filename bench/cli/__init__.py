@@ -1,8 +1,7 @@
-"""The commands of the command line, a module for each kind: `add(commands)` adds their flags to the parser.
+"""The commands of the command line, a module for each kind. Each module adds the flags of its commands to the parser.
 
-Nothing here imports anything heavy before its command runs.
-
-Adds the flags of a dataclass to a command: `add`. A flag that is not given leaves no value behind.
+Nothing here imports anything heavy before its command runs. `add_flags` adds the flags of a dataclass to a command. A
+flag that is not given leaves no value behind.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TRUST = (
 
 
 def add_flags(parser: Any, options: Iterable[Option], **renamed: str) -> None:
-    """Add flags to a parser or to a group of one; their values stand under the names of the flags.
+    """Add flags to a parser or to a group of one. Their values stand under the names of the flags.
 
     renamed  other names of flags, as speed_rounds="--rounds"
     """
@@ -46,17 +45,17 @@ def add_flags(parser: Any, options: Iterable[Option], **renamed: str) -> None:
 
 
 def given_flags(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
-    """Return the values of those flags that were given, by the names of the flags."""
+    """Return the values of the flags in the command, by the names of the flags."""
     return {option.flag: vars(arguments)[option.flag] for option in options if option.flag in arguments}
 
 
 def given_fields(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
-    """Return the values of those flags that were given, by the names of their fields."""
+    """Return the values of the flags in the command, by the names of their fields."""
     return {option.field: vars(arguments)[option.flag] for option in options if option.flag in arguments}
 
 
 def add_trust(parser: Any) -> None:
-    """Add the flags of a command that makes cells of records again, which allow what a record alone does not."""
+    """Add the flags that allow what a record alone may not name, for commands that make cells of records again."""
     parser.add_argument("--trust", action="append", default=[], metavar="NAME", help=TRUST)
     add_flags(parser, [flags_of_run()["trust-remote-code"]])
 

@@ -104,7 +104,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    """Push the folder that was written, and return the exit code."""
+    """Push the written folder to the hub, and return the exit code."""
     from bench.export import write
 
     try:
@@ -163,7 +163,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _print(checks: Iterable[Any]) -> int:
-    """Print checks as they come, a line each, and return the exit code that they have together."""
+    """Print checks as they come, a line each, and return their common exit code."""
     passed = True
     for check in checks:
         print(check)

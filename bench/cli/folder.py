@@ -1,8 +1,9 @@
-"""Adds the command merge: run folders of several machines as one.
+"""The commands on run folders: merge, pack, show and serve.
 
-Adds the command pack: a finished run in few files, as it goes into a repository, and back again.
-
-The commands show and serve: one cell whole, and the page of a run while it grows.
+merge   run folders of several machines as one
+pack    a finished run in few files, as it goes into a repository, and back again
+show    one cell whole
+serve   the page of a run while it grows
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The commands list and fetch: what there is.
-
-Adds the command doctor: whether this machine gives right numbers.
-"""
+"""The commands list, fetch and doctor: what there is, and whether this machine gives right numbers."""
 
 from __future__ import annotations
 
@@ -82,7 +79,7 @@ def _methods(verbose: bool) -> list[str]:
 
 
 def _authors(card: Card) -> list[str]:
-    """Return how a method was held against its authors' code, and where its module departs from that."""
+    """Return lines on how a method compares with its authors' code, and where its module departs from that."""
     from methods.cards import departures_of, read_comparisons
 
     lines, check = [], read_comparisons().get(card.module.rpartition(".")[2])

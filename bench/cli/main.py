@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, *given: Any, **named: Any) -> Any:
-        """Refuse what is not known here and now, so that the message names the help of this command and not of all."""
+        """Refuse unknown flags here, so that the message names the help of this command and not of all."""
         namespace, rest = super().parse_known_args(*given, **named)
         if rest:
             flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return namespace, rest
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Hint at the choice that is like what was given."""
+        """Hint at the choice that resembles the given one."""
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError; of an argument that is lacking and has few values it says these."""
+        """Raise UserError. Of a missing argument that has few values the message lists them."""
         required, colon, lacking = message.partition("arguments are required: ")
         if colon:
             choices = {
@@ -75,7 +75,7 @@ class PrintAndExit(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code, as docs/guides/running.md lists them."""
+    """Run one command and return the exit code, as docs/guides/running.md lists them."""
     set_up_threads()
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # or what goes there would go to stdout
@@ -124,7 +124,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 
 def _of_the_machine(error: BaseException) -> str:
-    """Say in a line what the machine refuses, as a file or memory; empty where the error is not the machine's."""
+    """Return a line on what the machine refuses, such as a file or memory; empty where it refuses nothing."""
     if failures.is_out_of_memory(error):
         return f"memory does not suffice ({failures.reason_of_error(error)}); give the command more, see `ulimit -a`"
     if not isinstance(error, OSError):
@@ -140,12 +140,12 @@ def _of_the_machine(error: BaseException) -> str:
 
 
 def _let_go_of_output() -> None:
-    """Let what is left of the output go nowhere, which the interpreter flushes at its end."""
+    """Discard the rest of the output, which the interpreter would flush at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
-    """Say whether nobody reads the output any more, as behind `| head`; what is left of it is let go then."""
+    """Say whether nobody reads the output any more, as behind `| head`. The rest of it is discarded then."""
     if hasattr(select, "poll"):
         output = select.poll()
         output.register(sys.stdout.fileno(), 0)
@@ -208,7 +208,7 @@ def _parser(program: str) -> Parser:
 
 
 def _versions(_: object) -> str:
-    """Return the versions that a figure stands on, a line each."""
+    """Return the versions that results depend on, a line each."""
     from bench.system import environment
 
     python = ".".join(map(str, sys.version_info[:3]))

@@ -1,8 +1,8 @@
-"""The command latency-table: how long a generated token takes by the sizes of a model's parts, on this machine.
+"""The commands latency-table, serve-speed and similarity, which measure something other than the cells of a run.
 
-The command serve-speed: the models of a run in an inference engine, their quality, size and speed there.
-
-The command similarity: how alike a model's layers are, and what merging some of them does.
+latency-table   how long a generated token takes by the sizes of a model's parts, on this machine
+serve-speed     the models of a run in an inference engine, their quality, size and speed there
+similarity      how alike a model's layers are, and what merging windows of them does
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ def serve(
     threads: int | None = None,
     device: str = "auto",
 ) -> int:
-    """Serve models of a run, all of them where none is named, print the tables, and return the exit code.
+    """Serve models of a run, all of them if `cells` is empty, print the tables, and return the exit code.
 
-    trust  says of which run, and what its records may name
+    trust  says which run, and what its records may name
 
     Raises UserError where the engine serves none of the dense models.
     """
@@ -211,7 +211,7 @@ def _similarity(arguments: argparse.Namespace) -> int:
 
 
 def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path) -> dict[str, Any]:
-    """Refuse what can be refused before the model is loaded, then look at its layers. Returns similarity.json."""
+    """Refuse what can be refused before the model is loaded; return the study of its layers, as in similarity.json."""
     from bench.data import pretrained, texts
     from bench.data.texts import refuse_shared
     from bench.evaluation import layer_similarity

@@ -1,4 +1,4 @@
-"""Adds the commands compare, baseline, gate and history: what differs, what got worse, and since when."""
+"""The commands compare, baseline, gate and history: what differs, what got worse, and since when."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _gate(arguments: argparse.Namespace) -> int:
 
 
 class _Options(NamedTuple):
-    """What a second judgement shares with the first, and what measuring again takes."""
+    """Holds what a second judgement shares with the first, and what measuring again takes."""
 
     trust: Trust
     plugins: list[str]

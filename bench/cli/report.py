@@ -1,4 +1,4 @@
-"""The command report: what records say, as tables and figures."""
+"""The command report: records as tables and figures."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> di
 
 
 def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
-    """Return what goes to stdout."""
+    """Return the output for stdout."""
     from reports import report as report_text
     from reports.formats import latex, markup, terminal
 

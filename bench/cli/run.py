@@ -1,6 +1,6 @@
-"""The commands run and speed: from flags or a spec file to records and the report.
+"""The commands run, speed and cell: from flags or a spec file to records and the report.
 
-Adds the command cell: one cell of a run, measured into a part, as the engines of other machines have it done.
+The command cell measures one cell of a run into a job folder, for the engines of other machines.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _speed(arguments: argparse.Namespace) -> int:
 def _measure_and_print(
     spec: RunSpec, folder: Path, describe: Callable[[RunSpec, list[Record]], str], track: str | None = None
 ) -> int:
-    """Run the cells, send each to the tracker `track` if one is named, and print what `told` makes of the records."""
+    """Run the cells, send each to the tracker `track` if there is one, and print `describe` of the records."""
     from bench.records.record import FAILED
     from bench.runs import runner
     from reports import report
@@ -164,7 +164,7 @@ def _print_plan(spec: RunSpec) -> int:
 
 
 def _text_of_records(spec: RunSpec, records: list[Record]) -> str:
-    """Return what a run prints: of a sweep one factor against another, where there are several."""
+    """Return the output of a run: of a sweep one factor against another, where there are several."""
     from reports import report
     from reports.formats import terminal
     from reports.tables import views

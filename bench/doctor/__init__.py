@@ -1,4 +1,4 @@
-"""Says whether this machine gives right numbers, which is what to run first on a new one (docs/guides/doctor.md)."""
+"""Checks whether this machine gives right numbers. Run it first on a new machine (docs/guides/doctor.md)."""
 
 from __future__ import annotations
 

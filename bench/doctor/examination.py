@@ -1,4 +1,4 @@
-"""Runs the checks one after the other. Whatever a check raises is wrong on this machine, and the others go on."""
+"""Runs the checks one after the other. An error in a check is wrong on this machine, and the others go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FUNCTIONS: dict[str, Callable[[torch.device], Iterator[Finding]]] = {
 
 
 def examine(device: torch.device, only: Sequence[str] = ()) -> list[Finding]:
-    """Run all checks, or `only` those named, and return what they find. Raises UserError for a name there is not."""
+    """Run all checks, or those that `only` names, and return their findings. Raises UserError for an unknown name."""
     if unknown := [name for name in only if name not in CHECKS]:
         raise UserError(f"--only names checks of {', '.join(CHECKS)}; got {unknown[0]!r}")
     findings = list[Finding]()
@@ -42,5 +42,5 @@ def examine(device: torch.device, only: Sequence[str] = ()) -> list[Finding]:
 
 
 def names_of_wrong(findings: Sequence[Finding]) -> list[str]:
-    """Name what is wrong."""
+    """Return the names of the findings that are wrong."""
     return [finding.what for finding in findings if finding.status == "wrong"]

@@ -1,6 +1,6 @@
-"""Holds what a check has found, and writes it down: one table for the reader, one JSON document for a bug report.
+"""Holds the finding of a check, and writes findings as a table for the reader or as JSON for a bug report.
 
-Compares numbers that two machines, or two ways on one, have computed.
+`difference_of_tensors` and `is_close` compare numbers that two machines, or two ways on one, have computed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PATH = re.compile(r"(?<![\w/.])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/'\"]+[\\/])+(?=[^\
 
 @dataclass(frozen=True)
 class Finding:
-    """Says how one thing stands.
+    """Holds the outcome of one check.
 
     status  ok; wrong; not here, where this machine has no such thing or nothing to compare with
     what    the thing, as a method's name
@@ -50,14 +50,14 @@ def finding_of_check(what: str, wrong: Sequence[str], figure: str, **values: Any
 
 
 def finding_of_error(what: str, error: Exception) -> Finding:
-    """Return what an exception says, without paths, and where it came from."""
+    """Return the finding of an exception: its text without paths, and the lines of code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     where = tuple(f"{_inside(frame.filename)}:{frame.lineno} in {frame.name}" for frame in frames)
     return Finding("wrong", what, without_paths(failures.reason_of_error(error)), where=where)
 
 
 def without_paths(text: str) -> str:
-    """Return a text with every path in it cut to its last name, and the user's folder to a tilde."""
+    """Return a text in which every path is cut to its last name, and the user's folder to a tilde."""
     home = Path.home()
     return PATH.sub("", text.replace(str(home), "~") if home.name else text)
 
@@ -73,13 +73,13 @@ def _inside(file: str) -> str:
 
 
 def format_findings(findings: Iterable[Finding]) -> str:
-    """Return one line for each finding: its status, what it is of, and the figure."""
+    """Return one line for each finding: its status, its name, and the figure."""
     rows = [(finding.status, finding.what, textwrap.fill(finding.figure, FIGURE)) for finding in findings]
     return tabulate(rows, ("status", "what", "figure"), tablefmt="plain", disable_numparse=True)
 
 
 def document_of_findings(findings: Iterable[Finding], machine: dict[str, Any]) -> dict[str, Any]:
-    """Return what a bug report needs, as plain JSON values: no host name, no user's name, no path."""
+    """Return the contents of a bug report as plain JSON values: no host name, no user's name, no path."""
     plain = [{name: value for name, value in asdict(finding).items() if value} for finding in findings]
     document: dict[str, Any] = _finite({"layout": LAYOUT, "machine": machine, "findings": plain})
     return document
@@ -108,7 +108,7 @@ def difference_of_tensors(got: Tensor, want: Tensor) -> float:
 
 
 def is_close(share: float, dtype: torch.dtype) -> bool:
-    """Say whether such a share is rounding; nan is not."""
+    """Say whether such a share is rounding; False for nan."""
     return share <= TOLERANCE[dtype]
 
 

@@ -1,8 +1,7 @@
-"""Describes the machine, and checks that it multiplies matrices as exactly as their dtype says.
+"""Checks the machine: products, a GPU's limits and neighbours, and how fast a disk gives weights.
 
-Checks a GPU's limits and neighbours: running out of memory, copies, and a second GPU. A CPU has none of these.
-
-Measures how fast a disk gives weights, and for how many tokens a sweep computes as long as it reads.
+It describes the machine, and checks that it multiplies matrices as exactly as their dtype says. Of a GPU it checks
+running out of memory, copies, and a second GPU; a CPU has none of these.
 
 A sweep over the layers of a model of P parameters reads b P bytes, in a dtype of b bytes, and computes 2 P T FLOP for T
 tokens. At B bytes/s and F FLOP/s reading is hidden behind computing from
@@ -37,7 +36,7 @@ EXACT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # sha
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return the environment of a record, and the memory that is free."""
+    """Return the environment of a record, and the free memory."""
     facts = environment.describe(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     return facts | {"free_memory_bytes": psutil.virtual_memory().available} | _card(device)
 
@@ -55,7 +54,7 @@ def _card(device: torch.device) -> dict[str, Any]:
 
 
 def check_machine(device: torch.device) -> Iterator[Finding]:
-    """Say what there is, how fast it is, and whether its products are right."""
+    """Yield findings on the machine: what it has, how fast it is, and whether its products are right."""
     facts = describe(device)
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield Finding("ok", "versions", f"python {facts['python']}, {versions}")
@@ -69,7 +68,7 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
 
 
 def measure_rates(device: torch.device) -> Iterator[Finding]:
-    """Measure what a large product and a copy reach, in the dtype in which models are measured by default."""
+    """Yield the rates of a large product and a copy, in the dtype in which models are measured by default."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     rates = peaks.measure_peak_rates(device, dtype, **SIZES.get(device.type, {}))
     whats = {
@@ -120,7 +119,7 @@ SECOND = ("shortgpt", "flap", "slicegpt", "llm-pruner")  # methods that a second
 
 
 def check_memory(device: torch.device) -> Iterator[Finding]:
-    """Ask a GPU for more memory than it has: it must be recognised, and leave the GPU as it was."""
+    """Ask a GPU for more memory than it has. The error must be recognised, and leave the GPU unharmed."""
     what = "out of memory"
     if device.type != "cuda":
         reason = "a CPU's memory is not exhausted on purpose, since the system may kill any process then"
@@ -142,7 +141,7 @@ def check_memory(device: torch.device) -> Iterator[Finding]:
 
 
 def check_copies(device: torch.device) -> Iterator[Finding]:
-    """Copy numbers to the GPU and back, and look at a second GPU where there is one."""
+    """Copy numbers to the GPU and back, and check a second GPU where there is one."""
     if device.type != "cuda":
         yield Finding("not here", "copies", "a CPU copies nothing to another device")
         yield Finding("not here", "second GPU", "looked at the CPU")
@@ -164,7 +163,7 @@ def check_copies(device: torch.device) -> Iterator[Finding]:
 
 
 def check_copy(what: str, source: torch.device, target: torch.device) -> Finding:
-    """Copy numbers from one device to another and back: not a bit may change."""
+    """Copy numbers from one device to another and back. Not a bit may change."""
     numbers = torch.arange(COPIED, dtype=torch.int32)
     first = numbers.to(source)
     second = first.to(target)
@@ -180,7 +179,7 @@ SIZE, BLOCK = 2**28, 2**22  # bytes that are read, and at once
 
 
 def check_disk(flops: float, bytes_each: int, dtype: str) -> Finding:
-    """Say how fast weights come from the folder of the models; `flops` is what a product reaches in a second."""
+    """Return how fast weights come from the folder of the models; `flops` is the rate of a product per second."""
     what, folder = "weights in files", assets.folder_of_cache()
     try:
         rate = rate_of_reading(folder if folder.is_dir() else Path(tempfile.gettempdir()))

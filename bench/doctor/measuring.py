@@ -1,11 +1,11 @@
-"""Checks the scorer beside lm-eval's own, document by document, and perplexity beside plain forwards.
+"""Checks the scorer, perplexity and the timing.
 
-Made-up documents of a real task are answered by the doctor's model everywhere. Where the default model and the tasks
-are in the cache, real documents are answered as well; nothing is fetched.
+The scorer is compared with lm-eval's own, document by document, and perplexity with plain forwards. The doctor's model
+answers made-up documents of a real task. Where the default model and the tasks are in the cache, it answers real
+documents as well; nothing is fetched.
 
-Checks the timing: a model timed against its copy by the protocol of bench.speed must come out as fast as itself.
-
-Where decode steps can be captured, a captured one must also say what one says that is launched anew.
+A model timed against its copy by the protocol of bench.speed must come out as fast as itself. Where decode steps can be
+captured, a captured step must also give the logits of one that is launched anew.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MADE_UP = (  # goal, two ways to it, the right one
 
 
 def check_scores(device: torch.device) -> Iterator[Finding]:
-    """Score made-up documents, then real ones where they are at hand."""
+    """Score made-up documents, then real ones where they are in the cache."""
     for dtype in DTYPES:
         yield check_perplexity(device, dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +169,7 @@ def _logits_of_step(work: Workload) -> torch.Tensor:
 
 
 def time_against_itself(device: torch.device, protocol: Protocol) -> Iterator[Finding]:
-    """Time the doctor's model against a copy, up to TRIES times while an interval leaves out that they are equal."""
+    """Time the doctor's model against a copy, up to TRIES times while an interval excludes that they are equal."""
     model = pruning.build_tiny_model(device, torch.float32 if device.type == "cpu" else torch.bfloat16).model
     benchmark = SpeedBenchmark(protocol, clock_of([device]), [device], gpu.find_gpus([device])[0], lambda doing: None)
     points_by_kind = dict[str, list[dict[str, Any]]]()
@@ -193,9 +193,9 @@ def _is_narrow(point: dict[str, Any]) -> bool:
 
 
 def _finding_of_tries(what: str, points: list[dict[str, Any]]) -> Finding:
-    """Judge all tries of a point: one narrow interval that holds 1 is enough, and two that leave it out are wrong.
+    """Return the finding of all tries of a point. A narrow interval that holds 1 is enough; two without 1 are wrong.
 
-    With fewer narrow ones than that, an interval that holds 1 leaves it open.
+    With fewer narrow ones than that, an interval that holds 1 leaves the question open.
     """
     narrow = [point for point in points if _is_narrow(point)]
     right = [point for point in narrow if _holds_one(point)]

@@ -1,21 +1,20 @@
-"""Checks every method: what it removes from the doctor's model, and what the pruned model then says.
+"""Checks every method: its decisions on the doctor's model, the logits of the pruned model, and saving and loading it.
 
-Knows what every method decides on the doctor's model, and what the pruned models then say.
+The answers of every method are stored.
 
     python docs/generate.py
 
-writes the answers anew, for all methods and compensations of the package, with the parameters that these give in
-`tiny`: after one was added, or after a change that is meant to move a number. It refuses answers that another machine
-might not give: those where noise as large as the rounding of bfloat16 changes a decision.
+writes them anew, for all methods and compensations of the package, with the parameters that these give in `tiny`: after
+a method was added, or after a change that is meant to move a number. It refuses answers that another machine might not
+give: those where noise as large as the rounding of bfloat16 changes a decision.
 
-Checks saving, loading again, and generating with a cache, on pruned models of every form.
+Saving, loading again, and generating with a cache are checked on pruned models of every form.
 
-Builds the model that the doctor looks at, its tokenizer and its tokens, in code: nothing is fetched, nothing stored.
-
-The weights come from SHAKE-256 and not from a library's generator, so that every machine and version has the same ones;
-bfloat16 holds each of them, so that a model in bfloat16 has the weights of the one in float32. Layers, heads, channels
-and directions of the residual are drawn in different sizes, so that what a method scores lies far apart and the noise
-of another machine changes no choice.
+The model, its tokenizer and its tokens are built in code: nothing is fetched, nothing stored. The weights come from
+SHAKE-256 and not from a library's generator, so that every machine and version has the same ones. bfloat16 holds each
+of them, so that a model in bfloat16 has the weights of the one in float32. Layers, heads, channels and directions of
+the residual are drawn in different sizes, so that the scores of a method lie far apart and the noise of another machine
+changes no choice.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ from methods.model.sizes import parameters
 
 
 def check_pruning(device: torch.device) -> Iterator[Finding]:
-    """Run all methods, those of installed packages too, which have no stored answers."""
+    """Run all methods, also those of installed packages, which have no stored answers."""
     stored = read_answers()
     ours = list_cases()
     names = [*ours, *(name for name in methods.load() if name not in ours)]
@@ -89,7 +88,7 @@ def check_method(name: str, device: Place, want: Answer) -> Finding:
 
 
 def _differences(got: Answer, want: Answer) -> Iterator[str]:
-    """Say which decisions are not those that are stored."""
+    """Return the decisions that differ from the stored ones, in words."""
     for name in got.decided | want.decided:
         if got.decided.get(name) != want.decided.get(name):
             yield f"{name} is {_short(got.decided, name)} and should be {_short(want.decided, name)}"
@@ -111,9 +110,9 @@ NOISE, DRAWS = 2e-3, 3  # of every weight, as much as bfloat16 rounds off
 class Answer:
     """Holds what is left of the model.
 
-    decided     of the decisions, what was removed
+    decided     of the decisions, the removals
     parameters  how many are left
-    logits      some of them, on tokens of their own; none where the weights are drawn anew
+    logits      a few of them, on tokens of their own; None where the weights are drawn anew
     """
 
     decided: dict[str, Any]
@@ -122,18 +121,18 @@ class Answer:
 
 
 def list_cases() -> list[str]:
-    """Name every method of the package, and every compensation behind a method."""
+    """Return the names of every method of the package, and of every compensation behind a method."""
     compensated = [f"{card.follows}+{card.name}" for card in methods.cards_of_compensations()]
     return [card.name for card in methods.cards_of_methods()] + compensated
 
 
 def parameters_for_tiny_model(method: str) -> dict[str, str]:
-    """Return the parameters with which a built-in method prunes a tiny model; none for another method."""
+    """Return the parameters with which a built-in method prunes a tiny model; {} for any other method."""
     return next((card.tiny_parameters for card in methods.cards_of_methods() if card.name == method), {})
 
 
 def has_drawn_weights(case: str) -> bool:
-    """Return whether a compensation draws weights on its device, so that no two kinds of device agree."""
+    """Say whether a compensation draws weights on its device, so that no two kinds of device agree."""
     seeded = {
         card.name for card in methods.cards_of_compensations() if any(name == "seed" for name, *_ in card.parameters)
     }
@@ -147,7 +146,7 @@ def prune_tiny_model(
     noise: torch.Generator | None = None,
     parameters: dict[str, str] | None = None,
 ) -> tuple[Decoder, dict[str, Any]]:
-    """Return the doctor's model after a method, and what that removed.
+    """Return the doctor's model after a method, and the decisions.
 
     noise       disturbs the weights before
     parameters  of the method; None: those that it gives in `tiny`
@@ -164,7 +163,7 @@ def prune_tiny_model(
 
 
 def find_answer(case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None) -> Answer:
-    """Prune the doctor's model, and say what is left."""
+    """Prune the doctor's model, and return what is left."""
     model, decided = prune_tiny_model(case, device, dtype, noise)
     rounded = [[round(value, 4) for value in row] for row in compute_some_logits(model).tolist()]
     return Answer(decided, parameters(model), None if has_drawn_weights(case) else rounded)
@@ -185,7 +184,7 @@ def read_answers() -> dict[str, Answer]:
 
 
 def write_answers() -> None:
-    """Find all answers and store them. Raises UserError for one that a little noise changes."""
+    """Compute all answers and store them. Raises UserError for one that a little noise changes."""
     torch.set_num_threads(1)
     answer_by_case = {}
     for case in list_cases():
@@ -198,7 +197,7 @@ def write_answers() -> None:
 
 
 def describe_noise(case: str, plain: Answer, draws: int) -> str:
-    """Say what another decision was under noise, or nothing where all were the same."""
+    """Return how a decision changed under noise, or "" where all were the same."""
     cpu = torch.device("cpu")
     rounded = [find_answer(case, cpu, torch.bfloat16)]
     disturbed = [find_answer(case, cpu, torch.float32, torch.Generator().manual_seed(seed)) for seed in range(draws)]
@@ -236,7 +235,7 @@ def check_storing(device: torch.device) -> Iterator[Finding]:
 
 
 def check_stored_model(what: str, name: str, form: str, device: torch.device) -> Finding:
-    """Prune by one method, save the model, load it again, and generate with what has been loaded."""
+    """Prune by one method, save the model, load it again, and generate with the loaded one."""
     wrong, off = list[str](), dict[str, float]()
     for dtype in DTYPES:
         model, _ = prune_tiny_model(name, device, dtype, parameters=GIVEN.get(name))
@@ -256,7 +255,7 @@ def check_stored_model(what: str, name: str, form: str, device: torch.device) ->
 
 @torch.no_grad()
 def check_generation(model: Decoder, dtype: torch.dtype) -> Iterator[str]:
-    """Say where a token that was generated with the cache is not the most likely one of a forward without it.
+    """Yield where a token that was generated with the cache is not the most likely one of a forward without it.
 
     Tokens as likely as the most likely one but for rounding are right.
     """
@@ -357,7 +356,7 @@ def draw_tokens(name: str, rows: int, columns: int) -> Tensor:
 
 
 def make_calibration() -> Calibration:
-    """Return what methods may look at."""
+    """Return the calibration of the methods."""
     ids = draw_tokens("calibration", SEQUENCES, LENGTH)
     return Calibration(ids, torch.ones_like(ids, dtype=torch.bool), source="made up")
 

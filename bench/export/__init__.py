@@ -1,10 +1,7 @@
-"""Pruned models in the formats of other programs.
+"""Writes pruned models in the formats of other programs.
 
-write         a cell's model out of a run, as a folder or a file
-formats       which shapes each format holds
-engine_form   what each layer holds, with the zeros that an engine asks for
-gguf_file     one GGUF file, for llama.cpp
-nemotron_nas  a folder for MLX-LM
-vocabulary    a tokenizer in a GGUF file
-engine_check  whether llama.cpp computes what the file holds
+write         a cell's model out of a run, as a folder or a file, and which shapes each format holds
+engine_form   what each layer holds, with the zeros that an engine needs, and a folder for MLX-LM
+gguf_file     one GGUF file with its tokenizer, for llama.cpp
+engine_check  whether llama.cpp computes the same from the file
 """

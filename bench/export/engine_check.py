@@ -1,4 +1,4 @@
-"""Holds llama.cpp against this suite on one GGUF file: the same tokens of a text, the same logits, the same perplexity.
+"""Compares llama.cpp with this suite on one GGUF file: the tokens of a text, the logits, the perplexity.
 
 An engine that leaves out an attention is fast and writes fluent nonsense, so that a file counts as exported only once
 the engine computes what transformers computes with the same tensors. What the engine makes of it, an answer of its own,
@@ -46,13 +46,14 @@ def check_gguf(
     minutes: float = llama_cpp.MINUTES,
     which: str = "that the run measured",
 ) -> Generator[Check, None, EngineAnswer | None]:
-    """Yield what comes of loading a GGUF file and of computing with llama.cpp what it holds, a check each.
+    """Yield a check each of loading a GGUF file and of computing with llama.cpp on it.
 
     windows  (M, T) token ids on which perplexities are compared; None for none
-    minutes  without a word after which the engine is ended
-    which    says behind "windows" which ones they are
+    minutes  without a message after which the engine is ended
+    which    names the windows, behind the word "windows"
 
-    Returns the engine's answer, its first sequence some fixed tokens and then the windows; None where there is none.
+    Returns the engine's answer, whose first sequence is fixed tokens and whose others are the windows; None without
+    one.
     """
     try:
         model = read(file, torch.float32)

@@ -1,27 +1,24 @@
-"""Lays a pruned model out as inference engines take it: sizes and tensors of each layer, zeros where one must stand.
+"""Lays a pruned model out as inference engines take it, and writes it as a folder of the architecture Nemotron-NAS.
 
-Engines know layers by their sizes alone. A layer without attention and MLP adds nothing and is left out; where an
+Engines know layers by their sizes alone. A layer without attention and MLP adds nothing and is left out. Where an
 engine cannot do without an attention, an MLP or a bias, one of zeros stands there, which adds nothing either.
 
-Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width.
-
-Writes a pruned model as a folder of the architecture Nemotron-NAS, which MLX-LM loads.
-
-vLLM and SGLang know the architecture too, and do not load the folder as it is: they read `block_configs` as objects,
-which a class of configurations makes that comes as code with NVIDIA's models (configuration_decilm.py). transformers
-has none for the model type nemotron-nas, and no code travels with a model here. TensorRT-LLM has not been tried.
+MLX-LM loads the folder. vLLM and SGLang know the architecture too, and do not load the folder unchanged: they read
+`block_configs` as objects, which a class of configurations makes that comes as code with NVIDIA's models
+(configuration_decilm.py). transformers has none for the model type nemotron-nas, and no code travels with a model here.
+TensorRT-LLM has not been tried.
 
 config.json has the fields of Llama, and `block_configs` with what each layer holds:
 
     attention   {"no_op": true}, or {"no_op": false, "n_heads_in_group": H / G}
     ffn         {"no_op": true}, or {"no_op": false, "ffn_mult": 3 I / 2 D} or {..., "intermediate_size": I}
 
-Weights have Llama's names, and a part that is gone has no norm either. All layers have the same H; G and I are each
-layer's own. As vLLM reads that (vllm/model_executor/models/nemotron_nas.py), it takes ffn_mult where it is given and
+Weights have Llama's names, and a removed part has no norm either. All layers have the same H; G and I are each
+layer's own. As vLLM reads that (vllm/model_executor/models/nemotron_nas.py), it takes ffn_mult where there is one and
 rounds the width up to a multiple of 256, and its first layer needs an attention. MLX-LM knows no intermediate_size. So
-ffn_mult is written where every width is a multiple of 256, else intermediate_size; and where the first attention is
-gone, one of zeros with a single key/value head stands there. A bias is in all layers or in none, q, k, v and the output
-matrix alike, so that zeros stand where other layers have one.
+ffn_mult is written where every width is a multiple of 256, else intermediate_size; and where the first attention was
+removed, one of zeros with a single key/value head stands there. A bias is in all layers or in none, q, k, v and the
+output matrix alike, so that zeros stand where other layers have one.
 
 Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width.
 """
@@ -47,7 +44,7 @@ from methods.model.layer import Layer
 
 @dataclass(frozen=True)
 class Sizes:
-    """Says what one layer has: H query heads and G key/value heads, I channels; 0 where attention or MLP are gone."""
+    """Holds the sizes of one layer: H query heads, G key/value heads, I channels; 0 for a removed attention or MLP."""
 
     H: int
     G: int
@@ -90,7 +87,7 @@ class EngineForm:
 def form_of_model(
     model: Decoder, format_name: str, *, multiple: int = 1, heads: tuple[int, int], channels: int = 0
 ) -> EngineForm:
-    """Return what an engine takes of a Llama-like model.
+    """Return the layout of a Llama-like model for an engine.
 
     multiple  channels of each MLP are filled up with zeros to a multiple of this
     heads     H and G of an attention of zeros that stands in the first layer where that has none
@@ -186,7 +183,7 @@ WHOLE = 256  # of which an MLP's width is a multiple where it is written as ffn_
 def write_nemotron(
     model: Decoder, tokenizer: Any, folder: Path, dtype: torch.dtype, *, shard_bytes: int, multiple: int = 1
 ) -> EngineForm:
-    """Write `model` with its tokenizer into `folder`, weights in `dtype`, and return what is in it.
+    """Write `model` with its tokenizer into `folder`, weights in `dtype`, and return its layout.
 
     shard_bytes  the most that one weight file holds, unless a single tensor is larger
     multiple     channels of each MLP are filled up with zeros to a multiple of this
@@ -205,7 +202,7 @@ def write_nemotron(
 
 
 def nemotron_form_of(model: Decoder, multiple: int = 1) -> EngineForm:
-    """Return what the folder of a model holds. Raises UserError for a model that the format cannot hold."""
+    """Return the layout of a model in the folder. Raises UserError for a model that the format cannot hold."""
     require_plain_llama(model.config, FORMAT, FAMILIES)
     if model.config.hidden_act != "silu":
         raise UserError(f"{FORMAT} is written for the activation silu; this model's is {model.config.hidden_act}")

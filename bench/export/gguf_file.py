@@ -1,4 +1,4 @@
-"""Writes a pruned model as one GGUF file, for engines that read those.
+"""Writes a pruned model with its tokenizer as one GGUF file, for engines that read those.
 
 Layers of one width are written under the architecture's own name. GGUF's `deci` says for each layer how many heads and
 channels it has, none included, so that it holds every other Llama-like model. A file counts only once transformers, or
@@ -6,7 +6,7 @@ bench.data.gguf for `deci`, has made the same tensors, logits and tokens of it. 
 and compared one at a time, and the reader's model is in the file's dtype, so that the host holds a few matrices in
 float32 and never the model.
 
-What llama.cpp asks of `deci`, and gets:
+What llama.cpp needs of `deci`, and gets:
     a layer with an attention has an MLP       it forgets the attention of one without: 32 channels of zeros stand there
     the first layer has an attention           it takes the width of a head from there: one group of zeros stands there
     rotary halves are interleaved, as in llama it turns pairs of neighbours
@@ -14,11 +14,7 @@ What llama.cpp asks of `deci`, and gets:
 Rotary halves: transformers keeps the two halves of a head apart, GGUF's llama interleaves them, so that rows of q and k
 go from (heads, 2, E / 2) to (heads, E / 2, 2).
 
-Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width.
-
-Puts a tokenizer into a GGUF file.
-
-Letters: V = vocabulary.
+Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -69,7 +65,7 @@ TYPES = {
 
 
 class NotQuantised(UserError):
-    """Says what became of llama.cpp when it was to quantise a file."""
+    """Says why llama.cpp did not quantise a file."""
 
     def __init__(self, kind: str, failure: Failure) -> None:
         super().__init__(f"llama.cpp does not write {kind}: {failure.status}, {failure.reason}")
@@ -78,7 +74,7 @@ class NotQuantised(UserError):
 
 @dataclass(frozen=True)
 class Contents:
-    """Says what goes into a file.
+    """Holds the contents of a file.
 
     architecture  GGUF's name for it
     form          sizes and tensors of the layers
@@ -98,13 +94,13 @@ def write_gguf(
     multiple: int = 1,
     quantised: str | None = None,
 ) -> Contents:
-    """Write `model` with its tokenizer to `path`, matrices in `dtype`, vectors in float32. Returns what is in it.
+    """Write `model` with its tokenizer to `path`, matrices in `dtype`, vectors in float32, and return the contents.
 
     multiple   channels of each MLP are filled up with zeros to a multiple of this
     quantised  one of bench.inference.llama_cpp.FILE_TYPES in which llama.cpp then writes the matrices
 
-    Raises UserError, and leaves no file, for a model or tokenizer that GGUF or its reader cannot hold; of its kinds
-    Unwritable where the disk takes no file, and NotQuantised where llama.cpp does not finish.
+    Raises UserError, and leaves no file, for a model or tokenizer that GGUF or its reader cannot hold. Of its kinds,
+    Unwritable is raised where the disk takes no file, and NotQuantised where llama.cpp does not finish.
     """
     if path.exists():
         raise UserError(f"{path} exists; name a new file")
@@ -143,7 +139,7 @@ def _not_quantised(file: Path, path: Path, quantised: str, failure: Failure) -> 
 
 
 def _require_blocks(contents: Contents, quantised: str) -> None:
-    """Raise UserError where llama.cpp is not here, or a matrix has rows that are no whole blocks."""
+    """Raise UserError where llama.cpp is not installed, or a matrix has rows that are no whole blocks."""
     llama_cpp.require(f"{quantised} is written by llama.cpp")
     for name, tensor in contents.form.tensors.items():
         if tensor.ndim > 1 and tensor.shape[1] % BLOCK:
@@ -154,7 +150,7 @@ def _require_blocks(contents: Contents, quantised: str) -> None:
 
 
 def contents_of(model: Decoder, multiple: int = 1) -> Contents:
-    """Return what goes into the file of a model. Raises UserError for a model that GGUF does not hold."""
+    """Return the contents of a model's file. Raises UserError for a model that GGUF does not hold."""
     require_plain_llama(model.config, "GGUF", tuple(ARCHITECTURES))
     R = model.layers[0].group
     form = form_of_model(model, "GGUF", multiple=multiple, heads=(R, 1), channels=CHANNELS)
@@ -169,7 +165,7 @@ def contents_of(model: Decoder, multiple: int = 1) -> Contents:
 
 
 def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round a tensor as the file does, in float32 on the CPU. Raises UserError where `dtype` cannot hold it."""
+    """Return a tensor rounded as in the file, in float32 on the CPU. Raises UserError where `dtype` cannot hold it."""
     return (cast_to(name, tensor, dtype) if tensor.ndim > 1 else tensor).float().cpu().contiguous()
 
 
@@ -226,7 +222,7 @@ def reorder_interleaved(weight: Tensor, heads: int) -> Tensor:
 
 
 def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtype) -> str | None:
-    """Read the file again and say how that differs from what was written; None where it does not."""
+    """Read the file again and return how it differs from what was written; None where it does not."""
     stored = contents.form.tensors
     try:
         if contents.architecture != DECI:
@@ -261,7 +257,7 @@ SAMPLE = "The Eiffel Tower, built in 1889, isn't in Lyon.\n  It's 330 m high: na
 
 
 def describe_tokenizer(tokenizer: Any, V: int) -> dict[str, Any]:
-    """Return what GGUF says of a BPE tokenizer: its kind and split, tokens and their types, merges, special ids."""
+    """Return GGUF's fields of a BPE tokenizer: its kind and split, tokens and their types, merges, special ids."""
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe = described["model"]
     if bpe["type"] != "BPE" or not bpe["merges"]:
@@ -348,7 +344,7 @@ def read_tokenizer(file: Path) -> Any:
 
 
 def find_unlike_tokens(file: Path, tokenizer: Any) -> str | None:
-    """Say whether the tokenizer that is read from the file splits a sample otherwise."""
+    """Return how the tokenizer that is read from the file splits a sample differently; None where it does not."""
     try:
         words = read_tokenizer(file)
     except CheckpointError as error:

@@ -1,15 +1,15 @@
-"""Writes models out of a run: a cell's pruned model in one of bench.export.formats.
+"""Writes models and answers out of a run.
 
 run --save-models    every pruned model is saved, loaded again, and measured as it loads
 export               a saved model is copied; any other is made again from its record, which must agree
+export --push        a written model folder goes to the Hugging Face hub, with its card
 
-Pushes a written model folder to the Hugging Face hub, with its card. Nothing calls this without `export --push`.
+`SHAPES` says which shapes of pruned models each format holds, and what reads it.
 
-Writes what a cell has answered as a result file of lm-eval, for programs that read those.
-
-The fields are those of lm-eval 0.4.13 that its own table and common readers use. What this suite adds stands there by
-its own names: `answer_bpb`, bits per byte of the right answer, is a metric of its task, and a perplexity is that of a
-task `prunebench_TEXT`, whose windows are in `config`.
+The answers of a cell are written as a result file of lm-eval, for programs that read those. The fields are those of
+lm-eval 0.4.13 that its own table and common readers use. The additions of this suite have names of their own:
+`answer_bpb`, bits per byte of the right answer, is a metric of its task, and a perplexity is that of a task
+`prunebench_TEXT`, whose windows are in `config`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ BEFORE = "the model of the run, before it was stored in this folder"
 
 @dataclass(frozen=True)
 class Wish:
-    """Says what a model is to be written as.
+    """Says how a model is to be written.
 
     to        the new folder, or the new file for GGUF
     format    one of bench.export.formats
-    dtype     of the weights, "auto" for the base's, None for that of the saved model, without one for that in which the
-              run measured; one of QUANTISED for GGUF
+    dtype     of the weights; "auto" for the base's; None for that of the saved model, or without a saved model for that
+              of the measurement; one of QUANTISED for GGUF
     pad       whether zeros fill all layers up to the same widths
     multiple  of which the channels of each MLP are made a multiple by zeros
     most      bytes of one weight file
@@ -71,7 +71,7 @@ class Wish:
 
 
 def find_cell(run: Path, wanted: str) -> Record:
-    """Find the record of the one measured cell that is meant (bench.records.run_folder). Raises UserError."""
+    """Return the record of the one measured cell that `wanted` names (bench.records.run_folder). Raises UserError."""
     key, record = run_folder.find_cell(run, wanted)
     if record.status != "ok":
         raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
@@ -107,19 +107,19 @@ def _folder(record: Record, trust: Trust) -> Path | None:
 
 
 def _resolve_dtype(dtype: str | None, record: Record, trust: Trust) -> str | None:
-    """Return the dtype by its own name where that of the base's weights is meant."""
+    """Return the dtype by its own name, also for "auto", that of the base's weights."""
     return str(_dtype_to_store(AUTO, record, trust)).removeprefix("torch.") if dtype == AUTO else dtype
 
 
 def _dtype_to_store(dtype: str, record: Record, trust: Trust) -> torch.dtype:
-    """Return the dtype of this name; for "auto" the base is looked at, which the user has to allow."""
+    """Return the dtype of this name. For "auto" the base is read, which the user has to allow."""
     if dtype == AUTO:
         trust.refuse(record.cell)
     return dtype_to_save(dtype, record.cell["model"], record.cell["dtype"])
 
 
 def _tokenizer(record: Record, trust: Trust, dtype: str | None) -> Any:
-    """Load the tokenizer of what `model_of` returns. A saved model has no code of its own."""
+    """Return the tokenizer of `model_of`'s model. A saved model has no code of its own."""
     if folder := find_saved_model(record, trust, "float32" if dtype in QUANTISED else dtype):
         return pretrained.load_tokenizer(str(folder))
     trust.refuse(record.cell)
@@ -127,7 +127,7 @@ def _tokenizer(record: Record, trust: Trust, dtype: str | None) -> Any:
 
 
 def copy_model(source: Path, target: Path, trust: Trust) -> None:
-    """Copy a saved model whole, after its hashes have been checked. Raises UserError; no link leads out of the run."""
+    """Copy a saved model whole, after its hashes have been checked. Raises UserError. No link leads out of the run."""
     for path in source.rglob("*"):
         trust.refuse_outside(path)
     weight_files.check_weights(source, save_load.read_manifest(source)["weights"])
@@ -194,7 +194,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
 
 
 def _measured_in(record: Record, stored: str) -> str:
-    """Return what stands behind the dtype of stored weights where the run computed in another one."""
+    """Return a note on the dtype in which the run computed, where the stored weights have another one."""
     return f" (measured in {record.cell['dtype']})" if record.cell["dtype"] != stored else ""
 
 
@@ -208,10 +208,10 @@ def _line(folder: Path, manifest: Mapping[str, Any], record: Record) -> str:
 
 
 def check_engine(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
-    """Yield what comes of the GGUF file that was written as wished in llama.cpp, a check each, on text of the record.
+    """Yield a check each of the written GGUF file in llama.cpp, on text of the record.
 
-    Where the record may not name that text, where it is not here any more, or is too short for a window, all but
-    perplexities is compared, which is said.
+    Perplexities are not compared, and a check says so, where the record may not name that text, where the text is
+    missing, or where it is too short for a window.
     """
     from bench.export import engine_check
 
@@ -246,7 +246,7 @@ class NotPushed(Exception):
 
 
 def check_push(name: str) -> None:
-    """Ask the hub whose token this is. Raises UserError where `name` is no name there, or nothing can be pushed."""
+    """Ask the hub for the owner of the token. Raises UserError where `name` is no name there or cannot be pushed."""
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # which it does
@@ -268,16 +268,16 @@ def check_push(name: str) -> None:
 
 
 def _is_replaced(file: str) -> bool:
-    """Say whether a push replaces a file of the repository; a pattern's star alone would reach into folders."""
+    """Say whether a push replaces a file of the repository. A pattern with a star alone would reach into folders."""
     return "/" not in file and any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
 
 
 def push_folder(folder: Path, name: str, *, public: bool) -> str:
-    """Push the folder that methods.checkpoint has written as a commit of the repository `name`; return its address.
+    """Push a folder of methods.checkpoint as a commit of the repository `name`; return its address.
 
-    public  whether a new repository can be seen by all; one that exists stays as it is
+    public  whether a new repository can be seen by all; one that exists keeps its setting
 
-    Raises NotPushed where the hub refuses or is gone.
+    Raises NotPushed where the hub refuses or does not answer.
     """
     from huggingface_hub import HfApi
 
@@ -303,7 +303,7 @@ LOWER = (ANSWER_BPB, *OF_TEXTS.values(), "perplexity")
 
 
 def write_lm_eval_results(run: Path, cell: str, to: Path) -> str:
-    """Write the result file of the one measured cell that is meant; return its path. Raises UserError."""
+    """Write the result file of the one measured cell that `cell` names; return its path. Raises UserError."""
     key, record = run_folder.find_cell(run, cell)
     if record.status != "ok":
         raise UserError(f"{key} has no figures: {record.status}, {(record.error or '').partition(chr(10))[0]}")
@@ -314,7 +314,7 @@ def write_lm_eval_results(run: Path, cell: str, to: Path) -> str:
 
 
 def results_of_record(record: Record) -> dict[str, Any]:
-    """Return the content of the file, as plain JSON values. Raises UserError for a cell without tasks and texts."""
+    """Return the content of the result file as plain JSON values. Raises UserError for a cell without answers."""
     tasks, texts = record.measured.get("tasks", {}), record.measured.get("perplexity", {})
     if not tasks and not texts:
         raise UserError(f"{record.cell['label']} was measured on no task and no text")

@@ -1,1 +1,1 @@
-"""The models of a run as an inference engine serves them: exported, held against this suite, scored and timed."""
+"""Serves the models of a run by an inference engine: exported, compared with this suite, scored and timed."""

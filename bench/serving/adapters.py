@@ -1,16 +1,14 @@
-"""Serves models by llama.cpp: as GGUF files, on the CPU.
+"""Adapts inference engines to one interface, by which the models of a run are served.
 
-Serves models by vLLM or SGLang, in the Python that has them: as Hugging Face folders of a stock shape.
+`ByLlamaCpp` serves GGUF files on the CPU. `ByOtherPython` serves Hugging Face folders of a stock shape by vLLM or
+SGLang, in the Python that has them. `ServingEngine` says what an engine must offer.
 
-Layers of sizes of their own are refused. Both engines know them as Nemotron-NAS, whose configuration they load by a
-class that comes as code with NVIDIA's models and with no folder of this suite (bench.export.engine_form).
+Layers of sizes of their own are refused by the latter. Both engines know them as Nemotron-NAS. They load its
+configuration by a class that comes as code with NVIDIA's models and with no folder of this suite
+(bench.export.engine_form).
 
-Dense and pruned model are served in turns, whole processes each, since the engine fills a GPU with one. It has not been
-run: there was no such engine, and its tests have a recorded one.
-
-Returns the inference engine that is asked for.
-
-Says what an inference engine must offer so that the models of a run are served by it.
+vLLM and SGLang serve the dense and the pruned model in turns, whole processes each, since the engine fills a GPU with
+one. This has not been run: there was no such engine, and its tests have a recorded one.
 """
 
 from __future__ import annotations
@@ -118,7 +116,7 @@ class ByLlamaCpp:
 
 
 def _words_of_point(point: dict[str, Any]) -> str:
-    """Say what came of a point, for those who wait."""
+    """Return what came of a point in words, for the user."""
     what = f"{point['kind']} of {point.get('length', point.get('context'))}, batch {point['batch']}"
     if "speedup" not in point:
         return f"{what}: {point['failed']}"
@@ -188,7 +186,7 @@ class ByOtherPython:
         return {"checks": checks, "perplexity": figures}
 
     def _perplexity(self, model: PrunedModel, text: EvaluationText) -> float:
-        """Return what transformers has, once for all types of a model, which then leaves its GPU to the engine."""
+        """Return the perplexity by transformers, once for all types of a model. The GPU is then left to the engine."""
         if self._ours[0]() is not model:
             inner, scored = model.model.model, torch.ones_like(text.ids, dtype=torch.bool)
             scored[:, 0] = False
@@ -227,7 +225,7 @@ class ByOtherPython:
 
 
 def engine_of_protocol(protocol: ServedProtocol, threads: int | None) -> ServingEngine:
-    """Return what serves models as asked, with as many threads, None for all cores."""
+    """Return the engine of a protocol, with as many threads; None: all cores."""
     threads = threads or count_usable_cores()
     if protocol.engine == LLAMA_CPP:
         return ByLlamaCpp(protocol, threads)
@@ -271,7 +269,7 @@ class ExportedModel:
 class ServingEngine(Protocol):
     """Exports, scores and times models.
 
-    name, version  those of its program
+    name, version  of the engine's program
     threads        of the processor
     """
 
@@ -280,10 +278,10 @@ class ServingEngine(Protocol):
     threads: int
 
     def computes_on(self) -> dict[str, Any]:
-        """Return `device` of what it computes on, and of GPUs `gpu` and `gpus`, as in a record's environment."""
+        """Return `device` of the engine, and of GPUs `gpu` and `gpus`, as in a record's environment."""
 
     def require(self, protocol: ServedProtocol) -> None:
-        """Raise UserError where the engine is missing or cannot do what is asked."""
+        """Raise UserError where the engine is missing or cannot do what the protocol says."""
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
         """Write a model with its matrices in `kind` to a new path.
@@ -300,14 +298,14 @@ class ServingEngine(Protocol):
     ) -> dict[str, Any]:
         """Return `engine`, `memory`, `points` and `machine` of bench.records.served. Raises NotServed.
 
-        hear  is told each point once it is timed
+        hear  gets a line on each point once it is timed
         """
 
 
 def perplexity_of_windows(nll: list[float], text: EvaluationText) -> dict[str, Any]:
-    """Return the figures of a text from the nats of each of its windows, of which the first token is not scored.
+    """Return the figures of a text from the nats of each of its windows, whose first token is not scored.
 
-    An interval whose end is too large for a number is left out. Raises NotServed where the perplexity is no finite one.
+    An interval whose end is too large for a number is left out. Raises NotServed where the perplexity is not finite.
     """
     M, W = text.ids.shape
     tokens = M * (W - 1)

@@ -1,8 +1,8 @@
-"""Serves the models of a run by an inference engine, one after the other, each in every type of weights asked for.
+"""Serves the models of a run by an inference engine, one after the other, each in every type of weights of a protocol.
 
-A row is a model in one type. It is exported, held against this suite's logits, scored by the engine on windows of a
-text, and timed in turns with the dense model in the first type, which is timed against itself. What the engine does not
-compute as this suite does is not timed: an engine that leaves an attention out would win.
+A row is a model in one type. It is exported, compared with this suite's logits, scored by the engine on windows of a
+text, and timed in turns with the dense model in the first type, which is timed against itself. A model that the engine
+computes differently from this suite is not timed: an engine that leaves an attention out would win.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DenseNotServed(UserError):
 
 @dataclass(frozen=True)
 class Served:
-    """Says which cells of a run are served: the dense one of a model, and those that are asked for, by their keys."""
+    """Says which cells of a run are served: the dense one of a model, and the wanted ones, by their keys."""
 
     trust: Trust
     dense: str
@@ -52,23 +52,23 @@ class Served:
 
     @property
     def run(self) -> Path:
-        """Return the folder of the run."""
+        """The folder of the run."""
         return self.trust.run
 
     @property
     def name(self) -> str:
-        """Return the dense model's name for a reader."""
+        """The dense model's name for a reader."""
         return name_of_model(self.cells[self.dense])
 
 
 def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
-    """Find the cells that are meant, all with a model where none is named, by model and dtype with their dense one.
+    """Return the cells to serve by model and dtype with their dense one; without `wanted` all that have a model.
 
     Of cells that have one model by one method and ratio, as of a method that draws nothing under several seeds, the
     first is taken.
 
-    Raises UserError where one is none, has no model, names what `trust` does not let it, or where there is no dense
-    cell to compare it with.
+    Raises UserError where a name is no cell, a cell has no model or names what `trust` does not let it, or where there
+    is no dense cell to compare it with.
     """
     run = trust.run
     every = run_folder.read_records(run)
@@ -100,7 +100,7 @@ def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
 
 
 def _drop_duplicates(cells: dict[str, Record]) -> dict[str, Record]:
-    """Return the cells without those that have a model which one before them has under the same name."""
+    """Return the cells without those whose model an earlier one has under the same name."""
     key_by_model = dict[str | tuple[Any, ...], str]()
     for key, record in cells.items():
         name = (label_of_cell(record.cell), requested_ratio(record), base_of_ratio(record.cell))
@@ -110,7 +110,7 @@ def _drop_duplicates(cells: dict[str, Record]) -> dict[str, Record]:
 
 
 def _base(record: Record) -> tuple[str, str]:
-    """Return which dense model a cell is beside: its name, and the dtype of both."""
+    """Return the dense model that a cell is compared with: its name, and the dtype of both."""
     return record.cell["model"], record.cell["dtype"]
 
 
@@ -122,7 +122,7 @@ def serve(
     device  on which models are made again where they were not saved
 
     Raises UserError, before any work, where the engine, the text or the dense model is missing, and DenseNotServed
-    where the engine does not serve that.
+    where the engine does not serve the dense model.
     """
     engine.require(protocol)
     texts.check_text(protocol.text)
@@ -169,7 +169,7 @@ def serve(
 
 @contextmanager
 def _scratch(run: Path) -> Iterator[Path]:
-    """Make a folder beside the rows that is gone at the end, and remove those that killed commands have left."""
+    """Make a folder beside the rows for the time of the command, and remove those that killed commands have left."""
     with ExitStack() as kept:
         with served.lock_served(run):
             for left in run.glob(f"{SCRATCH}*"):
@@ -181,7 +181,7 @@ def _scratch(run: Path) -> Iterator[Path]:
 
 
 def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], base: str) -> bool:
-    """Say whether a row was measured here as it is asked for now, of the model that the cell has now."""
+    """Say whether a row was measured here under the same conditions, of the model that the cell has now."""
     if known.status not in ("ok", "unsupported"):
         return False
     mine, model = served.conditions_of_engine(known.protocol, known.environment), _model(record)
@@ -197,7 +197,7 @@ def _environment(engine: ServingEngine, kind: str = "") -> dict[str, Any]:
 
 
 def _question(protocol: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
-    """Return what is asked of all types, with who answers, as JSON gives it back."""
+    """Return what all rows of a protocol ask, with the engine that answers, as JSON gives it back."""
     fields = {name: value for name, value in asdict(protocol).items() if name != "types"}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     return plain | {"version": engine.version, "threads": engine.threads}
@@ -218,12 +218,12 @@ def _model(record: Record) -> dict[str, Any]:
 
 
 def _ends_all(error: Exception) -> bool:
-    """Say whether no other model escapes what one has met."""
+    """Say whether an error would stop every other model too."""
     return isinstance(error, Unwritable) or failures.is_full_disk(error)
 
 
 class _RowMeasurer:
-    """Keeps what rows share: the dense model's file, the windows, and the model in memory, whose types follow."""
+    """Keeps what rows share: the dense model's file, the windows, and the model in memory for all its types."""
 
     def __init__(
         self, wanted: Served, protocol: ServedProtocol, engine: ServingEngine, *, scratch: Path, base: str, device: str
@@ -304,7 +304,7 @@ class _RowMeasurer:
         return {point: workloads.macs_of_point(self.made[1].model, point) for point in self.points}
 
     def _predict(self, points: list[dict[str, Any]], exported: ExportedModel) -> None:
-        """Add to each point what the removed work alone would bring, and for decode the bytes that a step reads."""
+        """Add to each point the speed-up that the removed work would bring, and for decode that of the bytes read."""
         assert self.dense is not None
         mine = self._macs()
         for point, figures in zip(self.points, points, strict=True):
