@@ -18,6 +18,7 @@ SHARD_MB = 5000
 
 
 def add(commands: Any) -> None:
+    """Add the commands export and verify."""
     _add_export(commands)
     _add_verify(commands)
 

@@ -19,6 +19,7 @@ from methods.errors import UserError
 
 
 def add_merge(commands: Any) -> None:
+    """Add the command merge."""
     merge = commands.add_parser(
         "merge",
         help="join the parts of a run that several machines have measured",
@@ -48,6 +49,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def add_pack(commands: Any) -> None:
+    """Add the command pack."""
     pack = commands.add_parser(
         "pack",
         help="put a finished run into few files",
@@ -89,7 +91,7 @@ RESULTS = Path("results")
 
 
 def add_show(commands: Any) -> None:
-    """Add both commands and their options."""
+    """Add the commands show and serve."""
     show = commands.add_parser(
         "show",
         help="print one cell whole",

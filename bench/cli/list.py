@@ -28,6 +28,7 @@ WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", 
 
 
 def add_list(commands: Any) -> None:
+    """Add the commands list and fetch."""
     listing = commands.add_parser("list", help="show what there is")
     listing.add_argument("what", choices=WHAT)
     listing.add_argument(
@@ -214,6 +215,7 @@ def _accept_terms(names: list[str]) -> None:
 
 
 def add_doctor(commands: Any) -> None:
+    """Add the command doctor."""
     doctor = commands.add_parser(
         "doctor",
         help="say whether this machine gives right numbers",

@@ -23,7 +23,7 @@ from methods.console import say
 from methods.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of an output that takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # errors of an output that takes no more
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"prunebench: {reason}")
         return USAGE
     except (KeyboardInterrupt, interrupt.EndedBySignal) as ended:
-        with contextlib.suppress(OSError):  # of a terminal that has been closed
+        with contextlib.suppress(OSError):  # the terminal may have been closed
             say(interrupt.message_of_signal(ended))
         return interrupt.code_of_signal(ended)
 
@@ -116,7 +116,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         return code
     except interrupt.EndedBySignal:
         raise
-    except SystemExit as end:  # of no command of ours: its exit code would pass for a verdict
+    except SystemExit as end:  # not of our commands: its exit code would pass for a verdict
         raise UserError(
             f"code that the command has called, such as a plugin's, ends the program with SystemExit({end.code!r}), so "
             "that there is no result; take that out of it"

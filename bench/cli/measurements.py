@@ -31,6 +31,7 @@ DEPTH, ROUNDS = 64, 12  # as the profile quick has them
 
 
 def add_latency_table(commands: Any) -> None:
+    """Add the command latency-table."""
     command = commands.add_parser(
         "latency-table",
         help="measure what parts of a model take, for --budget latency",
@@ -81,6 +82,7 @@ SERVED_FLAGS = options_of(ServedProtocol)
 
 
 def add_serve_speed(commands: Any) -> None:
+    """Add the command serve-speed."""
     command = commands.add_parser(
         "serve-speed",
         help="time the models of a run in an inference engine",
@@ -162,6 +164,7 @@ SIMILARITY_PLACE = [flags_of_run()[name] for name in ("device", "dtype", "thread
 
 
 def add_similarity(commands: Any) -> None:
+    """Add the command similarity."""
     similarity = commands.add_parser(
         "similarity",
         help="compare a model's layers, and merge them on trial",

@@ -23,6 +23,7 @@ NO_COMPARISON = 4  # exit code: what was asked to be compared is not comparable,
 
 
 def add(commands: Any) -> None:
+    """Add the commands compare, baseline, gate and history."""
     _add_compare(commands)
     _add_baseline(commands)
     _add_gate(commands)

@@ -74,7 +74,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
         records, remarks = drop_guessed_tasks(merged.records)
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *remarks])
-    apart = merged.remarks if arguments.view != "models" else ()  # which say that models stand apart
+    apart = merged.remarks if arguments.view != "models" else ()  # these remarks say that models stand apart
     for remark in (*merged.left_out, *apart):
         say(remark)
     if arguments.out:

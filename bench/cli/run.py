@@ -46,6 +46,7 @@ HEADINGS = {
 
 
 def add_run(commands: Any) -> None:
+    """Add the commands run and speed."""
     run = commands.add_parser(
         "run",
         help="prune and measure",
@@ -90,7 +91,7 @@ def add_run(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     given = cli.given_flags(arguments, flags_of_run().values())
     spec = run_spec.load_spec(arguments.spec, given) if arguments.spec else spec_from_flags(given)
-    folder = spec.folder()  # whose date may be another one at the end
+    folder = spec.folder()  # computed once: the date may be another one at the end
     named.refuse_missing(spec, folder)
     protocol = ServedProtocol(engine=arguments.engine_speed) if arguments.engine_speed else None
     if arguments.track:
@@ -175,6 +176,7 @@ def _text_of_records(spec: RunSpec, records: list[Record]) -> str:
 
 
 def add_cell(commands: Any) -> None:
+    """Add the command cell."""
     cell = commands.add_parser(
         "cell",
         help="measure one cell that a run has written down",

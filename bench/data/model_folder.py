@@ -145,7 +145,7 @@ def download_model(name: str, *, weights: bool) -> Path:
         say(f"downloading the weights of {name} from the hub; their hash is part of each result")
     try:
         return _snapshot(name, DESCRIPTION + WEIGHTS * weights, here_only=False)
-    except Exception as error:  # of the hub, of the connection or of the disk
+    except Exception as error:  # the hub, the connection or the disk may fail
         reason = _reason(error).rstrip(".")
         hint = "accept its terms on its page of the hub and set HF_TOKEN, or " if _is_gated(error) else ""
         raise UserError(

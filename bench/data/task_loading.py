@@ -223,7 +223,7 @@ def load_local_task(name: str, definition: Path, path: Path, every_document: boo
 
     try:
         config = load_yaml(definition)
-    except Exception as error:  # of a package that the definition's code needs, such as sympy
+    except Exception as error:  # a package that the definition's code needs may be missing, such as sympy
         raise UserError(f"--task-data: the definition of {name} cannot be read: {error}") from error
     split = config.get("test_split") or config.get("validation_split")
     documents = task_sources.read_documents(path, split)
@@ -335,6 +335,7 @@ class Documents(Sequence[dict[str, Any]]):
 
     @property
     def features(self) -> Any:
+        """The columns of the documents and their types."""
         return self.read([0]).features
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 QUICK_TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
-VALIDATION = ("arc_easy", "arc_challenge", "openbookqa", "sciq")  # whose test sets, which lm-eval takes, are not stored
+VALIDATION = ("arc_easy", "arc_challenge", "openbookqa", "sciq")  # lm-eval takes their test sets, which are not stored
 SUFFIXES = (".arrow", ".parquet", ".jsonl")
 SPLITS = ("train", "validation", "dev", "test")
 SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![A-Za-z])")  # at the start of a name
@@ -124,7 +124,7 @@ def read_documents(path: Path, split: str) -> datasets.Dataset | None:
         files = [file for file, match in named.items() if match and match[1] == split]
     try:
         return datasets.concatenate_datasets([_read(file) for file in files]) if files else None
-    except (ValueError, TypeError) as error:  # of datasets, for columns of several types
+    except (ValueError, TypeError) as error:  # datasets raises it for columns of several types
         raise UserError(
             f"--task-data: the files of {path} have columns of different types ({first_line_of(error)})"
         ) from error
@@ -164,7 +164,7 @@ def _read(file: Path) -> datasets.Dataset:
     try:
         if file.suffix == ".jsonl":
             rows = _rows(file)
-            names = dict.fromkeys(name for row in rows for name in row)  # of which from_list takes the first row's
+            names = dict.fromkeys(name for row in rows for name in row)  # from_list takes the first row's
             return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
         if file.suffix == ".arrow":
             with pyarrow.OSFile(str(file)) as stream:

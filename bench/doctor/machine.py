@@ -47,7 +47,7 @@ def _card(device: torch.device) -> dict[str, Any]:
     try:
         free = torch.cuda.mem_get_info(device)[0]
         cards, missing = gpu.find_gpus([device])
-    except RuntimeError as error:  # of a GPU that another program holds, or that an earlier error has lost
+    except RuntimeError as error:  # another program may hold the GPU, or an earlier error has lost it
         return {"gpu_lost": failures.reason_of_error(error)}
     states = {"gpu_state": cards[0].state()} if cards else {"nvml": missing}
     return {"gpus": torch.cuda.device_count(), "free_gpu_memory_bytes": free} | states
@@ -112,7 +112,7 @@ def check_product(device: torch.device, dtype: torch.dtype) -> Finding:
     return finding_of_check(f"product, {dtype_name(dtype)}", wrong, f"off by {off:.1e} of its size", off=off)
 
 
-SPREAD = "slicegpt"  # that a model is pruned with whose layers lie on both
+SPREAD = "slicegpt"  # the method that prunes a model whose layers lie on both GPUs
 TOO_MUCH = 16  # times the whole memory of the card
 COPIED = 2**24  # numbers
 SECOND = ("shortgpt", "flap", "slicegpt", "llm-pruner")  # methods that a second GPU is tried with

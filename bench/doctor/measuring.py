@@ -127,7 +127,7 @@ TRIES = 3
 NARROW = 2  # tries that say enough to be wrong although another, of a busier moment, is too wide to say anything
 WIDE = 1.2  # upper over lower end of an interval that says too little
 EAGER = Protocol(prefill=(32,), decode=(16,), speed_rounds=MIN_ROUNDS)
-CAPTURED = replace(EAGER, cache="static", mode="graph")  # whose points are timed eagerly as well
+CAPTURED = replace(EAGER, cache="static", mode="graph")  # its points are timed eagerly as well
 
 
 def check_timing(device: torch.device) -> Iterator[Finding]:
@@ -137,7 +137,7 @@ def check_timing(device: torch.device) -> Iterator[Finding]:
         for dtype in DTYPES:
             try:
                 yield check_captured(device, dtype, CudaGraph)
-            except Exception as error:  # of a step that cannot be captured; the others are timed all the same
+            except Exception as error:  # a step may not be capturable; the others are timed anyway
                 yield finding_of_error(f"captured decode, {dtype_name(dtype)}", error)
         yield from time_against_itself(device, CAPTURED)
     else:

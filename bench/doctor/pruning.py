@@ -275,13 +275,13 @@ def check_generation(model: Decoder, dtype: torch.dtype) -> Iterator[str]:
 
 
 LAYERS, WIDTH, CHANNELS, HEADS, KV_HEADS, POSITIONS = 8, 32, 32, 4, 2, 256
-EXPERTS, TAKEN = 4, 2  # of a mixture; where two go, no token has a choice left that noise could change
+EXPERTS, TAKEN = 4, 2  # of a mixture. Without two of the experts no token has a choice that noise could change
 SPECIAL = ("<pad>", "<s>", "</s>")
 VOCABULARY = len(SPECIAL) + 256
 SEQUENCES, LENGTH = 8, 48  # of the calibration
-LAYER_SIZES = (1.0, 0.36, 0.64, 0.16, 0.8, 0.24, 0.5, 1.0)  # of what each layer adds to the residual
-ATTENTION, MLP = 1.0, 0.7  # of what its halves add
-EMBEDDING = 0.5 * WIDTH**0.5  # of what the tokens are
+LAYER_SIZES = (1.0, 0.36, 0.64, 0.16, 0.8, 0.24, 0.5, 1.0)  # the sizes of what each layer adds to the residual
+ATTENTION, MLP = 1.0, 0.7  # the sizes of what its halves add
+EMBEDDING = 0.5 * WIDTH**0.5  # the size of token embeddings
 SEED = 0  # of all names; of those tried, one with which no choice is near to another (bench.doctor.pruning)
 ROUTERS = 31  # of the names of routers; of those tried, one with which experts are taken most unequally often
 RANGE = 256.0  # the largest channel, head or direction over the smallest

@@ -189,7 +189,7 @@ class LocalSession:
         for slot, (_, thread) in self._running.items():
             while thread.is_alive():  # it may be about to start its process
                 self._workers[slot].kill()
-                if self._workers[slot].starts:  # and wait for the one that is to fork it
+                if self._workers[slot].starts:  # it may wait for the server to fork it
                     end_server()
                 thread.join(0.05)
         self._running.clear()
@@ -222,7 +222,7 @@ class LocalSession:
                     answer |= {"status": failure.status, "error": failure.reason}
                 if self._fresh or answer["status"] not in SOUND:
                     worker.stop()
-        except BaseException as error:  # which is the run's to hear of
+        except BaseException as error:  # the run raises it
             outcome = error
         self._gate.end(slot)
         self._ended.put((slot, outcome))
@@ -264,7 +264,7 @@ def refuse_unlike(slots: int, each: int) -> None:
     """Raise UserError where slots have GPUs of several kinds. Each cell is timed in whichever slot is free."""
     import torch
 
-    visible = torch.cuda.device_count()  # of MIG instances one
+    visible = torch.cuda.device_count()  # torch sees one MIG instance
     names = [
         str(environment.name_of_processor(torch.device("cuda", number))) for number in range(min(visible, slots * each))
     ]

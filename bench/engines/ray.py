@@ -64,7 +64,7 @@ from bench.engines.ray_nodes import (
 from bench.system.failures import reason_of_error
 from methods.errors import UserError, first_line_of
 
-RETRIES = 2  # of a task that is lost
+RETRIES = 2  # of a lost task
 WAIT, NO_NODE = 5.0, 60.0  # seconds between two looks at the nodes; without one that could take a cell
 NONE_LEFT = "no node is left that can take a cell; the same command goes on once there is one"
 CANCEL_SECONDS = 2.0  # seconds for cancelled tasks to end
@@ -219,7 +219,7 @@ class RaySession:
 def _measure_job(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tuple[str, Any]:
     """Measure a job, as a task. Return ("part", the files or None), or "refused" or a status with the reason."""
     with contextlib.suppress(OSError):
-        os.chdir(site.directory)  # in which the paths of models and texts are meant
+        os.chdir(site.directory)  # paths of models and texts are relative to it
     if site.on_cpu:
         os.environ[VISIBLE] = ""  # a task that asked for no GPU sees all of them
     try:
@@ -293,7 +293,7 @@ OWN = {  # variables that are set before ray is imported, which reads them then,
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # lines of which none is printed; by default they come on stdout, among results
 }
 REACH = 5.0  # seconds for a connection to be accepted
-HEALTH = 60.0  # for what accepts it to say that it is a cluster, by a program that a busy machine starts slowly
+HEALTH = 60.0  # for the health check, a program that a busy machine starts slowly
 ANSWER = 120.0  # for a look at the nodes
 HOW = "start one with `ray get-auth-token --generate; RAY_AUTH_MODE=token ray start --head`"
 
@@ -320,7 +320,7 @@ def connect(address: str) -> Iterator[None]:
             "of its nodes"
         ) from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ends)  # for which Ray has put a handler of its own
+        signal.signal(signal.SIGTERM, ends)  # Ray has replaced the handler
     try:
         yield
     finally:

@@ -75,7 +75,7 @@ class Site:
     @contextmanager
     def make(folder: Path, on_cpu: bool, fresh: bool) -> Iterator[Site]:
         """Write a new text into MARKER of the folder, yield the site, and remove the text at the end."""
-        marker = folder.resolve() / MARKER  # of a name that the next run uses again, should this one be killed
+        marker = folder.resolve() / MARKER  # the next run uses the same name, if this one is killed
         shutil.rmtree(marker, ignore_errors=True)
         marker.mkdir()
         (marker / TEXT).write_text(text := secrets.token_hex(16), encoding="utf-8")

@@ -205,7 +205,7 @@ JOB, ENDED = "job.json", "ended.json"
 
 def measure_on_node(measure: Measure, part: str) -> None:
     """Measure the job of a part on a node, and write there that it has ended, and by which mistake."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which submitit has hushed, and `measure` ends by
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and `measure` has to end by it
     ended: dict[str, str | None] = {"refused": None}
     try:
         measure((Path(part) / JOB).read_text(encoding="utf-8"), part, None)
@@ -239,7 +239,7 @@ LOGS = ".slurm"
 ELEMENTS = "elements.json"
 STUCK = re.compile(r"held|^Partition|NotAllowed|Invalid|PerJob|BadConstraints|ReqNodeNotAvail", re.IGNORECASE)
 PROBE = ".machine"  # stands for a key where a node is asked what it is
-THREADS = 8  # of a cell but while it is timed, unless the user says otherwise
+THREADS = 8  # of a cell outside of timing, unless the user sets them
 REFUSED_FOR = 600.0  # seconds for which sbatch may take nothing before a run ends of which nothing is in the queue
 MOST = 1000  # elements in the queue at once; an array of Slurm has that many unless the site allows more
 MOST_NAMED = 10  # jobs in a message
@@ -261,7 +261,7 @@ class SlurmSession:
         self._refused: float | None = None  # since when sbatch takes nothing
         self._tried = -math.inf
         self._submitted = False
-        self._messages = set[str]()  # of what was said once
+        self._messages = set[str]()  # kinds of messages that were printed already
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -274,7 +274,7 @@ class SlurmSession:
             threads or 1, self._engine.words_of_gpus(0 if device == "cpu" else self._engine.gpus_per_cell), alone=True
         )
         element = Element(PROBE, self._parts / PROBE, needs, self._ids.ids().get(PROBE))
-        if element.id:  # of a run that was killed while it waited for that
+        if element.id:  # an earlier run was killed while it waited for the probe
             self._withdraw(element)
         self._submit([element])
         while (answer := read_answer(element.part / ENDED)) is None:

@@ -22,7 +22,7 @@ from methods.errors import UserError
 
 Call = tuple[Callable[..., None], *tuple[Any, ...]]  # a function of a module, and its arguments
 PATIENCE = 60.0  # seconds for an answer of Slurm
-GOES_ON = ("", "COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")  # as accounts that lag say
+GOES_ON = ("", "COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")  # accounts that lag say so
 FOREVER = 60 * 24 * 365  # minutes, since submitit's own processes end after 2
 
 
@@ -100,7 +100,7 @@ class SlurmQueue:
     def state(self, name: str) -> str:
         """Return what accounts say. Where there are none, or they lag behind, the controller is asked."""
         accounts = _output("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={name}")
-        state = (accounts or "").partition("\n")[0].partition(" ")[0]  # which may be CANCELLED by 1000
+        state = (accounts or "").partition("\n")[0].partition(" ")[0]  # it may be "CANCELLED by 1000"
         if state in GOES_ON:
             match = re.search(r"\bJobState=(\w+)", _output("scontrol", "show", "job", name, "--oneliner") or "")
             state = match[1] if match else state

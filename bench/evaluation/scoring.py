@@ -129,7 +129,7 @@ def score(
                 logarithms, best = _log_probability(model, h, row, token)
                 likelihood.append(logarithms)
                 missed.append(best != token)
-        question = torch.tensor(numbers)[tree.pairs[2]]  # whose sums are taken on the CPU, where they have an order
+        question = torch.tensor(numbers)[tree.pairs[2]]  # summed on the CPU, where the order of sums is fixed
         sums.index_add_(0, question, torch.cat(likelihood).cpu())
         misses.index_add_(0, question, torch.cat(missed).cpu().long())
     return sums, misses == 0
@@ -230,7 +230,7 @@ def _window_calls(
 
     The scored tokens of these, (M,), follow.
     """
-    size, last = max(1, batch_tokens), ids.shape[1] - 1  # from which nothing is predicted
+    size, last = max(1, batch_tokens), ids.shape[1] - 1  # nothing is predicted from the last token
     size = max(size, ids.shape[1]) if last > tokens_in_one_way(model.config) else size
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     for first in range(0, len(ids), rows):

@@ -177,7 +177,7 @@ def require_plain_llama(config: Any, format_name: str, families: tuple[str, ...]
 
 FORMAT = "nemotron-nas"
 FAMILIES = ("llama", "mistral")
-WHOLE = 256  # of which an MLP's width is a multiple where it is written as ffn_mult
+WHOLE = 256  # an MLP's width is a multiple of it where it is written as ffn_mult
 
 
 def write_nemotron(

@@ -312,6 +312,7 @@ def _split(pre_tokenizer: dict[str, Any] | None) -> str:
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None:
+    """Add a tokenizer, as `describe_tokenizer` returns it, to a GGUF file that is being written."""
     writer.add_tokenizer_model(vocabulary["model"])
     writer.add_tokenizer_pre(vocabulary["pre"])
     writer.add_token_list(vocabulary["tokens"])
@@ -337,7 +338,7 @@ def read_tokenizer(file: Path) -> Any:
     with refuse_damage(file):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
         split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
-        if split is not None and split.contents() == "smollm":  # which the reader does not know: digits stay together
+        if split is not None and split.contents() == "smollm":  # unknown to the reader: digits stay together
             steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
         return tokenizer

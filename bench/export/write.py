@@ -161,7 +161,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
         from bench.export.gguf_file import describe_tokenizer
 
         words = _tokenizer(record, trust, wish.dtype)
-        describe_tokenizer(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
+        describe_tokenizer(words, len(words))  # refuses a tokenizer that GGUF does not hold, before a model is made
     pruned = model_of(record, trust, wish.device, dtype)
     kind = _dtype_to_store(dtype or kept.get("dtype", cell["dtype"]), record, trust)
     try:
@@ -263,7 +263,7 @@ def check_push(name: str) -> None:
         raise UserError("--push needs a token that may write: run `hf auth login`, or set HF_TOKEN")
     try:
         HfApi().whoami()
-    except Exception as error:  # whose class is that of an HTTP client, which differs between the hub's versions
+    except Exception as error:  # its class is the HTTP client's, which differs between the hub's versions
         raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line_of(error)}") from None
 
 

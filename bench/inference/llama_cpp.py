@@ -168,7 +168,7 @@ class Library:
         options.n_threads = options.n_threads_batch = threads
         if exact:
             options.n_ubatch, options.type_k, options.type_v = options.n_batch, F32, F32
-            options.flash_attn_type = 0  # which would round queries to float16
+            options.flash_attn_type = 0  # flash attention would round queries to float16
         context = self.c.llama_init_from_model(model, options)
         if context == self.ffi.NULL:
             raise ValueError("llama.cpp makes no context for the file")

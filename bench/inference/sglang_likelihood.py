@@ -17,6 +17,7 @@ from sglang.srt.server_args import prepare_server_args
 
 
 def main() -> None:
+    """Write the nats of each list of token ids."""
     model, questions, output, *more = sys.argv[1:]
     sequences = json.loads(Path(questions).read_text(encoding="utf-8"))
     engine = sglang.Engine(server_args=prepare_server_args(["--model-path", model, *more]))

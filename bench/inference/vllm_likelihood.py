@@ -42,6 +42,7 @@ def _value(word: str) -> object:
 
 
 def main() -> None:
+    """Write the nats of each list of token ids."""
     from vllm import LLM, SamplingParams
 
     model, questions, output, *more = sys.argv[1:]
@@ -49,7 +50,7 @@ def main() -> None:
     engine = LLM(model=model, **parse_options(more))
     prompts = [{"prompt_token_ids": ids} for ids in sequences]
     wish = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-    answers = engine.generate(prompts, wish, use_tqdm=True)  # by which it is known to be alive
+    answers = engine.generate(prompts, wish, use_tqdm=True)  # the bar shows that the process is alive
     nats = []
     for ids, answer in zip(sequences, answers, strict=True):
         scores = answer.prompt_logprobs

@@ -102,7 +102,7 @@ def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> Non
     described |= {"threads": job.run_threads} if job.timed else {}
     line.send({"environment": described | ({"slots": job.slots} if job.slots > 1 else {})})
     devices = pretrained.devices_of_cell(torch.device(cell.device), job.gpus)
-    if job.timed and "memory" not in job.limits:  # of which a process that waits would take its part
+    if job.timed and "memory" not in job.limits:  # a process that waits would take a part of it
         timed_cell.begin_timing(cell.device)
     outcome = CellProgress(
         line.send,
@@ -116,7 +116,7 @@ def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> Non
     if not cell.earlier:  # what is pruned is the dense model
 
         def peaks() -> dict[str, Any]:
-            return outcome.peaks()  # of the stage that goes on then
+            return outcome.peaks()  # peaks of the current stage
 
         statistics = KeptStatistics(folder_of_statistics(cell, Path(job.scratch)), peaks)
     own = datasets.cut_to_cell(
@@ -138,7 +138,7 @@ def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> Non
             outcome.files = LayerStore(stack.enter_context(store.make_scratch_folder(folder)), on_gpu)
             outcome.sweeping = Sweeping(room_for_states(cell, memory_gib, card), outcome.files)
             outcome.measured["weights_in"] = "files"
-        else:  # in which memory is what is short
+        else:  # memory is short there
             memory.keep_freed()
         try_cell(cell, folder, own, outcome, parents=Path(job.parents))
 
@@ -164,7 +164,7 @@ def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None 
     described: dict[str, Any] = dict(outcome.get("environment") or {})
     if slots is None:
         described = {"device": cell.device, "dtype": cell.dtype} | described
-    elif not described:  # of a process that died at once
+    elif not described:  # the process died at once
         described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     described["date"] = environment.date_in_utc()
     if slots and slots > 1:
@@ -209,7 +209,7 @@ def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Reco
 
         def hear(news: Mapping[str, Any]) -> None:
             outcome.update(news)
-            with contextlib.suppress(TypeError, ValueError):  # of what no record holds
+            with contextlib.suppress(TypeError, ValueError):  # the values fit no record
                 write_atomically(part / PROGRESS_FILE, json.dumps(outcome))
 
         failure = place.run(run_job, (own_job,), variables=job.variables, limits=limits, hear=hear)

@@ -86,8 +86,8 @@ def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
             error = f"{place}{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
     outcome.send({"decisions": outcome.decisions, "measured": outcome.measured, "status": status, "error": error})
     gc.collect()  # models refer to themselves
-    with suppress(RuntimeError):  # of a device that an error has left unusable
-        memory.give_back(outcome.devices)  # which the next cell's peak would include
+    with suppress(RuntimeError):  # an error may have left the device unusable
+        memory.give_back(outcome.devices)  # the next cell's peak would include it
 
 
 def _is_loaded(outcome: CellProgress) -> bool:
@@ -200,7 +200,7 @@ def _prune(
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + earlier
         if until_each := times.seconds_until_each(decided):
             outcome.measured["search_seconds"] = until_each
-        if (kept := datasets.statistics) and kept.peak:  # as if this cell had found what it has read
+        if (kept := datasets.statistics) and kept.peak:  # as if this cell had computed what it read
             peaks = outcome.measured["peak_memory"]
             peaks["prune"] = memory.merge_peaks(peaks["prune"], kept.peak)
             outcome.measured["prune_seconds"] += kept.seconds
@@ -311,7 +311,7 @@ def _accuracy(
     if cell.protocol.scorer == "stock":
         lm = scoring.make_stock_scorer(*loaded)
     else:
-        # of the dense model alone: what pruning has damaged can magnify rounding beyond any bound
+        # of the dense model alone: a damaged model can magnify rounding beyond any bound
         check, tokens = cell.method == "dense", cell.protocol.batch_tokens
         lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping)
     for name, task in datasets.tasks.items():
@@ -371,7 +371,7 @@ class CellProgress:
     cores: FreeCores | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
-    peaks: Callable[[], dict[str, Any]] = dict  # of the stage that is going on
+    peaks: Callable[[], dict[str, Any]] = dict  # of the current stage
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:

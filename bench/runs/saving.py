@@ -49,7 +49,7 @@ def save_and_reload(
     The weights of `model` are freed on the way, so that there is one model in memory and not two.
     """
     folder, dtype = folder_of(run, cell.key), dtype_to_save(cell.protocol.save_dtype, cell.model, cell.dtype)
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its record
+    shutil.rmtree(folder, ignore_errors=True)  # left by an attempt without a record
     known = facts_of_card(cell.plain() | {"label": cell.label}, decisions, measured)
     probe = calibration.ids[:1, :PROBE_TOKENS]
     manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=known, dtype=dtype, probe=probe)
@@ -58,8 +58,8 @@ def save_and_reload(
         "bytes": sum(entry["bytes"] for entry in manifest["weights"].values()),
         **{name: manifest[name] for name in ("loads_with", "reason", "dtype", "rounding") if name in manifest},
     }
-    nn.Module.to(model.model, "meta")  # which accelerate warns of where layers are spread
-    gc.collect()  # of the model that was tried out, which shares the weights and refers to itself
+    nn.Module.to(model.model, "meta")  # not model.to: accelerate warns of that where layers are spread
+    gc.collect()  # the model that was tried out shares the weights and refers to itself
     memory.give_back(devices_of(place))
     return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place, store=files)
 

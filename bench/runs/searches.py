@@ -21,7 +21,7 @@ from bench.schedule.order import search_of
 from methods.files import write_atomically
 from methods.model.calibration import SweepLogs
 
-Seconds = tuple[float, ...]  # that a search took until each of its removals was found
+Seconds = tuple[float, ...]  # until each removal of a search
 REMOVALS = "removals.json"  # of an interrupted attempt, in its folder
 Order = tuple[tuple[str, ...], Seconds]  # the first removals of a search, and when it had them
 NOTHING: Order = (), ()

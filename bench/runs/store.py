@@ -125,7 +125,7 @@ def refuse_removed(folder: Path, error: Exception | None = None) -> None:
 
 def _refuse_lockless(folder: Path) -> None:
     """Refuse a folder whose file system has no flock, by unlocking there what is not locked."""
-    if os.name != "posix":  # where filelock has another lock of the system
+    if os.name != "posix":  # filelock uses another lock there
         return
     import fcntl
 
@@ -195,7 +195,7 @@ class Pieces:
 
     def publish(self, samples: Path) -> dict[str, dict[str, Any]]:
         """Copy the samples of every piece to the folder `samples`; return {name: {rows, sha256}} for the record."""
-        shutil.rmtree(samples, ignore_errors=True)  # of an attempt that failed
+        shutil.rmtree(samples, ignore_errors=True)  # left by an attempt that failed
         published = {}
         for path in sorted(self.folder.glob("*.json")):
             if piece := self._read(path.stem):
@@ -261,7 +261,7 @@ def move_pieces(source: Path, target: Path, key: str) -> None:
     if old.exists() and not new.exists():
         new.parent.mkdir(parents=True, exist_ok=True)
         old.replace(new)
-        with suppress(OSError):  # which holds those of other cells
+        with suppress(OSError):  # the folder may hold those of other cells
             old.parent.rmdir()
 
 
@@ -370,7 +370,7 @@ def find_records(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Ite
 def keep_model(model: Decoder, folder: Path, key: str) -> None:
     """Write the model of the cell `key`. Raises CheckpointError where the disk refuses."""
     place = folder / KEPT / key
-    shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not come to its record
+    shutil.rmtree(place, ignore_errors=True)  # left by an attempt without a record
     save_load.save(model, place)
 
 
@@ -420,5 +420,5 @@ def drop_models(folder: Path, but: Collection[str]) -> None:
     for place in (folder / KEPT).glob("*"):
         if place.name not in but and not any(place.name.startswith(f".{key}.") for key in but):
             shutil.rmtree(place, ignore_errors=True)
-    with suppress(OSError):  # which holds others, or is not there
+    with suppress(OSError):  # the folder may hold others, or not exist
         (folder / KEPT).rmdir()

@@ -124,7 +124,7 @@ def _words_of_point(point: dict[str, Any]) -> str:
     return f"{what}: {1000 * each / point['pruned_ms']:,.1f} tokens/s, {point['speedup']:.2f} times the dense model's"
 
 
-AGREES = 0.05  # by which share an engine's perplexity may differ, whose kernels round otherwise
+AGREES = 0.05  # share by which an engine's perplexity may differ, since its kernels round in another way
 
 
 class ByOtherPython:
@@ -156,7 +156,7 @@ class ByOtherPython:
             raise self._not_stock(error) from None
         dtype = getattr(torch, kind)
         manifest = save_load.save(model.model, path, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
-        if manifest["loads_with"] != "transformers":  # as it turns out where the stock class is tried
+        if manifest["loads_with"] != "transformers":  # the stock class was tried and does not load it
             shutil.rmtree(path)
             raise self._not_stock(manifest["reason"])
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))

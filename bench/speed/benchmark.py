@@ -215,7 +215,7 @@ class SpeedBenchmark:
                     full.append(name)
                     passes.pop(name, None)
                     warm.pop(name, None)
-                works.clear()  # whose cache the next model needs the room of
+                works.clear()  # the next model needs the room of the cache
         ran_out = {"out_of_memory": full} if full else {}
         result = ran_out | (self._summarise(passes, warm, sampler) if passes else {})
         if len(passes) > 1:
@@ -267,7 +267,7 @@ class Placement:
         """Whether one model can make room for the other. Those of a CPU lie in the memory that they would wait in."""
         return len(self.models) > 1 and [device.type for device in self.devices] == ["cuda"]
 
-    @torch.inference_mode(mode=False)  # which would make tensors of that mode of the parameters
+    @torch.inference_mode(mode=False)  # that mode would make inference tensors of the parameters
     def gather(self) -> None:
         """Put all models on the device, unless they turned out to be too large for it together."""
         if not self.together:
@@ -295,7 +295,7 @@ class Placement:
 RESOLUTION = 0.01
 NARROW = 0.03  # an interval within this share on each side after half of the rounds ends them
 RISE = 1.05  # times as many tokens per second as at the batch before, or the sweep of a GPU ends
-PERCENTILES = {90: 10, 99: 100}  # of all calls on a GPU, beside the median: the fewest calls of which one is beyond
+PERCENTILES = {90: 10, 99: 100}  # of all calls on a GPU: {percentile: the fewest calls with one beyond it}
 
 
 def summarise_rounds(

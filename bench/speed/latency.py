@@ -32,8 +32,8 @@ from methods.model.decoder import Decoder, make_twin
 from methods.model.structures import Sublayer, remove_sublayers, structures_of, sublayers_of
 
 KINDS = {"attention": "kv_heads", "mlp": "channels"}  # what a part consists of
-SHARES = (0.25, 0.5, 0.75)  # of it that stay
-SIZES = ("prefill", "decode", "batches", "max_batch")  # of what is timed, which are those that were asked for
+SHARES = (0.25, 0.5, 0.75)  # of a part that stay
+SIZES = ("prefill", "decode", "batches", "max_batch")  # sizes of timed points, which keep the given values
 
 
 def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth: int, rounds: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth
     )
     timed = list[dict[str, Any]]()
     for part, copy in _copies(model):
-        point = next(timer.time(dense, copy.model))  # of captured steps, which come first where there are any
+        point = next(timer.time(dense, copy.model))  # captured steps come first where there are any
         if "speedup" not in point:
             raise UserError(f"a model without some of its {part}s cannot be timed: {point.get('failed', point)}")
         size = fmean(layer.sizes()[part] for layer in copy.layers)

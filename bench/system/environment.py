@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
 CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")
-NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 the first two, of ARM the last
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # the first two of x86, the last of ARM
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what cores do when they are neither idle nor waiting
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def name_of_processor(device: torch.device) -> str | None:
 
 def has_bfloat16() -> bool:
     """Say whether the CPU has instructions that multiply bfloat16, as far as torch knows. Others emulate it slowly."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # of older versions of torch
+    if not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch lack it
         return False
     return any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BFLOAT16)
 
@@ -85,7 +85,7 @@ def state_of_machine() -> dict[str, float]:
     `load_between_states` compares two states.
     """
     times, own = _known(lambda: psutil.cpu_times()._asdict()), os.times()
-    heat = _integers(Path("/sys/class/thermal").glob("*/temp"))  # of psutil's sensors some are a disk's or a GPU's
+    heat = _integers(Path("/sys/class/thermal").glob("*/temp"))  # psutil has sensors of disks and GPUs too
     throttled = _integers(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
     state = {
         "seconds": time.monotonic(),

@@ -25,7 +25,7 @@ from types import FrameType
 GRACE = 3.0  # seconds for the orderly way
 AT_ONCE = 0.25  # seconds within which signals are one, as of a process and of the group that it is in
 INTERRUPTED = 130
-HANDLERS = {signal.SIGINT: signal.default_int_handler} | {  # that are replaced; others are the program's own
+HANDLERS = {signal.SIGINT: signal.default_int_handler} | {  # handlers that are replaced; others belong to the program
     getattr(signal, name): signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 }
 CODES = {128 + number for number in HANDLERS}  # exit codes of what was ended so
@@ -94,7 +94,7 @@ def _listen_for_signals(more: str, leave: Leave | None) -> Iterator[None]:
             yield
         finally:
             signal.set_wakeup_fd(before)
-            os.close(wakeup)  # which ends the thread
+            os.close(wakeup)  # this ends the thread
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from bench.system import worker
 from bench.system.memory import give_back
 
-SECONDS = 0.15  # of each measurement; the fastest call counts, which is the one that nothing has disturbed
+SECONDS = 0.15  # of each measurement; the fastest call counts, since nothing has disturbed it
 PATIENCE = 120.0  # of another process that measures them
 READ = {"cpu": 4096, "cuda": 16_384}  # rows and columns of a matrix that no cache holds
 TOKENS, WIDTH = 256, 1024  # of the product in float64
-CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed; the logits of so many tokens are scored at once
+CONTEXT, HEAD_WIDTH = 256, 64  # of the timed layer; the logits of CONTEXT tokens are scored at once
 SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a layer's call, and the most weights of any
 
 
@@ -90,7 +90,7 @@ def _measure_in_process(device: str, dtype: torch.dtype, threads: int, widths: W
         )
     finally:
         torch.set_num_threads(before)
-        give_back([target])  # of a GPU, on which cells want all there is
+        give_back([target])  # cells need all memory of a GPU
 
 
 def rate_of_forward(device: torch.device, dtype: torch.dtype, widths: Widths) -> float:
@@ -180,7 +180,7 @@ def _on_cpu(call: Callable[[], object]) -> float:
 def _on_gpu(device: torch.device, call: Callable[[], object]) -> float:
     """Return the seconds that the GPU worked, by its own clock."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    stream = torch.cuda.current_stream(device)  # which need not be one of the GPU that this process means by itself
+    stream = torch.cuda.current_stream(device)  # `device` need not be the current one of this process
     start.record(stream)
     call()
     end.record(stream)

@@ -28,7 +28,7 @@ def _let_threads_wait() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # of libgomp, which torch's own packages have for Linux
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # for libgomp, which torch's own packages have on Linux
 
 
 def _keep_to_quota() -> None:
@@ -43,7 +43,7 @@ def _keep_to_quota() -> None:
     if (cores := count_usable_cores()) >= (psutil.cpu_count(logical=False) or cores):
         return
     os.environ["OMP_NUM_THREADS"] = str(cores)
-    if torch := sys.modules.get("torch"):  # which reads the variable only once
+    if torch := sys.modules.get("torch"):  # torch reads the variable only once
         torch.set_num_threads(min(torch.get_num_threads(), cores))
 
 

@@ -42,7 +42,7 @@ from bench.system.memory import anonymous_bytes_with_children
 
 STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
-_environment_of_server = functools.cache(lambda: dict(os.environ))  # which is first asked for when the server starts
+_environment_of_server = functools.cache(lambda: dict(os.environ))  # first called when the server starts
 SPAWNING = threading.Lock()  # a process starts after the other: what is hidden from one of them is this whole process's
 
 
@@ -136,7 +136,7 @@ class Worker:
             failure = _attend(process, connection, task, limits, began=began, hear=hear, give=give, alone=alone)
             done = failure is None
             return failure
-        except OSError as error:  # of a system without room for another process
+        except OSError as error:  # the system has no room for another process
             return Failure("error", f"{failures.reason_of_error(error)} {STARTING}")
         except NoServer:
             return Failure("crashed", f"the process from which others are forked was killed {STARTING}, twice")
@@ -195,7 +195,7 @@ class Worker:
             with contextlib.suppress(EOFError, ConnectionError):
                 process.start()
                 return process
-            _wait_for_end_of_server()  # or it would be taken for alive
+            _wait_for_end_of_server()  # otherwise it would count as alive
         self._process = None
         raise NoServer
 
@@ -337,14 +337,14 @@ def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]
     threading.Thread(target=_follow_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that the tracker misses of a process that is killed
     line = Channel(pipe)
-    with contextlib.suppress(Exception):  # which the task that needs them meets again
+    with contextlib.suppress(Exception):  # the task that needs them raises it again
         for name in modules:
             importlib.import_module(name)
-    with contextlib.suppress(EOFError, OSError):  # of a parent that needs nothing more, or is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent needs nothing more, or has ended
         while True:
             task = pipe.recv_bytes()
             try:
-                target, arguments = pickle.loads(task)  # which imports what it names
+                target, arguments = pickle.loads(task)  # this imports the modules of what it names
                 target(line, *arguments)
             except Exception as error:
                 pipe.send(("failed", (failures.status_of_error(error), failures.reason_of_error(error))))
