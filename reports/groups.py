@@ -69,8 +69,8 @@ class TableGroup:
 
     def _label_of(self, place: int) -> str:
         record, mine = self.records[place], seeds_of(self.drawn[place])
-        every = seeds_of([other for drawn in self.drawn for other in drawn])
-        alone = [other.cell["method"] for other in self.records].count("dense") == 1
+        every = seeds_of([draw for drawn in self.drawn for draw in drawn])
+        alone = [peer.cell["method"] for peer in self.records].count("dense") == 1
         which = [names_of_seeds(mine)] if mine != every and not (alone and record.cell["method"] == "dense") else []
         if record.status != "ok" and "draw" in (cell := identity_of_cell(record)):
             which.append(f"draw {cell['draw']}")
@@ -81,11 +81,13 @@ class TableGroup:
 
         A method is one model, drawn anew by each seed of the calibration; a random method is one for each choice.
         """
-        found: dict[int, list[int]] = {}
+        numbers_by_seed: dict[int, list[int]] = {}
         for number, record in zip(self.numbers[place], self.drawn[place], strict=True):
-            found.setdefault(record.cell["seed"], []).append(number)
-        most = max(map(len, found.values()))
-        return [{seed: several[at] for seed, several in found.items() if at < len(several)} for at in range(most)]
+            numbers_by_seed.setdefault(record.cell["seed"], []).append(number)
+        most = max(map(len, numbers_by_seed.values()))
+        return [
+            {seed: several[at] for seed, several in numbers_by_seed.items() if at < len(several)} for at in range(most)
+        ]
 
     def is_drawn(self, place: int) -> bool:
         """Say whether a row is of several random choices at one seed, beside whose mean stands their spread."""
@@ -100,16 +102,16 @@ class TableGroup:
 
         Of several draws at one seed it is the first, and where they miss their budget otherwise than it all that do.
         """
-        found = list[Record]()
+        chosen = list[Record]()
         for record, drawn in zip(self.records, self.drawn, strict=True):
             by_seed: dict[int, list[Record]] = {}
-            for one in drawn if record.status == "ok" else [record]:
-                by_seed.setdefault(one.cell["seed"], []).append(one)
-            for first, *others in by_seed.values():
-                misses = [frame.budget_miss(one.measured) for one in (first, *others)]
-                apart = others if len(set(misses)) > 1 else ()
-                found += [first, *(one for one in apart if frame.misses_budget(one))]
-        return found
+            for draw in drawn if record.status == "ok" else [record]:
+                by_seed.setdefault(draw.cell["seed"], []).append(draw)
+            for first, *rest in by_seed.values():
+                misses = [frame.budget_miss(draw.measured) for draw in (first, *rest)]
+                apart = rest if len(set(misses)) > 1 else ()
+                chosen += [first, *(draw for draw in apart if frame.misses_budget(draw))]
+        return chosen
 
     def order_depends_on_seed(self, first: int, second: int, name: str) -> bool:
         """Say whether two rows change places in the column `name` from one seed to another: neither is the better.
@@ -129,9 +131,9 @@ def label_with_differences(record: Record, records: Sequence[Record]) -> str:
 
     That is the recipe by which it was healed, how a ratio is met, and what else tells apart two of one name.
     """
-    ways = {other.cell["match"] for other in records if other.cell["ratio"] is not None and "match" in other.cell}
+    ways = {peer.cell["match"] for peer in records if peer.cell["ratio"] is not None and "match" in peer.cell}
     how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
-    cells = [other.cell for other in records]
+    cells = [peer.cell for peer in records]
     return (
         label_of_cell(record.cell)
         + words_of_recipe_differences(record.cell, cells)
@@ -146,26 +148,30 @@ def _words_of_differences(cell: Mapping[str, Any], cells: Sequence[Mapping[str, 
     They have one label, ratio and seed in one setup, and differ in what no table is set apart by, such as versions. A
     label is told apart at every ratio where it has to be at one.
     """
-    alike = [one for one in cells if one["method"] == cell["method"] and one["model"] == cell["model"]]
-    alike = [one for one in alike if one["protocol"] == cell["protocol"]]
+    alike = [peer for peer in cells if peer["method"] == cell["method"] and peer["model"] == cell["model"]]
+    alike = [peer for peer in alike if peer["protocol"] == cell["protocol"]]
     sharing: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for one in (one for one in alike if label_of_cell(one) == label_of_cell(cell)):
-        met = None if one["ratio"] is None else one.get("match")
-        recipe = recipe_of_cell(one)
-        shared = (one["ratio"], base_of_ratio(one), one["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
-        sharing.setdefault(shared, []).append(one)
-    beyond = [list(map(_beyond_tables, found)) for found in sharing.values() if len(found) > 1]
-    several = [[_fields_with_values(one) for one in found] for found in beyond if any(one != found[0] for one in found)]
-    names = dict.fromkeys(name for found in several for one in found for name in one)
+    for peer in (peer for peer in alike if label_of_cell(peer) == label_of_cell(cell)):
+        met = None if peer["ratio"] is None else peer.get("match")
+        recipe = recipe_of_cell(peer)
+        shared = (peer["ratio"], base_of_ratio(peer), peer["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
+        sharing.setdefault(shared, []).append(peer)
+    beyond = [list(map(_beyond_tables, group)) for group in sharing.values() if len(group) > 1]
+    several = [
+        [_fields_with_values(fields) for fields in group]
+        for group in beyond
+        if any(fields != group[0] for fields in group)
+    ]
+    names = dict.fromkeys(name for group in several for fields in group for name in fields)
     telling = list[str]()
     for name in sorted(names, key=lambda name: name.endswith(("sha256", "parent"))):
         if _distinct(several, [*telling, name]) > _distinct(several, telling):
             telling.append(name)
     mine = _fields_with_values(_beyond_tables(cell)) if telling else {}
-    said = [
+    words = [
         f"{name.rpartition('.')[2].replace('_', ' ')} {shorten_value(mine[name])}" for name in telling if name in mine
     ]
-    return f" ({', '.join(said)})".replace('"', "") if said else ""
+    return f" ({', '.join(words)})".replace('"', "") if words else ""
 
 
 def _beyond_tables(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,10 +181,12 @@ def _beyond_tables(cell: Mapping[str, Any]) -> dict[str, Any]:
         for stage in (*cell.get("earlier", ()), cell)
     ]
     inputs = {
-        n: one for n, one in cell.get("inputs", {}).items() if not is_condition_of(f"inputs.{n}", *FIGURES, "columns")
+        n: value
+        for n, value in cell.get("inputs", {}).items()
+        if not is_condition_of(f"inputs.{n}", *FIGURES, "columns")
     }
-    asked = {name: value for name, value in own.items() if name not in ("earlier", "protocol")} | {"inputs": inputs}
-    return {"own": asked, **{str(number): stage for number, stage in enumerate(earlier)}}
+    fields = {name: value for name, value in own.items() if name not in ("earlier", "protocol")} | {"inputs": inputs}
+    return {"own": fields, **{str(number): stage for number, stage in enumerate(earlier)}}
 
 
 def _fields_with_values(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,13 +196,13 @@ def _fields_with_values(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> int:
     """Count what the fields tell apart within each of several groups."""
-    return sum(len({json.dumps([one.get(name) for name in names]) for one in group}) for group in groups)
+    return sum(len({json.dumps([cell.get(name) for name in names]) for cell in group}) for group in groups)
 
 
 def name_with_ratio(record: Record, records: Sequence[Record]) -> str:
     """Write a cell as sentences call it, with what others have otherwise: 'laco (match exact) at 0.2'."""
-    asked = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
-    return label_with_differences(record, records) + (f" at {asked}" if asked else "")
+    ratio = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
+    return label_with_differences(record, records) + (f" at {ratio}" if ratio else "")
 
 
 def seeds_of(records: Sequence[Record]) -> list[int]:
@@ -208,13 +216,17 @@ def suffixes_of_draws(records: Sequence[Record]) -> list[str]:
     It is ' (seed 1)', ' (draw 2)', ' (seed 1, draw 2)', or ''; a draw goes by the seed of the random choice.
     """
     cells = [identity_of_cell(record) for record in records]
-    found: dict[tuple[str, str], set[Any]] = {}
+    values_by_name: dict[tuple[str, str], set[Any]] = {}
     for record, cell in zip(records, cells, strict=True):
         for kind in ("seed", "draw"):
-            found.setdefault((label_of_cell(record.cell), kind), set()).add(cell.get(kind))
+            values_by_name.setdefault((label_of_cell(record.cell), kind), set()).add(cell.get(kind))
     named = []
     for record, cell in zip(records, cells, strict=True):
-        kinds = [kind for kind in ("seed", "draw") if kind in cell and len(found[label_of_cell(record.cell), kind]) > 1]
+        kinds = [
+            kind
+            for kind in ("seed", "draw")
+            if kind in cell and len(values_by_name[label_of_cell(record.cell), kind]) > 1
+        ]
         which = ", ".join(f"{kind} {cell[kind]}" for kind in kinds)
         named.append(f" ({which})" if which and record.cell["method"] != "dense" else "")
     return named
@@ -252,10 +264,14 @@ def _of_setup(
     """Give the groups of the records at the places `cells`."""
     dense = [number for number in cells if records[number].cell["method"] == "dense"]
     pruned = [number for number in cells if records[number].cell["method"] != "dense"]
-    asked = {number: (requested_ratio(records[number]), base_of_ratio(records[number].cell)) for number in pruned}
-    ratios = sorted(set(asked.values()), key=lambda one: (one[0] is None, one[1] != "all", one[1], one[0] or 0))
+    ratio_by_number = {
+        number: (requested_ratio(records[number]), base_of_ratio(records[number].cell)) for number in pruned
+    }
+    ratios = sorted(
+        set(ratio_by_number.values()), key=lambda ratio: (ratio[0] is None, ratio[1] != "all", ratio[1], ratio[0] or 0)
+    )
     for ratio, of in ratios or [(None, "all")]:
-        block = [*dense, *(number for number in pruned if asked[number] == (ratio, of))]
+        block = [*dense, *(number for number in pruned if ratio_by_number[number] == (ratio, of))]
         shared = [[block[place] for place in places] for places in group_draws([records[number] for number in block])]
         together = [[rows[number] for number in numbers] for numbers in shared]
         yield TableGroup(
@@ -279,26 +295,26 @@ def pool_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     (bench.stats.draws). Flags are those that any draw has. What else is no number is the first draw's, and so is the
     speed where not every choice was timed; another mean is missing where a choice, or a seed, has no figure.
     """
-    row, seeds = dict(rows[0]), {one.get("seed") for one in rows}
-    if any(one.get("flags") for one in rows):
-        row["flags"] = " ".join(dict.fromkeys(" ".join(one.get("flags") or "" for one in rows).split()))
+    row, seeds = dict(rows[0]), {draw.get("seed") for draw in rows}
+    if any(draw.get("flags") for draw in rows):
+        row["flags"] = " ".join(dict.fromkeys(" ".join(draw.get("flags") or "" for draw in rows).split()))
     for name in rows[0]:
         if name in ("seed", "draw") or name.endswith(("_low", "_high", "_stderr")):
             continue
-        known = [one for one in rows if isinstance(one.get(name), int | float) and math.isfinite(one[name])]
+        known = [draw for draw in rows if isinstance(draw.get(name), int | float) and math.isfinite(draw[name])]
         beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]
-        every = len({one["seed"] for one in known}) == len(seeds) > 1 or len(known) == len(rows)
+        every = len({draw["seed"] for draw in known}) == len(seeds) > 1 or len(known) == len(rows)
         if known and not every:
             of_one = len(seeds) == 1 and name.partition("_")[0] in frame.STAGES  # one choice alone is timed
             row |= {} if of_one else dict.fromkeys([name, *beside])
         elif known:
             write = exp_of_log if _is_logarithmic(name) else float
             middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
-            found = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
-            row |= {name: write(middle)} | {column: found[column] for column in beside}
+            ends = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
+            row |= {name: write(middle)} | {column: ends[column] for column in beside}
     for name in HIGHEST:
         if is_finite(row.get(name)):
-            row[name] = max(one[name] for one in rows if is_finite(one.get(name)))
+            row[name] = max(draw[name] for draw in rows if is_finite(draw.get(name)))
     return row
 
 
@@ -313,12 +329,12 @@ def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dic
     A cell without a finite figure is left out.
     """
     beside = f"{name}{end}" if all(is_finite(row.get(f"{name}{end}")) for row in rows) else name
-    found: dict[int, list[float]] = {}
+    values_by_seed: dict[int, list[float]] = {}
     for row in rows:
         if is_finite(row.get(beside)):
             value = math.log(row[beside]) if _is_logarithmic(name) else row[beside]
-            found.setdefault(row["seed"], []).append(value)
-    return {seed: fmean(several) for seed, several in found.items()}
+            values_by_seed.setdefault(row["seed"], []).append(value)
+    return {seed: fmean(several) for seed, several in values_by_seed.items()}
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
@@ -340,15 +356,15 @@ Cell = Mapping[str, Any]
 
 def recipe_of_cell(cell: Cell) -> Cell | None:
     """Return the recipe of a cell: its own, or the last by which it was healed before it was pruned further."""
-    found = [stage["healing"] for stage in (*cell.get("earlier", ()), cell) if stage.get("healing")]
-    return found[-1] if found else None
+    recipes = [stage["healing"] for stage in (*cell.get("earlier", ()), cell) if stage.get("healing")]
+    return recipes[-1] if recipes else None
 
 
 def words_of_recipe_differences(cell: Cell, cells: Iterable[Cell]) -> str:
     """Say what the recipe has otherwise than those of other cells: ' (loss kl)'; empty where all are the same."""
-    mine, others = recipe_of_cell(cell), [recipe for recipe in map(recipe_of_cell, cells) if recipe]
+    mine, recipes = recipe_of_cell(cell), [recipe for recipe in map(recipe_of_cell, cells) if recipe]
     if mine is None:
         return ""
-    differing = [name for name in mine if any(recipe.get(name) != mine[name] for recipe in others)]
+    differing = [name for name in mine if any(recipe.get(name) != mine[name] for recipe in recipes)]
     words = ", ".join(f"{name.replace('_', ' ')} {mine[name]}" for name in differing)
     return f" ({words})" if words else ""

@@ -63,13 +63,13 @@ def series_of_points(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
     """Return the points by date, each with what differs from the one before it, and with the marks of change."""
     ordered = sorted(points, key=lambda point: (point.date, point.run))
     marked = find_changes([point.value for point in ordered])
-    found = []
+    series = []
     for number, point in enumerate(ordered):
         before = ordered[number - 1].conditions if number else point.conditions
         names = sorted(before.keys() | point.conditions.keys())
         apart = tuple(name for name in names if before.get(name) != point.conditions.get(name))
-        found.append(replace(point, apart=apart, change=number in marked))
-    return found
+        series.append(replace(point, apart=apart, change=number in marked))
+    return series
 
 
 def find_changes(values: Sequence[float]) -> list[int]:
@@ -87,8 +87,8 @@ def find_changes(values: Sequence[float]) -> list[int]:
         return []
     noise = 1.4826 / math.sqrt(2) * float(np.median(np.abs(np.diff(finite))))
     penalty = max(PENALTY * noise * math.log(len(finite)), 1e-9 * float(np.abs(finite).max()), 1e-300)
-    found = ruptures.Pelt(model="l1", min_size=BOTH_SIDES, jump=1).fit(finite.reshape(-1, 1)).predict(pen=penalty)
-    return [int(end) for end in found[:-1]]
+    ends = ruptures.Pelt(model="l1", min_size=BOTH_SIDES, jump=1).fit(finite.reshape(-1, 1)).predict(pen=penalty)
+    return [int(end) for end in ends[:-1]]
 
 
 class FigureChoice(NamedTuple):
@@ -106,18 +106,18 @@ class _Lacking(UserError):
 
 def points_of(runs: Sequence[Path], choice: FigureChoice) -> list[HistoryPoint]:
     """Return the points of the runs that have the cell, and say how many have not. Raises UserError where none has."""
-    found: list[HistoryPoint] = []
+    points: list[HistoryPoint] = []
     lacking: list[_Lacking] = []
     for run in runs:
         try:
-            found.append(_point(run, choice))
+            points.append(_point(run, choice))
         except _Lacking as reason:
             lacking.append(reason)
-    if lacking and not found:
+    if lacking and not points:
         raise lacking[0]
     if lacking:
         say(f"left out {len(lacking)} of {len(runs)} folders; of the first: {lacking[0]}")
-    return found
+    return points
 
 
 def _point(run: Path, choice: FigureChoice) -> HistoryPoint:
@@ -125,7 +125,7 @@ def _point(run: Path, choice: FigureChoice) -> HistoryPoint:
     wanted = _cells_of_choice(run, choice)
     record, row = wanted[0]
     environment = record.environment
-    value = float((pool_draws([one for _, one in wanted]) if len(wanted) > 1 else row)[choice.metric])
+    value = float((pool_draws([draw for _, draw in wanted]) if len(wanted) > 1 else row)[choice.metric])
     low, high = _interval(row, choice.metric) if len(wanted) == 1 else (None, None)
     return HistoryPoint(
         run=run.name,
@@ -144,10 +144,10 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
     metric, model, label, ratio = choice
     files = SampleFiles()
     try:
-        found = run_folder.read_records(run)
+        record_by_key = run_folder.read_records(run)
     except UserError as error:
         raise _Lacking(str(error)) from None
-    records = list(found.values())
+    records = list(record_by_key.values())
     rows = column_data.rows_of_records(records)
     columns = column_data.columns_of_rows(rows)
     figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
@@ -155,8 +155,8 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
         raise _Lacking(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
     named = [model in (None, record.cell["model"], name_of_model(record)) for record in records]
     if not any(named):
-        there = ", ".join(dict.fromkeys(map(name_of_model, records)))
-        raise _Lacking(f"{run} has no model {model!r}; it has {there}")
+        present = ", ".join(dict.fromkeys(map(name_of_model, records)))
+        raise _Lacking(f"{run} has no model {model!r}; it has {present}")
     cells = [identity_of_cell(record) for record in records]
     names = [name_with_ratio(record, records) for record in records]
     wanted = [
@@ -169,12 +169,12 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
     ]
     if len({names[number] for number in wanted}) != 1:
         which = "several cells" if wanted else "no cell"
-        there = "; ".join(dict.fromkeys(names))
+        present = "; ".join(dict.fromkeys(names))
         refusal = UserError if wanted else _Lacking
-        raise refusal(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
+        raise refusal(f"{run} has {which} of that --label and --ratio with {metric}; it has {present}")
     if reason := _not_alike([records[number] for number in wanted], records):
         raise UserError(f"{run} has {names[wanted[0]]} {reason}")
-    keys = list(found)
+    keys = list(record_by_key)
     run_folder.refuse_unfit_samples(run, {keys[number]: records[number] for number in wanted}, files)
     return [(records[number], rows[number]) for number in wanted]
 
@@ -182,16 +182,16 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
 def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
     """Say what keeps cells of one name in a run from being draws of one cell; empty where nothing does."""
     of = {id(record): setup for record, setup in zip(records, setups_of_records(records), strict=True)}
-    found = {of[id(record)]: record for record in wanted}
-    if len(found) == 1:
+    record_by_setup = {of[id(record)]: record for record in wanted}
+    if len(record_by_setup) == 1:
         return ""
     models = {str(record.cell["model"]): name_of_model(record) for record in wanted}
     if len(models) > 1:
         names = models.values() if len(set(models.values())) == len(models) else models
         return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"
-    said, ways = differences_of_setups(records), list[str]()
-    for setup, record in found.items():
-        ways.append(", ".join([record.cell["device"], record.cell["dtype"], *said[setup]]))
+    differences, ways = differences_of_setups(records), list[str]()
+    for setup, record in record_by_setup.items():
+        ways.append(", ".join([record.cell["device"], record.cell["dtype"], *differences[setup]]))
     return f"under several conditions, whose mean says nothing: {'; '.join(ways)}; name runs of one"
 
 
@@ -298,8 +298,8 @@ def _draw(axes: Any, points: Sequence[HistoryPoint], name: str, title: str) -> N
     axes.set_xticks(
         list(places), [to_printable(point.commit or point.date[:10]) for point in points], rotation=60, fontsize=7
     )
-    found = metric_of(name)
-    axes.set_ylabel(to_printable(f"{found.label} ({found.unit})" if found.unit else found.label))
+    metric = metric_of(name)
+    axes.set_ylabel(to_printable(f"{metric.label} ({metric.unit})" if metric.unit else metric.label))
     axes.set_title(to_printable(title), fontsize=9)
     if starts or apart:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)

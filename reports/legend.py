@@ -204,7 +204,7 @@ def doubts_of_latencies(about: Mapping[str, Any]) -> Iterator[str]:
         yield f"The copies were {MACHINE[word].format(**machine)}"
 
 
-def differing_versions(record: Record, records: Sequence[Record]) -> str:
+def differences_of_versions(record: Record, records: Sequence[Record]) -> str:
     """Return which packages the dense model beside a cell had in other versions: 'torch 2.13.0, not 2.12.0'."""
     versions = find_unlike_versions(record, find_dense_peer(record, records))
     return ", ".join(f"{package} {its}, not {dense}" for package, (its, dense) in versions.items())
@@ -217,14 +217,14 @@ LOSSES = {"next-token": "for the next token", "kl": "towards the dense model's p
 def notes_of_healing(cells: Iterable[Cell]) -> list[str]:
     """Say by which recipe cells were healed, and what a chained one goes on from; each sentence once."""
     everything = list(cells)
-    found = []
+    notes = []
     for cell in everything:
         if recipe := recipe_of_cell(cell):
             which = words_of_recipe_differences(cell, everything)
-            found.append(f"healed{which}: {words_of_recipe(recipe)}{'' if which else '; the same for every method'}.")
+            notes.append(f"healed{which}: {words_of_recipe(recipe)}{'' if which else '; the same for every method'}.")
     if any(cell.get("earlier") for cell in everything):
-        found.append("then: pruned further, from the model in front of it; ratios are of the dense model in total.")
-    return list(dict.fromkeys(found))
+        notes.append("then: pruned further, from the model in front of it; ratios are of the dense model in total.")
+    return list(dict.fromkeys(notes))
 
 
 def words_of_recipe(recipe: Cell) -> str:
@@ -257,9 +257,9 @@ REASON = 300  # the longest reason that is shown, in characters; the record hold
 def conditions_of(records: Sequence[Record]) -> list[str]:
     """Return where rows were measured, every place that occurs, in one order: device, dtype, threads; profile."""
     threads = {
-        one.environment["threads"]
-        for one in records
-        if one.cell["device"] == "cpu" and one.environment.get("threads") is not None
+        record.environment["threads"]
+        for record in records
+        if record.cell["device"] == "cpu" and record.environment.get("threads") is not None
     }
     where = [
         _either(sorted(map(_device, records))) + _processors(records),
@@ -275,8 +275,8 @@ def _device(record: Record) -> str:
 
 def _processors(records: Sequence[Record]) -> str:
     """Name the processors of the cells of a CPU, where there are several."""
-    found = [one.environment.get("cpu") for one in records if one.cell["device"] == "cpu"]
-    several = sorted({str(name) for name in found if name})
+    names = [record.environment.get("cpu") for record in records if record.cell["device"] == "cpu"]
+    several = sorted({str(name) for name in names if name})
     return f" ({_either(several)})" if len(several) > 1 else ""
 
 
@@ -297,16 +297,16 @@ def words_of_ratio(records: Sequence[Record]) -> str:
     if requested is None:
         return "ratio fixed by the method's parameters"
     budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
-    asked = words_of_amount(requested, base_of_ratio(pruned[0].cell))
-    return asked + (f": {budgets.pop()}" if len(budgets) == 1 else "")
+    amount = words_of_amount(requested, base_of_ratio(pruned[0].cell))
+    return amount + (f": {budgets.pop()}" if len(budgets) == 1 else "")
 
 
 def _budget(record: Record) -> str:
     """Return the budget in parameters and, where the request was rounded to whole layers, in layers."""
     measured = record.measured
-    if asked := measured.get("budget"):
+    if budget := measured.get("budget"):
         rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
-        return f"{METRICS['ratio'].show(asked['share'])} of {QUANTITIES[asked['of']]}{rounded}"
+        return f"{METRICS['ratio'].show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
     removed = measured["ratio_budget"] * measured["dense_parameters"]
     left = f"{METRICS['parameters'].show(measured['dense_parameters'] - removed)} parameters"
     total = measured.get("dense_layers")
@@ -332,7 +332,7 @@ def describe_exceptions(
             yield f"{name}: {words_of_status(record)}: {reason_of_error(record.error or '')}"
         for doubt in doubts_of_cell(record, name, stages):
             yield doubt.sentence
-        if versions := differing_versions(record, records):
+        if versions := differences_of_versions(record, records):
             doubt = Doubt(OTHER_VERSIONS, label_with_differences(record, records) + which, {"versions": versions})
             differing[doubt.sentence] = None
     yield from differing
@@ -376,7 +376,7 @@ def describe_columns(
     calibrations = _calibrations(pruned)
     drawn = [MEANS if len(seeds_of(several)) > 1 else ONE_SEED for several in calibrations if seeds]
     sentences = [
-        *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
+        *chain.from_iterable(texts for kind, texts in kinds.items() if kind in about),
         *(_incomparable(rows) if "tasks" in about else ()),
         *(_calibration(several) for several in calibrations if calibration),
         *(sentence for sentence in drawn if not {"perplexity", "kl", "tasks"}.isdisjoint(about)),
@@ -464,9 +464,9 @@ def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]],
     groups: dict[str, list[str]] = {}
     for task, result in results.items():
         groups.setdefault(say(result), []).append(task)
-    most = max(groups, key=lambda said: len(groups[said]))
+    most = max(groups, key=lambda words: len(groups[words]))
     usual = [most] if len(groups[most]) > len(results) / 2 else []
-    rest = [f"{said} for {', '.join(names)}" for said, names in groups.items() if said not in usual]
+    rest = [f"{words} for {', '.join(names)}" for words, names in groups.items() if words not in usual]
     return ", but ".join([*usual, *([", ".join(rest)] if rest else [])])
 
 
@@ -485,34 +485,34 @@ def _calibrations(records: Sequence[Record]) -> list[list[Record]]:
     """Return the records in groups that share a calibration but for its seed."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        asked = record.cell["protocol"]
-        groups.setdefault(tuple(asked[name] for name in CALIBRATION), []).append(record)
+        protocol = record.cell["protocol"]
+        groups.setdefault(tuple(protocol[name] for name in CALIBRATION), []).append(record)
     return list(groups.values())
 
 
 def _calibration(records: Sequence[Record]) -> str:
-    asked = records[0].cell["protocol"]
+    protocol = records[0].cell["protocol"]
     return (
-        f"calibration: {asked['calibration_sequences']} sequences of {asked['calibration_length']} tokens of "
-        f"{asked['calibration']}, {names_of_seeds(seeds_of(records))}; the same for every method."
+        f"calibration: {protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens of "
+        f"{protocol['calibration']}, {names_of_seeds(seeds_of(records))}; the same for every method."
     )
 
 
 def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
     for shared in group_draws(records, seeds=seeds):
-        first, *others = (records[number] for number in shared)
-        several = len({record.cell["seed"] for record in (first, *others)})
-        if others and several == 1:
+        first, *rest = (records[number] for number in shared)
+        several = len({record.cell["seed"] for record in (first, *rest)})
+        if rest and several == 1:
             yield (
                 f"{label_of_cell(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, "
                 "of peak memory "
                 f"the highest; its ± and [low, high] are the standard deviation between the draws"
-                f"{_words_of_timed_draw(first, others)}."
+                f"{_words_of_timed_draw(first, rest)}."
             )
         elif len(shared) > several:
             yield (
                 f"{label_of_cell(first.cell)}: {len(shared)} draws over {several} "
-                f"seeds{_words_of_timed_draw(first, others)}."
+                f"seeds{_words_of_timed_draw(first, rest)}."
             )
 
 
@@ -529,14 +529,14 @@ def _plural(noun: str, number: int) -> str:
 
 def describe_environment(records: Sequence[Record]) -> Iterator[str]:
     """Yield where the cells ran, as in 'torch: 2.13.0'; several values where they ran under several."""
-    found: dict[str, list[str]] = {}
+    values_by_name: dict[str, list[str]] = {}
     for record in records:
         flat = {name: value for name, value in record.environment.items() if name != "versions"}
         for name, value in flat.items():
-            found.setdefault(name.removesuffix("_bytes").replace("_", " "), []).append(_fact(name, value))
+            values_by_name.setdefault(name.removesuffix("_bytes").replace("_", " "), []).append(_fact(name, value))
         for package, version in record.environment.get("versions", {}).items():
-            found.setdefault(package, []).append(version)
-    for name, values in found.items():
+            values_by_name.setdefault(package, []).append(version)
+    for name, values in values_by_name.items():
         distinct = sorted(set(values))
         if name == "date" and len(distinct) > 1:
             distinct = [f"{distinct[0]} to {distinct[-1]}"]
@@ -554,17 +554,17 @@ CAPTURED = ", each step captured once and replayed"
 
 def describe_speed(record: Record) -> Iterator[str]:
     """Yield by which protocol the speed of the main table was measured."""
-    asked = record.cell["protocol"]
+    protocol = record.cell["protocol"]
     for stage, size in STAGES.items():
         point = main_timing(record, stage)
         if point:
             what = "a prompt of" if stage == "prefill" else "one token behind a context of"
-            how = ", compiled" if asked["compile"] else CAPTURED if point.get("mode") == "graph" else ""
-            rounds, turns = asked["speed_rounds"], "times as fast as dense, both in turns for up to"
+            how = ", compiled" if protocol["compile"] else CAPTURED if point.get("mode") == "graph" else ""
+            rounds, turns = protocol["speed_rounds"], "times as fast as dense, both in turns for up to"
             interval = "; ± or [low, high] is the 95 % interval" if "speedup" in point else ""
             yield (
                 f"{stage}: {turns if interval else 'timed alone for'} {rounds} rounds; {what} "
-                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{how}{interval}."
+                f"{point[size]:,} tokens, batch {point['batch']}, {protocol['cache']} cache{how}{interval}."
             )
 
 
@@ -574,12 +574,12 @@ def describe_throughput(record: Record, called: str) -> Iterator[str]:
     for context in dict.fromkeys(point["context"] for point in steps):
         swept = [point for point in steps if point["context"] == context]
         if len({point["batch"] for point in swept}) > 1:
-            found = [
+            rates = [
                 f"{name} {_rate(best, name):,.0f} at batch {best['batch']}"
                 for name in ("dense", "pruned")[: 1 if record.cell["method"] == "dense" else 2]
                 if (best := max(_timed(swept, name), key=partial(_rate, name=name), default=None))
             ]
-            yield f"{called}: most tokens/s behind {context:,} tokens: {', '.join(found)}."
+            yield f"{called}: most tokens/s behind {context:,} tokens: {', '.join(rates)}."
 
 
 def describe_equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:

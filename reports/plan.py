@@ -26,64 +26,66 @@ FILES = (
     "with all of them in memory."
 )
 OFFLOADED = "offloaded: states that wait between layers, in files of the folder of --offload; not part of host."
-ONE = "--slots is not given, so that the plan is for one cell at a time."
+ONE_SLOT = "--slots is not given, so that the plan is for one cell at a time."
 
 
 def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
     """Return the table of the cells, and that of the slots where there are several."""
-    found = [_cells(plan, spec)]
+    tables = [_cells(plan, spec)]
     if len(plan.slots) > 1:
         rows = tuple(Row(f"slot {at}", "", None, (_time(end),)) for at, end in enumerate(plan.slots, start=1))
-        found.append(Table("slots", "plan", "", "", (), (Column("end", "ends after"),), rows, head="slot"))
-    return found
+        tables.append(Table("slots", "plan", "", "", (), (Column("end", "ends after"),), rows, head="slot"))
+    return tables
 
 
 def _cells(plan: Plan, spec: RunSpec) -> Table:
-    left = [one for one in plan.cells if not one.done]
-    stages = [name for name in STAGES if any(one.estimate and one.estimate.stages.get(name) for one in left)]
-    on_gpu = any(one.needs.device for one in left)
+    unmeasured = [planned for planned in plan.cells if not planned.done]
+    stages = [
+        name for name in STAGES if any(planned.estimate and planned.estimate.stages.get(name) for planned in unmeasured)
+    ]
+    on_gpu = any(planned.needs.device for planned in unmeasured)
     columns = [
         *[Column("model", "model", words=True, key=True)] * (len(spec.models) > 1),
         Column("ratio", "ratio"),
         Column("seconds", "takes"),
-        *[Column("begin", "starts")] * bool(left),
+        *[Column("begin", "starts")] * bool(unmeasured),
         *[Column("slot", "slot")] * (len(plan.slots) > 1),
         *[Column("device", "device")] * on_gpu,
         Column("host", "host"),
-        *[Column("offloaded", "offloaded")] * any(one.needs.offloaded for one in left),
+        *[Column("offloaded", "offloaded")] * any(planned.needs.offloaded for planned in unmeasured),
         *(Column(name, name, group="stages") for name in stages),
         column_of_words("basis"),
-        *[column_of_words("waits for")] * any(one.after for one in left),
+        *[column_of_words("waits for")] * any(planned.after for planned in unmeasured),
     ]
-    rows = tuple(_row(one, columns) for one in plan.cells)
+    rows = tuple(_row(planned, columns) for planned in plan.cells)
     elsewhere = spec.engine != "local"
-    notes = [f"{summarise_plan(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE] * (elsewhere and not spec.slots)]
-    notes += [FILES] * any(one.needs.in_files for one in left)
-    notes += [f"alone: {ALONE}."] * any(one.needs.alone for one in left)
-    notes += [OFFLOADED] * any(one.needs.offloaded for one in left)
+    notes = [f"{summarise_plan(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE_SLOT] * (elsewhere and not spec.slots)]
+    notes += [FILES] * any(planned.needs.in_files for planned in unmeasured)
+    notes += [f"alone: {ALONE}."] * any(planned.needs.alone for planned in unmeasured)
+    notes += [OFFLOADED] * any(planned.needs.offloaded for planned in unmeasured)
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
 
 
 def _row(planned: PlannedCell, columns: list[Column]) -> Row:
-    cell, found = planned.cell, {"model": cell_of_text(Path(planned.cell.model).name)}
+    cell, cells = planned.cell, {"model": cell_of_text(Path(planned.cell.model).name)}
     if cell.ratio is not None:
-        found["ratio"] = TableCell(words_of_ratio(cell.ratio, cell.ratio_of), value=cell.ratio)
+        cells["ratio"] = TableCell(words_of_ratio(cell.ratio, cell.ratio_of), value=cell.ratio)
     if planned.estimate is None:
-        found["basis"] = TableCell(f"has a record: {planned.done}")
+        cells["basis"] = TableCell(f"has a record: {planned.done}")
     else:
-        found |= {name: _time(seconds) for name, seconds in planned.estimate.stages.items()}
-        found |= {"seconds": _time(planned.estimate.seconds), "begin": _time(planned.begin)}
-        found |= {
+        cells |= {name: _time(seconds) for name, seconds in planned.estimate.stages.items()}
+        cells |= {"seconds": _time(planned.estimate.seconds), "begin": _time(planned.begin)}
+        cells |= {
             "slot": TableCell(str(planned.slot + 1), value=planned.slot + 1),
             "waits for": cell_of_text(planned.after),
         }
-        found |= {
+        cells |= {
             "device": _size(planned.needs.device),
             "host": _host(planned),
             "basis": cell_of_text(planned.estimate.basis),
         }
-        found["offloaded"] = _size(planned.needs.offloaded)
-    filled = tuple(found.get(column.name, TableCell()) for column in columns)
+        cells["offloaded"] = _size(planned.needs.offloaded)
+    filled = tuple(cells.get(column.name, TableCell()) for column in columns)
     return Row(cell.label, cell.method, cell.ratio, filled, ratio_of=cell.ratio_of)
 
 

@@ -44,21 +44,21 @@ def join_decisions(record: Record) -> dict[str, Any]:
 
 def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[str, Any]:
     """Join two decisions. Numbers of `after` are of the model that `before` has left, without whole layers."""
-    there = [number for number in range(layers) if number not in set(before.get("removed_layers", ()))]
-    found = before | after
+    numbers = [number for number in range(layers) if number not in set(before.get("removed_layers", ()))]
+    joined = before | after
     for name in ("removed_layers", "removed_attention", "removed_mlp"):
-        if name in found:
-            found[name] = sorted([*before.get(name, ()), *(there[number] for number in after.get(name, ()))])
+        if name in joined:
+            joined[name] = sorted([*before.get(name, ()), *(numbers[number] for number in after.get(name, ()))])
     for unit in ("kv_heads", "channels", "experts"):
         if {unit, f"removed_{unit}"} <= set(after):
             removed, kept = [list(units) for units in before.get(f"removed_{unit}", [[]] * layers)], [0] * layers
-            for number, units, count in zip(there, after[f"removed_{unit}"], after[unit], strict=False):
+            for number, units, count in zip(numbers, after[f"removed_{unit}"], after[unit], strict=False):
                 removed[number] += units
                 kept[number] = count
-            found |= {f"removed_{unit}": removed, unit: kept}
+            joined |= {f"removed_{unit}": removed, unit: kept}
     if "d" in before and "d" in after:
-        found["width"] = before["width"]
-    return found
+        joined["width"] = before["width"]
+    return joined
 
 
 def remaining_of(record: Record) -> Remaining | None:
@@ -86,9 +86,9 @@ def _shares(layers: int, decided: dict[str, Any], unit: str, whole_layers: set[i
     removed, kept = decided.get(f"removed_{unit}", []), decided.get(unit, [])
     shares = [1.0] * layers
     if len(removed) == len(kept) == layers:
-        totals = [len(lost) + there for lost, there in zip(removed, kept, strict=True)]
+        totals = [len(lost) + count for lost, count in zip(removed, kept, strict=True)]
         shares = [
-            there / total if total else float(unit == "experts") for there, total in zip(kept, totals, strict=True)
+            count / total if total else float(unit == "experts") for count, total in zip(kept, totals, strict=True)
         ]
     return tuple(0.0 if number in whole_layers else share for number, share in enumerate(shares))
 
@@ -122,7 +122,7 @@ def words_per_layer(counts: Sequence[int]) -> str:
 def removals_of(record: Record) -> dict[str, str]:
     """Return what went, by column: layers, attentions, MLPs, heads, channels, width; only what there is."""
     decided = join_decisions(record)
-    found = {
+    removals = {
         column: to_ranges(decided[name])
         for column, name in (("layers", "removed_layers"), ("attentions", "removed_attention"), ("MLPs", "removed_mlp"))
         if decided.get(name)
@@ -131,12 +131,12 @@ def removals_of(record: Record) -> dict[str, str]:
     for column, name in units.items():
         counts = [len(units) for units in decided.get(name, ())]
         if any(counts):
-            found[column] = words_per_layer(counts)
+            removals[column] = words_per_layer(counts)
     if {"d", "width"} <= set(decided):
-        found["residual width"] = f"{decided['width'] - decided['d']:,} of {decided['width']:,}"
+        removals["residual width"] = f"{decided['width'] - decided['d']:,} of {decided['width']:,}"
     if isinstance(decided.get("threshold"), float):
-        found["threshold"] = f"{decided['threshold']:.4f}"
-    return found
+        removals["threshold"] = f"{decided['threshold']:.4f}"
+    return removals
 
 
 WENT = ("layers", "attentions", "MLPs", "KV heads", "channels", "experts", "residual width", "threshold")

@@ -28,15 +28,13 @@ from reports import legend
 from reports.figures import catalogue as figures
 from reports.figures.figure import Figure, to_svg
 from reports.formats import markup, terminal
-from reports.formats import markup as markdown_text
-from reports.formats import terminal as terminal_text
 from reports.tables import rows as order
 from reports.tables.rows import ReportData
 from reports.tables.table import Table, footnotes_of
 from reports.tables.views import build_view
 from reports.text import escape_markdown
 
-LINE = terminal_text.LINE
+LINE = terminal.LINE
 
 
 def write_report(folder: Path, records: Sequence[Record]) -> None:
@@ -51,13 +49,13 @@ def to_csv(records: Sequence[Record]) -> str:
     Where cells are not compared since they were not measured alike, `conditions` says in what: 'calibration "wiki"'.
     """
     records = order.records_of(ReportData(records).groups)
-    found, different = rows_of_records(records), differences_of_setups(records)
+    rows, different = rows_of_records(records), differences_of_setups(records)
     if any(different.values()):
-        found = [
+        rows = [
             {"model": row["model"], "conditions": ", ".join(different[key])} | row
-            for row, key in zip(found, setups_of_records(records), strict=True)
+            for row, key in zip(rows, setups_of_records(records), strict=True)
         ]
-    table = {name: _write_out([row.get(name) for row in found]) for name in columns_of_rows(found)}
+    table = {name: _write_out([row.get(name) for row in rows]) for name in columns_of_rows(rows)}
     return markup.csv_of_lines(list(table), zip(*table.values(), strict=True))
 
 
@@ -71,7 +69,7 @@ def _write_out(values: Sequence[Any]) -> list[str]:
 
 def to_terminal(records: Sequence[Record]) -> str:
     """Return the main view in lines of at most 100 columns."""
-    return terminal_text.render(build_view("main", records))
+    return terminal.render(build_view("main", records))
 
 
 def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:
@@ -85,18 +83,18 @@ def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None
     parts = [
         f"# Structured pruning of {', '.join(models)}",
         "## How to read this",
-        markdown_text.bullets_to_markdown([*remarks, *footnotes_of(main)]),
-        *(part for table in main for part in markdown_text.section_of_table(table)),
+        markup.bullets_to_markdown([*remarks, *footnotes_of(main)]),
+        *(part for table in main for part in markup.section_of_table(table)),
         *speed_to_markdown(records),
         "## Environment",
-        markdown_text.bullets_to_markdown(legend.describe_environment(records)),
+        markup.bullets_to_markdown(legend.describe_environment(records)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def speed_to_terminal(records: Sequence[Record]) -> str:
     """Return the tables of what was timed and of the sizes that explain it, with what is to be known about them."""
-    return terminal_text.render(build_view("speed", records))
+    return terminal.render(build_view("speed", records))
 
 
 def speed_to_markdown(records: Sequence[Record]) -> list[str]:
@@ -105,9 +103,9 @@ def speed_to_markdown(records: Sequence[Record]) -> list[str]:
     in_main = [main_timing(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):
         return []
-    found = build_view("speed", records)
-    sections = [part for table in found for part in markdown_text.section_of_table(table, 3)]
-    return ["## Speed", *sections, markdown_text.bullets_to_markdown(footnotes_of(found))]
+    tables = build_view("speed", records)
+    sections = [part for table in tables for part in markup.section_of_table(table, 3)]
+    return ["## Speed", *sections, markup.bullets_to_markdown(footnotes_of(tables))]
 
 
 def report(*runs: Path | str) -> RunReport:
@@ -132,10 +130,10 @@ class RunReport:
     @cached_property
     def _drawn(self) -> dict[str, Figure]:
         merged = self._merged
-        found = figures.figures_of_report(
+        drawn = figures.figures_of_report(
             merged.records, merged.samples, served=merged.served, needs=needs_of_methods()
         )
-        return {figure.name: figure for figure in found}
+        return {figure.name: figure for figure in drawn}
 
     @property
     def figures(self) -> dict[str, str]:
@@ -156,12 +154,12 @@ class RunReport:
 
     def figure(self, name: str) -> ShownFigure:
         """Return the figure of that name, or the first whose name starts so. Raises UserError where there is none."""
-        found = [figure for own, figure in self._drawn.items() if own.startswith(name)]
-        found.sort(key=lambda figure: figure.name != name)
-        if not found:
+        matches = [figure for own, figure in self._drawn.items() if own.startswith(name)]
+        matches.sort(key=lambda figure: figure.name != name)
+        if not matches:
             known = ", ".join(self._drawn) or "none of these cells"
             raise UserError(f"no figure is called {name!r}; there are {known}")
-        return ShownFigure(found[0])
+        return ShownFigure(matches[0])
 
     def __str__(self) -> str:
         return "".join(f"{note}\n" for note in self._merged.notes) + str(self.table())

@@ -13,15 +13,15 @@ __all__ = ["escape_markdown", "names_of_files", "shorten", "to_printable", "widt
 
 def names_of_files(texts: Iterable[str]) -> list[str]:
     """Return for each text the name of a file without its ending, which leads into no folder and which no other has."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for text in texts:
         stem = name = re.sub(r"[^\w.+-]+", "-", text).lstrip(".") or "-"
         number = 1
-        while name in found:
+        while name in names:
             number += 1
             name = f"{stem}-{number}"
-        found[name] = None
-    return list(found)
+        names[name] = None
+    return list(names)
 
 
 def escape_markdown(text: str) -> str:
@@ -63,4 +63,4 @@ def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]
             line.append(character)
             taken, filled = taken + width_of(character), filled or not character.isspace()
     go_on()
-    return [one.rstrip() for one in lines]
+    return [line.rstrip() for line in lines]

@@ -92,7 +92,7 @@ def figures_of_report(
     served     what inference engines made of the models
     needs      what each method looks at, by its name: "calibration, gradients"
     """
-    setups, found = group_records(records), list[Figure]()
+    setups, figures = group_records(records), list[Figure]()
     for number, setup in enumerate(setups):
         of_setup = [
             *quality.figures_of_quality(setup, setups, reference),
@@ -101,12 +101,16 @@ def figures_of_report(
             *heatmaps.figures_of_depth(setup),
             *traces.figures_of_traces(setup),
         ]
-        found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
-    found += [*factors.figures_of_studies(setups), *factors.figures_of_calibrations(records, needs), *of_served(served)]
-    names = names_of_files(one.name for one in found)
+        figures += [replace(figure, name=f"{figure.name}-{number + 1}") if number else figure for figure in of_setup]
+    figures += [
+        *factors.figures_of_studies(setups),
+        *factors.figures_of_calibrations(records, needs),
+        *of_served(served),
+    ]
+    names = names_of_files(figure.name for figure in figures)
     return [
-        replace(one, name=name, title=_sentence(one.title), description=_sentence(one.description))
-        for name, one in zip(names, found, strict=True)
+        replace(figure, name=name, title=_sentence(figure.title), description=_sentence(figure.description))
+        for name, figure in zip(names, figures, strict=True)
     ]
 
 

@@ -93,15 +93,15 @@ class Chart:
     def inside(self, points: Sequence[Point]) -> list[list[Point]]:
         """Return the parts of the line through the points that are inside, which it may leave at the top."""
         places = [(self.across(x), self.up(y)) for x, y in points]
-        found: list[list[Point]] = [[]]
+        parts: list[list[Point]] = [[]]
         for place, after in zip(places, [*places[1:], *places[-1:]], strict=True):
             if place[1] <= 1:
-                found[-1].append(place)
+                parts[-1].append(place)
             if (place[1] <= 1) != (after[1] <= 1):
                 share = (1 - place[1]) / (after[1] - place[1])
-                found[-1].append((place[0] + share * (after[0] - place[0]), 1.0))
-                found += [[]] * (after[1] > 1)
-        return [part for part in found if part]
+                parts[-1].append((place[0] + share * (after[0] - place[0]), 1.0))
+                parts += [[]] * (after[1] > 1)
+        return [part for part in parts if part]
 
     def end(self, curve: Curve) -> Point:
         """Return where the line from a curve to its name begins, as a place across and up."""
@@ -156,9 +156,9 @@ def _panel(axis: Axes, chart: Chart, gap: float) -> None:
     if chart.dense:
         (_, y), figure = chart.dense.points[0], chart.dense.figures[0]
         axis.axhline(y, color=BLACK, linestyle=":", linewidth=1.2)
-        said: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "horizontalalignment": "right"}
-        said |= {"xytext": (-3, -8.5 if chart.up(y) < 0.5 else 3)}
-        axis.annotate(f"{name_in_font(chart.dense.label)} {figure}", (chart.width[1], y), **said)
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "horizontalalignment": "right"}
+        style |= {"xytext": (-3, -8.5 if chart.up(y) < 0.5 else 3)}
+        axis.annotate(f"{name_in_font(chart.dense.label)} {figure}", (chart.width[1], y), **style)
     if chart.front:
         axis.plot(*zip(*chart.front, strict=True), color=GREY, linewidth=0.8, zorder=1)
     places = chart.places(gap)

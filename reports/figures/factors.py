@@ -52,23 +52,23 @@ QUALITIES = ("perplexity_", "kl", "average")
 def figures_of_studies(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
     """Return a figure for each study and quality."""
     records = {id(record): record for block in chain(*setups) for record in chain(*block.drawn)}
-    found = []
+    figures = []
     for study in studies_of(list(records.values())):
-        for column in (one for one in study.measures() if one.startswith(QUALITIES)):
+        for column in (measure for measure in study.measures() if measure.startswith(QUALITIES)):
             figure = f"ablation-{study.method}-{column.replace('_', '-', 1)}"
             by = " and ".join(study.factors[:3])
             title = f"{title_of_quantity(column)} of {name_of_model(study.records[0])} under {study.name} by {by}"
-            found.append(Figure(figure, title, _words_of_study(study, column), partial(_draw_study, study, column)))
-    return found
+            figures.append(Figure(figure, title, _words_of_study(study, column), partial(_draw_study, study, column)))
+    return figures
 
 
 def _draw_study(study: Study, column: str) -> Drawing:
     """Draw a panel for each of the first combinations of the factors behind the second."""
-    others = study.combinations()[:PANELS]
-    drawing, panels = make_axes(3.0 + 2.6 * len(others), 3.8, columns=len(others), share_y=True)
+    combinations = study.combinations()[:PANELS]
+    drawing, panels = make_axes(3.0 + 2.6 * len(combinations), 3.8, columns=len(combinations), share_y=True)
     every = [point.row[column] for point in study.points.values() if is_finite(point.row.get(column))]
-    for axis, other in zip(panels, others, strict=True):
-        for number, (label, line) in enumerate(_lines(study, column, other).items()):
+    for axis, combination in zip(panels, combinations, strict=True):
+        for number, (label, line) in enumerate(_lines(study, column, combination).items()):
             axis.plot(
                 list(line),
                 list(line.values()),
@@ -86,7 +86,9 @@ def _draw_study(study: Study, column: str) -> Drawing:
         for figure in dict.fromkeys([*dense[:1], *dense[-1:]]):
             axis.axhline(figure, color=BLACK, linestyle=":", linewidth=1.2, label=label)
         axis.set_title(
-            ", ".join(f"{factor} {format_factor(one)}" for factor, one in zip(study.factors[2:], other, strict=True))
+            ", ".join(
+                f"{factor} {format_factor(value)}" for factor, value in zip(study.factors[2:], combination, strict=True)
+            )
         )
     panels[0].set_ylabel(name_in_font(_with_unit(column)))
     add_legend(drawing, panels)
@@ -102,14 +104,14 @@ def _with_unit(column: str) -> str:
 def _lines(study: Study, column: str, values: tuple[Any, ...]) -> dict[str, dict[float, float]]:
     """Return a line over the first factor for each value of the second one, as {label: {x: y}}."""
     first, *rest = study.factors
-    places, found = _places(study), dict[str, dict[float, float]]()
+    places, lines = _places(study), dict[str, dict[float, float]]()
     seconds: list[tuple[Any, ...]] = [(value,) for value in study.axis(rest[0])] if rest else [()]
     for second in seconds:
         points = {x: study.points.get((x, *second, *values)) for x in study.axis(first)}
         rows = {places[x]: point.row for x, point in points.items() if point and is_finite(point.row.get(column))}
         label = f"{rest[0]} {format_factor(second[0])}" if rest else study.name
-        found[label] = {x: axis_scale(column) * row[column] for x, row in rows.items()}
-    return {label: line for label, line in found.items() if line}
+        lines[label] = {x: axis_scale(column) * row[column] for x, row in rows.items()}
+    return {label: line for label, line in lines.items() if line}
 
 
 def _places(study: Study) -> dict[Any, float]:
@@ -131,7 +133,7 @@ def _words_of_study(study: Study, column: str) -> str:
     if not points:
         return f"No cell has a {title_of_quantity(column)}."
     order = sorted(points, key=lambda key: points[key].row[column], reverse=metric_of(column).better == "higher")
-    told = [
+    extremes = [
         f"{word} is {format_value(points[key].row, column)} at "
         + ", ".join(f"{factor} {format_factor(value)}" for factor, value in zip(study.factors, key, strict=True))
         for word, key in (("the best", order[0]), ("the worst", order[-1]))
@@ -141,7 +143,7 @@ def _words_of_study(study: Study, column: str) -> str:
         if len(study.combinations()) > PANELS
         else ""
     )
-    return f"{_with_unit(column)}, {len(points)} cells: {'; '.join(told)}.{more}"
+    return f"{_with_unit(column)}, {len(points)} cells: {'; '.join(extremes)}.{more}"
 
 
 RatioAndGain = tuple[str, Gain]  # at which ratio or budget; empty where parameters decide
@@ -150,12 +152,12 @@ NEAR = (0.3, 2.0)  # times the perplexity of the method alone: what is farther o
 
 def figures_of_compensations(blocks: Sequence[TableGroup], samples: Samples) -> list[Figure]:
     """Return a figure for each quality in which a method was measured alone and with a compensation at one ratio."""
-    found = []
+    figures = []
     for column in qualities_of(blocks):
         gains = [
             (words_of_amount(block.ratio, block.ratio_of), gain)
             for block in blocks
-            for gain in pivots.gains(column, block, samples)
+            for gain in pivots.gains_of_compensations(column, block, samples)
         ]
         title = (
             f"{subject_of(column, blocks)} with a compensation, {_beside(column)}; "
@@ -164,10 +166,10 @@ def figures_of_compensations(blocks: Sequence[TableGroup], samples: Samples) -> 
         )
         if gains:
             name_of_file = f"{column.replace('_', '-', 1)}-mended"
-            found.append(
+            figures.append(
                 Figure(name_of_file, title, _words_of_gains(column, gains), partial(_draw_gains, column, gains))
             )
-    return found
+    return figures
 
 
 def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
@@ -175,7 +177,7 @@ def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
     ratios = list(dict.fromkeys(ratio for ratio, _ in gains))
     lines = list(dict.fromkeys((gain.where.row, gain.where.column) for _, gain in gains))
     rows = list(dict.fromkeys(row for row, _ in lines))
-    beside = {row: [mending for other, mending in lines if other == row] for row in rows}
+    beside = {row: [compensation for method, compensation in lines if method == row] for row in rows}
     scale, neutral = (100.0, 0.0) if _is_share(column) else (1.0, 1.0)
     ends = [scale * end for _, gain in gains if not _is_far(column, gain) for end in _ends(gain)]
     shown = [neutral, *filter(math.isfinite, ends)]
@@ -183,13 +185,15 @@ def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
     height = 0.14 + 0.12 * max(map(len, beside.values()))
     drawing, panels = make_axes(3.2 + 2.1 * len(ratios), 1.0 + height * len(rows), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
-        for gain in (gain for other, gain in gains if other == ratio):
-            row, mending = gain.where.row, gain.where.column
-            shift = (beside[row].index(mending) + 0.5) / len(beside[row]) - 0.5
+        for gain in (gain for ratio_of_gain, gain in gains if ratio_of_gain == ratio):
+            row, compensation = gain.where.row, gain.where.column
+            shift = (beside[row].index(compensation) + 0.5) / len(beside[row]) - 0.5
             y = len(rows) - 1 - rows.index(row) - 0.75 * shift
-            style = look_of(mending.partition(":")[0], mending, line=False)
+            style = look_of(compensation.partition(":")[0], compensation, line=False)
             far = _is_far(column, gain)
-            axis.plot([] if far else [scale * gain.estimate], [] if far else [y], label=name_in_font(mending), **style)
+            axis.plot(
+                [] if far else [scale * gain.estimate], [] if far else [y], label=name_in_font(compensation), **style
+            )
             if far:
                 figure, less = f"{gain.estimate:.2g}", gain.estimate < neutral
                 words = f"\N{LEFTWARDS ARROW} {figure}" if less else f"{figure} \N{RIGHTWARDS ARROW}"
@@ -231,10 +235,10 @@ def _words_of_gains(column: str, gains: Sequence[RatioAndGain]) -> str:
     parts = [f"{title_of_quantity(column)} with a compensation, {_beside(column)}."]
     for ratio in dict.fromkeys(ratio for ratio, _ in gains):
         parts.append(f"At {ratio}:" if ratio else "With a ratio of their own:")
-        here = [gain for other, gain in gains if other == ratio]
-        for method in dict.fromkeys(gain.where.row for gain in here):
-            told = [f"{g.where.column} {_figure(column, g.estimate)}" for g in here if g.where.row == method]
-            parts.append(f"{method} {', '.join(told)};")
+        gains_at_ratio = [gain for ratio_of_gain, gain in gains if ratio_of_gain == ratio]
+        for method in dict.fromkeys(gain.where.row for gain in gains_at_ratio):
+            words = [f"{g.where.column} {_figure(column, g.estimate)}" for g in gains_at_ratio if g.where.row == method]
+            parts.append(f"{method} {', '.join(words)};")
         parts[-1] = parts[-1].removesuffix(";") + "."
     return " ".join(parts)
 
@@ -252,8 +256,8 @@ def figures_of_calibrations(records: Sequence[Record], needs: Mapping[str, str] 
     needs  what each method looks at, by its name; one that needs nothing has no calibration, and no dots
     """
     alike: dict[tuple[int, ...], list[CalibrationDraws]] = {}
-    for found in draws_of_calibrations(ReportData(records, needs=needs or {})):
-        alike.setdefault(tuple(found.records), []).append(found)
+    for study in draws_of_calibrations(ReportData(records, needs=needs or {})):
+        alike.setdefault(tuple(study.records), []).append(study)
     return [
         Figure(
             _name_of_file(panels[0]),
@@ -266,42 +270,44 @@ def figures_of_calibrations(records: Sequence[Record], needs: Mapping[str, str] 
 
 
 def _name_of_file(study: CalibrationDraws) -> str:
-    asked = words_of_ratio(study.ratio, base_of_ratio(next(iter(study.records.values())).cell))
-    return f"perplexity-by-draw-{asked}" if asked else "perplexity-by-draw"
+    ratio = words_of_ratio(study.ratio, base_of_ratio(next(iter(study.records.values())).cell))
+    return f"perplexity-by-draw-{ratio}" if ratio else "perplexity-by-draw"
 
 
 def _title(study: CalibrationDraws) -> str:
     """Return the title of a figure, with the model and the conditions, in which others of one ratio may differ."""
     peers = list(study.records.values())
-    asked = "" if study.ratio is None else f" at {study.amount}"
+    amount = "" if study.ratio is None else f" at {study.amount}"
     protocol = peers[0].cell["protocol"]
     look = f"calibration of {protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens"
     return (
-        f"perplexity of {name_of_model(peers[0])}{asked} by the draw of the calibration: a dot is one text and seed, a "
-        f"bar the mean; {', '.join((*conditions_of(peers), look))}"
+        f"perplexity of {name_of_model(peers[0])}{amount} by the draw of the calibration: a dot is one text and seed, "
+        f"a bar the mean; {', '.join((*conditions_of(peers), look))}"
     )
 
 
 def _draw_calibrations(panels: Sequence[CalibrationDraws]) -> Drawing:
     """Draw a panel for each text that was measured on, a row for each method in the order of the first, best on top."""
-    rows = list(dict.fromkeys(method for found in panels for method in found.cells))
-    sources = list(dict.fromkeys(text for found in panels for draws in found.cells.values() for text, _ in draws))
+    rows = list(dict.fromkeys(method for study in panels for method in study.cells))
+    sources = list(dict.fromkeys(text for study in panels for draws in study.cells.values() for text, _ in draws))
     drawing, charts = make_axes(2.2 + 2.6 * len(panels), 0.9 + 0.26 * len(rows), columns=len(panels), share_y=True)
-    for chart, found in zip(charts, panels, strict=True):
+    for chart, study in zip(charts, panels, strict=True):
         every: list[float] = []
-        for method, draws in found.cells.items():
+        for method, draws in study.cells.items():
             y = len(rows) - 1 - rows.index(method)
-            logs = {draw: found.log(place) for draw, place in draws.items()}
+            logs = {draw: study.log(place) for draw, place in draws.items()}
             every += map(math.exp, logs.values())
             chart.plot([math.exp(fmean(logs.values()))], [y], marker="|", markersize=13, color=GREY, linestyle="none")
             for number, source in enumerate(sources):
-                here = [math.exp(log) for (text, _), log in logs.items() if text == source]
+                perplexities = [math.exp(log) for (text, _), log in logs.items() if text == source]
                 shift = 0.12 * (len(sources) - 1 - 2 * number) if len(sources) > 1 else 0
-                dot = chart.plot(here, [y + shift] * len(here), "o", color=DOTS[number % len(DOTS)], markersize=3.6)[0]
+                dot = chart.plot(
+                    perplexities, [y + shift] * len(perplexities), "o", color=DOTS[number % len(DOTS)], markersize=3.6
+                )[0]
                 dot.set(alpha=0.75, label=f"calibrated on {name_in_font(shorten_name(source))}")
         chart.set_xscale("log")
         set_log_ticks(chart.xaxis, every, 6)
-        chart.set_title(metric_of(f"perplexity_{found.text}").label)
+        chart.set_title(metric_of(f"perplexity_{study.text}").label)
         chart.set_yticks(range(len(rows)), [name_in_font(row) for row in reversed(rows)])
     drawing.supxlabel("perplexity, lower is better", fontsize=9)
     add_legend(drawing, charts)
@@ -311,13 +317,13 @@ def _draw_calibrations(panels: Sequence[CalibrationDraws]) -> Drawing:
 def _words_of_calibrations(panels: Sequence[CalibrationDraws]) -> str:
     """Say the mean and the range of every method."""
     parts = []
-    for found in panels:
-        told = []
-        for method, draws in found.cells.items():
-            logs = [found.log(place) for place in draws.values()]
+    for study in panels:
+        words = []
+        for method, draws in study.cells.items():
+            logs = [study.log(place) for place in draws.values()]
             mean, low, high = (
-                format_perplexity(math.exp(one), math.exp(one)) for one in (fmean(logs), min(logs), max(logs))
+                format_perplexity(math.exp(log), math.exp(log)) for log in (fmean(logs), min(logs), max(logs))
             )
-            told.append(f"{method} {mean} ({low} to {high}, {len(logs)} draws)")
-        parts.append(f"{metric_of(f'perplexity_{found.text}').label}: {'; '.join(told)}.")
+            words.append(f"{method} {mean} ({low} to {high}, {len(logs)} draws)")
+        parts.append(f"{metric_of(f'perplexity_{study.text}').label}: {'; '.join(words)}.")
     return " ".join(parts)

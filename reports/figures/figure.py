@@ -55,8 +55,12 @@ def render_figure(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, b
     with matplotlib.rc_context(settings):
         drawing = figure.draw()
         box = _laid_out(drawing)
-        found = {kind: _file(drawing, kind, box) for kind in kinds}
-    return found | {"svg": _with_description(figure, found["svg"].decode()).encode()} if "svg" in found else found
+        contents = {kind: _file(drawing, kind, box) for kind in kinds}
+    return (
+        contents | {"svg": _with_description(figure, contents["svg"].decode()).encode()}
+        if "svg" in contents
+        else contents
+    )
 
 
 def to_svg(figure: Figure) -> str:
@@ -107,6 +111,6 @@ def _with_description(figure: Figure, text: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{figure.name}-", body)
     opening, _, rest = body.partition(">")
-    title, description = (escape(to_printable(said)) for said in (figure.title, figure.description))
-    said = f"<title>{title}</title><desc>{description}</desc>"
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{opening} role="img">{said}{rest}'
+    title, description = (escape(to_printable(words)) for words in (figure.title, figure.description))
+    caption = f"<title>{title}</title><desc>{description}</desc>"
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{opening} role="img">{caption}{rest}'

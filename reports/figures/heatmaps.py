@@ -30,19 +30,19 @@ Shares = dict[str, list[float]]  # method: share for each task
 
 def figures_of_depth(blocks: Sequence[TableGroup]) -> list[Figure]:
     """Return the maps of what is kept of each task and of what is left over depth, each with a panel for each ratio."""
-    found, model = [], name_of_model(blocks[0].records[0])
-    kept = {_ratio(block): one for block in blocks if (one := _kept(block))[1]}
+    figures, model = [], name_of_model(blocks[0].records[0])
+    kept = {_ratio(block): tasks_and_shares for block in blocks if (tasks_and_shares := _kept(block))[1]}
     if kept:
         title = f"Accuracy of {model} by task as a share of the dense model's"
-        said = " ".join(_words_of_kept(ratio, *one) for ratio, one in kept.items())
-        found.append(Figure("tasks-kept", title, said, partial(_draw_kept, kept)))
+        words = " ".join(_words_of_kept(ratio, *tasks_and_shares) for ratio, tasks_and_shares in kept.items())
+        figures.append(Figure("tasks-kept", title, words, partial(_draw_kept, kept)))
     over_depth = {_ratio(block): left for block in blocks if (left := _left(block))}
     if over_depth:
         title = "What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of"
-        said = " ".join(_words_of_depth(ratio, one) for ratio, one in over_depth.items())
+        words = " ".join(_words_of_depth(ratio, remaining) for ratio, remaining in over_depth.items())
         draw = partial(_draw_depth, over_depth)
-        found.append(Figure("depth", f"{title} {model}; of several draws the mean", said, draw))
-    return found
+        figures.append(Figure("depth", f"{title} {model}; of several draws the mean", words, draw))
+    return figures
 
 
 def _ratio(block: TableGroup) -> str:
@@ -74,15 +74,17 @@ def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
 
 def _words_of_kept(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
     """Say for each method the mean of what it keeps, and the task that it keeps least of."""
-    said = []
+    words = []
     for label, kept in shares.items():
         known = [
             (share, metric_of(task).label) for share, task in zip(kept, tasks, strict=True) if not math.isnan(share)
         ]
         if known:
             least = min(known)
-            said.append(f"{label} {100 * fmean(s for s, _ in known):.0f} % (least: {least[1]}, {100 * least[0]:.0f} %)")
-    return f"{ratio.capitalize()}: {', '.join(said)}."
+            words.append(
+                f"{label} {100 * fmean(s for s, _ in known):.0f} % (least: {least[1]}, {100 * least[0]:.0f} %)"
+            )
+    return f"{ratio.capitalize()}: {', '.join(words)}."
 
 
 def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
@@ -128,59 +130,59 @@ def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, label: str,
 
 def _left(block: TableGroup) -> dict[str, Remaining]:
     """Return what is left of each layer, by method; of several draws the mean."""
-    found = {}
+    remaining = {}
     for place, drawn in enumerate(block.drawn):
-        several = [one for one in map(remaining_of, drawn) if one is not None]
+        several = [draw for draw in map(remaining_of, drawn) if draw is not None]
         cell = block.records[place].cell
         if several and cell["method"] != "dense" and not cell.get("healing"):  # which removes nothing
-            found[block.label(place)] = Remaining(
-                tuple(fmean(shares) for shares in zip(*(one.attention for one in several), strict=True)),
-                tuple(fmean(shares) for shares in zip(*(one.mlp for one in several), strict=True)),
+            remaining[block.label(place)] = Remaining(
+                tuple(fmean(shares) for shares in zip(*(draw.attention for draw in several), strict=True)),
+                tuple(fmean(shares) for shares in zip(*(draw.mlp for draw in several), strict=True)),
                 several[0].how,
             )
-    return found
+    return remaining
 
 
-def _words_of_depth(ratio: str, remaining: dict[str, Remaining]) -> str:
+def _words_of_depth(ratio: str, remaining_by_label: dict[str, Remaining]) -> str:
     return (
         f"{ratio.capitalize()}: "
-        f"{'; '.join(f'{label}: {_words_of_remaining(one)}' for label, one in remaining.items())}."
+        f"{'; '.join(f'{label}: {_words_of_remaining(remaining)}' for label, remaining in remaining_by_label.items())}."
     )
 
 
 def _words_of_remaining(remaining: Remaining) -> str:
     """Say which layers are gone, as in 'layers 10-20 gone', and how much is left of the others."""
-    gone = {
+    removed = {
         part: [number for number, share in enumerate(shares) if share == 0]
         for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp))
     }
-    both = [number for number in gone["attention"] if number in gone["MLP"]]
-    said = [f"layers {to_ranges(both)} gone"] if both else []
-    for part, numbers in gone.items():
+    both = [number for number in removed["attention"] if number in removed["MLP"]]
+    words = [f"layers {to_ranges(both)} gone"] if both else []
+    for part, numbers in removed.items():
         alone = [number for number in numbers if number not in both]
-        said += [f"{part} of {to_ranges(alone)} gone"] if alone else []
+        words += [f"{part} of {to_ranges(alone)} gone"] if alone else []
     for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp)):
         partly = [share for share in shares if 0 < share < 1]
         ends = list(dict.fromkeys(f"{100 * share:.0f}" for share in (min(partly, default=0), max(partly, default=0))))
-        said += [f"{' to '.join(ends)} % of the {part} left in {len(partly)} layers"] if partly else []
-    return ", ".join(said) or "nothing gone"
+        words += [f"{' to '.join(ends)} % of the {part} left in {len(partly)} layers"] if partly else []
+    return ", ".join(words) or "nothing gone"
 
 
 def _draw_depth(over_depth: dict[str, dict[str, Remaining]]) -> Drawing:
     """Draw a panel for each ratio: methods by layers, in each row the attentions above the MLPs."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    labels = list(dict.fromkeys(label for found in over_depth.values() for label in found))
-    layers = max(len(one.attention) for found in over_depth.values() for one in found.values())
+    labels = list(dict.fromkeys(label for by_label in over_depth.values() for label in by_label))
+    layers = max(len(remaining.attention) for by_label in over_depth.values() for remaining in by_label.values())
     wide = 2.9 + len(over_depth) * min(4.0, max(1.6, 0.08 * layers))
     drawing, panels = make_axes(wide, 1.3 + 1.15 * ROW * len(labels), columns=len(over_depth), share_y=True)
     colours = LinearSegmentedColormap.from_list("left", ["#FFFFFF", "#CFE3F1", BLUE])
     image = None
-    for axis, (ratio, found) in zip(panels, over_depth.items(), strict=True):
+    for axis, (ratio, by_label) in zip(panels, over_depth.items(), strict=True):
         grid = [
             [*shares, *[math.nan] * (layers - len(shares))]
             for label in labels
-            for shares in ((found[label].attention, found[label].mlp) if label in found else ((), ()))
+            for shares in ((by_label[label].attention, by_label[label].mlp) if label in by_label else ((), ()))
         ]
         extent = (-0.5, layers - 0.5, len(labels) - 0.5, -0.5)
         image = axis.imshow(grid, cmap=colours, vmin=0, vmax=1, aspect="auto", extent=extent, interpolation="nearest")
@@ -188,7 +190,7 @@ def _draw_depth(over_depth: dict[str, dict[str, Remaining]]) -> Drawing:
         for colour, width in (("white", 2.5), (GREY, 0.4)):
             axis.hlines(edges, extent[0], extent[1], colors=colour, linewidth=width)
         axis.set(xlim=extent[:2], ylim=extent[2:])
-        for place in (place for place, label in enumerate(labels) if label not in found):
+        for place in (place for place, label in enumerate(labels) if label not in by_label):
             axis.text(layers / 2 - 0.5, place, "not measured", ha="center", va="center", fontsize=6.5, color=GREY)
         _frame(axis, labels, ratio)
         axis.set_xlabel("layer of the dense model\nabove: attention, below: MLP")

@@ -38,35 +38,35 @@ COSTS = {  # what is paid or gained for the quality: the heading, and which way 
 
 def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list[Figure]:
     """Return for each quality a chart for each cost that several cells have; `reference` is in colour."""
-    found, points = [], points_of(blocks)
+    figures, points = [], points_of(blocks)
     for column in qualities_of(blocks):
         measured = [point for point in points if is_finite(point.row.get(column))]
         against = [cost for cost in COSTS if sum(is_finite(point.row.get(cost)) for point in measured) > 1]
         if not against or all(point.method == "dense" for point in measured):
             continue
         charts = {cost: _chart(column, cost, measured, reference) for cost in against}
-        timed = tuple(one for cost, one in charts.items() if cost != "parameters")  # which the ratio tells too
+        timed = tuple(chart for cost, chart in charts.items() if cost != "parameters")  # which the ratio tells too
         every = tuple(charts.values())
         title = (
             f"{subject_of(column, blocks)} against size and speed; the steps are the front of the cells that no "
             "other one beats in both"
         )
-        said = " ".join(_words_of_front(column, cost, measured) for cost in against)
+        words = " ".join(_words_of_front(column, cost, measured) for cost in against)
         name = f"{column.replace('_', '-', 1)}-by-cost"
-        found.append(Figure(name, title, said, partial(draw_charts, every), timed or every))
-    return found
+        figures.append(Figure(name, title, words, partial(draw_charts, every), timed or every))
+    return figures
 
 
 def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: str) -> Chart:
     """Return the chart of a quality over one cost; what is paid buys the nearest cell in reach, hence the steps."""
     front = [
-        (axis_scale(cost) * one.row[cost], axis_scale(column) * one.row[column])
-        for one in front_of(column, cost, points)
+        (axis_scale(cost) * point.row[cost], axis_scale(column) * point.row[column])
+        for point in front_of(column, cost, points)
     ]
     heading = f"{COSTS[cost][0]}, {COSTS[cost][1]} is better"
-    found = chart_of_quality(column, points, cost, heading, curves_in_colour(column, points, reference))
-    width = found.width[::-1] if COSTS[cost][1] == "lower" else found.width  # so that more was removed on the right
-    return replace(found, width=width, front=corners_of_front(front, COSTS[cost][1]), names_all=False)
+    chart = chart_of_quality(column, points, cost, heading, curves_in_colour(column, points, reference))
+    width = chart.width[::-1] if COSTS[cost][1] == "lower" else chart.width  # so that more was removed on the right
+    return replace(chart, width=width, front=corners_of_front(front, COSTS[cost][1]), names_all=False)
 
 
 def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
@@ -81,12 +81,12 @@ def find_unbeaten(places: Sequence[Point], *better: str) -> list[int]:
 
     better  of x and of y, whether "lower" or "higher" is better
     """
-    signs = [1 if one == "higher" else -1 for one in better]
+    signs = [1 if direction == "higher" else -1 for direction in better]
     gains = [(x * signs[0], y * signs[1]) for x, y in places]
     kept = [
         number
         for number, own in enumerate(gains)
-        if not any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in gains)
+        if not any(gain != own and gain[0] >= own[0] and gain[1] >= own[1] for gain in gains)
     ]
     return sorted(kept, key=lambda number: places[number][0])
 
@@ -115,14 +115,14 @@ def _words_of_front(column: str, cost: str, points: Sequence[PlottedPoint]) -> s
 MOST = 4.0  # times the dense model's perplexity, above which the axis ends
 ROOM = 0.04  # of an axis, beside its first and last point
 SERVED_COSTS: dict[str, tuple[str, Callable[[ServedRecord], float | None]]] = {
-    "lower": ("MB of weights, lower is better", lambda one: one.measured["bytes"] / 1e6),
+    "lower": ("MB of weights, lower is better", lambda record: record.measured["bytes"] / 1e6),
     "higher": ("tokens generated per second, higher is better", first_rate_of),
 }
 
 
 def figures_of_served(records: Sequence[ServedRecord]) -> list[Figure]:
     """Return a figure for all that was served alike and has a perplexity, where the dense model and another have."""
-    scored = [one for one in records if one.status == "ok" and "perplexity" in one.measured]
+    scored = [record for record in records if record.status == "ok" and "perplexity" in record.measured]
     groups = [several for several in group_alike(scored) if _base(several) and len(several) > 1]
     return [_figure(several, f"-{number}" if number else "") for number, several in enumerate(groups)]
 
@@ -135,16 +135,16 @@ def _figure(records: Sequence[ServedRecord], ending: str) -> Figure:
         f"size and speed: a line leads from dense@{first.base} to a pruned model and on to its types "
         f"{', '.join(_types(records))}; the steps are the front of what no other one beats in both"
     )
-    said = " ".join(_words_of_served_front(records, better) for better in SERVED_COSTS if _known(records, better))
-    return Figure(f"served{ending}", title, said, partial(draw_charts, charts), charts)
+    words = " ".join(_words_of_served_front(records, better) for better in SERVED_COSTS if _known(records, better))
+    return Figure(f"served{ending}", title, words, partial(draw_charts, charts), charts)
 
 
 def _base(records: Sequence[ServedRecord]) -> ServedRecord | None:
-    return next((one for one in records if one.is_base), None)
+    return next((record for record in records if record.is_base), None)
 
 
 def _types(records: Sequence[ServedRecord]) -> list[str]:
-    return list(dict.fromkeys(one.type for one in records))
+    return list(dict.fromkeys(record.type for record in records))
 
 
 def _perplexity(record: ServedRecord) -> float:
@@ -153,8 +153,8 @@ def _perplexity(record: ServedRecord) -> float:
 
 def _known(records: Sequence[ServedRecord], better: str) -> list[tuple[ServedRecord, Point]]:
     """Return the models that have the figure, each as its place."""
-    found = [(one, SERVED_COSTS[better][1](one)) for one in records]
-    return [(one, (x, _perplexity(one))) for one, x in found if x is not None]
+    costs = [(record, SERVED_COSTS[better][1](record)) for record in records]
+    return [(record, (x, _perplexity(record))) for record, x in costs if x is not None]
 
 
 def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
@@ -169,10 +169,10 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
         room, top = ROOM * (max(xs) - min(xs) or 1.0), min(max(ys), MOST * _perplexity(base))
         width = (min(xs) - room, max(xs) + room)
         curves: dict[str, list[tuple[ServedRecord, Point]]] = {}
-        for one, place in known:
-            if one is not base:
-                curves.setdefault(_name(one) + seeds[id(one)], []).append((one, place))
-        start = next((place for one, place in known if one is base), None)
+        for record, place in known:
+            if record is not base:
+                curves.setdefault(_name(record) + seeds[id(record)], []).append((record, place))
+        start = next((place for record, place in known if record is base), None)
         yield Chart(
             x=heading,
             y=f"perplexity on {shorten_name(base.protocol['text'])}, lower is better",
@@ -188,8 +188,8 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
 
 def _name(record: ServedRecord) -> str:
     """Return what a curve is called: the model without its types."""
-    asked = words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"])
-    return f"{record.model['label']} at {asked}" if asked else str(record.model["label"])
+    ratio = words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"])
+    return f"{record.model['label']} at {ratio}" if ratio else str(record.model["label"])
 
 
 def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised: bool) -> Curve:
@@ -203,7 +203,7 @@ def _words_of_served_front(records: Sequence[ServedRecord], better: str) -> str:
     known, seeds = _known(records, better), suffixes_of_seeds(records)
     front = find_unbeaten([place for _, place in known], better, "lower")
     names = [
-        f"{_name(one)}{seeds[id(one)]} in {one.type} ({METRICS['perplexity_'].show(y)}, {format_significant(x)})"
-        for one, (x, y) in (known[at] for at in front)
+        f"{_name(model)}{seeds[id(model)]} in {model.type} ({METRICS['perplexity_'].show(y)}, {format_significant(x)})"
+        for model, (x, y) in (known[at] for at in front)
     ]
     return f"Not beaten in perplexity and {SERVED_COSTS[better][0]}: {', '.join(names)}."

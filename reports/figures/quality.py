@@ -78,11 +78,11 @@ def figures_of_quality(
     blocks     those of one setup;  setups  those of each
     reference  the label of a method that is in colour
     """
-    found = []
+    figures = []
     for column in qualities_of(blocks):
         what = subject_of(column, blocks)
-        slug, here = column.replace("_", "-", 1), _axis_of(column, blocks)
-        alike = [other for other in setups if column in qualities_of(other) and _axis_of(column, other) == here]
+        slug, axis = column.replace("_", "-", 1), _axis_of(column, blocks)
+        alike = [setup for setup in setups if column in qualities_of(setup) and _axis_of(column, setup) == axis]
         every = _measured(column, chain(*alike))
         line = _without_compensated(every)
         if alike[0] is blocks and len(_ratios(line)) > len({of for _, of in _ratios(line)}):
@@ -90,14 +90,14 @@ def figures_of_quality(
             title = f"{what} by the share of parameters removed{ALONE if len(line) < len(every) else ''}"
             if len(coloured) < len({point.curve for point in line if point.method != "dense"}):
                 title += " and ".join([COLOURED, *sorted({label for label, _ in coloured} & {"laco", reference})])
-            said = f"{_words_of_quality(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
+            words = f"{_words_of_quality(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
             charts = (chart_of_quality(column, line, "ratio", "parameters removed (%)", coloured),)
-            found.append(Figure(f"{slug}-by-ratio", title, said, partial(draw_charts, charts), charts))
+            figures.append(Figure(f"{slug}-by-ratio", title, words, partial(draw_charts, charts), charts))
         measured = _measured(column, blocks)
         if _ratios(measured):
-            title, said = f"{what} {BY_METHOD}", _words_of_quality(column, measured)
-            found.append(Figure(f"{slug}-by-method", title, said, partial(_by_method, column, measured)))
-    return found
+            title, words = f"{what} {BY_METHOD}", _words_of_quality(column, measured)
+            figures.append(Figure(f"{slug}-by-method", title, words, partial(_by_method, column, measured)))
+    return figures
 
 
 def _without_compensated(points: list[PlottedPoint]) -> list[PlottedPoint]:
@@ -114,8 +114,8 @@ def _measured(column: str, blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
 
 def _ratios(points: Iterable[PlottedPoint]) -> list[RatioAndBase]:
     """Return the ratios of the pruned models in the order of tables; None, for methods of a fixed ratio, comes last."""
-    found = {point.ratio_and_base for point in points if point.method != "dense"}
-    return sorted(found, key=lambda one: (one[0] is None, one[1] != "all", one[1], one[0] or 0))
+    ratios = {point.ratio_and_base for point in points if point.method != "dense"}
+    return sorted(ratios, key=lambda ratio: (ratio[0] is None, ratio[1] != "all", ratio[1], ratio[0] or 0))
 
 
 def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
@@ -126,15 +126,15 @@ def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
 
 def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
     """Return every measured row once, though the dense model stands on top of each block."""
-    found: dict[tuple[str, str, float | None], PlottedPoint] = {}
+    points: dict[tuple[str, str, float | None], PlottedPoint] = {}
     for block in blocks:
         for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
             if record.status == "ok":
                 ratio = None if record.cell["method"] == "dense" else block.ratio
                 of, name = "all" if ratio is None else block.ratio_of, block.label(place)
                 point = PlottedPoint(name, record.cell["method"], ratio, row, block.each[place], of)
-                found.setdefault((*point.curve, ratio), point)
-    return list(found.values())
+                points.setdefault((*point.curve, ratio), point)
+    return list(points.values())
 
 
 def qualities_of(blocks: Sequence[TableGroup]) -> list[str]:
@@ -145,9 +145,9 @@ def qualities_of(blocks: Sequence[TableGroup]) -> list[str]:
 
 def title_of_quantity(column: str) -> str:
     """Return what a quality is called in a title: 'perplexity on wiki'."""
-    found = metric_of(column).label
+    label = metric_of(column).label
     named = {"average": "average accuracy", "answer_bpb": "bits per byte of the right answer"}
-    return named.get(column, found.replace("ppl ", "perplexity on ", 1))
+    return named.get(column, label.replace("ppl ", "perplexity on ", 1))
 
 
 def subject_of(column: str, blocks: Sequence[TableGroup]) -> str:
@@ -221,13 +221,13 @@ def curves_in_colour(column: str, points: Sequence[PlottedPoint], reference: str
     curves = {point.curve for point in pruned}
     if len(curves) <= FEW:
         return curves
-    found = {curve for curve in curves if curve[0] in ("laco", reference)}
+    chosen = {curve for curve in curves if curve[0] in ("laco", reference)}
     for of in {of for _, of in curves}:
         mine = [point for point in pruned if point.of == of]
         highest = max((point.ratio for point in mine if point.ratio is not None), default=None)
         best = _order(column, [point for point in mine if point.ratio == highest and _removed_enough(point)])[:BEST]
-        found |= {(label, of) for label in best}
-    return found
+        chosen |= {(label, of) for label in best}
+    return chosen
 
 
 def _removed_enough(point: PlottedPoint) -> bool:
@@ -272,22 +272,24 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
     pruned = [point for point in points if point.method != "dense"]
     ratios, labels, beyond = _ratios(pruned), _order(column, pruned), _beyond(column, points)
     drawing, panels = make_axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
-    for axis, asked in zip(panels, ratios, strict=True):
-        here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio_and_base == asked}
-        rows = {y: point for y, point in here.items() if point not in beyond}
+    for axis, ratio in zip(panels, ratios, strict=True):
+        point_by_height = {
+            len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio_and_base == ratio
+        }
+        rows = {y: point for y, point in point_by_height.items() if point not in beyond}
         _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1 or _of_seeds(point)})
         for y, point in rows.items():
             _with_draws(axis, column, point, y)
-        for y, point in here.items():
+        for y, point in point_by_height.items():
             if beyond and any(row[column] > _far(column, points) for row in point.each):
                 figure = to_plain(point.row[column]) if point in beyond else ""  # it is one of its draws that is
                 place: Any = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 7}
                 axis.text(0.995, y, f"{figure} \N{RIGHTWARDS ARROW}".strip(), **place)
-        for one in dense:
-            axis.axvline(axis_scale(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
+        for point in dense:
+            axis.axvline(axis_scale(column) * point.row[column], color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(labels)), [name_in_font(label) for label in reversed(labels)])
         axis.set_ylim(-0.6, len(labels) - 0.4)
-        axis.set_title(words_of_amount(*asked) or "ratio of their own")
+        axis.set_title(words_of_amount(*ratio) or "ratio of their own")
         if _is_perplexity(column):
             axis.set_xscale("log")
             set_log_ticks(axis.xaxis, [point.row[column] for point in points if point not in beyond], 4)
@@ -345,15 +347,17 @@ def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
 
 def _words_of_quality(column: str, points: Sequence[PlottedPoint]) -> str:
     """Say the best and the worst at each ratio."""
-    found = metric_of(column)
+    metric = metric_of(column)
     parts = [f"{point.label} {format_value(point.row, column)}." for point in points if point.method == "dense"]
-    for asked in _ratios(points):
-        here = [point for point in points if point.ratio_and_base == asked and point.method != "dense"]
-        here = [point for point in here if _removed_enough(point)] or here  # what removed too little is flattered
-        order = sorted(here, key=lambda point: point.row[column], reverse=found.better == "higher")
-        where = f"At {words_of_amount(*asked)}" if words_of_amount(*asked) else "With a ratio of their own"
-        worst = f"; the worst of {len(here)} is {order[-1].label} with {format_value(order[-1].row, column)}" * (
-            len(here) > 1
+    for ratio in _ratios(points):
+        candidates = [point for point in points if point.ratio_and_base == ratio and point.method != "dense"]
+        candidates = [
+            point for point in candidates if _removed_enough(point)
+        ] or candidates  # what removed too little is flattered
+        order = sorted(candidates, key=lambda point: point.row[column], reverse=metric.better == "higher")
+        where = f"At {words_of_amount(*ratio)}" if words_of_amount(*ratio) else "With a ratio of their own"
+        worst = f"; the worst of {len(candidates)} is {order[-1].label} with {format_value(order[-1].row, column)}" * (
+            len(candidates) > 1
         )
         parts.append(f"{where} the best is {order[0].label} with {format_value(order[0].row, column)}{worst}.")
     return " ".join([f"{title_of_quantity(column)}:", *parts])

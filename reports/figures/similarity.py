@@ -33,7 +33,7 @@ def figures_of_similarity(study: Study) -> list[Figure]:
     states = {token if token == "mean" else f"{token} token": of["cosine"] for token, of in study["states"].items()}
     off = [abs(v) for m in parameters.values() for i, row in enumerate(m) for j, v in enumerate(row) if i != j and v]
     end = max(off, default=1.0)
-    found = [
+    figures = [
         Figure(
             "parameters",
             f"{model}: cosine of the matrices of two layers (colours end at ± {end:.2g})",
@@ -49,8 +49,8 @@ def figures_of_similarity(study: Study) -> list[Figure]:
     ]
     if study.get("merges"):
         title = f"{model}: what merging layers does, by rule and position"
-        found.append(Figure("merges", title, _words_of_merges(study), partial(_merge_curves, study)))
-    return found
+        figures.append(Figure("merges", title, _words_of_merges(study), partial(_merge_curves, study)))
+    return figures
 
 
 def _without_diagonal(panels: dict[str, Matrix]) -> dict[str, Matrix]:
@@ -63,21 +63,21 @@ def _without_diagonal(panels: dict[str, Matrix]) -> dict[str, Matrix]:
 
 def _words_of_neighbours(panels: dict[str, Matrix]) -> str:
     """Say for each panel how alike two neighbours are."""
-    said = []
+    words = []
     for panel, matrix in panels.items():
         near = [value for i in range(len(matrix) - 1) if (value := matrix[i][i + 1]) is not None]
-        said += [f"{panel} {fmean(near):z.3f} ({min(near):z.3f} to {max(near):z.3f})"] if near else []
-    return f"Mean cosine of neighbours, with the lowest and the highest: {', '.join(said) or 'none is known'}."
+        words += [f"{panel} {fmean(near):z.3f} ({min(near):z.3f} to {max(near):z.3f})"] if near else []
+    return f"Mean cosine of neighbours, with the lowest and the highest: {', '.join(words) or 'none is known'}."
 
 
 def _words_of_merges(study: Study) -> str:
     """Say for each number of layers and rule the median perplexity over the positions."""
-    dense, said = _perplexity(study["dense"]["nll"]), []
+    dense, words = _perplexity(study["dense"]["nll"]), []
     for of in study["merges"]:
         nlls = [at["nll"] for at in of["positions"] if at["nll"] is not None]
-        median_said = metric_of("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
-        said.append(f"{of['m']} layers by {of['rule']} {median_said}")
-    return f"Median perplexity over positions: {', '.join(said)}; dense {metric_of('perplexity_').show(dense)}."
+        shown = metric_of("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
+        words.append(f"{of['m']} layers by {of['rule']} {shown}")
+    return f"Median perplexity over positions: {', '.join(words)}; dense {metric_of('perplexity_').show(dense)}."
 
 
 def _heatmaps(panels: dict[str, Matrix], axis: str, colours: dict[str, Any]) -> Drawing:
@@ -106,7 +106,7 @@ def _merge_curves(study: Study) -> Drawing:
     sizes = list(dict.fromkeys(of["m"] for of in study["merges"]))
     drawing = Drawing(figsize=(4.2 * len(sizes) + 1.6, 6.4), layout="constrained")
     axes = drawing.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
-    rules, seen = list(study["rules"]), [_perplexity(study["dense"]["nll"])]
+    rules, plotted = list(study["rules"]), [_perplexity(study["dense"]["nll"])]
     for of in study["merges"]:
         above, below = axes[:, sizes.index(of["m"])]
         control = "control" in study["rules"][of["rule"]]
@@ -119,13 +119,13 @@ def _merge_curves(study: Study) -> Drawing:
         above.plot(x, cosines, label=of["rule"], marker=".", **look)
         below.plot(x, perplexities, label=of["rule"], marker=".", **look)
         below.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        seen += [value for value in perplexities if math.isfinite(value)]
+        plotted += [value for value in perplexities if math.isfinite(value)]
     for (above, below), m in zip(axes.T, sizes, strict=True):
         above.set_title(f"{m} layers become one")
         below.set(xlabel="first of the merged layers", yscale="log")
         below.xaxis.get_major_locator().set_params(integer=True)
-        set_log_ticks(below.yaxis, seen, 12)
-        below.axhline(seen[0], color=BLACK, linewidth=1, linestyle=":", label="dense")
+        set_log_ticks(below.yaxis, plotted, 12)
+        below.axhline(plotted[0], color=BLACK, linewidth=1, linestyle=":", label="dense")
     axes[0, 0].set_ylabel("cosine of the last state to dense")
     axes[1, 0].set_ylabel("perplexity, 95 % interval shaded")
     add_legend(drawing, list(axes[1]))

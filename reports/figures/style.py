@@ -77,7 +77,7 @@ MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
 
 
 @cache
-def declared_looks() -> dict[str, Style]:
+def looks_by_name() -> dict[str, Style]:
     """Return the looks that methods and compensations declare, by their names."""
     looks = {card.name: card.look for card in (*cards_of_methods(), *cards_of_compensations()) if card.look}
     return {
@@ -88,7 +88,7 @@ def declared_looks() -> dict[str, Style]:
 def style_of(method: str, label: str = "") -> Style:
     """Return the look of a method; labels with other parameters have its colour and hollow markers."""
     label, method = label or method, method.partition("+")[0]
-    declared = declared_looks().get(method)
+    declared = looks_by_name().get(method)
     if declared is None:
         number = _number(method)
         declared = Style(
@@ -106,13 +106,13 @@ def _number(name: str) -> int:
 
 def look_of(method: str, label: str, *, line: bool = True) -> dict[str, Any]:
     """Return the keyword arguments that give a method's look to Axes.plot."""
-    found = style_of(method, label)
+    style = style_of(method, label)
     return {
-        "color": found.colour,
-        "linestyle": found.line if line else "none",
-        "marker": found.marker,
-        "markerfacecolor": "white" if found.hollow else found.colour,
-        "markeredgecolor": found.colour,
+        "color": style.colour,
+        "linestyle": style.line if line else "none",
+        "marker": style.marker,
+        "markerfacecolor": "white" if style.hollow else style.colour,
+        "markeredgecolor": style.colour,
     }
 
 
@@ -154,8 +154,8 @@ def set_log_ticks(axis: Any, figures: Iterable[float], most: int) -> None:
     """Give a logarithmic axis at most that many ticks, as plain numbers: 20, 50, 100, 1,000, 1e6."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    found = list(figures)
-    axis.set_major_locator(_log_locator(min(found), max(found), most))
+    values = list(figures)
+    axis.set_major_locator(_log_locator(min(values), max(values), most))
     axis.set_major_formatter(FuncFormatter(lambda figure, _: to_plain(figure)))
     axis.set_minor_locator(NullLocator())
 

@@ -39,12 +39,12 @@ class Calls:
 def figures_of_traces(blocks: Sequence[TableGroup]) -> list[Figure]:
     """Return the similarity of each method that merges layers, and the learning curves and latency of each ratio."""
     model = name_of_model(blocks[0].records[0])
-    found = _similarities([record for block in blocks for record in block.records], model)
+    figures = _similarities([record for block in blocks for record in block.records], model)
     for block in blocks:
         ratio = words_of_ratio(block.ratio, block.ratio_of) or "fixed"
         where = f"{model} at {words_of_amount(block.ratio, block.ratio_of) or 'ratio fixed'}"
-        found += [*_learning(block, ratio, where), *_latencies(block.records, ratio, where)]
-    return found
+        figures += [*_learning(block, ratio, where), *_latencies(block.records, ratio, where)]
+    return figures
 
 
 def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
@@ -58,18 +58,18 @@ def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
         Figure(
             f"similarity-{place}",
             f"Similarity of {model} under {method} to the dense model, as the pointer moves from the rear to the front",
-            " ".join(map(_words_of_trace, found[:PANELS])),
-            partial(_draw_traces, found[:PANELS]),
+            " ".join(map(_words_of_trace, traced[:PANELS])),
+            partial(_draw_traces, traced[:PANELS]),
         )
-        for place, (method, found) in enumerate(methods.items(), start=1)
+        for place, (method, traced) in enumerate(methods.items(), start=1)
     ]
 
 
 def _words_of_trace(record: Record) -> str:
     trace = record.decisions["trace"]
     taken = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
-    asked = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
-    where = f"{asked.capitalize()}: " if asked else ""
+    amount = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
+    where = f"{amount.capitalize()}: " if amount else ""
     threshold = record.decisions.get("threshold")
     above = "" if threshold is None else f" above {threshold:.3f}"
     return f"{where}{len(trace)} windows tried, {len(taken)} merged{above}: {', '.join(taken) or 'none'}."
@@ -127,10 +127,10 @@ def _words_of_learning(name: str, curve: Sequence[dict[str, float]]) -> str:
 
 def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Drawing:
     drawing, (axis,) = make_axes(5.6, 3.4)
-    for one, (method, curve) in curves.items():
+    for label, (method, curve) in curves.items():
         tokens = [point["tokens"] for point in curve]
-        own = look_of(method, one)
-        axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name_in_font(one), **own)
+        own = look_of(method, label)
+        axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name_in_font(label), **own)
         low, high = ([point[f"heldout_loss_{end}"] for point in curve] for end in ("low", "high"))
         axis.fill_between(tokens, low, high, color=own["color"], alpha=0.12, linewidth=0)
     axis.set_xlabel("tokens trained on")
@@ -144,7 +144,9 @@ def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Dra
 def _latencies(records: Sequence[Record], ratio: str, where: str) -> list[Figure]:
     """Return the figure of what was timed at the first batch and size, with a panel for prefill and one for decode."""
     stages = {stage: [calls for record in records if (calls := _calls(record, stage))] for stage in STAGES}
-    stages = {stage: calls for stage, calls in stages.items() if any(one.method != "dense" for one in calls)}
+    stages = {
+        stage: calls for stage, calls in stages.items() if any(cell_calls.method != "dense" for cell_calls in calls)
+    }
     if not stages:
         return []
     return [
@@ -163,15 +165,15 @@ def _calls(record: Record, stage: str) -> Calls | None:
     rounds = (point or {}).get("rounds", {})
     if not (rounds.get("pruned") and rounds.get("dense")):
         return None
-    pruned, dense = ([ms for one in rounds[side] for ms in one] for side in ("pruned", "dense"))
+    pruned, dense = ([ms for round_ms in rounds[side] for ms in round_ms] for side in ("pruned", "dense"))
     return Calls(label_of_cell(record.cell), record.cell["method"], pruned, dense)
 
 
 def _words_of_latency(stage: str, calls: Sequence[Calls]) -> str:
-    said = [
+    words = [
         f"{c.label} {format_significant(median(c.pruned))} (dense {format_significant(median(c.dense))})" for c in calls
     ]
-    return f"Medians of {stage} in ms: {', '.join(said)}."
+    return f"Medians of {stage} in ms: {', '.join(words)}."
 
 
 def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
@@ -179,10 +181,10 @@ def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
     most = max(map(len, stages.values()))
     drawing, panels = make_axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
     for axis, (stage, calls) in zip(panels, stages.items(), strict=True):
-        colours = [style_of(one.method).colour for one in calls]
-        _boxes(axis, -0.17, [one.pruned for one in calls], colours, filled=True)
-        _boxes(axis, 0.17, [one.dense for one in calls], [GREY] * len(calls), filled=False)
-        axis.set_yticks(range(len(calls)), [name_in_font(one.label) for one in calls])
+        colours = [style_of(cell_calls.method).colour for cell_calls in calls]
+        _boxes(axis, -0.17, [cell_calls.pruned for cell_calls in calls], colours, filled=True)
+        _boxes(axis, 0.17, [cell_calls.dense for cell_calls in calls], [GREY] * len(calls), filled=False)
+        axis.set_yticks(range(len(calls)), [name_in_font(cell_calls.label) for cell_calls in calls])
         axis.set_ylim(len(calls) - 0.5, -0.5)
         axis.set_xlim(left=0)
         axis.grid(axis="y", visible=False)
@@ -198,10 +200,10 @@ def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: 
     from matplotlib.cbook import boxplot_stats
     from matplotlib.collections import PolyCollection
 
-    found = boxplot_stats(list(calls), whis=(5, 95))
-    low, q1, middle, q3, high = ([box[name] for box in found] for name in ("whislo", "q1", "med", "q3", "whishi"))
-    above, below = ([place + shift + half for place in range(len(found))] for half in (-HALF, HALF))
-    level = [place + shift for place in range(len(found))]
+    boxes = boxplot_stats(list(calls), whis=(5, 95))
+    low, q1, middle, q3, high = ([box[name] for box in boxes] for name in ("whislo", "q1", "med", "q3", "whishi"))
+    above, below = ([place + shift + half for place in range(len(boxes))] for half in (-HALF, HALF))
+    level = [place + shift for place in range(len(boxes))]
     corners = [[(a, y0), (b, y0), (b, y1), (a, y1)] for a, b, y0, y1 in zip(q1, q3, above, below, strict=True)]
     faces = colours if filled else "white"
     axis.add_collection(PolyCollection(corners, facecolors=faces, edgecolors=colours, linewidths=1, joinstyle="miter"))
@@ -209,7 +211,7 @@ def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: 
     axis.hlines(level * 2, [*low, *q3], [*q1, *high], **lines)
     axis.vlines([*low, *high], [y - HALF / 2 for y in level] * 2, [y + HALF / 2 for y in level] * 2, **lines)
     axis.vlines(middle, above, below, colors="white" if filled else colours, linewidth=1.4, zorder=2.1)
-    beyond = [(x, y, colour) for box, y, colour in zip(found, level, colours, strict=True) for x in box["fliers"]]
+    beyond = [(x, y, colour) for box, y, colour in zip(boxes, level, colours, strict=True) for x in box["fliers"]]
     if beyond:
         x, y, c = zip(*beyond, strict=True)
         axis.scatter(x, y, s=2.5**2, marker=".", facecolors="none", edgecolors=c, linewidths=1)

@@ -25,13 +25,13 @@ from reports.text import escape_markdown, to_printable
 
 def comment_of_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
     """Return Markdown for a pull request: the outcome, what led to it, and all figures folded away."""
-    found = [f"### prunebench: {escape_markdown(tables.summarise_verdicts(verdicts, strict=strict))}"]
+    parts = [f"### prunebench: {escape_markdown(tables.summarise_verdicts(verdicts, strict=strict))}"]
     notable = tables.table_of_notable(verdicts)
     if notable.rows:
-        found += [grid_to_markdown(notable), bullets_to_markdown(notable.notes)]
+        parts += [grid_to_markdown(notable), bullets_to_markdown(notable.notes)]
     details = render_markdown(tables.tables_of_gate(verdicts, strict=strict), level=4).rstrip()
-    found += ["<details><summary>all figures</summary>", details, "</details>"]
-    return "\n\n".join(filter(None, found)) + "\n"
+    parts += ["<details><summary>all figures</summary>", details, "</details>"]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def to_junit(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:

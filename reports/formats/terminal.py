@@ -94,9 +94,9 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     rest = [number for number in order if not kept.columns[number].key]
     beside = room - _total([columns[at] for at in keys])
     for page in _fill_pages(rest, columns, beside):
-        here = [at for at, row in enumerate(kept.rows) if page[0] == rest[0] or row.failure or _stands(row, page)]
-        shown = [[lines for at, lines in enumerate(columns[n]) if at == 0 or at - 1 in here] for n in (*keys, *page)]
-        yield _grid(head, [kept.rows[at] for at in here], [names[at] for at in here], shown, colour)
+        places = [at for at, row in enumerate(kept.rows) if page[0] == rest[0] or row.failure or _stands(row, page)]
+        shown = [[lines for at, lines in enumerate(columns[n]) if at == 0 or at - 1 in places] for n in (*keys, *page)]
+        yield _grid(head, [kept.rows[at] for at in places], [names[at] for at in places], shown, colour)
 
 
 def _stands(row: Row, page: Sequence[int]) -> bool:
@@ -174,8 +174,8 @@ def _grid(head: str, rows: Sequence[Row], names: list[list[str]], columns: list[
         cells = [[failed]] if failed else [column[number] for column in columns]
         blank = [" " * _wide(each) for each in cells]
         for line in zip_longest(name, *cells):
-            here = [blank[at] if text is None else text for at, text in enumerate(line[1:])]
-            lines.append(GAP.join([_pad(line[0] or "", first), *here]).rstrip())
+            texts = [blank[at] if text is None else text for at, text in enumerate(line[1:])]
+            lines.append(GAP.join([_pad(line[0] or "", first), *texts]).rstrip())
     return lines
 
 
@@ -219,6 +219,9 @@ def _table_lines(table: Table, margin: str) -> Iterator[str]:
         yield from (margin + line for line in lines)
         return
     for row in table.rows:
-        names, values = (table.head, *(one.label for one in table.columns)), (row.label, *(c.text for c in row.cells))
+        names, values = (
+            (table.head, *(column.label for column in table.columns)),
+            (row.label, *(c.text for c in row.cells)),
+        )
         pairs = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True) if value)
         yield from wrap(to_printable(f"{margin}{pairs}"), LINE, indent=margin + INDENT)

@@ -161,11 +161,13 @@ def _clean(element: ElementTree.Element, paint: Mapping[str, str]) -> None:
 
 def _declarations(style: str) -> dict[str, str]:
     """Return the declarations of a style attribute, such as 'fill: none; font: 10px sans', as attributes."""
-    found: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     for declaration in filter(None, (part.strip() for part in style.split(";"))):
         attribute, _, value = (part.strip() for part in declaration.partition(":"))
         font = FONT.fullmatch(value) if attribute == "font" else None
-        found |= (
-            {f"font-{part}": said for part, said in font.groupdict().items() if said} if font else {attribute: value}
+        attributes |= (
+            {f"font-{part}": setting for part, setting in font.groupdict().items() if setting}
+            if font
+            else {attribute: value}
         )
-    return found
+    return attributes

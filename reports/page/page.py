@@ -69,9 +69,9 @@ def render_page(
         drawings = (
             (figure, to_svg(figure)) for figure in figures_of_report(records, samples, served=served, needs=needs)
         )
-    drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
+    drawn = [_drawing(*figure_and_svg) for figure_and_svg in drawings]  # last, since they may be in the making
     first = _first(drawn)
-    rest = [one for one in drawn if one not in first]
+    rest = [figure for figure in drawn if figure not in first]
     return (
         _environment()
         .get_template("page.html")
@@ -155,25 +155,25 @@ def _data(parts: Sequence[dict[str, Any]], rows: Sequence[Group]) -> dict[str, A
 
 
 def _links(parts: Sequence[dict[str, Any]], first: Sequence[Any], rest: Sequence[Any]) -> list[tuple[str, str]]:
-    found = [
+    links = [
         *[("charts", "At a glance")] * bool(first),
         ("summary", "In short"),
         *((part["name"], part["title"]) for part in parts),
     ]
-    return [*found, *[("figures", "Figures")] * bool(rest), *[("cells", "Every cell")] * bool(parts)]
+    return [*links, *[("figures", "Figures")] * bool(rest), *[("cells", "Every cell")] * bool(parts)]
 
 
 def _conditions(records: Sequence[Record]) -> list[str]:
     """Return the conditions of the records, and on which days they were measured."""
-    found = dict.fromkeys(part for record in records for part in legend.conditions_of([record]))
+    conditions = dict.fromkeys(part for record in records for part in legend.conditions_of([record]))
     dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
-    return [*found, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
+    return [*conditions, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
 
 
 def _drawing(figure: Figure, element: str) -> dict[str, Any]:
     """Return a figure for the template: its charts where it has some, else its SVG."""
     charts, picture = (
-        [shapes_of_chart(one) for one in figure.charts],
+        [shapes_of_chart(chart) for chart in figure.charts],
         "" if figure.charts else Markup(to_inline(element)),
     )
     title, _, beside = figure.title.partition("; ")
@@ -189,8 +189,8 @@ def _drawing(figure: Figure, element: str) -> dict[str, Any]:
 
 def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the figures at the top: those of the first quality, and of several with one title the first."""
-    quality = [one for one in drawn if one["quality"] == drawn[0]["quality"]]
-    return list({one["title"]: one for one in reversed(quality)}.values())[::-1]
+    quality = [figure for figure in drawn if figure["quality"] == drawn[0]["quality"]]
+    return list({figure["title"]: figure for figure in reversed(quality)}.values())[::-1]
 
 
 def _title(group: Group) -> str:

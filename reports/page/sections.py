@@ -71,24 +71,31 @@ def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
     Conditions are those of a table of one ratio, and of one of all ratios. Where two rows share all that, there is no
     way rather than a wrong one.
     """
-    found: dict[tuple[int, ...], Group] = {}
+    group_by_numbers: dict[tuple[int, ...], Group] = {}
     ways: dict[tuple[str, ...], set[str]] = {}
-    for ratios_of, block in ((several, block) for several in group_records(records) for block in several):
-        whole, here = ([r for one in part for r in chain(*one.drawn)] for part in (ratios_of, [block]))
-        where = [(*notes.conditions_of(several), *block.apart) for several in (whole, here)]
+    for groups_of_setup, block in ((several, block) for several in group_records(records) for block in several):
+        whole, own = (
+            [r for table_group in part for r in chain(*table_group.drawn)] for part in (groups_of_setup, [block])
+        )
+        where = [(*notes.conditions_of(several), *block.apart) for several in (whole, own)]
         both = zip(block.records, block.rows, strict=True)
         dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
         for place, numbers in enumerate(block.numbers):
             mine, figures = tuple(block.drawn[place]), tuple(block.each[place])
-            ratio, asked = ratio_for_filter(_ratio(block, place)), words_of_ratio(_ratio(block, place), block.ratio_of)
+            ratio, ratio_title = (
+                ratio_for_filter(_ratio(block, place)),
+                words_of_ratio(_ratio(block, place), block.ratio_of),
+            )
             spread = _deviating(mine, figures)
-            new = Group(f"cell-{len(found)}", block.label(place), ratio, mine, figures, dense, spread, asked)
-            group = found.setdefault(tuple(numbers), new)
+            new = Group(
+                f"cell-{len(group_by_numbers)}", block.label(place), ratio, mine, figures, dense, spread, ratio_title
+            )
+            group = group_by_numbers.setdefault(tuple(numbers), new)
             names = (group.label, name_with_ratio(mine[0], block.beside))
             for conditions, name, at in product(where, names, (group.ratio, _column_of(group.ratio_title))):
                 way = _way(name_of_model(mine[0]), conditions, name, at)
                 ways.setdefault(way, set()).add(group.id)
-    return list(found.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
+    return list(group_by_numbers.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
 
 
 def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -122,11 +129,11 @@ def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple
 
 def ratios_of(rows: Sequence[Group]) -> dict[str, list[str]]:
     """Return of each ratio what tables are filtered by, rising, and everything that readers see for it."""
-    found: dict[str, list[str]] = {}
+    titles_by_ratio: dict[str, list[str]] = {}
     for group in rows:
-        if group.ratio and group.ratio_title not in found.setdefault(group.ratio, []):
-            found[group.ratio].append(group.ratio_title)
-    return dict(sorted(found.items(), key=lambda one: float(one[0])))
+        if group.ratio and group.ratio_title not in titles_by_ratio.setdefault(group.ratio, []):
+            titles_by_ratio[group.ratio].append(group.ratio_title)
+    return dict(sorted(titles_by_ratio.items(), key=lambda item: float(item[0])))
 
 
 def sections_of_views(
@@ -137,7 +144,7 @@ def sections_of_views(
     views  holds the tables of VIEWS;  asked  what tables are filtered by, of each ratio as a reader has it
     """
     several = len({(table.model, *table.conditions) for tables in views.values() for table in tables}) > 1
-    found = []
+    sections = []
     for section, title, name, group in SECTIONS:
         tables = views.get(name, [])
         if name == "speed" and all(table.name.startswith("speed-sizes") for table in tables):
@@ -149,8 +156,8 @@ def sections_of_views(
                 _table(part, f"{section}-{number}", targets, ratio_titles or {}, several=several)
                 for number, part in enumerate(parts)
             ]
-            found.append({"name": section, "title": title, "tables": shown, "protocol": footnotes_of(parts)})
-    return found
+            sections.append({"name": section, "title": title, "tables": shown, "protocol": footnotes_of(parts)})
+    return sections
 
 
 def _table(
@@ -189,22 +196,22 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
     def target(label: str, ratio: str) -> str:
         return targets.get(_way(table.model, table.conditions, label, ratio), "")
 
-    here = "" if row.method == "dense" else ratio_for_filter(row.ratio)
+    own_ratio = "" if row.method == "dense" else ratio_for_filter(row.ratio)
 
     def lead(cell: TableCell, column: Column) -> str:
         """Return the id of the record that a figure is from."""
         if table.view == "grid":
-            return target(cell.of[0], here) if cell.of else ""
-        ratio = _column_of(column.label) if table.view == "by-ratio" and row.method != "dense" else here
-        return target(row.label, here) or target(row.label, ratio)
+            return target(cell.of[0], own_ratio) if cell.of else ""
+        ratio = _column_of(column.label) if table.view == "by-ratio" and row.method != "dense" else own_ratio
+        return target(row.label, own_ratio) or target(row.label, ratio)
 
     return {
         "label": row.label,
         "name": row.label if table.head == "method" else row.method,
         "dense": row.method == "dense",
-        "ratio": here,
+        "ratio": own_ratio,
         "failure": row.failure,
-        "target": target(row.label, here),
+        "target": target(row.label, own_ratio),
         "cells": [
             _cell(cell, column, lead(cell, column)) for cell, column in zip(row.cells, table.columns, strict=True)
         ],

@@ -43,8 +43,8 @@ class Live:
         state = []
         for path in (*run_folder.files_of_records(self.run), self.run / served.FILE):
             with suppress(FileNotFoundError):  # a record that was there a moment ago, or nothing was served
-                found = path.stat()
-                state.append((path.name, found.st_size, found.st_mtime_ns))
+                stat = path.stat()
+                state.append((path.name, stat.st_size, stat.st_mtime_ns))
         return hashlib.sha256(repr(state).encode()).hexdigest()[:32]
 
     def page(self) -> tuple[str, bytes]:
@@ -59,11 +59,11 @@ class Live:
             return self._made
 
     def _render(self, stamp: str) -> str:
-        begun = run_folder.files_of_records(self.run)
-        found = run_folder.load_runs([self.run]) if begun else run_folder.Merged([], Samples(), [])
+        files = run_folder.files_of_records(self.run)
+        merged = run_folder.load_runs([self.run]) if files else run_folder.Merged([], Samples(), [])
         title = self.run.resolve().name
-        known: dict[str, Any] = {"samples": found.samples, "remarks": found.notes, "served": found.served}
-        return page.render_page(found.records, title=title, needs=self.needs, live=stamp, **known)
+        known: dict[str, Any] = {"samples": merged.samples, "remarks": merged.notes, "served": merged.served}
+        return page.render_page(merged.records, title=title, needs=self.needs, live=stamp, **known)
 
 
 def open_server(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:

@@ -48,38 +48,38 @@ class Topic:
 
 def summarise_groups(records: Sequence[Record], samples: Samples) -> list[Topic]:
     """Return the topics of all setups; a title names the model and its conditions where there are several."""
-    found, setups = [], group_by_setup(records)
+    topics, setups = [], group_by_setup(records)
     for peers, mine in zip(setups.values(), group_records(records), strict=True):
         where = ", ".join((name_of_model(peers[0]), *legend.conditions_of(peers), *mine[0].apart))
         prefix = f"{where}: " if len(setups) > 1 else ""
-        found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
-    return found
+        topics += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
+    return topics
 
 
 def _topics(records: Sequence[Record], groups: Sequence[TableGroup], samples: Samples) -> Iterator[Topic]:
     tested = [test_pairs(records, block, samples) for block in groups]
     topics: dict[str, Callable[[], Iterator[str]]] = {
         "Perplexity": lambda: _perplexity(tested, texts_of_records(records)),
-        "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
-        "Right answers": lambda: (sentence for one in tested for sentence in _answers(one)),
-        "Speed": lambda: (sentence for one in tested for sentence in _speed(one)),
+        "Accuracy": lambda: (sentence for tested_row in tested for sentence in _accuracy(tested_row)),
+        "Right answers": lambda: (sentence for tested_row in tested for sentence in _answers(tested_row)),
+        "Speed": lambda: (sentence for tested_row in tested for sentence in _speed(tested_row)),
         "With care": lambda: _care(tested, records),
     }
     for title, sentences in topics.items():
-        said = tuple(sentences())
-        if said:
-            yield Topic(title, said)
+        texts = tuple(sentences())
+        if texts:
+            yield Topic(title, texts)
 
 
 def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[str]:
     for text in names:
-        for one in tested:
-            yield from _lowest(one, f"perplexity_{text}")
-            yield from _ties(one, f"perplexity_{text}", "lower")
+        for tested_row in tested:
+            yield from _lowest(tested_row, f"perplexity_{text}")
+            yield from _ties(tested_row, f"perplexity_{text}", "lower")
         yield from _cliffs(tested, text)
     if names:
-        for one in tested:
-            yield from _random(one, names[0])
+        for tested_row in tested:
+            yield from _random(tested_row, names[0])
 
 
 def _lowest(tested: TestedRow, column: str) -> Iterator[str]:
@@ -95,10 +95,10 @@ def _lowest(tested: TestedRow, column: str) -> Iterator[str]:
         yield f"{lead} {one_of_it}{title_of_quantity(column)} of {figure}; there is nothing to compare it with."
         return
     below = [place for place in rest if all(tested.has_more(place, lowest, column) for lowest in first)]
-    said = (
+    comparison = (
         f", {tested.words_of_tests('below', below, rest)}.{_next(tested, [first[0], *rest], column)}" if rest else "."
     )
-    yield f"{lead} the lowest {title_of_quantity(column)}: {figure}{said}"
+    yield f"{lead} the lowest {title_of_quantity(column)}: {figure}{comparison}"
 
 
 def _leading(tested: TestedRow, order: Sequence[int], column: str) -> tuple[list[int], list[int]]:
@@ -110,8 +110,8 @@ def _leading(tested: TestedRow, order: Sequence[int], column: str) -> tuple[list
 
 def _have(tested: TestedRow, places: Sequence[int]) -> str:
     """Say 'laco has', 'laco and flap both have', or 'laco, flap and sleb all have'."""
-    *others, last = map(tested.name, places)
-    return f"{', '.join(others)} and {last} {'all' if others[1:] else 'both'} have" if others else f"{last} has"
+    *rest, last = map(tested.name, places)
+    return f"{', '.join(rest)} and {last} {'all' if rest[1:] else 'both'} have" if rest else f"{last} has"
 
 
 def _next(tested: TestedRow, order: Sequence[int], column: str) -> str:
@@ -120,22 +120,22 @@ def _next(tested: TestedRow, order: Sequence[int], column: str) -> str:
     a, b = (tested.models(place) for place in (first, second))
     tests, both = tested.tests(column), (a[0], b[0])
     turned = both not in tests
-    found = tests.get(both[::-1] if turned else both) if len(a) == len(b) == 1 else None
+    contrast = tests.get(both[::-1] if turned else both) if len(a) == len(b) == 1 else None
     if column == ANSWER_BPB:
         more = tested.block.rows[second][column] - tested.block.rows[first][column]
-        said = f"{format_bits(more)} more"
-        if found is not None:
-            ends = (-found.high, -found.low) if turned else (found.low, found.high)
-            said += f" [{', '.join(map(format_bits, ends))}]" if all(map(math.isfinite, ends)) else ""
-        return f" {tested.name(second)} comes next: {tested.figure(second, column)}, {said}."
+        words = f"{format_bits(more)} more"
+        if contrast is not None:
+            ends = (-contrast.high, -contrast.low) if turned else (contrast.low, contrast.high)
+            words += f" [{', '.join(map(format_bits, ends))}]" if all(map(math.isfinite, ends)) else ""
+        return f" {tested.name(second)} comes next: {tested.figure(second, column)}, {words}."
     times = tested.block.rows[second][column] / tested.block.rows[first][column]
-    said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
-    if found is not None:
-        low, high = found.low, found.high
+    words = f"{METRICS['prefill_speed'].format(times, times)} times as high"
+    if contrast is not None:
+        low, high = contrast.low, contrast.high
         if turned:
             low, high = (1 / end if end else math.inf for end in (high, low))
-        said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
-    return f" {tested.name(second)} comes next: {tested.figure(second, column)}, {said}."
+        words += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
+    return f" {tested.name(second)} comes next: {tested.figure(second, column)}, {words}."
 
 
 def _accuracy(tested: TestedRow) -> Iterator[str]:
@@ -186,22 +186,25 @@ def _words_of_resolved_pairs(tested: TestedRow) -> Iterator[str]:
     """Say how many pairs of cells each figure tells apart, where more than one is tested."""
     columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in tested.perplexity)]
     counts = {column: [contrast.p < LEVEL for contrast in tested.tests(column).values()] for column in columns}
-    known = {column: found for column, found in counts.items() if len(found) > 1}
+    known = {column: is_shown for column, is_shown in counts.items() if len(is_shown) > 1}
     if ANSWER_BPB in known and len(known) > 1:
         words = ", ".join(
-            f"{title_of_quantity(column)} {sum(found)} of {len(found)}" for column, found in known.items()
+            f"{title_of_quantity(column)} {sum(is_shown)} of {len(is_shown)}" for column, is_shown in known.items()
         )
         yield f"{tested.where()}, pairs of cells that are shown to differ: by {words}."
     for column in [f"perplexity_{text}" for text in tested.perplexity][:1]:
-        others = [ANSWER_BPB, "average"]
+        qualities = [ANSWER_BPB, "average"]
         places = [
-            p for p in tested.eligible() if all(is_finite(tested.block.rows[p].get(name)) for name in (column, *others))
+            p
+            for p in tested.eligible()
+            if all(is_finite(tested.block.rows[p].get(name)) for name in (column, *qualities))
         ]
-        taus = {name: _agreement(tested, column, name, places) for name in others if len(places) > MANY}
-        said = [f"{tau:z.2f} of {title_of_quantity(name)}" for name, tau in taus.items() if not math.isnan(tau)]
-        if len(said) == len(others):
+        taus = {name: _agreement(tested, column, name, places) for name in qualities if len(places) > MANY}
+        agreements = [f"{tau:z.2f} of {title_of_quantity(name)}" for name, tau in taus.items() if not math.isnan(tau)]
+        if len(agreements) == len(qualities):
             yield (
-                f"{tested.where()}, Kendall's τ with the order by {title_of_quantity(column)} is {' and '.join(said)}."
+                f"{tested.where()}, Kendall's τ with the order by {title_of_quantity(column)} is "
+                f"{' and '.join(agreements)}."
             )
 
 
@@ -215,10 +218,10 @@ def _ties(tested: TestedRow, column: str, better: str) -> Iterator[str]:
     ]
     if pairs:
         more = len(pairs) - NAMES
-        said = "; ".join(pairs if more <= 1 else [*pairs[:NAMES], f"{more} more pairs"])
+        words = "; ".join(pairs if more <= 1 else [*pairs[:NAMES], f"{more} more pairs"])
         yield (
             f"{tested.where()}, ranks by {title_of_quantity(column)} change with the seed, so that these are ties: "
-            f"{said}."
+            f"{words}."
         )
 
 
@@ -253,33 +256,33 @@ def _agreement(tested: TestedRow, column: str, second: str, places: Sequence[int
 def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
     """Name the steps between neighbouring ratios, or from the dense model, that multiply a perplexity by ten."""
     column, lines = f"perplexity_{text}", dict[tuple[str, str], list[tuple[str, dict[str, Any]]]]()
-    for one in (one for one in tested if one.block.ratio is not None):
-        dense = [] if one.dense is None else [("dense", one.block.rows[one.dense])]
-        for place in one.rows:
-            here = (words_of_ratio(one.block.ratio, one.block.ratio_of), one.block.rows[place])
-            lines.setdefault((one.block.label(place), one.block.ratio_of), [*dense]).append(here)
+    for tested_row in (tested_row for tested_row in tested if tested_row.block.ratio is not None):
+        dense = [] if tested_row.dense is None else [("dense", tested_row.block.rows[tested_row.dense])]
+        for place in tested_row.rows:
+            point = (words_of_ratio(tested_row.block.ratio, tested_row.block.ratio_of), tested_row.block.rows[place])
+            lines.setdefault((tested_row.block.label(place), tested_row.block.ratio_of), [*dense]).append(point)
     steps: dict[tuple[str, str], list[str]] = {}
     for (name, _), line in lines.items():
         for (lower, before), (higher, after) in pairwise(point for point in line if is_finite(point[1].get(column))):
             if after[column] >= CLIFF * before[column]:
                 both = " to ".join(format_value(row, column, spread=False) for row in (before, after))
                 steps.setdefault((lower, higher), []).append(f"{name} ({both})")
-    for (lower, higher), found in steps.items():
-        yield f"From {lower} to {higher} the perplexity grows at least tenfold: {', '.join(found)}."
+    for (lower, higher), names in steps.items():
+        yield f"From {lower} to {higher} the perplexity grows at least tenfold: {', '.join(names)}."
 
 
 def _random(tested: TestedRow, text: str) -> Iterator[str]:
     """Name the methods that are not shown to be better than every draw of random layers."""
     control = [place for place in tested.rows if tested.block.records[place].cell["method"] == RANDOM]
-    others = [place for place in tested.rows if place not in control]
-    others = tested.order(others, f"perplexity_{text}", "lower")
-    if not control or not others:
+    rest = [place for place in tested.rows if place not in control]
+    rest = tested.order(rest, f"perplexity_{text}", "lower")
+    if not control or not rest:
         return
     drawn = [number for place in control for number in tested.models(place)]
-    found = tested.perplexity[text]
-    better = [p for p in others if is_shown_higher(found, drawn, tested.models(p), neutral=1)]
-    beaten = [p for p in others if p not in better and is_shown_higher(found, tested.models(p), drawn, neutral=1)]
-    open_ = [p for p in others if p not in better and p not in beaten]
+    tests = tested.perplexity[text]
+    better = [p for p in rest if is_shown_higher(tests, drawn, tested.models(p), neutral=1)]
+    beaten = [p for p in rest if p not in better and is_shown_higher(tests, tested.models(p), drawn, neutral=1)]
+    open_ = [p for p in rest if p not in better and p not in beaten]
     draws = f"all {len(drawn)} draws" if len(drawn) > 1 else "the one draw"
     if open_:
         yield (
@@ -298,10 +301,10 @@ def _speed(tested: TestedRow) -> Iterator[str]:
             first, rows = order[0], tested.block.rows
             near = [p for p in order[1:] if end_of(rows[p], column, "high") >= end_of(rows[first], column, "low")]
             beside = f"; not apart from it, by the intervals: {tested.names(near)}" if near else ""
-            others = "" if len(order) == 1 or near else "; the intervals of all others lie below its own"
+            below = "" if len(order) == 1 or near else "; the intervals of all others lie below its own"
             yield (
                 f"{tested.where()}, {tested.name(first)} is the fastest in {stage}: {tested.figure(first, column)} "
-                f"the dense model's speed{beside}{others}."
+                f"the dense model's speed{beside}{below}."
             )
             slow = [place for place in order if end_of(rows[place], column, "low") <= 1]
             if slow:
@@ -310,19 +313,21 @@ def _speed(tested: TestedRow) -> Iterator[str]:
 
 def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[str]:
     """Name missed ratios and cells without figures, and say how it was tested."""
-    for one in tested:
-        missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
+    for tested_row in tested:
+        missed = [place for place in tested_row.rows if "missed_ratio" in str(tested_row.block.rows[place]["flags"])]
         if missed:
-            said = [f"{one.name(place)} removed {_miss(one.block.each[place])}" for place in missed]
-            flattered = [place for place in missed if one.block.removes_too_little(place)]
-            outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
-            whole = QUANTITIES.get(one.block.ratio_of)
+            misses = [f"{tested_row.name(place)} removed {_miss(tested_row.block.each[place])}" for place in missed]
+            flattered = [place for place in missed if tested_row.block.removes_too_little(place)]
+            outside = (
+                f" What removed too little is not called best: {tested_row.names(flattered)}." if flattered else ""
+            )
+            whole = QUANTITIES.get(tested_row.block.ratio_of)
             of = f"the dense model's {whole.removeprefix('the ')}" if whole else "the dense model"
-            yield f"{one.where()}, the budget is missed: {', '.join(said)} of {of}.{outside}"
+            yield f"{tested_row.where()}, the budget is missed: {', '.join(misses)} of {of}.{outside}"
     failed = [both for both in zip(records, suffixes_of_draws(records), strict=True) if both[0].status != "ok"]
     if failed:
         words = ", ".join(
-            f"{name_with_ratio(one, records)}{which} ({legend.words_of_status(one)})" for one, which in failed
+            f"{name_with_ratio(record, records)}{which} ({legend.words_of_status(record)})" for record, which in failed
         )
         yield f"{len(failed)} {'cell has' if len(failed) == 1 else 'cells have'} no figures: {words}."
     yield from _seeds(records)
@@ -332,8 +337,8 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
 def _miss(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say by how much the cells of a row miss their budget: '2.0 % less', or the two ends of several."""
     ends = [choose(row["miss"] for row in rows if is_finite(row.get("miss"))) for choose in (min, max)]
-    said = dict.fromkeys(f"{abs(100 * end):.1f} % {'more' if end > 0 else 'less'}" for end in ends)
-    return "between " * (len(said) > 1) + " and ".join(said)
+    amounts = dict.fromkeys(f"{abs(100 * end):.1f} % {'more' if end > 0 else 'less'}" for end in ends)
+    return "between " * (len(amounts) > 1) + " and ".join(amounts)
 
 
 def _seeds(records: Sequence[Record]) -> Iterator[str]:
@@ -353,13 +358,17 @@ def _seeds(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
-    every = [pairs for one in tested for pairs in (*one.perplexity.values(), one.average, one.answers)]
-    found = [contrast for pairs in every for contrast in pairs.values()]
+    every = [
+        pairs
+        for tested_row in tested
+        for pairs in (*tested_row.perplexity.values(), tested_row.average, tested_row.answers)
+    ]
+    contrasts = [contrast for pairs in every for contrast in pairs.values()]
     counts = sorted({len(pairs) for pairs in every if pairs})
     if not counts:
         return
     most = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    used = {c.test for c in found}
+    used = {c.test for c in contrasts}
     by = ", ".join(words for test, words in TESTS.items() if test in used)
     if "intervals" in used:
         by = f"{by}; else by {ROUGH}" if by else ROUGH
@@ -368,5 +377,5 @@ def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
 
 def end_of(row: Mapping[str, Any], column: str, end: str) -> float:
     """Return the "low" or "high" end of an interval; the figure itself where it has none."""
-    found = row.get(f"{column}_{end}")
-    return float(row[column] if found is None else found)
+    value = row.get(f"{column}_{end}")
+    return float(row[column] if value is None else value)

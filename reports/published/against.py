@@ -41,19 +41,19 @@ CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
 
 def differences_of_perplexity(published: PublishedProtocol, record: Record, text: str) -> list[str]:
     """Return why a perplexity of the record is not the same figure as the printed one; nothing where it is."""
-    found = record.measured["perplexity"][text]
-    reasons = list(_otherwise("the window", "windows of {} tokens", published.window, found["window"]))
-    if published.window is not None and found["stride"] != found["window"]:
-        reasons.append(f"windows that do not overlap published, a stride of {found['stride']} here")
-    if found.get("drawn"):
+    measured = record.measured["perplexity"][text]
+    reasons = list(_otherwise("the window", "windows of {} tokens", published.window, measured["window"]))
+    if published.window is not None and measured["stride"] != measured["window"]:
+        reasons.append(f"windows that do not overlap published, a stride of {measured['stride']} here")
+    if measured.get("drawn"):
         reasons.append("windows one behind the other published, drawn from the text here")
-    every = found.get("whole") and record.cell["protocol"]["windows"] == 0
-    windows = 0 if every else found["windows"]
+    every = measured.get("whole") and record.cell["protocol"]["windows"] == 0
+    windows = 0 if every else measured["windows"]
     if published.windows != windows:
         words = {None: "how many windows not known", 0: "the whole text"}
-        theirs, ours = (words.get(one, f"{one} windows") for one in (published.windows, windows))
+        theirs, ours = (words.get(count, f"{count} windows") for count in (published.windows, windows))
         reasons.append(f"{theirs}{' published' * (published.windows is not None)}, {ours} here")
-    return [*reasons, *_otherwise("BOS", "BOS {}", published.bos, found["bos"]), *_alike(published, record)]
+    return [*reasons, *_otherwise("BOS", "BOS {}", published.bos, measured["bos"]), *_alike(published, record)]
 
 
 def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
@@ -61,21 +61,23 @@ def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Se
     measured = {name: record.measured["tasks"][name] for name in tasks}
     version = record.environment.get("versions", {}).get("lm_eval")
     reasons = list(_otherwise("the version of lm-eval", "lm-eval {}", published.lm_eval, version))
-    few = [f"{name} {one['documents']:,} of {one['available']:,}" for name, one in measured.items() if _is_part(one)]
+    few = [
+        f"{name} {task['documents']:,} of {task['available']:,}" for name, task in measured.items() if _is_part(task)
+    ]
     if few:
         reasons.append(f"all documents published, {', '.join(few)} here")
     local = {task for task, *_ in record.cell["protocol"].get("task_data", ())}
-    if other := [name for name in tasks if name in VALIDATION and name not in local]:
-        reasons.append(f"the validation sets of {', '.join(other)} here")
-    shots = sorted({one["fewshot"] for one in measured.values()})
+    if validation := [name for name in tasks if name in VALIDATION and name not in local]:
+        reasons.append(f"the validation sets of {', '.join(validation)} here")
+    shots = sorted({task["fewshot"] for task in measured.values()})
     reasons += _otherwise(
         "the number of examples", "{} examples", published.fewshot, shots[0] if len(shots) == 1 else shots
     )
-    metrics = {_metric(published.metric, one) for one in measured.values()}
+    metrics = {_metric(published.metric, task) for task in measured.values()}
     if published.metric is None:
         reasons.append("which metrics not known of the published")
     elif metrics != {True}:
-        mains = sorted({one["main"] for one in measured.values()})
+        mains = sorted({task["main"] for task in measured.values()})
         reasons.append(f"{published.metric} published, {' and '.join(mains)} here")
     return [*reasons, *_alike(published, record)]
 
@@ -100,13 +102,13 @@ def _alike(published: PublishedProtocol, record: Record) -> Iterator[str]:
         yield "healed here"
     if record.cell["method"] == "dense":
         return
-    asked = record.cell["protocol"]
-    here = [asked[name] for name in CALIBRATION]
+    protocol = record.cell["protocol"]
+    ours = [protocol[name] for name in CALIBRATION]
     theirs = [getattr(published, name) for name in CALIBRATION]
     if theirs[0] is None:
         yield "the calibration not known of the published"
-    elif theirs[0] not in here[0] or any(a not in (None, b) for a, b in zip(theirs[1:], here[1:], strict=True)):
-        yield f"calibrated on {_words_of_calibration(theirs)} published, on {_words_of_calibration(here)} here"
+    elif theirs[0] not in ours[0] or any(a not in (None, b) for a, b in zip(theirs[1:], ours[1:], strict=True)):
+        yield f"calibrated on {_words_of_calibration(theirs)} published, on {_words_of_calibration(ours)} here"
 
 
 def _words_of_calibration(values: Sequence[Any]) -> str:
@@ -119,7 +121,7 @@ def _otherwise(what: str, words: str, theirs: Any, ours: Any) -> Iterator[str]:
     if theirs is None:
         yield f"{what} not known of the published"
     elif theirs != ours:
-        shown = [f"{one:,}" if isinstance(one, int) else str(one) for one in (theirs, ours)]
+        shown = [f"{value:,}" if isinstance(value, int) else str(value) for value in (theirs, ours)]
         yield f"{words.format(shown[0])} published, {words.format(shown[1])} here"
 
 
@@ -161,23 +163,25 @@ def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> l
     pairs = list(_pairs(records, papers))
     measured = [record for record in records if any(pair.record is record for pair in pairs)]
     shown = [{name: value for name, value in pair.row.items() if name.startswith(SHOWN)} for pair in pairs]
-    here = legend.describe_columns(measured, shown, KINDS, seeds=False) if measured else []
+    protocol_notes = legend.describe_columns(measured, shown, KINDS, seeds=False) if measured else []
     names = _names(measured)
-    found = [_table(pair, number, names[id(pair.record)], here) for number, pair in enumerate(pairs, start=1)]
-    if not found:
+    tables = [
+        _table(pair, number, names[id(pair.record)], protocol_notes) for number, pair in enumerate(pairs, start=1)
+    ]
+    if not tables:
         published = ", ".join(dict.fromkeys(model for paper in papers for model in paper.models))
         models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
         raise UserError(f"no cell of these runs has a published row: there are {published}; the runs have {models}")
-    return found
+    return tables
 
 
 def _names(records: Sequence[Record]) -> dict[int, str]:
     """Return for each record, by its id, how a title names it: 'laco at 0.3 (seed 1)', of several seeds."""
-    several = len(seeds_of([one for one in records if one.cell["method"] == "dense"])) > 1
+    several = len(seeds_of([record for record in records if record.cell["method"] == "dense"])) > 1
     return {
-        id(one): name_with_ratio(one, records)
-        + (f" (seed {one.cell['seed']})" if several and one.cell["method"] == "dense" else which)
-        for one, which in zip(records, suffixes_of_draws(records), strict=True)
+        id(record): name_with_ratio(record, records)
+        + (f" (seed {record.cell['seed']})" if several and record.cell["method"] == "dense" else which)
+        for record, which in zip(records, suffixes_of_draws(records), strict=True)
     }
 
 
@@ -195,13 +199,13 @@ def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[Publi
 
 
 def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
-    here = {name_of_model(record), PurePath(record.cell["model"]).name}
-    if record.status != "ok" or not here & {*names, *(PurePath(name).name for name in names)}:
+    own_names = {name_of_model(record), PurePath(record.cell["model"]).name}
+    if record.status != "ok" or not own_names & {*names, *(PurePath(name).name for name in names)}:
         return False
     if record.cell["method"] not in printed.methods:
         return False
-    asked = requested_ratio(record)
-    return asked is None or printed.ratio is None or abs(record.measured["ratio"] - printed.ratio) <= CLOSE
+    requested = requested_ratio(record)
+    return requested is None or printed.ratio is None or abs(record.measured["ratio"] - printed.ratio) <= CLOSE
 
 
 def _both(pair: PublishedPair) -> bool:
@@ -224,7 +228,7 @@ def _table(pair: PublishedPair, number: int, name: str, conditions: Sequence[str
         notes=tuple(_notes(pair)),
         footnotes=(
             *conditions,
-            *(f"{pair.paper.name}: {said}" for said in (f"{pair.paper.source}.", *pair.paper.notes)),
+            *(f"{pair.paper.name}: {sentence}" for sentence in (f"{pair.paper.source}.", *pair.paper.notes)),
         ),
         head="measure",
     )
@@ -236,23 +240,23 @@ def _sizes(pair: PublishedPair) -> Iterator[Row]:
     for name in ("ratio", "layers", "prune_seconds"):
         printed = getattr(pair.printed, name)
         if printed is not None:
-            here, alike = cell_of(pair.row, name), name != "prune_seconds"
-            yield _row(METRICS[name].label, printed, here, METRICS[name].show, alike=alike)
+            cell, alike = cell_of(pair.row, name), name != "prune_seconds"
+            yield _row(METRICS[name].label, printed, cell, METRICS[name].show, alike=alike)
 
 
 def _perplexities(pair: PublishedPair) -> Iterator[Row]:
     """Yield a row for each printed perplexity."""
     for word, printed in pair.printed.perplexity.items():
         text = _text(pair.record, word)
-        here = TableCell() if text is None else cell_of(pair.row, f"perplexity_{text}")
+        cell = TableCell() if text is None else cell_of(pair.row, f"perplexity_{text}")
         measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
         dense = measured[text]["perplexity"] if text in measured else None
-        others = pair.printed_dense.perplexity.get(word), dense
+        dense_figures = pair.printed_dense.perplexity.get(word), dense
         alike = text is not None and not [
             *differences_of_perplexity(pair.protocol, pair.record, text),
             *_words_of_ratio_difference(pair),
         ]
-        yield _row(f"ppl {word}", printed, here, METRICS["perplexity_"].show, dense=others, alike=alike)
+        yield _row(f"ppl {word}", printed, cell, METRICS["perplexity_"].show, dense=dense_figures, alike=alike)
 
 
 def _text(record: Record, word: str) -> str | None:
@@ -262,19 +266,21 @@ def _text(record: Record, word: str) -> str | None:
 
 def _accuracies(pair: PublishedPair) -> Iterator[Row]:
     """Yield a row for each printed task, and one for the average that was printed."""
-    here, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
+    shares, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
     for name, printed in pair.printed.tasks.items():
-        column = column_of_task(name, pair.record.measured["tasks"][name]) if name in here else ""
-        cell = cell_of(pair.row, column) if column else _share(_mean(here, [name]))
-        others = pair.printed_dense.tasks.get(name), _mean(dense, [name])
-        yield _row(shorten_name(name), printed, cell, format_percent, dense=others, alike=_asked_alike(pair, [name]))
+        column = column_of_task(name, pair.record.measured["tasks"][name]) if name in shares else ""
+        cell = cell_of(pair.row, column) if column else _share(_mean(shares, [name]))
+        dense_figures = pair.printed_dense.tasks.get(name), _mean(dense, [name])
+        yield _row(
+            shorten_name(name), printed, cell, format_percent, dense=dense_figures, alike=_asked_alike(pair, [name])
+        )
     if pair.printed.average:
         over, printed = pair.printed.average.of, pair.printed.average.value
         theirs = pair.printed_dense.average
-        others = theirs.value if theirs and theirs.of == over else None, _mean(dense, over)
-        said = f"average of {', '.join(map(shorten_name, over))}"
+        dense_figures = theirs.value if theirs and theirs.of == over else None, _mean(dense, over)
+        label = f"average of {', '.join(map(shorten_name, over))}"
         alike = _asked_alike(pair, over)
-        yield _row(said, printed, _share(_mean(here, over)), format_percent, dense=others, alike=alike)
+        yield _row(label, printed, _share(_mean(shares, over)), format_percent, dense=dense_figures, alike=alike)
 
 
 def _asked_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
@@ -285,7 +291,7 @@ def _asked_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
 
 def _own_tasks(record: Record, names: Sequence[str]) -> list[str]:
     """Return the tasks of the record that are meant by names, of which some are those of groups."""
-    return [one for one in _right(record) for name in names if one == name or one.startswith(f"{name}_")]
+    return [task for task in _right(record) for name in names if task == name or task.startswith(f"{name}_")]
 
 
 def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
@@ -307,7 +313,9 @@ def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
     """Return the mean over tasks, a group such as mmlu being the mean of its own; None unless each was measured."""
     values = []
     for name in names:
-        own = [right[name]] if name in right else [value for one, value in right.items() if one.startswith(f"{name}_")]
+        own = (
+            [right[name]] if name in right else [value for task, value in right.items() if task.startswith(f"{name}_")]
+        )
         if not own:
             return None
         values.append(fmean(own))
@@ -375,7 +383,9 @@ def _words_of_ratio_difference(pair: PublishedPair) -> list[str]:
 def _no_difference(pair: PublishedPair) -> Iterator[str]:
     """Yield why no difference is shown of perplexities, and of accuracies."""
     texts = {text for word in pair.printed.perplexity if (text := _text(pair.record, word))}
-    reasons = [one for text in sorted(texts) for one in differences_of_perplexity(pair.protocol, pair.record, text)]
+    reasons = [
+        reason for text in sorted(texts) for reason in differences_of_perplexity(pair.protocol, pair.record, text)
+    ]
     if reasons:
         yield f"no difference of perplexities: {'; '.join(dict.fromkeys(reasons))}."
     average = pair.printed.average.of if pair.printed.average else ()
@@ -387,9 +397,9 @@ def _no_difference(pair: PublishedPair) -> Iterator[str]:
 def _words_of_dense_difference(pair: PublishedPair) -> Iterator[str]:
     """Yield by how much the dense models differ already, which is what the way of measuring alone does."""
     right = _right(pair.dense) if pair.dense else {}
-    here = {name: _mean(right, [name]) for name in pair.printed_dense.tasks}
+    means = {name: _mean(right, [name]) for name in pair.printed_dense.tasks}
     gaps = {
-        name: 100 * abs(value - pair.printed_dense.tasks[name]) for name, value in here.items() if value is not None
+        name: 100 * abs(value - pair.printed_dense.tasks[name]) for name, value in means.items() if value is not None
     }
     if gaps:
         most = max(gaps, key=lambda name: gaps[name])

@@ -74,7 +74,7 @@ class Printed(BaseModel, frozen=True, extra="forbid"):
     """One row of a paper's table. Shares are in [0, 1], also those of `tasks` and `average`, which papers give in %."""
 
     methods: Annotated[
-        tuple[str, ...], BeforeValidator(lambda one: one if isinstance(one, list | tuple) else [one])
+        tuple[str, ...], BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
     ] = Field(alias="method")
     ratio: float | None = None
     layers: int | None = None
@@ -114,7 +114,7 @@ def read_published(name: str) -> list[Paper]:
     Raises UserError for a name that there is not and for a file of another form.
     """
     if name == "published":
-        return [_paper(PUBLISHED / f"{one}.yaml") for one in list_published()]
+        return [_paper(PUBLISHED / f"{stem}.yaml") for stem in list_published()]
     if name in list_published():
         return [_paper(PUBLISHED / f"{name}.yaml")]
     if Path(name).is_file():
@@ -133,7 +133,7 @@ def _paper(path: Path) -> Paper:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        first, row = error.errors()[0], ", ".join(one.alias or name for name, one in Printed.model_fields.items())
+        first, row = error.errors()[0], ", ".join(field.alias or name for name, field in Printed.model_fields.items())
         where = ".".join(map(str, first["loc"]))
         raise UserError(
             f"{path} is no table of published figures: {where}: {first['msg']}; it has source and models, a model has "

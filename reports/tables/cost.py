@@ -44,8 +44,8 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
     healed = "heal_seconds" in names
     rows = []
     for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):
-        share, *others = (cell_of(row, name) for name in names)
-        cells = [mark_missed(share, row), *others, *_looks(record, data.needs.get(record.cell["method"]))]
+        share, *rest = (cell_of(row, name) for name in names)
+        cells = [mark_missed(share, row), *rest, *_looks(record, data.needs.get(record.cell["method"]))]
         rows.append(row_of(record, group.label(place), cells))
     recipes = legend.notes_of_healing([record.cell for record in group.records]) if healed else []
     columns = [
@@ -71,10 +71,10 @@ def _means(group: TableGroup) -> Iterator[str]:
 
 def _looks(record: Record, needs: str | None) -> list[TableCell]:
     """Return what a method was offered, what it took of it, and whether it asked for gradients, if `needs` is known."""
-    asked, parameters = record.cell["protocol"], record.cell["parameters"]
+    protocol, parameters = record.cell["protocol"], record.cell["parameters"]
     if needs == "nothing" or record.cell["method"] == "dense":
         return [cell_of_text("none"), cell_of_text(None), cell_of_text("no")]
-    offered = asked["calibration_sequences"] * asked["calibration_length"]
+    offered = protocol["calibration_sequences"] * protocol["calibration_length"]
     reads = " ".join(f"{name}={parameters[name]}" for name in READS if name in parameters)
     tokens = TableCell(f"{offered:,} tokens", value=offered)
     if not needs:
@@ -91,23 +91,28 @@ def tables_of_decisions(data: ReportData) -> list[Table]:
             for place, drawn in enumerate(group.drawn)
             for record, row in list(zip(drawn, group.each[place], strict=True))[: _rows(group, place)]
         ]
-        present = [name for name in WENT if any(name in found for _, _, _, found in cells)]
+        present = [name for name in WENT if any(name in removals for _, _, _, removals in cells)]
         if present:
             rows = [
                 row_of(
                     record,
                     name,
-                    [mark_missed(cell_of(row, "ratio"), row), *(cell_of_text(found.get(one)) for one in present)],
+                    [
+                        mark_missed(cell_of(row, "ratio"), row),
+                        *(cell_of_text(removals.get(column)) for column in present),
+                    ],
                 )
-                for name, record, row, found in cells
+                for name, record, row, removals in cells
             ]
-            said = (
+            footnotes = (
                 NUMBERED,
                 *[THRESHOLD] * ("threshold" in present),
                 *order.sorting_note(group, sorting_quantity(group)),
             )
             tables.append(
-                table_of_group("decisions", group, [column_of("ratio"), *map(column_of_words, present)], rows, said)
+                table_of_group(
+                    "decisions", group, [column_of("ratio"), *map(column_of_words, present)], rows, footnotes
+                )
             )
     return tables
 

@@ -103,9 +103,9 @@ class ModelRows:
         at = self.place(method)
         if at is None or self.figure(method, measure) is None:
             return None
-        found = [self._change(n, measure) for n in self.group.numbers[at]]
-        known = [one for one in found if one is not None]
-        return mean_of_changes(known) if len(known) == len(found) else None
+        changes = [self._change(n, measure) for n in self.group.numbers[at]]
+        known = [change for change in changes if change is not None]
+        return mean_of_changes(known) if len(known) == len(changes) else None
 
     def places(self, methods: Sequence[str], measure: str) -> dict[str, Place]:
         """Return the places of methods that all have a figure: by the tests of all pairs, which Holm has adjusted."""
@@ -114,26 +114,26 @@ class ModelRows:
         higher = metric_of(measure).better == "higher"
         rows = [at for method in methods if (at := self.place(method)) is not None]
         figures = [self.group.rows[at][measure] for at in rows]
-        ranks = rankdata([-one if higher else one for one in figures]).tolist()
+        ranks = rankdata([-figure if higher else figure for figure in figures]).tolist()
 
-        def better(some: int, than: int) -> bool:
-            more, less = (some, than) if higher else (than, some)
+        def better(row: int, other_row: int) -> bool:
+            more, less = (row, other_row) if higher else (other_row, row)
             return self.tested.has_more(more, less, measure)
 
-        found = {}
+        places = {}
         for method, at, rank in zip(methods, rows, ranks, strict=True):
-            above = sum(better(other, at) for other in rows if other != at)
-            below = sum(better(at, other) for other in rows if other != at)
-            found[method] = Place(rank, 1 + above, len(rows) - below)
-        return found
+            above = sum(better(row, at) for row in rows if row != at)
+            below = sum(better(at, row) for row in rows if row != at)
+            places[method] = Place(rank, 1 + above, len(rows) - below)
+        return places
 
     @cached_property
     def _places(self) -> dict[str, int]:
         """Return the rows by their labels, and as "dense" the first that the dense model has figures in."""
-        found = {self.group.label(at): at for at in range(len(self.group.records))}
+        place_by_label = {self.group.label(at): at for at in range(len(self.group.records))}
         ok = [at for at, record in enumerate(self.group.records) if record.status == "ok"]
         dense = [at for at in ok if self.group.records[at].cell["method"] == "dense"]
-        return found | ({"dense": dense[0]} if dense else {})
+        return place_by_label | ({"dense": dense[0]} if dense else {})
 
     @cached_property
     def _known(self) -> dict[tuple[str, str], Change | None]:
@@ -156,8 +156,8 @@ class ModelRows:
         """Return what one cell changes, None where the dense model of its seed has no figure."""
         dense = find_dense_peer(self._records[number], list(self._records.values()))
         beside = zip(self.group.numbers, self.group.drawn, self.group.rows, strict=True)
-        found = ((n, row) for numbers, drawn, row in beside for n, r in zip(numbers, drawn, strict=True) if r is dense)
-        at, row = next(found, (None, {}))
+        rows = ((n, row) for numbers, drawn, row in beside for n, r in zip(numbers, drawn, strict=True) if r is dense)
+        at, row = next(rows, (None, {}))
         if at is None or not is_finite(row.get(measure)):
             return None
         if measure in self.tasks:
@@ -217,9 +217,9 @@ class SharedRatio:
         """Return the methods that have a figure on every model, in the order of the mean, the best first."""
         changes = {method: [model.change(method, measure) for model in self.models] for method in self.methods()}
         means = {
-            method: fmean(one.value for one in found if one)
-            for method, found in changes.items()
-            if all(one is not None for one in found)
+            method: fmean(change.value for change in per_model if change)
+            for method, per_model in changes.items()
+            if all(change is not None for change in per_model)
         }
         sign = -1 if metric_of(measure).better == "higher" else 1
         return sorted(means, key=lambda method: (sign * means[method], method))
@@ -245,7 +245,7 @@ def to_display_scale(measure: str, change: Change) -> Change:
 
 def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
     """Yield for each ratio at which several models were measured alike the rows of each."""
-    found: dict[tuple[str, float | None, str], list[ModelRows]] = {}
+    rows_by_ratio: dict[tuple[str, float | None, str], list[ModelRows]] = {}
     names = names_of_models(str(record.cell["model"]) for record in data.records)
     for groups in data.setups:
         for group in groups:
@@ -253,8 +253,8 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
             if any(record.cell["method"] != "dense" for record in records):
                 key = setup_of_models(records[0]), group.ratio, group.ratio_of
                 name = names[str(records[0].cell["model"])]
-                found.setdefault(key, []).append(ModelRows(name, group, data.samples))
-    for alike_rows in found.values():
+                rows_by_ratio.setdefault(key, []).append(ModelRows(name, group, data.samples))
+    for alike_rows in rows_by_ratio.values():
         most = sorted(
             alike_rows, key=lambda model: -sum(record.status == "ok" for record in model.group.records)
         )  # of one model that with most figures
@@ -267,11 +267,13 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
 
 def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:
     """Return the logarithm of how many times the dense model's perplexity the second cell of a pair has."""
-    found = pairs.test_perplexity(records, [pair], samples, text).get(pair)
-    if found is None:
-        one, other = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
-        return Change(math.log(other / one), math.nan, math.nan)
-    logs = [math.log(end) if 0 < end < math.inf else math.nan for end in (found.estimate, found.low, found.high)]
+    contrast = pairs.test_perplexity(records, [pair], samples, text).get(pair)
+    if contrast is None:
+        dense, pruned = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
+        return Change(math.log(pruned / dense), math.nan, math.nan)
+    logs = [
+        math.log(end) if 0 < end < math.inf else math.nan for end in (contrast.estimate, contrast.low, contrast.high)
+    ]
     return Change(*logs)
 
 
@@ -288,15 +290,15 @@ def _of_tasks(
     if any(metric_of_task(task, name) is None for name, task in zip(names, pruned, strict=True)):
         return None
     figures = [[metric_of_task(task, name) for name, task in zip(names, side, strict=True)] for side in (dense, pruned)]
-    means = [fmean(one["value"] for one in side) for side in figures]
+    means = [fmean(figure["value"] for figure in side) for side in figures]
     over = means if is_times(measure) else [1.0, 1.0]
     both = [[samples.of(n, task, name) for n in pair] for task, name in zip(tasks, names, strict=True)]
     paired = [(a.figures, b.figures) for a, b in both if a and b and a.units.equals(b.units)]
     if len(paired) == len(tasks):
         apart = [after / over[1] - before / over[0] for before, after in paired]
-        stderr = average_stderr([math.sqrt(one.var(ddof=1) / len(one)) for one in apart])
+        stderr = average_stderr([math.sqrt(difference.var(ddof=1) / len(difference)) for difference in apart])
     else:
-        errors = [average_stderr([_error(one) for one in side]) for side in figures]
+        errors = [average_stderr([_error(figure) for figure in side]) for side in figures]
         stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])
     value = math.log(means[1] / means[0]) if is_times(measure) else means[1] - means[0]
     return Change(value, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr)
@@ -309,7 +311,11 @@ def _error(figure: Mapping[str, float | None]) -> float:
 
 
 TIMES = Metric(
-    "times the dense model's", "", lambda one, beside: format_perplexity(one, max(one, beside)), "lower", "interval"
+    "times the dense model's",
+    "",
+    lambda value, beside: format_perplexity(value, max(value, beside)),
+    "lower",
+    "interval",
 )
 POINTS = Metric("points more than the dense model's", "", format_percent, "higher", "interval")
 ABOUT = (
@@ -332,11 +338,13 @@ AGREEMENT = (
 
 def tables_of_models(data: ReportData) -> list[Table]:
     """Return the tables of all that was measured alike on several models; none where there is nothing."""
-    found = list(ratios_on_all_models(data))
-    each = [table for one in found for measure in one.measures() for table in _of_measure(one, measure)]
+    shared_ratios = list(ratios_on_all_models(data))
+    each = [
+        table for shared in shared_ratios for measure in shared.measures() for table in _of_measure(shared, measure)
+    ]
     alike: dict[str, list[SharedRatio]] = {}
-    for one in found:
-        alike.setdefault(setup_of_models(one.records[0]), []).append(one)
+    for shared in shared_ratios:
+        alike.setdefault(setup_of_models(shared.records[0]), []).append(shared)
     return [*each, *(table for several in alike.values() for table in _agreement(several))]
 
 
@@ -351,8 +359,8 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
         is_better = partial(_is_apart, [row.cells[count] for row in rows], better)
         rows = mark_best(rows, count, better, eligible, is_better)
     models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
-    asked = words_of_amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
-    what = f"{metric_of(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {asked}"
+    amount = words_of_amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
+    what = f"{metric_of(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {amount}"
     yield _table(
         shared,
         f"models-{measure}-{_ratio(shared)}",
@@ -367,13 +375,15 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     )
     if len(everywhere) > 1:
         places = [model.places(everywhere, measure) for model in shared.models]
-        lines = [_places(shared, method, [one[method] for one in places]) for method in everywhere]
+        lines = [
+            _places(shared, method, [place_by_method[method] for place_by_method in places]) for method in everywhere
+        ]
         apart = any(cell.marks for line in lines for cell in line.cells)
         models = [Column(f"place_{model.name}", model.name, group="places") for model in shared.models]
         yield _table(
             shared,
             f"models-places-{measure}-{_ratio(shared)}",
-            f"{metric_of(measure).label}, places of {len(everywhere)} methods, {asked}, {count} models",
+            f"{metric_of(measure).label}, places of {len(everywhere)} methods, {amount}, {count} models",
             [*models, Column("mean_place", "mean place", group="places")],
             sorted(lines, key=lambda line: float(line.cells[-1].value or 0)),
             remarks=[APART] * apart,
@@ -418,11 +428,11 @@ def _is_apart(cells: Sequence[TableCell], better: str, first: int, second: int) 
 
 def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
     """Return the row of a method's places, marked where they differ by more than their intervals allow."""
-    ranks = [one.rank for one in places]
+    ranks = [place.rank for place in places]
     lowest, middle, highest = min(ranks), fmean(ranks), max(ranks)
     cells = [TableCell(f"{r:g} [{low}, {high}]", f"{r:g}", r, low, high) for r, low, high in places]
     mean = TableCell(f"{middle:.1f} [{lowest:g}, {highest:g}]", f"{middle:.1f}", middle, lowest, highest)
-    apart = any(one.worst < other.best or other.worst < one.best for one, other in combinations(places, 2))
+    apart = any(first.worst < second.best or second.worst < first.best for first, second in combinations(places, 2))
     last = mean.with_mark("differs") if apart else mean
     return Row(method, shared.method(method), shared.group.ratio, (*cells, last), ratio_of=shared.group.ratio_of)
 
@@ -473,7 +483,7 @@ def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[s
     for why, names in by_reason.items():
         have = "has" if len(names) == 1 else "have"
         yield f"{', '.join(names)} {have} no mean and no place: {why}."
-    if any("missed" in _figure(model, one, measure).marks for model in shared.models for one in shared.methods()):
+    if any("missed" in _figure(model, method, measure).marks for model in shared.models for method in shared.methods()):
         of = QUANTITIES.get(shared.group.ratio_of, "the number of parameters")
         yield f"*: missed {of} by more than 0.5 % of the model."
     for name in shared.unused:
@@ -496,9 +506,9 @@ def _agreement(ratios: Sequence[SharedRatio]) -> list[Table]:
     for shared in ratios:
         head = Column(f"tau_{_ratio(shared)}", _ratio(shared))
         for measure in shared.measures():
-            for one, other in combinations(shared.models, 2):
-                line = Row(metric_of(measure).label, "", None, (cell_of_text(f"{one.name}, {other.name}"),))
-                between.append((line, head, _tau(shared, (one, measure), (other, measure))))
+            for model, peer in combinations(shared.models, 2):
+                line = Row(metric_of(measure).label, "", None, (cell_of_text(f"{model.name}, {peer.name}"),))
+                between.append((line, head, _tau(shared, (model, measure), (peer, measure))))
         for model in shared.models:
             for a, b in combinations(shared.measures(), 2):
                 line = Row(model.name, "", None, (cell_of_text(f"{metric_of(a).label}, {metric_of(b).label}"),))

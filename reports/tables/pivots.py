@@ -40,9 +40,9 @@ from reports.tables.rows import (
     ReportData,
     compare_rows,
     contrasts_in_pairs,
+    key_of_row,
     kind_of,
     mark_missed,
-    row_key,
     row_of,
     sentence_on_order,
     table_of_group,
@@ -97,7 +97,7 @@ def sort_rows(
 
     def key(row: Row) -> Key:
         failed = row.failure is not None or (_number(row, by) is None and row.cells[by].text != MISSING)
-        return row_key(row.label, row.method, _number(row, by), better, failed)
+        return key_of_row(row.label, row.method, _number(row, by), better, failed)
 
     return tuple(sorted(rows, key=key)), sentence_on_order(rows, f"{how} {names[by]}", better)
 
@@ -118,7 +118,7 @@ def _figures(group: TableGroup, measure: Column, data: ReportData) -> tuple[list
 # --- methods by ratios
 
 
-def by_ratio(data: ReportData) -> list[Table]:
+def tables_by_ratio(data: ReportData) -> list[Table]:
     """Return for each setup a table per measure; the dense model's figure is repeated in each column."""
     tables = []
     for groups in data.setups:
@@ -185,11 +185,11 @@ class Gain:
     contrast: Contrast | None
 
 
-def compensation_grids(data: ReportData) -> list[Table]:
+def grids_of_compensations(data: ReportData) -> list[Table]:
     """Return the tables of each setup and ratio at which some method is compensated, of the measures with a figure."""
     tables = []
     for group in data.groups:
-        if all(pair.column == NONE for pair in pairs(group)):
+        if all(pair.column == NONE for pair in pairs_of_group(group)):
             continue
         for name in (*(f"perplexity_{text}" for text in texts_of_records(group.records)), *MEASURES):
             if any(row.get(name) is not None for row in group.rows):
@@ -199,7 +199,7 @@ def compensation_grids(data: ReportData) -> list[Table]:
     return tables
 
 
-def pairs(group: TableGroup) -> list[CompensationPair]:
+def pairs_of_group(group: TableGroup) -> list[CompensationPair]:
     """Return where each row of the group stands."""
     return [_pair(record.cell, group.label(place)) for place, record in enumerate(group.records)]
 
@@ -231,7 +231,7 @@ def _with_parameters(name: str, given: Mapping[str, Any]) -> str:
 
 def _heads(group: TableGroup, measure: Column) -> dict[str, Column]:
     """Return the columns of the compensations by their names, in the order in which the run has them, `none` first."""
-    in_order = sorted(zip(group.numbers, pairs(group), strict=True), key=operator.itemgetter(0))
+    in_order = sorted(zip(group.numbers, pairs_of_group(group), strict=True), key=operator.itemgetter(0))
     names = dict.fromkeys([NONE, *(pair.column for _, pair in in_order)])
     return {name: replace(measure, label=name, unit="", better=None) for name in names}
 
@@ -240,7 +240,7 @@ def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> 
     """Return one measure. Marks are those of the methods at this ratio; a cell without figures says why."""
     figures, tests = _figures(group, measure, data)
     entries, heads = list[Entry](), _heads(group, measure)
-    for pair, (row, cell) in zip(pairs(group), figures, strict=True):
+    for pair, (row, cell) in zip(pairs_of_group(group), figures, strict=True):
         if pair.method != "dense" or cell.value is not None:
             ratio = None if pair.method == "dense" else group.ratio
             line = Row(pair.row, pair.method, ratio, ratio_of=group.ratio_of)
@@ -263,9 +263,9 @@ def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> 
     )
 
 
-def gains(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
+def gains_of_compensations(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
     """Return what compensations change of a perplexity, the average or bits per byte, in the group's order."""
-    where, rows = pairs(group), group.rows
+    where, rows = pairs_of_group(group), group.rows
     places = [place for place in range(len(rows)) if is_finite(rows[place].get(name))]
     alone = {where[place].row: place for place in places if where[place].column == NONE}
     changed = [place for place in places if where[place].column != NONE and where[place].row in alone]
@@ -278,7 +278,7 @@ def gains(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
 
 def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Table]:
     """Return a table of what samples pair, if there is any."""
-    all_gains = gains(measure.name, group, samples)
+    all_gains = gains_of_compensations(measure.name, group, samples)
     tested = [(gain, gain.contrast) for gain in all_gains if gain.contrast]
     if not tested:
         return []
@@ -392,7 +392,7 @@ def studies_of(records: Sequence[Record]) -> list[Study]:
     rows, groups = column_data.rows_of_records(records), dict[str, list[int]]()
     for number, record in enumerate(records):
         groups.setdefault(setup_of_study(record), []).append(number)
-    found = []
+    studies = []
     for numbers in groups.values():
         dense = [n for n in numbers if records[n].cell["method"] == "dense"]
         alike: dict[str, list[int]] = {}
@@ -410,8 +410,8 @@ def studies_of(records: Sequence[Record]) -> list[Study]:
             measured = [rows[n] for n in dense if records[n].status == "ok"]
             study = _study(name, points, measured, [records[n] for n in (*dense, *mine)])
             if set(study.factors) - {"ratio"}:
-                found.append(study)
-    return found
+                studies.append(study)
+    return studies
 
 
 def _history_of_cell(record: Record) -> str:
@@ -425,15 +425,15 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
     given = dict.fromkeys(name for point in points for name in point.record.cell.get("given", ()))
     names = dict.fromkeys([*(name for name in given if name not in OUTER), *itertools.chain(*settings)])
     ordered = [*(name for name in names if name not in OUTER), *OUTER]
-    apart = {name: len({json.dumps(one.get(name)) for one in settings}) > 1 for name in ordered}
+    apart = {name: len({json.dumps(setting.get(name)) for setting in settings}) > 1 for name in ordered}
     factors = tuple(name for name in ordered if apart[name])
     fixed = {name: settings[0].get(name) for name in ordered if not apart[name]}
     first = points[0].record.cell
     if base_of_ratio(first) != "all":
         fixed["ratio of"] = base_of_ratio(first)
     keyed: dict[tuple[Any, ...], Setting] = {}
-    for one, point in zip(settings, points, strict=True):
-        keyed.setdefault(tuple(one.get(name) for name in factors), point)
+    for setting, point in zip(settings, points, strict=True):
+        keyed.setdefault(tuple(setting.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
     rows = [*(point.row for point in keyed.values()), *dense]
     shown = [{name: value for name, value in row.items() if name.startswith(SHOWN)} for row in rows]
@@ -448,10 +448,10 @@ def _settings(record: Record) -> dict[str, Any]:
     parameters = dict(cell["parameters"])
     if is_recorded_draw(cell):
         parameters.pop("seed", None)
-    found = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
-    found |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
-    found |= {"seed": cell["seed"], "ratio": requested_ratio(record)}
-    return {name: _freeze(value) for name, value in found.items()}
+    settings = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
+    settings |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
+    settings |= {"seed": cell["seed"], "ratio": requested_ratio(record)}
+    return {name: _freeze(value) for name, value in settings.items()}
 
 
 def _freeze(value: Any) -> Any:
@@ -473,8 +473,8 @@ def _tables_of_study(study: Study) -> Iterator[Table]:
         return
     varying = [name for name in measures if not study.same(name)]
     for name in varying or measures[:1]:
-        for others in study.combinations():
-            yield _grid(study, name, others)
+        for values in study.combinations():
+            yield _grid(study, name, values)
 
 
 def _list(study: Study, measures: Sequence[str]) -> Table:
@@ -495,12 +495,12 @@ def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
     first, second, measure = *study.factors[:2], column_of(name)
     cells = []
     for value in study.axis(first):
-        points = {other: study.points.get((value, other, *values)) for other in study.axis(second)}
+        points = {second_value: study.points.get((value, second_value, *values)) for second_value in study.axis(second)}
         ratios = {requested_ratio(point.record) for point in points.values() if point}
         of = base_of_ratio(study.records[-1].cell)  # of which a study has one
         row = Row(format_factor(value), study.method, ratios.pop() if len(ratios) == 1 else None, ratio_of=of)
-        for other, point in points.items():
-            at = f"{second}={format_factor(other)}"
+        for second_value, point in points.items():
+            at = f"{second}={format_factor(second_value)}"
             cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
     held = [f", {factor} {format_factor(value)}" for factor, value in zip(study.factors[2:], values, strict=True)]
     title = f"{study.name}: {measure.head} by {first} and {second}{''.join(held)}"
@@ -565,17 +565,17 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
 
 def _dense(study: Study, name: str) -> str:
     """Return the dense model's figure of a measure of quality, or the ends of several."""
-    found = {row[name]: cell_of(row, name) for row in study.dense if row.get(name) is not None}
-    if not found or name in ("ratio", "layers", "prune_seconds", "kl"):
+    cell_by_value = {row[name]: cell_of(row, name) for row in study.dense if row.get(name) is not None}
+    if not cell_by_value or name in ("ratio", "layers", "prune_seconds", "kl"):
         return ""
-    ends = [found[value].short for value in (min(found), max(found))]
-    return found[min(found)].text if len(found) == 1 else " to ".join(ends)
+    ends = [cell_by_value[value].short for value in (min(cell_by_value), max(cell_by_value))]
+    return cell_by_value[min(cell_by_value)].text if len(cell_by_value) == 1 else " to ".join(ends)
 
 
 def _sentence(name: str, text: str) -> str:
     """Return a figure with its name and unit: 'average 30.0 ± 2.1 %'."""
-    found = column_of(name)
-    return f"{found.label} {text}{f' {found.unit}' if found.unit else ''}"
+    column = column_of(name)
+    return f"{column.label} {text}{f' {column.unit}' if column.unit else ''}"
 
 
 def format_factor(value: Any) -> str:

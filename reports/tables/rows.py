@@ -64,7 +64,9 @@ class ReportData:
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
         """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
-        return [[sort_rows(one, sorting_quantity(one)) for one in groups] for groups in group_records(self.records)]
+        return [
+            [sort_rows(group, sorting_quantity(group)) for group in groups] for groups in group_records(self.records)
+        ]
 
     @property
     def groups(self) -> list[TableGroup]:
@@ -196,7 +198,7 @@ def sort_rows(group: TableGroup, name: str) -> TableGroup:
     def key(place: int) -> Key:
         record, figure = group.records[place], group.rows[place].get(name)
         failed = record.status != "ok"
-        return row_key(
+        return key_of_row(
             group.label(place), record.cell["method"], figure, metric_of(name).better if name else None, failed
         )
 
@@ -213,10 +215,10 @@ def sort_rows(group: TableGroup, name: str) -> TableGroup:
 
 def records_of(groups: Iterable[TableGroup]) -> list[Record]:
     """Return the records of several groups in the order of their rows, each once."""
-    return list({id(one): one for group in groups for drawn in group.drawn for one in drawn}.values())
+    return list({id(record): record for group in groups for drawn in group.drawn for record in drawn}.values())
 
 
-def row_key(label: str, method: str, figure: Any, better: str | None, failed: bool) -> Key:
+def key_of_row(label: str, method: str, figure: Any, better: str | None, failed: bool) -> Key:
     """Return what a row is sorted by."""
     if method == "dense":
         return 0, 0.0, ""
@@ -256,7 +258,7 @@ class TestedCells:
 
 def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
     """Test every row of a block against the row of `reference`, an empty name for none."""
-    columns = [one for one in columns if one.startswith(TESTED)]
+    columns = [column for column in columns if column.startswith(TESTED)]
     if not reference or not columns:
         return TestedCells()
     place = _reference(reference, block)
@@ -266,12 +268,12 @@ def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
     for column in columns:
         single = [at for at in candidates if len(block.models(at)) == 1]
-        found = contrasts_in_pairs(block, [(place, at) for at in single], column, samples)
-        known = {at: contrast.p for (_, at), contrast in found.items()}
+        results = contrasts_in_pairs(block, [(place, at) for at in single], column, samples)
+        known = {at: contrast.p for (_, at), contrast in results.items()}
         differs |= {
             (at, column) for at, p in known.items() if p < LEVEL and not block.order_depends_on_seed(place, at, column)
         }
-        tests |= {contrast.test for contrast in found.values()}
+        tests |= {contrast.test for contrast in results.values()}
         if len(known) < len(candidates):
             untested.append((metric_of(column).label, [block.label(at) for at in candidates if at not in known]))
     return TestedCells(differs, tuple(_notes(block.label(place), differs, untested, tests)))
@@ -282,8 +284,8 @@ def _reference(reference: str, block: TableGroup) -> int | str:
     named = [at for at in range(len(block.records)) if block.label(at) == reference]
     places = named or [at for at, record in enumerate(block.records) if label_of_cell(record.cell) == reference]
     known = [at for at in places if block.records[at].status == "ok"]
-    asked = words_of_amount(block.ratio, block.ratio_of)
-    where = f" at {asked}" if asked else ""
+    amount = words_of_amount(block.ratio, block.ratio_of)
+    where = f" at {amount}" if amount else ""
     if not known:
         return f"not tested against {reference}{where}, which has no figures there."
     if len(known) > 1:
@@ -298,18 +300,18 @@ def _notes(
     reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: Collection[str]
 ) -> list[str]:
     """Return what the dagger claims, if there is one, and which cells no test has seen."""
-    said = []
+    notes = []
     if differs:
         how = ", ".join(words for test, words in TESTS.items() if test in tests)
-        said.append(
+        notes.append(
             f"†: differs from {reference}, p < {LEVEL} (paired: {how}; adjusted by Holm for the methods of a column)."
         )
     for names in dict.fromkeys(tuple(names) for _, names in untested):
-        columns = ", ".join(column for column, others in untested if tuple(others) == names)
-        said.append(
+        columns = ", ".join(column for column, labels in untested if tuple(labels) == names)
+        notes.append(
             f"not tested against {reference} in {columns}: {', '.join(names)} (draws, or no samples in common)."
         )
-    return said
+    return notes
 
 
 def contrasts_in_pairs(
@@ -321,10 +323,13 @@ def contrasts_in_pairs(
     """
     models = {at: block.models(at)[0] for pair in places for at in pair}
     number = {at: next(iter(model.values())) for at, model in models.items()}
-    place, seeds = {found: at for at, found in number.items()}, {number[at]: model for at, model in models.items()}
+    place, seeds = (
+        {record_number: at for at, record_number in number.items()},
+        {number[at]: model for at, model in models.items()},
+    )
     pairs = [(number[a], number[b]) for a, b in places]
-    found = _tests(block, list(models), pairs, column, samples, seeds=seeds, intervals=False, bounds=bounds)
-    return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}
+    tested = _tests(block, list(models), pairs, column, samples, seeds=seeds, intervals=False, bounds=bounds)
+    return {(place[a], place[b]): contrast for (a, b), contrast in tested.items()}
 
 
 def _tests(
@@ -339,7 +344,7 @@ def _tests(
     bounds: bool = False,
 ) -> Contrasts:
     """Test pairs of models of the block's rows in a column; pairs and seeds are by the numbers of records."""
-    records = {n: one for at in rows for n, one in zip(block.numbers[at], block.drawn[at], strict=True)}
+    records = {n: record for at in rows for n, record in zip(block.numbers[at], block.drawn[at], strict=True)}
     if column.startswith("perplexity_"):
         text = column.removeprefix("perplexity_")
         return test_perplexity(records, pairs, samples, text, intervals=intervals, seeds=seeds)
@@ -367,9 +372,9 @@ def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples
     def tests() -> Contrasts:
         return _tests(block, rows, pairs_of(list(seeds)), column, samples, seeds=seeds, intervals=True)
 
-    def is_better(one: int, another: int) -> bool:
-        more = (one, another) if better == "higher" else (another, one)
-        return not may_be_guessed(block.rows[one], column) and has_more(block, tests(), *more, column)
+    def is_better(first: int, second: int) -> bool:
+        more = (first, second) if better == "higher" else (second, first)
+        return not may_be_guessed(block.rows[first], column) and has_more(block, tests(), *more, column)
 
     return is_better
 
@@ -465,13 +470,13 @@ class TestedRow:
 
     def words_of_tests(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
         """Say 'shown to be below all 5 others', or below how many, and which ones not, the nearest first."""
-        others = "the other one" if len(rest) == 1 else f"{len(rest)} others"
+        peers = "the other one" if len(rest) == 1 else f"{len(rest)} others"
         if len(places) == len(rest):
-            return f"shown to be {side} {others if len(rest) == 1 else f'all {others}'}"
+            return f"shown to be {side} {peers if len(rest) == 1 else f'all {peers}'}"
         if not places:
-            return f"not shown to be {side} {others if len(rest) == 1 else f'any of the {others}'}"
+            return f"not shown to be {side} {peers if len(rest) == 1 else f'any of the {peers}'}"
         unshown = [place for place in rest if place not in places]
-        return f"shown to be {side} {len(places)} of {others}; not {side} {self.names(unshown)}"
+        return f"shown to be {side} {len(places)} of {peers}; not {side} {self.names(unshown)}"
 
 
 def test_pairs(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:

@@ -111,16 +111,16 @@ class CalibrationDraws:
     def pairs_of_methods(self) -> Iterator[tuple[tuple[str, str], Draw, int, int]]:
         """Give every pair of methods at every draw that both have: the pair, the draw, the two places."""
         for pair in combinations(self.cells, 2):
-            one, other = (self.cells[method] for method in pair)
-            yield from ((pair, draw, one[draw], other[draw]) for draw in one if draw in other)
+            first, second = (self.cells[method] for method in pair)
+            yield from ((pair, draw, first[draw], second[draw]) for draw in first if draw in second)
 
 
 def tables_of_seeds(data: ReportData) -> list[Table]:
     """Return the tables of everything that was measured with several seeds of one calibration text."""
     return [
         table
-        for found in draws_of_calibrations(data)
-        for table in (_of_sources(found, data.samples), _of_methods(found))
+        for study in draws_of_calibrations(data)
+        for table in (_of_sources(study, data.samples), _of_methods(study))
     ]
 
 
@@ -129,15 +129,15 @@ def draws_of_calibrations(data: ReportData) -> Iterator[CalibrationDraws]:
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(data.records):
         if record.cell["method"] != "dense":
-            asked = record.cell["protocol"]
-            looked_at = [asked["calibration_sequences"], asked["calibration_length"]]
+            protocol = record.cell["protocol"]
+            looked_at = [protocol["calibration_sequences"], protocol["calibration_length"]]
             alike = [setup_of_study(record), *looked_at, requested_ratio(record), base_of_ratio(record.cell)]
             groups.setdefault(json.dumps(alike), []).append(number)
     for numbers in groups.values():
         records = {number: data.records[number] for number in numbers}
-        without = {n for n, one in records.items() if not _is_calibrated(one, data.needs)}
+        without = {n for n, record in records.items() if not _is_calibrated(record, data.needs)}
         left_out = list(dict.fromkeys(label_of_cell(records[n].cell) for n in without))
-        kept = {n: one for n, one in records.items() if n not in without}
+        kept = {n: record for n, record in records.items() if n not in without}
         for text in texts_of_records(list(kept.values())):
             cells = _cells(kept, text)
             if sum(_seeds(draws) > 1 for draws in cells.values()) > 1:
@@ -152,16 +152,19 @@ def _is_calibrated(record: Record, needs: Mapping[str, str]) -> bool:
 
 def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int]]:
     """Return the places of the cells that have a finite perplexity, by method, the best first."""
-    found: dict[str, dict[Draw, int]] = {}
+    places_by_method: dict[str, dict[Draw, int]] = {}
     logs: dict[str, list[float]] = {}
     every = list(records.values())
     for place, record in records.items():
         draw = (str(record.cell["protocol"]["calibration"]), record.cell["seed"])
-        places = found.setdefault(name := label_with_differences(record, every), {})
+        places = places_by_method.setdefault(name := label_with_differences(record, every), {})
         if draw not in places and math.isfinite(figure := _perplexity(record, text)):
             places[draw] = place
             logs.setdefault(name, []).append(math.log(figure))
-    return {method: dict(sorted(found[method].items())) for method in sorted(logs, key=lambda one: fmean(logs[one]))}
+    return {
+        method: dict(sorted(places_by_method[method].items()))
+        for method in sorted(logs, key=lambda method: fmean(logs[method]))
+    }
 
 
 def _perplexity(record: Record, text: str) -> float:
@@ -188,15 +191,19 @@ def _of_sources(study: CalibrationDraws, samples: Samples) -> Table:
         both, where, differences = zip(*pairs, strict=True)
         of_difference[1:] = *variance_components(differences, both, where)[1:], _windows_of_differences(study, samples)
     rows = []
-    for source, one, apart in zip(SOURCES, of_cell, of_difference, strict=True):
-        freedom = TableCell(f"{one.freedom:,}", value=one.freedom) if one.variance is not None else TableCell()
-        cells = [*_spread(one.deviation), freedom, *_spread(apart.deviation)]
+    for source, component, apart in zip(SOURCES, of_cell, of_difference, strict=True):
+        freedom = (
+            TableCell(f"{component.freedom:,}", value=component.freedom)
+            if component.variance is not None
+            else TableCell()
+        )
+        cells = [*_spread(component.deviation), freedom, *_spread(apart.deviation)]
         rows.append(Row(source, "", study.ratio, tuple(cells), ratio_of=study.ratio_of))
     negative = [
         name + " (of a difference)" * (several is of_difference)
         for several in (of_cell, of_difference)
-        for name, one in zip(SOURCES, several, strict=True)
-        if one.variance is not None and one.variance < 0
+        for name, component in zip(SOURCES, several, strict=True)
+        if component.variance is not None and component.variance < 0
     ]
     below = [f"estimated below zero, and shown as 0: {', '.join(negative)}."] * bool(negative)
     table = _table(study, "seeds", SPREADS, rows, ABOUT)
@@ -219,10 +226,10 @@ def _windows_of_differences(study: CalibrationDraws, samples: Samples) -> Varian
     """Return the mean variance over windows of the difference of two methods at one draw, from their samples."""
     name, variances, freedom = f"perplexity-{name_of_text(study.text)}", [], 0
     for _, _, a, b in study.pairs_of_methods():
-        one, other = (samples.of(place, name, "nll") for place in (a, b))
-        if one and other and one.units.equals(other.units):
+        first, second = (samples.of(place, name, "nll") for place in (a, b))
+        if first and second and first.units.equals(second.units):
             row = not study.records[a].measured["perplexity"][study.text]["drawn"]
-            _, stderr, freedom = ratio_stderr(other.figures - one.figures, one.units.to_pylist(), in_a_row=row)
+            _, stderr, freedom = ratio_stderr(second.figures - first.figures, first.units.to_pylist(), in_a_row=row)
             variances.append(stderr**2)
     return VarianceComponent(fmean(variances) if variances else None, freedom)
 
@@ -248,21 +255,24 @@ def _words_of_resolution(of_difference: Sequence[VarianceComponent]) -> Iterator
     if seed.deviation is None:
         return
     near = _share(NORMAL_95 * seed.deviation)
-    said = f"two methods nearer than {format_significant(100 * near)} % in perplexity are not told apart by one seed"
+    words = f"two methods nearer than {format_significant(100 * near)} % in perplexity are not told apart by one seed"
     more = ""
     if windows.deviation is not None:
         both = _share(NORMAL_95 * math.hypot(seed.deviation, windows.deviation))
         more = f"; with the draw of the windows {format_significant(100 * both)} %"
-    yield f"{said}: {NORMAL_95} sd of their difference by the calibration seed{more}."
+    yield f"{words}: {NORMAL_95} sd of their difference by the calibration seed{more}."
 
 
 def _counts(study: CalibrationDraws) -> Iterator[str]:
     """Say how many cells stand behind a table, and which ones do not."""
     known = {place for draws in study.cells.values() for place in draws.values()}
-    others = [one for place, one in study.records.items() if place not in known]
-    again = [one for one in others if math.isfinite(_perplexity(one, study.text))]
-    for why, several in (("without a figure", [one for one in others if one not in again]), ("measured again", again)):
-        cells = [one.cell for one in several]
+    rest = [record for place, record in study.records.items() if place not in known]
+    again = [record for record in rest if math.isfinite(_perplexity(record, study.text))]
+    for why, several in (
+        ("without a figure", [record for record in rest if record not in again]),
+        ("measured again", again),
+    ):
+        cells = [record.cell for record in several]
         where = [f"{label_of_cell(cell)} of {cell['protocol']['calibration']}, seed {cell['seed']}" for cell in cells]
         if where:
             yield f"{why}, and left out: {'; '.join(where)}."
@@ -279,7 +289,7 @@ def _of_methods(study: CalibrationDraws) -> Table:
         own = _windows(CalibrationDraws(study.text, study.ratio, {method: draws}, study.records, []))
         figures = [exp_of_log(value) for value in (fmean(logs), min(logs), max(logs))]
         cells = [
-            *(TableCell(format_perplexity(one, figures[0]), value=one) for one in figures),
+            *(TableCell(format_perplexity(figure, figures[0]), value=figure) for figure in figures),
             TableCell(str(len(logs)), value=len(logs)),
             *_spread(deviation),
             _spread(own.deviation)[1],
@@ -296,8 +306,8 @@ def _ties(study: CalibrationDraws) -> Iterator[str]:
         signs.setdefault(pair, []).append(study.log(a) < study.log(b))
     neighbours = [pair for pair in pairwise(study.cells) if len(set(signs.get(pair, ()))) > 1]
     if neighbours:
-        said = [f"{a} and {b} ({signs[a, b].count(True)} of {len(signs[a, b])} draws)" for a, b in neighbours]
-        yield f"neighbours whose ranks change with the draw, and how often the first is ahead: {', '.join(said)}."
+        words = [f"{a} and {b} ({signs[a, b].count(True)} of {len(signs[a, b])} draws)" for a, b in neighbours]
+        yield f"neighbours whose ranks change with the draw, and how often the first is ahead: {', '.join(words)}."
 
 
 def _table(
@@ -353,16 +363,19 @@ def tables_of_signal(data: ReportData) -> list[Table]:
 
 
 def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
-    measured = [at for at, one in enumerate(group.records) if one.status == "ok" and one.cell["method"] != "dense"]
+    measured = [
+        at for at, record in enumerate(group.records) if record.status == "ok" and record.cell["method"] != "dense"
+    ]
     figures, kept = _figures(group, measured, samples)
     if len(kept) < FEWEST or not figures:
         return
-    drawn = min(DRAWN, min(one.shape[1] for one in figures.values()) // 2)
+    drawn = min(DRAWN, min(values.shape[1] for values in figures.values()) // 2)
     of_each: dict[str, list[Figures]] = {"average": [], ANSWER_BPB: []}
-    for (_, figure), one in figures.items():
-        of_each[ANSWER_BPB if figure == ANSWER_BPB else "average"].append(one)
+    for (_, figure), values in figures.items():
+        of_each[ANSWER_BPB if figure == ANSWER_BPB else "average"].append(values)
     rows = [
-        _row(f"{task} {_word(figure)}", figure, separation_of([one], drawn)) for (task, figure), one in figures.items()
+        _row(f"{task} {_word(figure)}", figure, separation_of([values], drawn))
+        for (task, figure), values in figures.items()
     ]
     rows += [
         _row(_word(name), name, separation_of(several, drawn)) for name, several in of_each.items() if len(several) > 1
@@ -375,7 +388,7 @@ def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
         rows,
         (
             *legend.describe_columns(group.records, (), ("tasks",), seeds=False),
-            *(one.format(drawn) for one in ABOUT_SIGNAL),
+            *(sentence.format(drawn) for sentence in ABOUT_SIGNAL),
         ),
         remarks=[
             f"{len(kept)} methods: {', '.join(map(group.label, kept))}.",
@@ -396,14 +409,14 @@ def _figures(
     records = [group.records[at] for at in places]
     mains = {task: records[0].measured["tasks"][task]["main"] for task in tasks_with_accuracies(records[:1])}
     wanted = [*mains.items(), *((task, ANSWER_BPB) for task in tasks_with_answers(records[:1]))]
-    found = {one: {at: samples.of(number[at], *one) for at in places} for one in wanted}
+    samples_by_name = {name: {at: samples.of(number[at], *name) for at in places} for name in wanted}
     kept = list(places)
-    for given in found.values():
+    for given in samples_by_name.values():
         same = find_alike(given, dict.fromkeys(given))
         most = Counter(same.values()).most_common(1)
         kept = [at for at in kept if most and same.get(at) == most[0][0]]
-    known = {name: [one for at in kept if (one := given[at])] for name, given in found.items()}
-    return {name: np.array([one.figures for one in several]) for name, several in known.items() if several}, kept
+    known = {name: [sample for at in kept if (sample := given[at])] for name, given in samples_by_name.items()}
+    return {name: np.array([sample.figures for sample in several]) for name, several in known.items() if several}, kept
 
 
 def _word(figure: str) -> str:

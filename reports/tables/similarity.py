@@ -21,7 +21,7 @@ def title_of_study(study: Study) -> str:
 
 def tables_of_neighbours(study: Study) -> list[Table]:
     """Return tables of neighbours beside all pairs, and of each rule of merging the median over positions."""
-    found = [
+    tables = [
         _table(
             study,
             "Parameters",
@@ -40,13 +40,13 @@ def tables_of_neighbours(study: Study) -> list[Table]:
     if study.get("merges"):
         heads = _columns("cosine", "worst", "best", "perplexity", "best", "worst", "at most doubled")
         rows = [Row(str(of["m"]), "", None, _of_merge(study, of)) for of in study["merges"]]
-        found.append(_table(study, "Merges, median over positions", "layers", [column_of_words("rule"), *heads], rows))
-    return found
+        tables.append(_table(study, "Merges, median over positions", "layers", [column_of_words("rule"), *heads], rows))
+    return tables
 
 
 def tables_of_positions(study: Study) -> list[Table]:
     """Return cosine and perplexity with its interval at every position, a table for each number of merged layers."""
-    found = []
+    tables = []
     for m in dict.fromkeys(of["m"] for of in study.get("merges", [])):
         curves = [of for of in study["merges"] if of["m"] == m]
         heads = _columns(*(f"{of['rule']}: {what}" for of in curves for what in ("cosine", "perplexity")))
@@ -54,8 +54,8 @@ def tables_of_positions(study: Study) -> list[Table]:
             Row(f"{p}-{p + m - 1}", "", None, tuple(cell for of in curves for cell in _at(of["positions"][p])))
             for p in range(len(curves[0]["positions"]))
         ]
-        found.append(_table(study, f"{m} layers become one", "layers", heads, rows))
-    return found
+        tables.append(_table(study, f"{m} layers become one", "layers", heads, rows))
+    return tables
 
 
 def _table(study: Study, title: str, head: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
@@ -71,7 +71,7 @@ def _columns(*names: str) -> list[Column]:
 def notes_of_study(study: Study) -> list[str]:
     """Return how the figures were made."""
     p, tokens = study["protocol"], study["tokens"]
-    found = [
+    notes = [
         "neighbours: layers i and i + 1. L2 / norm: the distance over the geometric mean of the two norms, which is "
         "1.41 for orthogonal matrices of one length.",
         f"states: residual stream in front of each layer and behind the last; {p['sequences']} "
@@ -79,10 +79,10 @@ def notes_of_study(study: Study) -> list[str]:
         "over tokens too.",
     ]
     if not study.get("merges"):
-        return found
+        return notes
     dense = _perplexity(study["dense"]).text + ", one window: no interval" * (study["dense"]["nll_low"] is None)
     return [
-        *found,
+        *notes,
         f"merges: perplexity of {p['windows']} windows of {p['window']} tokens of {p['held_out']}, "
         f"{tokens['scored']:,} tokens scored, and cosine of the last normed state to the dense model's on them; "
         f"the dense model has perplexity {dense} (95 %).",
@@ -113,8 +113,8 @@ def _of_state(of: dict[str, Any]) -> tuple[TableCell, ...]:
 def _of_merge(study: Study, of: dict[str, Any]) -> tuple[TableCell, ...]:
     cosines = [at["cosine"] for at in of["positions"] if at["cosine"] is not None]
     nlls = [at["nll"] for at in of["positions"] if at["nll"] is not None]
-    cells = [_cosine(one(cosines) if cosines else None) for one in (median, min, max)]
-    cells += [_perplexity({"nll": one(nlls) if nlls else None}) for one in (median, min, max)]
+    cells = [_cosine(pick(cosines) if cosines else None) for pick in (median, min, max)]
+    cells += [_perplexity({"nll": pick(nlls) if nlls else None}) for pick in (median, min, max)]
     doubled = sum(nll <= study["dense"]["nll"] + math.log(2) for nll in nlls)
     return (cell_of_text(of["rule"]), *cells, TableCell(f"{doubled} of {len(of['positions'])}", value=doubled))
 

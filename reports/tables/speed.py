@@ -64,7 +64,7 @@ def table_of_latencies(table: dict[str, Any]) -> Table:
 
 def _how_well_known(about: dict[str, Any]) -> Iterator[str]:
     """Yield how wide the intervals of the copies are, and what is in doubt about the table."""
-    widest = max(abs(one[end] / one["times_dense"] - 1) for one in about["copies"] for end in ("low", "high"))
+    widest = max(abs(copy[end] / copy["times_dense"] - 1) for copy in about["copies"] for end in ("low", "high"))
     yield (
         f"What a step of a copy takes, as a share of the model's, has a 95 % interval, which of {len(about['copies'])} "
         f"copies reaches {METRICS['ratio'].show(widest)} of it to a side at most."
@@ -134,27 +134,27 @@ def tables_of_served(records: Sequence[ServedRecord]) -> list[Table]:
 
 def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     """Yield the tables of models that were served alike, the dense one's types first."""
-    first, base = records[0], next((one for one in records if one.is_base), None)
-    name, asked = first.model["name"], first.protocol
-    own = asked["engine"] == LLAMA_CPP
-    conditions = (_engine(first), *_machine(first, f"{asked['threads']} threads" if own else ""))
-    points = [_served_points(one) for one in records]
+    first, base = records[0], next((record for record in records if record.is_base), None)
+    name, protocol = first.model["name"], first.protocol
+    own = protocol["engine"] == LLAMA_CPP
+    conditions = (_engine(first), *_machine(first, f"{protocol['threads']} threads" if own else ""))
+    points = [_served_points(record) for record in records]
     shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
     columns = [
-        Column(c.name, c.label.format(shorten_name(asked["text"])), better=c.better, brief=c.brief) for c in FIGURES
+        Column(c.name, c.label.format(shorten_name(protocol["text"])), better=c.better, brief=c.brief) for c in FIGURES
     ]
     names = dict(zip(map(id, records), _names(records), strict=True))
-    rows = [_served_row(one, names[id(one)], _figures(one, base, shown)) for one in records]
+    rows = [_served_row(record, names[id(record)], _figures(record, base, shown)) for record in records]
     sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in shown.items() if key]
-    protocol = (
-        f"{asked['windows']} windows of {asked['window']} tokens of {shorten_name(asked['text'])}; "
+    footnote = (
+        f"{protocol['windows']} windows of {protocol['window']} tokens of {shorten_name(protocol['text'])}; "
         f"{'; '.join(sizes)}; up to "
-        f"{asked['rounds']} rounds, {asked['steps']} tokens a pass."
+        f"{protocol['rounds']} rounds, {protocol['steps']} tokens a pass."
     )
     turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
     about = (ABOUT_SPEED.format(base=first.base, turns=turns, predicted=predicted), DOUBTFUL)
-    notes = tuple(sentence for one in records for sentence in _notes(one, names[id(one)]))
-    title = f"served by {asked['engine']}, beside dense@{first.base}"
+    notes = tuple(sentence for record in records for sentence in _notes(record, names[id(record)]))
+    title = f"served by {protocol['engine']}, beside dense@{first.base}"
     yield Table(
         "served",
         "served",
@@ -164,13 +164,13 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         tuple(columns),
         tuple(rows),
         notes,
-        (protocol, ABOUT_QUALITY, sizes_of, *about),
+        (footnote, ABOUT_QUALITY, sizes_of, *about),
     )
     if max((len({_key(p) for p in ps if p["kind"] == kind}) for ps in points for kind in KINDS), default=0) > 1:
         lines = [
-            _served_row(one, names[id(one)], _cells_of_served_point(one, point))
-            for one in records
-            for point in _served_points(one)
+            _served_row(record, names[id(record)], _cells_of_served_point(record, point))
+            for record in records
+            for point in _served_points(record)
         ]
         yield Table(
             "served-points", "served", name, f"{title}: all that was timed", conditions, POINTS, tuple(lines), (), about
@@ -178,16 +178,16 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
 
 
 def _engine(record: ServedRecord) -> str:
-    found = record.measured.get("engine", {})
-    commit = f" ({found['commit']})" if found.get("commit") else ""
+    engine = record.measured.get("engine", {})
+    commit = f" ({engine['commit']})" if engine.get("commit") else ""
     return f"{record.protocol['engine']} {record.protocol['version']}{commit}"
 
 
 def _machine(record: ServedRecord, threads: str) -> tuple[str, ...]:
     """Return what computed, and of which dtype the cells are, as far as a record says."""
-    found, dtype = record.environment, record.model.get("dtype")
-    gpus = found.get("gpus", 1)
-    processor = f"{gpus} x {found['gpu']}" if gpus > 1 else found.get("gpu", found.get("cpu", ""))
+    environment, dtype = record.environment, record.model.get("dtype")
+    gpus = environment.get("gpus", 1)
+    processor = f"{gpus} x {environment['gpu']}" if gpus > 1 else environment.get("gpu", environment.get("cpu", ""))
     return tuple(filter(None, (processor, threads, f"cells in {dtype}" if dtype else "")))
 
 
@@ -202,23 +202,23 @@ def _key(point: dict[str, Any]) -> tuple[str, int, int]:
 
 def _names(records: Sequence[ServedRecord]) -> list[str]:
     """Name models with their types, and with ratios and seeds where there are several: 'flap at 0.2, seed 1@q8_0'."""
-    asked = [words_of_ratio(one.model["requested_ratio"], one.model["ratio_of"]) for one in records]
-    several, seeds = len({at for at in asked if at}) > 1, suffixes_of_seeds(records)
+    ratios = [words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"]) for record in records]
+    several, seeds = len({at for at in ratios if at}) > 1, suffixes_of_seeds(records)
     return [
-        f"{one.model['label']}{f' at {at}' if several and at else ''}{seeds[id(one)]}@{one.type}"
-        for one, at in zip(records, asked, strict=True)
+        f"{record.model['label']}{f' at {at}' if several and at else ''}{seeds[id(record)]}@{record.type}"
+        for record, at in zip(records, ratios, strict=True)
     ]
 
 
 def suffixes_of_seeds(records: Sequence[ServedRecord]) -> dict[int, str]:
     """Return ', seed 1' for each record, by its id, whose method and ratio are there with other seeds too; else ''."""
-    found: dict[tuple[Any, ...], set[int]] = {}
-    names = [tuple(one.model[name] for name in ("label", "requested_ratio", "ratio_of")) for one in records]
-    for one, name in zip(records, names, strict=True):
-        found.setdefault(name, set()).update({one.model["seed"]} if "seed" in one.model else ())
+    seeds_by_name: dict[tuple[Any, ...], set[int]] = {}
+    names = [tuple(record.model[name] for name in ("label", "requested_ratio", "ratio_of")) for record in records]
+    for record, name in zip(records, names, strict=True):
+        seeds_by_name.setdefault(name, set()).update({record.model["seed"]} if "seed" in record.model else ())
     return {
-        id(one): f", seed {one.model['seed']}" if len(found[name]) > 1 and "seed" in one.model else ""
-        for one, name in zip(records, names, strict=True)
+        id(record): f", seed {record.model['seed']}" if len(seeds_by_name[name]) > 1 and "seed" in record.model else ""
+        for record, name in zip(records, names, strict=True)
     }
 
 
@@ -236,11 +236,11 @@ def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, A
         _perplexity(measured.get("perplexity")),
         _times(measured.get("perplexity"), base.measured.get("perplexity") if base else None),
     ]
-    found = {_key(point): point for point in _served_points(record)}
+    point_by_key = {_key(point): point for point in _served_points(record)}
     for kind in KINDS:
-        point = found.get(shown[kind])
+        point = point_by_key.get(shown[kind])
         cells += [_rate(point), _speedup(point)]
-    cells.append(_cell_of_prediction(found.get(shown["decode"]), "speedup_by_bytes"))
+    cells.append(_cell_of_prediction(point_by_key.get(shown["decode"]), "speedup_by_bytes"))
     return [*cells, _size(max((taken for _, taken in _memory(record)), default=None))]
 
 
@@ -273,8 +273,8 @@ def first_rate_of(record: ServedRecord) -> float | None:
 
 
 def _rate(point: dict[str, Any] | None) -> TableCell:
-    found = rate_of(point) if point else None
-    return TableCell() if found is None else TableCell(format_significant(found), value=found)
+    rate = rate_of(point) if point else None
+    return TableCell() if rate is None else TableCell(format_significant(rate), value=rate)
 
 
 def _speedup(point: dict[str, Any] | None) -> TableCell:
@@ -318,9 +318,11 @@ def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> Table
     if not quality or not base or quality["sha256"] != base["sha256"]:
         return TableCell()
     tokens = [quality["window"] - 1] * len(quality["nll"])
-    one = paired_perplexity(base["nll"], quality["nll"], tokens, in_a_row=not quality["drawn"])
-    words = METRICS["decode_speed"].show_interval(one.estimate, one.low, one.high).replace("x", "")
-    return TableCell(words, format_perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
+    contrast = paired_perplexity(base["nll"], quality["nll"], tokens, in_a_row=not quality["drawn"])
+    words = METRICS["decode_speed"].show_interval(contrast.estimate, contrast.low, contrast.high).replace("x", "")
+    return TableCell(
+        words, format_perplexity(contrast.estimate, contrast.estimate), contrast.estimate, contrast.low, contrast.high
+    )
 
 
 def _notes(record: ServedRecord, name: str) -> Iterator[str]:
@@ -378,50 +380,50 @@ ABOUT_SIZES = (
 
 def tables_of_speed(data: ReportData) -> list[Table]:
     """Return for each setup what was timed, where there is any, and the sizes."""
-    found = []
+    tables = []
     for groups in data.setups:
         measures = [sorting_quantity(group, "decode_speed", "prefill_speed") for group in groups]
-        fastest = [sort_rows(*one) for one in zip(groups, measures, strict=True)]
+        fastest = [sort_rows(*pair) for pair in zip(groups, measures, strict=True)]
         peers = records_of(fastest)
-        how = [order.sorting_note(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
+        how = [order.sorting_note(*pair, where="rows of a ratio") for pair in zip(groups, measures, strict=True)]
         sorting = dict.fromkeys(chain(*how))
         names = {
-            id(one): name_with_ratio(one, peers) + which
-            for one, which in zip(peers, suffixes_of_draws(peers), strict=True)
+            id(record): name_with_ratio(record, peers) + which
+            for record, which in zip(peers, suffixes_of_draws(peers), strict=True)
         }
-        reached = any("pruned_matrix_rate" in point for one in peers for point in _timed_points(one))
+        reached = any("pruned_matrix_rate" in point for record in peers for point in _timed_points(record))
         timed = [
             row_of(
-                one,
-                names[id(one)],
-                [ratio_cell(one), *_cells_of_point(point), *(_cells_of_reached(point) if reached else ())],
+                record,
+                names[id(record)],
+                [ratio_cell(record), *_cells_of_point(point), *(_cells_of_reached(point) if reached else ())],
             )
-            for one in peers
-            for point in _timed_points(one)
+            for record in peers
+            for point in _timed_points(record)
         ]
         sizes = [
-            row_of(one, names[id(one)], [ratio_cell(one), *_sizes(one)])
-            for one in peers
-            if "weight_bytes" in one.measured
+            row_of(record, names[id(record)], [ratio_cell(record), *_sizes(record)])
+            for record in peers
+            if "weight_bytes" in record.measured
         ]
         about = (
-            *dict.fromkeys(sentence for one in peers for sentence in legend.describe_speed(one)),
+            *dict.fromkeys(sentence for record in peers for sentence in legend.describe_speed(record)),
             *ABOUT_TIMES,
             *(ABOUT_REACHED if reached else ()),
-            *(sentence for one in peers for sentence in _reached_at_most(one, peers, names[id(one)])),
+            *(sentence for record in peers for sentence in _reached_at_most(record, peers, names[id(record)])),
             *sorting,
         )
-        doubts = tuple(sentence for one in peers for sentence in _exceptions(one, names[id(one)]))
+        doubts = tuple(sentence for record in peers for sentence in _exceptions(record, names[id(record)]))
         where = (*legend.conditions_of(peers), *groups[0].apart)
         for name, title, columns, rows, footnotes in (
             ("speed", "speed", (*TIMED, *(REACHED if reached else ())), timed, about),
             ("speed-sizes", "sizes", SIZES, sizes, (*ABOUT_SIZES, *sorting)),
         ):
             if rows:
-                said = doubts if rows is timed or not timed else ()
+                notes = doubts if rows is timed or not timed else ()
                 model = name_of_model(peers[0])
-                found.append(Table(name, "speed", model, title, where, columns, tuple(rows), said, footnotes))
-    return found
+                tables.append(Table(name, "speed", model, title, where, columns, tuple(rows), notes, footnotes))
+    return tables
 
 
 def _exceptions(record: Record, name: str) -> Iterator[str]:
@@ -502,7 +504,7 @@ def _sizes(record: Record) -> list[TableCell]:
 
 def _widths(speed: dict[str, Any]) -> TableCell:
     """Return '64', or '64; qkv 8' where a role's widths divide by less than most others'."""
-    tiles = {role: found["multiple_of"] for role, found in speed.get("widths", {}).items()}
+    tiles = {role: width["multiple_of"] for role, width in speed.get("widths", {}).items()}
     if not tiles:
         return cell_of_text(None)
     usual = max(tiles.values(), key=list(tiles.values()).count)

@@ -132,7 +132,7 @@ class Table:
     def groups(self) -> list[Table]:
         """Split the table by the groups of its columns, in their order."""
         groups = dict.fromkeys(column.group for column in self.columns)
-        return [self.only([at for at, one in enumerate(self.columns) if one.group == group]) for group in groups]
+        return [self.only([at for at, column in enumerate(self.columns) if column.group == group]) for group in groups]
 
     def marks(self) -> set[str]:
         """Return the marks that any cell has."""
@@ -157,9 +157,9 @@ def footnotes_of(tables: Iterable[Table]) -> list[str]:
 
 def column_of(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:
     """Make the column of a figure of the frame, headed as bench.records.quantities says."""
-    found = metric_of(name)
-    unit = found.unit if found.unit and not found.unit_in_cell else ""
-    return Column(name, found.label, unit, found.better, group, brief, detail)
+    metric = metric_of(name)
+    unit = metric.unit if metric.unit and not metric.unit_in_cell else ""
+    return Column(name, metric.label, unit, metric.better, group, brief, detail)
 
 
 def cell_of(row: Mapping[str, Any], name: str) -> TableCell:
@@ -168,7 +168,7 @@ def cell_of(row: Mapping[str, Any], name: str) -> TableCell:
     if value is None:
         return TableCell()
     low, high, stderr = (
-        None if (found := row.get(f"{name}{end}")) is None else float(found) for end in ("_low", "_high", "_stderr")
+        None if (figure := row.get(f"{name}{end}")) is None else float(figure) for end in ("_low", "_high", "_stderr")
     )
     return TableCell(format_value(row, name), format_value(row, name, spread=False), value, low, high, stderr)
 
@@ -209,7 +209,7 @@ def mark_best(
             figures[place] = value
     order = sorted(set(figures.values()), reverse=better == "higher")
     best, following = ([place for place in figures if figures[place] in order[at : at + 1]] for at in (0, 1))
-    if not following or not all(is_better(one, another) for one in best for another in following):
+    if not following or not all(is_better(first, second) for first in best for second in following):
         return list(rows)
     return [
         replace(row, cells=(*row.cells[:number], row.cells[number].with_mark("best"), *row.cells[number + 1 :]))

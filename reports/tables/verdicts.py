@@ -49,7 +49,7 @@ def tables_of_comparison(judged: Sequence[JudgedRow]) -> list[Table]:
     footnotes = _footnotes(judged, P, DETECTABLE)
     return [
         _table("compare", cells, COMPARE_HEADS, list(map(_texts_of_comparison, rows)), footnotes=footnotes)
-        for cells, rows in _group_by_name(judged, lambda one: one.cells)
+        for cells, rows in _group_by_name(judged, lambda row: row.cells)
     ]
 
 
@@ -59,12 +59,22 @@ def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[
     A difference is a share for accuracies, a ratio for perplexities and speed-ups, and bits for bits per byte.
     """
     lines: list[list[object]] = []
-    for one in judged:
-        row, found = one.row, one.row.difference
-        change = [found.estimate, found.low, found.high] if found else [None] * 3
-        p = found.p if found and not math.isnan(found.p) else None
-        line = [one.cells, row.kind, row.metric, row.before, row.after, *change, p, one.p, one.verdict]
-        lines.append([*line, row.lost, row.gained, row.count or None, _detectable(one)])
+    for judged_row in judged:
+        row, difference = judged_row.row, judged_row.row.difference
+        change = [difference.estimate, difference.low, difference.high] if difference else [None] * 3
+        p = difference.p if difference and not math.isnan(difference.p) else None
+        line = [
+            judged_row.cells,
+            row.kind,
+            row.metric,
+            row.before,
+            row.after,
+            *change,
+            p,
+            judged_row.p,
+            judged_row.verdict,
+        ]
+        lines.append([*line, row.lost, row.gained, row.count or None, _detectable(judged_row)])
     return CSV_COLUMNS, lines
 
 
@@ -73,15 +83,15 @@ def tables_of_gate(verdicts: Sequence[Verdict], *, strict: bool = False) -> list
     footnotes = (summarise_verdicts(verdicts, strict=strict), *_footnotes(verdicts, MARGIN, FINDABLE))
     return [
         _table("gate", cell, GATE_HEADS, list(map(_texts_of_gate, rows)), notes=_reasons(rows), footnotes=footnotes)
-        for cell, rows in _group_by_name(_merge_sizes(verdicts), lambda one: one.cell)
+        for cell, rows in _group_by_name(_merge_sizes(verdicts), lambda verdict: verdict.cell)
     ]
 
 
 def table_of_notable(verdicts: Sequence[Verdict]) -> Table:
     """Return what counts and is neither as good as the baseline nor new in one table, with the reasons as notes."""
-    found = [v for v in verdicts if v.gates and v.word not in ("not worse", "new")]
-    reasons = [f"{v.cell}, {v.metric}: {v.reason}" for v in found if v.reason]
-    return _table("gate", "", ("cell", *GATE_HEADS), [[v.cell, *_texts_of_gate(v)] for v in found], notes=reasons)
+    notable = [v for v in verdicts if v.gates and v.word not in ("not worse", "new")]
+    reasons = [f"{v.cell}, {v.metric}: {v.reason}" for v in notable if v.reason]
+    return _table("gate", "", ("cell", *GATE_HEADS), [[v.cell, *_texts_of_gate(v)] for v in notable], notes=reasons)
 
 
 def sentence_of(v: Verdict) -> str:
@@ -93,12 +103,12 @@ def sentence_of(v: Verdict) -> str:
 
 def _group_by_name(items: Iterable[Item], name: Callable[[Item], str]) -> list[tuple[str, list[Item]]]:
     """Return neighbouring items of one name together."""
-    return [(found, list(group)) for found, group in groupby(items, name)]
+    return [(key, list(group)) for key, group in groupby(items, name)]
 
 
 def _footnotes(rows: Sequence[JudgedRow] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
     """Return what the columns mean, as far as there are rows for it."""
-    kinds = {one.row.kind for one in rows if one.row is not None}
+    kinds = {judged.row.kind for judged in rows if judged.row is not None}
     return (PAIRED, *[BITS_NOTE] * ("bits" in kinds), *[TIMED] * ("speed" in kinds), *more)
 
 
@@ -184,9 +194,9 @@ def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
     sides = [MISSING if figure is None else _figure(row, figure) for figure in (row.before, row.after)]
     if row.difference is None:
         return [*sides, MISSING, MISSING]
-    found = row.difference
-    low, high = _change(row, found.low), _change(row, found.high)
-    return [*sides, _change(row, found.estimate) + _unit(row), f"[{low}, {high}]"]
+    difference = row.difference
+    low, high = _change(row, difference.low), _change(row, difference.high)
+    return [*sides, _change(row, difference.estimate) + _unit(row), f"[{low}, {high}]"]
 
 
 def _figure(row: ComparedRow, figure: float) -> str:

@@ -34,7 +34,6 @@ from reports import legend
 from reports.groups import TableGroup
 from reports.tables import cost, models, pivots, seeds, speed
 from reports.tables import rows as order
-from reports.tables import speed as served_models
 from reports.tables.pivots import SUMMARY
 from reports.tables.rows import COST, ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Column, Table, column_of
@@ -74,12 +73,12 @@ def build_views(
         known = dict.fromkeys([*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))])
         if reference not in known:
             raise UserError(f"no method {reference!r} to refer to; there are {', '.join(known)}")
-    found = {}
+    tables_by_view = {}
     for name in names:
         if name not in VIEWS:
             raise UserError(f"no view {name!r}; there are {', '.join(VIEWS)}")
-        found[name] = _number_names(VIEWS[name](data))
-    return found
+        tables_by_view[name] = _number_names(VIEWS[name](data))
+    return tables_by_view
 
 
 def build_view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list[Table]:
@@ -118,8 +117,8 @@ def ratio_columns(group: TableGroup) -> list[str]:
     both = [(row.get("ratio") or 0.0, row.get("ratio_without_embeddings") or 0.0) for row in group.rows]
     inner_asked = group.ratio_of in ("decoder", "layers")
     apart = inner_asked or any(inner > all_ * 4 / 3 > 0 for all_, inner in both)
-    found = dict.fromkeys([column_of_amount(group.ratio_of), "ratio", *["ratio_without_embeddings"] * apart])
-    return list(found)
+    names = dict.fromkeys([column_of_amount(group.ratio_of), "ratio", *["ratio_without_embeddings"] * apart])
+    return list(names)
 
 
 def size_columns(group: TableGroup) -> list[str]:
@@ -149,15 +148,19 @@ def _by_group(
     stages = tuple(STAGES) if "speed" in about else ()
     tables = []
     for group in data.groups:
-        asked = columns(group)
-        present = [one for one in asked if any(row.get(one.name) is not None for row in group.rows)] or asked[:1]
+        offered = columns(group)
+        present = [
+            column for column in offered if any(row.get(column.name) is not None for row in group.rows)
+        ] or offered[:1]
         by = sorting_quantity(group, *preferred)
-        one = sort_rows(group, by)
-        rows, tests = compare_rows(one, present, data)
-        said = [*legend.describe_exceptions(one.records_with_notes(), stages, one.beside), *tests]
-        footnotes = legend.describe_columns(list(chain(*one.drawn)), list(chain(*one.each)), about)
+        sorted_group = sort_rows(group, by)
+        rows, tests = compare_rows(sorted_group, present, data)
+        remarks = [*legend.describe_exceptions(sorted_group.records_with_notes(), stages, sorted_group.beside), *tests]
+        footnotes = legend.describe_columns(list(chain(*sorted_group.drawn)), list(chain(*sorted_group.each)), about)
         tables.append(
-            table_of_group(name, one, present, rows, [*footnotes, *order.sorting_note(one, by)], remarks=said)
+            table_of_group(
+                name, sorted_group, present, rows, [*footnotes, *order.sorting_note(sorted_group, by)], remarks=remarks
+            )
         )
     return tables
 
@@ -165,8 +168,8 @@ def _by_group(
 VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
-    "by-ratio": pivots.by_ratio,
-    "grid": pivots.compensation_grids,
+    "by-ratio": pivots.tables_by_ratio,
+    "grid": pivots.grids_of_compensations,
     "speed": speed.tables_of_speed,
     "cost": cost.tables_of_cost,
     "decisions": cost.tables_of_decisions,
@@ -174,5 +177,5 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "seeds": seeds.tables_of_seeds,
     "models": models.tables_of_models,
     "signal": seeds.tables_of_signal,
-    "served": lambda data: served_models.tables_of_served(data.served),
+    "served": lambda data: speed.tables_of_served(data.served),
 }

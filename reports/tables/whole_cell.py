@@ -31,8 +31,8 @@ class Fact:
 
 def title_of_cell(record: Record) -> str:
     """Return a cell's title, as in 'laco at ratio 0.3 of SmolLM2-135M-Instruct'; the seed only where it is not 0."""
-    asked = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
-    ratio = f" at {asked}" if asked else ""
+    amount = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
+    ratio = f" at {amount}" if amount else ""
     seed = f", seed {record.cell['seed']}" if record.cell["seed"] else ""
     return f"{label_of_cell(record.cell)}{ratio} of {name_of_model(record)}{seed}"
 
@@ -55,11 +55,11 @@ def _fact(name: str, value: Any) -> Fact:
     if isinstance(value, dict):
         if set(value) == {"value", "stderr"}:
             return Fact(name, f"{_scalar(value['value'])}, stderr {_scalar(value['stderr'])}")
-        return Fact(name, "" if value else "none", tuple(_fact(str(key), one) for key, one in value.items()))
+        return Fact(name, "" if value else "none", tuple(_fact(str(key), entry) for key, entry in value.items()))
     if isinstance(value, (list, tuple)):
         if value and all(isinstance(row, dict) and _is_flat(row) for row in value):
             return Fact(name, table=_table(name, value))
-        if any(isinstance(one, NESTED) for one in value):
+        if any(isinstance(entry, NESTED) for entry in value):
             return Fact(name, inside=tuple(_facts_by_number(value)))
         return Fact(name, _words_of_list(value))
     return Fact(name, _scalar(value) + _in_bytes(name, value))
@@ -116,7 +116,7 @@ def _words_of_list(values: Sequence[Any]) -> str:
 def _ranges(parts: Sequence[Any]) -> Iterator[str]:
     """Yield the parts as text; RUN or more whole numbers, each one more than the last, become 'first-last'."""
     follows = [type(a) is int and type(b) is int and b == a + 1 for a, b in pairwise(parts)]
-    ends = [*(at for at, one in enumerate(follows, start=1) if not one), len(parts)]
+    ends = [*(at for at, is_next in enumerate(follows, start=1) if not is_next), len(parts)]
     for start, end in pairwise([0, *ends]):
         if end - start >= RUN:
             yield f"{parts[start]}-{parts[end - 1]}"

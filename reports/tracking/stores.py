@@ -154,11 +154,11 @@ def open_trackio(project: str) -> TrackioStore:
 @contextmanager
 def _raise_errors() -> Iterator[None]:
     """Raise the first error that trackio only warns of. Raises RuntimeError."""
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    if said := [str(one.message) for one in found if one.category is UserWarning]:
-        raise RuntimeError(said[0])
+    if messages := [str(warning.message) for warning in caught if warning.category is UserWarning]:
+        raise RuntimeError(messages[0])
 
 
 @contextmanager
@@ -220,8 +220,8 @@ class WandbRuns:
 
     def _is_written(self, entry: TrackerEntry) -> bool:
         made = datetime.fromisoformat(entry.date).timestamp() if entry.date else 0
-        found = self._folder.glob(f"offline-run-*/run-{entry.key}.wandb")
-        return any(file.stat().st_mtime >= made for file in found)
+        files = self._folder.glob(f"offline-run-*/run-{entry.key}.wandb")
+        return any(file.stat().st_mtime >= made for file in files)
 
 
 def open_wandb(project: str) -> WandbRuns:
@@ -229,8 +229,8 @@ def open_wandb(project: str) -> WandbRuns:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    found = wandb.setup(_settings()).settings
-    mode = found.mode
+    settings = wandb.setup(_settings()).settings
+    mode = settings.mode
     if mode not in ("offline", "online"):
         raise UserError(f"--track wandb takes WANDB_MODE online or offline; got {mode}")
     try:
@@ -238,7 +238,7 @@ def open_wandb(project: str) -> WandbRuns:
             raise wandb.errors.UsageError("there is no key")
     except wandb.errors.UsageError:
         raise UserError("--track wandb has no key: `wandb login`, or set WANDB_MODE=offline") from None
-    return WandbRuns(found.project or project, mode, Path(found.wandb_dir))
+    return WandbRuns(settings.project or project, mode, Path(settings.wandb_dir))
 
 
 def _settings() -> Any:

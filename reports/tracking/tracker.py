@@ -98,8 +98,8 @@ class RunTracking:
         if record.cell["method"] == "dense" and record.status == "ok":
             self._dense[key] = record
         self._waiting[key] = record
-        for each, one in list(self._waiting.items()):
-            if self._dense_of(one):
+        for each, waiting in list(self._waiting.items()):
+            if self._dense_of(waiting):
                 self._send(each, self._waiting.pop(each))
 
     def finish(self) -> None:
@@ -123,9 +123,9 @@ class RunTracking:
 
     def _dense_of(self, record: Record) -> Record | None:
         """Return the dense cell of the record's own setup, as in a report; None where it has not come yet."""
-        *found, own = setups_of_records([*self._dense.values(), record])
+        *setups, own = setups_of_records([*self._dense.values(), record])
         return find_dense_peer(
-            record, [one for one, setup in zip(self._dense.values(), found, strict=True) if setup == own]
+            record, [dense for dense, setup in zip(self._dense.values(), setups, strict=True) if setup == own]
         )
 
     @contextmanager
@@ -139,7 +139,7 @@ class RunTracking:
             self._warn(f"{self._name}: {first_line_of(error)}; {rest}")
 
     def _page(self, key: str, record: Record, dense: Record | None) -> str:
-        beside = {each: one for each, one in self._dense.items() if one is dense} | {key: record}
+        beside = {each: peer for each, peer in self._dense.items() if peer is dense} | {key: record}
         folders = [run_folder.folder_of_samples(self._folder, each) for each in beside]
         return page.render_page(list(beside.values()), samples=Samples(folders, list(beside.values())))
 
@@ -188,8 +188,8 @@ def entry_of(key: str, record: Record, dense: Record | None, group: str) -> Trac
     """Return what a tracker shows of the record; `dense` is the record beside which its figures stand, if any."""
     row = rows_of_records([record] if dense in (None, record) else [record, dense])[0]
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-    asked = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}
-    parameters = {name: value for name, value in row.items() if name not in numbers or name in asked}
+    requested = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}
+    parameters = {name: value for name, value in row.items() if name not in numbers or name in requested}
     parameters |= flatten({name: record.cell[name] for name in SETTINGS if record.cell.get(name)})
     parameters |= flatten({"environment": record.environment})
     healing = record.measured.get("healing", {})
@@ -201,7 +201,7 @@ def entry_of(key: str, record: Record, dense: Record | None, group: str) -> Trac
         failed=record.status in FAILED,
         parameters={"cell": key, "run_folder": group}
         | {name: value for name, value in parameters.items() if value not in (None, {})},
-        metrics={name: value for name, value in numbers.items() if name not in asked},
+        metrics={name: value for name, value in numbers.items() if name not in requested},
         curve=[
             (point["step"], {name: point[own] for own, name in CURVE.items() if own in point})
             for point in healing.get("curve", ())

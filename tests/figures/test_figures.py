@@ -229,7 +229,7 @@ def test_a_compensation_keeps_the_colour_of_its_method():
     assert style.style_of("shortgpt+ghost").colour == style.style_of("shortgpt").colour
     assert style.style_of("shortgpt+ghost").hollow
     assert style.style_of("shortgpt+ghost") != style.style_of("shortgpt+scale")
-    assert style.style_of("laco-ls", "laco-ls") == style.declared_looks()["laco-ls"]
+    assert style.style_of("laco-ls", "laco-ls") == style.looks_by_name()["laco-ls"]
 
 
 def test_the_files_of_a_figure_are_one_drawing(tmp_path):
@@ -511,7 +511,7 @@ def test_draws_are_points_and_have_no_bar():
 )
 def test_no_two_looks_are_equal(cards):
     """Neither as lines nor as points; the rows of compensations stand in figures of their own."""
-    looks = [style.declared_looks()[card.name] for card in cards if card.look]
+    looks = [style.looks_by_name()[card.name] for card in cards if card.look]
     assert len(looks) > 5
     for values in ([(look.colour, str(look.line)) for look in looks], [(look.colour, look.marker) for look in looks]):
         assert len(set(values)) == len(values)
@@ -532,7 +532,7 @@ def luminance(colour: str) -> float:
 
 
 def test_every_colour_is_seen_on_white():
-    for one in {look.colour for look in style.declared_looks().values()}:
+    for one in {look.colour for look in style.looks_by_name().values()}:
         assert 1.05 / (luminance(one) + 0.05) > 2.2, one
 
 

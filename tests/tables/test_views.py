@@ -62,7 +62,7 @@ from reports.page.page import render_page
 from reports.removed import remaining_of, to_ranges
 from reports.report import to_csv
 from reports.report import to_markdown as report_markdown
-from reports.tables.pivots import gains
+from reports.tables.pivots import gains_of_compensations
 from reports.tables.table import Column, Row, Table, TableCell, legend_of, mark_best
 from reports.tables.views import VIEWS, build_view, build_views
 from reports.text import names_of_files, width_of
@@ -219,7 +219,7 @@ def test_what_a_compensation_changes_is_of_one_version():
         for versions, times in zip(TORCHES, (1, 2), strict=True)
         for record, ppl in ((DENSE, 20.0), (alone, 300.0), (both, 200.0))
     ]
-    found = gains("perplexity_wiki", group_records(records)[0][0], Samples())
+    found = gains_of_compensations("perplexity_wiki", group_records(records)[0][0], Samples())
     assert [(gain.where.row, gain.estimate) for gain in found] == [
         (f"shortgpt (torch {versions['torch']})", pytest.approx(2 / 3)) for versions in TORCHES
     ]
@@ -596,7 +596,9 @@ def test_a_healed_or_chained_cell_has_a_row_of_its_own_in_the_grid():
     assert list(found) == ["dense", "sleb", "sleb, healed", "laco at 0.1, then sleb"]
     assert [cell.value is not None for cell in found["laco at 0.1, then sleb"].values()] == [False, True]
     (block,) = group_records([DENSE, alone, healed[1], ghost, chained])[0]
-    assert [(gain.where.row, gain.place, gain.alone) for gain in gains("average", block, Samples())] == [("sleb", 3, 1)]
+    assert [
+        (gain.where.row, gain.place, gain.alone) for gain in gains_of_compensations("average", block, Samples())
+    ] == [("sleb", 3, 1)]
 
 
 @pytest.fixture
