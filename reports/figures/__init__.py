@@ -1,1 +1,1 @@
-"""Records into figures."""
+"""Makes figures from records."""

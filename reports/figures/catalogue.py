@@ -1,7 +1,8 @@
-"""The list of all figures of a report, and their files, which are drawn while other work goes on.
+"""The list of all figures of a report, and the gallery that writes their files while other work goes on.
 
-On Linux a process is forked for each core, which has the records without reading them again. Elsewhere, and where there
-are threads, with which a process must not be forked, figures are drawn one after the other. The bytes are the same.
+On Linux the gallery forks a process for each core. Each has the records without reading them again. On other systems,
+and where threads run, figures are drawn one after the other, since a process with threads must not be forked. The bytes
+are the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from reports.figures.pareto import figures_of_served as of_served
 from reports.groups import group_records
 from reports.text import names_of_files, to_printable
 
-PATIENCE = 300.0  # seconds for the figures of a process, which takes a second for most
+PATIENCE = 300.0  # seconds for the figures of one process; most take a second
 
 
 class Gallery:
@@ -43,12 +44,12 @@ class Gallery:
             self._again(figures)
 
     def drawings(self) -> Iterator[tuple[Figure, str]]:
-        """Yield every figure with its SVG, when all are written. Raises Unwritable where the disk takes no file."""
+        """Yield every figure with its SVG, once all are written. Raises Unwritable if the disk takes no file."""
         for process, share in self._shares:
             process.join(PATIENCE)
             if process.exitcode != 0:
                 process.kill()
-                self._again(share)  # which says what is wrong, if it still is
+                self._again(share)  # raises the error that the process had, unless it has gone
         for figure in self.figures:
             yield figure, (self.folder / f"{figure.name}.svg").read_text(encoding="utf-8")
 
@@ -58,9 +59,9 @@ class Gallery:
 
 
 def _processes() -> int:
-    """Return how many processes may be forked: one for each core, one in all where there are threads.
+    """Return how many processes may be forked: one for each core, or one in all if threads run.
 
-    Threads that run Python count, also those that `threading` did not start.
+    Every thread that runs Python counts, also one that `threading` did not start.
     """
     if sys.platform != "linux" or len(sys._current_frames()) > 1:
         return 1
@@ -68,12 +69,12 @@ def _processes() -> int:
 
 
 def _save_all(figures: Sequence[Figure], folder: Path) -> None:
-    """Write the figures in a forked process, which ends so soon that garbage is not worth looking for."""
+    """Write the figures in a forked process. It ends so soon that it collects no garbage."""
     gc.disable()
     try:
         for figure in figures:
             save_figure(figure, folder)
-    except BaseException:  # an interruption, or a disk that is full: the process that asked says so
+    except BaseException:  # an interruption, or a full disk: the first process draws again and raises it
         sys.exit(1)
 
 
@@ -85,7 +86,7 @@ def figures_of_report(
     *,
     needs: Mapping[str, str] | None = None,
 ) -> list[Figure]:
-    """Return the figures for which there is data, in the order of a report.
+    """Return the figures that the records have data for, in the order of a report.
 
     samples    those of the records
     reference  the label of a method that charts show in colour

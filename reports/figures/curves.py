@@ -1,8 +1,8 @@
-"""Charts of a quality against the ratio or a cost, with a curve for each method, that are read at twenty methods too.
+"""Charts of a quality against the ratio or a cost, with a curve for each method, readable at twenty methods too.
 
-A few curves are in colour and the others grey, and a curve's name stands at its end. In colour are the `BEST` methods
-that are best at the highest ratio, LaCo, and the method that `--reference` names; all of them where they are few. One
-`Chart` is drawn by matplotlib for papers (`draw`) and as a part of the page (reports.page.charts).
+A few curves are in colour, all others are grey, and a curve's name stands at its end. In colour are the `BEST` methods
+at the highest ratio, LaCo, and the method that `--reference` names; all curves if they are few. matplotlib draws a
+`Chart` for papers (`draw_charts`), and reports.page.charts draws it for the page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 GREYED: dict[str, Any] = {"color": LIGHT, "linestyle": "solid", "linewidth": 0.8, "marker": "o", "markersize": 2.5}
-BEST = 5  # methods in colour for their figure at the highest ratio
+BEST = 5  # methods in colour for their quality at the highest ratio
 FEW = 8  # curves that are all in colour
 MOST = 26  # methods with a name in one chart
 GAP = 0.125  # inches from one name to the next
@@ -32,11 +32,11 @@ GAP = 0.125  # inches from one name to the next
 class Curve:
     """The cells of one method.
 
-    label, method  how the method is shown, and its name
+    label, method  the label that is shown, and the method's name
     points         (x, y) in the units of the axes, the lowest ratio first
-    figures        the quality at each point as it is read, such as '92.8 ± 15.6'
+    figures        the quality at each point as text, such as '92.8 ± 15.6'
     joined         whether a line goes through the points
-    emphasised     whether it is in colour
+    emphasised     whether the curve is in colour
     """
 
     label: str
@@ -51,14 +51,15 @@ class Curve:
 class Chart:
     """Curves over one axis.
 
-    x, y         the headings of the axes, which say which way is better
-    curves       those of the pruned models;  dense  the dense model as a curve of one point, None where it is unknown
-    width        the ends of the horizontal axis, and
-    height       of the vertical one; what lies above it is named at the top
-    logarithmic  whether the vertical axis is
-    front        corners of the line through the cells that no other one beats in both x and y
+    x, y         the headings of the axes; they say which way is better
+    curves       the curves of the pruned models
+    dense        the dense model as a curve of one point; None if it is unknown
+    width        the ends of the horizontal axis
+    height       the ends of the vertical axis; a curve that leaves it is named at the top
+    logarithmic  whether the vertical axis is logarithmic
+    front        corners of the line through the cells that no other cell beats in both x and y
     names_all    whether grey curves are named too
-    units        what stands behind a figure of x, and of y, where it is read out
+    units        the text behind a value of x and behind a value of y in a description
     """
 
     x: str
@@ -73,25 +74,25 @@ class Chart:
     units: tuple[str, str] = ("", "")
 
     def across(self, x: float) -> float:
-        """Return where `x` lies on the horizontal axis, 0 at the left and 1 at the right."""
+        """Return the place of `x` on the horizontal axis, 0 at the left and 1 at the right."""
         return (x - self.width[0]) / (self.width[1] - self.width[0])
 
     def up(self, y: float) -> float:
-        """Return where `y` lies on the vertical axis, 0 at the bottom and 1 at the top; above it more than 1."""
+        """Return the place of `y` on the vertical axis, 0 at the bottom, 1 at the top, and more than 1 above it."""
         low, high, at = map(math.log, (*self.height, y)) if self.logarithmic else (*self.height, y)
         return (at - low) / (high - low)
 
     def parts(self, curve: Curve) -> list[list[Point]]:
-        """Return the lines of a curve inside the chart, as places across and up; points not joined are on their own.
+        """Return the lines of a curve inside the chart, as places across and up.
 
-        A curve starts at the dense model.
+        A joined curve starts at the dense model; otherwise each point is a line of its own.
         """
         if not curve.joined:
             return [part for point in curve.points for part in self.inside((point,))]
         return self.inside(((*self.dense.points, *curve.points)) if self.dense else curve.points)
 
     def inside(self, points: Sequence[Point]) -> list[list[Point]]:
-        """Return the parts of the line through the points that are inside, which it may leave at the top."""
+        """Return the parts of the line through the points that are inside the chart; it may leave it at the top."""
         places = [(self.across(x), self.up(y)) for x, y in points]
         parts: list[list[Point]] = [[]]
         for place, after in zip(places, [*places[1:], *places[-1:]], strict=True):
@@ -104,12 +105,12 @@ class Chart:
         return [part for part in parts if part]
 
     def end(self, curve: Curve) -> Point:
-        """Return where the line from a curve to its name begins, as a place across and up."""
+        """Return the place, across and up, at which the line from a curve to its name begins."""
         parts = self.parts(curve)
         return parts[-1][-1] if parts else (self.across(curve.points[-1][0]), 1.0)
 
     def places(self, gap: float) -> dict[str, float]:
-        """Return for the label of every curve with a name how far up the name stands, at least `gap` from the next."""
+        """Return {label: how far up the name stands} for every named curve, each at least `gap` from the next."""
         named = sorted(
             (curve for curve in self.curves if self.names_all or curve.emphasised),
             key=lambda curve: (self.up(curve.points[-1][1]), curve.label),
@@ -119,13 +120,13 @@ class Chart:
 
 
 def move_apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return places between 0 and 1 that are nearest to the wanted ones, which rise, and at least `gap` apart.
+    """Return the places between 0 and 1 that are nearest to the wanted ones and at least `gap` apart.
 
-    Where there is no room for that the places are as far apart as there is room.
+    The wanted places rise. If there is no room for the gap, the places are as far apart as possible.
     """
     if len(wanted) > 1:
         gap = min(gap, 1 / (len(wanted) - 1))
-    groups: list[list[float]] = []  # of neighbours that push each other aside: where each would put the first of all
+    groups: list[list[float]] = []  # neighbours that push each other aside: the start of the group that each wants
     for number, place in enumerate(wanted):
         groups.append([place - number * gap])
         while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):
@@ -136,7 +137,7 @@ def move_apart(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def draw_charts(charts: Sequence[Chart]) -> Drawing:
-    """Draw a panel for each chart, beside each other."""
+    """Draw a panel for each chart, side by side."""
     height = max(4.2, 0.6 + GAP * max(sum(chart.names_all or c.emphasised for c in chart.curves) for chart in charts))
     wide = 7.2 if len(charts) == 1 else 4.0 * len(charts)
     drawing, panels = make_axes(wide, height, columns=len(charts))
@@ -182,7 +183,7 @@ def _panel(axis: Axes, chart: Chart, gap: float) -> None:
 
 
 def _name(axis: Axes, chart: Chart, curve: Curve, place: float, colour: str) -> None:
-    """Write a curve's name beside the chart, with a thin line to its end; above the axis with its figure."""
+    """Write a curve's name beside the chart, with a thin line to its end; its value too if it ends above the axis."""
     above = f" {curve.figures[-1]} \N{UPWARDS ARROW}" if chart.up(curve.points[-1][1]) > 1 else ""
     line = {
         "arrowstyle": "-",

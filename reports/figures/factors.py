@@ -1,8 +1,8 @@
-"""Figures of the ablation view: a quality over one factor, a line for each value of a second one.
+"""Figures of factors: of ablations, of compensations, and of the draw of the calibration.
 
-Figures of what a compensation gives: a method with it beside the method alone, in perplexity and in accuracy.
-
-A figure of what the draw of the calibration does: the perplexity of each method at every text and seed.
+An ablation is a quality over one factor, with a line for each value of a second factor. A compensation is a method with
+it beside the method alone, in perplexity and in accuracy. A draw is the perplexity of each method at one calibration
+text and seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-PANELS = 6  # the most beside each other: combinations of a third factor and those behind it
+PANELS = 6  # the most side by side, one for each combination of the third and further factors
 QUALITIES = ("perplexity_", "kl", "average")
 
 
@@ -96,7 +96,7 @@ def _draw_study(study: Study, column: str) -> Drawing:
 
 
 def _with_unit(column: str) -> str:
-    """Return what a quality is called, with the unit that its figures have."""
+    """Return the title of a quality with its unit."""
     unit = metric_of(column).unit
     return f"{title_of_quantity(column)} ({unit})" if unit else title_of_quantity(column)
 
@@ -115,7 +115,7 @@ def _lines(study: Study, column: str, values: tuple[Any, ...]) -> dict[str, dict
 
 
 def _places(study: Study) -> dict[Any, float]:
-    """Return the place of each value of the first factor on the axis: of a number its own, of words 0, 1, 2."""
+    """Return the place of each value of the first factor on the axis: a number itself, words as 0, 1, 2."""
     values = study.axis(study.factors[0])
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return {value: float(value) if numeric else float(at) for at, value in enumerate(values)}
@@ -128,7 +128,7 @@ def _ticks(axis: Axes, study: Study) -> None:
 
 
 def _words_of_study(study: Study, column: str) -> str:
-    """Say which cells are the best and the worst."""
+    """Return a sentence on the best and the worst cell."""
     points = {key: point for key, point in study.points.items() if is_finite(point.row.get(column))}
     if not points:
         return f"No cell has a {title_of_quantity(column)}."
@@ -146,12 +146,12 @@ def _words_of_study(study: Study, column: str) -> str:
     return f"{_with_unit(column)}, {len(points)} cells: {'; '.join(extremes)}.{more}"
 
 
-RatioAndGain = tuple[str, Gain]  # at which ratio or budget; empty where parameters decide
-NEAR = (0.3, 2.0)  # times the perplexity of the method alone: what is farther off is told in figures
+RatioAndGain = tuple[str, Gain]  # the ratio or budget in words; empty where the method's parameters decide
+NEAR = (0.3, 2.0)  # times the perplexity of the method alone; a value farther off is written as a number
 
 
 def figures_of_compensations(blocks: Sequence[TableGroup], samples: Samples) -> list[Figure]:
-    """Return a figure for each quality in which a method was measured alone and with a compensation at one ratio."""
+    """Return a figure for each quality that a method has at one ratio both alone and with a compensation."""
     figures = []
     for column in qualities_of(blocks):
         gains = [
@@ -173,7 +173,7 @@ def figures_of_compensations(blocks: Sequence[TableGroup], samples: Samples) -> 
 
 
 def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
-    """Draw a panel for each ratio, a row for each method, a line for each compensation; what is far is a number."""
+    """Draw a panel for each ratio, a row for each method, a line for each compensation; a far value is a number."""
     ratios = list(dict.fromkeys(ratio for ratio, _ in gains))
     lines = list(dict.fromkeys((gain.where.row, gain.where.column) for _, gain in gains))
     rows = list(dict.fromkeys(row for row, _ in lines))
@@ -213,12 +213,12 @@ def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
 
 
 def _is_far(column: str, gain: Gain) -> bool:
-    """Return whether a perplexity fell or rose so far that an axis for it would lay all others on each other."""
+    """Say whether a perplexity fell or rose so far that an axis with it would leave no room between the others."""
     return not _is_share(column) and not NEAR[0] <= gain.estimate <= NEAR[1]
 
 
 def _ends(gain: Gain) -> tuple[float, float]:
-    """Return the ends of the interval; the estimate itself, twice, where samples give none."""
+    """Return the ends of the interval; without an interval the estimate itself, twice."""
     return (gain.contrast.low, gain.contrast.high) if gain.contrast else (gain.estimate, gain.estimate)
 
 
@@ -231,7 +231,7 @@ def _beside(column: str) -> str:
 
 
 def _words_of_gains(column: str, gains: Sequence[RatioAndGain]) -> str:
-    """Say every gain."""
+    """Return sentences with every gain."""
     parts = [f"{title_of_quantity(column)} with a compensation, {_beside(column)}."]
     for ratio in dict.fromkeys(ratio for ratio, _ in gains):
         parts.append(f"At {ratio}:" if ratio else "With a ratio of their own:")
@@ -247,13 +247,13 @@ def _figure(column: str, estimate: float) -> str:
     return f"{100 * estimate:+.1f}" if _is_share(column) else f"{estimate:.3g}"
 
 
-DOTS = (BLUE, *(colour for colour in COLOURS if colour != BLUE))  # a colour for each text that was calibrated on
+DOTS = (BLUE, *(colour for colour in COLOURS if colour != BLUE))  # a colour for each calibration text
 
 
 def figures_of_calibrations(records: Sequence[Record], needs: Mapping[str, str] | None = None) -> list[Figure]:
-    """Return a figure for all that is compared at one ratio with several seeds, a panel for each text.
+    """Return a figure for each ratio that was measured with several seeds, with a panel for each evaluation text.
 
-    needs  what each method looks at, by its name; one that needs nothing has no calibration, and no dots
+    needs  what each method looks at, by its name; a method that needs nothing has no calibration, and no dots
     """
     alike: dict[tuple[int, ...], list[CalibrationDraws]] = {}
     for study in draws_of_calibrations(ReportData(records, needs=needs or {})):
@@ -275,7 +275,7 @@ def _name_of_file(study: CalibrationDraws) -> str:
 
 
 def _title(study: CalibrationDraws) -> str:
-    """Return the title of a figure, with the model and the conditions, in which others of one ratio may differ."""
+    """Return the title of a figure, with the model and the conditions that tell it from figures at the same ratio."""
     peers = list(study.records.values())
     amount = "" if study.ratio is None else f" at {study.amount}"
     protocol = peers[0].cell["protocol"]
@@ -287,7 +287,7 @@ def _title(study: CalibrationDraws) -> str:
 
 
 def _draw_calibrations(panels: Sequence[CalibrationDraws]) -> Drawing:
-    """Draw a panel for each text that was measured on, a row for each method in the order of the first, best on top."""
+    """Draw a panel for each evaluation text, with a row for each method; the first panel has the best on top."""
     rows = list(dict.fromkeys(method for study in panels for method in study.cells))
     sources = list(dict.fromkeys(text for study in panels for draws in study.cells.values() for text, _ in draws))
     drawing, charts = make_axes(2.2 + 2.6 * len(panels), 0.9 + 0.26 * len(rows), columns=len(panels), share_y=True)
@@ -315,7 +315,7 @@ def _draw_calibrations(panels: Sequence[CalibrationDraws]) -> Drawing:
 
 
 def _words_of_calibrations(panels: Sequence[CalibrationDraws]) -> str:
-    """Say the mean and the range of every method."""
+    """Return sentences with the mean and the range of every method."""
     parts = []
     for study in panels:
         words = []

@@ -1,6 +1,6 @@
-"""What a figure is: a drawing by matplotlib with a title and a description; and how its files are written.
+"""A figure, which is a drawing by matplotlib with a title and a description, and the writing of its files.
 
-Equal records give equal bytes: dates are left out, and the ids inside an SVG follow from its content.
+Equal records give equal bytes: files have no date, and the ids inside an SVG follow from its content.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PADDING = 0.1  # inches around a drawing
 class Figure:
     """One figure.
 
-    name         of its file, without the ending
+    name         the name of its file, without the ending
     title        what it shows, as in a caption
-    description  what a reader would see in it, made from the numbers, for those who cannot see it
+    description  what a reader sees in it, for those who cannot see it; made from the numbers
     draw         makes the drawing
-    charts       what the drawing shows, where the page makes charts of its own of it
+    charts       the charts that the page draws by itself in place of the drawing; empty if it shows the drawing
     """
 
     name: str
@@ -46,7 +46,7 @@ class Figure:
 
 
 def render_figure(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
-    """Return the contents of the figure's files by format, without date and author, from one drawing."""
+    """Return {format: content of the figure's file}, without date and author, all from one drawing."""
     import matplotlib
 
     from reports.figures.style import SETTINGS
@@ -64,34 +64,34 @@ def render_figure(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, b
 
 
 def to_svg(figure: Figure) -> str:
-    """Return the figure as an SVG file with title, description and ids of its own, so that several share a page."""
+    """Return the figure as SVG with title and description. Its ids are its own, so that several can share a page."""
     return render_figure(figure, ("svg",))["svg"].decode()
 
 
 def save_figure(figure: Figure, folder: Path) -> None:
-    """Write the figure in every format, as FOLDER/NAME.FORMAT. Raises Unwritable where the disk does not take it."""
+    """Write the figure in every format, as FOLDER/NAME.FORMAT. Raises Unwritable if the disk does not take it."""
     for kind, content in render_figure(figure).items():
         write_atomically(folder / f"{figure.name}.{kind}", content)
 
 
 def _laid_out(drawing: Drawing) -> Bbox:
-    """Lay the drawing out for all formats, and return the part of it that is taken up, in inches.
+    """Lay the drawing out once for all formats, and return the box that it takes up, in inches.
 
-    By itself savefig lays it out for each file, and draws it once more before that, which takes twice the time.
+    Without this, savefig draws it once more and lays it out for each file, and takes twice the time.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     renderer: Any = FigureCanvasAgg(drawing).get_renderer()  # type: ignore[no-untyped-call]
     for text in drawing.findobj(Text):
-        text.set_text("\n".join(map(to_printable, text.get_text().split("\n"))))  # what neither XML nor the font has
+        text.set_text("\n".join(map(to_printable, text.get_text().split("\n"))))  # XML and the font lack the rest
         if hasattr(text, "set_fontfeatures"):  # matplotlib 3.11, the first that joins letters
-            text.set_fontfeatures(("-liga",))  # else a PDF holds a second font for the fi of finercut alone
+            text.set_fontfeatures(("-liga",))  # with ligatures a PDF holds a second font for the fi of finercut alone
     for axes in drawing.axes:
-        axes.spines[:].set_in_layout(False)  # they lie on the edge of what is measured anyway
+        axes.spines[:].set_in_layout(False)  # they lie on the edge of the axes, which the layout measures anyway
         for axis in (axes.xaxis, axes.yaxis):
             if not axis.get_label_text():
-                axis.set_label_coords(0, 0)  # where it would stand need not be found
+                axis.set_label_coords(0, 0)  # spares the search for the place of an empty label
     engine = drawing.get_layout_engine()
     if engine is not None:
         engine.execute(drawing)

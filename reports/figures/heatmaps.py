@@ -1,4 +1,4 @@
-"""Figures as maps: what is kept of each task, and what each method left of each layer."""
+"""Maps: how much accuracy each method keeps of each task, and how much it leaves of each layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ Shares = dict[str, list[float]]  # method: share for each task
 
 
 def figures_of_depth(blocks: Sequence[TableGroup]) -> list[Figure]:
-    """Return the maps of what is kept of each task and of what is left over depth, each with a panel for each ratio."""
+    """Return the map of the accuracy kept of each task and the map of the shares left of each layer.
+
+    Each has a panel for each ratio; a map without data is left out.
+    """
     figures, model = [], name_of_model(blocks[0].records[0])
     kept = {_ratio(block): tasks_and_shares for block in blocks if (tasks_and_shares := _kept(block))[1]}
     if kept:
@@ -50,7 +53,7 @@ def _ratio(block: TableGroup) -> str:
 
 
 def _kept(block: TableGroup) -> tuple[list[str], Shares]:
-    """Return the tasks with an accuracy, and for each method the shares of the dense model's that it keeps."""
+    """Return the tasks with an accuracy, and {label: shares of the dense model's accuracy that the method keeps}."""
     columns = [column for column in columns_of_tasks(block.records) if column.startswith("task_")]
     rows = list(zip(block.records, block.rows, strict=True))
     dense = next((row for record, row in rows if record.cell["method"] == "dense" and record.status == "ok"), None)
@@ -64,7 +67,7 @@ def _kept(block: TableGroup) -> tuple[list[str], Shares]:
 
 
 def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
-    """Return what is left of the dense model's accuracy; NaN where it was not measured on the documents of this row."""
+    """Return the share of the dense model's accuracy; NaN if it was not measured on the documents of this row."""
     value, base = row.get(column), dense.get(column)
     same = all(row.get(f"{column}_{name}") == dense.get(f"{column}_{name}") for name in ("metric", "documents"))
     if not same or value is None or not base:
@@ -73,7 +76,7 @@ def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
 
 
 def _words_of_kept(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
-    """Say for each method the mean of what it keeps, and the task that it keeps least of."""
+    """Return a sentence with the mean that each method keeps, and the task that it keeps least of."""
     words = []
     for label, kept in shares.items():
         known = [
@@ -88,7 +91,7 @@ def _words_of_kept(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
 
 
 def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
-    """Draw a panel for each ratio: methods by tasks, the share in per cent in each field, white for 100 %."""
+    """Draw a panel for each ratio: methods by tasks, with the share in per cent in each field, white for 100 %."""
     labels = list(dict.fromkeys(label for _, shares in kept.values() for label in shares))
     columns = max(len(tasks) for tasks, _ in kept.values())
     wide = 2.8 + len(kept) * max(1.2, 0.36 * columns)
@@ -112,7 +115,7 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
 
 
 def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
-    """Write the methods' names and the title, and take the lines away."""
+    """Write the methods' names and the title, and remove the lines of the axes."""
     axis.set_yticks(range(len(labels)), [name_in_font(label) for label in labels])
     axis.set_title(ratio)
     axis.grid(visible=False)
@@ -129,12 +132,12 @@ def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, label: str,
 
 
 def _left(block: TableGroup) -> dict[str, Remaining]:
-    """Return what is left of each layer, by method; of several draws the mean."""
+    """Return {label: shares left of each layer}; the mean of several draws."""
     remaining = {}
     for place, drawn in enumerate(block.drawn):
         several = [draw for draw in map(remaining_of, drawn) if draw is not None]
         cell = block.records[place].cell
-        if several and cell["method"] != "dense" and not cell.get("healing"):  # which removes nothing
+        if several and cell["method"] != "dense" and not cell.get("healing"):  # healing removes nothing
             remaining[block.label(place)] = Remaining(
                 tuple(fmean(shares) for shares in zip(*(draw.attention for draw in several), strict=True)),
                 tuple(fmean(shares) for shares in zip(*(draw.mlp for draw in several), strict=True)),
@@ -151,7 +154,7 @@ def _words_of_depth(ratio: str, remaining_by_label: dict[str, Remaining]) -> str
 
 
 def _words_of_remaining(remaining: Remaining) -> str:
-    """Say which layers are gone, as in 'layers 10-20 gone', and how much is left of the others."""
+    """Return the layers that are gone, as in 'layers 10-20 gone', and how much is left of the rest."""
     removed = {
         part: [number for number, share in enumerate(shares) if share == 0]
         for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp))
@@ -169,7 +172,7 @@ def _words_of_remaining(remaining: Remaining) -> str:
 
 
 def _draw_depth(over_depth: dict[str, dict[str, Remaining]]) -> Drawing:
-    """Draw a panel for each ratio: methods by layers, in each row the attentions above the MLPs."""
+    """Draw a panel for each ratio: methods by layers; each row has the attentions above the MLPs."""
     from matplotlib.colors import LinearSegmentedColormap
 
     labels = list(dict.fromkeys(label for by_label in over_depth.values() for label in by_label))

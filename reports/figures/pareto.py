@@ -1,8 +1,7 @@
-"""Figures of quality against what it costs: size and measured speed, with the Pareto front.
+"""Figures of quality against its cost, which is size and measured speed, with the Pareto front.
 
-The figure of models in an inference engine: perplexity against the bytes of the file and the tokens it generates.
-
-A curve leads from the dense model to a pruned one, and on to that one in smaller types of weights.
+The figure of models in an inference engine shows perplexity against the bytes of the file and the tokens per second.
+Its curves lead from the dense model to a pruned model, and on to the same pruned model in smaller types of weights.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from reports.figures.quality import (
 from reports.groups import TableGroup
 from reports.tables.speed import first_rate_of, suffixes_of_seeds
 
-COSTS = {  # what is paid or gained for the quality: the heading, and which way is better
+COSTS = {  # columns that a quality is drawn against: the heading, and which way is better
     "parameters": ("parameters in millions", "lower"),
     "prefill_speed": ("prefill, times as fast as dense", "higher"),
     "decode_speed": ("decode, times as fast as dense", "higher"),
@@ -37,7 +36,10 @@ COSTS = {  # what is paid or gained for the quality: the heading, and which way 
 
 
 def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list[Figure]:
-    """Return for each quality a chart for each cost that several cells have; `reference` is in colour."""
+    """Return a figure for each quality, with a chart for each cost that several cells have.
+
+    reference  the label of a method that is in colour
+    """
     figures, points = [], points_of(blocks)
     for column in qualities_of(blocks):
         measured = [point for point in points if is_finite(point.row.get(column))]
@@ -58,28 +60,30 @@ def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list
 
 
 def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: str) -> Chart:
-    """Return the chart of a quality over one cost; what is paid buys the nearest cell in reach, hence the steps."""
+    """Return the chart of a quality over one cost. The front has steps, since a cost buys the best cell up to it."""
     front = [
         (axis_scale(cost) * point.row[cost], axis_scale(column) * point.row[column])
         for point in front_of(column, cost, points)
     ]
     heading = f"{COSTS[cost][0]}, {COSTS[cost][1]} is better"
     chart = chart_of_quality(column, points, cost, heading, curves_in_colour(column, points, reference))
-    width = chart.width[::-1] if COSTS[cost][1] == "lower" else chart.width  # so that more was removed on the right
+    width = chart.width[::-1] if COSTS[cost][1] == "lower" else chart.width  # the smaller models on the right
     return replace(chart, width=width, front=corners_of_front(front, COSTS[cost][1]), names_all=False)
 
 
 def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
-    """Return the cells that no other one beats in one of the two and equals or beats in the other, by rising cost."""
+    """Return the cells on the front of a quality and a cost, by rising cost, see `find_unbeaten`."""
     known = [point for point in points if is_finite(point.row.get(cost))]
     places = [(point.row[cost], point.row[column]) for point in known]
     return [known[number] for number in find_unbeaten(places, COSTS[cost][1], metric_of(column).better or "lower")]
 
 
 def find_unbeaten(places: Sequence[Point], *better: str) -> list[int]:
-    """Return the numbers of the points that no other one beats in x or y and equals or beats in both, by rising x.
+    """Return the numbers of the points on the front, by rising x.
 
-    better  of x and of y, whether "lower" or "higher" is better
+    A point is on the front if no other point is at least as good in both x and y and better in one of them.
+
+    better  whether "lower" or "higher" is better, for x and for y
     """
     signs = [1 if direction == "higher" else -1 for direction in better]
     gains = [(x * signs[0], y * signs[1]) for x, y in places]
@@ -92,7 +96,7 @@ def find_unbeaten(places: Sequence[Point], *better: str) -> list[int]:
 
 
 def corners_of_front(front: Sequence[Point], better: str) -> tuple[Point, ...]:
-    """Return the corners of the line through a front, by rising x, of which "lower" or "higher" is better."""
+    """Return the corners of the line through a front, by rising x; `better` says whether a "lower" or "higher" x is."""
     corners: list[Point] = []
     for x, y in front:
         if corners:
@@ -103,7 +107,7 @@ def corners_of_front(front: Sequence[Point], better: str) -> tuple[Point, ...]:
 
 
 def _words_of_front(column: str, cost: str, points: Sequence[PlottedPoint]) -> str:
-    """Say which cells are on the front."""
+    """Return a sentence on the cells on the front."""
     names = [
         f"{point.label}{'' if point.ratio is None else f' at {words_of_ratio(point.ratio, point.of)}'} "
         f"({metric_of(column).show(point.row[column])}, {metric_of(cost).show(point.row[cost])})"
@@ -112,7 +116,7 @@ def _words_of_front(column: str, cost: str, points: Sequence[PlottedPoint]) -> s
     return f"Not beaten in {title_of_quantity(column)} and {COSTS[cost][0]}: {', '.join(names)}."
 
 
-MOST = 4.0  # times the dense model's perplexity, above which the axis ends
+MOST = 4.0  # the axis ends at this many times the dense model's perplexity
 ROOM = 0.04  # of an axis, beside its first and last point
 SERVED_COSTS: dict[str, tuple[str, Callable[[ServedRecord], float | None]]] = {
     "lower": ("MB of weights, lower is better", lambda record: record.measured["bytes"] / 1e6),
@@ -121,7 +125,10 @@ SERVED_COSTS: dict[str, tuple[str, Callable[[ServedRecord], float | None]]] = {
 
 
 def figures_of_served(records: Sequence[ServedRecord]) -> list[Figure]:
-    """Return a figure for all that was served alike and has a perplexity, where the dense model and another have."""
+    """Return a figure for each group of models that were served alike.
+
+    A group without a perplexity of the dense model and of another one has none.
+    """
     scored = [record for record in records if record.status == "ok" and "perplexity" in record.measured]
     groups = [several for several in group_alike(scored) if _base(several) and len(several) > 1]
     return [_figure(several, f"-{number}" if number else "") for number, several in enumerate(groups)]
@@ -152,13 +159,13 @@ def _perplexity(record: ServedRecord) -> float:
 
 
 def _known(records: Sequence[ServedRecord], better: str) -> list[tuple[ServedRecord, Point]]:
-    """Return the models that have the figure, each as its place."""
+    """Return the models that have a cost, each with its point of cost and perplexity."""
     costs = [(record, SERVED_COSTS[better][1](record)) for record in records]
     return [(record, (x, _perplexity(record))) for record, x in costs if x is not None]
 
 
 def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
-    """Yield a chart for each cost that is known."""
+    """Yield a chart for each cost that at least two models have."""
     base, seeds = _base(records), suffixes_of_seeds(records)
     for better, (heading, _) in SERVED_COSTS.items():
         known = _known(records, better)
@@ -187,7 +194,7 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
 
 
 def _name(record: ServedRecord) -> str:
-    """Return what a curve is called: the model without its types."""
+    """Return the name of a curve: the model without its types of weights."""
     ratio = words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"])
     return f"{record.model['label']} at {ratio}" if ratio else str(record.model["label"])
 
@@ -199,7 +206,7 @@ def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised:
 
 
 def _words_of_served_front(records: Sequence[ServedRecord], better: str) -> str:
-    """Say which models are on the front."""
+    """Return a sentence on the models on the front."""
     known, seeds = _known(records, better), suffixes_of_seeds(records)
     front = find_unbeaten([place for _, place in known], better, "lower")
     names = [
