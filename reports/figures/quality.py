@@ -1,4 +1,4 @@
-"""Figures of quality: over the ratio, and method by method with intervals; a perplexity on a logarithmic axis."""
+"""Figures of quality: over the ratio, and method by method with intervals. The axis of a perplexity is logarithmic."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ BY_METHOD = (
 COLOURED = f"; in colour the {BEST} best at the highest ratio"
 ALONE = "; methods with a compensation have figures of their own"
 JOINED = " Points of {} setups that agree in all that decides it."
-FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
-SCALES = {"%": 100.0, "parameters": 1e-6}  # in which a figure with this unit, or of this column, is drawn
-READ_OUT = {"%": " %", "x": " times as fast", "parameters": " million"}  # behind such a figure
+FAR = 1000  # the axis of a perplexity ends at this many times the dense model's
+SCALES = {"%": 100.0, "parameters": 1e-6}  # factors from a value to its axis, by unit or column
+READ_OUT = {"%": " %", "x": " times as fast", "parameters": " million"}  # words behind such a value in a description
 
 
 RatioAndBase = tuple[float | None, str]
@@ -44,9 +44,12 @@ RatioAndBase = tuple[float | None, str]
 
 @dataclass(frozen=True)
 class PlottedPoint:
-    """One cell, or several draws of a random method: the row of their figures, and in `each` the row of every draw.
+    """One cell, or several draws that share a row.
 
-    of  what the ratio is a share of
+    label, method  the label of the row, and the method's name
+    ratio, of      the requested ratio, and what it is a share of
+    row            the values of the cell, or the means over its draws
+    each           the values of every draw
     """
 
     label: str
@@ -63,19 +66,20 @@ class PlottedPoint:
 
     @property
     def curve(self) -> tuple[str, str]:
-        """Return what tells the curve that the point is on: a method's ratios of one thing."""
+        """Return the label of the curve that the point is on, and what the ratios of the curve are a share of."""
         return self.label, self.of
 
 
 def figures_of_quality(
     blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = ""
 ) -> list[Figure]:
-    """Return for each quality a chart of the methods over several ratios, and a panel for each ratio with intervals.
+    """Return for each quality a chart of the methods over several ratios, and a figure by method with intervals.
 
-    A curve goes through all setups that agree in what decides the quality, so that it can have points at which
-    perplexity alone was measured; it is among the figures of the first of them.
+    The chart joins all setups that agree in everything that decides the quality, so that it also has cells at which
+    perplexity alone was measured. It is among the figures of the first of those setups.
 
-    blocks     those of one setup;  setups  those of each
+    blocks     the groups of one setup
+    setups     the groups of every setup
     reference  the label of a method that is in colour
     """
     figures = []
@@ -101,7 +105,7 @@ def figures_of_quality(
 
 
 def _without_compensated(points: list[PlottedPoint]) -> list[PlottedPoint]:
-    """Leave out, of more methods than a chart can name, the compensated ones, which have figures of their own."""
+    """Return the points; without those of compensated methods if there are more curves than a chart can name."""
     if len({point.curve for point in points}) <= MOST:
         return points
     alone = {point.method for point in points}
@@ -113,19 +117,19 @@ def _measured(column: str, blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
 
 
 def _ratios(points: Iterable[PlottedPoint]) -> list[RatioAndBase]:
-    """Return the ratios of the pruned models in the order of tables; None, for methods of a fixed ratio, comes last."""
+    """Return the ratios of the pruned models in the order of tables; None, of methods with a fixed ratio, is last."""
     ratios = {point.ratio_and_base for point in points if point.method != "dense"}
     return sorted(ratios, key=lambda ratio: (ratio[0] is None, ratio[1] != "all", ratio[1], ratio[0] or 0))
 
 
 def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
-    """Return what cells must agree in to share an axis of this quality."""
+    """Return the conditions under which a quality was measured, as text. Only cells with equal texts share an axis."""
     record, text = blocks[0].records[0], column.removeprefix("perplexity_")
     return f"{column} {setup_of_record(record) if text == column else setup_of_perplexity(record, text)}"
 
 
 def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
-    """Return every measured row once, though the dense model stands on top of each block."""
+    """Return every measured row once. The dense model, which is in each group, has one point."""
     points: dict[tuple[str, str, float | None], PlottedPoint] = {}
     for block in blocks:
         for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
@@ -138,25 +142,25 @@ def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
 
 
 def qualities_of(blocks: Sequence[TableGroup]) -> list[str]:
-    """Return the columns that tell how good a model is: its perplexities, then its average accuracy."""
+    """Return the columns of a model's quality: its perplexities, then its average accuracy."""
     records = [record for block in blocks for record in block.records]
     return [*(f"perplexity_{text}" for text in texts_of_records(records)), "average"]
 
 
 def title_of_quantity(column: str) -> str:
-    """Return what a quality is called in a title: 'perplexity on wiki'."""
+    """Return the name of a quantity in a title: 'perplexity on wiki'."""
     label = metric_of(column).label
     named = {"average": "average accuracy", "answer_bpb": "bits per byte of the right answer"}
     return named.get(column, label.replace("ppl ", "perplexity on ", 1))
 
 
 def subject_of(column: str, blocks: Sequence[TableGroup]) -> str:
-    """Return what figures of a quality are about: 'perplexity on wiki of SmolLM2-135M'."""
+    """Return the subject of figures of a quality: 'perplexity on wiki of SmolLM2-135M'."""
     return f"{title_of_quantity(column)} of {name_of_model(blocks[0].records[0])}"
 
 
 def axis_scale(column: str) -> float:
-    """Return the factor from a figure of the frame to the unit in which it is drawn, such as per cent."""
+    """Return the factor from a value of the frame to the unit of its axis, such as per cent."""
     return SCALES.get(column, SCALES.get(metric_of(column).unit, 1.0))
 
 
@@ -207,15 +211,15 @@ def _read_out(column: str) -> str:
 
 
 def _apart(of: str) -> str:
-    """Return what stands behind a method's name where ratios of several things share a chart."""
+    """Return the words behind a method's name in a chart whose ratios are shares of different things."""
     return "" if of == "all" else f", {of}" if of in QUANTITIES else f", of the {of}"
 
 
 def curves_in_colour(column: str, points: Sequence[PlottedPoint], reference: str = "") -> set[tuple[str, str]]:
-    """Return the curves that a chart shows in colour: all where they are few.
+    """Return the curves that a chart shows in colour.
 
-    Where they are many: the best at the highest ratio of each thing that ratios are of, of those that removed enough,
-    and LaCo and the reference.
+    A few curves are all in colour. Of many, LaCo is, the reference, and the best at the highest ratio among the methods
+    that removed enough. The best are taken apart for each thing that ratios are a share of.
     """
     pruned = [point for point in points if point.method != "dense"]
     curves = {point.curve for point in pruned}
@@ -235,7 +239,7 @@ def _removed_enough(point: PlottedPoint) -> bool:
 
 
 def _ends(column: str, points: Sequence[PlottedPoint]) -> tuple[float, float]:
-    """Return the ends of the axis of a quality, around the figures that are not too far from the dense model's."""
+    """Return the ends of the axis of a quality, around the values that are not too far from the dense model's."""
     beyond = _beyond(column, points)
     figures = [axis_scale(column) * point.row[column] for point in points if point not in beyond]
     low, high = min(figures), max(figures)
@@ -246,12 +250,12 @@ def _ends(column: str, points: Sequence[PlottedPoint]) -> tuple[float, float]:
 
 
 def _far(column: str, points: Sequence[PlottedPoint]) -> float:
-    """Return where the axis of a perplexity ends; infinite where there is no dense model."""
+    """Return the end of the axis of a perplexity; infinite without a dense model."""
     return FAR * max((float(point.row[column]) for point in points if point.method == "dense"), default=math.inf)
 
 
 def _beyond(column: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
-    """Return the points whose perplexity is so high that an axis for them would lay all others on each other."""
+    """Return the points whose perplexity is so high that an axis with them would leave no room between the others."""
     return [point for point in points if _is_perplexity(column) and point.row[column] > _far(column, points)]
 
 
@@ -267,7 +271,7 @@ def _axis_label(column: str) -> str:
 
 
 def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
-    """Draw a panel for each ratio, the methods one below the other in one order; beyond the axis as numbers."""
+    """Draw a panel for each ratio, with the methods in the same order in each. Values beyond the axis are numbers."""
     dense = [point for point in points if point.method == "dense"]
     pruned = [point for point in points if point.method != "dense"]
     ratios, labels, beyond = _ratios(pruned), _order(column, pruned), _beyond(column, points)
@@ -282,7 +286,7 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
             _with_draws(axis, column, point, y)
         for y, point in point_by_height.items():
             if beyond and any(row[column] > _far(column, points) for row in point.each):
-                figure = to_plain(point.row[column]) if point in beyond else ""  # it is one of its draws that is
+                figure = to_plain(point.row[column]) if point in beyond else ""  # else only a draw is beyond
                 place: Any = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 7}
                 axis.text(0.995, y, f"{figure} \N{RIGHTWARDS ARROW}".strip(), **place)
         for point in dense:
@@ -300,12 +304,12 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
 
 
 def _of_seeds(point: PlottedPoint) -> bool:
-    """Return whether a point is the mean of several seeds, whose spread is an interval."""
+    """Say whether a point is the mean of several seeds, whose spread is an interval."""
     return len({row["seed"] for row in point.each}) > 1
 
 
 def _bars(axis: Axes, column: str, points: Mapping[int, PlottedPoint]) -> None:
-    """Draw the intervals of a panel, by height, in one artist, where Axes.errorbar has three for each."""
+    """Draw the intervals of a panel, by height. Two artists hold all of them; Axes.errorbar makes three for each."""
     if not points:
         return
     colours = [look_of(point.method, point.label)["color"] for point in points.values()]
@@ -315,7 +319,7 @@ def _bars(axis: Axes, column: str, points: Mapping[int, PlottedPoint]) -> None:
 
 
 def _interval(row: dict[str, Any], column: str) -> tuple[float, float]:
-    """Return the 95 % interval of a figure in the unit of its axis; without one the figure itself, twice."""
+    """Return the 95 % interval of a value in the unit of its axis; without an interval the value itself, twice."""
     value, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
     if not (is_finite(low) and is_finite(high)):
         margin = NORMAL_95 * float(stderr or 0) if is_finite(stderr) else 0.0
@@ -324,7 +328,7 @@ def _interval(row: dict[str, Any], column: str) -> tuple[float, float]:
 
 
 def _with_draws(axis: Axes, column: str, point: PlottedPoint, y: int) -> None:
-    """Draw a cell; of several draws each is a small point behind their mean."""
+    """Draw a cell. Each of several draws is a small point behind their mean."""
     scale, style = axis_scale(column), look_of(point.method, point.label, line=False)
     if len(point.each) > 1:
         draws = [scale * row[column] for row in point.each]
@@ -334,7 +338,10 @@ def _with_draws(axis: Axes, column: str, point: PlottedPoint, y: int) -> None:
 
 
 def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
-    """Return the methods' labels, the best at the highest ratio that they have first, of all before of the decoder."""
+    """Return the methods' labels, sorted by the quality at the highest ratio that each has, the best first.
+
+    Ratios of all parameters come before ratios of the decoder.
+    """
     last = {point.label: point for point in sorted(points, key=lambda point: (point.of == "all", point.ratio or 0))}
     sign = -1 if metric_of(column).better == "higher" else 1
 
@@ -346,7 +353,7 @@ def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
 
 
 def _words_of_quality(column: str, points: Sequence[PlottedPoint]) -> str:
-    """Say the best and the worst at each ratio."""
+    """Return sentences with the best and the worst at each ratio."""
     metric = metric_of(column)
     parts = [f"{point.label} {format_value(point.row, column)}." for point in points if point.method == "dense"]
     for ratio in _ratios(points):

@@ -1,4 +1,4 @@
-"""Figures of what `bench similarity` found: heatmaps of how alike layers are, and curves of what merging them does.
+"""Figures of `bench similarity`: heatmaps of how alike layers are, and curves of what merging them does.
 
 They are drawn from the study's JSON alone (bench.evaluation.layer_similarity.compare_layers), so that they can be drawn
 again.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 Study = dict[str, Any]
 Matrix = list[list[float | None]]
-COLUMNS = 4  # panels beside each other
-LARGEST = 700  # nats, beyond which a perplexity is no finite number
+COLUMNS = 4  # panels side by side
+LARGEST = 700  # nats; the perplexity of a larger loss is not finite
 
 
 def figures_of_similarity(study: Study) -> list[Figure]:
-    """Return the heatmaps of parameters and of states, and the curves of merges where layers were merged."""
+    """Return the heatmaps of parameters and of states, and the curves of merges if the study merged layers."""
     model = to_printable(study["model"])
     parameters = {role: of["cosine"] for role, of in study["parameters"].items()}
     states = {token if token == "mean" else f"{token} token": of["cosine"] for token, of in study["states"].items()}
@@ -54,7 +54,7 @@ def figures_of_similarity(study: Study) -> list[Figure]:
 
 
 def _without_diagonal(panels: dict[str, Matrix]) -> dict[str, Matrix]:
-    """Leave out the cosine of each layer with itself, which is 1 and would take up the scale of colours."""
+    """Return the matrices without the cosine of each layer with itself, which is 1 and would stretch the colours."""
     return {
         role: [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(matrix)]
         for role, matrix in panels.items()
@@ -62,7 +62,7 @@ def _without_diagonal(panels: dict[str, Matrix]) -> dict[str, Matrix]:
 
 
 def _words_of_neighbours(panels: dict[str, Matrix]) -> str:
-    """Say for each panel how alike two neighbours are."""
+    """Return a sentence on how alike neighbours are in each panel."""
     words = []
     for panel, matrix in panels.items():
         near = [value for i in range(len(matrix) - 1) if (value := matrix[i][i + 1]) is not None]
@@ -71,7 +71,7 @@ def _words_of_neighbours(panels: dict[str, Matrix]) -> str:
 
 
 def _words_of_merges(study: Study) -> str:
-    """Say for each number of layers and rule the median perplexity over the positions."""
+    """Return a sentence with the median perplexity over the positions, for each number of layers and rule."""
     dense, words = _perplexity(study["dense"]["nll"]), []
     for of in study["merges"]:
         nlls = [at["nll"] for at in of["positions"] if at["nll"] is not None]
@@ -133,5 +133,5 @@ def _merge_curves(study: Study) -> Drawing:
 
 
 def _perplexity(nll: float | None) -> float:
-    """Return the perplexity of a loss in nats per token; NaN where there is none."""
+    """Return the perplexity of a loss in nats per token; NaN without a loss."""
     return math.nan if nll is None else math.exp(min(nll, LARGEST))

@@ -1,9 +1,9 @@
-"""How a method looks in every figure: its colour, line and marker; and the look of figures as such.
+"""The look of a method in every figure: its colour, line and marker; and the look of figures themselves.
 
 The colours are those of M. Okabe, K. Ito, "Color universal design", 2008, which differ for colour-blind readers too;
-their yellow is left out, since it is hardly seen on white. A colour stands for a family of methods, by what they remove
-and how; line and marker tell its members apart, also in grey. A method of one's own gets its look from its name, and a
-compensation behind a method changes line and marker as parameters do.
+their yellow is left out, since it is hardly visible on white. A colour stands for a family of methods, by what they
+remove and how; line and marker tell its members apart, also in grey. A method of one's own gets its look from its name.
+A compensation behind a method changes line and marker, as parameters do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # no ticks above a panel, which a title would have to look out for
+    "axes.titley": 1.0,  # fixed, since no ticks stand above a panel
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -66,7 +66,7 @@ class Style:
     hollow: bool = False
 
 
-COLOUR_BY_NAME = {  # those that methods name in their `look`, as they do lines
+COLOUR_BY_NAME = {  # names that methods use in their `look`, as those of lines below
     **{"black": BLACK, "grey": GREY, "orange": ORANGE, "sky": SKY},
     **{"green": GREEN, "blue": BLUE, "vermillion": VERMILLION, "purple": PURPLE},
 }
@@ -78,7 +78,7 @@ MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
 
 @cache
 def looks_by_name() -> dict[str, Style]:
-    """Return the looks that methods and compensations declare, by their names."""
+    """Return {name: look} of the methods and compensations that declare one."""
     looks = {card.name: card.look for card in (*cards_of_methods(), *cards_of_compensations()) if card.look}
     return {
         name: Style(COLOUR_BY_NAME[look.colour], LINE_BY_NAME[look.line], look.marker) for name, look in looks.items()
@@ -86,7 +86,7 @@ def looks_by_name() -> dict[str, Style]:
 
 
 def style_of(method: str, label: str = "") -> Style:
-    """Return the look of a method; labels with other parameters have its colour and hollow markers."""
+    """Return the look of a method. Labels with other parameters have its colour and hollow markers."""
     label, method = label or method, method.partition("+")[0]
     declared = looks_by_name().get(method)
     if declared is None:
@@ -117,7 +117,7 @@ def look_of(method: str, label: str, *, line: bool = True) -> dict[str, Any]:
 
 
 def name_in_font(label: str) -> str:
-    """Return a method's name in one line, in characters that the drawing font has, and not too long for a legend."""
+    """Return a method's name in one line, short enough for a legend, in characters that the drawing font has."""
     text = "".join(c if ord(c) in _characters() else c.encode("unicode_escape").decode() for c in to_printable(label))
     return shorten(text, LABEL)
 
@@ -133,7 +133,7 @@ def _characters() -> frozenset[int]:
 def make_axes(
     width_inches: float, height: float, *, columns: int = 1, share_y: bool = False
 ) -> tuple[Drawing, list[Axes]]:
-    """Return a new drawing, which no window shows, and its axes from left to right."""
+    """Return a new drawing without a window, and its axes from left to right."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(width_inches, height), layout="constrained")
@@ -141,7 +141,7 @@ def make_axes(
 
 
 def add_legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
-    """Add a legend right of everything, where it covers nothing; what several panels share is named once."""
+    """Add a legend on the right of all panels. A label that several panels share is named once."""
     named: dict[str, Any] = {}
     for axis in panels:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -151,7 +151,7 @@ def add_legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
 
 
 def set_log_ticks(axis: Any, figures: Iterable[float], most: int) -> None:
-    """Give a logarithmic axis at most that many ticks, as plain numbers: 20, 50, 100, 1,000, 1e6."""
+    """Give a logarithmic axis at most `most` ticks, as plain numbers: 20, 50, 100, 1,000, 1e6."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     values = list(figures)
@@ -161,7 +161,7 @@ def set_log_ticks(axis: Any, figures: Iterable[float], most: int) -> None:
 
 
 def find_ticks(low: float, high: float, most: int, *, logarithmic: bool) -> list[float]:
-    """Return at most about that many round numbers between two."""
+    """Return round numbers between two values, at most about `most`."""
     from matplotlib.ticker import MaxNLocator
 
     locator = _log_locator(low, high, most) if logarithmic else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
@@ -177,7 +177,7 @@ def _log_locator(low: float, high: float, most: int) -> Locator:
 
 
 def to_plain(figure: float) -> str:
-    """Return a number as short as it can be told: '30,517' or '4e10'."""
+    """Return a number as short text: '30,517' or '4e10'."""
     if figure >= 1e6:
         return f"{figure:.0e}".replace("e+0", "e").replace("e+", "e")
     return f"{figure:,.0f}" if figure >= 1 else f"{figure:g}"

@@ -28,7 +28,7 @@ PANELS = 4  # of the similarity in one figure, side by side
 
 @dataclass(frozen=True)
 class Calls:
-    """The milliseconds of every call of one cell: of the pruned model, and of the dense one in turns with it."""
+    """The milliseconds of every call of one cell: of the pruned model, and of the dense model in turns with it."""
 
     label: str
     method: str
@@ -37,7 +37,7 @@ class Calls:
 
 
 def figures_of_traces(blocks: Sequence[TableGroup]) -> list[Figure]:
-    """Return the similarity of each method that merges layers, and the learning curves and latency of each ratio."""
+    """Return the figures of the similarity of each method that merges layers, then of learning and latency by ratio."""
     model = name_of_model(blocks[0].records[0])
     figures = _similarities([record for block in blocks for record in block.records], model)
     for block in blocks:
@@ -48,10 +48,10 @@ def figures_of_traces(blocks: Sequence[TableGroup]) -> list[Figure]:
 
 
 def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
-    """Return a figure for each method with a trace, which has a panel for each ratio."""
+    """Return a figure for each method with a trace; it has a panel for each ratio."""
     methods: dict[str, list[Record]] = {}
     for record in records:
-        healed = record.cell.get("healing")  # which has the trace of the pruned one beside it
+        healed = record.cell.get("healing")  # the pruned cell beside it has the same trace
         if record.status == "ok" and record.decisions.get("trace") and not healed:
             methods.setdefault(label_of_cell(record.cell), []).append(record)
     return [
@@ -100,7 +100,7 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
 
 
 def _learning(block: TableGroup, ratio: str, where: str) -> list[Figure]:
-    """Return the figure of the learning curve of every healed cell; of several draws it is the first one's."""
+    """Return the figure of the learning curves of healed cells, with the first of several draws; empty without one."""
     curves = {
         block.label(place): (record.cell["method"], record.measured["healing"]["curve"])
         for place, record in enumerate(block.records)
@@ -142,7 +142,7 @@ def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Dra
 
 
 def _latencies(records: Sequence[Record], ratio: str, where: str) -> list[Figure]:
-    """Return the figure of what was timed at the first batch and size, with a panel for prefill and one for decode."""
+    """Return the figure of the calls at the first batch and size, with panels for prefill and decode; empty without."""
     stages = {stage: [calls for record in records if (calls := _calls(record, stage))] for stage in STAGES}
     stages = {
         stage: calls for stage, calls in stages.items() if any(cell_calls.method != "dense" for cell_calls in calls)
@@ -177,7 +177,7 @@ def _words_of_latency(stage: str, calls: Sequence[Calls]) -> str:
 
 
 def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
-    """Draw boxes from quartile to quartile, whiskers to the 5th and 95th percentile, the calls beyond as points."""
+    """Draw boxes from quartile to quartile, whiskers to the 5th and 95th percentile, and farther calls as points."""
     most = max(map(len, stages.values()))
     drawing, panels = make_axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
     for axis, (stage, calls) in zip(panels, stages.items(), strict=True):
@@ -196,7 +196,7 @@ def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
 
 
 def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: Sequence[str], *, filled: bool) -> None:
-    """Draw a box for each row, `shift` below it, an artist for each kind of line, in half of Axes.boxplot's time."""
+    """Draw a box for each row, `shift` below it. One artist for each kind of line takes half of Axes.boxplot's time."""
     from matplotlib.cbook import boxplot_stats
     from matplotlib.collections import PolyCollection
 

@@ -1,1 +1,1 @@
-"""Tables into text: terminal, Markdown, LaTeX, HTML, CSV."""
+"""Writes tables as text: terminal, Markdown, LaTeX, HTML, CSV."""

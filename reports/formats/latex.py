@@ -1,7 +1,7 @@
 r"""Tables as LaTeX: booktabs, the best figure in bold, a dagger at a tested difference.
 
-A fragment is a `table` environment for each group of columns, and needs \usepackage{booktabs,graphicx}. The text is
-ASCII alone, so that every engine and input encoding compiles it. pandas writes the grids.
+A fragment has a `table` environment for each group of columns, and needs \usepackage{booktabs,graphicx}. All text is
+ASCII, so that every engine and input encoding compiles it. pandas writes the grids.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ ACCENTS = dict(  # combining characters, by the letter of their command
 )
 LETTERS = ("alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "kappa", "lambda", "mu", "rho", "sigma", "tau")
 GREEK = dict(zip("αβγδεηθκλμρστω", (*LETTERS, "omega"), strict=True))  # names of parameters
-ROWS, PAGE = 40, 50  # rows of one environment; rows of a page, where lines of notes count by their height
-LINE = 95  # characters of a note in a line, where letters are wide
+ROWS, PAGE = 40, 50  # rows of one environment; rows of a page, on which notes count by their height
+LINE = 95  # characters of a note in a line of wide letters
 FLOATS = 15  # LaTeX loses count of some 50 tables without a word of text between them
 CLEAR = "\n\\clearpage\n"
-WORDS = 24  # characters of a cell of words, beyond which its column breaks lines
+WORDS = 24  # characters of a cell of words; the column of a longer one breaks lines
 
 
 def escape(text: str) -> str:
-    """Return `text` in ASCII so that LaTeX prints it as it is; a character that LaTeX cannot print becomes its code."""
+    """Return `text` in ASCII such that LaTeX prints it unchanged; a character that it cannot print becomes its code."""
     return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(map(_character, to_printable(text))))  # no dashes and quotes
 
 
@@ -88,9 +88,9 @@ def render(tables: Sequence[Table], *, standalone: bool = False) -> str:
 
 
 def environments_of(table: Table) -> Iterator[str]:
-    """Yield a `table` environment for each group of columns, and a further one for what is longer than a page.
+    """Yield a `table` environment for each group of columns, and further ones for the rows that a page has no room for.
 
-    The notes stand below the first; notes that would not fit there have environments of their own.
+    The notes stand below the first grid; notes that do not fit there have environments of their own.
     """
     caption = "; ".join(filter(None, [table.model, table.title or "dense model", ", ".join(table.conditions)]))
     notes, footnotes = table.notes, table.footnotes
@@ -111,12 +111,12 @@ def environments_of(table: Table) -> Iterator[str]:
 
 
 def _height(notes: Sequence[str]) -> float:
-    """Return how many rows of a table notes take up, at the least."""
+    """Return the least height of notes, in rows of a table."""
     return sum(0.8 * math.ceil(len(note) / LINE) for note in notes)
 
 
 def _pages(notes: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the notes by the page."""
+    """Yield the notes of each page."""
     page: list[str] = []
     for note in notes:
         if page and _height([*page, note]) > PAGE:
@@ -133,7 +133,7 @@ def _paragraphs(notes: Sequence[str]) -> str:
 
 
 def _environment(caption: str, name: str, number: int, body: str) -> str:
-    """Return one `table` environment; one that continues another says so and has a label of its own."""
+    """Return one `table` environment. From `number` 2 on it is marked as continued and its label ends in the number."""
     label = re.sub(r"[^A-Za-z0-9:.-]+", "-", f"{name}-{number}" if number > 1 else name)
     caption = escape(caption) + (" (continued)" if number > 1 else "")
     head = f"\\begin{{table}}[tbp]\n\\centering\n\\caption{{{caption}}}\n\\label{{{label}}}\n"
@@ -141,7 +141,7 @@ def _environment(caption: str, name: str, number: int, body: str) -> str:
 
 
 def _grid(table: Table, start: int) -> str:
-    """Return the rows from `start` on, as many as a page holds, shrunk where they are wider than the text."""
+    """Return the grid of the rows from `start` on, as many as a page holds. A grid wider than the text is shrunk."""
     import pandas as pd
 
     rows = table.rows[start : start + ROWS]
@@ -155,7 +155,7 @@ def _grid(table: Table, start: int) -> str:
         spec, halves = _column(column, cells)
         form += spec
         texts |= {(number, escape(column.head), half): lines for half, lines in enumerate(halves)}
-    first = next(iter(texts.values()))  # holds why a cell failed
+    first = next(iter(texts.values()))  # the column that holds the status of failed cells
     for place, row in enumerate(rows):
         if row.failure:
             first[place] = rf"\multicolumn{{1}}{{l}}{{\emph{{{escape(row.failure)}}}}}"
@@ -167,7 +167,7 @@ def _grid(table: Table, start: int) -> str:
 
 
 def _column(column: Column, cells: Sequence[TableCell]) -> tuple[str, list[list[str]]]:
-    """Return how a column is aligned, and its cells; in two parts where spreads begin at one line."""
+    """Return the alignment of a column, and its cells; as two parts if they have spreads, which begin at one line."""
     if column.words:
         is_long = any(len(cell.text) > WORDS for cell in cells)
         form = r"{{\raggedright {}\par}}" if is_long else "{}"
@@ -183,7 +183,7 @@ def _column(column: Column, cells: Sequence[TableCell]) -> tuple[str, list[list[
 
 
 def _powers(text: str) -> str:
-    """Return a figure as LaTeX, powers of ten as such: 3.4e8 -> 3.4 x 10^8."""
+    """Return a value as LaTeX, with powers of ten: 3.4e8 becomes 3.4 x 10^8."""
     parts = re.split(r"(?<![\w.])(\d\.\d)e(\d+)(?!\w)", text)
     shown = [escape(parts[0])]
     for mantissa, exponent, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
@@ -192,5 +192,5 @@ def _powers(text: str) -> str:
 
 
 def _label(text: str) -> str:
-    """Return a method's name; a star or bracket that begins a line would belong to the line break before it."""
+    """Return a method's name. In front of a star or bracket {} keeps LaTeX from reading it with the line break before."""
     return ("{}" if text.startswith(("*", "[")) else "") + escape(text)

@@ -1,10 +1,8 @@
-"""What a job of continuous integration takes from a gate: a comment for a pull request, and JUnit XML.
+"""Tables in formats for other programs, and the verdicts of a gate for continuous integration.
 
-Tables as HTML fragments: plain <table> elements without style or script, to be put into a page of one's own.
-
-Tables as Markdown.
-
-Tables as tidy CSV: one line per figure, in full precision, so that any tool can read it.
+In order: the verdicts as a comment for a pull request and as JUnit XML; tables as HTML fragments, which are plain
+<table> elements without style or script for a page of one's own; tables as Markdown; tables as tidy CSV, with one line
+for each value in full precision.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from reports.text import escape_markdown, to_printable
 
 
 def comment_of_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
-    """Return Markdown for a pull request: the outcome, what led to it, and all figures folded away."""
+    """Return Markdown for a pull request: the outcome, the verdicts that led to it, and all figures folded away."""
     parts = [f"### prunebench: {escape_markdown(tables.summarise_verdicts(verdicts, strict=strict))}"]
     notable = tables.table_of_notable(verdicts)
     if notable.rows:
@@ -35,9 +33,9 @@ def comment_of_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) ->
 
 
 def to_junit(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
-    """Return a test case for each metric: worse is a failure; missing, failed and incomparable are errors.
+    """Return JUnit XML with a test case for each metric: worse is a failure; missing, failed, incomparable are errors.
 
-    Inconclusive is skipped, and an error if `strict`; what does not count always passes and says so.
+    Inconclusive is skipped, or an error if `strict`. A verdict that does not count always passes, with its text.
     """
     suite = ElementTree.Element("testsuite", name="prunebench")
     kinds: Counter[str] = Counter()
@@ -67,7 +65,7 @@ def _junit_kind(v: Verdict, strict: bool) -> str:
 
 
 def render_html(tables: Sequence[Table]) -> str:
-    """Return a <table> with a caption for each group of columns, its notes behind it, and at the end the footnotes."""
+    """Return a <table> with a caption for each group of columns, the notes behind it, and the footnotes at the end."""
     parts = []
     for table in tables:
         parts += [*map(grid_to_html, table.groups()), bullets_to_html([*table.notes, *legend_of([table])])]
@@ -75,7 +73,7 @@ def render_html(tables: Sequence[Table]) -> str:
 
 
 def grid_to_html(table: Table) -> str:
-    """Return one <table>. A data element holds the raw value of a figure, so that a script can sort by it."""
+    """Return one <table>. A data element holds the raw value of a cell, so that a script can sort by it."""
     import pandas as pd
 
     caption = "; ".join(filter(None, [table.model, table.title or "dense model", *table.conditions]))
@@ -89,7 +87,7 @@ def grid_to_html(table: Table) -> str:
 
 
 def _cells(row: Row, count: int) -> list[str]:
-    """Return the cells of a row; the first of a failed one says why."""
+    """Return the cells of a row; the first cell of a failed row is its status, the rest are empty."""
     return [_escape(row.failure), *[""] * (count - 1)] if row.failure else [_html_cell(cell) for cell in row.cells]
 
 
@@ -101,7 +99,7 @@ def _html_cell(cell: TableCell) -> str:
 
 
 def bullets_to_html(sentences: Iterable[str]) -> str:
-    """Return sentences as a <ul>; empty where there are none."""
+    """Return sentences as a <ul>; empty without any."""
     items = "".join(f"<li>{_escape(sentence)}</li>" for sentence in sentences)
     return f"<ul>{items}</ul>" if items else ""
 
@@ -111,14 +109,14 @@ def _escape(text: str) -> str:
 
 
 def render_markdown(tables: Sequence[Table], level: int = 2, title: str = "") -> str:
-    """Return a section for each table with its notes, and at the end how to read them and how they were measured."""
+    """Return a section for each table with its notes, and the footnotes at the end."""
     parts = [f"# {escape_markdown(title)}" if title else ""]
     parts += [part for table in tables for part in section_of_table(table, level)]
     return "\n\n".join(part for part in [*parts, bullets_to_markdown(footnotes_of(tables))] if part) + "\n"
 
 
 def section_of_table(table: Table, level: int = 2) -> list[str]:
-    """Return a heading of this level, the conditions, a grid for each group of columns, and the notes."""
+    """Return the heading at `level`, the conditions, a grid for each group of columns, and the notes."""
     return [
         f"{'#' * level} {escape_markdown(table.heading)}" if table.heading else "",
         escape_markdown(", ".join(filter(None, [table.model, *table.conditions]))),
@@ -128,7 +126,7 @@ def section_of_table(table: Table, level: int = 2) -> list[str]:
 
 
 def grid_to_markdown(table: Table) -> str:
-    """Return the columns and rows alone; a failed cell has its status word in the first column of figures."""
+    """Return the columns and rows alone; a failed row has its status in the first column of values."""
     sides = ["left" if column.words else "right" for column in table.columns]
     return tabulate(
         [[escape_markdown(row.label), *_markdown_cells(row, len(sides))] for row in table.rows],
@@ -149,7 +147,7 @@ def _markdown_cell(cell: TableCell) -> str:
 
 
 def bullets_to_markdown(sentences: Iterable[str]) -> str:
-    """Return the sentences as a list."""
+    """Return the sentences as a list in Markdown."""
     return "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
 
 
@@ -157,11 +155,11 @@ COLUMNS = (
     *("table", "model", "conditions", "label", "method", "requested_ratio", "ratio_of", "failure"),
     *("measure", "value", "low", "high", "stderr", "shown", "marks"),
 )
-FORMULA = ("=", "+", "-", "@")  # begin a formula; so does a tab, which is written out
+FORMULA = ("=", "+", "-", "@")  # begin a formula; so does a tab, which to_printable replaces
 
 
 def csv_of_lines(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Return CSV with these headings; None is written as nothing, and control characters of a text as \\n and alike.
+    """Return CSV with these headings. None is an empty field, and control characters of a text are escaped, as in \\n.
 
     A text that a spreadsheet would compute has a ' in front.
     """
@@ -172,7 +170,7 @@ def csv_of_lines(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str
 
 
 def _text(value: object) -> str:
-    """Return what stands in a place of the file, numbers in full precision."""
+    """Return a value as the text of a field, numbers in full precision."""
     if value is None or not isinstance(value, str):
         return "" if value is None else str(value)
     text = to_printable(value)
@@ -189,7 +187,7 @@ def _is_number(text: str) -> bool:
 
 
 def render_csv(tables: Sequence[Table]) -> str:
-    """Return all figures of all tables; a place of a grid that nobody asked for has no line."""
+    """Return all values of all tables as CSV. A place of a grid without a cell has no line."""
     lines = []
     for table in tables:
         for row in table.rows:

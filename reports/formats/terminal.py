@@ -1,6 +1,6 @@
-"""Tables for a terminal: lines of at most 100 columns, wrapped and never cut; colour where it is asked for.
+"""Tables and whole cells for a terminal, in lines of at most 100 columns.
 
-One cell whole, for a terminal: the tree of reports.tables.whole_cell in lines of at most 100 columns.
+Tables are wrapped and never shortened; colour is optional. A whole cell is the tree of reports.tables.whole_cell.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from reports.tables.whole_cell import Fact, facts_of, title_of_cell
 from reports.text import to_printable, width_of, wrap
 
 LINE = 100  # columns of a terminal
-LABEL = 28  # columns of a method's name, before it goes on in the next line
-WORDS = 34  # columns of a cell of words, before it goes on in the next line
+LABEL = 28  # columns of a method's name; a longer one goes on in the next line
+WORDS = 34  # columns of a cell of words; a longer one goes on in the next line
 GAP = "  "
 COLOURS = {"missed": "33", "doubtful": "33", "best": "1"}  # escape codes by mark, the last one wins
 FAILED = "31"
@@ -26,9 +26,9 @@ Column_ = list[list[str]]  # a heading and a cell for each row, of one or more l
 
 
 def render(tables: Sequence[Table], *, colour: bool = False) -> str:
-    """Return the tables one below the other with their notes, and at the end how to read and how they were measured.
+    """Return the tables one below the other with their notes, and the footnotes at the end.
 
-    What is too wide goes on in a grid below. With `colour`, escape codes show which figures are best.
+    Columns that do not fit stand in a grid below. With `colour`, escape codes show the best values.
     """
     parts = []
     for table in tables:
@@ -42,14 +42,14 @@ def render(tables: Sequence[Table], *, colour: bool = False) -> str:
 
 
 def lines_of_grid(table: Table) -> list[str]:
-    """Return the lines of the columns and rows alone in one grid, however wide it is."""
+    """Return the lines of the columns and rows alone, as one grid of any width."""
     names = [wrap(to_printable(row.label), LABEL, breaks=",", indent=GAP) for row in table.rows]
     columns = [_column(table.rows, at, column, colour=False) for at, column in enumerate(table.columns)]
     return _grid(to_printable(table.head), table.rows, names, columns, colour=False)
 
 
 def _heading(table: Table) -> list[str]:
-    """Return one line if it fits, else one for model and title and one for the conditions."""
+    """Return one line if it fits; otherwise lines for model and title, then for the conditions."""
     halves = [to_printable("   ".join(filter(None, half))) for half in ((table.model, table.title), table.conditions)]
     line = "   ".join(filter(None, halves))
     lines = [line] if width_of(line) <= LINE else [line for half in halves for line in wrap(half, LINE)]
@@ -57,7 +57,7 @@ def _heading(table: Table) -> list[str]:
 
 
 def _left_out(tables: Sequence[Table]) -> Iterator[str]:
-    """Yield what the other formats have room for."""
+    """Yield sentences that name the spreads and columns that only other formats show."""
     columns = [(column, at, table) for table in tables for at, column in enumerate(table.columns)]
     spreads = dict.fromkeys(
         "the tasks" if column.name.startswith(("task_", "score_", "answer_bpb_")) else column.label
@@ -76,9 +76,9 @@ def _bullets(sentences: Iterable[str]) -> list[str]:
 
 
 def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
-    """Yield the table as one grid if it fits, else group by group, as much as fits beside the rows' labels.
+    """Yield the table as one grid if it fits; otherwise as several, by groups of columns, each with the rows' labels.
 
-    In a grid that goes on below another, rows in which nothing stands are left out.
+    A grid below the first leaves out rows that are empty in its columns.
     """
     kept = table.only([number for number, column in enumerate(table.columns) if not column.detail])
     names = [wrap(to_printable(row.label), LABEL, breaks=",", indent=GAP) for row in kept.rows]
@@ -100,12 +100,12 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
 
 
 def _stands(row: Row, page: Sequence[int]) -> bool:
-    """Return whether a row has anything in the columns of these numbers."""
+    """Say whether a row has anything in the columns of these numbers."""
     return any(row.cells[number].text != MISSING for number in page)
 
 
 def _fill_pages(numbers: Sequence[int], columns: Sequence[Column_], room: int) -> Iterator[list[int]]:
-    """Yield the numbers of the columns by pages, each as many as fit into `room`, at least one."""
+    """Yield the numbers of the columns of each page: as many as fit into `room`, and at least one."""
     page: list[int] = []
     for number in numbers:
         if page and _total([columns[at] for at in (*page, number)]) > room:
@@ -124,7 +124,7 @@ def _wide(cells: Iterable[Sequence[str]]) -> int:
 
 
 def _column(rows: Sequence[Row], number: int, column: Column, colour: bool) -> Column_:
-    """Return the lines of a column: figures end and what follows them (unit, ±, star) begins at one place.
+    """Return the lines of a column. Values end at one place, and unit, ± or star begin there.
 
     Words are on the left and wrapped.
     """
@@ -141,7 +141,7 @@ def _column(rows: Sequence[Row], number: int, column: Column, colour: bool) -> C
     aligned = [head.rjust(wide + len(head) - width_of(head))]
     for text, part in zip(texts, parts, strict=True):
         figure, behind = (part[1], part[2]) if part else (text, "")
-        behind = _pad(behind, right) if part or width_of(text) <= left else ""  # a word that is no figure takes all
+        behind = _pad(behind, right) if part or width_of(text) <= left else ""  # a word takes all the room
         aligned.append((" " * (wide - width_of(figure) - width_of(behind))) + figure + behind)
     return [[aligned[0]], *([_style(text, cell, colour)] for text, cell in zip(aligned[1:], cells, strict=True))]
 
@@ -151,7 +151,7 @@ def _pad(text: str, wide: int) -> str:
 
 
 def _style(text: str, cell: TableCell, colour: bool) -> str:
-    """Return the figure with the escape code of its weightiest mark around what is no space."""
+    """Return the text with the escape code of its most important mark around all but the spaces at its ends."""
     codes = [code for mark, code in COLOURS.items() if mark in cell.marks]
     return _colour(text, codes[-1]) if colour and codes else text
 
@@ -166,7 +166,7 @@ def _plain(text: str) -> str:
 
 
 def _grid(head: str, rows: Sequence[Row], names: list[list[str]], columns: list[Column_], colour: bool) -> list[str]:
-    """Return the lines of one grid; a failed cell shows its status word instead of figures."""
+    """Return the lines of one grid; a failed row has its status in place of values."""
     first = _wide([[head], *names])
     lines = [GAP.join([_pad(head, first), *(column[0][0] for column in columns)]).rstrip()]
     for number, (row, name) in enumerate(zip(rows, names, strict=True), start=1):
@@ -179,12 +179,15 @@ def _grid(head: str, rows: Sequence[Row], names: list[list[str]], columns: list[
     return lines
 
 
-NAME = 30  # columns of a name, before its value starts in the next line
+NAME = 30  # columns of a name; the value of a longer one is not aligned with the rest
 INDENT = "  "
 
 
 def text_of_cell(record: Record, key: str) -> str:
-    """Return the cell in lines of at most 100 columns, wider tables row by row; `key` is the name of its file."""
+    """Return everything about a cell in lines of at most 100 columns; `key` is the name of its file.
+
+    A table that is wider stands row by row.
+    """
     lines = [*wrap(to_printable(title_of_cell(record)), LINE, indent=INDENT), *wrap(to_printable(key), LINE), ""]
     for block in facts_of(record):
         lines += [block.name.upper(), *_lines(block, 1), ""]
@@ -192,7 +195,7 @@ def text_of_cell(record: Record, key: str) -> str:
 
 
 def _lines(block: Fact, depth: int) -> Iterator[str]:
-    """Yield the facts inside `block`, names in one column, values beside them or, where a name is long, below."""
+    """Yield the lines of the facts inside `block`: names in one column, values beside them."""
     margin = INDENT * depth
     column = min(NAME, max((width_of(to_printable(fact.name)) for fact in block.inside), default=0))
     for fact in block.inside:
@@ -213,7 +216,7 @@ def _lines(block: Fact, depth: int) -> Iterator[str]:
 
 
 def _table_lines(table: Table, margin: str) -> Iterator[str]:
-    """Yield the table as one grid if it fits; else each row as one wrapped line of 'name value' pairs."""
+    """Yield the table as one grid if it fits; otherwise each row as one wrapped line of 'name value' pairs."""
     lines = lines_of_grid(table)
     if width_of(margin) + max(map(width_of, lines)) <= LINE:
         yield from (margin + line for line in lines)
