@@ -1,6 +1,7 @@
-"""Groups records into tables: cells of one setup and one ratio, with the dense model on top; draws share a row.
+"""Groups records into tables: cells of one setup and one ratio, with the dense model on top. Draws share a row.
 
-A draw is the choice of a random method, or the calibration that a seed draws, with the documents of the tasks.
+A draw is the choice of a random method, or the calibration that a seed draws, with the documents of the tasks. Behind
+the groups stand the labels of rows, the pooling of draws, and the recipes that tell healed cells apart.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ from bench.records.quantities import is_finite
 from bench.records.record import Record, requested_ratio
 from bench.stats.draws import draw_stderr, exp_of_log, mean_interval
 
-HIGHEST = ("prune_memory_bytes", "peak_memory_bytes")  # figures of which several draws have the highest, not the mean
+HIGHEST = ("prune_memory_bytes", "peak_memory_bytes")  # columns in which several draws have the highest, not the mean
 
 
 @dataclass(frozen=True)
 class TableGroup:
-    """Hold rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
+    """Holds rows that are compared: one setup, one ratio, the dense model on top. Several draws share a row.
 
-    ratio    as it was asked for, of what `ratio_of` says
-    records  the record of each row, of several draws the first
-    rows     its figures, of several draws their means
+    ratio    the requested ratio, as a share of `ratio_of`
+    records  the record of each row, the first of several draws
+    rows     the values of each row, the means of several draws
     numbers  for each row the places of its records among all records
-    drawn    for each row its records, one where there is one cell;  each  their figures
-    apart    what the setup has otherwise than the others in the report: "documents 200"
-    beside   the records of the whole setup, at every ratio, from which a name has to tell a row
+    drawn    for each row its records, one or several draws
+    each     for each row the values of its records
+    apart    the conditions in which the setup differs from others in the report: "documents 200"
+    beside   the records of the whole setup, at every ratio; labels tell a row from all of them
     """
 
     records: list[Record]
@@ -56,15 +58,16 @@ class TableGroup:
     beside: Sequence[Record] = ()
 
     def label(self, place: int) -> str:
-        """Return the method's name, with what sets its cell apart, and the seeds where others have more.
+        """Return the label of a row: the method with everything that sets its cell apart.
 
-        A draw without figures, which shares no row, is named. One dense row stands for every seed.
+        It has the seeds if other rows have more seeds, and the draw if the cell has no figures and so shares no row.
+        One dense row stands for every seed.
         """
         return self._labels[place]
 
     @cached_property
     def _labels(self) -> list[str]:
-        """Return the label of each row. Each is held against all cells of the setup, so that many take long."""
+        """Return the label of each row. It is kept, since each is compared with all cells of the setup."""
         return [self._label_of(place) for place in range(len(self.records))]
 
     def _label_of(self, place: int) -> str:
@@ -79,7 +82,7 @@ class TableGroup:
     def models(self, place: int) -> list[dict[int, int]]:
         """Return the models of a row, each as {seed: the place of its record among all records}.
 
-        A method is one model, drawn anew by each seed of the calibration; a random method is one for each choice.
+        A method is one model, which each seed of the calibration draws anew. A random method is one for each choice.
         """
         numbers_by_seed: dict[int, list[int]] = {}
         for number, record in zip(self.numbers[place], self.drawn[place], strict=True):
@@ -90,17 +93,17 @@ class TableGroup:
         ]
 
     def is_drawn(self, place: int) -> bool:
-        """Say whether a row is of several random choices at one seed, beside whose mean stands their spread."""
+        """Say whether a row is the mean of several random choices at one seed."""
         return len(seeds_of(self.drawn[place])) == 1 < len(self.drawn[place])
 
     def removes_too_little(self, place: int) -> bool:
-        """Say whether any cell of a row removed so much less than its budget that it flatters the row's figures."""
+        """Say whether any cell of a row removed so much less than its budget that the row looks better than it is."""
         return any(map(frame.removes_too_little, self.drawn[place]))
 
     def records_with_notes(self) -> list[Record]:
-        """Return the measured records of the rows, and one of what failed.
+        """Return the records that notes name: the first of a failed row, and of each seed of a measured row.
 
-        Of several draws at one seed it is the first, and where they miss their budget otherwise than it all that do.
+        If the misses of a seed's draws differ, each draw that misses its budget is returned too.
         """
         chosen = list[Record]()
         for record, drawn in zip(self.records, self.drawn, strict=True):
@@ -114,9 +117,9 @@ class TableGroup:
         return chosen
 
     def order_depends_on_seed(self, first: int, second: int, name: str) -> bool:
-        """Say whether two rows change places in the column `name` from one seed to another: neither is the better.
+        """Say whether seeds disagree on which of two rows has more of the column `name`.
 
-        So they do where the mean over more seeds has another order than the seeds that both have.
+        This includes the order of the means, since one row may have seeds that the other lacks.
         """
         a, b = (_by_seed(self.each[place], name) for place in (first, second))
         orders = {a[seed] > b[seed] for seed in a if seed in b and a[seed] != b[seed]}
@@ -127,9 +130,9 @@ class TableGroup:
 
 
 def label_with_differences(record: Record, records: Sequence[Record]) -> str:
-    """Return a cell's label, with what others have otherwise that no label holds: 'laco (match exact)'.
+    """Return a cell's label with the differences to `records` that no label holds: 'laco (match exact)'.
 
-    That is the recipe by which it was healed, how a ratio is met, and what else tells apart two of one name.
+    They are the recipe of its healing, how its ratio is met, and anything else that two cells of one label differ in.
     """
     ways = {peer.cell["match"] for peer in records if peer.cell["ratio"] is not None and "match" in peer.cell}
     how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
@@ -143,10 +146,10 @@ def label_with_differences(record: Record, records: Sequence[Record]) -> str:
 
 
 def _words_of_differences(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
-    """Say what tells cells apart that would share a name, such as ' (torch 2.13.0)'; empty where none would.
+    """Return the fields that tell a cell from others of its name, such as ' (torch 2.13.0)'; empty without others.
 
-    They have one label, ratio and seed in one setup, and differ in what no table is set apart by, such as versions. A
-    label is told apart at every ratio where it has to be at one.
+    Cells of one name have one label, ratio and seed in one setup. They differ in fields that are no condition of a
+    table, such as versions. A label that needs the fields at one ratio has them at every ratio.
     """
     alike = [peer for peer in cells if peer["method"] == cell["method"] and peer["model"] == cell["model"]]
     alike = [peer for peer in alike if peer["protocol"] == cell["protocol"]]
@@ -175,7 +178,7 @@ def _words_of_differences(cell: Mapping[str, Any], cells: Sequence[Mapping[str, 
 
 
 def _beyond_tables(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a cell was asked for and stands on, but for what sets tables apart and what a draw chooses."""
+    """Return the fields of a cell and its inputs, without the conditions of tables and the choice of a draw."""
     *earlier, own = [
         {**stage, "parameters": {**stage["parameters"], "seed": None}} if is_recorded_draw(stage) else stage
         for stage in (*cell.get("earlier", ()), cell)
@@ -195,25 +198,25 @@ def _fields_with_values(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> int:
-    """Count what the fields tell apart within each of several groups."""
+    """Return how many cells the fields tell apart within each group, summed over the groups."""
     return sum(len({json.dumps([cell.get(name) for name in names]) for cell in group}) for group in groups)
 
 
 def name_with_ratio(record: Record, records: Sequence[Record]) -> str:
-    """Write a cell as sentences call it, with what others have otherwise: 'laco (match exact) at 0.2'."""
+    """Return the name of a cell in a sentence, with its differences to `records`: 'laco (match exact) at 0.2'."""
     ratio = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
     return label_with_differences(record, records) + (f" at {ratio}" if ratio else "")
 
 
 def seeds_of(records: Sequence[Record]) -> list[int]:
-    """Return the seeds of some cells, rising."""
+    """Return the seeds of cells, each once, rising."""
     return sorted({record.cell["seed"] for record in records})
 
 
 def suffixes_of_draws(records: Sequence[Record]) -> list[str]:
-    """Return for each record what its name needs behind it where its label has several seeds or draws.
+    """Return for each record the suffix that its label needs if several seeds or draws have the label.
 
-    It is ' (seed 1)', ' (draw 2)', ' (seed 1, draw 2)', or ''; a draw goes by the seed of the random choice.
+    It is ' (seed 1)', ' (draw 2)', ' (seed 1, draw 2)', or ''. The number of a draw is the seed of its random choice.
     """
     cells = [identity_of_cell(record) for record in records]
     values_by_name: dict[tuple[str, str], set[Any]] = {}
@@ -233,9 +236,9 @@ def suffixes_of_draws(records: Sequence[Record]) -> list[str]:
 
 
 def names_of_draws(records: Sequence[Record]) -> list[str]:
-    """Name the draws that share a row: 'draw 1', or where they are of several seeds 'seed 0', 'seed 0, draw 1'.
+    """Return the names of draws that share a row: 'draw 1', or of several seeds 'seed 0' or 'seed 0, draw 1'.
 
-    A draw goes by the seed of the random choice, as everywhere.
+    The number of a draw is the seed of its random choice.
     """
     counts = [f"draw {identity_of_cell(record).get('draw', number)}" for number, record in enumerate(records)]
     every = [f"seed {record.cell['seed']}" for record in records]
@@ -245,12 +248,15 @@ def names_of_draws(records: Sequence[Record]) -> list[str]:
 
 
 def names_of_seeds(several: Sequence[int]) -> str:
-    """Say 'seed 0' or 'seeds 0, 1, 2'."""
+    """Return 'seed 0' or 'seeds 0, 1, 2'."""
     return f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}"
 
 
 def group_records(records: Sequence[Record]) -> list[list[TableGroup]]:
-    """Return for each setup a group for each ratio, rising, methods of a fixed ratio last, dense on top of each."""
+    """Return for each setup a group for each ratio, rising; methods with a fixed ratio are the last group.
+
+    The dense model is on top of each group.
+    """
     rows, different = frame.rows_of_records(records), differences_of_setups(records)
     groups: dict[str, list[int]] = {}
     for number, key in enumerate(setups_of_records(records)):
@@ -261,7 +267,7 @@ def group_records(records: Sequence[Record]) -> list[list[TableGroup]]:
 def _of_setup(
     records: Sequence[Record], rows: Sequence[dict[str, Any]], cells: Sequence[int], different: tuple[str, ...]
 ) -> Iterator[TableGroup]:
-    """Give the groups of the records at the places `cells`."""
+    """Yield the groups of one setup, whose records are at the places `cells`."""
     dense = [number for number in cells if records[number].cell["method"] == "dense"]
     pruned = [number for number in cells if records[number].cell["method"] != "dense"]
     ratio_by_number = {
@@ -288,12 +294,13 @@ def _of_setup(
 
 
 def pool_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one row for several draws: the mean of each figure, of a perplexity by its logarithm; of memory the most.
+    """Return one row for several draws: the mean of each column, by the logarithm for a perplexity, the highest memory.
 
-    Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
-    magnitude apart; cells of several seeds an interval and a standard error that include the draw of the calibration
-    (bench.stats.draws). Flags are those that any draw has. What else is no number is the first draw's, and so is the
-    speed where not every choice was timed; another mean is missing where a choice, or a seed, has no figure.
+    Draws of a random choice at one seed have the standard deviation between them beside the mean, since they can lie
+    orders of magnitude apart. Cells of several seeds have an interval and a standard error that include the draw of the
+    calibration (bench.stats.draws). The row has the flags of all draws, and everything else that is no number from the
+    first draw. Speed is the first draw's if not every choice was timed. Any other mean is missing if a choice or a seed
+    has no value.
     """
     row, seeds = dict(rows[0]), {draw.get("seed") for draw in rows}
     if any(draw.get("flags") for draw in rows):
@@ -319,14 +326,14 @@ def pool_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _is_logarithmic(name: str) -> bool:
-    """Say whether a figure's mean is that of its logarithm, since draws lie orders of magnitude apart."""
+    """Say whether the mean of a column is taken over logarithms, since its draws can lie orders of magnitude apart."""
     return "perplexity_" in name
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dict[int, float]:
-    """Return the mean of a figure, or of an end of its interval where all have one, at each seed, of some by logarithm.
+    """Return {seed: mean of a column}, by the logarithm for a perplexity. Cells without a finite value are left out.
 
-    A cell without a finite figure is left out.
+    end  of the interval, such as "_low", whose mean is returned if all rows have it
     """
     beside = f"{name}{end}" if all(is_finite(row.get(f"{name}{end}")) for row in rows) else name
     values_by_seed: dict[int, list[float]] = {}
@@ -338,14 +345,14 @@ def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dic
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
-    """Return mean, low, high and standard error over seeds, on the scale of the mean."""
+    """Return mean, low, high and standard error over seeds, as logarithms for a perplexity."""
     values, lows, highs = (list(_by_seed(rows, name, end).values()) for end in ("", "_low", "_high"))
     own = fmean(row.get(f"{name}_stderr") or 0.0 for row in rows)
     return fmean(values), *mean_interval(values, lows, highs), math.hypot(draw_stderr(values), own)
 
 
 def _over_choices(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
-    """Return mean, the ends of one standard deviation around it, and that, on the scale of the mean."""
+    """Return mean, mean minus and plus one standard deviation, and that deviation; as logarithms for a perplexity."""
     numbers = [math.log(row[name]) if _is_logarithmic(name) else row[name] for row in rows]
     middle, spread = fmean(numbers), stdev(numbers)
     return middle, middle - spread, middle + spread, spread
@@ -355,13 +362,13 @@ Cell = Mapping[str, Any]
 
 
 def recipe_of_cell(cell: Cell) -> Cell | None:
-    """Return the recipe of a cell: its own, or the last by which it was healed before it was pruned further."""
+    """Return the recipe of a cell: its own, or that of the last stage that was healed; None without healing."""
     recipes = [stage["healing"] for stage in (*cell.get("earlier", ()), cell) if stage.get("healing")]
     return recipes[-1] if recipes else None
 
 
 def words_of_recipe_differences(cell: Cell, cells: Iterable[Cell]) -> str:
-    """Say what the recipe has otherwise than those of other cells: ' (loss kl)'; empty where all are the same."""
+    """Return the fields in which a cell's recipe differs from those of `cells`: ' (loss kl)'; empty if none does."""
     mine, recipes = recipe_of_cell(cell), [recipe for recipe in map(recipe_of_cell, cells) if recipe]
     if mine is None:
         return ""

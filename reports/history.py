@@ -1,8 +1,7 @@
-"""Follows a metric over the commits that it was measured at, and finds where it changed for good.
+"""Follows a metric over commits: where it reaches a new level, the value of each run, and how a history is shown.
 
-Takes from each run the one figure that a history is made of: a metric of the cell that a reader names.
-
-A metric over commits (reports.history): as a table, as lines of CSV and as a plot.
+In order: the points of a history and their changes of level; the value of one run, which is a metric of the cell that a
+reader names; the history as a table, as lines of CSV and as a plot.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from reports.groups import name_with_ratio, pool_draws
 from reports.tables.table import Row, Table, TableCell, cell_of_text, column_of, column_of_words
 from reports.text import to_printable
 
-FEWEST = 5  # runs, below which no change is marked
+FEWEST = 5  # runs; in fewer no change is marked
 BOTH_SIDES = 2  # runs that a level must have held for: the newest run alone is no new level
-PENALTY = 3.0  # times noise times log(runs), that a further level must save of the sum of distances to the medians;
-# marks 4 % of series of 6 runs of noise alone, 1 % from 12 on, and 9 of 10 steps of six times the noise in their middle
+PENALTY = 3.0  # times noise times log(runs): a further level must lower the sum of distances to the medians by that.
+# it marks 4 % of series of 6 runs of noise alone, 1 % from 12 on, and 9 of 10 steps of 6 times the noise in mid-series
 
 
 @dataclass(frozen=True)
 class HistoryPoint:
-    """Hold the metric of one run.
+    """Holds the metric of one run.
 
-    low, high   the 95 % interval, None where the metric has none
-    draws       cells whose mean the value is; above 1 there is no interval
-    apart       conditions that differ from the run before, with which a step may have nothing to do with the code
-    change      whether a new level begins here
+    low, high   the 95 % interval; None if the metric has none
+    draws       the number of cells whose mean the value is; above 1 there is no interval
+    apart       conditions that differ from the run before; a step at such a run may have other causes than the code
+    change      whether a new level begins at this run
     """
 
     run: str
@@ -60,7 +59,7 @@ class HistoryPoint:
 
 
 def series_of_points(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
-    """Return the points by date, each with what differs from the one before it, and with the marks of change."""
+    """Return the points by date, with the conditions that differ from the point before and with the marks of change."""
     ordered = sorted(points, key=lambda point: (point.date, point.run))
     marked = find_changes([point.value for point in ordered])
     series = []
@@ -73,11 +72,11 @@ def series_of_points(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
 
 
 def find_changes(values: Sequence[float]) -> list[int]:
-    """Return the places where new levels begin, of at least FEWEST values in the order of time.
+    """Return the places at which new levels begin in values in the order of time; empty below FEWEST values.
 
     R. Killick, P. Fearnhead, I. A. Eckley, "Optimal detection of changepoints with a linear computational cost", 2012
-    (ruptures.Pelt), with the distance to a level's median as its cost, so that one odd run makes no level. The noise is
-    the median distance of neighbours, 1.4826 / sqrt(2) of it: a figure that repeats exactly has none, and any lasting
+    (ruptures.Pelt), with the distance to a level's median as the cost, so that one odd run makes no level. The noise is
+    1.4826 / sqrt(2) times the median distance of neighbours. A metric that repeats exactly has none, and any lasting
     step of it is marked.
     """
     import ruptures
@@ -92,7 +91,7 @@ def find_changes(values: Sequence[float]) -> list[int]:
 
 
 class FigureChoice(NamedTuple):
-    """Names a figure of a run: a column of report.csv, and the model, label and ratio of the cell; None: any."""
+    """Names a value of a run: a column of report.csv, and the model, label and ratio of the cell. None fits any."""
 
     metric: str
     model: str | None
@@ -101,11 +100,14 @@ class FigureChoice(NamedTuple):
 
 
 class _Lacking(UserError):
-    """Is raised where a folder is no run, or has no figure of the cell that is asked for."""
+    """Is raised for a folder that is no run, or that has no value of the named cell."""
 
 
 def points_of(runs: Sequence[Path], choice: FigureChoice) -> list[HistoryPoint]:
-    """Return the points of the runs that have the cell, and say how many have not. Raises UserError where none has."""
+    """Return the points of the runs that have the named cell, and print how many have not.
+
+    Raises UserError if no run has it.
+    """
     points: list[HistoryPoint] = []
     lacking: list[_Lacking] = []
     for run in runs:
@@ -121,7 +123,7 @@ def points_of(runs: Sequence[Path], choice: FigureChoice) -> list[HistoryPoint]:
 
 
 def _point(run: Path, choice: FigureChoice) -> HistoryPoint:
-    """Return the metric of the one cell of a run that the flags name, or the mean of its draws. Raises UserError."""
+    """Return the metric of the cell of a run that `choice` names, or the mean of its draws. Raises UserError."""
     wanted = _cells_of_choice(run, choice)
     record, row = wanted[0]
     environment = record.environment
@@ -140,7 +142,7 @@ def _point(run: Path, choice: FigureChoice) -> HistoryPoint:
 
 
 def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict[str, Any]]]:
-    """Return the cells of a run that the flags name, with their rows: one, or draws and seeds of one."""
+    """Return the cells of a run that `choice` names, with their rows: one cell, or draws and seeds of one."""
     metric, model, label, ratio = choice
     files = SampleFiles()
     try:
@@ -180,7 +182,7 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
 
 
 def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
-    """Say what keeps cells of one name in a run from being draws of one cell; empty where nothing does."""
+    """Return why cells of one name in a run are not draws of one cell; empty if they are."""
     of = {id(record): setup for record, setup in zip(records, setups_of_records(records), strict=True)}
     record_by_setup = {of[id(record)]: record for record in wanted}
     if len(record_by_setup) == 1:
@@ -196,7 +198,7 @@ def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
 
 
 def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | tuple[None, None]:
-    """Return the 95 % interval of a metric, by its standard error where it has none of its own."""
+    """Return the 95 % interval of a metric, from its standard error if it has no interval of its own."""
     spread = (row.get(f"{metric}_{end}") for end in ("low", "high", "stderr"))
     low, high, stderr = (math.nan if figure is None else float(figure) for figure in spread)
     value = float(row[metric])
@@ -215,7 +217,7 @@ POOLED = "mean over draws or seeds, of a perplexity the geometric one, without a
 
 
 def table_of_history(points: Sequence[HistoryPoint], name: str) -> Table:
-    """Make the table of the metric `name`: one row per run, a new level is marked."""
+    """Return the table of the metric `name`, with one row per run; new levels are marked."""
     columns = [
         column_of_words("commit"),
         column_of_words("run"),
@@ -247,7 +249,7 @@ def _cells(point: HistoryPoint, name: str) -> tuple[TableCell, ...]:
 
 
 def csv_of_history(points: Sequence[HistoryPoint], name: str) -> tuple[list[str], list[list[object]]]:
-    """Return the headings, and a line of figures per run."""
+    """Return the headings, and a line of values per run."""
     lines: list[list[object]] = [
         [p.date, p.commit, p.run, p.value, p.low, p.high, p.draws, int(p.change), " ".join(p.apart)] for p in points
     ]
@@ -257,7 +259,7 @@ def csv_of_history(points: Sequence[HistoryPoint], name: str) -> tuple[list[str]
 def draw_history(points: Sequence[HistoryPoint], name: str, title: str, file: Path) -> None:
     """Draw the values with their intervals over the commits, evenly spaced, with new levels and changed conditions.
 
-    Raises Unwritable where the file cannot be written.
+    Raises Unwritable if the file cannot be written.
     """
     import matplotlib
 

@@ -1,13 +1,7 @@
-"""What is in doubt about a cell: a flag is a fixed word with a fixed sentence, and a doubt is a flag of one cell.
+"""The sentences under a table: doubts about cells, their healing, how to read columns, and how speed was measured.
 
-How healed cells were trained, in words: what stands under a table, and what tells rows apart.
-
-What stands under a table: how to read it, by which protocol it was measured, and why a cell has no figures.
-
-Every sentence follows from the records; one that would not be true or not be needed is not written. If the cells of a
-run do not agree, each version is written.
-
-How speed was measured, in words: what stands under a table.
+A flag is a fixed word with a fixed sentence, and a doubt is a flag of one cell. Every sentence follows from records. A
+sentence that is not true or not needed is not written. If the cells of a run do not agree, each version is written.
 """
 
 from __future__ import annotations
@@ -41,8 +35,8 @@ from reports.groups import (
 class Flag:
     """A fixed word for a doubt about a cell.
 
-    sentence  what it means, with places for the cell's name and values
-    mark      what stands at the figures that are in doubt, where anything does
+    sentence  its meaning, with places for the cell's name and values
+    mark      the sign behind the values that are in doubt; empty if there is none
     """
 
     word: str
@@ -52,7 +46,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A flag of a cell, which its table calls `name`, with the values for the flag's sentence."""
+    """A flag of a cell, with the cell's name in its table and the values for the flag's sentence."""
 
     flag: Flag
     name: str
@@ -103,7 +97,7 @@ OF_MACHINE = {word: Flag(word, f"{{name}}: {meaning}") for word, meaning in MACH
 
 
 def doubts_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> Iterator[Doubt]:
-    """Yield each doubt about a cell. `stages` are those of generation whose speed a table shows."""
+    """Yield each doubt about a cell. `stages` are the stages of generation whose speed a table shows."""
     if record.status == "ok" and misses_budget(record):
         yield Doubt(MISSED, name, {"miss": _miss(record)})
     yield from _misfits(record, name)
@@ -114,7 +108,7 @@ def doubts_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> I
 
 
 def _miss(record: Record) -> str:
-    """Return 'ratio: requested 30.0 %, budget 28.9 %, achieved 28.1 %', or how much of a budget's quantity stays."""
+    """Return 'ratio: requested 30.0 %, budget 28.9 %, achieved 28.1 %', or the same for the quantity of a budget."""
     show, measured, of = METRICS["ratio"].show, record.measured, base_of_ratio(record.cell)
     requested = requested_ratio(record)
     if budget := measured.get("budget"):
@@ -127,7 +121,7 @@ def _miss(record: Record) -> str:
 
 
 def _misfits(record: Record, name: str) -> Iterator[Doubt]:
-    """Yield the worst of the fits that do not hold on calibration sequences that they have not seen."""
+    """Yield a doubt about the worst of the fits that fail on held-out calibration sequences; none if all hold."""
     if every := list(find_misfits(record)):
         where, tokens, fitted, held_out = max(every, key=lambda misfit: misfit[3] / max(misfit[2], SMALL))
         more = f", and {len(every) - 1} more" if len(every) > 1 else ""
@@ -136,7 +130,7 @@ def _misfits(record: Record, name: str) -> Iterator[Doubt]:
 
 
 def _ended_early(record: Record, name: str) -> Iterator[Doubt]:
-    """Yield how much of a search was done where its minutes were over before its end."""
+    """Yield a doubt about a search whose minutes were over before its last generation."""
     generations, planned = (record.decisions.get(key) for key in ("generations", "of_generations"))
     if generations is not None and planned is not None and generations < planned:
         minutes = record.cell["parameters"].get("minutes")
@@ -145,7 +139,7 @@ def _ended_early(record: Record, name: str) -> Iterator[Doubt]:
 
 
 def _of_latency(record: Record, name: str) -> Iterator[Doubt]:
-    """Yield what is in doubt about the table of a budget of latency, and a timing that says something else than it."""
+    """Yield the doubts about the table of a budget of latency, and about timings that contradict it."""
     budget = record.measured.get("budget")
     if not budget or budget["of"] != "latency":
         return
@@ -163,7 +157,7 @@ def _of_latency(record: Record, name: str) -> Iterator[Doubt]:
 
 
 def doubts_of_speed(record: Record, name: str, stages: Collection[str] = tuple(STAGES)) -> Iterator[Doubt]:
-    """Yield why the speed of a cell at some stages of generation is missing or should be taken with care."""
+    """Yield why the speed of a cell at the given stages of generation is missing or in doubt."""
     speed = record.measured.get("speed", {})
     points = [point for point in speed.get("points", []) if point["kind"] in stages]
     failures = [speed["failed"]] if "failed" in speed else []
@@ -181,12 +175,12 @@ def doubts_of_speed(record: Record, name: str, stages: Collection[str] = tuple(S
 
 
 def _is_alone(point: Mapping[str, Any]) -> bool:
-    """Say whether the pruned model alone was timed."""
+    """Say whether a point has a time of the pruned model alone."""
     return "dense" in point.get("out_of_memory", ()) and "pruned_ms" in point
 
 
 def _point(point: Mapping[str, Any], word: str) -> str:
-    """Return 'decode at batch 8', and where a timing is noisy by how much the less steady model varies."""
+    """Return 'decode at batch 8'; for a noisy timing with the variation of the less steady model."""
     widest = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
     beside = f" (± {METRICS['kept'].show(widest)})" if word == "noisy" else ""
     mode = f", {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
@@ -194,7 +188,7 @@ def _point(point: Mapping[str, Any], word: str) -> str:
 
 
 def doubts_of_latencies(about: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why a table of latencies should be taken with care, by what it says of how it was measured."""
+    """Yield why a table of latencies is in doubt, by its own account of the measurement."""
     copies = about.get("copies", ())
     words = [word for copy in copies for word in copy.get("flags", ())]
     for word in dict.fromkeys(words):
@@ -205,7 +199,7 @@ def doubts_of_latencies(about: Mapping[str, Any]) -> Iterator[str]:
 
 
 def differences_of_versions(record: Record, records: Sequence[Record]) -> str:
-    """Return which packages the dense model beside a cell had in other versions: 'torch 2.13.0, not 2.12.0'."""
+    """Return the versions of a cell that are not its dense model's: 'torch 2.13.0, not 2.12.0'; empty without any."""
     versions = find_unlike_versions(record, find_dense_peer(record, records))
     return ", ".join(f"{package} {its}, not {dense}" for package, (its, dense) in versions.items())
 
@@ -215,7 +209,7 @@ LOSSES = {"next-token": "for the next token", "kl": "towards the dense model's p
 
 
 def notes_of_healing(cells: Iterable[Cell]) -> list[str]:
-    """Say by which recipe cells were healed, and what a chained one goes on from; each sentence once."""
+    """Return sentences on the recipes by which cells were healed, and on chains of cells; each sentence once."""
     everything = list(cells)
     notes = []
     for cell in everything:
@@ -228,7 +222,7 @@ def notes_of_healing(cells: Iterable[Cell]) -> list[str]:
 
 
 def words_of_recipe(recipe: Cell) -> str:
-    """Say a recipe: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki in batches of 8 x 256, ...'."""
+    """Return a recipe in words: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki, batches of 8 x 256, ...'."""
     passes = "" if recipe["passes"] == 1 else f", {recipe['passes']:,} passes"
     return (
         f"{KINDS[recipe['kind']].format(**recipe)}, {LOSSES[recipe['loss']]}, {recipe['tokens']:,} tokens of "
@@ -239,11 +233,11 @@ def words_of_recipe(recipe: Cell) -> str:
 
 
 Row = Mapping[str, Any]
-COMPARED = {  # what is a comparison with the dense model, and the figure that it compares
+COMPARED = {  # columns that compare with the dense model, and the column that they compare
     "kept": "average",
 }
 CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
-EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns, of which the protocol speaks
+EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns that `describe_columns` explains
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
 ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
 MEANS = (
@@ -255,7 +249,7 @@ REASON = 300  # the longest reason that is shown, in characters; the record hold
 
 
 def conditions_of(records: Sequence[Record]) -> list[str]:
-    """Return where rows were measured, every place that occurs, in one order: device, dtype, threads; profile."""
+    """Return the conditions of rows: device, dtype and threads; then the profile. Each has every value that occurs."""
     threads = {
         record.environment["threads"]
         for record in records
@@ -274,21 +268,22 @@ def _device(record: Record) -> str:
 
 
 def _processors(records: Sequence[Record]) -> str:
-    """Name the processors of the cells of a CPU, where there are several."""
+    """Return the processors of cells on a CPU if there are several, in brackets; otherwise nothing."""
     names = [record.environment.get("cpu") for record in records if record.cell["device"] == "cpu"]
     several = sorted({str(name) for name in names if name})
     return f" ({_either(several)})" if len(several) > 1 else ""
 
 
 def _either(values: Iterable[Any]) -> str:
-    """List each value once: 'H100 or H200'."""
+    """Return each value once: 'H100 or H200'."""
     return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def words_of_ratio(records: Sequence[Record]) -> str:
-    """Return 'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that parameters decide; empty for dense.
+    """Return the title of a ratio: 'ratio 0.3: 11 of 30 layers, 95.6 M parameters'.
 
-    Of a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'.
+    For a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'. A method whose parameters
+    decide has a sentence that says so; the dense model alone has an empty title.
     """
     pruned = [record for record in records if record.cell["method"] != "dense"]
     if not pruned:
@@ -302,7 +297,7 @@ def words_of_ratio(records: Sequence[Record]) -> str:
 
 
 def _budget(record: Record) -> str:
-    """Return the budget in parameters and, where the request was rounded to whole layers, in layers."""
+    """Return the budget in parameters; in layers too if the request was rounded to whole layers."""
     measured = record.measured
     if budget := measured.get("budget"):
         rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
@@ -320,10 +315,12 @@ def _budget(record: Record) -> str:
 def describe_exceptions(
     records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = ()
 ) -> Iterator[str]:
-    """Yield a sentence for each cell that missed its budget or has no figures, named with its seed and draw if need be.
+    """Yield a sentence for each doubt about a cell, and for each cell without figures.
 
-    stages  of generation, whose speed the table shows: what is in doubt about it is said too
-    beside  from which a name has to tell a cell, as that of its row does; the records themselves where it is empty
+    The sentence names the cell with its seed and draw if its label alone is not enough.
+
+    stages  the stages of generation whose speed the table shows; doubts about their speed are included
+    beside  the records that a cell's name must tell it from; empty for `records`
     """
     differing = dict[str, None]()
     for record, which in zip(records, suffixes_of_draws(records), strict=True):
@@ -339,12 +336,12 @@ def describe_exceptions(
 
 
 def words_of_status(record: Record) -> str:
-    """Return the status as a reader would write it."""
+    """Return the status of a record in words: 'out of memory'."""
     return record.status.replace("_", " ")
 
 
 def reason_of_error(error: str) -> str:
-    """Return an error in one line: what stands above its traceback."""
+    """Return the message of an error, which stands above its traceback, in one line of at most REASON characters."""
     message, _, _ = error.partition("\nTraceback (most recent call last):")
     text = re.sub(r"\s+", " ", message).strip()
     return text if len(text) <= REASON else f"{text[:REASON].rstrip()} ... (the record has the rest)"
@@ -358,11 +355,12 @@ def describe_columns(
     calibration: bool = True,
     seeds: bool = True,
 ) -> list[str]:
-    """Say how to read the columns of some kinds, and how their figures came about; each sentence once.
+    """Return sentences on how to read columns, and how their values were measured; each sentence once.
 
-    rows         the figures of the records, see bench.records.frame
-    calibration  whether all cells share it
-    seeds        whether figures are means over the seeds of the calibration; it is said what intervals have of them
+    rows         the values of the records, see bench.records.frame
+    about        the kinds of columns, from EVERYTHING
+    calibration  whether all cells share a calibration, so that a sentence names it
+    seeds        whether values are means over seeds, so that a sentence says what their intervals include
     """
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]
@@ -390,21 +388,21 @@ def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
     for text, result in measured.get("perplexity", {}).items():
         name, windows = metric_of(f"perplexity_{text}").label, result["windows"]
         yield (
-            f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, {_lie(result)}"
-            f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
+            f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, "
+            f"{_placement_of_windows(result)}stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
             f"{', of every document of the text' if result.get('whole') else ''}."
         )
 
 
-def _lie(result: dict[str, Any]) -> str:
-    """Say how the windows lie in their text, with a comma behind it."""
+def _placement_of_windows(result: dict[str, Any]) -> str:
+    """Return whether windows were drawn from the text or follow each other, with a comma; empty for a single window."""
     if result["windows"] == 1:
         return ""
     return "drawn from the text, " if result["drawn"] else "one behind the other, whose intervals are wider, "
 
 
 def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
-    """Yield what stands behind a perplexity, in the forms that occur."""
+    """Yield the meaning of the interval behind a perplexity, for each form that occurs."""
     cells = [format_value(row, f"perplexity_{text}") for row in rows for text in texts_of_records(records)]
     if any("±" in cell for cell in cells):
         yield "± of a perplexity is half the 95 % interval."
@@ -423,7 +421,7 @@ def _checks(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _tasks(measured: dict[str, Any]) -> Iterator[str]:
-    """Yield which metric, documents and shots tasks have; what all tasks share is said once."""
+    """Yield the metric, documents and shots of tasks; a value that most tasks share is written once."""
     results = {shorten_name(name): result for name, result in measured.get("tasks", {}).items()}
     for name, result in results.items():
         if not is_accuracy(result):
@@ -460,7 +458,7 @@ def _shots(result: dict[str, Any]) -> str:
 
 
 def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> str:
-    """Say 'acc_norm, but acc for winogrande'; where nothing holds for most tasks, each with its names."""
+    """Return 'acc_norm, but acc for winogrande'; if no words hold for most tasks, each with the names of its tasks."""
     groups: dict[str, list[str]] = {}
     for task, result in results.items():
         groups.setdefault(say(result), []).append(task)
@@ -471,7 +469,7 @@ def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]],
 
 
 def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield why a comparison with the dense model is missing although the cell itself was measured."""
+    """Yield why a comparison with the dense model is missing although the cell was measured."""
     missing = [
         METRICS[column].label
         for column, source in COMPARED.items()
@@ -482,7 +480,7 @@ def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _calibrations(records: Sequence[Record]) -> list[list[Record]]:
-    """Return the records in groups that share a calibration but for its seed."""
+    """Return the records in groups that share a calibration, whatever its seed."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         protocol = record.cell["protocol"]
@@ -517,7 +515,7 @@ def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
 
 
 def _words_of_timed_draw(first: Record, draws: Sequence[Record]) -> str:
-    """Say which of several draws was timed, where not all were."""
+    """Return words on which of several draws was timed; empty if all were, or if speed was not to be measured."""
     if "speed" in first.measured:
         return ", but of its speed, for which one draw alone is timed" * any("speed" not in o.measured for o in draws)
     return "; the draw that is timed is not among them" * (first.cell["protocol"]["speed_rounds"] > 0)
@@ -528,7 +526,7 @@ def _plural(noun: str, number: int) -> str:
 
 
 def describe_environment(records: Sequence[Record]) -> Iterator[str]:
-    """Yield where the cells ran, as in 'torch: 2.13.0'; several values where they ran under several."""
+    """Yield the environment of the cells, as in 'torch: 2.13.0', with every value that occurs."""
     values_by_name: dict[str, list[str]] = {}
     for record in records:
         flat = {name: value for name, value in record.environment.items() if name != "versions"}
@@ -553,7 +551,7 @@ CAPTURED = ", each step captured once and replayed"
 
 
 def describe_speed(record: Record) -> Iterator[str]:
-    """Yield by which protocol the speed of the main table was measured."""
+    """Yield how the speed in the main table was measured."""
     protocol = record.cell["protocol"]
     for stage, size in STAGES.items():
         point = main_timing(record, stage)
@@ -569,7 +567,7 @@ def describe_speed(record: Record) -> Iterator[str]:
 
 
 def describe_throughput(record: Record, called: str) -> Iterator[str]:
-    """Yield the most tokens per second that decoding reached over the batches of a GPU, by each model."""
+    """Yield the most tokens per second that each model reached in decoding, over the batches on a GPU."""
     steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
     for context in dict.fromkeys(point["context"] for point in steps):
         swept = [point for point in steps if point["context"] == context]
@@ -583,9 +581,11 @@ def describe_throughput(record: Record, called: str) -> Iterator[str]:
 
 
 def describe_equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:
-    """Yield how many tokens per second both models reach in the memory that the dense one takes where it is fastest.
+    """Yield the tokens per second of both models in the memory that the dense model takes at its fastest batch.
 
-    dense  the cell of the dense model, which has measured what that takes alone; only measured batches are named
+    Only measured batches count.
+
+    dense  the cell of the dense model; it holds the memory that the dense model takes alone
     """
     steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
     taken, takes = _reserved(record), _reserved(dense)
@@ -607,7 +607,7 @@ def describe_equal_memory(record: Record, dense: Record, called: str) -> Iterato
 
 
 def _reserved(record: Record) -> dict[tuple[int, int], int]:
-    """Return the bytes that a model alone reserved for captured steps, by context and batch."""
+    """Return {(context, batch): bytes that a model alone reserved for captured steps}."""
     points = record.measured.get("speed", {}).get("memory", {}).get("points", ())
     held = "peak_reserved_bytes"
     return {(p["context"], p["batch"]): p[held] for p in points if p.get("mode") == "graph" and held in p}

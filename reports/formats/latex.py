@@ -192,5 +192,5 @@ def _powers(text: str) -> str:
 
 
 def _label(text: str) -> str:
-    """Return a method's name. In front of a star or bracket {} keeps LaTeX from reading it with the line break before."""
+    """Return a method's name. A star or bracket has {} in front, or LaTeX would read it with the line break before."""
     return ("{}" if text.startswith(("*", "[")) else "") + escape(text)
