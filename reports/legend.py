@@ -389,7 +389,8 @@ def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
         name, windows = metric_of(f"perplexity_{text}").label, result["windows"]
         yield (
             f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, "
-            f"{_placement_of_windows(result)}stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
+            f"{_placement_of_windows(result)}stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, "
+            f"{result['tokens']:,} tokens scored"
             f"{', of every document of the text' if result.get('whole') else ''}."
         )
 

@@ -1,4 +1,4 @@
-"""The plan of a run: what each cell will take, when each slot ends, and what is done already."""
+"""The plan of a run as tables: the time and memory of each cell, the end of each slot, and the cells with a record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ONE_SLOT = "--slots is not given, so that the plan is for one cell at a time."
 
 
 def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
-    """Return the table of the cells, and that of the slots where there are several."""
+    """Return the table of the cells, and a table of the slots if there are several."""
     tables = [_cells(plan, spec)]
     if len(plan.slots) > 1:
         rows = tuple(Row(f"slot {at}", "", None, (_time(end),)) for at, end in enumerate(plan.slots, start=1))

@@ -1,8 +1,8 @@
-"""Reads from the decisions in records what went of each layer, in one vocabulary for all methods.
+"""Reads from the decisions in records what was removed of each layer, in one vocabulary for all methods.
 
 The keys that methods share are removed_layers, removed_attention, removed_mlp (numbers of layers of the dense model),
-removed_kv_heads, removed_channels, removed_experts (for each layer of the dense model the units that went), kv_heads,
-channels, experts (how many are left) and d of width (the residual width). A method of one's own that uses them is shown
+removed_kv_heads, removed_channels, removed_experts (the units removed from each layer of the dense model), kv_heads,
+channels, experts (how many stay) and d of width (the residual width). A method of one's own that uses them is shown
 like the built-in ones.
 """
 
@@ -18,7 +18,7 @@ from bench.records.record import Record
 
 @dataclass(frozen=True)
 class Remaining:
-    """Hold what is left of each layer of the dense model, as shares in [0, 1]: of its attention and of its MLP.
+    """Holds the shares of each layer of the dense model that stay, in [0, 1]: of its attention and of its MLP.
 
     how  what was removed, in a word: layers, blocks, units or width
     """
@@ -29,9 +29,9 @@ class Remaining:
 
 
 def join_decisions(record: Record) -> dict[str, Any]:
-    """Return a cell's decisions with those of the cells that it goes on from, by the dense model's numbers.
+    """Return a cell's decisions joined with those of its parents, by the numbers of layers in the dense model.
 
-    Empty where a method in front does not say which layers it has removed.
+    Empty if an earlier stage does not say which layers it has removed.
     """
     decided: dict[str, Any] = {}
     layers = record.measured.get("dense_layers", 0)
@@ -43,7 +43,7 @@ def join_decisions(record: Record) -> dict[str, Any]:
 
 
 def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[str, Any]:
-    """Join two decisions. Numbers of `after` are of the model that `before` has left, without whole layers."""
+    """Return two decisions joined. Layers of `after` are numbered without the layers that `before` has removed."""
     numbers = [number for number in range(layers) if number not in set(before.get("removed_layers", ()))]
     joined = before | after
     for name in ("removed_layers", "removed_attention", "removed_mlp"):
@@ -62,7 +62,7 @@ def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[
 
 
 def remaining_of(record: Record) -> Remaining | None:
-    """Return what is left over depth; None where the decisions do not tell, as of a failed cell.
+    """Return the shares of each layer that stay; None if the decisions do not tell them, or if the cell failed.
 
     An attention's share is that of its key/value heads, an MLP's that of its channels or experts. A residual stream of
     d of D columns leaves d / D of every matrix.
@@ -100,7 +100,7 @@ def _how(decided: dict[str, Any]) -> str:
 
 
 def to_ranges(numbers: Iterable[int]) -> str:
-    """Write [10, 11, 12, 23] as '10-12, 23'."""
+    """Return [10, 11, 12, 23] as '10-12, 23'."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -111,7 +111,7 @@ def to_ranges(numbers: Iterable[int]) -> str:
 
 
 def words_per_layer(counts: Sequence[int]) -> str:
-    """Write how many went per layer: '2 of each layer', '0 to 5 of a layer, mean 2.1', 'none'."""
+    """Return counts per layer in words: '2 of each layer', '0 to 5 of a layer, mean 2.1', 'none'."""
     if not any(counts):
         return "none"
     if len(set(counts)) == 1:
@@ -120,7 +120,7 @@ def words_per_layer(counts: Sequence[int]) -> str:
 
 
 def removals_of(record: Record) -> dict[str, str]:
-    """Return what went, by column: layers, attentions, MLPs, heads, channels, width; only what there is."""
+    """Return {column of WENT: what was removed, in words}, without columns in which nothing was."""
     decided = join_decisions(record)
     removals = {
         column: to_ranges(decided[name])

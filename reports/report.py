@@ -1,6 +1,6 @@
-"""The report of a run: the main view for a terminal, as Markdown with everything around it, and the frame as CSV.
+"""The report of runs: as text for a terminal, as Markdown, as CSV, and as Python objects.
 
-The report of runs as Python objects, which Jupyter shows as tables and figures and a terminal as text.
+Jupyter shows the objects as tables and figures, and a terminal shows them as text.
 
 report = bench.report("results/mine")
 report                          # the main tables
@@ -44,9 +44,9 @@ def write_report(folder: Path, records: Sequence[Record]) -> None:
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Return the frame in full precision, one line per cell in the order of the tables.
+    """Return the frame as CSV in full precision, one line per cell in the order of the tables.
 
-    Where cells are not compared since they were not measured alike, `conditions` says in what: 'calibration "wiki"'.
+    If there are several setups, the column `conditions` says in what they differ: 'calibration "wiki"'.
     """
     records = order.records_of(ReportData(records).groups)
     rows, different = rows_of_records(records), differences_of_setups(records)
@@ -60,7 +60,7 @@ def to_csv(records: Sequence[Record]) -> str:
 
 
 def _write_out(values: Sequence[Any]) -> list[str]:
-    """Write a column as text: whole numbers as such where all are, else with their point; what is missing as ""."""
+    """Return a column as text. Whole numbers have no point if all are whole; a missing value is ""."""
     if {type(value) for value in values if value is not None} <= {int}:
         return ["" if value is None else str(value) for value in values]
     numbers = all(value is None or type(value) in (int, float) for value in values)
@@ -73,10 +73,10 @@ def to_terminal(records: Sequence[Record]) -> str:
 
 
 def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:
-    """Return the report: the protocol in plain words; per ratio tables of quality, tasks, checks, cost; the machine.
+    """Return the report as Markdown: the protocol in words; tables per ratio, then of speed; the environment.
 
-    tables   of the main view, where they have been made already
-    remarks  on several runs in one report
+    tables   the tables of the main view, if they have been made already
+    remarks  sentences on several runs in one report
     """
     main = build_view("main", records) if tables is None else tables
     models = dict.fromkeys(escape_markdown(name_of_model(record)) for record in records)
@@ -93,12 +93,12 @@ def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None
 
 
 def speed_to_terminal(records: Sequence[Record]) -> str:
-    """Return the tables of what was timed and of the sizes that explain it, with what is to be known about them."""
+    """Return the tables of speed for a terminal: everything that was timed, and the sizes that explain it."""
     return terminal.render(build_view("speed", records))
 
 
 def speed_to_markdown(records: Sequence[Record]) -> list[str]:
-    """Return the section on speed of a report; nothing where the main table already has all that was timed."""
+    """Return the section on speed of a report; empty if the main table has everything that was timed."""
     points = [point for record in records for point in record.measured.get("speed", {}).get("points", ())]
     in_main = [main_timing(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):
@@ -109,9 +109,9 @@ def speed_to_markdown(records: Sequence[Record]) -> list[str]:
 
 
 def report(*runs: Path | str) -> RunReport:
-    """Read one or several run folders as one report; those that can be compared share their tables.
+    """Return the report of one or several run folders. Runs that can be compared share their tables.
 
-    Raises UserError where one is no run folder, and where no record fits.
+    Raises UserError if one is no run folder, or if no record fits.
     """
     if not runs:
         raise UserError('a report is of runs: name their folders, as in report("results/mine")')
@@ -119,7 +119,7 @@ def report(*runs: Path | str) -> RunReport:
 
 
 class RunReport:
-    """The report of one or several runs, see `report`. In Jupyter it is its main tables.
+    """The report of one or several runs, see `report`. Jupyter shows its main tables.
 
     merged  the records of the runs with their samples, see bench.records.run_folder.load_runs
     """
@@ -137,13 +137,13 @@ class RunReport:
 
     @property
     def figures(self) -> dict[str, str]:
-        """Return the title of each figure for which there is data, by its name."""
+        """Return {name: title} of each figure that the records have data for."""
         return {name: figure.title for name, figure in self._drawn.items()}
 
     def table(self, name: str = "main", reference: str | None = None) -> ShownTables:
-        """Return the tables of a view, as `python -m bench report --view` names them.
+        """Return the tables of a view, as `python -m bench report --view` names it.
 
-        reference  the label of a method: what differs from it is marked, by paired tests on the samples
+        reference  the label of a method; values that differ from its values in paired tests are marked
 
         Raises UserError for an unknown view, and for a reference that no record has.
         """
@@ -153,7 +153,7 @@ class RunReport:
         )
 
     def figure(self, name: str) -> ShownFigure:
-        """Return the figure of that name, or the first whose name starts so. Raises UserError where there is none."""
+        """Return the figure of a name, or the first whose name starts with it. Raises UserError if there is none."""
         matches = [figure for own, figure in self._drawn.items() if own.startswith(name)]
         matches.sort(key=lambda figure: figure.name != name)
         if not matches:
@@ -173,7 +173,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class ShownTables:
-    """Tables of a view, which Jupyter shows as such. `tables` are the tables as data (reports.tables.table)."""
+    """Tables of a view for Jupyter and the terminal. `tables` are the tables as data (reports.tables.table)."""
 
     tables: list[Table]
 
@@ -189,17 +189,17 @@ class ShownTables:
 
 @dataclass(frozen=True)
 class ShownFigure:
-    """A figure, which Jupyter draws. `figure` is the figure as data (reports.figures.figure)."""
+    """A figure for Jupyter. `figure` is the figure as data (reports.figures.figure)."""
 
     figure: Figure
 
     @cached_property
     def svg(self) -> str:
-        """The drawing as an SVG file, with its title and a description for those who cannot see it."""
+        """Return the drawing as an SVG file, with its title and a description for those who cannot see it."""
         return to_svg(self.figure)
 
     def save(self, path: Path | str) -> None:
-        """Write the drawing as an SVG file. Raises UserError where the disk does not take it."""
+        """Write the drawing as an SVG file. Raises UserError if the disk does not take it."""
         write_atomically(Path(path), self.svg)
 
     def __repr__(self) -> str:

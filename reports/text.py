@@ -1,4 +1,4 @@
-"""Text that is safe to show: escaped for terminal and Markdown, measured and wrapped by the columns it takes up."""
+"""Text that is safe to show: escaped for Markdown, and measured and wrapped by the columns that it takes up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["escape_markdown", "names_of_files", "shorten", "to_printable", "widt
 
 
 def names_of_files(texts: Iterable[str]) -> list[str]:
-    """Return for each text the name of a file without its ending, which leads into no folder and which no other has."""
+    """Return for each text the name of a file without its ending. All names differ, and none leads into a folder."""
     names: dict[str, None] = {}
     for text in texts:
         stem = name = re.sub(r"[^\w.+-]+", "-", text).lstrip(".") or "-"
@@ -25,26 +25,26 @@ def names_of_files(texts: Iterable[str]) -> list[str]:
 
 
 def escape_markdown(text: str) -> str:
-    """Write `text` so that Markdown, and HTML within it, show it as it is, in a table cell too."""
+    """Return `text` such that Markdown, and HTML within it, shows it unchanged, in a table cell too."""
     text = to_printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it means nothing
 
 
 def width_of(text: str) -> int:
-    """Return the columns of a terminal that `text` takes up: two for wide East Asian characters, none for combining."""
+    """Return the columns of a terminal that `text` takes up: two for a wide character, none for a combining one."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def shorten(text: str, room: int) -> str:
-    """Return `text` without its middle where it is wider than `room` columns."""
+    """Return `text`, without its middle if it is wider than `room` columns."""
     return text if width_of(text) <= room else f"{text[: room // 2]}…{text[-room // 2 + 1 :]}"
 
 
 def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]:
-    """Return lines of at most `room` columns, broken behind the characters `breaks`, or anywhere without them.
+    """Return lines of at most `room` columns, broken behind the characters `breaks`, or anywhere if that is not enough.
 
     Lines after the first start with `indent`.
     """

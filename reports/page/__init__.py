@@ -1,1 +1,1 @@
-"""Records into one HTML page."""
+"""Makes one HTML page from records."""

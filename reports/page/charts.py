@@ -1,14 +1,13 @@
-"""The charts of the page: curves as an SVG whose text keeps its size in every window.
+"""Charts and drawings as parts of the page.
 
-A chart is as wide as there is room: places across are shares of the width, places up are pixels. The script
-of the page brings one curve out of the others; without it some are in colour, and names stand at the curves' ends.
+A chart is curves as SVG whose text keeps its size in every window. It is as wide as the page allows: places across are
+shares of the width, places up are pixels. The script of the page highlights one curve. Without the script some curves
+are in colour, and names stand at the curves' ends.
 
-A drawing as a part of a page: without what a strict policy refuses, and in the page's own ink.
-
-The `style` attributes of an SVG become presentation attributes, its style elements and links to elsewhere go, and
-black, white and the grey of grids become the page's ink, paper and lines, so that a drawing serves a light and a dark
-page.
-A map, which has a picture in it whose colours mean figures, keeps black and white, and its class is "paper".
+A drawing is an SVG file of matplotlib, without anything that a strict policy refuses. Its `style` attributes become
+presentation attributes; style elements and links to other files are removed. Black, white and the grey of grids become
+the page's ink, paper and lines, so that a drawing suits a light and a dark page. A map holds a picture whose colours
+mean values; it keeps black and white, and its class is "paper".
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LABEL = 24  # characters of a name
 
 
 def shapes_of_chart(chart: Chart) -> dict[str, Any]:
-    """Return what the template draws, in shares of the width and in pixels from the top."""
+    """Return the shapes of a chart for the template, in shares of the width and in pixels from the top."""
     named = [curve for curve in chart.curves if chart.names_all or curve.emphasised]
     height = min(MOST, max(LEAST, round(1.35 * LINE * len(named))))
     places = chart.places(LINE / height)
@@ -65,7 +64,7 @@ def _dense(chart: Chart, height: int) -> dict[str, Any] | None:
 
 
 def _curve(chart: Chart, curve: Curve, place: float | None, height: int) -> dict[str, Any]:
-    """Return a curve: its lines and dots, its figures beside the dots, its name and the line that leads there."""
+    """Return the shapes of a curve: lines, dots with their values, the name, and the line to the name."""
     x, y = chart.end(curve)
     above = chart.up(curve.points[-1][1]) > 1
     look = style_of(curve.method, curve.label)
@@ -120,18 +119,18 @@ PAINT = {
     **dict.fromkeys(("#fff", "#ffffff", "white"), "var(--paper)"),
     "#e4e4e4": "var(--line)",
 }
-ROUND = {"stroke-linejoin": "round", "stroke-linecap": "butt"}  # what the style element of a drawing says
+ROUND = {"stroke-linejoin": "round", "stroke-linecap": "butt"}  # stands in the style element of a drawing
 FONT = re.compile(r"(?:(?P<style>italic|oblique) )?(?:(?P<weight>bold|\d{3}) )?(?P<size>[\d.]+px) (?P<family>.+)")
 
 
 def to_inline(drawing: str) -> str:
-    """Return the <svg> element, as wide as it was drawn; raises ElementTree.ParseError for what is no XML."""
+    """Return the <svg> element of a drawing for the page. Raises ElementTree.ParseError for text that is no XML."""
     root = ElementTree.fromstring(drawing)
     is_map = next(root.iter(f"{{{SVG}}}image"), None) is not None
     _clean(root, {} if is_map else PAINT)
     for attribute in ("height", "version"):
         root.attrib.pop(attribute, None)  # viewBox keeps the shape
-    root.attrib |= ROUND | {"fill": "currentColor"}  # what has no colour of its own, such as text, is ink too
+    root.attrib |= ROUND | {"fill": "currentColor"}  # anything without a colour, such as text, is ink too
     root.attrib |= {"class": "paper"} if is_map else {}
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG}}}")  # HTML knows no prefixes

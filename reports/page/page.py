@@ -1,9 +1,9 @@
-"""One HTML page about a run, in a single file that asks nothing of anybody: summary, tables, figures, every cell.
+"""One HTML page about a run, in a single file that loads nothing else: summary, tables, figures, every cell.
 
 records -> summary, views, figures, cells -> templates/page.html, with its style and scripts inside
 
-Equal records give equal bytes. Every text is escaped where it enters the template; data for the script lie in a block
-of JSON; by its own policy the page runs and loads nothing but what stands in it.
+Equal records give equal bytes. The template escapes every text. Data for the script stand in a block of JSON. The
+page's content security policy lets it run and load only its own parts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from reports.tables.table import Table
 from reports.tables.views import build_views
 from reports.text import to_printable
 
-LONG = 600  # characters of a value, before the page leaves the rest to `show`
+LONG = 600  # characters of a value that the page shows; `show` prints all
 
 
 def render_page(
@@ -50,13 +50,13 @@ def render_page(
 ) -> str:
     """Return the page as HTML.
 
-    samples   those of the records, for paired tests
+    samples   the samples of the records, for paired tests
     needs     what each method looks at, by its name: "calibration, gradients"
-    remarks   what is to be said of the records as a whole, such as which runs cannot be compared
-    served    what inference engines made of the models
-    live      where the page is served: the ETag that it has, and asks after
-    tables    those of reports.page.sections.VIEWS, and
-    drawings  every figure with its SVG, where they are made already or in the making
+    remarks   sentences on the records as a whole, such as which runs cannot be compared
+    served    the served records of the models
+    live      the ETag of a page that is served; its script asks whether the ETag still holds
+    tables    the tables of reports.page.sections.VIEWS, if they are made already
+    drawings  every figure with its SVG, if they are made already or a gallery makes them
     """
     samples = samples or Samples()
     rows, targets = group_rows(records)
@@ -69,7 +69,7 @@ def render_page(
         drawings = (
             (figure, to_svg(figure)) for figure in figures_of_report(records, samples, served=served, needs=needs)
         )
-    drawn = [_drawing(*figure_and_svg) for figure_and_svg in drawings]  # last, since they may be in the making
+    drawn = [_drawing(*figure_and_svg) for figure_and_svg in drawings]  # last, since a gallery may still write them
     first = _first(drawn)
     rest = [figure for figure in drawn if figure not in first]
     return (
@@ -119,7 +119,7 @@ def _template(name: str) -> str:
 
 
 def _policy(style: str, scripts: Sequence[str], live: str) -> str:
-    """Return the content security policy: this style, these scripts, pictures inside the page, and nothing else."""
+    """Return the content security policy: the given style and scripts, pictures inside the page, and nothing else."""
     rules = [
         "default-src 'none'",
         f"style-src {_hash_of(style)}",
@@ -137,7 +137,7 @@ def _hash_of(text: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Return JSON that can end neither a script element nor a line of a script."""
+    """Return a value as JSON that ends neither a script element nor a line of a script."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -145,7 +145,7 @@ def to_json(value: Any) -> str:
 
 
 def _data(parts: Sequence[dict[str, Any]], rows: Sequence[Group]) -> dict[str, Any]:
-    """Return what the script works with: columns and raw figures of tables; titles of cells, and what is deviating."""
+    """Return the data of the script: columns and raw values of tables, titles of cells, and their deviating columns."""
     return {
         "columns": {table["id"]: table["names"] for part in parts for table in part["tables"]},
         "tables": {table["id"]: table["figures"] for part in parts for table in part["tables"]},
@@ -164,14 +164,14 @@ def _links(parts: Sequence[dict[str, Any]], first: Sequence[Any], rest: Sequence
 
 
 def _conditions(records: Sequence[Record]) -> list[str]:
-    """Return the conditions of the records, and on which days they were measured."""
+    """Return the conditions of the records, then the days on which they were measured."""
     conditions = dict.fromkeys(part for record in records for part in legend.conditions_of([record]))
     dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
     return [*conditions, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
 
 
 def _drawing(figure: Figure, element: str) -> dict[str, Any]:
-    """Return a figure for the template: its charts where it has some, else its SVG."""
+    """Return a figure for the template: its charts if it has any, otherwise its SVG."""
     charts, picture = (
         [shapes_of_chart(chart) for chart in figure.charts],
         "" if figure.charts else Markup(to_inline(element)),
@@ -188,7 +188,7 @@ def _drawing(figure: Figure, element: str) -> dict[str, Any]:
 
 
 def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the figures at the top: those of the first quality, and of several with one title the first."""
+    """Return the figures at the top, which are those of the first quality; the first of several with one title."""
     quality = [figure for figure in drawn if figure["quality"] == drawn[0]["quality"]]
     return list({figure["title"]: figure for figure in reversed(quality)}.values())[::-1]
 
@@ -204,7 +204,7 @@ def _title(group: Group) -> str:
 
 
 def _cell(group: Group) -> dict[str, Any]:
-    """Return everything about the records of one row, and how they were measured, for the template."""
+    """Return everything about the records of one row for the template, with the protocol of their measurement."""
     first, several = group.records[0], len(group.records) > 1
     peers, rows = list(group.records), list(group.rows)
     if group.dense and group.dense[0] is not first:
@@ -227,7 +227,7 @@ def _cell(group: Group) -> dict[str, Any]:
 
 
 def _shorten_fact(fact: whole_cell.Fact) -> whole_cell.Fact:
-    """Return a fact without the ends of very long values, such as the numbers of a thousand channels."""
+    """Return a fact with very long values shortened, such as the numbers of a thousand channels."""
     value = fact.value
     if len(value) > LONG:
         value = f"{value[:LONG].rpartition(' ')[0]} … (`python -m bench show` prints all of it)"

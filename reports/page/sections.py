@@ -1,6 +1,6 @@
-"""The tables of the page: what the template shows of each, and the raw figures that its script sorts by.
+"""The tables of the page: the parts that the template shows, and the raw values that its script sorts by.
 
-A row and each of its figures lead to the cell that they come from. Several draws of a random method share a row.
+A row and each of its values link to the cell that they come from. Several draws share a row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reports import legend as notes
 from reports.groups import TableGroup, group_records, name_with_ratio, seeds_of
 from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
 
-SECTIONS = (  # name, title, view, and the group of its columns where it has several
+SECTIONS = (  # name, title, view, and the group of columns if the view has several
     ("results", "Results", "main", "quality"),
     ("by-ratio", "By ratio", "by-ratio", ""),
     ("grid", "Compensations", "grid", ""),
@@ -39,17 +39,19 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
 )
 VIEWS = tuple(dict.fromkeys(view for _, _, view, _ in SECTIONS))
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}
-MARKS = {"best": "best", "missed": "missed", "doubtful": "missed"}  # and the style of each
+MARKS = {"best": "best", "missed": "missed", "doubtful": "missed"}  # the style of each mark
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that share a row, and the id of what the page says of them.
+    """Records that share a row, and the id of their part of the page.
 
-    ratio, asked what tables are filtered by, and as a reader has it: "0.2" and "macs=0.8", "0.3 of the decoder"
-    rows         the figures of the records
-    dense        the record of the dense model beside them with its figures, where it was measured
-    deviating    the columns of which the mean over random choices stands in the row, beside their standard deviation
+    label        the label of the row
+    ratio        the number that tables are filtered by: "0.2"
+    rows         the values of the records
+    dense        the record of the dense model beside them with its values; None if it was not measured
+    deviating    the columns whose value is a mean over random choices with its standard deviation
+    ratio_title  the ratio in words: "macs=0.8" or "0.3 of the decoder"
     """
 
     id: str
@@ -66,10 +68,10 @@ Targets = Mapping[tuple[str, ...], str]
 
 
 def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
-    """Return every row once, and the id that leads to it by (model, conditions, row's label, ratio in both forms).
+    """Return every row once, and {(model, conditions, label, ratio): id of the row}.
 
-    Conditions are those of a table of one ratio, and of one of all ratios. Where two rows share all that, there is no
-    way rather than a wrong one.
+    A row has several keys: the conditions of a table of one ratio and of a table of all ratios, and the ratio in both
+    forms. A key that two rows share is left out, so that no link is wrong.
     """
     group_by_numbers: dict[tuple[int, ...], Group] = {}
     ways: dict[tuple[str, ...], set[str]] = {}
@@ -99,9 +101,9 @@ def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
 
 
 def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the columns in which reports.groups.pool_draws gives a standard deviation, where others have an interval.
+    """Return the columns in which reports.groups.pool_draws gives a standard deviation and not an interval.
 
-    That is at one seed alone, and not of what some of the choices lack, such as a speed: it is that of the first.
+    There are none unless all draws have one seed. Columns that a draw lacks, such as speed, are left out.
     """
     if len(records) == 1 or len(seeds_of(records)) > 1:
         return ()
@@ -114,12 +116,12 @@ def _ratio(block: TableGroup, place: int) -> float | None:
 
 
 def ratio_for_filter(ratio: float | None) -> str:
-    """Return a ratio as the filter has it; nothing for the dense model and for methods whose parameters decide."""
+    """Return a ratio as the filter has it; empty for the dense model and for methods whose parameters decide."""
     return "" if ratio is None else f"{ratio:g}"
 
 
 def _column_of(ratio_title: str) -> str:
-    """Return what tells a ratio as a reader has it from the number that others share: 0.2 is also macs=0.8."""
+    """Return the key of a ratio in words, which differs from the key of its number: 0.2 may also be macs=0.8."""
     return f"column {ratio_title}"
 
 
@@ -128,7 +130,7 @@ def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple
 
 
 def ratios_of(rows: Sequence[Group]) -> dict[str, list[str]]:
-    """Return of each ratio what tables are filtered by, rising, and everything that readers see for it."""
+    """Return {ratio that tables are filtered by: all its forms in words}, rising."""
     titles_by_ratio: dict[str, list[str]] = {}
     for group in rows:
         if group.ratio and group.ratio_title not in titles_by_ratio.setdefault(group.ratio, []):
@@ -141,7 +143,9 @@ def sections_of_views(
 ) -> list[dict[str, Any]]:
     """Return the sections that have a table, for the template.
 
-    views  holds the tables of VIEWS;  asked  what tables are filtered by, of each ratio as a reader has it
+    views         the tables of VIEWS
+    targets       the ids of rows, see `group_rows`
+    ratio_titles  {ratio in words: the number that tables are filtered by}
     """
     several = len({(table.model, *table.conditions) for tables in views.values() for table in tables}) > 1
     sections = []
@@ -199,7 +203,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
     own_ratio = "" if row.method == "dense" else ratio_for_filter(row.ratio)
 
     def lead(cell: TableCell, column: Column) -> str:
-        """Return the id of the record that a figure is from."""
+        """Return the id of the row that a value comes from; empty without one."""
         if table.view == "grid":
             return target(cell.of[0], own_ratio) if cell.of else ""
         ratio = _column_of(column.label) if table.view == "by-ratio" and row.method != "dense" else own_ratio
@@ -219,7 +223,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
 
 
 def _cell(cell: TableCell, column: Column, target: str) -> dict[str, Any]:
-    """Return the figure and, apart, what follows it, such as '92.8' and '± 15.6'."""
+    """Return a cell for the template, with its value and its spread apart, such as '92.8' and '± 15.6'."""
     text = cell_text(cell)
     spread = text.removeprefix(cell.short) if text.startswith(cell.short) else ""
     classes = [*(MARKS[mark] for mark in cell.marks if mark in MARKS), *["words"] * column.words]
@@ -232,7 +236,7 @@ def _cell(cell: TableCell, column: Column, target: str) -> dict[str, Any]:
 
 
 def _figures(row: Row) -> list[Any]:
-    """Return the label, then each cell as [figure, low, high, standard error], as words, or as null, for the script."""
+    """Return the label and the raw cells of a row: each [value, low, high, standard error], words, or None."""
     if row.failure:
         return [row.label, *[None] * len(row.cells)]
     return [row.label, *(_raw(cell) for cell in row.cells)]

@@ -1,7 +1,7 @@
-"""The page of one run on the loopback address, made anew whenever a record has come.
+"""The page of one run on the loopback address, rendered again after each new record.
 
-Only GET / is answered, and only for a Host that names this machine, so that no other site's name can be pointed at it.
-The page asks every few seconds whether its ETag still holds, which costs a look at the folder and no rendering.
+The server answers GET / alone, and only for a Host that names this machine, so that no other site's name can lead to
+it. The page asks every few seconds whether its ETag still holds. That lists the folder and renders nothing.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ class Live:
 
     def __init__(self, run: Path, needs: Mapping[str, str]) -> None:
         self.run, self.needs = run, needs
-        self._lock = Lock()  # two browsers do not make the same page twice
+        self._lock = Lock()  # so that two browsers do not render the same page twice
         self._made: tuple[str, bytes] | None = None
 
     def stamp(self) -> str:
-        """Return a name for the state of the records, made of their files' names, sizes and times."""
+        """Return a hash of the state of the records: the names, sizes and times of their files."""
         state = []
         for path in (*run_folder.files_of_records(self.run), self.run / served.FILE):
-            with suppress(FileNotFoundError):  # a record that was there a moment ago, or nothing was served
+            with suppress(FileNotFoundError):  # a record that has just been removed, or no file of served records
                 stat = path.stat()
                 state.append((path.name, stat.st_size, stat.st_mtime_ns))
         return hashlib.sha256(repr(state).encode()).hexdigest()[:32]
 
     def page(self) -> tuple[str, bytes]:
-        """Return (stamp, HTML). The stamp is taken first: what comes while the page is made makes it old, not unseen.
+        """Return (stamp, HTML), from the last call if the records have not changed.
 
-        Raises UserError where no record can be read.
+        The stamp is taken first, so that a record that comes during rendering makes the page old. Raises UserError if
+        no record can be read.
         """
         with self._lock:
             stamp = self.stamp()
@@ -67,9 +68,11 @@ class Live:
 
 
 def open_server(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:
-    """Return a server for the page of `run` that listens and does not yet answer; `needs` as in reports.page.page.
+    """Return a server for the page of `run` that listens and does not yet answer.
 
-    Raises OSError where the port is taken.
+    Raises OSError if the port is taken.
+
+    needs  as in reports.page.page.render_page
     """
     live = Live(run, needs)
 
@@ -81,7 +84,7 @@ def open_server(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTP
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    allow_reuse_address = True  # a port that is merely waiting out its last connections is free; a listener's is not
+    allow_reuse_address = True  # a port with no more than closing connections is free
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,13 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
         except UserError as error:
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             return
-        except Exception as error:  # or the browser would hear nothing
+        except Exception as error:  # otherwise the browser would get no answer
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"no page can be made: {type(error).__name__}: {error}")
             raise
         self._answer(HTTPStatus.OK, html, ETag=f'"{stamp}"')
 
     def _answer(self, status: HTTPStatus, body: str | bytes = b"", **headers: str) -> None:
-        """Send one whole answer; a body that is text is sent as plain text, bytes as HTML."""
+        """Send one whole answer: a body of str as plain text, a body of bytes as HTML."""
         kind = "text/plain" if isinstance(body, str) else "text/html"
         content = body.encode() if isinstance(body, str) else body
         self.send_response(status)
@@ -135,4 +138,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a page that asks every few seconds would fill the terminal."""
+        """Print nothing, since a page that asks every few seconds would fill the terminal."""

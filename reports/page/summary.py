@@ -1,4 +1,4 @@
-"""What the numbers of a run say, in sentences: each follows from the records, and one that would not be true is absent.
+"""The summary of a run in sentences. Each follows from the records; a sentence that is not true is not written.
 
 "Shown" means p < 0.05 after the adjustment for all pairs of cells at that ratio, see bench.regression.pairs.
 """
@@ -27,8 +27,8 @@ from reports.groups import TableGroup, group_records, name_with_ratio, names_of_
 from reports.tables.rows import NAMES, TestedRow, test_pairs
 
 CLIFF = 10  # times the perplexity in one step of the ratio
-MANY = 4  # rows above which it is said how well two orders agree
-RANDOM = "drop-random"  # the control: layers chosen without looking
+MANY = 4  # with more rows than this a sentence says how well two orders agree
+RANDOM = "drop-random"  # the control, which removes random layers
 TESTS = {
     "student": "Student's test over the windows that two models both scored",
     "mcnemar": "McNemar's over the documents both answered",
@@ -47,7 +47,7 @@ class Topic:
 
 
 def summarise_groups(records: Sequence[Record], samples: Samples) -> list[Topic]:
-    """Return the topics of all setups; a title names the model and its conditions where there are several."""
+    """Return the topics of all setups. If there are several, titles name the model and its conditions."""
     topics, setups = [], group_by_setup(records)
     for peers, mine in zip(setups.values(), group_records(records), strict=True):
         where = ", ".join((name_of_model(peers[0]), *legend.conditions_of(peers), *mine[0].apart))
@@ -83,7 +83,7 @@ def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[s
 
 
 def _lowest(tested: TestedRow, column: str) -> Iterator[str]:
-    """Say which method has the lowest of a figure, below which ones that is shown, and which comes next."""
+    """Yield which method has the lowest value of a column, which methods it is shown to be below, and which is next."""
     order = tested.order(tested.eligible(), column, "lower")
     if not order:
         return
@@ -102,20 +102,20 @@ def _lowest(tested: TestedRow, column: str) -> Iterator[str]:
 
 
 def _leading(tested: TestedRow, order: Sequence[int], column: str) -> tuple[list[int], list[int]]:
-    """Return the rows that have exactly the figure of the first, and the rest."""
+    """Return the rows that have exactly the value of the first, and the rest."""
     figures = tested.block.rows
     count = sum(figures[place][column] == figures[order[0]][column] for place in order)
     return list(order[:count]), list(order[count:])
 
 
 def _have(tested: TestedRow, places: Sequence[int]) -> str:
-    """Say 'laco has', 'laco and flap both have', or 'laco, flap and sleb all have'."""
+    """Return 'laco has', 'laco and flap both have', or 'laco, flap and sleb all have'."""
     *rest, last = map(tested.name, places)
     return f"{', '.join(rest)} and {last} {'all' if rest[1:] else 'both'} have" if rest else f"{last} has"
 
 
 def _next(tested: TestedRow, order: Sequence[int], column: str) -> str:
-    """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].', or by how much it has more."""
+    """Return ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'; for bits per byte with a difference."""
     first, second = order[:2]
     a, b = (tested.models(place) for place in (first, second))
     tests, both = tested.tests(column), (a[0], b[0])
@@ -139,7 +139,7 @@ def _next(tested: TestedRow, order: Sequence[int], column: str) -> str:
 
 
 def _accuracy(tested: TestedRow) -> Iterator[str]:
-    """Say which method keeps the most accuracy, above which ones that is shown, and which are not shown to lose any."""
+    """Yield which method keeps the most accuracy, which it is shown to be above, and which are not shown to lose."""
     block = tested.block
     order = tested.order(tested.eligible(), "average", "higher")
     if not order:
@@ -168,7 +168,7 @@ def _accuracy(tested: TestedRow) -> Iterator[str]:
 
 
 def _answers(tested: TestedRow) -> Iterator[str]:
-    """Say of which method the right answers are the likeliest, and which are not shown to make them less likely."""
+    """Yield which method gives right answers the highest probability, and which are not shown to lower it."""
     yield from _lowest(tested, ANSWER_BPB)
     if tested.dense is not None:
         order = tested.order(tested.eligible(), ANSWER_BPB, "lower")
@@ -183,7 +183,7 @@ def _answers(tested: TestedRow) -> Iterator[str]:
 
 
 def _words_of_resolved_pairs(tested: TestedRow) -> Iterator[str]:
-    """Say how many pairs of cells each figure tells apart, where more than one is tested."""
+    """Yield how many pairs of cells each quality tells apart, and how well the orders of the qualities agree."""
     columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in tested.perplexity)]
     counts = {column: [contrast.p < LEVEL for contrast in tested.tests(column).values()] for column in columns}
     known = {column: is_shown for column, is_shown in counts.items() if len(is_shown) > 1}
@@ -209,7 +209,7 @@ def _words_of_resolved_pairs(tested: TestedRow) -> Iterator[str]:
 
 
 def _ties(tested: TestedRow, column: str, better: str) -> Iterator[str]:
-    """Name the pairs of methods of which not every seed says that the same one is better."""
+    """Yield the pairs of methods whose order depends on the seed."""
     order = tested.order(tested.eligible(), column, better)
     pairs = [
         f"{tested.block.label(a)} and {tested.block.label(b)}"
@@ -226,7 +226,10 @@ def _ties(tested: TestedRow, column: str, better: str) -> Iterator[str]:
 
 
 def _disagreement(tested: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
-    """Say so where the method with the highest accuracy is in the worse half by perplexity, of several the best."""
+    """Yield a sentence if the method with the highest accuracy is in the worse half by perplexity.
+
+    If several methods have that accuracy, the one with the best perplexity counts.
+    """
     column = next(iter(tested.perplexity), None)
     if column is None:
         return
@@ -247,14 +250,14 @@ def _disagreement(tested: TestedRow, by_average: Sequence[int]) -> Iterator[str]
 
 
 def _agreement(tested: TestedRow, column: str, second: str, places: Sequence[int]) -> float:
-    """Return Kendall's τ of the orders of rows by a column in which less is better and by another one."""
+    """Return Kendall's τ of two orders of rows: by a column in which less is better, and by a second column."""
     sign = 1 if metric_of(second).better == "lower" else -1
     figures = [(tested.block.rows[place][column], sign * tested.block.rows[place][second]) for place in places]
     return kendall([before for before, _ in figures], [after for _, after in figures])
 
 
 def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
-    """Name the steps between neighbouring ratios, or from the dense model, that multiply a perplexity by ten."""
+    """Yield the steps between neighbouring ratios, or from the dense model, that multiply a perplexity by ten."""
     column, lines = f"perplexity_{text}", dict[tuple[str, str], list[tuple[str, dict[str, Any]]]]()
     for tested_row in (tested_row for tested_row in tested if tested_row.block.ratio is not None):
         dense = [] if tested_row.dense is None else [("dense", tested_row.block.rows[tested_row.dense])]
@@ -272,7 +275,7 @@ def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
 
 
 def _random(tested: TestedRow, text: str) -> Iterator[str]:
-    """Name the methods that are not shown to be better than every draw of random layers."""
+    """Yield the methods that are not shown to be better than every draw of random layers, or shown to be worse."""
     control = [place for place in tested.rows if tested.block.records[place].cell["method"] == RANDOM]
     rest = [place for place in tested.rows if place not in control]
     rest = tested.order(rest, f"perplexity_{text}", "lower")
@@ -293,7 +296,7 @@ def _random(tested: TestedRow, text: str) -> Iterator[str]:
 
 
 def _speed(tested: TestedRow) -> Iterator[str]:
-    """Name the fastest, and what is not shown to be faster than the dense model, by the intervals of the speed-ups."""
+    """Yield the fastest method, and those not shown to be faster than the dense model, by intervals of speed-ups."""
     for stage in ("decode", "prefill"):
         column = f"{stage}_speed"
         order = tested.order(tested.eligible(), column, "higher")
@@ -312,7 +315,7 @@ def _speed(tested: TestedRow) -> Iterator[str]:
 
 
 def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[str]:
-    """Name missed ratios and cells without figures, and say how it was tested."""
+    """Yield the missed budgets, the cells without figures, the seeds, and the tests."""
     for tested_row in tested:
         missed = [place for place in tested_row.rows if "missed_ratio" in str(tested_row.block.rows[place]["flags"])]
         if missed:
@@ -335,7 +338,7 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
 
 
 def _miss(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say by how much the cells of a row miss their budget: '2.0 % less', or the two ends of several."""
+    """Return by how much the cells of a row miss their budget: '2.0 % less', or the lowest and highest of several."""
     ends = [choose(row["miss"] for row in rows if is_finite(row.get("miss"))) for choose in (min, max)]
     amounts = dict.fromkeys(f"{abs(100 * end):.1f} % {'more' if end > 0 else 'less'}" for end in ends)
     return "between " * (len(amounts) > 1) + " and ".join(amounts)
@@ -376,6 +379,6 @@ def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
 
 
 def end_of(row: Mapping[str, Any], column: str, end: str) -> float:
-    """Return the "low" or "high" end of an interval; the figure itself where it has none."""
+    """Return the "low" or "high" end of an interval; without an interval the value itself."""
     value = row.get(f"{column}_{end}")
     return float(row[column] if value is None else value)
