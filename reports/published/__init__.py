@@ -1,1 +1,1 @@
-"""Holds what papers have printed: a file for each source, and how they are read."""
+"""Holds the printed figures of papers, a file for each source, and compares them with records."""

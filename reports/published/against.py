@@ -1,16 +1,14 @@
-"""Says how a cell was measured otherwise than a printed figure; where it was not, their difference means something.
+"""Compares published figures with measured ones: both, their difference, and why they are not the same figure.
 
-Published figures beside measured ones: both, their difference, and why they are not the same figure.
-
-papers (reports.published.against), records -> for each printed row that a cell is of, a table: a row for each
+papers (reports.published.papers), records -> for each pair of a printed row and a cell a table, with a row for each
 measure
 
-A difference is shown where both were measured in the same way (reports.published.against); otherwise a note says what
-is known to be otherwise, or not known. Orders of removal need no such agreement: they are compared as sets.
+A difference is shown only if both were measured in the same way. Otherwise a note names the conditions that differ or
+are not known. Orders of removal need no such agreement, since they are compared as sets.
 
-A printed row is of a cell if the model and one of the methods are the same, and the ratio: within CLOSE where the cell
-was asked for one; a cell whose parameters alone decide is shown whatever it removed. Beside each figure stands its
-share of the dense model's, of either side's own, since that differs least between two ways to ask the same question.
+A printed row and a cell are a pair if they have the same model and method, and ratios within CLOSE of each other. A
+cell without a requested ratio, whose parameters alone decide, fits any printed ratio. Beside each figure stands its
+share of the figure of its own dense model, which differs least between two ways to ask the same question.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
 
 
 def differences_of_perplexity(published: PublishedProtocol, record: Record, text: str) -> list[str]:
-    """Return why a perplexity of the record is not the same figure as the printed one; nothing where it is."""
+    """Return why a perplexity of the record is not the same figure as the printed one; empty if it is."""
     measured = record.measured["perplexity"][text]
     reasons = list(_otherwise("the window", "windows of {} tokens", published.window, measured["window"]))
     if published.window is not None and measured["stride"] != measured["window"]:
@@ -57,7 +55,7 @@ def differences_of_perplexity(published: PublishedProtocol, record: Record, text
 
 
 def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
-    """Return why the accuracies of tasks are not the same figures as the printed ones."""
+    """Return why the accuracies of tasks are not the same figures as the printed ones; empty if they are."""
     measured = {name: record.measured["tasks"][name] for name in tasks}
     version = record.environment.get("versions", {}).get("lm_eval")
     reasons = list(_otherwise("the version of lm-eval", "lm-eval {}", published.lm_eval, version))
@@ -94,7 +92,7 @@ def _metric(published: str | None, task: Mapping[str, Any]) -> bool:
 
 
 def _alike(published: PublishedProtocol, record: Record) -> Iterator[str]:
-    """Yield what is otherwise whatever was measured: the dtype, what a method has looked at, and what else was done."""
+    """Yield the differences that concern every figure: dtype, earlier stages, healing and calibration."""
     yield from _otherwise("the dtype", "{}", published.dtype, record.cell["dtype"])
     if record.cell.get("earlier"):
         yield "pruned in several steps here"
@@ -117,7 +115,7 @@ def _words_of_calibration(values: Sequence[Any]) -> str:
 
 
 def _otherwise(what: str, words: str, theirs: Any, ours: Any) -> Iterator[str]:
-    """Yield that two settings differ, or that the published one is not known."""
+    """Yield a sentence if two settings differ, or if the published one is not known."""
     if theirs is None:
         yield f"{what} not known of the published"
     elif theirs != ours:
@@ -125,10 +123,10 @@ def _otherwise(what: str, words: str, theirs: Any, ours: Any) -> Iterator[str]:
         yield f"{words.format(shown[0])} published, {words.format(shown[1])} here"
 
 
-CLOSE = 0.03  # of the dense model, between the printed ratio and that of a cell that is set beside it
-APART = 0.005  # from which on another ratio is said
+CLOSE = 0.03  # the most between the printed ratio and the ratio of a cell beside it
+APART = 0.005  # a larger difference of ratios is named in a note
 KINDS = ("perplexity", "tasks")
-SHOWN = ("perplexity_", "task_")  # how the columns begin that a table can show
+SHOWN = ("perplexity_", "task_")  # beginnings of the columns that a table can show
 COLUMNS = (
     Column("published", "published"),
     Column("here", "here"),
@@ -140,9 +138,9 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PublishedPair:
-    """A printed row and a cell of the same model, method and about the ratio, each with its dense model.
+    """A printed row and a cell of the same model, the same method and a near ratio, each with its dense model.
 
-    row  the cell's of the frame
+    row  the cell's row of the frame
     """
 
     paper: Paper
@@ -154,12 +152,12 @@ class PublishedPair:
 
     @property
     def protocol(self) -> PublishedProtocol:
-        """Return how the printed row was measured."""
+        """Return the protocol of the printed row."""
         return self.paper.protocol.with_own(self.printed.protocol)
 
 
 def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
-    """Return a table for each pair. Raises UserError where no cell is of a published model and method."""
+    """Return a table for each pair. Raises UserError if no cell is of a published model and method."""
     pairs = list(_pairs(records, papers))
     measured = [record for record in records if any(pair.record is record for pair in pairs)]
     shown = [{name: value for name, value in pair.row.items() if name.startswith(SHOWN)} for pair in pairs]
@@ -176,7 +174,7 @@ def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> l
 
 
 def _names(records: Sequence[Record]) -> dict[int, str]:
-    """Return for each record, by its id, how a title names it: 'laco at 0.3 (seed 1)', of several seeds."""
+    """Return {id of a record: its name in a title}; with the seed if there are several: 'laco at 0.3 (seed 1)'."""
     several = len(seeds_of([record for record in records if record.cell["method"] == "dense"])) > 1
     return {
         id(record): name_with_ratio(record, records)
@@ -209,13 +207,17 @@ def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
 
 
 def _both(pair: PublishedPair) -> bool:
-    """Return whether anything but the size is printed and has been measured."""
+    """Say whether any value but the size is both printed and measured."""
     rows = (*_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
     return any(row.cells[1].value is not None for row in rows)
 
 
 def _table(pair: PublishedPair, number: int, name: str, conditions: Sequence[str]) -> Table:
-    """Make the table of a pair, whose cell has a `name`; `here` says how the figures of these runs came about."""
+    """Return the table of a pair.
+
+    name        the name of its cell
+    conditions  sentences on how the values of these runs were measured
+    """
     rows = (*_sizes(pair), *_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
     table = Table(
         name=f"against-{pair.paper.name}-{number}",
@@ -236,7 +238,7 @@ def _table(pair: PublishedPair, number: int, name: str, conditions: Sequence[str
 
 
 def _sizes(pair: PublishedPair) -> Iterator[Row]:
-    """Yield what was removed and the seconds that it took, whose machines are never the same."""
+    """Yield the rows of size and of the seconds of pruning. Seconds have no difference, since machines differ."""
     for name in ("ratio", "layers", "prune_seconds"):
         printed = getattr(pair.printed, name)
         if printed is not None:
@@ -265,7 +267,7 @@ def _text(record: Record, word: str) -> str | None:
 
 
 def _accuracies(pair: PublishedPair) -> Iterator[Row]:
-    """Yield a row for each printed task, and one for the average that was printed."""
+    """Yield a row for each printed task, and one for the printed average."""
     shares, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
     for name, printed in pair.printed.tasks.items():
         column = column_of_task(name, pair.record.measured["tasks"][name]) if name in shares else ""
@@ -284,18 +286,18 @@ def _accuracies(pair: PublishedPair) -> Iterator[Row]:
 
 
 def _asked_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
-    """Say whether tasks, or the tasks of groups, were asked in the same way as the printed ones."""
+    """Say whether tasks, or the tasks of groups, were measured in the same way as the printed ones."""
     own = _own_tasks(pair.record, names)
     return bool(own) and not [*differences_of_tasks(pair.protocol, pair.record, own), *_words_of_ratio_difference(pair)]
 
 
 def _own_tasks(record: Record, names: Sequence[str]) -> list[str]:
-    """Return the tasks of the record that are meant by names, of which some are those of groups."""
+    """Return the record's tasks with these names; the name of a group, such as mmlu, stands for all its tasks."""
     return [task for task in _right(record) for name in names if task == name or task.startswith(f"{name}_")]
 
 
 def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
-    """Yield how many of the layers that a cell has removed are the first ones of the printed order."""
+    """Yield the row of how many removed layers are among as many first ones of the printed order; none without both."""
     removed, order = join_decisions(pair.record).get("removed_layers", []), pair.printed.order
     if order and 0 < len(removed) <= len(order):
         shared = len({*removed} & {*order[: len(removed)]})
@@ -304,13 +306,13 @@ def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
 
 
 def _right(record: Record) -> dict[str, float]:
-    """Return the share of each task's documents that were right."""
+    """Return {task: its accuracy by its main metric}."""
     tasks = record.measured.get("tasks", {})
     return {name: main_metric(task)["value"] for name, task in tasks.items() if is_accuracy(task)}
 
 
 def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
-    """Return the mean over tasks, a group such as mmlu being the mean of its own; None unless each was measured."""
+    """Return the mean over tasks; a group such as mmlu is the mean of its tasks. None unless each was measured."""
     values = []
     for name in names:
         own = (
@@ -335,9 +337,10 @@ def _row(
     dense: tuple[float | None, float | None] = (None, None),
     alike: bool = True,
 ) -> Row:
-    """Make the row of a measure, with a difference where both were measured `alike`.
+    """Return the row of a measure.
 
     dense  the printed and the measured figure of the dense model
+    alike  whether both were measured in the same way, so that their difference is shown
     """
     difference = TableCell()
     if alike and isinstance(cell.value, int | float):
@@ -348,7 +351,7 @@ def _row(
 
 
 def _cell_of_kept(value: Any, dense: float | None) -> TableCell:
-    """Return the share of the dense model's: '80 %', or of a perplexity, which grows, '2.55x'."""
+    """Return the share of the dense model's figure: '80 %', or '2.55x' from 150 % on, as perplexities have."""
     if not isinstance(value, int | float) or not dense:
         return TableCell()
     share = value / dense
@@ -356,7 +359,7 @@ def _cell_of_kept(value: Any, dense: float | None) -> TableCell:
 
 
 def _notes(pair: PublishedPair) -> Iterator[str]:
-    """Yield what is known to be otherwise in this cell."""
+    """Yield the known differences between the cell and the printed row."""
     removed, printed = pair.record.measured["ratio"], pair.printed.ratio
     if printed is not None and _words_of_ratio_difference(pair):
         show = METRICS["ratio"].show
@@ -375,13 +378,13 @@ def _notes(pair: PublishedPair) -> Iterator[str]:
 
 
 def _words_of_ratio_difference(pair: PublishedPair) -> list[str]:
-    """Return that another share went, where it did."""
+    """Return a sentence if the cell and the printed row have different ratios; otherwise nothing."""
     removed, printed = pair.record.measured["ratio"], pair.printed.ratio
     return [] if printed is None or abs(removed - printed) <= APART else ["another ratio"]
 
 
 def _no_difference(pair: PublishedPair) -> Iterator[str]:
-    """Yield why no difference is shown of perplexities, and of accuracies."""
+    """Yield why a table shows no difference of perplexities or of accuracies."""
     texts = {text for word in pair.printed.perplexity if (text := _text(pair.record, word))}
     reasons = [
         reason for text in sorted(texts) for reason in differences_of_perplexity(pair.protocol, pair.record, text)
@@ -395,7 +398,7 @@ def _no_difference(pair: PublishedPair) -> Iterator[str]:
 
 
 def _words_of_dense_difference(pair: PublishedPair) -> Iterator[str]:
-    """Yield by how much the dense models differ already, which is what the way of measuring alone does."""
+    """Yield by how much the dense models differ, which shows the effect of the protocol alone."""
     right = _right(pair.dense) if pair.dense else {}
     means = {name: _mean(right, [name]) for name in pair.printed_dense.tasks}
     gaps = {

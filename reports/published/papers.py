@@ -1,4 +1,4 @@
-"""Figures that papers have printed, as data: reports/published/*.yaml, or a file of the same form.
+"""Printed figures of papers as data: reports/published/*.yaml, or a file of the same form.
 
 description: one line, for those who choose
 source: authors, year, title, where the figures stand
@@ -33,16 +33,16 @@ Percent = Annotated[float, AfterValidator(lambda percent: percent / 100)]
 
 
 class PublishedProtocol(BaseModel, frozen=True, extra="forbid"):
-    """How figures were measured; None where it is not known.
+    """How figures were measured; a setting that is not known is None.
 
     window       tokens of a window of perplexity; windows do not overlap
-    windows      how many; 0 for those of the whole text
+    windows      how many windows; 0 for all of the text
     bos          whether each window begins with BOS: "none" or "every window"
-    dtype        of the weights while they were measured
+    dtype        the dtype of the weights while they were measured
     calibration  the text that methods look at, by a word of its name, with the sequences and their tokens
-    lm_eval      the version that asked the tasks
+    lm_eval      the version of lm-eval that measured the tasks
     fewshot      examples before a question
-    metric       acc, acc_norm, or "acc_norm or acc", the former where a task has it
+    metric       acc, acc_norm, or "acc_norm or acc", which is acc_norm for a task that has it
     counts       what the paper's ratio is a share of, in words; the rows' `ratio` is of all parameters
     """
 
@@ -59,19 +59,19 @@ class PublishedProtocol(BaseModel, frozen=True, extra="forbid"):
     counts: str | None = None
 
     def with_own(self, row: PublishedProtocol) -> PublishedProtocol:
-        """Return the protocol of a row that says what is otherwise in it."""
+        """Return the protocol with the settings that a row has of its own."""
         return self.model_copy(update=row.model_dump(exclude_unset=True))
 
 
 class Average(BaseModel, frozen=True):
-    """An average that was printed, and the tasks that it is over."""
+    """A printed average, and its tasks."""
 
     of: tuple[str, ...]
     value: Percent
 
 
 class Printed(BaseModel, frozen=True, extra="forbid"):
-    """One row of a paper's table. Shares are in [0, 1], also those of `tasks` and `average`, which papers give in %."""
+    """One row of a paper's table. All shares are in [0, 1]; papers give `tasks` and `average` in %."""
 
     methods: Annotated[
         tuple[str, ...], BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
@@ -87,14 +87,14 @@ class Printed(BaseModel, frozen=True, extra="forbid"):
 
 
 class PublishedModel(BaseModel, frozen=True):
-    """The rows that were printed of one model, and its names on the hub."""
+    """The printed rows of one model, and its names on the hub."""
 
     names: tuple[str, ...]
     rows: tuple[Printed, ...]
 
 
 class Paper(BaseModel, frozen=True):
-    """What one source has printed: the name of its file, and models by the names that the source gives them."""
+    """The figures of one source: the name of its file, and models by the names that the source gives them."""
 
     name: str
     source: str
@@ -109,9 +109,9 @@ def list_published() -> list[str]:
 
 
 def read_published(name: str) -> list[Paper]:
-    """Read the papers of a name of `known_published`, of "published", which is all of them, or of a file.
+    """Return the paper with a name of `list_published`, all of them for "published", or the paper of a file.
 
-    Raises UserError for a name that there is not and for a file of another form.
+    Raises UserError for an unknown name and for a file of another form.
     """
     if name == "published":
         return [_paper(PUBLISHED / f"{stem}.yaml") for stem in list_published()]

@@ -1,1 +1,1 @@
-"""Records into tables."""
+"""Makes tables from records."""

@@ -1,4 +1,4 @@
-"""Two views of what a method did: what pruning cost, and what it decided."""
+"""Two views of a method's work: the cost of pruning, and the decisions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from reports.tables import rows as order
 from reports.tables.rows import ReportData, mark_missed, row_of, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Table, TableCell, cell_of, cell_of_text, column_of, column_of_words
 
-READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than the whole block
+READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than all the calibration
 FIGURES = ("ratio", "prune_seconds", "heal_seconds", "heal_tokens", "prune_memory_bytes", "peak_memory_bytes")
-WHERE_KNOWN = ("heal_seconds", "heal_tokens", "prune_memory_bytes")  # figures whose column goes where no row has them
+WHERE_KNOWN = ("heal_seconds", "heal_tokens", "prune_memory_bytes")  # columns that are left out if no row has a value
 BY = "prune_seconds"  # orders the rows of the cost
 PRUNED = "pruned in: the search and the removal, without loading, measuring and saving."
 HEALED = "healed in: training alone, over all attempts, without the search and the removal."
@@ -33,7 +33,7 @@ THRESHOLD = "threshold: of the similarity, above which layers are merged."
 
 
 def tables_of_cost(data: ReportData) -> list[Table]:
-    """Return for each group seconds, memory, calibration tokens and gradients."""
+    """Return a table for each group: seconds, memory, calibration tokens and gradients."""
     return [_cost(sort_rows(group, BY), data) for group in data.groups]
 
 
@@ -60,7 +60,7 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
 
 
 def _means(group: TableGroup) -> Iterator[str]:
-    """Say which figures are means over seeds or draws."""
+    """Yield which rows are means over seeds or draws."""
     seeds = seeds_of(list(chain(*group.drawn)))
     if len(seeds) > 1:
         yield f"means over {names_of_seeds(seeds)}, of memory the highest of them."
@@ -70,7 +70,10 @@ def _means(group: TableGroup) -> Iterator[str]:
 
 
 def _looks(record: Record, needs: str | None) -> list[TableCell]:
-    """Return what a method was offered, what it took of it, and whether it asked for gradients, if `needs` is known."""
+    """Return the cells of the calibration on offer, of the part that a method reads, and of whether it needs gradients.
+
+    needs  what the method looks at; None if that is not known
+    """
     protocol, parameters = record.cell["protocol"], record.cell["parameters"]
     if needs == "nothing" or record.cell["method"] == "dense":
         return [cell_of_text("none"), cell_of_text(None), cell_of_text("no")]
@@ -83,7 +86,7 @@ def _looks(record: Record, needs: str | None) -> list[TableCell]:
 
 
 def tables_of_decisions(data: ReportData) -> list[Table]:
-    """Return which layers, attentions, MLPs, heads and channels went; each draw has a row."""
+    """Return a table for each group with the removed layers, attentions, MLPs, heads and channels of each draw."""
     tables = []
     for group in data.groups:
         cells = [
@@ -118,12 +121,12 @@ def tables_of_decisions(data: ReportData) -> list[Table]:
 
 
 def _rows(group: TableGroup, place: int) -> int | None:
-    """Return how many draws of a row are shown: of the dense model one, since nothing went from any."""
+    """Return how many draws of a row are shown: 1 of the dense model, which removes nothing; None for all."""
     return 1 if group.records[place].cell["method"] == "dense" else None
 
 
 def _name(group: TableGroup, place: int, record: Record) -> str:
-    """Return the row's name, and which seed and draw it is where there are several."""
+    """Return the row's label, with the seed and the draw if there are several."""
     seeds = len(seeds_of(group.drawn[place]))
     which = []
     if seeds > 1 and record.cell["method"] != "dense":

@@ -1,14 +1,12 @@
-"""What methods change of each model's quality: figures of cells of several models on one scale, with their ranks.
+"""The view models: what each method changes of several models, its places among the methods, and how far orders agree.
 
-A perplexity and the bits per byte of the right answer are divided by the dense model's, and an accuracy has the dense
-model's subtracted, with intervals in pairs on the windows or documents of both. Ranks are among the methods that have a
-figure on every model, so that a place means the same on each.
+A change is on one scale for all models. A perplexity and the bits per byte of the right answer are divided by the dense
+model's; an accuracy has the dense model's subtracted. Intervals are paired on the windows or documents of both. Ranks
+are among the methods that have a value on every model, so that a place means the same on each.
 
-The view models: what each method does to several models, its places among the others, and how far orders agree.
-
-For each ratio and each measure a table of figures beside the dense model's, their mean over models, and ranks; then the
-agreement of orders between models, and between measures and texts. What has no figure on a model has neither mean nor
-rank, and a note names it.
+Each ratio and measure has a table of changes with their mean over models, and a table of places. Further tables hold
+the agreement of orders between models, and between measures and texts. A method without a value on a model has neither
+mean nor rank, and a note names it.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ AVERAGE = "average"
 
 
 class Change(NamedTuple):
-    """What a method changes, with its 95 % interval: a logarithm of a ratio, or a difference of averages."""
+    """The change by a method, with its 95 % interval: the logarithm of a ratio, or a difference of averages."""
 
     value: float
     low: float
@@ -54,7 +52,7 @@ class Change(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A rank, 1 for the best and ties in the middle, and the lowest and highest that the tests of pairs leave open."""
+    """A rank, with 1 for the best and ties in the middle, and the best and worst rank that the tests of pairs allow."""
 
     rank: float
     best: int
@@ -63,9 +61,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelRows:
-    """Hold the rows of one model at one ratio, with the samples of all records.
+    """Holds the rows of one model at one ratio, with the samples of all records.
 
-    name  the end of the model's path or address, as short as tells it from the other models
+    name  the shortest end of the model's path or address that tells it from the other models
     """
 
     name: str
@@ -83,18 +81,18 @@ class ModelRows:
         return test_pairs(list(self._records.values()), self.group, self.samples)
 
     def place(self, method: str) -> int | None:
-        """Return the row of a method, None where it was not asked for."""
+        """Return the place of a method's row; None without a row."""
         return self._places.get(method)
 
     def figure(self, method: str, measure: str) -> float | None:
-        """Return a method's figure, None where it has no finite one."""
+        """Return a method's value of a measure; None without a finite one."""
         at = self.place(method)
         if at is None or self.group.records[at].status != "ok" or not is_finite(self.group.rows[at].get(measure)):
             return None
         return float(self.group.rows[at][measure])
 
     def change(self, method: str, measure: str) -> Change | None:
-        """Return what a method changes of a measure, of several draws the mean; None without both figures."""
+        """Return what a method changes of a measure, the mean of several draws; None without values of both models."""
         if (method, measure) not in self._known:
             self._known[method, measure] = self._mean_of_draws(method, measure)
         return self._known[method, measure]
@@ -108,7 +106,7 @@ class ModelRows:
         return mean_of_changes(known) if len(known) == len(changes) else None
 
     def places(self, methods: Sequence[str], measure: str) -> dict[str, Place]:
-        """Return the places of methods that all have a figure: by the tests of all pairs, which Holm has adjusted."""
+        """Return {method: its place} for methods that all have a value, by the tests of all pairs adjusted by Holm."""
         from scipy.stats import rankdata
 
         higher = metric_of(measure).better == "higher"
@@ -129,7 +127,7 @@ class ModelRows:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """Return the rows by their labels, and as "dense" the first that the dense model has figures in."""
+        """Return {label: place of the row}, and under "dense" the first row in which the dense model has values."""
         place_by_label = {self.group.label(at): at for at in range(len(self.group.records))}
         ok = [at for at, record in enumerate(self.group.records) if record.status == "ok"]
         dense = [at for at in ok if self.group.records[at].cell["method"] == "dense"]
@@ -137,23 +135,23 @@ class ModelRows:
 
     @cached_property
     def _known(self) -> dict[tuple[str, str], Change | None]:
-        """Return the changes that were asked for before."""
+        """Return the changes that are computed already, empty at first."""
         return {}
 
     @cached_property
     def _records(self) -> dict[int, Record]:
-        """Return the records by their places among all."""
+        """Return {place among all records: record}."""
         each = zip(chain(*self.group.numbers), chain(*self.group.drawn), strict=True)
         return dict(each)
 
     @cached_property
     def tasks(self) -> dict[str, list[str]]:
-        """Return the tasks of each measure that is a mean over tasks."""
+        """Return {measure that is a mean over tasks: its tasks}."""
         every = list(self._records.values())
         return {ANSWER_BPB: tasks_with_answers(every), AVERAGE: tasks_with_accuracies(every)}
 
     def _change(self, number: int, measure: str) -> Change | None:
-        """Return what one cell changes, None where the dense model of its seed has no figure."""
+        """Return what one cell changes; None if the dense model of its seed has no value."""
         dense = find_dense_peer(self._records[number], list(self._records.values()))
         beside = zip(self.group.numbers, self.group.drawn, self.group.rows, strict=True)
         rows = ((n, row) for numbers, drawn, row in beside for n, r in zip(numbers, drawn, strict=True) if r is dense)
@@ -167,9 +165,9 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class SharedRatio:
-    """Hold the rows of several models at one ratio, measured alike, the smallest model first.
+    """Holds the rows of several models at one ratio, measured alike, the smallest model first.
 
-    unused  names of models that have more cells under conditions that touch no quality, which are left out
+    unused  names of models with further cells, under conditions that do not touch quality; these are left out
     """
 
     models: list[ModelRows]
@@ -203,7 +201,7 @@ class SharedRatio:
         )
 
     def measures(self) -> list[str]:
-        """Return the columns that several models have a figure of, and of means over tasks those of the same tasks."""
+        """Return the columns in which several models have values; means over tasks only if the tasks are the same."""
         names = [f"perplexity_{text}" for text in texts_of_records(self.records)]
         names += [n for n in (ANSWER_BPB, AVERAGE) if len({tuple(model.tasks[n]) for model in self.models}) == 1]
         return [
@@ -214,7 +212,7 @@ class SharedRatio:
         ]
 
     def everywhere(self, measure: str) -> list[str]:
-        """Return the methods that have a figure on every model, in the order of the mean, the best first."""
+        """Return the methods that have a value on every model, in the order of the mean change, the best first."""
         changes = {method: [model.change(method, measure) for model in self.models] for method in self.methods()}
         means = {
             method: fmean(change.value for change in per_model if change)
@@ -226,7 +224,7 @@ class SharedRatio:
 
 
 def mean_of_changes(changes: Sequence[Change]) -> Change:
-    """Return the mean over models or draws, with its interval (bench.stats.draws.mean_interval); of one itself."""
+    """Return the mean over models or draws, with its interval (bench.stats.draws.mean_interval); or the only change."""
     if len(changes) == 1:
         return changes[0]
     values, lows, highs = zip(*changes, strict=True)
@@ -239,12 +237,12 @@ def is_times(measure: str) -> bool:
 
 
 def to_display_scale(measure: str, change: Change) -> Change:
-    """Return a change as a reader sees it: how many times as much, or a difference of shares."""
+    """Return a change on the scale of a table: a ratio to the dense model, or a difference of shares."""
     return Change(*map(exp_of_log, change)) if is_times(measure) else change
 
 
 def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
-    """Yield for each ratio at which several models were measured alike the rows of each."""
+    """Yield the rows of the models for each ratio at which several models were measured alike."""
     rows_by_ratio: dict[tuple[str, float | None, str], list[ModelRows]] = {}
     names = names_of_models(str(record.cell["model"]) for record in data.records)
     for groups in data.setups:
@@ -257,7 +255,7 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
     for alike_rows in rows_by_ratio.values():
         most = sorted(
             alike_rows, key=lambda model: -sum(record.status == "ok" for record in model.group.records)
-        )  # of one model that with most figures
+        )  # the group with most measured cells is chosen for each model
         chosen = {model.model: model for model in reversed(most)}
         kept = [model for model in alike_rows if chosen[model.model] is model]
         if len(kept) > 1:
@@ -266,7 +264,7 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
 
 
 def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:
-    """Return the logarithm of how many times the dense model's perplexity the second cell of a pair has."""
+    """Return the change of perplexity from the first cell of a pair, the dense model, to the second, as a logarithm."""
     contrast = pairs.test_perplexity(records, [pair], samples, text).get(pair)
     if contrast is None:
         dense, pruned = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
@@ -280,10 +278,10 @@ def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samp
 def _of_tasks(
     records: Mapping[int, Record], pair: Pair, tasks: Sequence[str], measure: str, samples: Samples
 ) -> Change | None:
-    """Return what the second cell of a pair has more of a mean over tasks than the first, by a normal distribution.
+    """Return the change of a mean over tasks from the first cell of a pair to the second, with a normal interval.
 
-    Of bits per byte that is the logarithm of their ratio, whose error is to first order that of the difference of both,
-    each over its mean. None where the two were not measured by the same metrics.
+    For bits per byte it is the logarithm of their ratio. To first order its error is that of the difference of the two,
+    each divided by its mean. None if the two were not measured by the same metrics.
     """
     dense, pruned = ([records[n].measured["tasks"][task] for task in tasks] for n in pair)
     names = [measure if measure == ANSWER_BPB else str(task["main"]) for task in dense]
@@ -305,7 +303,7 @@ def _of_tasks(
 
 
 def _error(figure: Mapping[str, float | None]) -> float:
-    """Return the standard error of a task's figure, which is no number where there is none."""
+    """Return the standard error of a task's value; NaN without one."""
     error = figure.get("stderr")
     return math.nan if error is None else error
 
@@ -337,7 +335,7 @@ AGREEMENT = (
 
 
 def tables_of_models(data: ReportData) -> list[Table]:
-    """Return the tables of all that was measured alike on several models; none where there is nothing."""
+    """Return the tables of all cells that were measured alike on several models; empty without any."""
     shared_ratios = list(ratios_on_all_models(data))
     each = [
         table for shared in shared_ratios for measure in shared.measures() for table in _of_measure(shared, measure)
@@ -349,7 +347,7 @@ def tables_of_models(data: ReportData) -> list[Table]:
 
 
 def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
-    """Yield the table of what is changed of one measure at one ratio, and that of the places of several methods."""
+    """Yield the table of changes of one measure at one ratio, and a table of places if several methods have them."""
     everywhere = shared.everywhere(measure)
     rest = [method for method in shared.methods() if method not in everywhere]
     rows = [_changes(shared, method, measure, mean=method in everywhere) for method in (*everywhere, *rest)]
@@ -411,7 +409,10 @@ def _table(
 
 
 def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> Row:
-    """Return the row of what a method changes of each model, with the mean where it has one."""
+    """Return the row of what a method changes of each model.
+
+    mean  whether the row has a mean, as it has if the method has a value on every model
+    """
     known = [change for model in shared.models if (change := model.change(method, measure))]
     cells = [_figure(model, method, measure) for model in shared.models]
     cells.append(_cell(measure, mean_of_changes(known)) if mean else TableCell())
@@ -419,7 +420,7 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
 
 
 def _is_apart(cells: Sequence[TableCell], better: str, first: int, second: int) -> bool:
-    """Say whether the interval of a mean lies on the better side of another's; no where there is none."""
+    """Say whether the interval of a mean lies on the better side of another's; False without an interval."""
     (low, high), (low_of_another, high_of_another) = ((cells[at].low, cells[at].high) for at in (first, second))
     if low is None or high is None or low_of_another is None or high_of_another is None:
         return False
@@ -427,7 +428,7 @@ def _is_apart(cells: Sequence[TableCell], better: str, first: int, second: int) 
 
 
 def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
-    """Return the row of a method's places, marked where they differ by more than their intervals allow."""
+    """Return the row of a method's places; the mean is marked if the intervals of two places do not meet."""
     ranks = [place.rank for place in places]
     lowest, middle, highest = min(ranks), fmean(ranks), max(ranks)
     cells = [TableCell(f"{r:g} [{low}, {high}]", f"{r:g}", r, low, high) for r, low, high in places]
@@ -442,7 +443,7 @@ def _ratio(shared: SharedRatio) -> str:
 
 
 def _figure(model: ModelRows, method: str, measure: str) -> TableCell:
-    """Return what a method changes of a model, or why it has no figure there."""
+    """Return the cell of what a method changes of a model, or of why it has no value on it."""
     at, change = model.place(method), model.change(method, measure)
     if at is None:
         return TableCell()
@@ -453,7 +454,7 @@ def _figure(model: ModelRows, method: str, measure: str) -> TableCell:
 
 
 def _cell(measure: str, change: Change) -> TableCell:
-    """Return the cell of a change, with its interval where there is one."""
+    """Return the cell of a change, with its interval if it has one."""
     value, low, high = to_display_scale(measure, change)
     form = TIMES if is_times(measure) else POINTS
     if math.isnan(low) or math.isnan(high):
@@ -467,7 +468,7 @@ def _too_little(model: ModelRows, method: str) -> bool:
 
 
 def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:
-    """Yield what is to be known of the table of one measure."""
+    """Yield the notes of the table of one measure."""
     unit = "" if metric_of(measure).unit_in_cell else f" {metric_of(measure).unit}"
     dense = [
         f"{format_value(model.group.rows[at], measure)}{unit} on {model.name}"
@@ -499,7 +500,7 @@ def _why(model: ModelRows, method: str, measure: str) -> str:
 
 
 def _agreement(ratios: Sequence[SharedRatio]) -> list[Table]:
-    """Return how far orders agree: of each measure between models, and on each model between measures and texts."""
+    """Return the tables of how far orders agree: between models by a measure, and between measures on a model."""
     models = Column("models", "models", words=True, key=True)
     measures = Column("measures", "measures", words=True, key=True)
     between, within = list[tuple[Row, Column, TableCell]](), list[tuple[Row, Column, TableCell]]()
@@ -534,14 +535,14 @@ def _agreement(ratios: Sequence[SharedRatio]) -> list[Table]:
 
 
 def _beside(cells: Sequence[tuple[Row, Column, TableCell]]) -> tuple[tuple[Column, ...], list[Row]]:
-    """Return the grid of cells behind the cells that their rows have already."""
+    """Return the grid of cells; each row begins with the cells that it has already."""
     heads, rows = pivot(cells)
     own = list(dict.fromkeys(row for row, _, _ in cells))
     return heads, [replace(row, cells=(*first.cells, *row.cells)) for first, row in zip(own, rows, strict=True)]
 
 
 def _tau(shared: SharedRatio, *sides: tuple[ModelRows, str]) -> TableCell:
-    """Return the agreement of two orders of the methods that have both figures, the best first in each."""
+    """Return the cell of Kendall's tau of two orders of the methods that have both values, from best to worst."""
     figures = [[model.figure(method, measure) for method in shared.methods()] for model, measure in sides]
     signs = [-1 if metric_of(measure).better == "higher" else 1 for _, measure in sides]
     both = [(a * signs[0], b * signs[1]) for a, b in zip(*figures, strict=True) if a is not None and b is not None]

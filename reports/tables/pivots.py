@@ -1,16 +1,16 @@
-"""Tables whose columns are values of something: methods by ratios, and methods by compensations.
+"""Tables whose columns are values of a setting: the views by-ratio, grid and ablation.
 
-The view by-ratio has a table per measure. The view grid has one for each ratio and measure, and one of what each
-compensation changes.
+The view by-ratio has a table of methods by ratios for each measure. The view grid has a table of methods by
+compensations for each ratio and measure, and one of what each compensation changes.
 
-The ablation view: of the cells of one method, one factor against another.
+The view ablation shows one factor against another among the cells of one method:
 
 records -> studies (one per method and setup) -> [Table]
 
-A factor is what differs among the cells of a study: a parameter of the method, the calibration text, how much of it is
-looked at, the seed, the ratio. Elsewhere other text or another seed makes a setup of its own; here such setups are
-joined, since what is evaluated is the same, and a note says so. One factor is a list, two are a grid for each measure,
-more are a grid of the first two for each combination of the others.
+A factor is a setting that differs among the cells of a study: a parameter of the method, the calibration text, how much
+of it is used, the seed, the ratio. In all other views another text or seed makes a setup of its own. A study joins such
+setups, since the evaluation is the same, and a note says so. One factor makes a list, two make a grid for each measure.
+More make a grid of the first two for each combination of the rest.
 """
 
 from __future__ import annotations
@@ -53,18 +53,21 @@ from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of,
 SUMMARY = ("average", "kept", "answer_bpb", "prefill_speed", "decode_speed", "prune_seconds")
 NONE = "none"  # the column of methods without a compensation
 MEASURES = ("average", "answer_bpb", "kl", "prune_seconds", "parameters")  # of a grid, beside the perplexities
-QUALITIES = ("perplexity", "tasks")  # kinds of measures in which a method is tested against itself alone
+QUALITIES = (
+    "perplexity",
+    "tasks",
+)  # kinds of measures in which a compensated method is tested against the method alone
 MORE = {"average": "points more than alone", "answer_bpb": "more than alone"}  # differences; the rest are ratios
 NOT_ASKED = "-: not asked for."
 
-Entry = tuple[Row, Column, TableCell]  # a cell with the row, without cells, and the column in which it stands
+Entry = tuple[Row, Column, TableCell]  # a cell with its row, which has no cells yet, and its column
 
 
 def pivot(entries: Iterable[Entry], columns: Sequence[Column] = ()) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
     """Return the columns and the filled rows of a grid; a place without an entry holds '-'.
 
-    Both stand in the order in which they first occur, behind those of `columns`. Raises UserError where two entries
-    have one place.
+    Rows stand in the order in which they first occur, and so do columns, behind `columns`. Raises UserError if two
+    entries have one place.
     """
     import pandas as pd
 
@@ -87,10 +90,11 @@ def pivot(entries: Iterable[Entry], columns: Sequence[Column] = ()) -> tuple[tup
 def sort_rows(
     rows: Sequence[Row], names: Sequence[str], better: str | None, how: str, *, last: bool
 ) -> tuple[tuple[Row, ...], list[str]]:
-    """Return rows sorted by the column in which most of them have a figure, and the sentence that says so.
+    """Return rows sorted by the column in which most of them have a value, and the sentence that says so.
 
-    names  of the columns;  how  the sentence begins, such as "the figures at"
-    last   whether of several such columns the last is taken, or the first
+    names  the names of the columns
+    how    the beginning of the sentence, such as "the figures at"
+    last   whether the last of several such columns is taken, or the first
     """
     counts = [sum(_number(row, place) is not None for row in rows) for place in range(len(names))]
     by = max(range(len(names)), key=lambda place: (counts[place], place if last else -place))
@@ -108,7 +112,7 @@ def _number(row: Row, place: int) -> float | None:
 
 
 def _figures(group: TableGroup, measure: Column, data: ReportData) -> tuple[list[tuple[Row, TableCell]], list[str]]:
-    """Return each row of a group with its figure of one measure, or why it has none; and the notes of the tests."""
+    """Return each row of a group with its cell of one measure, or with its status; and the notes of the tests."""
     rows, tests = compare_rows(group, [measure], data)
     cells = [row.cells[0] if row.failure is None else TableCell(row.failure) for row in rows]
     marked = [mark_missed(cell, figures) for cell, figures in zip(cells, group.rows, strict=True)]
@@ -119,7 +123,7 @@ def _figures(group: TableGroup, measure: Column, data: ReportData) -> tuple[list
 
 
 def tables_by_ratio(data: ReportData) -> list[Table]:
-    """Return for each setup a table per measure; the dense model's figure is repeated in each column."""
+    """Return a table for each setup and measure; the dense model's value is repeated in each column."""
     tables = []
     for groups in data.setups:
         records = list(chain.from_iterable(chain.from_iterable(group.drawn) for group in groups))
@@ -134,7 +138,7 @@ def tables_by_ratio(data: ReportData) -> list[Table]:
 
 
 def _by_ratio(measure: Column, groups: Sequence[TableGroup], data: ReportData, footnotes: Sequence[str]) -> Table:
-    """Return methods by ratios. A cell that missed its ratio has a star, and one without figures says why."""
+    """Return the table of methods by ratios. A cell that missed its budget has a star; a failed cell has its status."""
     entries, sentences = list[Entry](), dict[str, None]()
     for group in groups:
         is_dense = all(record.cell["method"] == "dense" for record in group.records)
@@ -151,7 +155,7 @@ def _by_ratio(measure: Column, groups: Sequence[TableGroup], data: ReportData, f
 
 
 def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
-    """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
+    """Yield the notes on the cells of a ratio in a table of one measure, with the ratio in front."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
     for sentence in legend.describe_exceptions(group.records_with_notes(), stages, group.beside):
         yield sentence if group.ratio is None else f"at {word_of_ratio(group)}: {sentence}"
@@ -162,7 +166,7 @@ def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class CompensationPair:
-    """Where a cell stands: the row and the column as they are headed, and the row's method without parameters."""
+    """The place of a cell in a grid: the labels of its row and column, and the row's method without parameters."""
 
     row: str
     column: str
@@ -171,11 +175,13 @@ class CompensationPair:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a compensation changes, of one compensated method that was measured alone as well.
+    """What a compensation changes in one method that was measured with and without it.
 
-    where     it stands; place, alone  in the group, of it and of the method alone
-    estimate  a perplexity, times that of the method alone; of an average and bits per byte, how much more it is
-    contrast  the two cells in pairs, where samples pair them
+    where     the place in the grid
+    place     the place in the group of the method with the compensation
+    alone     the place in the group of the method alone
+    estimate  the ratio of perplexities to the method alone; the difference for an average and bits per byte
+    contrast  the paired test of the two cells; None if no samples pair them
     """
 
     where: CompensationPair
@@ -186,7 +192,7 @@ class Gain:
 
 
 def grids_of_compensations(data: ReportData) -> list[Table]:
-    """Return the tables of each setup and ratio at which some method is compensated, of the measures with a figure."""
+    """Return the tables of each setup and ratio at which a method has a compensation, for the measures with a value."""
     tables = []
     for group in data.groups:
         if all(pair.column == NONE for pair in pairs_of_group(group)):
@@ -200,17 +206,17 @@ def grids_of_compensations(data: ReportData) -> list[Table]:
 
 
 def pairs_of_group(group: TableGroup) -> list[CompensationPair]:
-    """Return where each row of the group stands."""
+    """Return the place in the grid of each row of a group."""
     return [_pair(record.cell, group.label(place)) for place, record in enumerate(group.records)]
 
 
 def _pair(cell: Mapping[str, Any], name: str) -> CompensationPair:
-    """Return where a cell stands. A parameter stands with what it belongs to, so that
-    shortgpt+ghost:token=last,ghost.ridge=0.1 is the row shortgpt:token=last and the column ghost:ridge=0.1.
+    """Return the place of a cell in a grid.
 
-    What was done before is in front of the row, and a healed cell has its own row.
+    shortgpt+ghost:token=last,ghost.ridge=0.1 is in the row shortgpt:token=last and the column ghost:ridge=0.1. Earlier
+    stages stand in front of the row's label, and a healed cell has its own row.
 
-    name  the cell's label, with whatever sets it apart in its group behind it
+    name  the cell's label, with everything behind it that sets it apart in its group
     """
     method, _, compensation = str(cell["method"]).partition("+")
     of_method, of_compensation = dict[str, Any](), dict[str, Any]()
@@ -230,14 +236,14 @@ def _with_parameters(name: str, given: Mapping[str, Any]) -> str:
 
 
 def _heads(group: TableGroup, measure: Column) -> dict[str, Column]:
-    """Return the columns of the compensations by their names, in the order in which the run has them, `none` first."""
+    """Return {name of a compensation: its column} in the order of the run, `none` first."""
     in_order = sorted(zip(group.numbers, pairs_of_group(group), strict=True), key=operator.itemgetter(0))
     names = dict.fromkeys([NONE, *(pair.column for _, pair in in_order)])
     return {name: replace(measure, label=name, unit="", better=None) for name in names}
 
 
 def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> Table:
-    """Return one measure. Marks are those of the methods at this ratio; a cell without figures says why."""
+    """Return the grid of one measure. Marks are those of the methods at this ratio; a failed cell has its status."""
     figures, tests = _figures(group, measure, data)
     entries, heads = list[Entry](), _heads(group, measure)
     for pair, (row, cell) in zip(pairs_of_group(group), figures, strict=True):
@@ -264,7 +270,10 @@ def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> 
 
 
 def gains_of_compensations(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
-    """Return what compensations change of a perplexity, the average or bits per byte, in the group's order."""
+    """Return what compensations change of a column of quality, in the order of the group.
+
+    name  of a perplexity, the average or bits per byte
+    """
     where, rows = pairs_of_group(group), group.rows
     places = [place for place in range(len(rows)) if is_finite(rows[place].get(name))]
     alone = {where[place].row: place for place in places if where[place].column == NONE}
@@ -277,7 +286,7 @@ def gains_of_compensations(name: str, group: TableGroup, samples: Samples) -> li
 
 
 def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Table]:
-    """Return a table of what samples pair, if there is any."""
+    """Return the table of the changes that samples pair; empty without any."""
     all_gains = gains_of_compensations(measure.name, group, samples)
     tested = [(gain, gain.contrast) for gain in all_gains if gain.contrast]
     if not tested:
@@ -310,7 +319,7 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
 
 
 def _change(measure: Column, contrast: Contrast, *, is_tied: bool) -> TableCell:
-    """Return a change, marked where a test has shown it and every seed agrees which way it goes."""
+    """Return the cell of a change; it is marked if a test has shown it and all seeds agree on its direction."""
     figures = (contrast.estimate, contrast.low, contrast.high)
     form, scale = {"average": ("+.1f", 100), "answer_bpb": ("+.3f", 1)}.get(measure.name, ("", 1))
     value, low, high = (format(scale * number, form) if form else format_significant(number) for number in figures)
@@ -318,14 +327,14 @@ def _change(measure: Column, contrast: Contrast, *, is_tied: bool) -> TableCell:
     return cell.with_mark("differs") if contrast.p < LEVEL and not is_tied else cell
 
 
-LOOK = {  # fields of the protocol in which cells of one study may differ, as a reader calls them
+LOOK = {  # fields of the protocol that may be factors, and their names for readers
     "calibration": "calibration",
     "calibration_sequences": "calibration sequences",
     "calibration_length": "calibration length",
 }
 OUTER = (*LOOK.values(), "seed", "ratio")  # factors that are no parameter of the method
 KINDS = ("perplexity", "kl", "tasks")
-SHOWN = ("perplexity_", "kl", "task_", "answer_bpb")  # how columns begin whose figures have a footnote
+SHOWN = ("perplexity_", "kl", "task_", "answer_bpb")  # beginnings of the columns that have a footnote
 
 
 @dataclass(frozen=True)
@@ -338,16 +347,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """The measured and the failed cells of one method that were asked for alike but for some factors.
+    """The measured and the failed cells of one method that differ in factors alone.
 
-    name      of the method, with what was done before and after it: 'laco, healed'
-    factors   what differs: the parameters in the order they were given, then OUTER
-    fixed     what does not
-    points    by the values of the factors
-    dense     rows of the frame
-    records   all, with the dense ones
-    again     how many cells have the values of the factors that another one has, and are left out
-    footnotes how to read the figures and how they were measured
+    method    the name of the method
+    name      the label of the method, with earlier stages and healing: 'laco, healed'
+    factors   the settings that differ: the parameters in the order they were given, then OUTER
+    fixed     the settings that all cells share
+    points    the cells by the values of the factors
+    dense     the rows of the dense model in the frame
+    records   all records, with those of the dense model
+    footnotes how to read the values and how they were measured
+    again     how many cells are left out, since an earlier one has the same values of the factors
     """
 
     method: str
@@ -369,13 +379,13 @@ class Study:
         return values
 
     def measures(self) -> list[str]:
-        """Return the columns of the frame that any cell has a figure in."""
+        """Return the columns of the frame in which any cell has a value."""
         names = [*(f"perplexity_{name}" for name in texts_of_records(self.records)), "kl", "average", "answer_bpb"]
         names += ["ratio", "layers", "prune_seconds"]
         return [name for name in names if any(point.row.get(name) is not None for point in self.points.values())]
 
     def same(self, name: str) -> bool:
-        """Return whether a measure is the same in every cell, so that one sentence says it."""
+        """Say whether a measure is the same in every cell, so that one sentence says it."""
         return len({point.row.get(name) for point in self.points.values()}) == 1
 
     def combinations(self) -> list[tuple[Any, ...]]:
@@ -387,7 +397,7 @@ class Study:
 def studies_of(records: Sequence[Record]) -> list[Study]:
     """Return a study for each method and setup in which anything but the ratio differs.
 
-    What was done before, how cells were healed, and what their ratio is of are never factors: they make other studies.
+    Earlier stages, healing, and what the ratio is a share of are never factors: they make other studies.
     """
     rows, groups = column_data.rows_of_records(records), dict[str, list[int]]()
     for number, record in enumerate(records):
@@ -415,7 +425,7 @@ def studies_of(records: Sequence[Record]) -> list[Study]:
 
 
 def _history_of_cell(record: Record) -> str:
-    """Return the method, what its ratio is of, how it was healed and what was done before, as one text."""
+    """Return the method, what its ratio is a share of, its healing and its earlier stages, as one text."""
     cell = record.cell
     return json.dumps([cell["method"], base_of_ratio(cell), cell.get("healing"), cell.get("earlier")], sort_keys=True)
 
@@ -443,7 +453,7 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
 
 
 def _settings(record: Record) -> dict[str, Any]:
-    """Return everything that may be a factor, but the seed of a random method's draw, since draws share a row."""
+    """Return every setting that may be a factor. The seed of a random choice is left out, since draws share a row."""
     cell = record.cell
     parameters = dict(cell["parameters"])
     if is_recorded_draw(cell):
@@ -455,7 +465,7 @@ def _settings(record: Record) -> dict[str, Any]:
 
 
 def _freeze(value: Any) -> Any:
-    """Return a value of a factor as one that can be a key: a list as a tuple, a dictionary as its JSON."""
+    """Return a value of a factor as a key: a list as a tuple, a dictionary as its JSON."""
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True)
     return tuple(map(_freeze, value)) if isinstance(value, list) else value
@@ -478,7 +488,7 @@ def _tables_of_study(study: Study) -> Iterator[Table]:
 
 
 def _list(study: Study, measures: Sequence[str]) -> Table:
-    """Return a row for each value of the only factor, a column for each measure."""
+    """Return the table of a study with one factor: a row for each value, a column for each measure."""
     (factor,) = study.factors
     rows = []
     for value in study.axis(factor):
@@ -491,7 +501,10 @@ def _list(study: Study, measures: Sequence[str]) -> Table:
 
 
 def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
-    """Return a row for each value of the first factor, a column for each of the second."""
+    """Return the table of one measure: a row for each value of the first factor, a column for each of the second.
+
+    values  of the further factors, which all cells of the table share
+    """
     first, second, measure = *study.factors[:2], column_of(name)
     cells = []
     for value in study.axis(first):
@@ -534,7 +547,7 @@ def _table(
 
 
 def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
-    """Yield what the dense model has, what is the same in every cell, what is fixed, and what is odd about cells."""
+    """Yield the dense model's values, measures that are the same in every cell, fixed settings, and notes on cells."""
     dense = [_sentence(name, text) for name in measures if (text := _dense(study, name))]
     if dense:
         yield f"dense: {', '.join(dense)}."
@@ -564,7 +577,7 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
 
 
 def _dense(study: Study, name: str) -> str:
-    """Return the dense model's figure of a measure of quality, or the ends of several."""
+    """Return the dense model's value of a measure of quality, or the lowest and highest of several; else nothing."""
     cell_by_value = {row[name]: cell_of(row, name) for row in study.dense if row.get(name) is not None}
     if not cell_by_value or name in ("ratio", "layers", "prune_seconds", "kl"):
         return ""
@@ -573,13 +586,13 @@ def _dense(study: Study, name: str) -> str:
 
 
 def _sentence(name: str, text: str) -> str:
-    """Return a figure with its name and unit: 'average 30.0 ± 2.1 %'."""
+    """Return a value with its name and unit: 'average 30.0 ± 2.1 %'."""
     column = column_of(name)
     return f"{column.label} {text}{f' {column.unit}' if column.unit else ''}"
 
 
 def format_factor(value: Any) -> str:
-    """Return a value of a factor as a reader writes it."""
+    """Return a value of a factor as text for a reader."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(format_factor, value))}]"
     if isinstance(value, bool):

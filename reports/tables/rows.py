@@ -1,15 +1,12 @@
-"""From a group of cells that are compared to the rows of a table: figures, the marks that compare them, the table.
+"""Rows of tables from groups of cells: their values and marks, their order, their tests, and words on the tests.
 
-In which order the rows of a table stand: by the measure that separates them, and not by the alphabet.
+Rows are sorted by the quantity that separates them, and not by the alphabet. The dense model is on top, and then the
+best row is first. Rows without a value come next, failed ones last; ties are sorted by name.
 
-The dense model is on top, then the best first; what has no figure comes next and what failed last, ties by name.
-
-Which cells of a table differ from a chosen reference: the paired tests of bench.regression.pairs, column by column.
-
-What nothing pairs with the reference has no test and no mark. The p values of a column are adjusted for their number.
-Beside that, which row of a table is shown to be better than another in a column, by the tests of all pairs.
-
-A group of rows with the tests between its cells, and the words in which the page speaks of them.
+Cells are tested against a reference by the paired tests of bench.regression.pairs, column by column, with p values
+adjusted for their number. A cell that no sample pairs with the reference has no test and no mark. A row is marked as
+the best if the tests of all pairs show it to be better than the next. `TestedRow` holds the tests of a group for the
+sentences of the page.
 """
 
 from __future__ import annotations
@@ -42,17 +39,17 @@ from reports.tables.table import Column, Row, Table, TableCell, cell_of, mark_be
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
 SIZES = ("ratio", "parameters", "active_parameters")
-UNRANKED = (*SIZES, "prune_seconds", "heal_seconds", *COST)  # nobody looks for the cheapest in bold
+UNRANKED = (*SIZES, "prune_seconds", "heal_seconds", *COST)  # columns without a mark of the best
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the tables of a report are made from.
+    """The data from which the tables of a report are made.
 
-    reference  the label or the row's name of the method that the others are tested against; empty for no tests
-    samples    those of the records, read where something is tested
+    reference  the label of the method, or of the row, that others are tested against; empty for no tests
+    samples    the samples of the records; tests read them
     needs      what each method looks at, by its name: "calibration, gradients"
-    served     what inference engines made of the models
+    served     the served records of the models
     """
 
     records: Sequence[Record]
@@ -75,9 +72,10 @@ class ReportData:
 
 
 def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData) -> tuple[list[Row], list[str]]:
-    """Return the rows of a group and what must be said of the tests.
+    """Return the rows of a group with their marks, and the notes on the tests.
 
-    The best figures, missed ratios and differences from the reference are marked, the first and the last as tests show.
+    Marks are the best value, a missed ratio, a difference from the reference, and an accuracy that may be that of
+    guesses. Tests decide the first and the third.
     """
     tested = test_rows(data.reference, group, [column.name for column in columns], data.samples)
     rows, amount = [], column_of_amount(group.ratio_of)
@@ -99,7 +97,7 @@ def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData)
 
 
 def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) -> list[str]:
-    """Say what the mark of an accuracy that may be that of guesses means, where a cell has it."""
+    """Return the meaning of the mark of guesses; empty if no cell has it."""
     marked = [
         column.name for number, column in enumerate(columns) if any("guess" in row.cells[number].marks for row in rows)
     ]
@@ -109,32 +107,32 @@ def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) 
 
 
 def _may_win(group: TableGroup, place: int) -> bool:
-    """Return whether a row can be the best of its ratio: the dense model and what removed too little cannot."""
+    """Say whether a row can be the best of its ratio. The dense model and a row that removed too little cannot."""
     record = group.records[place]
     return record.cell["method"] != "dense" and record.status == "ok" and not group.removes_too_little(place)
 
 
 def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
-    """Make the row of a record; one that failed says so in a word instead of figures."""
+    """Return the row of a record; a failed one has its status in place of values."""
     failure = None if record.status == "ok" else legend.words_of_status(record)
     return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure, base_of_ratio(record.cell))
 
 
 def mark_missed(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
-    """Add a star to a cell if one of the rows of the frame that it comes from missed its ratio."""
+    """Return a cell with a star if one of its rows of the frame missed its ratio; otherwise the cell unchanged."""
     if not any("missed_ratio" in str(row["flags"]) for row in rows):
         return cell
     return replace(cell, text=f"{cell.text}*", brief=f"{cell.short}*", marks=(*cell.marks, "missed"))
 
 
 def ratio_cell(record: Record) -> TableCell:
-    """Make the cell of the share of the parameters that a record says was removed."""
+    """Return the cell of the share of parameters that was removed."""
     ratio = record.measured.get("ratio")
     return TableCell() if ratio is None else TableCell(METRICS["ratio"].show(ratio), value=ratio)
 
 
 def kind_of(name: str) -> str:
-    """Return what notes.protocol calls the kind of a column of the frame."""
+    """Return the kind of a column of the frame, as in reports.legend.describe_columns."""
     kinds = {
         "average": "tasks",
         "kept": "tasks",
@@ -146,7 +144,7 @@ def kind_of(name: str) -> str:
 
 
 def word_of_ratio(group: TableGroup) -> str:
-    """Return the ratio of a group as its tables are named: '0.3', '0.3 of the decoder', or 'fixed'."""
+    """Return the ratio of a group in the names of its tables: '0.3', '0.3 of the decoder', or 'fixed'."""
     return words_of_ratio(group.ratio, group.ratio_of) or "fixed"
 
 
@@ -161,9 +159,9 @@ def table_of_group(
     title: str = "",
     remarks: Sequence[str] | None = None,
 ) -> Table:
-    """Make the table of a view for one group; by default it is named and titled by the ratio.
+    """Return the table of a view for one group; by default it is named and titled by the ratio.
 
-    said  its notes, in place of those of the cells that missed the ratio or have no figures
+    remarks  the notes of the table; None for those on doubts and on cells without figures
     """
     return Table(
         name=name or f"{view}-{word_of_ratio(group)}",
@@ -184,16 +182,16 @@ Key = tuple[int, float, str]
 
 
 def sorting_quantity(group: TableGroup, *preferred: str) -> str:
-    """Return the column of the frame that orders a group: the first that any row has a finite figure in, or "".
+    """Return the column of the frame that orders a group: the first in which any row has a finite value, or "".
 
-    preferred  columns to look at before the perplexity on the first text, the divergence and the average
+    preferred  columns to try before the perplexities, the divergence and the average
     """
     names = [*preferred, *(f"perplexity_{text}" for text in texts_of_records(group.records)), "kl", "average"]
     return next((name for name in names if any(is_finite(row.get(name)) for row in group.rows)), "")
 
 
 def sort_rows(group: TableGroup, name: str) -> TableGroup:
-    """Sort the rows of a group by the column `name` of the frame."""
+    """Return a group with its rows sorted by the column `name` of the frame."""
 
     def key(place: int) -> Key:
         record, figure = group.records[place], group.rows[place].get(name)
@@ -219,7 +217,7 @@ def records_of(groups: Iterable[TableGroup]) -> list[Record]:
 
 
 def key_of_row(label: str, method: str, figure: Any, better: str | None, failed: bool) -> Key:
-    """Return what a row is sorted by."""
+    """Return the key that a row is sorted by."""
     if method == "dense":
         return 0, 0.0, ""
     if failed or figure is None or math.isnan(figure):
@@ -228,18 +226,18 @@ def key_of_row(label: str, method: str, figure: Any, better: str | None, failed:
 
 
 def sorting_note(group: TableGroup, name: str, where: str = "rows") -> list[str]:
-    """Say by which column of the frame the rows of a group are sorted, where there are several."""
+    """Return the sentence on the column that the rows of a group are sorted by; empty for a single row."""
     rows = [Row(group.label(place), record.cell["method"], None) for place, record in enumerate(group.records)]
     return sentence_on_order(rows, metric_of(name).label, metric_of(name).better, where) if name else []
 
 
 def sentence_on_order(rows: Sequence[Row], by: str, better: str | None, where: str = "rows") -> list[str]:
-    """Return the sentence that says how rows are sorted, where there are several."""
+    """Return the sentence on how rows are sorted; empty if at most one is not of the dense model."""
     several = sum(row.method != "dense" for row in rows) > 1
     return [f"{where} are sorted by {by}, the {'highest' if better == 'higher' else 'lowest'} first."] * several
 
 
-TESTED = ("perplexity_", "task_", "average", "answer_bpb")  # how columns begin that are tested
+TESTED = ("perplexity_", "task_", "average", "answer_bpb")  # beginnings of the columns that are tested
 TESTS = {
     "mcnemar": "McNemar's exact test on documents",
     "normal": "a normal test on documents, every task weighing alike",
@@ -250,14 +248,14 @@ TESTS = {
 
 @dataclass(frozen=True)
 class TestedCells:
-    """Which cells of a table differ from the reference's, as (row, column), and what is to be said of the tests."""
+    """The cells of a table that differ from the reference's, as (row, column), and the notes on the tests."""
 
     differs: set[tuple[int, str]] = field(default_factory=set)
     notes: tuple[str, ...] = ()
 
 
 def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
-    """Test every row of a block against the row of `reference`, an empty name for none."""
+    """Return the tests of every row of a group against the row of `reference`; no test if the name is empty."""
     columns = [column for column in columns if column.startswith(TESTED)]
     if not reference or not columns:
         return TestedCells()
@@ -280,7 +278,7 @@ def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples
 
 
 def _reference(reference: str, block: TableGroup) -> int | str:
-    """Return the place of the row of this name, else of the one with this label; or why none can be tested against."""
+    """Return the place of the row that is called `reference`, or whose method has that label; or why there is none."""
     named = [at for at in range(len(block.records)) if block.label(at) == reference]
     places = named or [at for at, record in enumerate(block.records) if label_of_cell(record.cell) == reference]
     known = [at for at in places if block.records[at].status == "ok"]
@@ -299,7 +297,7 @@ def _reference(reference: str, block: TableGroup) -> int | str:
 def _notes(
     reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: Collection[str]
 ) -> list[str]:
-    """Return what the dagger claims, if there is one, and which cells no test has seen."""
+    """Return the meaning of the dagger if a cell has one, and the rows that are not tested."""
     notes = []
     if differs:
         how = ", ".join(words for test, words in TESTS.items() if test in tests)
@@ -317,9 +315,9 @@ def _notes(
 def contrasts_in_pairs(
     block: TableGroup, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False
 ) -> Contrasts:
-    """Test pairs of rows of the block, by their places, each a single model, as far as samples pair them.
+    """Return the tests of pairs of rows, by their places, as far as samples pair them. Each row is a single model.
 
-    bounds  as of contrasts.average
+    bounds  as of bench.regression.pairs.test_average
     """
     models = {at: block.models(at)[0] for pair in places for at in pair}
     number = {at: next(iter(model.values())) for at, model in models.items()}
@@ -343,7 +341,7 @@ def _tests(
     intervals: bool,
     bounds: bool = False,
 ) -> Contrasts:
-    """Test pairs of models of the block's rows in a column; pairs and seeds are by the numbers of records."""
+    """Return the tests of pairs of models in a column; `pairs` and `seeds` have the numbers of records."""
     records = {n: record for at in rows for n, record in zip(block.numbers[at], block.drawn[at], strict=True)}
     if column.startswith("perplexity_"):
         text = column.removeprefix("perplexity_")
@@ -356,11 +354,11 @@ def _tests(
 
 
 def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples) -> Callable[[int, int], bool]:
-    """Return what says of the places of two rows whether the first is shown to be better in a column.
+    """Return a function that says whether the first of two rows is shown to be better in a column.
 
-    The tests are those of all pairs of models, adjusted by Holm, as the page of a run has them. `kept` is as the
-    average is, and an accuracy that may be that of guesses is not better than another. Figures that nothing tests,
-    such as speeds, are compared by their intervals.
+    The tests are those of all pairs of models, adjusted by Holm, as on the page of a run. `kept` is tested as the
+    average is. An accuracy that may be that of guesses is never better. Columns without tests, such as speeds, are
+    compared by their intervals.
     """
     column = "average" if column == "kept" else column
     if not column.startswith(TESTED):
@@ -380,7 +378,7 @@ def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples
 
 
 def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, first: int, second: int) -> bool:
-    """Say whether the interval of a row's figure lies on the better side of another's; no where there is none."""
+    """Say whether the interval of a row's value lies on the better side of another's; False without an interval."""
     ends = [row.get(f"{column}_{end}") for row in (rows[first], rows[second]) for end in ("low", "high")]
     known = [float(end) for end in ends if end is not None]
     if len(known) < len(ends):
@@ -401,16 +399,18 @@ def has_more(block: TableGroup, tests: Contrasts, first: int, second: int, colum
     return more and not block.order_depends_on_seed(first, second, column)
 
 
-NAMES = 5  # as many are listed before the rest is counted
+NAMES = 5  # methods that a sentence names; the rest is counted
 
 
 @dataclass(frozen=True)
 class TestedRow:
-    """A group of rows of one ratio, with the tests between its cells, and how sentences speak of them.
+    """A group of rows of one ratio with the tests between its cells, and the words for sentences about them.
 
-    dense       the place of the dense model's row, None where it has no figures
-    rows        the places of the other rows that have figures
-    perplexity  by text;  average  of the accuracies;  answers  of the bits per byte of the right answer
+    dense       the place of the dense model's row; None if it has no figures
+    rows        the places of all other rows that have figures
+    perplexity  {text: tests of the perplexity}
+    average     the tests of the average accuracy
+    answers     the tests of the bits per byte of the right answer
     """
 
     block: TableGroup
@@ -434,7 +434,7 @@ class TestedRow:
         return has_more(self.block, self.tests(column), first, second, column)
 
     def where(self) -> str:
-        """Say 'At ratio 0.3'."""
+        """Return 'At ratio 0.3'."""
         return (
             "With the methods' own parameters"
             if self.block.ratio is None
@@ -442,34 +442,34 @@ class TestedRow:
         )
 
     def eligible(self) -> list[int]:
-        """Return the places of the rows that can win: a cell that removed too little cannot."""
+        """Return the places of the rows that can be the best. A row that removed too little cannot."""
         return [place for place in self.rows if not self.block.removes_too_little(place)]
 
     def order(self, places: Sequence[int], column: str, better: str) -> list[int]:
-        """Return the places with a finite figure, the best first; equal ones in the order of the run."""
+        """Return the places with a finite value, the best first; equal ones in the order of the run."""
         sign = -1 if better == "higher" else 1
         known = [place for place in places if is_finite(self.block.rows[place].get(column))]
         return sorted(known, key=lambda place: sign * self.block.rows[place][column])
 
     def figure(self, place: int, column: str) -> str:
-        """Return a figure with its spread and its unit, such as '36.8 ± 6.2'."""
+        """Return a value with its spread and its unit, such as '36.8 ± 6.2'."""
         unit = metric_of(column).unit if not metric_of(column).unit_in_cell else ""
         return f"{format_value(self.block.rows[place], column)} {unit}".strip()
 
     def name(self, place: int) -> str:
-        """Return the name of a method, which says whether its figures are a mean over draws."""
+        """Return the label of a row, with '(mean of 3 seeds)' or '(mean of 5 draws)' if it has several."""
         draws, seeds = len(self.block.numbers[place]), len(self.block.models(place)[0])
         of = f"{seeds} seeds" if draws == seeds else f"{draws} draws"
         return self.block.label(place) + (f" (mean of {of})" if draws > 1 else "")
 
     def names(self, places: Sequence[int]) -> str:
-        """List the methods in this order; the rest of many is counted."""
+        """Return the labels of rows in this order; only NAMES of many, with a count of the rest."""
         names = [self.block.label(place) for place in places]
         more = len(names) - NAMES
         return ", ".join(names) if more <= 1 else f"{', '.join(names[:NAMES])} and {more} more"
 
     def words_of_tests(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
-        """Say 'shown to be below all 5 others', or below how many, and which ones not, the nearest first."""
+        """Return 'shown to be below all 5 others', or below how many, with the names of the rest, the nearest first."""
         peers = "the other one" if len(rest) == 1 else f"{len(rest)} others"
         if len(places) == len(rest):
             return f"shown to be {side} {peers if len(rest) == 1 else f'all {peers}'}"
@@ -480,7 +480,11 @@ class TestedRow:
 
 
 def test_pairs(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
-    """Test every pair of cells of a group of rows; `records` are those of its setup, `samples` those of all setups."""
+    """Return a group with the tests of every pair of its cells.
+
+    records  the records of its setup
+    samples  the samples of all setups
+    """
     ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
     dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
     cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}

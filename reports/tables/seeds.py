@@ -1,11 +1,13 @@
-"""The view seeds: how much of a perplexity is the method, the calibration's text, its seed, and the windows.
+"""The views seeds and signal: how much of a value is the draw, and how well values tell methods apart.
 
-records -> cells alike but for method, calibration text and seed -> two tables for each ratio and each text measured on
+The view seeds divides a perplexity by its sources: the method, the calibration text, its seed, and the windows.
+
+records -> cells that differ in method, calibration text and seed alone -> two tables for each ratio and evaluation text
 
 The first table has a standard deviation for each source, of one cell and of the difference of two methods at one
-calibration; the second has a row for each method.
+calibration. The second has a row for each method.
 
-The view signal: how well each task and each of its figures tells the methods of a ratio apart.
+The view signal says how well each task and each of its figures tells the methods of a ratio apart.
 
 records -> the methods of each ratio that answered the same documents -> a row for each figure (bench.stats.draws)
 """
@@ -81,11 +83,11 @@ ABOUT_METHODS = (
 
 @dataclass(frozen=True)
 class CalibrationDraws:
-    """Hold the perplexities on one text of cells that differ in method, calibration text and seed alone.
+    """Holds the perplexities on one text of cells that differ in method, calibration text and seed alone.
 
-    cells     of each method, best first, its places among all records by the draw of the calibration
-    records   all that are looked at, with those that have no figure
-    left_out  methods that look at no calibration, or draw themselves
+    cells     for each method {draw of the calibration: place of the record}, the best method first
+    records   {place: record}, also of cells without a perplexity
+    left_out  methods that use no calibration, or make random choices of their own
     """
 
     text: str
@@ -96,27 +98,27 @@ class CalibrationDraws:
 
     @property
     def amount(self) -> str:
-        """Return what went, as 'ratio 0.3' or 'budget macs=0.8'."""
+        """Return the ratio in words, as 'ratio 0.3' or 'budget macs=0.8'."""
         return words_of_amount(self.ratio, self.ratio_of) or "ratio fixed"
 
     @property
     def ratio_of(self) -> str:
-        """Return what the ratio is a share of."""
+        """Return the base of the ratio, such as 'all' or 'decoder'."""
         return base_of_ratio(next(iter(self.records.values())).cell)
 
     def log(self, place: int) -> float:
-        """Return the logarithm of a perplexity."""
+        """Return the logarithm of the perplexity of the record at `place`."""
         return math.log(self.records[place].measured["perplexity"][self.text]["perplexity"])
 
     def pairs_of_methods(self) -> Iterator[tuple[tuple[str, str], Draw, int, int]]:
-        """Give every pair of methods at every draw that both have: the pair, the draw, the two places."""
+        """Yield every pair of methods at every draw that both have: the pair, the draw, the two places."""
         for pair in combinations(self.cells, 2):
             first, second = (self.cells[method] for method in pair)
             yield from ((pair, draw, first[draw], second[draw]) for draw in first if draw in second)
 
 
 def tables_of_seeds(data: ReportData) -> list[Table]:
-    """Return the tables of everything that was measured with several seeds of one calibration text."""
+    """Return the tables of all cells that were measured with several seeds of one calibration text."""
     return [
         table
         for study in draws_of_calibrations(data)
@@ -125,7 +127,7 @@ def tables_of_seeds(data: ReportData) -> list[Table]:
 
 
 def draws_of_calibrations(data: ReportData) -> Iterator[CalibrationDraws]:
-    """Yield what was measured with several seeds, for each text that was measured on and each ratio."""
+    """Yield the draws for each ratio and evaluation text that at least two methods have at several seeds."""
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(data.records):
         if record.cell["method"] != "dense":
@@ -145,13 +147,13 @@ def draws_of_calibrations(data: ReportData) -> Iterator[CalibrationDraws]:
 
 
 def _is_calibrated(record: Record, needs: Mapping[str, str]) -> bool:
-    """Return whether the draw of a calibration is what a cell varies by, as far as it is known."""
+    """Say whether a cell varies by the draw of its calibration and by no random choice, as far as that is known."""
     stages = [*record.cell.get("earlier", ()), record.cell]
     return not any(map(is_recorded_draw, stages)) and any(needs.get(stage["method"]) != "nothing" for stage in stages)
 
 
 def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int]]:
-    """Return the places of the cells that have a finite perplexity, by method, the best first."""
+    """Return {method: {draw: place}} of the cells with a finite perplexity, the best method first."""
     places_by_method: dict[str, dict[Draw, int]] = {}
     logs: dict[str, list[float]] = {}
     every = list(records.values())
@@ -168,18 +170,18 @@ def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int
 
 
 def _perplexity(record: Record, text: str) -> float:
-    """Return a perplexity, infinity where there is none."""
+    """Return the perplexity of a record on a text; infinity without one."""
     return float(record.measured.get("perplexity", {}).get(text, {}).get("perplexity", math.inf))
 
 
 def _seeds(draws: Mapping[Draw, int]) -> int:
-    """Return the most seeds that any text has."""
+    """Return the largest number of seeds that any text has."""
     several = [text for text, _ in draws]
     return max(map(several.count, several), default=0)
 
 
 def _of_sources(study: CalibrationDraws, samples: Samples) -> Table:
-    """Return the standard deviation of each source, of a cell and of a difference."""
+    """Return the table of the standard deviation of each source, for one cell and for a difference."""
     every = [
         (method, text, study.log(place)) for method, draws in study.cells.items() for (text, _), place in draws.items()
     ]
@@ -211,7 +213,7 @@ def _of_sources(study: CalibrationDraws, samples: Samples) -> Table:
 
 
 def _windows(study: CalibrationDraws) -> VarianceComponent:
-    """Return the mean variance of a cell over its windows, from its interval, which is Student's."""
+    """Return the mean variance of a cell over its windows, from Student's interval of its perplexity."""
     variances, freedom = [], 0
     for place in (place for draws in study.cells.values() for place in draws.values()):
         figures = study.records[place].measured["perplexity"][study.text]
@@ -250,7 +252,7 @@ def _share(deviation: float) -> float:
 
 
 def _words_of_resolution(of_difference: Sequence[VarianceComponent]) -> Iterator[str]:
-    """Say how near two methods can be before one seed does not tell them apart."""
+    """Yield how near two methods can be before one seed does not tell them apart."""
     *_, seed, windows = of_difference
     if seed.deviation is None:
         return
@@ -264,7 +266,7 @@ def _words_of_resolution(of_difference: Sequence[VarianceComponent]) -> Iterator
 
 
 def _counts(study: CalibrationDraws) -> Iterator[str]:
-    """Say how many cells stand behind a table, and which ones do not."""
+    """Yield the cells that are left out of a table, and why."""
     known = {place for draws in study.cells.values() for place in draws.values()}
     rest = [record for place, record in study.records.items() if place not in known]
     again = [record for record in rest if math.isfinite(_perplexity(record, study.text))]
@@ -281,7 +283,7 @@ def _counts(study: CalibrationDraws) -> Iterator[str]:
 
 
 def _of_methods(study: CalibrationDraws) -> Table:
-    """Return a row for each method: its mean, the range of its draws, and their standard deviation."""
+    """Return the table of methods: the mean of each, the range of its draws, and their standard deviation."""
     rows = []
     for method, draws in study.cells.items():
         logs = [study.log(place) for place in draws.values()]
@@ -300,7 +302,7 @@ def _of_methods(study: CalibrationDraws) -> Table:
 
 
 def _ties(study: CalibrationDraws) -> Iterator[str]:
-    """Name the neighbours in the order of the means that change places from one draw to another."""
+    """Yield the neighbours in the order of the means whose order depends on the draw."""
     signs: dict[tuple[str, str], list[bool]] = {}
     for pair, _, a, b in study.pairs_of_methods():
         signs.setdefault(pair, []).append(study.log(a) < study.log(b))
@@ -313,7 +315,7 @@ def _ties(study: CalibrationDraws) -> Iterator[str]:
 def _table(
     study: CalibrationDraws, name: str, columns: Sequence[Column], rows: Sequence[Row], about: Sequence[str]
 ) -> Table:
-    """Return a table without notes, titled by what it is of and by how many cells stand behind it."""
+    """Return a table without notes; the title has the text, the ratio, and the number of cells."""
     records = list(study.records.values())
     ratio = "fixed" if study.ratio is None else f"{study.ratio:g}"
     calibrations = list(dict.fromkeys(text for draws in study.cells.values() for text, _ in draws))
@@ -334,8 +336,8 @@ def _table(
     )
 
 
-DRAWN = 100  # documents of each task, or half of what there are
-FEWEST = 4  # methods: of fewer a standard deviation says next to nothing
+DRAWN = 100  # documents of each task in a draw, or half of all if that is less
+FEWEST = 4  # methods; the standard deviation of fewer says next to nothing
 COLUMNS = (
     Column("signal", "signal"),
     Column("noise", "noise of a draw"),
@@ -401,9 +403,9 @@ def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
 def _figures(
     group: TableGroup, places: Sequence[int], samples: Samples
 ) -> tuple[dict[tuple[str, str], Figures], list[int]]:
-    """Return each task's figures by the names of both, (methods, documents), and the places of the methods.
+    """Return {(task, figure): array of methods by documents}, and the places of the methods.
 
-    Of a method with several draws the first one counts; those that answered other documents than most are left out.
+    The first of several draws counts. Methods that answered other documents than most are left out.
     """
     number = {at: next(iter(group.models(at)[0].values())) for at in places}
     records = [group.records[at] for at in places]
@@ -424,7 +426,7 @@ def _word(figure: str) -> str:
 
 
 def _row(label: str, figure: str, separation: Separation) -> Row:
-    """Write what was found of a figure; that of an accuracy in points."""
+    """Return the row of a figure: its signal, noise, agreement and needed documents; of an accuracy in points."""
     show, unit = (format_significant, 1.0) if figure == ANSWER_BPB else (format_percent, 100.0)
     return Row(
         label,

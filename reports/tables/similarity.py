@@ -20,7 +20,7 @@ def title_of_study(study: Study) -> str:
 
 
 def tables_of_neighbours(study: Study) -> list[Table]:
-    """Return tables of neighbours beside all pairs, and of each rule of merging the median over positions."""
+    """Return the tables of parameters and states at neighbouring layers, and the medians over positions of merges."""
     tables = [
         _table(
             study,
@@ -45,7 +45,7 @@ def tables_of_neighbours(study: Study) -> list[Table]:
 
 
 def tables_of_positions(study: Study) -> list[Table]:
-    """Return cosine and perplexity with its interval at every position, a table for each number of merged layers."""
+    """Return a table for each number of merged layers: cosine and perplexity with its interval at every position."""
     tables = []
     for m in dict.fromkeys(of["m"] for of in study.get("merges", [])):
         curves = [of for of in study["merges"] if of["m"] == m]
@@ -69,7 +69,7 @@ def _columns(*names: str) -> list[Column]:
 
 
 def notes_of_study(study: Study) -> list[str]:
-    """Return how the figures were made."""
+    """Return sentences on how the figures of a study were measured."""
     p, tokens = study["protocol"], study["tokens"]
     notes = [
         "neighbours: layers i and i + 1. L2 / norm: the distance over the geometric mean of the two norms, which is "
@@ -129,7 +129,7 @@ def _cosine(value: float | None) -> TableCell:
 
 
 def _perplexity(at: dict[str, Any]) -> TableCell:
-    """Make the cell of a perplexity from nats per token, with the interval where there is one."""
+    """Return the cell of a perplexity from nats per token, with its interval if it has one."""
     figure, low, high = (_exp(at.get(name)) for name in ("nll", "nll_low", "nll_high"))
     if figure is None:
         return TableCell()
@@ -138,7 +138,7 @@ def _perplexity(at: dict[str, Any]) -> TableCell:
 
 
 def _exp(nll: float | None) -> float | None:
-    return None if nll is None else math.inf if nll > 700 else math.exp(nll)  # beyond 700 it is beyond a float
+    return None if nll is None else math.inf if nll > 700 else math.exp(nll)  # larger than a float can be
 
 
 def _format_figure(figure: float) -> str:

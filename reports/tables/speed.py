@@ -1,13 +1,12 @@
-"""The table of latencies: what a part of each size takes of a generated token.
+"""Tables of time: of latencies, of models in inference engines, and of everything that was timed.
 
-The view served: models in an inference engine, their quality, size and speed there, a row for each type of weights.
+The table of latencies shows the milliseconds of a generated token that a part of each size takes.
 
-A second table has every size and batch that was timed, where there are more than one of a kind.
+The view served shows models in an inference engine: quality, size and speed, with a row for each type of weights. A
+second table has every size and batch if several of a kind were timed.
 
-Everything that was timed, not only what the main table has room for: one row per cell, size and batch.
-
-A second table holds what explains the first: bytes of weights and of cache, the peak of memory, and whether the widths
-of the matrices suit the kernels.
+The view speed shows everything that was timed, with one row per cell, size and batch. A second table explains the first
+by sizes: bytes of weights and of cache, the peak of memory, and whether the widths of the matrices suit the kernels.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ ABOUT = (
 
 
 def table_of_latencies(table: dict[str, Any]) -> Table:
-    """Return a row for each size of each part, for the layers' share of a token and for all else."""
+    """Return the table of a table of latencies: a row for each size of each part, for the rest, and for the model."""
     about, rows = table["about"], list[Row]()
     whole = about["dense_ms"]
     for part, points in table["parts"].items():
@@ -63,7 +62,7 @@ def table_of_latencies(table: dict[str, Any]) -> Table:
 
 
 def _how_well_known(about: dict[str, Any]) -> Iterator[str]:
-    """Yield how wide the intervals of the copies are, and what is in doubt about the table."""
+    """Yield how wide the intervals of the copies are, and the doubts about the table."""
     widest = max(abs(copy[end] / copy["times_dense"] - 1) for copy in about["copies"] for end in ("low", "high"))
     yield (
         f"What a step of a copy takes, as a share of the model's, has a 95 % interval, which of {len(about['copies'])} "
@@ -107,7 +106,7 @@ ABOUT_SPEED = (
     "times as fast: the dense model in {base} over this one, both {turns}, with the 95 % interval; {predicted}."
 )
 DOUBTFUL = "!: a doubtful timing, see the notes."
-ABOUT_LLAMA_CPP = (  # turns, what is predicted, and what sizes are of
+ABOUT_LLAMA_CPP = (  # how models take turns, what is predicted, and what the sizes count
     "in one process and in turns",
     "by bytes: what the bytes of weights and cache that a step reads would bring alone, by work: multiply-accumulates "
     "(a prompt), bytes (a step)",
@@ -119,7 +118,7 @@ ABOUT_OTHERS = (
     "by work: multiply-accumulates of a prompt",
     "weights: of the safetensors files. Memory is not measured, since the engine fills a GPU with its cache.",
 )
-KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # and what a footnote calls their sizes
+KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # the words of a footnote in front of their sizes
 DOUBTS = {
     "noisy": "the calls of one model vary by more than 10 %",
     "not_warm": "a model did not become stable before the rounds",
@@ -128,12 +127,12 @@ DOUBTS = {
 
 
 def tables_of_served(records: Sequence[ServedRecord]) -> list[Table]:
-    """Return a table of all that was served alike, and one of everything that was timed."""
+    """Return the tables of each group of models that were served alike, see `_of`."""
     return [table for several in group_alike(records) for table in _of(several)]
 
 
 def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
-    """Yield the tables of models that were served alike, the dense one's types first."""
+    """Yield the table of models that were served alike; and one of all points if several of a kind were timed."""
     first, base = records[0], next((record for record in records if record.is_base), None)
     name, protocol = first.model["name"], first.protocol
     own = protocol["engine"] == LLAMA_CPP
@@ -184,7 +183,7 @@ def _engine(record: ServedRecord) -> str:
 
 
 def _machine(record: ServedRecord, threads: str) -> tuple[str, ...]:
-    """Return what computed, and of which dtype the cells are, as far as a record says."""
+    """Return the processor, its threads, and the dtype of the cells, as far as a record has them."""
     environment, dtype = record.environment, record.model.get("dtype")
     gpus = environment.get("gpus", 1)
     processor = f"{gpus} x {environment['gpu']}" if gpus > 1 else environment.get("gpu", environment.get("cpu", ""))
@@ -196,12 +195,12 @@ def _served_points(record: ServedRecord) -> list[dict[str, Any]]:
 
 
 def _key(point: dict[str, Any]) -> tuple[str, int, int]:
-    """Return what tells a point apart: kind, tokens, batch."""
+    """Return the key of a point: kind, tokens, batch."""
     return point["kind"], point["length" if point["kind"] == "prefill" else "context"], point["batch"]
 
 
 def _names(records: Sequence[ServedRecord]) -> list[str]:
-    """Name models with their types, and with ratios and seeds where there are several: 'flap at 0.2, seed 1@q8_0'."""
+    """Return the names of models with types, and with ratios and seeds if there are several: 'flap at 0.2@q8_0'."""
     ratios = [words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"]) for record in records]
     several, seeds = len({at for at in ratios if at}) > 1, suffixes_of_seeds(records)
     return [
@@ -211,7 +210,7 @@ def _names(records: Sequence[ServedRecord]) -> list[str]:
 
 
 def suffixes_of_seeds(records: Sequence[ServedRecord]) -> dict[int, str]:
-    """Return ', seed 1' for each record, by its id, whose method and ratio are there with other seeds too; else ''."""
+    """Return {id of a record: ', seed 1'}, or '' if all records of its method and ratio have one seed."""
     seeds_by_name: dict[tuple[Any, ...], set[int]] = {}
     names = [tuple(record.model[name] for name in ("label", "requested_ratio", "ratio_of")) for record in records]
     for record, name in zip(records, names, strict=True):
@@ -259,7 +258,7 @@ def _cells_of_served_point(record: ServedRecord, point: dict[str, Any]) -> list[
 
 
 def rate_of(point: dict[str, Any]) -> float | None:
-    """Return the tokens per second of a point, over all its sequences; None where it was not timed."""
+    """Return the tokens per second of a point, over all its sequences; None if it was not timed."""
     if "pruned_ms" not in point:
         return None
     kind, tokens, batch = _key(point)
@@ -267,7 +266,7 @@ def rate_of(point: dict[str, Any]) -> float | None:
 
 
 def first_rate_of(record: ServedRecord) -> float | None:
-    """Return the tokens per second that a model generates at the first batch and depth; None where it was not timed."""
+    """Return the tokens per second that a model generates at the first batch and depth; None if it was not timed."""
     timed = [point for point in _served_points(record) if point["kind"] == "decode"]
     return rate_of(timed[0]) if timed else None
 
@@ -296,7 +295,7 @@ def _size(size: int | None) -> TableCell:
 
 
 def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
-    """Yield what the engine's process has taken for a model at each point."""
+    """Yield the key of each point with the bytes that the engine's process took for the model."""
     memory = record.measured.get("memory", {})
     for point in memory.get("points", ()):
         if "resident_bytes" in point:
@@ -314,7 +313,7 @@ def _perplexity(quality: dict[str, Any] | None) -> TableCell:
 
 
 def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
-    """Return how many times the base's perplexity a model has, over the same windows."""
+    """Return the cell of the ratio of perplexities to the base; empty if their windows differ."""
     if not quality or not base or quality["sha256"] != base["sha256"]:
         return TableCell()
     tokens = [quality["window"] - 1] * len(quality["nll"])
@@ -326,7 +325,7 @@ def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> Table
 
 
 def _notes(record: ServedRecord, name: str) -> Iterator[str]:
-    """Yield why a model has no figures, and which of its timings are in doubt."""
+    """Yield why a model has no figures, and which of its timings failed or are in doubt."""
     if record.error:
         yield f"{name}: {record.status.replace('_', ' ')}: {record.error}"
     for point in _served_points(record):
@@ -379,7 +378,7 @@ ABOUT_SIZES = (
 
 
 def tables_of_speed(data: ReportData) -> list[Table]:
-    """Return for each setup what was timed, where there is any, and the sizes."""
+    """Return for each setup the table of what was timed and the table of sizes; a table without rows is left out."""
     tables = []
     for groups in data.setups:
         measures = [sorting_quantity(group, "decode_speed", "prefill_speed") for group in groups]
@@ -427,7 +426,7 @@ def tables_of_speed(data: ReportData) -> list[Table]:
 
 
 def _exceptions(record: Record, name: str) -> Iterator[str]:
-    """Yield what is in doubt, and why there are no figures."""
+    """Yield the doubts about the speed of a cell, or why it has no figures."""
     if record.status == "ok":
         for doubt in doubts_of_speed(record, name):
             yield doubt.sentence
@@ -440,7 +439,7 @@ def _timed_points(record: Record) -> list[dict[str, Any]]:
 
 
 def _cells_of_point(point: dict[str, Any]) -> list[TableCell]:
-    """Return one size and batch; what ran out of memory or failed says so where its figure would be."""
+    """Return the cells of one size and batch; one that ran out of memory or failed has that in place of its value."""
     size = point["length"] if point["kind"] == "prefill" else point["context"]
     mode = f" {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
     cells = [cell_of_text(f"{point['kind']} {size:,}{mode}"), TableCell(str(point["batch"]), value=point["batch"])]
@@ -458,7 +457,7 @@ def _cells_of_point(point: dict[str, Any]) -> list[TableCell]:
 
 
 def _reached_at_most(record: Record, peers: Sequence[Record], name: str) -> Iterator[str]:
-    """Yield what is said of tokens per second over batches: on the whole card, and in the dense model's memory."""
+    """Yield sentences on the most tokens per second: on the whole GPU, and in the memory of the dense model."""
     yield from legend.describe_throughput(record, name)
     dense = find_dense_peer(record, peers)
     if dense is not None and dense is not record:
@@ -466,7 +465,7 @@ def _reached_at_most(record: Record, peers: Sequence[Record], name: str) -> Iter
 
 
 def _cells_of_reached(point: dict[str, Any]) -> Iterator[TableCell]:
-    """Yield the 99th percentile of the calls, and the shares of what the GPU reaches."""
+    """Yield the cells of the 99th percentile of the calls, and of the shares of the GPU's rates."""
     for column in REACHED:
         value = point.get(column.name)
         show = format_significant if column.name.endswith("p99") else METRICS["kept"].show
@@ -474,7 +473,10 @@ def _cells_of_reached(point: dict[str, Any]) -> Iterator[TableCell]:
 
 
 def _cells_of_speedup(point: dict[str, Any], lost: str) -> list[TableCell]:
-    """Return how many times as fast as the dense model, and how many the removed work alone would bring."""
+    """Return the cells of the speed-up over the dense model, and of the speed-up that the removed work would bring.
+
+    lost  the text in place of a missing speed-up
+    """
     show = METRICS["prefill_speed"]
     work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
     expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
@@ -487,7 +489,7 @@ def _cells_of_speedup(point: dict[str, Any], lost: str) -> list[TableCell]:
 
 
 def _sizes(record: Record) -> list[TableCell]:
-    """Return the bytes of weights, of a token's cache and at the peak, and by what the widths can be divided."""
+    """Return the cells of sizes: bytes of weights, of a token's cache, at the peak; and the divisor of the widths."""
     measured, speed = record.measured, record.measured.get("speed", {})
     peaks = [
         point[name]
@@ -503,7 +505,7 @@ def _sizes(record: Record) -> list[TableCell]:
 
 
 def _widths(speed: dict[str, Any]) -> TableCell:
-    """Return '64', or '64; qkv 8' where a role's widths divide by less than most others'."""
+    """Return the cell of what widths divide by: '64', or '64; qkv 8' if the widths of a role differ from most."""
     tiles = {role: width["multiple_of"] for role, width in speed.get("widths", {}).items()}
     if not tiles:
         return cell_of_text(None)

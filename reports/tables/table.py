@@ -1,6 +1,6 @@
-"""What a table is before it is written down: columns, and rows of cells with their raw figures and marks.
+"""Tables as data: columns, and rows of cells with their raw values and marks.
 
-Every table of the suite is a `Table`; reports.formats writes it for a terminal, as Markdown, LaTeX, HTML and CSV.
+Every table of the suite is a `Table`. reports.formats writes it for a terminal, as Markdown, LaTeX, HTML and CSV.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 class Column:
     """One column of a table.
 
-    name     the column of the frame (bench.records.frame) that it shows, else a word of its own
-    label    the heading
-    unit     said in the heading; empty where it stands in the cells or there is none
-    better   which way is better, None where neither is
-    group    columns of a group stay together where a table has to be split
-    brief    whether a terminal leaves out the spread, which the other formats have room for
-    detail   whether a terminal leaves out the column
-    words    whether the cells are words, which are aligned on the left
-    key      whether it tells apart what has the same label, and is repeated where a table goes on below
-    asked    the ratio of its cells and of what it is a share, where that is another one in each column
+    name            the column of the frame (bench.records.frame) that it shows, or a word of its own
+    label           the heading
+    unit            the unit in the heading; empty if it stands in the cells or there is none
+    better          which way is better; None if neither is
+    group           the name of its group; a table that is split keeps the columns of a group together
+    brief           whether a terminal leaves out the spread
+    detail          whether a terminal leaves out the column
+    words           whether the cells are words, which are aligned on the left
+    key             whether it tells rows of one label apart; it is repeated in each part of a split table
+    ratio_and_base  the ratio of its cells and what it is a share of, if each column has another; otherwise None
     """
 
     name: str
@@ -51,15 +51,15 @@ class Column:
 
 @dataclass(frozen=True)
 class TableCell:
-    """One figure: the text that is read, and the raw value.
+    """One cell of a table: its text, and the raw value.
 
-    text, brief        with and without its spread; brief is empty where both are the same
-    value              the raw figure; None where there is none, a text where the cell is words
-    low, high, stderr  its 95 % interval and its standard error, where there are
-    marks              best (of the methods at this ratio, shown to be better than the next), differs (from what it was
-                       tested against, p < 0.05), guess (an accuracy that is not shown to be above that of guesses),
-                       missed (the ratio), doubtful (of a timing)
-    of                 label and name of the method that it is of, where a row holds several
+    text, brief        the text with and without its spread; brief is empty if both are the same
+    value              the raw value; a text for a cell of words, None without one
+    low, high, stderr  the 95 % interval and the standard error; None without them
+    marks              best (of the methods at this ratio, shown to be better than the next), differs (from the cell it
+                       was tested against, p < 0.05), guess (an accuracy that is not shown to be above that of guesses),
+                       missed (the ratio), doubtful (a timing)
+    of                 the label and the name of its method, if the row holds several methods
     """
 
     text: str = MISSING
@@ -77,7 +77,7 @@ class TableCell:
         return self.brief or self.text
 
     def with_mark(self, mark: str) -> TableCell:
-        """Return the cell with one mark more."""
+        """Return the cell with one more mark."""
         return replace(self, marks=(*self.marks, mark))
 
 
@@ -85,10 +85,11 @@ class TableCell:
 class Row:
     """One line of a table.
 
-    label    what is shown in front of the cells;  method  the name of the method that it is about
-    ratio    the one that was asked for, None for the dense model and for fixed ones
-    failure  why there are no figures, in a word or two; None where there are
-    ratio_of what the ratio is a share of, as bench.plan.cell.base_of_ratio says
+    label     the text in front of the cells
+    method    the name of its method
+    ratio     the requested ratio; None for the dense model and for fixed ratios
+    failure   why there are no figures, in a word or two; None if there are
+    ratio_of  what the ratio is a share of, as bench.plan.cell.base_of_ratio returns it
     """
 
     label: str
@@ -103,11 +104,11 @@ class Row:
 class Table:
     """A table with everything that a reader must know.
 
-    name        for a file: "main-0.3"
-    view        which view it belongs to
+    name        the name of its file: "main-0.3"
+    view        the name of its view
     model       the model's name for a reader
-    title       what this table shows: "ratio 0.3: 11 of 30 layers, 95.6 M parameters"
-    conditions  "cpu, float32, 2 threads", "quick"
+    title       its content: "ratio 0.3: 11 of 30 layers, 95.6 M parameters"
+    conditions  the conditions of all cells: "cpu, float32, 2 threads", "quick"
     notes       sentences about this table alone: cells without figures, missed ratios, doubts
     footnotes   sentences about all tables of the view: how to read them and how they were measured
     head        the heading of the rows' labels: "method", or the name of a parameter
@@ -126,11 +127,11 @@ class Table:
 
     @property
     def heading(self) -> str:
-        """Return the title as the heading of a section; what is not about one model is titled by names."""
+        """Return the title as the heading of a section, with a capital if the table is about one model."""
         return self.title[:1].upper() + self.title[1:] or "Dense model" if self.model else self.title
 
     def groups(self) -> list[Table]:
-        """Split the table by the groups of its columns, in their order."""
+        """Return a table for each group of columns, in their order."""
         groups = dict.fromkeys(column.group for column in self.columns)
         return [self.only([at for at, column in enumerate(self.columns) if column.group == group]) for group in groups]
 
@@ -145,7 +146,7 @@ class Table:
 
 
 def legend_of(tables: Iterable[Table]) -> list[str]:
-    """Return what the mark of the best means, where a table has it."""
+    """Return the meaning of the mark of the best; empty if no table has it."""
     is_marked = any("best" in table.marks() for table in tables)
     return ["Bold: the best of the methods that removed enough, shown to be better than the next one."] * is_marked
 
@@ -156,14 +157,14 @@ def footnotes_of(tables: Iterable[Table]) -> list[str]:
 
 
 def column_of(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:
-    """Make the column of a figure of the frame, headed as bench.records.quantities says."""
+    """Return the column for a column of the frame, with the heading of bench.records.quantities."""
     metric = metric_of(name)
     unit = metric.unit if metric.unit and not metric.unit_in_cell else ""
     return Column(name, metric.label, unit, metric.better, group, brief, detail)
 
 
 def cell_of(row: Mapping[str, Any], name: str) -> TableCell:
-    """Make the cell for the column `name` of a row of the frame, with its interval and standard error."""
+    """Return the cell for the column `name` of a row of the frame, with its interval and standard error."""
     value = row.get(name)
     if value is None:
         return TableCell()
@@ -184,23 +185,24 @@ def signs_of(cell: TableCell) -> str:
 
 
 def column_of_words(name: str, label: str | None = None) -> Column:
-    """Make a column of words."""
+    """Return a column of words; its heading is `name` without a `label`."""
     return Column(name, label or name, words=True)
 
 
 def cell_of_text(value: str | None) -> TableCell:
-    """Make a cell of words, '-' where there are none."""
+    """Return a cell of words; '-' for None or an empty text."""
     return TableCell(value or MISSING, value=value)
 
 
 def mark_best(
     rows: Sequence[Row], number: int, better: str, eligible: Sequence[bool], is_better: Callable[[int, int], bool]
 ) -> list[Row]:
-    """Mark the best of the finite figures that eligible rows have in a column, where it is shown to be the better one.
+    """Return the rows with a mark on the best finite value of the eligible rows in a column.
 
-    is_better  says of the places of two rows whether the first is shown to be better than the second
+    The value is marked only if it is shown to be better than the next one. Equal values share the mark. A single value
+    has no mark, since it is compared with nothing.
 
-    That is asked of the next figure. Equal figures share the mark; one figure alone is no comparison, and has none.
+    is_better  takes the places of two rows, and says whether the first is shown to be better than the second
     """
     figures = dict[int, float]()
     for place, (row, may) in enumerate(zip(rows, eligible, strict=True)):

@@ -54,9 +54,9 @@ def tables_of_comparison(judged: Sequence[JudgedRow]) -> list[Table]:
 
 
 def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[list[object]]]:
-    """Return the headings, and a line of figures for each metric.
+    """Return the headings, and a line of values for each metric.
 
-    A difference is a share for accuracies, a ratio for perplexities and speed-ups, and bits for bits per byte.
+    A difference is a share for accuracies, a ratio for perplexities and speed-ups, and in bits for bits per byte.
     """
     lines: list[list[object]] = []
     for judged_row in judged:
@@ -88,26 +88,26 @@ def tables_of_gate(verdicts: Sequence[Verdict], *, strict: bool = False) -> list
 
 
 def table_of_notable(verdicts: Sequence[Verdict]) -> Table:
-    """Return what counts and is neither as good as the baseline nor new in one table, with the reasons as notes."""
+    """Return one table of the verdicts that count and are neither "not worse" nor "new", with the reasons as notes."""
     notable = [v for v in verdicts if v.gates and v.word not in ("not worse", "new")]
     reasons = [f"{v.cell}, {v.metric}: {v.reason}" for v in notable if v.reason]
     return _table("gate", "", ("cell", *GATE_HEADS), [[v.cell, *_texts_of_gate(v)] for v in notable], notes=reasons)
 
 
 def sentence_of(v: Verdict) -> str:
-    """Return a verdict with its figures and its reason in a line."""
+    """Return a verdict with its values and its reason in a line."""
     cells = dict(zip(GATE_HEADS, _texts_of_gate(v), strict=True))
     figures = ", ".join(f"{name} {cells[name]}" for name in FIGURES if cells[name] != MISSING)
     return ": ".join(part for part in (cells["verdict"], figures, v.reason) if part)
 
 
 def _group_by_name(items: Iterable[Item], name: Callable[[Item], str]) -> list[tuple[str, list[Item]]]:
-    """Return neighbouring items of one name together."""
+    """Return (name, items) for neighbouring items of one name."""
     return [(key, list(group)) for key, group in groupby(items, name)]
 
 
 def _footnotes(rows: Sequence[JudgedRow] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
-    """Return what the columns mean, as far as there are rows for it."""
+    """Return the meaning of the columns, for the kinds of rows that occur; `more` comes last."""
     kinds = {judged.row.kind for judged in rows if judged.row is not None}
     return (PAIRED, *[BITS_NOTE] * ("bits" in kinds), *[TIMED] * ("speed" in kinds), *more)
 
@@ -125,7 +125,7 @@ def _table(
     notes: Sequence[str] = (),
     footnotes: Sequence[str] = (),
 ) -> Table:
-    """Make a table of texts whose first column is the rows' labels, without the columns in which nothing stands."""
+    """Return a table of texts without empty columns; the first column holds the rows' labels."""
     used = [at for at in range(1, len(heads)) if any(line[at] != MISSING for line in lines)]
     return Table(
         name=view,
@@ -164,7 +164,7 @@ def _texts_of_comparison(judged: JudgedRow) -> list[str]:
 
 
 def _detectable(judged: JudgedRow) -> float | None:
-    """Return what can be detected in the scale of the row's difference, which of a perplexity is a ratio."""
+    """Return the detectable difference on the scale of the row's difference: a ratio for a perplexity."""
     return (
         math.exp(judged.detectable)
         if judged.detectable is not None and judged.row.kind == "text"
@@ -214,7 +214,7 @@ def _in_points(row: ComparedRow) -> bool:
 
 
 def _change(row: ComparedRow, change: float) -> str:
-    """Write a change: points of an accuracy, percent of a perplexity or speed-up, from a hundredfold on a factor."""
+    """Return a change as text: points of an accuracy, percent of a perplexity or speed-up, a factor from 100 on."""
     if row.kind in ("text", "speed"):
         return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{quantities.format_perplexity(change, change)}"
     if row.kind in BITS:
@@ -234,7 +234,7 @@ def _loss(row: ComparedRow, detectable: float) -> str:
 
 
 def _margin(row: ComparedRow, margin: float, *, rounded: bool = False) -> str:
-    """Write a loss on the scale of ComparedRow.change: as it was given, or rounded like a change."""
+    """Return a loss as text, with all its digits, or rounded like a change."""
     if row.kind in BITS:
         return quantities.format_bits(margin) if rounded else f"{margin:g}"
     percent = {"text": math.expm1(margin), "speed": -math.expm1(-margin)}.get(row.kind, margin)
@@ -243,7 +243,7 @@ def _margin(row: ComparedRow, margin: float, *, rounded: bool = False) -> str:
 
 
 def _merge_sizes(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
-    """Yield the verdicts, with one for all sizes of a cell where they are the baseline's."""
+    """Yield the verdicts, with a single one for the sizes of a cell if all are as in the baseline."""
     for (_, is_size), group in groupby(verdicts, lambda v: (v.cell, v.row is not None and v.row.kind == "size")):
         rows = list(group)
         if is_size and len(rows) > 1 and all(v.word == "not worse" for v in rows):

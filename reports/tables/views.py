@@ -1,4 +1,4 @@
-"""The views: from records to tables as data, which every renderer (terminal, Markdown, CSV, LaTeX, HTML) is given.
+"""The views: from records to tables as data for every renderer (terminal, Markdown, CSV, LaTeX, HTML).
 
 records -> frame -> groups of cells (one per setup and ratio, the dense model on top) -> [Table]
 
@@ -9,7 +9,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     grid         a table per ratio and measure: methods by compensations
     speed        everything that was timed, and the sizes that explain it
     cost         what pruning took: seconds, memory, tokens, gradients
-    decisions    which layers, attentions, MLPs, heads and channels went
+    decisions    which layers, attentions, MLPs, heads and channels were removed
     ablation     one factor against another among the cells of one method
     seeds        how much of a perplexity is the method, the calibration's text and seed, and the windows
     served       models in an inference engine: quality, size and speed, by the type of their weights
@@ -61,11 +61,11 @@ def build_views(
 ) -> dict[str, list[Table]]:
     """Return the tables of each view. Raises UserError for an unknown view and for a reference that no record has.
 
-    reference    a method's label, as in "laco" or "laco:C=3", or where several rows have it a row's whole name, as in
-                 "laco (match exact)": differences to it are tested, where there are samples
-    samples      those of the records
+    reference    a method's label, as in "laco" or "laco:C=3", or a row's whole label if several rows have that of the
+                 method, as in "laco (match exact)"; differences to it are tested if there are samples
+    samples      the samples of the records
     needs        what each method looks at, by its name: "calibration, gradients"
-    served       what inference engines made of the models
+    served       the served records of the models
     """
     labels = list(dict.fromkeys(label_of_cell(record.cell) for record in records))
     data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
@@ -82,12 +82,12 @@ def build_views(
 
 
 def build_view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list[Table]:
-    """Return the tables of one view; arguments as for `views`."""
+    """Return the tables of one view; arguments as for `build_views`."""
     return build_views((name,), records, *more, **named)[name]
 
 
 def _number_names(tables: list[Table]) -> list[Table]:
-    """Give each table a name that its file can have; those that tables of several setups would share are numbered."""
+    """Return the tables with names for their files; names that tables of several setups share are numbered."""
     names = names_of_files(table.name for table in tables)
     return [replace(table, name=name) for table, name in zip(tables, names, strict=True)]
 
@@ -108,11 +108,9 @@ def _main(data: ReportData) -> list[Table]:
 
 
 def ratio_columns(group: TableGroup) -> list[str]:
-    """Return the columns of what stays of a budget's quantity, and of what was removed.
+    """Return the columns of the shares that were removed: of a budget's quantity, of all parameters, of the decoder.
 
-    The latter also as a share of the decoder where that says something else.
-
-    That is where it is more than a third larger than the share of all parameters, or where it was what was asked for.
+    The decoder's share is shown if it was requested, or if it is more than a third larger than that of all parameters.
     """
     both = [(row.get("ratio") or 0.0, row.get("ratio_without_embeddings") or 0.0) for row in group.rows]
     inner_asked = group.ratio_of in ("decoder", "layers")
@@ -122,7 +120,7 @@ def ratio_columns(group: TableGroup) -> list[str]:
 
 
 def size_columns(group: TableGroup) -> list[str]:
-    """Return the columns of parameters, and of those that one token is computed with where they are fewer."""
+    """Return the columns of parameters, and of active parameters if a token is computed with fewer than all."""
     both = [(row.get("parameters"), row.get("active_parameters")) for row in group.rows]
     return ["parameters", *["active_parameters"] * any(active not in (None, stored) for stored, active in both)]
 
@@ -141,9 +139,9 @@ def _per_task(data: ReportData) -> list[Table]:
 def _by_group(
     name: str, data: ReportData, columns: Callable[[TableGroup], list[Column]], about: Collection[str], *preferred: str
 ) -> list[Table]:
-    """Return a table for each group, with those of its columns that have a figure in any row, or the first.
+    """Return a table for each group, with the columns in which any row has a value, or else the first column.
 
-    preferred  columns that order the rows, see order.measure
+    preferred  columns that order the rows, see reports.tables.rows.sorting_quantity
     """
     stages = tuple(STAGES) if "speed" in about else ()
     tables = []

@@ -1,4 +1,4 @@
-"""One cell whole: everything that was asked, decided and measured, and where, by the names of bench.records.schema.
+"""One whole cell: its question, decisions, measurements and environment, by the names of bench.records.schema.
 
 record -> [Fact], a tree of names and values -> lines for a terminal (reports.formats.terminal), or the HTML page
 """
@@ -16,12 +16,12 @@ from bench.records.record import Record, name_of_model, requested_ratio
 from reports.tables.table import Column, Row, Table, TableCell
 
 NESTED = (dict, list, tuple)
-RUN = 3  # as many neighbours are written as a range, or as a repetition
+RUN = 3  # from so many neighbours on a range or a repetition is written
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A name with a value, or with facts of its own, or with a table."""
+    """A name with a value, with facts inside, or with a table."""
 
     name: str
     value: str = ""
@@ -30,7 +30,7 @@ class Fact:
 
 
 def title_of_cell(record: Record) -> str:
-    """Return a cell's title, as in 'laco at ratio 0.3 of SmolLM2-135M-Instruct'; the seed only where it is not 0."""
+    """Return a cell's title, as in 'laco at ratio 0.3 of SmolLM2-135M-Instruct'; with the seed if it is not 0."""
     amount = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
     ratio = f" at {amount}" if amount else ""
     seed = f", seed {record.cell['seed']}" if record.cell["seed"] else ""
@@ -38,7 +38,7 @@ def title_of_cell(record: Record) -> str:
 
 
 def facts_of(record: Record) -> list[Fact]:
-    """Return what was asked, what came of it, what was decided and measured, and where."""
+    """Return the parts of a record that are not empty: question, outcome, decisions, measurements and environment."""
     cell = dict(record.cell)
     outcome = {"status": record.status} | ({"error": record.error} if record.error else {})
     blocks = {
@@ -66,7 +66,7 @@ def _fact(name: str, value: Any) -> Fact:
 
 
 def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Make a table of rows of plain values, whose first column is the rows' labels."""
+    """Return a table of rows of plain values; the first column holds the rows' labels."""
     first, *heads = dict.fromkeys(str(key) for row in rows for key in row)
     columns = tuple(Column(head, head) for head in heads)
     lines = [(_scalar(row.get(first, "")), [_scalar(row.get(head, "")) for head in heads]) for row in rows]
@@ -88,7 +88,7 @@ def _is_flat(row: Mapping[str, Any]) -> bool:
 
 
 def _scalar(value: Any) -> str:
-    """Write a single value: whole numbers with separators, others with six significant digits, words as they are."""
+    """Return a single value as text: whole numbers with separators, others with six digits, words unchanged."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -99,13 +99,13 @@ def _scalar(value: Any) -> str:
 
 
 def _in_bytes(name: str, value: Any) -> str:
-    """Return ' (39.0 KiB)' to stand behind a number of bytes that has more than three digits."""
+    """Return ' (39.0 KiB)' for a number of bytes of at least 1,024; otherwise nothing."""
     counts_bytes = name.endswith("_bytes") or name.startswith("kv_bytes")
     return f" ({format_bytes(value)})" if counts_bytes and isinstance(value, int) and value >= 2**10 else ""
 
 
 def _words_of_list(values: Sequence[Any]) -> str:
-    """Write a list: '0-3, 5' for numbers that follow each other, '192 (30 times)' for equal ones, 'none' for none."""
+    """Return a list as text: '0-3, 5' for neighbouring numbers, '192 (30 times)' for equal ones, 'none' for none."""
     parts: list[Any] = []
     for same, group in groupby(values, key=lambda value: (type(value), value)):
         alike = [same[1]] * len(list(group))
@@ -125,5 +125,5 @@ def _ranges(parts: Sequence[Any]) -> Iterator[str]:
 
 
 def _plain(value: Any) -> str:
-    """Write a value as `_scalar` does, but without separators, which a list has of its own."""
+    """Return a value as `_scalar` does, but without separators, since commas separate the entries of a list."""
     return str(value) if type(value) is int else _scalar(value)

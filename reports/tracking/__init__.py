@@ -1,8 +1,8 @@
-"""Sends records to experiment trackers: one run of a tracker for each cell, found again by the cell's key.
+"""Sends records to experiment trackers: one run of a tracker for each cell, which has the cell's key.
 
-record -> entry.TrackerEntry (parameters, metrics, learning curve) -> mlflow, trackio or wandb
+record -> tracker.TrackerEntry (parameters, metrics, learning curve) -> mlflow, trackio or wandb
 
-A tracker reads records as a report does. Nothing here is imported unless `run --track` asks for it.
+A tracker reads records as a report does. `run --track` alone imports the modules of this package.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""Keeps cells in MLflow: a run for each, with its key as a tag, in the experiment that MLFLOW_EXPERIMENT_NAME names.
+"""Keeps cells in MLflow, trackio, or Weights & Biases, with a run for each cell.
 
-MLFLOW_TRACKING_URI says where; by default it is what MLflow itself takes, a SQLite file in the working directory.
+MLflow: a run has the cell's key as a tag, in the experiment that MLFLOW_EXPERIMENT_NAME names. MLFLOW_TRACKING_URI
+names the store; by default it is MLflow's own, a SQLite file in the working directory.
 
-Keeps cells in trackio's store on this machine (TRACKIO_DIR): a run for each, whose name is the cell's key.
+trackio: the name of a run is the cell's key. The store is on this machine (TRACKIO_DIR). `trackio sync` can send a
+project of it to another place; this module does not.
 
-`trackio sync` sends a project of that store elsewhere; nothing here does.
-
-Keeps cells in Weights & Biases: a run for each, whose id is the cell's key, in the project that WANDB_PROJECT names.
-
-WANDB_MODE=offline writes to the folder wandb and sends nothing, until `wandb sync` does. Neither the name of the
-machine nor what else it does is sent.
+Weights & Biases: the id of a run is the cell's key, in the project that WANDB_PROJECT names. WANDB_MODE=offline writes
+to the folder wandb and sends nothing; `wandb sync` sends it later. Neither the machine's name nor its load is sent.
 """
 
 from __future__ import annotations
@@ -73,12 +71,12 @@ class MlflowStore:
 
 
 def open_mlflow(project: str) -> MlflowStore:
-    """Open MLflow's store; the experiment is the one of the environment, else `project`. Raises MLflow's errors."""
+    """Return MLflow's store with the experiment of the environment, or else `project`. Raises MLflow's errors."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # which their import has set
+    for name in ("mlflow", "alembic"):  # the import has set their levels
         logging.getLogger(name).setLevel(logging.WARNING)
     client = MlflowClient()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or project
@@ -87,7 +85,7 @@ def open_mlflow(project: str) -> MlflowStore:
 
 
 def _name(name: str) -> str:
-    """Return a name of the characters that MLflow takes."""
+    """Return a name with an underscore for each character that MLflow does not take."""
     return re.sub(r"[^A-Za-z0-9_.: -]", "_", name)
 
 
@@ -140,7 +138,7 @@ class TrackioStore:
 
 
 def open_trackio(project: str) -> TrackioStore:
-    """Open trackio's store on this machine. Raises UserError where the environment names another place."""
+    """Return trackio's store on this machine. Raises UserError if the environment names another place."""
     if named := [name for name in REMOTE if os.environ.get(name)]:
         raise UserError(
             f"--track trackio writes to this machine's store, and {named[0]} names another place; unset it, and send "
@@ -163,7 +161,7 @@ def _raise_errors() -> Iterator[None]:
 
 @contextmanager
 def _without_hub() -> Iterator[None]:
-    """Keep trackio from asking the hub who the user is, which it does whatever the store."""
+    """Keep trackio from asking the hub who the user is, as it does even for a store on this machine."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -184,14 +182,14 @@ class WandbRuns:
 
     @property
     def where(self) -> str:
-        """Return the project, and the folder where nothing is sent."""
+        """Return the project, and in offline mode the folder."""
         return f"the project {self._project}" + (f" in {self._folder}, offline" if self._mode == OFFLINE else "")
 
     def log(self, entry: TrackerEntry, page: Path) -> bool:
         """Keep a cell, see reports.tracking.tracker.Tracker.
 
-        What is online is written again, to the same run. What is offline cannot be read; a run that was written after
-        the record was made is that of the record.
+        Online, a cell is always written again, to the same run. Offline runs cannot be read; a run that was written
+        after the record was made counts as that of the record.
         """
         import wandb
 
@@ -225,7 +223,7 @@ class WandbRuns:
 
 
 def open_wandb(project: str) -> WandbRuns:
-    """Open Weights & Biases as its environment variables say. Raises UserError where it is online without a key."""
+    """Return the store of Weights & Biases by its environment variables. Raises UserError if it has no key online."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 

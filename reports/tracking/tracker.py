@@ -1,10 +1,9 @@
 """Sends the cells of a run to a tracker as they end: `open_tracker`, then a `RunTracking` for the run.
 
-Turns a record into what a tracker shows: parameters, metrics and the learning curve.
-
-Metrics have the names of the columns of `bench.read` (bench.records.frame), which carry the unit and the task:
-perplexity_wiki, answer_bpb_piqa, decode_ms_per_token. Parameters have those names too, and what else was asked for has
-dotted names: parameters.C, protocol.window, healing.rank, environment.versions.torch.
+A `TrackerEntry` holds what a tracker shows of a record: parameters, metrics and the learning curve. Metrics have the
+names of the columns of `bench.read` (bench.records.frame), with unit and task: perplexity_wiki, answer_bpb_piqa,
+decode_ms_per_token. Parameters have such names too, and all further settings have dotted names: parameters.C,
+protocol.window, healing.rank, environment.versions.torch.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
 from reports.page import page
 
-PROJECT = "prunebench"  # of a tracker, unless the user has named another as that tracker takes it
+PROJECT = "prunebench"  # of a tracker, unless the tracker's own settings name another
 PAGE = "report.html"
 
 
@@ -37,25 +36,25 @@ class Tracker(Protocol):
 
     @property
     def where(self) -> str:
-        """Return where the runs are kept, for a line on it."""
+        """Return the place that keeps the runs, in words for a message."""
 
     def log(self, entry: TrackerEntry, page: Path) -> bool:
-        """Keep a cell with its page, in place of what was kept of an earlier record of the cell.
+        """Keep a cell with its page, in place of an earlier record of the cell.
 
-        Returns whether that was needed: False where this very record is kept already. Raises the tracker's own errors.
+        Returns False if this very record is kept already, and True otherwise. Raises the tracker's own errors.
         """
 
 
 def require(name: str) -> None:
-    """Raise UserError where the package of one of reports.tracking.TRACKERS is missing."""
+    """Raise UserError if the package of a tracker of reports.tracking.TRACKERS is missing."""
     if find_spec(name) is None:
         raise UserError(f"--track {name} needs the package {name}: pip install 'prunebench[{name}]'")
 
 
 def open_tracker(name: str) -> Tracker:
-    """Open one of reports.tracking.TRACKERS.
+    """Return a tracker of reports.tracking.TRACKERS, opened.
 
-    Raises UserError where its package is missing, and where it cannot be written to.
+    Raises UserError if its package is missing, or if it cannot be written to.
     """
     require(name)
     try:
@@ -72,13 +71,13 @@ def open_tracker(name: str) -> Tracker:
 class RunTracking:
     """Sends the records of a run, each with a page on it beside the dense model.
 
-    A cell waits for the record of its own dense model under its own conditions, beside which some of its figures stand.
-    The first error of the tracker ends the sending, and never the run.
+    A cell waits for the record of the dense model under its own conditions, since some values compare with it. The
+    first error of the tracker ends the sending, and never the run.
 
     name     one of reports.tracking.TRACKERS
-    tracker  what `open_tracker` returns for it
-    folder   of the run
-    told     is told of an error, in a line
+    tracker  what `open_tracker` returns for the name
+    folder   the run folder
+    warn     takes a line on an error, and the line on what was sent
     """
 
     def __init__(self, name: str, tracker: Tracker, folder: Path, warn: Callable[[str], None]) -> None:
@@ -89,12 +88,12 @@ class RunTracking:
         self._ended = False
 
     def cell(self, key: str) -> None:
-        """Read the record of a cell that has ended, and send what can be sent."""
+        """Read the record of a cell that has ended, and send all cells that need not wait."""
         with self._warn_of_errors():
             self.take(key, run_folder.find_cell(self._folder, key)[1])
 
     def take(self, key: str, record: Record) -> None:
-        """Take the record of a cell, and send what can be sent."""
+        """Take the record of a cell, and send all cells that need not wait."""
         if record.cell["method"] == "dense" and record.status == "ok":
             self._dense[key] = record
         self._waiting[key] = record
@@ -103,7 +102,7 @@ class RunTracking:
                 self._send(each, self._waiting.pop(each))
 
     def finish(self) -> None:
-        """Send the cells that have waited for a dense model in vain, and say what was sent."""
+        """Send the cells that have waited for a dense model in vain, and report how many cells were sent."""
         for key in list(self._waiting):
             self._send(key, self._waiting.pop(key))
         if not self._ended:
@@ -122,7 +121,7 @@ class RunTracking:
             self._new, self._known = self._new + sent, self._known + (not sent)
 
     def _dense_of(self, record: Record) -> Record | None:
-        """Return the dense cell of the record's own setup, as in a report; None where it has not come yet."""
+        """Return the dense cell of the record's own setup, as in a report; None if it has not come yet."""
         *setups, own = setups_of_records([*self._dense.values(), record])
         return find_dense_peer(
             record, [dense for dense, setup in zip(self._dense.values(), setups, strict=True) if setup == own]
@@ -130,7 +129,7 @@ class RunTracking:
 
     @contextmanager
     def _warn_of_errors(self) -> Iterator[None]:
-        """End the sending with a line where something raises, and not the run."""
+        """End the sending, but not the run, with a line on any error of the block."""
         try:
             yield
         except Exception as error:  # each tracker has classes of errors of its own
@@ -144,9 +143,9 @@ class RunTracking:
         return page.render_page(list(beside.values()), samples=Samples(folders, list(beside.values())))
 
 
-REQUESTED = ("requested_ratio", "seed", "draw", "ratio_budget")  # numbers of a row that were asked for and not measured
+REQUESTED = ("requested_ratio", "seed", "draw", "ratio_budget")  # numbers of a row that are settings and not measured
 SETTINGS = ("parameters", "ratio_of", "protocol", "healing", "earlier", "given", "trust_remote_code")  # of the cell
-CURVE = {  # names of what a point of the learning curve holds
+CURVE = {  # the metric of each value of a point of the learning curve
     "tokens": "heal_curve_tokens",
     "loss": "heal_curve_loss_nats_per_token",
     "heldout_loss": "heal_curve_heldout_loss_nats_per_token",
@@ -159,14 +158,14 @@ CURVE = {  # names of what a point of the learning curve holds
 class TrackerEntry:
     """Holds what a tracker shows of one cell.
 
-    key         of the cell, by which its run is found again
-    name        of the run, for readers: 'laco at 0.3'
-    group       of runs to which it belongs: the name of the run folder
-    date        when the record was made; a record of the same key and another date takes the place of this one
+    key         the key of the cell, which finds its run again
+    name        the name of the run for readers: 'laco at 0.3'
+    group       the group of runs to which it belongs: the name of the run folder
+    date        the date of the record; a record of the same key and another date takes the place of this one
     failed      whether the cell has failed
     parameters  texts, numbers, booleans and lists by name
     metrics     numbers by name
-    curve       (step, {name: number}) for each point of the learning curve, in order; empty where there is none
+    curve       (step, {name: number}) for each point of the learning curve, in order; empty without healing
     """
 
     key: str
@@ -185,7 +184,7 @@ class TrackerEntry:
 
 
 def entry_of(key: str, record: Record, dense: Record | None, group: str) -> TrackerEntry:
-    """Return what a tracker shows of the record; `dense` is the record beside which its figures stand, if any."""
+    """Return what a tracker shows of a record; `dense` is the record that its values compare with, if any."""
     row = rows_of_records([record] if dense in (None, record) else [record, dense])[0]
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     requested = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}
