@@ -77,7 +77,7 @@ ALONE = Flag(
     "{name}: timed alone, since the dense model had no room, so that there is no speed-up; 'by work' is what the "
     "removed work alone would bring: {points}.",
 )
-COMPLAINTS = {  # of timed points, see bench.records.speed_results
+MEANINGS = {  # of timed points, see bench.records.speed_results
     "noisy": "single calls vary much",
     "not_warm": "the calls before the first that counts had not become steady",
     "clocks_disagree": "the clocks disagree",
@@ -92,7 +92,7 @@ MACHINE = {  # of the machine that timed
     "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
     "slowed": "timed while the machine was slowed down, for heat, power or a limit of processor time.",
 }
-OF_POINTS = {word: Flag(word, f"{{name}}: {meaning}: {{points}}.") for word, meaning in COMPLAINTS.items()}
+OF_POINTS = {word: Flag(word, f"{{name}}: {meaning}: {{points}}.") for word, meaning in MEANINGS.items()}
 OF_MACHINE = {word: Flag(word, f"{{name}}: {meaning}") for word, meaning in MACHINE.items()}
 
 
@@ -192,7 +192,7 @@ def doubts_of_latencies(about: Mapping[str, Any]) -> Iterator[str]:
     copies = about.get("copies", ())
     words = [word for copy in copies for word in copy.get("flags", ())]
     for word in dict.fromkeys(words):
-        yield f"{words.count(word)} of {len(copies)} copies: {COMPLAINTS[word]}."
+        yield f"{words.count(word)} of {len(copies)} copies: {MEANINGS[word]}."
     machine = about.get("machine", {})
     for word in machine.get("flags", ()):
         yield f"The copies were {MACHINE[word].format(**machine)}"

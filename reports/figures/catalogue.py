@@ -41,7 +41,7 @@ class Gallery:
             process.start()
             self._shares.append((process, share))
         if not shares:
-            self._again(figures)
+            self._draw(figures)
 
     def drawings(self) -> Iterator[tuple[Figure, str]]:
         """Yield every figure with its SVG, once all are written. Raises Unwritable if the disk takes no file."""
@@ -49,11 +49,11 @@ class Gallery:
             process.join(PATIENCE)
             if process.exitcode != 0:
                 process.kill()
-                self._again(share)  # raises the error that the process had, unless it has gone
+                self._draw(share)  # raises the error that the process had, unless it has gone
         for figure in self.figures:
             yield figure, (self.folder / f"{figure.name}.svg").read_text(encoding="utf-8")
 
-    def _again(self, figures: Sequence[Figure]) -> None:
+    def _draw(self, figures: Sequence[Figure]) -> None:
         for figure in figures:
             save_figure(figure, self.folder)
 

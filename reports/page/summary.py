@@ -89,7 +89,7 @@ def _lowest(tested: TestedRow, column: str) -> Iterator[str]:
         return
     first, rest = _leading(tested, order, column)
     dense = "" if tested.dense is None else f" (dense {tested.figure(tested.dense, column)})"
-    lead, figure = f"{tested.where()}, {_have(tested, first)}", f"{tested.figure(first[0], column)}{dense}"
+    lead, figure = f"{tested.where()}, {_names_with_verb(tested, first)}", f"{tested.figure(first[0], column)}{dense}"
     if len(order) == 1:
         one_of_it = "" if column == ANSWER_BPB else "a "
         yield f"{lead} {one_of_it}{title_of_quantity(column)} of {figure}; there is nothing to compare it with."
@@ -108,7 +108,7 @@ def _leading(tested: TestedRow, order: Sequence[int], column: str) -> tuple[list
     return list(order[:count]), list(order[count:])
 
 
-def _have(tested: TestedRow, places: Sequence[int]) -> str:
+def _names_with_verb(tested: TestedRow, places: Sequence[int]) -> str:
     """Return 'laco has', 'laco and flap both have', or 'laco, flap and sleb all have'."""
     *rest, last = map(tested.name, places)
     return f"{', '.join(rest)} and {last} {'all' if rest[1:] else 'both'} have" if rest else f"{last} has"
@@ -148,7 +148,7 @@ def _accuracy(tested: TestedRow) -> Iterator[str]:
     best = block.rows[first[0]]
     kept = "" if best.get("kept") is None else f", {format_value(best, 'kept')} of the dense model's"
     lead = (
-        f"{tested.where()}, {_have(tested, first)} the highest average accuracy: "
+        f"{tested.where()}, {_names_with_verb(tested, first)} the highest average accuracy: "
         f"{tested.figure(first[0], 'average')}{kept}"
     )
     above = [place for place in rest if all(tested.has_more(highest, place, "average") for highest in first)]

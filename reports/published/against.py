@@ -40,7 +40,7 @@ CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
 def differences_of_perplexity(published: PublishedProtocol, record: Record, text: str) -> list[str]:
     """Return why a perplexity of the record is not the same figure as the printed one; empty if it is."""
     measured = record.measured["perplexity"][text]
-    reasons = list(_otherwise("the window", "windows of {} tokens", published.window, measured["window"]))
+    reasons = list(_difference_of_setting("the window", "windows of {} tokens", published.window, measured["window"]))
     if published.window is not None and measured["stride"] != measured["window"]:
         reasons.append(f"windows that do not overlap published, a stride of {measured['stride']} here")
     if measured.get("drawn"):
@@ -51,14 +51,18 @@ def differences_of_perplexity(published: PublishedProtocol, record: Record, text
         words = {None: "how many windows not known", 0: "the whole text"}
         theirs, ours = (words.get(count, f"{count} windows") for count in (published.windows, windows))
         reasons.append(f"{theirs}{' published' * (published.windows is not None)}, {ours} here")
-    return [*reasons, *_otherwise("BOS", "BOS {}", published.bos, measured["bos"]), *_alike(published, record)]
+    return [
+        *reasons,
+        *_difference_of_setting("BOS", "BOS {}", published.bos, measured["bos"]),
+        *_common_differences(published, record),
+    ]
 
 
 def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
     """Return why the accuracies of tasks are not the same figures as the printed ones; empty if they are."""
     measured = {name: record.measured["tasks"][name] for name in tasks}
     version = record.environment.get("versions", {}).get("lm_eval")
-    reasons = list(_otherwise("the version of lm-eval", "lm-eval {}", published.lm_eval, version))
+    reasons = list(_difference_of_setting("the version of lm-eval", "lm-eval {}", published.lm_eval, version))
     few = [
         f"{name} {task['documents']:,} of {task['available']:,}" for name, task in measured.items() if _is_part(task)
     ]
@@ -68,7 +72,7 @@ def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Se
     if validation := [name for name in tasks if name in VALIDATION and name not in local]:
         reasons.append(f"the validation sets of {', '.join(validation)} here")
     shots = sorted({task["fewshot"] for task in measured.values()})
-    reasons += _otherwise(
+    reasons += _difference_of_setting(
         "the number of examples", "{} examples", published.fewshot, shots[0] if len(shots) == 1 else shots
     )
     metrics = {_metric(published.metric, task) for task in measured.values()}
@@ -77,7 +81,7 @@ def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Se
     elif metrics != {True}:
         mains = sorted({task["main"] for task in measured.values()})
         reasons.append(f"{published.metric} published, {' and '.join(mains)} here")
-    return [*reasons, *_alike(published, record)]
+    return [*reasons, *_common_differences(published, record)]
 
 
 def _is_part(task: Mapping[str, Any]) -> bool:
@@ -91,9 +95,9 @@ def _metric(published: str | None, task: Mapping[str, Any]) -> bool:
     return bool(task["main"] == published)
 
 
-def _alike(published: PublishedProtocol, record: Record) -> Iterator[str]:
+def _common_differences(published: PublishedProtocol, record: Record) -> Iterator[str]:
     """Yield the differences that concern every figure: dtype, earlier stages, healing and calibration."""
-    yield from _otherwise("the dtype", "{}", published.dtype, record.cell["dtype"])
+    yield from _difference_of_setting("the dtype", "{}", published.dtype, record.cell["dtype"])
     if record.cell.get("earlier"):
         yield "pruned in several steps here"
     if groups.recipe_of_cell(record.cell):
@@ -114,7 +118,7 @@ def _words_of_calibration(values: Sequence[Any]) -> str:
     return text if None in (sequences, length) else f"{sequences} sequences of {length:,} tokens of {text}"
 
 
-def _otherwise(what: str, words: str, theirs: Any, ours: Any) -> Iterator[str]:
+def _difference_of_setting(what: str, words: str, theirs: Any, ours: Any) -> Iterator[str]:
     """Yield a sentence if two settings differ, or if the published one is not known."""
     if theirs is None:
         yield f"{what} not known of the published"
@@ -274,18 +278,23 @@ def _accuracies(pair: PublishedPair) -> Iterator[Row]:
         cell = cell_of(pair.row, column) if column else _share(_mean(shares, [name]))
         dense_figures = pair.printed_dense.tasks.get(name), _mean(dense, [name])
         yield _row(
-            shorten_name(name), printed, cell, format_percent, dense=dense_figures, alike=_asked_alike(pair, [name])
+            shorten_name(name),
+            printed,
+            cell,
+            format_percent,
+            dense=dense_figures,
+            alike=_is_measured_alike(pair, [name]),
         )
     if pair.printed.average:
         over, printed = pair.printed.average.of, pair.printed.average.value
         theirs = pair.printed_dense.average
         dense_figures = theirs.value if theirs and theirs.of == over else None, _mean(dense, over)
         label = f"average of {', '.join(map(shorten_name, over))}"
-        alike = _asked_alike(pair, over)
+        alike = _is_measured_alike(pair, over)
         yield _row(label, printed, _share(_mean(shares, over)), format_percent, dense=dense_figures, alike=alike)
 
 
-def _asked_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
+def _is_measured_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
     """Say whether tasks, or the tasks of groups, were measured in the same way as the printed ones."""
     own = _own_tasks(pair.record, names)
     return bool(own) and not [*differences_of_tasks(pair.protocol, pair.record, own), *_words_of_ratio_difference(pair)]

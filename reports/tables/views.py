@@ -112,11 +112,12 @@ def ratio_columns(group: TableGroup) -> list[str]:
 
     The decoder's share is shown if it was requested, or if it is more than a third larger than that of all parameters.
     """
-    both = [(row.get("ratio") or 0.0, row.get("ratio_without_embeddings") or 0.0) for row in group.rows]
-    inner_asked = group.ratio_of in ("decoder", "layers")
-    apart = inner_asked or any(inner > all_ * 4 / 3 > 0 for all_, inner in both)
-    names = dict.fromkeys([column_of_amount(group.ratio_of), "ratio", *["ratio_without_embeddings"] * apart])
-    return list(names)
+    shows_decoder = group.ratio_of in ("decoder", "layers")
+    for row in group.rows:
+        of_all, of_decoder = row.get("ratio") or 0.0, row.get("ratio_without_embeddings") or 0.0
+        shows_decoder = shows_decoder or of_decoder > of_all * 4 / 3 > 0
+    columns = [column_of_amount(group.ratio_of), "ratio", *["ratio_without_embeddings"] * shows_decoder]
+    return list(dict.fromkeys(columns))
 
 
 def size_columns(group: TableGroup) -> list[str]:
