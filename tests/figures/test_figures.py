@@ -265,7 +265,7 @@ from methods.errors import Unwritable
 from multiprocessing import active_children
 from reports.figures import catalogue
 
-drawn = catalogue.figures([DENSE, LACO])
+drawn = catalogue.figures_of_report([DENSE, LACO])
 folder = Path(sys.argv[1])
 for count in (1, 3):
     catalogue._processes = lambda: count

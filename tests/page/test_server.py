@@ -80,8 +80,8 @@ def test_the_page_has_a_name_for_its_state_that_changes_with_the_records(served,
 
 def test_a_page_is_made_once_for_each_state(served, monkeypatch):
     made = []
-    real = server.page.page
-    monkeypatch.setattr(server.page, "page", lambda *a, **k: made.append(1) or real(*a, **k))
+    real = server.page.render_page
+    monkeypatch.setattr(server.page, "render_page", lambda *a, **k: made.append(1) or real(*a, **k))
     assert ask(served)[2] == ask(served)[2]
     assert len(made) == 1
 
