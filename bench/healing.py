@@ -75,10 +75,10 @@ class DensePredictions:
         self.config = dense.config
         read = list[Tensor]()
         pieces = torch.split(ids, max(1, LOGITS_OF_DENSE // (dense.embed.num_embeddings * ids.shape[1])))
-        for some in console.show_progress(pieces, "reading the text of healing", "batch"):
-            with collect_inputs(dense.head) as seen:
-                dense.model(input_ids=some.to(dense.embed.weight.device), use_cache=False)
-            read.append(seen[0][:, :-1].cpu())
+        for piece in console.show_progress(pieces, "reading the text of healing", "batch"):
+            with collect_inputs(dense.head) as inputs:
+                dense.model(input_ids=piece.to(dense.embed.weight.device), use_cache=False)
+            read.append(inputs[0][:, :-1].cpu())
         self.read = torch.cat(read)
 
     @torch.no_grad()
@@ -283,11 +283,11 @@ class _Training:
 
     def _identity(self) -> str:
         """Return the sha256 of what a checkpoint must agree in: recipe, text, part of each tensor before training."""
-        found = hashlib.sha256(json.dumps([asdict(self.recipe), self.text.sha256]).encode())
+        digest = hashlib.sha256(json.dumps([asdict(self.recipe), self.text.sha256]).encode())
         for name, parameter in self.model.model.named_parameters():
-            some = parameter.detach().flatten()[:1024].float().cpu()
-            found.update(f"{name} {tuple(parameter.shape)}".encode() + some.numpy().tobytes())
-        return found.hexdigest()
+            values = parameter.detach().flatten()[:1024].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+        return digest.hexdigest()
 
     def _save(self, file: Path, identity: str) -> None:
         """Write the checkpoint, whole or not at all."""

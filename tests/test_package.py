@@ -13,7 +13,7 @@ import pytest
 import bench
 from bench.cli.main import main
 from bench.plan.protocol import Recipe
-from bench.records.record import main_metric
+from bench.records.record import main_metric_of_task
 from methods.errors import UserError
 
 
@@ -53,7 +53,7 @@ def test_a_run_is_asked_for_read_and_taken_apart(spec, capsys):
         assert row["ratio"] == record.measured["ratio"]
         ((text, perplexity),) = record.measured["perplexity"].items()
         assert row[f"perplexity_{text}"] == perplexity["perplexity"]
-        assert row["average"] == main_metric(record.measured["tasks"]["piqa"])["value"]
+        assert row["average"] == main_metric_of_task(record.measured["tasks"]["piqa"])["value"]
     answers = bench.samples(spec.out, "piqa")
     assert answers.groupby("cell")["doc_id"].nunique().to_dict() == dict.fromkeys(bench.read(spec.out)["cell"], 6)
     bench.run(spec)

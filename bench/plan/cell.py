@@ -92,20 +92,20 @@ def _changed_fields(part: Cell | Stage | Protocol | Recipe) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     if isinstance(part, Protocol) and not part.windows:
         part = replace(part, windows_drawn=True)  # a whole text is the same windows, drawn or in a row
-    for one in fields(part):
-        value = getattr(part, one.name)
-        if one.name == "parameters":
-            changed[one.name] = methods.changed_parameters(part.method, value)  # type: ignore[union-attr]
-        elif one.name == "earlier":
-            changed |= {one.name: [_changed_fields(stage) for stage in value]} if value else {}
-        elif one.name != "inputs" and value != _default(one):
-            changed[one.name] = _changed_fields(value) if isinstance(value, Protocol | Recipe) else value
+    for attribute in fields(part):
+        value = getattr(part, attribute.name)
+        if attribute.name == "parameters":
+            changed[attribute.name] = methods.changed_parameters(part.method, value)  # type: ignore[union-attr]
+        elif attribute.name == "earlier":
+            changed |= {attribute.name: [_changed_fields(stage) for stage in value]} if value else {}
+        elif attribute.name != "inputs" and value != _default(attribute):
+            changed[attribute.name] = _changed_fields(value) if isinstance(value, Protocol | Recipe) else value
     return changed
 
 
-def _default(one: Field[Any]) -> Any:
+def _default(attribute: Field[Any]) -> Any:
     """Return the default of a dataclass field; MISSING where it has none."""
-    return one.default if one.default_factory is MISSING else one.default_factory()
+    return attribute.default if attribute.default_factory is MISSING else attribute.default_factory()
 
 
 def to_slug(text: str) -> str:
@@ -182,9 +182,9 @@ def label_of_cell(cell: Mapping[str, Any]) -> str:
 
 def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
     given = ",".join(f"{name}={stage['parameters'][name]}" for name in stage.get("given", ()))
-    asked = f"{stage['method']}:{given}" if given else str(stage["method"])
+    method = f"{stage['method']}:{given}" if given else str(stage["method"])
     where = "" if ratio is None else f" at {ratio:g}"
-    return f"{asked}{where}, healed" if stage.get("healing") else f"{asked}{where}"
+    return f"{method}{where}, healed" if stage.get("healing") else f"{method}{where}"
 
 
 def base_of_ratio(cell: Mapping[str, Any]) -> str:

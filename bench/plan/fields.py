@@ -91,9 +91,9 @@ class Option:
         if self.kind is tuple:
             many: Any = GenericAlias(tuple, (annotated[get_args(self.bare)[0], limits], ...))
             return TypeAdapter[Any](many)
-        others = get_args(self.hint)[1:] if self.bare is not self.hint else ()
+        further_types = get_args(self.hint)[1:] if self.bare is not self.hint else ()
         either: Any = Union
-        return TypeAdapter[Any](either[(annotated[self.bare, limits], *others)])
+        return TypeAdapter[Any](either[(annotated[self.bare, limits], *further_types)])
 
     def _mistake(self, value: Any) -> str:
         """Say what is wrong with a value, and what would be right."""
@@ -124,12 +124,14 @@ def option(default: Any, help: str, metavar: str | None = None, **details: Any) 
 @functools.cache
 def _describe_fields(owner: Any) -> list[Option]:
     """Return every field of a dataclass; its attribute PREFIX stands in front of their flags."""
-    hints, found = get_type_hints(owner), list[Option]()
+    hints, options = get_type_hints(owner), list[Option]()
     for field in dataclasses.fields(owner):
-        told: dict[str, Any] = {"flag": getattr(owner, "PREFIX", "") + field.name.replace("_", "-")} | field.metadata
-        told["help"] = told.get("help", "").format(default=field.default)
-        found.append(Option(owner, field.name, hints[field.name], field.default, **told))
-    return found
+        metadata: dict[str, Any] = {
+            "flag": getattr(owner, "PREFIX", "") + field.name.replace("_", "-")
+        } | field.metadata
+        metadata["help"] = metadata.get("help", "").format(default=field.default)
+        options.append(Option(owner, field.name, hints[field.name], field.default, **metadata))
+    return options
 
 
 def options_of_class(owner: type) -> list[Option]:
@@ -167,8 +169,8 @@ class MethodChoice(NamedTuple):
 
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names of a list: 'a, b,a' -> ('a', 'b'); 'none' -> ()."""
-    found = tuple(dict.fromkeys(filter(None, (piece.strip() for piece in text.split(",")))))
-    return () if found == ("none",) else found
+    names = tuple(dict.fromkeys(filter(None, (piece.strip() for piece in text.split(",")))))
+    return () if names == ("none",) else names
 
 
 def split_list(value: Any) -> tuple[Any, ...]:
@@ -180,8 +182,8 @@ def split_list(value: Any) -> tuple[Any, ...]:
 
 def hint_of_similar_name(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name that is like `name`, or nothing: '; did you mean laco?'."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def to_word(value: Any) -> str:
@@ -214,7 +216,7 @@ def parse_budget(values: Iterable[str]) -> tuple[list[float], str]:
     from methods.counted import QUANTITIES
 
     form = f"a budget is NAME=SHARE, NAME one of {', '.join(QUANTITIES)}, as in macs=0.8 or macs=0.8,0.6"
-    gone, of = list[float](), ""
+    removed_shares, of = list[float](), ""
     for piece in values:
         name, _, text = piece.rpartition("=")
         name = name.strip()
@@ -229,8 +231,8 @@ def parse_budget(values: Iterable[str]) -> tuple[list[float], str]:
             raise UserError(f"{form}; got {piece!r}") from None
         if not 0 < share <= 1:
             raise UserError(f"a budget is the share of the dense model that may stay, in (0, 1]; got {text.strip()}")
-        gone.append(round(1 - share, 12))
-    return list(dict.fromkeys(gone)), of
+        removed_shares.append(round(1 - share, 12))
+    return list(dict.fromkeys(removed_shares)), of
 
 
 def parse_methods(values: str | Iterable[str]) -> list[MethodChoice]:
@@ -240,20 +242,20 @@ def parse_methods(values: str | Iterable[str]) -> list[MethodChoice]:
     that takes a ratio. A comma separates methods; a piece that is only `name=value` belongs to the method before it.
     Raises UserError where no method is named, and for a parameter that is none or is given twice.
     """
-    found: list[MethodChoice] = []
+    choices: list[MethodChoice] = []
     for piece in ",".join([values] if isinstance(values, str) else values).split(","):
         head, colon, rest = piece.strip().partition(":")
         if not head and not colon:
             continue
         if colon or "=" not in head:
-            found.append(MethodChoice(head.strip(), {}))
-        elif found:
+            choices.append(MethodChoice(head.strip(), {}))
+        elif choices:
             rest = head
         else:
             raise UserError(f"{piece.strip()!r} is a parameter without a method; write METHOD:{piece.strip()}")
         if rest:
             name, equals, value = rest.partition("=")
-            method, given = found[-1].method, found[-1].given
+            method, given = choices[-1].method, choices[-1].given
             if not equals or not name.strip() or not value.strip():
                 raise UserError(f"a parameter is written NAME=VALUE, as in laco:C=3,T=0.7; got {rest!r}")
             if name.strip() in given:
@@ -263,12 +265,12 @@ def parse_methods(values: str | Iterable[str]) -> list[MethodChoice]:
                     f"of each --set {method}.{name.strip()}={both}"
                 )
             given[name.strip()] = value.strip()
-    if ("all", {}, True) in found:
+    if ("all", {}, True) in choices:
         from methods.cards import cards_of_methods
 
-        named = [mention for mention in found if mention != ("all", {}, True)]
+        named = [choice for choice in choices if choice != ("all", {}, True)]
         every = [card.name for card in cards_of_methods() if not card.fixed]
-        found = [*(MethodChoice(name, {}, by_name=(name, {}, True) in named) for name in every), *named]
-    if not found:
+        choices = [*(MethodChoice(name, {}, by_name=(name, {}, True) in named) for name in every), *named]
+    if not choices:
         raise UserError("no method was named; `python -m bench list methods` shows them")
-    return found
+    return choices

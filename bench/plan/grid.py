@@ -48,38 +48,38 @@ def parse_settings(given: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[s
 
     ['laco.C=2,3', 'laco.T=0.7'] -> {'laco': {'C': ['2', '3'], 'T': ['0.7']}}
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    settings: dict[str, dict[str, list[str]]] = {}
     for text in split_repeated(given):
         left, equals, right = text.partition("=")
         method, dot, name = left.partition(".")
         values = [value.strip() for value in right.split(",")] if "," in right else [right]
         if not (equals and dot and all(values)):
             raise UserError(f"--set is written METHOD.NAME=VALUE, as in laco.T=0.7 or laco.C=2,3,4; got {text!r}")
-        found.setdefault(method, {})[name] = list(dict.fromkeys(values))
-    return found
+        settings.setdefault(method, {})[name] = list(dict.fromkeys(values))
+    return settings
 
 
 def choices_of_spec(spec: RunSpec) -> list[MethodChoice]:
     """Return the methods of a run, each once for every combination of the values that --set gives its parameters.
 
-    A mention keeps what it says of a parameter itself. Raises UserError where --set speaks of a method that neither
+    A method keeps the values that --methods gives it. Raises UserError where --set speaks of a method that neither
     --methods nor --then names, and where there are more combinations than --max-cells.
     """
-    wanted, mentions = parse_settings(spec.settings), spec.method_choices()
-    names = [*(mention.method for mention in mentions), *(stage.choice.method for stage in _parse_then(spec))]
+    wanted, choices = parse_settings(spec.settings), spec.method_choices()
+    names = [*(choice.method for choice in choices), *(stage.choice.method for stage in _parse_then(spec))]
     for method, given in wanted.items():
         if method not in names:
             where = f"--set {method}.{next(iter(given))}"
             raise UserError(
                 f"{where} speaks of {method}, which --methods does not name{hint_of_similar_name(method, names)}"
             )
-    swept = [_open_parameters(mention, wanted) for mention in mentions]
+    swept = [_open_parameters(choice, wanted) for choice in choices]
     count = sum(math.prod(map(len, values.values())) for values in swept)
-    if count > len(mentions):
+    if count > len(choices):
         refuse_more_than(spec.max_cells, count, at_least=True)
     return [
-        mention._replace(given=mention.given | dict(zip(values, combination, strict=True)))
-        for mention, values in zip(mentions, swept, strict=True)
+        choice._replace(given=choice.given | dict(zip(values, combination, strict=True)))
+        for choice, values in zip(choices, swept, strict=True)
         for combination in itertools.product(*values.values())
     ]
 
@@ -100,31 +100,31 @@ def stages_of_spec(spec: RunSpec) -> list[NextStage]:
 
     Raises UserError for several values, which would multiply along a chain.
     """
-    found = []
-    for mention, ratio in _parse_then(spec):
-        values = _open_parameters(mention, parse_settings(spec.settings))
+    stages = []
+    for choice, ratio in _parse_then(spec):
+        values = _open_parameters(choice, parse_settings(spec.settings))
         for name, several in values.items():
             if len(several) > 1:
                 raise UserError(
-                    f"--set {mention.method}.{name} sweeps, and --then {mention.method} takes one value; say which, as "
-                    f"in --then {mention.method}:ratio={ratio:g},{name}={several[0]}"
+                    f"--set {choice.method}.{name} sweeps, and --then {choice.method} takes one value; say which, as "
+                    f"in --then {choice.method}:ratio={ratio:g},{name}={several[0]}"
                 )
-        given = {name: one for name, (one,) in values.items()} | mention.given
-        found.append(NextStage(mention._replace(given=given), ratio))
-    return found
+        given = {name: value for name, (value,) in values.items()} | choice.given
+        stages.append(NextStage(choice._replace(given=given), ratio))
+    return stages
 
 
 def _parse_then(spec: RunSpec) -> list[NextStage]:
     """Return what --then says: 'laco:ratio=0.5,C=3' -> [(('laco', {'C': '3'}), 0.5)]."""
-    found = []
+    stages = []
     for text in spec.then:
-        mentions = parse_methods(text)
-        if len(mentions) != 1 or "ratio" not in mentions[0].given:
+        choices = parse_methods(text)
+        if len(choices) != 1 or "ratio" not in choices[0].given:
             raise UserError(f"{FORM}; got {text!r}")
-        (method, given, _) = mentions[0]
+        (method, given, _) = choices[0]
         (ratio,) = parse_ratios(given.pop("ratio"))
-        found.append(NextStage(MethodChoice(method, given, not spec.record_out_of_reach), ratio))
-    return found
+        stages.append(NextStage(MethodChoice(method, given, not spec.record_out_of_reach), ratio))
+    return stages
 
 
 def refuse_more_than(most: int, count: int, *, at_least: bool) -> None:
@@ -135,7 +135,7 @@ def refuse_more_than(most: int, count: int, *, at_least: bool) -> None:
 
 
 def cells_of_grid(
-    mentions: Sequence[MethodChoice], ratios: Sequence[float], decoder: Decoder, common: dict[str, Any]
+    choices: Sequence[MethodChoice], ratios: Sequence[float], decoder: Decoder, common: dict[str, Any]
 ) -> list[Cell]:
     """Return the grid: the dense model, then for each ratio each method; a method that needs no ratio once, at the end.
 
@@ -145,23 +145,23 @@ def cells_of_grid(
     """
     import methods
 
-    found, fixed = [_cell(MethodChoice("dense", {}), None, common)], list[Cell]()
-    for mention in mentions:
-        pruner = methods.make(mention.method, mention.given)
-        if mention.method == "dense" or (not mention.by_name and not _has_what_it_removes(decoder, mention.method)):
+    cells, fixed = [_cell(MethodChoice("dense", {}), None, common)], list[Cell]()
+    for choice in choices:
+        pruner = methods.make(choice.method, choice.given)
+        if choice.method == "dense" or (not choice.by_name and not _has_what_it_removes(decoder, choice.method)):
             continue
         if not pruner.fixed and not ratios:
             raise UserError(
-                f"{mention.method} needs a ratio: the share of parameters to remove, as in --ratio 0.3; or a budget: "
+                f"{choice.method} needs a ratio: the share of parameters to remove, as in --ratio 0.3; or a budget: "
                 "what may stay, as in --budget macs=0.8"
             )
         for ratio in [None] if pruner.fixed else ratios:
-            cell = _cell(mention, ratio, common)
-            _refuse_unless_reachable(pruner, cell, decoder, by_name=mention.by_name)
-            (fixed if pruner.fixed else found).extend(_draws(pruner, cell))
+            cell = _cell(choice, ratio, common)
+            _refuse_unless_reachable(pruner, cell, decoder, by_name=choice.by_name)
+            (fixed if pruner.fixed else cells).extend(_draws(pruner, cell))
     order = {ratio: index for index, ratio in enumerate([None, *ratios])}
-    found.sort(key=lambda cell: order[cell.ratio])
-    return list({cell.key: cell for cell in found + fixed}.values())
+    cells.sort(key=lambda cell: order[cell.ratio])
+    return list({cell.key: cell for cell in cells + fixed}.values())
 
 
 def _has_what_it_removes(decoder: Decoder, method: str) -> bool:
@@ -208,8 +208,8 @@ def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by
             if cell.ratio_of not in COUNTED[1:] or cell.ratio is None:
                 raise UserError(f"{cell.label}: {error}") from None
             share = share_of_all(decoder, cell.ratio, cell.ratio_of)
-            asked = f"{cell.ratio:g} of the {cell.ratio_of} is {share:.3g} of all parameters"
-            raise UserError(f"{cell.label}: {asked}, and {error}") from None
+            amount = f"{cell.ratio:g} of the {cell.ratio_of} is {share:.3g} of all parameters"
+            raise UserError(f"{cell.label}: {amount}, and {error}") from None
         return
     except methods.Unsupported:
         return
@@ -236,8 +236,8 @@ def budget_of_cell(cell: Cell, decoder: Decoder) -> float:
 
     if cell.ratio is None:
         return 0.0
-    if asked := quantity_of_cell(cell, decoder):
-        return asked.start
+    if budget := quantity_of_cell(cell, decoder):
+        return budget.start
     ratio = share_of_all(decoder, cell.ratio, cell.ratio_of)
     return round_to_layers(decoder, ratio) if cell.match == "layers" else ratio
 
@@ -273,21 +273,21 @@ def add_chains(
     for flag, wanted in (("--heal", recipe is not None), ("--then", bool(stages))):
         if wanted and all(cell.method == "dense" for cell in cells):
             raise UserError(f"{flag} is for pruned models, and --methods names none")
-    found = []
+    all_cells = []
     for cell in cells:
         if cell.method == "dense":
-            found.append(cell)
+            all_cells.append(cell)
             continue
         for start in (cell, *([replace(cell, healing=recipe)] if recipe else [])):
-            found += [start, *_further(start, stages, decoder)]
-    return found
+            all_cells += [start, *_further(start, stages, decoder)]
+    return all_cells
 
 
 def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> Iterator[Cell]:
     """Yield the cells behind `parent`, by the stages that are left."""
-    for asked_for in _same_draw(parent, stages[0]) if stages else ():
-        _refuse_unless_above(parent, asked_for, decoder)
-        last = replace(asked_for, earlier=(*parent.earlier, stage_of(parent)))
+    for cell in _same_draw(parent, stages[0]) if stages else ():
+        _refuse_unless_above(parent, cell, decoder)
+        last = replace(cell, earlier=(*parent.earlier, stage_of(parent)))
         yield last
         if parent.healing:
             last = replace(last, healing=parent.healing)

@@ -99,7 +99,7 @@ def accept_flags(made: type[Spec]) -> type[Spec]:
 
     @functools.wraps(from_fields)
     def __init__(self: Any, *methods: Any, **named: Any) -> None:
-        own, known = [one.name for one in fields(RunSpec)], _known_names()
+        own, known = [attribute.name for attribute in fields(RunSpec)], _known_names()
         parts: dict[type, dict[str, Any]] = {RunSpec: {}, Protocol: {}, Recipe: {}}
         given_as: dict[tuple[type, str], str] = {
             (Protocol, name): f"protocol's {name}" for name in named.get("protocol", ())
@@ -136,8 +136,8 @@ def accept_flags(made: type[Spec]) -> type[Spec]:
 
 def _known_names() -> dict[str, Option]:
     """Return the flags of `run` by their names in Python, those of the protocol also by those of its fields."""
-    of_protocol = {one.field: one for one in flags_of_run().values() if one.owner is Protocol}
-    return of_protocol | {one.flag.replace("-", "_"): one for one in flags_of_run().values()}
+    of_protocol = {flag.field: flag for flag in flags_of_run().values() if flag.owner is Protocol}
+    return of_protocol | {flag.flag.replace("-", "_"): flag for flag in flags_of_run().values()}
 
 
 @accept_flags
@@ -248,7 +248,7 @@ class RunSpec:
             raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
         if self.healing:
             object.__setattr__(self, "healing", replace(self.healing, learning_rate=self.healing.highest))
-        known = [one.name for one in fields(Protocol)]
+        known = [attribute.name for attribute in fields(Protocol)]
         for name in self.protocol:
             if name not in known:
                 raise UserError(
@@ -263,8 +263,8 @@ class RunSpec:
     @property
     def models(self) -> tuple[str, ...]:
         """Return the models that are pruned, each once. The name of a file or folder may hold commas."""
-        here = isinstance(self.model, str) and self.model != "" and Path(self.model).exists()
-        return (str(self.model),) if here else tuple(dict.fromkeys(split_list(self.model)))
+        is_path = isinstance(self.model, str) and self.model != "" and Path(self.model).exists()
+        return (str(self.model),) if is_path else tuple(dict.fromkeys(split_list(self.model)))
 
     @property
     def amounts(self) -> tuple[Sequence[float], str]:
@@ -289,10 +289,10 @@ class RunSpec:
         from methods.cards import cards_of_compensations, cards_of_methods
 
         names = {card.name for card in cards_of_methods()} | base.REGISTRY.keys()
-        mending = {"none", *(card.name for card in cards_of_compensations())}
-        for mention in self.method_choices():
-            method, plus, compensation = mention.method.partition("+")
-            if (method in names and (not plus or compensation in mending)) or self.plugins:
+        compensations = {"none", *(card.name for card in cards_of_compensations())}
+        for choice in self.method_choices():
+            method, plus, compensation = choice.method.partition("+")
+            if (method in names and (not plus or compensation in compensations)) or self.plugins:
                 continue
             if (
                 method not in names and not registry.installed_methods()
@@ -302,7 +302,7 @@ class RunSpec:
                     f"{', '.join(sorted(names))}"
                 )
             try:
-                registry.make(mention.method)
+                registry.make(choice.method)
             except ValueError as error:
                 raise UserError(str(error)) from None
 
@@ -332,12 +332,12 @@ class RunSpec:
 
         It goes behind every method but the dense one and those that name a compensation themselves.
         """
-        found = []
+        choices = []
         for method, given, by_name in parse_methods(self.methods):
             is_plain = self.compensate is not None and method != "dense" and "+" not in method
             name = f"{method}+{self.compensate}" if is_plain else method
-            found.append(MethodChoice(name, given, by_name and not self.record_out_of_reach))
-        return found
+            choices.append(MethodChoice(name, given, by_name and not self.record_out_of_reach))
+        return choices
 
     def protocols(self) -> list[tuple[Protocol, int]]:
         """Return how cells are measured, with a seed each: once for each combination of what methods look at."""
@@ -354,7 +354,7 @@ class RunSpec:
 
     def folder(self) -> Path:
         """Return the folder of the run's results."""
-        what = self.name or "-".join(dict.fromkeys(mention.method for mention in self.method_choices()))
+        what = self.name or "-".join(dict.fromkeys(choice.method for choice in self.method_choices()))
         what = f"speed-{what}" if self.profile == "speed" else what
         models = "-".join(model.rstrip("/").rsplit("/", 1)[-1] for model in self.models)
         return self.out or Path("results") / f"{time.strftime('%Y-%m-%d')}-{to_slug(what)}-{to_slug(models)}"
@@ -362,21 +362,21 @@ class RunSpec:
 
 def values_of_field(name: str, given: Any) -> tuple[Any, ...]:
     """Return the values of a field that sweeps. A file's name may hold commas."""
-    found = (given,) if isinstance(given, str) and Path(given).is_file() else split_list(given)
-    if not found:
+    values = (given,) if isinstance(given, str) and Path(given).is_file() else split_list(given)
+    if not values:
         raise UserError(f"--{name.replace('_', '-')} is given nothing; name one value or several, as in 1,2")
-    return found
+    return values
 
 
 @functools.cache
 def flags_of_run() -> dict[str, Option]:
     """Return the flags of `run`, which are the keys of spec files, by their names."""
-    found = list[Option]()
-    for one in options_of_class(RunSpec):
-        found.append(one)
-        found += {"then": options_of_class(Recipe), "profile": options_of_class(Protocol)}.get(one.field, [])
-    found.sort(key=lambda one: one.flag == "save-dtype")  # behind save-models
-    return {one.flag: one for one in found}
+    flags = list[Option]()
+    for flag in options_of_class(RunSpec):
+        flags.append(flag)
+        flags += {"then": options_of_class(Recipe), "profile": options_of_class(Protocol)}.get(flag.field, [])
+    flags.sort(key=lambda flag: flag.flag == "save-dtype")  # behind save-models
+    return {flag.flag: flag for flag in flags}
 
 
 def spec_from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
@@ -406,8 +406,8 @@ def load_spec(name: str, given: Mapping[str, Any]) -> RunSpec:
     read, with the keys or names that are near, and for what `run` would not take.
     """
     path = _find(name)
-    asked = _over(_table(path, ()), given)
-    return spec_from_flags(asked, name=path.stem, record_out_of_reach="methods" not in given)
+    values = _over(_table(path, ()), given)
+    return spec_from_flags(values, name=path.stem, record_out_of_reach="methods" not in given)
 
 
 def _find(name: str, beside: Path | None = None) -> Path:
@@ -446,8 +446,8 @@ def read_yaml(path: Path, where: str) -> Any:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
                 raise ValueError(f"the table at line {node.start_mark.line + 1} names {twice[0]} twice; keep one")
-            found: dict[Any, Any] = super().construct_mapping(node, deep)
-            return found
+            table: dict[Any, Any] = super().construct_mapping(node, deep)
+            return table
 
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)
@@ -459,7 +459,7 @@ def read_yaml(path: Path, where: str) -> Any:
 
 def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """Return a spec as values of flags, over those of its base. Raises UserError, with the file, for what is none."""
-    table, below, found = _read(path), dict[str, Any](), dict[str, Any]()
+    table, below, values = _read(path), dict[str, Any](), dict[str, Any]()
     if "base" in table:
         under = _find(str(table["base"]), path)
         if under in (path, *above):
@@ -474,15 +474,15 @@ def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         if flag not in flags_of_run():
             hint = hint_of_similar_name(flag, [*sorted(flags_of_run()), *OWN])
             raise UserError(f"{path}: {key!r} is no flag of `run`{hint}; see `python -m bench run --help`")
-        if flag in found:
+        if flag in values:
             raise UserError(f"{path} names {flag} twice, as {key} and otherwise; keep one")
         try:
-            found[flag], name = _value(str(key), flag, value), flags_of_run()[flag].field
-            for one in values_of_field(name, found[flag]) if name in SWEPT else [found[flag]]:
-                flags_of_run()[flag].convert(one)
+            values[flag], name = _value(str(key), flag, value), flags_of_run()[flag].field
+            for single in values_of_field(name, values[flag]) if name in SWEPT else [values[flag]]:
+                flags_of_run()[flag].convert(single)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    return _over(below, found)
+    return _over(below, values)
 
 
 def _value(where: str, flag: str, value: Any) -> Any:
@@ -497,11 +497,11 @@ def _value(where: str, flag: str, value: Any) -> Any:
     values = list(value.values()) if option.repeated and isinstance(value, Mapping) else [value]
     if value is None:
         raise UserError(f"{where} has no value")
-    for one in values:
-        for each in one if isinstance(one, list) else [one]:
+    for entry in values:
+        for each in entry if isinstance(entry, list) else [entry]:
             if isinstance(each, list | Mapping):
                 raise UserError(f"{where} is a value or a list of values; got {each!r}")
-        if one == []:
+        if entry == []:
             raise UserError(f"{where} is an empty list")
     return value
 

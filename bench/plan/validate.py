@@ -94,8 +94,8 @@ def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bo
     }
     if is_here:
         wanted |= {"processor": environment.name_of_processor(target.device), "threads": torch.get_num_threads()}
-    if other := [name for name in wanted if has[name] != wanted[name]]:
-        name = other[0]
+    if differing := [name for name in wanted if has[name] != wanted[name]]:
+        name = differing[0]
         raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {wanted[name]}; {command}")
     if not sound:
         raise UserError(f"--latency-table {file} has figures that do not rise from nothing; {command}")
@@ -114,14 +114,14 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
 
     here  whether they run on this machine, so that its devices and cores can be looked at
     """
-    mentions, stages, protocols = grid.choices_of_spec(spec), grid.stages_of_spec(spec), spec.protocols()
+    choices, stages, protocols = grid.choices_of_spec(spec), grid.stages_of_spec(spec), spec.protocols()
     try:
         methods.load(spec.plugins)
-        mentions = [_prepare_choice(mention, spec) for mention in mentions]
+        choices = [_prepare_choice(choice, spec) for choice in choices]
         stages = [stage._replace(choice=_prepare_choice(stage.choice, spec)) for stage in stages]
     except ValueError as error:
         raise UserError(str(error)) from None
-    _check_search_minutes(spec, [*mentions, *(stage.choice for stage in stages)])
+    _check_search_minutes(spec, [*choices, *(stage.choice for stage in stages)])
     local, first = task_sources.parse_task_data(spec.task_data), protocols[0][0]
     names = task_loading.check_tasks(first.tasks, local, first.fewshot)
     if is_here:
@@ -130,31 +130,31 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     read = [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]
     every, (ratios, of) = list[Cell](), spec.amounts
     for model in spec.models:
-        found = prepare_target(spec, model, read, is_here=is_here)
+        target = prepare_target(spec, model, read, is_here=is_here)
         if spec.healing:
-            _check_healing(spec.healing, [protocol for protocol, _ in protocols], found)
+            _check_healing(spec.healing, [protocol for protocol, _ in protocols], target)
         if first.save_dtype or stages:  # which go on from a model that the run has kept
             try:
-                save_load.refuse_own_code(found.decoder)
+                save_load.refuse_own_code(target.decoder)
             except CheckpointError as error:
                 raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
         for protocol in {protocol for protocol, _ in protocols}:
-            _refuse_longer(protocol, found)
+            _refuse_longer(protocol, target)
         for protocol, seed in protocols:
             common = {
                 "model": model,
                 "match": spec.match,
                 "ratio_of": of,
-                "device": str(found.device),
-                "dtype": str(found.dtype).removeprefix("torch."),
+                "device": str(target.device),
+                "dtype": str(target.dtype).removeprefix("torch."),
                 "trust_remote_code": spec.trust_remote_code,
-                "protocol": replace(_protocol_on_target(found, protocol, spec.protocol), tasks=names, task_data=local),
+                "protocol": replace(_protocol_on_target(target, protocol, spec.protocol), tasks=names, task_data=local),
                 "seed": seed,
-                "latency": read_latency_table(spec, model, found, is_here=is_here) if of == "latency" else None,
+                "latency": read_latency_table(spec, model, target, is_here=is_here) if of == "latency" else None,
             }
-            further = [_stage_cells(stage, found.decoder, common) for stage in stages]
-            pruned = grid.cells_of_grid(mentions, ratios, found.decoder, common)
-            every += grid.add_chains(pruned, spec.healing, further, found.decoder)
+            further = [_stage_cells(stage, target.decoder, common) for stage in stages]
+            pruned = grid.cells_of_grid(choices, ratios, target.decoder, common)
+            every += grid.add_chains(pruned, spec.healing, further, target.decoder)
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every
@@ -196,9 +196,9 @@ def _prepare_choice(choice: MethodChoice, spec: RunSpec) -> MethodChoice:
     return choice
 
 
-def _check_search_minutes(spec: RunSpec, mentions: Iterable[MethodChoice]) -> None:
+def _check_search_minutes(spec: RunSpec, choices: Iterable[MethodChoice]) -> None:
     """Refuse minutes of a search where no method has such a parameter."""
-    if spec.search_minutes is not None and not any("minutes" in mention.given for mention in mentions):
+    if spec.search_minutes is not None and not any("minutes" in choice.given for choice in choices):
         having = [card.name for card in methods.cards_of_methods() for name, *_ in card.parameters if name == "minutes"]
         raise UserError(f"--search-minutes ends a search, and --methods names none; {' and '.join(having)} are such")
 

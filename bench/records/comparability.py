@@ -118,13 +118,13 @@ def is_condition_of(place: str, *kinds: str) -> bool:
 
 def conditions_for(cell: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
     """Return all in a record's `cell` that touches the kinds: what cells must share to be compared in them."""
-    found = {
+    conditions = {
         name: cell[name] for name in ("model", "device", "dtype", "seed") if is_condition_of(f"cell.{name}", *kinds)
     }
     for part in ("protocol", "inputs"):
         fields = cell.get(part, {}).items()
-        found[part] = {name: value for name, value in fields if is_condition_of(f"{part}.{name}", *kinds)}
-    return found
+        conditions[part] = {name: value for name, value in fields if is_condition_of(f"{part}.{name}", *kinds)}
+    return conditions
 
 
 def conditions_of_table(record: Record) -> dict[str, Any]:
@@ -144,9 +144,9 @@ def setups_of_records(records: Sequence[Record]) -> list[str]:
     several seeds stand in one table. Where one seed has drawn two, as from two versions of a text, nothing tells which
     belong together, and each draw stands alone.
     """
-    found = [conditions_of_table(record) for record in records]
-    alike = [json.dumps(one | {"inputs": inputs_without_draw(one["inputs"])}, sort_keys=True) for one in found]
-    exact = [json.dumps(one, sort_keys=True) for one in found]
+    setups = [conditions_of_table(record) for record in records]
+    alike = [json.dumps(setup | {"inputs": inputs_without_draw(setup["inputs"])}, sort_keys=True) for setup in setups]
+    exact = [json.dumps(setup, sort_keys=True) for setup in setups]
     drawn: dict[tuple[str, int], set[str]] = {}
     for record, family, whole in zip(records, alike, exact, strict=True):
         drawn.setdefault((family, record.cell["seed"]), set()).add(whole)
@@ -156,19 +156,21 @@ def setups_of_records(records: Sequence[Record]) -> list[str]:
 
 def setup_of_perplexity(record: Record, text: str) -> str:
     """Return what the perplexity of `text` depends on as one text, equal for cells that share its axis."""
-    found = conditions_for(record.cell, "text")
-    found["inputs"]["texts"] = found["inputs"].get("texts", {}).get(text)
-    return json.dumps(found, sort_keys=True)
+    conditions = conditions_for(record.cell, "text")
+    conditions["inputs"]["texts"] = conditions["inputs"].get("texts", {}).get(text)
+    return json.dumps(conditions, sort_keys=True)
 
 
 def setup_of_study(record: Record) -> str:
     """Return what the cells of one ablation share as one text: `setup` without the calibration, which they may vary."""
-    found = conditions_of_table(record)
+    conditions = conditions_of_table(record)
     protocol = {
-        name: value for name, value in found["protocol"].items() if not is_condition_of(f"protocol.{name}", "decision")
+        name: value
+        for name, value in conditions["protocol"].items()
+        if not is_condition_of(f"protocol.{name}", "decision")
     }
-    more = {"protocol": protocol, "inputs": inputs_without_draw(found["inputs"]), "match": record.cell["match"]}
-    return json.dumps(found | more, sort_keys=True)
+    more = {"protocol": protocol, "inputs": inputs_without_draw(conditions["inputs"]), "match": record.cell["match"]}
+    return json.dumps(conditions | more, sort_keys=True)
 
 
 def setup_of_models(record: Record) -> str:
@@ -176,9 +178,9 @@ def setup_of_models(record: Record) -> str:
 
     Texts are the same text in the tokens of each, and what the seed draws is left out as in `setups`.
     """
-    found = conditions_for(record.cell, "text", "task")
-    inputs = {"tasks": inputs_without_draw(found["inputs"]).get("tasks"), "protocol": found["protocol"]}
-    return json.dumps(inputs | {name: found[name] for name in ("device", "dtype")}, sort_keys=True)
+    conditions = conditions_for(record.cell, "text", "task")
+    inputs = {"tasks": inputs_without_draw(conditions["inputs"]).get("tasks"), "protocol": conditions["protocol"]}
+    return json.dumps(inputs | {name: conditions[name] for name in ("device", "dtype")}, sort_keys=True)
 
 
 def group_by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -194,7 +196,7 @@ def conditions_of_gate(record: Record, *, timed: bool | None = None) -> dict[str
 
     timed  whether those of speed apply; None: where the record has a speed
     """
-    cell, found = record.cell, {}
+    cell, values = record.cell, {}
     parts = {"cell": cell, "protocol": cell["protocol"], "inputs": cell.get("inputs", {}), **vars(record)}
     timed = "speed" in record.measured if timed is None else timed
     for condition in CONDITIONS:
@@ -207,8 +209,8 @@ def conditions_of_gate(record: Record, *, timed: bool | None = None) -> dict[str
             for name in condition.place.split("."):
                 value = value.get(name, {})
             if value not in (None, "", {}):
-                found[condition.name] = version_without_build(value) if ".versions." in condition.place else value
-    return found
+                values[condition.name] = version_without_build(value) if ".versions." in condition.place else value
+    return values
 
 
 def version_without_build(version: str) -> str:
@@ -225,15 +227,19 @@ def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
     timed = costs or "speed" in metric or metric.startswith(("prefill", "decode"))
     text, checked = _text_of(record, metric), metric in record.measured.get("checks", {})
     kind = "speed" if timed else "size" if metric in record.measured else "text" if text or checked else "task"
-    names = {one.name for one in CONDITIONS if kind in one.gate.split() and not (costs and "protocol." in one.place)}
+    names = {
+        condition.name
+        for condition in CONDITIONS
+        if kind in condition.gate.split() and not (costs and "protocol." in condition.place)
+    }
     names |= {BY_PLACE["decisions.calibration.sha256"].name} if costs else set()
-    found = {name: value for name, value in conditions_of_gate(record, timed=timed).items() if name in names}
+    conditions = {name: value for name, value in conditions_of_gate(record, timed=timed).items() if name in names}
     if text:
-        found["text"] = record.measured["perplexity"][text]["sha256"]
+        conditions["text"] = record.measured["perplexity"][text]["sha256"]
     for task, result in record.measured.get("tasks", {}).items():
         if metric in ("average", "kept", ANSWER_BPB) or f"_{task}" in metric:
-            found[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
-    return found
+            conditions[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
+    return conditions
 
 
 def _text_of(record: Record, metric: str) -> str | None:
@@ -248,13 +254,13 @@ def _text_of(record: Record, metric: str) -> str | None:
 def identity_of_cell(record: Record) -> dict[str, Any]:
     """Return what pairs a cell with one of another run: label, ratio, seed, and the draw of a random method."""
     cell = record.cell
-    found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
+    identity = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
     if (of := base_of_ratio(cell)) != "all":
-        found["ratio_of"] = of
+        identity["ratio_of"] = of
     drawn = [stage["parameters"]["seed"] for stage in (*cell.get("earlier", ()), cell) if is_recorded_draw(stage)]
     if drawn:
-        found["draw"] = drawn[0] if len(set(drawn)) == 1 else ", ".join(map(str, drawn))
-    return found
+        identity["draw"] = drawn[0] if len(set(drawn)) == 1 else ", ".join(map(str, drawn))
+    return identity
 
 
 def name_of_identity(identity: Mapping[str, Any]) -> str:
@@ -273,8 +279,8 @@ def find_dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
     """
     dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
     same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
-    found = same_seed or [peer for peer in dense if _documents(peer) == _documents(record)]
-    return min(found, key=lambda peer: len(find_unlike_versions(record, peer)), default=None)
+    candidates = same_seed or [peer for peer in dense if _documents(peer) == _documents(record)]
+    return min(candidates, key=lambda peer: len(find_unlike_versions(record, peer)), default=None)
 
 
 def _documents(record: Record) -> Any:
@@ -283,9 +289,13 @@ def _documents(record: Record) -> Any:
 
 def find_unlike_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
     """Return the packages whose version is another than the dense cell's: {name: (here, there)}, empty without one."""
-    here = record.environment.get("versions", {})
-    there = dense.environment.get("versions", {}) if dense else {}
-    return {name: (here[name], there[name]) for name in here if name in there and here[name] != there[name]}
+    versions = record.environment.get("versions", {})
+    dense_versions = dense.environment.get("versions", {}) if dense else {}
+    return {
+        name: (versions[name], dense_versions[name])
+        for name in versions
+        if name in dense_versions and versions[name] != dense_versions[name]
+    }
 
 
 def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
@@ -295,27 +305,28 @@ def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...
     one is shown by the same name, and of many fields those beyond MOST that alone tell two setups apart.
     """
     groups = group_by_setup(records)
-    found = {key: flatten(conditions_of_table(group[0])) for key, group in groups.items()}
+    fields_by_setup = {key: flatten(conditions_of_table(group[0])) for key, group in groups.items()}
     shown = {key: name_of_model(group[0]) for key, group in groups.items()}
     names = names_of_models({record.cell["model"] for record in records})
-    said = ("model", "device", "dtype", "protocol.profile")
-    varying = names_of_differences(list(found.values()))
-    asked = [name for name in varying if name.partition(".")[0] != "inputs"]
-    if len({json.dumps([fields.get(name) for name in asked]) for fields in found.values()}) == len(found):
-        varying = asked
+    in_heading = ("model", "device", "dtype", "protocol.profile")
+    varying = names_of_differences(list(fields_by_setup.values()))
+    without_inputs = [name for name in varying if name.partition(".")[0] != "inputs"]
+    rest_by_setup = {key: [fields.get(name) for name in without_inputs] for key, fields in fields_by_setup.items()}
+    if _distinct(rest_by_setup) == len(fields_by_setup):
+        varying = without_inputs
     named = list[str]()
-    heads = {key: [shown[key], *(fields.get(name) for name in said)] for key, fields in found.items()}
-    for name in (name for name in varying if name not in said):
-        with_it = {key: [*head, shorten_value(found[key].get(name))] for key, head in heads.items()}
+    heads = {key: [shown[key], *(fields.get(name) for name in in_heading)] for key, fields in fields_by_setup.items()}
+    for name in (name for name in varying if name not in in_heading):
+        with_it = {key: [*head, shorten_value(fields_by_setup[key].get(name))] for key, head in heads.items()}
         if len(named) < MOST or _distinct(with_it) > _distinct(heads):
             named.append(name)
             heads = with_it
     return {
         key: (
-            *[f"model {names[fields['model']]}"] * _is_name_of_several(shown, found, key),
+            *[f"model {names[fields['model']]}"] * _is_name_of_several(shown, fields_by_setup, key),
             *(f"{name.rpartition('.')[2]} {shorten_value(fields.get(name))}" for name in named),
         )
-        for key, fields in found.items()
+        for key, fields in fields_by_setup.items()
     }
 
 
@@ -327,7 +338,7 @@ def _distinct(heads: Mapping[str, Any]) -> int:
 def _is_name_of_several(shown: Mapping[str, str], conditions: Mapping[str, Mapping[str, Any]], key: str) -> bool:
     """Say whether another model is shown by the name of a setup's."""
     return any(
-        shown[other] == shown[key] and conditions[other]["model"] != conditions[key]["model"] for other in conditions
+        shown[setup] == shown[key] and conditions[setup]["model"] != conditions[key]["model"] for setup in conditions
     )
 
 
@@ -346,13 +357,13 @@ def names_of_differences(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
     """Return a nested dictionary as a flat one: {"a": {"b": 1}} as {"a.b": 1}."""
     if isinstance(value, dict) and value:
-        return {name: one for key, inner in value.items() for name, one in flatten(inner, f"{path}.{key}").items()}
+        return {name: leaf for key, inner in value.items() for name, leaf in flatten(inner, f"{path}.{key}").items()}
     return {path.lstrip("."): value}
 
 
 def shorten_value(value: Any) -> str:
     """Write the value of a condition so short that a sentence can hold it."""
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "+".join(value) or "none"
     text = json.dumps(value)
     if len(text) <= 40:
@@ -372,8 +383,8 @@ def group_draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[i
     for number, record in enumerate(records):
         random = record.status == "ok" and any(map(is_recorded_draw, (*record.cell.get("earlier", ()), record.cell)))
         key = _cell_without_draw(record, random=random, seeds=seeds) if random or seeds else str(number)
-        others = {records[other].cell["seed"] for other in rows.get(key, ())}
-        rows.setdefault(key if random or record.cell["seed"] not in others else str(number), []).append(number)
+        seeds_of_row = {records[place].cell["seed"] for place in rows.get(key, ())}
+        rows.setdefault(key if random or record.cell["seed"] not in seeds_of_row else str(number), []).append(number)
     return [
         sorted(numbers, key=lambda n: ("speed" not in records[n].measured, records[n].cell["seed"]))
         for numbers in rows.values()
@@ -393,7 +404,7 @@ def _cell_without_draw(record: Record, *, random: bool, seeds: bool) -> str:
 
 def inputs_without_draw(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs without what the seed draws: the calibration, and of each task the documents."""
-    found = {name: value for name, value in inputs.items() if name != "calibration_sha256"}
-    if "tasks" in found:
-        found["tasks"] = {name: task.get("version") for name, task in found["tasks"].items()}
-    return found
+    kept = {name: value for name, value in inputs.items() if name != "calibration_sha256"}
+    if "tasks" in kept:
+        kept["tasks"] = {name: task.get("version") for name, task in kept["tasks"].items()}
+    return kept

@@ -61,7 +61,7 @@ from bench.records.comparability import (
     identity_of_cell,
 )
 from bench.records.measured import ANSWER_BPB, is_accuracy
-from bench.records.record import Record, main_metric, name_of_model, peak_of_stage, requested_ratio
+from bench.records.record import Record, main_metric_of_task, name_of_model, peak_of_stage, requested_ratio
 from bench.stats.intervals import NORMAL_95, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
 
@@ -92,25 +92,25 @@ def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
         (group, tasks_with_accuracies(group), tasks_with_answers(group)) for group in group_by_setup(records).values()
     ]
     peers = {id(record): both for both in groups for record in both[0]}
-    found = [(record, *peers[id(record)]) for record in records]
+    records_with_peers = [(record, *peers[id(record)]) for record in records]
     return [
         _row(record, find_dense_peer(record, group), names, right) | _whole(record, group)
-        for record, group, names, right in found
+        for record, group, names, right in records_with_peers
     ]
 
 
 def _whole(record: Record, group: Sequence[Record]) -> dict[str, float]:
     """Return of the dense model that all stays of the quantities of which its group has budgets."""
-    asked = {one.measured["budget"]["of"] for one in group if "budget" in one.measured}
-    return {f"{of}_stays": 1.0 for of in sorted(asked)} if record.cell["method"] == "dense" else {}
+    quantities = {peer.measured["budget"]["of"] for peer in group if "budget" in peer.measured}
+    return {f"{of}_stays": 1.0 for of in sorted(quantities)} if record.cell["method"] == "dense" else {}
 
 
 def frame_of_records(records: Sequence[Record]) -> pd.DataFrame:
     """Return the rows of the records as a data frame, with the columns that the head of this file lists."""
     import pandas as pd
 
-    found = rows_of_records(records)
-    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns_of_rows(found)})
+    rows = rows_of_records(records)
+    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns_of_rows(rows)})
 
 
 def columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -155,14 +155,14 @@ def tasks_of_records(records: Sequence[Record]) -> list[str]:
 
 def tasks_with_accuracies(records: Sequence[Record]) -> list[str]:
     """Return the tasks of which any record has an accuracy, in the protocol's order."""
-    found = {name for record in records for name in _accuracies(record)}
-    return [name for name in tasks_of_records(records) if name in found]
+    names = {name for record in records for name in _accuracies(record)}
+    return [name for name in tasks_of_records(records) if name in names]
 
 
 def tasks_with_answers(records: Sequence[Record]) -> list[str]:
     """Return the tasks of which any record has the bits per byte of the right answer, in the protocol's order."""
-    found = {name for record in records for name in _answers(record)}
-    return [name for name in tasks_of_records(records) if name in found]
+    names = {name for record in records for name in _answers(record)}
+    return [name for name in tasks_of_records(records) if name in names]
 
 
 def column_of_task(name: str, task: Mapping[str, Any]) -> str:
@@ -239,8 +239,8 @@ def _identity(record: Record) -> dict[str, Any]:
 
 def _size(measured: dict[str, Any]) -> dict[str, Any]:
     row = {"ratio": measured.get("ratio"), "ratio_budget": measured.get("ratio_budget"), "miss": budget_miss(measured)}
-    if asked := measured.get("budget"):
-        row |= {f"{asked['of']}_stays": asked["stays"], f"{asked['of']}_budget": asked["share"]}
+    if budget := measured.get("budget"):
+        row |= {f"{budget['of']}_stays": budget["stays"], f"{budget['of']}_budget": budget["share"]}
     return row | {name: measured.get(name) for name in AS_MEASURED}
 
 
@@ -292,27 +292,27 @@ def _average(
     measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
 ) -> dict[str, float | None]:
     """Return the unweighted average over the named tasks and what is kept of the dense model's."""
-    row = _mean("average", {name: main_metric(task) for name, task in measured.items()}, names) | {"kept": None}
+    row = _mean("average", {name: main_metric_of_task(task) for name, task in measured.items()}, names) | {"kept": None}
     average = row["average"]
     if average is None:
         return row
     chances = [chance for task in names if (chance := measured[task].get(CHANCE)) is not None]
     if len(chances) == len(names):
         row["average_chance"] = fmean(chances)
-    asked = ("main", "version", "documents", "fewshot")
-    if all(task in dense and _is_same(measured[task], dense[task], asked) for task in names):
-        baseline = fmean(main_metric(dense[task])["value"] for task in names)
+    conditions = ("main", "version", "documents", "fewshot")
+    if all(task in dense and _is_same(measured[task], dense[task], conditions) for task in names):
+        baseline = fmean(main_metric_of_task(dense[task])["value"] for task in names)
         row["kept"] = average / baseline if baseline else None
     return row
 
 
 def main_timing(record: Record, stage: str) -> dict[str, Any] | None:
     """Return what was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
-    asked = record.cell["protocol"]
+    protocol = record.cell["protocol"]
     for point in record.measured.get("speed", {}).get("points", ()):
         if point["kind"] == stage and [point["batch"], point[STAGES[stage]]] == [
-            asked["batches"][0],
-            *asked[stage][:1],
+            protocol["batches"][0],
+            *protocol[stage][:1],
         ]:
             return point if "pruned_ms" in point else None
     return None
@@ -358,18 +358,18 @@ SMALL = 0.01  # a share of the squared state that may be missed, whatever the fi
 
 def fits_of_record(record: Record) -> list[dict[str, Any]]:
     """Return what the record says of each fit, in the order in which they were made: windows, then a compensation."""
-    mended = record.decisions.get("compensation", {})
-    lists = record.decisions.get("errors"), mended.get("cuts"), mended.get("refitted")
-    return [one for found in lists for one in found or [] if "error_after" in one]
+    compensation = record.decisions.get("compensation", {})
+    lists = record.decisions.get("errors"), compensation.get("cuts"), compensation.get("refitted")
+    return [fit for fits in lists for fit in fits or [] if "error_after" in fit]
 
 
 def find_misfits(record: Record) -> Iterator[tuple[str, str, float, float]]:
     """Yield (where, of which tokens, fitted and held-out error) of each fit that does not hold on other sequences."""
-    for one in fits_of_record(record):
-        for tokens, errors in (("tokens", one), ("attention sinks", one.get("sinks", {}))):
+    for fit in fits_of_record(record):
+        for tokens, errors in (("tokens", fit), ("attention sinks", fit.get("sinks", {}))):
             held_out = errors.get("error_held_out")
             if held_out is not None and held_out > max(FAR * errors["error_after"], SMALL):
-                yield _place_of_fit(one), tokens, errors["error_after"], held_out
+                yield _place_of_fit(fit), tokens, errors["error_after"], held_out
 
 
 def _place_of_fit(fit: dict[str, Any]) -> str:
@@ -398,7 +398,7 @@ def drop_guessed_tasks(records: Sequence[Record]) -> tuple[list[Record], list[st
 
     Where a setup has no dense cell, all of its tasks stay.
     """
-    kept, said = list[Record](), dict[str, None]()
+    kept, sentences = list[Record](), dict[str, None]()
     left_out: dict[int, set[str]] = {}
     for group in group_by_setup(records).values():
         dense = [record for record in group if record.cell["method"] == "dense" and record.status == "ok"]
@@ -411,7 +411,7 @@ def drop_guessed_tasks(records: Sequence[Record]) -> tuple[list[Record], list[st
         for name, row in guessed.items():
             column = f"task_{name}"
             low, high = (100 * row[f"{column}_{end}"] for end in ("low", "high"))
-            said[
+            sentences[
                 f"{name} is left out: the dense {name_of_model(group[0])} has {100 * row[column]:.1f} % "
                 f"[{low:.1f}, {high:.1f}], and guesses have {100 * row[f'{column}_chance']:.1f} %"
             ] = None
@@ -419,7 +419,7 @@ def drop_guessed_tasks(records: Sequence[Record]) -> tuple[list[Record], list[st
         tasks = record.measured.get("tasks", {})
         stay = {name: task for name, task in tasks.items() if name not in left_out[id(record)]}
         kept.append(record if stay == tasks else replace(record, measured=record.measured | {"tasks": stay}))
-    return kept, list(said)
+    return kept, list(sentences)
 
 
 def _tasks_of_guesses(record: Record, row: Mapping[str, Any]) -> list[str]:

@@ -53,8 +53,8 @@ class Section:
 
 def schema_of_layout(layout: type[Layout]) -> dict[str, Any]:
     """Return the JSON schema of a layout, which knows all rules that concern one field alone."""
-    found: dict[str, Any] = _without_titles(layout.model_json_schema())
-    return {"$schema": DIALECT, "title": layout.__name__} | found
+    schema: dict[str, Any] = _without_titles(layout.model_json_schema())
+    return {"$schema": DIALECT, "title": layout.__name__} | schema
 
 
 def _without_titles(schema: Any, of_names: bool = False) -> Any:
@@ -63,13 +63,13 @@ def _without_titles(schema: Any, of_names: bool = False) -> Any:
     of_names  whether the keys are names of fields, and no words of JSON Schema
     """
     if isinstance(schema, list):
-        return [_without_titles(one) for one in schema]
+        return [_without_titles(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
     left_out = () if of_names else ("title", "default")
     return {
-        name: _without_titles(one, name in ("properties", "$defs") and not of_names)
-        for name, one in schema.items()
+        name: _without_titles(inner, name in ("properties", "$defs") and not of_names)
+        for name, inner in schema.items()
         if name not in left_out
     }
 
@@ -98,16 +98,16 @@ def _walk_objects(
                 inside.append((known[kind], place, by))
         rows.append(FieldRow(name, _kind(field), _unit(field), name in needed, meaning, by))
     yield Section(path, str(schema.get("description", "")), tuple(rows))
-    for one, place, by in inside:
-        yield from _walk_objects(one, known, place, by, path_by_kind)
+    for part, place, by in inside:
+        yield from _walk_objects(part, known, place, by, path_by_kind)
 
 
 def _objects(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name of each kind of object that a field holds, and what its place adds to the path."""
     if "$ref" in field:
         yield field["$ref"].rpartition("/")[2], ""
-    for one in field.get("anyOf", ()):
-        yield from _objects(one)
+    for alternative in field.get("anyOf", ()):
+        yield from _objects(alternative)
     for key, ending in (("items", "[]"), ("additionalProperties", f".{ANY}")):
         if isinstance(field.get(key), dict):
             yield from ((kind, ending + more) for kind, more in _objects(field[key]))
@@ -131,5 +131,5 @@ def _kind(field: Mapping[str, Any]) -> str:
 def _unit(field: Mapping[str, Any]) -> str:
     """Return the unit of a field, or of what is in it."""
     inner = [*field.get("anyOf", ()), field.get("items"), field.get("additionalProperties")]
-    found = [field.get("unit"), *(_unit(one) for one in inner if isinstance(one, dict))]
-    return next(filter(None, found), "")
+    units = [field.get("unit"), *(_unit(schema) for schema in inner if isinstance(schema, dict))]
+    return next(filter(None, units), "")

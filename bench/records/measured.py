@@ -113,9 +113,9 @@ class FitDone(FitErrors):
     @model_validator(mode="after")
     def _has_a_place(self) -> Self:
         """Refuse errors of nothing."""
-        there = self.model_fields_set
-        placed = "window" in there or {"part", "layer"} <= there or "removed" in there
-        if "error_after" in there and not placed:
+        given = self.model_fields_set
+        placed = "window" in given or {"part", "layer"} <= given or "removed" in given
+        if "error_after" in given and not placed:
             raise ValueError("does not say where it was made: by window, by part and layer, or by removed")
         return self
 

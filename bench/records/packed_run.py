@@ -70,25 +70,25 @@ class PackedLine:
 
 def read_lines(run: Path) -> list[PackedLine]:
     """Read the lines of a packed run's records; one whose key an earlier line has is no record."""
-    found, known = list[PackedLine](), dict[str, int]()
+    lines, known = list[PackedLine](), dict[str, int]()
     for number, text in enumerate(read_content(run / RECORDS).splitlines(), start=1):
         where = f"{run / RECORDS}: line {number}"
         line = _line(text, where, run)
         first = known.setdefault(line.key, number)
         if first != number:
             line = PackedLine(where, text, {}, {}, InvalidRecord(f"{where} has the key of line {first}, {line.key}"))
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def rows_of_cells(run: Path) -> dict[str, dict[str, str]]:
     """Return {key: {name: sha256 of the rows}} of the samples of a packed run's cells, without lines that are none."""
-    found = dict[str, dict[str, str]]()
+    rows_by_key = dict[str, dict[str, str]]()
     for number, text in enumerate(read_content(run / RECORDS).splitlines(), start=1):
         with suppress(InvalidRecord):
             key, _, rows = _parse_line(text, f"{run / RECORDS}: line {number}", run)
-            found.setdefault(key, rows)
-    return found
+            rows_by_key.setdefault(key, rows)
+    return rows_by_key
 
 
 def refuse_other_rows(path: Path, key: str, table: Any, rows: Mapping[str, str]) -> None:
@@ -181,9 +181,9 @@ def _pack_samples(run: Path, paths: Sequence[Path], target: Path, wrong: dict[st
         except InvalidRecord as error:
             wrong[path.stem] = error
             continue
-        found = _samples(run / "samples" / path.stem, record)
-        hashes = {name: sha256_of_rows(table) for name, table in found.items()}
-        for name, table in found.items():
+        table_by_name = _samples(run / "samples" / path.stem, record)
+        hashes = {name: sha256_of_rows(table) for name, table in table_by_name.items()}
+        for name, table in table_by_name.items():
             tables.setdefault(name, []).append(_with_cell(table, path.stem))
         packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | plain, allow_nan=False).encode())
     refuse_none_left(run, packed, wrong)
@@ -238,7 +238,7 @@ def unpack_run(run: Path, target: Path | None = None) -> int:
 
 def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any]:
     """Read {(key, name): the table} of a packed run. Raises InvalidRecord where one does not fit its line."""
-    files, found = dict[str, dict[str, Any]](), dict[tuple[str, str], Any]()
+    files, tables = dict[str, dict[str, Any]](), dict[tuple[str, str], Any]()
     for line in every:
         for name in line.rows:
             path = run / "samples" / f"{name}.parquet"
@@ -246,10 +246,10 @@ def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any
                 files[name] = read_packed_tables(path)
             if line.key not in files[name]:
                 raise InvalidRecord(f"{path} has not the rows of {line.key} that were packed; copy the run again")
-            found[line.key, name] = table = files[name][line.key]
+            tables[line.key, name] = table = files[name][line.key]
             refuse_other_rows(path, line.key, table, line.rows)
             refuse_other_figures(f"{path}: {line.key}", name, table, line.plain["measured"])
-    return found
+    return tables
 
 
 def _samples(folder: Path, record: Record) -> dict[str, Any]:

@@ -52,15 +52,15 @@ def is_finite(value: Any) -> bool:
 
 def format_value(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
     """Write the figure of a row of the frame for a cell of a table, with its spread where there is one."""
-    found = metric_of(column)
+    metric = metric_of(column)
     figure, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
     if figure is None:
         return MISSING
-    if spread and found.spread == "interval" and low is not None and high is not None:
-        return found.show_interval(figure, low, high)
-    if spread and found.spread == "stderr" and stderr is not None:
-        return f"{found.show(figure)} ± {found.format(stderr, figure)}"
-    return found.show(figure)
+    if spread and metric.spread == "interval" and low is not None and high is not None:
+        return metric.show_interval(figure, low, high)
+    if spread and metric.spread == "stderr" and stderr is not None:
+        return f"{metric.show(figure)} ± {metric.format(stderr, figure)}"
+    return metric.show(figure)
 
 
 def metric_of(column: str) -> Metric:
@@ -73,8 +73,8 @@ def metric_of(column: str) -> Metric:
     family = next((name for name in METRICS if name.endswith("_") and column.startswith(name)), None)
     if family is None:
         return Metric(shorten_name(column).replace("_", " "), "", format_significant)
-    found = METRICS[family]
-    return replace(found, label=found.label.format(shorten_name(column.removeprefix(family))))
+    metric = METRICS[family]
+    return replace(metric, label=metric.label.format(shorten_name(column.removeprefix(family))))
 
 
 def shorten_name(name: str) -> str:

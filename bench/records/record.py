@@ -80,13 +80,13 @@ def name_of_model(record: Record) -> str:
 def names_of_models(models: Iterable[str]) -> dict[str, str]:
     """Name each model by the end of its path or address, as short as tells it from the others."""
     parts = {model: PurePath(model).parts for model in models}
-    found = {}
+    name_by_model = {}
     for model, own in parts.items():
-        others = [theirs for other, theirs in parts.items() if other != model]
+        other_parts = [theirs for name, theirs in parts.items() if name != model]
         lengths = range(1, len(own) + 1)
-        alone = (n for n in lengths if not any(theirs[-n:] == own[-n:] for theirs in others))
-        found[model] = str(PurePath(*own[-next(alone, len(own)) :]))
-    return found
+        alone = (n for n in lengths if not any(theirs[-n:] == own[-n:] for theirs in other_parts))
+        name_by_model[model] = str(PurePath(*own[-next(alone, len(own)) :]))
+    return name_by_model
 
 
 def requested_ratio(record: Record) -> float | None:
@@ -97,15 +97,15 @@ def requested_ratio(record: Record) -> float | None:
 def peak_of_stage(measured: Mapping[str, Any], stage: str = "") -> int | None:
     """Return the highest memory of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
     stages = measured.get("peak_memory", {})
-    found = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
-    known = [one.get("allocated_bytes", one.get("resident_bytes")) for one in found]
+    peaks = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
+    known = [peak.get("allocated_bytes", peak.get("resident_bytes")) for peak in peaks]
     return max(known, default=None)
 
 
 def cell_title(record: Record) -> str:
     """Write a cell as sentences and figures call it: 'laco at 0.3'."""
-    asked = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
-    return label_of_cell(record.cell) + (f" at {asked}" if asked else "")
+    ratio = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
+    return label_of_cell(record.cell) + (f" at {ratio}" if ratio else "")
 
 
 def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
@@ -113,7 +113,7 @@ def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
     return task.get(ANSWER_BPB) if metric == ANSWER_BPB else task["metrics"].get(metric)
 
 
-def main_metric(task: Mapping[str, Any]) -> Any:
+def main_metric_of_task(task: Mapping[str, Any]) -> Any:
     """Return {value, stderr} of the metric of a task that stands in tables."""
     return task["metrics"][task["main"]]
 
@@ -197,8 +197,8 @@ def misfit_of_layout(data: Any, layout: type[BaseModel]) -> str:
         _reader(layout).validate_python(data)
     except ValidationError as error:
         first, *more = error.errors(include_url=False)
-        others = f", and {len(more)} more fields do not fit" if len(more) > 1 else ", and another field does not fit"
-        return _words_of_error(first) + (others if more else "")
+        ending = f", and {len(more)} more fields do not fit" if len(more) > 1 else ", and another field does not fit"
+        return _words_of_error(first) + (ending if more else "")
     return ""
 
 
@@ -207,7 +207,9 @@ def invalid_paths(data: Any, layout: type[BaseModel]) -> list[tuple[str | int, .
     try:
         _reader(layout).validate_python(data)
     except ValidationError as error:
-        return [one["loc"] for one in error.errors(include_url=False, include_context=False, include_input=False)]
+        return [
+            mistake["loc"] for mistake in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
     return []
 
 
@@ -290,8 +292,8 @@ Lost = dict[str, list[str]]  # {what is wrong: the paths of what is}
 def without_invalid_values(record: Record) -> Record:
     """Return the record as it is where it fits, else as failed, without what does not fit."""
     lost: Lost = {}
-    found = {name: _plain(getattr(record, name), name, lost) for name in RESULT_FIELDS}
-    data = json.loads(json.dumps(vars(record) | found))
+    valid = {name: _plain(getattr(record, name), name, lost) for name in RESULT_FIELDS}
+    data = json.loads(json.dumps(vars(record) | valid))
     reasons = [f"{what}: {', '.join(dict.fromkeys(paths))}" for what, paths in lost.items()]
     if wrong := misfit_of_layout(data, RecordLayout):
         reasons = reasons or [f"this is no record's: {wrong}"]
@@ -309,11 +311,11 @@ def _plain(value: Any, path: str, lost: Lost) -> Any:
         lost.setdefault("not a finite number", []).append(path)
         return NO_VALUE
     if isinstance(value, Mapping):
-        parts = {name: _plain(one, f"{path}.{name}", lost) for name, one in value.items()}
-        return {name: one for name, one in parts.items() if one is not NO_VALUE}
+        parts = {name: _plain(inner, f"{path}.{name}", lost) for name, inner in value.items()}
+        return {name: inner for name, inner in parts.items() if inner is not NO_VALUE}
     if isinstance(value, list | tuple):
-        items = [_plain(one, path, lost) for one in value]
-        return [None if one is NO_VALUE else one for one in items]
+        items = [_plain(inner, path, lost) for inner in value]
+        return [None if inner is NO_VALUE else inner for inner in items]
     if value is None or isinstance(value, str | int | float):
         return value
     lost.setdefault("not a value of JSON", []).append(f"{path} ({type(value).__name__})")
@@ -324,11 +326,11 @@ def _leave_out(data: dict[str, Any], place: Sequence[str | int]) -> bool:
     """Leave out the smallest part of what was found in which `place` is; return whether there is one."""
     steps, inside = list[str | int](), [data]
     for step in place:
-        here: Any = inside[-1]
-        if not (step in here if isinstance(here, dict) else isinstance(here, list) and isinstance(step, int)):
+        holder: Any = inside[-1]
+        if not (step in holder if isinstance(holder, dict) else isinstance(holder, list) and isinstance(step, int)):
             break  # what is missing, or the name of a kind of value
         steps.append(step)
-        inside.append(here[step])
+        inside.append(holder[step])
     while steps and isinstance(steps[-1], int):
         steps.pop()
     if len(steps) > 1 and steps[0] in RESULT_FIELDS:

@@ -74,19 +74,19 @@ def _warn_of(wrong: Mapping[str, InvalidRecord], warn: Callable[[str], None]) ->
 
 def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
     """Read a run folder: its records by key, and why others are none. Raises UserError where it is no run folder."""
-    found = files_of_records(run)
-    if not found:
+    files = files_of_records(run)
+    if not files:
         raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
     sound, wrong = dict[str, Record](), dict[str, InvalidRecord]()
     if packed_run.is_packed(run):
         read = {line.key: line.record for line in packed_run.read_lines(run)}
     else:
-        read = {path.stem: _load_record(path) for path in found}
-    for key, one in read.items():
-        if isinstance(one, Record):
-            sound[key] = one
+        read = {path.stem: _load_record(path) for path in files}
+    for key, record in read.items():
+        if isinstance(record, Record):
+            sound[key] = record
         else:
-            wrong[key] = one
+            wrong[key] = record
     return sound, wrong
 
 
@@ -119,15 +119,15 @@ def find_cell(run: Path, wanted: str, warn: Callable[[str], None] = say) -> tupl
     every, wrong = _read(run)
     if wanted in every:
         return wanted, every[wanted]
-    found = [key for key, record in every.items() if record.cell.get("label") == wanted]
-    found = found or [key for key in (*every, *wrong) if key.startswith(wanted)]
-    if len(found) == 1 and found[0] in wrong:
-        raise wrong[found[0]]
+    keys = [key for key, record in every.items() if record.cell.get("label") == wanted]
+    keys = keys or [key for key in (*every, *wrong) if key.startswith(wanted)]
+    if len(keys) == 1 and keys[0] in wrong:
+        raise wrong[keys[0]]
     _warn_of(wrong, warn)
-    if len(found) != 1:
-        which = f"names {len(found)} cells" if found else "is no cell"
-        raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(found or every) or 'none that fits'}")
-    return found[0], every[found[0]]
+    if len(keys) != 1:
+        which = f"names {len(keys)} cells" if keys else "is no cell"
+        raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(keys or every) or 'none that fits'}")
+    return keys[0], every[keys[0]]
 
 
 def split_name(named: str) -> tuple[Path, str] | None:
@@ -150,9 +150,9 @@ def read(run: Path | str) -> pd.DataFrame:
 
     A record that does not fit is left out, and said on stderr. Raises UserError where it is no run folder.
     """
-    found = read_records(Path(run))
-    frame = columns.frame_of_records(list(found.values()))
-    frame.insert(0, CELL, list(found))
+    records = read_records(Path(run))
+    frame = columns.frame_of_records(list(records.values()))
+    frame.insert(0, CELL, list(records))
     return frame
 
 
@@ -165,8 +165,10 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 
     run = Path(run)
     tables = SampleFiles()
-    found = {key: tables.table(record, folder_of_samples(run, key), task) for key, record in read_records(run).items()}
-    frames = {key: table.to_pandas() for key, table in found.items() if table is not None}
+    table_by_key = {
+        key: tables.table(record, folder_of_samples(run, key), task) for key, record in read_records(run).items()
+    }
+    frames = {key: table.to_pandas() for key, table in table_by_key.items() if table is not None}
     if not frames:
         names = sorted({path.stem for path in (run / "samples").rglob("*.parquet")})
         raise UserError(f"{run} has no samples of {task!r}; it has {', '.join(names) or 'none at all'}")
@@ -209,27 +211,27 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     again, left_out, wrong = 0, list[str](), dict[str, InvalidRecord]()
     rows, rows_left_out, files = list[ServedRecord](), list[str](), SampleFiles()
     for run in runs:
-        sound, others = _read(run)
-        wrong |= {f"{run}/{key}": error for key, error in others.items()}
+        sound, misfits = _read(run)
+        wrong |= {f"{run}/{key}": error for key, error in misfits.items()}
         for key, record in sound.items():
             every.append((run, record))
             same = json.dumps(record.cell, sort_keys=True)
             again += same in cells
             if same not in cells or _rank(record) > _rank(cells[same][0]):
                 cells[same] = (record, folder_of_samples(run, key))
-        rows += [one for one in served.load(run, rows_left_out.append) if one.key in others or _is_of(one, sound)]
+        rows += [row for row in served.load(run, rows_left_out.append) if row.key in misfits or _is_of(row, sound)]
     packed_run.refuse_none_left(runs[0], cells, wrong)
     _warn_of(wrong, left_out.append)
-    found = [record for record, _ in cells.values()]
-    kept = Samples([folder for _, folder in cells.values()], found, files)
+    records = [record for record, _ in cells.values()]
+    kept = Samples([folder for _, folder in cells.values()], records, files)
     first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for key, (run, record) in zip(setups_of_records([record for _, record in every]), every, strict=True):
         first.setdefault(key, (run, conditions_of_table(record)))
     engines: dict[str, ServedRecord] = {}
-    for one in rows:
-        engines.setdefault(served.identity_of_measurement(one), one)
-    said = [*_twice(again), *_sentences_on_setups(list(first.values()))]
-    return Merged(found, kept, said, list(engines.values()), [*left_out, *rows_left_out])
+    for row in rows:
+        engines.setdefault(served.identity_of_measurement(row), row)
+    remarks = [*_twice(again), *_sentences_on_setups(list(first.values()))]
+    return Merged(records, kept, remarks, list(engines.values()), [*left_out, *rows_left_out])
 
 
 def _is_of(row: ServedRecord, sound: Mapping[str, Record]) -> bool:
@@ -253,12 +255,12 @@ def _twice(count: int) -> list[str]:
 def _sentences_on_setups(cells: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
     """Say of each setup but the first why it stands apart."""
     for run, conditions in cells[1:]:
-        first, other = flatten(cells[0][1]), flatten(conditions)
-        fields = names_of_differences([first, other])
+        first, second = flatten(cells[0][1]), flatten(conditions)
+        fields = names_of_differences([first, second])
         if "model" in fields:  # from which its tokens and weights follow
             fields = [name for name in fields if name.partition(".")[0] != "inputs"]
         shown = [
-            f"{name} is {shorten_value(other.get(name))}, not {shorten_value(first.get(name))}"
+            f"{name} is {shorten_value(second.get(name))}, not {shorten_value(first.get(name))}"
             for name in fields[:MOST]
         ]
         more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
@@ -274,10 +276,10 @@ def merge_runs(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     not fit, where two have different records of one key, where samples are damaged, where a saved model has links, and
     where `out` has files.
     """
-    found: dict[str, tuple[Path, Record]] = {}
+    cells: dict[str, tuple[Path, Record]] = {}
     for part in parts:
         for key, record in read_records(part, _refuse).items():
-            first, known = found.setdefault(key, (part, record))
+            first, known = cells.setdefault(key, (part, record))
             if known != record:
                 raise UserError(
                     f"{key} is in {first} and in {part}, and not the same: it was measured twice; leave one of the two "
@@ -287,12 +289,12 @@ def merge_runs(parts: Sequence[Path], out: Path) -> dict[str, Record]:
         for part in parts:
             if packed_run.is_packed(part):
                 packed_run.unpack_run(part, folder)
-        for key, (part, record) in found.items():
+        for key, (part, record) in cells.items():
             if not packed_run.is_packed(part):
                 _copy(part, key, record, folder)
             _copy_model(part / "models" / key, folder / "models" / key)
         served.join(parts, folder)
-    return {key: record for key, (_, record) in found.items()}
+    return {key: record for key, (_, record) in cells.items()}
 
 
 def _refuse(wrong: str) -> None:

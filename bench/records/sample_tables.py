@@ -204,13 +204,13 @@ def read_packed_tables(path: Path) -> dict[str, Any]:
     """Read a packed file: {key: the table of that cell}, each without the columns that only other cells have."""
     if not is_file(path):
         return {}
-    table, found, start = read_table(path), {}, 0
+    table, tables, start = read_table(path), {}, 0
     if CELL not in table.column_names:
         raise InvalidRecord(f"{path} has no column {CELL!r}, which says whose a row is; copy the file again")
     for key, rows in groupby(table[CELL].to_pylist()):
         length = len(list(rows))
         part = table.slice(start, length).drop_columns([CELL])
         part = part.drop_columns([name for name in part.column_names if part[name].null_count == length])
-        found[key] = require_columns(path, part)
+        tables[key] = require_columns(path, part)
         start += length
-    return found
+    return tables

@@ -115,8 +115,8 @@ def _sample(table: Any, figure: str) -> Sample | None:
     unit = next((name for name in UNITS if name in table.column_names), None)
     if unit is None or table.num_rows < 2 or figure not in table.column_names:
         return None
-    found = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
-    return Sample(table[unit], found) if is_finite_throughout(found) else None
+    values = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
+    return Sample(table[unit], values) if is_finite_throughout(values) else None
 
 
 def find_alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:
@@ -125,16 +125,16 @@ def find_alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, An
     The same are equal documents or windows in the same order, under equal conditions.
     """
     first: list[int] = []
-    found: dict[int, int] = {}
+    alike: dict[int, int] = {}
     for place, sample in samples.items():
         if sample is None:
             continue
-        for other in first:
-            known = samples[other]
-            if conditions[other] == conditions[place] and known and known.units.equals(sample.units):
-                found[place] = other
+        for earlier in first:
+            known = samples[earlier]
+            if conditions[earlier] == conditions[place] and known and known.units.equals(sample.units):
+                alike[place] = earlier
                 break
         else:
             first.append(place)
-            found[place] = place
-    return found
+            alike[place] = place
+    return alike

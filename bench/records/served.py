@@ -91,16 +91,16 @@ def conditions_of_engine(protocol: Mapping[str, Any], environment: Mapping[str, 
 
 def group_alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
     """Return the records by groups of one model that was served in one way on one machine, each in its order."""
-    found: dict[str, list[ServedRecord]] = {}
-    for one in records:
+    groups: dict[str, list[ServedRecord]] = {}
+    for record in records:
         same = [
-            one.model["name"],
-            one.model.get("dtype"),
-            one.base,
-            conditions_of_engine(one.protocol, one.environment),
+            record.model["name"],
+            record.model.get("dtype"),
+            record.base,
+            conditions_of_engine(record.protocol, record.environment),
         ]
-        found.setdefault(json.dumps(same, sort_keys=True), []).append(one)
-    return list(found.values())
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(record)
+    return list(groups.values())
 
 
 def identity_of_measurement(record: ServedRecord) -> str:
@@ -123,13 +123,13 @@ def load(run: Path, warn: Callable[[str], None] = say) -> list[ServedRecord]:
 
     told  is told of each that is left out, in a line
     """
-    found = list[ServedRecord]()
+    records = list[ServedRecord]()
     for number, line in enumerate(_lines(run), start=1):
         try:
-            found.append(_read(line, f"{run / FILE}: line {number}"))
+            records.append(_read(line, f"{run / FILE}: line {number}"))
         except InvalidRecord as error:
             warn(f"{error}; {LEFT_OUT}")
-    return found
+    return records
 
 
 def _lines(run: Path) -> list[bytes]:
@@ -162,7 +162,9 @@ def save(run: Path, record: ServedRecord) -> ServedRecord:
         lines = _join_lines([*_lines(run), json.dumps(asdict(record), allow_nan=False).encode()])
         _write(run, lines)
     mine = question_of_record(record)
-    return next((one for one in reversed(load(run, lambda _: None)) if question_of_record(one) == mine), record)
+    return next(
+        (answer for answer in reversed(load(run, lambda _: None)) if question_of_record(answer) == mine), record
+    )
 
 
 def join(parts: Sequence[Path], out: Path) -> None:
@@ -177,17 +179,17 @@ def join(parts: Sequence[Path], out: Path) -> None:
 
 def _join_lines(lines: Iterable[bytes]) -> list[bytes]:
     """Return of each question the last answer that was measured well, else the last, and all lines that are none."""
-    found: dict[str | bytes, tuple[bytes, bool]] = {}
+    answers: dict[str | bytes, tuple[bytes, bool]] = {}
     for line in lines:
         try:
             record = _read(line)
         except InvalidRecord:
-            found[line] = line, False
+            answers[line] = line, False
             continue
         key, well = question_of_record(record), record.status == "ok"
-        if well or not found.get(key, (line, False))[1]:
-            found[key] = line, well
-    return [line for line, _ in found.values()]
+        if well or not answers.get(key, (line, False))[1]:
+            answers[key] = line, well
+    return [line for line, _ in answers.values()]
 
 
 def _write(run: Path, lines: Iterable[bytes]) -> None:

@@ -87,20 +87,20 @@ def _readable(folder: Path) -> Mapping[str, CellResults]:
 
 def changes_of_cells(before: Mapping[str, CellResults], after: Mapping[str, CellResults]) -> list[str]:
     """Return a line for each cell that comes or goes, by name, and for each figure or condition that changes."""
-    found = [f"- {name}" for name in sorted(before.keys() - after.keys())]
+    lines = [f"- {name}" for name in sorted(before.keys() - after.keys())]
     for name, cell in sorted(after.items()):
         if name not in before:
-            found.append(f"+ {name}")
+            lines.append(f"+ {name}")
         else:
-            found += [f"  {name}: {line}" for line in _cell_changes(before[name], cell)]
-    return found
+            lines += [f"  {name}: {line}" for line in _cell_changes(before[name], cell)]
+    return lines
 
 
 def _cell_changes(before: CellResults, after: CellResults) -> Iterator[str]:
-    one, other = _flat(before), _flat(after)
+    old_values, new_values = _flat(before), _flat(after)
     nothing = ("nothing", None)
-    for key in sorted(one.keys() | other.keys()):
-        (old, old_content), (new, new_content) = one.get(key, nothing), other.get(key, nothing)
+    for key in sorted(old_values.keys() | new_values.keys()):
+        (old, old_content), (new, new_content) = old_values.get(key, nothing), new_values.get(key, nothing)
         if old != new:
             yield f"{key}: {old} -> {new}"
         elif old_content != new_content:
@@ -117,13 +117,13 @@ DATA_OF_GROUP = {  # what may differ behind an equal figure
 
 def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
     """Return {group and name: (the figure or condition that a reader looks for, what else must be equal)}."""
-    found: dict[str, tuple[str, Any]] = {"status": (cell.status, None)}
+    values: dict[str, tuple[str, Any]] = {"status": (cell.status, None)}
     for group in ("about", "conditions", "sizes"):
-        found |= {f"{group} {name}": (_brief(value), None) for name, value in getattr(cell, group).items()}
-    found |= {f"tasks {name}": _answers(answers) for name, answers in cell.tasks.items()}
-    found |= {f"bits {name}": _answers(answers) for name, answers in cell.bits.items()}
-    found |= {f"texts {name}": _windows(windows) for name, windows in cell.texts.items()}
-    return found | {f"speed {name}": (str(round(speeds[0], 4)), speeds) for name, speeds in cell.speed.items()}
+        values |= {f"{group} {name}": (_brief(value), None) for name, value in getattr(cell, group).items()}
+    values |= {f"tasks {name}": _answers(answers) for name, answers in cell.tasks.items()}
+    values |= {f"bits {name}": _answers(answers) for name, answers in cell.bits.items()}
+    values |= {f"texts {name}": _windows(windows) for name, windows in cell.texts.items()}
+    return values | {f"speed {name}": (str(round(speeds[0], 4)), speeds) for name, speeds in cell.speed.items()}
 
 
 def _answers(task: Answers) -> tuple[str, Any]:

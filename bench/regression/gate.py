@@ -76,32 +76,32 @@ def pair_runs(
 
     mapping   labels of the run -> labels of the baseline: pairs cells of one ratio and seed, or with one without ratio
     """
-    found = []
+    pairs = []
     for name, cell in run.items():
         label = cell.identity["label"]
         if label not in mapping:
-            found.append((name, baseline.get(name), cell, False))
+            pairs.append((name, baseline.get(name), cell, False))
             continue
         base = _twin(cell, mapping[label], baseline)
-        found.append((f"{name} against {base.name}" if base else name, base, cell, True))
-    used = {id(base) for _, base, _, _ in found}
-    gone = [name for name in baseline if name not in run and id(baseline[name]) not in used]
-    return found + [(name, baseline[name], None, False) for name in gone]
+        pairs.append((f"{name} against {base.name}" if base else name, base, cell, True))
+    used = {id(base) for _, base, _, _ in pairs}
+    missing = [name for name in baseline if name not in run and id(baseline[name]) not in used]
+    return pairs + [(name, baseline[name], None, False) for name in missing]
 
 
 def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) -> CellResults | None:
     """Return the baseline's cell of that label with the ratio, seed and draw of `cell`, as far as it has them."""
-    for other in baseline.values():
+    for candidate in baseline.values():
         wanted = {**cell.identity, "label": label}
-        known = {name: value for name, value in other.identity.items() if value is not None}
+        known = {name: value for name, value in candidate.identity.items() if value is not None}
         if all(wanted.get(name) == value for name, value in known.items()):
-            return other
+            return candidate
     return None
 
 
 def parse_mapping(texts: Sequence[str], run: Collection[str], baseline: Collection[str]) -> dict[str, str]:
     """Read 'mine=laco' as {'mine': 'laco'}, labels of the run and of the baseline. Raises UserError."""
-    found = {}
+    mapping = {}
     for text in texts:
         cuts = [(text[:place], text[place + 1 :]) for place, character in enumerate(text) if character == "="]
         known = [(new, base) for new, base in cuts if new in run and base in baseline]
@@ -110,8 +110,8 @@ def parse_mapping(texts: Sequence[str], run: Collection[str], baseline: Collecti
                 f"--map is written NEW=BASE, labels of the run ({', '.join(dict.fromkeys(run))}) and of the baseline "
                 f"({', '.join(dict.fromkeys(baseline))}); got {text!r}"
             )
-        found[known[0][0]] = known[0][1]
-    return found
+        mapping[known[0][0]] = known[0][1]
+    return mapping
 
 
 def judge(
@@ -121,11 +121,11 @@ def judge(
     mapping: Mapping[str, str] | None = None,
 ) -> list[Verdict]:
     """Return the verdicts in the order of the run's cells. Raises UserError for a margin of a task that cannot gate."""
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     for name, base, new, mapped in pair_runs(baseline, run, mapping or {}):
         whole = _whole(name, base, new)
         if whole is not None:
-            found.append(whole)
+            verdicts.append(whole)
             continue
         assert base is not None and new is not None
         rows = compared_rows.compare_cells(base, new, margins.allow)
@@ -136,19 +136,19 @@ def judge(
             if row.kind == "bits of a task":
                 continue  # `compare` shows them
             gates = margins.gates(row) and not (mapped and row.kind == "size")  # other methods meet a budget otherwise
-            found.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
-    _refuse_unknown(margins, [*baseline.values(), *run.values()], [v.row for v in found if v.row is not None])
-    adjusted = _adjust_p(found)
-    total = sum(_weight(v) for v in found if v.gates)
-    found = [v if v.row is None else replace(v, findable=_findable(v, v.row, total)) for v in found]
-    return [v if v.row is None else _decide(v, v.row, adjusted.get(number)) for number, v in enumerate(found)]
+            verdicts.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
+    _refuse_unknown(margins, [*baseline.values(), *run.values()], [v.row for v in verdicts if v.row is not None])
+    adjusted = _adjust_p(verdicts)
+    total = sum(_weight(v) for v in verdicts if v.gates)
+    verdicts = [v if v.row is None else replace(v, findable=_findable(v, v.row, total)) for v in verdicts]
+    return [v if v.row is None else _decide(v, v.row, adjusted.get(number)) for number, v in enumerate(verdicts)]
 
 
 def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequence[ComparedRow]) -> None:
     """Raise UserError for a margin of a task that no cell has or was asked for, or that has no accuracy."""
-    there = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.requested_tasks))
-    if unknown := [task for task in margins.tasks if task not in there]:
-        known = ", ".join(there) or "none"
+    tasks = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.requested_tasks))
+    if unknown := [task for task in margins.tasks if task not in tasks]:
+        known = ", ".join(tasks) or "none"
         raise UserError(f"--margins: tasks has {unknown[0]}, which no cell measured; there are {known}")
     for row in rows:
         if row.kind == "task" and row.task in margins.tasks and row.after is not None and not row.is_accuracy:
@@ -183,7 +183,7 @@ def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verd
 
 def _adjust_p(verdicts: Sequence[Verdict]) -> dict[int, float]:
     """Return adjusted p values by the verdict's number, in a family of those that gate and one of those only shown."""
-    found: dict[int, float] = {}
+    adjusted: dict[int, float] = {}
     for gates in (True, False):
         family = {
             number: v.row
@@ -191,8 +191,8 @@ def _adjust_p(verdicts: Sequence[Verdict]) -> dict[int, float]:
             if v.gates is gates and v.row is not None and v.row.difference and v.row.kind in WEIGHTS
         }
         p = [row.difference.p for row in family.values() if row.difference]
-        found |= dict(zip(family, intervals.holm(p, [WEIGHTS[row.kind] for row in family.values()]), strict=True))
-    return found
+        adjusted |= dict(zip(family, intervals.holm(p, [WEIGHTS[row.kind] for row in family.values()]), strict=True))
+    return adjusted
 
 
 def _decide(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
@@ -239,18 +239,18 @@ def keep_confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Ve
 
     second   verdicts with the suspected cells measured again, by cell and metric
     """
-    found = []
+    kept = []
     for v in first:
         again = second.get((v.cell, v.metric), second.get((v.cell, CELL)))
         if v.word != "worse" or not v.gates or again is None:
-            found.append(v)
+            kept.append(v)
         elif again.word == "worse":
-            found.append(replace(v, reason="measured twice"))
+            kept.append(replace(v, reason="measured twice"))
         elif again.word == "failed":
-            found.append(replace(v, word="failed", reason=f"worse, and {again.reason} when measured again"))
+            kept.append(replace(v, word="failed", reason=f"worse, and {again.reason} when measured again"))
         else:
-            found.append(replace(v, word="inconclusive", reason=f"worse at first, {again.word} when measured again"))
-    return found
+            kept.append(replace(v, word="inconclusive", reason=f"worse at first, {again.word} when measured again"))
+    return kept
 
 
 def exit_code_of(verdicts: Sequence[Verdict], *, strict: bool = False) -> int:
@@ -284,16 +284,16 @@ class JudgedRow:
 
 def pair_cells(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
     """Return (name, cell of A, cell of B) of the two that are named, or of two runs by label, ratio and seed."""
-    one, other = _side(a), _side(b)
+    cells_of_a, cells_of_b = _side(a), _side(b)
     if not any(run_folder.is_run(Path(named)) for named in (a, b)):
-        (first,), (second,) = one.values(), other.values()
+        (first,), (second,) = cells_of_a.values(), cells_of_b.values()
         pairs = [(first.name if first.name == second.name else f"{first.name} → {second.name}", first, second)]
     else:
-        pairs = [(name, one[name], other[name]) for name in one if name in other]
+        pairs = [(name, cells_of_a[name], cells_of_b[name]) for name in cells_of_a if name in cells_of_b]
     if not pairs:
         raise UserError(
-            f"no cell of {a} has label, ratio and seed of one of {b}: {'; '.join(one)} against {'; '.join(other)}; "
-            "name two cells as RUN/CELL"
+            f"no cell of {a} has label, ratio and seed of one of {b}: "
+            f"{'; '.join(cells_of_a)} against {'; '.join(cells_of_b)}; name two cells as RUN/CELL"
         )
     return pairs
 
@@ -302,10 +302,10 @@ def _side(named: str) -> dict[str, CellResults]:
     """Return the cells of a run folder, or the one cell of RUN/CELL, by its key, the start of one, or its label."""
     if run_folder.is_run(Path(named)):
         return results_of_run(Path(named))
-    found = run_folder.split_name(named)
-    if found is None:
+    parts = run_folder.split_name(named)
+    if parts is None:
         raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
-    run, wanted = found
+    run, wanted = parts
     key, record = run_folder.find_cell(run, wanted)
     cell = results_of_cell(record, run, key)
     return {cell.name: cell}
@@ -313,14 +313,15 @@ def _side(named: str) -> dict[str, CellResults]:
 
 def reason_for_refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
     """Say in one line why these cells cannot be compared; None if they can."""
-    found: dict[str, str] = {}
+    differences: dict[str, str] = {}
     for cells, compared in pairs.items():
         for row in compared:
             for name, words in row.differs:
-                found.setdefault(name, f"{name} ({words} in {cells}, for {row.metric})")
-    if not found:
+                differences.setdefault(name, f"{name} ({words} in {cells}, for {row.metric})")
+    if not differences:
         return None
-    return f"not comparable, these differ: {'; '.join(found.values())}; --allow {','.join(found)} compares all the same"
+    words, names = "; ".join(differences.values()), ",".join(differences)
+    return f"not comparable, these differ: {words}; --allow {names} compares all the same"
 
 
 def judge_rows(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[JudgedRow]:
@@ -329,17 +330,17 @@ def judge_rows(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[JudgedRow]:
     tested = [number for number, (_, row) in enumerate(every) if row.difference and not np.isnan(row.difference.p)]
     adjusted = intervals.holm([every[number][1].difference.p for number in tested])  # type: ignore[union-attr]
     p = dict(zip(tested, adjusted, strict=True))
-    found = []
+    judged = []
     for number, (cells, row) in enumerate(every):
         detectable = row.detectable(ALPHA / len(tested)) if number in p else None
-        found.append(JudgedRow(cells, row, p.get(number), _verdict(row, p.get(number)), detectable))
-    return found
+        judged.append(JudgedRow(cells, row, p.get(number), _verdict(row, p.get(number)), detectable))
+    return judged
 
 
 def _without_repetition(compared: Sequence[ComparedRow]) -> list[ComparedRow]:
     """Return the rows without the figure over all tasks where there is one task, whose row says the same."""
     kinds = [row.kind for row in compared]
-    same = [whole for whole, one in (("accuracy", "task"), ("bits", "bits of a task")) if kinds.count(one) == 1]
+    same = [whole for whole, single in (("accuracy", "task"), ("bits", "bits of a task")) if kinds.count(single) == 1]
     return [row for row in compared if row.kind not in same]
 
 

@@ -144,17 +144,17 @@ def results_of_run(run: Path, warn: Callable[[str], None] = say) -> dict[str, Ce
 
     told  is told of each record that is left out, in a line
     """
-    found: dict[str, CellResults] = {}
+    results_by_name: dict[str, CellResults] = {}
     files = SampleFiles()
     records = run_folder.read_records(run, warn)
     for key, record in records.items():
         results = results_of_cell(record, run, key, files)
-        if results.name in found:
+        if results.name in results_by_name:
             models = list(dict.fromkeys(map(name_of_model, records.values())))
             which = f"of {' and '.join(models)}" if len(models) > 1 else "which other settings set apart"
             raise UserError(f"{run} has several cells {results.name!r}, {which}; name one as RUN/CELL")
-        found[results.name] = results
-    return found
+        results_by_name[results.name] = results
+    return results_by_name
 
 
 def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
@@ -186,10 +186,10 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
         conditions_of_gate(record),
         {name: value for name, value in about.items() if value is not None},
         _sizes(measured),
-        {name: found for name, found in tasks.items() if found is not None},
+        {name: answers for name, answers in tasks.items() if answers is not None},
         texts,
         dict(_speeds(measured)),
-        tuple(name for name, found in tasks.items() if found is None),
+        tuple(name for name, answers in tasks.items() if answers is None),
         bits,
     )
 
@@ -201,11 +201,11 @@ def _column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
 
 def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes, with the context of the multiply-accumulates in their name, since it sets them."""
-    found = {name: measured[name] for name in SIZES if name in measured}
-    if "macs_per_token" in found:
-        macs, context = found.pop("macs_per_token"), measured.get("macs_context")
-        found["macs_per_token" if context is None else f"macs_per_token in {context}"] = macs
-    return found
+    sizes = {name: measured[name] for name in SIZES if name in measured}
+    if "macs_per_token" in sizes:
+        macs, context = sizes.pop("macs_per_token"), measured.get("macs_context")
+        sizes["macs_per_token" if context is None else f"macs_per_token in {context}"] = macs
+    return sizes
 
 
 def _answers_of_task(
@@ -253,13 +253,13 @@ def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed:
 
 
 def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, float]]]:
-    found = []
+    speeds = []
     for point in measured.get("speed", {}).get("points", ()):
         if "speedup_low" in point:
             mode = f", {point['mode']}" if "mode" in point else ""
             name = f"{point['kind']} {point[STAGES[point['kind']]]}, batch {point['batch']}{mode}"
-            found.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
-    return found
+            speeds.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
+    return speeds
 
 
 BITS = ("bits", "bits of a task")
@@ -315,13 +315,13 @@ class ComparedRow:
     def changes(self) -> tuple[float, float, float]:
         """Return (change, low, high)."""
         assert self.difference is not None
-        found = (self.difference.estimate, self.difference.low, self.difference.high)
+        interval = (self.difference.estimate, self.difference.low, self.difference.high)
         if self.kind in ("accuracy", "task"):
-            return found
+            return interval
         if self.kind in BITS:
-            return -found[0], -found[2], -found[1]
+            return -interval[0], -interval[2], -interval[1]
         with np.errstate(divide="ignore"):
-            a, b, c = np.log(found).tolist()
+            a, b, c = np.log(interval).tolist()
         return (-a, -c, -b) if self.kind == "text" else (a, b, c)
 
     def detectable(self, level: float, margin: float = 0.0) -> float | None:
@@ -331,42 +331,46 @@ class ComparedRow:
 
         margin  what the change that is seen has to reach as well
         """
-        found = self.difference
-        if found is None:
+        difference = self.difference
+        if difference is None:
             return None
-        if self.lost is not None and self.gained is not None and found.stderr is None:
+        if self.lost is not None and self.gained is not None and difference.stderr is None:
             return intervals.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
-        return None if found.stderr is None else intervals.detectable_effect(found.stderr, found.freedom, level, margin)
+        return (
+            None
+            if difference.stderr is None
+            else intervals.detectable_effect(difference.stderr, difference.freedom, level, margin)
+        )
 
 
 def compare_cells(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
     """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
-    found = []
+    rows = []
     for name in dict.fromkeys([*after.sizes, *before.sizes]):
         differs = _conditions("size", before, after, allowed)
-        found.append(ComparedRow("size", name, before.sizes.get(name), after.sizes.get(name), differs=differs))
-    found += [*_task_rows(before, after, allowed), *_bits_rows(before, after, allowed)]
+        rows.append(ComparedRow("size", name, before.sizes.get(name), after.sizes.get(name), differs=differs))
+    rows += [*_task_rows(before, after, allowed), *_bits_rows(before, after, allowed)]
     for name in dict.fromkeys([*after.texts, *before.texts]):
-        found.append(_text(name, before, after, allowed))
+        rows.append(_text(name, before, after, allowed))
     for name in dict.fromkeys([*after.speed, *before.speed]):
-        found.append(_speed(name, before, after, allowed))
-    return found
+        rows.append(_speed(name, before, after, allowed))
+    return rows
 
 
 def _conditions(
     kind: str, before: CellResults, after: CellResults, allowed: Collection[str]
 ) -> tuple[tuple[str, str], ...]:
     """Return the conditions of a kind that differ; the calibration is none where one of the cells used none."""
-    one, other = before.conditions, after.conditions
-    names = [name for name in GATE[kind] if name not in allowed and one.get(name) != other.get(name)]
-    both = "calibration" in one and "calibration" in other
-    return tuple((name, _words(one.get(name), other.get(name))) for name in names if both or name != "calibration")
+    old, new = before.conditions, after.conditions
+    names = [name for name in GATE[kind] if name not in allowed and old.get(name) != new.get(name)]
+    both = "calibration" in old and "calibration" in new
+    return tuple((name, _words(old.get(name), new.get(name))) for name in names if both or name != "calibration")
 
 
 def _words(before: Any, after: Any) -> str:
     """Write two values as in '2.12 and 2.13'; of hashes the first digits."""
-    one, other = (str("none" if value is None else value) for value in (before, after))
-    return " and ".join(text[:12] if len(text) == 64 else text for text in (one, other))
+    old, new = (str("none" if value is None else value) for value in (before, after))
+    return " and ".join(text[:12] if len(text) == 64 else text for text in (old, new))
 
 
 def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
@@ -375,20 +379,20 @@ def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]
     single = []
     paired: list[tuple[Answers, Answers]] = []
     for name in dict.fromkeys([*after.tasks, *before.tasks]):
-        one, other = before.tasks.get(name), after.tasks.get(name)
-        if one is None or other is None:
-            alone = one or other
+        old, new = before.tasks.get(name), after.tasks.get(name)
+        if old is None or new is None:
+            alone = old or new
             assert alone is not None
-            left, right = (None if answers is None else float(answers.values.mean()) for answers in (one, other))
+            left, right = (None if answers is None else float(answers.values.mean()) for answers in (old, new))
             row = ComparedRow("task", f"{name} {alone.metric}", left, right, is_accuracy=alone.is_accuracy)
             single.append(replace(row, differs=_disjoint("documents", before.tasks, after.tasks, allowed)))
             continue
-        differs = common + _task_differs(one, other, allowed)
+        differs = common + _task_differs(old, new, allowed)
         if not differs:
-            one, other = _same_documents(one, other)
-        if one.is_accuracy and other.is_accuracy:
-            paired.append((one, other))
-        single.append(_row_of_answers("task", f"{name} {one.metric}", [(one, other)], differs))
+            old, new = _same_documents(old, new)
+        if old.is_accuracy and new.is_accuracy:
+            paired.append((old, new))
+        single.append(_row_of_answers("task", f"{name} {old.metric}", [(old, new)], differs))
     if not paired:
         return single
     differs = tuple(dict.fromkeys(pair for row in single if row.is_accuracy for pair in row.differs))
@@ -400,9 +404,9 @@ def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]
     common = _conditions("task", before, after, allowed)
     single, paired = list[ComparedRow](), list[tuple[Answers, Answers]]()
     for name in (name for name in after.bits if name in before.bits):
-        one, other = before.bits[name], after.bits[name]
-        differs = common + _task_differs(one, other, allowed)
-        paired.append((one, other) if differs else _same_documents(one, other))
+        old, new = before.bits[name], after.bits[name]
+        differs = common + _task_differs(old, new, allowed)
+        paired.append((old, new) if differs else _same_documents(old, new))
         single.append(_row_of_answers("bits of a task", f"{name} bpb", paired[-1:], differs))
     if paired:
         differs = tuple(dict.fromkeys(pair for row in single for pair in row.differs))
@@ -476,7 +480,7 @@ def _row_of_answers(
     figures = float(before.mean()), float(after.mean())
     if differs:
         return ComparedRow(kind, metric, *figures, count=len(after), is_accuracy=accuracy, differs=differs)
-    ids = [document.partition(":")[0] for one, other in pairs for document in one.ids or other.ids]
+    ids = [document.partition(":")[0] for old, new in pairs for document in old.ids or new.ids]
     groups = ids if len(ids) == len(before) else list(range(len(before)))
     if kind in BITS or (accuracy and not simple):
         difference = clusters.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
@@ -484,8 +488,8 @@ def _row_of_answers(
     if not simple:
         from bench.stats.clusters import paired_resampled
 
-        found = paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
-        return ComparedRow(kind, metric, *figures, found, count=len(before))
+        difference = paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
+        return ComparedRow(kind, metric, *figures, difference, count=len(before))
     if len(set(groups)) < len(groups):  # a document that was asked twice is one observation
         difference = clusters.paired_clusters(before, after, groups)
     else:
@@ -495,18 +499,18 @@ def _row_of_answers(
 
 
 def _text(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
-    one, other = before.texts.get(name), after.texts.get(name)
-    left, right = (None if windows is None else windows.perplexity for windows in (one, other))
+    old, new = before.texts.get(name), after.texts.get(name)
+    left, right = (None if windows is None else windows.perplexity for windows in (old, new))
     differs = _conditions("text", before, after, allowed)
     difference = None
-    if one is None or other is None:
+    if old is None or new is None:
         differs = _disjoint("text", before.texts, after.texts, allowed)
-    elif one.sha256 != other.sha256:
-        differs += () if "text" in allowed else (("text", _words(one.sha256, other.sha256)),)
-    elif not np.array_equal(one.tokens, other.tokens):
+    elif old.sha256 != new.sha256:
+        differs += () if "text" in allowed else (("text", _words(old.sha256, new.sha256)),)
+    elif not np.array_equal(old.tokens, new.tokens):
         differs += (("text", "windows of other tokens under one hash"),)
     elif not differs:
-        difference = _perplexity(one, other)
+        difference = _perplexity(old, new)
     return ComparedRow("text", f"perplexity {name}", left, right, difference, differs=differs)
 
 
@@ -519,13 +523,13 @@ def _perplexity(before: Windows, after: Windows) -> Difference | None:
 
 def _speed(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
     """Return the row of two speed-ups over the dense model, whose measurements are independent."""
-    one, other = before.speed.get(name), after.speed.get(name)
-    left, right = (None if speed is None else speed[0] for speed in (one, other))
-    if one is None or other is None:
+    old, new = before.speed.get(name), after.speed.get(name)
+    left, right = (None if speed is None else speed[0] for speed in (old, new))
+    if old is None or new is None:
         return ComparedRow("speed", f"speed, {name}", left, right)
     if differs := _conditions("speed", before, after, allowed):
         return ComparedRow("speed", f"speed, {name}", left, right, differs=differs)
-    estimate, low, high = intervals.ratio_of_ratios(one, other)
+    estimate, low, high = intervals.ratio_of_ratios(old, new)
     return ComparedRow("speed", f"speed, {name}", left, right, Difference(estimate, low, high, float("nan")))
 
 
@@ -584,12 +588,12 @@ def test_perplexity(
     """
     cells = _cells(pairs, seeds or {})
     figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(_flat(cells))}
-    known = {n for n, one in figures.items() if math.isfinite(one.get("perplexity", math.inf))}
+    known = {n for n, figure in figures.items() if math.isfinite(figure.get("perplexity", math.inf))}
     cells = {pair: sides for pair, sides in cells.items() if all(n in known for side in sides for n in side)}
     windows = {n: samples.of(n, f"perplexity-{name_of_text(text)}", "nll") for n in _places(_flat(cells))}
-    asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
-    found: Contrasts = {}
-    for together in _together(cells, find_alike(windows, asked)):
+    conditions = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
+    contrasts: Contrasts = {}
+    for together in _together(cells, find_alike(windows, conditions)):
         place = cells[together[0]][0][0]
         tokens, row = _known(windows, place).units.to_pylist(), not figures[place]["drawn"]
         before, after = (
@@ -599,14 +603,14 @@ def test_perplexity(
         if before.shape[1] == 1:
             tested = zip(*clusters.paired_perplexities(before[:, 0], after[:, 0], tokens, in_a_row=row), strict=True)
             for pair, (estimate, low, high, p) in zip(together, tested, strict=True):
-                found[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
+                contrasts[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
             continue
         for pair, difference in zip(together, after - before, strict=True):
             _, stderr, freedom = clusters.ratio_stderr(difference.mean(0), tokens, in_a_row=row)
             logs = (difference.sum(1) / sum(tokens)).tolist()
-            found[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
-    rest = [pair for pair in cells if intervals and pair not in found]
-    return _adjust_p(cells, found | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
+            contrasts[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
+    rest = [pair for pair in cells if intervals and pair not in contrasts]
+    return _adjust_p(cells, contrasts | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
 
 
 def test_average(
@@ -625,11 +629,13 @@ def test_average(
     bounds  also low and high of what is paired, two milliseconds for each (bench.stats.intervals.paired_share_interval)
     seeds   of the places that stand for a model of several seeds
     """
-    found: Contrasts = {}
+    contrasts: Contrasts = {}
     cells = _cells(pairs, seeds or {})
     measured = {n: records[n].measured.get("tasks", {}) for n in _places(_flat(cells))}
-    whole = {n: one for n, one in measured.items() if all(t in one and _has(one[t], metric) for t in tasks)}
-    mains = {n: [metric or one[task]["main"] for task in tasks] for n, one in whole.items()}
+    whole = {
+        n: results for n, results in measured.items() if all(t in results and _has(results[t], metric) for t in tasks)
+    }
+    mains = {n: [metric or results[task]["main"] for task in tasks] for n, results in whole.items()}
     cells = {
         pair: sides
         for pair, sides in cells.items()
@@ -646,12 +652,12 @@ def test_average(
     alone = {sides[0]: pair for pair, sides in cells.items() if len(sides) == 1}
     for together in _together({side: [side] for side in alone}, shared):
         paired = _paired_averages(together, answers, bounds=bounds)
-        found |= {alone[side]: contrast for side, contrast in paired.items()}
+        contrasts |= {alone[side]: contrast for side, contrast in paired.items()}
     for pair, sides in cells.items():
         if len(sides) > 1 and all(a in shared and shared[a] == shared.get(b) for a, b in sides):
-            found[pair] = _over_draws(sides, answers)
-    rest = [pair for pair in cells if intervals and pair not in found]
-    return _adjust_p(cells, found | {pair: _independent_average(figures, cells[pair]) for pair in rest})
+            contrasts[pair] = _over_draws(sides, answers)
+    rest = [pair for pair in cells if intervals and pair not in contrasts]
+    return _adjust_p(cells, contrasts | {pair: _independent_average(figures, cells[pair]) for pair in rest})
 
 
 def _has(task: Mapping[str, Any], metric: str) -> bool:
@@ -664,15 +670,15 @@ def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
 
     One is too few where either model has several: a test of that seed would stand beside means of others.
     """
-    found = {}
+    cells = {}
     for a, b in pairs:
-        one, other = seeds.get(a, {}), seeds.get(b, {})
-        common = [(one[seed], other[seed]) for seed in one if seed in other]
-        if not (one and other):
-            found[a, b] = [(a, b)]
-        elif len(common) > 1 or len(one) == len(other) == len(common):
-            found[a, b] = common
-    return found
+        first, second = seeds.get(a, {}), seeds.get(b, {})
+        common = [(first[seed], second[seed]) for seed in first if seed in second]
+        if not (first and second):
+            cells[a, b] = [(a, b)]
+        elif len(common) > 1 or len(first) == len(second) == len(common):
+            cells[a, b] = common
+    return cells
 
 
 def _flat(cells: Cells) -> list[Pair]:
@@ -685,12 +691,12 @@ def _places(pairs: Sequence[Pair]) -> list[int]:
 
 def _together(cells: Cells, groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
     """Give the pairs whose cells are all of one group, by the group and the number of their seeds."""
-    found: dict[Any, list[Pair]] = {}
+    pairs_by_group: dict[Any, list[Pair]] = {}
     for pair, sides in cells.items():
         kinds = {groups.get(place) for side in sides for place in side}
         if len(kinds) == 1 and None not in kinds:
-            found.setdefault((kinds.pop(), len(sides)), []).append(pair)
-    yield from found.values()
+            pairs_by_group.setdefault((kinds.pop(), len(sides)), []).append(pair)
+    yield from pairs_by_group.values()
 
 
 def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
@@ -702,11 +708,13 @@ def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
 def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair]) -> Contrast | None:
     """Test two perplexities as if independent, on logarithms, half a 95 % interval being 1.96 standard errors."""
     both = [(figures[a], figures[b]) for a, b in sides]
-    if any(one.get(f"perplexity_{end}") is None for pair in both for one in pair for end in ("low", "high")):
+    if any(figure.get(f"perplexity_{end}") is None for pair in both for figure in pair for end in ("low", "high")):
         return None
-    logs = [math.log(other["perplexity"] / one["perplexity"]) for one, other in both]
+    logs = [math.log(second["perplexity"] / first["perplexity"]) for first, second in both]
     stderr = fmean(
-        math.hypot(*(math.log(one["perplexity_high"] / one["perplexity_low"]) / (2 * NORMAL_95) for one in pair))
+        math.hypot(
+            *(math.log(figure["perplexity_high"] / figure["perplexity_low"]) / (2 * NORMAL_95) for figure in pair)
+        )
         for pair in both
     )
     if len(logs) > 1:
@@ -754,9 +762,9 @@ def _by_mcnemar(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) ->
     lost, gained = total[a] - both[a, b], total[b] - both[a, b]
     n = right.shape[1]
     sides = list(zip(lost.astype(int).tolist(), gained.astype(int).tolist(), strict=True))
-    ends = [stats.paired_share_interval(*one, n) if bounds else (math.nan, math.nan) for one in sides]
-    found = zip(pairs, (gained - lost) / n, stats.mcnemars(lost, gained), ends, strict=True)
-    return {pair: Contrast(float(estimate), float(p), "mcnemar", *end) for pair, estimate, p, end in found}
+    ends = [stats.paired_share_interval(*side, n) if bounds else (math.nan, math.nan) for side in sides]
+    results = zip(pairs, (gained - lost) / n, stats.mcnemars(lost, gained), ends, strict=True)
+    return {pair: Contrast(float(estimate), float(p), "mcnemar", *end) for pair, estimate, p, end in results}
 
 
 def _by_normal(pairs: Sequence[Pair], answers: TaskSamples) -> Contrasts:
@@ -765,12 +773,14 @@ def _by_normal(pairs: Sequence[Pair], answers: TaskSamples) -> Contrasts:
         return {}
     tables, a, b = _tables(pairs, answers)
     apart = [table[b] - table[a] for table in tables]
-    means = np.mean([one.mean(1) for one in apart], axis=0).tolist()
-    stderrs = (np.sqrt(sum(one.var(1, ddof=1) / one.shape[1] for one in apart)) / len(apart)).tolist()
-    found = zip(pairs, means, stderrs, strict=True)
+    means = np.mean([difference.mean(1) for difference in apart], axis=0).tolist()
+    stderrs = (
+        np.sqrt(sum(difference.var(1, ddof=1) / difference.shape[1] for difference in apart)) / len(apart)
+    ).tolist()
+    results = zip(pairs, means, stderrs, strict=True)
     return {
         pair: Contrast(mean, _normal(mean, stderr), "normal", mean - NORMAL_95 * stderr, mean + NORMAL_95 * stderr)
-        for pair, mean, stderr in found
+        for pair, mean, stderr in results
     }
 
 
@@ -779,25 +789,25 @@ def _over_draws(sides: Sequence[Pair], answers: TaskSamples) -> Contrast:
 
     Documents that are the same at each seed are averaged over the seeds; of others each seed is a sample of its own.
     """
-    apart = [[_known(given, b).figures - _known(given, a).figures for a, b in sides] for given in answers]
-    values = np.mean([[one.mean() for one in task] for task in apart], axis=0).tolist()
+    differences = [[_known(given, b).figures - _known(given, a).figures for a, b in sides] for given in answers]
+    values = np.mean([[difference.mean() for difference in task] for task in differences], axis=0).tolist()
     variance = 0.0
-    for task, given in zip(apart, answers, strict=True):
+    for task, given in zip(differences, answers, strict=True):
         units = [_known(given, a).units for a, _ in sides]
-        same = all(one.equals(units[0]) for one in units)
+        same = all(unit.equals(units[0]) for unit in units)
         several = [np.mean(task, axis=0)] if same else task
-        variance += sum(one.var(ddof=1) / len(one) for one in several) / len(several) ** 2
-    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(apart))
+        variance += sum(difference.var(ddof=1) / len(difference) for difference in several) / len(several) ** 2
+    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(differences))
     return Contrast(estimate, p, "draws", low, high)
 
 
 def _independent_average(figures: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Pair]) -> Contrast | None:
     """Test two averages as if independent, by the standard errors of the figures of their tasks."""
     known = {n: figures[n] for side in sides for n in side}
-    if any(one.get("stderr") is None for several in known.values() for one in several):
+    if any(figure.get("stderr") is None for several in known.values() for figure in several):
         return None
-    averages = {n: fmean(one["value"] for one in several) for n, several in known.items()}
-    stderrs = {n: stats.average_stderr([one["stderr"] for one in several]) for n, several in known.items()}
+    averages = {n: fmean(figure["value"] for figure in several) for n, several in known.items()}
+    stderrs = {n: stats.average_stderr([figure["stderr"] for figure in several]) for n, several in known.items()}
     differences = [averages[b] - averages[a] for a, b in sides]
     stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
     if len(sides) > 1:

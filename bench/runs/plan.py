@@ -28,7 +28,7 @@ from bench.plan.run_spec import RunSpec
 from bench.runs import store
 from bench.runs.datasets import read_datasets, setting_of_calibration
 from bench.runs.runner import with_inputs
-from bench.schedule.estimate import Estimate, Outlook, format_duration, reuses
+from bench.schedule.estimate import Estimate, Outlook, format_duration, reuse_of_method
 from bench.schedule.memory_needs import MemoryNeeds, bytes_of_card, bytes_of_gpus, room_of, to_gib
 from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import environment
@@ -252,7 +252,7 @@ def simulate(
         schedule.start(cell.key)
 
     def end(key: str) -> None:
-        schedule.finish(key, CellEnd("ok", no_search=reuses(schedule.cells[key].method) != "removals"))
+        schedule.finish(key, CellEnd("ok", no_search=reuse_of_method(schedule.cells[key].method) != "removals"))
 
     drive(schedule, session, begin, lambda result: end(result.key))
     planned = []

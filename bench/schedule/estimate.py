@@ -138,7 +138,7 @@ class Estimator:
         for place in _places(stage, cell):
             if sums := self._sums.get(place):
                 return sums.real / sums.computed, place != ANY
-        return (found.real / found.computed if (found := self._sums.get(ANY)) else 1.0), False
+        return (overall.real / overall.computed if (overall := self._sums.get(ANY)) else 1.0), False
 
 
 ANY: Place = ("any",)
@@ -172,8 +172,8 @@ def _alike(cell: Cell) -> Place:
     sizes = p.calibration_sequences, p.calibration_length, p.calibration_memory_mib, p.batch_tokens, p.window, p.windows
     healed = asdict(cell.healing) if cell.healing else None
     ratio = cell.ratio if healed or cell.ratio_of in QUANTITIES else None
-    asked = [cell.parameters, cell.ratio_of, ratio, healed, len(cell.earlier)]
-    given = json.dumps(asked, sort_keys=True, default=str)
+    settings = [cell.parameters, cell.ratio_of, ratio, healed, len(cell.earlier)]
+    given = json.dumps(settings, sort_keys=True, default=str)
     return cell.model, cell.method, given, *map(str, sizes), str(bool(p.tasks)), str(bool(p.texts))
 
 
@@ -263,8 +263,8 @@ class Forecast:
         longest = 0.0
         for key, began in self._began.items():
             own, timing = self._total(self._work[key], every)
-            here = max(0.0, began + own + beside - now)
-            longest, shared, alone = max(longest, here), shared + here, alone + timing
+            remaining = max(0.0, began + own + beside - now)
+            longest, shared, alone = max(longest, remaining), shared + remaining, alone + timing
         return max(longest, shared / self.slots) + alone
 
     def line(self, clock: Callable[[], float] = time.time) -> str:
@@ -288,11 +288,11 @@ class Forecast:
 
     def _total(self, work: Mapping[tuple[str, str], float], every: float) -> tuple[float, float]:
         """Return the seconds of some work, corrected by the finished cells: what slots share, and what comes alone."""
-        found = {True: 0.0, False: 0.0}
+        totals = {True: 0.0, False: 0.0}
         for kind, seconds in work.items():
-            factor = self._real[kind] / said if (said := self._estimated.get(kind)) else every
-            found[kind in self._alone] += seconds * factor
-        return found[False], found[True]
+            factor = self._real[kind] / estimated if (estimated := self._estimated.get(kind)) else every
+            totals[kind in self._alone] += seconds * factor
+        return totals[False], totals[True]
 
 
 def _kind(stage: str, cell: Cell) -> tuple[str, str]:
@@ -356,35 +356,38 @@ class Outlook:
         known = find_known_ratios(cells, done)
         for cell in cells:
             known_ratio, text = known.get(cell.key, 0.0), amounts(cell)
-            found = self._estimator(threads(cell)).estimate(cell, text, known_ratio)
-            if "speed" in found.stages and threads(cell) != timed_threads:
+            estimate = self._estimator(threads(cell)).estimate(cell, text, known_ratio)
+            if "speed" in estimate.stages and threads(cell) != timed_threads:
                 timed = self._estimator(timed_threads).estimate(cell, text, known_ratio)
-                found = replace(found, stages=found.stages | {"speed": timed.stages["speed"]})
-            self.estimates[cell.key] = found
+                estimate = replace(estimate, stages=estimate.stages | {"speed": timed.stages["speed"]})
+            self.estimates[cell.key] = estimate
 
     def needs(self, cell: Cell, room: int, card: int | None = None, *, offload: bool = False) -> MemoryNeeds:
         """Return the memory of a cell, which may take `room` bytes of the host's and `card` of its GPU's.
 
         offload  whether its states have a folder
         """
-        peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
+        peak = max((estimator.peak(cell) for estimator in self._estimators.values()), default=0)
         return footprint_of(cell, offload=offload).place(cell, room, peak, card)
 
     def _estimator(self, threads: int) -> Estimator:
         if threads not in self._estimators:
-            here = torch.device(self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu")
+            device = torch.device(self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu")
             dtype = getattr(torch, self.dtype)
-            shapes = {model: shape_of(model, one.trust_remote_code) for model, one in self._models.items()}
+            shapes = {model: shape_of(model, cell.trust_remote_code) for model, cell in self._models.items()}
             costs = {
-                model: Cost(shape, measure_rates(str(here), dtype, threads, shape.widths), bytes_of(self.dtype))
+                model: Cost(shape, measure_rates(str(device), dtype, threads, shape.widths), bytes_of(self.dtype))
                 for model, shape in shapes.items()
             }
-            found = Estimator(costs)
-            machine: Mapping[str, Any] = environment.describe(here, dtype) | {"threads": threads, "device": self.device}
+            estimator = Estimator(costs)
+            machine: Mapping[str, Any] = environment.describe(device, dtype) | {
+                "threads": threads,
+                "device": self.device,
+            }
             for record in self.earlier:
                 if is_of_machine(record, machine):
-                    found.learn(record)
-            self._estimators[threads] = found
+                    estimator.learn(record)
+            self._estimators[threads] = estimator
         return self._estimators[threads]
 
 
@@ -395,17 +398,17 @@ def find_known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, 
     those know that are measured in the same run.
     """
     searches, by_key = search_groups(cells), {cell.key: cell for cell in cells}
-    before, looked, found = predecessors_of(searches), set[str](), dict[str, float]()
+    before, looked, ratio_by_key = predecessors_of(searches), set[str](), dict[str, float]()
     for key, search in searches.items():
         cell = by_key[key]
-        if reuses(cell.method) == "removals" and key in before:
-            found[key] = min(by_key[before[key]].ratio or 0.0, cell.ratio or 0.0)
-        elif reuses(cell.method) == "statistics" and not cell.earlier:
+        if reuse_of_method(cell.method) == "removals" and key in before:
+            ratio_by_key[key] = min(by_key[before[key]].ratio or 0.0, cell.ratio or 0.0)
+        elif reuse_of_method(cell.method) == "statistics" and not cell.earlier:
             if search in looked:
-                found[key] = cell.ratio or 0.0
+                ratio_by_key[key] = cell.ratio or 0.0
             if key not in done:
                 looked.add(search)
-    return found
+    return ratio_by_key
 
 
 def read_records_nearby(folder: Path) -> Iterator[Record]:
@@ -434,7 +437,7 @@ class PruningWork:
     exact: float = 0.0
 
 
-def reuses(method: str) -> Reuses:
+def reuse_of_method(method: str) -> Reuses:
     """Return what a cell of a method reuses of one at another ratio."""
     return methods.load()[method.partition("+")[0]].reuses
 
@@ -481,7 +484,7 @@ TOKENS = {  # of the default tasks' documents, prefixes that choices share count
     "boolq": (137, 1),
 }
 TOKENS_OF_OTHER_TASK = tuple(
-    sum(one[at] for one in TOKENS.values()) / len(TOKENS) for at in (0, 1)
+    sum(counts[at] for counts in TOKENS.values()) / len(TOKENS) for at in (0, 1)
 )  # of any other task's
 STAGES = ("load", "prune", "heal", "save", "perplexity", "tasks", "speed", "checks")
 
@@ -508,22 +511,22 @@ class Cost:
         known  the ratio up to which what it finds is known from a cell in front of it (bench.schedule.estimate)
         """
         kept, p = self.shape.kept(self.shape.share(cell.ratio, cell.ratio_of)), cell.protocol
-        found = {"load": (1 + bool(cell.earlier)) * LOAD * self._bytes(1.0)}
+        seconds = {"load": (1 + bool(cell.earlier)) * LOAD * self._bytes(1.0)}
         if cell.method != "dense":
-            found["prune"] = self._prune(cell, known)
+            seconds["prune"] = self._prune(cell, known)
         if cell.healing:
-            found["heal"] = self._heal(cell.healing, kept)
+            seconds["heal"] = self._heal(cell.healing, kept)
         if p.save_dtype and cell.method != "dense":
-            found["save"] = SAVE * self._bytes(kept)
+            seconds["save"] = SAVE * self._bytes(kept)
         if amounts.text_tokens:
-            found["perplexity"] = self._forward(amounts.text_tokens, p.window, kept)
+            seconds["perplexity"] = self._forward(amounts.text_tokens, p.window, kept)
         if amounts.documents:
-            found["tasks"] = sum(self._task(name, count, kept) for name, count in amounts.documents.items())
+            seconds["tasks"] = sum(self._task(name, count, kept) for name, count in amounts.documents.items())
         if is_timed(cell):
-            found["speed"] = self._speed(cell, kept)
+            seconds["speed"] = self._speed(cell, kept)
         if p.checks:
-            found["checks"] = self._checks(kept, bool(amounts.text_tokens))
-        return found
+            seconds["checks"] = self._checks(kept, bool(amounts.text_tokens))
+        return seconds
 
     def _bytes(self, kept: float) -> float:
         return self.bytes_each * (self.shape.parameters - self.shape.inner * (1 - kept))
@@ -539,7 +542,9 @@ class Cost:
     def _prune(self, cell: Cell, known: float) -> float:
         before = self.shape.share(cell.earlier[-1].ratio, cell.ratio_of) if cell.earlier else 0.0
         p = cell.protocol
-        ratio, known = (max(0.0, self.shape.share(asked, cell.ratio_of) - before) for asked in (cell.ratio, known))
+        ratio, known = (
+            max(0.0, self.shape.share(requested, cell.ratio_of) - before) for requested in (cell.ratio, known)
+        )
         try:
             pruner = memory_needs.make_pruner(cell.method, cell.parameters)
         except ValueError:  # of a record of a method that is not loaded
@@ -567,10 +572,10 @@ class Cost:
 
     def _speed(self, cell: Cell, kept: float) -> float:
         """A process of its own, and at every point a pass for memory, and both models warmed up and timed in turns."""
-        found = STARTED + 2 * LOAD * self._bytes(1.0)
+        seconds = STARTED + 2 * LOAD * self._bytes(1.0)
         for point in points_of_protocol(cell.protocol):
-            found += sum(self._point(point, cell, share) for share in (1.0, kept))
-        return found
+            seconds += sum(self._point(point, cell, share) for share in (1.0, kept))
+        return seconds
 
     def _point(self, point: TimedPoint, cell: Cell, kept: float) -> float:
         p, calls = cell.protocol, steps_of_point(point, cell.protocol)

@@ -97,7 +97,7 @@ class Footprint:
             return 0
         if cell.device.startswith("cuda"):
             return self._on_the_host(cell)
-        return bytes_offloaded(make_pruner(cell.method, cell.parameters), self._amount(cell))
+        return bytes_of_offloaded_states(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
     def place(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
         """Return what a cell takes where it may take `room` bytes of a host: with its weights in files, if need be.
@@ -114,15 +114,15 @@ class Footprint:
         if fits or reason_for_memory(cell):
             return self.needs(cell, peak)
         if on_gpu:
-            found = self._beside_visits(cell, card or 0)
+            needs_in_files = self._beside_visits(cell, card or 0)
         else:
-            found = MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
+            needs_in_files = MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
         if not is_timed(cell):
-            return found
-        *timings, alone = self._timings(cell, found)
-        for needs in (*timings, alone, found):
+            return needs_in_files
+        *timings, alone = self._timings(cell, needs_in_files)
+        for needs in (*timings, alone, needs_in_files):
             if (needs.device if on_gpu else needs.host) <= (card or 0 if on_gpu else room):
-                return self.needs(cell, peak) if needs is found else needs
+                return self.needs(cell, peak) if needs is needs_in_files else needs
         return alone  # which not even pruning in files has the room for
 
     def not_in_files(self, cell: Cell) -> str:
@@ -137,8 +137,8 @@ class Footprint:
         The process that times holds them; while it does, there is one without a model beside it.
         """
         left = self._left(cell)
-        both, one = self.weights + left, 0 if cell.method == "dense" else left
-        for weights, alone in ((both, False), (one, True)):
+        both, pruned = self.weights + left, 0 if cell.method == "dense" else left
+        for weights, alone in ((both, False), (pruned, True)):
             work = weights + self._timed(cell) if weights else 0
             if cell.device.startswith("cuda"):  # where one waits on the host while the other is timed
                 device, host = min(work, self.weights + self._timed(cell)), self.process + (0 if alone else weights)
@@ -183,8 +183,8 @@ class Footprint:
 
         They wait between two layers (bench.evaluation.forwards); the other half is for pages of the files.
         """
-        there = self._around + self.bytes_each * self.shape.layer if cell.device.startswith("cuda") else self.process
-        return max(0, min(STATES, round(room - there - self._scoring(cell)) // 2))
+        taken = self._around + self.bytes_each * self.shape.layer if cell.device.startswith("cuda") else self.process
+        return max(0, min(STATES, round(room - taken - self._scoring(cell)) // 2))
 
     def _states(self, cell: Cell, room: int) -> int:
         """Return the bytes of states that wait while a cell in files is scored: those of its windows, or all room."""
@@ -198,14 +198,16 @@ class Footprint:
         In `speed` one of both models lies on the device at a time where both do not fit.
         """
         left = self._left(cell)
-        found = {"load": self.weights, "perplexity": left + self._scoring(cell)}
+        bytes_by_stage = {"load": self.weights, "perplexity": left + self._scoring(cell)}
         if cell.method != "dense":
-            found["prune"] = self.weights + self._pruning(cell) + self._kept_head(cell) + self._copies(cell, left)
+            bytes_by_stage["prune"] = (
+                self.weights + self._pruning(cell) + self._kept_head(cell) + self._copies(cell, left)
+            )
         if cell.healing:
-            found["heal"] = self._healing(cell, left)
+            bytes_by_stage["heal"] = self._healing(cell, left)
         if is_timed(cell):
-            found["speed"] = self.weights + self._timed(cell)
-        return found
+            bytes_by_stage["speed"] = self.weights + self._timed(cell)
+        return bytes_by_stage
 
     def _copies(self, cell: Cell, left: int) -> int:
         """Return the bytes of what has been cut while a budget is searched for: of the nearest model and of another."""
@@ -228,7 +230,7 @@ class Footprint:
         )
 
     def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:
-        return bytes_beside_weights(make_pruner(cell.method, cell.parameters), self._amount(cell, in_files=in_files))
+        return bytes_of_pruning(make_pruner(cell.method, cell.parameters), self._amount(cell, in_files=in_files))
 
     def _scoring(self, cell: Cell) -> int:
         """Return the bytes of one forward and of its logits, which are made float32."""
@@ -280,7 +282,7 @@ class Footprint:
 
     def _on_the_host(self, cell: Cell) -> int:
         """Return the bytes of states that wait there beside a GPU."""
-        return bytes_parked(make_pruner(cell.method, cell.parameters), self._amount(cell))
+        return bytes_of_parked_states(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
 
 def reason_for_memory(cell: Cell) -> str:
@@ -389,8 +391,8 @@ def refuse_misfits(
         if not needs.in_files and footprint.weights > room:
             raise UserError(f"{words}: it {footprint.not_in_files(cell)}; leave that out, or give a smaller model")
         if footprint.process + SURE * (needs.host - footprint.process) > room:
-            other = _with_a_folder(cell, room) or "leave it out"
-            raise UserError(f"{words}; {other}, or give less calibration or fewer --batch-tokens")
+            advice = _with_a_folder(cell, room) or "leave it out"
+            raise UserError(f"{words}; {advice}, or give less calibration or fewer --batch-tokens")
         say(f"{words}: it may run out of memory")
 
 
@@ -403,7 +405,7 @@ def _with_a_folder(cell: Cell, room: int) -> str:
 def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
     """Raise UserError where a folder has not the room for the states of those cells that take most of it at once."""
     sizes = [(title_of_cell(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
-    largest = sorted(sizes, key=lambda one: -one[1])[:slots]
+    largest = sorted(sizes, key=lambda entry: -entry[1])[:slots]
     taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
     if taken > free:
         names = " and ".join(name for name, _ in largest)
@@ -419,20 +421,20 @@ def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | Non
     card = bytes_of_card(cells[0], gpus, device_memory, slots)
     if any(footprint_of(cell).place(cell, room_of(None), card=card).alone for cell in cells):
         say(ALONE)
-    for cell in sorted(cells, key=lambda one: -footprint_of(one).needs(one).device):
+    for cell in sorted(cells, key=lambda cell: -footprint_of(cell).needs(cell).device):
         footprint = replace(footprint_of(cell), process=0)
-        there, whole = card or all_of_them, footprint.needs(cell).device
-        if whole <= there:
+        room, whole = card or all_of_them, footprint.needs(cell).device
+        if whole <= room:
             break
         needs = footprint.place(cell, room_of(None), card=card)
         words = f"{cell.label} needs about {whole / GIB:.1f} GiB"
         if needs.in_files:
             words = f"{words}, or {needs.device / GIB:.1f} GiB with layers that visit the GPU"
-        words = f"{words}, and {'it may take' if device_memory else cards} {there / GIB:.1f} GiB"
-        if needs.device <= there:
+        words = f"{words}, and {'it may take' if device_memory else cards} {room / GIB:.1f} GiB"
+        if needs.device <= room:
             continue
         least = footprint.weights if not needs.in_files else 0
-        if least + SURE * (needs.device - least) > there:
+        if least + SURE * (needs.device - least) > room:
             all_there = card is not None and not needs.in_files
             why = f"it {footprint.not_in_files(cell)}; leave that out" if all_there else "leave it out"
             raise UserError(f"{words}; {why}, or give a smaller model, --dtype bfloat16 or less calibration")
@@ -554,18 +556,18 @@ def parts_of(pruner: Pruner, amount: PruningMemory) -> Iterator[HeldPart]:
         yield HeldPart(pruner.compensation.holds, amount.tokens, amount)
 
 
-def bytes_beside_weights(pruner: Pruner, amount: PruningMemory) -> int:
+def bytes_of_pruning(pruner: Pruner, amount: PruningMemory) -> int:
     """Return the bytes that pruning takes beside the dense weights, its compensation included."""
     held = max(part.bytes for part in parts_of(pruner, amount))
     return round(held + (0 if amount.on_gpu else _dense_layers(pruner, amount)))
 
 
-def bytes_offloaded(pruner: Pruner, amount: PruningMemory) -> int:
+def bytes_of_offloaded_states(pruner: Pruner, amount: PruningMemory) -> int:
     """Return the bytes of states that wait while a method prunes, which a folder has to have room for."""
     return round(max(sum(part.waiting.values()) for part in parts_of(pruner, amount)))
 
 
-def bytes_parked(pruner: Pruner, amount: PruningMemory) -> int:
+def bytes_of_parked_states(pruner: Pruner, amount: PruningMemory) -> int:
     """Return the bytes of states that wait on the host beside a GPU."""
     return round(max(part.parked for part in parts_of(pruner, amount)))
 

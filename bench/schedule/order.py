@@ -82,10 +82,12 @@ class Schedule:
 
     def _ways(self, seconds: Mapping[str, float]) -> dict[str, float]:
         """Return of each cell its seconds and the most that can come behind it, one after the other."""
-        found = dict[str, float]()
+        ways = dict[str, float]()
         for key in reversed(self.cells):  # who waits comes behind
-            found[key] = seconds.get(key, 0.0) + max((found[one] for one in self._behind.get(key, ())), default=0.0)
-        return found
+            ways[key] = seconds.get(key, 0.0) + max(
+                (ways[follower] for follower in self._behind.get(key, ())), default=0.0
+            )
+        return ways
 
     @property
     def waiting(self) -> int:
@@ -120,8 +122,8 @@ class Schedule:
         if search is not None and end.no_search and search not in self._no_searches:
             self._no_searches.add(search)
             freed = freed + self._members[search]
-        for other in freed:
-            self._free(other)
+        for follower in freed:
+            self._free(follower)
 
     def predecessor(self, key: str) -> str | None:
         """Return for which cell one waits, or would if it were not done; None where it waits for none."""
@@ -181,12 +183,12 @@ def search_groups(cells: Sequence[Cell]) -> dict[str, str]:
 
 def predecessors_of(searches: Mapping[str, str]) -> dict[str, str]:
     """Return of each cell that may search the one in front of it in its search: {key: key}."""
-    found, last = dict[str, str](), dict[str, str]()
+    predecessors, last = dict[str, str](), dict[str, str]()
     for key, search in searches.items():
         if search in last:
-            found[key] = last[search]
+            predecessors[key] = last[search]
         last[search] = key
-    return found
+    return predecessors
 
 
 def search_of(plain: Mapping[str, Any]) -> str:

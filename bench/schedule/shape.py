@@ -64,7 +64,9 @@ class Shape:
             mlp=max(values_of_an_mlp(layer) for layer in layers) // 4,
             heads=whole.out.in_features,
             keys=2 * whole.kv_heads * whole.head_width,
-            read=sum(one.weight.numel() for one in factors_of([*whole.qkv, *(whole.up if has_one_mlp(whole) else [])])),
+            read=sum(
+                factor.weight.numel() for factor in factors_of([*whole.qkv, *(whole.up if has_one_mlp(whole) else [])])
+            ),
             tied=model.head.weight is model.embed.weight,
             mixture=any(layer.experts is not None for layer in layers),
         )

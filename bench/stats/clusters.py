@@ -94,19 +94,19 @@ def paired_perplexity(
     the tokens of one are no independent observations, and Student's test with its degrees of freedom.
     """
     apart = np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float)
-    found = student(apart, tokens, confidence, in_a_row=in_a_row)
-    estimate, low, high = np.exp([found.estimate, found.low, found.high]).tolist()
-    return Difference(estimate, low, high, found.p, found.stderr, found.freedom)
+    difference = student(apart, tokens, confidence, in_a_row=in_a_row)
+    estimate, low, high = np.exp([difference.estimate, difference.low, difference.high]).tolist()
+    return Difference(estimate, low, high, difference.p, difference.stderr, difference.freedom)
 
 
 def paired_perplexities(
     nll_a: Floats, nll_b: Floats, tokens: Values, *, in_a_row: bool = False
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Return (ratio, low, high, p) as `paired_perplexity` does, each (pairs,), from nats of (pairs, windows)."""
-    found = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95, in_a_row)
+    results = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95, in_a_row)
     with np.errstate(over="ignore"):  # an endless interval is one
-        estimate, low, high = np.exp(found[:3])
-    return estimate, low, high, found[3]
+        estimate, low, high = np.exp(results[:3])
+    return estimate, low, high, results[3]
 
 
 def student(sums: Values, sizes: Values, confidence: float, *, in_a_row: bool = False) -> Difference:
@@ -115,8 +115,8 @@ def student(sums: Values, sizes: Values, confidence: float, *, in_a_row: bool = 
     in_a_row  as in `ratio_stderr`
     """
     _, stderr, freedom = ratio_stderr(sums, sizes, in_a_row=in_a_row)
-    found = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence, in_a_row)
-    estimate, low, high, p = (float(figure) for figure in found)
+    figures = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence, in_a_row)
+    estimate, low, high, p = (float(figure) for figure in figures)
     return Difference(estimate, low, high, p, stderr, freedom)
 
 

@@ -192,10 +192,10 @@ def separation_of(tasks: Sequence[Figures], drawn: int) -> Separation:
     """
     count = len(tasks)
     rest = [_rest(figures) for figures in tasks]
-    seen = np.mean([figures.mean(1) for figures in tasks], axis=0).var(ddof=1)
-    by_chance = sum(one / figures.shape[1] for one, figures in zip(rest, tasks, strict=True)) / count**2
+    variance = np.mean([figures.mean(1) for figures in tasks], axis=0).var(ddof=1)
+    by_chance = sum(residual / figures.shape[1] for residual, figures in zip(rest, tasks, strict=True)) / count**2
     one_document = sum(rest) / count**2
-    signal = math.sqrt(max(0.0, float(seen) - by_chance))
+    signal = math.sqrt(max(0.0, float(variance) - by_chance))
     needed = (NORMAL_95 + POWER) ** 2 * 2 * one_document / signal**2 if signal else math.inf
     return Separation(signal, math.sqrt(one_document / drawn), drawn, _agreement(tasks, drawn), needed)
 
@@ -212,14 +212,14 @@ def _agreement(tasks: Sequence[Figures], drawn: int) -> float:
     if any(figures.shape[1] <= drawn for figures in tasks):
         return math.nan
     generator = np.random.default_rng(SEED)
-    here = there = np.zeros((len(tasks[0]), DRAWS))  # sums over tasks of the means of each model in each draw
+    by_drawn = by_rest = np.zeros((len(tasks[0]), DRAWS))  # sums over tasks of the means of each model in each draw
     for figures in tasks:
         documents = figures.shape[1]
         chosen = generator.random((DRAWS, documents)).argpartition(drawn - 1, axis=1)[:, :drawn]
-        some, every = figures[:, chosen].sum(-1), figures.sum(1, keepdims=True)
-        here, there = here + some / drawn, there + (every - some) / (documents - drawn)
+        sums, every = figures[:, chosen].sum(-1), figures.sum(1, keepdims=True)
+        by_drawn, by_rest = by_drawn + sums / drawn, by_rest + (every - sums) / (documents - drawn)
     first, second = np.triu_indices(len(tasks[0]), 1)
-    one, other = (np.sign(np.round(side[first] - side[second], 12)) for side in (here, there))
-    pairs = np.sqrt(np.abs(one).sum(0) * np.abs(other).sum(0))
+    first_signs, second_signs = (np.sign(np.round(side[first] - side[second], 12)) for side in (by_drawn, by_rest))
+    pairs = np.sqrt(np.abs(first_signs).sum(0) * np.abs(second_signs).sum(0))
     known = pairs > 0
-    return float(((one * other).sum(0)[known] / pairs[known]).mean()) if known.any() else math.nan
+    return float(((first_signs * second_signs).sum(0)[known] / pairs[known]).mean()) if known.any() else math.nan

@@ -170,8 +170,8 @@ def detectable_share(
     reject, find = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
 
     def excess(d: float) -> float:
-        tested, seen = reject * math.sqrt(discordance), margin * math.sqrt(n)
-        return math.sqrt(n) * d - max(tested, seen) - find * math.sqrt(max(0.0, discordance - d * d))
+        tested, reached = reject * math.sqrt(discordance), margin * math.sqrt(n)
+        return math.sqrt(n) * d - max(tested, reached) - find * math.sqrt(max(0.0, discordance - d * d))
 
     return float(brentq(excess, 0, discordance)) if discordance and excess(discordance) > 0 else None
 
@@ -218,9 +218,9 @@ def ratio_of_ratios(a: tuple[float, float, float], b: tuple[float, float, float]
 
 def kendall(a: Values, b: Values) -> float:
     """Return Kendall's tau-b of two orders of the same things, in [-1, 1]; NaN where either knows no order."""
-    one, other = (np.sign(np.subtract.outer(side, side)) for side in (np.asarray(a), np.asarray(b)))
-    pairs = math.sqrt(float(np.abs(one).sum() * np.abs(other).sum()))
-    return float((one * other).sum()) / pairs if pairs else math.nan
+    signs_a, signs_b = (np.sign(np.subtract.outer(side, side)) for side in (np.asarray(a), np.asarray(b)))
+    pairs = math.sqrt(float(np.abs(signs_a).sum() * np.abs(signs_b).sum()))
+    return float((signs_a * signs_b).sum()) / pairs if pairs else math.nan
 
 
 def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:

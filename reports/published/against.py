@@ -26,7 +26,7 @@ from bench.records.comparability import find_dense_peer, group_by_setup
 from bench.records.frame import column_of_task
 from bench.records.measured import is_accuracy
 from bench.records.quantities import METRICS, format_percent, shorten_name
-from bench.records.record import Record, main_metric, name_of_model, requested_ratio
+from bench.records.record import Record, main_metric_of_task, name_of_model, requested_ratio
 from methods.errors import UserError
 from reports import groups, legend
 from reports.groups import name_with_ratio, seeds_of, suffixes_of_draws
@@ -317,7 +317,7 @@ def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
 def _right(record: Record) -> dict[str, float]:
     """Return {task: its accuracy by its main metric}."""
     tasks = record.measured.get("tasks", {})
-    return {name: main_metric(task)["value"] for name, task in tasks.items() if is_accuracy(task)}
+    return {name: main_metric_of_task(task)["value"] for name, task in tasks.items() if is_accuracy(task)}
 
 
 def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:

@@ -125,7 +125,7 @@ def test_more_windows_and_documents_take_as_much_more():
 
 def test_a_search_that_goes_on_costs_what_is_left_of_it():
     for method in ("sleb", "blockpruner", "finercut", "laco-ls"):
-        assert estimate.reuses(method) == "removals"
+        assert estimate.reuse_of_method(method) == "removals"
         whole, start = (COST.seconds(cell(method, ratio), AMOUNTS)["prune"] for ratio in (0.3, 0.1))
         rest = COST.seconds(cell(method, 0.3), AMOUNTS, known=0.1)["prune"]
         assert rest < whole

@@ -27,9 +27,9 @@ from bench.schedule.memory_needs import (
     PROCESS,
     Footprint,
     PruningMemory,
-    bytes_beside_weights,
-    bytes_offloaded,
-    bytes_parked,
+    bytes_of_offloaded_states,
+    bytes_of_parked_states,
+    bytes_of_pruning,
 )
 from bench.schedule.shape import Shape
 from methods.errors import UserError
@@ -79,7 +79,7 @@ def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings)
         calibration = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=memory)
         pruner.prune(decoder, calibration, RATIO)
         taken = gpus.memories[0].peak - weights
-    assert LOW * taken <= bytes_beside_weights(pruner, amount) <= HIGH * taken
+    assert LOW * taken <= bytes_of_pruning(pruner, amount) <= HIGH * taken
 
 
 @pytest.mark.parametrize(("name", "settings"), [("llm-streamline", {"batch": 1}), ("angular", {"token": "all"})])
@@ -88,12 +88,12 @@ def test_states_between_layers_wait_on_the_host_or_in_files_and_not_on_a_gpu(nam
     shape = Shape.of(Decoder(tiny("llama", **options, num_hidden_layers=40)))
     amount = PruningMemory(shape, 2, RATIO, rows, columns, memory)
     between, pruner = 41 * 2 * rows * columns * shape.width, methods.make(name, settings)
-    on_gpu, on_cpu = (bytes_beside_weights(pruner, replace(amount, on_gpu=on_gpu)) for on_gpu in (True, False))
+    on_gpu, on_cpu = (bytes_of_pruning(pruner, replace(amount, on_gpu=on_gpu)) for on_gpu in (True, False))
     assert on_cpu - on_gpu >= 0.5 * between
     assert on_cpu > between
-    assert bytes_parked(pruner, amount) >= between
-    assert bytes_offloaded(pruner, amount) >= between
-    assert bytes_beside_weights(pruner, replace(amount, on_gpu=False, in_folder=True)) <= on_gpu
+    assert bytes_of_parked_states(pruner, amount) >= between
+    assert bytes_of_offloaded_states(pruner, amount) >= between
+    assert bytes_of_pruning(pruner, replace(amount, on_gpu=False, in_folder=True)) <= on_gpu
 
 
 FILED = [(STATES, "bfloat16", name) for name in ("shortgpt", "wanda-sp", "llm-pruner", "shortgpt+ghost", "flap+refit")]
@@ -122,7 +122,7 @@ def test_what_waits_in_a_folder_and_what_does_not_is_about_what_is_said(shape, d
         mask = torch.ones_like(ids, dtype=torch.bool)
         pruner.prune(decoder, Calibration(ids, mask, memory=memory, offload=tmp_path), RATIO)
         taken = gpus.memories[0].peak - weights
-    shares = bytes_beside_weights(pruner, amount) / taken, bytes_offloaded(pruner, amount) / files.peak
+    shares = bytes_of_pruning(pruner, amount) / taken, bytes_of_offloaded_states(pruner, amount) / files.peak
     assert all(LOW <= share <= HIGH for share in shares), shares
     assert files.now == 0
 
