@@ -1,13 +1,13 @@
-"""Asks, runs, writes down: from what is asked for to one JSON record for each cell.
+"""Measures pruned models and reports them: from a spec to one JSON record for each cell.
 
     import bench
 
     spec = bench.RunSpec(methods="laco,slicegpt", ratio=0.3, out="results/mine")
-    records = bench.run(spec)                                # measured, or found in the folder
+    records = bench.run(spec)                                # measured, or read from the folder
     records = bench.run(spec, engine=bench.engines.Local(slots=4))      # four cells at once
     cells = bench.read("results/mine")                       # a pandas DataFrame, a row for each cell
     documents = bench.samples("results/mine", "piqa")        # a row for each cell and document
-    report = bench.report("results/mine")                    # tables and figures, which Jupyter shows
+    report = bench.report("results/mine")                    # tables and figures, for Jupyter to show
 
 Nothing heavy is imported before one of these names is used.
 """

@@ -1,15 +1,6 @@
-"""Keeps what the dense model predicts for the text that a pruned model is healed on, without keeping the dense model.
+"""Heals a pruned model: draws the text, keeps what the dense model predicts for it, and trains.
 
-What its head reads is noted before pruning, when the dense model is on the device anyway, and waits in the host's
-memory: D numbers a token, where the predictions themselves would be V. On the device there is a copy of the head.
-
-Letters: N = training sequences, B = some of them, T = their tokens, D = residual width, V = vocabulary.
-
-Draws the text that a pruned model is healed on.
-
-Letters: N = training sequences, H = held-out sequences, T = tokens of a sequence.
-
-Trains a pruned model a little, so that it gets back part of what pruning took: healing.
+The recipe's kind says what is trained, and its loss says towards what:
 
 lora   low-rank adapters beside the matrices of every layer, but those of experts, merged into them at the end
        (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, by the library peft)
@@ -18,17 +9,21 @@ full   all parameters
 next-token   loss of the next token of the text, nats per token
 kl           Kullback-Leibler divergence of the next token from the dense model's, nats per token (Hinton et al. 2015)
 
-AdamW at the learning rate of bench.plan.protocol, gradients clipped to norm 1, no weight decay, no dropout. Weights
-that are trained are float32, adapters as well; a bfloat16 model computes in bfloat16.
+Predictions. There is no second model while one is trained. What the dense model's head reads is noted before pruning,
+when the dense model is on the device anyway. It waits in the host's memory: D numbers a token, where the predictions
+themselves would be V. On the device there is a copy of the head.
 
-The loop is written out here since a checkpoint of the Trainer, and of accelerate, is a pickle. Ours is one safetensors
-file, renamed into place: trained weights, moments of AdamW, and the curve so far. The order of the sequences follows
-from the seed and the step, so that training that goes on from there equals training that was never interrupted: to the
-last bit on a CPU. On a GPU attention's backward pass adds in no fixed order, and both are equal up to rounding.
+Training. AdamW runs at the learning rate of bench.plan.protocol, with gradients clipped to norm 1, no weight decay and
+no dropout. Weights that are trained are float32, adapters as well; a bfloat16 model computes in bfloat16.
 
-What the dense model predicts is noted before pruning (bench.healing): there is no second model.
+Checkpoints. The loop is written out here since a checkpoint of the Trainer, and of accelerate, is a pickle. Ours is one
+safetensors file, renamed into place: trained weights, moments of AdamW, and the curve so far. The order of the
+sequences follows from the seed and the step. Training that goes on from a checkpoint therefore equals training that was
+never interrupted: to the last bit on a CPU. On a GPU attention's backward pass adds in no fixed order, and both are
+equal up to rounding.
 
-Letters: B = sequences of a step, T = their tokens, V = vocabulary.
+Letters: N = training sequences, H = held-out sequences, B = sequences of a step, T = tokens of a sequence,
+D = residual width, V = vocabulary.
 """
 
 from __future__ import annotations

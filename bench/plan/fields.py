@@ -1,11 +1,13 @@
-"""Describes each thing that can be asked for once: its default, its range, its help, and how its flag is written.
+"""Describes the fields of a spec, and reads their values as they are typed.
+
+Fields. Each option is described once: its default, its range, its help, and how its flag is written.
 
     window: int = option(512, "tokens of a perplexity window", "TOKENS", least=1)
 
-The dataclasses of such fields (RunSpec, Protocol, Recipe, SimilarityProtocol) give the flags of the command line and
-the keys of spec files (`options`), and have their values checked when they are made (`check`).
+The dataclasses of such fields are RunSpec, Protocol, Recipe and SimilarityProtocol. `options_of_class` gives the flags
+of the command line and the keys of spec files. `check_fields` checks the values when an object is made.
 
-Reads what is typed as one word of a command line: lists of names, ratios, methods with their parameters.
+Words. One word of a command line may be a list of names, ratios, a budget, or methods with their parameters.
 """
 
 from __future__ import annotations

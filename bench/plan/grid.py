@@ -1,15 +1,17 @@
-"""Multiplies lists of settings into the cells of a run.
+"""Makes the cells of a run: multiplies lists of settings, and adds what follows a pruned cell.
 
---set laco.C=2,3 --set laco.T=0.45,0.65    four sets of parameters for every mention of laco
---calibration c4,wiki --seed 0,1,2         six ways to look at text; every method is measured under each
+Lists. Every method is measured with every combination of its parameters, and under every calibration and seed.
 
-Adds what follows a pruned cell: the same cell healed, and cells that go on from it.
+    --set laco.C=2,3 --set laco.T=0.45,0.65    four sets of parameters for each laco that --methods names
+    --calibration c4,wiki --seed 0,1,2         six ways to look at text; every method is measured under each
 
-    a cell -> itself, itself healed, and behind each of the two what --then names, one behind the other
+Chains. Behind a pruned cell come the same cell healed, and cells that go on from it.
 
-A chained cell asks for a ratio of the dense model, as any cell does, and starts from the model of the cell before it,
-its parent, as that was measured (bench.runs.store). A pruned cell is pruned further; a healed one is pruned further,
-and once more healed by the same recipe, from where the next one goes on.
+    a cell -> itself, itself healed, and behind each of the two the stages of --then, each behind the one before
+
+A chained cell has a ratio of the dense model, as any cell has. It starts from the model of its parent, as that was
+measured (bench.runs.store). A pruned cell is pruned further. A healed cell is pruned further and then healed by the
+same recipe, and the next stage goes on from there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Defines what the models of a record are made of: kinds of values with their units, and how a field is described.
+"""Defines kinds of values with their units, and how a field of a record is described.
 
-A key that is needed is in every record. Any other is absent where there is nothing to say, and never null, unless its
-kind says so. Keys that no model names are left alone, since later versions write more of them.
+Every record has the keys that are needed. Any other key is absent where there is nothing to say, and never null, unless
+its kind says so. Keys that no layout names are left alone, since later versions write more of them.
 """
 
 from __future__ import annotations

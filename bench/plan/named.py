@@ -1,6 +1,7 @@
-"""Refuses names of what is not there, before torch is imported: a mistake in a command is told within a second.
+"""Refuses names of models, texts, tasks and files that are missing, before torch is imported.
 
-What needs the model, its tokenizer or lm-eval is refused by bench.plan.validate, which looks at these names again.
+A mistake in a command is so reported within a second. What needs the model, its tokenizer or lm-eval is refused by
+bench.plan.validate, which looks at these names again.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""Says how a pruned model is healed: `Recipe`, the same for every method of a run.
+"""Says how cells are measured and healed, and how exported models are served: `Protocol`, `Recipe`, `ServedProtocol`.
 
-Text comes from the calibration documents alone, and so do the held-out sequences on which the learning curve is taken:
-what models are measured on is not touched. The learning rate is warmed up over a twentieth of the steps and then
-lowered to zero along a cosine.
+`Recipe` says how a pruned model is healed, the same for every method of a run. Text comes from the calibration
+documents alone, and so do the held-out sequences of the learning curve: what models are measured on is not touched. The
+learning rate is warmed up over a twentieth of the steps and then lowered to zero along a cosine.
+
+`Protocol` says how the cells of a run are measured. A profile is a named set of its values.
+
+`SimilarityProtocol` says what the command `similarity` measures.
+
+`ServedProtocol` says how exported models are served, scored and timed by an inference engine.
 
 Letters: N = training sequences, H = held-out sequences, T = tokens of a sequence, B = sequences of a step.
-
-Says how the cells of a run are measured: `Protocol`, and the profiles that are known by name.
-
-Says how exported models are served, scored and timed by an inference engine: `ServedProtocol`.
 """
 
 from __future__ import annotations

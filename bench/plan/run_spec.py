@@ -1,8 +1,8 @@
-"""Says what a run is asked to do: `RunSpec`, made from flags, from a spec file, or by hand.
+"""Says what a run measures: `RunSpec`, made from flags, from a spec file, or by hand.
 
 RunSpec(methods="laco,slicegpt", ratios=[0.3], profile="smoke", protocol={"windows": 8}, healing=Recipe("lora"))
 
-Reads a run that is written down as YAML: its keys are the long flags of `run`.
+A spec file is YAML. Its keys are the long flags of `run`:
 
     description: one line, for `list specs`
     base: the name of another spec, or a file beside this one; what stands here wins over it
@@ -11,8 +11,8 @@ Reads a run that is written down as YAML: its keys are the long flags of `run`.
     set: {laco.C: [2, 3, 4, 6], laco.T: 0.65}
     no-checks: true
 
-A list is what the flag takes with commas; `set` and `task-data` are tables. Keys are written with - or _. What the
-command line gives wins over the file, and of flags that are given several times it stands behind.
+A list is what the flag takes with commas; `set` and `task-data` are tables. Keys are written with - or _. Flags of the
+command line win over the file. A flag that may be repeated is added behind the values of the file.
 """
 
 from __future__ import annotations

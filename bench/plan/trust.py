@@ -1,8 +1,8 @@
-"""Says what a command lets records name: `Trust`, made from the command's own flags, since a record grants nothing.
+"""Says which names in records a command follows: `Trust`, made from the command's own flags.
 
-A cell that is made again names a model, texts and tasks, and says whether code that comes with the model may run. Whose
-record it is nobody knows. So without a flag a command takes what comes with this suite, and what lies in the run's own
-folder, as far as no code of it would run.
+A cell that is made again names a model, texts and tasks, and says whether code that comes with the model may run.
+Nobody knows who wrote the record, and so a record grants nothing. Without a flag a command takes what comes with this suite,
+and what lies in the run's own folder, as far as no code of it would run.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Reads and writes what was measured."""
+"""Reads and writes records, their samples, and the runs that hold them."""

@@ -1,11 +1,11 @@
-"""Knows what samples of a task with choices give beside accuracy: the bits per byte of the right answer, and chance.
+"""Computes the bits per byte of a task's right answers, and the accuracy of guesses.
 
     bits per byte = -log2 p(right continuation | question) / its bytes
     chance        = mean over documents of 1 / choices, the accuracy of guesses
 
-The continuation is the text that was scored, with the space in front of it, in UTF-8. A task's figure is the mean over
-its documents, so that a long answer counts as much as a short one: OLMES' bits_per_byte_corr (Y. Gu et al., "OLMES: a
-standard for language model evaluations", 2024), which D. Heineman et al., "Signal and noise", 2025, hold against
+The continuation is the text that was scored, with the space in front of it, in UTF-8. A task's value is the mean over
+its documents, so that a long answer counts as much as a short one. It is OLMES' bits_per_byte_corr (Y. Gu et al.,
+"OLMES: a standard for language model evaluations", 2024). D. Heineman et al., "Signal and noise", 2025, compare it with
 accuracy.
 
 Samples hold it in the column NAME.

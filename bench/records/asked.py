@@ -1,4 +1,4 @@
-"""Describes `cell` of a record: what was asked for (bench.plan.cell.Cell), and what the answer stands on."""
+"""Describes `cell` of a record: the cell (bench.plan.cell.Cell), and the inputs that its answer stands on."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Says which cells may be compared, and in which figures, by one table of conditions.
+"""Says which cells may be compared, in which figures, and which cells are draws of one row.
 
-Kinds of figures are size, text (perplexities), task and speed. A table of a report sets cells apart where any condition
-of its figures differs; the gate and `compare` refuse only what their column says.
+Conditions. One table names everything that figures depend on. Kinds of figures are size, text (perplexities), task and
+speed. A table of a report sets cells apart where any condition of its figures differs. The gate and `compare` refuse
+only what their own column says.
 
-Says which cells are draws of one row: those that differ in what a seed chooses alone.
-
-That is the choice of a random method, whose cells have a parameter for its seed; and what a cell's own seed draws, the
-calibration text and the documents of the tasks.
+Draws. Cells that differ only in what a seed chooses are draws of one row. A random method makes such a choice, and its
+cells have a parameter for its seed. A cell's own seed draws the calibration and the documents of the tasks.
 """
 
 from __future__ import annotations

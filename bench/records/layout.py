@@ -1,6 +1,6 @@
 """Publishes the layout of a record: as a JSON schema, and as tables of its fields for the site.
 
-layout -> JSON schema, with `unit` and `source` beside what JSON Schema knows -> [Section], one for each object in it
+layout -> JSON schema, with `unit` and `source` beside the words of JSON Schema -> [Section], one for each object in it
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Describes `decisions` of a record: what a method removed, in the keys that methods share.
+"""Describes `decisions` and `measured` of a record.
 
-A method writes what it likes beside them; its page says what that is. Layers go by their numbers in the model that the
-method was given.
+`decisions` says what a method removed, in the keys that methods share. A method may write others beside them, which its
+own page explains. Layers go by their numbers in the model that the method was given.
 
-Describes `measured` of a record: figures with their unit in the name; one that was not measured is absent.
+`measured` holds values with their unit in the name. One that was not measured is absent.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Packs a finished run: all its records in one file, and the samples of each task or text in one file.
+"""Packs a finished run into few files, unpacks it, and moves records to its folder superseded/.
 
-    records.jsonl            a line for each cell: `key`, `rows_sha256`, and the keys of its record, which is unchanged
-    samples/NAME.parquet     the samples of all cells, whose the column `cell` says, by its key
-    served.jsonl             what inference engines made of the models, as in a run that is not packed
+    records.jsonl            a line for each cell: `key`, `rows_sha256`, and the keys of its record, unchanged
+    samples/NAME.parquet     the samples of a task or text of all cells; the column `cell` has the key of a row's cell
+    served.jsonl             served records, as in a run that is not packed
 
-A record names the sha256 of each file of samples that its run wrote. In the packed form those files are gone, so
-`rows_sha256` has for each of them the sha256 of its rows, which no version of Parquet changes. Whatever reads the rows
-looks at it.
+A record names the sha256 of each file of samples that its run wrote. In the packed form those files are gone. For each
+of them `rows_sha256` has the sha256 of its rows, which no version of Parquet changes. It is checked wherever the rows
+are read.
 
-Moves records out of the way of reports, with their samples: to the folder superseded/ of their run.
+A record in superseded/, with its samples, is no part of reports any more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One table of metrics: how each column of the frame is named, written and judged. Every renderer uses it."""
+"""Says how each column of the frame is named, written and judged, in one table for every renderer."""
 
 from __future__ import annotations
 

@@ -1,17 +1,15 @@
 """Defines a record: one cell's outcome, as one JSON file that is written once and never edited.
 
-    results/<run>/cells/<key>.json               what was asked, decided and measured
+    results/<run>/cells/<key>.json               the cell, its decisions and its measured values
     results/<run>/samples/<key>/<name>.parquet   one row per document or perplexity window
 
-or, once the run is packed, as a line of records.jsonl (bench.records.packed_run). bench.records.schema says what each
-key means, and refuses a file that is no record when it is read.
+Once the run is packed, it is a line of records.jsonl (bench.records.packed_run).
 
-Says whether plain JSON values are a record, and if not, which field is wrong and what would be right.
+Reading. Plain JSON values are held against `RecordLayout`. A message says which field is wrong and what would be right.
 
-Makes a record of what a cell has found, whatever that is: leaves out what no record holds, and says what that was.
-
-Of a layout's object that has lost what it needs, the smallest that holds it goes: a text, a metric, the learning curve
-with its healing. A list is left out whole, since its places count.
+Writing. A record is made of any outcome of a cell. Values that no record can hold are left out, and the error says
+which. Where an object of the layout has lost a field that it needs, the smallest object that holds it goes too: a text,
+a metric, the learning curve with its healing. A list is left out whole, since its places count.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Opens run folders, packed or with a file for each cell: records, samples, data frames, and several runs as one.
+"""Opens run folders, packed or not: their records, samples and data frames; reads several as one, or joins them.
 
     results/RUN/cells/KEY.json, samples/KEY/NAME.parquet      a run in progress, or one that was not packed
     results/RUN/records.jsonl, samples/NAME.parquet           a packed run (bench.records.packed_run)
 
-KEY is the name of a cell; a command takes it, the start of it, or the cell's label, as RUN/CELL.
+KEY is the key of a cell. A command takes it, the start of it, or the cell's label, as RUN/CELL.
 
-Joins run folders into one: those of machines that know nothing of each other, each with a part of the cells.
+Runs that are joined into one folder may come from machines that know nothing of each other, each with some cells.
 """
 
 from __future__ import annotations

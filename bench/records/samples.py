@@ -1,7 +1,7 @@
-"""Reads the samples that a run keeps of its cells: a row for each document of a task or window of a text.
+"""Reads the samples of cells: a row for each document of a task or window of a text.
 
-The samples of a cell are called by the folder RUN/samples/KEY. A run in progress has that folder, with NAME.parquet for
-each task or text; a packed run (bench.records.packed_run) has RUN/samples/NAME.parquet for all cells instead.
+The samples of a cell are named by the folder RUN/samples/KEY. A run in progress has that folder, with NAME.parquet for
+each task or text. A packed run (bench.records.packed_run) has RUN/samples/NAME.parquet for all cells instead.
 """
 
 from __future__ import annotations

@@ -2,11 +2,10 @@
 
     results/<run>/served.jsonl    a line for each, beside the records of the run, packed or not
 
-bench.records.served says what each key means (`ServedLayout`), and refuses a line that is none when it is read.
-A line answers one question about one model (`answers`). A new one takes the place of an earlier answer to the same
-question and adds to all others, lines of other versions among them, whoever wrote them meanwhile.
+`ServedLayout` says what each key means. A line that does not fit it is refused when it is read.
 
-Describes whole records: that of a cell, and what an inference engine made of a cell's model.
+A line answers one question about one model (`question_of_record`). A new line takes the place of an earlier answer to
+the same question. All other lines stay, those of other versions and of other processes among them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Says whether a run is worse than its baseline: a verdict for each metric of each cell.
+"""Judges a run against its baseline, and the cells of two runs against chance.
 
-It follows from the rows of bench.regression.pairs and the margins of bench.regression.gate.
+`Margins` says what a run may lose beside its baseline, for each kind of metric, from a YAML file or by default.
 
-With g the change for the better (shares, bits, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
+The gate gives a verdict for each metric of each cell, by the rows of bench.regression.pairs and the margins. With g the
+change for the better (shares, bits, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
 
     worse         g <= -m, and the adjusted p value is below LEVEL (for speed: the interval lies below 0)
     better        g >= m, and likewise above
@@ -13,15 +14,13 @@ With g the change for the better (shares, bits, or the logarithm of a ratio), m 
     failed        the cell has no figures
 
 p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies, bits per byte and perplexities that
-gate, so that a model that is no worse fails by any of them in at most LEVEL / 2 of gates. WEIGHTS are their shares of
-the level: an accuracy's is the largest, since the tests of the others find far smaller losses. Sizes have no margin:
-fewer is better, more is worse.
+gate. A model that is no worse so fails by any of them in at most LEVEL / 2 of gates. WEIGHTS are their shares of the
+level. An accuracy's is the largest, since the tests of the others show far smaller losses. Sizes have no margin: fewer
+is better, more is worse.
 
-Compares the cells of two runs: what the second has more, and whether that can be told from chance.
+`compare` asks of each row what the second cell has more, and whether that can be told from chance.
 
-run, run -> pairs of cells -> [ComparedRow] (bench.regression.pairs) -> [Judged]
-
-Says what a run may lose beside its baseline: a margin for each kind of metric, of a YAML file or the defaults.
+    run, run -> pairs of cells -> [ComparedRow] (bench.regression.pairs) -> [JudgedRow]
 """
 
 from __future__ import annotations

@@ -1,28 +1,29 @@
-"""Reads what a cell leaves for a comparison: sizes, answers, likelihoods of windows, speed-ups, conditions.
+"""Pairs two cells, metric by metric, and tests whether they differ.
+
+Results. `CellResults` holds what a comparison needs of a cell: sizes, answers, likelihoods of windows, speed-ups and
+conditions. It holds no path and no host. A text goes by its file's name, and its content by a hash.
 
     record, samples -> CellResults -> bench.regression.pairs, bench.regression.gate, bench.regression.baseline
 
-Holds no path and no host: texts go by their file's name and what they contain by a hash.
+Rows. Each metric of two cells gives a row: what the second cell has more, with its interval over the same documents and
+windows. bench.regression.gate judges the rows, by chance or against margins.
 
-Pairs two cells, metric by metric: what the second has more, with the interval of the same documents and windows.
+    CellResults, CellResults -> [ComparedRow]   by the tests of bench.stats
 
-CellResults, CellResults -> [ComparedRow]   by the tests of bench.stats
-
-bench.regression.gate judges the rows of two runs by chance, bench.regression.gate against margins.
-
-Tests whether cells differ, pair by pair, and adjusts the p values for the number of pairs (Holm).
+Contrasts. The pairs of cells in a table are tested, and the p values are adjusted for the number of pairs (Holm).
 
 perplexity   Student's test on the windows that both models scored (bench.stats.clusters.paired_perplexity)
 average      McNemar's exact test on the documents that both models answered, where every task has as many and each
              answer is right or wrong; else, as for bits per byte of the right answer, a normal test on the paired
              differences, every task weighing alike
 
-Two methods with several calibration seeds are compared seed by seed, at those that both have, of two at least; the test
-is then Student's, of the mean difference, and takes in the draw of the calibration beside that of the windows or
+Two methods with several calibration seeds are compared seed by seed, at the seeds that both have, of two at least. The
+test is then Student's, of the mean difference. It takes in the draw of the calibration beside that of the windows or
 documents (bench.stats.draws).
 
-A pair without samples, or with samples of other windows or documents, is tested by the intervals of its two figures as
-if they were independent, which finds less, since models err on the same documents; or, where that is not wanted, not.
+A pair without samples, or with samples of other windows or documents, is tested by the intervals of its two values as
+if they were independent. That shows less, since models err on the same documents. Without `intervals` such a pair is
+not tested.
 """
 
 from __future__ import annotations

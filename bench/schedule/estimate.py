@@ -1,30 +1,25 @@
-"""Estimates what cells will take: by records of like work where there are any, else by what they compute.
+"""Estimates what the cells of a run take, by records of like work or by what they compute, and when the run ends.
 
-Every stage of a cell has seconds by what it computes (bench.schedule.estimate). Records say how much longer such work
-really took: the sum of their seconds over the sum of those. An estimate is the product, and takes the records that are
-nearest: of the same cell, of the same method and model, of the same stage; where a stage has none, those of all stages
-but pruning, whose kinds of work differ most. So an estimate from the record of the very same cell is what that took,
-and grows with windows, documents and layers as the work does. The cells that a run finishes count in the same way.
+Records. Every stage of a cell has seconds by what it computes. Records say how much longer such work really took: the
+sum of their seconds over the sum of those. An estimate is the product. It takes the nearest records of this machine
+that lie near the run's folder: of the same cell, of the same method and model, of the same stage. Where a stage has
+none, it takes those of all stages but pruning, whose kinds of work differ most. An estimate from the record of the very
+same cell is therefore what that cell took. It grows with windows, documents and layers as the work does. The cells that
+a run finishes count in the same way.
 
-Says when a run will end, by estimates that are corrected by what its finished cells really took.
+Forecast. A run's end follows from estimates that are corrected by its finished cells. A method's pruning, and every
+other stage, is off by one factor for all cells that are left: the sum of what finished cells took over the sum of their
+estimates. What a cell takes beside its stages, such as starting a process, is the median of the finished ones. The
+slots share all work but the timing, since one cell is timed after the other on one machine. No run ends before the cell
+that has longest to go.
 
-A method's pruning, and every other stage, is off by one factor for all cells that are left: the sum of what finished
-cells took over the sum of their estimates. What a cell takes beside its stages, such as starting a process, is the
-median of the finished ones. The slots share what is left but the timing, which comes one after the other on one
-machine, and no run ends before the cell that has longest to go.
+Pruning. A method counts forwards over the calibration, and products in float64 (methods.base). With the shapes of the
+model they give what pruning computes. They are coarse: without a record of like work an estimate is right to about a
+factor of two.
 
-Estimates the cells of one run: seconds by records of this machine that lie near the run's folder, and memory.
-
-Counts what pruning computes, from what the method says of itself and the shapes of the model.
-
-A method counts forwards over the calibration, and products in float64 (methods.base). They are coarse: an estimate for
-which there is no record of like work (bench.schedule.estimate) is right to about a factor of two.
-
-Says how many seconds each stage of a cell takes by what it computes and the rates of the machine.
-
-These are the seconds of an estimate for which there is no record of like work (bench.schedule.estimate). What is
-computed counts in multiply-accumulates; where tokens come one by one, reading the weights may take longer. Constants
-in seconds were measured on SmolLM2-135M on two cores (docs/results/smollm2-135m, smollm2-135m-healed).
+Costs. Without such a record the seconds of a stage follow from what it computes and the rates of the machine. That
+counts in multiply-accumulates; where tokens come one by one, reading the weights may take longer. Constants in seconds
+were measured on SmolLM2-135M on two cores (docs/results/smollm2-135m, smollm2-135m-healed).
 """
 
 from __future__ import annotations

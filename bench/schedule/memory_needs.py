@@ -1,13 +1,11 @@
-"""Says how much memory a cell takes on its device and on its host, from shapes, or from records of like cells.
+"""Says how much memory a cell takes on its device and on its host, from shapes or from records of like cells.
 
-Refuses, before any work, cells that surely need more memory, or more of a disk, than there is.
+`Footprint` computes it for the cells of one model. `refuse_misfits` and `refuse_full` refuse, before any work, cells
+that surely need more memory, or more of a disk, than there is.
 
-Says what is pruned and on what, for which a method's `holds` gives the memory (bench.schedule.memory_needs).
-
-Says how much memory pruning takes beside the dense model, from what the method and its compensation say they hold.
-
-The sizes are those of methods.base.Holds: multiples of sizes that every model has. Tests hold the sums to peaks that
-were counted on an emulated GPU, to between 0.7 and 2 times of them.
+Beside the dense model pruning takes what the method and its compensation say they hold. The sizes are those of
+methods.base.Holds: multiples of sizes that every model has. `PruningMemory` gives them a model and a calibration. Tests
+hold the sums to peaks that were counted on an emulated GPU, to between 0.7 and 2 times of them.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """Orders the cells of a run: which one starts next, and which one waits for another.
 
 - A cell that goes on from another one (--then) waits for its record, and begins with the model that was kept.
-- A greedy search begins with the removals that the longest search of another ratio has found. Which cells search shows
-  in their records, so that the first cell of a method and its parameters goes first; where its record has an order of
-  removals, each waits for those in front of it. What a cell begins with is so the same with one slot and with many.
+- A greedy search begins with the removals of the longest search at another ratio. Only records show which cells search,
+  so that the first cell of a method and its parameters goes first. Where its record has an order of removals, each
+  waits for those in front of it. A cell so begins with the same removals with one slot and with many.
 - Of those that wait for none, the one with the longest way to go is first where several run at once: its own seconds
-  and those of what waits for it, as they are estimated (bench.schedule.estimate). With one slot the order is that of
-  the cells.
+  and those of the cells that wait for it, as they are estimated (bench.schedule.estimate). With one slot the order is
+  that of the cells.
 - Nothing waits for the dense model's predictions: each process writes them unless they are there. Texts and tasks are
   read once in each process.
 
-A step costs the logarithm of the number of cells, and of the cells that have ended a few words are kept, so that ten
-thousand cells are no more work for each of them than ten are.
+A step costs the logarithm of the number of cells. Of a cell that has ended a few words are kept. Ten thousand cells are
+therefore no more work for each of them than ten are.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Computes intervals and tests of sums over clusters: windows of a text, or questions on one passage.
+"""Computes intervals and tests of values per document, and of sums over clusters of documents or windows.
 
-The tokens of a window are no independent observations, and neither are the questions on a passage, so that clusters are
-counted and not what is in them. Windows that follow each other in a text are not independent either: neighbours are
-often of one article. `in_a_row` says that clusters do; otherwise they are drawn at random from it.
+Clusters. A cluster is a window of a text, or the questions on one passage. The tokens of a window are no independent
+observations, and neither are the questions on a passage: clusters are counted, and not what is in them. Windows that
+follow each other in a text are not independent either, since neighbours are often of one article. `in_a_row` says that
+clusters do; otherwise they are drawn at random from it.
 
 On 224 windows of Wikipedia in a row (docs/results/more-windows), the interval of 16 neighbours that takes them for
 drawn ones held the ratio of two perplexities over the whole text 73 times of 100, that of `in_a_row` 92 times, and of
 16 windows that were drawn 95 times, at half the length (docs/guides/reports.md).
 
+Resampling. Values of any kind per document are tested by drawing again. This needs scipy.stats, which takes long to
+import, and so bench.stats.intervals does without it.
+
 Letters: n = clusters, y and x = the two sums of each, r = their ratio, e = what a cluster lies off, B = cosines.
-
-Computes tests and intervals for any figure per document, by drawing again.
-
-Apart from bench.stats.intervals, since it imports scipy.stats, which takes long.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""Computes what the draw of the calibration adds: means over draws, their intervals and tests, components of variance.
+"""Computes what the draw of the calibration adds to a value, and how well a value separates models.
 
-One calibration seed is one draw. Windows are the same at each, so that their part does not shrink with the number of
-draws; the two parts are independent, and are added in squares. Documents are the same at each where all of a task are
-asked; of fewer the seed is the draw too (bench.runs.datasets), so that they are in both parts, on the safe side.
+Draws. One calibration seed is one draw. Means over draws have intervals, tests and components of variance. Windows are
+the same at each draw, so that their part does not shrink with the number of draws. The two parts are independent, and
+are added in squares. Documents are the same at each draw where all of a task are measured. Of fewer the seed is the
+draw too (bench.runs.datasets), so that they are in both parts, on the safe side.
 
-Tells how well a figure over documents separates models: the spread between them beside what chance adds.
-
-The figure x of model i on document d is taken apart into a mean, what is the model's, what is the document's, and the
+Separation. A value over documents separates models well where the spread between them is large beside what chance adds.
+The value x of model i on document d is taken apart into a mean, what is the model's, what is the document's, and the
 rest, whose variance s^2 is that of both together (analysis of variance of two ways, once in each cell):
 
-    signal   sqrt(var(mean of i over d) - s^2 / N), the standard deviation between models on all N documents, of which
-             what N documents add is taken away
-    noise    s / sqrt(n), what a draw of n documents adds to the figure of a model beside the others'; what a document
+    signal   sqrt(var(mean of i over d) - s^2 / N), the standard deviation between models on all N documents, without
+             what N documents add
+    noise    s / sqrt(n), what a draw of n documents adds to the value of a model beside the others'; what a document
              does to all of them is in no comparison
 
-Of several tasks the figure is the mean of the tasks' means, so that variances are divided by their number squared.
+Of several tasks the value is the mean of the tasks' means, so that variances are divided by their number squared.
 """
 
 from __future__ import annotations
