@@ -57,11 +57,11 @@ if TYPE_CHECKING:
     import torch
 
 
-LOGITS_OF_DENSE = 2**26  # the most of one forward
+LOGITS_OF_DENSE = 2**26  # the most that one forward of the dense model gives
 
 
 class DensePredictions:
-    """Holds what the dense model's head reads for each training sequence, (N, T - 1, D) on the CPU, and the head."""
+    """Holds the inputs of the dense model's head for each training sequence, (N, T - 1, D) on the CPU, and the head."""
 
     @torch.no_grad()
     def __init__(self, dense: Decoder, ids: Tensor) -> None:
@@ -78,7 +78,7 @@ class DensePredictions:
 
     @torch.no_grad()
     def logits(self, rows: list[int]) -> Tensor:
-        """Predict each token but the first of these sequences: (B, T - 1, V) in float32."""
+        """Return the dense model's logits for each token but the first of these sequences: (B, T - 1, V) in float32."""
         return cap_logits(self.head(self.read[rows].to(self.head.weight.device)), self.config).float()
 
 
@@ -96,7 +96,7 @@ class Text:
 
 
 def draw_text(tokenizer: Any, recipe: Recipe) -> Text:
-    """Draw training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
+    """Return training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
     from bench.data import texts
 
     block = texts.make_calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
@@ -108,7 +108,7 @@ LOGITS = 2**26  # the most of one forward, 256 MiB in float32
 LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor is quicker, and takes half the memory
 ADAPTER = "healing"
 CHECKPOINT = "heal.safetensors"
-PROGRESS = ("step", "tokens", "seconds", "curve")  # what a checkpoint says beside weights and moments
+PROGRESS = ("step", "tokens", "seconds", "curve")  # of training, in a checkpoint beside weights and moments
 REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
 
 Curve = list[dict[str, float]]
@@ -119,15 +119,20 @@ def heal(
 ) -> Curve:
     """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
 
-    dense   what the model before pruning predicts for text.train, for loss "kl"
-    folder  for the checkpoint; training goes on from the one that is there, if it is of the same model and recipe
+    dense   predictions of the model before pruning for text.train, for loss "kl"
+    folder  for the checkpoint; training goes on from a checkpoint of the same model and recipe
 
-    A point of the curve: step, tokens (trained on so far), seconds (of training so far, over all attempts), loss (mean
-    since the point before, of what is trained for; absent at step 0), heldout_loss, heldout_loss_low, heldout_loss_high
-    (95 %, over sequences that follow each other in their text): of the next token, whatever is trained for, at the last
-    point of the model as it is given back, with adapters merged and in its own dtype. Losses are in nats per token.
-    Raises UserError as `refuse` does and for a checkpoint of another training, FloatingPointError where the loss is no
-    finite number.
+    A point of the curve has these values, losses in nats per token:
+
+    step, tokens, seconds   of training so far, the seconds over all attempts
+    loss                    the mean of the recipe's loss since the point before; absent at step 0
+    heldout_loss, heldout_loss_low, heldout_loss_high
+                            of the next token, whatever the recipe's loss, with its 95 % interval over sequences that
+                            follow each other in their text
+
+    The last point is of the model that is returned, with adapters merged and in its own dtype. Raises UserError as
+    `refuse_recipe` does and for a checkpoint of another training, FloatingPointError where the loss is no finite
+    number.
     """
     dtype = model.embed.weight.dtype
     refuse_recipe(recipe, dtype, dense)
@@ -144,7 +149,7 @@ def heal(
 
 @contextmanager
 def make_trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Parameter]]:
-    """Give the model adapters, or all of its weights in float32, to train, by name; at the end they are merged."""
+    """Give the weights to train, {name: parameter}: adapters, merged at the end, or all weights in float32."""
     inner = model.model
     before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in inner.named_parameters()}
     tuner: Any = None
@@ -164,7 +169,7 @@ def make_trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Para
 
 
 def _adapters(model: Decoder, recipe: Recipe) -> Any:
-    """Put an adapter beside every matrix of every layer that is a linear layer, which those of experts are not."""
+    """Put an adapter beside every linear layer of every decoder layer; matrices of experts are none."""
     from peft import LoraConfig, LoraModel
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
@@ -180,7 +185,7 @@ def _adapters(model: Decoder, recipe: Recipe) -> Any:
 
 
 class _Training:
-    """Runs the training loop. `weights` are what is trained, by name."""
+    """Runs the training loop. `weights` are the parameters that are trained, by name."""
 
     def __init__(
         self,
@@ -200,6 +205,7 @@ class _Training:
         self.curve: Curve = []
 
     def run(self, file: Path | None) -> None:
+        """Train to the last step, from the checkpoint `file` where it exists; one is written at each point."""
         identity = self._identity()
         if file is not None and file.exists():
             self._resume(file, identity)
@@ -255,7 +261,7 @@ class _Training:
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """Return the loss on the held-out sequences, with its interval, by the names of a point."""
+        """Return the loss on the held-out sequences with its interval, by the names of a point."""
         sums = []
         for ids in torch.split(self.text.held_out.to(self.device), 1):
             logits = self._logits(ids)
@@ -277,7 +283,7 @@ class _Training:
         self.losses = [0.0, 0]
 
     def _identity(self) -> str:
-        """Return the sha256 of what a checkpoint must agree in: recipe, text, part of each tensor before training."""
+        """Return the sha256 that a checkpoint must have: of recipe, text and a part of each tensor before training."""
         digest = hashlib.sha256(json.dumps([asdict(self.recipe), self.text.sha256]).encode())
         for name, parameter in self.model.model.named_parameters():
             values = parameter.detach().flatten()[:1024].float().cpu()

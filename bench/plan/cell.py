@@ -1,4 +1,4 @@
-"""Names everything of one measurement that can change a number: `Cell`, and the key of its record."""
+"""Defines `Cell`: everything of one measurement that can change a number, with the key of its record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """Says what was done to a model before a chained cell, by the names of Cell."""
+    """Says what was done to a model before a chained cell; its fields are named as those of Cell."""
 
     method: str
     parameters: dict[str, Any] = field(hash=False)
@@ -33,13 +33,13 @@ class Stage:
 class Cell:
     """Asks for one measurement: one model, one method with all its parameters, one ratio, one seed, one protocol.
 
-    ratio_of what the ratio is a share of, see methods.counted; "all" where there is no ratio. A budget of macs=0.8 is a
-             ratio of 0.2 of "macs"
-    healing  how the model is trained once it is pruned
-    latency  the table by which a budget of "latency" is told (methods.counted.LatencyTable), with what was measured;
+    ratio_of the quantity that the ratio is a share of, see methods.counted; "all" where there is no ratio. A budget of
+             macs=0.8 is a ratio of 0.2 of "macs"
+    healing  the recipe by which the model is trained once it is pruned
+    latency  the table that a budget of "latency" is counted by (methods.counted.LatencyTable), with its measurement;
              None for any other
-    earlier  what was done to it before, first to last; `ratio` is of the dense model all the same (bench.plan.grid)
-    inputs   what the answer stands on (bench.runs.inputs); the runner fills it in, since it needs the loaded
+    earlier  the stages before it, first to last; `ratio` is of the dense model all the same (bench.plan.grid)
+    inputs   hashes of what the answer stands on (bench.runs.inputs); the runner fills it in, since it needs the loaded
              materials
     """
 
@@ -62,17 +62,17 @@ class Cell:
 
     @cached_property
     def label(self) -> str:
-        """Name the cell as a reader wants to see it: its method and the parameters that were given."""
+        """Return the label: its method and the parameters that were given, as in 'laco:C=3'."""
         return label_of_cell(self.plain())
 
     @cached_property
     def question(self) -> str:
-        """Return all that is asked for as one text, but for defaults and inputs: equal for cells that ask the same."""
+        """Return the question as one text, without defaults and inputs: equal for cells that ask the same."""
         return json.dumps(_changed_fields(self), sort_keys=True)
 
     @cached_property
     def key(self) -> str:
-        """Make a readable file name that ends in a hash of the question and of what its answer stands on.
+        """Return a readable file name that ends in a hash of the question and the inputs.
 
         A field or parameter that a later version adds changes no key, as long as it has its default.
         """
@@ -82,13 +82,13 @@ class Cell:
         return "--".join((to_slug(self.label), amount, digest))
 
     def plain(self) -> dict[str, Any]:
-        """Return every field as a record holds it, without those that are None where most cells have none."""
+        """Return every field as a record holds it, without `healing` and `latency` where they are None."""
         absent = {name for name in ("healing", "latency") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in absent}
 
 
 def _changed_fields(part: Cell | Stage | Protocol | Recipe) -> dict[str, Any]:
-    """Return what a cell, or a part of one, has otherwise than by default, as plain values; not the inputs."""
+    """Return the fields of a cell, or of a part of one, that differ from their defaults, as plain values; no inputs."""
     changed: dict[str, Any] = {}
     if isinstance(part, Protocol) and not part.windows:
         part = replace(part, windows_drawn=True)  # a whole text is the same windows, drawn or in a row
@@ -114,7 +114,7 @@ def to_slug(text: str) -> str:
 
 
 def cell_from_plain(plain: Mapping[str, Any]) -> Cell:
-    """Return the cell that `Cell.plain` gave, also where that has been JSON meanwhile; other names are left out."""
+    """Return the cell of the values that `Cell.plain` gave, also after JSON; names that no field has are left out."""
     cell: Cell = _reader().validate_python(dict(plain))
     return cell
 
@@ -132,7 +132,7 @@ def is_draw(cell: Cell | Stage) -> bool:
 
 
 def is_timed(cell: Cell) -> bool:
-    """Return whether the cell is timed: of several draws the first is. The others differ in what went, not how much."""
+    """Return whether the cell is timed: of several draws only the first, since all remove the same amount."""
     stages: list[Cell | Stage] = [*cell.earlier, cell]
     first = (None, seed_of_first_draw(cell.seed))
     later = any(is_draw(stage) and stage.parameters.get("seed") not in first for stage in stages)
@@ -140,39 +140,39 @@ def is_timed(cell: Cell) -> bool:
 
 
 def stage_of(cell: Cell) -> Stage:
-    """Return a cell as what was done before those that go on from it."""
+    """Return a cell as a stage of the cells that go on from it."""
     return Stage(cell.method, cell.parameters, cell.ratio, cell.given, cell.healing)
 
 
 def parent_of(cell: Cell) -> Cell:
-    """Return the cell that a chained one goes on from, without inputs."""
+    """Return the parent of a chained cell, without inputs."""
     *earlier, last = cell.earlier
     stage = {name: getattr(last, name) for name in ("method", "parameters", "ratio", "given", "healing")}
     return replace(cell, **stage, earlier=tuple(earlier), inputs={})
 
 
 def ancestors_of(cell: Cell) -> list[Cell]:
-    """Return all cells that come before a chained one, the first of them first."""
+    """Return all cells before a chained one, the first in front; none for any other."""
     return [*ancestors_of(parent_of(cell)), parent_of(cell)] if cell.earlier else []
 
 
 def seed_of_first_draw(seed: int) -> int:
-    """Return the seed of a random method's first draw, so far from those of other seeds that none is drawn twice."""
+    """Return the seed of a random method's first draw, far enough from other seeds' that no draw is made twice."""
     return 1000 * seed
 
 
 def is_recorded_draw(stage: Mapping[str, Any]) -> bool:
-    """Say whether a cell, or one that it goes on from, is one of several draws of a random method."""
+    """Return whether a stage of a record's cell, as plain values, is one of several draws of a random method."""
     return is_drawn(stage["parameters"], stage.get("given", ()))
 
 
 def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
-    """Say whether a method with these parameters draws its seeds itself, none having been given."""
+    """Return whether a method with these parameters draws its seeds itself, since none was given."""
     return "draws" in parameters and "seed" not in given
 
 
 def label_of_cell(cell: Mapping[str, Any]) -> str:
-    """Write a cell as its method and the parameters that were given, with what was done before in front.
+    """Return the label of a cell: its method and the parameters that were given, behind those of earlier stages.
 
     'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.plan.cell.Cell.
     """
@@ -188,22 +188,22 @@ def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
 
 
 def base_of_ratio(cell: Mapping[str, Any]) -> str:
-    """Return what the ratio of a record's cell is a share of: all, decoder or layers; or bytes, kv or macs."""
+    """Return the quantity that the ratio of a record's cell is a share of, as in 'all', 'decoder' or 'macs'."""
     return str(cell.get("ratio_of", "all"))
 
 
 def words_of_ratio(ratio: float | None, of: str = "all") -> str:
-    """Write a ratio as it was asked for: '0.3', '0.3 of the decoder', or as a budget 'macs=0.8'; empty for none."""
+    """Return a requested ratio in words: '0.3', '0.3 of the decoder', or as a budget 'macs=0.8'; empty for none."""
     if ratio is None:
         return ""
     return f"{of}={1 - ratio:g}" if of in QUANTITIES else f"{ratio:g}" + ("" if of == "all" else f" of the {of}")
 
 
 def words_of_amount(ratio: float | None, of: str = "all") -> str:
-    """Write a ratio or a budget with the word for it: 'ratio 0.3', 'budget macs=0.8'; empty for none."""
+    """Return a ratio or a budget with the word for it: 'ratio 0.3', 'budget macs=0.8'; empty for none."""
     return f"{'budget' if of in QUANTITIES else 'ratio'} {words_of_ratio(ratio, of)}" if ratio is not None else ""
 
 
 def title_of_cell(cell: Cell) -> str:
-    """Return what messages call a cell: 'laco at 0.3'."""
+    """Return the title of a cell: 'laco at 0.3'."""
     return f"{cell.label}{'' if cell.ratio is None else f' at {words_of_ratio(cell.ratio, cell.ratio_of)}'}"

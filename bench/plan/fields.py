@@ -29,17 +29,17 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """Describes a field: one flag of a command, which is a key of spec files too.
+    """Describes a field: one flag of a command, and the same key of spec files.
 
     owner     the dataclass that has the field
-    field     its name there
+    field     its name in the dataclass
     hint      its annotation
     flag      the flag without its dashes
     help      what `--help` says; empty where the field has no flag
-    group     under which heading `--help` shows it
+    group     the heading under which `--help` shows it
     repeated  whether the flag is given several times, and not once with commas
     least     the smallest number that is allowed, alone or in a list
-    wanted    what an error says that would be right, by default made from the annotation and `least`
+    wanted    the words of an error for a right value, by default made from the annotation and `least`
     """
 
     owner: type
@@ -56,22 +56,22 @@ class Option:
 
     @property
     def bare(self) -> Any:
-        """The annotation without None, and of several types the first."""
+        """Return the annotation without None; of several types the first."""
         return get_args(self.hint)[0] if get_origin(self.hint) in (Union, UnionType) else self.hint
 
     @property
     def kind(self) -> Any:
-        """The type of its values, which is tuple for every list."""
+        """Return the type of its values; tuple for every list."""
         kind = get_origin(self.bare) or self.bare
         return {Sequence: tuple, Literal: str}.get(kind, kind)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that it may have, where they are few."""
+        """Return the values that it may have, where the annotation lists them; else none."""
         return tuple(filter(None, get_args(self.bare))) if get_origin(self.bare) is Literal else ()
 
     def convert(self, value: Any) -> Any:
-        """Return a value in the type of the field; a list may be given as one value, or as a text with commas.
+        """Return a value in the type of the field; a list may come as one value, or as a text with commas.
 
         Raises UserError, in one line, for a value that is of another type or out of range.
         """
@@ -85,7 +85,7 @@ class Option:
 
     @functools.cached_property
     def _adapter(self) -> Any:
-        """What pydantic makes of the annotation and the range."""
+        """Return pydantic's adapter of the annotation and the range."""
         from pydantic import Field, TypeAdapter
 
         limits = Field() if self.least is None else Field(ge=self.least, allow_inf_nan=False)
@@ -98,7 +98,7 @@ class Option:
         return TypeAdapter[Any](either[(annotated[self.bare, limits], *further_types)])
 
     def _mistake(self, value: Any) -> str:
-        """Say what is wrong with a value, and what would be right."""
+        """Return the message on a wrong value: what would be right, and the value."""
         if self.choices:
             wanted = " or ".join([", ".join(self.choices[:-1]), self.choices[-1]])
         elif self.kind is tuple:
@@ -118,7 +118,7 @@ def option(default: Any, help: str, metavar: str | None = None, **details: Any) 
     """Return the field of a dataclass that has a flag, by default of the field's name with dashes.
 
     help     what `--help` says; {default} is the default
-    told     the other fields of Option: flag, group, repeated, least, wanted
+    details  the other fields of Option: flag, group, repeated, least, wanted
     """
     return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, **details})
 
@@ -142,7 +142,7 @@ def options_of_class(owner: type) -> list[Option]:
 
 
 def check_fields(settings: Any) -> None:
-    """Turn the values of a dataclass into the types of its fields; called by its __post_init__.
+    """Convert the values of a dataclass to the types of its fields, in its __post_init__.
 
     Raises UserError, in one line, for the first value that is of another type or out of range.
     """
@@ -152,16 +152,16 @@ def check_fields(settings: Any) -> None:
 
 
 def split_repeated(value: Any) -> tuple[str, ...]:
-    """Return the words of a flag that is given several times: a table as NAME=VALUE, with commas for a list in it."""
+    """Return the words of a flag that is given several times; a table gives NAME=VALUE, with commas for a list."""
     if isinstance(value, Mapping):
         return tuple(f"{name}={','.join(map(to_word, split_list(inner)))}" for name, inner in value.items())
     return (value,) if isinstance(value, str) else tuple(value)
 
 
 class MethodChoice(NamedTuple):
-    """A method that a run asks for, with the parameters that were given, as text.
+    """Holds a method of a run with the parameters that were given, as text.
 
-    by_name  whether it was named itself, and not by `all`
+    by_name  whether the method itself was named, and not `all`
     """
 
     method: str
@@ -176,14 +176,14 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def split_list(value: Any) -> tuple[Any, ...]:
-    """Return a list that was given as text with commas, as one value, or as a list."""
+    """Return the values of a list that was given as text with commas, as one value, or as a list."""
     if isinstance(value, str):
         return split_names(value)
     return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 def hint_of_similar_name(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is like `name`, or nothing: '; did you mean laco?'."""
+    """Return a hint at the known name that is most like `name`: '; did you mean laco?'; empty where none is like it."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
 
@@ -211,9 +211,9 @@ def parse_ratios(values: Any) -> list[float]:
 
 
 def parse_budget(values: Iterable[str]) -> tuple[list[float], str]:
-    """Return the shares that go and the quantity that they are of: 'macs=0.8,0.6' -> ([0.2, 0.4], 'macs').
+    """Return the shares to remove, and their quantity: 'macs=0.8,0.6' -> ([0.2, 0.4], 'macs').
 
-    Raises UserError for what is no quantity, for a share that is not in (0, 1], and for a second quantity.
+    Raises UserError for a name of no quantity, for a share that is not in (0, 1], and for a second quantity.
     """
     from methods.counted import QUANTITIES
 
@@ -242,7 +242,7 @@ def parse_methods(values: str | Iterable[str]) -> list[MethodChoice]:
 
     'laco:C=3,T=0.7,slicegpt' -> [('laco', {'C': '3', 'T': '0.7'}), ('slicegpt', {})]; 'all' is every built-in method
     that takes a ratio. A comma separates methods; a piece that is only `name=value` belongs to the method before it.
-    Raises UserError where no method is named, and for a parameter that is none or is given twice.
+    Raises UserError where no method is named, and for a parameter that is not written so or is given twice.
     """
     choices: list[MethodChoice] = []
     for piece in ",".join([values] if isinstance(values, str) else values).split(","):

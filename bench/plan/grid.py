@@ -39,14 +39,14 @@ FORM = "--then is written METHOD:ratio=R[,NAME=VALUE], as in laco:ratio=0.5"
 
 
 class NextStage(NamedTuple):
-    """What --then asks for: a method with the parameters that were given, to a ratio of the dense model in total."""
+    """Holds a stage of --then: a method with its given parameters, and the ratio of the dense model in total."""
 
     choice: MethodChoice
     ratio: float
 
 
 def parse_settings(given: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Return the values that --set gives each parameter of each method; of one name the last counts.
+    """Return {method: {parameter: its values}} as --set gives them; of a parameter that is set twice the last counts.
 
     ['laco.C=2,3', 'laco.T=0.7'] -> {'laco': {'C': ['2', '3'], 'T': ['0.7']}}
     """
@@ -62,7 +62,7 @@ def parse_settings(given: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[s
 
 
 def choices_of_spec(spec: RunSpec) -> list[MethodChoice]:
-    """Return the methods of a run, each once for every combination of the values that --set gives its parameters.
+    """Return the methods of a run, each with every combination of the values that --set gives its parameters.
 
     A method keeps the values that --methods gives it. Raises UserError where --set speaks of a method that neither
     --methods nor --then names, and where there are more combinations than --max-cells.
@@ -87,20 +87,20 @@ def choices_of_spec(spec: RunSpec) -> list[MethodChoice]:
 
 
 def is_sweep(spec: RunSpec) -> bool:
-    """Return whether several values are asked for of anything but methods and ratios."""
+    """Return whether anything but methods and ratios has several values."""
     several = [values for given in parse_settings(spec.settings).values() for values in given.values()]
     return len(spec.protocols()) > 1 or any(len(values) > 1 for values in several)
 
 
 def _open_parameters(choice: MethodChoice, wanted: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
-    """Return what --set gives the parameters of a mention that it leaves open."""
+    """Return the values that --set gives those parameters of a method that --methods leaves open."""
     return {name: values for name, values in wanted.get(choice.method, {}).items() if name not in choice.given}
 
 
 def stages_of_spec(spec: RunSpec) -> list[NextStage]:
-    """Return what --then names, with what --set gives its methods and they do not say themselves.
+    """Return the stages of --then, with the values of --set for parameters that they leave open.
 
-    Raises UserError for several values, which would multiply along a chain.
+    Raises UserError for several values, since they would multiply along a chain.
     """
     stages = []
     for choice, ratio in _parse_then(spec):
@@ -117,7 +117,7 @@ def stages_of_spec(spec: RunSpec) -> list[NextStage]:
 
 
 def _parse_then(spec: RunSpec) -> list[NextStage]:
-    """Return what --then says: 'laco:ratio=0.5,C=3' -> [(('laco', {'C': '3'}), 0.5)]."""
+    """Return the stages of --then: 'laco:ratio=0.5,C=3' -> [(('laco', {'C': '3'}), 0.5)]."""
     stages = []
     for text in spec.then:
         choices = parse_methods(text)
@@ -139,11 +139,11 @@ def refuse_more_than(most: int, count: int, *, at_least: bool) -> None:
 def cells_of_grid(
     choices: Sequence[MethodChoice], ratios: Sequence[float], decoder: Decoder, common: dict[str, Any]
 ) -> list[Cell]:
-    """Return the grid: the dense model, then for each ratio each method; a method that needs no ratio once, at the end.
+    """Return the cells: the dense model, then each method at each ratio, then the methods that need no ratio.
 
-    decoder  the model without weights, so that what no method can reach is refused here and not hours later; a method
-             that was not named itself has its cell all the same, whose outcome that is
-    common   the fields of Cell that all have in common
+    decoder  the model without weights. A ratio that a method cannot reach is so refused here and not hours later. A
+             method that was not named itself keeps its cell, and being out of reach is its outcome
+    common   the fields of Cell that all cells share
     """
     import methods
 
@@ -167,14 +167,14 @@ def cells_of_grid(
 
 
 def _has_what_it_removes(decoder: Decoder, method: str) -> bool:
-    """Say whether a model has experts, where a method, whatever mends it, removes those."""
+    """Return False where a method removes experts, with any compensation, and the model has none; else True."""
     import methods
 
     return "experts" not in methods.load()[method.partition("+")[0]].axes or not decoder.family.never("experts")
 
 
 def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
-    """Return the cell, or of a method that draws at random without a seed one for each draw, of one label."""
+    """Return the cell; for a method that draws at random without a seed a cell for each draw, all of one label."""
     from methods.base import RandomPruner
 
     method = pruner.alone
@@ -194,7 +194,7 @@ def _cell(choice: MethodChoice, ratio: float | None, common: dict[str, Any]) -> 
 
 
 def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
-    """Raise UserError for a ratio that the method cannot meet; an unsupported model is an outcome of its own."""
+    """Raise UserError for a ratio that the method cannot reach; an unsupported model is an outcome, and passes."""
     import methods
     from methods.budget import refuse_unmet
     from methods.counted import COUNTED, share_of_all
@@ -230,8 +230,8 @@ def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by
 def budget_of_cell(cell: Cell, decoder: Decoder) -> float:
     """Return the share of all parameters that the cell has to remove.
 
-    That is the request, rounded to whole layers unless it is matched exactly. Of a budget that counts something else it
-    is what goes where all layers lose alike.
+    It is the requested ratio, rounded to whole layers unless it is matched exactly. For a budget of another quantity it
+    is the share that goes where all layers lose alike.
     """
     from methods.budget import round_to_layers
     from methods.counted import share_of_all
@@ -245,7 +245,7 @@ def budget_of_cell(cell: Cell, decoder: Decoder) -> float:
 
 
 def quantity_of_cell(cell: Cell, decoder: Decoder) -> Budget | None:
-    """Return the budget of a cell that counts no parameters; None of any other. `decoder` is the dense model.
+    """Return the budget of a cell whose budget counts no parameters; None for any other. `decoder` is the dense model.
 
     Raises OutOfReach where no method could meet it.
     """
@@ -264,10 +264,10 @@ def add_chains(
     stages: Sequence[list[Cell]],
     decoder: Decoder,
 ) -> list[Cell]:
-    """Return the cells with what follows each, every parent in front of those that go on from it.
+    """Return the cells, each followed by its healed and chained cells, every parent in front of its children.
 
-    stages   what goes on from them, one behind the other, as a cell that starts from the dense model; several cells
-             where the method draws at random
+    stages   of --then, one behind the other, each as a cell that starts from the dense model; several cells where the
+             method draws at random
     decoder  the dense model without weights
 
     Raises UserError where there is nothing to heal or to go on from, and where a stage would remove nothing.
@@ -286,7 +286,7 @@ def add_chains(
 
 
 def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> Iterator[Cell]:
-    """Yield the cells behind `parent`, by the stages that are left."""
+    """Yield the cells behind `parent`, of these stages."""
     for cell in _same_draw(parent, stages[0]) if stages else ():
         _refuse_unless_above(parent, cell, decoder)
         last = replace(cell, earlier=(*parent.earlier, stage_of(parent)))
@@ -298,7 +298,7 @@ def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> It
 
 
 def _same_draw(parent: Cell, stage: list[Cell]) -> list[Cell]:
-    """Return of several draws the one of the parent's seed, where the parent is a draw itself."""
+    """Return the draw of the parent's seed, where the parent is a draw itself; else all draws."""
     same = [cell for cell in stage if is_draw(parent) and cell.parameters.get("seed") == parent.parameters["seed"]]
     return same or stage
 

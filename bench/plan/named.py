@@ -41,7 +41,7 @@ def refuse_plugin(path: Path) -> None:
 
 
 def refuse_file(folder: Path) -> None:
-    """Raise UserError where a folder for results cannot be made, as far as looking at it tells."""
+    """Raise UserError where a folder for results surely cannot be made, without making it."""
     if "\0" in str(folder):
         raise UserError(f"no path has a null byte, as {str(folder)!r} has; name another with --out")
     if above := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):

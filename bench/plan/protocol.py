@@ -43,7 +43,7 @@ heal_option = partial(option, group="heal")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Says how a model is healed. Raises UserError for what cannot be.
+    """Says how a model is healed. Raises UserError for values that cannot be.
 
     kind, loss     see bench.healing
     text           whose calibration documents are trained on, as bench.data.texts knows it
@@ -86,24 +86,25 @@ class Recipe:
 
     @property
     def sequences(self) -> int:
-        """Distinct training sequences, N."""
+        """Return the number of distinct training sequences, N."""
         return self.tokens // self.passes // self.length
 
     @property
     def steps(self) -> int:
+        """Return the number of steps of the optimiser."""
         return self.passes * math.ceil(self.sequences / self.batch)
 
     @property
     def highest(self) -> float:
-        """The learning rate after warming up."""
+        """Return the learning rate after warming up."""
         return KINDS[self.kind] if self.learning_rate is None else self.learning_rate
 
     def as_run(self) -> dict[str, Any]:
-        """Every field as plain values, with the learning rate and the number of steps that follow from them."""
+        """Return every field as plain values, with the learning rate and the number of steps that follow from them."""
         return asdict(self) | {"learning_rate": self.highest, "steps": self.steps}
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0 .. steps - 1."""
+        """Return the learning rate of a step, 0 .. steps - 1."""
         highest = self.highest
         warm = max(1, round(WARM_UP * self.steps))
         if step < warm:
@@ -111,7 +112,7 @@ class Recipe:
         return highest * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm))) / 2
 
     def order(self, step: int) -> list[int]:
-        """The sequences of a step: each once in every pass."""
+        """Return the numbers of a step's sequences; each comes once in every pass."""
         within = math.ceil(self.sequences / self.batch)
         import torch
 
@@ -121,7 +122,7 @@ class Recipe:
 
 
 def refuse_recipe(recipe: Recipe, dtype: torch.dtype, dense: Any) -> None:
-    """Raise UserError for what no training can be done in or with."""
+    """Raise UserError for a dtype that no model is trained in, and for loss "kl" without the dense predictions."""
     import torch
 
     if dtype not in (torch.float32, torch.bfloat16):
@@ -149,7 +150,7 @@ time_option = partial(option, group="time")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Says how a cell is measured, every cell of a run alike. Raises UserError for what cannot be.
+    """Says how a cell is measured, every cell of a run alike. Raises UserError for values that cannot be.
 
     Its defaults are the profile `quick`. Sizes are in tokens, counts in pieces. `fewshot` 0 leaves the number of
     examples to the task's definition; `task_data` is bench.data.task_sources.parse_task_data's (task, path, sha256) of
@@ -159,7 +160,7 @@ class Protocol:
     Speed: `prefill` prompt lengths, `decode` depths of context, `batches` sequences at once; `speed_rounds` 0 times
     nothing; `decode_steps` tokens per pass of a round; `max_batch` ends a sweep over 1, 2, 4, ..., 0 sweeps nothing;
     `pin` cores that the timing may use, none for all; `speed_limit` seconds of silence after which it is given up;
-    `mode` "graph" captures a decode step once and replays it. On CUDA some have other defaults (`for_cuda`).
+    `mode` "graph" captures a decode step once and replays it. On CUDA some have other defaults (`protocol_for_cuda`).
     """
 
     profile: str = "quick"
@@ -260,7 +261,7 @@ PROFILES: dict[str, dict[str, Any]] = {  # the fields in which each differs from
 
 
 def protocol_of_profile(name: str, **changes: Any) -> Protocol:
-    """Return the protocol of a profile with some fields changed. Raises UserError for a profile that there is not."""
+    """Return the protocol of a profile with changed fields. Raises UserError for an unknown profile."""
     if name not in PROFILES:
         raise UserError(f"no profile {name!r}; there are {', '.join(PROFILES)}")
     return Protocol(**PROFILES[name] | {"profile": name} | changes)
@@ -276,12 +277,12 @@ PROFILES_ON_CUDA: dict[str, dict[str, Any]] = {  # what else a profile is on a G
 
 
 def protocol_for_cuda(protocol: Protocol, given: Collection[str], positions: int | None) -> Protocol:
-    """Return how cells are measured on a GPU, where the user did not say otherwise.
+    """Return the protocol on a GPU: a GPU's defaults stand in fields that the user did not give.
 
     Steps are captured, sizes are larger, and states take what follows from the memory that is free. Where nothing is
     timed the prompt lengths alone are a GPU's, since multiply-accumulates are averaged over the longest.
 
-    said       the fields that the user gave
+    given      the fields that the user gave
     positions  how many tokens the model takes, if there is a limit; default sizes beyond it are left out
     """
     changes = {"cache": "static"} | PROFILES_ON_CUDA.get(protocol.profile, {})
@@ -300,7 +301,7 @@ def protocol_for_cuda(protocol: Protocol, given: Collection[str], positions: int
 
 @dataclass(frozen=True)
 class SimilarityProtocol:
-    """Says what the command `similarity` looks at. Raises UserError for what cannot be.
+    """Says what the command `similarity` measures. Raises UserError for values that cannot be.
 
     The states are those of `sequences` of `length` tokens of `text`; merged models are measured on `windows` of
     `window` tokens of `held_out`. `merge` holds the numbers of layers that become one; empty leaves merging out.
@@ -329,7 +330,7 @@ LLAMA_CPP, VLLM, SGLANG = ("llama.cpp", "vllm", "sglang")
 
 @dataclass(frozen=True)
 class ServedProtocol:
-    """Says what is asked of an engine, of every model alike. Raises UserError for what cannot be.
+    """Says how an inference engine serves models, all alike. Raises UserError for values that cannot be.
 
     The dense model in the first of `types` is what every row is compared with. `prefill` are prompt lengths, `decode`
     depths of context, `batches` sequences at once, `steps` the tokens that a pass generates for each of them. A text's
@@ -373,7 +374,7 @@ class ServedProtocol:
 
 
 def name_of_text(text: str) -> str:
-    """Return what the samples of a text are called by; no path: of a file its name without the ending.
+    """Return the file name of a text's samples: of a file its own name without folder and ending.
 
     A dataset of the hub goes by all that it is called, since its parts may differ only behind a point.
     """

@@ -91,9 +91,9 @@ engine_option = partial(option, group="engine")
 
 
 def accept_flags(made: type[Spec]) -> type[Spec]:
-    """Let a RunSpec be made by the names of flags too, as in ratio=0.2, window=64, heal="lora", heal_tokens=4096.
+    """Return RunSpec with an __init__ that takes the names of flags too, as in ratio=0.2, window=64, heal="lora".
 
-    Raises UserError for a name that is neither a field nor a flag, and for what is given by both.
+    It raises UserError for a name that is neither a field nor a flag, and for a value that is given by both.
     """
     from_fields: Callable[..., None] = made.__init__
 
@@ -143,7 +143,7 @@ def _known_names() -> dict[str, Option]:
 @accept_flags
 @dataclass(frozen=True)
 class RunSpec:
-    """Says what a run is asked to do. Raises UserError, in one line, for what cannot be.
+    """Says what a run measures, and where. Raises UserError, in one line, for values that cannot be.
 
     The names of the flags of `run` are taken as well, with underscores: ratio=0.2 is ratios=[0.2], windows=4 is
     protocol={"windows": 4}, heal="lora" is healing=Recipe("lora").
@@ -152,17 +152,17 @@ class RunSpec:
     model                of several, in one text or a list, each has every cell, and its own dense one
     ratios               shares of the parameters to remove, each in [0, 1), of those that `ratio_of` counts
     budget               shares of one quantity of the dense model that may stay, in place of ratios: "macs=0.8,0.6"
-    latency_table        the file that tells budgets of latency
+    latency_table        the file by which budgets of latency are counted
     settings             parameters of methods, several values of which sweep: {"laco.C": [2, 3]} or "laco.C=2,3"
     healing              how every pruned model is trained a little and measured once more; None: not at all
-    profile, protocol    how is measured: a name of PROFILES, and by the names of Protocol what is to differ from it;
+    profile, protocol    how cells are measured: a name of PROFILES, and the fields of Protocol that differ from it;
                          several values of SWEPT sweep
     name                 of the run's folder between date and model, by default its methods
     record_out_of_reach  whether a ratio that a method cannot reach is an outcome of its cell, with the status
                          `out_of_reach`; otherwise it ends the run before any work. Of methods that `all` names it
                          always is an outcome
 
-    What the others mean is the help of their flags (`python -m bench run --help`).
+    The other fields are described by the help of their flags (`python -m bench run --help`).
     """
 
     methods: str | Sequence[str] = what_option(MISSING, "as in laco,slicegpt or laco:C=3,T=0.7; all for all", "LIST")
@@ -268,11 +268,11 @@ class RunSpec:
 
     @property
     def amounts(self) -> tuple[Sequence[float], str]:
-        """Return the shares that go, and what they are shares of: as --ratio-of says, or the quantity of a budget."""
+        """Return the shares to remove, and their quantity: that of --ratio-of, or of the budget."""
         return parse_budget(self.budget) if self.budget else (self.ratios, self.ratio_of)
 
     def _refuse_two_amounts(self) -> None:
-        """Raise UserError for a budget that is none, and for one beside what it takes the place of."""
+        """Raise UserError for a budget beside a ratio or --then, and for a latency table without its budget."""
         if self.latency_table and self.amounts[1] != "latency":
             raise UserError("--latency-table tells --budget latency, which is not asked for; leave it out")
         if not self.budget:
@@ -285,7 +285,7 @@ class RunSpec:
             raise UserError(f"--then counts parameters, and --budget counts {of}; give --ratio in its place")
 
     def _refuse_unknown_methods(self) -> None:
-        """Raise UserError for a method that there is not; what files of plugins hold is known once they are loaded."""
+        """Raise UserError for an unknown method; with plugins any name passes, since they are loaded later."""
         from methods.cards import cards_of_compensations, cards_of_methods
 
         names = {card.name for card in cards_of_methods()} | base.REGISTRY.keys()
@@ -308,27 +308,27 @@ class RunSpec:
 
     @property
     def fixed_threads(self) -> int | None:
-        """Return the threads of each cell as the user said; None: they are divided, or go by what others leave."""
+        """Return the threads of each cell where the user gave a number; else None."""
         return None if self.threads == "auto" else self.threads
 
     @property
     def memory_gib(self) -> float | None:
-        """Return the GiB of the host's memory that a cell may take; None: as there is."""
+        """Return the GiB of the host's memory that a cell may take; None: all that there is."""
         return None if self.memory == "auto" else self.memory
 
     @property
     def device_memory_gib(self) -> float | None:
-        """Return the GiB of its GPU's memory that a cell may take; None: as the GPU has."""
+        """Return the GiB of its GPU's memory that a cell may take; None: all that the GPU has."""
         return None if self.device_memory == "auto" else self.device_memory
 
     @property
     def limits(self) -> dict[str, float]:
-        """Return the limits of each cell's process that are asked for, by the names of bench.system.worker.Limits."""
+        """Return the limits of each cell's process, by the names of bench.system.worker.Limits; {} without any."""
         limits = {"memory": self.cell_memory_mib * 2**20, "seconds": self.cell_minutes * 60}
         return {name: limit for name, limit in limits.items() if limit}
 
     def method_choices(self) -> list[MethodChoice]:
-        """Return the methods that are asked for, with the compensation that `compensate` puts behind them.
+        """Return the methods of the run, with the compensation that `compensate` puts behind them.
 
         It goes behind every method but the dense one and those that name a compensation themselves.
         """
@@ -340,7 +340,7 @@ class RunSpec:
         return choices
 
     def protocols(self) -> list[tuple[Protocol, int]]:
-        """Return how cells are measured, with a seed each: once for each combination of what methods look at."""
+        """Return (protocol, seed) for each combination of the calibrations and the seeds."""
         changes = dict(self.protocol)
         if "window" in changes:
             changes.setdefault("stride", changes["window"])
@@ -370,7 +370,7 @@ def values_of_field(name: str, given: Any) -> tuple[Any, ...]:
 
 @functools.cache
 def flags_of_run() -> dict[str, Option]:
-    """Return the flags of `run`, which are the keys of spec files, by their names."""
+    """Return the flags of `run` by their names; spec files have the same names as keys."""
     flags = list[Option]()
     for flag in options_of_class(RunSpec):
         flags.append(flag)
@@ -380,9 +380,9 @@ def flags_of_run() -> dict[str, Option]:
 
 
 def spec_from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
-    """Return what the values of flags ask for, by the flags' names; `more` are fields that have no flag.
+    """Return the spec of flags, {flag: value}; `more` are fields that have no flag.
 
-    Raises UserError for what cannot be.
+    Raises UserError for values that cannot be.
     """
     known = flags_of_run()
     fields_first = {name: name if known[name].owner is Recipe else known[name].field for name in given}
@@ -400,10 +400,10 @@ def shipped_specs() -> dict[str, str]:
 
 
 def load_spec(name: str, given: Mapping[str, Any]) -> RunSpec:
-    """Return what a spec asks for: one that comes with the suite, or a file; `given` are flags that win over it.
+    """Return the spec of a name that comes with the suite, or of a file; `given` are flags that win over it.
 
     A ratio that a method of the file cannot reach is an outcome of its cell. Raises UserError for a file that cannot be
-    read, with the keys or names that are near, and for what `run` would not take.
+    read, with the keys or names that are near, and for values that `run` would not take.
     """
     path = _find(name)
     values = _over(_table(path, ()), given)
@@ -436,11 +436,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, where: str) -> Any:
-    """Return what a YAML file says. Raises UserError, whose message begins with `where`, for any other file."""
+    """Return the values of a YAML file. Raises UserError for any other file; its message begins with `where`."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that is there twice, of which YAML's own loader takes the last."""
+        """Refuses a key that a table has twice; YAML's own loader would take the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -458,7 +458,7 @@ def read_yaml(path: Path, where: str) -> Any:
 
 
 def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Return a spec as values of flags, over those of its base. Raises UserError, with the file, for what is none."""
+    """Return {flag: value} of a spec, over those of its base. Raises UserError for a wrong key or value."""
     table, below, values = _read(path), dict[str, Any](), dict[str, Any]()
     if "base" in table:
         under = _find(str(table["base"]), path)
@@ -486,7 +486,7 @@ def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _value(where: str, flag: str, value: Any) -> Any:
-    """Return what a key gives its flag. Raises UserError where that is nothing, or a list or table within another.
+    """Return the value that a key gives its flag. Raises UserError for no value, and for a list or table in another.
 
     A switch is converted here already, since some are turned round.
     """

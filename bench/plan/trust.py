@@ -1,8 +1,8 @@
 """Says which names in records a command follows: `Trust`, made from the command's own flags.
 
 A cell that is made again names a model, texts and tasks, and says whether code that comes with the model may run.
-Nobody knows who wrote the record, and so a record grants nothing. Without a flag a command takes what comes with this suite,
-and what lies in the run's own folder, as far as no code of it would run.
+Nobody knows who wrote the record, and so a record grants nothing. Without a flag a command takes what comes with this
+suite, and what lies in the run's own folder, as far as no code of it would run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from methods.errors import UserError
 
 @dataclass(frozen=True)
 class Trust:
-    """Says what the records of a run may name.
+    """Says which names the records of a run may have.
 
     run          its folder
     remote_code  whether code that comes with a model may run, where the record says that it did
@@ -36,12 +36,12 @@ class Trust:
 
     @classmethod
     def of_run(cls, spec: RunSpec, folder: Path) -> Trust:
-        """Return what a run lets the records of its folder name: what its own flags name."""
+        """Return the trust of a run in the records of its folder: they may name what its own flags name."""
         calibrations = [protocol.calibration for protocol, _ in spec.protocols()]
         return cls(folder, spec.trust_remote_code, (*spec.models, *calibrations))
 
     def refuse(self, cell: Mapping[str, Any], *, measured: bool = False) -> None:
-        """Raise UserError where the `cell` of a record names what the user does not; nothing of it is looked at before.
+        """Raise UserError where the `cell` of a record names what the user does not; no such thing is opened before.
 
         measured  whether the cell is measured too, and not only made, so that its other texts and its tasks are read
         """
@@ -74,7 +74,7 @@ class Trust:
             raise UserError(f"{path} leads out of the folder of its run, which no flag allows; copy what is there")
 
     def allows(self, kind: str, name: str) -> bool:
-        """Return whether records may name this, a thing of a kind that is in messages."""
+        """Return whether records may have this name; `kind` is the word of messages, as in 'model' or 'text'."""
         if name in OWN.get(kind, ()) or name in self.names:
             return True
         if kind == "task" or name.startswith("hub:") or (place := _place(name)) is None:

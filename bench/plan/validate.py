@@ -1,4 +1,4 @@
-"""Refuses everything that can be refused before any work, and makes the cells of what is left."""
+"""Checks a spec before any work, and makes its cells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from methods.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Target:
-    """The model that is worked on, without weights, and where."""
+    """Holds a model without weights, the device that it runs on, and its dtype."""
 
     decoder: Decoder
     device: torch.device
@@ -38,9 +38,10 @@ class Target:
 
 
 def prepare_target(spec: RunSpec, model: str, read: Iterable[str], *, is_here: bool = True) -> Target:
-    """Return one of the models of a run and where it runs, and set the number of torch's threads.
+    """Return one of the models of a run with its device, and set the number of torch's threads.
 
-    here  whether that is this machine, so that its devices can be looked at
+    read     texts that have to be there
+    is_here  whether cells run on this machine, so that its devices are known
 
     Raises UserError for a text of `read` that cannot be had, and for a model, device, dtype or number of threads that
     cannot be used.
@@ -59,7 +60,7 @@ def prepare_target(spec: RunSpec, model: str, read: Iterable[str], *, is_here: b
 
 
 def prepare_target_without_cells(spec: RunSpec, model: str, read: Iterable[str]) -> Target:
-    """Return the target of a command that measures no cells, as `target` does. Raises UserError for --threads auto."""
+    """Return the target of a command without cells, as `prepare_target`. Raises UserError for --threads auto."""
     if spec.threads == "auto":
         raise UserError("--threads auto is looked at before each stage of a cell, and here are no cells; give a number")
     return prepare_target(spec, model, read)
@@ -68,7 +69,7 @@ def prepare_target_without_cells(spec: RunSpec, model: str, read: Iterable[str])
 def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bool = True) -> dict[str, Any]:
     """Return the table of a run whose budgets are of latency. Raises UserError where there is none for this target.
 
-    here  whether cells run on this machine, so that its processor and its threads must be the table's
+    is_here  whether cells run on this machine, so that its processor and its threads must be the table's
     """
     command, file = f"`python -m bench latency-table {model} --out FILE` measures one", spec.latency_table
     if file is None:
@@ -103,7 +104,7 @@ def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bo
 
 
 def _device_by_name(spec: RunSpec) -> torch.device:
-    """Return the device of other machines, which cannot be looked for."""
+    """Return the device of other machines by its name alone, since it cannot be looked for."""
     if spec.device not in ("cpu", "cuda"):
         raise UserError(f"cells run on other machines; say --device cuda or --device cpu, not {spec.device}")
     return torch.device(spec.device)
@@ -112,7 +113,7 @@ def _device_by_name(spec: RunSpec) -> torch.device:
 def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     """Return the cells of a run. Raises UserError, in one line, for the first thing that is unsound.
 
-    here  whether they run on this machine, so that its devices and cores can be looked at
+    is_here  whether they run on this machine, so that its devices and cores are known
     """
     choices, stages, protocols = grid.choices_of_spec(spec), grid.stages_of_spec(spec), spec.protocols()
     try:
@@ -161,7 +162,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
 
 
 def _refuse_longer(protocol: Protocol, target: Target) -> None:
-    """Refuse sequences that are longer than a model takes: figures would be of positions that it was not made for."""
+    """Refuse sequences that are longer than a model takes, since it was not made for such positions."""
     window = protocol.window if protocol.texts else 0  # without texts nothing is cut into windows
     for flag, length in {"--window": window, "--calibration-length": protocol.calibration_length}.items():
         if length > (most := getattr(target.decoder.config, "max_position_embeddings", length)):
@@ -178,10 +179,10 @@ def _protocol_on_target(target: Target, protocol: Protocol, given: Collection[st
 
 
 def _prepare_choice(choice: MethodChoice, spec: RunSpec) -> MethodChoice:
-    """Return a method that there is, with what --search-minutes and --uniform set where it has such a parameter.
+    """Return a method with the values of --search-minutes and --uniform, where it has such a parameter.
 
-    What a mention says itself of its minutes stays. Raises ValueError for a method or parameter that there is not, and
-    where the method never cuts alike in all layers.
+    Minutes that --methods gives the method stay. Raises ValueError for an unknown method or parameter, and where the
+    method never cuts alike in all layers.
     """
     pruner = methods.make(choice.method, choice.given)
     if spec.search_minutes is not None and "minutes" in methods.parameters_of_pruner(pruner):
@@ -218,7 +219,7 @@ def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target
 
 
 def _stage_cells(stage: grid.NextStage, decoder: Decoder, common: dict[str, Any]) -> list[Cell]:
-    """Return what --then names as cells that start from the dense model: several where the method draws at random."""
+    """Return a stage of --then as cells that start from the dense model: several where the method draws at random."""
     name, given, _ = stage.choice
     if name == "dense" or methods.make(name, given).fixed:
         raise UserError(f"--then {name}: it takes no ratio, and so cannot go on to one")

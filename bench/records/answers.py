@@ -33,12 +33,12 @@ def bits_per_byte(loglikelihood: float, size: int) -> float:
 
 
 def accuracy_of_guesses(loglikelihoods: Sequence[Sequence[float]]) -> float | None:
-    """Return the accuracy of guesses from the likelihoods of each document's choices; None where there are no two."""
+    """Return the accuracy of guesses from the likelihoods of each document's choices; None where one has no two."""
     choices = [len(every) for every in loglikelihoods]
     return fmean(1 / count for count in choices) if choices and min(choices) > 1 else None
 
 
 def metric_of_documents(figures: NDArray[np.float64]) -> dict[str, float]:
-    """Return {value, stderr} of a task from the figures of its documents; of one document there is no error."""
+    """Return {value, stderr} of a task from the values of its documents; one document has no stderr."""
     value, stderr = mean_stderr(figures.tolist())
     return {"value": value} if stderr is None else {"value": value, "stderr": stderr}

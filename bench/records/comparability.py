@@ -25,14 +25,14 @@ MOST = 4  # fields that are named where setups differ in many, but for those tha
 
 
 class Condition(NamedTuple):
-    """Name something in a record that figures depend on.
+    """Holds a field of a record that figures depend on.
 
-    place    where it stands: a field of the record's cell, of the protocol or inputs in it, or of another part
-    table    the kinds of figures that stand in tables of their own where it differs; "columns" for what sets which
-             figures there are; "decision" for what a pruner looks at, so that no other cell's search is taken over
+    place    the path of the field: in the record's cell, in the protocol or inputs of the cell, or elsewhere
+    table    the kinds of figures that stand in tables of their own where it differs; "columns" where it sets which
+             figures there are; "decision" where a pruner depends on it, so that no other cell's search is reused
     gate     the kinds of figures that the gate and `compare` do not compare where it differs
-    name     what their messages and --allow call it
-    pruned   whether it says nothing of the dense model
+    name     its name in their messages and in --allow
+    pruned   whether it does not concern the dense model
     """
 
     place: str
@@ -110,13 +110,13 @@ GATE = {kind: tuple(c.name for c in CONDITIONS if kind in c.gate.split()) for ki
 
 
 def is_condition_of(place: str, *kinds: str) -> bool:
-    """Say whether a condition touches any of the kinds, as a table sees it."""
+    """Return whether a table of any of these kinds depends on a condition; one that is not listed concerns all."""
     condition = BY_PLACE.get(place)
     return condition is None or not set(kinds).isdisjoint(condition.table.split())
 
 
 def conditions_for(cell: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
-    """Return all in a record's `cell` that touches the kinds: what cells must share to be compared in them."""
+    """Return the conditions of a record's `cell` that cells must share to be compared in these kinds."""
     conditions = {
         name: cell[name] for name in ("model", "device", "dtype", "seed") if is_condition_of(f"cell.{name}", *kinds)
     }
@@ -127,21 +127,21 @@ def conditions_for(cell: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
 
 
 def conditions_of_table(record: Record) -> dict[str, Any]:
-    """Return what two cells must share to stand in one table."""
+    """Return the conditions that cells must share to stand in one table."""
     return conditions_for(record.cell, *FIGURES, "columns")
 
 
 def setup_of_record(record: Record) -> str:
-    """Return `conditions_of` a record as one text, equal for cells of one table."""
+    """Return `conditions_of_table` of a record as one text, equal for cells of one table."""
     return json.dumps(conditions_of_table(record), sort_keys=True)
 
 
 def setups_of_records(records: Sequence[Record]) -> list[str]:
-    """Return for each record what it shares with all cells of its table as one text.
+    """Return the setup of each record as one text, equal for cells that may stand in one table.
 
-    That is `setup` without what the seed draws, the calibration and the documents of the tasks, so that cells of
-    several seeds stand in one table. Where one seed has drawn two, as from two versions of a text, nothing tells which
-    belong together, and each draw stands alone.
+    It is `setup_of_record` without the calibration and the documents that the seed draws, so that cells of several
+    seeds stand in one table. Where one seed has drawn two, as from two versions of a text, nobody knows which belong
+    together. Each draw then stands alone.
     """
     setups = [conditions_of_table(record) for record in records]
     alike = [json.dumps(setup | {"inputs": inputs_without_draw(setup["inputs"])}, sort_keys=True) for setup in setups]
@@ -154,14 +154,14 @@ def setups_of_records(records: Sequence[Record]) -> list[str]:
 
 
 def setup_of_perplexity(record: Record, text: str) -> str:
-    """Return what the perplexity of `text` depends on as one text, equal for cells that share its axis."""
+    """Return the setup of the perplexity of `text` as one text, equal for cells whose perplexities share an axis."""
     conditions = conditions_for(record.cell, "text")
     conditions["inputs"]["texts"] = conditions["inputs"].get("texts", {}).get(text)
     return json.dumps(conditions, sort_keys=True)
 
 
 def setup_of_study(record: Record) -> str:
-    """Return what the cells of one ablation share as one text: `setup` without the calibration, which they may vary."""
+    """Return the setup of an ablation as one text, without the calibration, since its cells may vary it."""
     conditions = conditions_of_table(record)
     protocol = {
         name: value
@@ -173,9 +173,9 @@ def setup_of_study(record: Record) -> str:
 
 
 def setup_of_models(record: Record) -> str:
-    """Return what the qualities of cells of several models share as one text: all but what a model decides itself.
+    """Return the setup of qualities of several models as one text, without the conditions that follow from a model.
 
-    Texts are the same text in the tokens of each, and what the seed draws is left out as in `setups`.
+    Each model has the same texts in its own tokens. The seed's draw is left out as in `setups_of_records`.
     """
     conditions = conditions_for(record.cell, "text", "task")
     inputs = {"tasks": inputs_without_draw(conditions["inputs"]).get("tasks"), "protocol": conditions["protocol"]}
@@ -183,7 +183,7 @@ def setup_of_models(record: Record) -> str:
 
 
 def group_by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the records in groups that can be compared, by `setups`."""
+    """Return the records in groups that can be compared: {setup: its records}, by `setups_of_records`."""
     groups: dict[str, list[Record]] = {}
     for record, key in zip(records, setups_of_records(records), strict=True):
         groups.setdefault(key, []).append(record)
@@ -191,7 +191,7 @@ def group_by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def conditions_of_gate(record: Record, *, timed: bool | None = None) -> dict[str, Any]:
-    """Return the gate's conditions of a measured record by name; what does not apply is absent.
+    """Return the gate's conditions of a measured record by name; a condition that does not apply is absent.
 
     timed  whether those of speed apply; None: where the record has a speed
     """
@@ -213,15 +213,15 @@ def conditions_of_gate(record: Record, *, timed: bool | None = None) -> dict[str
 
 
 def version_without_build(version: str) -> str:
-    """Return a version without its local part, which names a build: 2.13.0 of 2.13.0+cpu.
+    """Return a version without the local part that names a build: 2.13.0 of 2.13.0+cpu.
 
-    Of torch's builds those for CUDA differ in their CUDA, which is a condition of its own.
+    Builds of torch for CUDA differ in their CUDA. That is a condition of its own.
     """
     return version.partition("+")[0]
 
 
 def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
-    """Return what must be equal for a metric to be comparable over runs: conditions, the text, the documents."""
+    """Return the conditions, text and documents that must be equal for a metric to be compared over runs."""
     costs = metric.endswith("_seconds") or "memory" in metric
     timed = costs or "speed" in metric or metric.startswith(("prefill", "decode"))
     text, checked = _text_of(record, metric), metric in record.measured.get("checks", {})
@@ -242,7 +242,7 @@ def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
 
 
 def _text_of(record: Record, metric: str) -> str | None:
-    """Return the text that a perplexity is of, or the first, of whose windows a check is; None for other figures."""
+    """Return the text of a perplexity; of a check the first text, since it reads its windows; else None."""
     scored = record.measured.get("perplexity", {})
     if metric in set(record.measured.get("checks", {})) - set(PROMPTED):
         return next((text for text in record.cell["protocol"].get("texts", ()) if text in scored), None)
@@ -251,7 +251,7 @@ def _text_of(record: Record, metric: str) -> str | None:
 
 
 def identity_of_cell(record: Record) -> dict[str, Any]:
-    """Return what pairs a cell with one of another run: label, ratio, seed, and the draw of a random method."""
+    """Return label, ratio, seed, and the draw of a random method: they pair a cell with one of another run."""
     cell = record.cell
     identity = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
     if (of := base_of_ratio(cell)) != "all":
@@ -272,9 +272,10 @@ def name_of_identity(identity: Mapping[str, Any]) -> str:
 
 
 def find_dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
-    """Return the measured dense cell to compare a record with, of the same seed where there is one.
+    """Return the measured dense cell that a record is compared with; None where there is none.
 
-    Else it is one of another seed that has drawn the same documents. Of several it is one of the same versions.
+    It has the same seed, or else another seed that has drawn the same documents. Of several it is the one whose
+    versions differ least.
     """
     dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
     same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
@@ -287,7 +288,7 @@ def _documents(record: Record) -> Any:
 
 
 def find_unlike_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
-    """Return the packages whose version is another than the dense cell's: {name: (here, there)}, empty without one."""
+    """Return the packages whose version is not the dense cell's: {name: (version, dense version)}; {} without one."""
     versions = record.environment.get("versions", {})
     dense_versions = dense.environment.get("versions", {}) if dense else {}
     return {
@@ -298,10 +299,10 @@ def find_unlike_versions(record: Record, dense: Record | None) -> dict[str, tupl
 
 
 def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """Say of each setup what it has otherwise than the others, but for model, device, dtype and profile.
+    """Return {setup: words on the fields in which it differs from the others}, but model, device, dtype and profile.
 
-    What the inputs have is left out where it tells nothing apart that the rest does not. A model is said where another
-    one is shown by the same name, and of many fields those beyond MOST that alone tell two setups apart.
+    Inputs are left out where the other fields tell all setups apart. A model is named where another model is shown by
+    the same name. Of more than MOST fields, further ones are named only where they alone tell two setups apart.
     """
     groups = group_by_setup(records)
     fields_by_setup = {key: flatten(conditions_of_table(group[0])) for key, group in groups.items()}
@@ -335,14 +336,14 @@ def _distinct(heads: Mapping[str, Any]) -> int:
 
 
 def _is_name_of_several(shown: Mapping[str, str], conditions: Mapping[str, Mapping[str, Any]], key: str) -> bool:
-    """Say whether another model is shown by the name of a setup's."""
+    """Return whether another model is shown by the same name as this setup's."""
     return any(
         shown[setup] == shown[key] and conditions[setup]["model"] != conditions[key]["model"] for setup in conditions
     )
 
 
 def names_of_differences(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the fields in which flat conditions differ; a text or task that only some have the protocol names alone."""
+    """Return the fields in which flat conditions differ, without the inputs of a text or task that only some have."""
     names = dict.fromkeys(name for fields in conditions for name in fields)
     values = {name: [json.dumps(fields.get(name)) for fields in conditions] for name in names}
     return [
@@ -361,7 +362,7 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def shorten_value(value: Any) -> str:
-    """Write the value of a condition so short that a sentence can hold it."""
+    """Return the value of a condition, shortened so that a sentence can hold it."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "+".join(value) or "none"
     text = json.dumps(value)
@@ -371,11 +372,11 @@ def shorten_value(value: Any) -> str:
 
 
 def group_draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
-    """Return the places of the records that share a row: measured cells that differ in what was drawn alone.
+    """Return the places of the records that share a row: measured cells that differ only in their draw.
 
-    That is the choice of a random method, whose cells have a parameter for its seed, and what the cell's own seed
-    draws, the calibration and the documents; without `seeds` the choice alone. Cells that cannot be measured share a
-    row over the seeds too. One that was timed comes first, then the lowest seed.
+    The draw is the choice of a random method, whose cells have a parameter for its seed, and the calibration and
+    documents of the cell's own seed; without `seeds` the choice alone. Cells that cannot be measured share a row over
+    the seeds too. In a row a timed cell comes first, then the lowest seed.
     """
     rows: dict[str, list[int]] = {}
     seeds = seeds and len({record.cell["seed"] for record in records}) > 1
@@ -391,7 +392,7 @@ def group_draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[i
 
 
 def _cell_without_draw(record: Record, *, random: bool, seeds: bool) -> str:
-    """Return all that was asked for and that it stands on but for what was drawn, as one text."""
+    """Return the status, the cell and its inputs as one text, without the draw."""
     *earlier, cell = [
         {**stage, "parameters": {**stage["parameters"], "seed": None}} if random and is_recorded_draw(stage) else stage
         for stage in (*record.cell.get("earlier", ()), record.cell)
@@ -402,7 +403,7 @@ def _cell_without_draw(record: Record, *, random: bool, seeds: bool) -> str:
 
 
 def inputs_without_draw(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs without what the seed draws: the calibration, and of each task the documents."""
+    """Return the inputs without the seed's draw: the calibration, and the documents of each task."""
     kept = {name: value for name, value in inputs.items() if name != "calibration_sha256"}
     if "tasks" in kept:
         kept["tasks"] = {name: task.get("version") for name, task in kept["tasks"].items()}

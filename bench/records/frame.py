@@ -1,13 +1,13 @@
-"""Makes of each record a row of figures, as a dictionary or in a data frame; what was not measured is missing.
+"""Makes of each record a row of values, as a dictionary or in a data frame; what was not measured is missing.
 
-T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
+Columns. T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
 
 model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
                                   whose parameters alone decide; of a budget the share that was to go), ratio_of (what
                                   that is a share of: all, decoder, layers, or the quantity of a budget), seed, draw
                                   (the seed of a random choice), match, device, dtype, profile
 status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's),
-                                  "misfit" (a fit that does not hold on sequences it has not seen), a space between
+                                  "misfit" (a fit that does not hold on held-out sequences), a space between
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
 macs_stays, macs_budget           shares of the dense model's multiply-accumulates per token, where --budget macs was
                                   asked for; miss = macs_budget - macs_stays;  kv_, bytes_, latency_ alike
@@ -32,13 +32,13 @@ prune_memory_bytes, peak_memory_bytes   the highest memory while it was pruned, 
                                   a CPU of the process; the former is missing where only that of all is known
 heal_seconds, heal_tokens         of training after pruning; no columns where no cell was healed
 
-Reads from a record how well the fits of its compensation or of LaCo-LS hold on sequences that they have not seen.
+Misfits. A compensation and LaCo-LS fit to sequences; a record says how well each fit holds on others.
 
 Each fit notes error_before, error_after and error_held_out, ||y - z||^2 / ||z||^2 over the tokens that are no attention
 sinks, and the same over the sinks (methods/least_squares.py). error_held_out is that of a solution of three quarters of
 the sequences, over the last quarter.
 
-Tells which accuracies are above those of guesses, and leaves tasks out on which the dense model's may not be.
+Guesses. Tasks are left out on which the dense model's accuracy may be that of guesses.
 
 An accuracy is above guessing where all of its 95 % interval is: Wilson's of a task, 1.96 standard errors of an average.
 The accuracy of guesses is the mean over the documents of 1 / choices (bench.records.answers).
@@ -100,7 +100,10 @@ def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _whole(record: Record, group: Sequence[Record]) -> dict[str, float]:
-    """Return of the dense model that all stays of the quantities of which its group has budgets."""
+    """Return {column: 1.0} for each quantity that its group has budgets of, since the dense model keeps all of it.
+
+    Any other cell has none.
+    """
     quantities = {peer.measured["budget"]["of"] for peer in group if "budget" in peer.measured}
     return {f"{of}_stays": 1.0 for of in sorted(quantities)} if record.cell["method"] == "dense" else {}
 
@@ -114,24 +117,24 @@ def frame_of_records(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of all figures, in the order of the fullest row, so that a failed cell does not set it."""
+    """Return all columns in the order of the fullest row, so that a failed cell does not set the order."""
     return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
 
 
 def removes_too_little(record: Record) -> bool:
-    """Say whether a cell removed so much less than its budget that its figures flatter it."""
+    """Return whether a cell removed too much less than its budget, so that its values flatter it."""
     by = budget_miss(record.measured)
     return by is not None and by < -MISS
 
 
 def misses_budget(record: Record) -> bool:
-    """Say whether a cell removed so much more or less than its budget that it is marked."""
+    """Return whether a cell missed its budget by more than MISS, so that it is marked."""
     by = budget_miss(record.measured)
     return by is not None and abs(by) > MISS
 
 
 def budget_miss(measured: Mapping[str, Any]) -> float | None:
-    """Return how much more was removed than the budget, as a share of the dense model's; None where there was none."""
+    """Return the achieved minus the budgeted ratio, as a share of the dense model's; None where there was no budget."""
     if "budget" in measured:
         return float(measured["budget"]["share"] - measured["budget"]["stays"])
     ratio, budget = measured.get("ratio"), measured.get("ratio_budget")
@@ -139,7 +142,7 @@ def budget_miss(measured: Mapping[str, Any]) -> float | None:
 
 
 def column_of_amount(of: str) -> str:
-    """Return the column of what was removed, or of what stays of the quantity of a budget."""
+    """Return the column of the ratio that was removed, or of a budget's quantity the share that stays."""
     return f"{of}_stays" if of in QUANTITIES else "ratio"
 
 
@@ -291,7 +294,7 @@ def _mean(column: str, results: Mapping[str, Mapping[str, float]], names: Sequen
 def _average(
     measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
 ) -> dict[str, float | None]:
-    """Return the unweighted average over the named tasks and what is kept of the dense model's."""
+    """Return the unweighted average over the named tasks and its share of the dense model's."""
     row = _mean("average", {name: main_metric_of_task(task) for name, task in measured.items()}, names) | {"kept": None}
     average = row["average"]
     if average is None:
@@ -307,7 +310,7 @@ def _average(
 
 
 def main_timing(record: Record, stage: str) -> dict[str, Any] | None:
-    """Return what was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
+    """Return the point of "prefill" or "decode" at the first batch and first size; None where it was not timed."""
     protocol = record.cell["protocol"]
     for point in record.measured.get("speed", {}).get("points", ()):
         if point["kind"] == stage and [point["batch"], point[STAGES[stage]]] == [
@@ -324,7 +327,7 @@ def tokens_of_point(point: Mapping[str, Any]) -> int:
 
 
 def _speed(record: Record) -> dict[str, float | None]:
-    """Return the speed beside the dense model, which was timed in turns with this one, and the absolute speed."""
+    """Return the speed beside the dense model, timed in turns with this one, and the absolute speed."""
     row: dict[str, float | None] = {}
     for stage in STAGES:
         point = main_timing(record, stage)
@@ -343,7 +346,7 @@ def _is_same(first: Mapping[str, Any], second: Mapping[str, Any], names: Sequenc
 
 
 def _column(values: list[Any]) -> pd.Series[Any]:
-    """Return a column in which whole numbers stay whole beside missing ones, and other numbers are floats."""
+    """Return a column of a data frame: whole numbers stay whole beside missing ones, and other numbers are floats."""
     import pandas as pd
 
     kinds = {type(value) for value in values if value is not None}
@@ -352,19 +355,19 @@ def _column(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype="float64" if kinds and kinds <= {int, float} else "object")
 
 
-FAR = 2.0  # held-out errors are far above the fitted ones from so many times them on
+FAR = 2.0  # a held-out error is far above the fitted one from this multiple of it on
 SMALL = 0.01  # a share of the squared state that may be missed, whatever the fitted ones are
 
 
 def fits_of_record(record: Record) -> list[dict[str, Any]]:
-    """Return what the record says of each fit, in the order in which they were made: windows, then a compensation."""
+    """Return the errors of each fit, in the order in which the fits were made: windows, then a compensation."""
     compensation = record.decisions.get("compensation", {})
     lists = record.decisions.get("errors"), compensation.get("cuts"), compensation.get("refitted")
     return [fit for fits in lists for fit in fits or [] if "error_after" in fit]
 
 
 def find_misfits(record: Record) -> Iterator[tuple[str, str, float, float]]:
-    """Yield (where, of which tokens, fitted and held-out error) of each fit that does not hold on other sequences."""
+    """Yield (where, which tokens, fitted error, held-out error) of each fit that does not hold on other sequences."""
     for fit in fits_of_record(record):
         for tokens, errors in (("tokens", fit), ("attention sinks", fit.get("sinks", {}))):
             held_out = errors.get("error_held_out")
@@ -373,7 +376,7 @@ def find_misfits(record: Record) -> Iterator[tuple[str, str, float, float]]:
 
 
 def _place_of_fit(fit: dict[str, Any]) -> str:
-    """Say where a fit was made: behind what is left at a cut, in a block, or for a window of layers."""
+    """Say where a fit was made: at a boundary, in a sublayer, or for a window of layers."""
     if "window" in fit:
         first, last = fit["window"]
         return f"for layers {first} to {last}"
@@ -383,7 +386,7 @@ def _place_of_fit(fit: dict[str, Any]) -> str:
 
 
 def may_be_guessed(row: Mapping[str, Any], column: str) -> bool:
-    """Say whether a row's accuracy in a column is not shown to be above guessing; no where that is not known."""
+    """Return whether a row's accuracy in a column is not shown to be above guessing; False where it is not known."""
     value, chance = row.get(column), row.get(f"{column}_chance")
     if value is None or chance is None:
         return False
@@ -394,7 +397,7 @@ def may_be_guessed(row: Mapping[str, Any], column: str) -> bool:
 
 
 def drop_guessed_tasks(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """Return the records without the tasks in which their dense model may guess, and a sentence about each of those.
+    """Return the records without the tasks on which their dense model may guess, and a sentence on each such task.
 
     Where a setup has no dense cell, all of its tasks stay.
     """

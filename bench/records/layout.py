@@ -52,13 +52,13 @@ class Section:
 
 
 def schema_of_layout(layout: type[Layout]) -> dict[str, Any]:
-    """Return the JSON schema of a layout, which knows all rules that concern one field alone."""
+    """Return the JSON schema of a layout. It has all rules that concern a single field."""
     schema: dict[str, Any] = _without_titles(layout.model_json_schema())
     return {"$schema": DIALECT, "title": layout.__name__} | schema
 
 
 def _without_titles(schema: Any, of_names: bool = False) -> Any:
-    """Leave out titles, which repeat names, and the default null, which stands for what is absent.
+    """Return a schema without titles, since they repeat names, and without the default null of absent fields.
 
     of_names  whether the keys are names of fields, and no words of JSON Schema
     """
@@ -83,7 +83,7 @@ def sections_of_layout(layout: type[Layout]) -> list[Section]:
 def _walk_objects(
     schema: Mapping[str, Any], known: Mapping[str, Any], path: str, source: str, path_by_kind: dict[str, str]
 ) -> Iterator[Section]:
-    """Yield an object and those inside it. `seen` holds where each kind of object was described."""
+    """Yield an object and those inside it. `path_by_kind` has the place where each kind of object was described."""
     needed, source = schema.get("required", ()), schema.get("source") or source
     rows, inside = [], list[tuple[Mapping[str, Any], str, str]]()
     for name, field in schema["properties"].items():
@@ -103,7 +103,7 @@ def _walk_objects(
 
 
 def _objects(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each kind of object that a field holds, and what its place adds to the path."""
+    """Yield the name of each kind of object that a field holds, and the ending that its place adds to the path."""
     if "$ref" in field:
         yield field["$ref"].rpartition("/")[2], ""
     for alternative in field.get("anyOf", ()):
@@ -129,7 +129,7 @@ def _kind(field: Mapping[str, Any]) -> str:
 
 
 def _unit(field: Mapping[str, Any]) -> str:
-    """Return the unit of a field, or of what is in it."""
+    """Return the unit of a field, or of its items."""
     inner = [*field.get("anyOf", ()), field.get("items"), field.get("additionalProperties")]
     units = [field.get("unit"), *(_unit(schema) for schema in inner if isinstance(schema, dict))]
     return next(filter(None, units), "")

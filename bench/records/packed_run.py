@@ -43,7 +43,7 @@ SHOWN = 60  # characters of a name that is none
 
 
 def is_packed(run: Path) -> bool:
-    """Say whether a folder holds a packed run."""
+    """Return whether a folder holds a packed run."""
     return (run / RECORDS).is_file()
 
 
@@ -56,7 +56,7 @@ def files_of_packed_run(run: Path) -> list[Path]:
 class PackedLine:
     """Holds a line of a packed run's records: its text, and its record or why it is none.
 
-    key    of the cell; of a line that has none what messages call it
+    key    of the cell; where a line has none, the words of messages for the line
     plain  the keys of the record
     rows   sha256 of the rows of its samples, by name
     """
@@ -69,7 +69,7 @@ class PackedLine:
 
 
 def read_lines(run: Path) -> list[PackedLine]:
-    """Read the lines of a packed run's records; one whose key an earlier line has is no record."""
+    """Return the lines of a packed run's records; a line with the key of an earlier one is no record."""
     lines, known = list[PackedLine](), dict[str, int]()
     for number, text in enumerate(read_content(run / RECORDS).splitlines(), start=1):
         where = f"{run / RECORDS}: line {number}"
@@ -126,17 +126,17 @@ def _parse_line(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any]
 
 
 def _is_file_name(name: str) -> bool:
-    """Say whether a name is that of a file in any folder, and leads into no other one."""
+    """Return whether a name can be a file's in any folder, and leads into no other folder."""
     fits = name.isprintable() and not set(name) & set("/\\") and name not in ("", ".", "..")
     return fits and len(name.encode()) <= LONGEST
 
 
 def pack_run(run: Path, target: Path, warn: Callable[[str], None] = say) -> int:
-    """Write the packed form of a run folder, which may be packed, to `target`, and return the number of its cells.
+    """Write the packed form of a run folder to `target`, and return the number of its cells.
 
-    Where `target` is the run folder itself the files of each cell are removed once the packed ones are whole. A record
-    that does not fit is left out, or moved to superseded/ there, and `told` is told so in a line. Raises UserError
-    where there is nothing to pack, where `target` has files, and where a sample is damaged.
+    The run may be packed already. Where `target` is the run folder itself, the files of each cell are removed once the
+    packed ones are whole. A record that does not fit is left out, or moved to superseded/ there, and `warn` gets a line
+    on it. Raises UserError where there is nothing to pack, where `target` has files, and where a sample is damaged.
     """
     paths = sorted((run / "cells").glob("*.json"))
     if is_packed(run) and target == run:
@@ -171,7 +171,10 @@ def pack_run(run: Path, target: Path, warn: Callable[[str], None] = say) -> int:
 
 
 def _pack_samples(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, InvalidRecord]) -> list[bytes]:
-    """Write the samples of a run folder to `target`, and return the lines of its records; fill in what are none."""
+    """Write the samples of a run folder to `target`, and return the lines of its records.
+
+    wrong  is filled with the errors of files that hold no record, by key
+    """
     tables: dict[str, list[Any]] = {}
     packed = []
     for path in paths:
@@ -194,7 +197,7 @@ def _pack_samples(run: Path, paths: Sequence[Path], target: Path, wrong: dict[st
 
 
 def refuse_none_left(run: Path, sound: Collection[Any], wrong: Mapping[str, InvalidRecord]) -> None:
-    """Raise InvalidRecord where no record of a run fits, or it has none at all, as an empty file."""
+    """Raise InvalidRecord where a run has no record, as an empty file, and where none of them fits."""
     if not sound and not wrong:
         raise InvalidRecord(f"{run} has no record; copy the run again")
     if not sound:
@@ -203,12 +206,12 @@ def refuse_none_left(run: Path, sound: Collection[Any], wrong: Mapping[str, Inva
 
 
 def unpack_run(run: Path, target: Path | None = None) -> int:
-    """Give a packed run a file for each cell again, so that it can go on, and return the number of its cells.
+    """Write a file for each cell of a packed run, so that the run can go on, and return the number of its cells.
 
-    They are written to `target` beside what is there, without the lines that are no records, and the packed run stays.
-    Without a target they take its place, and such a line is refused, which would be lost. Raises UserError where it is
-    not packed, and InvalidRecord where its samples are not those that were packed. Where another version of Parquet
-    writes other bytes for the same rows, the record names the sha256 of those.
+    With a target they are written beside the files that it has, without the lines that are no records, and the packed
+    run stays. Without a target they take the place of the packed run, and a line that is no record is refused, since it
+    would be lost. Raises UserError where the run is not packed, and InvalidRecord where its samples are not those that
+    were packed. Where another version of Parquet writes other bytes for the same rows, the record names their sha256.
     """
     if not is_packed(run):
         raise UserError(f"{run} is not packed: it has no {RECORDS}")
@@ -237,7 +240,7 @@ def unpack_run(run: Path, target: Path | None = None) -> int:
 
 
 def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any]:
-    """Read {(key, name): the table} of a packed run. Raises InvalidRecord where one does not fit its line."""
+    """Return {(key, name): table} of a packed run's samples. Raises InvalidRecord where one does not fit its line."""
     files, tables = dict[str, dict[str, Any]](), dict[tuple[str, str], Any]()
     for line in every:
         for name in line.rows:
@@ -253,7 +256,7 @@ def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any
 
 
 def _samples(folder: Path, record: Record) -> dict[str, Any]:
-    """Read a cell's samples by name. Raises InvalidRecord where one does not fit the record."""
+    """Return a cell's samples by name. Raises InvalidRecord where one does not fit the record."""
     refuse_unfit(folder, record.measured)
     return {path.stem: read_table(path) for path in sorted(folder.glob("*.parquet"))}
 
@@ -265,9 +268,10 @@ def _with_cell(table: Any, key: str) -> Any:
 
 
 def _parquet(where: str, tables: list[Any]) -> bytes:
-    """Return the Parquet file of several tables. Raises InvalidRecord, which begins with `where` they are from.
+    """Return the Parquet file of several tables.
 
-    That is where a column has values of one cell that its type in another cannot hold.
+    Raises InvalidRecord where a column has values of one cell that its type in another cannot hold. Its message begins
+    with `where`: the run and the name of the samples.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -282,13 +286,13 @@ def _parquet(where: str, tables: list[Any]) -> bytes:
 
 
 SUPERSEDED = "superseded"
-BESIDE = ("models", "kept", "partial")  # folders of what a cell has beside its record and samples (bench.runs.store)
+BESIDE = ("models", "kept", "partial")  # folders that a cell may have beside record and samples (bench.runs.store)
 
 
 def move_to_superseded(folder: Path, key: str, to: Path | None = None) -> None:
     """Move a record and its samples from a run folder to another one, by default to its superseded/.
 
-    Elsewhere the cell goes on to count, and takes its models and what it has left with it.
+    In another run folder the cell still counts, and so its models and pieces are moved too.
     """
     beside = BESIDE if to else ()
     to = to or folder / SUPERSEDED

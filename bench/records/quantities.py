@@ -12,7 +12,7 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Metric:
-    """How one column is shown.
+    """Says how one column is shown.
 
     label         the heading; `{}` takes the name of the text or task
     unit          of the figure as it is written; empty where the figure has none or its format picks one by size
@@ -46,12 +46,12 @@ class Metric:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a figure of a row is there and is a finite number."""
+    """Return whether a value of a row is there and is a finite number."""
     return value is not None and math.isfinite(value)
 
 
 def format_value(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
-    """Write the figure of a row of the frame for a cell of a table, with its spread where there is one."""
+    """Return the value of a row of the frame as a table writes it, with its spread where there is one."""
     metric = metric_of(column)
     figure, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
     if figure is None:

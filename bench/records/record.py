@@ -39,17 +39,17 @@ FAILED = ("error", "out_of_memory", "crashed", "timed_out", LOST)
 REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, and no failures
 STATUSES = ("ok", *REFUSED, *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
-LEFT_OUT = "it is left out"  # what is said of a record that does not fit
+LEFT_OUT = "it is left out"  # ends the message on a record that does not fit
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
 
 
 class InvalidRecord(UserError):
-    """Say that a file is not a record: truncated, of another schema, or with a field that does not fit."""
+    """Says why a file is not a record: truncated, of another schema, or with a field that does not fit."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Hold one cell's outcome. `cell` holds plain JSON values, so that reports need no other module to read it."""
+    """Holds one cell's outcome. `cell` holds plain JSON values, so that reports need no other module to read it."""
 
     cell: dict[str, Any]
     status: str
@@ -71,12 +71,12 @@ class Record:
 
 
 def name_of_model(record: Record) -> str:
-    """Return the model's name for a reader."""
+    """Return the name of a record's model, as tables and pages write it."""
     return str(record.cell.get("display_name") or record.cell["model"])
 
 
 def names_of_models(models: Iterable[str]) -> dict[str, str]:
-    """Name each model by the end of its path or address, as short as tells it from the others."""
+    """Return {model: the shortest end of its path or address that no other model has}."""
     parts = {model: PurePath(model).parts for model in models}
     name_by_model = {}
     for model, own in parts.items():
@@ -88,12 +88,12 @@ def names_of_models(models: Iterable[str]) -> dict[str, str]:
 
 
 def requested_ratio(record: Record) -> float | None:
-    """Return the share of the parameters that was asked to go; None for the dense model."""
+    """Return the requested ratio; None for the dense model."""
     return None if record.cell["method"] == "dense" else record.cell["ratio"]
 
 
 def peak_of_stage(measured: Mapping[str, Any], stage: str = "") -> int | None:
-    """Return the highest memory of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
+    """Return the highest bytes of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
     stages = measured.get("peak_memory", {})
     peaks = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
     known = [peak.get("allocated_bytes", peak.get("resident_bytes")) for peak in peaks]
@@ -101,7 +101,7 @@ def peak_of_stage(measured: Mapping[str, Any], stage: str = "") -> int | None:
 
 
 def cell_title(record: Record) -> str:
-    """Write a cell as sentences and figures call it: 'laco at 0.3'."""
+    """Return the title of a record's cell: 'laco at 0.3'."""
     ratio = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
     return label_of_cell(record.cell) + (f" at {ratio}" if ratio else "")
 
@@ -112,12 +112,12 @@ def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
 
 
 def main_metric_of_task(task: Mapping[str, Any]) -> Any:
-    """Return {value, stderr} of the metric of a task that stands in tables."""
+    """Return {value, stderr} of the metric of a task that tables show."""
     return task["metrics"][task["main"]]
 
 
 def save(record: Record, path: Path) -> None:
-    """Write atomically: the file is there whole or not at all."""
+    """Write a record atomically: the file is there whole or not at all."""
     write_json(vars(record), path)
 
 
@@ -127,12 +127,12 @@ def write_json(plain: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> Record:
-    """Read and validate one record. Raises InvalidRecord, naming the file and what is wrong with it."""
+    """Return the record of a file. Raises InvalidRecord with the file and the first mistake in it."""
     return record_from_json(read_json(read_content(path), str(path)), str(path))
 
 
 def read_content(path: Path) -> bytes:
-    """Return the bytes of a file of records. Raises InvalidRecord where it cannot be read, as a folder or a loop."""
+    """Return the bytes of a file of records. Raises InvalidRecord where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -140,7 +140,7 @@ def read_content(path: Path) -> bytes:
 
 
 def read_json(text: bytes, where: str) -> Any:
-    """Return what a JSON text says. Raises InvalidRecord, whose message begins with `where` that was read."""
+    """Return the values of a JSON text. Raises InvalidRecord; its message begins with `where`, the file or line."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -148,7 +148,7 @@ def read_json(text: bytes, where: str) -> Any:
 
 
 def record_from_json(data: Any, where: str) -> Record:
-    """Return the record in a JSON object. Raises InvalidRecord, whose message begins with `where` that was read."""
+    """Return the record in a JSON object. Raises InvalidRecord; its message begins with `where`, the file or line."""
     if isinstance(data, dict) and data.get("schema", SCHEMA) != SCHEMA:
         raise InvalidRecord(f"{where} has schema {data['schema']}; this version reads {SCHEMA}")
     if wrong := misfit_of_record(data):
@@ -160,8 +160,7 @@ def record_from_json(data: Any, where: str) -> Record:
 
 
 def misfit_of_record(data: Any) -> str:
-    """Say in one sentence what keeps plain JSON values from being a record; empty where nothing does."""
-
+    """Return one sentence on why plain JSON values are no record; empty where they are one."""
     return misfit_of_layout(data, RecordLayout)
 
 
@@ -190,7 +189,7 @@ LIMITS = {  # and where a limit is crossed
 
 
 def misfit_of_layout(data: Any, layout: type[BaseModel]) -> str:
-    """Say in one sentence what keeps plain JSON values from being of a layout; empty where nothing does."""
+    """Return one sentence on why plain JSON values do not fit a layout; empty where they do."""
     try:
         _reader(layout).validate_python(data)
     except ValidationError as error:
@@ -201,7 +200,7 @@ def misfit_of_layout(data: Any, layout: type[BaseModel]) -> str:
 
 
 def invalid_paths(data: Any, layout: type[BaseModel]) -> list[tuple[str | int, ...]]:
-    """Return where plain JSON values do not fit a layout, as keys and numbers from the outside in."""
+    """Return the paths at which plain JSON values do not fit a layout, each as keys and numbers from the outside in."""
     try:
         _reader(layout).validate_python(data)
     except ValidationError as error:
@@ -281,14 +280,14 @@ class RecordLayout(Layout):
         return self
 
 
-RESULT_FIELDS = ("decisions", "measured")  # the fields of a record that say what was found
+RESULT_FIELDS = ("decisions", "measured")  # the fields of a record that may lose values
 NO_VALUE = object()  # stands where nothing is left
 
-Lost = dict[str, list[str]]  # {what is wrong: the paths of what is}
+Lost = dict[str, list[str]]  # {what is wrong: the paths of such values}
 
 
 def without_invalid_values(record: Record) -> Record:
-    """Return the record as it is where it fits, else as failed, without what does not fit."""
+    """Return the record unchanged where it fits; else a failed one without the values that do not fit."""
     lost: Lost = {}
     valid = {name: _plain(getattr(record, name), name, lost) for name in RESULT_FIELDS}
     data = json.loads(json.dumps(vars(record) | valid))
@@ -304,7 +303,7 @@ def without_invalid_values(record: Record) -> Record:
 
 
 def _plain(value: Any, path: str, lost: Lost) -> Any:
-    """Return a value without what JSON has none of, and note the path of that."""
+    """Return a value without the parts that JSON cannot hold, and note their paths in `lost`."""
     if isinstance(value, float) and not math.isfinite(value):
         lost.setdefault("not a finite number", []).append(path)
         return NO_VALUE
@@ -321,7 +320,7 @@ def _plain(value: Any, path: str, lost: Lost) -> Any:
 
 
 def _leave_out(data: dict[str, Any], place: Sequence[str | int]) -> bool:
-    """Leave out the smallest part of what was found in which `place` is; return whether there is one."""
+    """Remove the smallest object of RESULT_FIELDS that holds `place`; return whether there is one."""
     steps, inside = list[str | int](), [data]
     for step in place:
         holder: Any = inside[-1]

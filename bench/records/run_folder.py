@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def is_run(folder: Path) -> bool:
-    """Say whether a folder is that of a run, with or without a record yet."""
+    """Return whether a folder is that of a run, with or without a record yet."""
     return packed_run.is_packed(folder) or (folder / "cells").is_dir()
 
 
@@ -51,9 +51,9 @@ def files_of_records(run: Path) -> list[Path]:
 
 
 def read_records(run: Path, warn: Callable[[str], None] = say) -> dict[str, Record]:
-    """Read the records of a run folder: {key: record}, without those that do not fit.
+    """Return the records of a run folder: {key: record}, without those that do not fit.
 
-    told  is told of each that is left out, in a line
+    warn  gets a line on each that is left out
 
     Raises UserError where it is no run folder, and where no record fits.
     """
@@ -64,7 +64,7 @@ def read_records(run: Path, warn: Callable[[str], None] = say) -> dict[str, Reco
 
 
 def ignore_warning(_: str) -> None:
-    """Say nothing of a record that is left out, where that has been said."""
+    """Print nothing on a record that is left out, where that has been printed before."""
 
 
 def _warn_of(wrong: Mapping[str, InvalidRecord], warn: Callable[[str], None]) -> None:
@@ -73,7 +73,7 @@ def _warn_of(wrong: Mapping[str, InvalidRecord], warn: Callable[[str], None]) ->
 
 
 def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
-    """Read a run folder: its records by key, and why others are none. Raises UserError where it is no run folder."""
+    """Return (records, errors of those that do not fit), by key. Raises UserError where it is no run folder."""
     files = files_of_records(run)
     if not files:
         raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
@@ -98,19 +98,19 @@ def _load_record(path: Path) -> Record | InvalidRecord:
 
 
 def load_run(run: Path, warn: Callable[[str], None] = say) -> list[Record]:
-    """Read the records of a run folder, in the order of their keys, as `records` does. Raises UserError."""
+    """Return the records of a run folder in the order of their keys, as `read_records` does. Raises UserError."""
     return list(read_records(run, warn).values())
 
 
 def folder_of_samples(run: Path, key: str) -> Path:
-    """Return what the samples of a cell are called by, see bench.records.samples."""
+    """Return the folder that names the samples of a cell, see bench.records.samples."""
     return run / "samples" / key
 
 
 def find_cell(run: Path, wanted: str, warn: Callable[[str], None] = say) -> tuple[str, Record]:
-    """Return the one cell of a run whose key is `wanted`, else whose label, else whose key starts so.
+    """Return (key, record) of the cell of a run whose key is `wanted`, else whose label, else whose key starts so.
 
-    told  is told of each record that may have been meant and does not fit, in a line
+    warn  gets a line on each record that may have been meant and does not fit
 
     Raises UserError where there is none, where there are several, and where its record does not fit.
     """
@@ -131,9 +131,10 @@ def find_cell(run: Path, wanted: str, warn: Callable[[str], None] = say) -> tupl
 
 
 def split_name(named: str) -> tuple[Path, str] | None:
-    """Cut RUN/CELL into run and cell, RUN being the longest start of it that is a run, since a label may hold a slash.
+    """Return (run, cell) of RUN/CELL; None where no start of it is a run folder.
 
-    CELL may also be a file, RUN/cells/CELL.json. None where no start of it is a run folder.
+    RUN is the longest start that is a run, since a label may hold a slash. CELL may also be a file, as in
+    RUN/cells/CELL.json.
     """
     cuts = [position for position, character in enumerate(named) if character == "/"]
     for cut in reversed(cuts):
@@ -146,9 +147,9 @@ def split_name(named: str) -> tuple[Path, str] | None:
 
 
 def read(run: Path | str) -> pd.DataFrame:
-    """Read a run folder as a data frame: a row for each cell, by its key; columns as bench.records.frame lists them.
+    """Return a run folder as a data frame: a row for each cell, by its key; columns as bench.records.frame lists them.
 
-    A record that does not fit is left out, and said on stderr. Raises UserError where it is no run folder.
+    A record that does not fit is left out, with a line on stderr. Raises UserError where it is no run folder.
     """
     records = read_records(Path(run))
     frame = columns.frame_of_records(list(records.values()))
@@ -157,7 +158,7 @@ def read(run: Path | str) -> pd.DataFrame:
 
 
 def samples(run: Path | str, task: str) -> pd.DataFrame:
-    """Read what the cells of a run answered: a row for each cell, by the column `cell`, and document of a task.
+    """Return the samples of a task: a row for each cell, by the column `cell`, and document.
 
     A text goes by "perplexity-TEXT", with a row for each window. Raises UserError where no cell has such samples.
     """
@@ -176,7 +177,7 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 
 
 def refuse_unfit_samples(run: Path, records: Mapping[str, Record], files: SampleFiles) -> None:
-    """Raise InvalidRecord where figures of records of a run, by key, do not follow from the samples that it has."""
+    """Raise InvalidRecord where values of a run's records, {key: record}, do not follow from its samples."""
     for key, record in records.items():
         texts = (f"perplexity-{name_of_text(text)}" for text in record.measured.get("perplexity", {}))
         for name in (*record.measured.get("tasks", {}), *texts):
@@ -185,10 +186,10 @@ def refuse_unfit_samples(run: Path, records: Mapping[str, Record], files: Sample
 
 @dataclass(frozen=True)
 class Merged:
-    """Hold the records of several runs, a cell that occurs twice once, with their samples.
+    """Holds the records of several runs with their samples; a cell that several runs have is there once.
 
-    remarks   what keeps some of the runs from being compared, by name
-    served    what inference engines made of their models
+    remarks   lines on why some of the runs are not compared, by name
+    served    their served records
     left_out  a line on each record that does not fit
     """
 
@@ -200,12 +201,12 @@ class Merged:
 
     @property
     def notes(self) -> list[str]:
-        """Return all that a page or a whole report says of the records."""
+        """Return the lines that a page or a whole report prints about the records."""
         return [*self.left_out, *self.remarks]
 
 
 def load_runs(runs: Sequence[Path]) -> Merged:
-    """Read several runs as one. Raises UserError where one is no run folder, and where no record fits."""
+    """Return several runs as one. Raises UserError where one is no run folder, and where no record fits."""
     cells: dict[str, tuple[Record, Path]] = {}
     every = list[tuple[Path, Record]]()
     again, left_out, wrong = 0, list[str](), dict[str, InvalidRecord]()
@@ -235,13 +236,13 @@ def load_runs(runs: Sequence[Path]) -> Merged:
 
 
 def _is_of(row: ServedRecord, sound: Mapping[str, Record]) -> bool:
-    """Say whether a served model is that of its cell today, and not of a record that was set aside."""
+    """Return whether a served record is of the model that its cell has now, and not of a superseded record."""
     record = sound.get(row.key)
     return record is not None and row.model.get("pruned_sha256") == record.measured.get("pruned_sha256")
 
 
 def _rank(record: Record) -> tuple[bool, str]:
-    """Return what sorts records of one cell: a measured one is above a failed one, then the newest."""
+    """Return the rank of a record among those of one cell: a measured one is above a failed one, then the newest."""
     return record.status == "ok", str(record.environment.get("date", ""))
 
 
@@ -253,7 +254,7 @@ def _twice(count: int) -> list[str]:
 
 
 def _sentences_on_setups(cells: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
-    """Say of each setup but the first why it stands apart."""
+    """Yield a sentence on each setup but the first: why it stands in tables of its own."""
     for run, conditions in cells[1:]:
         first, second = flatten(cells[0][1]), flatten(conditions)
         fields = names_of_differences([first, second])
@@ -269,9 +270,9 @@ def _sentences_on_setups(cells: Sequence[tuple[Path, Mapping[str, Any]]]) -> Ite
 
 
 def merge_runs(parts: Sequence[Path], out: Path) -> dict[str, Record]:
-    """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`; return them.
+    """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`.
 
-    A cell of one key and one content in several parts is taken once. What inference engines made of a model is joined
+    Returns {key: record}. A cell that several parts have with the same content is taken once. Served records are joined
     as `served.join` says. Raises UserError, and writes nothing, where a part is no run folder or has a record that does
     not fit, where two have different records of one key, where samples are damaged, where a saved model has links, and
     where `out` has files.
@@ -298,7 +299,7 @@ def merge_runs(parts: Sequence[Path], out: Path) -> dict[str, Record]:
 
 
 def _refuse(wrong: str) -> None:
-    """Raise UserError for a record that does not fit, which would be lost."""
+    """Raise UserError for a record that does not fit, since it would be lost."""
     raise UserError(f"{wrong.removesuffix(f'; {LEFT_OUT}')}; mend it, or move it out of the part")
 
 

@@ -1,7 +1,7 @@
-"""Reads the tables of samples from their files, and says whether they fit the record of their cell.
+"""Reads the tables of samples from their files, and checks that they fit the record of their cell.
 
-A sample fits where it is the file that the record names by its sha256, or of a packed run the rows that were packed by
-theirs, and where the record's own figures follow from its rows.
+A file of samples fits where its sha256 is the one that the record names; in a packed run the rows have the sha256 with
+which they were packed. And the record's own values have to follow from the rows.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ ROUNDING = 1e-6  # share by which a figure may differ from that of its rows: the
 
 
 def is_finite_throughout(values: NDArray[np.float64]) -> bool:
-    """Say whether all values are numbers that can be squared and summed."""
+    """Return whether all values are numbers that can be squared and summed."""
     return bool((np.abs(values) < MOST).all())  # nan is not
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
-    """Read a Parquet file, or those of the columns that it has. Raises InvalidRecord where it holds no samples.
+    """Return the table of a Parquet file, with all columns or those of `columns` that it has.
 
-    That is where it is damaged, where a column stands there twice, and where one holds other than COLUMNS says.
+    Raises InvalidRecord where it is damaged, where it has a column twice, and where a column does not hold the values
+    that COLUMNS says.
     """
     import pyarrow
     from pyarrow.parquet import ParquetFile
@@ -70,7 +71,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
 
 
 def _kinds(kind: Any) -> tuple[str, ...]:
-    """Return what values of a pyarrow type may be called in COLUMNS."""
+    """Return the words of COLUMNS for values of a pyarrow type."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind):
@@ -85,20 +86,20 @@ def _kinds(kind: Any) -> tuple[str, ...]:
 
 
 def require_columns(path: Path, table: Any) -> Any:
-    """Return a table of the samples of one cell. Raises InvalidRecord where a column but a figure's has gaps."""
+    """Return the table of one cell's samples. Raises InvalidRecord where a column of COLUMNS lacks values."""
     if gaps := [name for name in table.column_names if name in COLUMNS and table[name].null_count]:
         raise InvalidRecord(f"{path}: column {gaps[0]!r} lacks values of some rows; copy the file again")
     return table
 
 
 def sha256_of_rows(table: Any) -> str:
-    """Return the sha256 of a pyarrow.Table's column names and values, whatever Parquet makes of them."""
+    """Return the sha256 of a pyarrow.Table's column names and values, the same however Parquet writes them."""
     columns = {name: table[name].to_pylist() for name in table.column_names if table[name].null_count < table.num_rows}
     return hashlib.sha256(json.dumps(columns, default=str).encode()).hexdigest()
 
 
 def refuse_damaged(folder: Path, measured: Mapping[str, Any]) -> None:
-    """Raise InvalidRecord where a file of samples that a record's `measured` names is missing or another one."""
+    """Raise InvalidRecord where a file of samples that a record's `measured` names is missing or not the same file."""
     for name in measured.get("samples", {}):
         if not is_file(path := folder / f"{name}.parquet"):
             raise InvalidRecord(f"{path} is missing or not the file that was written; copy the run again")
@@ -106,14 +107,14 @@ def refuse_damaged(folder: Path, measured: Mapping[str, Any]) -> None:
 
 
 def refuse_unfit(folder: Path, measured: Mapping[str, Any]) -> None:
-    """Raise InvalidRecord where the files of a cell's samples are not those that its record's `measured` is about."""
+    """Raise InvalidRecord where the files of a cell's samples do not fit its record's `measured`."""
     refuse_damaged(folder, measured)
     for path in sorted(folder.glob("*.parquet")):
         refuse_unfit_file(path, measured)
 
 
 def refuse_unfit_file(path: Path, measured: Mapping[str, Any]) -> None:
-    """Raise InvalidRecord where a file of samples is another than a record's `measured` names, or has other figures."""
+    """Raise InvalidRecord where a file of samples is not the one that a record names, or gives other values."""
     refuse_other_file(path, measured)
     table = read_table(path, columns_of_figures(path.stem, measured))
     refuse_other_figures(str(path), path.stem, table, measured)
@@ -130,7 +131,7 @@ def refuse_other_file(path: Path, measured: Mapping[str, Any]) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Say whether there is a file. Raises InvalidRecord where it cannot be looked for."""
+    """Return whether there is a file. Raises InvalidRecord where the file system does not say."""
     try:
         return path.is_file()
     except OSError as error:
@@ -148,10 +149,11 @@ def sha256_of_samples(path: Path) -> str:
 
 
 def refuse_other_figures(where: str, name: str, table: Any, measured: Mapping[str, Any]) -> None:
-    """Raise InvalidRecord, which begins with `where` the rows are, unless a record's figures follow from its rows.
+    """Raise InvalidRecord unless a record's values follow from its rows.
 
+    where  the file and cell of the rows; the message begins with it
     name   of a task, or "perplexity-TEXT"
-    table  the pyarrow.Table of its rows, at least with the columns of `figure_columns`
+    table  the pyarrow.Table of its rows, at least with the columns of `columns_of_figures`
     """
     for figure, recorded, by_rows in _figures(name, table, measured):
         if not math.isclose(recorded, by_rows, rel_tol=ROUNDING, abs_tol=ROUNDING):
@@ -161,12 +163,12 @@ def refuse_other_figures(where: str, name: str, table: Any, measured: Mapping[st
 
 
 def columns_of_figures(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the columns of the samples of a task or text from which figures of a record follow."""
+    """Return the columns of the samples of a task or text from which values of a record follow."""
     return (*OF_WINDOWS, *(metric for metric, _ in _means(measured.get("tasks", {}).get(name, {}))))
 
 
 def _figures(name: str, table: Any, measured: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
-    """Yield (a figure's name, what the record says, what the rows say)."""
+    """Yield (name, value in the record, value by the rows)."""
     for text, entry in measured.get("perplexity", {}).items():
         if name == f"perplexity-{name_of_text(text)}" and set(OF_WINDOWS) <= set(table.column_names):
             nll, tokens = (_numbers(table[column]) for column in OF_WINDOWS)
@@ -188,7 +190,7 @@ def _figures(name: str, table: Any, measured: Mapping[str, Any]) -> Iterator[tup
 def _means(task: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the metrics of a task that are means over its documents, with their values.
 
-    Those have a standard error, but for a task of one document.
+    These have a standard error, except in a task of one document.
     """
     right = {ANSWER_BPB: task[ANSWER_BPB]} if ANSWER_BPB in task else {}
     for metric, entry in {**task.get("metrics", {}), **right}.items():
@@ -201,7 +203,7 @@ def _numbers(column: Any) -> NDArray[np.float64]:
 
 
 def read_packed_tables(path: Path) -> dict[str, Any]:
-    """Read a packed file: {key: the table of that cell}, each without the columns that only other cells have."""
+    """Return {key: table} of a packed file, each table without the columns that only other cells have."""
     if not is_file(path):
         return {}
     table, tables, start = read_table(path), {}, 0

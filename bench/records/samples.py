@@ -26,19 +26,19 @@ from bench.records.sample_tables import (
     require_columns,
 )
 
-UNITS = ("doc_hash", "doc_id", "tokens")  # the column that tells documents or windows apart, the surest first
+UNITS = ("doc_hash", "doc_id", "tokens")  # columns that tell documents or windows apart, the surest first
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold a figure for each document or window; units are documents' hashes or numbers, or windows' tokens."""
+    """Holds a value for each document or window; units are documents' hashes or numbers, or windows' tokens."""
 
     units: Any
     figures: NDArray[np.float64]
 
 
 class SampleFiles:
-    """Reads the tables of samples of any cells, packed or not, and holds each against the record of its cell once.
+    """Reads the tables of samples of any cells, packed or not, and checks each against the record of its cell once.
 
     A packed file is read once for all its cells.
     """
@@ -51,8 +51,8 @@ class SampleFiles:
     def table(self, record: Record | None, folder: Path, name: str, columns: Sequence[str] = ()) -> Any | None:
         """Return the pyarrow.Table of a task, or of a text by "perplexity-TEXT", of the cell with this folder.
 
-        With `columns` given it has those of them that there are, else all. None where the cell has no such samples.
-        Raises InvalidRecord where a file is damaged, and where it does not fit the record.
+        It has all columns, or those of `columns` that there are. None where the cell has no such samples. Raises
+        InvalidRecord where a file is damaged, and where it does not fit the record.
         """
         own = folder / f"{name}.parquet"
         if not is_file(own):
@@ -79,11 +79,11 @@ class SampleFiles:
 
 
 class Samples:
-    """Reads single figures of the samples of some records, each once.
+    """Reads single columns of the samples of given records, each once.
 
     folders  of the records, in their order; None for one without samples
-    records  that the samples are held against, none where there is nothing to hold them against
-    files    reads them, and has read some of them
+    records  that the samples are checked against; none where they are not checked
+    files    reads the tables, and keeps those that it has read
     """
 
     def __init__(
@@ -98,9 +98,10 @@ class Samples:
         self._read: dict[tuple[int, str, str], Sample | None] = {}
 
     def of(self, number: int, name: str, figure: str) -> Sample | None:
-        """Return a figure of each document of a task, or window of "perplexity-TEXT", of the record at a place.
+        """Return a column of each document of a task, or window of "perplexity-TEXT", of the record at a place.
 
-        None where there are not two, one has none, or no telling which they are. Raises InvalidRecord where a file is
+        None where there are fewer than two rows, where one lacks the value, and where no column of UNITS tells the rows
+        apart. Raises InvalidRecord where a file is
         damaged or does not fit its record.
         """
         key = (number, name, figure)
@@ -120,9 +121,9 @@ def _sample(table: Any, figure: str) -> Sample | None:
 
 
 def find_alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:
-    """Return {a record's place: the first place that saw the same}, without those that have no sample.
+    """Return {a record's place: the first place with an alike sample}, without places that have no sample.
 
-    The same are equal documents or windows in the same order, under equal conditions.
+    Samples are alike that have equal documents or windows in the same order, under equal conditions.
     """
     first: list[int] = []
     alike: dict[int, int] = {}

@@ -44,14 +44,14 @@ from methods.files import write_atomically
 
 SERVED_SCHEMA = 2
 FILE = "served.jsonl"
-LOCK = ".served.lock"  # held while the file is read and written again; stays, as bench.runs.store says of its own
+LOCK = ".served.lock"  # held while the file is read and written again; it stays, as the lock of bench.runs.store does
 SERVED_STATUSES = ("ok", "unsupported", *FAILED)
-OF_NO_FIGURE = ("silence", "engine_python")  # are asked, and change none: the version of what answers is asked too
+OF_NO_FIGURE = ("silence", "engine_python")  # fields of a protocol that change no value
 
 
 @dataclass(frozen=True)
 class ServedRecord:
-    """Holds one line; the bench.records.served.ServedLayout says what is in it."""
+    """Holds one line; `ServedLayout` says what each field means."""
 
     key: str
     type: str
@@ -77,19 +77,19 @@ class ServedRecord:
 
     @property
     def is_base(self) -> bool:
-        """Say whether it is the dense model that all others are compared with."""
+        """Return whether it is the dense model that all others are compared with."""
         return self.model["method"] == "dense" and self.type == self.base
 
 
 def conditions_of_engine(protocol: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be the same for figures that are compared: the question, and what computes the answer."""
+    """Return the conditions that served records must share to be compared: of the protocol and of the machine."""
     names = ("gpu", "gpus") if "gpu" in environment else ("cpu",)
     machine = {name: environment.get(name) for name in names}
     return {name: value for name, value in protocol.items() if name not in OF_NO_FIGURE} | machine
 
 
 def group_alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
-    """Return the records by groups of one model that was served in one way on one machine, each in its order."""
+    """Return the records in groups of one dense model, one protocol and one machine, each in its order."""
     groups: dict[str, list[ServedRecord]] = {}
     for record in records:
         same = [
@@ -103,13 +103,13 @@ def group_alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
 
 
 def identity_of_measurement(record: ServedRecord) -> str:
-    """Return what tells one measurement from every other one, however many run folders have it."""
+    """Return one text for a measurement, equal in all run folders that have it, and different for any other."""
     date = record.environment.get("date")
     return json.dumps([record.key, record.type, record.model, record.base, record.protocol, date], sort_keys=True)
 
 
 def question_of_record(record: ServedRecord) -> str:
-    """Return what a record answers: which model of a cell in which type, beside which dense one, asked how, where."""
+    """Return the question of a record as one text: model, type, dense model beside it, protocol and machine."""
     model = record.model.get("pruned_sha256")
     return json.dumps(
         [record.key, record.type, record.base, model, conditions_of_engine(record.protocol, record.environment)],
@@ -118,9 +118,9 @@ def question_of_record(record: ServedRecord) -> str:
 
 
 def load(run: Path, warn: Callable[[str], None] = say) -> list[ServedRecord]:
-    """Read the served records of a run folder, none where nothing was served; one that does not fit is left out.
+    """Return the served records of a run folder, none where nothing was served; one that does not fit is left out.
 
-    told  is told of each that is left out, in a line
+    warn  gets a line on each that is left out
     """
     records = list[ServedRecord]()
     for number, line in enumerate(_lines(run), start=1):
@@ -153,9 +153,9 @@ def _from_json(data: Any, where: str) -> ServedRecord:
 
 
 def save(run: Path, record: ServedRecord) -> ServedRecord:
-    """Add a record to those of a run folder, and return the one that answers its question from now on.
+    """Add a record to those of a run folder, and return the record that answers its question from now on.
 
-    That is an earlier one where it was measured well and this one was not. Raises Unwritable.
+    It is an earlier record where that is ok and this one is not. Raises Unwritable.
     """
     with lock_served(run):
         lines = _join_lines([*_lines(run), json.dumps(asdict(record), allow_nan=False).encode()])
@@ -167,9 +167,9 @@ def save(run: Path, record: ServedRecord) -> ServedRecord:
 
 
 def join(parts: Sequence[Path], out: Path) -> None:
-    """Write the lines of all parts to the new folder `out`, of those that answer one question the first.
+    """Write the lines of all parts to the new folder `out`; of lines that answer one question the first is kept.
 
-    One that was measured well goes before one that was not, and a line that this version does not read is kept. Raises
+    A record that is ok goes before one that is not. A line that this version does not read is kept. Raises
     Unwritable.
     """
     if lines := _join_lines([line for part in reversed(parts) for line in _lines(part)]):
@@ -177,7 +177,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
 
 
 def _join_lines(lines: Iterable[bytes]) -> list[bytes]:
-    """Return of each question the last answer that was measured well, else the last, and all lines that are none."""
+    """Return for each question the last answer that is ok, else the last answer, and all lines that are no records."""
     answers: dict[str | bytes, tuple[bytes, bool]] = {}
     for line in lines:
         try:
@@ -197,7 +197,7 @@ def _write(run: Path, lines: Iterable[bytes]) -> None:
 
 @contextmanager
 def lock_served(run: Path) -> Iterator[None]:
-    """Keep the file from other processes meanwhile. Raises Unwritable."""
+    """Keep other processes from writing the file meanwhile. Raises Unwritable."""
     lock = FileLock(run / LOCK)
     try:
         lock.acquire()

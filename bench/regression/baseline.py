@@ -16,11 +16,11 @@ from methods.errors import UserError
 
 
 class NoBaseline(Exception):
-    """Say that there is no folder, or that it holds no run; the message says which, in one line."""
+    """Says in one line that there is no folder of a baseline, or that it holds no run."""
 
 
 def read_baseline(folder: Path) -> dict[str, CellResults]:
-    """Read the cells of a baseline, or of any other run folder, by their names. Raises NoBaseline."""
+    """Return the cells of a baseline, or of any other run folder, by their names. Raises NoBaseline."""
     if not run_folder.files_of_records(folder):
         raise NoBaseline(f"no baseline {folder}; `baseline accept RUN --out {folder}` makes one")
     wrong = list[str]()
@@ -28,13 +28,13 @@ def read_baseline(folder: Path) -> dict[str, CellResults]:
         cells = dict(sorted(pairs.results_of_run(folder, wrong.append).items()))
     except UserError as error:
         raise NoBaseline(f"{folder} cannot be read as a baseline: {error}") from None
-    if wrong:  # of whose cells nothing would be asked
+    if wrong:  # their cells would not be compared
         raise NoBaseline(f"{folder} cannot be read as a baseline: {wrong[0].removesuffix(f'; {LEFT_OUT}')}")
     return cells
 
 
 def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool = False) -> list[str]:
-    """Pack a run into `folder`, and return lines on what is in it, or on what changed. Raises UserError."""
+    """Pack a run into `folder`, and return lines on its changes, its untested tasks and its size. Raises UserError."""
     cells = pairs.results_of_run(run)
     failed = [f"{name} ({cell.status})" for name, cell in cells.items() if cell.status != "ok"]
     if failed and not allow_failed:
@@ -56,7 +56,7 @@ def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool
 
 
 def _write(run: Path, folder: Path) -> None:
-    """Put the packed run where an earlier one may be, once it is whole beside it, with all that is no run's there."""
+    """Put the packed run in place of an earlier one, once it is whole; files of the folder that are no run's stay."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".baseline-") as name:
@@ -78,7 +78,7 @@ def _write(run: Path, folder: Path) -> None:
 
 
 def _readable(folder: Path) -> Mapping[str, CellResults]:
-    """Read the cells of a baseline that is about to be replaced, none where it is damaged."""
+    """Return the cells of a baseline that is about to be replaced, none where it is damaged."""
     try:
         return pairs.results_of_run(folder)
     except UserError:
@@ -86,7 +86,7 @@ def _readable(folder: Path) -> Mapping[str, CellResults]:
 
 
 def changes_of_cells(before: Mapping[str, CellResults], after: Mapping[str, CellResults]) -> list[str]:
-    """Return a line for each cell that comes or goes, by name, and for each figure or condition that changes."""
+    """Return a line for each cell that is new or missing, and for each value or condition that changes."""
     lines = [f"- {name}" for name in sorted(before.keys() - after.keys())]
     for name, cell in sorted(after.items()):
         if name not in before:
@@ -107,7 +107,7 @@ def _cell_changes(before: CellResults, after: CellResults) -> Iterator[str]:
             yield f"{key}: {old}, of other {DATA_OF_GROUP[key.partition(' ')[0]]}"
 
 
-DATA_OF_GROUP = {  # what may differ behind an equal figure
+DATA_OF_GROUP = {  # the data that may differ behind an equal value
     "tasks": "answers",
     "bits": "likelihoods",
     "texts": "windows",
@@ -116,7 +116,7 @@ DATA_OF_GROUP = {  # what may differ behind an equal figure
 
 
 def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
-    """Return {group and name: (the figure or condition that a reader looks for, what else must be equal)}."""
+    """Return {group and name: (value or condition as a line writes it, other data that must be equal)}."""
     values: dict[str, tuple[str, Any]] = {"status": (cell.status, None)}
     for group in ("about", "conditions", "sizes"):
         values |= {f"{group} {name}": (_brief(value), None) for name, value in getattr(cell, group).items()}

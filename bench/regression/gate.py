@@ -48,13 +48,14 @@ CELL = "cell"  # the metric of a verdict on a cell as a whole
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judge one metric of one cell, or on the cell as a whole (metric CELL).
+    """Holds the verdict on one metric of a cell, or on the cell as a whole (metric CELL).
 
     gates    whether it counts for the exit code
     p        adjusted over those that gate, or over those that do not; None where nothing was tested
-    margin   in the scale of ComparedRow.change; findable, in the same, the smallest true loss that is found to be worse
-             with the probability bench.stats.intervals.POWER, at the strictest level that the adjustment gives it
-    reason   what the word alone does not say
+    margin   in the scale of ComparedRow.change
+    findable in the same scale, the smallest true loss that is judged worse with the probability
+             bench.stats.intervals.POWER, at the strictest level that the adjustment gives it
+    reason   words that explain the verdict; empty where it explains itself
     """
 
     cell: str
@@ -89,7 +90,7 @@ def pair_runs(
 
 
 def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) -> CellResults | None:
-    """Return the baseline's cell of that label with the ratio, seed and draw of `cell`, as far as it has them."""
+    """Return the baseline's cell of that label whose ratio, seed and draw are those of `cell`; None without one."""
     for candidate in baseline.values():
         wanted = {**cell.identity, "label": label}
         known = {name: value for name, value in candidate.identity.items() if value is not None}
@@ -99,7 +100,7 @@ def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) ->
 
 
 def parse_mapping(texts: Sequence[str], run: Collection[str], baseline: Collection[str]) -> dict[str, str]:
-    """Read 'mine=laco' as {'mine': 'laco'}, labels of the run and of the baseline. Raises UserError."""
+    """Return {label of the run: label of the baseline} of words such as 'mine=laco'. Raises UserError."""
     mapping = {}
     for text in texts:
         cuts = [(text[:place], text[place + 1 :]) for place, character in enumerate(text) if character == "="]
@@ -144,7 +145,7 @@ def judge(
 
 
 def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequence[ComparedRow]) -> None:
-    """Raise UserError for a margin of a task that no cell has or was asked for, or that has no accuracy."""
+    """Raise UserError for a margin of a task that no cell measures, or that has no accuracy."""
     tasks = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.requested_tasks))
     if unknown := [task for task in margins.tasks if task not in tasks]:
         known = ", ".join(tasks) or "none"
@@ -181,7 +182,7 @@ def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verd
 
 
 def _adjust_p(verdicts: Sequence[Verdict]) -> dict[int, float]:
-    """Return adjusted p values by the verdict's number, in a family of those that gate and one of those only shown."""
+    """Return {number of a verdict: adjusted p}; verdicts that gate are one family, those only shown another."""
     adjusted: dict[int, float] = {}
     for gates in (True, False):
         family = {
@@ -234,7 +235,7 @@ def find_suspects(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def keep_confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Verdict]) -> list[Verdict]:
-    """Return the verdicts, of which a regression that counts stands only if the second measurement has it too.
+    """Return the verdicts; a regression that counts stays only where the second measurement has it too.
 
     second   verdicts with the suspected cells measured again, by cell and metric
     """
@@ -267,11 +268,11 @@ ALPHA = 0.05  # below which an adjusted p value is called a difference
 
 @dataclass(frozen=True)
 class JudgedRow:
-    """Hold a row and its verdict.
+    """Holds a row and its verdict.
 
     p           adjusted for all that the comparison tests; None where there is none
-    detectable  the smallest true change that is found with the probability bench.stats.intervals.POWER at the strictest
-                level that the adjustment gives a test, in the scale of ComparedRow.change
+    detectable  the smallest true change that the test shows with the probability bench.stats.intervals.POWER, at the
+                strictest level that the adjustment gives it, in the scale of ComparedRow.change
     """
 
     cells: str
@@ -282,7 +283,7 @@ class JudgedRow:
 
 
 def pair_cells(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
-    """Return (name, cell of A, cell of B) of the two that are named, or of two runs by label, ratio and seed."""
+    """Return (name, cell of A, cell of B) of two cells, or of the cells of two runs by label, ratio and seed."""
     cells_of_a, cells_of_b = _side(a), _side(b)
     if not any(run_folder.is_run(Path(named)) for named in (a, b)):
         (first,), (second,) = cells_of_a.values(), cells_of_b.values()
@@ -311,7 +312,7 @@ def _side(named: str) -> dict[str, CellResults]:
 
 
 def reason_for_refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
-    """Say in one line why these cells cannot be compared; None if they can."""
+    """Return one line on why these cells cannot be compared; None where they can."""
     differences: dict[str, str] = {}
     for cells, compared in pairs.items():
         for row in compared:
@@ -324,7 +325,7 @@ def reason_for_refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None
 
 
 def judge_rows(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[JudgedRow]:
-    """Judge every row; the p values are adjusted (intervals.holm) for the number of them in the table."""
+    """Return every row with its verdict; p values are adjusted (intervals.holm) for their number in the table."""
     every = [(cells, row) for cells, compared in pairs.items() for row in _without_repetition(compared)]
     tested = [number for number, (_, row) in enumerate(every) if row.difference and not np.isnan(row.difference.p)]
     adjusted = intervals.holm([every[number][1].difference.p for number in tested])  # type: ignore[union-attr]
@@ -337,7 +338,7 @@ def judge_rows(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[JudgedRow]:
 
 
 def _without_repetition(compared: Sequence[ComparedRow]) -> list[ComparedRow]:
-    """Return the rows without the figure over all tasks where there is one task, whose row says the same."""
+    """Return the rows without that over all tasks where there is one task, since its own row says the same."""
     kinds = [row.kind for row in compared]
     same = [whole for whole, single in (("accuracy", "task"), ("bits", "bits of a task")) if kinds.count(single) == 1]
     return [row for row in compared if row.kind not in same]
@@ -360,7 +361,7 @@ def _verdict(row: ComparedRow, p: float | None) -> str:
 
 @dataclass(frozen=True)
 class Margins:
-    """Say what may be lost. Points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
+    """Says what may be lost: points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
 
     sizes   whether sizes gate
     tasks   points, of tasks that gate by themselves too
@@ -376,7 +377,7 @@ class Margins:
     allow: tuple[str, ...] = ()
 
     def of(self, row: ComparedRow) -> float | None:
-        """Return the margin of a row in the scale of its change; of a task that does not gate the accuracy's."""
+        """Return the margin of a row in the scale of its change; a task without a margin has that of the accuracy."""
         if row.kind == "text":
             return None if self.perplexity is None else math.log1p(self.perplexity / 100)
         if row.kind == "speed":
@@ -387,14 +388,14 @@ class Margins:
         return None if points is None else points / 100
 
     def gates(self, row: ComparedRow) -> bool:
-        """Say whether a row counts; a task does where it is named, or where the run has lost it."""
+        """Return whether a row gates; a task does where a margin names it, or where the run does not have it."""
         if row.kind == "task":
             return row.task in self.tasks or (row.after is None and self.accuracy is not None)
         return self.sizes if row.kind == "size" else self.of(row) is not None
 
 
 def read_margins(file: Path | None) -> Margins:
-    """Read the margins of a YAML file; without one return the defaults. Raises UserError."""
+    """Return the margins of a YAML file, the defaults without one. Raises UserError."""
     if file is None:
         return Margins()
     plain = run_spec.read_yaml(file, f"--margins: {file}") or {}
@@ -427,7 +428,7 @@ def _check_value(file: Path, key: str, value: Any) -> Any:
 
 
 def _is_off(value: Any) -> bool:
-    """Say whether a value of YAML is off, which YAML 1.1 reads as false."""
+    """Return whether a value of YAML is off; YAML 1.1 reads that as false."""
     return value is False or value == "off"
 
 

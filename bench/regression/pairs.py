@@ -56,17 +56,18 @@ from methods.console import say
 from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
-MOST_NATS = 700  # per token, whose exponential a float still holds
-NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is the order of sums
+MOST_NATS = 700  # per token; a float still holds its exponential
+NLL_DIGITS = 4  # behind the point, of a window's nats: the order of sums changes less
 BITS_DIGITS = 4  # likewise of a document's bits per byte
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Hold the answers to one task.
+    """Holds the answers to one task.
 
     values      a figure per document, of an accuracy from 0 to 1, mostly 1 and 0 for right and wrong
-    documents   a hash of what was asked, in its order; ids a hash of each document
+    documents   a hash of all documents in their order
+    ids         a hash of each document
     """
 
     metric: str
@@ -78,22 +79,24 @@ class Answers:
 
     @property
     def is_accuracy(self) -> bool:
+        """Return whether the values are accuracies."""
         return is_accuracy_metric(self.metric)
 
     @property
     def right_or_wrong(self) -> bool:
+        """Return whether every value is 1 or 0 for right or wrong."""
         return self.is_accuracy and bool(np.isin(self.values, (0, 1)).all())
 
     @property
     def unprompted(self) -> Answers:
-        """Return the same with documents told apart by what they are, and not by how they were asked."""
+        """Return the same answers with ids of the documents alone, without their prompts."""
         ids = tuple(document.partition(":")[0] for document in self.ids)
         return replace(self, documents=_digest(ids), ids=ids) if ids else self
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Hold nats and scored tokens of each window of a text, and the hash of the tokens with what is scored of them.
+    """Holds nats and scored tokens of each window of a text, and the hash of the tokens and of those that are scored.
 
     in_a_row  whether the windows follow each other, or else are drawn
     """
@@ -105,22 +108,23 @@ class Windows:
 
     @property
     def perplexity(self) -> float:
+        """Return the perplexity per token; infinite where a float cannot hold it."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nll.sum() / self.tokens.sum()))
 
 
 @dataclass(frozen=True)
 class CellResults:
-    """Hold what one cell leaves for a comparison.
+    """Holds the values and conditions of one cell that a comparison needs.
 
-    identity    label, ratio, seed, and the draw of a random method: what pairs it with another
-    status      "ok", or the word for why there is nothing else
-    conditions  by the names of bench.records.comparability.GATE; what does not apply is absent
-    about       model, commit: for a reader
-    bits        bits per byte of the right answer, of each task with choices
-    untested    tasks that have no figure per document
-    asked       tasks that a cell without figures was asked for
-    speed       (speed-up, low, high) by what was timed
+    identity         label, ratio, seed, and the draw of a random method; cells of equal identity are a pair
+    status           "ok", or the word for why there is nothing else
+    conditions       by the names of bench.records.comparability.GATE; one that does not apply is absent
+    about            model, commit: for a reader
+    speed            (speed-up, low, high) by the name of the timed size
+    untested         tasks that have no value per document
+    bits             bits per byte of the right answer, of each task with choices
+    requested_tasks  the protocol's tasks, where the cell has no values
     """
 
     identity: dict[str, Any]
@@ -137,13 +141,14 @@ class CellResults:
 
     @property
     def name(self) -> str:
+        """Return the identity as messages write it: 'laco at 0.1, seed 0'."""
         return name_of_identity(self.identity)
 
 
 def results_of_run(run: Path, warn: Callable[[str], None] = say) -> dict[str, CellResults]:
-    """Read the results of every cell by its name. Raises UserError where two cells have the same name.
+    """Return the results of every cell of a run by its name. Raises UserError where two cells have the same name.
 
-    told  is told of each record that is left out, in a line
+    warn  gets a line on each record that is left out
     """
     results_by_name: dict[str, CellResults] = {}
     files = SampleFiles()
@@ -159,7 +164,7 @@ def results_of_run(run: Path, warn: Callable[[str], None] = say) -> dict[str, Ce
 
 
 def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
-    """Read the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
+    """Return the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
     measured = record.measured
     if record.status != "ok":
         return CellResults(
@@ -196,12 +201,12 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
 
 
 def _column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """Return a column of samples as numbers; a single nan where there is none or it is empty."""
+    """Return a column of samples as numbers; a single nan where the column is missing or empty."""
     return frame[name].to_numpy(dtype=float) if name in frame and len(frame) else np.array([np.nan])
 
 
 def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
-    """Return the sizes, with the context of the multiply-accumulates in their name, since it sets them."""
+    """Return the sizes by name; that of the multiply-accumulates has their context, since they depend on it."""
     sizes = {name: measured[name] for name in SIZES if name in measured}
     if "macs_per_token" in sizes:
         macs, context = sizes.pop("macs_per_token"), measured.get("macs_context")
@@ -212,7 +217,7 @@ def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
 def _answers_of_task(
     task: Mapping[str, Any], name: str, table: pd.DataFrame, metric: str, values: NDArray[np.float64]
 ) -> Answers:
-    """Return the values of a metric of a task with the documents that they are of."""
+    """Return the values of a metric of a task with their documents."""
     hashes = [column for column in ("doc_hash", "prompt_hash", "target_hash") if column in table]
     ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
     ids = ids if hashes else tuple(f"{name} {number}" for number in range(len(table)))
@@ -224,7 +229,7 @@ def _digest(ids: Sequence[str]) -> str:
 
 
 def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Windows:
-    """Return the windows of a text. Raises UserError, which begins with `where` they stand, for what are none."""
+    """Return the windows of a text. Raises UserError for impossible values; its message begins with `where`."""
     nll, tokens = table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64)
     if not ((tokens > 0).all() and (np.abs(nll) < MOST_NATS * tokens).all()):
         raise UserError(f"{where} have windows without tokens or of more than {MOST_NATS} nats per token")
@@ -232,12 +237,14 @@ def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Window
 
 
 def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed: Sequence[str] = ()) -> Any:
-    """Read the pyarrow.Table of one sample of a cell.
+    """Return the pyarrow.Table of one task or text of a cell.
 
-    cell  its record, the folder of its samples, and what reads those
+    cell    its record, the folder of its samples, and their reader
+    rows    the number of rows that the record names
+    needed  columns that it has to have
 
-    Raises UserError where it is missing, damaged, not that of the record, not of so many rows, or without a column that
-    is `needed`.
+    Raises UserError where the table is missing, damaged, not that of the record, of another number of rows, or without
+    a needed column.
     """
     record, folder, files = cell
     table = files.table(record, folder, name)
@@ -269,7 +276,7 @@ FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF
 
 
 def parse_allowed(text: str) -> tuple[str, ...]:
-    """Read 'torch,cpu' as ('torch', 'cpu'). Raises UserError for what is no field."""
+    """Return the fields of a text: 'torch,cpu' -> ('torch', 'cpu'). Raises UserError for a name that is no field."""
     names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
     for name in names:
         if name not in FIELDS:
@@ -279,7 +286,7 @@ def parse_allowed(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """Hold one metric of two cells.
+    """Holds one metric of two cells.
 
     kind            "size", "accuracy" and "bits" (over the documents of all tasks), "task" and "bits of a task", "text"
                     or "speed"; bits are those per byte of the right answer
@@ -304,17 +311,17 @@ class ComparedRow:
 
     @property
     def task(self) -> str:
-        """Return the task of a row of a task, whose metric is its name and that of the figure."""
+        """Return the task of a row of a task; its metric is the task's name with that of the value."""
         return self.metric.rpartition(" ")[0]
 
     @property
     def change(self) -> float:
-        """Return what can be judged: above 0 the second cell is better, in shares, bits or the logarithm of a ratio."""
+        """Return the change in shares, bits or the logarithm of a ratio; above 0 the second cell is better."""
         return self.changes[0]
 
     @property
     def changes(self) -> tuple[float, float, float]:
-        """Return (change, low, high)."""
+        """Return (change, low, high): `change` with its 95 % interval."""
         assert self.difference is not None
         interval = (self.difference.estimate, self.difference.low, self.difference.high)
         if self.kind in ("accuracy", "task"):
@@ -326,11 +333,11 @@ class ComparedRow:
         return (-a, -c, -b) if self.kind == "text" else (a, b, c)
 
     def detectable(self, level: float, margin: float = 0.0) -> float | None:
-        """Return the smallest true change that the row's test finds at this level with the probability intervals.POWER.
+        """Return the smallest true change that the row's test shows at this level with the probability intervals.POWER.
 
-        It is in the scale of `change`, and None where nothing is tested or no change is found so often.
+        It is in the scale of `change`, and None where nothing is tested or no change is shown that often.
 
-        margin  what the change that is seen has to reach as well
+        margin  the least measured change that counts
         """
         difference = self.difference
         if difference is None:
@@ -345,7 +352,7 @@ class ComparedRow:
 
 
 def compare_cells(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
-    """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
+    """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are ignored."""
     rows = []
     for name in dict.fromkeys([*after.sizes, *before.sizes]):
         differs = _conditions("size", before, after, allowed)
@@ -361,7 +368,7 @@ def compare_cells(before: CellResults, after: CellResults, allowed: Collection[s
 def _conditions(
     kind: str, before: CellResults, after: CellResults, allowed: Collection[str]
 ) -> tuple[tuple[str, str], ...]:
-    """Return the conditions of a kind that differ; the calibration is none where one of the cells used none."""
+    """Return the conditions of a kind that differ; the calibration counts only where both cells used one."""
     old, new = before.conditions, after.conditions
     names = [name for name in GATE[kind] if name not in allowed and old.get(name) != new.get(name)]
     both = "calibration" in old and "calibration" in new
@@ -369,13 +376,13 @@ def _conditions(
 
 
 def _words(before: Any, after: Any) -> str:
-    """Write two values as in '2.12 and 2.13'; of hashes the first digits."""
+    """Return two values in words, as in '2.12 and 2.13'; of hashes the first digits."""
     old, new = (str("none" if value is None else value) for value in (before, after))
     return " and ".join(text[:12] if len(text) == 64 else text for text in (old, new))
 
 
 def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
-    """Return the accuracy over all tasks that both cells have, then each task."""
+    """Return a row for the accuracy over all tasks that both cells have, then a row for each task."""
     common = _conditions("task", before, after, allowed)
     single = []
     paired: list[tuple[Answers, Answers]] = []
@@ -401,7 +408,7 @@ def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]
 
 
 def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
-    """Return the bits per byte of the right answer over all tasks that both cells have, then of each of them."""
+    """Return a row for the answers' bits per byte over all tasks that both cells have, then a row for each."""
     common = _conditions("task", before, after, allowed)
     single, paired = list[ComparedRow](), list[tuple[Answers, Answers]]()
     for name in (name for name in after.bits if name in before.bits):
@@ -419,7 +426,7 @@ def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]
 
 
 def _mean_bits(cell: CellResults) -> float | None:
-    """Return the mean over the documents of all tasks of a cell."""
+    """Return the mean bits per byte over the documents of all tasks of a cell; None without any."""
     every = [answers.values for answers in cell.bits.values()]
     return float(np.concatenate(every).mean()) if every else None
 
@@ -427,7 +434,7 @@ def _mean_bits(cell: CellResults) -> float | None:
 def _disjoint(
     field: str, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
 ) -> tuple[tuple[str, str], ...]:
-    """Say that other data were measured, where the cells have nothing of a kind in common."""
+    """Return the difference of a field where the cells share no text or task of a kind; else nothing."""
     if field in allowed or not before or not after or before.keys() & after.keys():
         return ()
     return ((field, f"{', '.join(before)} and {', '.join(after)}"),)
@@ -446,7 +453,7 @@ def _task_differs(before: Answers, after: Answers, allowed: Collection[str]) -> 
 
 
 def _same_documents(before: Answers, after: Answers) -> tuple[Answers, Answers]:
-    """Return both on the documents that they share, where it was allowed that they were asked different ones."""
+    """Return both on the documents that they share. Raises UserError where they share none."""
     before, after = _without_prompts(before, after)
     if before.documents == after.documents:
         return before, after
@@ -457,7 +464,7 @@ def _same_documents(before: Answers, after: Answers) -> tuple[Answers, Answers]:
 
 
 def _without_prompts(before: Answers, after: Answers) -> tuple[Answers, Answers]:
-    """Return both, without prompts where they had other numbers of examples, since no prompt can then be equal."""
+    """Return both; without prompts where their numbers of examples differ, since no prompt is equal then."""
     return (before, after) if before.fewshot == after.fewshot else (before.unprompted, after.unprompted)
 
 
@@ -472,8 +479,8 @@ def _row_of_answers(
 ) -> ComparedRow:
     """Return a row over the documents of the pairs' tasks.
 
-    McNemar's test where an answer is right or wrong, Student's for bits and accuracies of other values, and one by
-    resampling for any other figure.
+    The test is McNemar's where an answer is right or wrong, Student's for bits and accuracies of other values, and one
+    by resampling for any other metric.
     """
     before, after = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
     accuracy = all(answers.is_accuracy for pair in pairs for answers in pair)
@@ -491,7 +498,7 @@ def _row_of_answers(
 
         difference = paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
         return ComparedRow(kind, metric, *figures, difference, count=len(before))
-    if len(set(groups)) < len(groups):  # a document that was asked twice is one observation
+    if len(set(groups)) < len(groups):  # a document that comes twice is one observation
         difference = clusters.paired_clusters(before, after, groups)
     else:
         difference = intervals.paired_shares(before, after)
@@ -516,7 +523,7 @@ def _text(name: str, before: CellResults, after: CellResults, allowed: Collectio
 
 
 def _perplexity(before: Windows, after: Windows) -> Difference | None:
-    """Return how the perplexities differ; None for a single window of two likelihoods, which has no interval."""
+    """Return how the perplexities differ; None for a single window with two likelihoods, since it has no interval."""
     if len(before.nll) > 1:
         return clusters.paired_perplexity(before.nll, after.nll, before.tokens, in_a_row=before.in_a_row)
     return Difference(1.0, 1.0, 1.0, 1.0) if np.array_equal(before.nll, after.nll) else None
@@ -540,13 +547,13 @@ NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Contrast:
-    """Hold how the second cell of a pair stands beside the first one.
+    """Holds the test of the difference of two cells: the second beside the first.
 
     estimate   how many times the perplexity, or the difference of the averages
     p          two-sided, adjusted for all pairs
     test       Student's on windows, McNemar's or a normal one on documents, by the draws of several seeds beside these,
                or by the two intervals
-    low, high  the 95 % interval of the estimate, not adjusted; of an average where it is asked for
+    low, high  the 95 % interval of the estimate, not adjusted; of an average with `bounds` only
     """
 
     estimate: float
@@ -557,15 +564,15 @@ class Contrast:
 
     @property
     def paired(self) -> bool:
-        """Say whether the test is by what both models did with the same windows or documents."""
+        """Return whether the test pairs both models on the same windows or documents."""
         return self.test != "intervals"
 
 
 Pair = tuple[int, int]  # the places of two records
 Contrasts = dict[Pair, Contrast]
 Records = Sequence[Record] | Mapping[int, Record]
-Seeds = Mapping[int, Mapping[int, int]]  # of a place that stands for a model of several seeds: {seed: its place}
-Cells = Mapping[Pair, Sequence[Pair]]  # of a pair of models: that of their cells for each seed that both have
+Seeds = Mapping[int, Mapping[int, int]]  # {place that stands for a model of several seeds: {seed: its place}}
+Cells = Mapping[Pair, Sequence[Pair]]  # {pair of models: the pair of their cells for each seed that both have}
 Numbers = NDArray[np.float64]
 
 
@@ -583,7 +590,7 @@ def test_perplexity(
     intervals: bool = True,
     seeds: Seeds | None = None,
 ) -> Contrasts:
-    """Test the pairs of cells with a finite perplexity of the text; without `intervals` only those that are paired.
+    """Return {pair: contrast} of cells with a finite perplexity of the text; without `intervals` only of those paired.
 
     seeds  of the places that stand for a model of several seeds
     """
@@ -625,9 +632,9 @@ def test_average(
     bounds: bool = False,
     seeds: Seeds | None = None,
 ) -> Contrasts:
-    """Test the pairs of cells that measured every one of the tasks: by `metric`, else by the same accuracy.
+    """Return {pair: contrast} of cells that measured every one of the tasks: by `metric`, else by the same accuracy.
 
-    bounds  also low and high of what is paired, two milliseconds for each (bench.stats.intervals.paired_share_interval)
+    bounds  also low and high of paired tests, two milliseconds for each (bench.stats.intervals.paired_share_interval)
     seeds   of the places that stand for a model of several seeds
     """
     contrasts: Contrasts = {}
@@ -662,14 +669,14 @@ def test_average(
 
 
 def _has(task: Mapping[str, Any], metric: str) -> bool:
-    """Say whether a task was measured by a metric, or without one by an accuracy."""
+    """Return whether a task was measured by a metric, or without one by an accuracy."""
     return metric_of_task(task, metric) is not None if metric else is_accuracy(task)
 
 
 def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
-    """Return the pairs of cells behind each pair, without pairs of models that have too few seeds in common.
+    """Return the pairs of cells of each pair, without pairs of models that have too few seeds in common.
 
-    One is too few where either model has several: a test of that seed would stand beside means of others.
+    A single seed is too few where either model has several: its test would stand beside means of others.
     """
     cells = {}
     for a, b in pairs:
@@ -691,7 +698,7 @@ def _places(pairs: Sequence[Pair]) -> list[int]:
 
 
 def _together(cells: Cells, groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
-    """Give the pairs whose cells are all of one group, by the group and the number of their seeds."""
+    """Yield lists of pairs whose cells are all of one group, a list for each group and number of seeds."""
     pairs_by_group: dict[Any, list[Pair]] = {}
     for pair, sides in cells.items():
         kinds = {groups.get(place) for side in sides for place in side}
@@ -707,7 +714,7 @@ def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
 
 
 def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair]) -> Contrast | None:
-    """Test two perplexities as if independent, on logarithms, half a 95 % interval being 1.96 standard errors."""
+    """Return the contrast of two perplexities as if independent, on logarithms; half an interval is 1.96 stderr."""
     both = [(figures[a], figures[b]) for a, b in sides]
     if any(figure.get(f"perplexity_{end}") is None for pair in both for figure in pair for end in ("low", "high")):
         return None
@@ -725,14 +732,14 @@ def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pa
 
 
 def _as_ratio(log_ratio: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
-    """Return the contrast of a mean logarithm with its ends and its p."""
+    """Return the contrast of a mean logarithm with its interval and its p."""
     *logs, p = log_ratio
     with np.errstate(over="ignore"):  # an endless interval is one
         estimate, low, high = np.exp(logs).tolist()
     return Contrast(estimate, p, test, low, high)
 
 
-TaskSamples = Sequence[Mapping[int, Sample | None]]  # of each task, by place
+TaskSamples = Sequence[Mapping[int, Sample | None]]  # for each task {place: sample}
 
 
 def _paired_averages(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) -> Contrasts:
@@ -823,16 +830,16 @@ def _normal(estimate: float, stderr: float) -> float:
 
 
 def _adjust_p(pairs: Iterable[Pair], contrasts: Mapping[Pair, Contrast | None]) -> Contrasts:
-    """Return what was tested, in the order of the pairs, with the p values adjusted for their number."""
+    """Return the contrasts in the order of the pairs, with p values adjusted for their number."""
     known = {pair: contrast for pair in pairs if (contrast := contrasts.get(pair)) is not None}
     adjusted = stats.holm([contrast.p for contrast in known.values()])
     return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(known.items(), adjusted, strict=True)}
 
 
 def is_shown_higher(contrasts: Contrasts, rows: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
-    """Say whether each cell of `some` is shown to have more than each of `than`; equal cells have `neutral`.
+    """Return whether each cell of `rows` is shown to have more than each of `than`; equal cells have `neutral`.
 
-    Several are the choices of a random method: the claim is then for every one of them.
+    Several cells are the draws of a random method: the claim is then for every one of them.
     """
     return all(_more(contrasts, a, b, neutral) for a in rows for b in than)
 
