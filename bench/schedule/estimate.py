@@ -62,7 +62,7 @@ MEASURED, COMPUTED = "measured before", "from MACs"
 
 @dataclass(frozen=True)
 class Estimate:
-    """Holds the seconds of each stage of a cell, and what most of them stand on."""
+    """Holds the seconds of each stage of a cell, and the basis of most of them: MEASURED or COMPUTED."""
 
     stages: dict[str, float]
     basis: str
@@ -83,7 +83,7 @@ class _Sums:
 class Estimator:
     """Learns from records, and estimates cells.
 
-    costs  what cells compute, by their models
+    costs  {model: seconds of its cells by what they compute}
     """
 
     costs: Mapping[str, Cost]
@@ -91,10 +91,10 @@ class Estimator:
     _peaks: dict[Place, int] = field(default_factory=dict)
 
     def learn(self, record: Record) -> None:
-        """Take in what a record's stages took; one that was interrupted or failed is of no use.
+        """Take in the seconds of a record's stages; a record that was interrupted or failed is ignored.
 
-        One of a model without costs is left out, whose seconds say nothing about another model, and so is one whose
-        cell this version would not measure, as of a later version in a folder beside the run.
+        A record of a model without costs is ignored too, since its seconds say nothing about another model. So is a
+        record whose cell this version would not measure, as of a later version in a folder beside the run.
         """
         if record.status != "ok" or record.cell["model"] not in self.costs:
             return
@@ -111,12 +111,12 @@ class Estimator:
                     sums = self._sums.setdefault(place, _Sums())
                     sums.real += real[stage]
                     sums.computed += computed
-        if not {"weights_in", "states_in"} & measured.keys():  # whose peak is lower than that of a cell in memory
+        if not {"weights_in", "states_in"} & measured.keys():  # their peak is lower than that of a cell in memory
             place = _alike(cell)
             self._peaks[place] = max(peak_of_stage(measured) or 0, self._peaks.get(place, 0))
 
     def estimate(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> Estimate:
-        """Return what a cell is likely to take, `known` as bench.schedule.estimate has it."""
+        """Return what a cell is likely to take; `known` is the ratio of `Cost.seconds`."""
         stages, before = dict[str, float](), 0.0
         for stage, computed in self.costs[cell.model].seconds(cell, amounts, known).items():
             factor, own = self._factor(stage, cell)
@@ -125,11 +125,11 @@ class Estimator:
         return Estimate(stages, MEASURED if before > sum(stages.values()) / 2 else COMPUTED)
 
     def peak(self, cell: Cell) -> int:
-        """Return the highest memory that a cell of the same method and sizes had, 0 where none is known."""
+        """Return the highest memory in bytes of cells of the same method and sizes, 0 where none is known."""
         return self._peaks.get(_alike(cell), 0)
 
     def _factor(self, stage: str, cell: Cell) -> tuple[float, bool]:
-        """Return by what records multiply the seconds of a stage, and whether they are of that kind of work."""
+        """Return the factor of records for the seconds of a stage, and whether they are of that kind of work."""
         for place in _places(stage, cell):
             if sums := self._sums.get(place):
                 return sums.real / sums.computed, place != ANY
@@ -140,14 +140,14 @@ ANY: Place = ("any",)
 
 
 def _places(stage: str, cell: Cell) -> Iterator[Place]:
-    """Yield where records of a stage are counted, those of the likest work first."""
+    """Yield the places in which records of a stage are counted, the most alike work first."""
     method, _, compensation = cell.method.partition("+")
     given = json.dumps(cell.parameters, sort_keys=True, default=str)
     yield stage, cell.model, cell.method, given, str(cell.ratio), str(bool(cell.healing)), str(len(cell.earlier))
     if stage == "prune":
         yield stage, cell.model, cell.method, given
         yield stage, cell.method
-        if not compensation:  # whose fit would count as the method's
+        if not compensation:  # its fit would count as the method's
             yield stage, method
         return
     if stage == "tasks":
@@ -159,9 +159,9 @@ def _places(stage: str, cell: Cell) -> Iterator[Place]:
 
 
 def _alike(cell: Cell) -> Place:
-    """Return where a peak of memory is counted: by all that memory depends on.
+    """Return the place in which a peak of memory is counted; it has all that memory depends on.
 
-    The ratio matters where models that have been cut are held, or trained as a whole.
+    The ratio is a part of it where cut models are held, or trained as a whole.
     """
     p = cell.protocol
     sizes = p.calibration_sequences, p.calibration_length, p.calibration_memory_mib, p.batch_tokens, p.window, p.windows
@@ -173,7 +173,7 @@ def _alike(cell: Cell) -> Place:
 
 
 def amounts_of_record(record: Record) -> Amounts:
-    """Return on how much a record's cell was measured."""
+    """Return the numbers of tokens and documents that a record's cell was measured on."""
     texts = record.measured.get("perplexity", {}).values()
     tasks = record.measured.get("tasks", {}).items()
     return Amounts(
@@ -182,23 +182,23 @@ def amounts_of_record(record: Record) -> Amounts:
 
 
 def is_of_machine(record: Record, environment: Mapping[str, object]) -> bool:
-    """Say whether a record's seconds are of such a machine: its processor, device, type of numbers and threads."""
+    """Return whether a record's seconds are of such a machine: its processor, device, dtype and threads."""
     names = ("cpu", "gpu", "device", "dtype", "threads")
     return all(record.environment.get(name) == environment.get(name) for name in names)
 
 
-RECENT = 32  # finished cells whose time beside their stages is looked at
+RECENT = 32  # finished cells whose time beside their stages counts
 DAY = 24 * 3600
-TIMING = ("speed", "")  # kind of work that comes alone on its machine
+TIMING = ("speed", "")  # kind of work that runs alone on its machine
 
 
 class Forecast:
     """Follows the cells of a run from estimate to end.
 
-    slots        how many cells run at once
-    one_machine  whether nothing works beside a cell that is timed
+    slots        the number of cells that run at once
+    one_machine  whether nothing runs beside a cell that is timed
     queues       whether a cell that has begun may wait for others' work, so that nobody knows when the run ends
-    now          gives the seconds of a clock that only goes forward
+    now          returns the seconds of a clock that only goes forward
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class Forecast:
             self._beside = [*self._beside[1 - RECENT :], max(0.0, self._now() - began - sum(real.values()))]
 
     def seconds(self) -> float | None:
-        """Return in how many seconds the run ends; None before the first cell has ended, and where cells queue."""
+        """Return the seconds until the run ends; None before the first cell has ended, and where cells queue."""
         if self._queues or not self._beside:
             return None
         beside, now, every = median(self._beside), self._now(), self._factor()
@@ -263,7 +263,7 @@ class Forecast:
         return max(longest, shared / self.slots) + alone
 
     def line(self, clock: Callable[[], float] = time.time) -> str:
-        """Say when the run ends: 'ends about 14:32, in 12 min'; nothing where that is not known."""
+        """Return the line on when the run ends: 'ends about 14:32, in 12 min'; empty where that is not known."""
         if (seconds := self.seconds()) is None:
             return ""
         end = time.localtime(clock() + seconds)
@@ -278,11 +278,11 @@ class Forecast:
         self._count -= 1
 
     def _factor(self) -> float:
-        """Return by what all finished work was longer than it was said to be."""
+        """Return the factor by which all finished work took longer than it was estimated."""
         return sum(self._real.values()) / sum(self._estimated.values()) if self._estimated else 1.0
 
     def _total(self, work: Mapping[tuple[str, str], float], every: float) -> tuple[float, float]:
-        """Return the seconds of some work, corrected by the finished cells: what slots share, and what comes alone."""
+        """Return the seconds of work, corrected by the finished cells: (shared by slots, alone on the machine)."""
         totals = {True: 0.0, False: 0.0}
         for kind, seconds in work.items():
             factor = self._real[kind] / estimated if (estimated := self._estimated.get(kind)) else every
@@ -291,12 +291,12 @@ class Forecast:
 
 
 def _kind(stage: str, cell: Cell) -> tuple[str, str]:
-    """Return what shares a factor: a method's pruning, or a stage of any cell."""
+    """Return the kind of work that shares a factor: a method's pruning, or another stage of any cell."""
     return stage, cell.method if stage == "prune" else ""
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds as a reader wants them: '40 s', '12 min', '3.4 h', '2.1 days'."""
+    """Return seconds in words: '40 s', '12 min', '3.4 h', '2.1 days'."""
     for unit, size, digits in (("days", DAY, 1), ("h", 3600, 1), ("min", 60, 0)):
         if seconds >= (2 * size if size > 60 else 1.5 * size):
             return f"{seconds / size:.{digits}f} {unit}"
@@ -307,24 +307,24 @@ LEARNT = (
     *("parameters", "perplexity", "tasks", "seconds", "prune_seconds"),
     *("peak_memory", "weights_in", "states_in"),
 )
-NEAR = 20  # runs beside the run's folder whose records are read, those that changed last
+NEAR = 20  # runs beside the run's folder whose records are read: those that changed last
 
 
 @dataclass
 class Outlook:
-    """Knows what the cells of one run will take.
+    """Estimates what the cells of one run take.
 
-    device     of its cells, and dtype, as torch writes both
-    earlier    records of the run's folder and of those beside it
-    estimates  of the cells, by key (`add`)
+    device, dtype  of its cells, as torch writes them
+    earlier        records of the run's folder and of those beside it
+    estimates      of the cells, by key (`add`)
     """
 
     device: str
     dtype: str
     earlier: Sequence[Record]
     estimates: dict[str, Estimate] = field(default_factory=dict)
-    _models: dict[str, Cell] = field(default_factory=dict)  # a cell of each
-    _estimators: dict[int, Estimator] = field(default_factory=dict)  # of each number of threads
+    _models: dict[str, Cell] = field(default_factory=dict)  # {model: one of its cells}
+    _estimators: dict[int, Estimator] = field(default_factory=dict)  # {threads: its estimator}
 
     @classmethod
     def of(cls, cell: Cell, folder: Path) -> Outlook:
@@ -341,10 +341,10 @@ class Outlook:
     ) -> None:
         """Estimate cells that come in this order.
 
-        amounts        on how much text and how many documents each is measured
-        threads        how many each has but while it is timed
-        timed_threads  how many each has then
-        done           keys of those that are not measured, since they have a record
+        amounts        returns the tokens and documents that a cell is measured on
+        threads        returns the threads of a cell while it is not timed
+        timed_threads  threads of every cell while it is timed
+        done           keys of the cells that are not measured, since they have a record
         """
         self._models |= {cell.model: cell for cell in cells}
         self._estimators.clear()
@@ -358,7 +358,7 @@ class Outlook:
             self.estimates[cell.key] = estimate
 
     def needs(self, cell: Cell, room: int, card: int | None = None, *, offload: bool = False) -> MemoryNeeds:
-        """Return the memory of a cell, which may take `room` bytes of the host's and `card` of its GPU's.
+        """Return the memory of a cell that may take `room` bytes of the host's and `card` bytes of its GPU's.
 
         offload  whether its states have a folder
         """
@@ -387,10 +387,10 @@ class Outlook:
 
 
 def find_known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float]:
-    """Return up to which ratio others of a run have found what a cell needs, as bench.schedule.estimate has it: by key.
+    """Return {key: the ratio up to which other cells of the run have done this cell's work}, for `Cost.seconds`.
 
-    Removals of a search are in the records of those that are done; of what a cell has seen in the dense model, only
-    those know that are measured in the same run.
+    Removals of a search are in the records of cells that are done. Statistics of the dense model are shared only by
+    cells that are measured in the same run.
     """
     searches, by_key = search_groups(cells), {cell.key: cell for cell in cells}
     before, looked, ratio_by_key = predecessors_of(searches), set[str](), dict[str, float]()
@@ -407,9 +407,9 @@ def find_known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, 
 
 
 def read_records_nearby(folder: Path) -> Iterator[Record]:
-    """Yield of the records of a run's folder, and of the runs beside it, what estimates need.
+    """Yield the ok records of a run's folder and of the runs beside it, with the values that estimates need.
 
-    What cannot be read is left out.
+    Runs and records that cannot be read are left out.
     """
     beside = [run for run in folder.absolute().parent.glob("*") if run_folder.is_run(run)]
     beside.sort(key=lambda run: (run.name == folder.name, run.stat().st_mtime), reverse=True)
@@ -421,28 +421,28 @@ def read_records_nearby(folder: Path) -> Iterator[Record]:
                     yield replace(record, decisions={}, measured=measured)
 
 
-ALMOST_NOTHING = 1e-9  # layers that go, at which a search costs what it costs whatever goes
+ALMOST_NOTHING = 1e-9  # layers that go: a search then costs only what it costs at any ratio
 
 
 @dataclass(frozen=True)
 class PruningWork:
-    """Holds multiply-accumulates of forwards, and those in float64."""
+    """Holds the multiply-accumulates of forwards, and those in float64 (`exact`)."""
 
     macs: float = 0.0
     exact: float = 0.0
 
 
 def reuse_of_method(method: str) -> Reuses:
-    """Return what a cell of a method reuses of one at another ratio."""
+    """Return what a method's cells reuse of a cell at another ratio: removals, statistics or nothing."""
     return methods.load()[method.partition("+")[0]].reuses
 
 
 def count_work(
     pruner: Pruner, shape: Shape, ratio: float, tokens: int, length: int, *, known: float = 0.0
 ) -> PruningWork:
-    """Return what pruning computes.
+    """Return the work of pruning.
 
-    ratio   to remove of the dense model
+    ratio   of the dense model's parameters to remove
     tokens  of the calibration, in sequences of `length`
     known   the ratio up to which an earlier search's removals are known; of a method that reuses statistics, more than
             0 says that another cell has computed them
@@ -469,7 +469,7 @@ LOAD = 1.3e-9  # seconds for a byte of weights: 0.7 s for 538 MB
 SAVE = 3 * LOAD  # written, hashed, and read again
 STARTED = 5.0  # seconds in which the process that times a model comes to its first call
 TRAINED = 7.0  # forwards that a token of healing costs: 2,110 s for 100,000 tokens beside 24 s for 8,192 without
-TOKENS = {  # of the default tasks' documents, prefixes that choices share counted once; and those that go to the head
+TOKENS = {  # of a document of each default task, prefixes that choices share counted once; and those for the head
     "hellaswag": (162, 116),
     "piqa": (45, 35),
     "winogrande": (26, 11),
@@ -486,7 +486,7 @@ STAGES = ("load", "prune", "heal", "save", "perplexity", "tasks", "speed", "chec
 
 @dataclass(frozen=True)
 class Amounts:
-    """Holds how much a cell is measured on: tokens of its texts, and the number of documents of each task."""
+    """Holds the number of tokens of the texts that a cell is measured on, and of documents of each task."""
 
     text_tokens: int
     documents: Mapping[str, int]
@@ -503,7 +503,7 @@ class Cost:
     def seconds(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> dict[str, float]:
         """Return the seconds of every stage that the cell has.
 
-        known  the ratio up to which what it finds is known from a cell in front of it (bench.schedule.estimate)
+        known  the ratio up to which a cell in front of it has done the work of pruning, see `count_work`
         """
         kept, p = self.shape.kept(self.shape.share(cell.ratio, cell.ratio_of)), cell.protocol
         seconds = {"load": (1 + bool(cell.earlier)) * LOAD * self._bytes(1.0)}
@@ -559,14 +559,14 @@ class Cost:
         return self._forward(documents * tokens, round(tokens), kept, answered / tokens)
 
     def _checks(self, kept: float, text: bool) -> float:
-        """Continuations of all prompts in one batch, and the divergence of a few windows."""
+        """Return the seconds of continuing all prompts in one batch, and of the divergence on a few windows."""
         rows = checks.LISTS + len(checks.STARTS) + checks.WINDOWS * text
         shown = self._forward(rows * checks.PROMPT, checks.PROMPT, kept, 1 / checks.PROMPT)
         looked_at = 2 * self._forward(checks.WINDOWS * checks.KL_TOKENS, checks.KL_TOKENS, kept) if text else 0.0
         return shown + checks.STEPS * self._call(rows, checks.PROMPT, kept) + looked_at
 
     def _speed(self, cell: Cell, kept: float) -> float:
-        """A process of its own, and at every point a pass for memory, and both models warmed up and timed in turns."""
+        """Return the seconds of timing: its own process, and at every point both models, warmed up and in turns."""
         seconds = STARTED + 2 * LOAD * self._bytes(1.0)
         for point in points_of_protocol(cell.protocol):
             seconds += sum(self._point(point, cell, share) for share in (1.0, kept))

@@ -37,8 +37,8 @@ from methods.model.decoder import Decoder
 
 LOGITS = 2**27  # the most of one forward, as bench.evaluation.scoring has it
 GIB = 2**30
-STATES = 2**28  # bytes, 20,000 tokens of 4,096 bfloat16 numbers with masks: a CPU computes far longer than it reads
-WHOLE = {"layers", "attentions", "mlps"}  # shapes for which no matrix is cut, so that copies share all of them
+STATES = 2**28  # bytes: 20,000 tokens of 4,096 bfloat16 numbers with masks, which a CPU reads faster than it computes
+WHOLE = {"layers", "attentions", "mlps"}  # kinds of removals that cut no matrix, so that copies share all matrices
 PROCESS = 3 * 2**28  # bytes of a process that has imported everything and read its texts, without a model
 
 
@@ -46,9 +46,9 @@ PROCESS = 3 * 2**28  # bytes of a process that has imported everything and read 
 class MemoryNeeds:
     """Holds bytes; on a CPU the host's memory is the device's, and `device` is 0.
 
-    in_files  whether the weights lie in files, and are not counted but where they are used (methods.model.layer_store)
-    offloaded  of states that wait in a folder, of whose room they take as much (methods.model.layer_store)
-    alone  whether the cell is timed without the dense model, for which there is no room
+    in_files   whether the weights lie in files; only those in use are counted then (methods.model.layer_store)
+    offloaded  bytes of states that wait in a folder, on its disk (methods.model.layer_store)
+    alone      whether the cell is timed without the dense model, since that has no room
     """
 
     device: int
@@ -78,7 +78,7 @@ class Footprint:
         return self.bytes_each * self.shape.parameters
 
     def needs(self, cell: Cell, peak: int = 0) -> MemoryNeeds:
-        """Return what a cell takes; `peak` is what a like one had on its device, 0 where none is known."""
+        """Return the memory of a cell; `peak` is the highest of like cells on the device, 0 where none is known."""
         stages, timed = self.stages(cell), is_timed(cell)
         model = max(bytes_ for stage, bytes_ in stages.items() if stage != "speed")
         if cell.device.startswith("cuda"):  # where weights are read, and models wait while another process has the card
@@ -98,16 +98,16 @@ class Footprint:
         return bytes_of_offloaded_states(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
     def place(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
-        """Return what a cell takes where it may take `room` bytes of a host: with its weights in files, if need be.
+        """Return the memory of a cell that may take `room` bytes of a host: with its weights in files, if need be.
 
-        card  bytes that it may take of its GPU; None: it has none, or several, or which it is is not known
+        card  bytes that it may take of its GPU; None: it has none, or several, or an unknown one
 
-        Which it is depends on shapes alone. A cell whose model has to be in memory takes what it takes, whatever there
-        is. A cell in files is timed beside the dense model where both fit, alone where only the pruned one does, and
-        has to be in memory where neither does. The dense model alone is not timed.
+        Shapes alone decide whether weights lie in files. A cell whose model has to be in memory returns its needs even
+        where they do not fit. A cell in files is timed beside the dense model where both fit, and alone where only the
+        pruned one does. Where neither does, its model has to be in memory. The dense model alone is not timed.
         """
         whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
-        peak = 0 if self.offload else peak  # which may be of a cell whose states were in memory
+        peak = 0 if self.offload else peak  # the peak may be of a cell whose states were in memory
         fits = (card is None or whole.device <= card) if on_gpu else whole.host <= room
         if fits or reason_for_memory(cell):
             return self.needs(cell, peak)
@@ -121,18 +121,18 @@ class Footprint:
         for needs in (*timings, alone, needs_in_files):
             if (needs.device if on_gpu else needs.host) <= (card or 0 if on_gpu else room):
                 return self.needs(cell, peak) if needs is needs_in_files else needs
-        return alone  # which not even pruning in files has the room for
+        return alone  # not even pruning in files has the room for it
 
     def not_in_files(self, cell: Cell) -> str:
-        """Say why the weights of a cell that does not fit lie in no files."""
+        """Return the words on why the weights of a cell that does not fit cannot lie in files."""
         *_, alone = self._timings(cell, MemoryNeeds(0, 0))
         takes = (alone.device or alone.host) / GIB
         return reason_for_memory(cell) or f"is timed, for which the pruned model alone takes {takes:.1f} GiB"
 
     def _timings(self, cell: Cell, needs: MemoryNeeds) -> Iterator[MemoryNeeds]:
-        """Yield what a cell in files takes where both models are timed, and where the dense one is not.
+        """Yield the memory of a cell in files where both models are timed, and where the pruned one alone is.
 
-        The process that times holds them; while it does, there is one without a model beside it.
+        A process of its own holds the models. Meanwhile the cell's process, without a model, is beside it.
         """
         left = self._left(cell)
         both, pruned = self.weights + left, 0 if cell.method == "dense" else left
@@ -146,16 +146,16 @@ class Footprint:
             yield replace(needs, device=max(needs.device, device), host=host, alone=alone)
 
     def _beside_files(self, cell: Cell, room: int) -> int:
-        """Return the bytes of a cell whose weights lie in files: one layer of them, and a new head, are in memory."""
+        """Return the bytes of a cell whose weights lie in files: one layer, and a new head, are in memory."""
         written = self.bytes_each * max(self.shape.layer, self.shape.head)
         scoring = self._scoring(cell) + self._states(cell, room)
         work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True) + written)
         return round(self.process + max(work, written) + self._parked(cell))
 
     def _beside_visits(self, cell: Cell, card: int) -> MemoryNeeds:
-        """Return what a cell takes whose layers lie in files and visit its GPU, which has all that lies around them.
+        """Return the memory of a cell whose layers lie in files and visit its GPU. All but the layers stays on the GPU.
 
-        Two layers are there at most, the dense one and the pruned one, and one is brought back to the host.
+        At most two layers are on the GPU, the dense one and the pruned one, and one is brought back to the host.
         """
         layer = round(self.bytes_each * self.shape.layer)
         scoring = self._scoring(cell) + self._states(cell, card)
@@ -171,13 +171,13 @@ class Footprint:
 
     @property
     def _around(self) -> int:
-        """Return the bytes of what is no layer."""
+        """Return the bytes of all parameters outside the layers."""
         return round(self.bytes_each * (self.shape.parameters - self.shape.inner))
 
     def room_for_states(self, cell: Cell, room: int) -> int:
-        """Return the bytes that states may take while a cell in files is scored: half of what is left, at most STATES.
+        """Return the bytes that states may take while a cell in files is scored: half of the rest, at most STATES.
 
-        room  bytes that it may take where it computes
+        room  bytes that the cell may take on its device
 
         They wait between two layers (bench.evaluation.forwards); the other half is for pages of the files.
         """
@@ -208,7 +208,7 @@ class Footprint:
         return bytes_by_stage
 
     def _copies(self, cell: Cell, left: int) -> int:
-        """Return the bytes of what has been cut while a budget is searched for: of the nearest model and of another."""
+        """Return the bytes of cut models while a budget is searched for: the nearest one and another."""
         kind = methods.load()[cell.method.partition("+")[0]]
         shares_all = kind.only_cuts and WHOLE.issuperset(kind.leaves)
         return 0 if shares_all or cell.ratio_of not in QUANTITIES else 2 * left
@@ -221,7 +221,7 @@ class Footprint:
             self.shape.share(cell.ratio, cell.ratio_of),
             p.calibration_sequences,
             p.calibration_length,
-            p.calibration_memory_mib * 2**20 or Calibration.memory,  # of what is free a share is taken, and not needed
+            p.calibration_memory_mib * 2**20 or Calibration.memory,  # 0 takes a share of free memory, and needs none
             on_gpu=on_gpu,
             in_files=in_files,
             in_folder=self.offload and not on_gpu,
@@ -231,7 +231,7 @@ class Footprint:
         return bytes_of_pruning(make_pruner(cell.method, cell.parameters), self._amount(cell, in_files=in_files))
 
     def _scoring(self, cell: Cell) -> int:
-        """Return the bytes of one forward and of its logits, which are made float32."""
+        """Return the bytes of one forward and of its logits in float32."""
         p, shape = cell.protocol, self.shape
         windows = p.batch_tokens if p.tasks else p.windows * p.window or p.batch_tokens
         rows = min(p.batch_tokens, windows) if p.texts or p.tasks else 1
@@ -246,7 +246,7 @@ class Footprint:
         return self.bytes_each * tokens * (8 * shape.width + 4 * shape.mlp + shape.layers * shape.keys)
 
     def _healing(self, cell: Cell, left: int) -> int:
-        """Return the bytes of the model, of what is trained with its gradients and moments, and of one micro-batch."""
+        """Return the bytes of the model, of trained weights with gradients and moments, and of one micro-batch."""
         assert cell.healing is not None
         recipe, shape, b = cell.healing, self.shape, self.bytes_each
         most = healing.LOGITS if cell.device.startswith("cuda") else healing.LOGITS_ON_CPU
@@ -262,12 +262,12 @@ class Footprint:
         return round(trained + passed + dense + self._kept_head(cell))
 
     def _kept_head(self, cell: Cell) -> int:
-        """Return the bytes of the dense model's head, which stays for its predictions."""
+        """Return the bytes of the dense model's head where healing needs its predictions; else 0."""
         kept = cell.healing is not None and cell.healing.loss == "kl"
         return self.bytes_each * self.shape.head if kept else 0
 
     def _parked(self, cell: Cell, *, in_files: bool = False) -> int:
-        """Return the bytes on the host of what waits there: what is read, and beside a GPU states and dense layers."""
+        """Return the bytes that wait on the host: inputs of the dense head; beside a GPU states and dense layers."""
         width, recipe = self.shape.width, cell.healing
         states = 0 if self.offload else self._on_the_host(cell)
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
@@ -284,19 +284,19 @@ class Footprint:
 
 
 def reason_for_memory(cell: Cell) -> str:
-    """Say why the model of a cell has to be in memory as a whole, or nothing."""
+    """Return the words on why the model of a cell has to be in memory as a whole; empty where it need not."""
     if cell.healing:
         return "is healed, which changes all weights at each step"
     return "comes from a .gguf file, whose weights are unpacked" if cell.model.endswith(".gguf") else ""
 
 
 def room_of(memory: float | None, slots: int = 1) -> int:
-    """Return the bytes of the host's memory that a cell may take: `memory` GiB, or its share of what there is."""
+    """Return the bytes of the host's memory that a cell may take: `memory` GiB, or an equal share of all."""
     return bytes_of_host() // slots if memory is None else round(memory * GIB)
 
 
 def bytes_of_gpus(cell: Cell, gpus: int, slots: int = 1) -> int:
-    """Return the bytes of the GPUs that a cell has, which `slots` take in turn; the least where they are unlike."""
+    """Return the bytes of the GPUs of a cell; where slots have unlike GPUs, the least."""
     if ":" in cell.device:
         return torch.cuda.get_device_properties(torch.device(cell.device)).total_memory
     sizes = [torch.cuda.get_device_properties(at).total_memory for at in range(torch.cuda.device_count())]
@@ -307,7 +307,7 @@ def bytes_of_gpus(cell: Cell, gpus: int, slots: int = 1) -> int:
 def bytes_of_card(cell: Cell, gpus: int, device_memory: float | None = None, slots: int = 1) -> int | None:
     """Return the bytes that a cell may take of its GPU: `device_memory` GiB or all; None on a CPU or several GPUs.
 
-    slots  of which each has a GPU of its own, and any may get the cell
+    slots  each has a GPU of its own, and any of them may get the cell
     """
     if not cell.device.startswith("cuda") or gpus > 1:
         return None
@@ -317,10 +317,10 @@ def bytes_of_card(cell: Cell, gpus: int, device_memory: float | None = None, slo
 
 
 def needs_of(cell: Cell, memory: float | None, card: int | None = None, *, offload: bool = False) -> MemoryNeeds:
-    """Return what a cell takes, and with it whether its weights lie in files and the dense model is not timed.
+    """Return the memory of a cell, and whether its weights lie in files and the dense model is not timed.
 
     memory   GiB that it may take of the host's memory; None: what the machine has
-    card     of `card_of`
+    card     bytes as `bytes_of_card` gives them
     offload  whether its states have a folder
     """
     return footprint_of(cell, offload=offload).place(cell, room_of(memory), card=card)
@@ -332,13 +332,13 @@ def room_for_states(cell: Cell, memory: float | None, card: int | None = None) -
 
 
 def footprint_of(cell: Cell, *, offload: bool = False) -> Footprint:
-    """Return what cells of one model and dtype take; `offload` says whether states have a folder."""
+    """Return the footprint of cells of one model and dtype; `offload` says whether states have a folder."""
     return Footprint(shape_of(cell.model, cell.trust_remote_code), bytes_of(cell.dtype), PROCESS, offload)
 
 
 @functools.cache
 def shape_of(model: str, trust_remote_code: bool) -> Shape:
-    """Return the shape of a model, which is read once in a process."""
+    """Return the shape of a model. A process reads it once."""
     return Shape.of(Decoder(pretrained.make_shell(model, trust_remote_code)))
 
 
@@ -346,7 +346,7 @@ ALONE = (
     "there is no room for the dense model, which is not timed; pruned models are timed alone, beside what the removed "
     "work alone would bring"
 )
-SURE = 0.5  # of what a cell takes beside its weights by its estimate, which tests hold to at most twice the peak
+SURE = 0.5  # share of the estimate beside the weights that is surely needed: tests hold it to at most twice the peak
 
 
 def refuse_misfits(
@@ -358,15 +358,15 @@ def refuse_misfits(
     offload: bool = False,
     slots: int = 1,
 ) -> None:
-    """Raise UserError where one of the cells surely needs more memory than there is, and name those that may.
+    """Raise UserError where a cell surely needs more memory than there is, and print a line on each that may.
 
-    Where the dense model has no room to be timed in, that is said too.
+    A line is printed too where the dense model has no room to be timed in.
 
-    gpus    that each cell has, where cells run on GPUs
-    memory  GiB of the host's memory that each may take, where they run on the CPU; None: what the machine has
-    device_memory  GiB of its GPU's that each may take, where it has one; None: what that has
-    offload  whether states that wait on the host have a folder
-    slots    among which GPUs are divided
+    gpus           of each cell, where cells run on GPUs
+    memory         GiB of the host's memory that each may take, where they run on the CPU; None: all of the machine's
+    device_memory  GiB of its GPU's memory that each may take, where it has one; None: all of the GPU's
+    offload        whether states that wait on the host have a folder
+    slots          the GPUs are divided among them
     """
     if not cells:
         return
@@ -395,13 +395,13 @@ def refuse_misfits(
 
 
 def _with_a_folder(cell: Cell, room: int) -> str:
-    """Say that states which wait can lie in a folder, where the cell would fit then."""
+    """Return the advice to put states that wait into a folder, where the cell fits then; else nothing."""
     needs = footprint_of(cell, offload=True).place(cell, room)
     return f"give --offload DIR, where {needs.offloaded / GIB:.1f} GiB of states can wait" if needs.host <= room else ""
 
 
 def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
-    """Raise UserError where a folder has not the room for the states of those cells that take most of it at once."""
+    """Raise UserError where a folder has no room for the states of the largest cells that run at once."""
     sizes = [(title_of_cell(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
     largest = sorted(sizes, key=lambda entry: -entry[1])[:slots]
     taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
@@ -450,7 +450,7 @@ def _make_pruner(method: str, parameters: str) -> Pruner:
 
 
 def to_gib(count: float) -> str:
-    """Write bytes as a reader wants them: '1.6 GiB'."""
+    """Return bytes in words: '1.6 GiB'."""
     return f"{count / GIB:.1f} GiB"
 
 
@@ -459,14 +459,15 @@ FLOAT32, FLOAT64 = 4, 8
 
 @dataclass(frozen=True)
 class PruningMemory:
-    """Says what is pruned, and on what.
+    """Holds the sizes that the memory of pruning depends on: of model, ratio and calibration.
 
-    b       bytes of a number
-    ratio   to remove of the dense model
-    sequences, length, memory   of the calibration, and the bytes that its states may take
-    on_gpu  whether what a method parks on the host lies in another memory
-    in_files  whether the weights lie in files, so that they take none
-    in_folder  whether states that wait for a later layer lie in a folder
+    b                  bytes of a number
+    ratio              of the dense model's parameters to remove
+    sequences, length  of the calibration
+    memory             bytes that the states of a micro-batch may take
+    on_gpu             whether it prunes on a GPU, so that data parked on the host take none of its memory
+    in_files           whether the weights lie in files, so that they take no memory
+    in_folder          whether states that wait for a later layer lie in a folder
     """
 
     shape: Shape
@@ -491,7 +492,7 @@ class PruningMemory:
 
     @property
     def values_of_a_token(self) -> int:
-        """Return how many numbers a layer computes of a token."""
+        """Return the count of numbers that a layer computes of a token."""
         return 8 * self.shape.width + 4 * self.shape.mlp
 
     @property
@@ -502,14 +503,14 @@ class PruningMemory:
 
 
 LOGIT_TOKENS = 128  # tokens whose logits are a unit of Holds
-STEP = 1.15  # of the numbers that a layer computes of a token, which are held at once
+STEP = 1.15  # times the numbers that a layer computes of a token: so many are held at once
 
 
 @dataclass(frozen=True)
 class HeldPart:
     """Computes the bytes that a method holds, or the compensation that follows it.
 
-    tokens  whose states it holds; 0 where it looks at none
+    tokens  that it holds states of; 0 where it reads none
     """
 
     holds: Holds
@@ -518,7 +519,7 @@ class HeldPart:
 
     @property
     def waiting(self) -> dict[str, float]:
-        """Return the bytes of states that wait for a later layer, by the name of their unit."""
+        """Return the bytes of states that wait for a later layer, by the name of their field in Holds."""
         of_one = self.amount.b * self.tokens * self.amount.shape.width
         every = self.holds.all_layers * (self.amount.shape.layers + 1)
         return {"states": self.holds.states * of_one, "all_layers": every * of_one}
@@ -531,7 +532,7 @@ class HeldPart:
 
     @property
     def bytes(self) -> float:
-        """Return the bytes where it prunes: on the GPU, or in the host's memory."""
+        """Return the bytes on the device that it prunes on: of the GPU, or of the host."""
         amount, shape, holds = self.amount, self.amount.shape, self.holds
         waiting = dict.fromkeys(self.waiting, 0.0) if amount.in_folder else self.waiting
         if self.parked:
@@ -546,7 +547,7 @@ class HeldPart:
 
 
 def parts_of(pruner: Pruner, amount: PruningMemory) -> Iterator[HeldPart]:
-    """Yield what the method holds, and what the compensation holds when the method has ended."""
+    """Yield the part of the method, then that of the compensation, which runs when the method has ended."""
     method = pruner.alone
     tokens = 0 if method.looks_at == "nothing" else method.tokens_read(amount.tokens)
     yield HeldPart(method.holds, tokens, amount)
@@ -561,7 +562,7 @@ def bytes_of_pruning(pruner: Pruner, amount: PruningMemory) -> int:
 
 
 def bytes_of_offloaded_states(pruner: Pruner, amount: PruningMemory) -> int:
-    """Return the bytes of states that wait while a method prunes, which a folder has to have room for."""
+    """Return the bytes of states that wait while a method prunes, as a folder for them needs room for."""
     return round(max(sum(part.waiting.values()) for part in parts_of(pruner, amount)))
 
 
@@ -577,11 +578,11 @@ def bytes_on_the_host(pruner: Pruner, amount: PruningMemory) -> int:
 
 
 def _dense_layers(pruner: Pruner, amount: PruningMemory) -> float:
-    """Return the bytes of the dense layers that wait on the host for a compensation that needs one after the other."""
+    """Return the bytes of dense layers that wait on the host, for a compensation that goes layer by layer."""
     waits = isinstance(pruner, CompensatedPruner) and pruner.compensation.by_layer and not amount.in_files
     return amount.b * amount.shape.inner if waits else 0.0
 
 
 def bytes_of(dtype: str) -> int:
-    """Return the bytes of a number of the type that torch calls so."""
+    """Return the bytes of a number of a dtype by its name in torch."""
     return int(getattr(torch, dtype).itemsize)

@@ -30,7 +30,7 @@ from bench.records.record import FAILED, Record
 
 @dataclass(frozen=True)
 class CellEnd:
-    """Keeps of a cell's record what other cells wait to know; the record itself is in the folder.
+    """Holds the values of a cell's record that other cells wait for; the record itself is in the folder.
 
     error      its first line
     no_search  whether its method has removed something, and not by a search that others can go on from
@@ -42,17 +42,17 @@ class CellEnd:
 
     @classmethod
     def of(cls, record: Record) -> CellEnd:
-        """Return what is kept of a record."""
+        """Return the end of a record's cell."""
         removed = record.measured.get("parameters") != record.measured.get("dense_parameters")
         no_search = record.status == "ok" and removed and "removal_order" not in record.decisions
         return cls(record.status, (record.error or "").partition("\n")[0], no_search)
 
 
 class Schedule:
-    """Keeps which cells are done, run, and wait. `cells` have their inputs, and parents come in front of children.
+    """Knows which cells are done, run, and wait. `cells` have their inputs, and parents come in front of children.
 
     seconds  that each cell is likely to take, by key; None: the cells keep their order
-    ended    what is known of the cells that are done, by key
+    ended    {key: end} of the cells that are done
     """
 
     def __init__(self, cells: Sequence[Cell], seconds: Mapping[str, float] | None = None) -> None:
@@ -62,7 +62,7 @@ class Schedule:
         self.failed = 0
         self._search_of = search_groups(cells)
         self._members: dict[str, list[str]] = {}  # {search: its cells}
-        self._no_searches = set[str]()  # as a record says that has no order of removals
+        self._no_searches = set[str]()  # searches of which a record has no order of removals
         self._before = predecessors_of(self._search_of)
         self._behind: dict[str, list[str]] = {}  # {key: those that wait for it}
         for key, search in self._search_of.items():
@@ -81,9 +81,9 @@ class Schedule:
             self._free(key)
 
     def _ways(self, seconds: Mapping[str, float]) -> dict[str, float]:
-        """Return of each cell its seconds and the most that can come behind it, one after the other."""
+        """Return {key: seconds of the cell and of the longest chain of cells behind it}."""
         ways = dict[str, float]()
-        for key in reversed(self.cells):  # who waits comes behind
+        for key in reversed(self.cells):  # a cell that waits comes behind
             ways[key] = seconds.get(key, 0.0) + max(
                 (ways[follower] for follower in self._behind.get(key, ())), default=0.0
             )
@@ -105,12 +105,12 @@ class Schedule:
         return None
 
     def start(self, key: str) -> None:
-        """Note that a cell runs, which `next` has returned."""
+        """Note that the cell that `next` has returned runs."""
         self._take(key)
         self.running.add(key)
 
     def finish(self, key: str, end: CellEnd) -> None:
-        """Note how a cell has ended, which runs or which `next` has returned."""
+        """Note how a cell has ended that runs, or that `next` has returned."""
         if key in self.running:
             self.running.remove(key)
         else:
@@ -126,16 +126,16 @@ class Schedule:
             self._free(follower)
 
     def predecessor(self, key: str) -> str | None:
-        """Return for which cell one waits, or would if it were not done; None where it waits for none."""
+        """Return the key of the cell that this one waits for, done or not; None where it waits for none."""
         parent = self.cells[key].inputs.get("parent")
         return parent or (self._before.get(key) if self.may_search(key) else None)
 
     def may_search(self, key: str) -> bool:
-        """Say whether a cell may begin with the removals of another one, as far as is known."""
+        """Return whether a cell may begin with the removals of another one, as far as records say."""
         return key in self._search_of and self._search_of[key] not in self._no_searches
 
     def _take(self, key: str) -> None:
-        """Remove a cell from those that may start, of which it is the first of its kind."""
+        """Remove a cell, the first of its kind, from those that may start."""
         _, taken = heapq.heappop(self._ready[key in self._timed])
         assert taken == key, f"{taken} starts before {key}"
 
@@ -146,14 +146,14 @@ class Schedule:
             heapq.heappush(self._ready[key in self._timed], (self._rank[key], key))
 
     def _waits(self, key: str) -> bool:
-        """Say whether a cell waits for its parent, or for the one in front of it whose removals it may begin with."""
+        """Return whether a cell waits for its parent, or for a cell whose removals it may begin with."""
         parent = self.cells[key].inputs.get("parent")
         if parent is not None and parent not in self.ended:
             return True
         return key in self._before and self.may_search(key) and self._before[key] not in self.ended
 
     def progress(self, *, queues: bool = False) -> str:
-        """Say in one line how many cells are done, run and wait, and how many have failed.
+        """Return one line: how many cells are done, run and wait, and how many have failed.
 
         queues  whether those that have been submitted may wait elsewhere
         """
@@ -177,12 +177,12 @@ def drive(
 
 
 def search_groups(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return of each cell that may search what it shares with those whose searches find the same, by key."""
+    """Return {key: its search}, for each cell that may search; cells of one search find the same removals."""
     return {cell.key: search_of(cell.plain()) for cell in cells if cell.ratio}
 
 
 def predecessors_of(searches: Mapping[str, str]) -> dict[str, str]:
-    """Return of each cell that may search the one in front of it in its search: {key: key}."""
+    """Return {key: the key in front of it in its search}, without the first cell of each search."""
     predecessors, last = dict[str, str](), dict[str, str]()
     for key, search in searches.items():
         if search in last:
@@ -192,7 +192,7 @@ def predecessors_of(searches: Mapping[str, str]) -> dict[str, str]:
 
 
 def search_of(plain: Mapping[str, Any]) -> str:
-    """Return what cells share whose searches find the same: not the ratio, nor what follows, nor how is measured."""
+    """Return the search of a cell as one text: method, parameters and conditions, no ratio and no compensation."""
     pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
     own = [plain["method"].partition("+")[0], pruner, comparability.conditions_for(plain, "decision")]
     return json.dumps(own, sort_keys=True)

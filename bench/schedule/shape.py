@@ -1,4 +1,4 @@
-"""Describes a model by what its cost depends on, from its shapes alone."""
+"""Describes a model by the sizes that its cost depends on, from its shapes alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Shape:
     head    those of the head
     layer   parameters of a layer, on average
     inner   parameters of the layers
-    mlp     width of the widest MLP, I; of a mixture of experts that of an MLP with as many numbers for a token
+    mlp     width of the widest MLP, I; of a mixture of experts that of an MLP that computes as many numbers of a token
     heads   width of all query heads of a layer, H * E
     keys    widths of keys and values of a layer, 2 * G * E
-    read    parameters of what reads the residual in a layer: queries, keys, values, gate, up; of no experts
+    read    parameters of the matrices that read the residual in a layer: queries, keys, values, gate, up; no experts
     tied    whether the head is the embedding
     mixture whether some layer is a mixture of experts
     """
@@ -47,7 +47,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: Decoder) -> Shape:
-        """Return the sizes of a model, which may be without weights."""
+        """Return the sizes of a model. It may be without weights."""
         vocabulary, width = model.head.weight.shape
         linear, layers = macs_per_token(model, 0), model.layers
         whole = next(layer for layer in layers if layer.has_attention)
@@ -73,23 +73,23 @@ class Shape:
 
     @property
     def widths(self) -> Widths:
-        """Return what the rate of its forward depends on."""
+        """Return the widths that the rate of its forward depends on."""
         return Widths(self.layers, self.width, self.heads, self.keys, self.mlp, self.vocabulary)
 
     def body(self, tokens: float, context: int, kept: float = 1.0) -> float:
-        """Return the multiply-accumulates of some tokens in the layers, of which a share is kept."""
+        """Return the multiply-accumulates of tokens in the layers, where a share of these is kept."""
         return tokens * kept * (self.macs + self.scores * context)
 
     def share(self, ratio: float | None, of: str) -> float:
-        """Return the share of all parameters that a ratio `of` a part of them stands for, but for the final norm.
+        """Return the share of all parameters for a ratio of the quantity `of`, without the final norm.
 
         Of multiply-accumulates those of attention's scores are left out.
         """
         if of in ("all", "bytes"):
             return ratio or 0.0
-        held = 1 + self.head / self.macs if of == "macs" else 1.0  # of what the layers hold
+        held = 1 + self.head / self.macs if of == "macs" else 1.0  # times those of the layers
         return min(1.0, (ratio or 0.0) * held) * self.inner / self.parameters
 
     def kept(self, ratio: float | None) -> float:
-        """Return the share of the layers that stays when this share of all parameters goes."""
+        """Return the share of the layers that stays where this ratio of all parameters goes."""
         return max(0.0, 1 - (ratio or 0.0) * self.parameters / max(1, self.inner))

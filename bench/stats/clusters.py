@@ -85,7 +85,7 @@ def degrees_of_freedom(n: int, *, in_a_row: bool) -> int:
 def paired_perplexity(
     nll_a: Values, nll_b: Values, tokens: Values, confidence: float = 0.95, *, in_a_row: bool = False
 ) -> Difference:
-    """Return how many times the first model's perplexity the second has, over the same windows of a text.
+    """Return the second model's perplexity over the first's, on the same windows of a text.
 
     nll_a, nll_b   nats of each window;  tokens   scored in it
     in_a_row       whether the windows follow each other in the text, see `ratio_stderr`
@@ -190,5 +190,5 @@ def sign_flip(differences: Values) -> float:
 
 
 def _batch(n: int) -> int:
-    """Return how many resamples are drawn at a time, so that they take some 16 MB."""
+    """Return the number of resamples that are drawn at a time, so that they take some 16 MB."""
     return max(1, 2_000_000 // n)

@@ -33,17 +33,17 @@ from scipy.special import ndtri, stdtrit
 
 from bench.stats.intervals import NORMAL_95
 
-SMALLEST = 1e-100  # p value that is told from 0
+SMALLEST = 1e-100  # the smallest p value above 0
 LARGEST = math.log(sys.float_info.max)
 
 
 def exp_of_log(log: float) -> float:
-    """Return what has this logarithm, endless where no number is so large: draws can lie hundreds of nats apart."""
+    """Return the number of this logarithm, infinite where a float cannot hold it, as draws may lie far apart."""
     return math.inf if log >= LARGEST else math.exp(log)
 
 
 def draw_stderr(values: Sequence[float]) -> float:
-    """Return the standard error that the draw gives the mean over n draws, s / sqrt(n); one draw says nothing: 0."""
+    """Return the standard error that the draw gives the mean over n draws, s / sqrt(n); 0 of a single draw."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
@@ -65,10 +65,10 @@ def mean_interval(
 def mean_difference(
     values: Sequence[float], stderr: float, freedom: float = math.inf, confidence: float = 0.95
 ) -> tuple[float, float, float, float]:
-    """Return (mean, low, high, p) of what a second model has more than the first over n > 1 draws, paired by the draw.
+    """Return (mean, low, high, p) of the second model's value minus the first's over n > 1 draws, paired by the draw.
 
     values  the difference at each draw
-    stderr  what documents or windows leave open of their mean;  freedom  the degrees of freedom of that
+    stderr  of their mean, by documents or windows;  freedom  its degrees of freedom
 
     The interval is mean -+ root of (t(n - 1) s / sqrt(n))^2 + (t(freedom) stderr)^2, as in `mean_interval`, and p is
     one minus the confidence at which it ends at 0. What draw and window do together is in both parts, on the safe side.
@@ -106,7 +106,7 @@ def _tail(half: Callable[[float], float], distance: float) -> float:
 
 @dataclass(frozen=True)
 class VarianceComponent:
-    """Hold an estimated variance, which may be negative, and its degrees of freedom; without any there is none."""
+    """Holds an estimated variance and its degrees of freedom. It may be negative; without degrees it is None."""
 
     variance: float | None
     freedom: int
@@ -118,7 +118,7 @@ class VarianceComponent:
 
 
 def variance_components(values: Sequence[float], *levels: Sequence[Hashable]) -> list[VarianceComponent]:
-    """Return the variance that each level adds, the outermost first, and last that within the innermost.
+    """Return the variance that each level adds, the outermost first, and at the end that within the innermost.
 
     levels  for each value the group that it is of; a group of an inner level is within one of the outer level
 
@@ -165,11 +165,11 @@ POWER = 0.8416  # the standard normal's quantile at 80 %
 class Separation:
     """Holds how a figure tells models apart.
 
-    signal     the standard deviation between models, 0 where chance alone explains what is seen
+    signal     the standard deviation between models, 0 where chance alone explains the differences
     noise      the standard deviation that `drawn` documents of each task add
     agreement  Kendall's tau-b between the order of models on `drawn` documents and on those left, the mean of draws;
                NaN where no document is left
-    needed     documents of each task on which a difference as large as the signal is found in 80 % of draws, by a
+    needed     documents of each task on which a difference as large as the signal is shown in 80 % of draws, by a
                two-sided test at 5 %; infinite where there is no signal
     """
 
@@ -201,7 +201,7 @@ def separation_of(tasks: Sequence[Figures], drawn: int) -> Separation:
 
 
 def _rest(figures: Figures) -> float:
-    """Return the variance of what is neither the model's nor the document's."""
+    """Return the variance of the rest, without the effects of models and of documents."""
     models, documents = figures.shape
     left = figures - figures.mean(1, keepdims=True) - figures.mean(0, keepdims=True) + figures.mean()
     return float((left**2).sum() / ((models - 1) * (documents - 1)))

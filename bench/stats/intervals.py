@@ -1,10 +1,10 @@
-"""Computes intervals, standard errors, and tests of what differs between two models on the same documents.
+"""Computes intervals, standard errors, and tests of differences between two models on the same documents.
 
 Letters: n = observations, p = share of successes, z = quantile of the standard normal distribution. A paired difference
-is b - a: what the second model has more than the first. Every p value is two-sided.
+is b - a: the second model's value minus the first's. Every p value is two-sided.
 
-scipy.stats and scipy.optimize take longer to import than many a report to make: what needs the one is in
-bench.stats.clusters, and the other is imported where it is used.
+scipy.stats and scipy.optimize take longer to import than many a report to make. Tests that need scipy.stats are in
+bench.stats.clusters, and scipy.optimize is imported where it is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc, stdtrit
 
 NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
-POWER = 0.8  # with which a test finds the difference that is called detectable
+POWER = 0.8  # the probability with which a test shows a difference that is called detectable
 Values = Sequence[float] | NDArray[Any]
 Floats = NDArray[np.float64]
 
@@ -82,7 +82,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
 
 
 def _rejected_ranks(n: int, tail: float) -> int:
-    """Return how many values of the signed-rank statistic, from 0 up, have together at most the probability `tail`."""
+    """Return the count of signed-rank statistics, from 0 up, whose probabilities sum to at most `tail`."""
     probability = np.ones(1)  # of each sum of a random subset of the ranks 1 .. n
     for rank in range(1, n + 1):
         without = np.pad(probability, (0, rank))
@@ -92,7 +92,7 @@ def _rejected_ranks(n: int, tail: float) -> int:
 
 @dataclass(frozen=True)
 class Difference:
-    """Hold what the second model has more than the first, or as a ratio how many times as much.
+    """Holds the second model's value minus the first's, or as a ratio the second over the first.
 
     low, high    its interval
     p            two-sided p value of no difference
@@ -159,7 +159,7 @@ def detectable_share(
 ) -> float | None:
     """Return the difference of two shares that McNemar's test finds with `power`; `discordance` is the flipping share.
 
-    margin  what the difference that is seen has to reach as well
+    margin  the least measured difference that counts
 
     The d with n d^2 = (z(alpha / 2) sqrt(discordance) + z(1 - power) sqrt(discordance - d^2))^2: R. J. Connor, "Sample
     size for testing differences in proportions for the paired-sample design", Biometrics 43, 1987. None where even
@@ -177,7 +177,7 @@ def detectable_share(
 
 
 def paired_shares(a: Values, b: Values, confidence: float = 0.95) -> Difference:
-    """Compare two models' answers to the same documents, 1 or 0, by McNemar's test and Tango's interval."""
+    """Return the difference of two models' answers to the same documents, 1 or 0: McNemar's test, Tango's interval."""
     before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
     interval = paired_share_interval(lost, gained, n, confidence)
@@ -199,7 +199,7 @@ def detectable_effect(stderr: float, freedom: int, alpha: float = 0.05, margin: 
 
     H. S. Bloom, "Minimum detectable effects", Evaluation Review 19, 1995.
 
-    margin  what the effect that is seen has to reach as well, which t(alpha / 2) stderr then does not fall below
+    margin  the least measured effect that counts; it takes the place of t(alpha / 2) stderr where it is larger
     """
     reject, find = stdtrit(freedom, [1 - alpha / 2, POWER]).tolist()
     return max(reject * stderr, margin) + find * stderr if stderr else None
@@ -217,7 +217,7 @@ def ratio_of_ratios(a: tuple[float, float, float], b: tuple[float, float, float]
 
 
 def kendall(a: Values, b: Values) -> float:
-    """Return Kendall's tau-b of two orders of the same things, in [-1, 1]; NaN where either knows no order."""
+    """Return Kendall's tau-b of two orders of the same things, in [-1, 1]; NaN where all values of one are equal."""
     signs_a, signs_b = (np.sign(np.subtract.outer(side, side)) for side in (np.asarray(a), np.asarray(b)))
     pairs = math.sqrt(float(np.abs(signs_a).sum() * np.abs(signs_b).sum()))
     return float((signs_a * signs_b).sum()) / pairs if pairs else math.nan
