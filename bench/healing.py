@@ -58,6 +58,34 @@ if TYPE_CHECKING:
 
 
 LOGITS_OF_DENSE = 2**26  # the most that one forward of the dense model gives
+HELD_OUT = 8  # sequences
+ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
+LOGITS = 2**26  # the most of one forward, 256 MiB in float32
+LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor is quicker, and takes half the memory
+ADAPTER = "healing"
+CHECKPOINT = "heal.safetensors"
+PROGRESS = ("step", "tokens", "seconds", "curve")  # of training, in a checkpoint beside weights and moments
+REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
+
+Curve = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Holds sequences of the calibration documents: train (N, T) and held_out (H, T) ids, source, sha256 of both."""
+
+    train: torch.Tensor
+    held_out: torch.Tensor
+    source: str
+    sha256: str
+
+
+def draw_text(tokenizer: Any, recipe: Recipe) -> Text:
+    """Return training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
+    from bench.data import texts
+
+    block = texts.make_calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
+    return Text(block.ids[:-HELD_OUT], block.ids[-HELD_OUT:], block.source, block.sha256)
 
 
 class DensePredictions:
@@ -80,38 +108,6 @@ class DensePredictions:
     def logits(self, rows: list[int]) -> Tensor:
         """Return the dense model's logits for each token but the first of these sequences: (B, T - 1, V) in float32."""
         return cap_logits(self.head(self.read[rows].to(self.head.weight.device)), self.config).float()
-
-
-HELD_OUT = 8  # sequences
-
-
-@dataclass(frozen=True)
-class Text:
-    """Holds sequences of the calibration documents: train (N, T) and held_out (H, T) ids, source, sha256 of both."""
-
-    train: torch.Tensor
-    held_out: torch.Tensor
-    source: str
-    sha256: str
-
-
-def draw_text(tokenizer: Any, recipe: Recipe) -> Text:
-    """Return training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
-    from bench.data import texts
-
-    block = texts.make_calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
-    return Text(block.ids[:-HELD_OUT], block.ids[-HELD_OUT:], block.source, block.sha256)
-
-
-ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
-LOGITS = 2**26  # the most of one forward, 256 MiB in float32
-LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor is quicker, and takes half the memory
-ADAPTER = "healing"
-CHECKPOINT = "heal.safetensors"
-PROGRESS = ("step", "tokens", "seconds", "curve")  # of training, in a checkpoint beside weights and moments
-REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
-
-Curve = list[dict[str, float]]
 
 
 def heal(

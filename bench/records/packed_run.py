@@ -38,6 +38,8 @@ from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
 
 RECORDS = "records.jsonl"
+SUPERSEDED = "superseded"
+BESIDE = ("models", "kept", "partial")  # folders that a cell may have beside record and samples (bench.runs.store)
 LONGEST = 240  # bytes of a key or a sample's name, which a file system takes with an ending
 SHOWN = 60  # characters of a name that is none
 
@@ -283,10 +285,6 @@ def _parquet(where: str, tables: list[Any]) -> bytes:
         raise InvalidRecord(f"{where} differ in a column from cell to cell: {first_line_of(error)}") from None
     parquet.write_table(whole, buffer, compression="zstd")
     return buffer.getvalue()
-
-
-SUPERSEDED = "superseded"
-BESIDE = ("models", "kept", "partial")  # folders that a cell may have beside record and samples (bench.runs.store)
 
 
 def move_to_superseded(folder: Path, key: str, to: Path | None = None) -> None:

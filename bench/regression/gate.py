@@ -41,9 +41,89 @@ from bench.stats import intervals
 from methods.errors import UserError
 
 LEVEL = 0.04  # of the two-sided tests together; half of it is for losses
+ALPHA = 0.05  # below which an adjusted p value is called a difference
 WEIGHTS = {"accuracy": 9.0, "task": 9.0, "bits": 3.0, "text": 1.0}
 REGRESSION, INCOMPLETE, INCOMPARABLE = 1, 3, 4  # exit codes
 CELL = "cell"  # the metric of a verdict on a cell as a whole
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Says what may be lost: points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
+
+    sizes   whether sizes gate
+    tasks   points, of tasks that gate by themselves too
+    allow   conditions that may differ (bench.regression.pairs.FIELDS)
+    """
+
+    accuracy: float | None = 1.0
+    answer_bpb: float | None = 0.01
+    perplexity: float | None = 1.0
+    speed: float | None = 5.0
+    sizes: bool = True
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+
+    def of(self, row: ComparedRow) -> float | None:
+        """Return the margin of a row in the scale of its change; a task without a margin has that of the accuracy."""
+        if row.kind == "text":
+            return None if self.perplexity is None else math.log1p(self.perplexity / 100)
+        if row.kind == "speed":
+            return None if self.speed is None else -math.log1p(-self.speed / 100)
+        if row.kind == "bits":
+            return self.answer_bpb
+        points = self.tasks.get(row.task, self.accuracy) if row.kind == "task" else self.accuracy
+        return None if points is None else points / 100
+
+    def gates(self, row: ComparedRow) -> bool:
+        """Return whether a row gates; a task does where a margin names it, or where the run does not have it."""
+        if row.kind == "task":
+            return row.task in self.tasks or (row.after is None and self.accuracy is not None)
+        return self.sizes if row.kind == "size" else self.of(row) is not None
+
+
+def read_margins(file: Path | None) -> Margins:
+    """Return the margins of a YAML file, the defaults without one. Raises UserError."""
+    if file is None:
+        return Margins()
+    plain = run_spec.read_yaml(file, f"--margins: {file}") or {}
+    if not isinstance(plain, dict):
+        raise UserError(f"--margins: {file} is a table of names and margins, as in `accuracy: 1.0`")
+    known = tuple(Margins.__dataclass_fields__)
+    if unknown := [str(key) for key in plain if key not in known]:
+        raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
+    return Margins(**{key: _check_value(file, key, value) for key, value in plain.items()})
+
+
+def _check_value(file: Path, key: str, value: Any) -> Any:
+    where = f"--margins: {file}: {key}"
+    if key == "allow":
+        if not isinstance(value, list):
+            raise UserError(f"{where} is a list of fields, as in [cpu, threads]; got {value!r}")
+        try:
+            return parse_allowed(",".join(map(str, value)))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    if key == "sizes":
+        if value != "exact" and not _is_off(value):
+            raise UserError(f"{where} is exact or off; got {value!r}")
+        return value == "exact"
+    if key == "tasks":
+        if not isinstance(value, dict):
+            raise UserError(f"{where} has a margin for each task, as in {{hellaswag: 2.0}}; got {value!r}")
+        return {str(task): _margin(f"{where}.{task}", points) for task, points in value.items()}
+    return None if _is_off(value) else _margin(where, value)
+
+
+def _is_off(value: Any) -> bool:
+    """Return whether a value of YAML is off; YAML 1.1 reads that as false."""
+    return value is False or value == "off"
+
+
+def _margin(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
+        raise UserError(f"{where} is a number of points, bits or percent from 0 to below 100, or off; got {value!r}")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -263,9 +343,6 @@ def exit_code_of(verdicts: Sequence[Verdict], *, strict: bool = False) -> int:
     return INCOMPLETE if words & {"failed", "missing", *(("inconclusive",) if strict else ())} else 0
 
 
-ALPHA = 0.05  # below which an adjusted p value is called a difference
-
-
 @dataclass(frozen=True)
 class JudgedRow:
     """Holds a row and its verdict.
@@ -357,82 +434,3 @@ def _verdict(row: ComparedRow, p: float | None) -> str:
     if row.kind == "task" and not row.is_accuracy:
         return "differs"  # which way is better is not known of every metric
     return "better" if row.change > 0 else "worse"
-
-
-@dataclass(frozen=True)
-class Margins:
-    """Says what may be lost: points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
-
-    sizes   whether sizes gate
-    tasks   points, of tasks that gate by themselves too
-    allow   conditions that may differ (bench.regression.pairs.FIELDS)
-    """
-
-    accuracy: float | None = 1.0
-    answer_bpb: float | None = 0.01
-    perplexity: float | None = 1.0
-    speed: float | None = 5.0
-    sizes: bool = True
-    tasks: Mapping[str, float] = field(default_factory=dict)
-    allow: tuple[str, ...] = ()
-
-    def of(self, row: ComparedRow) -> float | None:
-        """Return the margin of a row in the scale of its change; a task without a margin has that of the accuracy."""
-        if row.kind == "text":
-            return None if self.perplexity is None else math.log1p(self.perplexity / 100)
-        if row.kind == "speed":
-            return None if self.speed is None else -math.log1p(-self.speed / 100)
-        if row.kind == "bits":
-            return self.answer_bpb
-        points = self.tasks.get(row.task, self.accuracy) if row.kind == "task" else self.accuracy
-        return None if points is None else points / 100
-
-    def gates(self, row: ComparedRow) -> bool:
-        """Return whether a row gates; a task does where a margin names it, or where the run does not have it."""
-        if row.kind == "task":
-            return row.task in self.tasks or (row.after is None and self.accuracy is not None)
-        return self.sizes if row.kind == "size" else self.of(row) is not None
-
-
-def read_margins(file: Path | None) -> Margins:
-    """Return the margins of a YAML file, the defaults without one. Raises UserError."""
-    if file is None:
-        return Margins()
-    plain = run_spec.read_yaml(file, f"--margins: {file}") or {}
-    if not isinstance(plain, dict):
-        raise UserError(f"--margins: {file} is a table of names and margins, as in `accuracy: 1.0`")
-    known = tuple(Margins.__dataclass_fields__)
-    if unknown := [str(key) for key in plain if key not in known]:
-        raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    return Margins(**{key: _check_value(file, key, value) for key, value in plain.items()})
-
-
-def _check_value(file: Path, key: str, value: Any) -> Any:
-    where = f"--margins: {file}: {key}"
-    if key == "allow":
-        if not isinstance(value, list):
-            raise UserError(f"{where} is a list of fields, as in [cpu, threads]; got {value!r}")
-        try:
-            return parse_allowed(",".join(map(str, value)))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    if key == "sizes":
-        if value != "exact" and not _is_off(value):
-            raise UserError(f"{where} is exact or off; got {value!r}")
-        return value == "exact"
-    if key == "tasks":
-        if not isinstance(value, dict):
-            raise UserError(f"{where} has a margin for each task, as in {{hellaswag: 2.0}}; got {value!r}")
-        return {str(task): _margin(f"{where}.{task}", points) for task, points in value.items()}
-    return None if _is_off(value) else _margin(where, value)
-
-
-def _is_off(value: Any) -> bool:
-    """Return whether a value of YAML is off; YAML 1.1 reads that as false."""
-    return value is False or value == "off"
-
-
-def _margin(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
-        raise UserError(f"{where} is a number of points, bits or percent from 0 to below 100, or off; got {value!r}")
-    return float(value)
