@@ -38,7 +38,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,10 +52,6 @@ from methods.errors import UserError
 from methods.model.activations import collect_inputs
 from methods.model.decoder import Decoder, cap_logits, gpus_of
 from methods.model.inserted import factors_of
-
-if TYPE_CHECKING:
-    import torch
-
 
 LOGITS_OF_DENSE = 2**26  # the most that one forward of the dense model gives
 HELD_OUT = 8  # sequences

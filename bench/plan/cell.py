@@ -8,14 +8,11 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import methods
 from bench.plan.protocol import Protocol, Recipe
 from methods.counted import QUANTITIES
-
-if TYPE_CHECKING:
-    from bench.plan.protocol import Recipe
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from bench.plan.kinds import (
     declare_field,
     declare_optional_field,
 )
-from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, read_content, read_json
+from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, misfit_of_layout, read_content, read_json
 from bench.records.speed_results import Environment, MachineMeanwhile, MemoryAlone, PointTimed
 from methods.console import say
 from methods.errors import Unwritable
@@ -142,8 +142,6 @@ def _read(line: bytes, where: str = FILE) -> ServedRecord:
 
 def _from_json(data: Any, where: str) -> ServedRecord:
     """Return the served record in a JSON object. Raises InvalidRecord."""
-    from bench.records.record import misfit_of_layout
-
     if wrong := misfit_of_layout(data, ServedLayout):
         raise InvalidRecord(f"{where}: {wrong}")
     try:

@@ -49,7 +49,7 @@ from bench.records.measured import ANSWER_BPB, is_accuracy, is_accuracy_metric
 from bench.records.record import Record, metric_of_task, name_of_model
 from bench.records.sample_tables import OF_WINDOWS, is_finite_throughout
 from bench.records.samples import Sample, SampleFiles, Samples, find_alike
-from bench.stats import clusters, draws, intervals
+from bench.stats import clusters, draws
 from bench.stats import intervals as stats
 from bench.stats.intervals import NORMAL_95, Difference
 from methods.console import say
@@ -333,7 +333,7 @@ class ComparedRow:
         return (-a, -c, -b) if self.kind == "text" else (a, b, c)
 
     def detectable(self, level: float, margin: float = 0.0) -> float | None:
-        """Return the smallest true change that the row's test shows at this level with the probability intervals.POWER.
+        """Return the smallest true change that the row's test shows at this level with the probability POWER.
 
         It is in the scale of `change`, and None where nothing is tested or no change is shown that often.
 
@@ -343,11 +343,11 @@ class ComparedRow:
         if difference is None:
             return None
         if self.lost is not None and self.gained is not None and difference.stderr is None:
-            return intervals.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
+            return stats.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
         return (
             None
             if difference.stderr is None
-            else intervals.detectable_effect(difference.stderr, difference.freedom, level, margin)
+            else stats.detectable_effect(difference.stderr, difference.freedom, level, margin)
         )
 
 
@@ -494,15 +494,13 @@ def _row_of_answers(
         difference = clusters.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
         return ComparedRow(kind, metric, *figures, difference, count=len(before), is_accuracy=accuracy)
     if not simple:
-        from bench.stats.clusters import paired_resampled
-
-        difference = paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
+        difference = clusters.paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
         return ComparedRow(kind, metric, *figures, difference, count=len(before))
     if len(set(groups)) < len(groups):  # a document that comes twice is one observation
         difference = clusters.paired_clusters(before, after, groups)
     else:
-        difference = intervals.paired_shares(before, after)
-    lost, gained, _ = intervals.count_flips(before, after)
+        difference = stats.paired_shares(before, after)
+    lost, gained, _ = stats.count_flips(before, after)
     return ComparedRow(kind, metric, *figures, difference, lost, gained, len(before), is_accuracy=True)
 
 
@@ -537,7 +535,7 @@ def _speed(name: str, before: CellResults, after: CellResults, allowed: Collecti
         return ComparedRow("speed", f"speed, {name}", left, right)
     if differs := _conditions("speed", before, after, allowed):
         return ComparedRow("speed", f"speed, {name}", left, right, differs=differs)
-    estimate, low, high = intervals.ratio_of_ratios(old, new)
+    estimate, low, high = stats.ratio_of_ratios(old, new)
     return ComparedRow("speed", f"speed, {name}", left, right, Difference(estimate, low, high, float("nan")))
 
 
