@@ -20,15 +20,15 @@ from methods.base import REGISTRY, Holds, Look, Pruner, RandomPruner, WidthPrune
 from methods.cards import cards_of_compensations, cards_of_methods
 from methods.errors import OutOfReach, Unsupported, UserError
 from methods.registry import (
-    changed_parameters,
     files_of_plugins,
+    find_changed_parameters,
     installed_methods,
     load,
     make,
     modules_of,
     parameters_of_pruner,
     plugin_of,
-    revision,
+    revision_of_method,
 )
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ __all__ = [
     "WidthPruner",
     "cards_of_compensations",
     "cards_of_methods",
-    "changed_parameters",
     "files_of_plugins",
+    "find_changed_parameters",
     "installed_methods",
     "load",
     "make",
@@ -67,7 +67,7 @@ __all__ = [
     "parameters_of_pruner",
     "plugin_of",
     "register",
-    "revision",
+    "revision_of_method",
 ]
 
 

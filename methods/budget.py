@@ -86,9 +86,15 @@ def prune_to_budget(
     if not isinstance(wanted, Budget):
         return model, prune(pruner, model, calibration, wanted), {}
     search = BudgetSearch(pruner, model, wanted)
-    found = search.run(calibration)
-    about = {"of": wanted.of, "share": wanted.share, "stays": found.stays, "ratio": found.ratio, "tried": search.tried}
-    return found.model, found.decisions, {"budget": about}
+    nearest = search.run(calibration)
+    about = {
+        "of": wanted.of,
+        "share": wanted.share,
+        "stays": nearest.stays,
+        "ratio": nearest.ratio,
+        "tried": search.tried,
+    }
+    return nearest.model, nearest.decisions, {"budget": about}
 
 
 def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
@@ -97,15 +103,15 @@ def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
     dense  may be without weights
     """
     search = BudgetSearch(pruner, dense, budget)
-    plan, gone = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
+    plan, to_remove = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
     unsaid = {"kv_heads": plan.keys().isdisjoint(("d", "ranks"))}
     heads = plan.get("removed_per_layer", unsaid).get(
         "kv_heads", 0
     )  # which a method that removes experts does not name
-    if budget.of == "kv" and gone and not heads and not plan.get("attentions"):
+    if budget.of == "kv" and to_remove and not heads and not plan.get("attentions"):
         raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")
     layers = plan.get("layers")
-    if isinstance(layers, int) and layers * budget.layer < gone - MISSED:
+    if isinstance(layers, int) and layers * budget.layer < to_remove - MISSED:
         held = f"{layers * budget.layer:.3f} of {QUANTITIES[budget.of]}"
         raise OutOfReach(f"{budget} is out of reach: the {layers} layers that may go hold {held}")
 
@@ -195,14 +201,14 @@ class BudgetSearch:
     def unlike(self, ratio: float, high: float) -> float | None:
         """Return the ratio, or the nearest one at which the method plans something else than at both ends; or None."""
         ends = [self.plan(self.low[0]), *([] if self.high is None else [self.plan(high)])]
-        said = self.plan(ratio)
-        if said not in ends:
+        planned = self.plan(ratio)
+        if planned not in ends:
             return ratio
-        near, far = ratio, high if said == ends[0] else self.low[0]
+        near, far = ratio, high if planned == ends[0] else self.low[0]
         while abs(far - near) > FINEST:
             middle = (near + far) / 2
-            near, far = (middle, far) if self.plan(middle) == said else (near, middle)
-        return None if self.plan(far) in [said, *ends] else far
+            near, far = (middle, far) if self.plan(middle) == planned else (near, middle)
+        return None if self.plan(far) in [planned, *ends] else far
 
     def plan(self, ratio: float) -> Mapping[str, Any] | None:
         """Return what the method plans at a ratio; None where that is out of its reach."""

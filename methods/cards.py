@@ -75,16 +75,16 @@ def read_comparisons() -> dict[str, CodeComparison]:
     """Return the check of every module that was held against other code, by the last part of its name."""
     return {
         name: CodeComparison(
-            methods=tuple(said["methods"]),
-            code=tuple((one["repository"], one["commit"]) for one in said["code"]),
-            by_the_authors=said["by_the_authors"],
-            compared=said["compared"],
-            put_in=tuple(said["put_in"]),
-            runs=said["runs"],
-            largest={kind: one["difference"] for kind, one in said["largest"].items()},
-            speed=tuple(Speed(**one) for one in said["speed"]),
+            methods=tuple(comparison["methods"]),
+            code=tuple((source["repository"], source["commit"]) for source in comparison["code"]),
+            by_the_authors=comparison["by_the_authors"],
+            compared=comparison["compared"],
+            put_in=tuple(comparison["put_in"]),
+            runs=comparison["runs"],
+            largest={kind: entry["difference"] for kind, entry in comparison["largest"].items()},
+            speed=tuple(Speed(**seconds) for seconds in comparison["speed"]),
         )
-        for name, said in _data()["methods"].items()
+        for name, comparison in _data()["methods"].items()
     }
 
 
@@ -96,8 +96,8 @@ def words_of_timing() -> str:
 def departures_of(module: str) -> list[str]:
     """Return the departures that the head of a module ("depth.sleb") states, one sentence each."""
     head = ast.get_docstring(ast.parse(source_of(module))) or ""
-    found = re.search(r"^Departures from [\w' ]+\. (.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
-    return re.split(r"(?<=\.) (?=[A-Z0-9`])", " ".join(found[1].split())) if found else []
+    match = re.search(r"^Departures from [\w' ]+\. (.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
+    return re.split(r"(?<=\.) (?=[A-Z0-9`])", " ".join(match[1].split())) if match else []
 
 
 def _data() -> Any:

@@ -52,8 +52,8 @@ def prune(pruner: Pruner, model: Decoder, calibration: Calibration, amount: floa
         decided = pruner.prune(model, calibration, amount)
     wrong = _no_plain_values(decided) or misfit_of_decisions(decided, given) or _untrue(decided, given, model)
     if not wrong and pruner.only_cuts and parameters(given) != parameters(model):
-        named, there = parameters(given), parameters(model)
-        wrong = f"without what they name {named:,} parameters are left, and the model of `only_cuts` has {there:,}"
+        named, actual = parameters(given), parameters(model)
+        wrong = f"without what they name {named:,} parameters are left, and the model of `only_cuts` has {actual:,}"
     if wrong:
         raise WrongDecisions(f"the decisions of {pruner.name} do not hold: {wrong}; {WHERE}")
     model.numbers, model.given = [numbers[number] for number in model.numbers], layers
@@ -139,9 +139,9 @@ def _untrue(decisions: Mapping[str, Any], given: Decoder, left: Decoder) -> str:
         cut(given, decisions)
     except (ValueError, Unsupported) as error:
         return str(error)
-    gone = {number: "is gone" for number in given.numbers if number not in left.numbers}
-    gone |= {number: "is still there" for number in left.numbers if number not in given.numbers}
-    for number, what in sorted(gone.items()):
+    word_by_number = {number: "is gone" for number in given.numbers if number not in left.numbers}
+    word_by_number |= {number: "is still there" for number in left.numbers if number not in given.numbers}
+    for number, what in sorted(word_by_number.items()):
         return f"layer {number} {what}, and removed_layers is {decisions.get('removed_layers', [])}"
     expected = {layer.number: layer for layer in given.layers}
     for layer in left.layers:
@@ -172,9 +172,9 @@ def _units(layer: Layer) -> dict[str, int]:
 
 def _miscounted(decisions: Mapping[str, Any], left: Decoder) -> str:
     """Say which count of what is left is another."""
-    there = {layer.number: _units(layer) for layer in left.layers}
+    units_by_number = {layer.number: _units(layer) for layer in left.layers}
     for unit in UNITS:
-        counts = [there.get(number, {}).get(unit, 0) for number in range(left.given)]
+        counts = [units_by_number.get(number, {}).get(unit, 0) for number in range(left.given)]
         if unit in decisions and list(decisions[unit]) != counts:
             return f"{unit} is {decisions[unit]!r:.60}, and of the {left.given} layers are left {counts!r:.60}"
     return ""

@@ -194,14 +194,14 @@ def errors_of_fit(
         return relative_error_of((a - b, b) for a, b in rows)
 
     def of(tokens: Sequence[Tensor], held_out: float | None) -> dict[str, Any]:
-        found = {"error_before": missed(before, tokens), "error_after": missed(after, tokens)}
-        return found if held_out is None else found | {"error_held_out": held_out}
+        errors = {"error_before": missed(before, tokens), "error_after": missed(after, tokens)}
+        return errors if held_out is None else errors | {"error_held_out": held_out}
 
-    others = [real & ~sink for real, sink in zip(where, sinks, strict=True)]
-    found, count = of(others, fitted.held_out if fitted else None), sum(int(sink.sum()) for sink in sinks)
+    ordinary = [real & ~sink for real, sink in zip(where, sinks, strict=True)]
+    errors, count = of(ordinary, fitted.held_out if fitted else None), sum(int(sink.sum()) for sink in sinks)
     if count:
-        found["sinks"] = {"tokens": count} | of(sinks, fitted.held_out_sinks if fitted else None)
-    return found
+        errors["sinks"] = {"tokens": count} | of(sinks, fitted.held_out_sinks if fitted else None)
+    return errors
 
 
 def total_error_of_fit(
@@ -214,9 +214,9 @@ def total_error_of_fit(
 
 def weight_of_sinks(batches: Sequence[Rows]) -> float:
     """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2 (methods/least_squares.py)."""
-    others, sinks = (sum(sum_of_squares(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
+    ordinary, sinks = (sum(sum_of_squares(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
     count = sum(int(each.populations[1].sum()) for each in batches)
-    return min(1.0, count / sum(len(each.where) for each in batches)) * others / sinks if sinks and others else 1.0
+    return min(1.0, count / sum(len(each.where) for each in batches)) * ordinary / sinks if sinks and ordinary else 1.0
 
 
 def fit(
@@ -247,8 +247,8 @@ def fit(
 
 def _errors_of_held_out(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
     """Return what a solution misses of other sequences, and of the sinks in them; None where there are none."""
-    there = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
-    return [relative_error_of(_residuals(held, i, W, b)) if there[i] else None for i in (0, 1)]
+    is_present = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
+    return [relative_error_of(_residuals(held, i, W, b)) if is_present[i] else None for i in (0, 1)]
 
 
 def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, float]) -> None:
@@ -290,12 +290,12 @@ def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tenso
 
     `where` (B, T) is true at real tokens; of each of `states` there is (B, T, D) for each micro-batch.
     """
-    found = [torch.zeros_like(one) for one in where]
+    masks = [torch.zeros_like(real) for real in where]
     for each in states:
-        norms = [one.float().norm(dim=-1) for one in each]
+        norms = [state.float().norm(dim=-1) for state in each]
         median = torch.cat([norm[real] for norm, real in zip(norms, where, strict=True)]).median()
-        found = [sink | (real & (norm > TIMES * median)) for sink, norm, real in zip(found, norms, where, strict=True)]
-    return found
+        masks = [sink | (real & (norm > TIMES * median)) for sink, norm, real in zip(masks, norms, where, strict=True)]
+    return masks
 
 
 def states_to_fit(
@@ -304,11 +304,11 @@ def states_to_fit(
     """Return z, (B, T, D) for each micro-batch; with sinks `apart`, where y is one as well as z, in the size of y."""
     if sinks == "alike":
         return list(z)
-    found = []
-    for one, other, in_y, in_z in zip(y, z, find_sinks(where, y), find_sinks(where, z), strict=True):
-        size = torch.where(in_y & in_z, one.float().norm(dim=-1) / other.float().norm(dim=-1), 1.0)
-        found.append(wait(other * size[..., None].to(other.dtype)))
-    return found
+    wanted = []
+    for current, target, in_y, in_z in zip(y, z, find_sinks(where, y), find_sinks(where, z), strict=True):
+        size = torch.where(in_y & in_z, current.float().norm(dim=-1) / target.float().norm(dim=-1), 1.0)
+        wanted.append(wait(target * size[..., None].to(target.dtype)))
+    return wanted
 
 
 ROUNDS = 3  # of s and W
@@ -373,12 +373,12 @@ def fit_normed(
     known, held = split_held_out(batches) if hold_out else (list(batches), [])
     missed: list[float | None] = [None, None]
     if known and held:
-        found = _rounds(known, weights, ridge, towards, norm)
+        fitted_map = _rounds(known, weights, ridge, towards, norm)
         for i in (0, 1):
             if any(bool(each.populations[i].any()) for each in held):
-                missed[i] = relative_error_of(_normed_residuals(held, i, found))
-    found = _rounds(batches, weights, ridge, towards, norm)
-    return found, Fitted(found.W, None, *missed)
+                missed[i] = relative_error_of(_normed_residuals(held, i, fitted_map))
+    fitted_map = _rounds(batches, weights, ridge, towards, norm)
+    return fitted_map, Fitted(fitted_map.W, None, *missed)
 
 
 def _rounds(
@@ -389,9 +389,9 @@ def _rounds(
     for _ in range(ROUNDS):
         scaled = Norm(norm.g * _factor(batches, weights, NormedMap(W, norm)), norm.epsilon)
         W = _solve(batches, weights, ridge, towards, NormedMap(W, scaled))
-        found = NormedMap(W, Norm(norm.g * _factor(batches, weights, NormedMap(W, norm)), norm.epsilon))
-        if (error := _error(batches, weights, found)) < least:
-            best, least = found, error
+        candidate = NormedMap(W, Norm(norm.g * _factor(batches, weights, NormedMap(W, norm)), norm.epsilon))
+        if (error := _error(batches, weights, candidate)) < least:
+            best, least = candidate, error
     return NormedMap(best.W, Norm(_gains(batches, weights, best), norm.epsilon))
 
 

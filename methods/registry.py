@@ -139,8 +139,8 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
     ours = {key: value for key, value in given.items() if key.startswith(prefix)}
     theirs = {key: value for key, value in given.items() if key not in ours}
     pruner = _make_object("method", load(), method, theirs, "")
-    mend = _make_object("compensation", _load_compensations(), mending, ours, prefix)
-    return CompensatedPruner(pruner, mend)
+    compensation = _make_object("compensation", _load_compensations(), mending, ours, prefix)
+    return CompensatedPruner(pruner, compensation)
 
 
 def parameters_of_pruner(pruner: Pruner) -> dict[str, Any]:
@@ -149,12 +149,12 @@ def parameters_of_pruner(pruner: Pruner) -> dict[str, Any]:
 
     if not isinstance(pruner, CompensatedPruner):
         return dataclasses.asdict(pruner)
-    mend = pruner.compensation
-    ours = dataclasses.asdict(mend)
-    return parameters_of_pruner(pruner.pruner) | {f"{mend.name}.{key}": value for key, value in ours.items()}
+    compensation = pruner.compensation
+    ours = dataclasses.asdict(compensation)
+    return parameters_of_pruner(pruner.pruner) | {f"{compensation.name}.{key}": value for key, value in ours.items()}
 
 
-def changed_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def find_changed_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return those parameters of method `name` that are not as by default; all of a method that is not known."""
     defaults = _defaults(name)
     return {
@@ -168,9 +168,9 @@ def _defaults(name: str) -> dict[str, str]:
     """Return the defaults of a method's parameters as JSON, by the names that `make` takes."""
     method, _, compensation = name.partition("+")
     load()
-    found = _defaults_of(REGISTRY[method], "") if method in REGISTRY else {}
+    defaults = _defaults_of(REGISTRY[method], "") if method in REGISTRY else {}
     known = _load_compensations() if compensation else {}
-    return {**found, **_defaults_of(known[compensation], f"{compensation}.")} if compensation in known else found
+    return {**defaults, **_defaults_of(known[compensation], f"{compensation}.")} if compensation in known else defaults
 
 
 @functools.cache
@@ -181,7 +181,7 @@ def _defaults_of(kind: type, prefix: str) -> dict[str, str]:
     }
 
 
-def revision(name: str) -> str:
+def revision_of_method(name: str) -> str:
     """Return the revision of a method, as in "1", or "1+1" with a compensation.
 
     Behind it stands the sha256 of each file that defines one of the two and is no part of this package.
@@ -270,9 +270,9 @@ def _words_of_type(hint: Any) -> str:
         bounds = {"ge": "at least", "gt": "more than", "lt": "less than", "le": "at most"}
         limits = [(words, getattr(limit, name, None)) for limit in hint.__metadata__ for name, words in bounds.items()]
         known = [(words, bound) for words, bound in limits if bound is not None]
-        said = [f"{words} {bound:g}" for words, bound in known if math.isfinite(bound)]
-        said += ["finite"] if len(said) < len(known) else []
-        return ", ".join(filter(None, [_words_of_type(hint.__origin__), " and ".join(said)]))
+        phrases = [f"{words} {bound:g}" for words, bound in known if math.isfinite(bound)]
+        phrases += ["finite"] if len(phrases) < len(known) else []
+        return ", ".join(filter(None, [_words_of_type(hint.__origin__), " and ".join(phrases)]))
     if get_args(hint):
         words = list(map(str if get_origin(hint) is Literal else _words_of_type, get_args(hint)))
         return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -92,7 +92,7 @@ def _changed_fields(part: Cell | Stage | Protocol | Recipe) -> dict[str, Any]:
     for attribute in fields(part):
         value = getattr(part, attribute.name)
         if attribute.name == "parameters":
-            changed[attribute.name] = methods.changed_parameters(part.method, value)  # type: ignore[union-attr]
+            changed[attribute.name] = methods.find_changed_parameters(part.method, value)  # type: ignore[union-attr]
         elif attribute.name == "earlier":
             changed |= {attribute.name: [_changed_fields(stage) for stage in value]} if value else {}
         elif attribute.name != "inputs" and value != _default(attribute):

@@ -106,7 +106,7 @@ def revisions_of_methods(names: Collection[str]) -> dict[str, str]:
     """
     edited = environment.is_edited("methods")
     more = f", {sha256_of_python_files([Path(methods.__file__).parent])}" if edited else ""
-    return {name: methods.revision(name) + more for name in names}
+    return {name: methods.revision_of_method(name) + more for name in names}
 
 
 def sha256_of_code() -> str:

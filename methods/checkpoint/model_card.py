@@ -34,15 +34,15 @@ def render(manifest: Mapping[str, Any]) -> str:
 
     base, pruning = manifest.get("base", {}), manifest.get("pruning", {})
     measured, title = manifest.get("measured", {}), title_of(manifest)
-    found = results_of_manifest(measured)
+    results = results_of_manifest(measured)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["pruned", "prunebench", *([pruning["method"]] if "method" in pruning else [])],
         license=base["licence"].lower() if "licence" in base else None,
         base_model=base.get("hub"),
-        model_name=title if found else None,
-        eval_results=found or None,
+        model_name=title if results else None,
+        eval_results=results or None,
     )
     parts = {"manifest": manifest, "base": base, "pruning": pruning, "measured": measured}
     parts |= {"title": title, "windows": words_of_windows, "documents": words_of_documents, "quantities": QUANTITIES}
@@ -69,20 +69,20 @@ def results_of_manifest(measured: Mapping[str, Any]) -> list[EvalResult]:
     """Return the figures of a manifest as evaluation results of the hub, each with the protocol in its name."""
     from huggingface_hub import EvalResult
 
-    found = []
-    for text, one in (measured.get("perplexity") or {}).items():
+    results = []
+    for text, scored in (measured.get("perplexity") or {}).items():
         where = {"task_type": "text-generation", "task_name": "next tokens of a text", "dataset_type": text}
-        how, protocol = words_of_windows(one), {name: one[name] for name in PROTOCOL if name in one}
+        how, protocol = words_of_windows(scored), {name: scored[name] for name in PROTOCOL if name in scored}
         for metric, (key, unit) in TEXT_METRICS.items():
-            if key in one:
-                told = {"metric_type": metric, "metric_value": one[key], "metric_args": protocol}
-                found.append(EvalResult(dataset_name=text, metric_name=f"{unit}, {how}", **where, **told))
-    for task, one in (measured.get("tasks") or {}).items():
-        how = words_of_documents(one)
-        told = {"metric_type": one["main"], "metric_value": one["metrics"][one["main"]]["value"]}
+            if key in scored:
+                values = {"metric_type": metric, "metric_value": scored[key], "metric_args": protocol}
+                results.append(EvalResult(dataset_name=text, metric_name=f"{unit}, {how}", **where, **values))
+    for task, answered in (measured.get("tasks") or {}).items():
+        how = words_of_documents(answered)
+        values = {"metric_type": answered["main"], "metric_value": answered["metrics"][answered["main"]]["value"]}
         where = {"task_type": "text-generation", "task_name": task, "dataset_type": task, "dataset_name": task}
-        found.append(EvalResult(metric_name=f"{one['main']}, {how}", **where, **told))
-    return found
+        results.append(EvalResult(metric_name=f"{answered['main']}, {how}", **where, **values))
+    return results
 
 
 def words_of_windows(scored: Mapping[str, Any]) -> str:

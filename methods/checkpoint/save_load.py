@@ -366,9 +366,11 @@ def verify(folder: Path) -> Iterator[Check]:
         yield Check("loading", False, str(error))
         return
     count = parameters(model)
-    said = manifest["parameters"]
+    declared = manifest["parameters"]
     yield Check(
-        "parameters", count == said, f"{count:,}" if count == said else f"{count:,}, and the card says {said:,}"
+        "parameters",
+        count == declared,
+        f"{count:,}" if count == declared else f"{count:,}, and the card says {declared:,}",
     )
     yield from _computes(model)
 
@@ -384,9 +386,9 @@ def _check(name: str, look: Any, outcome: str) -> Check:
 def _check_loading(folder: Path, manifest: dict[str, Any]) -> Check:
     own = check_config(folder, manifest).model_type == "prunebench"
     kind = "prunebench" if own else "transformers"
-    said = manifest["loads_with"]
-    found = f"with {kind}" if kind == said else f"with {kind}, and the card says {said}"
-    return Check("loads", kind == said, found)
+    declared = manifest["loads_with"]
+    outcome = f"with {kind}" if kind == declared else f"with {kind}, and the card says {declared}"
+    return Check("loads", kind == declared, outcome)
 
 
 @torch.no_grad()

@@ -58,8 +58,8 @@ def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
             raise Uneven(f"layer {number} has no {part}")
     single = {number for number, layer in enumerate(model.layers) if layer.experts is None}
     for width in WIDTHS:
-        there = single if width == "intermediate_size" else range(len(form.per_layer_config))
-        sizes = sorted({getattr(form.per_layer_config[number], width) for number in there})
+        numbers = single if width == "intermediate_size" else range(len(form.per_layer_config))
+        sizes = sorted({getattr(form.per_layer_config[number], width) for number in numbers})
         if len(sizes) > 1:
             raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
     I = next((form.per_layer_config[number].intermediate_size for number in single), None)
@@ -139,9 +139,9 @@ def load_with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = Fa
     """
     with _report_withheld():
         model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-        for problem, found in report.items():
-            if found and not (left_over and problem == "unexpected_keys"):
-                names = sorted(one if isinstance(one, str) else one[0] for one in found)
+        for problem, entries in report.items():
+            if entries and not (left_over and problem == "unexpected_keys"):
+                names = sorted(entry if isinstance(entry, str) else entry[0] for entry in entries)
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise ValueError(f"{PROBLEMS.get(problem, problem)}: {', '.join(names[:3])}{more}")
     return model
@@ -191,8 +191,8 @@ def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, 
     """Return the tensors from which `config` makes the same model again. Raises Uneven when it does not."""
     shell = make_empty(config)
     stored = tensors_to_store(model, shell)
-    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    if (problem := difference_of_shapes(found, shapes_of(shell))) is not None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    if (problem := difference_of_shapes(shapes, shapes_of(shell))) is not None:
         raise Uneven(f"what transformers would build differs: {problem}")
     dtype = model.embed.weight.dtype
     expected = compute_logits(model, ids)

@@ -114,11 +114,11 @@ def check_weights(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: b
 
 def shapes_on_disk(folder: Path, weights: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every stored tensor by name, from the files' headers. Raises CheckpointError."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in weights:
         try:
             with safe_open(folder / file, framework="pt") as shard:
-                found |= {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+                shapes |= {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder / file} is no whole safetensors file: {first_line_of(error)}") from error
-    return found
+    return shapes

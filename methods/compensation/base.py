@@ -166,33 +166,33 @@ class CompensatedPruner(Pruner):
 
     def _prune(self, model: Decoder, dense: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Prune `model` so that with what will be added the budget is met as nearly as the pruner can."""
-        asked, missed, total = ratio, dict[float, float](), parameters(dense)
+        requested, missed, total = ratio, dict[float, float](), parameters(dense)
         places = [layer.device for layer in model.layers]
-        best, found = ratio, dict[str, Any]()  # of the tries so far
+        best, best_decisions = ratio, dict[str, Any]()  # of the tries so far
         for _ in range(TRIES):
             try:
-                decisions = prune(self.pruner, model, calibration, asked)
+                decisions = prune(self.pruner, model, calibration, requested)
             except OutOfReach:
                 if not missed:
                     raise
                 break
             added = self._parameters_added(decisions, dense, model)
-            missed[asked] = abs(parameters(model) + added - (1 - ratio) * total)
-            best = min(missed, key=lambda one: missed[one])
+            missed[requested] = abs(parameters(model) + added - (1 - ratio) * total)
+            best = min(missed, key=lambda tried: missed[tried])
             following = ratio + added / total
-            if best == asked:
-                found = decisions
-            if self.fixed or following in missed or any(self._is_same(dense, one, following) for one in missed):
+            if best == requested:
+                best_decisions = decisions
+            if self.fixed or following in missed or any(self._is_same(dense, tried, following) for tried in missed):
                 break
-            calibration, asked = with_known_removals(calibration, decisions), following
+            calibration, requested = with_known_removals(calibration, decisions), following
             _restore(model, dense, places)
-        if best != asked:
+        if best != requested:
             _restore(model, dense, places)
             if self.pruner.only_cuts:
-                cut(model, found)  # what was found, which a search would have to find again
+                cut(model, best_decisions)  # what was found, which a search would have to find again
             else:
-                found = prune(self.pruner, model, calibration, best)
-        return found | ({"asked_of_pruner": best} if best != ratio else {})
+                best_decisions = prune(self.pruner, model, calibration, best)
+        return best_decisions | ({"asked_of_pruner": best} if best != ratio else {})
 
     def _is_same(self, dense: Decoder, first: float, second: float) -> bool:
         """Say whether both ratios ask the same of the pruner, as they do where they round to as many layers."""
@@ -245,10 +245,10 @@ class ResidualMap(Compensation):
         return len(require_boundaries(pruning)) * D * D
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        def at(cut: Boundary, seen: list[BoundaryStates]) -> Repair:
-            fitted = self.fit(seen)
+        def at(cut: Boundary, batches: list[BoundaryStates]) -> Repair:
+            fitted = self.fit(batches)
             put_map(pruning.pruned, cut.behind, fitted.W)
-            M = fitted.W.to(seen[0].y.dtype)
+            M = fitted.W.to(batches[0].y.dtype)
             return Repair(lambda each: each.y + each.y @ M, fitted=fitted)
 
         return repair_at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)
@@ -372,35 +372,35 @@ def repair_at_boundaries(
         nonlocal gain
         own, tokens = move_beside(y, states.advance(cut.until), where)
         z = states_to_fit(tokens, y, own, sinks, wait)
-        found = find_sinks(tokens, y, z)
-        seen = [BoundaryStates(*five, wait) for five in zip(y, n, z, tokens, found, strict=True)]
-        mended = repair(cut, seen)
+        masks_of_sinks = find_sinks(tokens, y, z)
+        batches = [BoundaryStates(*five, wait) for five in zip(y, n, z, tokens, masks_of_sinks, strict=True)]
+        outcome = repair(cut, batches)
         pruning.pruned.layers[max(0, cut.behind)].settle()
-        after = [wait(mended.state(each)) for each in seen]
-        both = [wait(gain * one) for one in y], [wait(mended.gain * one) for one in after]
-        missed = errors_of_fit(found, tokens, z, *both, fitted=mended.fitted)
-        if mended.gain != 1.0 and "sinks" in missed:  # each is wanted in the size that it has with the gain
+        after = [wait(outcome.state(each)) for each in batches]
+        both = [wait(gain * state) for state in y], [wait(outcome.gain * state) for state in after]
+        missed = errors_of_fit(masks_of_sinks, tokens, z, *both, fitted=outcome.fitted)
+        if outcome.gain != 1.0 and "sinks" in missed:  # each is wanted in the size that it has with the gain
             for name, with_gain in zip(("error_before", "error_after"), both, strict=True):
                 sized = states_to_fit(tokens, with_gain, own, sinks, wait)
-                missed["sinks"][name] = errors_of_fit(found, tokens, sized, with_gain, with_gain)["sinks"][
+                missed["sinks"][name] = errors_of_fit(masks_of_sinks, tokens, sized, with_gain, with_gain)["sinks"][
                     "error_after"
                 ]
         report.append({"behind_layer": cut.behind, "removed": list(cut.removed)} | missed)
-        gain = mended.gain
+        gain = outcome.gain
         return after
 
     if -1 in cuts:
-        x = at(cuts[-1], x, [wait(torch.zeros_like(one)) for one in x])
+        x = at(cuts[-1], x, [wait(torch.zeros_like(state)) for state in x])
     for number, layer in enumerate(show_progress(layers, "mending", "layer")):
         arguments = [entry.arguments[layer.kind] for entry in entries]
         pruning.pruned.read_ahead(number + 1)
         with layer.visiting():
             if number not in cuts:
-                x = [wait(layer(one, given)) for one, given in zip(x, arguments, strict=True)]
+                x = [wait(layer(state, given)) for state, given in zip(x, arguments, strict=True)]
                 continue
             y, n = list[Tensor](), list[Tensor]()
-            for one, given, mask in zip(x, arguments, masks, strict=True):
-                taken = run_step(layer, one, given, mask)
+            for state, given, mask in zip(x, arguments, masks, strict=True):
+                taken = run_step(layer, state, given, mask)
                 y.append(wait(taken.y))
                 n.append(wait(taken.m if layer.has_mlp else taken.a))
             del taken
@@ -410,8 +410,8 @@ def repair_at_boundaries(
 
 def numbers_of_layers_left(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> list[int]:
     """Return the dense model's numbers of the layers that are left. Raises Unsupported where a method does not say."""
-    gone = set(decisions.get("removed_layers", []))
-    kept = [number for number in range(len(dense.layers)) if number not in gone]
+    removed = set(decisions.get("removed_layers", []))
+    kept = [number for number in range(len(dense.layers)) if number not in removed]
     if len(kept) != len(pruned.layers):
         raise Unsupported("the method's decisions do not say which layers it has removed (removed_layers)")
     return kept

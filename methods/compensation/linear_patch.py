@@ -52,8 +52,8 @@ class LinearPatch(ResidualMap):
         D, device = batches[0].y.shape[-1], batches[0].y.device
         H = (make_hadamard(D) if self.rotate else torch.eye(D, dtype=torch.float64)).to(device)
         where = [each.measured(self.sinks) for each in batches]
-        ratios = [(_size(one.z, w, H) / _size(one.y, w, H)).sum(0) for one, w in zip(batches, where, strict=True)]
-        c = torch.stack(ratios).sum(0) / sum(int(one.any(1).sum()) for one in where)
+        ratios = [(_size(batch.z, w, H) / _size(batch.y, w, H)).sum(0) for batch, w in zip(batches, where, strict=True)]
+        c = torch.stack(ratios).sum(0) / sum(int(mask.any(1).sum()) for mask in where)
         return Fitted((H * (c - 1)) @ H.T, None)
 
 
@@ -89,8 +89,8 @@ def _paley(n: int) -> Tensor | None:
         S = _conference(n - 1, -1.0)
         return S + torch.eye(n, dtype=torch.float64)
     if n % 8 == 4 and _is_prime(n // 2 - 1):  # q = 1 (mod 4)
-        S, one = _conference(n // 2 - 1, 1.0), torch.eye(n // 2, dtype=torch.float64)
-        return torch.cat([torch.cat([S + one, S - one], 1), torch.cat([S - one, -S - one], 1)])
+        S, identity = _conference(n // 2 - 1, 1.0), torch.eye(n // 2, dtype=torch.float64)
+        return torch.cat([torch.cat([S + identity, S - identity], 1), torch.cat([S - identity, -S - identity], 1)])
     return None
 
 

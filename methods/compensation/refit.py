@@ -98,27 +98,27 @@ class Refit(Compensation):
             if number + 1 < len(pruning.kept):
                 pruning.dense.read_ahead(pruning.kept[number + 1])
                 pruning.pruned.read_ahead(number + 1)
-            x, where = ([one.to(layer.device) for one in each] for each in (x, where))
+            x, where = ([tensor.to(layer.device) for tensor in each] for each in (x, where))
             with whole.visiting(), layer.visiting():
                 if number < log.done:
-                    found = self.put(cut, next(known))
+                    fits = self.put(cut, next(known))
                 else:
-                    x, found = self.refit_layer(whole, layer, cut, list(zip(x, given, where, strict=True)), read.wait)
-                    log.add([*parameters_of_matrices(cut), to_bytes(found)], x)
-            report += [{"layer": number} | one for one in found]
+                    x, fits = self.refit_layer(whole, layer, cut, list(zip(x, given, where, strict=True)), read.wait)
+                    log.add([*parameters_of_matrices(cut), to_bytes(fits)], x)
+            report += [{"layer": number} | entry for entry in fits]
             layer.settle()
         return {"refitted": report, "tokens": int(read.mask.sum())}
 
     def put(self, cut: dict[str, nn.Linear], weights: list[Tensor]) -> list[dict[str, Any]]:
         """Give a layer's cut matrices what was fitted before an interruption, and return the report of that time."""
-        *fitted, told = weights
+        *fitted, encoded = weights
         values = iter(fitted)
         for matrix in cut.values():
             like = matrix.weight
             matrix.weight = nn.Parameter(next(values).to(like.device), like.requires_grad)
             if self.intercept or matrix.bias is not None:
                 matrix.bias = nn.Parameter(next(values).to(like.device), like.requires_grad)
-        report: list[dict[str, Any]] = json.loads(bytes(told.tolist()))
+        report: list[dict[str, Any]] = json.loads(bytes(encoded.tolist()))
         return report
 
     def refit_layer(
@@ -130,19 +130,19 @@ class Refit(Compensation):
         wait: Wait,
     ) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """Refit what a layer has lost, on (input, arguments, real tokens); return what leaves it, and a report."""
-        x = [one for one, _, _ in batches]
+        x = [state for state, _, _ in batches]
         if not cut:
-            return [wait(layer(one, given)) for one, given, _ in batches], []
+            return [wait(layer(state, given)) for state, given, _ in batches], []
         h, dense, report = x, whole.on(layer.device), list[dict[str, Any]]()
         for which, part in enumerate(("attention", "mlp")):
             enters = zip(x if layer.parallel else h, batches, strict=True)
-            batches_here = [(one, given, where) for one, (_, given, where) in enters]
+            entered = [(state, given, where) for state, (_, given, where) in enters]
             if part in cut:
-                added, missed = self.fit(cut[part], dense, layer, RUN[part], batches_here, wait=wait)
+                added, missed = self.fit(cut[part], dense, layer, RUN[part], entered, wait=wait)
                 report.append({"part": part} | missed)
             else:
-                added = [wait(RUN[part](layer, one, given)) for one, given, _ in batches_here]
-            h = [wait(one + layer.post_norm(which)(new)) for one, new in zip(h, added, strict=True)]
+                added = [wait(RUN[part](layer, state, given)) for state, given, _ in entered]
+            h = [wait(state + layer.post_norm(which)(new)) for state, new in zip(h, added, strict=True)]
         return h, report
 
     def fit(
@@ -163,9 +163,9 @@ class Refit(Compensation):
         entered, given, Y = list[Tensor](), list[Tensor](), list[Tensor]()
         where = [tokens for _, _, tokens in batches]
         for x, arguments, tokens in batches:
-            with collect_inputs(matrix) as seen:
+            with collect_inputs(matrix) as inputs:
                 given.append(wait(run(layer, x, arguments)))
-            entered.append(wait(seen[0].reshape(*tokens.shape, -1)))
+            entered.append(wait(inputs[0].reshape(*tokens.shape, -1)))
             Y.append(wait(run(whole, x, arguments)))
         sinks = find_sinks(where, Y)
         rows = [Rows(S, wait(wanted - b), wanted, *of) for S, wanted, *of in zip(entered, Y, where, sinks, strict=True)]
@@ -208,7 +208,7 @@ def find_narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
 
 def parameters_of_matrices(cut: dict[str, nn.Linear]) -> list[Tensor]:
     """Return the weight of each matrix, (m, n), and its bias, (m,), where it has one."""
-    return [one for matrix in cut.values() for one in (matrix.weight, matrix.bias) if one is not None]
+    return [parameter for matrix in cut.values() for parameter in (matrix.weight, matrix.bias) if parameter is not None]
 
 
 def to_bytes(report: list[dict[str, Any]]) -> Tensor:

@@ -63,12 +63,14 @@ class Reinitialize(Compensation):
             _start_fairly(module)
         made = dict[int, nn.Parameter]()  # by the ids of those drawn, of which tied ones are one
         for mine, new in zip(model.modules(), drawn.modules(), strict=True):
-            for name, one in mine._parameters.items():
-                if one is not None:  # which is not written to, since the dense model may share it
-                    other = new._parameters[name]
-                    if id(other) not in made:
-                        made[id(other)] = nn.Parameter(other.detach().to(one.device), one.requires_grad)
-                    mine._parameters[name] = made[id(other)]
+            for name, parameter in mine._parameters.items():
+                if parameter is not None:  # which is not written to, since the dense model may share it
+                    counterpart = new._parameters[name]
+                    if id(counterpart) not in made:
+                        made[id(counterpart)] = nn.Parameter(
+                            counterpart.detach().to(parameter.device), parameter.requires_grad
+                        )
+                    mine._parameters[name] = made[id(counterpart)]
             for name in mine._buffers.keys() - mine._non_persistent_buffers_set:
                 if (buffer := mine._buffers[name]) is not None:
                     mine._buffers[name] = new._buffers[name].to(buffer.device)

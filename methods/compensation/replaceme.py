@@ -73,15 +73,15 @@ class ReplaceMe(Compensation):
         return 0
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        def at(cut: Boundary, seen: list[BoundaryStates]) -> Repair:
+        def at(cut: Boundary, batches: list[BoundaryStates]) -> Repair:
             layer = pruning.pruned.layers[cut.behind]
             if layer.family.post_norms:
                 with layer.visiting():
-                    return self.fold_before_the_norm(layer, seen)
-            fitted = self.fit(seen)
+                    return self.fold_before_the_norm(layer, batches)
+            fitted = self.fit(batches)
             with layer.visiting():
                 fold_map(layer.down if layer.has_mlp else layer.out, fitted.W)
-            T = fitted.W.to(seen[0].y.dtype)
+            T = fitted.W.to(batches[0].y.dtype)
             return Repair(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
 
         return repair_at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)
@@ -97,15 +97,21 @@ class ReplaceMe(Compensation):
         which = 1 if layer.has_mlp else 0
         norm, D = Norm.behind(layer, which), batches[0].y.shape[-1]
         rows = [
-            Rows(one.wait(norm.undo(one.n)), one.wait(one.z - (one.y - one.n)), one.z, one.where, one.sink)
-            for one in batches
+            Rows(
+                batch.wait(norm.undo(batch.n)),
+                batch.wait(batch.z - (batch.y - batch.n)),
+                batch.z,
+                batch.where,
+                batch.sink,
+            )
+            for batch in batches
         ]
         T = torch.eye(D, dtype=torch.float64, device=batches[0].y.device)
-        found, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
+        fitted_map, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
         shown = norm.g / norm.divisor  # of each channel that the matrix gives, in what T was fitted to
-        fold_map(layer.down if layer.has_mlp else layer.out, shown[:, None] * found.W)
-        found.norm.put_behind(layer, which)
-        return Repair(lambda each: each.y - each.n + found(norm.undo(each.n)), fitted=fitted)
+        fold_map(layer.down if layer.has_mlp else layer.out, shown[:, None] * fitted_map.W)
+        fitted_map.norm.put_behind(layer, which)
+        return Repair(lambda each: each.y - each.n + fitted_map(norm.undo(each.n)), fitted=fitted)
 
 
 def fold_map(matrix: nn.Linear, T: Tensor) -> None:

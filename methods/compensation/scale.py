@@ -72,8 +72,8 @@ class Scale(Compensation):
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         factors: list[float] = []  # what the residual is multiplied by behind each cut, all earlier cuts included
 
-        def at(cut: Boundary, seen: list[BoundaryStates]) -> Repair:
-            factors.append(self.fit(seen))
+        def at(cut: Boundary, batches: list[BoundaryStates]) -> Repair:
+            factors.append(self.fit(batches))
             c = factors[-1] / (factors[-2] if len(factors) > 1 else 1.0)
             for layer in pruning.pruned.sweep(pruning.pruned.layers[cut.behind + 1 :]):
                 for which, matrix in outputs_of_layer(layer):

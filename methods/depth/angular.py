@@ -86,7 +86,7 @@ def cosines_of_rows(x: Tensor, y: Tensor) -> Tensor:
     """Return cos(x, y) of each row, (M, D) -> (M,), in float64, in which only some rows are at a time."""
     rows = max(1, AT_ONCE // x.shape[-1])
     pairs = zip(torch.split(x, rows), torch.split(y, rows), strict=True)
-    return torch.cat([cosine_similarity(one.double(), other.double(), dim=-1) for one, other in pairs])
+    return torch.cat([cosine_similarity(of_x.double(), of_y.double(), dim=-1) for of_x, of_y in pairs])
 
 
 def states_between_layers(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:

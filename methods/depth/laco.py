@@ -110,7 +110,7 @@ class LaCo(Pruner):
         if self.T is not None:
             return {}
         count = whole_layers(model, ratio)
-        most = _Loop(self, len(model.layers), lambda asked: [1.0] * len(asked)).run(-math.inf, count).removed
+        most = _Loop(self, len(model.layers), lambda candidates: [1.0] * len(candidates)).run(-math.inf, count).removed
         if most < count:
             raise OutOfReach(
                 f"ratio {ratio:g} is out of reach: it takes {count} layers, and windows of C={self.C} with I={self.I} "
@@ -132,17 +132,17 @@ class LaCo(Pruner):
         measured = log.kept()
         with make_bar(None, "collapsing", " windows") as tried:
 
-            def similarities(asked: list[Candidate]) -> list[float]:
-                if (found := next(measured, None)) is None:
-                    found = [torch.tensor(trial.similarities(asked), dtype=torch.float64)]
-                    log.add(found, [])
-                for _ in asked:
+            def similarities(candidates: list[Candidate]) -> list[float]:
+                if (values := next(measured, None)) is None:
+                    values = [torch.tensor(trial.similarities(candidates), dtype=torch.float64)]
+                    log.add(values, [])
+                for _ in candidates:
                     tried.update()
-                return found[0].tolist()
+                return values[0].tolist()
 
             loop = _Loop(self, len(model.layers), similarities, together)
             if known:
-                agreed = _Loop(self, loop.count, lambda asked: [float(p in known) for _, p in asked])
+                agreed = _Loop(self, loop.count, lambda candidates: [float(p in known) for _, p in candidates])
                 threshold, path = self.T, agreed.run(0.0, count)
             elif self.T is not None:
                 threshold, path = self.T, loop.run(self.T, count)
@@ -249,9 +249,10 @@ class _Loop:
         """Return the similarity once the window at p, or what there is of it, has merged."""
         if (wanted := self._candidate(order, p)[0][p:]) not in self.known:
             below = (self._candidate(order, place) for place in range(p, self.laco.L - 1, -1))
-            asked = list(islice((one for one in below if one[0][one[1] :] not in self.known), self.together))
-            found = zip(asked, self.similarities(asked), strict=True)
-            self.known |= {merged[place:]: s for (merged, place), s in found}
+            unknown = ((merged, place) for merged, place in below if merged[place:] not in self.known)
+            candidates = list(islice(unknown, self.together))
+            pairs = zip(candidates, self.similarities(candidates), strict=True)
+            self.known |= {merged[place:]: s for (merged, place), s in pairs}
         return self.known[wanted]
 
     def _candidate(self, order: tuple[Merged, ...], p: int) -> Candidate:
@@ -274,10 +275,10 @@ def merge(window: list[Layer], rule: str, norms: str) -> Layer:
         else:
             matrix.weight = nn.Parameter(weights[-1].detach().to(matrix.weight.device))
     matrices = {id(matrix.weight) for matrix in survivor.matrices}
-    others = [dict(layer.inner.named_parameters()) for layer in window]
+    parameters_by_layer = [dict(layer.inner.named_parameters()) for layer in window]
     for name, parameter in survivor.inner.named_parameters():
         if id(parameter) not in matrices and norms != "base":
-            values = [named[name] for named in others]
+            values = [named[name] for named in parameters_by_layer]
             parameter.data = (
                 values[-1].data.to(parameter.device, copy=True) if norms == "last" else _sum_of_differences(values)
             )

@@ -149,60 +149,63 @@ class LaCoLS(Pruner):
             return {"removed_layers": []}
         read, layers = calibration.first(self.tokens), model.layers
         how = Fit(self.ridge, self.sinks, self.attention, self.later, self.sweeps)
-        found = self.search_divisions(model, read, n)
-        errors = Collapse(model, found.windows, read, how).run()
-        survivors = [s for s, _ in found.windows]
+        path = self.search_divisions(model, read, n)
+        errors = Collapse(model, path.windows, read, how).run()
+        survivors = [s for s, _ in path.windows]
         model.set_layers([layers[s] for s in survivors])
         return {
             "removed_layers": [number for number in range(len(layers)) if number not in survivors],
-            "windows": [[s, e - 1] for s, e in found.windows if e > s + 1],
+            "windows": [[s, e - 1] for s, e in path.windows if e > s + 1],
             "errors": errors,
-            "removal_order": found.names(),
+            "removal_order": path.names(),
             "free_removals": n - 1,
-            "losses": found.losses,
+            "losses": path.losses,
             "finalists": [
-                {"layers": name_of_division(one).removeprefix(NAMED), "kl": kl} for one, kl in found.finals.items()
+                {"layers": name_of_division(division).removeprefix(NAMED), "kl": kl}
+                for division, kl in path.finals.items()
             ],
             "tokens": int(read.mask.sum()),
         }
 
-    def search_divisions(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
+    def search_divisions(self, model: Decoder, calibration: Calibration, n: int) -> DivisionPath:
         """Return divisions with 1 to n layers less, of which the first are those of `calibration.order`.
 
         The states that a search needs are gone afterwards.
         """
         L, order = len(model.layers), calibration.order
         known = [division_of_name(name, L) for name in order[: n - 1] if name.startswith(NAMED)]
-        found = FoundCollapse(L, n, known, [None] * len(known))
+        path = DivisionPath(L, n, known, [None] * len(known))
         if len(order) == n == len(known) + 1 and order[-1].startswith(TAKEN):
-            found.take(division_of_name(order[-1].removeprefix(TAKEN), L), None)
-            return found
-        log = calibration.log([], "laco-ls", n, [name_of_division(one) for one in known])  # of an interrupted attempt
+            path.take(division_of_name(order[-1].removeprefix(TAKEN), L), None)
+            return path
+        log = calibration.log(
+            [], "laco-ls", n, [name_of_division(division) for division in known]
+        )  # of an interrupted attempt
         for entry in log.kept():
-            found.recall(*entry)
+            path.recall(*entry)
             if calibration.note is not None:
-                calibration.note(found.names())
-        if len(found.divisions) == n:
-            return found
+                calibration.note(path.names())
+        if len(path.divisions) == n:
+            return path
         dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
         trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
-        for count in range(len(found.divisions) + 1, n + 1):
+        for count in range(len(path.divisions) + 1, n + 1):
             shown = f"layer {count} of {n} to remove"
-            candidates = self._candidates(dense, found.windows, count, shown)
-            trial.fix(found.windows)
+            candidates = self._candidates(dense, path.windows, count, shown)
+            trial.fix(path.windows)
             losses = dict(zip(candidates, trial.losses(candidates, shown), strict=True))
             if count == n:
                 finals = self._finals(dense, trial, calibration, losses)
-                found.finals = {one: kl if math.isfinite(kl) else None for one, kl in finals.items()}
+                path.finals = {division: kl if math.isfinite(kl) else None for division, kl in finals.items()}
                 losses |= finals
-                found.take(min(finals, key=finals.__getitem__), losses)
+                path.take(min(finals, key=finals.__getitem__), losses)
             else:
-                found.take(min(losses, key=losses.__getitem__), losses)
+                path.take(min(losses, key=losses.__getitem__), losses)
             dense.keep_maps(window for each in candidates for window in each)
-            log.add(found.last_step(), [])
+            log.add(path.last_step(), [])
             if calibration.note is not None:
-                calibration.note(found.names())
-        return found
+                calibration.note(path.names())
+        return path
 
     def _finals(
         self, dense: DenseStates, trial: CollapseTrial, calibration: Calibration, losses: dict[Division, float]
@@ -212,23 +215,23 @@ class LaCoLS(Pruner):
         losses  that of the trial of each candidate, to which those are added that are exchanged
         """
         if self.finalists == 1 and not self.exchanges:
-            return dict([min(losses.items(), key=lambda one: one[1])])
-        final, found = CollapseTrial(dense, calibration.first(self.final_tokens)), dict[Division, float]()
+            return dict([min(losses.items(), key=lambda item: item[1])])
+        final, kl_by_division = CollapseTrial(dense, calibration.first(self.final_tokens)), dict[Division, float]()
         best: Division | None = None
         while True:
-            first, *others = sorted(losses, key=losses.__getitem__)[: self.finalists]
-            near = [first, *(each for each in others if losses[each] <= (1 + self.close) * losses[first])]
-            new = [each for each in near if each not in found]
+            first, *rest = sorted(losses, key=losses.__getitem__)[: self.finalists]
+            near = [first, *(each for each in rest if losses[each] <= (1 + self.close) * losses[first])]
+            new = [each for each in near if each not in kl_by_division]
             if new:
-                found |= zip(new, final.losses(new, "comparing finalists"), strict=True)
-            before, best = best, min(found, key=found.__getitem__)
+                kl_by_division |= zip(new, final.losses(new, "comparing finalists"), strict=True)
+            before, best = best, min(kl_by_division, key=kl_by_division.__getitem__)
             if best == before or not self.exchanges:
-                return found
+                return kl_by_division
             sums = {each: sum(map(dense.left, each)) for each in exchange_layers(best) if each not in losses}
-            others = sorted(sums, key=sums.__getitem__)[: self.exchanges]
-            if others:
+            exchanged = sorted(sums, key=sums.__getitem__)[: self.exchanges]
+            if exchanged:
                 trial.fix(best)
-                losses |= zip(others, trial.losses(others, "exchanging layers"), strict=True)
+                losses |= zip(exchanged, trial.losses(exchanged, "exchanging layers"), strict=True)
 
     def _candidates(self, dense: DenseStates, windows: Division, count: int, shown: str) -> list[Division]:
         """Return the divisions of a step that are tried, none twice; `shown` says on stderr what for."""
@@ -245,7 +248,7 @@ class LaCoLS(Pruner):
 
 
 @dataclass
-class FoundCollapse:
+class DivisionPath:
     """Holds the division of L layers after each step, and the KL of each, None where it was known before.
 
     finals  what was compared at the end, with its KL on more tokens
@@ -272,7 +275,7 @@ class FoundCollapse:
 
         These are the layers at which the windows of each begin, (finalists, L - n), and their KL, (finalists,).
         """
-        finals = torch.tensor([starts_of(one) for one in self.finals]), _of_figures(self.finals.values())
+        finals = torch.tensor([starts_of(division) for division in self.finals]), _of_figures(self.finals.values())
         return [torch.tensor(starts_of(self.windows)), _of_figures(self.losses[-1:]), *finals]
 
     def recall(self, division: Tensor, loss: Tensor, finalists: Tensor, kl: Tensor) -> None:
@@ -280,7 +283,7 @@ class FoundCollapse:
         self.divisions.append(division_from_starts(division.tolist(), self.L))
         self.losses += _figures(loss)
         self.finals = dict(
-            zip((division_from_starts(one, self.L) for one in finalists.tolist()), _figures(kl), strict=True)
+            zip((division_from_starts(starts, self.L) for starts in finalists.tolist()), _figures(kl), strict=True)
         )
 
     def names(self) -> list[str]:
@@ -290,12 +293,12 @@ class FoundCollapse:
 
 
 def _of_figures(figures: Iterable[float | None]) -> Tensor:
-    return torch.tensor([math.inf if one is None else one for one in figures], dtype=torch.float64)
+    return torch.tensor([math.inf if figure is None else figure for figure in figures], dtype=torch.float64)
 
 
 def _figures(kept: Tensor) -> list[float | None]:
     """Return the figures of `_of_figures`."""
-    return [one if math.isfinite(one) else None for one in kept.tolist()]
+    return [figure if math.isfinite(figure) else None for figure in kept.tolist()]
 
 
 def starts_of(division: Division) -> list[int]:
@@ -311,8 +314,8 @@ def name_of_division(division: Division) -> str:
 
 def division_of_name(name: str, L: int) -> Division:
     """Return the division of L layers that `named` gives this name."""
-    gone = set[int]()
+    taken_in = set[int]()
     for run in name.removeprefix(NAMED).split("+"):
         first, _, last = run.partition("-")
-        gone |= set(range(int(first), int(last or first) + 1))
-    return division_from_starts([s for s in range(L) if s not in gone], L)
+        taken_in |= set(range(int(first), int(last or first) + 1))
+    return division_from_starts([s for s in range(L) if s not in taken_in], L)

@@ -88,7 +88,7 @@ class Drop(Pruner):
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return the first and last layer of each piece that is named. Raises ValueError."""
-        found = list[tuple[int, int]]()
+        pieces = list[tuple[int, int]]()
         for piece in filter(None, str(self.layers).split("+")):
             first, dash, last = piece.partition("-")
             try:
@@ -97,8 +97,8 @@ class Drop(Pruner):
                 raise ValueError(f"layers are numbers and ranges joined by +, as in 3+20-24; got {piece!r}") from None
             if ends[1] < ends[0]:
                 raise ValueError(f"a range names its lower end first, as in 20-24; got {piece!r}")
-            found.append(ends)
-        return found
+            pieces.append(ends)
+        return pieces
 
     def numbers(self) -> list[int]:
         """Return the numbers of the layers that are named, rising."""

@@ -124,7 +124,7 @@ class LLMStreamline(Pruner):
                 if missed[-1] <= min(filter(math.isfinite, missed), default=-math.inf):
                     best = training.weights()
             _put(layer, best)
-        return [one if math.isfinite(one) else None for one in missed]
+        return [value if math.isfinite(value) else None for value in missed]
 
 
 def similarities_of_runs(model: Decoder, calibration: Calibration, length: int) -> list[Tensor]:
@@ -172,9 +172,11 @@ class LayerTraining:
 
     def weigh_sinks(self) -> None:
         """Let attention sinks weigh as a population of their own, as in fits (methods/least_squares.py)."""
-        x, z, where = ([one[None].to(self.device) for one in each] for each in (self.x, self.z, self.calibration.mask))
+        x, z, where = (
+            [tensor[None].to(self.device) for tensor in each] for each in (self.x, self.z, self.calibration.mask)
+        )
         sinks = find_sinks(where, x, z)
-        every = [Rows(one, other, other, *of) for one, other, *of in zip(x, z, where, sinks, strict=True)]
+        every = [Rows(entered, wanted, wanted, *of) for entered, wanted, *of in zip(x, z, where, sinks, strict=True)]
         self.weight = torch.where(torch.cat(sinks), weight_of_sinks(every), 1.0)
 
     def squares(self, rows: list[int]) -> tuple[Tensor, int]:
@@ -213,7 +215,7 @@ class LayerTraining:
         return sum(float(self.squares([row])[0]) for row in rows) / wanted
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: one.detach().clone() for name, one in self.module.named_parameters()}
+        return {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
 
 
 def to_float32(given: Any) -> Any:

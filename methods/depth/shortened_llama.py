@@ -110,8 +110,8 @@ class ShortenedLlamaTaylor(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return I_l of every layer."""
-        (found,) = shared_statistics(importance_by_taylor, model, calibration.first(self.tokens))
-        return found.tolist()
+        (importances,) = shared_statistics(importance_by_taylor, model, calibration.first(self.tokens))
+        return importances.tolist()
 
     def candidates(self, L: int, n: int) -> range:
         """Return the layers that may go, n at least: both protected ends shrink together where they leave fewer."""
@@ -135,14 +135,14 @@ def importance_by_taylor(model: Decoder, calibration: Calibration) -> list[Tenso
     layers = model.layers
 
     def weights(l: int) -> list[Tensor]:
-        return [one for name, one in layers[l].module.named_parameters() if not name.endswith("bias")]
+        return [parameter for name, parameter in layers[l].module.named_parameters() if not name.endswith("bias")]
 
     def of_layer(l: int, g: Sums, _: Sums) -> list[Tensor]:
         sizes = [float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights(l)]
         return [torch.tensor(sum(sizes), dtype=torch.float64)]
 
-    found = collect_gradients(model, calibration, {W for l in range(len(layers)) for W in weights(l)}, of_layer)
-    scores = torch.stack([found[l][0] for l in range(len(layers))])
+    sums_by_layer = collect_gradients(model, calibration, {W for l in range(len(layers)) for W in weights(l)}, of_layer)
+    scores = torch.stack([sums_by_layer[l][0] for l in range(len(layers))])
     if not scores.isfinite().all():
         raise Unsupported("gradients overflow; load the model in bfloat16 or float32")
     return [scores]

@@ -67,15 +67,15 @@ class LowestExperts(Pruner):
         return {"removed_per_layer": {"experts": experts_to_go(model, ratio)}}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        said = self.plan(model, ratio)
-        n, there = said["removed_per_layer"]["experts"], mixtures_of(model)
+        plan = self.plan(model, ratio)
+        n, mixtures = plan["removed_per_layer"]["experts"], mixtures_of(model)
         removed: list[list[int]] = [[] for _ in model.layers]
-        found = self.scores(model, calibration) if n else []
-        for (number, experts), score in zip(there.items(), found, strict=bool(n)):
+        scores = self.scores(model, calibration) if n else []
+        for (number, experts), score in zip(mixtures.items(), scores, strict=bool(n)):
             removed[number] = lowest_of_groups(score, n, experts.groups)
         remove_experts(model, removed)
         left = [0 if layer.experts is None else layer.experts.count for layer in model.layers]
-        return said | {"experts": left, "removed_experts": removed} | self.notes_of_scores(found)
+        return plan | {"experts": left, "removed_experts": removed} | self.notes_of_scores(scores)
 
     def notes_of_scores(self, units: Sequence[Tensor]) -> dict[str, Any]:
         """Return what the record says of the scores."""
@@ -148,20 +148,20 @@ def experts_to_go(model: Decoder, ratio: float) -> int:
     Raises Unsupported where there are no experts, or where layers have other numbers of them; OutOfReach where fewer
     would stay than a token takes.
     """
-    there = list(mixtures_of(model).values())
-    if len({(experts.count, experts.groups) for experts in there}) > 1:
+    mixtures = list(mixtures_of(model).values())
+    if len({(experts.count, experts.groups) for experts in mixtures}) > 1:
         raise Unsupported("the layers have different numbers of experts, so that no equal cut leaves them equal")
-    one, total = there[0], parameters(model)
-    each = one.groups * sum(experts.parameters for experts in there)  # an expert of every group
-    most = (one.count - one.fewest) // one.groups
+    first, total = mixtures[0], parameters(model)
+    each = first.groups * sum(experts.parameters for experts in mixtures)  # an expert of every group
+    most = (first.count - first.fewest) // first.groups
     n = round(ratio * total / each)
     if n > most:
-        left, reach = one.count - most * one.groups, max(0, most) * each / total
+        left, reach = first.count - most * first.groups, max(0, most) * each / total
         raise OutOfReach(
-            f"ratio {ratio:g} is out of reach: {left} of {one.count} experts must stay in each layer, since a token "
-            f"takes {one.taken}, and the others hold {reach:.3f} of the model"
+            f"ratio {ratio:g} is out of reach: {left} of {first.count} experts must stay in each layer, since a token "
+            f"takes {first.taken}, and the others hold {reach:.3f} of the model"
         )
-    return n * one.groups
+    return n * first.groups
 
 
 def lowest_of_groups(score: Tensor, n: int, groups: int) -> list[int]:
@@ -193,4 +193,4 @@ def sum_routed_outputs(model: Decoder, calibration: Calibration) -> list[Tensor]
                 sum_.index_add_(0, chosen.flatten(), values.flatten())
         return [sums]
 
-    return [sums for found in collect_by_layer(model, calibration, of_layer) for sums in found]
+    return [sums for outcome in collect_by_layer(model, calibration, of_layer) for sums in outcome]

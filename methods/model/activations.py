@@ -96,7 +96,7 @@ def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -
 
 def move_beside(states: Sequence[Tensor], *tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Return others moved to where the states lie, one for each, which differs where layers lie on several devices."""
-    return [[one.to(state.device) for one, state in zip(each, states, strict=True)] for each in tensors]
+    return [[tensor.to(state.device) for tensor, state in zip(each, states, strict=True)] for each in tensors]
 
 
 @dataclass(frozen=True)
@@ -145,19 +145,19 @@ def collect_by_layer(
     Raises Unsupported behind the last layer where a state is no finite number.
     """
     sweep = _ForwardSweep(model, calibration, of_layer.__module__, of_layer.__qualname__, *of)
-    found = list(sweep.log.kept())
-    for number, seen in sweep.layers():
-        found.append([one.cpu() for one in of_layer(number, seen)])
-        deque(seen, maxlen=0)  # those that it has not looked at
-        sweep.log.add(found[-1], sweep.states)
-    return found
+    outcomes = list(sweep.log.kept())
+    for number, steps in sweep.layers():
+        outcomes.append([tensor.cpu() for tensor in of_layer(number, steps)])
+        deque(steps, maxlen=0)  # those that it has not looked at
+        sweep.log.add(outcomes[-1], sweep.states)
+    return outcomes
 
 
 @torch.no_grad()
 def run_steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
     """Yield (layer, Step) of each layer for each micro-batch, as `by_layer` takes them, from the first on."""
-    for number, seen in _ForwardSweep(model, calibration).layers():
-        for taken in seen:
+    for number, steps in _ForwardSweep(model, calibration).layers():
+        for taken in steps:
             yield number, taken
 
 
@@ -238,10 +238,10 @@ def values_of_an_mlp(layer: Layer) -> int:
 @contextmanager
 def collect_inputs(matrix: nn.Linear) -> Iterator[list[Tensor]]:
     """Yield a list that fills with what the matrix is called with."""
-    seen: list[Tensor] = []
-    hook = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    entered: list[Tensor] = []
+    hook = matrix.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     try:
-        yield seen
+        yield entered
     finally:
         hook.remove()
 

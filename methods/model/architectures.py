@@ -111,7 +111,7 @@ class Family:
     def never(self, axis: str) -> bool:
         """Say whether none of its models can be cut along an axis."""
         without = axis == "experts" and self.mixture is None
-        return without or any(one.axis == axis and not one.models for one in self.uncut)
+        return without or any(uncut.axis == axis and not uncut.models for uncut in self.uncut)
 
 
 NORMED = Uncut("residual", "norms stand between its sub-blocks and the residual, and no rotation survives them")
@@ -313,6 +313,8 @@ def table_of_families() -> list[tuple[str, str, str]]:
     rows = [("family", "can be cut along", "cannot")]
     for name, family in FAMILIES.items():
         axes = ", ".join(axis for axis in AXES if not family.never(axis))
-        reasons = (f"{one.axis}{f' {one.models}' if one.models else ''}: {one.because}" for one in family.uncut)
+        reasons = (
+            f"{uncut.axis}{f' {uncut.models}' if uncut.models else ''}: {uncut.because}" for uncut in family.uncut
+        )
         rows.append((name, axes, "; ".join(reasons)))
     return rows

@@ -178,7 +178,7 @@ class SweepLog:
         """Take in what the next layer has given, and the states behind it. Raises Unwritable."""
         if self.folder is None:
             return
-        self._new.append([one.cpu() for one in tensors])
+        self._new.append([tensor.cpu() for tensor in tensors])
         if time.perf_counter() - self._last >= SECONDS:
             self._write(self.folder, states)
             self._last = time.perf_counter()
@@ -200,10 +200,10 @@ class SweepLog:
             return
         (states,), _ = _load(_states_file(folder, done))
         if self._states:
-            rows = [row for one in states for row in torch.split(one, 1)]
+            rows = [row for batch in states for row in torch.split(batch, 1)]
             ends = list(accumulate(map(len, self._states)))  # of the micro-batches of this time
             parts = (torch.cat(rows[start:end]) for start, end in pairwise([0, *ends]))
-            self._states = [wait(kept.to(one.device)) for kept, one in zip(parts, self._states, strict=True)]
+            self._states = [wait(kept.to(like.device)) for kept, like in zip(parts, self._states, strict=True)]
         self.done, self.seconds = done, seconds
 
 
@@ -220,11 +220,11 @@ class SweepLogs:
     def log(self, states: Sequence[Tensor], *of: Any, wait: Wait = keep_in_memory) -> SweepLog:
         """Return the log of the sweep that begins with `states`; `repr` of `of` says all else that it depends on."""
         folder = self.folder / hashlib.sha256(repr(of).encode()).hexdigest()[:16]
-        found = SweepLog(folder, states, wait)
+        log = SweepLog(folder, states, wait)
         if folder not in self._counted:
-            self.seconds += found.seconds
+            self.seconds += log.seconds
             self._counted.add(folder)
-        return found
+        return log
 
 
 def _found_file(folder: Path, first: int) -> Path:
@@ -236,13 +236,13 @@ def _states_file(folder: Path, behind: int) -> Path:
 
 
 def _save(file: Path, groups: Sequence[Sequence[Tensor]], seconds: float) -> None:
-    named = {(layer, number): one for layer, group in enumerate(groups) for number, one in enumerate(group)}
-    tensors = {f"{layer}.{number}": one.detach().cpu().contiguous() for (layer, number), one in named.items()}
-    told = {"sizes": " ".join(str(len(group)) for group in groups), "seconds": repr(seconds)}
+    named = {(layer, number): tensor for layer, group in enumerate(groups) for number, tensor in enumerate(group)}
+    tensors = {f"{layer}.{number}": tensor.detach().cpu().contiguous() for (layer, number), tensor in named.items()}
+    notes = {"sizes": " ".join(str(len(group)) for group in groups), "seconds": repr(seconds)}
 
     def write(path: Path) -> None:
         try:
-            save_file(tensors, path, told)  # with no copy of them in memory
+            save_file(tensors, path, notes)  # with no copy of them in memory
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error)) from error
 
@@ -251,10 +251,10 @@ def _save(file: Path, groups: Sequence[Sequence[Tensor]], seconds: float) -> Non
 
 def _load(file: Path) -> tuple[list[list[Tensor]], float]:
     with safe_open(file, "pt") as stored:
-        told = stored.metadata()
-        sizes = enumerate(map(int, told["sizes"].split()))
+        notes = stored.metadata()
+        sizes = enumerate(map(int, notes["sizes"].split()))
         groups = [[stored.get_tensor(f"{layer}.{number}") for number in range(size)] for layer, size in sizes]
-        return groups, float(told["seconds"])
+        return groups, float(notes["seconds"])
 
 
 def shared_statistics(
@@ -266,11 +266,11 @@ def shared_statistics(
     it is given, and `repr` of an argument says all of it.
     """
 
-    def found() -> list[Tensor]:
+    def compute() -> list[Tensor]:
         return [statistic.cpu() for statistic in function(model, calibration, *arguments)]
 
     if calibration.keep is None:
-        return found()
+        return compute()
     tokens = (calibration.sha256, tuple(calibration.ids.shape), calibration.memory)
-    asked = repr((function.__module__, function.__qualname__, tokens, arguments))
-    return calibration.keep(hashlib.sha256(asked.encode()).hexdigest(), found)
+    request = repr((function.__module__, function.__qualname__, tokens, arguments))
+    return calibration.keep(hashlib.sha256(request.encode()).hexdigest(), compute)

@@ -70,8 +70,8 @@ class Decoder:
 
     def _put_around(self, device: torch.device) -> None:
         """Move all that lies around the layers to a device; what is tied stays tied."""
-        leaves = ((name, one) for name, one in self.model.named_modules() if not any(one.children()))
-        move_modules([one for name, one in leaves if not name.startswith(f"{self.family.layers}.")], device)
+        leaves = ((name, module) for name, module in self.model.named_modules() if not any(module.children()))
+        move_modules([module for name, module in leaves if not name.startswith(f"{self.family.layers}.")], device)
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
@@ -102,10 +102,10 @@ class Decoder:
         for name, entries in lists.items():
             if 0 < len(entries) < len(self.stack):
                 raise Unsupported(f"{name} of its configuration names {len(entries)} layers of {len(self.stack)}")
-        said = [dict(zip(lists, each, strict=True)) for each in zip_longest(*lists.values())] or [{}] * len(self.stack)
+        rows = [dict(zip(lists, row, strict=True)) for row in zip_longest(*lists.values())] or [{}] * len(self.stack)
         return [
-            Layer(module, self.family, each, width, group, number=number, store=self.store)
-            for number, module, each in zip(self.numbers, self.stack, said, strict=True)
+            Layer(module, self.family, row, width, group, number=number, store=self.store)
+            for number, module, row in zip(self.numbers, self.stack, rows, strict=True)
         ]
 
     def number_layers(self) -> None:
@@ -121,9 +121,9 @@ class Decoder:
     def refuse(self, axis: Axis) -> None:
         """Raise Unsupported, with the reason, where a model of this family cannot be cut along an axis."""
         attention = next((layer.attn for layer in self.layers if layer.has_attention), None)
-        for one in self.family.uncut:
-            if one.axis == axis and one.of(self.config, attention):
-                raise Unsupported(f"the {axis} of this {self.config.model_type} cannot be cut: {one.because}")
+        for uncut in self.family.uncut:
+            if uncut.axis == axis and uncut.of(self.config, attention):
+                raise Unsupported(f"the {axis} of this {self.config.model_type} cannot be cut: {uncut.because}")
 
     def refuse_experts(self) -> None:
         """Raise Unsupported where a mixture of experts stands for the MLP of a layer."""
@@ -160,7 +160,7 @@ class Decoder:
         held, named = dtype_by_name(self.model, dtype), list(self.model.named_parameters())
         names = {id(parameter): name for name, parameter in named}
         for layer in self.sweep():
-            cast(((names[id(one)], one) for one in layer.module.parameters()), held)
+            cast(((names[id(parameter)], parameter) for parameter in layer.module.parameters()), held)
         cast(named, held)
         self.settle()
         self.config.dtype = dtype
@@ -311,10 +311,10 @@ def _fresh_buffers(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _straighten(model: nn.Module) -> None:
     """Replace every transposed linear layer by an ordinary one."""
-    found: Iterable[tuple[nn.Module, str, nn.Module]] = [
+    children: Iterable[tuple[nn.Module, str, nn.Module]] = [
         (parent, name, child) for parent in model.modules() for name, child in parent.named_children()
     ]
-    for parent, name, child in found:
+    for parent, name, child in children:
         if isinstance(child, Conv1D):
             setattr(parent, name, make_linear(child.weight.detach().T.contiguous(), child.bias.detach()))
 
@@ -356,19 +356,21 @@ def devices_of_modules(model: Decoder, place: Place) -> dict[str, torch.device]:
     two would share is the one's that would have more of it. `model` may lie on the meta device.
     """
     wanted = devices_of(place)
-    room = [torch.cuda.get_device_properties(one).total_memory if one.type == "cuda" else 1 for one in wanted]
+    room = [torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 1 for device in wanted]
     ends = [sum(room[: number + 1]) / sum(room) for number in range(len(room) - 1)]
     parts = _parts(model)
-    whole = sum(one.numel() for one in model.model.parameters())
-    found, counted = dict[str, torch.device](), dict[int, int]()
+    whole = sum(parameter.numel() for parameter in model.model.parameters())
+    device_by_module, counted = dict[str, torch.device](), dict[int, int]()
     for name, module in parts.items():
         before = sum(counted.values())
-        counted |= {id(one): one.numel() for one in module.parameters()}  # what is tied counts where it comes first
+        # what is tied counts where it comes first
+        counted |= {id(parameter): parameter.numel() for parameter in module.parameters()}
         middle = (before + sum(counted.values())) / 2 / whole
-        found[name] = wanted[sum(middle > end for end in ends)]
+        device_by_module[name] = wanted[sum(middle > end for end in ends)]
     if _is_tied(model):  # where the embedding lies
-        found |= {name: wanted[0] for name, module in parts.items() if module in (model.final_norm, model.head)}
-    return found
+        ends_of_model = model.final_norm, model.head
+        device_by_module |= {name: wanted[0] for name, module in parts.items() if module in ends_of_model}
+    return device_by_module
 
 
 def options_of_loading(shell: Callable[[], Decoder], place: Place) -> dict[str, Any]:
@@ -390,18 +392,23 @@ def put_model(model: nn.Module, place: Place) -> nn.Module:
 
 def settle_model(model: nn.Module) -> nn.Module:
     """Return a model whose weights lie where they belong, with its buffers beside them; no weight is copied."""
-    there = place_of(model)
-    if len(there) == 1:
-        return model.to(there[0])
+    devices = place_of(model)
+    if len(devices) == 1:
+        return model.to(devices[0])
     decoder = Decoder(model)
     first = decoder.embed.weight.device
-    lies = {name: next((one.device for one in part.parameters()), first) for name, part in _parts(decoder).items()}
-    return _dispatched(model, lies)
+    return _dispatched(model, {name: _device_of(part) or first for name, part in _parts(decoder).items()})
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    """Return where the first parameter of a module lies; None where it has none."""
+    return next((parameter.device for parameter in module.parameters()), None)
 
 
 def place_of(model: nn.Module) -> list[torch.device]:
     """Return on which devices a model lies, in the order of their numbers."""
-    return sorted({parameter.device for parameter in model.parameters()}, key=lambda one: (one.type, one.index or 0))
+    devices = {parameter.device for parameter in model.parameters()}
+    return sorted(devices, key=lambda device: (device.type, device.index or 0))
 
 
 def gpus_of(model: nn.Module) -> list[int]:
@@ -428,5 +435,5 @@ def _is_tied(model: Decoder) -> bool:
 
 def _dispatched(model: Any, where: dict[str, torch.device]) -> nn.Module:
     stay = getattr(model, "_skip_keys_device_placement", None)  # caches, whose parts lie where their layers do
-    found: nn.Module = dispatch_model(model, where, main_device=next(iter(where.values())), skip_keys=stay)
-    return found
+    dispatched: nn.Module = dispatch_model(model, where, main_device=next(iter(where.values())), skip_keys=stay)
+    return dispatched

@@ -59,32 +59,32 @@ def collect_gradients(
     """
     ids, mask = calibration.ids, calibration.mask
     N, T = ids.shape
-    own = [[name for name, one in layer.module.named_parameters() if one in weights] for layer in model.layers]
-    first = next((number for number, some in enumerate(own) if some), len(own))
+    own = [[name for name, weight in layer.module.named_parameters() if weight in weights] for layer in model.layers]
+    first = next((number for number, names in enumerate(own) if names), len(own))
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
     pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
     with require_gradients(model, ()), make_repeatable(model):
         batches = _forward(model, pairs, first, calibration.wait)
     log = calibration.log([batch.back for batch in batches], of_layer.__module__, of_layer.__qualname__, *of, g, a)
     numbers = range(len(own) - 1, first - 1, -1)
-    found = dict(zip(numbers, log.kept(), strict=False))
+    outcomes = dict(zip(numbers, log.kept(), strict=False))
     for batch, back in zip(batches, log.take(), strict=True):
         batch.back = back
         del batch.x[len(batch.x) - log.done :]
     left = numbers[log.done :]
     for number, layer in show_progress(model.passing(left), "gradients", "layer", total=len(left)):
-        here = [layer.module.get_parameter(name) for name in own[number]]
-        sums, squares = make_zeros(here if g else ()), make_zeros(here if a else ())
-        with require_gradients(model, here), make_repeatable(model):
+        own_weights = [layer.module.get_parameter(name) for name in own[number]]
+        sums, squares = make_zeros(own_weights if g else ()), make_zeros(own_weights if a else ())
+        with require_gradients(model, own_weights), make_repeatable(model):
             for batch in batches:
-                batch.back_through(layer, here, sums, squares, 1 / N, on=number > first)
+                batch.back_through(layer, own_weights, sums, squares, 1 / N, on=number > first)
                 if number > first:
                     batch.back = calibration.wait(batch.back)
-        found[number] = [one.cpu() for one in of_layer(number, sums, squares)]
-        log.add(found[number], [batch.back for batch in batches])
+        outcomes[number] = [tensor.cpu() for tensor in of_layer(number, sums, squares)]
+        log.add(outcomes[number], [batch.back for batch in batches])
         sums.clear()
         squares.clear()
-    return found
+    return outcomes
 
 
 @dataclass
@@ -112,11 +112,11 @@ class _BackwardPass:
         x = self.x.pop().requires_grad_(on)
         with torch.enable_grad():
             y = layer(x, self.arguments[layer.kind])
-        found = list(torch.autograd.grad(y, [*weights, *([x] if on else [])], self.back))
+        gradients = list(torch.autograd.grad(y, [*weights, *([x] if on else [])], self.back))
         if on:
-            self.back = found.pop()
+            self.back = gradients.pop()
         for weight in weights:
-            gradient = found.pop(0).float()
+            gradient = gradients.pop(0).float()
             if weight in g:
                 g[weight].add_(gradient, alpha=self.share)
             if weight in a:
@@ -152,8 +152,8 @@ def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int,
             with torch.no_grad():
                 x[place] = wait(layer(x[place], entry.arguments[layer.kind]))
     return [
-        _BackwardPass(seen, entry.arguments, wait(_back(model, y, *pair)), int((pair[1] >= 0).sum()) / total)
-        for seen, entry, y, pair in zip(kept, entries, x, pairs, strict=True)
+        _BackwardPass(inputs, entry.arguments, wait(_back(model, y, *pair)), int((pair[1] >= 0).sum()) / total)
+        for inputs, entry, y, pair in zip(kept, entries, x, pairs, strict=True)
     ]
 
 

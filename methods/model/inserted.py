@@ -85,7 +85,7 @@ def ranks_of(matrices: dict[str, nn.Linear]) -> dict[str, int]:
 
 def factors_of(matrices: list[nn.Linear]) -> list[nn.Linear]:
     """Return what is multiplied by: each matrix, or its two factors."""
-    return [one for matrix in matrices for one in matrix.modules() if isinstance(one, nn.Linear)]
+    return [part for matrix in matrices for part in matrix.modules() if isinstance(part, nn.Linear)]
 
 
 class MappedLayer(nn.Module):
@@ -129,8 +129,10 @@ def maps_of(model: Decoder) -> list[list[str]]:
     """Return for each layer where it has a map: `before`, `behind`."""
     modules = [layer.module for layer in model.layers]
     return [
-        [place for place in ("before", "behind") if isinstance(one, MappedLayer) and getattr(one, place) is not None]
-        for one in modules
+        [place for place in ("before", "behind") if getattr(module, place) is not None]
+        if isinstance(module, MappedLayer)
+        else []
+        for module in modules
     ]
 
 
@@ -253,8 +255,8 @@ def change_by_rows(
     """Return change(W), (rows, width), of W as it is multiplied, a few rows at a time: no table is so as a whole."""
     changed = weight.new_empty(len(weight), width, dtype=dtype)
     rows = max(1, NUMBERS // weight.shape[1])
-    for some, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
-        into.copy_(change(widen(some)))
+    for piece, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
+        into.copy_(change(widen(piece)))
     return nn.Parameter(changed, requires_grad=weight.requires_grad)
 
 

@@ -101,8 +101,8 @@ class Layer:
 
     def _own_norms(self, which: int) -> list[str]:
         """Return the names of the norms that serve the attention (0) or the MLP (1) alone."""
-        norm, other = self._norms[which], self._norms[1 - which]
-        shared = norm == other and self.has_attention and self.has_mlp
+        norm, partner = self._norms[which], self._norms[1 - which]
+        shared = norm == partner and self.has_attention and self.has_mlp
         return [*([norm] if norm and not shared else []), *self.family.post_norms[which : which + 1]]
 
     def sizes(self) -> dict[str, int]:
@@ -322,7 +322,7 @@ class Layer:
 
     def _copy(self, instead: dict[int, Any]) -> Layer:
         """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
-        shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
+        shared = {id(part.config): part.config for part in self.module.modules() if hasattr(part, "config")}
         module = copy.deepcopy(self.module, shared | instead)
         return Layer(
             module, self.family, self.config, self.head_width, self.group, number=self.number, store=self.store

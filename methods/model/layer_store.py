@@ -49,9 +49,9 @@ class LayerStore:
     def read_ahead(self, module: nn.Module) -> None:
         """Ask the system to read what lies in files of a module's parameters, and do not wait for it."""
         files = _mapped_files()
-        for one in module.parameters():
-            if one.device.type == "cpu" and _lies_in(files, one):
-                read_tensor_ahead(one)
+        for parameter in module.parameters():
+            if parameter.device.type == "cpu" and _lies_in(files, parameter):
+                read_tensor_ahead(parameter)
 
     @contextmanager
     def visit(self, module: nn.Module, whole: Callable[[], nn.Module]) -> Iterator[None]:
@@ -78,13 +78,14 @@ class LayerStore:
 
         A parameter stays the object that it is, with the same values. Raises OSError where the disk takes no more.
         """
-        self._settle([one for module in modules for one in module.parameters()])
+        self._settle([parameter for module in modules for parameter in module.parameters()])
 
     def _settle(self, parameters: Sequence[Tensor]) -> None:
-        files, there = _mapped_files(), {id(one): one for one in parameters if one.device.type == "cpu" and one.numel()}
-        new = [one for one in there.values() if not _lies_in(files, one)]
+        on_host = [each for each in parameters if each.device.type == "cpu" and each.numel()]
+        files, distinct = _mapped_files(), {id(parameter): parameter for parameter in on_host}
+        new = [parameter for parameter in distinct.values() if not _lies_in(files, parameter)]
         if new:
-            for parameter, tensor in zip(new, self._move([one.detach() for one in new]), strict=True):
+            for parameter, tensor in zip(new, self._move([parameter.detach() for parameter in new]), strict=True):
                 parameter.data = tensor
 
     def _move(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -155,9 +156,9 @@ def _replace(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
     """Put other tensors where the parameters and buffers of a module are."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
-            for name, one in tensors.items():
-                if one is not None:
-                    tensors[name] = by(one)  # type: ignore[assignment]
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = by(tensor)  # type: ignore[assignment]
 
 
 def cast(named: Iterable[tuple[str, nn.Parameter]], held: Callable[[str], torch.dtype]) -> None:
@@ -168,10 +169,10 @@ def cast(named: Iterable[tuple[str, nn.Parameter]], held: Callable[[str], torch.
 
 def copy_tensors(module: nn.Module, device: torch.device) -> dict[int, Any]:
     """Return copies of all tensors on a device, by the ids of the tensors, as copy.deepcopy takes them for those."""
-    found: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
+    copies: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
     for parameter in module.parameters():
-        found[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
-    return found
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
+    return copies
 
 
 def write_to_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -207,12 +208,12 @@ def put_to_wait(x: Tensor, folder: Path) -> Tensor:
     if x.device.type != "cpu" or not x.numel():
         return x
     try:
-        (found,) = write_to_file(folder, "states-", [x.detach()])
+        (stored,) = write_to_file(folder, "states-", [x.detach()])
     except (OSError, RuntimeError) as error:  # torch has its own for a file that it cannot map
         raise NoRoom(
             f"the folder of --offload takes no more states: {first_line_of(error)}; name a larger one"
         ) from error
-    return found
+    return stored
 
 
 def read_tensor_ahead(tensor: Tensor) -> bool:
@@ -232,13 +233,13 @@ def _mapped_files() -> list[tuple[int, int]]:
 
     There is none where the system does not say (Linux alone does), so that all that is settled is written.
     """
-    found = []
+    files = []
     with suppress(OSError), Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             addresses, *_, path = line.rstrip("\n").split(None, 5)
             if path.startswith("/") and not path.startswith("/dev/"):
-                found.append(tuple(int(each, 16) for each in addresses.split("-")))
-    return found  # type: ignore[return-value]  # two each
+                files.append(tuple(int(each, 16) for each in addresses.split("-")))
+    return files  # type: ignore[return-value]  # two each
 
 
 def _lies_in(files: list[tuple[int, int]], tensor: Tensor) -> bool:

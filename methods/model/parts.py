@@ -87,22 +87,23 @@ class Experts:
     @property
     def parameters(self) -> int:
         """Return the parameters of one expert, with its row of the router."""
-        return self.weights + sum(one.numel() for one in self.router.parameters()) // self.count
+        return self.weights + sum(parameter.numel() for parameter in self.router.parameters()) // self.count
 
     @property
     def weights(self) -> int:
         """Return the parameters of one expert in the bank."""
-        return sum(one.numel() for one in self.bank.parameters()) // self.count
+        return sum(parameter.numel() for parameter in self.bank.parameters()) // self.count
 
     @property
     def matrices(self) -> dict[str, list[Tensor]]:
         """Return the router's matrix (J, D), and those of one expert, gate and up in one."""
-        stacked = [one[0] for one in self.bank.parameters() if one.ndim == 3]  # the others are biases
-        return {"router": [self.router.weight], "experts": [one.T if self.row.transposed else one for one in stacked]}
+        stacked = [tensor[0] for tensor in self.bank.parameters() if tensor.ndim == 3]  # the others are biases
+        experts = [matrix.T if self.row.transposed else matrix for matrix in stacked]
+        return {"router": [self.router.weight], "experts": experts}
 
     @property
     def _sizes(self) -> list[torch.Size]:
-        return [one.shape[1:] for one in self.bank.parameters() if one.ndim == 3]
+        return [tensor.shape[1:] for tensor in self.bank.parameters() if tensor.ndim == 3]
 
     @property
     def macs(self) -> int:
@@ -112,7 +113,7 @@ class Experts:
     @property
     def values(self) -> int:
         """Return how many numbers a token has in memory, at most: logits, and what each matrix reads and writes."""
-        shared = sum(one.in_features + one.out_features for one in self.shared)
+        shared = sum(matrix.in_features + matrix.out_features for matrix in self.shared)
         return self.count + self.taken * sum(map(sum, self._sizes)) + shared
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,9 +130,9 @@ class Experts:
         The bank is called with one expert for a token, whose weight is one.
         """
         k = chosen.shape[1]
-        one = torch.ones(chosen.numel(), 1, device=h.device, dtype=h.dtype)
-        found: Tensor = self.bank(h[:, None].expand(-1, k, -1).reshape(-1, h.shape[1]), chosen.reshape(-1, 1), one)
-        return found.view(len(h), k, -1)
+        ones = torch.ones(chosen.numel(), 1, device=h.device, dtype=h.dtype)
+        outputs: Tensor = self.bank(h[:, None].expand(-1, k, -1).reshape(-1, h.shape[1]), chosen.reshape(-1, 1), ones)
+        return outputs.view(len(h), k, -1)
 
     def keep(self, kept: Sequence[int]) -> None:
         """Keep the experts `kept` in the order given, and remove the others. `remove_experts` also tells the model."""
@@ -150,10 +151,10 @@ class Experts:
         if any(len(getattr(part, name, ())) != count for name in names):
             raise Unsupported("a tensor of its experts does not have the experts on its first axis")
         for name in names:  # one after the other, so that the old one goes before the next comes
-            one = getattr(part, name)
-            new = one.detach().index_select(0, index.to(one.device))
-            setattr(part, name, nn.Parameter(new, one.requires_grad) if isinstance(one, nn.Parameter) else new)
-            del one
+            tensor = getattr(part, name)
+            new = tensor.detach().index_select(0, index.to(tensor.device))
+            setattr(part, name, nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new)
+            del tensor
 
 
 def _equal_groups(kept: Iterable[int], count: int, groups: int) -> bool:

@@ -54,8 +54,8 @@ def kv_bytes_read(model: Decoder, context: int) -> int:
 
 def macs_behind(model: Decoder, context: int) -> int:
     """Return the multiply-accumulates of one token behind `context` tokens, as `macs_per_token` counts them."""
-    others = (_other_macs(layer, model.reach(layer, context)) for layer in model.layers)
-    return linear_macs(model.model) + sum(others)
+    rest = (_other_macs(layer, model.reach(layer, context)) for layer in model.layers)
+    return linear_macs(model.model) + sum(rest)
 
 
 def macs_per_token(model: Decoder, context: int) -> int:

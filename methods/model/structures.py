@@ -116,8 +116,8 @@ class Structure:
 
     def drop(self, units: Iterable[int]) -> None:
         """Remove these units, by the numbers that they have now, and settle what is left of the layer."""
-        gone = set(units)
-        kept = [unit for unit in range(len(self.left)) if unit not in gone]
+        removed = set(units)
+        kept = [unit for unit in range(len(self.left)) if unit not in removed]
         keep(self.layer, self.kind, kept)
         self.left = [self.left[unit] for unit in kept]
         self.layer.settle()
@@ -210,12 +210,13 @@ def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, li
 
     Blocks go by the places that layers have now, the record by the numbers that the method was given them with.
     """
-    gone = set(blocks)
+    removed = set(blocks)
     kept = []
     named: dict[str, list[int]] = {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
     for place, layer in enumerate(model.layers):
-        attention, mlp = (Sublayer(part, place) in gone for part in ("attention", "mlp"))
-        if Sublayer("layer", place) in gone or ((attention or not layer.has_attention) and (mlp or not layer.has_mlp)):
+        attention, mlp = (Sublayer(part, place) in removed for part in ("attention", "mlp"))
+        is_empty = (attention or not layer.has_attention) and (mlp or not layer.has_mlp)
+        if Sublayer("layer", place) in removed or is_empty:
             named["removed_layers"].append(layer.number)
             continue
         if attention:
@@ -261,9 +262,9 @@ def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[in
 
     Returns their places, rising.
     """
-    gone = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
-    drop_layers(model, gone)
-    return gone
+    places = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
+    drop_layers(model, places)
+    return places
 
 
 def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:
@@ -315,8 +316,8 @@ def remove_experts(model: Decoder, removed: Sequence[Sequence[int]]) -> None:
     """
     layers = model.layers
     left = {
-        number: [j for j in range(layer.experts.count) if j not in set(gone)]
-        for number, (layer, gone) in enumerate(zip(layers, removed, strict=True))
+        number: [j for j in range(layer.experts.count) if j not in set(lost)]
+        for number, (layer, lost) in enumerate(zip(layers, removed, strict=True))
         if layer.experts is not None
     }
     if len({len(kept) for kept in left.values()}) != 1:
@@ -339,9 +340,9 @@ def count_experts(model: Decoder, row: Mixture, count: int) -> None:
 
 def mixtures_of(model: Decoder) -> dict[int, Experts]:
     """Return the mixtures of experts by the number of their layer. Raises Unsupported where there is none."""
-    found = {number: layer.experts for number, layer in enumerate(model.layers)}
-    there = {number: experts for number, experts in found.items() if experts is not None}
-    if not there:
+    experts_by_layer = {number: layer.experts for number, layer in enumerate(model.layers)}
+    mixtures = {number: experts for number, experts in experts_by_layer.items() if experts is not None}
+    if not mixtures:
         serves = ", ".join(name for name, family in FAMILIES.items() if family.mixture is not None)
         raise Unsupported(f"{model.config.model_type} has no experts: this method serves {serves}")
-    return there
+    return mixtures

@@ -114,21 +114,21 @@ class EvoPress(Pruner):
         """Return what says whether a state comes as near to the budget as k blocks of the mean sizes do."""
         size, each = self.sizes(model)
         wanted, nearest = parameters_of_blocks(model, ratio, size), (0.5 + ROUNDING) * each
-        return lambda gone: abs(sum(held for block, held in size.items() if block in gone) - wanted) <= nearest
+        return lambda state: abs(sum(held for block, held in size.items() if block in state) - wanted) <= nearest
 
     def blocks(self, model: Decoder) -> list[list[Sublayer]]:
         """Return the blocks of each kind, by layer."""
         return [sublayers_of(model, part) for part in (("layer",) if self.whole else ("attention", "mlp"))]
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        k, found = self.how_many(model, ratio), dict[str, Any]()
-        gone = Replacements()
+        k, outcome = self.how_many(model, ratio), dict[str, Any]()
+        removed = Replacements()
         if k:
-            gone, found = self.search(model, calibration, k, self.fits(model, ratio))
+            removed, outcome = self.search(model, calibration, k, self.fits(model, ratio))
         return (
             {"blocks_of_each_kind": k}
-            | remove_sublayers(model, (one for one in gone if isinstance(one, Sublayer)))
-            | found
+            | remove_sublayers(model, (block for block in removed if isinstance(block, Sublayer)))
+            | outcome
         )
 
     def search(
@@ -139,9 +139,9 @@ class EvoPress(Pruner):
         generations = self.generations or generations_of(k, len(kinds[0]))
         if not (first := draw_states(kinds, k, self.initial, generator, fits=fits)):
             first, fits = draw_states(kinds, k, self.initial, generator), is_any_state
-        log = calibration.log([], "evopress", self, [sorted(map(str, one)) for one in first])
+        log = calibration.log([], "evopress", self, [sorted(map(str, state)) for state in first])
         fitness, until = Fitness(model, calibration, generator), end_of_search(self.minutes, log.seconds)
-        start = [] if log.done else [one for one, _ in fitness.fittest(first, self.population, self.tokens)]
+        start = [] if log.done else [state for state, _ in fitness.fittest(first, self.population, self.tokens)]
         sizes = self.population, self.survivors, self.tokens, self.final_tokens
         how = Generations(generations, *sizes, until, log, [block for blocks in kinds for block in blocks])
         parents, best = how.evolve(
@@ -149,8 +149,8 @@ class EvoPress(Pruner):
             lambda parents: draw_children(parents, kinds, self.offspring, self.mutations, generator, fits=fits),
             fitness,
         )
-        found = {"generations": len(best), "of_generations": generations, "kl": best}
-        return parents[0], found | {"forwards": round(fitness.forwards, 2)}
+        outcome = {"generations": len(best), "of_generations": generations, "kl": best}
+        return parents[0], outcome | {"forwards": round(fitness.forwards, 2)}
 
 
 def generations_of(k: int, L: int) -> int:
@@ -179,14 +179,14 @@ def draw_children(
     """Return different children, none like a parent; see `distinct`."""
 
     def child() -> Replacements:
-        gone = set(generator.choice(parents))
+        removed = set(generator.choice(parents))
         for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
             blocks = kinds[generator.randint(0, len(kinds) - 1)]
-            gone ^= {
-                draw_block(blocks, gone, generator, is_removed=False),
-                draw_block(blocks, gone, generator, is_removed=True),
+            removed ^= {
+                draw_block(blocks, removed, generator, is_removed=False),
+                draw_block(blocks, removed, generator, is_removed=True),
             }
-        return Replacements(gone)
+        return Replacements(removed)
 
     return draw_distinct(child, count, parents, fits)
 

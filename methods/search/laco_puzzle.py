@@ -83,14 +83,14 @@ class LaCoPuzzle(Pruner):
         return {"parameters": parameters(model) - self._count_collapsed(model, ratio)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        gone = self._count_collapsed(model, ratio)
-        if not gone:
+        to_remove = self._count_collapsed(model, ratio)
+        if not to_remove:
             return {}
         total, L = parameters(model), len(model.layers)
         dense = replace(calibration, keep=None)
         collapsed = LaCoLS(ridge=self.ridge).prune(model, dense, self._by_layers(model, ratio))
         kept = [number for number in range(L) if number not in collapsed["removed_layers"]]
-        left = 1 - (total - gone) / parameters(model)
+        left = 1 - (total - to_remove) / parameters(model)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
         both = CompensatedPruner(narrow, Refit(ridge=self.ridge))
         alone = replace(dense, sweeps=None, note=None, order=())  # what is kept is of the dense model
@@ -112,14 +112,15 @@ def to_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collaps
 
     collapsed  the layers that are in none of `kept`
     """
-    found = dict(decisions)
-    found["removed_layers"] = sorted([*collapsed, *(kept[number] for number in decisions.get("removed_layers", []))])
-    found |= {name: [kept[number] for number in decisions[name]] for name in LISTS if name in decisions}
+    renumbered = dict(decisions)
+    removed = [kept[number] for number in decisions.get("removed_layers", [])]
+    renumbered["removed_layers"] = sorted([*collapsed, *removed])
+    renumbered |= {name: [kept[number] for number in decisions[name]] for name in LISTS if name in decisions}
     for name, of_gone in BY_LAYER.items():
         if name in decisions:
             units = dict(zip(kept, decisions[name], strict=True))
-            found[name] = [units.get(number, of_gone) for number in range(L)]
-    left = [number for number in kept if number not in found["removed_layers"]]
+            renumbered[name] = [units.get(number, of_gone) for number in range(L)]
+    left = [number for number in kept if number not in renumbered["removed_layers"]]
     for refitted in decisions.get("compensation", {}).get("refitted", ()):
         refitted["layer"] = left[refitted["layer"]]
-    return found
+    return renumbered

@@ -108,8 +108,8 @@ class Puzzle(Pruner):
         return {"parameters": parameters(model) - parameters_of_blocks(model, ratio, blocks_of(model))}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        gone = parameters_of_blocks(model, ratio, blocks_of(model))
-        return self.solve(model, calibration, layer_parameters, gone)
+        to_remove = parameters_of_blocks(model, ratio, blocks_of(model))
+        return self.solve(model, calibration, layer_parameters, to_remove)
 
     def prune_to(self, model: Decoder, calibration: Calibration, budget: Budget) -> dict[str, Any]:
         """Remove what a budget asks for, in place, and return what was decided. Raises OutOfReach."""
@@ -126,17 +126,21 @@ class Puzzle(Pruner):
         widths = (self.steps, self.heads)
         every, tokens = choices_of_layers(model, *widths), calibration.first(self.tokens)
         m = [
-            np.array([cost_of_choice(one, layer, quantity) for one in some], dtype=float)
-            for layer, some in zip(model.layers, every, strict=True)
+            np.array([cost_of_choice(choice, layer, quantity) for choice in choices], dtype=float)
+            for layer, choices in zip(model.layers, every, strict=True)
         ]
-        found = shared_statistics(library, model, calibration, widths, self.score, self.tokens)
-        s, ranks = found[: len(every)], ranking(found[len(every) :])
-        program = Program([one.double().numpy() for one in s], m)
+        statistics = shared_statistics(library, model, calibration, widths, self.score, self.tokens)
+        s, ranks = statistics[: len(every)], ranking(statistics[len(every) :])
+        program = Program([damages.double().numpy() for damages in s], m)
         solutions = program.solutions(to_remove, self.best)
-        states = [Replacements().union(*(some[c] for some, c in zip(every, one, strict=True))) for one in solutions]
+        states = [
+            Replacements().union(*(choices[c] for choices, c in zip(every, solution, strict=True)))
+            for solution in solutions
+        ]
         trial = Trial(model, tokens, self.score, narrow=Narrow(ranks))
-        asked = list(dict.fromkeys([Replacements(), *states]))  # where next to nothing goes, a solution may be nothing
-        losses = dict(zip(asked, trial.losses(asked, "measuring solutions"), strict=True))
+        # where next to nothing goes, a solution may be nothing
+        distinct = list(dict.fromkeys([Replacements(), *states]))
+        losses = dict(zip(distinct, trial.losses(distinct, "measuring solutions"), strict=True))
         together = [losses[state] - losses[Replacements()] for state in states]
         best = min(range(len(solutions)), key=lambda at: math.inf if math.isnan(together[at]) else together[at])
         cut(model, decided := to_decisions(states[best], model, ranks))
@@ -144,8 +148,8 @@ class Puzzle(Pruner):
         return decided | {
             "parameters": parameters(model),
             **count_units_left(model),
-            "expected_damage": [_finite(program.damage(one)) for one in solutions],
-            "damage": [_finite(one) for one in together],
+            "expected_damage": [_finite(program.damage(solution)) for solution in solutions],
+            "damage": [_finite(damage) for damage in together],
             "solution": best,
         }
 
@@ -162,15 +166,15 @@ def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Repla
     """
     if heads > 1:
         model.refuse("heads")
-    found = []
+    choices = []
     for number, layer in enumerate(model.layers):
         parts: list[list[Replacements]] = []
         if layer.has_attention:
             parts.append(_of_part("attention", "kv_heads", number, layer.kv_heads, heads))
         if layer.has_mlp:
             parts.append(_of_part("mlp", "channels", number, layer.down.in_features, steps))
-        found.append([Replacements().union(*one) for one in product(*parts)])
-    return found
+        choices.append([Replacements().union(*combination) for combination in product(*parts)])
+    return choices
 
 
 def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[Replacements]:
@@ -185,14 +189,14 @@ def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[R
 
 def cost_of_choice(choice: Replacements, layer: Layer, quantity: Quantity) -> float:
     """Return how much of a quantity goes when a layer has this choice; by shapes alone, on a copy without weights."""
-    parts = {one.part for one in choice if isinstance(one, Sublayer)}
+    parts = {replacement.part for replacement in choice if isinstance(replacement, Sublayer)}
     if len(parts) == layer.has_attention + layer.has_mlp:
         return quantity(layer)
     left = layer.on(torch.device("meta"))
-    for one in choice:
-        if isinstance(one, Narrowed):
-            keep(left, one.kind, range(one.left))
-        elif one.part == "attention":
+    for replacement in choice:
+        if isinstance(replacement, Narrowed):
+            keep(left, replacement.kind, range(replacement.left))
+        elif replacement.part == "attention":
             left.remove_attention()
         else:
             left.remove_mlp()
@@ -211,15 +215,16 @@ class Narrow:
     def __call__(self, layer: Layer, narrowed: Collection[Narrowed]) -> Layer:
         left = layer.copy_sharing_matrices()
         left.store = None  # which knows the layer itself, and keeps no copy
-        for one in narrowed:
-            keep(left, one.kind, sorted(self.ranks[one.layer, one.kind][: one.left]))
+        for replacement in narrowed:
+            keep(left, replacement.kind, sorted(self.ranks[replacement.layer, replacement.kind][: replacement.left]))
         return left
 
 
 def ranking(C: list[Tensor]) -> Ranks:
     """Return the units of each layer and kind, the largest of C first; C as `contributions` gives it."""
     kinds = ("kv_heads", "channels")
-    return {(at // 2, kinds[at % 2]): one.argsort(descending=True, stable=True).tolist() for at, one in enumerate(C)}
+    orders = [contributions.argsort(descending=True, stable=True).tolist() for contributions in C]
+    return {(at // 2, kinds[at % 2]): order for at, order in enumerate(orders)}
 
 
 def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Tensor]:
@@ -231,14 +236,14 @@ def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Ten
         layer = model.layers[number]
         sums = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
         for step in steps:
-            seen = ((X.double().abs() * step.mask[:, :, None]).sum((0, 1)) for X in (step.heads, step.channels))
-            sums = [total + one.cpu() for total, one in zip(sums, seen, strict=True)]
-        found = [torch.zeros(0, dtype=torch.float64)] * 2
+            addends = ((X.double().abs() * step.mask[:, :, None]).sum((0, 1)) for X in (step.heads, step.channels))
+            sums = [total + addend.cpu() for total, addend in zip(sums, addends, strict=True)]
+        contributions = [torch.zeros(0, dtype=torch.float64)] * 2
         if layer.has_attention:
-            found[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(layer.kv_heads, -1).sum(1)
+            contributions[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(layer.kv_heads, -1).sum(1)
         if layer.has_mlp:
-            found[1] = sums[1] / tokens * norms_of_columns(layer.down)
-        return found
+            contributions[1] = sums[1] / tokens * norms_of_columns(layer.down)
+        return contributions
 
     return [C for pair in collect_by_layer(model, calibration, of_layer) for C in pair]
 
@@ -262,24 +267,28 @@ def damages_of_choices(
     """Return s of the choices of each layer, (choices,), in float64: of the first, which changes nothing, 0."""
     every = choices_of_layers(model, *widths)
     trial = Trial(model, calibration, score, narrow=Narrow(ranks))
-    asked = [one for several in every for one in several[1:]]
-    log = calibration.log([], "puzzle", [sorted(map(str, one)) for one in asked], score)
-    dense, *losses = trial.losses([Replacements(), *asked], "leaving out one", log=log)
-    found, at = [], 0
+    candidates = [choice for several in every for choice in several[1:]]
+    log = calibration.log([], "puzzle", [sorted(map(str, choice)) for choice in candidates], score)
+    dense, *losses = trial.losses([Replacements(), *candidates], "leaving out one", log=log)
+    damages, at = [], 0
     for several in every:
-        these = [loss - dense for loss in losses[at : at + len(several) - 1]]
-        found.append(torch.tensor([0.0, *these], dtype=torch.float64))
-        at += len(these)
-    return found
+        rises = [loss - dense for loss in losses[at : at + len(several) - 1]]
+        damages.append(torch.tensor([0.0, *rises], dtype=torch.float64))
+        at += len(rises)
+    return damages
 
 
 def to_decisions(state: Replacements, model: Decoder, ranks: Ranks) -> dict[str, Any]:
     """Return what a state removes, for the record, as methods.model.structures.cut reads it."""
     layers = range(len(model.layers))
-    parts = {part: {one.layer for one in state if one == Sublayer(part, one.layer)} for part in ("attention", "mlp")}
+    parts = {
+        part: {sublayer.layer for sublayer in state if sublayer == Sublayer(part, sublayer.layer)}
+        for part in ("attention", "mlp")
+    }
     has = [{"attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]
     whole = [number for number in layers if all(number in parts[part] for part in parts if has[number][part])]
-    left = {(one.layer, one.kind): one.left for one in state if isinstance(one, Narrowed)}
+    narrowed = [replacement for replacement in state if isinstance(replacement, Narrowed)]
+    left = {(replacement.layer, replacement.kind): replacement.left for replacement in narrowed}
     lost = {
         kind: [sorted(ranks[number, kind][left[number, kind] :]) if (number, kind) in left else [] for number in layers]
         for kind in ("kv_heads", "channels")
@@ -298,11 +307,11 @@ class Program:
     """
 
     def __init__(self, s: list[Numbers], m: list[Numbers]) -> None:
-        known = [one for several in s for one in several if math.isfinite(one)]
+        known = [damage for several in s for damage in several if math.isfinite(damage)]
         worst = 1e3 * max(1.0, *map(abs, known))
-        self.s = np.concatenate([np.where(np.isfinite(one), one, worst) for one in s])
+        self.s = np.concatenate([np.where(np.isfinite(damages), damages, worst) for damages in s])
         self.m = np.concatenate(m)
-        self.allowed = np.concatenate([_undominated(one, cost) for one, cost in zip(s, m, strict=True)])
+        self.allowed = np.concatenate([_undominated(damages, cost) for damages, cost in zip(s, m, strict=True)])
         self.starts = np.cumsum([0, *map(len, s)])
         layers, every = len(s), len(self.s)
         self.one_each = np.zeros((layers, every))
@@ -324,11 +333,11 @@ class Program:
         least = LEAST * self.m[self.starts[1:] - 1].sum()
         window = WINDOW * min(map(float, self.m[self.m > least]), default=math.inf)
         while window <= to_remove + self.m.sum():
-            found = list[list[int]]()
-            while len(found) < count and (one := self._next(to_remove, window, found)) is not None:
-                found.append(one)
-            if found:
-                return found
+            solutions = list[list[int]]()
+            while len(solutions) < count and (solution := self._next(to_remove, window, solutions)) is not None:
+                solutions.append(solution)
+            if solutions:
+                return solutions
             window *= WIDER
         raise OutOfReach("no choice of what stays of each layer comes near to what has to go")
 
@@ -346,11 +355,11 @@ class Program:
             row = np.zeros((1, every))
             row[0, self.starts[:-1] + np.array(solution)] = 1
             limits.append(LinearConstraint(row, 0, layers - 1))
-        found = milp(self.s, constraints=limits, integrality=1, bounds=Bounds(0, self.allowed), options=EXACT)
-        if found.x is None:
+        result = milp(self.s, constraints=limits, integrality=1, bounds=Bounds(0, self.allowed), options=EXACT)
+        if result.x is None:
             return None
-        self.unproven += found.status != SOLVED
-        chosen = found.x.round().astype(int)
+        self.unproven += result.status != SOLVED
+        chosen = result.x.round().astype(int)
         return [int(chosen[start:end].argmax()) for start, end in pairwise(self.starts)]
 
 

@@ -111,15 +111,16 @@ class Tyr(Pruner):
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         structures = structures_of(model, *KINDS)
-        counts, found = find_equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
+        counts, outcome = find_equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
         left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
         missed = list[dict[str, float]]()
         if any(counts.values()):
-            left, found = self.search(model, calibration, left)
+            left, outcome = self.search(model, calibration, left)
             obs = OBS(damping=self.damping, score=self.score)
-            gone = {at: each.size - left[at] for each in structures if left[at := (each.number, each.kind)] < each.size}
-            missed = obs.sweep(model, structures, gone, calibration)
-        return {"parameters": parameters(model), "missed": missed} | cuts_of(model, structures) | found
+            lost = {at: each.size - left[at] for each in structures if (at := (each.number, each.kind)) in left}
+            removed = {at: count for at, count in lost.items() if count > 0}
+            missed = obs.sweep(model, structures, removed, calibration)
+        return {"parameters": parameters(model), "missed": missed} | cuts_of(model, structures) | outcome
 
     def search(self, model: Decoder, calibration: Calibration, left: Counts) -> tuple[Counts, dict[str, Any]]:
         """Return the units that each structure has left, and for the record what the search took."""
@@ -138,22 +139,23 @@ class Tyr(Pruner):
             children = partial(levels.children, count=self.offspring, mutations=self.mutations, generator=generator)
             (winner, *_), kl = how.evolve([state_of(left)], children, fitness)
             left, best, forwards = widths_of(winner), best + kl, forwards + fitness.forwards
-        found = {"generations": len(best), "of_generations": self.rounds * self.generations, "kl": best}
-        return left, found | {"forwards": round(forwards, 2)}
+        outcome = {"generations": len(best), "of_generations": self.rounds * self.generations, "kl": best}
+        return left, outcome | {"forwards": round(forwards, 2)}
 
     def around(self, left: Counts, structures: list[Structure], number: int) -> Levels:
         """Return the levels of a round around what is left so far."""
-        found = Levels({}, {})
+        levels = Levels({}, {})
         for each in structures:
             unit, at = self.multiple if each.kind == "channels" else 1, (each.number, each.kind)
             step = max(unit, each.size // (COARSEST * 2**number) // unit * unit)
             most, w = (self.levels - 1) // 2, left[at]
             several = (w + j * step for j in range(-most, most + 1))
-            found.left[at] = [
-                one for one in several if one == w or (fewest_of(each) <= one <= each.size and one % unit == 0)
+            fewest = fewest_of(each)
+            levels.left[at] = [
+                units for units in several if units == w or (fewest <= units <= each.size and units % unit == 0)
             ]
-            found.alike[at] = each.kind, each.cost, each.size
-        return found
+            levels.alike[at] = each.kind, each.cost, each.size
+        return levels
 
     def narrow(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Narrow:
         """Return what narrows layers to the levels of a round, whose matrices are made once the first is asked for."""
@@ -166,19 +168,19 @@ class Tyr(Pruner):
 
     def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Supernet:
         """Return the matrices of all levels, each fed by a model that has `left`."""
-        found, structures = Supernet(), structures_of(pruned := make_twin(model), *KINDS)
+        supernet, structures = Supernet(), structures_of(pruned := make_twin(model), *KINDS)
 
-        def cut(asked: CutTarget, H: Tensor) -> Cut:
-            structure, size = asked.structure, asked.structure.size
+        def cut(target: CutTarget, H: Tensor) -> Cut:
+            structure, size = target.structure, target.structure.size
             at, problem = (structure.number, structure.kind), Problem(structure, H, self.damping)
-            order = found.order[at] = problem.cheapest(size - levels.left[at][0], self.score)
+            order = supernet.order[at] = problem.cheapest(size - levels.left[at][0], self.score)
             made = zip(levels.left[at], problem.nested(order, levels.left[at]), strict=True)
-            found.matrices[at] = {units: V.cpu() for units, V in made}
+            supernet.matrices[at] = {units: V.cpu() for units, V in made}
             return problem.without(order[: size - left[at]])
 
-        gone = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
-        OBS(damping=self.damping).sweep(pruned, structures, gone, calibration, cut)
-        return found
+        removed = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
+        OBS(damping=self.damping).sweep(pruned, structures, removed, calibration, cut)
+        return supernet
 
 
 @dataclass
@@ -195,11 +197,11 @@ class Supernet:
         """Return a layer of its own at these levels."""
         small = layer.copy_sharing_matrices()
         small.store = None  # which knows the layer itself, and keeps no copy
-        for one in narrowed:
-            structure = Structure(one.layer, one.kind, small)
-            gone = self.order[one.layer, one.kind][: structure.size - one.left]
-            keep(small, one.kind, sorted(set(range(structure.size)) - set(gone)))
-            V = self.matrices[one.layer, one.kind][one.left].to(small.device)
+        for level in narrowed:
+            structure = Structure(level.layer, level.kind, small)
+            dropped = self.order[level.layer, level.kind][: structure.size - level.left]
+            keep(small, level.kind, sorted(set(range(structure.size)) - set(dropped)))
+            V = self.matrices[level.layer, level.kind][level.left].to(small.device)
             structure.writer.weight = nn.Parameter(V, requires_grad=False)
         return small
 
@@ -211,7 +213,7 @@ def state_of(left: Counts) -> Replacements:
 
 def widths_of(chosen: Replacements) -> Counts:
     """Return how many units each structure has left in a state."""
-    narrowed = sorted((one.layer, one.kind, one.left) for one in chosen if isinstance(one, Narrowed))
+    narrowed = sorted((level.layer, level.kind, level.left) for level in chosen if isinstance(level, Narrowed))
     return {(layer, kind): units for layer, kind, units in narrowed}
 
 
@@ -254,7 +256,7 @@ class Levels:
         every = sorted(self.left)
         lower = {at for at in every if left[at] > self.left[at][0]}
         higher = {at for at in every if left[at] < self.left[at][-1]}
-        higher -= {at for at in higher if all(self.alike[at] != self.alike[other] for other in lower)}
+        higher -= {at for at in higher if all(self.alike[at] != self.alike[partner] for partner in lower)}
         if higher:
             up = draw_structure(every, higher, generator)
             down = draw_structure(every, {at for at in lower if self.alike[at] == self.alike[up]}, generator)
@@ -267,6 +269,6 @@ def draw_structure(
 ) -> tuple[int, str]:
     """Return one of the structures that are wanted, of all."""
     while True:
-        one = every[generator.randint(0, len(every) - 1)]
-        if one in wanted:
-            return one
+        structure = every[generator.randint(0, len(every) - 1)]
+        if structure in wanted:
+            return structure

@@ -58,7 +58,7 @@ def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     """Return the Jensen-Shannon divergence of the next token, summed over M tokens: (M, V), (M, V), p as in `kl`."""
     q = logits.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
-    halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
+    halves = [nn.functional.kl_div(m, log_p, reduction="sum", log_target=True) for log_p in (p, q)]
     return (halves[0] + halves[1]) / 2
 
 
@@ -66,7 +66,7 @@ def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     """Return (KL(m || p) + KL(m || q)) / 2, summed over M tokens, as FinerCut's code has it: shapes as in `js`."""
     q = logits.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
-    halves = [nn.functional.kl_div(one, m, reduction="sum", log_target=True) for one in (p, q)]
+    halves = [nn.functional.kl_div(log_p, m, reduction="sum", log_target=True) for log_p in (p, q)]
     return (halves[0] + halves[1]) / 2
 
 
@@ -76,7 +76,7 @@ def sum_loss(loss: Loss, logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     In float32, on a CPU so few rows at a time that they stay in a core's cache.
     """
     rows = (torch.split(each, rows_in_cache(logits)) for each in (logits, p, targets))
-    return torch.stack([loss(few.float(), *others) for few, *others in zip(*rows, strict=True)]).sum()
+    return torch.stack([loss(few.float(), *rest) for few, *rest in zip(*rows, strict=True)]).sum()
 
 
 LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js, "js-released": js_released}
@@ -142,11 +142,11 @@ class Trial:
         self.keeps_dense = kept and self.loss is not nll
         values, dtype = model.config.hidden_size * (len(self.layers) + 8), model.embed.weight.dtype
         for ids, mask in calibration.batches(values, dtype):
-            there, most = ids.to(model.embed.weight.device), max(1, min(MOST, ROWS // ids.numel()))
-            together = [enter(model, there.repeat(n, 1)) for n in range(1, most + 1)]
+            placed, most = ids.to(model.embed.weight.device), max(1, min(MOST, ROWS // ids.numel()))
+            together = [enter(model, placed.repeat(n, 1)) for n in range(1, most + 1)]
             x, arguments = self.wait(together[0].x), [entry.arguments for entry in together]
             wanted = nn.functional.pad(mask[:, beyond:], (0, beyond)).flatten().nonzero()[:, 0].to(end)
-            targets = there.to(end).roll(-1, 1).flatten()[wanted]
+            targets = placed.to(end).roll(-1, 1).flatten()[wanted]
             batch = _Batch(x, arguments, wanted, targets, x[:0])
             if self.loss is not nll:
                 dense = self._states_to_compare(batch, self._ends(batch, [Replacements()])[Replacements()])
@@ -192,18 +192,19 @@ class Trial:
         first = min(L, max(0, (lowest or 0) - len(beside)))  # whose sums spare others their last batches
         cuts = sorted({0, *range(first if len(self.batches) > 1 else 0, len(candidates), L)})
         groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)]) if end]
-        losses = [loss for (some,) in log.kept() for loss in some.tolist()] if log else []
+        losses = [loss for (kept,) in log.kept() for loss in kept.tolist()] if log else []
         done = log.done if log else 0  # groups
         with make_bar(len(groups) * len(self.batches) * L, shown, "layer", done * len(self.batches) * L) as progress:
             for group in groups[done:]:
                 totals = dict.fromkeys(group, 0.0)
                 for batch in self.batches:
-                    ends = self._ends(batch, [gone for gone in group if not limit.is_below(totals[gone])], progress)
-                    added = {gone: self._losses(batch, ends.pop(gone)) for gone in group if gone in ends}
+                    promising = [candidate for candidate in group if not limit.is_below(totals[candidate])]
+                    ends = self._ends(batch, promising, progress)
+                    added = {candidate: self._losses(batch, ends.pop(candidate)) for candidate in promising}
                     self._add(totals, added, limit, last=batch is self.batches[-1])
-                losses += (found := [totals[gone] / tokens for gone in group])
+                losses += (of_group := [totals[candidate] / tokens for candidate in group])
                 if log:
-                    log.add([torch.tensor(found, dtype=torch.float64)], [])
+                    log.add([torch.tensor(of_group, dtype=torch.float64)], [])
         return losses
 
     def remove(self, block: Sublayer) -> None:
@@ -217,19 +218,22 @@ class Trial:
         """
         states, so_far = {Replacements(): batch.x}, dict.fromkeys(candidates, Replacements())
         for number in range(len(self.layers)):
-            here = {one: Replacements(block for block in one if block.layer == number) for one in candidates}
-            place = {gone: place for place, gone in enumerate(states)}
-            steps = dict.fromkeys((so_far[one], here[one]) for one in candidates)
+            of_layer = {
+                candidate: Replacements(block for block in candidate if block.layer == number)
+                for candidate in candidates
+            }
+            place = {earlier: place for place, earlier in enumerate(states)}
+            steps = dict.fromkeys((so_far[candidate], of_layer[candidate]) for candidate in candidates)
             groups: dict[Replacements, list[Replacements]] = {
                 Replacements(): []
             }  # what is left out here -> what was before
-            for gone, left_out in sorted(steps, key=lambda step: place[step[0]]):
-                groups.setdefault(left_out, []).append(gone)
+            for earlier, left_out in sorted(steps, key=lambda step: place[step[0]]):
+                groups.setdefault(left_out, []).append(earlier)
             entering, states = states, {}
             for left_out, before in groups.items():
-                new = self._run(batch, number, [entering[gone] for gone in before], self.removed | left_out)
-                states.update(zip([gone | left_out for gone in before], new, strict=True))
-            so_far = {one: so_far[one] | here[one] for one in candidates}
+                new = self._run(batch, number, [entering[earlier] for earlier in before], self.removed | left_out)
+                states.update(zip([earlier | left_out for earlier in before], new, strict=True))
+            so_far = {candidate: so_far[candidate] | of_layer[candidate] for candidate in candidates}
             if progress is not None:
                 progress.update()
         return states
@@ -244,14 +248,14 @@ class Trial:
             return states
         self.runs += len(states) * B * self.share
         left = list[Tensor]()
-        narrowed = [one for one in replacements if isinstance(one, Narrowed) and one.layer == number]
+        narrowed = [each for each in replacements if isinstance(each, Narrowed) and each.layer == number]
         with layer.visiting():
             if narrowed and self.narrow:
                 layer = self.narrow(layer, narrowed)
             for start in range(0, len(states), len(batch.arguments)):
-                some = states[start : start + len(batch.arguments)]
-                x = torch.cat([one.to(layer.device) for one in some])
-                y = layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts)
+                entering = states[start : start + len(batch.arguments)]
+                x = torch.cat([state.to(layer.device) for state in entering])
+                y = layer.run(x, batch.arguments[len(entering) - 1][layer.kind], parts)
                 left += map(self.wait, torch.split(y, B))
         return left
 
@@ -268,18 +272,18 @@ class Trial:
         """
         racing = limit.lowest is not None and (self.keeps_dense or self.loss is nll)
         candidates = list(added)
-        waiting = [(totals[gone] if racing else 0.0, place) for place, gone in enumerate(candidates)]
+        waiting = [(totals[candidate] if racing else 0.0, place) for place, candidate in enumerate(candidates)]
         heapify(waiting)
         while waiting:
-            (before, place), gone = waiting[0], candidates[waiting[0][1]]
-            loss = None if (above := limit.is_below(totals[gone])) else next(added[gone], None)
+            (before, place), candidate = waiting[0], candidates[waiting[0][1]]
+            loss = None if (above := limit.is_below(totals[candidate])) else next(added[candidate], None)
             if loss is None:
                 heappop(waiting)
                 if last and not above:
-                    limit.add(totals[gone])
+                    limit.add(totals[candidate])
             else:
-                totals[gone] += math.inf if math.isnan(loss) else loss
-                heapreplace(waiting, (totals[gone] if racing else before + 1, place))
+                totals[candidate] += math.inf if math.isnan(loss) else loss
+                heapreplace(waiting, (totals[candidate] if racing else before + 1, place))
         self.latest = None
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:

@@ -98,13 +98,13 @@ class Collapse:
         """Go once more over the windows, each refitted for the error behind the next."""
         states, x, at = States(self.dense, self.entries, self.wait), self._start(), 0
         merged = [number for number, (s, e) in enumerate(self.windows) if e > s + 1]
-        for here, following in pairwise(merged):
-            x, at = self._through(self.windows[at:here], x), here
-            near, far = self.windows[here], self.windows[following]
+        for current, following in pairwise(merged):
+            x, at = self._through(self.windows[at:current], x), current
+            near, far = self.windows[current], self.windows[following]
             z, z_E = states.advance(2 * near[1]), states.advance(2 * far[1])
-            between = self.windows[here + 1 : following]
-            one, other = self.layers[near[0]].down, self.layers[far[0]].down
-            W, W_next = one.weight, other.weight
+            between = self.windows[current + 1 : following]
+            down, next_down = self.layers[near[0]].down, self.layers[far[0]].down
+            W, W_next = down.weight, next_down.weight
             y_E = self._through([near, *between, far], x)
             self._refit_for_the_next(near[0], x, y_E, z_E)
             y = self._through([near], x)
@@ -115,21 +115,21 @@ class Collapse:
                 _set_after(report[near], errors_of_fit(find_sinks(where, y, z), where, z, y, y))
                 _set_after(report[far], missed)
             else:
-                one.weight, other.weight = W, W_next
+                down.weight, next_down.weight = W, W_next
 
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
             W, taken, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
-            y_E, z_E, where = move_beside([one.y for one in taken], y_E, z_E, self.where)
+            y_E, z_E, where = move_beside([step.y for step in taken], y_E, z_E, self.where)
             z_E = states_to_fit(where, y_E, z_E, self.how.sinks, self.wait)
 
-            def missed(one: Step, y: Tensor, z: Tensor) -> Tensor:
-                return self.wait((z.double() - y).div_(c) + widen(one.channels) @ widen(W).T)
+            def missed(step: Step, y: Tensor, z: Tensor) -> Tensor:
+                return self.wait((z.double() - y).div_(c) + widen(step.channels) @ widen(W).T)
 
             rows = [
-                Rows(one.channels, missed(one, y, z), z, w, sink)
-                for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
+                Rows(step.channels, missed(step, y, z), z, w, sink)
+                for step, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
             ]
             (self.layers[s].down.weight,), _ = self._solve(rows, [self.dense.layers[s].down.weight], hold_out=False)
         self.layers[s].settle()
@@ -146,7 +146,7 @@ class Collapse:
     ) -> tuple[dict[str, Any], list[Tensor]]:
         layer, whole = self.layers[s], self.dense.layers[s]
         taken = self._steps(s, x)
-        before = [one.y for one in taken]
+        before = [step.y for step in taken]
         z, where = move_beside(before, z, self.where)
         z = states_to_fit(where, before, z, self.how.sinks, self.wait)
         sinks = find_sinks(where, before, z)
@@ -154,19 +154,19 @@ class Collapse:
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = [
                 Rows(
-                    self.wait(torch.cat([one.heads, one.channels], -1)),
-                    self.wait((wanted.double() - (one.y - one.a - one.m + c * biases_of(layer))).div_(c)),
+                    self.wait(torch.cat([step.heads, step.channels], -1)),
+                    self.wait((wanted.double() - (step.y - step.a - step.m + c * biases_of(layer))).div_(c)),
                     wanted,
                     *of,
                 )
-                for one, (wanted, *of) in zip(taken, given, strict=True)
+                for step, (wanted, *of) in zip(taken, given, strict=True)
             ]
             (layer.out.weight, _), _ = self._solve(rows, [whole.out.weight, whole.down.weight], hold_out=False)
             taken = self._steps(s, x)
         if layer.family.post_norms:
             return self._fit_normed(layer, whole, taken, given)
         b = 0 if layer.down.bias is None else c * layer.down.bias
-        rests, channels = [self.wait(one.y - one.m + b) for one in taken], [one.channels for one in taken]
+        rests, channels = [self.wait(step.y - step.m + b) for step in taken], [step.channels for step in taken]
         del taken  # all else that the steps hold
         rows = [
             Rows(entered, self.wait((wanted.double() - rest).div_(c)), wanted, *of)
@@ -181,18 +181,18 @@ class Collapse:
         self, layer: Layer, whole: Layer, taken: list[Step], given: list[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """Refit the down matrix and the gains of the norm behind it; arguments and result as in `_fit`."""
-        before, rests = [one.y for one in taken], [self.wait(one.y - one.m) for one in taken]
+        before, rests = [step.y for step in taken], [self.wait(step.y - step.m) for step in taken]
         rows = [
-            Rows(one.channels, self.wait(wanted.double() - rest), wanted, *of)
-            for one, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
+            Rows(step.channels, self.wait(wanted.double() - rest), wanted, *of)
+            for step, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
         ]
-        found, fitted = fit_normed(rows, self.how.ridge, whole.down.weight.T, self.how.sinks, Norm.behind(whole, 1))
-        old = whole.down.weight
-        layer.down.weight = nn.Parameter(found.W.T.to(old.dtype).contiguous(), old.requires_grad)
-        found.norm.put_behind(layer, 1)
+        old, norm = whole.down.weight, Norm.behind(whole, 1)
+        fitted_map, fitted = fit_normed(rows, self.how.ridge, old.T, self.how.sinks, norm)
+        layer.down.weight = nn.Parameter(fitted_map.W.T.to(old.dtype).contiguous(), old.requires_grad)
+        fitted_map.norm.put_behind(layer, 1)
         layer.settle()
-        added = (layer.post_norm(1)(layer.down(one.channels)) for one in taken)
-        after = [self.wait(rest + one) for one, rest in zip(added, rests, strict=True)]
+        added = (layer.post_norm(1)(layer.down(step.channels)) for step in taken)
+        after = [self.wait(rest + addition) for addition, rest in zip(added, rests, strict=True)]
         z, where, sinks = map(list, zip(*given, strict=True))
         return errors_of_fit(sinks, where, z, before, after, fitted=fitted), after
 
@@ -210,14 +210,14 @@ class Collapse:
     def _steps(self, s: int, x: list[Tensor]) -> list[Step]:
         layer = self.layers[s]
         return [
-            run_step(layer, one, entry.arguments[layer.kind], mask).waiting(self.wait)
-            for one, entry, mask in zip(x, self.entries, self.masks, strict=True)
+            run_step(layer, state, entry.arguments[layer.kind], mask).waiting(self.wait)
+            for state, entry, mask in zip(x, self.entries, self.masks, strict=True)
         ]
 
     def _through(self, windows: Sequence[Window], x: list[Tensor]) -> list[Tensor]:
         """Return what leaves the survivors of these windows."""
         layers = [self.layers[s] for s, _ in windows]
-        return [self.wait(entry.run(layers, one)) for entry, one in zip(self.entries, x, strict=True)]
+        return [self.wait(entry.run(layers, state)) for entry, state in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
         z, where = move_beside(y, z, self.where)
@@ -228,12 +228,12 @@ class Collapse:
 def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
     """Note in a window's report what is missed after a later fit, and on sequences that it has held out, if any."""
     of_sinks = [(report["sinks"], missed["sinks"])] if "sinks" in report and "sinks" in missed else []
-    for known, found in [(report, missed), *of_sinks]:
+    for known, latest in [(report, missed), *of_sinks]:
         known.pop("error_held_out", None)
-        known |= {name: found[name] for name in ("error_after", "error_held_out") if name in found}
+        known |= {name: latest[name] for name in ("error_after", "error_held_out") if name in latest}
 
 
 def biases_of(layer: Layer) -> Tensor | int:
     """Return what the output matrices of attention and MLP add whatever enters them."""
-    found = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
-    return sum(found) if found else 0
+    biases = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
+    return sum(biases) if biases else 0

@@ -59,10 +59,10 @@ class Fitness:
         losses = known | dict(zip(new, trial.losses(new, lowest=survivors, beside=beside), strict=True))
         self.forwards += min(tokens / every, 1) * trial.runs / len(trial.layers)
         trial.runs = 0.0  # they are counted
-        found = sorted(((state, losses[state]) for state in states), key=lambda one: one[1])[:survivors]
+        fittest = sorted(((state, losses[state]) for state in states), key=lambda item: item[1])[:survivors]
         if tokens >= every:
-            self.known = dict(found)
-        return found
+            self.known = dict(fittest)
+        return fittest
 
     def to_tensors(self) -> list[Tensor]:
         """Return what the next comparison depends on: the generator's state, and forwards so far."""
@@ -121,11 +121,11 @@ class Generations:
             parents, best = self._kept(self.log, fitness)
         with make_bar(self.count, "searching", "generation", len(best)) as shown:
             while len(best) < self.count and time.monotonic() <= self.until:
-                promising = [one for one, _ in fitness.fittest(children(parents), self.survivors, self.tokens)]
+                promising = [state for state, _ in fitness.fittest(children(parents), self.survivors, self.tokens)]
                 fittest = fitness.fittest(
                     list(dict.fromkeys([*promising, *parents])), self.population, self.final_tokens
                 )
-                parents = [one for one, _ in fittest]
+                parents = [state for state, _ in fittest]
                 best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
                 if self.log:
                     self.log.add([*fitness.to_tensors(), *self._to_tensors(parents, [loss for _, loss in fittest])], [])
@@ -135,19 +135,19 @@ class Generations:
 
     def _to_tensors(self, parents: list[Replacements], losses: list[float]) -> list[Tensor]:
         """Return which blocks are gone of each parent, (parents, blocks), and what is missed of it."""
-        gone = [[block in parent for block in self.blocks] for parent in parents]
-        return [torch.tensor(gone), torch.tensor(losses, dtype=torch.float64)]
+        masks = [[block in parent for block in self.blocks] for parent in parents]
+        return [torch.tensor(masks), torch.tensor(losses, dtype=torch.float64)]
 
     def _kept(self, log: SweepLog, fitness: Fitness) -> tuple[list[Replacements], list[float | None]]:
         """Return the parents of the last generation that is kept and what was missed of the fittest of each."""
         every = list(log.kept())
-        state, forwards, gone, losses = every[-1]
+        state, forwards, masks, losses = every[-1]
         parents = [
-            Replacements(block for block, is_gone in zip(self.blocks, row, strict=True) if is_gone) for row in gone
+            Replacements(block for block, is_gone in zip(self.blocks, row, strict=True) if is_gone) for row in masks
         ]
         of_all = self.final_tokens >= fitness.calibration.mask.sum()
         fitness.go_on(state, forwards, dict(zip(parents, losses.tolist(), strict=True)) if of_all else {})
-        fittest = [float(one[-1][0]) for one in every]
+        fittest = [float(entry[-1][0]) for entry in every]
         return parents, [loss if math.isfinite(loss) else None for loss in fittest]
 
 
@@ -180,11 +180,11 @@ def draw_distinct(
     draw_one: Callable[[], Replacements], count: int, known: Collection[Replacements] = (), fits: Fits = is_any_state
 ) -> list[Replacements]:
     """Return `count` different states that fit, none of the known ones, or as many as 100 draws for each give."""
-    found = dict[Replacements, None]()
+    drawn = dict[Replacements, None]()
     for _ in range(TRIES * count):
-        if len(found) == count:
+        if len(drawn) == count:
             break
-        one = draw_one()
-        if one not in known and fits(one):
-            found[one] = None
-    return list(found)
+        state = draw_one()
+        if state not in known and fits(state):
+            drawn[state] = None
+    return list(drawn)

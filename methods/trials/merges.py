@@ -59,7 +59,7 @@ class MergeTrial:
         self.count = len(self.original)
         width = model.embed.embedding_dim * (self.count + 6)
         self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width, model.embed.weight.dtype)]
-        refuse_overflow(torch.stack([one.final[one.mask].isfinite().all() for one in self.sentences]).all())
+        refuse_overflow(torch.stack([batch.final[batch.mask].isfinite().all() for batch in self.sentences]).all())
         self.kept: dict[tuple[Merged, ...], list[Tensor]] = {}
         self.room = calibration.memory
 
@@ -93,18 +93,18 @@ class MergeTrial:
 
         All go through a layer, counted from the last one, before any goes through the next, so that it is read once.
         """
-        states, begun = list[list[Tensor]](), list[int]()
+        states, starts = list[list[Tensor]](), list[int]()
         for layers, p in tried:
-            begun.append(next((end for end in range(len(layers), 0, -1) if layers[:end] in self.kept), 0))
-            kept = self.kept[layers[: begun[-1]]] if begun[-1] else None
+            starts.append(next((end for end in range(len(layers), 0, -1) if layers[:end] in self.kept), 0))
+            kept = self.kept[layers[: starts[-1]]] if starts[-1] else None
             states.append([batch.states[p] for batch in self.sentences] if kept is None else kept)
-        ahead = [len(layers) - start for (layers, _), start in zip(tried, begun, strict=True)]
+        ahead = [len(layers) - start for (layers, _), start in zip(tried, starts, strict=True)]
         for left in range(max(ahead, default=0), 0, -1):
-            here = [number for number, layers in enumerate(ahead) if layers >= left]
-            for each in dict.fromkeys(tried[number][0][-left] for number in here):
+            numbers = [number for number, layers in enumerate(ahead) if layers >= left]
+            for each in dict.fromkeys(tried[number][0][-left] for number in numbers):
                 layer = self.realise(each)
                 with layer.visiting():
-                    for number in here:
+                    for number in numbers:
                         layers = tried[number][0]
                         if layers[-left] == each:
                             pairs = zip(self.sentences, states[number], strict=True)

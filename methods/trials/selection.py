@@ -81,11 +81,11 @@ def search(
     """
     size, log = sizes_of_sublayers(trial.model, candidates), log or SweepLog(None, [])
     kept = log.kept()
-    left, found, rest = list(candidates), Removals(), budget
+    left, removals, rest = list(candidates), Removals(), budget
     losses = dict.fromkeys(left, 0.0)  # of the last trial of each
     follows = free = True  # what earlier searches found; whether no choice has been bound by the budget
     while allowed := find_affordable(left, size, rest):
-        step = len(found.order)
+        step = len(removals.order)
         if follows and step < len(known) and known[step] in allowed:
             chosen, loss = known[step], None
         else:
@@ -104,14 +104,14 @@ def search(
                 log.add(_entry(candidates, chosen, trial.runs, losses), [])
         trial.remove(chosen)
         left.remove(chosen)
-        found.order.append(chosen)
-        found.losses.append(loss)
-        found.free += free
+        removals.order.append(chosen)
+        removals.losses.append(loss)
+        removals.free += free
         if note is not None and free and not follows:
-            note([str(block) for block in found.order])
+            note([str(block) for block in removals.order])
         rest -= size[chosen]
-    found.runs = trial.runs / len(trial.layers)
-    return found
+    removals.runs = trial.runs / len(trial.layers)
+    return removals
 
 
 def _entry(
@@ -140,8 +140,8 @@ def search_and_remove(
     """
     known = [Sublayer.parse(text) for text in calibration.order]
     log = calibration.log([], "greedy search", list(map(str, candidates)), budget, calibration.order)
-    found = search(trial, candidates, budget, known, note=calibration.note, log=log)
-    return remove_sublayers(trial.model, found.order) | found.decisions()
+    removals = search(trial, candidates, budget, known, note=calibration.note, log=log)
+    return remove_sublayers(trial.model, removals.order) | removals.decisions()
 
 
 class GreedyBlocks(Pruner):
@@ -208,10 +208,10 @@ class OneShot(Pruner):
         return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        said = self.plan(model, ratio)
-        n = said.pop("layers")
+        plan = self.plan(model, ratio)
+        n = plan.pop("layers")
         if not n:
             return {"removed_layers": []}
         scores = self.scores(model, calibration)
-        gone = drop_lowest(model, scores, self.candidates(len(scores), n), n)
-        return {"removed_layers": gone, "scores": scores} | said
+        removed = drop_lowest(model, scores, self.candidates(len(scores), n), n)
+        return {"removed_layers": removed, "scores": scores} | plan

@@ -49,7 +49,9 @@ def exchange_layers(division: Division) -> list[Division]:
     L = division[-1][1]
     starts = {s for s, _ in division}
     back = (sorted({*starts, s}) for s in range(L) if s not in starts)
-    return [division_from_starts([s for s in each if s != one], L) for each in back for one in sorted(starts) if one]
+    return [
+        division_from_starts([s for s in each if s != start], L) for each in back for start in sorted(starts) if start
+    ]
 
 
 def join_windows(division: Division, i: int) -> Division:
@@ -130,11 +132,11 @@ class DenseStates:
         mapped = self._maps[window] = self._mapped(s, rows, identity)
         if window in self._left:
             return
-        found = y if self.choose == "cosine" else [self.wait(b - a + mapped(a)) for a, b in zip(m, y, strict=True)]
+        outputs = y if self.choose == "cosine" else [self.wait(b - a + mapped(a)) for a, b in zip(m, y, strict=True)]
         if self.choose == "error":
-            self._left[window] = total_error_of_fit(sinks, where, z, found)
+            self._left[window] = total_error_of_fit(sinks, where, z, outputs)
         else:
-            self._left[window] = cosine_distance_of([(a[w], b[w]) for a, b, w in zip(found, z, where, strict=True)])
+            self._left[window] = cosine_distance_of([(a[w], b[w]) for a, b, w in zip(outputs, z, where, strict=True)])
 
     def _mapped(self, s: int, rows: list[Rows], identity: Tensor) -> Mapped:
         """Return the map T of what the MLP of layer s adds, fitted to rows of it."""
@@ -143,8 +145,8 @@ class DenseStates:
             return lambda m: m @ T
         norm = Norm.behind(self.layers[s], 1)
         given = [replace(each, x=self.wait(norm.undo(each.x))) for each in rows]
-        found, _ = fit_normed(given, self.ridge, identity, self.sinks, norm, hold_out=False)
-        return lambda m: found(norm.undo(m))
+        fitted_map, _ = fit_normed(given, self.ridge, identity, self.sinks, norm, hold_out=False)
+        return lambda m: fitted_map(norm.undo(m))
 
 
 def cosine_distance_of(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -180,16 +182,16 @@ class CollapseTrial:
         """
         ends = [self.wait(self._end(division)) for division in show_progress(divisions, shown, "trial")]
         totals, tokens = [0.0] * len(ends), len(self.expected)
-        for some in show_progress(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{shown}, comparing", "piece"):
-            p = self.dense.model.logits(self.expected[some]).float().log_softmax(-1)
+        for piece in show_progress(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{shown}, comparing", "piece"):
+            p = self.dense.model.logits(self.expected[piece]).float().log_softmax(-1)
             for number, end in enumerate(ends):
-                logits = self.dense.model.logits(end[some].to(p.device))
+                logits = self.dense.model.logits(end[piece].to(p.device))
                 totals[number] += float(sum_loss(kl, logits, p, logits))
         return [math.inf if math.isnan(total) else total / tokens for total in totals]
 
     def _end(self, division: Division) -> Tensor:
         """Return the states behind the last window of the tokens that have a successor, (tokens, D)."""
-        differ = (i for i, (one, other) in enumerate(zip(division, self.fixed, strict=False)) if one != other)
+        differ = (i for i, (window, fixed) in enumerate(zip(division, self.fixed, strict=False)) if window != fixed)
         first = next(differ, min(len(division), len(self.fixed)))
         x = self.states[first]
         for window in division[first:]:

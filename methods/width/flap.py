@@ -160,17 +160,17 @@ class FLAP(WidthPruner):
                 chosen = [known.get((structure.number, structure.kind), []) for structure in structures]
             else:
                 chosen = self.choose(structures, moments, plan, ratio * parameters(model))
-            for structure, seen, units in zip(structures, moments, chosen, strict=True):
+            for structure, table, units in zip(structures, moments, chosen, strict=True):
                 if units:
                     biased = self.adds_biases or (self.bias and structure.writer.bias is not None)
-                    remove_units(structure, units, seen[0] if biased else None)
+                    remove_units(structure, units, table[0] if biased else None)
         return plan | {"parameters": parameters(model)} | cuts_of(model, structures)
 
     def choose(
         self, structures: list[Structure], moments: list[Tensor], plan: dict[str, Any], target: float
     ) -> list[list[int]]:
         """Return the units of each structure that go: the lowest, as many as make up `target` parameters."""
-        scores = [self.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
+        scores = [self.score(structure, table) for structure, table in zip(structures, moments, strict=True)]
         if self.equal:
             counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
         else:
@@ -226,12 +226,12 @@ def moments_of_inputs(model: Decoder, calibration: Calibration, variance: Varian
         for step in steps:
             for kind, x in (("kv_heads", step.heads), ("channels", step.channels)):
                 if kind in moments:
-                    apart = [one[real] for one, real in zip(x, step.mask, strict=True)]
+                    apart = [sequence[real] for sequence, real in zip(x, step.mask, strict=True)]
                     for rows in apart if variance == "released" else [x[step.mask]]:
                         moments[kind].add(rows)
         return [
-            torch.stack([seen.mean, seen.variance, (seen.M2 + seen.n * seen.mean**2).sqrt()])
-            for seen in moments.values()
+            torch.stack([each.mean, each.variance, (each.M2 + each.n * each.mean**2).sqrt()])
+            for each in moments.values()
         ]
 
     return [table for tables in collect_by_layer(model, calibration, of_layer, variance) for table in tables]
@@ -245,8 +245,8 @@ def remove_units(structure: Structure, units: list[int], mu: Tensor | None) -> N
     structure.drop(units)
     if mu is None:
         return
-    gone = columns[structure.removed].flatten().to(W.device)
-    b = W[:, gone].double() @ mu.to(W.device)[gone]
+    dropped = columns[structure.removed].flatten().to(W.device)
+    b = W[:, dropped].double() @ mu.to(W.device)[dropped]
     if matrix.bias is not None:
         b += matrix.bias
     matrix.bias = nn.Parameter(b.to(W.dtype), matrix.weight.requires_grad)

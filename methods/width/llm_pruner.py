@@ -140,8 +140,8 @@ class LLMPruner(WidthPruner):
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         plan, structures, dense = self.plan(model, ratio), self.structures(model, ratio), parameters(model)
         cut = self.cut(model, structures, ratio)
-        asked = ratio if self.r is None else self.r
-        chosen = [s for s in structures if (cut.units(s) if self.ranking == "local" else asked)]
+        share = ratio if self.r is None else self.r
+        chosen = [s for s in structures if (cut.units(s) if self.ranking == "local" else share)]
         for step in range(1, self.steps + 1) if chosen else ():
             scores = self.scores(model, chosen, calibration, step)
             if self.ranking == "local":
@@ -239,11 +239,13 @@ class LLMPruner(WidthPruner):
         def of_layer(number: int, g: Sums, a: Sums) -> list[Tensor]:
             return [self.score(structure, g, a) for structure in structures if structure.number == number]
 
-        gone = [(structure.number, structure.kind, structure.removed) for structure in structures]
-        found = collect_gradients(
-            model, self.block(calibration, step), weights, of_layer, gone, step, g=first, a=second
+        removed = [(structure.number, structure.kind, structure.removed) for structure in structures]
+        scores_by_layer = collect_gradients(
+            model, self.block(calibration, step), weights, of_layer, removed, step, g=first, a=second
         )
-        return [score for number in sorted(found) for score in found[number]]  # structures are in the order of layers
+        return [
+            score for number in sorted(scores_by_layer) for score in scores_by_layer[number]
+        ]  # structures are in the order of layers
 
     def block(self, calibration: Calibration, step: int) -> Calibration:
         """Return the sequences whose turn it is; after the last comes the first again."""
@@ -354,10 +356,10 @@ def solve(structures: list[Structure], target: float, slack: float) -> WidthCut:
             low, high = (middle, high) if middle.parameters(structures) <= target else (low, middle)
         return min(low, high, key=miss)
 
-    one = nearest()
-    if miss(one) <= slack:
-        return one
+    even = nearest()
+    if miss(even) <= slack:
+        return even
     G = max((structure.size for structure in structures if structure.kind == "kv_heads"), default=1)
-    heads = int(one.channels * G)
-    two = [nearest(heads / G), nearest((heads + 1) / G)]
-    return next((cut for cut in two if miss(cut) <= slack), min(one, *two, key=miss))
+    heads = int(even.channels * G)
+    closed = [nearest(heads / G), nearest((heads + 1) / G)]
+    return next((cut for cut in closed if miss(cut) <= slack), min(even, *closed, key=miss))

@@ -149,7 +149,7 @@ class OBS(WidthPruner):
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
         for number, layer in enumerate(show_progress(model.layers, "removing", "layer")):
-            asked = [
+            targets = [
                 CutTarget(each, counts[number, each.kind], known.get((number, each.kind), []))
                 for each in structures
                 if each.number == number and (number, each.kind) in counts
@@ -158,16 +158,16 @@ class OBS(WidthPruner):
             with layer.visiting():
                 if number < log.done:
                     tensors = next(kept)
-                    found = [Cut(*tensors[at : at + 3]) for at in range(0, len(tensors), 3)]
-                    for each, one in zip(asked, found, strict=True):
-                        one.make(each.structure)
+                    cuts = [Cut(*tensors[at : at + 3]) for at in range(0, len(tensors), 3)]
+                    for each, made in zip(targets, cuts, strict=True):
+                        made.make(each.structure)
                 else:
                     given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
                     batches = list(map(Batch, X, given, *move_beside(X, masks)))
-                    X, found = _cut_layer(layer, asked, batches, (cut, calibration.wait))
-                    log.add([tensor for one in found for tensor in one], X)
-            missed.append({each.structure.kind: float(one.missed) for each, one in zip(asked, found, strict=True)})
+                    X, cuts = _cut_layer(layer, targets, batches, (cut, calibration.wait))
+                    log.add([tensor for made in cuts for tensor in made], X)
+            missed.append({each.structure.kind: float(made.missed) for each, made in zip(targets, cuts, strict=True)})
         return missed
 
     def cut(self, target: CutTarget, H: Tensor) -> Cut:
@@ -268,15 +268,15 @@ def _cut_layer(
     """Cut a layer that is fed these batches; return what leaves it then, (B, T, D) each, and the cuts."""
     cut, wait = how
     runs: tuple[Run, Run] = (layer.attend, lambda x, _: layer.transform(x))
-    Y, found = [batch.x for batch in batches], list[Cut]()
+    Y, cuts = [batch.x for batch in batches], list[Cut]()
     for kind, run in zip(KINDS, runs, strict=True):
         entering = batches if layer.parallel else [batch._replace(x=y) for batch, y in zip(batches, Y, strict=True)]
         for each in targets:
             if each.structure.kind == kind:
-                found.append(cut(each, second_moments_of(each.structure, run, entering)))
-                found[-1].make(each.structure)
+                cuts.append(cut(each, second_moments_of(each.structure, run, entering)))
+                cuts[-1].make(each.structure)
         Y = [wait(y + run(batch.x, batch.arguments)) for y, batch in zip(Y, entering, strict=True)]
-    return Y, found
+    return Y, cuts
 
 
 def second_moments_of(structure: Structure, run: Run, batches: Iterable[Batch]) -> Tensor:
@@ -287,9 +287,9 @@ def second_moments_of(structure: Structure, run: Run, batches: Iterable[Batch]) 
     matrix = structure.writer
     sums = torch.zeros(matrix.in_features, matrix.in_features, dtype=torch.float64, device=structure.layer.device)
     for x, arguments, mask in batches:
-        with collect_inputs(matrix) as seen:
+        with collect_inputs(matrix) as inputs:
             run(x, arguments)
-        X = widen(seen[0].reshape(*mask.shape, -1)[mask])
+        X = widen(inputs[0].reshape(*mask.shape, -1)[mask])
         add_product(sums, X, X)
     refuse_overflow(sums.isfinite().all())
     return sums
@@ -311,13 +311,13 @@ def find_cheapest(
 
     Raises Unsupported where H is not positive definite.
     """
-    left, gone = RemovalCosts(H, W, width, score), list[int]()
+    left, order = RemovalCosts(H, W, width, score), list[int]()
     rounds = min(rounds or count, count)
     for number in range(rounds):
-        for unit in left.cheapest(-(-(count - len(gone)) // (rounds - number))):
-            gone.append(unit)
+        for unit in left.cheapest(-(-(count - len(order)) // (rounds - number))):
+            order.append(unit)
             left.remove(unit)
-    return gone
+    return order
 
 
 class RemovalCosts:
@@ -356,8 +356,8 @@ class RemovalCosts:
         """Return the `count` units that cost least, by the numbers that they had at first."""
         if self.G.shape[1] >= LATER:
             self._update()
-        found: list[int] = self.numbers[find_lowest(self.costs(), count)].tolist()
-        return found
+        numbers: list[int] = self.numbers[find_lowest(self.costs(), count)].tolist()
+        return numbers
 
     def remove(self, unit: int) -> None:
         """Remove a unit, by the number that it had at first."""

@@ -158,7 +158,7 @@ class _Slicer:
         self.known = log.kept()
         self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
         self.X = log.take()
-        self.mask = [one.to(self.X[0].device) for one in mask]
+        self.mask = [real.to(self.X[0].device) for real in mask]
         self.energy: list[float] = []  # share of the signal's energy in the kept axes, site by site
         self.Q = self.basis(lambda: self.X)
 
@@ -203,18 +203,18 @@ class _Slicer:
 
     def basis(self, signal: Callable[[], list[Tensor]]) -> Tensor:
         """Return the basis of the signal at the next site, (D, D), which an interrupted pass may have found."""
-        found = next(self.known, None)
-        if found is None:
+        outcome = next(self.known, None)
+        if outcome is None:
             self.X = signal()
-            found = self.pca()
-            self.log.add(found, self.X)
-        Q, energy = found
+            outcome = self.pca()
+            self.log.add(outcome, self.X)
+        Q, energy = outcome
         self.energy.append(float(energy))
         return Q.to(self.device)
 
     def advance(self, layer: Layer, B: Tensor, norm: nn.Module, block: Callable[[Tensor, Any], Tensor]) -> list[Tensor]:
         """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
-        B, Q = (one.to(layer.device, torch.float32) for one in (B, self.Q[:, : self.d]))
+        B, Q = (matrix.to(layer.device, torch.float32) for matrix in (B, self.Q[:, : self.d]))
         dtype = layer.out.weight.dtype
         for at, given in enumerate(self.arguments):
             S, waits = self.X[at].to(layer.device) @ Q, self.X[at].device
@@ -268,9 +268,9 @@ def parameters_after_slicing(model: Decoder, d: int, slice_head: bool = False) -
 
 def sizes_of_slices(model: Decoder, widths: Iterable[int], slice_head: bool = False) -> list[int]:
     """Return `sliced_parameters` of each width, by three of them: the count is a polynomial of second degree in d."""
-    constant, one, two = (parameters_after_slicing(model, width, slice_head) for width in range(3))
-    square = (two - 2 * one + constant) // 2
-    linear = one - constant - square
+    constant, first, second = (parameters_after_slicing(model, width, slice_head) for width in range(3))
+    square = (second - 2 * first + constant) // 2
+    linear = first - constant - square
     return [constant + linear * width + square * width**2 for width in widths]
 
 

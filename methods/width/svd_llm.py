@@ -88,7 +88,9 @@ class SVDLLM(Pruner):
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         model.refuse_sliced()
         model.refuse("channels")  # of a mixture of experts
-        shapes = [{name: one.weight.shape for name, one in each.named_matrices().items()} for each in model.layers]
+        shapes = [
+            {name: matrix.weight.shape for name, matrix in each.named_matrices().items()} for each in model.layers
+        ]
         counts = Counter((m, n) for each in shapes for m, n in each.values())
         kept = share_to_keep(counts, ratio * parameters(model), parameters(model))
         return {
@@ -117,16 +119,16 @@ class SVDLLM(Pruner):
                 if number < log.done:
                     tensors = next(kept)
                     names = [name for names in group_by_input(layer, ranks[number]) for name in names]
-                    found = {name: Factors(*tensors[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
-                    put_factors(layer, found)
+                    factors_by_name = {name: Factors(*tensors[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
+                    put_factors(layer, factors_by_name)
                 else:
                     given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
-                    (there,) = move_beside(X, masks)
-                    found = self.factor_layer(layer, ranks[number], X, given, there, wait=calibration.wait)
-                    log.add([tensor for factors in found.values() for tensor in factors], X)
+                    (moved,) = move_beside(X, masks)
+                    factors_by_name = self.factor_layer(layer, ranks[number], X, given, moved, wait=calibration.wait)
+                    log.add([tensor for factors in factors_by_name.values() for tensor in factors], X)
             layer.settle()
-            missed.append({name: float(factors.missed) for name, factors in found.items()})
+            missed.append({name: float(factors.missed) for name, factors in factors_by_name.items()})
         return missed
 
     def factor_layer(
@@ -145,22 +147,22 @@ class SVDLLM(Pruner):
         sums = [torch.zeros(n, n, dtype=torch.float64, device=layer.device) for n in widths]
         for at, (arguments, mask) in enumerate(zip(given, masks, strict=True)):
             with ExitStack() as stack:
-                seen = [stack.enter_context(collect_inputs(matrices[names[0]])) for names in groups]
+                inputs = [stack.enter_context(collect_inputs(matrices[names[0]])) for names in groups]
                 y = layer(X[at], arguments)
-            for H, (entered,) in zip(sums, seen, strict=True):
+            for H, (entered,) in zip(sums, inputs, strict=True):
                 x = widen(entered.reshape(*mask.shape, -1)[mask])
                 add_product(H, x, x)
             if self.prefix == "dense":
                 X[at] = wait(y)
-        found = dict[str, Factors]()
+        factors_by_name = dict[str, Factors]()
         for names in groups:
             S = factor_of_whitening(sums.pop(0))
-            found |= {name: factors_of_rank(matrices[name].weight, S, ranks[name] or 0) for name in names}
-        put_factors(layer, found)
+            factors_by_name |= {name: factors_of_rank(matrices[name].weight, S, ranks[name] or 0) for name in names}
+        put_factors(layer, factors_by_name)
         if self.prefix == "pruned":
             for at, arguments in enumerate(given):
                 X[at] = wait(layer(X[at], arguments))
-        return found
+        return factors_by_name
 
 
 class Factors(NamedTuple):

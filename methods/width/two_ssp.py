@@ -112,19 +112,19 @@ class TwoSSP(Pruner):
                 structures, shared_statistics(norms_of_channels, model, calibration), strict=True
             ):
                 structure.remove(score, channels)
-        cut, found = cuts_of(model, structures), Removals()
+        cut, removals = cuts_of(model, structures), Removals()
         if n:
             trial = Trial(model, calibration.first(self.tokens), "nll")
             log = calibration.log([], "2ssp", channels, n)
-            found = search(trial, sublayers_of(model, "attention"), n * parameters_of_attention(model), log=log)
-            plan |= remove_sublayers(model, found.order)
+            removals = search(trial, sublayers_of(model, "attention"), n * parameters_of_attention(model), log=log)
+            plan |= remove_sublayers(model, removals.order)
         return plan | {
             "parameters": parameters(model),
             "channels": cut["channels"],
             "removed_channels": cut["removed_channels"],
-            "attentions_in_order": [block.layer for block in found.order],
-            "losses": found.losses,
-            "forwards": round(found.runs, 2),
+            "attentions_in_order": [block.layer for block in removals.order],
+            "losses": removals.losses,
+            "forwards": round(removals.runs, 2),
         }
 
 
@@ -144,5 +144,5 @@ def norms_of_channels(model: Decoder, calibration: Calibration) -> list[Tensor]:
             total = total + X.square().sum(1).sqrt().sum(0).cpu()
         return [total / len(calibration.ids)]
 
-    found = collect_by_layer(model, calibration, of_layer)
-    return [norms for (norms,), layer in zip(found, model.layers, strict=True) if layer.has_mlp]
+    norms_by_layer = collect_by_layer(model, calibration, of_layer)
+    return [norms for (norms,), layer in zip(norms_by_layer, model.layers, strict=True) if layer.has_mlp]

@@ -100,9 +100,9 @@ def norms_of_inputs(layer: Layer, X: list[Tensor], arguments: list[Any], masks: 
     """Return ||X_j||, (C,) in float64, of what enters the output matrices of the attention and of the MLP."""
     squares = [torch.zeros((), dtype=torch.float64)] * len(KINDS)
     for x, given, mask in zip(X, arguments, masks, strict=True):
-        seen = run_step(layer, x, given, mask)
-        for kind, signal in enumerate((seen.heads, seen.channels)):
-            squares[kind] = squares[kind] + signal[seen.mask].double().square().sum(0)
+        step = run_step(layer, x, given, mask)
+        for kind, signal in enumerate((step.heads, step.channels)):
+            squares[kind] = squares[kind] + signal[step.mask].double().square().sum(0)
     return [total.sqrt() for total in squares]
 
 

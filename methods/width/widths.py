@@ -61,22 +61,22 @@ def find_equal_widths(
 
     target, kinds = ratio * parameters(model), ("kv_heads", "channels")
     units = dict.fromkeys(kinds, torch.zeros(1, dtype=torch.long))
-    gone, sizes = dict(units), dict.fromkeys(kinds, 0)
+    freed, sizes = dict(units), dict.fromkeys(kinds, 0)
     for structure in structures:
         if sizes[structure.kind] not in (0, structure.size):
             raise Unsupported("the layers' widths differ already, so that no equal cut leaves them equal")
         sizes[structure.kind], units[structure.kind] = structure.size, list_lower_widths(structure, multiple)
-        gone[structure.kind] = gone[structure.kind] + parameters_freed(structure, units[structure.kind], biases)
+        freed[structure.kind] = freed[structure.kind] + parameters_freed(structure, units[structure.kind], biases)
     share = target / sum(structure.cost * structure.size for structure in structures)
     first = int(share * sizes["kv_heads"])
     tried = range(0 if uniform else first, len(units["kv_heads"]))
     for k in sorted(tried, key=lambda k: (abs(k - first), k)):
-        total = gone["kv_heads"][k] + gone["channels"]
+        total = freed["kv_heads"][k] + freed["channels"]
         if total[0] <= target <= total[-1] and (k == 0 or fits(sizes["kv_heads"] - k)):
             return {"kv_heads": k, "channels": int(units["channels"][(total - target).abs().argmin()])}
     k = next(k for k in reversed(tried or [0]) if k == 0 or fits(sizes["kv_heads"] - k))
     most = {"kv_heads": k, "channels": int(units["channels"][-1])}
-    reach = float(gone["kv_heads"][k] + gone["channels"][-1]) / parameters(model)
+    reach = float(freed["kv_heads"][k] + freed["channels"][-1]) / parameters(model)
     left = [f"{sizes[kind] - most[kind]} {kind.replace('_', ' ')}" for kind in kinds if sizes[kind]]
     raise OutOfReach(
         f"ratio {ratio:g} is out of reach: with {' and '.join(left)} left in each layer, {reach:.3f} of the "

@@ -33,9 +33,9 @@ def asked(model_folder, text_file, tmp_path) -> list[str]:
 
 
 def test_a_method_has_its_revision_and_that_of_its_compensation(monkeypatch):
-    assert (methods.revision("shortgpt"), methods.revision("shortgpt+ghost")) == ("1", "1+1")
+    assert (methods.revision_of_method("shortgpt"), methods.revision_of_method("shortgpt+ghost")) == ("1", "1+1")
     monkeypatch.setattr(ShortGPT, "revision", 3, raising=False)
-    assert (methods.revision("shortgpt"), methods.revision("shortgpt+ghost")) == ("3", "3+1")
+    assert (methods.revision_of_method("shortgpt"), methods.revision_of_method("shortgpt+ghost")) == ("3", "3+1")
 
 
 def test_a_method_of_ones_own_has_the_sha256_of_its_file_behind_its_revision(monkeypatch):
@@ -45,8 +45,8 @@ def test_a_method_of_ones_own_has_the_sha256_of_its_file_behind_its_revision(mon
 
     monkeypatch.setitem(REGISTRY, "of-mine", Mine)
     own = hash_file(Path(__file__))
-    assert methods.revision("of-mine") == f"2, {own}"
-    assert methods.revision("of-mine+ghost") == f"2+1, {own}"
+    assert methods.revision_of_method("of-mine") == f"2, {own}"
+    assert methods.revision_of_method("of-mine+ghost") == f"2+1, {own}"
 
 
 def test_methods_that_differ_from_their_commit_have_their_sha256_behind_the_revision(monkeypatch):
