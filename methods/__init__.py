@@ -3,13 +3,16 @@
 depth/         methods that remove layers, attentions or MLPs
 width/         methods that cut heads, channels or the residual stream
 experts/       methods that remove experts of a mixture
-search/        methods that search what goes of which layer, and what searches have in common
+search/        methods that search over what goes from all layers at once
 compensation/  closed-form repairs that follow a method: `shortgpt+ghost`
-listed/        what lists say of methods, and how near each is to its authors' code
-model/         a Hugging Face decoder, seen and cut
+trials/        how methods choose what goes: scores, trials, evolution, windows of layers
+model/         a Hugging Face decoder by role, and the cuts of it
 checkpoint/    pruned models on disk
 
-What a user of this package needs is exported here, wherever it is defined.
+base.py has the class of methods, registry.py finds them by name, budget.py and decisions.py call them, and cards.py
+reads what lists show of them.
+
+This module exports what a user of the package needs, wherever it is defined.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from methods.model.sizes import parameters
 
 
-LAZY = {  # what needs torch is imported when it is asked for
+LAZY = {  # names that need torch: each is imported at its first use
     "Calibration": "methods.model.calibration",
     "Decoder": "methods.model.decoder",
     "parameters": "methods.model.sizes",

@@ -1,9 +1,9 @@
-"""The base class of methods, what it says of the memory and the look of one, and the registry that methods enter.
+"""The base class of methods, the registry that they enter, and the types of their parameters.
 
 Every attribute has a default, so that a method states what is special about it and nothing else. Lists read the
 attributes from the text of the sources (methods/cards.py), where they are literals.
 
-Types of parameters that say which values are right; `methods.make` refuses others.
+The types at the end say which values a parameter may have; `methods.make` refuses all other values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Reuses = Literal["", "removals", "statistics"]
 
 @dataclass(frozen=True)
 class Look:
-    """Says how a method is drawn; reports.figures.style knows the names of colours and lines."""
+    """Says how figures show a method. reports.figures.style knows the names of colours and lines."""
 
     colour: str
     line: str
@@ -77,7 +77,7 @@ class Pruner(ABC):
 
     @property
     def fixed(self) -> bool:
-        """Return whether these parameters alone decide what goes, so that no ratio is asked for."""
+        """Say whether these parameters alone decide what goes, so that the method takes no ratio."""
         return not self.takes_ratio
 
     @property
@@ -87,7 +87,7 @@ class Pruner(ABC):
 
     @property
     def holds(self) -> Holds:
-        """Return what memory pruning takes beside the dense weights."""
+        """Return the memory that pruning takes beside the dense weights."""
         return {
             "nothing": Holds(),
             "calibration": Holds(states=2),
@@ -123,21 +123,25 @@ class Pruner(ABC):
 
     @abstractmethod
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """Return what the ratio turns into, such as {"layers": 8}, from shapes alone.
+        """Return the plan for a ratio from shapes alone, such as {"layers": 8}.
 
         The model may be without weights, so that a request is refused before any work. Raises Unsupported for a
-        structure, OutOfReach for a ratio, that the method cannot serve.
+        model, and OutOfReach for a ratio, that the method cannot serve.
         """
 
     @abstractmethod
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Remove `ratio` of all parameters, in place, and return the decisions as plain JSON.
 
-        A ratio of 0 changes nothing. methods.decisions holds the decisions to a contract. Raises what `plan` raises.
+        A ratio of 0 changes nothing. methods.decisions checks the decisions against its contract. Raises what `plan`
+        raises.
         """
 
     def prune_to(self, model: Decoder, calibration: Calibration, budget: Budget) -> dict[str, Any]:
-        """Prune to a budget of bytes, cache, MACs or milliseconds; called where `takes_budget` is set."""
+        """Prune to a budget of bytes, cache, MACs or milliseconds, and return the decisions.
+
+        Only a method that sets `takes_budget` has it.
+        """
         raise NotImplementedError(f"{self.name} sets takes_budget and has no prune_to")
 
 

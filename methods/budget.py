@@ -1,14 +1,12 @@
-"""How much there is, and what a ratio means.
+"""Turns a ratio into layers and parameters, and finds the ratio at which a method meets a budget.
 
-A ratio is the share of all stored parameters removed: unique tensors, tied ones once, everything added counted back in.
-The request is rounded to whole decoder layers, the coarsest step of any method, and the resulting count is the budget
-of every method of the run.
+A ratio is the share of all stored parameters that is removed. Each tensor counts once, also where it is tied, and what
+a method adds is counted back in. The requested ratio is rounded to whole decoder layers, the coarsest step of any
+method. The resulting count is the budget of every method of the run.
 
-Finds the ratio at which a method meets a budget that is no number of parameters, as --budget macs=0.8.
-
-Methods take shares of all parameters and no other, and how much of a quantity goes with them depends on what a method
-chooses. `pruned_to` asks a method for one ratio after another, each time of the dense model, and keeps what comes
-nearest. A method that takes budgets as they are (`prune_to`) is asked once.
+A budget such as --budget macs=0.8 is a share of another quantity. Methods take shares of all parameters, and how much
+of the quantity goes with them depends on what a method chooses. `prune_to_budget` prunes copies of the dense model at
+one ratio after another, and keeps the nearest result. A method that sets `takes_budget` prunes once.
 """
 
 from __future__ import annotations
@@ -29,9 +27,9 @@ from methods.model.structures import Sublayer, sizes_of_sublayers
 
 
 def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
-    """Return how many layers hold nearest to `ratio` of all parameters. At least `stay` layers, and one, stay.
+    """Return the number of layers whose parameters come nearest to `ratio` of all.
 
-    Raises OutOfReach when the layers that may go do not hold that much.
+    At least `stay` layers stay, and never fewer than one. Raises OutOfReach where the other layers hold less.
     """
     layers, stay = model.layers, max(1, stay)
     total, each = parameters(model), sum(map(layer_parameters, layers)) / len(layers)
@@ -45,9 +43,9 @@ def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
 
 
 def parameters_of_blocks(model: Decoder, ratio: float, blocks: Collection[Sublayer]) -> int:
-    """Return the parameters that `ratio` asks of `blocks`, which never are all that the layers hold.
+    """Return the number of parameters of `blocks` that go at `ratio`.
 
-    Raises OutOfReach when the blocks hold less.
+    Raises OutOfReach where the blocks hold less, or where no layer would stay.
     """
     whole_layers(model, ratio)
     total, held = parameters(model), sum(sizes_of_sublayers(model, blocks).values())
@@ -74,12 +72,12 @@ FINEST = 1e-6  # between ratios that are told apart
 def prune_to_budget(
     wanted: float | Budget, pruner: Pruner, model: Decoder, calibration: Calibration
 ) -> tuple[Decoder, dict[str, Any], dict[str, Any]]:
-    """Return the pruned model, what was decided, and what a record says of a budget, which has none for a ratio.
+    """Return the pruned model, the decisions, and the record's entry on a budget, empty for a ratio.
 
-    A ratio is removed in place. For a budget copies of the model, around the same weights, are pruned until one meets
-    it; the nearest is returned, and the model stays as it is. The first ratio is the one at which all layers lose
-    alike, which is the answer for whole layers; the next ones lie between those that left too much and too little. No
-    ratio is tried at which the method plans what it does at another one.
+    A ratio is removed in place. For a budget, copies around the same weights are pruned until one meets it. The nearest
+    copy is returned, and the model itself does not change. The first ratio is the one at which all layers lose alike;
+    it is the answer for whole layers. The next ones lie between ratios that left too much and too little. No ratio is
+    tried at which the method plans what it plans at another one.
 
     Raises what `prune` raises, and OutOfReach where too much stays at every ratio or where nothing goes.
     """
@@ -98,16 +96,15 @@ def prune_to_budget(
 
 
 def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
-    """Raise OutOfReach for a budget that the method cannot meet by what it plans, which shapes alone decide.
+    """Raise OutOfReach for a budget that the method cannot meet by its plans. These follow from shapes alone.
 
     dense  may be without weights
     """
     search = BudgetSearch(pruner, dense, budget)
     plan, to_remove = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
     unsaid = {"kv_heads": plan.keys().isdisjoint(("d", "ranks"))}
-    heads = plan.get("removed_per_layer", unsaid).get(
-        "kv_heads", 0
-    )  # which a method that removes experts does not name
+    # a method that removes experts names no heads
+    heads = plan.get("removed_per_layer", unsaid).get("kv_heads", 0)
     if budget.of == "kv" and to_remove and not heads and not plan.get("attentions"):
         raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")
     layers = plan.get("layers")
@@ -129,8 +126,8 @@ class _PrunedModel:
 class BudgetSearch:
     """Looks for the ratio at which a method meets a budget.
 
-    low, high  the nearest ratios that left too much and too little, with the share of the quantity that goes there
-    tried      [ratio, the share of the quantity that stays] of each pruning
+    low, high  the nearest ratios that left too much and too little, each with the share of the quantity that goes
+    tried      [ratio, share of the quantity that stays] of each pruning
     limit      a ratio that has turned out to be out of reach
     """
 
@@ -144,12 +141,12 @@ class BudgetSearch:
         self.best: _PrunedModel | None = None
 
     def run(self, calibration: Calibration) -> _PrunedModel:
-        """Prune until the budget is met, no other ratio is left, or there have been TRIES prunings."""
+        """Prune until the budget is met, no ratio is left to try, or there have been TRIES prunings."""
         if self.pruner.takes_budget:
             model = make_twin(self.dense)
             decisions = prune(self.pruner, model, calibration, self.budget)
             self.keep(model, decisions, 1 - parameters(model) / parameters(self.dense))
-            self.high = self.high or (1.0, 1.0)  # it comes as near as its choices allow, which is no matter of reach
+            self.high = self.high or (1.0, 1.0)  # it comes as near as its choices allow, and reach is no matter
             return self.judged()
         ratio: float | None = self.reachable(self.budget.start)
         for _ in range(TRIES):
@@ -163,14 +160,14 @@ class BudgetSearch:
         return self.judged()
 
     def prune(self, ratio: float, calibration: Calibration) -> Calibration:
-        """Prune a copy of the dense model; return the calibration with what a greedy search has found out."""
+        """Prune a copy of the dense model; return the calibration with the removals that a greedy search made."""
         model = make_twin(self.dense)
         decisions = prune(self.pruner, model, calibration, ratio)
         self.keep(model, decisions, ratio)
         return with_known_removals(calibration, decisions)
 
     def keep(self, model: Decoder, decisions: dict[str, Any], ratio: float) -> None:
-        """Note what a pruning has left, and keep its model where none has come as near."""
+        """Note the share that stays after a pruning, and keep its model where none has come as near."""
         stays = self.budget.stays(model)
         self.tried.append([ratio, stays])
         if self.best is None or (abs(stays - self.budget.share), ratio) < (self.missed, self.best.ratio):
@@ -182,11 +179,11 @@ class BudgetSearch:
 
     @property
     def missed(self) -> float:
-        """Return by which share of the quantity the nearest model misses the budget."""
+        """Return the share of the quantity by which the nearest model misses the budget."""
         return math.inf if self.best is None else abs(self.best.stays - self.budget.share)
 
     def following(self) -> float | None:
-        """Return the ratio to try next; None where the budget is met, or where no ratio does anything else."""
+        """Return the ratio to try next; None where the budget is met, or where no ratio changes the plan."""
         if self.missed <= MET:
             return None
         low, less = self.low
@@ -199,7 +196,7 @@ class BudgetSearch:
         return self.unlike(low + (high - low) * (0.5 if halved else (self.wanted - less) / (more - less)), high)
 
     def unlike(self, ratio: float, high: float) -> float | None:
-        """Return the ratio, or the nearest one at which the method plans something else than at both ends; or None."""
+        """Return the ratio, or the nearest one at which the plan differs from those at both ends; None without one."""
         ends = [self.plan(self.low[0]), *([] if self.high is None else [self.plan(high)])]
         planned = self.plan(ratio)
         if planned not in ends:

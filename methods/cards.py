@@ -1,9 +1,8 @@
-"""Says how far each method was held against its authors' code, and where it departs from that on purpose.
+"""Reads from sources and data what lists show of methods and compensations, so that a list imports no torch.
 
-authors_code.json has what was compared, with which commit, and the largest differences, which the tests write and
-check; a departure is a sentence at the head of the method's module.
-
-Reads what lists say of methods and compensations from their sources, so that a list costs no import of torch.
+A comparison says how a method was compared with its authors' code. The tests write authors_code.json, which has the
+commit and the largest differences, and check it. A departure from that code is a sentence at the head of the method's
+module.
 
 A card has the attributes of the class, those of the classes that it inherits from, and the defaults that stand in the
 text of the base class.
@@ -38,18 +37,18 @@ class Speed:
 
     @property
     def times(self) -> str:
-        """Return how many times as fast ours is."""
+        """Return the authors' seconds divided by ours."""
         return f"{self.theirs / self.ours:.1f}"
 
 
 @dataclass(frozen=True)
 class CodeComparison:
-    """Holds how a module was held against code of its method.
+    """Says how a module was compared with other code of its method.
 
     methods         the methods or compensations of the module whose runs were compared
     code            repositories, and the commit of each where it was noted
-    by_the_authors  whether it is the authors' own; otherwise it is somebody's port
-    compared        what was, in words
+    by_the_authors  whether the code is the authors' own; else it is somebody's port
+    compared        what was compared, in words
     put_in          departures that were undone for the comparison, one sentence each
     runs            runs of the code that the tests repeat
     largest         "scores" and "logits" -> the largest difference of all runs
@@ -72,7 +71,7 @@ class CodeComparison:
 
 
 def read_comparisons() -> dict[str, CodeComparison]:
-    """Return the check of every module that was held against other code, by the last part of its name."""
+    """Return the comparison of every module that was compared with other code, by the last part of its name."""
     return {
         name: CodeComparison(
             methods=tuple(comparison["methods"]),
@@ -105,15 +104,15 @@ def _data() -> Any:
 
 
 METHODS = Path(__file__).parent
-WORDS = {"gradients": "calibration, gradients"}  # what a list says of `looks_at`; the others are words already
+WORDS = {"gradients": "calibration, gradients"}  # how a list shows `looks_at`; all other values are shown unchanged
 
 
 @dataclass(frozen=True)
 class Card:
-    """Holds what lists say of a method or a compensation; the fields from `looks_at` on are attributes of its class.
+    """Holds what lists say of a method or a compensation. The fields from `looks_at` on are attributes of its class.
 
     parameters  name, default, meaning
-    module      where it is, such as "depth.sleb"
+    module      the module that defines it, such as "depth.sleb"
     """
 
     name: str
@@ -147,7 +146,7 @@ class Card:
 
     @property
     def without(self) -> tuple[str, ...]:
-        """Return the families of which it can serve no model, since they cannot be cut along one of its axes."""
+        """Return the families whose models it cannot serve, since these cannot be cut along one of its axes."""
         return tuple(name for name, family in FAMILIES.items() if any(map(family.never, self.axes)))
 
 
@@ -192,7 +191,7 @@ def source_of(module: str) -> str:
 class ClassText:
     """Holds what the text of a class says.
 
-    bases       the classes of this package that it names as such
+    bases       its base classes within this package
     registered  the name that each decorator gives it
     parameters  default and meaning of each field
     attributes  its literals that are fields of Card
@@ -214,7 +213,7 @@ class ClassText:
 
 @functools.cache
 def read_classes(module: str) -> dict[str, ClassText]:
-    """Return what the text of a module of this package says of its classes, by their names."""
+    """Return the text of each class in a module of this package, by the names of the classes."""
     text = source_of(module)
     imported, classes = dict[str, str](), dict[str, ClassText]()
     for node in ast.parse(text).body:

@@ -1,6 +1,7 @@
-"""Tells the user what is going on, a line at a time on stderr, so that stdout holds results alone.
+"""Shows the user messages and progress bars on stderr, so that stdout holds results alone.
 
-Progress bars on stderr, for work of more than two seconds; none where the environment has TQDM_DISABLE.
+A message is one line. A bar is shown for work of more than two seconds, and never where the environment has
+TQDM_DISABLE.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 
 def say(message: str) -> None:
-    """Print a line on stderr at once, with the control characters that names of others have written out."""
+    """Print a line on stderr at once, with control characters written out."""
     print(to_printable(message), file=sys.stderr, flush=True)
 
 
@@ -29,9 +30,10 @@ T = TypeVar("T")
 
 
 def make_bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
-    """Return a bar of `total` units, None where that shows only at the end, `done` of them at the start.
+    """Return a progress bar that is redrawn every 0.2 s, or every 20 s where stderr is no terminal.
 
-    Drawn every 0.2 s, or 20 s where no terminal shows it.
+    total  units at the end; None where it is not known before
+    done   units at the start
     """
     quiet = {"disable": True} if os.environ.get("TQDM_DISABLE") else {}  # tqdm itself reads it when it is imported
     every = 0.2 if sys.stderr.isatty() else 20
@@ -39,7 +41,10 @@ def make_bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
 
 
 def show_progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, with a bar that counts those that are done, of `total` where they do not know it."""
+    """Yield the items, with a bar that counts those that are done.
+
+    total  number of items where they have no length; None where it is not known
+    """
     with make_bar(len(items) if isinstance(items, Sized) else total, what, unit) as shown:
         for item in items:
             yield item

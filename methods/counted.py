@@ -1,10 +1,10 @@
-"""What a ratio or a budget is a share of.
+"""Counts the quantities of which a ratio or a budget is a share.
 
-A run may ask for a share of the decoder or of the layers (--ratio-of). Its request is turned into a share of all
-parameters before any method sees it, so that all methods of a run have one budget whatever their papers count.
+A ratio may be a share of the decoder or of the layers (--ratio-of). It is turned into a share of all parameters before
+a method sees it. So all methods of a run have one budget, whatever their papers count.
 
-A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay; methods.budget finds
-the ratio at which a method meets it.
+A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay. methods.budget finds the ratio
+at which a method meets it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Counted = Literal["all", "decoder", "layers"]
 COUNTED: tuple[str, ...] = get_args(Counted)
-QUANTITIES = {  # what a budget may be a share of, and what the share that stays is of, in words
+QUANTITIES = {  # of which a budget may be a share, in words
     "bytes": "the weights' bytes",
     "kv": "the KV cache's bytes per token",
     "macs": "the MACs per token",
@@ -34,10 +34,10 @@ MISSED = 0.005  # of the dense model's quantity: the largest miss of a budget th
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Says how long a generated token takes by the sizes of a model's parts, as a machine has been measured.
+    """Says how long a generated token takes on a machine by the sizes of a model's sublayers.
 
-    parts  by "attention" and "mlp", of a layer: [parameters, milliseconds], rising from [0, 0] to what the dense model
-           has; between two of them a straight line, beyond the last one its slope
+    parts  by "attention" and "mlp", points [parameters, milliseconds] of a sublayer, rising from [0, 0] to the size in
+           the dense model. Between two points the line is straight, and beyond the last one its slope goes on
     rest   milliseconds of all that is no layer
     """
 
@@ -49,7 +49,7 @@ class LatencyTable:
         return self.rest + sum(map(self.of_layer, model.layers))
 
     def of_layer(self, layer: Layer) -> float:
-        """Return the milliseconds of a layer; what is in no part of it, such as a map of the residual, is as an MLP."""
+        """Return the milliseconds of a layer. All outside its sublayers, such as a map of the residual, counts as MLP."""
         sizes = layer.sizes()
         beside = sizes["layer"] - sizes["attention"] - sizes["mlp"]
         (before, less), (most, ms) = self.parts["mlp"][-2:]
@@ -57,7 +57,7 @@ class LatencyTable:
         return of_parts + beside * (ms - less) / (most - before)
 
     def of_part(self, part: str, parameters: int) -> float:
-        """Return the milliseconds of a part with so many parameters."""
+        """Return the milliseconds of a sublayer, "attention" or "mlp", with this number of parameters."""
         points = self.parts[part]
         pairs = pairwise(points)
         (low, less), (high, more) = next((pair for pair in pairs if parameters <= pair[1][0]), (points[-2], points[-1]))
@@ -65,7 +65,7 @@ class LatencyTable:
 
 
 def count_quantity(model: Decoder, of: str, context: int = 0, table: LatencyTable | None = None) -> float:
-    """Return how much there is of what a ratio or a budget is a share of.
+    """Return how much of a quantity a model has.
 
     all      every parameter that is stored
     decoder  all but the embedding, the table of positions and the head: the layers and the final norm
@@ -93,7 +93,7 @@ def count_quantity(model: Decoder, of: str, context: int = 0, table: LatencyTabl
 
 
 def share_of_all(model: Decoder, ratio: float, of: str) -> float:
-    """Return which share of all parameters goes where `ratio` of what is counted goes."""
+    """Return the share of all parameters that goes where the share `ratio` of the quantity `of` goes."""
     return ratio if of == "all" else ratio * count_quantity(model, of) / count_quantity(model, "all")
 
 
@@ -129,11 +129,12 @@ class Budget:
 def budget_of_quantity(
     model: Decoder, to_remove: float, of: str, context: int, *, whole: bool, table: LatencyTable | None = None
 ) -> Budget:
-    """Return the budget of a dense model, which may be without weights, where the share `gone` of a quantity goes.
+    """Return the budget where the share `to_remove` of a quantity of the dense model goes.
 
-    whole  round it to whole layers, as a ratio is rounded
+    model  may be without weights
+    whole  round the share to whole layers, as a ratio is rounded
 
-    Raises OutOfReach when all layers but one hold less.
+    Raises OutOfReach where all layers, or with `whole` all but one, hold less.
     """
     layers, dense = model.layers, count_quantity(model, of, context, table)
     L, inside = len(layers), sum(quantity_of_layer(layer, of, context, table) for layer in layers)
@@ -148,7 +149,7 @@ def budget_of_quantity(
 
 
 def quantity_of_layer(layer: Layer, of: str, context: int, table: LatencyTable | None) -> float:
-    """Return how much of a quantity a layer holds; what it holds goes with it."""
+    """Return how much of a quantity a layer holds. As much goes when the layer goes."""
     from methods.model.sizes import layer_macs
 
     if table is not None:

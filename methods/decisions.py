@@ -1,8 +1,8 @@
-"""Asks a method to prune, and refuses an answer that is not what it did.
+"""Calls a method to prune, and refuses decisions that differ from what it removed.
 
-A method may answer what it likes as plain JSON values. These keys are shared, and reports, exports and compensations
-read them. Layers go by their numbers in the model that the method was given, 0 to L - 1, also behind layers that it has
-dropped (`Layer.number`):
+Decisions are plain JSON values. All methods share the keys below, and reports, exports and compensations read them.
+Layers have their numbers in the model that the method was given, 0 to L - 1, also behind layers that it has dropped
+(`Layer.number`):
 
     removed_layers                         whole layers: numbers, rising
     removed_attention, removed_mlp         layers that have lost this part alone: numbers, rising
@@ -11,7 +11,8 @@ dropped (`Layer.number`):
     kv_heads, channels, experts            L counts, how many are left; 0 of a layer or part that is gone
     removal_order, free_removals           texts, the first removal first; how many of them another ratio may begin with
 
-Who gives one of the keys that begin with `removed_` gives all that something went for: what they leave out has stayed.
+A method that gives one of the `removed_` keys gives every one for which something went. A key that is missing means
+that nothing of its kind went.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ WHERE = "docs/guides/plugins.md says what `prune` answers"
 
 
 def prune(pruner: Pruner, model: Decoder, calibration: Calibration, amount: float | Budget) -> dict[str, Any]:
-    """Remove a ratio or a budget of `model`, in place, and return what was decided, which is then what has gone.
+    """Remove a ratio or a budget of `model`, in place, and return the decisions of the method.
 
     The layers have the numbers from 0 on meanwhile, also where the model has lost some before. Raises WrongDecisions
-    for an answer against the contract above, or that names something else than what went, and what the method raises.
+    where the decisions break the contract above or differ from what went. Raises what the method raises.
     """
     given, numbers, layers = make_outline(model), model.numbers, model.given
     model.number_layers()
@@ -61,7 +62,7 @@ def prune(pruner: Pruner, model: Decoder, calibration: Calibration, amount: floa
 
 
 def make_outline(model: Decoder) -> Decoder:
-    """Return a model of the same shapes without weights, which can be cut as that one."""
+    """Return a model of the same shapes without weights. It can be cut like the given one."""
     parts = (*model.model.parameters(), *model.model.buffers())
     return Decoder(copy.deepcopy(model.model, {id(tensor): _without_values(tensor) for tensor in parts}))
 
@@ -72,12 +73,12 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def misfit_of_decisions(decisions: Mapping[str, Any], given: Decoder) -> str:
-    """Say in one sentence what of the removals in decisions cannot be of a model; empty where all can."""
+    """Return a sentence on the first removal in decisions that does not fit a model; "" where all fit."""
     return next(_misfits(decisions, given.layers), "")
 
 
 def _misfits(decisions: Mapping[str, Any], layers: Sequence[Layer]) -> Iterator[str]:
-    """Say what of the removals in decisions cannot be of these layers; a sentence takes it that those before hold."""
+    """Yield a sentence for each removal that does not fit these layers. Each takes it that those before it fit."""
     for name in WHOLE:
         if wrong := _no_numbers(decisions.get(name, ()), len(layers), "layers"):
             yield f"{name} {wrong}"
@@ -101,7 +102,7 @@ def _misfits(decisions: Mapping[str, Any], layers: Sequence[Layer]) -> Iterator[
 
 
 def _no_plain_values(decisions: Any) -> str:
-    """Say which of the decisions no JSON holds."""
+    """Return a sentence on a decision that JSON cannot hold; "" where there is none."""
     if not isinstance(decisions, dict):
         return f"`prune` returned {decisions!r:.60}, and no dictionary"
     for name, value in decisions.items():
@@ -115,7 +116,7 @@ def _no_plain_values(decisions: Any) -> str:
 
 
 def _no_numbers(given: Any, count: int, what: str) -> str:
-    """Say why a value is no list of rising numbers below `count`."""
+    """Return why a value is no list of rising numbers below `count`; "" where it is one."""
     if not _is_list(given) or not all(map(_is_count, given)):
         return f"is {given!r:.60}, and no list of numbers"
     if beyond := [number for number in given if number >= count]:
@@ -132,7 +133,10 @@ def _is_count(value: Any) -> bool:
 
 
 def _untrue(decisions: Mapping[str, Any], given: Decoder, left: Decoder) -> str:
-    """Say where decisions name something else than what went; cuts `given` to what they leave."""
+    """Return a sentence on the first decision that differs from what went; "" where none does.
+
+    Cuts `given` as the decisions say.
+    """
     if not any(name.startswith("removed_") for name in decisions):
         return ""
     try:
@@ -151,7 +155,7 @@ def _untrue(decisions: Mapping[str, Any], given: Decoder, left: Decoder) -> str:
 
 
 def _unlike(layer: Layer, expected: Layer) -> Iterator[str]:
-    """Say which part or unit of a layer is not as decisions leave it."""
+    """Yield a sentence for each sublayer or kind of unit of a layer that decisions leave in another state."""
     for part, has, due in (
         ("attention", layer.has_attention, expected.has_attention),
         ("mlp", layer.has_mlp, expected.has_mlp),
@@ -171,7 +175,7 @@ def _units(layer: Layer) -> dict[str, int]:
 
 
 def _miscounted(decisions: Mapping[str, Any], left: Decoder) -> str:
-    """Say which count of what is left is another."""
+    """Return a sentence on the first count in decisions that is wrong; "" where all are right."""
     units_by_number = {layer.number: _units(layer) for layer in left.layers}
     for unit in UNITS:
         counts = [units_by_number.get(number, {}).get(unit, 0) for number in range(left.given)]

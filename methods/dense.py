@@ -1,4 +1,4 @@
-"""The model as it is: the baseline of every table."""
+"""The dense model, the baseline of every table."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""The exceptions of the project, of which a user's mistake is one."""
+"""The exceptions of the project, and how they become one line of text."""
 
 from __future__ import annotations
 
 import re
 
-LONG = 200  # characters of one word or of one quoted text, of which a message shows the ends, each of 50 characters
+LONG = 200  # characters of a word or a quoted text from which on a message shows its two ends alone, 50 of each
 
 
 class UserError(Exception):
     """Is raised for a mistake of the user: the program prints it as one line on stderr and exits with code 2.
 
-    The message says what is wrong, what would be right, and where to look. What it repeats of the user's input is
-    shown as `in_one_line` does.
+    The message says what is wrong, what would be right, and where to look. `to_one_line` shortens the user's input in
+    it.
     """
 
     def __init__(self, message: object = "", *more: object) -> None:
@@ -23,7 +23,7 @@ class Unwritable(UserError):
 
 
 class NoRoom(Exception):
-    """Is raised where a folder takes no more of the states that wait in it: an outcome of the cell, in a line."""
+    """Is raised where a folder takes no more of the states that wait in it: an outcome of the cell, not a failure."""
 
 
 class Unsupported(Exception):
@@ -35,11 +35,11 @@ class OutOfReach(ValueError):
 
 
 class WrongDecisions(UserError):
-    """Is raised where a method answers something else than what it did: a mistake of who wrote it."""
+    """Is raised where a method's decisions differ from what it removed: a mistake of the method's author."""
 
 
 class CheckpointError(UserError, ValueError):
-    """Is raised where a model's folder cannot be written, or is not what it says it is."""
+    """Is raised where a model's folder cannot be written, or does not match its own description."""
 
 
 def to_one_line(message: str) -> str:
@@ -51,6 +51,6 @@ def to_one_line(message: str) -> str:
 
 
 def first_line_of(error: BaseException) -> str:
-    """Return an exception as one line."""
+    """Return the first line of an exception's message, or its type where the message is empty."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]

@@ -17,9 +17,9 @@ LONGEST = 50  # characters of the final name in it, so that no such name is too 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
     """Write to a temporary neighbour, flush it to the disk, and rename it to `path`. Raises Unwritable.
 
-    The file may be read and written by whom the umask lets, and one that replaces another by whom that one let.
+    A new file has the permissions of the umask. A file that replaces another one takes over its permissions.
 
-    content  what is written, or what writes it to the path that it is given
+    content  text or bytes, or a function that writes them to the path that it is given
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
                     file.write(content.encode() if isinstance(content, str) else content)
             if callable(content):
                 content(temporary)
-            with temporary.open("r+b") as file:  # which may be another one than before
+            with temporary.open("r+b") as file:  # `content` may have put another file in its place
                 os.fsync(file.fileno())
             temporary.chmod(mode)
             temporary.replace(path)
@@ -44,7 +44,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system lets a folder be opened."""
+    """Flush a folder to the disk, so that a rename in it survives a power cut. Only POSIX systems can."""
     if os.name != "posix":
         return
     opened = os.open(folder, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""Says which files of a model's folder transformers loads, and refuses those that the hash of its weights leaves out.
+"""Lists the files of a model's folder that transformers loads, and refuses those that no hash of a record covers.
 
-A record stands on the sha256 of weights and configuration. What transformers takes from a folder beside them, without a
-word, would change figures under the same hashes: an adapter of PEFT, shards of a distributed checkpoint, and files that
+A record has the sha256 of weights and configuration. transformers silently loads further files of a folder, which would
+change the model under the same hashes: an adapter of PEFT, shards of a distributed checkpoint, and files that
 config.json or the index of the weights name.
 """
 
@@ -29,9 +29,9 @@ NAMES_FILES = {  # keys of config.json by which transformers reads another file 
 
 
 def refuse_unhashed(name: str, folder: Path) -> None:
-    """Raise CheckpointError where transformers would load from a folder what no hash covers.
+    """Raise CheckpointError where transformers would load a file that no hash covers.
 
-    name  what messages call the model
+    name  of the model, for messages
     """
     refuse_odd_files(folder)
     refuse_unhashed_files(name, names_of_files(folder))
@@ -46,7 +46,7 @@ def refuse_unhashed(name: str, folder: Path) -> None:
 
 
 def refuse_odd_files(folder: Path) -> None:
-    """Raise CheckpointError where what should be a file is a folder, a pipe or a device, which might never end."""
+    """Raise CheckpointError where a folder, a pipe or a device stands for a file: reading it might never end."""
     for name in sorted(names_of_files(folder)):
         path = folder / name
         if not path.is_file() and (not path.is_dir() or path.suffix in READ):
@@ -68,7 +68,7 @@ def refuse_unhashed_files(name: str, files: Collection[str]) -> None:
 
 
 def names_of_files(folder: Path) -> set[str]:
-    """Return the names of what is in a folder. Raises CheckpointError where that cannot be read."""
+    """Return the names of the files in a folder. Raises CheckpointError where it cannot be read."""
     try:
         return {file.name for file in folder.iterdir() if file.exists()}
     except OSError as error:
@@ -76,17 +76,17 @@ def names_of_files(folder: Path) -> set[str]:
 
 
 def find_weight_files(folder: Path, files: Collection[str] | None = None) -> list[str]:
-    """Return from which files transformers loads a model; a folder may hold others with the same weights.
+    """Return the files from which transformers loads a model. A folder may hold further copies of its weights.
 
-    files  the names of what will be in the folder; by default of what is
+    files  names of the files that the folder will have; by default of those that it has
     """
     return [WHOLE] if WHOLE in (names_of_files(folder) if files is None else files) else files_in_index(folder)
 
 
 def files_in_index(folder: Path) -> list[str]:
-    """Return the weight files that the index of a folder names; of one without an index, none.
+    """Return the weight files that the index of a folder names; none without an index.
 
-    Raises CheckpointError for an index that is damaged, or names a file elsewhere.
+    Raises CheckpointError for an index that is damaged, or that names a file in another folder.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -109,7 +109,7 @@ def is_file_name(name: str) -> bool:
 
 
 def read_table(file: Path) -> dict[str, Any]:
-    """Return what a JSON file with one object holds. Raises CheckpointError for any other."""
+    """Return the object of a JSON file. Raises CheckpointError where the file holds none."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {file.stat().st_size:,} bytes")

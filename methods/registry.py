@@ -1,9 +1,9 @@
-"""Finds methods and compensations by name, and makes them of what was typed.
+"""Finds methods and compensations by name, and makes pruners from names and parameters.
 
 `shortgpt+ghost` is a method and a compensation, see methods/compensation/base.py.
 
-A method of this package is a file of one of FOLDERS with `@register("name")` in it. A method of one's own is found in a
-file named with --plugin, or through the entry-point group "prunebench.methods" of an installed package.
+A method of this package is a file of one of FOLDERS with `@register("name")` in it. A user's own method is in a file
+that --plugin names, or in an installed package with the entry-point group "prunebench.methods".
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
 
 @functools.cache
 def _entry_points() -> tuple[metadata.EntryPoint, ...]:
-    """Return those of installed packages, for which the files of every package are read."""
+    """Return the entry points of installed packages. This reads the files of every package."""
     from importlib import metadata
 
     return tuple(metadata.entry_points(group=ENTRY_POINTS))
 
 
 def installed_methods() -> list[tuple[str, str]]:
-    """Return (name, package) of the entry points of installed packages, which are named after their methods."""
+    """Return (name, package) of the methods of installed packages: an entry point has the name of its method."""
     points = _entry_points()
     return [(point.name, point.dist.name if point.dist else point.module) for point in points]
 
@@ -89,7 +89,7 @@ def _load_point(point: metadata.EntryPoint) -> None:
         point.load()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too, behind which no verdict would come
+    except BaseException as error:  # SystemExit too, since it would end the program without a message
         package = point.dist.name if point.dist else point.module
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"method {point.name} of the package {package} cannot be imported: {reason}") from error
@@ -116,7 +116,7 @@ def _load_file(path: Path) -> None:
     except KeyboardInterrupt:
         del sys.modules[name]
         raise
-    except BaseException as error:  # SystemExit too, behind which no verdict would come
+    except BaseException as error:  # SystemExit too, since it would end the program without a message
         del sys.modules[name]
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     if set(REGISTRY) == before:
@@ -124,10 +124,11 @@ def _load_file(path: Path) -> None:
 
 
 def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
-    """Return method `name`, such as `shortgpt` or `shortgpt+ghost`, with what is `given` of its parameters.
+    """Return the pruner of method `name`, such as `shortgpt` or `shortgpt+ghost`, with the given parameters.
 
-    Values have their own types or are text; those of a compensation are called `ghost.ridge`. `shortgpt+none` is
-    `shortgpt`. Raises ValueError for an unknown name or parameter and for an unsound value, with what would be right.
+    Values have their own types or are text. A parameter of a compensation has its name in front, as `ghost.ridge`.
+    `shortgpt+none` is `shortgpt`. Raises ValueError for an unknown name or parameter and for an unsound value; the
+    message says what would be right.
     """
     method, plus, mending = name.partition("+")
     given = dict(given or {})
@@ -155,7 +156,7 @@ def parameters_of_pruner(pruner: Pruner) -> dict[str, Any]:
 
 
 def find_changed_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those parameters of method `name` that are not as by default; all of a method that is not known."""
+    """Return the parameters of method `name` that differ from their defaults; all of a method that is not known."""
     defaults = _defaults(name)
     return {
         parameter: value
@@ -182,9 +183,9 @@ def _defaults_of(kind: type, prefix: str) -> dict[str, str]:
 
 
 def revision_of_method(name: str) -> str:
-    """Return the revision of a method, as in "1", or "1+1" with a compensation.
+    """Return the revision of a method: "1", or "1+1" with a compensation.
 
-    Behind it stands the sha256 of each file that defines one of the two and is no part of this package.
+    The sha256 of each file outside this package that defines one of the two follows.
     """
     classes = _classes(name)
     numbers = "+".join(str(getattr(cls, "revision", 1)) for cls in classes)
@@ -200,7 +201,7 @@ def plugin_of(name: str) -> str | None:
 
 
 def modules_of(name: str) -> list[str]:
-    """Return the modules that `make(name)` takes its classes from: the method's, and the compensation's."""
+    """Return the modules that define the classes of `make(name)`: the method's, and the compensation's."""
     return [cls.__module__ for cls in _classes(name)]
 
 
@@ -220,7 +221,7 @@ def _load_compensations() -> dict[str, type[Compensation]]:
 
 
 def _make_object(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str) -> T:
-    """Return an object of the class `known[name]`; its parameters are called with `prefix` in front."""
+    """Return an object of the class `known[name]`; the names of its parameters have `prefix` in front."""
     if name not in known:
         hint = f"{_near(name, known)}? " if _near(name, known) else ""
         raise ValueError(f"no {what} is called {name!r}; {hint}known: {', '.join(sorted(known))}")
