@@ -49,7 +49,7 @@ class LatencyTable:
         return self.rest + sum(map(self.of_layer, model.layers))
 
     def of_layer(self, layer: Layer) -> float:
-        """Return the milliseconds of a layer. All outside its sublayers, such as a map of the residual, counts as MLP."""
+        """Return the milliseconds of a layer. A map of the residual, or what else is no sublayer, counts as MLP."""
         sizes = layer.sizes()
         beside = sizes["layer"] - sizes["attention"] - sizes["mlp"]
         (before, less), (most, ms) = self.parts["mlp"][-2:]

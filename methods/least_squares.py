@@ -1,5 +1,7 @@
 """Linear least squares over more rows than fit in memory, drawn towards a known solution.
 
+First stands the fit itself, then the sinks that it weighs apart, and then the fit of a matrix in front of a norm.
+
     W* = argmin over W of  sum over rows of w ||x W + b - y||^2  +  ridge * sum_i A_ii ||W_i - W0_i||^2
 
     (A + ridge diag(A)) W* = B + ridge diag(A) W0,    A = sum of w x^T x,    B = sum of w x^T y
@@ -10,51 +12,43 @@ the share by which noise of the channel's own spectrum would blur it. The usual 
 weak channels unbounded beside the few huge ones that language models have.
 
 Sums and solutions are in float64. Rows of x in half precision are multiplied in float32, a micro-batch at a time
-(methods/model/precision.py).
+(methods/model/precision.py). The weight w of a row is 1, except for attention sinks.
 
-The weight w of a row is 1, but for attention sinks, which are a population of their own (methods/least_squares.py).
-
-I = columns of x, O = columns of y, M = rows of one piece, B = sequences of a micro-batch, T = tokens.
-
-Tells attention sinks from the other tokens, by the size of their states, for fits that sum squares over tokens.
-
-Many language models hold a state of huge norm at the first position of a sequence, and at few others, on which heads
-that have nothing to do spend their attention: Xiao, Tian, Chen, Han, Lewis 2024, "Efficient Streaming Language Models
-with Attention Sinks", ICLR, arXiv 2309.17453; Sun, Chen, Kolter, Liu 2024, "Massive Activations in Large Language
-Models", COLM, arXiv 2402.17762. In SmolLM2-135M such a state is a hundred times as long as the others behind layer 11.
-A sum of squares over all tokens is then decided by the sinks, and one that leaves them out loses them where they first
-appear inside the removed layers. So they are a population of their own: a fit minimises
+Attention sinks. Many language models hold a state of huge norm at the first position of a sequence, and at few others.
+Heads that have nothing to do spend their attention on it: Xiao, Tian, Chen, Han, Lewis 2024, "Efficient Streaming
+Language Models with Attention Sinks", ICLR, arXiv 2309.17453; Sun, Chen, Kolter, Liu 2024, "Massive Activations in
+Large Language Models", COLM, arXiv 2402.17762. In SmolLM2-135M such a state is a hundred times as long as the others
+behind layer 11. Sinks decide a sum of squares over all tokens. A sum without them loses them where they first appear
+inside the removed layers. So they are a population of their own: a fit minimises
 
     J = sum_others ||e||^2 / sum_others ||z||^2  +  s sum_sinks ||e||^2 / sum_sinks ||z||^2
 
-e what is missed at a token, z the state that is wanted there, s = 1, or, where there are fewer sinks than sequences,
-their number by that of the sequences. A token is a sink where its norm is more than TIMES the median, in any of the
-states that a fit sees. Where there is none, J is the usual sum of squares but for a factor.
+e is the error at a token and z its target state. s is 1 or, where there are fewer sinks than sequences, their number
+divided by that of the sequences. A token is a sink where its norm is more than TIMES the median, in any of the states
+of a fit. Without sinks J is the usual sum of squares up to a factor.
 
-What a sink needs is to be one: the norm in front of every block does not see its size. So a sink that is there already
-is wanted in the size that it has, in the direction of z (`wanted_states`). To shrink one, as the last layers of
+The size of a sink does not matter, since every block reads it through a norm. So the target of a token that is a sink
+already has the sink's size and the direction of z (`states_to_fit`). To shrink a sink, as the last layers of
 SmolLM2-135M do, would cost the other tokens much.
 
-B = sequences of a micro-batch, T = tokens, D = residual width.
+A norm behind the matrix. In Gemma 2 and OLMo 2 a norm stands between the output matrix and the residual. A block adds
+m = g * u, u = o / rms(o), with o = x W at each token and a gain g for each channel. This is not linear in W, since the
+norm divides by the size of o. It is linear where s = 1 / rms(o) is held fixed at each token, at the value that the
+matrix gave before. With t the target of the block's addition,
 
-Least squares for an output matrix whose result is normed before it joins the residual, as in Gemma 2 and OLMo 2.
+    W = argmin  sum over tokens of ||s x W - t / (k g)||^2  +  the penalty above
 
-A block adds m = g * u, u = o / rms(o), with o = x W at each token and a gain g for each channel. What it adds is not
-linear in W, since the norm divides by the size of o. With s = 1 / rms(o) held fixed at each token, at what the matrix
-before gives, it is, and with t what the block ought to add,
-
-    W = argmin  sum over tokens of ||s x W - t / (k g)||^2  +  the penalty of methods/least_squares.py
-
-Each channel's gain is a factor of its whole equation, and falls out. s follows from the new W, and the number k, by
-which all gains are multiplied, from the least squares of t by k g u: several removed blocks add more than one, and a
-norm gives no more than its gains. Of a few rounds the one that misses least is taken. At last each gain is the least
-squares of its own channel,
+Each channel's gain is a factor of its whole equation, and falls out. s follows from the new W. The number k multiplies
+all gains and follows from the least squares of t by k g u: several removed blocks add more than a single one, and a
+norm gives no more than its gains. The round with the least error counts, of a few rounds. At last each gain is the
+least squares of its own channel,
 
     g_i = sum over tokens of u_i t_i  /  sum over tokens of u_i^2
 
-so that on the tokens it is fitted on the block never misses more than before. No parameter is added.
+so that on the fitted tokens the block never has a larger error than before. No parameter is added.
 
-I = columns of x, D = residual width, M = rows of one piece.
+I = columns of x, O = columns of y, M = rows of one piece, B = sequences of a micro-batch, T = tokens, D = residual
+width.
 """
 
 from __future__ import annotations
@@ -71,14 +65,11 @@ from methods.model.calibration import Wait, keep_in_memory
 from methods.model.layer import Layer, epsilon_of
 from methods.model.precision import add_product, widen
 
-HELD_OUT = 4  # one sequence in so many is left out of the fit that is judged by it
+HELD_OUT = 4  # every fourth sequence is left out of a fit, and judges it
 
 
 def relative_error_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return ||d||^2 / ||z||^2, summed in float64 over pairs of what a fit misses, d, and what was wanted, z.
-
-    0 where there is nothing.
-    """
+    """Return ||d||^2 / ||z||^2, summed in float64 over pairs of an error d and a target z; 0 where all z are 0."""
     missed = whole = 0.0
     for d, z in pairs:
         missed += sum_of_squares(d)
@@ -114,7 +105,7 @@ class LeastSquares:
     def solve(self, ridge: float, towards: Tensor, *, intercept: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return W* (I, O) and b (O,) or None, in float64; `towards` is W0 (I, O).
 
-        Raises Unsupported where the ridge is too small for the rows that there are.
+        Raises Unsupported where the ridge is too small for the number of rows.
         """
         A, B = torch.empty_like(self.xx).T.copy_(self.xx), self.xy  # A by columns, so that L can take its place
         if intercept:
@@ -138,11 +129,11 @@ class LeastSquares:
 
 @dataclass(frozen=True)
 class Rows:
-    """Holds what one micro-batch gives to a fit of x W + b to y.
+    """Holds the rows of one micro-batch for a fit of x W + b to y.
 
     x      (B, T, I)
     y      (B, T, O)
-    z      (B, T, D) the state whose size an error is held against
+    z      (B, T, D) the state by whose size an error is divided
     where  (B, T) true at the tokens that are fitted
     sink   (B, T) true at attention sinks
     """
@@ -155,17 +146,17 @@ class Rows:
 
     @property
     def populations(self) -> tuple[Tensor, Tensor]:
-        """Return (B, T) twice, true at the fitted tokens that are no sinks, and at those that are."""
+        """Return two masks (B, T): of the fitted tokens that are no sinks, and of those that are sinks."""
         return self.where & ~self.sink, self.where & self.sink
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Holds a solution, W (I, O) and b (O,) or None, in float64, and what it was found to miss.
+    """Holds a solution, W (I, O) and b (O,) or None, in float64, and its error on held-out sequences.
 
-    held_out        ||x W + b - y||^2 / ||z||^2 over every fourth sequence's tokens but its sinks, by a solution of the
-                    other sequences; None where there is but one sequence
-    held_out_sinks  the same over their sinks; None where there is none
+    held_out        ||x W + b - y||^2 / ||z||^2 over the tokens of every fourth sequence that are no sinks, by a
+                    solution of the other sequences; None where there is a single sequence
+    held_out_sinks  the same over the sinks of these sequences; None where there is none
     """
 
     W: Tensor
@@ -183,10 +174,12 @@ def errors_of_fit(
     *,
     fitted: Fitted | None = None,
 ) -> dict[str, Any]:
-    """Return, for the record, ||y - z||^2 / ||z||^2 before and after a fit, and by it of sequences it has not seen.
+    """Return for the record the error ||y - z||^2 / ||z||^2 before and after a fit, and on held-out sequences.
 
-    Over the tokens that are no sinks; over the sinks, and how many there are, under "sinks". Of `sinks` and `where`
-    there is (B, T) for each micro-batch, of z and of y `before` and `after` (B, T, D).
+    The errors are over the tokens that are no sinks. The entry "sinks" has those over the sinks, and their number.
+
+    sinks, where      (B, T) for each micro-batch
+    z, before, after  (B, T, D) for each micro-batch: the target, and y before and after the fit
     """
 
     def missed(y: Sequence[Tensor], tokens: Sequence[Tensor]) -> float:
@@ -207,13 +200,13 @@ def errors_of_fit(
 def total_error_of_fit(
     sinks: Sequence[Tensor], where: Sequence[Tensor], z: Sequence[Tensor], y: Sequence[Tensor]
 ) -> float:
-    """Return ||y - z||^2 / ||z||^2 over the sinks, added to that over all other tokens; arguments as of `errors`."""
+    """Return ||y - z||^2 / ||z||^2 over the sinks plus that over all other tokens; see `errors_of_fit`."""
     missed = errors_of_fit(sinks, where, z, y, y)
     return float(missed["error_after"] + missed.get("sinks", {}).get("error_after", 0.0))
 
 
 def weight_of_sinks(batches: Sequence[Rows]) -> float:
-    """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2 (methods/least_squares.py)."""
+    """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2; 1 where there is no sink."""
     ordinary, sinks = (sum(sum_of_squares(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
     count = sum(int(each.populations[1].sum()) for each in batches)
     return min(1.0, count / sum(len(each.where) for each in batches)) * ordinary / sinks if sinks and ordinary else 1.0
@@ -228,10 +221,13 @@ def fit(
     intercept: bool = False,
     hold_out: bool = True,
 ) -> Fitted:
-    """Fit x W + b to y over all micro-batches; `towards` is W0 (I, O). `hold_out` judges it too, by one more solve.
+    """Return the fit of x W + b to y over all micro-batches.
 
-    `sinks` says whether attention sinks weigh as a population of their own. Raises Unsupported where the ridge is too
-    small for the rows that there are.
+    towards   W0 (I, O)
+    sinks     whether attention sinks weigh as a population of their own
+    hold_out  judge the fit too, by one more solve
+
+    Raises Unsupported where the ridge is too small for the number of rows.
     """
     weights = (1.0, weight_of_sinks(batches) if sinks == "apart" else 1.0)
     known, held = split_held_out(batches) if hold_out else (list(batches), [])
@@ -246,7 +242,7 @@ def fit(
 
 
 def _errors_of_held_out(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
-    """Return what a solution misses of other sequences, and of the sinks in them; None where there are none."""
+    """Return the error of a solution on held-out tokens that are no sinks, and on sinks; None where there are none."""
     is_present = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
     return [relative_error_of(_residuals(held, i, W, b)) if is_present[i] else None for i in (0, 1)]
 
@@ -258,7 +254,7 @@ def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, floa
 
 
 def _residuals(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what W and b miss at the tokens of population i, and their z, for each micro-batch."""
+    """Yield the errors of W and b at the tokens of population i, and their z, for each micro-batch."""
     for each in batches:
         tokens = each.populations[i]
         x = widen(each.x[tokens])
@@ -267,7 +263,10 @@ def _residuals(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> 
 
 
 def split_held_out(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
-    """Return the micro-batches without every fourth sequence, and with it alone; of fewer, without the last."""
+    """Return the micro-batches without every fourth sequence, and with these alone.
+
+    Of two or three sequences the last one is held out, and of a single one none.
+    """
     total, known, held, number = sum(len(each.where) for each in batches), list[Rows](), list[Rows](), 0
     if total == 1:
         return list(batches), []
@@ -280,15 +279,16 @@ def split_held_out(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
     return known, held
 
 
-Sinks = Literal["apart", "alike"]  # a population of their own, or tokens as all others
+Sinks = Literal["apart", "alike"]  # a population of their own, or tokens like all others
 
 TIMES = 5.0  # the median norm; in SmolLM2-135M sinks have 5 to 11 times it in layers 2 to 7, 28 or more from 11 to 27
 
 
 def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tensor]:
-    """Return (B, T) for each micro-batch, true at what is a sink in any of the states.
+    """Return (B, T) for each micro-batch, true at tokens that are a sink in any of the states.
 
-    `where` (B, T) is true at real tokens; of each of `states` there is (B, T, D) for each micro-batch.
+    where   (B, T) for each micro-batch, true at real tokens
+    states  (B, T, D) for each micro-batch, of one state or several
     """
     masks = [torch.zeros_like(real) for real in where]
     for each in states:
@@ -301,7 +301,10 @@ def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tenso
 def states_to_fit(
     where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], sinks: Sinks, wait: Wait = keep_in_memory
 ) -> list[Tensor]:
-    """Return z, (B, T, D) for each micro-batch; with sinks `apart`, where y is one as well as z, in the size of y."""
+    """Return the target states, (B, T, D) for each micro-batch: z, in the size of y at tokens that are a sink in both.
+
+    With sinks `alike` they are z itself.
+    """
     if sinks == "alike":
         return list(z)
     wanted = []
@@ -311,13 +314,13 @@ def states_to_fit(
     return wanted
 
 
-ROUNDS = 3  # of s and W
-SMALL = 0.05  # of the median gain: a smaller one counts as that much where it is divided by
+ROUNDS = 3  # in which s and W are solved for
+SMALL = 0.05  # of the median gain: the least gain that is divided by
 
 
 @dataclass(frozen=True)
 class Norm:
-    """Holds what stands between a block and the residual: gains g (D,) in float64, and epsilon."""
+    """Holds a norm between a block and the residual: gains g (D,) in float64, and epsilon."""
 
     g: Tensor
     epsilon: float
@@ -339,25 +342,25 @@ class Norm:
         return (o.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
 
     def undo(self, m: Tensor) -> Tensor:
-        """Return m / g, (..., D): what the norm was given, but for its size at each token."""
+        """Return m / g, (..., D): the input of the norm up to its size at each token."""
         return m / self.divisor.to(m.dtype)
 
     @property
     def divisor(self) -> Tensor:
-        """Return g with those near zero moved away from it."""
+        """Return g, with gains near zero moved away from it."""
         least = SMALL * self.g.abs().median()
         return torch.where(self.g.abs() < least, least * torch.where(self.g < 0, -1.0, 1.0), self.g)
 
 
 @dataclass(frozen=True)
 class NormedMap:
-    """Maps what enters an output matrix to what its block adds: g * x W / rms(x W)."""
+    """Maps the input of an output matrix to the addition of its block: g * x W / rms(x W)."""
 
     W: Tensor
     norm: Norm
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return what is added for x (..., I), in the dtype of x."""
+        """Return the addition for x (..., I), in the dtype of x."""
         o = x.double() @ self.W
         return (self.norm.g * o / self.norm.size(o)).to(x.dtype)
 
@@ -365,9 +368,10 @@ class NormedMap:
 def fit_normed(
     batches: Sequence[Rows], ridge: float, towards: Tensor, sinks: Sinks, norm: Norm, *, hold_out: bool = True
 ) -> tuple[NormedMap, Fitted]:
-    """Fit what a block adds to y over all micro-batches; `towards` is W0 (I, D), `norm` what stands behind it.
+    """Return the map that fits the addition of a block to y over all micro-batches, and the fit with its errors.
 
-    Returns the map, and the fit as methods/least_squares.py has it, judged by sequences that it has not seen.
+    towards  W0 (I, D)
+    norm     the norm behind the matrix
     """
     weights = (1.0, weight_of_sinks(batches) if sinks == "apart" else 1.0)
     known, held = split_held_out(batches) if hold_out else (list(batches), [])
@@ -398,7 +402,7 @@ def _rounds(
 def _solve(
     batches: Sequence[Rows], weights: tuple[float, float], ridge: float, towards: Tensor, now: NormedMap
 ) -> Tensor:
-    """Return W with the size of each token as it is now."""
+    """Return W, with the size of each token that the map `now` gives."""
     sums, divisor = LeastSquares(towards.shape[0], towards.shape[1], towards.device), now.norm.divisor
     for x, t, w in _pieces(batches, weights):
         sums.add(x / now.norm.size(x @ now.W), t / divisor, w)
@@ -406,7 +410,7 @@ def _solve(
 
 
 def _factor(batches: Sequence[Rows], weights: tuple[float, float], fit: NormedMap) -> float:
-    """Return k, by which all that is added is multiplied to come nearest to what is wanted; 1 where it points away."""
+    """Return k, the factor that brings the additions nearest to their targets; 1 where they point away."""
     both = own = 0.0
     for x, t, w in _pieces(batches, weights):
         m = fit(x)
@@ -415,7 +419,7 @@ def _factor(batches: Sequence[Rows], weights: tuple[float, float], fit: NormedMa
 
 
 def _gains(batches: Sequence[Rows], weights: tuple[float, float], fit: NormedMap) -> Tensor:
-    """Return g (D,); a channel that is never given anything keeps its gain."""
+    """Return g (D,); a channel whose input is always 0 keeps its gain."""
     both, own = torch.zeros_like(fit.norm.g), torch.zeros_like(fit.norm.g)
     for x, t, w in _pieces(batches, weights):
         o = x @ fit.W
@@ -436,7 +440,7 @@ def _pieces(batches: Sequence[Rows], weights: tuple[float, float]) -> Iterator[t
 
 
 def _normed_residuals(batches: Sequence[Rows], i: int, fit: NormedMap) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what the map misses at the tokens of population i, and their z, for each micro-batch."""
+    """Yield the errors of the map at the tokens of population i, and their z, for each micro-batch."""
     for each in batches:
         tokens = each.populations[i]
         yield fit(each.x[tokens].double()) - each.y[tokens].double(), each.z[tokens]

@@ -3,13 +3,11 @@
     from methods import checkpoint
     model = checkpoint.load("laco-30")
 
-save_load            a `Decoder` as a folder, and back
-pruned_config        the configuration of a model whose layers differ, and the stock classes that are cut to it
-transformers_compat  which shapes a stock transformers loads
-stock                the stock class of a configuration, and the one width that it takes
+save_load            a `Decoder` as a folder, and back; checks of such a folder
+pruned_config        the configuration of a model whose layers differ, and of stock classes that have one width
+transformers_compat  which models stock transformers can hold, and zeros that make more of them so
 weight_files         safetensors, sharded and checked
 model_card           the README of a saved model
-verify               whether a folder is what it says
 """
 
 from __future__ import annotations

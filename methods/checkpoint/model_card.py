@@ -1,8 +1,7 @@
 """Writes the card of a stored model, README.md, from its manifest and nothing else.
 
-What the manifest does not say is left out: a figure that nobody measured has no line. The words are in
-model_card.md.jinja. The front matter holds the figures once more, as the model index that the hub shows as evaluation
-results.
+A value that the manifest lacks has no line. The words are in model_card.md.jinja. The front matter holds the values
+once more, as the model index that the hub shows as evaluation results.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 PROTOCOL = ("tokens", "windows", "window", "drawn", "stride", "bos")  # of a perplexity
-TEXT_METRICS = {  # how the hub calls a figure, how a record does, and how a reader does
+TEXT_METRICS = {  # name on the hub: (name in a record, words for a reader)
     "perplexity": ("perplexity", "perplexity per token"),
     "bits_per_byte": ("bits_per_byte", "bits per byte"),
 }
@@ -53,7 +52,7 @@ def render(manifest: Mapping[str, Any]) -> str:
 
 @cache
 def _template() -> Template:
-    """Return the words of a card, which take 0.05 s to compile."""
+    """Return the template of a card. It takes 0.05 s to compile."""
     from jinja2 import Template
 
     return Template(TEMPLATE.read_text(encoding="utf-8"))
@@ -66,7 +65,7 @@ def title_of(manifest: Mapping[str, Any]) -> str:
 
 
 def results_of_manifest(measured: Mapping[str, Any]) -> list[EvalResult]:
-    """Return the figures of a manifest as evaluation results of the hub, each with the protocol in its name."""
+    """Return the measured values of a manifest as evaluation results of the hub, each with the protocol in its name."""
     from huggingface_hub import EvalResult
 
     results = []
@@ -86,7 +85,7 @@ def results_of_manifest(measured: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def words_of_windows(scored: Mapping[str, Any]) -> str:
-    """Say on how much of a text, and how cut, a perplexity was measured."""
+    """Return in words the windows of text that a perplexity was measured on."""
     count = f"{scored['windows']:,} windows" if "windows" in scored else "windows"
     stride = f", stride {scored['stride']:,}" if "stride" in scored else ""
     where = {True: ", drawn from the text", False: ", one behind the other", None: ""}[scored.get("drawn")]
@@ -94,12 +93,12 @@ def words_of_windows(scored: Mapping[str, Any]) -> str:
 
 
 def words_of_documents(answered: Mapping[str, Any]) -> str:
-    """Say on how many documents of a task, and behind how many examples, a metric was measured."""
+    """Return in words the documents of a task that a metric was measured on, and the examples in front of each."""
     shots = f", {answered['fewshot']}-shot" if "fewshot" in answered else ""
     return f"{answered['documents']:,} of {answered['available']:,} documents{shots}"
 
 
 def group_equal_layers(layers: list[dict[str, Any]]) -> list[tuple[int, int, dict[str, Any]]]:
-    """Return (first, last, facts) for each run of layers about which a manifest says the same."""
+    """Return (first, last, facts) for each run of layers with equal facts in a manifest."""
     runs = [list(run) for _, run in groupby(enumerate(layers), key=lambda numbered: numbered[1])]
     return [(run[0][0], run[-1][0], run[0][1]) for run in runs]

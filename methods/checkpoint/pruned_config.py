@@ -1,8 +1,8 @@
-"""Models whose layers differ: what each layer holds, as plain values, and back.
+"""Describes models whose layers differ, as plain values, and builds them from such a description.
 
-A pruned model is its base architecture with fewer units. PrunedConfig keeps the base's configuration and says for each
-layer what is left of it; building a model from it makes the base's own class and cuts it to these shapes with the same
-cuts that methods use. Importing this file makes such folders load through the Auto classes of transformers.
+A pruned model is its base architecture with fewer units. PrunedConfig keeps the base's configuration and the units that
+are left of each layer. A model that is built from it has the base's own class, cut to these shapes with the same cuts
+that methods use. Importing this file makes such folders load through the Auto classes of transformers.
 
     per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size (0 of a mixture),
                                  attention_output_bias, mlp_output_bias    whether the output matrix has a bias
@@ -12,12 +12,11 @@ cuts that methods use. Importing this file makes such folders load through the A
                                  scaling    of the attention's scores, where it is not what the layer's number gives}}
     residual            {"hidden_size": d, "output_size": e} where the residual stream has been cut to d and ends as e
 
+A stock class of transformers takes one width for all layers, among those that its configuration allows.
+`stock_config_of` gives such a configuration.
+
 Letters: D = residual width of the base, d, e = what is left of it in and behind the layers, G = key/value heads,
          I = MLP width.
-
-What a stock transformers class takes: one width for all layers, among those that its configuration allows.
-
-Letters: G = key/value heads, I = MLP width.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class PrunedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class PrunedForCausalLM:
-    """Is what the Auto classes ask for a PrunedConfig's model; they get one of the base's class."""
+    """Stands behind the Auto classes for a PrunedConfig, and gives them a model of the base's class."""
 
     config_class = PrunedConfig
 
@@ -97,7 +96,7 @@ def class_that_cuts(config: PrunedConfig) -> Any:
 
 
 def describe(model: Decoder) -> PrunedConfig:
-    """Return the configuration that says what `model` holds."""
+    """Return the configuration that describes `model`."""
     whole = Decoder(make_empty(model.config.from_dict(model.config.to_dict()))).layers
     layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
     if any(maps):
@@ -138,7 +137,7 @@ def _facts(layer: Layer) -> dict[str, Any]:
 
 
 def cut(model: Decoder, config: PrunedConfig) -> None:
-    """Cut a model of the base's shapes to those of `config`, in place. Which units stay is for its weights to fill.
+    """Cut a model of the base's shapes to those of `config`, in place. Weights are filled in later.
 
     Raises ValueError for a description that does not fit the base.
     """
@@ -213,7 +212,7 @@ def _set_bias(matrix: nn.Linear, wanted: bool) -> None:
 
 
 def _cut_residual(model: Decoder, d: int, e: int) -> None:
-    """Cut every shape to what slicing leaves: norms without gains, shortcuts, and d or e instead of D."""
+    """Cut every shape to that of a sliced model: norms without gains, shortcuts, and d or e instead of D."""
     fuse_norms(model, centre_embeddings=False)
     weight = model.embed.weight
     Q = torch.eye(model.embed.embedding_dim, dtype=torch.float64, device=weight.device)
@@ -236,11 +235,11 @@ def _cut_residual(model: Decoder, d: int, e: int) -> None:
 
 
 class Uneven(ValueError):
-    """Says that stock transformers cannot hold the model, and what it has no place for."""
+    """Is raised where stock transformers cannot hold a model. The message says what it has no place for."""
 
 
 def class_of_config(config: PreTrainedConfig) -> Any:
-    """Return the class that transformers has for causal language models of this configuration."""
+    """Return the class of transformers for causal language models of this configuration."""
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
@@ -278,7 +277,7 @@ def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
 
 
 def has_one_mlp(layer: Layer) -> bool:
-    """Say whether a layer has an MLP that is no mixture of experts."""
+    """Say whether a layer has an MLP, and no mixture of experts."""
     return layer.has_mlp and layer.experts is None
 
 

@@ -1,4 +1,4 @@
-"""Pruned models on disk: safetensors, a configuration that tells the truth, and a card; written whole or not at all.
+"""Saves pruned models as folders, loads them again, and checks such folders. A folder is whole or absent.
 
     config.json              of the stock class where stock transformers can hold the model, else a PrunedConfig
     model*.safetensors       the weights, in several files above a limit, with an index as transformers writes it
@@ -6,10 +6,11 @@
     prunebench.json          the manifest: layout, hashes, counts, structure, where the model is from (see `save`)
     README.md                the card, made from the manifest
 
-A folder with a stock configuration needs nothing but transformers. Any other loads with `load`, or, where this file has
-been imported, through the Auto classes. Nothing here pickles or unpickles.
+A folder with a stock configuration needs transformers alone. Any other folder loads with `load`, or, where this file
+has been imported, through the Auto classes. No code in this file pickles or unpickles.
 
-Checks whether a saved model is what its folder says, one check after the other, each with what was found.
+`verify` checks a folder: whether files, shapes, loader and number of parameters are those of its manifest, and whether
+the model computes.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def save(
                            difference and nats per token. Absent where the dtype is the model's own
         ...                facts
 
-    Raises CheckpointError, and leaves nothing behind, when the folder is taken, the disk refuses, the model runs code
-    of its own, is in float64, or has something that no description fits.
+    Raises CheckpointError, and leaves no file behind, where the folder is taken, the disk refuses, the model runs code
+    of its own, is in float64, or has a part that no description fits.
     """
     refuse_own_code(model)
     folder, own = Path(folder), model.embed.weight.dtype
@@ -123,7 +124,7 @@ def save(
 
 
 def refuse_own_code(model: Decoder) -> None:
-    """Raise CheckpointError for a model whose class is not one of transformers: code is not stored beside weights."""
+    """Raise CheckpointError for a model whose class is not one of transformers, since no code is stored."""
     kind = type(model.model)
     if kind.__module__.partition(".")[0] != "transformers":
         raise CheckpointError(f"{kind.__name__} is code that came with the model, and a saved model holds no code")
@@ -150,7 +151,7 @@ def load(
     device  one, or several over which its layers are spread
     store   lets weights lie in files, whatever the device, see bench.data.pretrained.load
 
-    Raises CheckpointError for a folder that is not what its manifest and its configuration say.
+    Raises CheckpointError for a folder that differs from its manifest or its configuration.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -209,14 +210,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return the configuration of `folder`. Raises CheckpointError where weights or manifest disagree with it."""
+    """Return the configuration of `folder`. Raises CheckpointError where weights or manifest differ from it."""
     stored = weight_files.shapes_on_disk(folder, manifest["weights"])
     try:
         _refuse_layers(PreTrainedConfig.get_config_dict(folder)[0].get("num_hidden_layers", 1), len(stored))
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _refuse_layers(config.num_hidden_layers, len(stored))
         shell = make_empty(config)
-    except Exception as error:  # whatever transformers makes of a description that it does not expect
+    except Exception as error:  # transformers raises any exception for a description that it does not expect
         reason = first_line_of(error.__cause__ or error)
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {reason}") from error
     problem = difference_of_shapes(stored, shapes_of(shell))
@@ -228,7 +229,7 @@ def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _refuse_layers(layers: int, stored: int) -> None:
-    """Raise ValueError for more layers than weights, which transformers would take for ever to count, or for none."""
+    """Raise ValueError for no layers, or for more layers than weights: transformers would build those without end."""
     if not 0 < layers <= stored:
         raise ValueError(f"it has {layers} layers, and there are {stored} weights")
 
@@ -244,7 +245,7 @@ def _structure(described: PrunedConfig) -> dict[str, Any]:
 
 
 def _experts(model: Decoder) -> dict[str, Any]:
-    """Return what `save` says of mixtures of experts, which as it stores them all hold as many."""
+    """Return the manifest's entry on mixtures of experts; empty without mixtures. All of a stored model are equal."""
     mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
     if not mixtures:
         return {}
@@ -254,7 +255,7 @@ def _experts(model: Decoder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Form:
-    """Says how a model is stored: config.json, the tensors, its structure, and why not in stock form, if it is not."""
+    """Says how a model is stored: config.json, tensors, structure, and why not in stock form; None where it is."""
 
     config: PreTrainedConfig
     tensors: dict[str, Tensor]
@@ -263,7 +264,10 @@ class Form:
 
 
 def form_of(model: Decoder, ids: Tensor) -> Form:
-    """Return the stock form if transformers makes the same model of it, else the described. Raises CheckpointError."""
+    """Return the stock form where transformers builds the same model from it, else the form of a PrunedConfig.
+
+    Raises CheckpointError where neither form holds the model.
+    """
     described = describe(model)
     held = _structure(described)
     try:
@@ -292,7 +296,7 @@ def _pad(model: Decoder, ids: Tensor) -> tuple[Decoder, dict[str, Any]]:
 
 
 def _rounding(expected: Tensor, rounded: Tensor, dtype: str) -> dict[str, Any]:
-    """Return what `dtype` costs: the largest difference of a logit, and the mean KL divergence in nats per token."""
+    """Return the manifest's entry on rounding to `dtype`: the largest difference of a logit, and the mean KL."""
     if not bool(rounded.isfinite().all()):
         raise CheckpointError(f"in {dtype} the model's logits overflow; store it in another dtype")
     p, q = expected.log_softmax(-1), rounded.log_softmax(-1)
@@ -333,7 +337,7 @@ CACHED = 1e-4  # share of the largest logit by which generation with and without
 
 @dataclass(frozen=True)
 class Check:
-    """Is one line of `verify`."""
+    """Holds one line of `verify`."""
 
     name: str
     passed: bool
@@ -344,7 +348,7 @@ class Check:
 
 
 def verify(folder: Path) -> Iterator[Check]:
-    """Yield the checks of a folder that `save` wrote; they end early where no model can be made of it.
+    """Yield the checks of a folder that `save` wrote. They end early where it gives no model.
 
     Raises CheckpointError for a folder without a readable manifest.
     """

@@ -1,8 +1,9 @@
-"""What stock transformers can hold: one width for all layers, and nothing that its classes do not build by themselves.
+"""Finds out whether stock transformers can hold a pruned model, and pads models with zeros so that it can.
 
-Whether a pruned model is of that kind is found out by trying: the stock class is built from the configuration, names
-and shapes are compared, the weights are put in, and the logits must come out. What differs only in width can be padded
-with zeros to the smallest widths that the stock class takes; a head or channel of zeros adds nothing to the residual.
+Stock transformers holds one width for all layers, and only parts that its classes build. A trial decides: the stock
+class is built from the configuration, names and shapes are compared, the weights are put in, and the logits must be the
+same. Layers that differ in width alone can be padded with zeros to the smallest widths that the stock class takes. A
+head or channel of zeros adds nothing to the residual.
 
 Letters: H = query heads, G = key/value heads, R = H / G, E = head width, I = MLP width, V = vocabulary.
 """
@@ -49,7 +50,7 @@ WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
     """Return the stock configuration of a model whose layers have the same widths. Raises Uneven for any other.
 
-    form    its description
+    form  description of the model
     """
     if reason := reason_for_own_code(form):
         raise Uneven(reason)
@@ -67,7 +68,7 @@ def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
 
 
 def reason_for_own_code(form: PrunedConfig) -> str | None:
-    """Say what a described model has that no choice of sizes, layer by layer, makes of its family's layers, or None."""
+    """Return which part of a described model no sizes of its family's layers can give; None where there is none."""
     if form.residual is not None:
         return "the residual stream has been cut, and each layer maps it from one basis to the next"
     for number, facts in enumerate(form.per_layer_config):
@@ -81,7 +82,10 @@ def reason_for_own_code(form: PrunedConfig) -> str | None:
 
 
 def tensors_to_store(model: Decoder, shell: Any) -> dict[str, Tensor]:
-    """Return what is stored by name: a tied tensor once, transposed where `shell`, a model of its class, has it so."""
+    """Return the tensors to store, by name: a tied tensor once, and transposed where `shell` holds it transposed.
+
+    shell  a model of the stock class
+    """
     transposed = {f"{name}.weight" for name in names_of_transposed(shell)}
     tied = model.model.all_tied_weights_keys or {}
     return {
@@ -97,10 +101,10 @@ def names_of_transposed(shell: Any) -> list[str]:
 
 
 def build_from_tensors(config: PreTrainedConfig, stored: dict[str, Tensor], dtype: torch.dtype) -> Any:
-    """Return the model of `config` around the tensors `stored`, which stay where they lie and are not copied.
+    """Return the model of `config` around the tensors `stored`, without copying them.
 
-    The loader of transformers would take room for a second model on a GPU first. Raises ValueError for a tensor that is
-    missing or left over.
+    The loader of transformers would first take room for a second model on a GPU. Raises ValueError for a tensor that
+    is missing or left over.
     """
     with init_empty_weights(include_buffers=False):
         options = {"dtype": dtype, "trust_remote_code": False}
@@ -117,7 +121,10 @@ def build_from_tensors(config: PreTrainedConfig, stored: dict[str, Tensor], dtyp
 def load_quietly(
     config: PreTrainedConfig, folder: str, place: decoder.Place, dtype: torch.dtype, **options: Any
 ) -> Any:
-    """Call `from_pretrained` without progress bars. Raises ValueError for a tensor that is missing or left over."""
+    """Return the model of a folder, loaded without progress bars.
+
+    Raises ValueError for a tensor that is missing or left over.
+    """
     kind = class_that_cuts(config) if isinstance(config, PrunedConfig) else class_of_config(config)
     options |= decoder.options_of_loading(lambda: Decoder(make_empty(config)), place)
     shown = logging.is_progress_bar_enabled()
@@ -130,12 +137,12 @@ def load_quietly(
 
 
 def load_with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = False, **options: Any) -> Any:
-    """Call `from_pretrained` of a class, which draws the weights that a folder lacks at random, and refuse that.
+    """Return the model that `from_pretrained` of a class loads, where the folder has all of its weights.
 
     left_over  allows tensors that the model has no place for
 
-    Raises ValueError for a tensor that is missing, has another shape or is left over. What is tied to another tensor,
-    or what transformers itself makes anew, is not missing.
+    transformers draws weights that a folder lacks at random. Raises ValueError for a tensor that is missing, has
+    another shape or is left over. A tensor that is tied, or that transformers itself makes anew, is not missing.
     """
     with _report_withheld():
         model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -149,7 +156,7 @@ def load_with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = Fa
 
 @contextmanager
 def _report_withheld() -> Iterator[None]:
-    """Have the report that transformers logs of a load say nothing where a ValueError says what is wrong."""
+    """Withhold the report that transformers logs of a load where a ValueError says what is wrong."""
     logger, held = getLogger("transformers.modeling_utils"), list[LogRecord]()
 
     def is_another(record: LogRecord) -> bool:
@@ -170,13 +177,13 @@ def _report_withheld() -> Iterator[None]:
 
 
 def shapes_of(shell: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shape of everything that a model of this class and these sizes stores, by name."""
+    """Return the shape of every tensor that a model of this class and these sizes stores, by name."""
     tied = shell.all_tied_weights_keys or {}
     return {name: tuple(tensor.shape) for name, tensor in shell.state_dict().items() if name not in tied}
 
 
 def difference_of_shapes(shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
-    """Return a sentence on the first tensor that is not as wanted, or None."""
+    """Return a sentence on the first tensor whose shape is not the wanted one; None where all are."""
     for name in [*wanted, *shapes]:
         if name not in shapes:
             return f"{name} is missing"
@@ -188,7 +195,7 @@ def difference_of_shapes(shapes: dict[str, tuple[int, ...]], wanted: dict[str, t
 
 
 def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, Tensor]:
-    """Return the tensors from which `config` makes the same model again. Raises Uneven when it does not."""
+    """Return the tensors from which `config` builds the same model again. Raises Uneven where it does not."""
     shell = make_empty(config)
     stored = tensors_to_store(model, shell)
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
@@ -205,18 +212,18 @@ def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, 
 
 
 def may_reorder_sums(model: Decoder, shell: Any) -> bool:
-    """Say whether the same model may sum in another order once it is rebuilt as one of the class of `shell`.
+    """Say whether the same model may sum in another order once it is rebuilt in the class of `shell`.
 
-    A transposed matrix takes another kernel, and a GPU adds what a token's experts give as its threads come.
+    A transposed matrix takes another kernel, and a GPU adds the outputs of a token's experts in any order.
     """
     on_gpu = model.embed.weight.device.type != "cpu"
     return bool(names_of_transposed(shell)) or (on_gpu and any(layer.experts is not None for layer in model.layers))
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Return by which share of the largest logit a model in `dtype` may differ from the same one that sums otherwise.
+    """Return the share of the largest logit by which a model in `dtype` may differ where it sums in another order.
 
-    So does one of other shapes, for which a GPU takes another kernel.
+    A model of other shapes may do so, too, since a GPU takes another kernel for them.
     """
     return max(TOLERANCE, ROUNDINGS * torch.finfo(dtype).eps)
 
@@ -228,10 +235,10 @@ def compute_logits(model: Decoder, ids: Tensor) -> Tensor:
 
 
 def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
-    """Return a copy with zeros where layers are narrower than the widest, and a logit's largest difference on `ids`.
+    """Return a copy with zeros where layers are narrower than the widest, and the largest difference of its logits.
 
-    The widths are the smallest ones that the stock class takes. Raises Uneven when there are none, and when the copy
-    does not compute the same up to rounding.
+    The widths are the smallest ones that the stock class takes. Raises Uneven where there are none, and where the copy
+    does not compute the same on `ids` up to rounding.
     """
     form = describe(model)
     if form.residual is not None or any(getattr(facts, "ranks", {}) for facts in form.per_layer_config):
@@ -268,7 +275,7 @@ def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
 
 @torch.no_grad()
 def _copy(narrow: Decoder, wide: Decoder) -> None:
-    """Fill `wide` with the units of `narrow`, each matrix from its first unit on; the rest of it is left as it is."""
+    """Fill `wide` with the units of `narrow`, each matrix from its first unit on. The rest of it does not change."""
     matrices = {id(matrix.weight) for layer in narrow.layers for matrix in layer.matrices}
     target = dict(wide.model.named_parameters())
     for name, parameter in narrow.model.named_parameters():

@@ -1,4 +1,4 @@
-"""Weight files: safetensors written into a folder that appears whole or not at all, and checked when they are read."""
+"""Writes safetensors into a folder that appears whole or not at all, and checks such files before they are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from methods.model_files import INDEX
 
 @contextmanager
 def write_folder_whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write into that becomes `folder` at the end; after an exception nothing of it is left.
+    """Yield a folder to write into. It becomes `folder` at the end, and goes where an exception is raised.
 
     Raises CheckpointError when `folder` is taken, and for whatever the disk refuses.
     """
@@ -42,11 +42,12 @@ def write_folder_whole(folder: Path) -> Iterator[Path]:
 def write_weights(
     folder: Path, tensors: dict[str, Tensor], held: Callable[[str], torch.dtype], most: int
 ) -> dict[str, dict[str, Any]]:
-    """Write the tensors, cast to what their names are held in, in files of at most `most` bytes.
+    """Write the tensors in files of at most `most` bytes, and return {file: {bytes, sha256}}.
 
-    One tensor that is larger has a file of its own.
-    One file is model.safetensors; several are numbered and have an index, as transformers reads them. Tensors are cast
-    file by file. Returns {file: {bytes, sha256}}. Raises CheckpointError as `cast_to`.
+    held  gives the dtype of a tensor by its name
+
+    A single file is model.safetensors; several are numbered and have an index, as transformers reads them. A tensor
+    larger than `most` has a file of its own. Tensors are cast file by file. Raises what `cast_to` raises.
     """
     shards: list[list[str]] = [[]]
     kinds = {name: held(name) if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
@@ -72,7 +73,7 @@ def write_weights(
 
 
 def cast_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the tensor in another dtype. Raises CheckpointError where that has no place for one of its numbers."""
+    """Return the tensor in another dtype. Raises CheckpointError where a finite number overflows there."""
     cast = tensor.to(dtype)
     if cast.is_floating_point() and not cast.isfinite().all() and tensor.isfinite().all():
         kind = str(dtype).removeprefix("torch.")
@@ -81,7 +82,7 @@ def cast_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def is_listed(weights: Any) -> bool:
-    """Say whether what a manifest says of its weights is {file: {bytes, sha256}}, of files in its own folder."""
+    """Say whether the weights of a manifest have the form {file: {bytes, sha256}}, with files of its own folder."""
     return isinstance(weights, dict) and all(
         isinstance(entry, dict)
         and isinstance(entry.get("bytes"), int)
@@ -94,7 +95,7 @@ def is_listed(weights: Any) -> bool:
 def check_weights(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = True) -> None:
     """Raise CheckpointError for a weight file that is missing, truncated, changed, or not in the list.
 
-    And for a folder of which transformers would load others than those of the list.
+    The same goes for a folder from which transformers would load files that are not in the list.
     """
     model_files.refuse_unhashed(str(folder), folder)
     if unlisted := set(model_files.find_weight_files(folder)) - weights.keys():

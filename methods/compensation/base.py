@@ -1,20 +1,18 @@
-"""Compensations: what is left of a pruned model is refitted in closed form to make up for what has gone.
+"""The base class of compensations, closed-form repairs of a pruned model, and the boundaries at which most work.
 
-A compensation is an axis of its own: `shortgpt+ghost` is ShortGPT, repaired by ghost, and a Pruner like any other. What
-it adds to the model counts: the pruner is asked for so much more that removed less added parameters come nearest to the
-budget.
+`shortgpt+ghost` is ShortGPT, repaired by ghost, and a Pruner like any other. The parameters that a compensation adds
+count. So the pruner removes more, until removed less added parameters come nearest to the budget.
 
-To add one, write a file of this folder with `@register_compensation("name")` above a frozen dataclass.
+To add a compensation, write a file of this folder with `@register_compensation("name")` above a frozen dataclass.
 
-Where blocks have been cut out of a model, and what a map at each cut would have to do.
+A boundary lies where a run of blocks has been removed, whole layers or single attentions and MLPs: behind the last
+block in front of the run. `repair_at_boundaries` takes the calibration tokens through the dense and the pruned model
+side by side. At each boundary a compensation gets both models' states, with all earlier boundaries repaired:
 
-A cut lies behind the last block that is left before a run of removed ones, be they whole layers or single attentions
-and MLPs. `at_boundaries` walks the dense and the pruned model side by side over the calibration tokens; at each cut it
-shows what the pruned model has there, every earlier cut mended already, and what the dense model has behind the run:
+    y = r + n    the pruned model's residual, with n the addition of its last block
+    z            the dense model's residual behind the run
 
-    y = r + n    the pruned model's residual at the cut, n what its last block adds        z    the dense model's state
-
-Attention sinks are a population of their own at each cut (methods/least_squares.py).
+Attention sinks are a population of their own at each boundary (methods/least_squares.py).
 
 Letters: B = sequences of a micro-batch, T = tokens, D = residual width.
 """
@@ -53,10 +51,10 @@ class Compensation(ABC):
     name: ClassVar[str] = ""  # set by @compensation
 
     # Where it can follow a method.
-    reads_states: ClassVar[bool] = True  # whether it needs states of the residual, which a sliced model has in no basis
-    by_layer: ClassVar[bool] = False  # whether it needs one dense layer at a time: the others wait on the host
-    needs_one_mlp: ClassVar[bool] = False  # whether it changes the matrices of each layer's MLP, which no mixture has
-    not_behind: ClassVar[tuple[str, ...]] = ()  # methods that do so themselves
+    reads_states: ClassVar[bool] = True  # whether it needs states of the residual; a sliced model has none in one basis
+    by_layer: ClassVar[bool] = False  # whether it needs one dense layer at a time, so that all others wait on the host
+    needs_one_mlp: ClassVar[bool] = False  # whether it changes the matrices of each layer's MLP; a mixture has none
+    not_behind: ClassVar[tuple[str, ...]] = ()  # methods that do the same themselves
 
     # What it takes beside the pruning: read by --plan and by the placement of weights.
     forwards: ClassVar[float] = 1.0  # over all calibration tokens, without the head
@@ -78,14 +76,14 @@ class Compensation(ABC):
 
     @abstractmethod
     def parameters_added(self, pruning: Pruning) -> int:
-        """Return how many parameters `repair` will add, from shapes alone.
+        """Return the number of parameters that `repair` will add, from shapes alone.
 
-        Raises Unsupported where the compensation has no way to serve what the pruner has done.
+        Raises Unsupported where the compensation cannot serve the pruned model.
         """
 
     @abstractmethod
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        """Refit the pruned model, in place, and return what was done, as plain JSON values."""
+        """Refit the pruned model, in place, and return a report for the record, as plain JSON values."""
 
 
 REGISTRY: dict[str, type[Compensation]] = {}
@@ -93,7 +91,7 @@ C = TypeVar("C", bound=type[Compensation])
 
 
 def register_compensation(name: str) -> Callable[[C], C]:
-    """Return a class decorator that makes a frozen dataclass available as compensation `name`."""
+    """Return a class decorator that registers a frozen dataclass as compensation `name`."""
 
     def add(cls: C) -> C:
         if not issubclass(cls, Compensation) or "__dataclass_fields__" not in vars(cls):
@@ -142,7 +140,7 @@ class CompensatedPruner(Pruner):
         return self.pruner.forwards(layers, removed, tokens) + self.compensation.forwards
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """Return the pruner's plan; how much more it has to remove is known when it has chosen."""
+        """Return the pruner's plan. How much more it has to remove follows from what it chooses."""
         if self.pruner.name in self.compensation.not_behind:
             raise Unsupported(f"{self.pruner.name} does what {self.compensation.name} does by itself; leave it out")
         if self.compensation.needs_one_mlp:
@@ -165,7 +163,7 @@ class CompensatedPruner(Pruner):
         return decisions | fits | {"compensation": {"name": self.compensation.name, "added_parameters": added} | done}
 
     def _prune(self, model: Decoder, dense: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        """Prune `model` so that with what will be added the budget is met as nearly as the pruner can."""
+        """Prune `model` so that, with the parameters that will be added, it comes nearest to the budget."""
         requested, missed, total = ratio, dict[float, float](), parameters(dense)
         places = [layer.device for layer in model.layers]
         best, best_decisions = ratio, dict[str, Any]()  # of the tries so far
@@ -189,13 +187,13 @@ class CompensatedPruner(Pruner):
         if best != requested:
             _restore(model, dense, places)
             if self.pruner.only_cuts:
-                cut(model, best_decisions)  # what was found, which a search would have to find again
+                cut(model, best_decisions)  # without a second search
             else:
                 best_decisions = prune(self.pruner, model, calibration, best)
         return best_decisions | ({"asked_of_pruner": best} if best != ratio else {})
 
     def _is_same(self, dense: Decoder, first: float, second: float) -> bool:
-        """Say whether both ratios ask the same of the pruner, as they do where they round to as many layers."""
+        """Say whether the pruner has the same plan for both ratios, as where they round to as many layers."""
         try:
             return self.pruner.plan(dense, first) == self.pruner.plan(dense, second)
         except OutOfReach:
@@ -229,7 +227,7 @@ def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None
 
 
 class ResidualMap(Compensation):
-    """A compensation that puts a map M (D, D) of the residual at each cut, y = x + x M; a subclass fits M."""
+    """A compensation that puts a map M (D, D) of the residual at each boundary, y = x + x M; a subclass fits M."""
 
     sinks: Sinks
     tokens: int | None
@@ -256,11 +254,11 @@ class ResidualMap(Compensation):
 
 @dataclass(frozen=True)
 class Pruning:
-    """Holds what a pruner has done.
+    """Holds a dense and a pruned model, and what the pruner removed.
 
     kept     the dense model's numbers of the pruned model's layers
-    removed  what went, as the record names it: which layers, parts and units
-    windows  first and last of the layers whose work the first of them has been refitted to do
+    removed  the decisions that begin with `removed`: layers, sublayers and units
+    windows  first and last layer of each run whose work its first layer has been refitted to do
     """
 
     dense: Decoder
@@ -272,11 +270,11 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Boundary:
-    """Says where a cut lies.
+    """Says where a boundary lies.
 
-    behind     the number of the pruned model's layer whose end the cut is; -1: the cut is before the first layer
-    removed    "layer 3", "attention 5": what is gone, by the dense model's numbers
-    until      half layers of the dense model that have been run at the end of the removed run
+    behind   number of the pruned model's layer whose end it is; -1: it lies in front of the first layer
+    removed  the run of removed blocks, by the dense model's numbers: "layer 3", "attention 5"
+    until    half layers of the dense model up to the end of the removed run
     """
 
     behind: int
@@ -285,7 +283,7 @@ class Boundary:
 
 
 def boundaries_of(pruning: Pruning) -> list[Boundary]:
-    """Return the cuts, from front to rear."""
+    """Return the boundaries of a pruned model, from front to rear."""
     kept, dense = pruning.kept, pruning.dense
     layers, cuts, run, behind = pruning.pruned.layers, list[Boundary](), list[str](), -1
     until = 0
@@ -316,12 +314,12 @@ def boundaries_of(pruning: Pruning) -> list[Boundary]:
 
 @dataclass(frozen=True)
 class BoundaryStates:
-    """Holds one micro-batch at a cut.
+    """Holds the states of one micro-batch at a boundary.
 
     y, n, z  (B, T, D)
     where    (B, T) true at real tokens
-    sink     (B, T) true at those of them that are attention sinks
-    wait     keeps what is computed of them until all micro-batches are fitted, as `Calibration.wait` does
+    sink     (B, T) true at real tokens that are attention sinks
+    wait     keeps tensors until all micro-batches are fitted, as `Calibration.wait` does
     """
 
     y: Tensor
@@ -332,17 +330,17 @@ class BoundaryStates:
     wait: Wait = keep_in_memory
 
     def measured(self, sinks: Sinks) -> Tensor:
-        """Return (B, T), true at the tokens whose sizes are compared: all real ones, or those that are no sinks."""
+        """Return (B, T), true at the tokens whose sizes are compared: the real ones, with `apart` without sinks."""
         return self.where & ~self.sink if sinks == "apart" else self.where
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Says what a compensation has made of a cut.
+    """Says how a compensation has repaired a boundary.
 
-    state     gives what the pruned model has at the cut from then on, (B, T, D) for each micro-batch
-    gain      what the model's residual behind the cut is multiplied by in effect, since its norms do not see it
-    fitted    the fit, where there is one, with what it misses on held-out sequences
+    state   gives the pruned model's residual at the boundary after the repair, (B, T, D) of a micro-batch
+    gain    factor by which the residual behind the boundary is larger in effect, since norms do not see its size
+    fitted  the fit, where there is one, with its error on held-out sequences
     """
 
     state: Callable[[BoundaryStates], Tensor]
@@ -357,16 +355,16 @@ Compensate = Callable[[Boundary, list[BoundaryStates]], Repair]
 def repair_at_boundaries(
     pruning: Pruning, calibration: Calibration, sinks: Sinks, repair: Compensate
 ) -> dict[str, Any]:
-    """Call `mend` at each cut, from front to rear, and go on with the states that it leads to.
+    """Call `repair` at each boundary, from front to rear, and go on with the states that follow from it.
 
-    Returns, for the record, how many tokens were read, and for each of the `cuts` what was removed and what `errors`
-    says of it.
+    Returns for the record the number of tokens that were read, and under `cuts` for each boundary the removed blocks
+    and the errors (`errors_of_fit`).
     """
     cuts, dense = {cut.behind: cut for cut in require_boundaries(pruning)}, pruning.dense
     entries, masks = enter_all(dense, calibration, values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
     where = [mask.to(dense.embed.weight.device) for mask in masks]
     x, report, gain, wait = [entry.x for entry in entries], list[dict[str, Any]](), 1.0, calibration.wait
-    states, layers = States(dense, entries, wait), pruning.pruned.layers[: max(cuts) + 1]  # as they are without maps
+    states, layers = States(dense, entries, wait), pruning.pruned.layers[: max(cuts) + 1]  # still without maps
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
@@ -409,7 +407,10 @@ def repair_at_boundaries(
 
 
 def numbers_of_layers_left(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> list[int]:
-    """Return the dense model's numbers of the layers that are left. Raises Unsupported where a method does not say."""
+    """Return the dense model's numbers of the layers that are left.
+
+    Raises Unsupported where the decisions do not name the removed layers.
+    """
     removed = set(decisions.get("removed_layers", []))
     kept = [number for number in range(len(dense.layers)) if number not in removed]
     if len(kept) != len(pruned.layers):
@@ -418,7 +419,7 @@ def numbers_of_layers_left(decisions: dict[str, Any], dense: Decoder, pruned: De
 
 
 def require_boundaries(pruning: Pruning) -> list[Boundary]:
-    """Return the cuts. Raises Unsupported where the pruner has removed nothing whole."""
+    """Return the boundaries. Raises Unsupported where the pruner has removed no whole block."""
     cuts = boundaries_of(pruning)
     if not cuts:
         raise Unsupported(

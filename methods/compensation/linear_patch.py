@@ -65,7 +65,7 @@ def _size(x: Tensor, where: Tensor, H: Tensor) -> Tensor:
 
 
 def make_hadamard(n: int) -> Tensor:
-    """Return an orthonormal matrix (n, n), in float64: entries of one size where the construction gives such a one."""
+    """Return an orthonormal matrix (n, n), in float64, with entries of one size where the construction gives it."""
     core = n & -n  # the largest power of two in n
     while core >= 1:
         base = _paley(n // core)

@@ -110,7 +110,7 @@ class Refit(Compensation):
         return {"refitted": report, "tokens": int(read.mask.sum())}
 
     def put(self, cut: dict[str, nn.Linear], weights: list[Tensor]) -> list[dict[str, Any]]:
-        """Give a layer's cut matrices what was fitted before an interruption, and return the report of that time."""
+        """Give a layer's cut matrices the weights of an interrupted attempt, and return the report of that attempt."""
         *fitted, encoded = weights
         values = iter(fitted)
         for matrix in cut.values():
@@ -129,7 +129,10 @@ class Refit(Compensation):
         batches: list[tuple[Tensor, Any, Tensor]],
         wait: Wait,
     ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """Refit what a layer has lost, on (input, arguments, real tokens); return what leaves it, and a report."""
+        """Refit the cut matrices of a layer; return its outputs, and a report.
+
+        batches  (input, arguments, real tokens) of each micro-batch
+        """
         x = [state for state, _, _ in batches]
         if not cut:
             return [wait(layer(state, given)) for state, given, _ in batches], []
@@ -155,9 +158,9 @@ class Refit(Compensation):
         *,
         wait: Wait,
     ) -> tuple[list[Tensor], dict[str, Any]]:
-        """Refit one output matrix, in place, on (input, arguments, real tokens).
+        """Refit one output matrix, in place; return its outputs, (B, T, D) each, and the errors for the record.
 
-        Returns what the block gives from then on, (B, T, D) each, and for the record what it misses.
+        batches  (input, arguments, real tokens) of each micro-batch
         """
         b = 0 if matrix.bias is None or self.intercept else matrix.bias.double()
         entered, given, Y = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -178,12 +181,12 @@ class Refit(Compensation):
 
 
 def output_of_attention(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Return what the output matrix gives for the residual x in front of the attention, (B, T, D) -> (B, T, D)."""
+    """Return the output of the attention's output matrix for the residual x in front of it, (B, T, D) -> (B, T, D)."""
     return layer.attention(layer.attn_norm(x), arguments)
 
 
 def output_of_mlp(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Return what the output matrix gives for the residual x in front of the MLP, (B, T, D) -> (B, T, D)."""
+    """Return the output of the MLP's output matrix for the residual x in front of it, (B, T, D) -> (B, T, D)."""
     return layer.feed_forward(layer.mlp_norm(x))
 
 
@@ -191,13 +194,13 @@ RUN: dict[str, Run] = {"attention": output_of_attention, "mlp": output_of_mlp}
 
 
 def pairs_of_layers(pruning: Pruning) -> list[tuple[Layer, Layer]]:
-    """Return for each layer of the pruned model the dense layer that it was, and the layer."""
+    """Return (dense layer, layer) for each layer of the pruned model."""
     layers = pruning.dense.layers
     return [(layers[number], layer) for number, layer in zip(pruning.kept, pruning.pruned.layers, strict=True)]
 
 
 def find_narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
-    """Return the output matrices that have fewer columns than they had, by `attention` and `mlp`."""
+    """Return the output matrices that have lost columns, by `attention` and `mlp`."""
     matrices = {}
     if layer.has_attention and layer.out.in_features < whole.out.in_features:
         matrices["attention"] = layer.out

@@ -54,17 +54,17 @@ class Reinitialize(Compensation):
     @torch.no_grad()
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         model: Any = pruning.pruned.model
-        host = copy_tensors(model, torch.device("cpu"))  # whose draws are those of every device
+        host = copy_tensors(model, torch.device("cpu"))  # so that the draws are the same on every device
         drawn: Any = copy.deepcopy(model, host)  # drops the marks of loaded weights, which would not be drawn again
         with torch.random.fork_rng(gpus_of(model)):
             torch.manual_seed(self.seed)
             drawn.apply(drawn._init_weights)
         for module in drawn.modules():
             _start_fairly(module)
-        made = dict[int, nn.Parameter]()  # by the ids of those drawn, of which tied ones are one
+        made = dict[int, nn.Parameter]()  # by the ids of the drawn parameters, so that tied ones stay tied
         for mine, new in zip(model.modules(), drawn.modules(), strict=True):
             for name, parameter in mine._parameters.items():
-                if parameter is not None:  # which is not written to, since the dense model may share it
+                if parameter is not None:  # it is replaced and not written to, since the dense model may share it
                     counterpart = new._parameters[name]
                     if id(counterpart) not in made:
                         made[id(counterpart)] = nn.Parameter(
@@ -79,7 +79,7 @@ class Reinitialize(Compensation):
 
 
 def _start_fairly(module: nn.Module) -> None:
-    """Let what no family has start where it changes the model least, or is as large as what it stands for."""
+    """Reset parts that no family has: shortcuts to identities, maps to zeros, factors to the size of their matrix."""
     for shortcut in getattr(module, "shortcuts", ()):
         nn.init.eye_(shortcut.weight)
     if isinstance(module, MappedLayer):

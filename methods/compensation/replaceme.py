@@ -93,7 +93,7 @@ class ReplaceMe(Compensation):
         return fit(rows, self.ridge, torch.eye(D, dtype=torch.float64, device=batches[0].y.device), self.sinks)
 
     def fold_before_the_norm(self, layer: Layer, batches: list[BoundaryStates]) -> Repair:
-        """Fit T and the gains of the norm behind it, and put both in."""
+        """Fit T and the gains of the norm behind it, and put both into the layer."""
         which = 1 if layer.has_mlp else 0
         norm, D = Norm.behind(layer, which), batches[0].y.shape[-1]
         rows = [
@@ -115,7 +115,7 @@ class ReplaceMe(Compensation):
 
 
 def fold_map(matrix: nn.Linear, T: Tensor) -> None:
-    """Map what the matrix gives by T, (D, D) in float64: W <- T^T W, b <- T^T b."""
+    """Map the output of a matrix by T, (D, D) in float64: W <- T^T W, b <- T^T b."""
     matrix.weight = nn.Parameter((T.T @ matrix.weight.double()).to(matrix.weight.dtype), matrix.weight.requires_grad)
     if matrix.bias is not None:
         matrix.bias = nn.Parameter((T.T @ matrix.bias.double()).to(matrix.bias.dtype), matrix.bias.requires_grad)

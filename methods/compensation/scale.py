@@ -70,7 +70,7 @@ class Scale(Compensation):
         return 0
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        factors: list[float] = []  # what the residual is multiplied by behind each cut, all earlier cuts included
+        factors: list[float] = []  # of the residual behind each boundary, all earlier boundaries included
 
         def at(cut: Boundary, batches: list[BoundaryStates]) -> Repair:
             factors.append(self.fit(batches))
@@ -102,7 +102,7 @@ def outputs_of_layer(layer: Layer) -> list[tuple[int, nn.Linear]]:
 
 
 def divide_output(matrix: nn.Linear, c: float) -> None:
-    """Divide what the matrix gives by c: W <- W / c, b <- b / c."""
+    """Divide the output of a matrix by c: W <- W / c, b <- b / c."""
     matrix.weight = nn.Parameter(matrix.weight.detach() / c, matrix.weight.requires_grad)
     if matrix.bias is not None:
         matrix.bias = nn.Parameter(matrix.bias.detach() / c, matrix.bias.requires_grad)

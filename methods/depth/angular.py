@@ -83,14 +83,17 @@ def distances_of_layers(model: Decoder, calibration: Calibration, n: int, token:
 
 
 def cosines_of_rows(x: Tensor, y: Tensor) -> Tensor:
-    """Return cos(x, y) of each row, (M, D) -> (M,), in float64, in which only some rows are at a time."""
+    """Return cos(x, y) of each row, (M, D) -> (M,), in float64. Few rows at a time are in float64."""
     rows = max(1, AT_ONCE // x.shape[-1])
     pairs = zip(torch.split(x, rows), torch.split(y, rows), strict=True)
     return torch.cat([cosine_similarity(of_x.double(), of_y.double(), dim=-1) for of_x, of_y in pairs])
 
 
 def states_between_layers(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
-    """Return the states in front of each layer and behind the last, L + 1 of (M, D), at all tokens or the last ones."""
+    """Return the states in front of each layer and behind the last, L + 1 of (M, D).
+
+    token  "all": at all tokens, or "last": at the last token of each sequence
+    """
 
     def of_layer(l: int, steps: Iterator[Step]) -> list[Tensor]:
         chosen = ((step, step.last if token == "last" else step.mask) for step in steps)

@@ -63,7 +63,7 @@ from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.trials.merges import Candidate, Merged, MergeTrial, leaves_of
 
-TOGETHER = 16  # windows that go through layers in files together, where no threshold says which will be asked for
+TOGETHER = 16  # windows that go through layers in files together while a threshold is searched for
 
 
 WINDOWS = 33  # tried for each layer removed, where a ratio is met: 129, 285, 371 for 4, 8, 11 of 30 (smollm2-135m)
@@ -128,7 +128,7 @@ class LaCo(Pruner):
         trial = MergeTrial(partial(merge, rule=self.merge, norms=self.norms), model, few)
         known = {int(name.split()[1]) for name in calibration.order}  # the pointer at each merge
         together = TOGETHER if model.store and self.T is None else 1
-        log = calibration.log([], "laco", count, together)  # of an interrupted attempt, which has asked in this order
+        log = calibration.log([], "laco", count, together)  # of an interrupted attempt, with windows in the same order
         measured = log.kept()
         with make_bar(None, "collapsing", " windows") as tried:
 
@@ -178,7 +178,7 @@ class LaCoPublished(LaCo):
 
 @dataclass
 class _Path:
-    """Holds one run of the loop: the working model's layers, and every candidate that was looked at."""
+    """Holds one run of the loop: the working model's layers, and a trace of all candidates."""
 
     order: tuple[Merged, ...]
     removed: int = 0
@@ -186,15 +186,15 @@ class _Path:
 
 
 def _merge_order(order: tuple[Merged, ...], p: int, K: int) -> tuple[Merged, ...]:
-    """Return `order` after its layers p .. p+K merged into one."""
+    """Return `order` with its layers p .. p+K merged into one."""
     return (*order[:p], order[p : p + K + 1], *order[p + K + 1 :])
 
 
 class _Loop:
-    """Runs algorithm 1, whatever the threshold with one similarity for each candidate.
+    """Runs algorithm 1 at any threshold, and computes the similarity of a candidate once.
 
-    similarities  gives those of some candidates
-    together      candidates that are asked for at once: the next one, and those that follow while none is accepted
+    similarities  computes those of a list of candidates
+    together      length of that list: the next candidate, and those that follow while none is accepted
     """
 
     def __init__(
@@ -204,9 +204,9 @@ class _Loop:
         self.known: dict[tuple[Merged, ...], float] = {}
 
     def run(self, threshold: float, limit: int, need: int = 0) -> _Path:
-        """Merge from the rear to the front, until the pointer passes L or `limit` layers are gone.
+        """Return the path of merges from the rear to the front, until the pointer passes L or `limit` layers are gone.
 
-        Stops early where `need` layers can no longer be removed: a merge takes at most C - 1 and moves on by I.
+        It ends early where `need` layers can no longer be removed: a merge takes at most C - 1 and moves on by I.
         """
         C, I = self.laco.C, self.laco.I
         path = _Path(tuple(range(self.count)))
@@ -234,7 +234,7 @@ class _Loop:
         return path
 
     def largest_threshold(self, limit: int) -> tuple[float, _Path]:
-        """Return the largest threshold at which the loop removes `limit` layers, and that run."""
+        """Return the largest threshold at which the loop removes `limit` layers, and the path of that run."""
         threshold = math.inf
         while (path := self.run(threshold, limit, need=limit)).removed < limit:
             rejected = [
@@ -246,7 +246,7 @@ class _Loop:
         return threshold, path
 
     def _similarity(self, order: tuple[Merged, ...], p: int) -> float:
-        """Return the similarity once the window at p, or what there is of it, has merged."""
+        """Return the similarity after a merge of the window at p, which is shorter at the end of the model."""
         if (wanted := self._candidate(order, p)[0][p:]) not in self.known:
             below = (self._candidate(order, place) for place in range(p, self.laco.L - 1, -1))
             unknown = ((merged, place) for merged, place in below if merged[place:] not in self.known)
@@ -260,7 +260,7 @@ class _Loop:
 
 
 def merge(window: list[Layer], rule: str, norms: str) -> Layer:
-    """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`; the window is left alone.
+    """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`. The window does not change.
 
     All else is that of the window's first layer, as in the authors' code: whether its attention is of a sliding window,
     the base of its rotary positions, and its scale, also where its projections are those of the last.

@@ -81,7 +81,7 @@ from methods.trials.windows import (
 
 Choice = Literal["fit", "error", "cosine"]
 NAMED = "layers "  # begins the name of a division
-TAKEN = "finally "  # stands before that of the one that is taken
+TAKEN = "finally "  # stands before the name of the last division
 
 
 EXCHANGES = 2  # rounds of them at the end of a search
@@ -168,10 +168,7 @@ class LaCoLS(Pruner):
         }
 
     def search_divisions(self, model: Decoder, calibration: Calibration, n: int) -> DivisionPath:
-        """Return divisions with 1 to n layers less, of which the first are those of `calibration.order`.
-
-        The states that a search needs are gone afterwards.
-        """
+        """Return the path of divisions with 1 to n layers less. The first ones are those of `calibration.order`."""
         L, order = len(model.layers), calibration.order
         known = [division_of_name(name, L) for name in order[: n - 1] if name.startswith(NAMED)]
         path = DivisionPath(L, n, known, [None] * len(known))
@@ -212,7 +209,7 @@ class LaCoLS(Pruner):
     ) -> dict[Division, float]:
         """Return the KL on `final_tokens` of each finalist of the last step.
 
-        losses  that of the trial of each candidate, to which those are added that are exchanged
+        losses  KL of each candidate on `trial_tokens`. The exchanged divisions that are tried are added to it
         """
         if self.finalists == 1 and not self.exchanges:
             return dict([min(losses.items(), key=lambda item: item[1])])
@@ -234,9 +231,9 @@ class LaCoLS(Pruner):
                 losses |= zip(exchanged, trial.losses(exchanged, "exchanging layers"), strict=True)
 
     def _candidates(self, dense: DenseStates, windows: Division, count: int, shown: str) -> list[Division]:
-        """Return the divisions of a step that are tried, none twice; `shown` says on stderr what for."""
+        """Return the divisions that a step tries, none twice; `shown` is the title of a progress bar."""
         L = len(dense.layers)
-        if self.divisions:  # which are made of windows of so many layers and fewer
+        if self.divisions:  # they have windows of at most count + 1 layers, whose maps are fitted first
             for s in show_progress(range(L - count), f"{shown}, fitting", "window"):
                 dense.left((s, s + count + 1))
         sums = {
@@ -251,7 +248,7 @@ class LaCoLS(Pruner):
 class DivisionPath:
     """Holds the division of L layers after each step, and the KL of each, None where it was known before.
 
-    finals  what was compared at the end, with its KL on more tokens
+    finals  the finalists, each with its KL on more tokens
     """
 
     L: int
@@ -271,15 +268,15 @@ class DivisionPath:
         self.losses.append(loss if math.isfinite(loss) else None)
 
     def last_step(self) -> list[Tensor]:
-        """Return the last step: the layers at which its windows begin, (L - its number,), and its KL; and `finals`.
+        """Return the last step as tensors: the starts of its windows, its KL, and both for the finalists.
 
-        These are the layers at which the windows of each begin, (finalists, L - n), and their KL, (finalists,).
+        They are (windows,), (1,), (finalists, windows) and (finalists,).
         """
         finals = torch.tensor([starts_of(division) for division in self.finals]), _of_figures(self.finals.values())
         return [torch.tensor(starts_of(self.windows)), _of_figures(self.losses[-1:]), *finals]
 
     def recall(self, division: Tensor, loss: Tensor, finalists: Tensor, kl: Tensor) -> None:
-        """Note the next division, its KL and the finalists, which another search has `told`."""
+        """Note the next division, its KL and the finalists, as `last_step` has given them."""
         self.divisions.append(division_from_starts(division.tolist(), self.L))
         self.losses += _figures(loss)
         self.finals = dict(
@@ -287,7 +284,7 @@ class DivisionPath:
         )
 
     def names(self) -> list[str]:
-        """Return what is gone after each step, and in the division that is taken, as `Calibration.order` has it."""
+        """Return the names of the divisions after each step, and of the last one, as `Calibration.order` has them."""
         path = [name_of_division(division) for division in self.divisions]
         return [*path[: self.n - 1], *(TAKEN + name for name in path[self.n - 1 :])]
 
@@ -297,23 +294,23 @@ def _of_figures(figures: Iterable[float | None]) -> Tensor:
 
 
 def _figures(kept: Tensor) -> list[float | None]:
-    """Return the figures of `_of_figures`."""
+    """Return the figures that `_of_figures` has made a tensor of, None for infinite ones."""
     return [figure if math.isfinite(figure) else None for figure in kept.tolist()]
 
 
 def starts_of(division: Division) -> list[int]:
-    """Return the layers at which windows begin, see `begun`."""
+    """Return the layers at which windows begin."""
     return [s for s, _ in division]
 
 
 def name_of_division(division: Division) -> str:
-    """Return the layers that windows have taken in: "layers 5+13-18"."""
+    """Return a division as the layers that its windows have taken in: "layers 5+13-18"."""
     runs = ((s + 1, e - 1) for s, e in division if e > s + 1)
     return NAMED + "+".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
 def division_of_name(name: str, L: int) -> Division:
-    """Return the division of L layers that `named` gives this name."""
+    """Return the division of L layers that `name_of_division` gives this name."""
     taken_in = set[int]()
     for run in name.removeprefix(NAMED).split("+"):
         first, _, last = run.partition("-")

@@ -87,7 +87,7 @@ class Drop(Pruner):
             raise ValueError("drop needs the layers to drop, as in drop:layers=20-24 or drop:layers=3+20-24")
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Return the first and last layer of each piece that is named. Raises ValueError."""
+        """Return the first and last layer of each named range. Raises ValueError."""
         pieces = list[tuple[int, int]]()
         for piece in filter(None, str(self.layers).split("+")):
             first, dash, last = piece.partition("-")

@@ -60,7 +60,7 @@ from methods.model.structures import drop_layers
 
 RATE, WIDTH = 2e-4, 4096  # of the authors' script, and of the models that it was run on
 WARM_UP = 0.05  # of the steps
-HELD_OUT = 8  # one sequence of so many is judged by, and not trained on
+HELD_OUT = 8  # an eighth of the sequences is not trained on, and judges the layer
 
 
 @register("llm-streamline")
@@ -98,10 +98,10 @@ class LLMStreamline(Pruner):
         return decided | {"similarities": cos.tolist(), "trained_layer": s} | held_out
 
     def train(self, model: Decoder, calibration: Calibration, s: int, length: int) -> list[float | None]:
-        """Train layer s, in place, to do the work of the layers s .. s+length-1.
+        """Train layer s, in place, to do the work of the layers s .. s+length-1, and return its errors.
 
-        Returns what is missed on the sequences that are not trained on, or on the only one, before the first pass and
-        after each: the mean square over that of the run's output; None where it is no number, which JSON has not.
+        An error is the mean square over that of the run's output, on the sequences that are not trained on, or on the
+        only one. There is one before the first pass and one after each; None where it is no finite number.
         """
         x, z = states_at_ends(model, calibration, s, length)
         N = len(x)
@@ -145,8 +145,8 @@ def states_at_ends(model: Decoder, calibration: Calibration, s: int, length: int
 class LayerTraining:
     """Trains a copy of a layer, in float32.
 
-    ends  N of (T, D) each, what enters the layer and what is wanted behind it
-    how   the highest learning rate, and the steps that will be taken
+    ends  N of (T, D) each: the states in front of the layer, and the target states behind it
+    how   the highest learning rate, and the number of steps
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class LayerTraining:
     ) -> None:
         self.model, self.calibration, (self.x, self.z) = model, calibration, ends
         self.layer = layer.copy()
-        self.layer.store = None  # which knows the layer itself, and keeps no copy
+        self.layer.store = None  # the store knows the layer itself, and keeps no copy
         self.device = layer.device
         self.module = self.layer.module.float().requires_grad_(True)
         self.optimiser, (rate, steps) = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0), how
@@ -180,7 +180,7 @@ class LayerTraining:
         self.weight = torch.where(torch.cat(sinks), weight_of_sinks(every), 1.0)
 
     def squares(self, rows: list[int]) -> tuple[Tensor, int]:
-        """Return the sum of squares of what is missed at real tokens, and how many numbers there are."""
+        """Return the sum of squared errors at the real tokens of these sequences, and the number of its terms."""
         if len(rows) not in self.arguments:
             with torch.no_grad():
                 entry = enter(self.model, self.calibration.ids[: len(rows)])
@@ -191,7 +191,7 @@ class LayerTraining:
         return self.weigh((y[mask] - z[mask]).square(), rows), int(mask.sum()) * x.shape[-1]
 
     def weigh(self, squares: Tensor, rows: list[int]) -> Tensor:
-        """Return the sum of squares at the real tokens of these sequences, (tokens, D), by their tokens' weights."""
+        """Return the sum of squares, (tokens, D) at the real tokens of these sequences, by their tokens' weights."""
         if self.weight is not None:
             squares = squares * self.weight[rows][self.calibration.mask[rows].to(self.device)][:, None]
         return squares.sum()
@@ -207,7 +207,7 @@ class LayerTraining:
 
     @torch.no_grad()
     def missed(self, rows: list[int]) -> float:
-        """Return the sum of squares of what is missed over that of what is wanted, on these sequences."""
+        """Return the sum of squared errors over that of the target states, on these sequences."""
         pairs = ((self.z[row], self.calibration.mask[row].to(self.z[row].device)) for row in rows)
         wanted = sum(
             float(self.weigh(z[mask].float().square(), [row])) for row, (z, mask) in zip(rows, pairs, strict=True)
@@ -219,7 +219,7 @@ class LayerTraining:
 
 
 def to_float32(given: Any) -> Any:
-    """Return the tensors in dictionaries and tuples in float32, and all else as it is."""
+    """Return a value with all tensors of numbers in it, also in dictionaries and tuples, in float32."""
     if isinstance(given, dict):
         return {name: to_float32(value) for name, value in given.items()}
     if isinstance(given, tuple):

@@ -114,7 +114,7 @@ class ShortenedLlamaTaylor(OneShot):
         return importances.tolist()
 
     def candidates(self, L: int, n: int) -> range:
-        """Return the layers that may go, n at least: both protected ends shrink together where they leave fewer."""
+        """Return the layers that may go, at least n. Both protected ends shrink together where they leave fewer."""
         protected = self.keep_first + self.keep_last
         stay = min(protected, L - n)
         last = stay * self.keep_last // max(1, protected)

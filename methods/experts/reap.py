@@ -78,7 +78,7 @@ class LowestExperts(Pruner):
         return plan | {"experts": left, "removed_experts": removed} | self.notes_of_scores(scores)
 
     def notes_of_scores(self, units: Sequence[Tensor]) -> dict[str, Any]:
-        """Return what the record says of the scores."""
+        """Return the record's entries on the scores of units; none where there are no scores."""
         return {"scores": [score.tolist() for score in units]} if units else {}
 
 
@@ -143,10 +143,10 @@ class ExpertRandom(LowestExperts, RandomPruner):
 
 
 def experts_to_go(model: Decoder, ratio: float) -> int:
-    """Return how many experts of each layer, with their rows of the router, hold nearest to `ratio` of all parameters.
+    """Return the number of experts of each layer whose parameters come nearest to `ratio` of all.
 
-    Raises Unsupported where there are no experts, or where layers have other numbers of them; OutOfReach where fewer
-    would stay than a token takes.
+    An expert counts with its row of the router. Raises Unsupported where there are no experts, or where layers have
+    different numbers of them. Raises OutOfReach where fewer would stay than a token takes.
     """
     mixtures = list(mixtures_of(model).values())
     if len({(experts.count, experts.groups) for experts in mixtures}) > 1:
@@ -165,7 +165,7 @@ def experts_to_go(model: Decoder, ratio: float) -> int:
 
 
 def lowest_of_groups(score: Tensor, n: int, groups: int) -> list[int]:
-    """Return the n experts of lowest score, (J,), as many of each of the groups, which lie one behind the other."""
+    """Return the n experts of lowest score, (J,), as many of each group. Groups lie one behind the other."""
     size = len(score) // groups
     order = score.view(groups, size).argsort(dim=1, stable=True)[:, : n // groups]
     return sorted((order + size * torch.arange(groups)[:, None]).flatten().tolist())

@@ -1,1 +1,1 @@
-"""A Hugging Face decoder, seen and cut."""
+"""A Hugging Face decoder by role, and the cuts of it."""

@@ -1,4 +1,4 @@
-"""What happens inside a model on calibration tokens: what enters each layer and leaves it.
+"""Runs calibration tokens through a model, and gives the states in front of each layer, in it and behind it.
 
 Letters: B = sequences, T = tokens, D = residual width.
 
@@ -26,10 +26,10 @@ from methods.model.layer import Layer
 
 @dataclass(frozen=True)
 class Entry:
-    """Holds what enters the layers for one batch: the first layer's input, and each kind of layer's other arguments.
+    """Holds the input of the layers for one batch: that of the first layer, and the arguments of each kind of layer.
 
     x          (B, T, D)
-    arguments  layer kind -> what the decoder passes besides the hidden states (positions, masks)
+    arguments  layer kind -> all that the decoder passes besides the hidden states (positions, masks)
     """
 
     x: Tensor
@@ -43,11 +43,11 @@ class Entry:
 
 
 class EntryNoted(Exception):
-    """Ends a forward whose layers have noted what they are called with."""
+    """Ends a forward whose layers have noted their arguments."""
 
 
 class _Recorder(nn.Module):
-    """Stands in for a layer: notes what it is called with, and passes the states on unchanged; the last one ends it."""
+    """Stands in for a layer, notes its arguments, and passes the states on unchanged; the last one ends the forward."""
 
     def __init__(self, layer: Layer, *, is_last: bool) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class _Recorder(nn.Module):
 
 @torch.no_grad()
 def enter(model: Decoder, ids: Tensor, *, sliced: bool = False) -> Entry:
-    """Embed ids (B, T) and note what each layer would be called with, without running a layer.
+    """Return the input of the layers for ids (B, T), without running a layer.
 
-    Raises Unsupported where the residual has been cut, unless `sliced` models are served too.
+    Raises Unsupported where the residual has been cut, unless `sliced` is set.
     """
     if not sliced:
         model.refuse_sliced()
@@ -85,7 +85,7 @@ def enter(model: Decoder, ids: Tensor, *, sliced: bool = False) -> Entry:
 
 
 def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -> tuple[list[Entry], list[Tensor]]:
-    """Return what enters the layers for each micro-batch of the calibration tokens, and its mask, (B, T).
+    """Return the input of the layers for each micro-batch of the calibration tokens, and its mask, (B, T).
 
     The first layer's input waits as the calibration says.
     """
@@ -95,20 +95,23 @@ def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -
 
 
 def move_beside(states: Sequence[Tensor], *tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return others moved to where the states lie, one for each, which differs where layers lie on several devices."""
+    """Return lists of tensors, each tensor moved to the device of the state of its micro-batch.
+
+    These devices differ where layers lie on several.
+    """
     return [[tensor.to(state.device) for tensor, state in zip(each, states, strict=True)] for each in tensors]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Holds what one layer does with one micro-batch. Real tokens are where mask is true.
+    """Holds the states of one layer for one micro-batch. Real tokens are where mask is true.
 
-    x         (B, T, D) what enters the layer
-    a         (B, T, D) what its attention adds
-    m         (B, T, D) what its MLP adds
-    y         (B, T, D) what leaves it, before the final norm also in the last layer
-    heads     (B, T, G*R*E) what enters the attention's output matrix
-    channels  (B, T, I) what enters the MLP's output matrix; of a mixture of experts (B, T, 0)
+    x         (B, T, D) input of the layer
+    a         (B, T, D) addition of its attention
+    m         (B, T, D) addition of its MLP
+    y         (B, T, D) output of the layer, of the last layer in front of the final norm
+    heads     (B, T, G*R*E) input of the attention's output matrix
+    channels  (B, T, I) input of the MLP's output matrix; of a mixture of experts (B, T, 0)
     mask      (B, T)
     last      (B, T) true at the last real token of each sequence
     """
@@ -122,7 +125,7 @@ class Step:
     mask: Tensor
 
     def waiting(self, wait: Wait) -> Step:
-        """Return the step as it waits for those of the other micro-batches; x waits as it did."""
+        """Return the step with all states but x put to wait until the other micro-batches have theirs."""
         waiting = {name: wait(getattr(self, name)) for name in ("a", "m", "y", "heads", "channels")}
         return replace(self, **waiting)
 
@@ -135,12 +138,12 @@ class Step:
 def collect_by_layer(
     model: Decoder, calibration: Calibration, of_layer: Callable[[int, Iterator[Step]], Sequence[Tensor]], *of: Any
 ) -> list[list[Tensor]]:
-    """Return what `of_layer` makes of each layer's number and its steps, one for each micro-batch, on the CPU.
+    """Return for each layer, on the CPU, what `of_layer` computes from its number and its steps.
 
-    One forward over the calibration tokens: a layer takes all micro-batches before the next one takes the first, so
-    that its weights are read once where they lie in a file. Between two layers the states of all tokens wait, N T D
-    numbers of the model's dtype (`Calibration.wait`). A sweep that was interrupted goes on where it stood
-    (`Calibration.log`): `of` is all that `of_layer` depends on.
+    There is one step for each micro-batch. In one forward over the calibration tokens a layer takes all micro-batches
+    before the next layer takes the first, so that its weights are read once where they lie in a file. Between two
+    layers the states of all tokens wait, N T D numbers of the model's dtype (`Calibration.wait`). An interrupted sweep
+    goes on where it stood (`Calibration.log`): `of` holds all that `of_layer` depends on.
 
     Raises Unsupported behind the last layer where a state is no finite number.
     """
@@ -148,14 +151,14 @@ def collect_by_layer(
     outcomes = list(sweep.log.kept())
     for number, steps in sweep.layers():
         outcomes.append([tensor.cpu() for tensor in of_layer(number, steps)])
-        deque(steps, maxlen=0)  # those that it has not looked at
+        deque(steps, maxlen=0)  # the steps that it has not taken
         sweep.log.add(outcomes[-1], sweep.states)
     return outcomes
 
 
 @torch.no_grad()
 def run_steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
-    """Yield (layer, Step) of each layer for each micro-batch, as `by_layer` takes them, from the first on."""
+    """Yield (layer, Step) of each layer for each micro-batch, in the order of `collect_by_layer`."""
     for number, steps in _ForwardSweep(model, calibration).layers():
         for taken in steps:
             yield number, taken
@@ -193,10 +196,10 @@ class _ForwardSweep:
 
 @torch.no_grad()
 def run_step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
-    """Run one layer on what enters it, (B, T, D), and keep what is seen on the way.
+    """Return the step of one layer on its input, (B, T, D).
 
-    What has been removed from a layer is not there to be seen: its a or m is zero, and heads or channels (B, T, 0).
-    Raises Unsupported where a state is no finite number.
+    Of a removed sublayer a or m is zero, and heads or channels are (B, T, 0). Raises Unsupported where a state is no
+    finite number.
     """
     taken = run_any_step(layer, x, arguments, mask)
     refuse_overflow(taken.y.isfinite().all())
@@ -204,13 +207,13 @@ def run_step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -
 
 
 def refuse_overflow(sound: Tensor) -> None:
-    """Raise Unsupported unless what has been computed of states, (), is `sound`."""
-    if not sound:  # for which a host waits that feeds a GPU
+    """Raise Unsupported unless `sound`, (), is true."""
+    if not sound:  # here a host waits for its GPU
         raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
 
 
 def run_any_step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
-    """Run one layer as `step` does, also on states that are no finite numbers."""
+    """Return the step of one layer like `run_step`, also where states are no finite numbers."""
     x = x.to(layer.device)
     empty = x[..., :0]
     with layer.visiting(), ExitStack() as stack:
@@ -237,7 +240,7 @@ def values_of_an_mlp(layer: Layer) -> int:
 
 @contextmanager
 def collect_inputs(matrix: nn.Linear) -> Iterator[list[Tensor]]:
-    """Yield a list that fills with what the matrix is called with."""
+    """Yield a list that fills with the inputs of a matrix, in the order of its calls."""
     entered: list[Tensor] = []
     hook = matrix.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     try:
@@ -247,9 +250,9 @@ def collect_inputs(matrix: nn.Linear) -> Iterator[list[Tensor]]:
 
 
 class States:
-    """Holds a model's states of every micro-batch, (B, T, D) each, after as many half layers as were asked for.
+    """Holds a model's states of every micro-batch, (B, T, D) each, behind a number of half layers.
 
-    They wait there as `wait` says, which is that of the calibration.
+    wait  keeps them meanwhile, as `Calibration.wait` does
     """
 
     def __init__(self, model: Decoder, entries: list[Entry], wait: Wait) -> None:
@@ -257,6 +260,7 @@ class States:
         self.x = [entry.x for entry in entries]
 
     def advance(self, halves: int) -> list[Tensor]:
+        """Run the layers up to `halves` half layers from the start, and return the states there."""
         while self.halves < halves:
             number, second = divmod(self.halves, 2)
             layer, wait, taken = self.layers[number], self.wait, 1

@@ -1,4 +1,4 @@
-"""The families of language models: what each calls its parts. A family is one row of FAMILIES.
+"""The families of language models, and the names that each has for its parts. A family is one row of FAMILIES.
 
 Letters: H = query heads, G = key/value heads, E = head width, J = experts.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 Axis = Literal["heads", "channels", "experts", "layers", "residual"]
 AXES: tuple[Axis, ...] = get_args(Axis)
-LISTS = ("layer_types", "no_rope_layers")  # in which a configuration says something of each layer
+LISTS = ("layer_types", "no_rope_layers")  # lists of a configuration with an entry for each layer
 
 
 def _every(config: Any, attention: Any) -> bool:
@@ -309,7 +309,7 @@ FAMILIES = {
 
 
 def table_of_families() -> list[tuple[str, str, str]]:
-    """Return for each family the axes along which its models can be cut, and why some cannot; the heading first."""
+    """Return a heading, and for each family the axes along which its models can be cut and why others cannot."""
     rows = [("family", "can be cut along", "cannot")]
     for name, family in FAMILIES.items():
         axes = ", ".join(axis for axis in AXES if not family.never(axis))

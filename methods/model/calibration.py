@@ -1,18 +1,16 @@
-"""Holds the tokens that a method may look at while it decides.
+"""The calibration tokens, the logs of sweeps over them, and statistics of them that cells share.
 
-Keeps on disk what a sweep over the layers has found, so that a sweep that was interrupted goes on where it stood.
+Calibration holds the tokens that a method may look at while it decides.
 
-A sweep takes layer after layer, and has of each a few tensors that it needs later (statistics, a basis) and, between
-two layers, the states of all tokens. Both are written every few seconds: the findings of the layers since the last time
-to one file, the states to another, which takes the place of the states before. What follows from them is computed
-again, by the same products, so that the model that is pruned is the same to the last bit.
+SweepLog keeps a sweep over the layers on disk, so that an interrupted sweep goes on where it stood. A sweep takes layer
+after layer. It has of each a few tensors that it needs later (statistics, a basis) and, between two layers, the states
+of all tokens. Both are written every few seconds: the tensors of the layers since the last time to one file, the states
+to another, which replaces the earlier states. All else is computed again by the same products, so that the pruned model
+is the same to the last bit.
 
-Shares statistics of the dense model on calibration tokens between cells that need the same ones.
-
-A method that looks at the dense model before it cuts looks at the same whatever the ratio is and whatever compensation
-follows. It asks for what it needs as `shared(function, model, calibration, *arguments)`, and the name under which a run
-keeps the answer says all that it depends on: the function, the tokens and the arguments. The model is left to the run
-(`Calibration.keep`), which knows which one it is.
+`shared_statistics` shares statistics of the dense model between cells. They do not depend on the ratio or on the
+compensation that follows. The key under which a run keeps them has all that they depend on: the function, the tokens
+and the arguments. The run itself knows the model (`Calibration.keep`).
 """
 
 from __future__ import annotations
@@ -43,14 +41,14 @@ if TYPE_CHECKING:
 
     Note = Callable[[list[str]], object]
     Statistics = list[torch.Tensor]
-    Keep = Callable[[str, Callable[[], Statistics]], Statistics]  # (name, how it is found) -> what it is
+    Keep = Callable[[str, Callable[[], Statistics]], Statistics]  # (key, what computes them) -> statistics
 
 
-Wait = Callable[["torch.Tensor"], "torch.Tensor"]  # states -> the same, as they wait until a later layer wants them
+Wait = Callable[["torch.Tensor"], "torch.Tensor"]  # states -> the same states, put where they wait for a later layer
 
 
 def keep_in_memory(x: torch.Tensor) -> torch.Tensor:
-    """Return states as they are."""
+    """Return the states themselves."""
     return x
 
 
@@ -63,16 +61,15 @@ class Calibration:
     source  where the text is from, for the record
     seed    of the draw
     sha256  of ids and mask
-    memory  bytes that a method's states of one micro-batch may take; changes no decision
-    order   removals that are known, with the same method, parameters, model and tokens: the first ones of a greedy
-            search ("mlp 3"), which another cell has found at another ratio; or all that a record names (of LaCo
-            "window 20", where layers merge into layer 20; of FLAP "channels 3 0+17"). It saves time and changes no
-            decision
-    note    is given all removals so far, as `order` has them, each time a greedy search has found one that no budget
-            has bound; None: they are not needed before the search ends
-    sweeps  keeps where sweeps over the layers stand (methods.model.calibration); None: nothing is kept
-    keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
-            (methods.model.calibration); None: nothing is kept
+    memory  bytes that a method's states of one micro-batch may take. It changes no decision
+    order   removals that are known for the same method, parameters, model and tokens: the first ones of a greedy
+            search ("mlp 3") by a cell at another ratio, or all of a record (of LaCo "window 20", where layers merge
+            into layer 20; of FLAP "channels 3 0+17"). It saves time and changes no decision
+    note    takes all removals so far, in the form of `order`, after each removal of a greedy search that no budget has
+            bound; None: they are not needed before the search ends
+    sweeps  the logs of sweeps over the layers; None: no log is kept
+    keep    returns statistics that another cell has computed on these tokens, or computes and keeps them; None: none
+            are kept
     offload  folder for states that wait for a later layer (methods.model.layer_store); None: they are in memory. It
             changes no decision
     """
@@ -96,9 +93,9 @@ class Calibration:
             raise ValueError("padding belongs on the right: the mask has a real token behind a padded one")
 
     def first(self, tokens: int | None) -> Calibration:
-        """Return the first whole sequences that hold `tokens` real tokens, or all of them where that is None.
+        """Return the calibration with the first whole sequences that hold at most `tokens` real tokens; None: all.
 
-        One at least, and its start where it is longer.
+        It has at least one sequence, which is cut where it is longer.
         """
         if tokens is None:
             return self
@@ -108,15 +105,15 @@ class Calibration:
     def log(self, states: Sequence[torch.Tensor], *of: Any) -> SweepLog:
         """Return the log of a sweep on these tokens that begins with `states`, a tensor for each micro-batch.
 
-        `repr` of `of` says all that it depends on beside the tokens, the method with its parameters and the dense
-        model, such as what is to be removed.
+        `repr` of `of` says all else that the sweep depends on, such as what is to be removed. The tokens, the method
+        with its parameters and the dense model are known.
         """
 
         tokens = self.sha256, tuple(self.ids.shape)
         return SweepLog(None, states) if self.sweeps is None else self.sweeps.log(states, tokens, *of, wait=self.wait)
 
     def wait(self, x: torch.Tensor) -> torch.Tensor:
-        """Return states as they wait until a later layer wants them: in a file where there is a folder for it."""
+        """Return states, put to wait for a later layer: in a file where there is a folder for it."""
         if self.offload is None:
             return keep_in_memory(x)
         from methods.model.layer_store import put_to_wait
@@ -131,7 +128,7 @@ class Calibration:
 
 
 def with_known_removals(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
-    """Return the calibration with what a greedy search has found out, which serves the next."""
+    """Return the calibration with the removals of a greedy search, which the next search begins with."""
     order = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
     return dataclasses.replace(calibration, order=max(calibration.order, tuple(order), key=len))
 
@@ -140,34 +137,34 @@ SECONDS = 15.0  # between two times that a sweep is written down
 
 
 class SweepLog:
-    """Says where a sweep stands, and keeps that in a folder.
+    """Knows how far a sweep has come, and keeps that in a folder.
 
-    folder  keeps what layers have given, and may have some; None: nothing is kept
-    states  what the sweep begins with, a tensor for each micro-batch, sequences first; none where each of the findings
-            stands for itself
+    folder  keeps the tensors of layers, and may have some of an interrupted sweep; None: nothing is kept
+    states  the first states of the sweep, a tensor for each micro-batch, sequences first; empty for a sweep that has no
+            states
     wait    keeps states that have been read, as `Calibration.wait` does
 
-    done     layers whose findings `kept` has
+    done     number of layers whose tensors `kept` yields
     seconds  that the interrupted sweep has taken for them
     """
 
     def __init__(self, folder: Path | None, states: Sequence[Tensor], wait: Wait = keep_in_memory) -> None:
         self.folder, self.done, self.seconds = folder, 0, 0.0
         self._states = list(states)
-        self._new: list[list[Tensor]] = []  # findings that are not written yet
+        self._new: list[list[Tensor]] = []  # tensors of layers that are not written yet
         if folder is not None:
-            with suppress(OSError, SafetensorError, KeyError, ValueError):  # what cannot be read has not been found
+            with suppress(OSError, SafetensorError, KeyError, ValueError):  # layers that cannot be read are not done
                 self._read(folder, wait)
         self._written, self._start = self.done, time.perf_counter()
         self._last = self._start
 
     def take(self) -> list[Tensor]:
-        """Return the states behind the layers that are done, and keep them in memory no longer."""
+        """Return the states behind the layers that are done, and let go of them."""
         states, self._states = self._states, []
         return states
 
     def kept(self) -> Iterator[list[Tensor]]:
-        """Yield what each of the layers that are done has given, on the CPU, in the order of the sweep."""
+        """Yield the tensors of each layer that is done, on the CPU, in the order of the sweep."""
         read = 0
         while self.folder is not None and read < self.done:
             layers, _ = _load(_found_file(self.folder, read))
@@ -175,7 +172,7 @@ class SweepLog:
             read += len(layers)
 
     def add(self, tensors: Sequence[Tensor], states: Sequence[Tensor]) -> None:
-        """Take in what the next layer has given, and the states behind it. Raises Unwritable."""
+        """Add the tensors of the next layer, and the states behind it. Raises Unwritable."""
         if self.folder is None:
             return
         self._new.append([tensor.cpu() for tensor in tensors])
@@ -184,7 +181,7 @@ class SweepLog:
             self._last = time.perf_counter()
 
     def _write(self, folder: Path, states: Sequence[Tensor]) -> None:
-        """Write the states first: findings count with the states behind them alone."""
+        """Write the states, and then the tensors: these count only where the states behind them are there."""
         before, self._written = self._written, self._written + len(self._new)
         _save(_states_file(folder, self._written), [states], 0.0)
         _save(_found_file(folder, before), self._new, self.seconds + time.perf_counter() - self._start)
@@ -210,15 +207,15 @@ class SweepLog:
 class SweepLogs:
     """Gives each sweep of a cell its log, in a folder of the cell.
 
-    seconds  that sweeps of interrupted attempts had taken for what has been read of their logs
+    seconds  that interrupted attempts had taken for the layers that have been read from their logs
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.seconds = folder, 0.0
-        self._counted = set[Path]()  # whose further seconds are of this attempt, and counted there
+        self._counted = set[Path]()  # folders of logs whose seconds have been added
 
     def log(self, states: Sequence[Tensor], *of: Any, wait: Wait = keep_in_memory) -> SweepLog:
-        """Return the log of the sweep that begins with `states`; `repr` of `of` says all else that it depends on."""
+        """Return the log of a sweep that begins with `states`; `repr` of `of` says all else that it depends on."""
         folder = self.folder / hashlib.sha256(repr(of).encode()).hexdigest()[:16]
         log = SweepLog(folder, states, wait)
         if folder not in self._counted:
@@ -260,10 +257,10 @@ def _load(file: Path) -> tuple[list[list[Tensor]], float]:
 def shared_statistics(
     function: Callable[..., list[Tensor]], model: Decoder, calibration: Calibration, *arguments: Any
 ) -> list[Tensor]:
-    """Return function(model, calibration, *arguments), on the CPU, as another cell has found it where one has.
+    """Return function(model, calibration, *arguments), on the CPU; another cell may have computed it.
 
-    The model is dense: no method has changed it yet. `function` is a function of a module, which reads nothing but what
-    it is given, and `repr` of an argument says all of it.
+    The model is dense: no method has changed it yet. `function` is a function of a module and reads its arguments
+    alone, and `repr` of an argument says all of it.
     """
 
     def compute() -> list[Tensor]:

@@ -1,15 +1,15 @@
-"""A language model seen by role. Methods get a Decoder and its Layers (methods.model.layer), no Hugging Face names.
+"""Shows a language model by role, and puts its layers on devices.
 
-What a family calls its parts is a row of methods/model/architectures.py.
+Methods get a Decoder and its Layers (methods.model.layer), and see no Hugging Face names. The names that a family has
+for its parts are a row of methods/model/architectures.py.
+
+A model may be spread over several devices, layer by layer in their order, so that each holds its share of the weights.
+Embedding, positions and a tied head lie with the first layers, the final norm and an untied head with the last. In the
+model's own forward, hooks of accelerate move states from one device to the next. Methods move states themselves
+(methods.model.layer). No weight is offloaded: each lies on the device that multiplies with it.
 
 Letters: V = vocabulary, D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width,
          B = batch, T = tokens. Weights are (out, in).
-
-Spreads a model's layers over several devices, in their order, so that each holds its share of the weights.
-
-Embedding, positions and a head that is tied to them lie with the first layers; the final norm and a head of its own
-with the last. In the model's own forward hooks of accelerate move what crosses from one device to the next; methods
-move it themselves (methods.model.layer). Nothing is offloaded: every weight lies where it is computed with.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Decoder:
     GPT-2's transposed matrices and Baichuan2's head become ordinary linear layers here, once, so that every kernel may
     assume (out, in) and that a head is what its weights say.
 
-    store    keeps in files what methods change (methods.model.layer_store); None: in memory
-    numbers  by which decisions name the layers that are left: those they had when a method was given the model
-    given    how many layers it had then
+    store    keeps weights that methods change in files (methods.model.layer_store); None: they are in memory
+    numbers  numbers of the layers, by which decisions name them: those they had when a method was given the model
+    given    number of layers that it had then
     """
 
     def __init__(self, model: Any, store: LayerStore | None = None) -> None:
@@ -69,13 +69,13 @@ class Decoder:
             model.set_output_embeddings(make_linear(nn.functional.normalize(head.weight.detach()), None))
 
     def _put_around(self, device: torch.device) -> None:
-        """Move all that lies around the layers to a device; what is tied stays tied."""
+        """Move all modules around the layers to a device; tied weights stay tied."""
         leaves = ((name, module) for name, module in self.model.named_modules() if not any(module.children()))
         move_modules([module for name, module in leaves if not name.startswith(f"{self.family.layers}.")], device)
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
-        """Have all of the model where its layers lie, meanwhile, as its own forward needs it."""
+        """Move the whole model to where its layers lie, meanwhile, as its own forward needs it."""
         device = None if self.store is None else self.store.device
         if self.store is None or device is None:
             yield
@@ -90,7 +90,7 @@ class Decoder:
 
     @property
     def stack(self) -> nn.ModuleList:
-        """Return the modules that `layers` are views of."""
+        """Return the modules behind `layers`."""
         return attrgetter(self.family.layers)(self.model)
 
     @property
@@ -114,7 +114,7 @@ class Decoder:
         self.numbers = list(range(self.given))
 
     def reach(self, layer: Layer, context: int) -> int:
-        """Return how many of the tokens in front of a token its attention in a layer looks at: a window's at most."""
+        """Return how many of `context` earlier tokens the attention of a layer looks at: at most its sliding window."""
         window = getattr(self.config, "sliding_window", None)
         return min(context, window) if window and layer.kind in (None, "sliding_attention") else context
 
@@ -131,13 +131,16 @@ class Decoder:
             layer.refuse_experts()
 
     def sweep(self, layers: Iterable[Layer] | None = None) -> Iterator[Layer]:
-        """Yield the layers, or those given; what has been changed of one is settled when the next is asked for."""
+        """Yield the layers, or those given. Each is settled before the next one."""
         for layer in self.layers if layers is None else layers:
             yield layer
             layer.settle()
 
     def passing(self, numbers: Sequence[int]) -> Iterator[tuple[int, Layer]]:
-        """Yield the layers of these numbers, each while its weights lie where it computes; the next is read ahead."""
+        """Yield the layers of these numbers, each with its weights on the device that computes.
+
+        The next one is read ahead.
+        """
         layers = self.layers
         for number, following in zip_longest(numbers, numbers[1:]):
             if following is not None:
@@ -146,14 +149,14 @@ class Decoder:
                 yield number, layers[number]
 
     def read_ahead(self, number: int) -> None:
-        """Ask the system to read the layer of a number, if there is one, where it lies in files."""
+        """Ask the system to read a layer that lies in files. A number beyond the last layer does nothing."""
         if self.store is not None and number < len(self.stack):
             self.store.read_ahead(self.stack[number])
 
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the weights to `dtype`, one layer at a time; buffers become those of a new model of that dtype.
 
-        What the model's class keeps in float32 is held in that (methods.model.precision.dtype_by_name).
+        Tensors that the model's class keeps in float32 stay in it (methods.model.precision.dtype_by_name).
         """
         if dtype == self.embed.weight.dtype:
             return
@@ -172,13 +175,13 @@ class Decoder:
                 buffer.data = buffer.to(held(name))
 
     def settle_all(self) -> None:
-        """Settle every layer and what lies outside the layers."""
+        """Settle every layer, and the modules outside the layers."""
         for layer in self.layers:
             layer.settle()
         self.settle()
 
     def settle(self) -> None:
-        """Let what a method has changed outside the layers lie in a file too, where the model has a store."""
+        """Move changed weights outside the layers into a file, where the model has a store."""
         if self.store is not None:
             tables = [self.embed, *([] if self.positions is None else [self.positions])]
             norms = [] if self.final_norm is None else [self.final_norm]
@@ -253,7 +256,7 @@ class Decoder:
         self.model.all_tied_weights_keys = {}
 
     def gain(self, norm: Any) -> Tensor:
-        """Return what the norm multiplies by, (D,); where it has no weights, 1."""
+        """Return the gains of a norm, (D,); 1 where it has no weights."""
         return torch.ones(()) if norm.weight is None else norm.weight.detach() + self.family.gain_offset
 
     def normed(self, x: Tensor) -> Tensor:
@@ -261,7 +264,7 @@ class Decoder:
         return x if self.final_norm is None else self.final_norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of what comes out of the last layer, (..., D) -> (..., V), in the model's dtype."""
+        """Return the logits for the output of the last layer, (..., D) -> (..., V), in the model's dtype."""
         if x.shape[-1] != self.head.in_features:
             raise Unsupported("the head does not read the last layer's width")
         return cap_logits(self.head(self.normed(x)), self.config)
@@ -272,9 +275,9 @@ class Decoder:
 
 
 def _slots(layers: Sequence[Layer]) -> list[int]:
-    """Return each layer's place in the cache: its own number, unless an attention is gone.
+    """Return each layer's place in the cache: its own number, unless an attention has been removed.
 
-    A cache reads its length off the first place of each kind, so that attentions come before what stands in for one.
+    A cache reads its length off the first place of each kind. So layers with an attention come before those without.
     """
     slots = list(range(len(layers)))
     for kind in {layer.kind for layer in layers}:
@@ -320,9 +323,9 @@ def _straighten(model: nn.Module) -> None:
 
 
 def make_twin(model: Decoder, config: Any = None) -> Decoder:
-    """Return a model of its own modules around the same weights; a cut gives a module new weights, changing no tensor.
+    """Return a model with modules of its own around the same weights. A cut gives a module new weights.
 
-    config  what its layers take for their configuration; by default a copy
+    config  configuration of its layers; by default a copy
     """
     shared = {id(tensor): tensor for tensor in (*model.model.parameters(), *model.model.buffers())}
     module = copy.deepcopy(model.model, shared | ({} if config is None else {id(model.config): config}))
@@ -330,9 +333,9 @@ def make_twin(model: Decoder, config: Any = None) -> Decoder:
 
 
 def cap_logits(logits: Tensor, config: Any) -> Tensor:
-    """Return what a model of this configuration makes of its head's logits: c tanh(logits / c) where it has a cap c.
+    """Return the model's logits from those of its head: c tanh(logits / c) where its configuration has a cap c.
 
-    Some families multiply them by `logit_scale`, others divide them by `logits_scaling`.
+    Some families multiply them by `logit_scale` first, others divide them by `logits_scaling`.
     """
     cap = getattr(config, "final_logit_softcapping", None)
     factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
@@ -350,10 +353,10 @@ def devices_of(place: Place) -> list[torch.device]:
 
 
 def devices_of_modules(model: Decoder, place: Place) -> dict[str, torch.device]:
-    """Return on which device of a place each module belongs, by names that cover the whole model.
+    """Return the device of each module in a place, by names that cover the whole model.
 
-    A GPU's share of the weights is its share of the memory of all, so that equal ones hold about as much; a layer that
-    two would share is the one's that would have more of it. `model` may lie on the meta device.
+    A GPU's share of the weights is its share of the memory of all GPUs. A layer between two GPUs goes to the one that
+    would hold more of it. `model` may lie on the meta device.
     """
     wanted = devices_of(place)
     room = [torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 1 for device in wanted]
@@ -391,7 +394,7 @@ def put_model(model: nn.Module, place: Place) -> nn.Module:
 
 
 def settle_model(model: nn.Module) -> nn.Module:
-    """Return a model whose weights lie where they belong, with its buffers beside them; no weight is copied."""
+    """Return a model whose weights lie on their devices already, with its buffers beside them; no weight is copied."""
     devices = place_of(model)
     if len(devices) == 1:
         return model.to(devices[0])
@@ -406,7 +409,7 @@ def _device_of(module: nn.Module) -> torch.device | None:
 
 
 def place_of(model: nn.Module) -> list[torch.device]:
-    """Return on which devices a model lies, in the order of their numbers."""
+    """Return the devices that a model lies on, in the order of their numbers."""
     devices = {parameter.device for parameter in model.parameters()}
     return sorted(devices, key=lambda device: (device.type, device.index or 0))
 
@@ -417,7 +420,7 @@ def gpus_of(model: nn.Module) -> list[int]:
 
 
 def _parts(model: Decoder) -> dict[str, nn.Module]:
-    """Return the modules that no two devices share, by name: what is in front of the layers, those, what is behind."""
+    """Return the modules that each lie on one device, by name: those in front of the layers, the layers, and the rest."""
     layers = model.family.layers
     leaves = {
         name: module

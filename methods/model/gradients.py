@@ -7,9 +7,9 @@ next one:
     dL/dx_l = (dy_l/dx_l)^T dL/dy_l,    dL/dW_l = (dy_l/dW_l)^T dL/dy_l,    y_l = x_(l+1)
 
 These are the products of a backward pass through the whole model, in the same order, so that every bit is the same.
-What is in memory is one layer's gradients and activations, and what enters the layers, instead of those of all layers.
+Memory holds the gradients and activations of one layer, and the inputs of all layers.
 
-L = loss, x_l, y_l = what enters layer l and leaves it, (B, T, D), W_l = its weights. N = sequences, B = those of a
+L = loss, x_l, y_l = input and output of layer l, (B, T, D), W_l = its weights. N = sequences, B = sequences of a
 micro-batch, T = tokens, D = residual width.
 """
 
@@ -32,7 +32,7 @@ from methods.model.layer import Layer
 
 TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
 
-Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shape, in float32
+Sums = dict[Tensor, Tensor]  # a weight -> a sum for it, of its shape, in float32
 
 
 def make_zeros(weights: Iterable[Tensor]) -> Sums:
@@ -48,14 +48,14 @@ def collect_gradients(
     g: bool = True,
     a: bool = False,
 ) -> dict[int, list[Tensor]]:
-    """Return what `of_layer(l, g, a)` makes of each layer l that may have some of `weights`, on the CPU.
+    """Return `of_layer(l, g, a)`, on the CPU, for each layer l from the first that has one of `weights` on.
 
     g   the gradient of the mean loss over all targets, of those weights that the layer has
     a   the mean square of each sequence's own gradient
 
-    Both are emptied before the next layer's turn. A few tokens are taken at a time, or one sequence where a is asked
-    for. A sweep that was interrupted goes on where it stood (`Calibration.log`), behind a forward pass: `of` is all
-    that `of_layer` depends on.
+    Both are emptied before the next layer's turn. A few tokens are taken at a time, or with `a` one sequence. An
+    interrupted sweep goes on where it stood (`Calibration.log`), behind a forward pass: `of` holds all that `of_layer`
+    depends on.
     """
     ids, mask = calibration.ids, calibration.mask
     N, T = ids.shape
@@ -89,10 +89,10 @@ def collect_gradients(
 
 @dataclass
 class _BackwardPass:
-    """Holds a micro-batch between its forward pass and what is left of its backward pass.
+    """Holds a micro-batch between its forward pass and the rest of its backward pass.
 
-    x          what enters each layer that has not been differentiated yet, (B, T, D) each, from the first on
-    arguments  layer kind -> what the decoder passes besides the hidden states (positions, masks)
+    x          input of each layer that has not been differentiated yet, (B, T, D) each, from the first on
+    arguments  layer kind -> all that the decoder passes besides the hidden states (positions, masks)
     back       dL/dy, (B, T, D), of the last of those layers
     share      of its targets in all targets
     """
@@ -105,7 +105,7 @@ class _BackwardPass:
     def back_through(
         self, layer: Layer, weights: Sequence[Tensor], g: Sums, a: Sums, of_one: float, *, on: bool
     ) -> None:
-        """Add the last layer's dL/dW to g, and `of_one` times their squares to a, where these have the weights.
+        """Add the last layer's dL/dW to g, and `of_one` times its square to a, for the weights that these have.
 
         `on` says whether the layer before it comes next.
         """
@@ -124,7 +124,7 @@ class _BackwardPass:
 
 
 class _Returns(nn.Module):
-    """Stands in for a layer, and returns what is known to leave the last one."""
+    """Stands in for a layer, and returns the known output of the last one."""
 
     def __init__(self, y: Tensor) -> None:
         super().__init__()
@@ -135,9 +135,9 @@ class _Returns(nn.Module):
 
 
 def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int, wait: Wait) -> list[_BackwardPass]:
-    """Run each layer for all micro-batches, (ids, targets), and keep what enters those from the first one on.
+    """Run each layer for all micro-batches, (ids, targets), and keep the inputs of the layers from `first` on.
 
-    Each micro-batch's mean loss is differentiated with respect to what leaves the last layer.
+    Each micro-batch's mean loss is differentiated with respect to the output of the last layer.
     """
     entered = (enter(model, ids, sliced=True) for ids, _ in pairs)
     entries = [replace(entry, x=wait(entry.x)) for entry in entered]
@@ -189,6 +189,6 @@ def require_gradients(model: Decoder, weights: Iterable[Tensor]) -> Iterator[Non
 def make_repeatable(model: Decoder) -> AbstractContextManager[None]:
     """Return a context in which attention on a GPU is made of plain products, whose backward pass repeats to the bit.
 
-    That of the fused kernels adds in whatever order its threads come, so that scores would differ from run to run.
+    The backward pass of fused kernels adds in the order of its threads, so that scores would differ from run to run.
     """
     return sdpa_kernel(SDPBackend.MATH) if model.embed.weight.device.type == "cuda" else nullcontext()
