@@ -420,7 +420,7 @@ def gpus_of(model: nn.Module) -> list[int]:
 
 
 def _parts(model: Decoder) -> dict[str, nn.Module]:
-    """Return the modules that each lie on one device, by name: those in front of the layers, the layers, and the rest."""
+    """Return the modules that each lie on one device, by name: those before the layers, the layers, and the rest."""
     layers = model.family.layers
     leaves = {
         name: module

@@ -1,16 +1,17 @@
-"""A matrix that is the product of two thinner ones, where a layer had one matrix.
+"""Modules that methods put into a model: factored matrices, maps of the residual, and sliced layers.
+
+LowRank is the product of two thinner matrices in the place of one:
 
     y = up(down(x)) + b
 
-Letters: m = outputs, n = inputs, k = rank.
-
-Layers with a linear map at their end, or at the start of the first: what is left where blocks have been cut out.
+MappedLayer is a layer with a linear map of the residual in front of it or behind it, where blocks have been cut out:
 
     y = layer(x + x M),    y + y N
 
-M stands in front of a layer and N behind it; either may be missing. Both are (D, D), D = residual width.
+SlicedLayer is a layer whose residual stream is cut. Behind it stand the steps by which SliceGPT fuses norms and cuts
+matrices.
 
-Holds the decoder layer whose residual stream is cut, and the parts of it that SliceGPT fuses and cuts.
+Letters: m = outputs, n = inputs, k = rank, D = residual width, d = what is left of it; M and N are (D, D).
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from methods.model.precision import widen
 
 
 class FactoredMatrix(Unsupported, AttributeError):
-    """Says that a matrix is two factors. `hasattr` takes it for an attribute that is missing."""
+    """Is raised where a weight is read of a matrix that is two factors. `hasattr` takes it for a missing attribute."""
 
 
 class LowRank(nn.Module):
     """Multiplies by two factors, down (k, n) and up (m, k), and adds the bias (m,) that the matrix had.
 
-    It has the widths and the bias of the matrix whose place it takes, and no weight: what reads one is refused.
+    It has the widths and the bias of the matrix whose place it takes, and no weight: to read one raises FactoredMatrix.
     """
 
     def __init__(self, down: Tensor, up: Tensor, bias: Tensor | None) -> None:
@@ -71,7 +72,7 @@ class LowRank(nn.Module):
 
 
 def factor_matrix(matrix: nn.Linear, down: Tensor, up: Tensor) -> LowRank:
-    """Return what stands for a matrix when its weight is up @ down, in the matrix's dtype and where it lies."""
+    """Return a LowRank for a matrix whose weight is up @ down, in the matrix's dtype and on its device."""
     weight = matrix.weight
     thin = [factor.to(weight.device, weight.dtype).contiguous() for factor in (down, up)]
     bias = None if matrix.bias is None else matrix.bias.detach()
@@ -79,12 +80,12 @@ def factor_matrix(matrix: nn.Linear, down: Tensor, up: Tensor) -> LowRank:
 
 
 def ranks_of(matrices: dict[str, nn.Linear]) -> dict[str, int]:
-    """Return the ranks of the matrices that have been factored, by the names that they are given."""
+    """Return the ranks of the matrices that have been factored, by their names in `matrices`."""
     return {name: matrix.rank for name, matrix in matrices.items() if isinstance(matrix, LowRank)}
 
 
 def factors_of(matrices: list[nn.Linear]) -> list[nn.Linear]:
-    """Return what is multiplied by: each matrix, or its two factors."""
+    """Return the linear layers that multiply: each matrix, or its two factors."""
     return [part for matrix in matrices for part in matrix.modules() if isinstance(part, nn.Linear)]
 
 
@@ -107,9 +108,9 @@ class MappedLayer(nn.Module):
 
 
 def put_map(model: Decoder, behind: int, M: Tensor) -> None:
-    """Let the state behind layer `behind`, or what enters the first where it is -1, become x + x M; M is (D, D).
+    """Put a map behind layer `behind`, or in front of the first where it is -1: x becomes x + x M; M is (D, D).
 
-    Raises Unsupported where a map stands already, or another wrapper.
+    Raises Unsupported where a map or another wrapper stands there already.
     """
     layers = model.layers
     layer, place = (layers[0], "before") if behind < 0 else (layers[behind], "behind")
@@ -126,7 +127,7 @@ def put_map(model: Decoder, behind: int, M: Tensor) -> None:
 
 
 def maps_of(model: Decoder) -> list[list[str]]:
-    """Return for each layer where it has a map: `before`, `behind`."""
+    """Return the places of each layer's maps: `before`, `behind`."""
     modules = [layer.module for layer in model.layers]
     return [
         [place for place in ("before", "behind") if getattr(module, place) is not None]
@@ -136,21 +137,21 @@ def maps_of(model: Decoder) -> list[list[str]]:
     ]
 
 
-NUMBERS = 2**24  # of a matrix that are multiplied at once, in float64 128 MiB
+NUMBERS = 2**24  # numbers of a matrix that are multiplied at once, in float64 128 MiB
 
 
 def output_of_attention(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Return what the attention adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    """Return the attention's addition to the residual from its normed input, (B, T, d) -> (B, T, d)."""
     return layer.scaled(layer.attention(h, arguments))
 
 
 def output_of_mlp(layer: Layer, h: Tensor) -> Tensor:
-    """Return what the MLP adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    """Return the MLP's addition to the residual from its normed input, (B, T, d) -> (B, T, d)."""
     return layer.scaled(layer.feed_forward(h))
 
 
 def output_of_both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Return what a parallel layer adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    """Return a parallel layer's addition to the residual from its normed input, (B, T, d) -> (B, T, d)."""
     return output_of_attention(layer, h, arguments) + output_of_mlp(layer, h)
 
 
@@ -227,14 +228,14 @@ def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
 
 
 def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
-    """Let what reads the residual read d columns in the basis Q: W <- (W Q)[:, :d]."""
+    """Make matrices that read the residual read d columns in the basis Q: W <- (W Q)[:, :d]."""
     for matrix in matrices:
         matrix.weight = cut_columns(matrix.weight, Q, d)
         matrix.in_features = d
 
 
 def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
-    """Let what writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
+    """Make a matrix that writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
     Q = widen(Q.to(matrix.weight.device), of=matrix.weight.dtype)
     matrix.weight = change_by_columns(matrix.weight, d, lambda W: Q.T[:d] @ W)
     if matrix.bias is not None:
@@ -252,7 +253,7 @@ def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
 def change_by_rows(
     weight: Tensor, width: int, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None
 ) -> nn.Parameter:
-    """Return change(W), (rows, width), of W as it is multiplied, a few rows at a time: no table is so as a whole."""
+    """Return change(W), (rows, width), for W in the type that it is multiplied in (`widen`), a few rows at a time."""
     changed = weight.new_empty(len(weight), width, dtype=dtype)
     rows = max(1, NUMBERS // weight.shape[1])
     for piece, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
@@ -262,7 +263,7 @@ def change_by_rows(
 
 @torch.no_grad()
 def change_by_columns(weight: Tensor, height: int, change: Callable[[Tensor], Tensor]) -> nn.Parameter:
-    """Return change(W), (height, columns), a few columns at a time, as `by_rows` does with rows."""
+    """Return change(W), (height, columns), a few columns at a time, like `change_by_rows`."""
     changed = change_by_rows(weight.T, height, lambda W: change(W.T).T)
     return nn.Parameter(changed.T.contiguous(), requires_grad=weight.requires_grad)
 

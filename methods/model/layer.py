@@ -1,4 +1,4 @@
-"""One decoder layer seen by role.
+"""Shows one decoder layer by role.
 
 Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width, B = batch, T = tokens.
          Weights are (out, in).
@@ -23,7 +23,7 @@ from methods.model.parts import Experts, Removed, Times
 
 
 class Layer:
-    """Shows one decoder layer by role. It holds the module, and copies nothing unless asked to."""
+    """Shows one decoder layer by role. It holds the module itself, and no copy."""
 
     def __init__(
         self,
@@ -38,13 +38,11 @@ class Layer:
     ) -> None:
         self.module = module
         self.family = family
-        self.config = (
-            config  # the layer's entry in each list of architectures.LISTS that its configuration has, else None
-        )
+        self.config = config  # the layer's entry in each list of architectures.LISTS, None where there is no list
         self.head_width = head_width  # E
         self.group = group  # H / G, query heads per key/value head
-        self.number = number  # in the model that the method was given, where it had no layer less (Decoder.numbers)
-        self.store = store  # where what has been changed is kept; None: in memory
+        self.number = number  # in the model that the method was given (Decoder.numbers)
+        self.store = store  # keeps changed weights in files; None: they are in memory
 
     @property
     def kind(self) -> str | None:
@@ -90,12 +88,12 @@ class Layer:
 
     @property
     def _gives_a_pair(self) -> bool:
-        """Say whether the MLP's forward gives back its result and something else."""
+        """Say whether the MLP's forward returns a tuple with its result first."""
         return self.family.mixture is not None and self.family.mixture.pair
 
     @property
     def _norms(self) -> tuple[str, str]:
-        """Return what the norms in front of the attention and of the MLP are called: the same, where they share one."""
+        """Return the names of the norms in front of the attention and of the MLP, which may be the same norm."""
         first, second = self.family.attn_norm, self.family.mlp_norm
         return first, first if second and getattr(self.inner, second) is None else second
 
@@ -202,9 +200,9 @@ class Layer:
         return sum(matrix.out_features for matrix in self.qkv) // (self.head_width * (self.group + 2))
 
     def set_kv_heads(self, G: int) -> None:
-        """Tell the attention that it has G key/value heads, where its forward does not see that from the weights.
+        """Set the attention's number of key/value heads to G, where its forward does not read it off the weights.
 
-        A size in the configuration, which all layers share, goes into a copy that is this attention's own.
+        A size in the configuration goes into a copy that is this attention's own, since all layers share the original.
         """
         sizes = {"G": G, "H": G * self.group, "HE": G * self.group * self.head_width}
         for path, letters in self.family.counts:
@@ -215,20 +213,20 @@ class Layer:
 
     @property
     def device(self) -> torch.device:
-        """Return where the layer lies, which differs where a model has been spread over several GPUs.
+        """Return the device of the layer. Layers have different ones where a model is spread over several GPUs.
 
-        Each of its modules then moves what it is called with (accelerate.dispatch_model); what is added to that must be
-        moved by whoever adds it.
+        Each of its modules then moves its own inputs (accelerate.dispatch_model). A caller that adds a tensor to its
+        output must move that tensor.
         """
         if self.store is not None and self.store.device is not None:
-            return self.store.device  # which it visits
+            return self.store.device  # the layer visits it
         return next(self.module.parameters()).device
 
     def visiting(self) -> AbstractContextManager[None]:
         """Return a context in which the layer's weights lie on `device`, where a store keeps them elsewhere.
 
-        Whoever multiplies states by weights works in it; so does each call of the layer or of its parts. One for many
-        calls moves the weights once.
+        Code that multiplies states by weights runs in it, and so does each call of the layer or of its sublayers. One
+        context around many calls moves the weights once.
         """
         return nullcontext() if self.store is None else self.store.visit(self.module, lambda: self.module)
 
@@ -247,17 +245,17 @@ class Layer:
             return self.down(self.inner.activation_fn(up(h)))
 
     def attend(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Return what the attention adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        """Return the attention's addition to the residual x, norms included, (B, T, D) -> (B, T, D)."""
         with self.visiting():
             return self.post_norm(0)(self.attention(self.attn_norm(x), arguments))
 
     def transform(self, x: Tensor) -> Tensor:
-        """Return what the MLP adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        """Return the MLP's addition to the residual x, norms included, (B, T, D) -> (B, T, D)."""
         with self.visiting():
             return self.post_norm(1)(self.feed_forward(self.mlp_norm(x)))
 
     def post_norm(self, which: int) -> nn.Module:
-        """Return what stands between the attention (0) or the MLP (1) and the residual: a norm, a factor or nothing."""
+        """Return the module between the attention (0) or the MLP (1) and the residual: a norm, a factor or identity."""
         self._is_a_sum()
         names = self.family.post_norms
         if names:
@@ -266,11 +264,11 @@ class Layer:
 
     @property
     def factor(self) -> float:
-        """Return the number by which the layer multiplies what its sub-blocks add to the residual."""
+        """Return the number by which the layer multiplies the additions of its sublayers to the residual."""
         return float(getattr(self.inner, self.family.factor)) if self.family.factor else 1.0
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Return what an output matrix gives, multiplied by the layer's factor."""
+        """Return the output of an output matrix, multiplied by the layer's factor."""
         return x if self.factor == 1 else self.factor * x
 
     def _is_a_sum(self) -> None:
@@ -278,7 +276,7 @@ class Layer:
             raise Unsupported("a layer whose residual is normed or mapped is no sum of its input, attention and MLP")
 
     def run(self, x: Tensor, arguments: dict[str, Any], removed: Collection[str] = ()) -> Tensor:
-        """Run the layer as if the parts `gone` ("layer", "attention", "mlp") had been removed, (B, T, D) -> same."""
+        """Return the layer's output without its `removed` parts ("layer", "attention", "mlp"), (B, T, D) -> same."""
         if "layer" in removed:
             return x
         if not removed:
@@ -287,7 +285,7 @@ class Layer:
         return h if "mlp" in removed else h + self.transform(x if self.parallel else h)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return by name what the decoder passes to this layer besides the hidden states."""
+        """Return by name the arguments that the decoder passes to this layer besides the hidden states."""
         bound = inspect.signature(self.inner.forward).bind(None, *args, **kwargs).arguments
         named = {**bound, **bound.get("kwargs", {})}
         return {
@@ -302,7 +300,7 @@ class Layer:
             return self.module(x, **arguments)
 
     def settle(self) -> None:
-        """Let what a method has changed of the layer lie in a file, where the model has a store; else do nothing."""
+        """Move changed weights of the layer into a file, where the model has a store; else do nothing."""
         if self.store is not None:
             self.store.settle(self.module)
 
@@ -315,13 +313,13 @@ class Layer:
         return self._copy({})
 
     def on(self, device: torch.device) -> Layer:
-        """Return a copy of the layer on a device, its configuration shared, or the layer itself where it is there."""
+        """Return a copy of the layer on a device, with the same configuration; the layer itself if it lies there."""
         if self.device == device:
             return self
         return self._copy(copy_tensors(self.module, device))
 
     def _copy(self, instead: dict[int, Any]) -> Layer:
-        """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
+        """Return a copy with this layer's configuration, and with `instead`, by ids, in place of other objects."""
         shared = {id(part.config): part.config for part in self.module.modules() if hasattr(part, "config")}
         module = copy.deepcopy(self.module, shared | instead)
         return Layer(

@@ -1,19 +1,18 @@
-"""Lets the weights of a model, and states that wait, lie in files, so that both may be larger than the memory.
+"""Keeps weights of a model, and states that wait, in files, so that both may be larger than the memory.
 
-Weights that are loaded in the dtype in which they are stored lie in the files of the model: the system reads a page of
-them when it is used, and drops it where memory is short. Whatever a method writes is new and lies in memory. A store
-writes that to a file beside the model's own, which are only read, and maps it back, layer by layer, so that what is in
-memory is one layer. The pruned model then is the model's files, those of the store, and its modules.
+Weights that are loaded in their stored dtype lie in the files of the model: the system reads a page of them when it is
+used, and drops it where memory is short. New weights of a method lie in memory. A store writes them to a file of its
+own and maps them back, layer by layer, so that memory holds one layer. The model's own files are only read.
 
-Where the store has a device, layers compute on it: each visits it while it is used (`LayerStore.visit`), and what lies
-around the layers stays there. So a model may also be larger than the memory of the GPU that computes.
+Where the store has a device, layers compute on it. Each visits the device while it is used (`LayerStore.visit`), and
+the modules around the layers stay there. So a model may also be larger than the memory of its GPU.
 
-Between two layers the states of all tokens wait, N T D numbers; a greedy search has them of several candidates, what is
-fitted to the dense model has them of both models, gradients need them in front of each layer. `put_to_wait` puts them
-into files: the system writes their pages out where memory is short, and reads them when the next layer wants them.
+Between two layers the states of all tokens wait, N T D numbers. A greedy search has them of several candidates, a fit
+to the dense model has them of both models, and gradients need them in front of each layer. `put_to_wait` puts them into
+files: the system writes their pages out where memory is short, and reads them for the next layer.
 
-A file loses its name as soon as it is mapped: the system gives its room back when no tensor needs it, or when the
-process has ended, however that came about. So what is in one is of this process, and whole.
+A file loses its name as soon as it is mapped. The system frees its room when no tensor needs it, or when the process
+ends for any reason. So a file belongs to one process, and is whole.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from torch import Tensor, nn
 
 from methods.errors import NoRoom, first_line_of
 
-ALIGNED = 64  # bytes to a multiple of which a tensor begins, as in memory: products of other ones can round otherwise
+ALIGNED = 64  # bytes: each tensor begins at a multiple, as in memory, since products of others can round differently
 
 
 class LayerStore:
-    """Moves weights from memory into files in a folder, which has to lie on a disk and have room for them.
+    """Moves weights from memory into files of a folder on a disk.
 
-    device  on which layers compute, and on which all that is no layer lies; None: where the weights lie
+    device  computes the layers, and holds all modules around them; None: weights are used where they lie
     """
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
@@ -47,7 +46,7 @@ class LayerStore:
         self._visiting = set[int]()  # ids of the modules that are on the device now
 
     def read_ahead(self, module: nn.Module) -> None:
-        """Ask the system to read what lies in files of a module's parameters, and do not wait for it."""
+        """Ask the system to read those parameters of a module that lie in files, and do not wait for it."""
         files = _mapped_files()
         for parameter in module.parameters():
             if parameter.device.type == "cpu" and _lies_in(files, parameter):
@@ -55,10 +54,10 @@ class LayerStore:
 
     @contextmanager
     def visit(self, module: nn.Module, whole: Callable[[], nn.Module]) -> Iterator[None]:
-        """Let copies on the device stand where the parameters and buffers of a module do, meanwhile.
+        """Replace the parameters and buffers of a module by copies on the device, meanwhile.
 
-        whole  returns the module at the end. What nobody has changed of it then is again the object that it was; all
-               else is brought back, and goes into a file
+        whole  returns the module at the end. Tensors that nobody has changed are the old objects again. Changed ones
+               are moved back, and go into a file
         """
         if self.device is None or id(module) in self._visiting:
             yield
@@ -74,9 +73,9 @@ class LayerStore:
             self._settle(copies.changed)
 
     def settle(self, *modules: nn.Module) -> None:
-        """Move what lies in memory of the parameters of these modules into a file.
+        """Move the parameters of these modules that lie in memory into a file.
 
-        A parameter stays the object that it is, with the same values. Raises OSError where the disk takes no more.
+        A parameter stays the same object with the same values. Raises OSError where the disk takes no more.
         """
         self._settle([parameter for module in modules for parameter in module.parameters()])
 
@@ -93,21 +92,21 @@ class LayerStore:
 
 
 def to_numbered(device: torch.device) -> torch.device:
-    """Return a device as tensors name theirs: a GPU without a number is the first one that the process sees."""
+    """Return a device with its number, as tensors name theirs: a GPU without a number is the first of the process."""
     return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
 
 class _Copies:
-    """Knows of which tensor each copy on a device is.
+    """Holds copies of tensors on a device, and knows the tensor of each copy.
 
-    changed  what was brought back, since it is new or has been written to
+    changed  tensors that were moved back, since they are new or have been written to
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.changed: list[Tensor] = []
-        self._copies: dict[int, Tensor] = {}  # by the ids of the tensors that they are of
-        # by their own: themselves, of what they are, and what tells whether they have been written to
+        self._copies: dict[int, Tensor] = {}  # by the ids of their tensors
+        # by the ids of the copies: a copy, its tensor, and its state, which differs once it is written to
         self._of: dict[int, tuple[Tensor, Tensor, tuple[int, int]]] = {}
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ class _Copies:
         return self._copies[id(tensor)]
 
     def to_home(self, tensor: Tensor) -> Tensor:
-        """Return the tensor of which one is the copy, with what has been written to it; or one that is not there."""
+        """Return the tensor of a copy, with the values of the copy, or a tensor on the host for any other tensor."""
         if id(tensor) in self._of:
             copy, was, state = self._of[id(tensor)]
             if _state(copy) != state:
@@ -137,12 +136,12 @@ class _Copies:
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:
-    """Return what is another when a tensor has been written to, or has got other data."""
+    """Return a pair that changes when a tensor is written to or gets other data."""
     return tensor.data_ptr(), tensor._version
 
 
 def move_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Move the parameters and buffers of some modules to a device; those that are shared stay shared."""
+    """Move the parameters and buffers of modules to a device; shared ones stay shared."""
     copies = _Copies(device)
     for module in modules:
         _replace(module, copies.to_device)
@@ -162,13 +161,13 @@ def _replace(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
 
 
 def cast(named: Iterable[tuple[str, nn.Parameter]], held: Callable[[str], torch.dtype]) -> None:
-    """Convert parameters, which stay the objects that they are, to the type that their name is held in."""
+    """Convert parameters, which stay the same objects, to the dtype that `held` gives for their names."""
     for name, parameter in named:
         parameter.data = parameter.data.to(held(name))
 
 
 def copy_tensors(module: nn.Module, device: torch.device) -> dict[int, Any]:
-    """Return copies of all tensors on a device, by the ids of the tensors, as copy.deepcopy takes them for those."""
+    """Return copies of all tensors of a module on a device, by the ids of the tensors: a memo for copy.deepcopy."""
     copies: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
     for parameter in module.parameters():
         copies[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
@@ -176,9 +175,9 @@ def copy_tensors(module: nn.Module, device: torch.device) -> dict[int, Any]:
 
 
 def write_to_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors as they lie in a new file of the folder, which has lost its name.
+    """Return equal tensors that lie in a new file of the folder. The file has no name any more.
 
-    What is written to one of them later is in memory, and not in the file. Raises OSError where the disk takes no more.
+    Later changes of them are in memory, and not in the file. Raises OSError where the disk takes no more.
     """
     starts, end = list[int](), 0
     with tempfile.NamedTemporaryFile(dir=folder, prefix=prefix, delete=False) as file:
@@ -192,7 +191,7 @@ def write_to_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[
             file.flush()
             whole = torch.from_file(file.name, shared=False, size=end, dtype=torch.uint8)
         finally:
-            with suppress(OSError):  # of a system that keeps a file which is mapped; its folder goes with the cell
+            with suppress(OSError):  # a system may keep a mapped file; its folder goes with the cell
                 path.unlink()
     return [
         whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
@@ -201,7 +200,7 @@ def write_to_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[
 
 
 def put_to_wait(x: Tensor, folder: Path) -> Tensor:
-    """Return states with the same values that lie in a file of the folder; those on a GPU are left there.
+    """Return equal states that lie in a file of the folder; states on a GPU themselves.
 
     Raises NoRoom where the folder takes no more.
     """
@@ -217,9 +216,9 @@ def put_to_wait(x: Tensor, folder: Path) -> Tensor:
 
 
 def read_tensor_ahead(tensor: Tensor) -> bool:
-    """Tell the system that the pages of a tensor which lies in a file will be read soon; say whether it heard that.
+    """Tell the system that the pages of a tensor in a file will be read soon, and return whether it takes the hint.
 
-    Linux alone is told. It is a hint: without it the pages are read when they are used.
+    Only Linux does. Without the hint the pages are read when they are used.
     """
     if sys.platform != "linux":
         return False
@@ -229,9 +228,9 @@ def read_tensor_ahead(tensor: Tensor) -> bool:
 
 
 def _mapped_files() -> list[tuple[int, int]]:
-    """Return at which addresses of this process files are mapped, from the first to one past the last, rising.
+    """Return the ranges of addresses of this process where files are mapped, rising; each ends one past its last.
 
-    There is none where the system does not say (Linux alone does), so that all that is settled is written.
+    There are none where the system does not list them (only Linux does). Then every settled tensor is written.
     """
     files = []
     with suppress(OSError), Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:

@@ -1,20 +1,17 @@
-"""Shows the mixture of experts that stands for the MLP of a layer, and removes experts from it.
+"""Parts of a layer: mixtures of experts, the stand-in for a removed sublayer, and a factor of additions.
 
-A router scores J experts for each token, takes k of them, and weighs what they compute:
+Experts shows the mixture of experts that stands for the MLP of a layer, and removes experts from it. A router scores J
+experts for each token, takes k of them, and weighs their outputs:
 
     MoE(h) = sum over the k experts j that h is routed to of g_j(h) f_j(h)
 
-Some families add an MLP that every token takes, which is none of the J and stays.
+Some families add an MLP that every token takes. It is none of the J and stays.
 
-The experts' tensors lie in one bank, the experts on the first axis, as are the router's rows and biases: an expert that
-goes takes its slice of each with it, and the router takes the k best of those that are left. Removing an expert
-equals forbidding it in the router.
+The experts' tensors lie in one bank, with the experts on the first axis, and so do the router's rows and biases. An
+expert that goes takes its slice of each with it, and the router takes the k best of those that are left. Removing an
+expert equals forbidding it in the router.
 
 Letters: J = experts, k = experts that a token takes, D = residual width, M = tokens.
-
-Stands where an attention or an MLP was.
-
-Multiplies what a sub-block adds to the residual, as families do whose configuration has a factor for it.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ class Experts:
     router  scores the experts and takes k of them
     bank    computes them
     shared  the matrices of the MLP that every token takes beside them, if there is one
-    row     what the family calls their parts
+    row     the family's names for these parts
     """
 
     router: Any
@@ -48,7 +45,7 @@ class Experts:
 
     @staticmethod
     def of(layer: Any, row: Mixture | None) -> Experts | None:
-        """Return the mixture of a family's own layer; None where the layer has a single MLP, or none any more."""
+        """Return the mixture of a family's own layer; None where the layer has a single MLP, or has lost its MLP."""
         if row is None:
             return None
         try:
@@ -70,12 +67,12 @@ class Experts:
 
     @property
     def groups(self) -> int:
-        """Return how many groups of equally many experts, one behind the other, the router knows; 1 without groups."""
+        """Return the number of the router's groups of experts, equal ones, one behind the other; 1 without groups."""
         return int(getattr(self.router, self.row.groups)) if self.row.groups else 1
 
     @property
     def fewest(self) -> int:
-        """Return the experts that must stay, so that a token finds k in the groups that it may take.
+        """Return the least number of experts, so that a token finds k in the groups that it may take.
 
         A router with groups ranks them by the two best experts of each.
         """
@@ -97,7 +94,7 @@ class Experts:
     @property
     def matrices(self) -> dict[str, list[Tensor]]:
         """Return the router's matrix (J, D), and those of one expert, gate and up in one."""
-        stacked = [tensor[0] for tensor in self.bank.parameters() if tensor.ndim == 3]  # the others are biases
+        stacked = [tensor[0] for tensor in self.bank.parameters() if tensor.ndim == 3]  # all else are biases
         experts = [matrix.T if self.row.transposed else matrix for matrix in stacked]
         return {"router": [self.router.weight], "experts": experts}
 
@@ -107,19 +104,19 @@ class Experts:
 
     @property
     def macs(self) -> int:
-        """Return the multiply-accumulates of a token: the router's, and those of the k experts; of no linear layer."""
+        """Return the multiply-accumulates of a token in the router and its k experts, without any linear layer."""
         return int(self.router.weight.numel()) + self.taken * sum(size.numel() for size in self._sizes)
 
     @property
     def values(self) -> int:
-        """Return how many numbers a token has in memory, at most: logits, and what each matrix reads and writes."""
+        """Return how many numbers a token has in memory at most: logits, and the inputs and outputs of each matrix."""
         shared = sum(matrix.in_features + matrix.out_features for matrix in self.shared)
         return self.count + self.taken * sum(map(sum, self._sizes)) + shared
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return g and the numbers of the experts that each token takes, (M, D) -> (M, k), (M, k).
 
-        g is what multiplies an expert's output: where the router renormalises the k best, behind that.
+        g is the factor of an expert's output, renormalised where the router does so with the k best.
         """
         _, g, chosen = self.router(h)
         return g, chosen
@@ -127,7 +124,7 @@ class Experts:
     def outputs(self, h: Tensor, chosen: Tensor) -> Tensor:
         """Return f_j(h) of each expert that is chosen for a token, (M, D), (M, k) -> (M, k, D).
 
-        The bank is called with one expert for a token, whose weight is one.
+        The bank is called with a single expert for each row, with the weight 1.
         """
         k = chosen.shape[1]
         ones = torch.ones(chosen.numel(), 1, device=h.device, dtype=h.dtype)
@@ -135,7 +132,7 @@ class Experts:
         return outputs.view(len(h), k, -1)
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Keep the experts `kept` in the order given, and remove the others. `remove_experts` also tells the model."""
+        """Keep the experts `kept`, in this order, and remove all others. The caller sets the model's count."""
         index = torch.tensor(list(kept), dtype=torch.long)
         if self.groups > 1 and not _equal_groups(kept, self.count, self.groups):
             raise Unsupported("its router takes groups of equally many experts, so that each has to lose as many")
@@ -168,11 +165,14 @@ class Removed(nn.Module):
     """Stands where an attention or an MLP was, and adds nothing to the residual."""
 
     def __init__(self, *, attention: bool, pair: bool = False) -> None:
-        """Stand for an attention, or for an MLP whose forward gives back a `pair`, the result first, or the result."""
+        """Stand for an attention or an MLP.
+
+        pair  whether the MLP's forward returned a tuple with its result first, as an attention's does
+        """
         super().__init__()
         self.pair = attention or pair
         self.layer_idx = 0
-        self.counts = False  # no attention of the layer's kind is left, so that this one tells the cache its length
+        self.counts = False  # True where no attention of the layer's kind is left: then this gives the cache a length
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         nothing = torch.zeros_like(hidden_states)

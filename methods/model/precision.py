@@ -1,4 +1,4 @@
-"""The number of bits in which weights are held and matrices are multiplied and summed, and what stays in a cache."""
+"""Gives the types in which weights are held and matrices are multiplied and summed, and the rows that fit a cache."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CACHED = 2**18  # numbers in float32 that stay in a core's cache: 1 MiB
 
 
 def dtype_by_name(model: Any, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """Return what says for a tensor's name in which type transformers holds it in a model of `dtype`.
+    """Return a function that gives the type in which transformers holds a tensor, by its name, in a model of `dtype`.
 
-    That is `dtype` but for what the model's class keeps in float32, such as the biases of some routers of experts.
+    It is `dtype`, except for tensors that the model's class keeps in float32, such as the biases of some routers.
     """
     kept = [*((model._keep_in_fp32_modules or ()) if dtype == torch.float16 else ())]
     if dtype in (torch.float16, torch.bfloat16):
@@ -39,7 +39,7 @@ def widen(x: Tensor, of: torch.dtype | None = None) -> Tensor:
 
 
 def rows_in_cache(x: Tensor) -> int:
-    """Return how many rows of x (M, V) in float32 stay in a CPU core's cache; one at least, and on a GPU all."""
+    """Return how many rows of x (M, V) in float32 fit a CPU core's cache; at least one, and on a GPU all."""
     return max(1, CACHED // x.shape[-1]) if x.device.type == "cpu" else max(1, len(x))
 
 

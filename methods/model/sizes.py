@@ -24,12 +24,12 @@ def parameters_without_embeddings(model: Decoder) -> int:
 
 
 def layer_parameters(layer: Layer) -> int:
-    """Return how many parameters a layer holds, with what a method has put around it."""
+    """Return how many parameters a layer holds, with all that a method has put around it."""
     return sum(parameter.numel() for parameter in layer.module.parameters())
 
 
 def active_parameters(model: Decoder) -> int:
-    """Return how many parameters one token is computed with: all but those of experts that it is not routed to."""
+    """Return how many parameters compute one token: all but those of experts that it is not routed to."""
     mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
     return parameters(model) - sum((experts.count - experts.taken) * experts.weights for experts in mixtures)
 
@@ -85,7 +85,7 @@ def _other_macs(layer: Layer, context: int) -> int:
 
 
 def sizes_of(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
-    """Return everything that follows from the shapes alone, by the names of bench.records.schema."""
+    """Return all sizes that follow from the shapes alone, by their names in a record."""
     count, inner = parameters(model), parameters_without_embeddings(model)
     return {
         "parameters": count,

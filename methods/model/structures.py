@@ -1,8 +1,8 @@
-"""Cuts: whole blocks, and through a layer whole key/value heads with their query heads, and channels of the MLP.
+"""Cuts a model: whole layers and sublayers, key/value heads with their query heads, channels of the MLP, experts.
 
-Rows of what reads the residual and columns of what writes it belong together: a unit is removed from all of them at
-once, biases of removed rows included, so that removing it equals zeroing its columns of the output matrix. Fused
-matrices are cut block by block and stay fused.
+Rows of the matrices that read the residual belong together with columns of the one that writes it. A unit is removed
+from all of them at once, with the biases of removed rows. So its removal equals zeroing its columns of the output
+matrix. Fused matrices are cut block by block and stay fused.
 
 Letters: D = residual width, I = MLP width, G = key/value heads, R = query heads for each of them, E = head width.
 """
@@ -33,7 +33,7 @@ PARTS = ("layer", "attention", "mlp")  # that are removed whole
 
 @dataclass(frozen=True)
 class MatrixSlice:
-    """Says what one matrix holds of every unit.
+    """Says which rows or columns of one matrix belong to each unit.
 
     axis   0 where units are rows, 1 where they are columns
     index  (units, width) the rows or columns of each unit
@@ -77,7 +77,7 @@ def slices_of_mlp(layer: Layer) -> list[MatrixSlice]:
 
 @dataclass
 class Structure:
-    """Holds what depends on each other in one layer: the heads of its attention, or the channels of its MLP.
+    """Holds the units of one sublayer that depend on each other: heads of an attention, or channels of an MLP.
 
     number  of the layer
     kind    kv_heads: a unit is a key/value head with its query heads; channels: a unit is a channel of the MLP
@@ -111,11 +111,11 @@ class Structure:
         return self.layer.out if self.kind == "kv_heads" else self.layer.down
 
     def remove(self, score: Tensor, count: int) -> None:
-        """Remove the `count` units with the smallest score, (units,), and settle what is left of the layer."""
+        """Remove the `count` units with the smallest score, (units,), and settle the layer."""
         self.drop(find_lowest(score, count))
 
     def drop(self, units: Iterable[int]) -> None:
-        """Remove these units, by the numbers that they have now, and settle what is left of the layer."""
+        """Remove these units, by the numbers that they have now, and settle the layer."""
         removed = set(units)
         kept = [unit for unit in range(len(self.left)) if unit not in removed]
         keep(self.layer, self.kind, kept)
@@ -145,9 +145,10 @@ def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
 
 
 def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
-    """Return what each layer has left and what it has lost, for the record.
+    """Return for the record the units that are left in each layer, and those that it has lost.
 
-    Layers go by the numbers that they had when the method was given the model. One that it has dropped has none left.
+    Layers have the numbers that they had when the method was given the model. A layer that it has dropped has no units
+    left.
     """
     lost = {(structure.layer.number, structure.kind): structure.removed for structure in structures}
     return count_units_left(model) | {
@@ -156,7 +157,7 @@ def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[A
 
 
 def count_units_left(model: Decoder) -> dict[str, list[int]]:
-    """Return how many key/value heads and channels are left of each layer that the method was given, for the record."""
+    """Return for the record how many key/value heads and channels are left in each layer that the method was given."""
     left = {layer.number: layer for layer in model.layers}
     each = [left.get(number) for number in range(model.given)]
     return {
@@ -167,7 +168,7 @@ def count_units_left(model: Decoder) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Names a part that is removed whole: a layer, or the attention or the MLP of one. Written "mlp 3"."""
+    """Names a layer, an attention or an MLP that is removed whole. As text it is "mlp 3"."""
 
     part: str  # layer, attention or mlp
     layer: int
@@ -183,7 +184,7 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """Names how many units are left of the heads (kv_heads) or the channels of a layer. Written "channels 3 768"."""
+    """Says how many heads (kv_heads) or channels of a layer are left. As text it is "channels 3 768"."""
 
     kind: str
     layer: int
@@ -200,15 +201,15 @@ def sublayers_of(model: Decoder, *parts: str) -> list[Sublayer]:
 
 
 def sizes_of_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[Sublayer, int]:
-    """Return the parameters that go with each block."""
+    """Return the number of parameters that go with each block."""
     sizes = [layer.sizes() for layer in model.layers]
     return {block: sizes[block.layer][block.part] for block in blocks}
 
 
 def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, list[int]]:
-    """Remove the blocks, in place, and name them by kind for the record. A layer that is left empty goes whole.
+    """Remove the blocks, in place, and return them by kind for the record. A layer that is left empty goes whole.
 
-    Blocks go by the places that layers have now, the record by the numbers that the method was given them with.
+    Blocks have the present places of layers. The record has the numbers that layers had when the method was given them.
     """
     removed = set(blocks)
     kept = []
@@ -231,7 +232,7 @@ def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, li
 
 
 def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
-    """Remove from a dense model, in place, what a record names: `cuts` and `remove_sublayers`, read backwards."""
+    """Remove from a dense model, in place, all that decisions name (`cuts_of`, `remove_sublayers`)."""
     if any(experts := decisions.get("removed_experts", [])):
         remove_experts(model, experts)
     for kind in ("kv_heads", "channels"):
@@ -251,16 +252,16 @@ def units_in_order(order: Iterable[str]) -> dict[tuple[int, str], list[int]]:
 
 
 def drop_layers(model: Decoder, places: Sequence[int]) -> dict[str, Any]:
-    """Remove the layers at these places, in place, and name them for the record, by the numbers of `Layer.number`."""
+    """Remove the layers at these places, in place, and return their numbers (`Layer.number`) for the record."""
     layers = model.layers
     model.set_layers([layer for l, layer in enumerate(layers) if l not in places])
     return {"removed_layers": [layers[l].number for l in sorted(places)]}
 
 
 def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
-    """Remove the n candidate layers with the smallest score, in place; of equal ones the lower stays.
+    """Remove the n candidate layers with the smallest score, in place, and return their places, rising.
 
-    Returns their places, rising.
+    Of equal ones the lower stays.
     """
     places = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
     drop_layers(model, places)
@@ -310,9 +311,9 @@ def _pick(tensor: Tensor, axis: int, index: Tensor) -> nn.Parameter:
 
 
 def remove_experts(model: Decoder, removed: Sequence[Sequence[int]]) -> None:
-    """Remove from each layer the experts of these numbers, in place; no layer that is no mixture has any.
+    """Remove the experts of these numbers from each layer, in place. A layer that is no mixture has none.
 
-    Raises ValueError where some layer would have more experts left than another: a configuration has one count.
+    Raises ValueError where layers would keep different numbers of experts, since a configuration has one count.
     """
     layers = model.layers
     left = {
@@ -331,7 +332,7 @@ def remove_experts(model: Decoder, removed: Sequence[Sequence[int]]) -> None:
 
 
 def count_experts(model: Decoder, row: Mixture, count: int) -> None:
-    """Tell a model and its configuration how many experts each layer has."""
+    """Set the number of experts of each layer in a model and its configuration."""
     for name in row.counts:
         for holder in (model.model, model.config):
             if hasattr(holder, name):

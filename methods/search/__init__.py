@@ -1,1 +1,1 @@
-"""Searches over what goes from many parts of a model at once."""
+"""Methods that search over what goes from all layers at once."""

@@ -49,7 +49,7 @@ from methods.model.structures import Sublayer, remove_sublayers, sizes_of_sublay
 from methods.trials.blocks import Replacements
 from methods.trials.evolution import Fitness, Fits, Generations, draw_distinct, end_of_search, is_any_state
 
-ROUNDING = 1e-9  # of the size of a block: what the mean of equal sizes may miss
+ROUNDING = 1e-9  # of the size of a block: the error of a mean of equal sizes
 
 
 @register("evopress")
@@ -105,13 +105,13 @@ class EvoPress(Pruner):
         return k
 
     def sizes(self, model: Decoder) -> tuple[dict[Sublayer, int], float]:
-        """Return the parameters of each block, and of one of each kind of the mean size."""
+        """Return the parameters of each block, and those of a block of mean size of each kind together."""
         kinds = self.blocks(model)
         size = sizes_of_sublayers(model, [block for blocks in kinds for block in blocks])
         return size, sum(sum(size[block] for block in blocks) / len(blocks) for blocks in kinds)
 
     def fits(self, model: Decoder, ratio: float) -> Fits:
-        """Return what says whether a state comes as near to the budget as k blocks of the mean sizes do."""
+        """Return a function that says whether a state comes as near to the budget as k blocks of mean sizes do."""
         size, each = self.sizes(model)
         wanted, nearest = parameters_of_blocks(model, ratio, size), (0.5 + ROUNDING) * each
         return lambda state: abs(sum(held for block, held in size.items() if block in state) - wanted) <= nearest
@@ -134,7 +134,7 @@ class EvoPress(Pruner):
     def search(
         self, model: Decoder, calibration: Calibration, k: int, fits: Fits = is_any_state
     ) -> tuple[Replacements, dict[str, Any]]:
-        """Return the blocks that are missed least together, and for the record what the search took."""
+        """Return the blocks that are missed least together, and for the record the length of the search."""
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
         generations = self.generations or generations_of(k, len(kinds[0]))
         if not (first := draw_states(kinds, k, self.initial, generator, fits=fits)):
@@ -154,14 +154,14 @@ class EvoPress(Pruner):
 
 
 def generations_of(k: int, L: int) -> int:
-    """Return how many generations the authors' script takes where k of L blocks of a kind go."""
+    """Return the number of generations of the authors' script where k of L blocks of a kind go."""
     return max(1, int(k * (L - k) / 1.5))
 
 
 def draw_states(
     kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random, *, fits: Fits = is_any_state
 ) -> list[Replacements]:
-    """Return different sets of k blocks of each kind; see `distinct`."""
+    """Return different sets of k blocks of each kind; see `draw_distinct`."""
     return draw_distinct(
         lambda: Replacements(block for blocks in kinds for block in generator.sample(blocks, k)), count, (), fits
     )
@@ -176,7 +176,7 @@ def draw_children(
     *,
     fits: Fits = is_any_state,
 ) -> list[Replacements]:
-    """Return different children, none like a parent; see `distinct`."""
+    """Return different children, none like a parent; see `draw_distinct`."""
 
     def child() -> Replacements:
         removed = set(generator.choice(parents))
@@ -192,7 +192,7 @@ def draw_children(
 
 
 def draw_block(blocks: list[Sublayer], state: Set[object], generator: random.Random, *, is_removed: bool) -> Sublayer:
-    """Return one of the blocks that are gone in a state, or of those that are not."""
+    """Return a random block: one that is removed in a state, or one that is not."""
     while True:
         block = blocks[generator.randint(0, len(blocks) - 1)]
         if (block in state) == is_removed:

@@ -93,12 +93,12 @@ class LaCoPuzzle(Pruner):
         left = 1 - (total - to_remove) / parameters(model)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
         both = CompensatedPruner(narrow, Refit(ridge=self.ridge))
-        alone = replace(dense, sweeps=None, note=None, order=())  # what is kept is of the dense model
+        alone = replace(dense, sweeps=None, note=None, order=())  # logs and known removals are of the dense model
         narrowed = prune(both, model, alone, left) if left > 0 else {}
         return collapsed | to_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])
 
     def _by_layers(self, model: Decoder, ratio: float) -> float:
-        """Return the ratio that is k layers and no more."""
+        """Return the ratio that is exactly k layers."""
         each = sum(map(layer_parameters, model.layers)) / len(model.layers)
         k = round(self.collapsed * self._count_collapsed(model, ratio) / each)
         return min(k, whole_layers(model, ratio)) * each / parameters(model)
@@ -108,9 +108,9 @@ class LaCoPuzzle(Pruner):
 
 
 def to_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collapsed: list[int]) -> dict[str, Any]:
-    """Return decisions on a model of the layers `kept`, of L, with the numbers that these had, and the lists of all.
+    """Return decisions on a model of the layers `kept`, with the numbers of the dense model and its lists of L layers.
 
-    collapsed  the layers that are in none of `kept`
+    collapsed  all layers that are not in `kept`
     """
     renumbered = dict(decisions)
     removed = [kept[number] for number in decisions.get("removed_layers", [])]

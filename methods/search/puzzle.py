@@ -68,8 +68,8 @@ Score = Literal["kl", "nll"]
 WINDOW = 0.5  # of the smallest replacement: how far what goes may be from the budget
 LEAST = 0.001  # of what all layers hold: a replacement with which less goes makes no window, as noise of a table
 EXACT = {"mip_rel_gap": 0, "node_limit": 10_000}  # of the solver: the best of all, or of so many branches
-SOLVED = 0  # what the solver says of the best of all
-WIDER = 2  # times, where no choice of all layers lies within
+SOLVED = 0  # the solver's status where its solution is the best of all
+WIDER = 2  # factor of the window where no choice of all layers lies within
 
 
 @register("puzzle")
@@ -112,7 +112,7 @@ class Puzzle(Pruner):
         return self.solve(model, calibration, layer_parameters, to_remove)
 
     def prune_to(self, model: Decoder, calibration: Calibration, budget: Budget) -> dict[str, Any]:
-        """Remove what a budget asks for, in place, and return what was decided. Raises OutOfReach."""
+        """Prune to a budget, in place, and return the decisions. Raises OutOfReach."""
 
         def of_layer(layer: Layer) -> float:
             return quantity_of_layer(layer, budget.of, budget.context, budget.table)
@@ -120,7 +120,7 @@ class Puzzle(Pruner):
         return self.solve(model, calibration, of_layer, (1 - budget.share) * budget.dense)
 
     def solve(self, model: Decoder, calibration: Calibration, quantity: Quantity, to_remove: float) -> dict[str, Any]:
-        """Solve the program for `gone` of a quantity, measure its best solutions, and cut the model, in place."""
+        """Remove `to_remove` of a quantity, in place, by the best measured solution; return the decisions."""
         if not to_remove:
             return {}
         widths = (self.steps, self.heads)
@@ -160,9 +160,9 @@ def blocks_of(model: Decoder) -> list[Sublayer]:
 
 
 def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Replacements]]:
-    """Return for each layer what its choices leave out or narrow; the first is nothing.
+    """Return the choices of each layer; the first one replaces nothing.
 
-    Raises Unsupported where heads could go that the model's family cannot lose.
+    Raises Unsupported where a choice loses heads and the model's family cannot.
     """
     if heads > 1:
         model.refuse("heads")
@@ -178,7 +178,7 @@ def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Repla
 
 
 def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[Replacements]:
-    """Return what may be left of an attention or an MLP with `size` units: all, `steps` - 1 widths, or nothing."""
+    """Return the choices for an attention or an MLP with `size` units: all, `steps` - 1 widths, or none of them."""
     lefts = sorted({round(size * step / steps) for step in range(1, steps)} - {0, size}, reverse=True)
     return [
         Replacements(),
@@ -188,7 +188,7 @@ def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[R
 
 
 def cost_of_choice(choice: Replacements, layer: Layer, quantity: Quantity) -> float:
-    """Return how much of a quantity goes when a layer has this choice; by shapes alone, on a copy without weights."""
+    """Return how much of a quantity goes with a choice for a layer, from shapes alone, on a copy without weights."""
     parts = {replacement.part for replacement in choice if isinstance(replacement, Sublayer)}
     if len(parts) == layer.has_attention + layer.has_mlp:
         return quantity(layer)
@@ -205,7 +205,7 @@ def cost_of_choice(choice: Replacements, layer: Layer, quantity: Quantity) -> fl
 
 @dataclass(frozen=True)
 class Narrow:
-    """Makes a layer with fewer units of one with all.
+    """Returns a layer with fewer units, when called with a layer that has all of them.
 
     ranks  by layer and kind, the units, the one with the largest contribution first
     """
@@ -214,21 +214,21 @@ class Narrow:
 
     def __call__(self, layer: Layer, narrowed: Collection[Narrowed]) -> Layer:
         left = layer.copy_sharing_matrices()
-        left.store = None  # which knows the layer itself, and keeps no copy
+        left.store = None  # the store knows the layer itself, and keeps no copy
         for replacement in narrowed:
             keep(left, replacement.kind, sorted(self.ranks[replacement.layer, replacement.kind][: replacement.left]))
         return left
 
 
 def ranking(C: list[Tensor]) -> Ranks:
-    """Return the units of each layer and kind, the largest of C first; C as `contributions` gives it."""
+    """Return the units of each layer and kind, the largest of C first; C is that of `contributions_of_units`."""
     kinds = ("kv_heads", "channels")
     orders = [contributions.argsort(descending=True, stable=True).tolist() for contributions in C]
     return {(at // 2, kinds[at % 2]): order for at, order in enumerate(orders)}
 
 
 def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Tensor]:
-    """Return C of the heads, (G,), and of the channels, (I,), of each layer, in float64; (0,) of what has gone."""
+    """Return C of the heads, (G,), and of the channels, (I,), of each layer, in float64; (0,) of a removed sublayer."""
 
     tokens = int(calibration.mask.sum())
 
@@ -256,7 +256,7 @@ def norms_of_columns(matrix: nn.Linear) -> Tensor:
 def library(
     model: Decoder, calibration: Calibration, widths: tuple[int, int], score: Score, tokens: int
 ) -> list[Tensor]:
-    """Return `damages` of the layers on so many tokens, then `contributions`."""
+    """Return `damages_of_choices` on `tokens` tokens, and behind them `contributions_of_units` on all."""
     C = contributions_of_units(model, calibration)
     return [*damages_of_choices(model, calibration.first(tokens), ranking(C), widths, score), *C]
 
@@ -264,7 +264,7 @@ def library(
 def damages_of_choices(
     model: Decoder, calibration: Calibration, ranks: Ranks, widths: tuple[int, int], score: Score
 ) -> list[Tensor]:
-    """Return s of the choices of each layer, (choices,), in float64: of the first, which changes nothing, 0."""
+    """Return s of the choices of each layer, (choices,), in float64. The first choice, which is empty, has 0."""
     every = choices_of_layers(model, *widths)
     trial = Trial(model, calibration, score, narrow=Narrow(ranks))
     candidates = [choice for several in every for choice in several[1:]]
@@ -279,7 +279,7 @@ def damages_of_choices(
 
 
 def to_decisions(state: Replacements, model: Decoder, ranks: Ranks) -> dict[str, Any]:
-    """Return what a state removes, for the record, as methods.model.structures.cut reads it."""
+    """Return the decisions that remove a state, as methods.model.structures.cut reads them."""
     layers = range(len(model.layers))
     parts = {
         part: {sublayer.layer for sublayer in state if sublayer == Sublayer(part, sublayer.layer)}
@@ -301,9 +301,9 @@ def to_decisions(state: Replacements, model: Decoder, ranks: Ranks) -> dict[str,
 
 
 class Program:
-    """Is the integer program: of each layer the damages s and the costs m of its choices, (choices,) each.
+    """Holds the integer program: of each layer the damages s and the costs m of its choices, (choices,) each.
 
-    unproven  how many of the solutions that were found may not be the best
+    unproven  how many of its solutions may not be the best
     """
 
     def __init__(self, s: list[Numbers], m: list[Numbers]) -> None:
@@ -326,7 +326,7 @@ class Program:
         return float(self.s[self.starts[:-1] + np.array(solution)].sum())
 
     def solutions(self, to_remove: float, count: int) -> list[list[int]]:
-        """Return the `count` solutions with the least damage with which `gone` of the quantity goes, or all there are.
+        """Return the `count` solutions of least damage that remove `to_remove` of the quantity, or all where fewer do.
 
         Raises OutOfReach where no choice of all layers comes near to it.
         """
@@ -364,7 +364,7 @@ class Program:
 
 
 def _undominated(s: Numbers, m: Numbers) -> Numbers:
-    """Return 1 for each choice of a layer but those whose cost another has with less damage, 0 for these."""
+    """Return for each choice of a layer 0 where another has the same cost and less damage, else 1."""
     same = m[:, None] == m[None]
     return np.array([not (s[row] < damage).any() for damage, row in zip(s, same, strict=True)], dtype=float)
 

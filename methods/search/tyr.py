@@ -123,8 +123,8 @@ class Tyr(Pruner):
         return {"parameters": parameters(model), "missed": missed} | cuts_of(model, structures) | outcome
 
     def search(self, model: Decoder, calibration: Calibration, left: Counts) -> tuple[Counts, dict[str, Any]]:
-        """Return the units that each structure has left, and for the record what the search took."""
-        alone = replace(calibration, keep=None, note=None, sweeps=None, order=())  # what is kept is of other sweeps
+        """Return the units that each structure has left, and for the record the length of the search."""
+        alone = replace(calibration, keep=None, note=None, sweeps=None, order=())  # logs are of other sweeps
         generator, until = random.Random(calibration.seed), end_of_search(self.minutes)
         best, forwards = list[float | None](), 0.0
         for number in range(self.rounds):
@@ -143,7 +143,7 @@ class Tyr(Pruner):
         return left, outcome | {"forwards": round(forwards, 2)}
 
     def around(self, left: Counts, structures: list[Structure], number: int) -> Levels:
-        """Return the levels of a round around what is left so far."""
+        """Return the levels of a round, around the units that are left so far."""
         levels = Levels({}, {})
         for each in structures:
             unit, at = self.multiple if each.kind == "channels" else 1, (each.number, each.kind)
@@ -158,7 +158,7 @@ class Tyr(Pruner):
         return levels
 
     def narrow(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Narrow:
-        """Return what narrows layers to the levels of a round, whose matrices are made once the first is asked for."""
+        """Return a function that narrows layers to the levels of a round. Its first call makes all matrices."""
         made = cache(lambda: self.supernet(model, calibration, levels, left))
 
         def narrowed(layer: Layer, to: Collection[Narrowed]) -> Layer:
@@ -167,7 +167,7 @@ class Tyr(Pruner):
         return narrowed
 
     def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Supernet:
-        """Return the matrices of all levels, each fed by a model that has `left`."""
+        """Return the matrices of all levels, each solved for on a model that has the units `left`."""
         supernet, structures = Supernet(), structures_of(pruned := make_twin(model), *KINDS)
 
         def cut(target: CutTarget, H: Tensor) -> Cut:
@@ -185,9 +185,9 @@ class Tyr(Pruner):
 
 @dataclass
 class Supernet:
-    """Holds of each structure, by layer and kind, in which order units go, and the output matrix of each level.
+    """Holds the order in which units of each structure go, and its output matrix at each level, by layer and kind.
 
-    matrices  (D, K) by the units that are left, of K columns
+    matrices  (D, K) by the number of units that are left, which have K columns
     """
 
     order: dict[tuple[int, str], list[int]] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class Supernet:
     def __call__(self, layer: Layer, narrowed: Collection[Narrowed]) -> Layer:
         """Return a layer of its own at these levels."""
         small = layer.copy_sharing_matrices()
-        small.store = None  # which knows the layer itself, and keeps no copy
+        small.store = None  # the store knows the layer itself, and keeps no copy
         for level in narrowed:
             structure = Structure(level.layer, level.kind, small)
             dropped = self.order[level.layer, level.kind][: structure.size - level.left]
@@ -207,22 +207,22 @@ class Supernet:
 
 
 def state_of(left: Counts) -> Replacements:
-    """Return the state in which structures have so many units left."""
+    """Return the state in which structures have these numbers of units left."""
     return Replacements(Narrowed(kind, layer, units) for (layer, kind), units in left.items())
 
 
 def widths_of(chosen: Replacements) -> Counts:
-    """Return how many units each structure has left in a state."""
+    """Return the number of units that each structure has left in a state."""
     narrowed = sorted((level.layer, level.kind, level.left) for level in chosen if isinstance(level, Narrowed))
     return {(layer, kind): units for layer, kind, units in narrowed}
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Says what structures may have left.
+    """Holds the levels of structures.
 
-    left   by layer and kind, the units that are left at each level, the fewest first
-    alike  by layer and kind, what two structures share if a swap between them leaves as many parameters
+    left   by layer and kind, the number of units at each level, the fewest first
+    alike  by layer and kind, a value that is equal for two structures if a swap between them keeps the parameters
     """
 
     left: dict[tuple[int, str], list[int]]
@@ -237,7 +237,7 @@ class Levels:
     def children(
         self, parents: list[Replacements], count: int, mutations: int, generator: random.Random
     ) -> list[Replacements]:
-        """Return different children, of as many parameters as their one parent; see `distinct`."""
+        """Return different children with as many parameters as their single parent; see `draw_distinct`."""
         (parent,) = parents
 
         def child() -> Replacements:
@@ -249,9 +249,9 @@ class Levels:
         return draw_distinct(child, count)
 
     def swap(self, left: Counts, generator: random.Random) -> None:
-        """Take one structure a level up and one that is alike a level down, in place; nothing where none can.
+        """Take a structure a level up and one that is alike a level down, in place, or none where none can.
 
-        Both may be one, which stays as it is.
+        Both may be the same structure, which then does not change.
         """
         every = sorted(self.left)
         lower = {at for at in every if left[at] > self.left[at][0]}
@@ -267,7 +267,7 @@ class Levels:
 def draw_structure(
     every: list[tuple[int, str]], wanted: set[tuple[int, str]], generator: random.Random
 ) -> tuple[int, str]:
-    """Return one of the structures that are wanted, of all."""
+    """Return a random structure of those that are `wanted`, from the list of all."""
     while True:
         structure = every[generator.randint(0, len(every) - 1)]
         if structure in wanted:

@@ -1,1 +1,1 @@
-"""How methods choose what goes: scores in one pass, trials, evolution, and windows of layers."""
+"""How methods choose what goes: scores of layers, trials, evolution, and windows of layers."""

@@ -1,11 +1,13 @@
-"""Trials of a model without some of its blocks: what leaving them out costs, for many sets of blocks at once.
+"""Measures the loss of a model with some replacements, for many candidates at once and without changing the model.
 
-All candidates go through a layer before any goes through the next, a few at a time where they have few tokens, so that
-the weights of a layer are read once for all of them and matrices are large. A candidate in layer l begins with the
-states in front of it, so that it runs the layers from l on and no others: half of a forward on average. A loss is a sum
-over tokens of what is never negative. Where only the lowest are asked for, the candidate with the lowest sum so far
-goes on with its next tokens, until all others are above those that are through. Where the dense model's logits do not
-fit, all candidates go on together, so that those of the same tokens are computed once for all.
+A candidate leaves blocks out or narrows them. All candidates go through a layer before any goes through the next, a few
+at a time where they have few tokens. So the weights of a layer are read once for all of them, and matrices are large. A
+candidate with its first replacement in layer l begins with the states in front of it, and runs the layers from l on:
+half of a forward on average.
+
+A loss is a sum over tokens of terms that are never negative. Where only the lowest losses are wanted, the candidate
+with the lowest sum so far goes on with its next tokens, until all others are above those that are through. Where the
+dense model's logits do not fit, all candidates go on together, so that the logits of a token are computed once.
 
 Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 """
@@ -31,16 +33,15 @@ from methods.model.layer import Layer
 from methods.model.precision import rows_in_cache
 from methods.model.structures import Narrowed, Sublayer
 
-TOKENS_AT_ONCE = 128  # whose logits are held at once: fewer make slow products, more do not fit a cache
+TOKENS_AT_ONCE = 128  # tokens whose logits are held at once: fewer make slow products, more do not fit a cache
 ROWS = 2048  # tokens that a layer takes at once where it can: fewer make slow products
-MOST = 4  # candidates among them
-ROUNDING = 1e-4  # by which a loss has to be above the best to be given up: a sum of zeros can round to below zero
+MOST = 4  # candidates at most among them
+ROUNDING = 1e-4  # share by which a loss is above the best before it is given up: sums of zeros can round to below zero
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-Replacements = frozenset[
-    "Sublayer | Narrowed"
-]  # what a candidate leaves out or narrows, beside the blocks that have gone
-Ends = dict[Replacements, Tensor]  # the states behind the last layer without them
+# A candidate: blocks that are left out or narrowed, beside those that have been removed before.
+Replacements = frozenset["Sublayer | Narrowed"]
+Ends = dict[Replacements, Tensor]  # the states behind the last layer, by candidate
 Arguments = dict[str | None, dict[str, Any]]  # by kind of layer, as Entry has them
 
 
@@ -63,7 +64,7 @@ def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
 
 
 def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Return (KL(m || p) + KL(m || q)) / 2, summed over M tokens, as FinerCut's code has it: shapes as in `js`."""
+    """Return (KL(m || p) + KL(m || q)) / 2, summed over M tokens, as in FinerCut's code; shapes as in `js`."""
     q = logits.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
     halves = [nn.functional.kl_div(log_p, m, reduction="sum", log_target=True) for log_p in (p, q)]
@@ -73,7 +74,7 @@ def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
 def sum_loss(loss: Loss, logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     """Return a loss over logits of any type: (M, V), (M, V) dense log-probabilities, (M,) -> ().
 
-    In float32, on a CPU so few rows at a time that they stay in a core's cache.
+    It is computed in float32, on a CPU with few rows at a time, so that they stay in a core's cache.
     """
     rows = (torch.split(each, rows_in_cache(logits)) for each in (logits, p, targets))
     return torch.stack([loss(few.float(), *rest) for few, *rest in zip(*rows, strict=True)]).sum()
@@ -85,17 +86,17 @@ Positions = Literal["followed", "all"]
 
 @dataclass(frozen=True)
 class _Batch:
-    """Holds one micro-batch: the places (M,), row by row, of the positions that are compared, and what follows (M,)."""
+    """Holds one micro-batch, in which M positions are compared."""
 
     x: Tensor  # (B, T, D) in front of the first layer
     arguments: list[Arguments]  # of the layers for the batch once, twice, ...: as many candidates as run together
-    wanted: Tensor
-    targets: Tensor
+    wanted: Tensor  # (M,) the positions that are compared, row by row
+    targets: Tensor  # (M,) the token behind each
     dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
 
 
 class Limit:
-    """Knows which sums are above the `lowest`-th lowest of those that are known; with None, none is."""
+    """Says which sums are above the `lowest`-th lowest of the sums that are known; with None, none is."""
 
     def __init__(self, lowest: int | None, sums: Iterable[float]) -> None:
         self.lowest, self.sums = lowest, sorted(sums)
@@ -110,13 +111,13 @@ class Limit:
 
 
 class Trial:
-    """Runs the model on the calibration tokens with any blocks left out. It changes no module.
+    """Runs the model on the calibration tokens with any replacements. It changes no module.
 
-    A loss is that of the positions with a successor, or, with `positions` "all", also of the last of each sequence,
-    which is no place for `nll`. Raises Unsupported where the dense model's states overflow, with which all else is
-    compared but by `nll`.
+    A loss is over the positions with a successor. With `positions` "all" it is also over the last of each sequence,
+    and `nll` is then not possible. All losses but `nll` compare with the dense model. Raises Unsupported where the
+    dense model's states overflow.
 
-    narrow  makes of a layer and of what is narrowed in it a layer of its own, around the same weights where it can
+    narrow  returns a narrowed layer from a layer and its replacements, around the same weights where it can
     runs    layers that have been run, for all tokens; divided by the number of layers, forwards
     """
 
@@ -134,9 +135,9 @@ class Trial:
         self.removed: set[Sublayer] = set()
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
-        self.latest: tuple[int, Tensor] | None = None  # log-probabilities of a batch, from this token on, if not kept
+        self.latest: tuple[int, Tensor] | None = None  # first token and log-probabilities of the latest piece of dense
         self.batches, sound = [], torch.ones((), dtype=torch.bool)
-        end = model.head.weight.device  # where logits are
+        end = model.head.weight.device  # of the logits
         beyond = 0 if positions == "all" else 1
         kept = 4 * int(calibration.mask[:, beyond:].sum()) * model.config.vocab_size <= calibration.memory
         self.keeps_dense = kept and self.loss is not nll
@@ -160,9 +161,9 @@ class Trial:
     def losses_without(
         self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, lowest: int | None = None
     ) -> list[float]:
-        """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`.
+        """Return the loss per token when each of `blocks` is left out too; None leaves out no other. See `losses`.
 
-        Raises Unsupported where none is finite, as with a model whose states overflow whichever block goes.
+        Raises Unsupported where no loss is finite, since the model's states overflow.
         """
         losses = self.losses([Replacements([block] if block else []) for block in blocks], shown, lowest=lowest)
         refuse_overflow(torch.tensor(losses).isfinite().any())
@@ -178,18 +179,17 @@ class Trial:
         beside: Sequence[float] = (),
         log: SweepLog | None = None,
     ) -> list[float]:
-        """Return the loss per token without each set of blocks, of which no two are the same.
+        """Return the loss per token with each candidate. No two candidates are the same.
 
-        lowest  how many of the lowest are asked for: one that is sure to be above them may be given up, and its figure
-                is then anything above them; None: all
-        beside  losses of others, with which these are compared
-        shown   says on stderr what this is for
-        log     keeps what is measured, and has what an interrupted attempt has measured of the same candidates, all of
-                them asked for, a number of layers at a time
+        lowest  how many of the lowest losses are wanted: a candidate that is sure to be above them may be given up, and
+                its loss is then any number above them; None: all
+        beside  known losses that count among them
+        shown   title of the progress bar
+        log     keeps the losses, and may have those of an interrupted attempt at the same candidates, without `lowest`
         """
         tokens, L = sum(len(batch.targets) for batch in self.batches), len(self.layers)
         limit = Limit(lowest, [loss * tokens for loss in beside])
-        first = min(L, max(0, (lowest or 0) - len(beside)))  # whose sums spare others their last batches
+        first = min(L, max(0, (lowest or 0) - len(beside)))  # candidates whose sums spare others their last batches
         cuts = sorted({0, *range(first if len(self.batches) > 1 else 0, len(candidates), L)})
         groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)]) if end]
         losses = [loss for (kept,) in log.kept() for loss in kept.tolist()] if log else []
@@ -208,13 +208,13 @@ class Trial:
         return losses
 
     def remove(self, block: Sublayer) -> None:
-        """Leave `block` out from now on."""
+        """Leave `block` out in all trials from now on."""
         self.removed.add(block)
 
     def _ends(self, batch: _Batch, candidates: Sequence[Replacements], progress: Any = None) -> Ends:
-        """Return the states behind the last layer without each set of blocks, (B, T, D).
+        """Return the states behind the last layer with each candidate, (B, T, D).
 
-        Candidates that leave out the same of the layers so far have one state.
+        Candidates with the same replacements in the layers so far share a state.
         """
         states, so_far = {Replacements(): batch.x}, dict.fromkeys(candidates, Replacements())
         for number in range(len(self.layers)):
@@ -224,9 +224,8 @@ class Trial:
             }
             place = {earlier: place for place, earlier in enumerate(states)}
             steps = dict.fromkeys((so_far[candidate], of_layer[candidate]) for candidate in candidates)
-            groups: dict[Replacements, list[Replacements]] = {
-                Replacements(): []
-            }  # what is left out here -> what was before
+            # replacements in this layer -> those in the layers before
+            groups: dict[Replacements, list[Replacements]] = {Replacements(): []}
             for earlier, left_out in sorted(steps, key=lambda step: place[step[0]]):
                 groups.setdefault(left_out, []).append(earlier)
             entering, states = states, {}
@@ -241,7 +240,7 @@ class Trial:
     def _run(
         self, batch: _Batch, number: int, states: list[Tensor], replacements: Set[Sublayer | Narrowed]
     ) -> list[Tensor]:
-        """Return what leaves layer `number` for each of the states that enter it, (B, T, D)."""
+        """Return the outputs of layer `number` for each of its inputs, (B, T, D)."""
         layer, (B, *_) = self.layers[number], batch.x.shape
         parts = {part for part in ("layer", "attention", "mlp") if Sublayer(part, number) in replacements}
         if "layer" in parts or len(parts) == 2:
@@ -260,15 +259,15 @@ class Trial:
         return left
 
     def _states_to_compare(self, batch: _Batch, x: Tensor) -> Tensor:
-        """Return the states of the positions that are compared, (B, T, D) -> (M, D), where logits are."""
+        """Return the states of the positions that are compared, (B, T, D) -> (M, D), on the device of the logits."""
         return x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
 
     def _add(
         self, totals: dict[Replacements, float], added: dict[Replacements, Iterator[float]], limit: Limit, *, last: bool
     ) -> None:
-        """Add to the sum of each candidate what its tokens add, some at a time, as long as it is not above the limit.
+        """Add the losses of tokens to the sum of each candidate, some at a time, until it is above the limit.
 
-        last  there are no tokens behind these, so that a sum that is through is known
+        last  whether these are the last tokens, so that the sum of a candidate that is through is complete
         """
         racing = limit.lowest is not None and (self.keeps_dense or self.loss is nll)
         candidates = list(added)
@@ -287,7 +286,7 @@ class Trial:
         self.latest = None
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
-        """Yield the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
+        """Yield the loss summed over some tokens at a time. From a GPU all come at once, so that the host waits once."""
         x = self._states_to_compare(batch, x)
         losses = self._pieces(batch, x)
         yield from map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
@@ -309,5 +308,5 @@ class Trial:
         return self.latest[1]
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
-        """Return those of the next token from the last layer's output: (M, D) -> (M, V)."""
+        """Return the log-probabilities of the next token from the last layer's output: (M, D) -> (M, V)."""
         return self.model.logits(x).float().log_softmax(-1)

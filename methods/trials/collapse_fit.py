@@ -1,11 +1,11 @@
-"""Windows of layers collapse into their first: its output matrices are refitted to do the window's work.
+"""Collapses windows of layers into their first layers, whose output matrices are refitted to do the window's work.
 
-The layers s .. e-1 become layer s. With the dense model's states z_e behind the window, r what layer s has before its
-MLP adds to it, C (tokens, I) what enters its down matrix W, and b its bias,
+The layers s .. e-1 become layer s. With the dense model's states z_e behind the window, r the residual of layer s in
+front of its MLP's addition, C (tokens, I) the input of its down matrix W, and b its bias,
 
     W* = argmin ||r + C W^T + b - z_e||^2  +  ridge * sum over channels i of ||C_i||^2 ||W_i - W0_i||^2
 
-window by window from the front, each fed by what the ones before have become. What can be fitted beside:
+window by window from the front, each fed by the windows before it as they have been refitted. Further fits:
 
 attention   the attention's output matrix too: both are fitted together, for r without the attention's share and H
             (tokens, heads) beside C; since the MLP reads what the attention adds, W* is then fitted anew
@@ -17,7 +17,7 @@ sweeps      from the second on, every survivor but the last is fitted to the err
 
             and the next window's survivor anew behind it. Where that does not lower ||y_E - z_E||, it is undone.
 
-Where a family multiplies what a block adds to the residual by a number c (granite), c (C W^T + b) stands for C W^T + b.
+Where a family multiplies the addition of a block by a number c (granite), c (C W^T + b) stands for C W^T + b.
 
 Attention sinks weigh as a population of their own (methods/least_squares.py). Where a norm stands behind the MLP, its
 gains are fitted together with W (methods/least_squares.py).
@@ -59,7 +59,7 @@ Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
 
 @dataclass(frozen=True)
 class Fit:
-    """Says what is fitted, and how; see the head of this file."""
+    """Says which matrices are fitted, and how; see the head of this file."""
 
     ridge: float = 1.0
     sinks: Sinks = "apart"
@@ -69,7 +69,7 @@ class Fit:
 
 
 class Collapse:
-    """Refits the survivors of a model's windows, in place, on the calibration tokens; other layers stay in it."""
+    """Refits the survivors of a model's windows, in place, on the calibration tokens. All layers stay in the model."""
 
     @torch.no_grad()
     def __init__(self, model: Decoder, windows: Sequence[Window], calibration: Calibration, how: Fit) -> None:
@@ -81,7 +81,7 @@ class Collapse:
 
     @torch.no_grad()
     def run(self) -> list[dict[str, Any]]:
-        """Refit, and return for each window that was fitted what is missed behind it (methods/least_squares.py)."""
+        """Refit, and return for each fitted window the errors behind it (methods/least_squares.py)."""
         states = States(self.dense, self.entries, self.wait)
         x, report = self._start(), dict[Window, dict[str, Any]]()
         for s, e in show_progress(self.windows, "refitting", "layer"):
@@ -137,7 +137,7 @@ class Collapse:
     def _fit(
         self, s: int, x: list[Tensor], z: list[Tensor], *, attention: bool | None = None
     ) -> tuple[dict[str, Any], list[Tensor]]:
-        """Refit layer s, fed x, to the states z. Returns what is missed, and what leaves the layer from then on."""
+        """Refit layer s, fed x, to the states z, and return the errors and the layer's outputs."""
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
             return self._fit_layer(s, x, z, attention)
 
@@ -199,7 +199,7 @@ class Collapse:
     def _solve(
         self, rows: list[Rows], towards: list[Tensor], *, hold_out: bool = True
     ) -> tuple[list[nn.Parameter], Fitted]:
-        """Fit rows (all columns) -> (D) as matrices (D, columns), drawn towards the given ones."""
+        """Return matrices (D, columns) that together fit the rows, drawn towards the given ones, and the fit."""
         fitted = fit(rows, self.how.ridge, torch.cat(towards, 1).T, self.how.sinks, hold_out=hold_out)
         parts = zip(torch.split(fitted.W, [matrix.shape[1] for matrix in towards]), towards, strict=True)
         return [nn.Parameter(part.T.to(old.dtype).contiguous(), old.requires_grad) for part, old in parts], fitted
@@ -215,7 +215,7 @@ class Collapse:
         ]
 
     def _through(self, windows: Sequence[Window], x: list[Tensor]) -> list[Tensor]:
-        """Return what leaves the survivors of these windows."""
+        """Return the states behind the survivors of these windows."""
         layers = [self.layers[s] for s, _ in windows]
         return [self.wait(entry.run(layers, state)) for entry, state in zip(self.entries, x, strict=True)]
 
@@ -226,7 +226,7 @@ class Collapse:
 
 
 def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
-    """Note in a window's report what is missed after a later fit, and on sequences that it has held out, if any."""
+    """Replace the errors in a window's report by those after a later fit, with those on held-out sequences, if any."""
     of_sinks = [(report["sinks"], missed["sinks"])] if "sinks" in report and "sinks" in missed else []
     for known, latest in [(report, missed), *of_sinks]:
         known.pop("error_held_out", None)
@@ -234,6 +234,6 @@ def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
 
 
 def biases_of(layer: Layer) -> Tensor | int:
-    """Return what the output matrices of attention and MLP add whatever enters them."""
+    """Return the sum of the biases of the output matrices of attention and MLP; 0 where they have none."""
     biases = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
     return sum(biases) if biases else 0

@@ -1,11 +1,11 @@
-"""Finds what a model misses least by evolution: children of the fittest are compared, and the fittest of them go on.
+"""Searches by evolution for the replacements that a model misses least: the fittest children are the next parents.
 
-A state says of each candidate what it leaves out or narrows (methods/trials/blocks.py). Its fitness is
+A state is a set of replacements (methods/trials/blocks.py). Its fitness is
 
     KL(p || q)    the mean over tokens of the dense model's distribution of the next token, p, to the pruned one's, q
 
-on a few sequences that are drawn anew for every comparison, so that no state is chosen for what it does to some of
-them. The children of a generation are compared on a few tokens, the fittest of these and the parents on more.
+on a few sequences that are drawn anew for every comparison, so that no state fits some of them only. The children of a
+generation are compared on a few tokens, the fittest of these and the parents on more.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from methods.trials.blocks import Replacements, Trial
 
 Narrow = Callable[[Layer, Collection[Narrowed]], Layer]
 Fits = Callable[[Replacements], bool]  # whether a state is one to compare
-TRIES = 100  # draws for each state that is wanted, where few are left that are new
+TRIES = 100  # draws at most for each state that is wanted
 
 
 class Fitness:
     """Compares states by KL(p || q) on sequences that are drawn anew each time.
 
-    Where all calibration tokens are compared, the dense model's outputs are kept for the next time, and so is what is
-    missed of the states that were the fittest, since these are among those that are compared next.
+    Where all calibration tokens are compared, the dense model's outputs are kept for the next time. So are the losses
+    of the fittest states, since the next comparison has these states too.
 
     narrow    as `Trial` takes it
-    forwards  that it has taken, over all calibration tokens
+    forwards  number of forwards over all calibration tokens so far
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Fitness:
         self.known = dict[Replacements, float]()  # on all calibration tokens
 
     def fittest(self, states: list[Replacements], survivors: int, tokens: int) -> list[tuple[Replacements, float]]:
-        """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
+        """Return the fittest states on `tokens` tokens, each with its loss, the lowest first."""
         every = int(self.calibration.mask.sum())
         known = self.known if tokens >= every else {}
         new = [state for state in states if state not in known]
@@ -65,12 +65,12 @@ class Fitness:
         return fittest
 
     def to_tensors(self) -> list[Tensor]:
-        """Return what the next comparison depends on: the generator's state, and forwards so far."""
+        """Return all that the next comparison depends on: the generator's state, and forwards so far."""
         _, state, _ = self.generator.getstate()
         return [torch.tensor(state), torch.tensor(self.forwards, dtype=torch.float64)]
 
     def go_on(self, state: Tensor, forwards: Tensor, known: dict[Replacements, float]) -> None:
-        """Compare from now on as one that has `told` this, and knows what is missed of states on all tokens."""
+        """Go on from the tensors of another Fitness, with the losses `known` of states on all tokens."""
         if known:
             self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
         version, _, gauss = self.generator.getstate()
@@ -78,7 +78,7 @@ class Fitness:
         self.forwards, self.known = forwards.item(), known
 
     def _trial(self, tokens: int) -> Trial:
-        """Return a trial on `tokens` tokens that are drawn, or the one on all, for which as many numbers are drawn."""
+        """Return a trial on `tokens` tokens that are drawn, or the one on all. Both draw as many random numbers."""
         drawn = draw_sequences(self.calibration, tokens, self.generator)
         if tokens < self.calibration.mask.sum():
             return Trial(self.model, drawn, "kl", narrow=self.narrow)
@@ -89,15 +89,15 @@ class Fitness:
 
 @dataclass(frozen=True)
 class Generations:
-    """Says how long a search goes on, and what it compares.
+    """Says how long a search goes on, and how many states and tokens it compares.
 
     count         generations at most
     population    parents of a generation
     survivors     children that are compared on `final_tokens`, with the parents
     tokens        on which all children are compared
     until         when the search ends with what it has, in seconds of time.monotonic
-    log           keeps where the search stands, from which it goes on; None: nothing is kept
-    blocks        of which states are, where there is a log
+    log           keeps each generation, so that an interrupted search goes on behind it; None: nothing is kept
+    blocks        all blocks that states may have, where there is a log
     """
 
     count: int
@@ -115,7 +115,7 @@ class Generations:
         children: Callable[[list[Replacements]], list[Replacements]],
         fitness: Fitness,
     ) -> tuple[list[Replacements], list[float | None]]:
-        """Return the last parents, the fittest first, and of each generation what its fittest misses."""
+        """Return the last parents, the fittest first, and the lowest loss of each generation."""
         best = list[float | None]()
         if self.log and self.log.done:
             parents, best = self._kept(self.log, fitness)
@@ -134,12 +134,12 @@ class Generations:
         return parents, best
 
     def _to_tensors(self, parents: list[Replacements], losses: list[float]) -> list[Tensor]:
-        """Return which blocks are gone of each parent, (parents, blocks), and what is missed of it."""
+        """Return which blocks each parent has, (parents, blocks), and the losses, (parents,)."""
         masks = [[block in parent for block in self.blocks] for parent in parents]
         return [torch.tensor(masks), torch.tensor(losses, dtype=torch.float64)]
 
     def _kept(self, log: SweepLog, fitness: Fitness) -> tuple[list[Replacements], list[float | None]]:
-        """Return the parents of the last generation that is kept and what was missed of the fittest of each."""
+        """Return the parents of the last generation in a log, and the lowest loss of each generation."""
         every = list(log.kept())
         state, forwards, masks, losses = every[-1]
         parents = [
@@ -152,12 +152,12 @@ class Generations:
 
 
 def end_of_search(minutes: float | None, taken: float = 0.0) -> float:
-    """Return when a search ends, in seconds of time.monotonic, of whose minutes so many seconds have been taken."""
+    """Return when a search ends, in seconds of time.monotonic; `taken` seconds of its minutes are over."""
     return math.inf if minutes is None else time.monotonic() + 60 * minutes - taken
 
 
 def draw_sequences(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
-    """Return sequences that hold `tokens` real tokens together, the last one cut; all, where there are no more."""
+    """Return random sequences with `tokens` real tokens together, the last one cut, or all where there are fewer."""
     lengths = calibration.mask.sum(1).tolist()
     wanted, rows = min(tokens, sum(lengths)), list[int]()
     mask = torch.zeros_like(calibration.mask)
@@ -172,14 +172,14 @@ def draw_sequences(calibration: Calibration, tokens: int, generator: random.Rand
 
 
 def is_any_state(state: Replacements) -> bool:
-    """Say of every state that it fits."""
+    """Say whether a state fits: every state does."""
     return True
 
 
 def draw_distinct(
     draw_one: Callable[[], Replacements], count: int, known: Collection[Replacements] = (), fits: Fits = is_any_state
 ) -> list[Replacements]:
-    """Return `count` different states that fit, none of the known ones, or as many as 100 draws for each give."""
+    """Return `count` different states that fit and are not known, or as many as TRIES draws for each give."""
     drawn = dict[Replacements, None]()
     for _ in range(TRIES * count):
         if len(drawn) == count:

@@ -1,6 +1,6 @@
-"""Trials of a model in which windows of layers have merged: how much its last state resembles the dense model's.
+"""Measures how much the last state of a model in which windows of layers have merged resembles the dense model's.
 
-A candidate begins at its window, since nothing below has changed. All candidates go through a layer before any goes
+A candidate begins at its window, since no layer below has changed. All candidates go through a layer before any goes
 through the next, so that a layer whose weights lie in a file is read once for all of them.
 
 N = sentences, t = tokens of a sentence, D = residual width.
@@ -30,7 +30,7 @@ Candidate = tuple[tuple[Merged, ...], int]  # the layers of a working model, and
 class _Sentences:
     """Holds one micro-batch of sentences in the original model.
 
-    entry   what else its layers are called with
+    entry   arguments of its layers besides the states
     mask    (N, t) true at real tokens
     states  the input of every layer, (N, t, D) each
     final   the last hidden state after the final norm, (N, t, D)
@@ -43,14 +43,14 @@ class _Sentences:
 
 
 class MergeTrial:
-    """Holds the original model's states, and says how much a working model's last state resembles them.
+    """Holds the original model's states, and measures how much a working model's last state resembles them.
 
-    Raises Unsupported where those states overflow.
+    Raises Unsupported where the original states overflow.
 
-    merged  makes one layer of those of a window
-    kept  what comes out of the last of some layers of a working model, for each micro-batch: of a window at the pointer
-          and original layers above it, no others, so that there are about as many as pairs of layers at most
-    room  bytes that `kept` may still take
+    merged  returns one layer for the layers of a window
+    kept    states behind a run of layers of a working model, for each micro-batch. A run is a window and original
+            layers above it, so that there are at most about as many as pairs of layers
+    room    bytes that `kept` may still take
     """
 
     def __init__(self, merged: Callable[[list[Layer]], Layer], model: Decoder, calibration: Calibration) -> None:
@@ -72,9 +72,10 @@ class MergeTrial:
         return _Sentences(entry, mask.to(final.device), states, final)
 
     def similarities(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Return for each the mean over sentences of the cosine of both models' last states, over all real tokens.
+        """Return for each candidate the mean over sentences of the cosine of both models' last states.
 
-        NaN, which is rejected, where the window's layers differ in shape since an earlier method has cut them.
+        A cosine is over all real tokens. It is NaN, and rejected, where an earlier method has cut the window's layers
+        to different shapes.
         """
         alike = [len({_shapes(self.original[leaf]) for leaf in leaves_of(order[p])}) == 1 for order, p in candidates]
         ends = iter(self._ends([(order[p:], p) for (order, p), same in zip(candidates, alike, strict=True) if same]))
@@ -89,9 +90,10 @@ class MergeTrial:
         return float(torch.cat(cosines).mean())
 
     def _ends(self, tried: Sequence[Candidate]) -> list[list[Tensor]]:
-        """Return what comes out of some layers, of which the first is the one at p, for each micro-batch, (N, t, D).
+        """Return the states behind each run of layers that begins at p, for each micro-batch, (N, t, D).
 
-        All go through a layer, counted from the last one, before any goes through the next, so that it is read once.
+        All runs go through a layer, counted from the last one, before any goes through the next, so that it is read
+        once.
         """
         states, starts = list[list[Tensor]](), list[int]()
         for layers, p in tried:
@@ -113,7 +115,7 @@ class MergeTrial:
         return states
 
     def _keep(self, layers: tuple[Merged, ...], states: list[Tensor]) -> None:
-        """Keep what comes out of a window and the original layers above it, if there is room."""
+        """Keep the states behind a window and original layers above it, if there is room."""
         size = sum(state.nbytes for state in states)
         if all(isinstance(above, int) for above in layers[1:]) and size <= self.room:
             self.kept[layers], self.room = states, self.room - size
@@ -126,7 +128,7 @@ class MergeTrial:
 
 
 def _shapes(layer: Layer) -> tuple[Any, ...]:
-    """Return what layers must agree in to merge: their parts, and the shapes of their matrices."""
+    """Return the sublayers of a layer and the shapes of its matrices. Layers that merge have the same."""
     return layer.has_attention, layer.has_mlp, *(tuple(matrix.weight.shape) for matrix in layer.matrices)
 
 

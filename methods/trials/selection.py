@@ -1,11 +1,12 @@
-"""Greedy removal of blocks: try each one that is left, remove the one that is missed least, and again.
+"""Removes blocks greedily, one after the other, or layers by one score each.
 
-A candidate is given up as soon as it is sure to be missed more than the best one (methods.trials.blocks); those that
-were missed least the last time come first. Neither changes a choice. The order of removal is that of any larger budget,
-as long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run. A search that
-was interrupted goes on behind the last removal that its log has, and finds what it would have found without.
+A greedy search tries each block that is left, removes the one that is missed least, and goes on. A candidate is given
+up as soon as it is sure to be missed more than the best one (methods.trials.blocks). Blocks that were missed least the
+last time come first. Neither changes a choice. As long as no budget has bound a choice, a larger budget has the same
+order of removal. It is returned, so that one search serves every ratio of a run. An interrupted search goes on behind
+the last removal in its log, with the same result.
 
-The one-shot depth method: score every layer of the dense model once, and drop those with the lowest scores.
+A one-shot depth method scores every layer of the dense model once, and drops the layers with the lowest scores.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ BLOCKS = 2.9  # removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 
 
 @dataclass
 class Removals:
-    """Holds what a search has found.
+    """Holds the removals of a greedy search.
 
     order   the blocks in the order of their removal
     losses  the loss per token after each removal; None where the removal was known, and in the record where it is
             no finite number
-    free    how many of them would be the same for any larger budget
+    free    how many of the removals would be the same for any larger budget
     runs    forwards over the calibration tokens that the search has cost
     """
 
@@ -46,7 +47,7 @@ class Removals:
     runs: float = 0.0
 
     def decisions(self) -> dict[str, Any]:
-        """Return it for the record; `removal_order` and `free_removals` serve the other ratios of a run."""
+        """Return the search's part of the decisions; `removal_order` and `free_removals` serve the run's other ratios."""
         return {
             "removal_order": [str(block) for block in self.order],
             "free_removals": self.free,
@@ -56,9 +57,9 @@ class Removals:
 
 
 def find_affordable(left: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: float) -> list[Sublayer]:
-    """Return the blocks that overshoot the `rest` of a budget by no more than half the smallest that is left.
+    """Return the blocks that exceed the `rest` of a budget by at most half the smallest block that is left.
 
-    Removing them one by one until there is none ends within half of the smallest.
+    Removing them one by one until there is none ends within half of the smallest block from the budget.
     """
     smallest = min((size[block] for block in left), default=0)
     return [block for block in left if size[block] - rest <= smallest / 2]
@@ -73,17 +74,17 @@ def search(
     note: Callable[[list[str]], object] | None = None,
     log: SweepLog | None = None,
 ) -> Removals:
-    """Remove the candidates that are missed least, one at a time, until `budget` parameters have gone.
+    """Return the removals of the candidates that are missed least, one at a time, until `budget` parameters have gone.
 
-    known  the first removals, where an earlier search with the same tokens has found them
+    known  the first removals, where an earlier search on the same tokens has made them
     note   that of methods.model.calibration.Calibration
-    log    keeps each removal behind those, and has those that an interrupted attempt has found; None: nothing is kept
+    log    keeps each further removal, and may have those of an interrupted attempt; None: nothing is kept
     """
     size, log = sizes_of_sublayers(trial.model, candidates), log or SweepLog(None, [])
     kept = log.kept()
     left, removals, rest = list(candidates), Removals(), budget
     losses = dict.fromkeys(left, 0.0)  # of the last trial of each
-    follows = free = True  # what earlier searches found; whether no choice has been bound by the budget
+    follows = free = True  # whether removals are still the known ones, and whether no budget has bound a choice
     while allowed := find_affordable(left, size, rest):
         step = len(removals.order)
         if follows and step < len(known) and known[step] in allowed:
@@ -117,7 +118,7 @@ def search(
 def _entry(
     candidates: Sequence[Sublayer], chosen: Sublayer, runs: float, losses: Mapping[Sublayer, float]
 ) -> list[Tensor]:
-    """Return what a search goes on from behind a removal: its candidate, the trial's runs, the latest losses."""
+    """Return a log's tensors for one removal: its candidate, the trial's runs, and the latest losses."""
     latest = [losses[block] for block in candidates]
     return [
         torch.tensor(candidates.index(chosen)),
@@ -134,9 +135,9 @@ def _losses_by_candidate(candidates: Sequence[Sublayer], latest: Tensor) -> dict
 def search_and_remove(
     trial: Trial, candidates: Sequence[Sublayer], budget: float, calibration: Calibration
 ) -> dict[str, Any]:
-    """Remove what `search` finds from the trial's model, in place, and return what was decided for the record.
+    """Remove the blocks that `search` chooses from the trial's model, in place, and return the decisions.
 
-    The first removals are those of `calibration.order`, and `calibration.note` hears of the others.
+    The first removals are those of `calibration.order`, and `calibration.note` takes all further ones.
     """
     known = [Sublayer.parse(text) for text in calibration.order]
     log = calibration.log([], "greedy search", list(map(str, candidates)), budget, calibration.order)

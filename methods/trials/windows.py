@@ -1,9 +1,9 @@
-"""Windows of layers to collapse: what a linear map leaves of each one's work, and what a division costs in the model.
+"""Chooses windows of layers to collapse: by the error of a linear map for each, and by trials of whole divisions.
 
-A map T of the MLP's output m, fitted on dense states, predicts what a window's survivor would do. What it leaves of the
-window's work, u(s, e), does not depend on other windows, so that the divisions of all layers into windows with the
-least sum of u are found by dynamic programming. What a division does to the model is measured by running a few tokens
-through it, each window collapsed by its T.
+A map T of the MLP's output m, fitted on dense states, predicts the output of a window's survivor. The part of the
+window's work that it leaves undone, u(s, e), does not depend on other windows. So dynamic programming gives the
+divisions of all layers into windows with the least sum of u. A trial measures the loss of a division: a few tokens run
+through the model, each window collapsed by its T.
 
 B = sequences of a micro-batch, T = tokens, D = residual width, V = vocabulary.
 """
@@ -28,23 +28,23 @@ from methods.trials.blocks import TOKENS_AT_ONCE, kl, sum_loss
 from methods.trials.collapse_fit import Window
 
 Division = tuple[Window, ...]  # all layers, in windows
-Mapped = Callable[[Tensor], Tensor]  # what an MLP adds -> what it adds once T is in it, (B, T, D) both
+Mapped = Callable[[Tensor], Tensor]  # addition of an MLP -> its addition with T in it, (B, T, D) both
 
 
 def division_into_layers(L: int) -> Division:
-    """Return the division of L layers that leaves each a window of its own."""
+    """Return the division of L layers in which each is a window of its own."""
     return tuple((s, s + 1) for s in range(L))
 
 
 def division_from_starts(starts: Sequence[int], L: int) -> Division:
-    """Return the division of L layers whose windows begin at these, of which 0 is the first."""
+    """Return the division of L layers whose windows begin at the layers `starts`. The first of them is 0."""
     return tuple(zip(starts, [*starts[1:], L], strict=True))
 
 
 def exchange_layers(division: Division) -> list[Division]:
-    """Return the divisions in which one layer that a window has taken in begins one, and one that did no longer does.
+    """Return the divisions in which one layer begins a window that did not before, and another one no longer does.
 
-    The first layer has none in front of it that could take it in.
+    The first layer always begins a window.
     """
     L = division[-1][1]
     starts = {s for s, _ in division}
@@ -62,8 +62,8 @@ def join_windows(division: Division, i: int) -> Division:
 def find_lightest(L: int, n: int, count: int, weight: Callable[[Window], float]) -> list[Division]:
     """Return the `count` divisions of L layers into L - n windows whose sum of weights is least, the lightest first.
 
-    By dynamic programming over the end of the last window: what stands before it in one of the lightest divisions is
-    itself one of the lightest. Of equal ones that with the earlier ends is first.
+    This is dynamic programming over the end of the last window: the windows before it in one of the lightest divisions
+    are themselves one of the lightest. Of equal divisions the one whose windows end earlier is first.
     """
     best: dict[tuple[int, int], list[tuple[float, Division]]] = {(0, 0): [(0.0, ())]}
     for e in range(1, L + 1):
@@ -80,7 +80,8 @@ def find_lightest(L: int, n: int, count: int, weight: Callable[[Window], float])
 class DenseStates:
     """Holds the dense model's states on the calibration tokens, and the maps T that are fitted on them.
 
-    x  (B, T, D) in front of every layer and behind the last, for each micro-batch        m  what each MLP adds
+    x  (B, T, D) in front of every layer and behind the last, for each micro-batch
+    m  (B, T, D) addition of each MLP, for each micro-batch
     """
 
     def __init__(
@@ -104,20 +105,20 @@ class DenseStates:
         self._maps: dict[Window, Mapped] = {}
 
     def map_addition(self, window: Window, m: Tensor) -> Tensor:
-        """Return what the survivor of a window adds in place of m (B, T, D)."""
+        """Return the addition of the survivor of a window in place of m (B, T, D)."""
         if window not in self._maps:
             self._fit(window)
         return self._maps[window](m)
 
     def left(self, window: Window) -> float:
-        """Return what is left of the window's work when T has been fitted, as `choose` measures it; 0 of one layer."""
+        """Return u of a window, the part of its work that T leaves undone, as `choose` measures it; 0 for one layer."""
         if window not in self._left:
             self._fit(window)
             del self._maps[window]  # few are tried, and the maps of all would take more memory than all else
         return self._left[window]
 
     def keep_maps(self, windows: Iterable[Window]) -> None:
-        """Let go the maps of all other windows; they are fitted anew where they are asked for again."""
+        """Keep the maps of these windows alone. Maps of other windows are fitted anew where they are used again."""
         kept = set(windows)
         self._maps = {window: mapped for window, mapped in self._maps.items() if window in kept}
 
@@ -139,7 +140,7 @@ class DenseStates:
             self._left[window] = cosine_distance_of([(a[w], b[w]) for a, b, w in zip(outputs, z, where, strict=True)])
 
     def _mapped(self, s: int, rows: list[Rows], identity: Tensor) -> Mapped:
-        """Return the map T of what the MLP of layer s adds, fitted to rows of it."""
+        """Return the map T of the addition of the MLP of layer s, fitted to the rows."""
         if not self.layers[s].family.post_norms:
             T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(rows[0].x.dtype)
             return lambda m: m @ T
@@ -169,16 +170,16 @@ class CollapseTrial:
 
     @torch.no_grad()
     def fix(self, division: Division) -> None:
-        """Keep the states in front of each window of a division, for trials of others that begin with some of them."""
+        """Keep the states in front of each window of a division, for trials of divisions that begin like it."""
         self.fixed, self.states = division, [self.entry.x]
         for window in division:
             self.states.append(self.wait(self._run(window, self.states[-1])))
 
     @torch.no_grad()
     def losses(self, divisions: Sequence[Division], shown: str) -> list[float]:
-        """Return the KL from the dense model per token of each division, infinite for one that is no number.
+        """Return the KL from the dense model per token of each division, infinite where it is no number.
 
-        `shown` says on stderr what this is for.
+        `shown` is the title of the progress bar.
         """
         ends = [self.wait(self._end(division)) for division in show_progress(divisions, shown, "trial")]
         totals, tokens = [0.0] * len(ends), len(self.expected)

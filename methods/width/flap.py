@@ -56,7 +56,7 @@ KINDS = ("kv_heads", "channels")
 
 
 class Moments:
-    """Holds count, mean and summed squared deviations from the mean of the rows seen, (C,) each, in float64.
+    """Holds count, mean and summed squared deviations from the mean of the rows so far, (C,) each, in float64.
 
     Two parts are merged by the formula of Chan, Golub and LeVeque 1979 (Stanford STAN-CS-79-773).
     """
@@ -206,7 +206,7 @@ class FLAP(WidthPruner):
         return [int(counts[counts <= count].max()) for counts, count in zip(units, below, strict=True)]
 
     def gains(self, structure: Structure) -> tuple[Tensor, Tensor]:
-        """Return how many units can go, (n,) from 0, and the parameters that go with each up to the most, (most,)."""
+        """Return the numbers of units that can go, (n,) from 0, and the parameters that go with each unit, (most,)."""
         counts = list_lower_widths(structure, self.multiple)
         gains = torch.zeros(int(counts[-1]), dtype=torch.long)
         gains[counts[1:] - 1] = parameters_freed(structure, counts, self.adds_biases).diff()
@@ -214,9 +214,9 @@ class FLAP(WidthPruner):
 
 
 def moments_of_inputs(model: Decoder, calibration: Calibration, variance: Variance) -> list[Tensor]:
-    """Return mu, v and ||X||, (3, C) in float64, of what enters the output matrix of each of `structures_of`.
+    """Return mu, v and ||X||, (3, C) in float64, of the input of each structure's output matrix in the dense model.
 
-    They are of the dense model, over all real tokens.
+    They are over all real tokens, in the order of `structures_of`.
     """
     kept, places = ReleasedMoments if variance == "released" else Moments, structures_of(model, *KINDS)
 

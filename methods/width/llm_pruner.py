@@ -182,7 +182,7 @@ class LLMPruner(WidthPruner):
         return structures_without_protected(model, self.layers_to_protect(model, ratio))
 
     def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> WidthCut | EqualWidthCut:
-        """Return how much to remove. Raises OutOfReach where one unit left in each structure is still too much."""
+        """Return the cut that meets the ratio. Raises OutOfReach where a single unit of each structure is too much."""
         if self.uniform:
             return EqualWidthCut(find_equal_widths(model, structures, ratio, uniform=True))
         dense = parameters(model)
@@ -201,8 +201,8 @@ class LLMPruner(WidthPruner):
     ) -> list[int]:
         """Return how many of each structure's units are among the least important of all. The best of each stays.
 
-        Together with those already gone they come nearest to `part` of `target` parameters, or, where r is given, are
-        that part of the share r of all units.
+        Together with the units that are removed already they come nearest to `part` of `target` parameters. Where r is
+        given, they are that part of the share r of all units.
         """
         owner = torch.cat([torch.full((len(score),), slot) for slot, score in enumerate(scores)])
         pooled = torch.cat([score.index_fill(0, score.argmax(), torch.inf) for score in scores])
@@ -243,9 +243,8 @@ class LLMPruner(WidthPruner):
         scores_by_layer = collect_gradients(
             model, self.block(calibration, step), weights, of_layer, removed, step, g=first, a=second
         )
-        return [
-            score for number in sorted(scores_by_layer) for score in scores_by_layer[number]
-        ]  # structures are in the order of layers
+        # structures are in the order of layers
+        return [score for number in sorted(scores_by_layer) for score in scores_by_layer[number]]
 
     def block(self, calibration: Calibration, step: int) -> Calibration:
         """Return the sequences whose turn it is; after the last comes the first again."""
@@ -308,7 +307,7 @@ def structures_without_protected(model: Decoder, protected: Collection[int]) -> 
 
 
 def parameters_at_most(structures: list[Structure]) -> int:
-    """Return the parameters that go where one unit is left in each structure."""
+    """Return the number of parameters that go where a single unit is left in each structure."""
     return sum(structure.cost * (structure.size - 1) for structure in structures)
 
 
@@ -320,7 +319,7 @@ class WidthCut:
     channels: float
 
     def units(self, structure: Structure, part: float = 1.0) -> int:
-        """Return the units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
+        """Return the number of units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
         r = part * (self.heads if structure.kind == "kv_heads" else self.channels)
         n = structure.size * structure.width
         return min((n - int(n * (1 - r))) // structure.width, structure.size - 1)
@@ -343,7 +342,10 @@ class EqualWidthCut:
 
 
 def solve(structures: list[Structure], target: float, slack: float) -> WidthCut:
-    """Return the r that removes nearest to `target` parameters; beyond `slack`, channels close what heads leave."""
+    """Return the cut by one r that comes nearest to `target` parameters.
+
+    Where it misses them by more than `slack`, channels close the gap that whole heads leave.
+    """
 
     def miss(cut: WidthCut) -> float:
         return abs(cut.parameters(structures) - target)

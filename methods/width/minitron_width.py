@@ -80,12 +80,12 @@ class MinitronWidth(WidthPruner):
 
 
 def places_of(model: Decoder) -> list[tuple[int, str]]:
-    """Return where F is taken: layer, and kind of its output matrix."""
+    """Return the places of F: layer, and kind of its output matrix."""
     return [(number, kind) for number in range(len(model.layers)) for kind in ("kv_heads", "channels")]
 
 
 def activity_of_channels(model: Decoder, calibration: Calibration) -> list[Tensor]:
-    """Return F of every channel that enters an output matrix, (C,) for each of `places`, in float64."""
+    """Return F of every channel that enters an output matrix, (C,) for each of `places_of`, in float64."""
 
     def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
         squares = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]

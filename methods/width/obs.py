@@ -39,22 +39,14 @@ Cost. Two forward passes, and for each matrix that is cut an inverse of H, about
 removals, and one solve. Memory holds the hidden states of all calibration tokens in front of one layer and behind it,
 and four matrices of C by C in float64.
 
-Says what the removal of columns of a matrix costs its output, as one unit after another goes: optimal brain surgery.
-
-W (D, C) is the matrix, H (C, C) the second moments of its inputs, V what W has become: zero at what has been removed,
-and such that the loss 1/2 tr((V - W) H (V - W)^T) is least. With P = H^-1 over the columns that are left, the removal
-of the columns u costs
-
-    c(u) = 1/2 tr(V_u (P_uu)^-1 V_u^T)
-
-(Kurtic, Frantar, Alistarh 2023, arXiv 2302.04089; Meng et al. 2024, arXiv 2403.12983). That needs Z = V^T V alone, so
-that D drops out. With L L^T = P_uu a removal leaves
+How the costs are computed (`RemovalCosts`). With P = H^-1 over the columns that are left, c(u) above needs Z = V^T V
+alone, so that D drops out. With L L^T = P_uu a removal leaves
 
     P <- P - G G^T               G = P_:u L^-T
     Z <- Z - Y G^T - G Y^T       Y = Z_:u L^-T - 1/2 G L^-1 Z_uu L^-T
 
-The costs need the blocks of both on the diagonal, which are always up to date; the rest is updated for LATER columns in
-one product of matrices. What goes does not depend on that.
+The costs need the blocks of both on the diagonal, and these are always up to date. The rest is updated for LATER
+columns in one product of matrices. The choice of units does not depend on that.
 
 The code of Tyr-the-Pruner (arXiv 2503.09657) adds tr(V_u (H W^T)_u) to c(u). That is a block on the diagonal of
 F = H W^T V, which a removal leaves as F - F_:u L^-T G^T.
@@ -136,10 +128,10 @@ class OBS(WidthPruner):
         calibration: Calibration,
         cut: Callable[[CutTarget, Tensor], Cut] | None = None,
     ) -> list[dict[str, float]]:
-        """Cut layer by layer; return of each what its outputs miss, tr((V-W) H (V-W)^T) / tr(W H W^T), by kind.
+        """Cut layer by layer; return the errors of each layer's outputs, tr((V-W) H (V-W)^T) / tr(W H W^T), by kind.
 
-        counts  how many units go, by layer and kind; what is not there is not cut
-        cut     makes the cut that is asked for, of H without damping, (C, C), whose memory it may use; None: `self.cut`
+        counts  how many units go, by layer and kind. A structure that is missing is not cut
+        cut     returns the cut for a target and H without damping, (C, C), whose memory it may use; None: `self.cut`
         """
         cut = cut or self.cut
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
@@ -171,13 +163,13 @@ class OBS(WidthPruner):
         return missed
 
     def cut(self, target: CutTarget, H: Tensor) -> Cut:
-        """Return the cut that H without damping, (C, C), calls for; H takes its place."""
+        """Return the cut for H without damping, (C, C). The damped H takes its memory."""
         problem = Problem(target.structure, H, self.damping)
         return problem.without(target.known or problem.cheapest(target.how_many, self.score, self.rounds))
 
 
 class CutTarget(NamedTuple):
-    """Says what is to be cut: so many units of a structure, those that are known where there are any."""
+    """Says how many units of a structure are to be cut, and which ones where they are known."""
 
     structure: Structure
     how_many: int
@@ -185,10 +177,10 @@ class CutTarget(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Holds what a layer is called with.
+    """Holds the input of a layer for one micro-batch.
 
     x          (B, T, D)
-    arguments  besides the hidden states
+    arguments  of the layer besides the hidden states
     mask       (B, T) true at real tokens
     """
 
@@ -198,7 +190,7 @@ class Batch(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Says what is cut from one output matrix.
+    """Holds the cut of one output matrix.
 
     units   (n,) that go
     V       (D, K) the columns that stay
@@ -219,7 +211,7 @@ class Cut(NamedTuple):
 class Problem:
     """Holds W (D, C) of a structure's output matrix and its damped H, (C, C), both in float64.
 
-    H  without damping, which takes its place
+    H  without damping. The damped H takes its memory
     """
 
     def __init__(self, structure: Structure, H: Tensor, damping: float) -> None:
@@ -244,7 +236,7 @@ class Problem:
         return Cut(torch.tensor(sorted(units)), V[:, K[:, 0]].to(self.structure.writer.weight.dtype), share)
 
     def nested(self, order: list[int], left: Iterable[int]) -> Iterator[Tensor]:
-        """Yield the best matrix that has so many units left, (D, K), for each of `left`; units go in this order.
+        """Yield the best matrix, (D, K), for each number of units in `left`. Units go in this order.
 
         One factor serves all, since the columns that stay longest come first in it:
 
@@ -265,7 +257,7 @@ class Problem:
 def _cut_layer(
     layer: Layer, targets: list[CutTarget], batches: list[Batch], how: tuple[Callable[[CutTarget, Tensor], Cut], Wait]
 ) -> tuple[list[Tensor], list[Cut]]:
-    """Cut a layer that is fed these batches; return what leaves it then, (B, T, D) each, and the cuts."""
+    """Cut a layer that is fed these batches; return its outputs after the cuts, (B, T, D) each, and the cuts."""
     cut, wait = how
     runs: tuple[Run, Run] = (layer.attend, lambda x, _: layer.transform(x))
     Y, cuts = [batch.x for batch in batches], list[Cut]()
@@ -280,7 +272,7 @@ def _cut_layer(
 
 
 def second_moments_of(structure: Structure, run: Run, batches: Iterable[Batch]) -> Tensor:
-    """Return X^T X of what enters the matrix whose columns are units, (C, C) in float64.
+    """Return X^T X of the input of a structure's output matrix, (C, C) in float64.
 
     Raises Unsupported where it is not finite.
     """
@@ -321,7 +313,7 @@ def find_cheapest(
 
 
 class RemovalCosts:
-    """Holds what the removal of each unit that is left would cost.
+    """Holds the cost of the removal of each unit that is left.
 
     P, Z and F (C, C) lack the updates of the last removals, whose G, Y and E = F_:u L^-T wait as columns of (C, n). The
     blocks on their diagonals, (U, w, w), lack none.
@@ -345,7 +337,7 @@ class RemovalCosts:
         return matrix.view(U, w, U, w).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
 
     def costs(self) -> Tensor:
-        """Return c of each unit, (U,), infinite for those that are gone."""
+        """Return c of each unit, (U,), infinite for removed ones."""
         P_uu = torch.where(self.removed[:, None, None], torch.eye(self.w).to(self.P), self.P_uu)
         c = 0.5 * _trace(self.Z_uu / P_uu if self.w == 1 else torch.linalg.solve(P_uu, self.Z_uu))
         if self.F_uu is not None:
@@ -380,7 +372,7 @@ class RemovalCosts:
         self.removed[u] = True
 
     def _update(self) -> None:
-        """Make the updates that wait, and let go of the rows and columns of units that are gone."""
+        """Make the updates that wait, and let go of the rows and columns of removed units."""
         K = (~self.removed).repeat_interleave(self.w).nonzero()
         G, Y, pairs = self.G[K[:, 0]], self.Y[K[:, 0]], (K, K.T)
         self.P = self.P[pairs].addmm_(G, G.T, alpha=-1)

@@ -202,7 +202,7 @@ class _Slicer:
         layer.module = SlicedLayer(layer, [shortcut.to(layer.device, layer.out.weight.dtype) for shortcut in shortcuts])
 
     def basis(self, signal: Callable[[], list[Tensor]]) -> Tensor:
-        """Return the basis of the signal at the next site, (D, D), which an interrupted pass may have found."""
+        """Return the basis of the signal at the next site, (D, D). The log of an interrupted pass may have it."""
         outcome = next(self.known, None)
         if outcome is None:
             self.X = signal()
@@ -267,7 +267,7 @@ def parameters_after_slicing(model: Decoder, d: int, slice_head: bool = False) -
 
 
 def sizes_of_slices(model: Decoder, widths: Iterable[int], slice_head: bool = False) -> list[int]:
-    """Return `sliced_parameters` of each width, by three of them: the count is a polynomial of second degree in d."""
+    """Return `parameters_after_slicing` for each width, from three of them: it is a polynomial of degree 2 in d."""
     constant, first, second = (parameters_after_slicing(model, width, slice_head) for width in range(3))
     square = (second - 2 * first + constant) // 2
     linear = first - constant - square

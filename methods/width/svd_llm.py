@@ -107,7 +107,7 @@ class SVDLLM(Pruner):
         return plan | {"parameters": parameters(model), "missed": missed}
 
     def sweep(self, model: Decoder, ranks: list[Ranks], calibration: Calibration) -> list[dict[str, float]]:
-        """Factor layer by layer; return what each matrix misses, ||(W - W_k) X||^2 / ||W X||^2, by its path."""
+        """Factor layer by layer; return the error of each matrix, ||(W - W_k) X||^2 / ||W X||^2, by its path."""
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
         log = calibration.log([entry.x for entry in entries], "svd-llm", self, ranks)
         kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
@@ -141,7 +141,10 @@ class SVDLLM(Pruner):
         *,
         wait: Wait,
     ) -> dict[str, Factors]:
-        """Factor the matrices of a layer, and put what leaves it in the place of X, what enters it, (B, T, D) each."""
+        """Return the factors of a layer's matrices, by path, and put them in; its outputs replace its inputs X.
+
+        X is (B, T, D) for each micro-batch.
+        """
         matrices, groups = layer.named_matrices(), group_by_input(layer, ranks)
         widths = [matrices[names[0]].in_features for names in groups]
         sums = [torch.zeros(n, n, dtype=torch.float64, device=layer.device) for n in widths]
@@ -166,7 +169,7 @@ class SVDLLM(Pruner):
 
 
 class Factors(NamedTuple):
-    """Holds what a matrix (m, n) becomes.
+    """Holds the two factors of a matrix (m, n), and their error.
 
     down    (k, n) Sigma_k^(1/2) V_k^T S^-1, in the dtype of the matrix
     up      (m, k) U_k Sigma_k^(1/2)
@@ -179,7 +182,7 @@ class Factors(NamedTuple):
 
 
 def group_by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
-    """Return the paths of the matrices that are to be factored, those together that read the same."""
+    """Return the paths of the matrices that are to be factored, grouped by their input."""
     family = layer.family
     groups = [family.qkv, (family.out,), family.up, (family.down,)]
     wanted = [[name for name in group if ranks.get(name) is not None] for group in groups]
@@ -187,16 +190,16 @@ def group_by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
 
 
 def put_factors(layer: Layer, factors: dict[str, Factors]) -> None:
-    """Put factors where a layer has the matrices of these paths."""
+    """Replace a layer's matrices of these paths by their factors."""
     matrices = layer.named_matrices()
     for name, (down, up, _) in factors.items():
         layer.put(name, factor_matrix(matrices[name], down, up))
 
 
 def factor_of_whitening(H: Tensor) -> Tensor:
-    """Return S, lower triangular, of H = S S^T, (n, n) in float64; where there is none, H's diagonal is lifted first.
+    """Return S, lower triangular, of H = S S^T, (n, n) in float64.
 
-    Raises Unsupported where H is not finite.
+    Where H is not positive definite, its diagonal is lifted first. Raises Unsupported where H is not finite.
     """
     refuse_overflow(H.isfinite().all())
     S, failed = torch.linalg.cholesky_ex(H)
@@ -220,19 +223,22 @@ def factors_of_rank(W: Tensor, S: Tensor, k: int) -> Factors:
 
 
 def rank_of_share(m: int, n: int, kept: float) -> int | None:
-    """Return k of a matrix (m, n) of whose parameters the share `kept` stays, or None where it stays whole."""
+    """Return the rank k at which the share `kept` of a matrix (m, n) stays; None where the matrix stays whole."""
     k = max(1, int(kept * m * n / (m + n)))
     return k if kept < 1 and (m + n) * k < m * n else None
 
 
 def parameters_to_go(shapes: Counter[tuple[int, int]], kept: float) -> int:
-    """Return the parameters that go where the share `kept` of so many matrices of each shape (m, n) stays."""
+    """Return the number of parameters that go where the share `kept` of each matrix stays.
+
+    shapes  number of matrices by shape (m, n)
+    """
     ranks = {shape: rank_of_share(*shape, kept) for shape in shapes}
     return sum(count * (m * n - (m + n) * k) for (m, n), count in shapes.items() if (k := ranks[m, n]) is not None)
 
 
 def share_to_keep(shapes: Counter[tuple[int, int]], wanted: float, total: int) -> float:
-    """Return the share of each matrix that stays so that nearest to `wanted` of `total` parameters go.
+    """Return the share of each matrix that stays where the removals come nearest to `wanted` of `total` parameters.
 
     Raises OutOfReach where factors of rank 1 leave more.
     """

@@ -1,4 +1,4 @@
-"""How many heads and channels go: the part of a width method that follows from shapes alone."""
+"""Computes how many heads and channels go, the part of a width method that follows from shapes alone."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from methods.model.structures import Structure
 
 
 def fewest_of(structure: Structure) -> int:
-    """Return the units that stay in a layer: one head; 16 channels, or an eighth where that is less."""
+    """Return the least number of units that stays in a layer: one head; 16 channels, or an eighth if that is less."""
     return 1 if structure.kind == "kv_heads" else max(1, min(16, structure.size // 8))
 
 
 def list_lower_widths(structure: Structure, multiple: int = 1) -> Tensor:
-    """Return how many units can go, (n,), rising from 0: of channels a `multiple` is left, and the fewest at least."""
+    """Return the numbers of units that can go, (n,), rising from 0. At least `fewest_of` stay.
+
+    multiple  the number of channels that stay is a multiple of it
+    """
     counts = torch.arange(structure.size - fewest_of(structure) + 1)
     step = multiple if structure.kind == "channels" else 1
     return counts[(counts == 0) | ((structure.size - counts) % step == 0)]
 
 
 def parameters_freed(structure: Structure, counts: Tensor, biases: bool = False) -> Tensor:
-    """Return the parameters that go with so many units, (n,) -> (n,).
+    """Return the numbers of parameters that go with these numbers of units, (n,) -> (n,).
 
-    biases  where a unit goes, the output matrix gets a bias if it has none, which is counted back in
+    biases  where a unit goes, an output matrix without a bias gets one, and it is counted back in
     """
     matrix = structure.writer
     added = matrix.out_features if biases and matrix.bias is None else 0
@@ -45,15 +48,15 @@ def find_equal_widths(
     biases: bool = False,
     uniform: bool = False,
 ) -> dict[str, int]:
-    """Return how many heads and channels each layer has to lose so that nearest to `ratio` of all parameters go.
+    """Return how many heads and channels each layer loses to come nearest to `ratio` of all parameters.
 
-    The share of heads is that of the whole, rounded down, and the channels close the gap. With `uniform`, as many heads
-    stay as stock transformers takes, the nearest such number.
+    The share of heads is that of the whole, rounded down, and the channels close the gap. With `uniform` the number of
+    heads that stay is the nearest one that stock transformers takes.
 
-    multiple  what is left of the channels is a multiple of it
-    biases    an output matrix that loses units gets a bias if it has none, which is counted back in
+    multiple  the number of channels that stay is a multiple of it
+    biases    an output matrix that loses units gets a bias if it has none, and it is counted back in
 
-    Raises Unsupported where layers differ already, OutOfReach where the structures do not hold that much.
+    Raises Unsupported where layers differ already, and OutOfReach where the structures hold less.
     """
 
     def fits(kv_heads: int) -> bool:
