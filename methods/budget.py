@@ -147,7 +147,7 @@ class BudgetSearch:
             decisions = prune(self.pruner, model, calibration, self.budget)
             self.keep(model, decisions, 1 - parameters(model) / parameters(self.dense))
             self.high = self.high or (1.0, 1.0)  # it comes as near as its choices allow, and reach is no matter
-            return self.judged()
+            return self.result()
         ratio: float | None = self.reachable(self.budget.start)
         for _ in range(TRIES):
             if ratio is None:
@@ -156,8 +156,8 @@ class BudgetSearch:
                 calibration = self.prune(ratio, calibration)
             except OutOfReach as reason:
                 self.limit, self.refusal = ratio, reason
-            ratio = self.following()
-        return self.judged()
+            ratio = self.next_ratio()
+        return self.result()
 
     def prune(self, ratio: float, calibration: Calibration) -> Calibration:
         """Prune a copy of the dense model; return the calibration with the removals that a greedy search made."""
@@ -182,7 +182,7 @@ class BudgetSearch:
         """Return the share of the quantity by which the nearest model misses the budget."""
         return math.inf if self.best is None else abs(self.best.stays - self.budget.share)
 
-    def following(self) -> float | None:
+    def next_ratio(self) -> float | None:
         """Return the ratio to try next; None where the budget is met, or where no ratio changes the plan."""
         if self.missed <= MET:
             return None
@@ -224,7 +224,7 @@ class BudgetSearch:
             low, high = (low, middle) if self.plan(middle) is None else (middle, high)
         return low
 
-    def judged(self) -> _PrunedModel:
+    def result(self) -> _PrunedModel:
         """Return the nearest model. Raises OutOfReach where nothing of the quantity goes, or never enough."""
         if self.best is None:
             raise self.refusal

@@ -20,7 +20,7 @@ WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-READ = (".json", ".safetensors")  # ends of what is read as a file
+READ = (".json", ".safetensors")  # suffixes of names that are read as files
 MOST_BYTES = 2**28  # of a JSON file, as no index of weights has them
 NAMES_FILES = {  # keys of config.json by which transformers reads another file in place of the usual one
     "transformers_weights": "the weights",

@@ -69,7 +69,7 @@ def save(
 ) -> dict[str, Any]:
     """Write `model` into `folder`, which must be new or empty, and return the manifest.
 
-    facts        go into the manifest as they are, and from there into the card: base, pruning, measured
+    facts        entries of the manifest, and so of the card: base, pruning, measured
     dtype        of the weights on disk, but for those that the model's class keeps in float32; by default its own
     shard_bytes  the most that one weight file holds, unless a single tensor is larger
     pad          fill up with zeros to uniform widths, so that stock transformers and other engines can hold the model

@@ -55,7 +55,7 @@ class Reinitialize(Compensation):
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         model: Any = pruning.pruned.model
         host = copy_tensors(model, torch.device("cpu"))  # so that the draws are the same on every device
-        drawn: Any = copy.deepcopy(model, host)  # drops the marks of loaded weights, which would not be drawn again
+        drawn: Any = copy.deepcopy(model, host)  # drops the marks of loaded weights, so that they are drawn again
         with torch.random.fork_rng(gpus_of(model)):
             torch.manual_seed(self.seed)
             drawn.apply(drawn._init_weights)

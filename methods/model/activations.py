@@ -178,7 +178,7 @@ class _ForwardSweep:
         self.sound = torch.ones((), device=self.states[0].device, dtype=torch.bool)
 
     def layers(self) -> Iterator[tuple[int, Iterator[Step]]]:
-        """Yield the number of each layer that is not done, and its steps, which are to be taken before the next."""
+        """Yield the number of each layer that is not done, and its steps. Take these before the next layer."""
         layers, batches = len(self.model.stack), len(self.states)
         with make_bar(batches * layers, "reading calibration tokens", "layer", batches * self.log.done) as shown:
             for number, layer in self.model.passing(range(self.log.done, layers)):

@@ -249,7 +249,7 @@ class Decoder:
         return self.model.get_output_embeddings()
 
     def untie(self) -> None:
-        """Give the head its own copy of the embedding, and say so in the configuration, which loaders obey."""
+        """Give the head its own copy of the embedding, and set the configuration so that loaders keep it."""
         if self.head.weight is self.embed.weight:
             self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
         self.config.tie_word_embeddings = False
@@ -415,7 +415,7 @@ def place_of(model: nn.Module) -> list[torch.device]:
 
 
 def gpus_of(model: nn.Module) -> list[int]:
-    """Return the numbers of the GPUs that a model lies on, whose random numbers are drawn for it."""
+    """Return the numbers of the GPUs that a model lies on. Their generators draw its random numbers."""
     return [device.index for device in place_of(model) if device.type == "cuda"]
 
 

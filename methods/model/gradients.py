@@ -1,8 +1,7 @@
 """Takes gradients of the loss, one layer at a time, from the last layer to the first.
 
 A forward pass without gradients, each layer for all tokens before the next, keeps what enters each layer. Then each
-layer is run once more and differentiated alone, with the gradient of what leaves it, which is that of what enters the
-next one:
+layer is run once more and differentiated alone. The gradient of its output is the gradient of the next layer's input:
 
     dL/dx_l = (dy_l/dx_l)^T dL/dy_l,    dL/dW_l = (dy_l/dW_l)^T dL/dy_l,    y_l = x_(l+1)
 
@@ -187,7 +186,7 @@ def require_gradients(model: Decoder, weights: Iterable[Tensor]) -> Iterator[Non
 
 
 def make_repeatable(model: Decoder) -> AbstractContextManager[None]:
-    """Return a context in which attention on a GPU is made of plain products, whose backward pass repeats to the bit.
+    """Return a context in which attention on a GPU is plain products, so that its backward pass repeats to the bit.
 
     The backward pass of fused kernels adds in the order of its threads, so that scores would differ from run to run.
     """

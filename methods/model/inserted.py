@@ -192,7 +192,7 @@ class RMS(nn.Module):
 def fuse_norms(model: Decoder, centre_embeddings: bool) -> None:
     """Move every norm's gain and bias into the matrices behind it, and its mean subtraction into those before it.
 
-    Leaves the logits as they are, unless embeddings are centred under RMSNorm. In float64, or float32 where the
+    The logits do not change, unless embeddings are centred under RMSNorm. It computes in float64, or float32 where the
     model is in half precision, cast back at the end.
     """
     model.untie()

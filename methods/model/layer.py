@@ -161,7 +161,7 @@ class Layer:
         return list(self.named_matrices().values())
 
     def named_matrices(self) -> dict[str, nn.Linear]:
-        """Return the matrices by their paths in the layer, which `put` takes; of experts none."""
+        """Return the matrices by their paths in the layer (`put` takes these); of experts none."""
         attention = [*self.family.qkv, self.family.out] if self.has_attention else []
         mlp = [*self.family.up, self.family.down] if self.has_mlp and self.experts is None else []
         return {path: self._part(path) for path in (*attention, *mlp)}

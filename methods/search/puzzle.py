@@ -67,7 +67,7 @@ Quantity = Callable[[Layer], float]  # how much of it a layer holds
 Score = Literal["kl", "nll"]
 WINDOW = 0.5  # of the smallest replacement: how far what goes may be from the budget
 LEAST = 0.001  # of what all layers hold: a replacement with which less goes makes no window, as noise of a table
-EXACT = {"mip_rel_gap": 0, "node_limit": 10_000}  # of the solver: the best of all, or of so many branches
+EXACT = {"mip_rel_gap": 0, "node_limit": 10_000}  # of the solver: the best solution of all, or of 10,000 branches
 SOLVED = 0  # the solver's status where its solution is the best of all
 WIDER = 2  # factor of the window where no choice of all layers lies within
 

@@ -286,7 +286,7 @@ class Trial:
         self.latest = None
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
-        """Yield the loss summed over some tokens at a time. From a GPU all come at once, so that the host waits once."""
+        """Yield the loss summed over some tokens at a time. From a GPU all come at once: the host waits once."""
         x = self._states_to_compare(batch, x)
         losses = self._pieces(batch, x)
         yield from map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()

@@ -47,7 +47,7 @@ class Removals:
     runs: float = 0.0
 
     def decisions(self) -> dict[str, Any]:
-        """Return the search's part of the decisions; `removal_order` and `free_removals` serve the run's other ratios."""
+        """Return the search's part of the decisions; `removal_order` and `free_removals` serve further ratios."""
         return {
             "removal_order": [str(block) for block in self.order],
             "free_removals": self.free,

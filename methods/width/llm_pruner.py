@@ -63,7 +63,7 @@ from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts_of, structures_of
 from methods.width.widths import find_equal_widths
 
-FULL = 0.9  # share of what layers can lose from which on fewer are protected, where the user has not said which
+FULL = 0.9  # share of the removable parameters from which on fewer layers are protected, unless the user names them
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
 TAYLOR = ("element1", "element2", "mix", "vector")
 Importance = Literal["element1", "element2", "mix", "vector", "l1", "l2", "random"]

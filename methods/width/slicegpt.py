@@ -237,7 +237,7 @@ class _Slicer:
 
 
 def refuse_unless_rotatable(model: Decoder) -> None:
-    """Raise Unsupported where no rotation of the residual leaves the model as it is, or it has been sliced already."""
+    """Raise Unsupported where a rotation of the residual would change the model, or where it is sliced already."""
     model.refuse_sliced()
     model.refuse("residual")
 

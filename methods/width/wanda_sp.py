@@ -97,7 +97,7 @@ class WandaSP(WidthPruner):
 
 
 def norms_of_inputs(layer: Layer, X: list[Tensor], arguments: list[Any], masks: list[Tensor]) -> list[Tensor]:
-    """Return ||X_j||, (C,) in float64, of what enters the output matrices of the attention and of the MLP."""
+    """Return ||X_j||, (C,) in float64, of the inputs of the output matrices of the attention and of the MLP."""
     squares = [torch.zeros((), dtype=torch.float64)] * len(KINDS)
     for x, given, mask in zip(X, arguments, masks, strict=True):
         step = run_step(layer, x, given, mask)
