@@ -37,7 +37,9 @@ def by_ratio() -> dict[float, tested_rows.TestedRow]:
     """Return the tests between all methods of each ratio."""
     data = tested_rows.ReportData(run().records, "", run().samples)
     return {
-        group.ratio: tested_rows.test_pairs([one for drawn in group.drawn for one in drawn], group, run().samples)
+        group.ratio: tested_rows.contrasts_of_draws(
+            [one for drawn in group.drawn for one in drawn], group, run().samples
+        )
         for group in data.groups
         if group.ratio is not None
     }

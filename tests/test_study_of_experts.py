@@ -62,7 +62,7 @@ def beside(ratio: float, method: str, name: str) -> list[str]:
     cells = []
     for model in MODELS:
         (one,), (other,) = places(model, "reap", ratio), places(model, method, ratio)
-        found = pairs.test_perplexity(data().records, [(one, other)], data().samples, name)[one, other]
+        found = pairs.contrast_of_perplexities(data().records, [(one, other)], data().samples, name)[one, other]
         cells.append(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
     return [str(GONE[ratio]), method, name, *cells]
 

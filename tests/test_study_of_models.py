@@ -14,7 +14,7 @@ from rows_beside import SEEDS, by_seed
 
 from bench.records import run_folder
 from bench.regression import pairs as contrasts
-from bench.regression.pairs import test_perplexity
+from bench.regression.pairs import contrast_of_perplexities
 from bench.stats.clusters import paired_perplexity
 from reports.formats import markup
 from reports.tables import models as view
@@ -69,10 +69,10 @@ def best_beside(model: ModelRows, measure: str) -> list[str]:
     every = data().records
     pair = tuple(next(n for n, one in enumerate(every) if one is record) for record in records)
     if measure == BPB:
-        found = contrasts.test_average(every, [pair], data().samples, model.tasks[BPB], BPB, bounds=True)[pair]
+        found = contrasts.contrast_of_averages(every, [pair], data().samples, model.tasks[BPB], BPB, bounds=True)[pair]
         apart = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     else:
-        found = test_perplexity(every, [pair], data().samples, measure.removeprefix("perplexity_"))[pair]
+        found = contrast_of_perplexities(every, [pair], data().samples, measure.removeprefix("perplexity_"))[pair]
         apart = f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
     worse = model.tested.has_more(at, mine, measure)
     return [figure(times(model, "laco-ls", measure)), f"`{other}` {figure(times(model, other, measure))}",
@@ -192,7 +192,7 @@ def more_windows() -> dict[str, str]:
     merged = run_folder.load_runs([ROOT / "docs/results/more-windows"])
     at = {record.cell["method"]: n for n, record in enumerate(merged.records)}
     pair = (at["laco-ls"], at["2ssp"])
-    found = test_perplexity(merged.records, [pair], merged.samples, "wiki")[pair]
+    found = contrast_of_perplexities(merged.records, [pair], merged.samples, "wiki")[pair]
     before, after = (merged.samples.of(n, "perplexity-wiki", "nll") for n in pair)
     assert before is not None and after is not None
     tokens = np.array(before.units.to_pylist())
@@ -392,7 +392,7 @@ def search_rows() -> list[str]:
             )
             words += [taken, ", ".join(f"{each:.1f}" for each in figures)]
         for name in ("wiki", "c4"):
-            (pair,) = test_perplexity(run.records, [both], run.samples, name).values()
+            (pair,) = contrast_of_perplexities(run.records, [both], run.samples, name).values()
             words.append(f"{pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]")
         lines.append(f"| {ratio} | {seed} | {' | '.join(words)} |")
     return lines

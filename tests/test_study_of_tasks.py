@@ -51,11 +51,11 @@ def row_of_pair(model: str, method: str) -> str:
     records, samples = data(RUN).records, data(RUN).samples
     cells = []
     for name in ("wiki", "c4"):
-        found = pairs.test_perplexity(records, [pair], samples, name)[pair]
+        found = pairs.contrast_of_perplexities(records, [pair], samples, name)[pair]
         cells.append(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
-    found = pairs.test_average(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
+    found = pairs.contrast_of_averages(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
     cells.append(f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
-    accuracy = pairs.test_average(records, [pair], samples, TASKS, bounds=True)[pair]
+    accuracy = pairs.contrast_of_averages(records, [pair], samples, TASKS, bounds=True)[pair]
     cells.append(f"{100 * accuracy.estimate:+.1f} [{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]")
     return f"| {' | '.join([f'`{model}`', f'`{method}`', *cells])} |"
 

@@ -579,7 +579,7 @@ def pairs_of(numbers: Sequence[int]) -> list[Pair]:
     return list(combinations(numbers, 2))
 
 
-def test_perplexity(
+def contrast_of_perplexities(
     records: Records,
     pairs: Sequence[Pair],
     samples: Samples,
@@ -619,7 +619,7 @@ def test_perplexity(
     return _adjust_p(cells, contrasts | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
 
 
-def test_average(
+def contrast_of_averages(
     records: Records,
     pairs: Sequence[Pair],
     samples: Samples,

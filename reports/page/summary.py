@@ -24,7 +24,7 @@ from methods.counted import QUANTITIES
 from reports import legend
 from reports.figures.quality import title_of_quantity
 from reports.groups import TableGroup, group_records, name_with_ratio, names_of_seeds, seeds_of, suffixes_of_draws
-from reports.tables.rows import NAMES, TestedRow, test_pairs
+from reports.tables.rows import NAMES, TestedRow, contrasts_of_draws
 
 CLIFF = 10  # times the perplexity in one step of the ratio
 MANY = 4  # with more rows than this a sentence says how well two orders agree
@@ -57,7 +57,7 @@ def summarise_groups(records: Sequence[Record], samples: Samples) -> list[Topic]
 
 
 def _topics(records: Sequence[Record], groups: Sequence[TableGroup], samples: Samples) -> Iterator[Topic]:
-    tested = [test_pairs(records, block, samples) for block in groups]
+    tested = [contrasts_of_draws(records, block, samples) for block in groups]
     topics: dict[str, Callable[[], Iterator[str]]] = {
         "Perplexity": lambda: _perplexity(tested, texts_of_records(records)),
         "Accuracy": lambda: (sentence for tested_row in tested for sentence in _accuracy(tested_row)),

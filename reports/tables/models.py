@@ -37,7 +37,7 @@ from methods.counted import QUANTITIES
 from reports import legend
 from reports.groups import TableGroup
 from reports.tables.pivots import pivot
-from reports.tables.rows import ReportData, TestedRow, mark_missed, test_pairs
+from reports.tables.rows import ReportData, TestedRow, contrasts_of_draws, mark_missed
 from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of_text, mark_best
 
 AVERAGE = "average"
@@ -78,7 +78,7 @@ class ModelRows:
     @cached_property
     def tested(self) -> TestedRow:
         """Return the rows with the tests of all pairs."""
-        return test_pairs(list(self._records.values()), self.group, self.samples)
+        return contrasts_of_draws(list(self._records.values()), self.group, self.samples)
 
     def place(self, method: str) -> int | None:
         """Return the place of a method's row; None without a row."""
@@ -265,7 +265,7 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
 
 def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:
     """Return the change of perplexity from the first cell of a pair, the dense model, to the second, as a logarithm."""
-    contrast = pairs.test_perplexity(records, [pair], samples, text).get(pair)
+    contrast = pairs.contrast_of_perplexities(records, [pair], samples, text).get(pair)
     if contrast is None:
         dense, pruned = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
         return Change(math.log(pruned / dense), math.nan, math.nan)

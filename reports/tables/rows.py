@@ -32,7 +32,15 @@ from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from bench.regression import pairs as contrasts
-from bench.regression.pairs import LEVEL, Contrasts, Pair, is_shown_higher, pairs_of, test_average, test_perplexity
+from bench.regression.pairs import (
+    LEVEL,
+    Contrasts,
+    Pair,
+    contrast_of_averages,
+    contrast_of_perplexities,
+    is_shown_higher,
+    pairs_of,
+)
 from reports import legend
 from reports.groups import TableGroup, group_records
 from reports.tables.table import Column, Row, Table, TableCell, cell_of, mark_best
@@ -77,7 +85,7 @@ def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData)
     Marks are the best value, a missed ratio, a difference from the reference, and an accuracy that may be that of
     guesses. Tests decide the first and the third.
     """
-    tested = test_rows(data.reference, group, [column.name for column in columns], data.samples)
+    tested = contrasts_of_rows(data.reference, group, [column.name for column in columns], data.samples)
     rows, amount = [], column_of_amount(group.ratio_of)
     for place, (record, figures) in enumerate(zip(group.records, group.rows, strict=True)):
         cells = [cell_of(figures, column.name) for column in columns]
@@ -254,7 +262,7 @@ class TestedCells:
     notes: tuple[str, ...] = ()
 
 
-def test_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
+def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
     """Return the tests of every row of a group against the row of `reference`; no test if the name is empty."""
     columns = [column for column in columns if column.startswith(TESTED)]
     if not reference or not columns:
@@ -317,7 +325,7 @@ def contrasts_in_pairs(
 ) -> Contrasts:
     """Return the tests of pairs of rows, by their places, as far as samples pair them. Each row is a single model.
 
-    bounds  as of bench.regression.pairs.test_average
+    bounds  as of bench.regression.pairs.contrast_of_averages
     """
     models = {at: block.models(at)[0] for pair in places for at in pair}
     number = {at: next(iter(model.values())) for at, model in models.items()}
@@ -345,12 +353,12 @@ def _tests(
     records = {n: record for at in rows for n, record in zip(block.numbers[at], block.drawn[at], strict=True)}
     if column.startswith("perplexity_"):
         text = column.removeprefix("perplexity_")
-        return test_perplexity(records, pairs, samples, text, intervals=intervals, seeds=seeds)
+        return contrast_of_perplexities(records, pairs, samples, text, intervals=intervals, seeds=seeds)
     which, tasks = "", tasks_with_accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
     if column.startswith(ANSWER_BPB):
         which = ANSWER_BPB
         tasks = tasks_with_answers(block.records) if column == which else [column.removeprefix(f"{which}_")]
-    return test_average(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
+    return contrast_of_averages(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
 
 
 def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples) -> Callable[[int, int], bool]:
@@ -479,7 +487,7 @@ class TestedRow:
         return f"shown to be {side} {len(places)} of {peers}; not {side} {self.names(unshown)}"
 
 
-def test_pairs(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
+def contrasts_of_draws(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
     """Return a group with the tests of every pair of its cells.
 
     records  the records of its setup
@@ -495,9 +503,9 @@ def test_pairs(records: Sequence[Record], block: TableGroup, samples: Samples) -
         dense,
         [place for place in ok if block.records[place].cell["method"] != "dense"],
         {
-            text: contrasts.test_perplexity(cells, pairs, samples, text, seeds=seeds)
+            text: contrasts.contrast_of_perplexities(cells, pairs, samples, text, seeds=seeds)
             for text in texts_of_records(records)
         },
-        contrasts.test_average(cells, pairs, samples, tasks_with_accuracies(records), seeds=seeds),
-        contrasts.test_average(cells, pairs, samples, tasks_with_answers(records), ANSWER_BPB, seeds=seeds),
+        contrasts.contrast_of_averages(cells, pairs, samples, tasks_with_accuracies(records), seeds=seeds),
+        contrasts.contrast_of_averages(cells, pairs, samples, tasks_with_answers(records), ANSWER_BPB, seeds=seeds),
     )

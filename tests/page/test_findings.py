@@ -20,7 +20,7 @@ from bench.records import run_folder
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from bench.regression import pairs as contrasts
-from bench.regression.pairs import LEVEL, pairs_of, test_average
+from bench.regression.pairs import LEVEL, contrast_of_averages, pairs_of
 from bench.stats import intervals
 from bench.stats.clusters import paired_perplexity
 from reports.page.summary import summarise_groups
@@ -94,14 +94,14 @@ def test_pairs_are_tested_as_scipy_does_and_adjusted_as_statsmodels_does(tmp_pat
     nll = [pd.read_parquet(f / "perplexity-wiki.parquet")["nll"].to_numpy() for f in folders]
     right = [np.concatenate([pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS]) for f in folders]
     expected = [ttest_1samp(nll[b] - nll[a], 0).pvalue for a, b in pairs]
-    found = contrasts.test_perplexity(records, pairs, samples, "wiki")
+    found = contrasts.contrast_of_perplexities(records, pairs, samples, "wiki")
     assert [found[pair].p for pair in pairs] == pytest.approx(multipletests(expected, method="holm")[1], rel=1e-6)
     assert found[1, 3].estimate == pytest.approx(math.exp((nll[3] - nll[1]).mean() / 511))
     assert found[1, 3].low < found[1, 3].estimate < found[1, 3].high
     lost = [int((right[a] > right[b]).sum()) for a, b in pairs]
     gained = [int((right[b] > right[a]).sum()) for a, b in pairs]
     expected = [binomtest(x, x + y).pvalue for x, y in zip(lost, gained, strict=True)]
-    found = test_average(records, pairs, samples, TASKS)
+    found = contrast_of_averages(records, pairs, samples, TASKS)
     assert [found[pair].p for pair in pairs] == pytest.approx(multipletests(expected, method="holm")[1], rel=1e-6)
     assert found[0, 3].estimate == pytest.approx(right[3].mean() - right[0].mean())
     assert all(contrast.paired for contrast in found.values())
@@ -124,8 +124,8 @@ def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng, in_a_row)
     records[4].measured["perplexity"]["wiki"]["sha256"] = "other"
     pairs, samples = pairs_of(range(9)), Samples(folders)
     for test in (
-        lambda pairs: contrasts.test_perplexity(records, pairs, samples, "wiki"),
-        lambda pairs: test_average(records, pairs, samples, TASKS),
+        lambda pairs: contrasts.contrast_of_perplexities(records, pairs, samples, "wiki"),
+        lambda pairs: contrast_of_averages(records, pairs, samples, TASKS),
     ):
         alone, together = [test([pair])[pair] for pair in pairs], test(pairs)
         assert list(together) == pairs
@@ -135,35 +135,37 @@ def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng, in_a_row)
         assert [c.p for c in together.values()] == pytest.approx(adjusted, abs=1e-12)
         assert [c.estimate for c in together.values()] == pytest.approx([c.estimate for c in alone], rel=1e-12)
     nll = [pd.read_parquet(folder / "perplexity-wiki.parquet")["nll"].to_numpy() for folder in folders]
-    for (a, b), contrast in contrasts.test_perplexity(records, pairs, samples, "wiki").items():
+    for (a, b), contrast in contrasts.contrast_of_perplexities(records, pairs, samples, "wiki").items():
         if contrast.test == "student":
             one = paired_perplexity(nll[a], nll[b], [511] * 16, in_a_row=in_a_row)
             assert (contrast.estimate, contrast.low, contrast.high) == pytest.approx(
                 (one.estimate, one.low, one.high), rel=1e-12
             )
-            (raw,) = contrasts.test_perplexity(records, [(a, b)], samples, "wiki").values()
+            (raw,) = contrasts.contrast_of_perplexities(records, [(a, b)], samples, "wiki").values()
             assert raw.p == pytest.approx(one.p, abs=1e-12)
     right = [np.concatenate([pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS]) for f in folders]
-    for (a, b), contrast in test_average(records, pairs, samples, TASKS).items():
-        (raw,) = test_average(records, [(a, b)], samples, TASKS).values()
+    for (a, b), contrast in contrast_of_averages(records, pairs, samples, TASKS).items():
+        (raw,) = contrast_of_averages(records, [(a, b)], samples, TASKS).values()
         if contrast.test == "mcnemar":
             assert raw.p == pytest.approx(intervals.paired_shares(right[a], right[b]).p, abs=1e-12)
 
 
 def test_without_samples_in_common_figures_are_taken_as_independent(tmp_path, rng):
     records, folders = a_run(tmp_path, rng)
-    paired = contrasts.test_perplexity(records, [(1, 2)], Samples(folders), "wiki")[1, 2]
-    (rough,) = contrasts.test_perplexity(records, [(1, 2)], Samples([None, folders[1], None, None]), "wiki").values()
+    paired = contrasts.contrast_of_perplexities(records, [(1, 2)], Samples(folders), "wiki")[1, 2]
+    (rough,) = contrasts.contrast_of_perplexities(
+        records, [(1, 2)], Samples([None, folders[1], None, None]), "wiki"
+    ).values()
     one, other = (records[n].measured["perplexity"]["wiki"] for n in (1, 2))
     stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / 3.92 for f in (one, other)]
     log = math.log(other["perplexity"] / one["perplexity"])
     assert rough.p == pytest.approx(2 * norm.sf(abs(log) / math.hypot(*stderrs)), rel=1e-6)
     assert (rough.paired, rough.estimate) == (False, pytest.approx(paired.estimate))
     assert rough.p > paired.p
-    assert contrasts.test_perplexity(records, [(1, 2)], Samples(), "wiki", intervals=False) == {}
+    assert contrasts.contrast_of_perplexities(records, [(1, 2)], Samples(), "wiki", intervals=False) == {}
     table = pd.read_parquet(folders[3] / "piqa.parquet")
     table.iloc[::-1].to_parquet(folders[3] / "piqa.parquet")  # the same documents in another order
-    (averages,) = test_average(records, [(1, 3)], Samples(folders), TASKS).values()
+    (averages,) = contrast_of_averages(records, [(1, 3)], Samples(folders), TASKS).values()
     assert not averages.paired
 
 
@@ -188,7 +190,7 @@ def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
         right = {"hellaswag": rng.uniform(size=20) < small, "piqa": rng.uniform(size=2000) < large}
         records.append(made(tmp_path / method, method, rng.normal(1800, 9, 8), right))
         folders.append(tmp_path / method)
-    (found,) = test_average(records, [(0, 1)], Samples(folders), TASKS).values()
+    (found,) = contrast_of_averages(records, [(0, 1)], Samples(folders), TASKS).values()
     means = [
         np.mean([record.measured["tasks"][t]["metrics"]["acc_norm"]["value"] for t in TASKS]) for record in records
     ]
@@ -241,7 +243,7 @@ def with_bits(tmp_path: Path, rng: np.random.Generator) -> tuple[list[Record], S
 
 def test_bits_per_byte_are_tested_on_the_same_documents(tmp_path, rng):
     records, samples = with_bits(tmp_path, rng)
-    found = test_average(records, [(0, 1), (1, 2)], samples, TASKS, "answer_bpb")
+    found = contrast_of_averages(records, [(0, 1), (1, 2)], samples, TASKS, "answer_bpb")
     apart = [samples.of(2, task, "answer_bpb").figures - samples.of(1, task, "answer_bpb").figures for task in TASKS]
     estimate = np.mean([one.mean() for one in apart])
     stderr = math.hypot(*(one.std(ddof=1) / math.sqrt(len(one)) for one in apart)) / 2
@@ -302,7 +304,7 @@ def test_of_equal_models_none_is_shown_to_be_better():
         rng = np.random.default_rng(seed)
         base = rng.normal(1800, 150, 16)
         nll = [base + rng.normal(0, 30, 16) for _ in range(8)]
-        found = contrasts.test_perplexity([DENSE] * 8, pairs_of(range(8)), Made(nll), "wiki")
+        found = contrasts.contrast_of_perplexities([DENSE] * 8, pairs_of(range(8)), Made(nll), "wiki")
         claims += any(contrast.p < LEVEL for contrast in found.values())
     assert claims <= 5  # at 5 % in 99 of 100 such tests; without adjustment it is half of them
 

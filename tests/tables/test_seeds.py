@@ -20,7 +20,7 @@ from bench.records.comparability import group_draws, setups_of_records
 from bench.records.record import Record
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
-from bench.regression.pairs import LEVEL, test_average, test_perplexity
+from bench.regression.pairs import LEVEL, contrast_of_averages, contrast_of_perplexities
 from bench.stats.draws import mean_difference, variance_components
 from reports import legend
 from reports.figures import catalogue
@@ -30,7 +30,7 @@ from reports.groups import TableGroup, group_records
 from reports.page.page import render_page
 from reports.page.summary import summarise_groups
 from reports.report import to_csv, to_terminal
-from reports.tables.rows import test_pairs
+from reports.tables.rows import contrasts_of_draws
 from reports.tables.views import build_view
 
 TOKENS, WINDOWS = 511, 16
@@ -186,7 +186,7 @@ def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
         "flap": (),
     }
     group = only(records)
-    tested = test_pairs(records, group, Samples())
+    tested = contrasts_of_draws(records, group, Samples())
     assert sorted(group.label(place) for place in tested.eligible()) == ["flap", "sleb"]
 
 
@@ -283,25 +283,25 @@ def nats(samples: Samples, place: int) -> np.ndarray:
 def test_two_methods_are_paired_by_seed_and_p_has_the_draw_in_it(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20, -30], "sleb": [40, 75, 3]})
     seeds = {0: {0: 0, 1: 1, 2: 2}, 3: {0: 3, 1: 4, 2: 5}}
-    (found,) = test_perplexity(records, [(0, 3)], samples, "wiki", seeds=seeds).values()
+    (found,) = contrast_of_perplexities(records, [(0, 3)], samples, "wiki", seeds=seeds).values()
     differences = np.array([nats(samples, 3 + seed) - nats(samples, seed) for seed in range(3)])
     stderr = differences.mean(0).std(ddof=1) / math.sqrt(WINDOWS) / TOKENS
     expected = mean_difference(differences.mean(1) / TOKENS, stderr, WINDOWS - 1)
     assert found.test == "draws"
     assert found.p == pytest.approx(expected[3])
     assert (found.estimate, found.low, found.high) == pytest.approx(tuple(np.exp(expected[:3])))
-    (alone,) = test_perplexity(records, [(0, 3)], samples, "wiki").values()
+    (alone,) = contrast_of_perplexities(records, [(0, 3)], samples, "wiki").values()
     assert alone.p < found.p
 
 
 def test_methods_are_compared_at_the_seeds_that_both_have(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20], "sleb": [40, 75]})
-    alone = test_perplexity(records, [(1, 3)], samples, "wiki")[1, 3]
+    alone = contrast_of_perplexities(records, [(1, 3)], samples, "wiki")[1, 3]
     same = {1: {1: 1}, 3: {1: 3}}
-    assert test_perplexity(records, [(1, 3)], samples, "wiki", seeds=same)[1, 3] == alone
-    assert test_perplexity(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
+    assert contrast_of_perplexities(records, [(1, 3)], samples, "wiki", seeds=same)[1, 3] == alone
+    assert contrast_of_perplexities(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
     some = {0: {0: 0, 1: 1}, 3: {1: 3}}  # a test of seed 1 would stand beside the mean of two
-    assert test_perplexity(records, [(0, 3)], samples, "wiki", seeds=some) == {}
+    assert contrast_of_perplexities(records, [(0, 3)], samples, "wiki", seeds=some) == {}
 
 
 def test_no_test_contradicts_the_means_beside_it(tmp_path):
@@ -311,7 +311,7 @@ def test_no_test_contradicts_the_means_beside_it(tmp_path):
     laco, sleb = (next(n for n, one in enumerate(group.records) if one.cell["method"] == m) for m in ("laco", "sleb"))
     mean = [group.rows[place]["perplexity_wiki"] for place in (laco, sleb)]
     assert mean[0] > mean[1]
-    tests = test_pairs(records, group, samples)
+    tests = contrasts_of_draws(records, group, samples)
     (found,) = (one for pair, one in tests.perplexity["wiki"].items() if len({*pair}) == 2)
     assert found.test == "draws"
     assert group.order_depends_on_seed(laco, sleb, "perplexity_wiki")
@@ -330,7 +330,7 @@ def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(t
             pd.DataFrame({"doc_hash": ids, "acc_norm": right}).to_parquet(folders[-1] / "piqa.parquet")
             records.append(cell(method, seed, accuracies=[0.4, float(right.mean())]))
     seeds = {0: {0: 0, 1: 1}, 2: {0: 2, 1: 3}}
-    (found,) = test_average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    (found,) = contrast_of_averages(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
     answers = [pd.read_parquet(folder / "piqa.parquet")["acc_norm"].to_numpy() for folder in folders]
     apart = [answers[2] - answers[0], answers[3] - answers[1]]
     stderr = math.sqrt(sum(one.var(ddof=1) / 80 for one in apart)) / 2
@@ -340,7 +340,7 @@ def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(t
         frame = pd.read_parquet(folders[place] / "piqa.parquet")
         frame["doc_hash"] = [f"0-{n}" for n in range(80)]
         frame.to_parquet(folders[place] / "piqa.parquet")
-    (found,) = test_average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    (found,) = contrast_of_averages(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
     stderr = np.mean(apart, axis=0).std(ddof=1) / math.sqrt(80)
     assert found.p == pytest.approx(mean_difference([one.mean() for one in apart], stderr)[3])
 
@@ -358,7 +358,7 @@ def test_a_rank_that_changes_with_the_seed_is_a_tie(tmp_path):
     (table,) = build_view("main", records, "laco", samples)
     assert "differs" in {row.label: row for row in table.rows}["sleb"].cells[2].marks
     records, samples = with_samples(tmp_path / "flips", {"laco": steady, "sleb": flips})
-    (found,) = test_perplexity(
+    (found,) = contrast_of_perplexities(
         records, [(0, 8)], samples, "wiki", seeds={0: {s: s for s in range(8)}, 8: {s: 8 + s for s in range(8)}}
     ).values()
     assert found.p < LEVEL  # and still
