@@ -138,7 +138,7 @@ def test_a_stage_lasts_until_the_gpu_has_done_its_work(monkeypatch):
         queued[0] = 0.0
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(measure.benchmark, "wait", lambda devices: wait())
+    monkeypatch.setattr(measure.benchmark, "wait_for_devices", lambda devices: wait())
     of_cell = measure.CellProgress(*[lambda told: None] * 3, nullcontext)
     queued[0] = 7.0  # of nobody's
     with of_cell.stage("prune"):

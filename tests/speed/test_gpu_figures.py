@@ -63,7 +63,7 @@ def test_a_rate_that_there_is_no_memory_for_is_absent(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 MiB")
 
-    monkeypatch.setattr(rate, "rate_of_copy", full)
+    monkeypatch.setattr(peaks, "rate_of_copy", full)
     monkeypatch.setattr(peaks, "SECONDS", 0.001)
     assert list(peaks.measure_peak_rates(CPU, torch.float32, side=4)) == ["matmul_flops_per_second"]
 
@@ -127,7 +127,7 @@ def test_the_peak_of_a_captured_step_has_what_its_tensors_take(monkeypatch):
         peak = held
 
     monkeypatch.setattr(peaks.memory, "reset_peaks", start_anew)
-    monkeypatch.setattr(peaks.memory, "peaks", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak})
+    monkeypatch.setattr(peaks.memory, "peaks_of_devices", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak})
     nothing, filled = (lambda: None), (lambda: take(900))  # which is no part of a step
     found = peaks.measure_peaks(Workload(nothing, filled, 2, lambda: take(50)), [], [])
     assert found == {"peak_allocated_bytes": 150, "peak_reserved_bytes": 400}

@@ -125,7 +125,7 @@ def test_cuda_is_described_by_its_properties_and_driver(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     card = a_gpu(nvmlDeviceGetApplicationsClock=1)
-    monkeypatch.setattr(environment.gpu, "find", lambda devices: ([card], None))
+    monkeypatch.setattr(environment.gpu, "find_gpus", lambda devices: ([card], None))
     monkeypatch.setattr(environment, "_output", lambda *command: "570.1\n570.1" if command[0] == "nvidia-smi" else None)
     found = describe(torch.device("cuda", 0), torch.bfloat16)
     expected = {"gpu": "Example GPU", "gpu_memory_bytes": 80 * 2**30, "gpu_driver": "570.1", "cuda": "12.8"}
