@@ -90,7 +90,16 @@ def test_layers_that_stay_are_a_part_of_the_plan_of_the_page(package, monkeypatc
 def test_the_package_exports_what_its_user_needs():
     import methods
 
-    names = ("register", "make", "catalogue", "Decoder", "Calibration", "Unsupported", "OutOfReach", "parameters")
+    names = (
+        "register",
+        "make",
+        "cards_of_methods",
+        "Decoder",
+        "Calibration",
+        "Unsupported",
+        "OutOfReach",
+        "parameters",
+    )
     assert set(names) <= set(methods.__all__)
     assert all(getattr(methods, name) is not None for name in methods.__all__)
     assert methods.parameters.__module__ == "methods.model.sizes"
@@ -181,7 +190,7 @@ def test_a_cell_that_fails_says_where_in_the_plugin(lines, said, base, tmp_path,
 def test_a_plan_that_fails_is_a_line_that_says_where_before_any_work(base, tmp_path, capsys):
     plugin = failing(tmp_path, PLAN="return {'layers': model.nothing}")
     said = refused(capsys, [*base, "--plugin", plugin, "--methods", "failing", "--ratio", "0.3"])
-    place = "failing.py:11 in plan: AttributeError: 'Decoder' object has no attribute 'nothing'"
+    place = "failing.py:10 in plan: AttributeError: 'Decoder' object has no attribute 'nothing'"
     assert said == f"prunebench: failing cannot be planned: {place}\n"
     assert not (tmp_path / "run").exists()
 
@@ -190,7 +199,7 @@ LEAVES = {  # what a plugin says behind its head, and where the program then hea
     "import": "raise SystemExit(0)",
     "__post_init__": "def __post_init__(self): raise SystemExit(0)",
     "plan": "def plan(self, model, ratio): raise SystemExit(0)",
-    "fixed": "@property\n    def fixed(self): raise SystemExit(0)",
+    "takes_ratio": "@property\n    def takes_ratio(self): raise SystemExit(0)",
 }
 
 
@@ -232,7 +241,7 @@ def test_a_run_goes_on_behind_a_plugin_that_ends_the_program_while_it_prunes(sma
 def test_what_ends_the_program_while_a_cell_is_measured_is_a_failed_cell(error, monkeypatch):
     monkeypatch.setattr(measure, "_measure", raising(error))
     told = list[dict[str, object]]()
-    outcome = SimpleNamespace(devices=[torch.device("cpu")], tell=told.append, decisions={}, measured={})
+    outcome = SimpleNamespace(devices=[torch.device("cpu")], send=told.append, decisions={}, measured={})
     measure.try_cell(SimpleNamespace(method="laco"), None, None, outcome, None)
     (found,) = told
     assert found["status"] == "error"
@@ -243,7 +252,7 @@ def test_an_interrupt_and_a_process_that_is_taken_away_are_no_failed_cells(monke
     for kind in (KeyboardInterrupt, EndedBySignal):
         monkeypatch.setattr(measure, "_measure", raising(kind))
         told = list[dict[str, object]]()
-        outcome = SimpleNamespace(devices=[torch.device("cpu")], tell=told.append, decisions={}, measured={})
+        outcome = SimpleNamespace(devices=[torch.device("cpu")], send=told.append, decisions={}, measured={})
         with pytest.raises(kind):
             measure.try_cell(None, None, None, outcome, None)
         assert told == []

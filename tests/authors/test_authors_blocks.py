@@ -24,8 +24,8 @@ TOKENS = 8192  # more than any run has
 def counting_blocks(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     """Let a budget be `n` blocks of size 1 from now on."""
     for module in (selection, llm_drop):
-        monkeypatch.setattr(module, "block_parameters", lambda model, ratio, blocks: n, raising=False)
-        monkeypatch.setattr(module, "sublayer_sizes", lambda model, blocks: dict.fromkeys(blocks, 1))
+        monkeypatch.setattr(module, "parameters_of_blocks", lambda model, ratio, blocks: n, raising=False)
+        monkeypatch.setattr(module, "sizes_of_sublayers", lambda model, blocks: dict.fromkeys(blocks, 1))
 
 
 def names(blocks: list[list]) -> list[str]:

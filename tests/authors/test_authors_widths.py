@@ -26,7 +26,7 @@ from methods.width.widths import parameters_freed
 def removing(monkeypatch: pytest.MonkeyPatch, kv_heads: int, channels: int) -> None:
     """Let every layer lose so many heads and channels from now on, where layers stay equal."""
     for module in (flap, wanda_sp, two_ssp, minitron_width):
-        monkeypatch.setattr(module, "equal_widths", lambda *_, **__: {"kv_heads": kv_heads, "channels": channels})
+        monkeypatch.setattr(module, "find_equal_widths", lambda *_, **__: {"kv_heads": kv_heads, "channels": channels})
 
 
 def by_layer(structures: list[Structure], rows: list[Tensor]) -> dict[str, Tensor]:
