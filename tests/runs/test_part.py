@@ -42,7 +42,7 @@ class Parts:
     workplace: Workplace
     as_bytes: bool
     slots: ClassVar[int] = 1
-    here: ClassVar[bool] = False
+    is_here: ClassVar[bool] = False
     machine: ClassVar[Machine] = Machine(None, 1)
     jobs: list[str] = field(default_factory=list)
     submitted: Job | None = None

@@ -162,13 +162,13 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
         (blocks.Trial, "losses_without"),
         (shortgpt.ShortGPT, "scores"),
         (angular.Angular, "distances"),
-        (llm_drop, "importance"),
+        (llm_drop, "importance_of_blocks"),
         (flap.FLAP, "score"),
-        (wanda_sp, "score"),
-        (minitron_width, "activity"),
+        (wanda_sp, "score_units"),
+        (minitron_width, "activity_of_channels"),
         (llm_pruner.LLMPruner, "scores"),
-        (two_ssp, "channel_norms"),
-        (obs, "cheapest"),
+        (two_ssp, "norms_of_channels"),
+        (obs, "find_cheapest"),
     ]:
         monkeypatch.setattr(owner, name, undecided)
     for name in FITTED:

@@ -22,8 +22,8 @@ def test_a_run_in_files_measures_what_one_in_memory_does(with_checks, tmp_path, 
     run, found = [*with_checks[:-4], "--speed-rounds", "0", "--no-isolate"], []
     keeps: list[bool] = []  # freed memory: of no cell whose weights lie in files, since memory is what is short
     monkeypatch.setattr(memory, "keep_freed", lambda: keeps.append(True))
-    rooms, window_nll = list[Sweeping | None](), measure.scoring.window_nll
-    monkeypatch.setattr(measure.scoring, "window_nll", lambda *given: rooms.append(given[-1]) or window_nll(*given))
+    rooms, window_nll = list[Sweeping | None](), measure.scoring.nll_of_windows
+    monkeypatch.setattr(measure.scoring, "nll_of_windows", lambda *given: rooms.append(given[-1]) or window_nll(*given))
     run += ["--methods", "slicegpt,flap", "--ratio", "0.3", "--save-models", "--save-dtype", "bfloat16"]
     for in_files in (False, True):
         monkeypatch.setattr(job, "needs_of", lambda *_, answer=in_files, **__: MemoryNeeds(0, 0, answer))
@@ -88,7 +88,7 @@ def test_a_plan_says_what_is_timed_alone_and_takes_half_as_long(base, monkeypatc
     shown = list[list[str]]()
     for alone in (False, True):
         needs = MemoryNeeds(0, 2**29, in_files=True, alone=alone)
-        monkeypatch.setattr(memory_needs.Footprint, "placed", lambda *_, needs=needs: needs)
+        monkeypatch.setattr(memory_needs.Footprint, "place", lambda *_, needs=needs: needs)
         monkeypatch.setattr(Estimator, "estimate", lambda *_: Estimate({"load": 2.0, "speed": 20.0}, "from MACs"))
         assert main(asked) == 0
         lines = capsys.readouterr().out.splitlines()

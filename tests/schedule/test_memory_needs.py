@@ -249,7 +249,7 @@ ON_CPU = {"device": "cpu"}
 )
 def test_8_billion_parameters_are_pruned_in_little_memory_where_their_weights_lie_in_files(eight_billion, method, most):
     asked = cell(method, **ON_CPU)
-    whole, in_files = (replace(eight_billion, process=PROCESS).placed(asked, room) for room in (64 * GIB, 10 * GIB))
+    whole, in_files = (replace(eight_billion, process=PROCESS).place(asked, room) for room in (64 * GIB, 10 * GIB))
     assert (whole.in_files, in_files.in_files) == (False, True)
     assert whole.host > eight_billion.weights
     assert PROCESS < in_files.host <= most * GIB
@@ -261,9 +261,9 @@ def test_8_billion_parameters_are_pruned_in_little_memory_where_their_weights_li
 )
 def test_8_billion_parameters_are_pruned_on_a_small_gpu_that_their_layers_visit(eight_billion, method, most):
     asked = cell(method)
-    whole, visiting = (eight_billion.placed(asked, 64 * GIB, card=card) for card in (40 * GIB, 12 * GIB))
+    whole, visiting = (eight_billion.place(asked, 64 * GIB, card=card) for card in (40 * GIB, 12 * GIB))
     assert (whole.in_files, visiting.in_files) == (False, True)
-    assert whole == eight_billion.placed(asked, 64 * GIB)  # where nothing is known of the GPU
+    assert whole == eight_billion.place(asked, 64 * GIB)  # where nothing is known of the GPU
     assert whole.device >= eight_billion.weights
     assert visiting.device <= most * GIB
     assert visiting.host < GIB  # of layers that are brought up, one after the other
@@ -329,13 +329,13 @@ def test_a_cell_has_the_memory_of_its_own_gpus(eight_billion, monkeypatch, cards
 def test_states_that_wait_while_a_cell_in_files_is_scored_take_half_of_what_is_left(eight_billion, share):
     """So that they are no reason to refuse a cell; what there is beyond STATES is for pages of the files."""
     asked, footprint = cell("dense", **ON_CPU), replace(eight_billion, process=PROCESS)
-    least = footprint.placed(asked, 0).host
+    least = footprint.place(asked, 0).host
     room = round(share * least)
     states = footprint.room_for_states(asked, room)
     assert states == min(memory_needs.STATES, max(0, room - least) // 2)
-    assert footprint.placed(asked, room).host == least + states
+    assert footprint.place(asked, room).host == least + states
     few = cell("dense", **ON_CPU, protocol=replace(asked.protocol, tasks=(), windows=1))
-    assert footprint.placed(few, 9 * GIB).host <= least + 2 * few.protocol.window * 4096 * len(few.protocol.texts)
+    assert footprint.place(few, 9 * GIB).host <= least + 2 * few.protocol.window * 4096 * len(few.protocol.texts)
 
 
 @pytest.mark.parametrize(
@@ -346,12 +346,12 @@ def test_states_that_wait_while_a_cell_in_files_is_scored_take_half_of_what_is_l
 def test_a_cell_that_is_timed_has_the_dense_model_beside_it_while_there_is_room(eight_billion, room, how):
     """15 GiB a model: three of them in memory, two beside files, and the pruned one, of 10.5 GiB, alone."""
     footprint, asked = replace(eight_billion, process=PROCESS), cell("shortgpt", **ON_CPU, **TIMED)
-    found = footprint.placed(asked, room * GIB)
+    found = footprint.place(asked, room * GIB)
     assert (found.in_files, found.alone) == how
     assert (found.host <= room * GIB) == (room != 12)
     models = {55: 3, 31: 1 + 0.7, 16: 0.7, 12: 3}[room] * footprint.weights
     assert 0 <= found.host - models - 2 * PROCESS < 2 * GIB
-    dense = footprint.placed(cell("dense", ratio=None, **ON_CPU, **TIMED), room * GIB)
+    dense = footprint.place(cell("dense", ratio=None, **ON_CPU, **TIMED), room * GIB)
     assert (dense.in_files, dense.alone) == (room < 55, room < 32)
 
 
@@ -360,7 +360,7 @@ def test_a_cell_that_is_timed_and_has_no_room_to_be_pruned_in_files_is_refused_f
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
     asked = cell("laco-ls", **ON_CPU, **TIMED, ratio=0.9)
     pruned, timed = (
-        eight_billion.placed(replace(asked, protocol=one), 0).host for one in (UNTIMED, protocol_of_profile("full"))
+        eight_billion.place(replace(asked, protocol=one), 0).host for one in (UNTIMED, protocol_of_profile("full"))
     )
     assert timed == pruned > 5 * GIB
     with pytest.raises(
@@ -371,7 +371,7 @@ def test_a_cell_that_is_timed_and_has_no_room_to_be_pruned_in_files_is_refused_f
 
 def test_on_a_gpu_a_cell_that_is_timed_has_the_dense_model_beside_it_where_one_fits_at_a_time(eight_billion):
     asked = cell("laco-ls", **TIMED)
-    whole, visiting, alone, none = (eight_billion.placed(asked, 0, card=card * GIB) for card in (24, 18, 13, 11))
+    whole, visiting, alone, none = (eight_billion.place(asked, 0, card=card * GIB) for card in (24, 18, 13, 11))
     assert [(one.in_files, one.alone) for one in (whole, visiting, alone, none)] == [
         *((False, False), (True, False), (True, True), (False, False))
     ]
@@ -393,7 +393,7 @@ def test_that_the_dense_model_is_not_timed_is_said_once_and_before_any_work(eigh
 def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_billion, changes, monkeypatch):
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: eight_billion)
     asked = cell("laco", **(ON_CPU | changes))
-    assert not eight_billion.placed(asked, 8 * GIB).in_files
+    assert not eight_billion.place(asked, 8 * GIB).in_files
     with pytest.raises(
         UserError, match=r"needs about \d+\.\d GiB, and may take 8\.0 GiB: it (is timed|is healed|comes from)"
     ):
@@ -403,7 +403,7 @@ def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_
 def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_billion, monkeypatch, capsys):
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: eight_billion)
     asked = cell("laco-ls", **ON_CPU)
-    needed = eight_billion.placed(asked, GIB).host / GIB
+    needed = eight_billion.place(asked, GIB).host / GIB
     memory_needs.refuse_misfits([asked], memory=needed + 0.1)
     assert capsys.readouterr().err == ""
     memory_needs.refuse_misfits([asked], memory=0.8 * needed)
@@ -421,7 +421,7 @@ def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_t
     monkeypatch.setattr(memory_needs, "footprint_of", footprint)
     many = replace(protocol_of_profile("full"), speed_rounds=0, calibration_sequences=512, calibration_length=2048)
     asked = cell("shortgpt+ghost", **ON_CPU, protocol=many)
-    whole, offloaded = (footprint(asked, offload=each).placed(asked, 8 * GIB) for each in (False, True))
+    whole, offloaded = (footprint(asked, offload=each).place(asked, 8 * GIB) for each in (False, True))
     assert whole.host > 60 * GIB
     assert offloaded.host < 8 * GIB
     assert offloaded.offloaded == 9 * 2 * 512 * 2048 * 4096

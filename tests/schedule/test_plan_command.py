@@ -163,7 +163,7 @@ def test_a_plan_refuses_to_time_cells_on_gpus_of_several_kinds(model_folder, tex
     protocol = {"texts": (str(text_file),), "tasks": (), "window": 32, "windows": 4, "speed_rounds": 6}
     where = {"device": "cuda", "slots": 2, "out": str(tmp_path / "run")}
     with EmulatedGpus(count=2):
-        monkeypatch.setattr(local.environment, "processor", lambda device: f"GPU {device.index or 0}")
+        monkeypatch.setattr(local.environment, "name_of_processor", lambda device: f"GPU {device.index or 0}")
         with pytest.raises(UserError, match="cells would be timed on unlike GPUs: GPU 0; GPU 1; "):
             plan_spec(RunSpec("shortgpt", ratios=[0.2], model=str(model_folder), protocol=protocol, **where))
 
