@@ -49,7 +49,7 @@ ALIKE = {"mistral": "llama", "qwen2": "llama", "gemma": "qwen3", "gemma2": "gemm
 # single test come before all, since the last two that a process has are stolen by none. What several tests share that
 # takes long to make, as in test_chain.py, is made once more by each process that steals some of them.
 FIRST = (
-    *("test_types.py", "test_tutorial.py", "test_doctor.py", "test_transformers_compat.py", "served", "engines"),
+    *("test_types.py", "test_tutorial.py", "test_doctor.py", "test_transformers_compat.py", "serving", "engines"),
     *("test_chain.py", "test_gate.py", "test_part.py", "page"),
 )
 # Folders of tests that go through the families, and are about something else than what a family is.

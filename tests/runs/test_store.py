@@ -406,10 +406,10 @@ def test_a_record_of_an_old_layout_is_set_aside(runner, whole, copied, capsys):
     path.unlink()
     (copied / "cells" / "dense--fixed--0123abcd.json").write_text(json.dumps(plain | {"schema": 1}))
     assert len(load_run(copied)) == 2
-    assert "has schema 1; this version reads 2; it is left out" in capsys.readouterr().err
+    assert "has schema 1; this version reads 3; it is left out" in capsys.readouterr().err
     code, said = runner.run(copied)
     assert code == 0
-    assert "has schema 1; this version reads 2; moved to superseded/" in said
+    assert "has schema 1; this version reads 3; moved to superseded/" in said
     shutil.rmtree(copied / "superseded")
     assert contents(copied) == contents(whole)
 
@@ -733,7 +733,7 @@ import hashlib
 from bench.system import interrupt
 
 interrupt.GRACE = float(sys.argv[1])
-with interrupt.prompt("--out results/of-today"):
+with interrupt.keep_prompt("--out results/of-today"):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)  # a call of half an hour
 """
@@ -768,7 +768,7 @@ from bench.system import interrupt
 
 interrupt.GRACE = 0.2
 try:
-    with interrupt.prompt():
+    with interrupt.keep_prompt():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 except KeyboardInterrupt:
