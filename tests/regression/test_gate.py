@@ -608,7 +608,7 @@ def test_a_baseline_is_replaced_only_where_that_is_said(base, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0].strip() == changed
 
 
-@pytest.mark.parametrize("step", ["pack", "copytree", "rename"])
+@pytest.mark.parametrize("step", ["pack_run", "copytree", "rename"])
 def test_replacing_a_baseline_leaves_one_whatever_interrupts_it(step, base, tmp_path, monkeypatch):
     """At any step; a file that is not the run's stays."""
     (base / "README.md").write_text("why")
@@ -625,7 +625,7 @@ def test_replacing_a_baseline_leaves_one_whatever_interrupts_it(step, base, tmp_
         return rename(self, to)
 
     with monkeypatch.context() as patched:
-        at = {"pack": baseline.packed_run, "copytree": baseline.shutil, "rename": Path}[step]
+        at = {"pack_run": baseline.packed_run, "copytree": baseline.shutil, "rename": Path}[step]
         patched.setattr(at, step, second if step == "rename" else interrupted)
         with pytest.raises(KeyboardInterrupt):
             baseline.accept(run, base, allow_failed=True, replace=True)
