@@ -100,7 +100,7 @@ def sleeps(line):
 def nests(line):
     """Has a process of its own, which tells its number and sleeps."""
     line.alive("while its child slept")
-    worker.run(sleeps, (), limits=worker.Limits(), hear=line.tell)
+    worker.run(sleeps, (), limits=worker.Limits(), hear=line.send)
 
 
 if __name__ == "__main__":  # a parent for the tests that interrupt or kill one
