@@ -467,6 +467,6 @@ def test_a_run_serves_its_models_afterwards(place, tmp_path, capsys, monkeypatch
 
 
 def test_a_damaged_line_is_named(tmp_path, capsys):
-    (tmp_path / served.FILE).write_text(json.dumps({"schema": 1}) + "\n")
+    (tmp_path / served.FILE).write_text(json.dumps({"schema": 2}) + "\n")
     assert served.load(tmp_path) == []
     assert "served.jsonl: line 1: key is missing, and" in capsys.readouterr().err
