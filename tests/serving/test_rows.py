@@ -276,7 +276,7 @@ def test_lines_that_this_version_does_not_read_stay(fresh):
     serve(fresh, Recorded(), ["drop-tail"])
     path = fresh / "run" / served.FILE
     lines = path.read_text().splitlines()
-    newer = [json.dumps(json.loads(lines[0]) | {"schema": 2}), "no JSON"]
+    newer = [json.dumps(json.loads(lines[0]) | {"schema": 3}), "no JSON"]
     path.write_text("".join(f"{line}\n" for line in [*newer, *lines[1:]]))
     serve(fresh, Recorded(), ["drop-tail"], decode=(9,))
     assert path.read_text().splitlines()[:-4] == [*newer, *lines[1:]]
