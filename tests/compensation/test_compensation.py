@@ -560,7 +560,7 @@ def test_names_and_parameters():
     assert methods.modules_of("shortgpt+ghost") == ["methods.depth.shortgpt", "methods.compensation.ghost"]
     assert methods.modules_of("shortgpt+none") == methods.modules_of("shortgpt") == ["methods.depth.shortgpt"]
     assert methods.make("shortgpt+none") == methods.make("shortgpt")
-    assert methods.make("drop-random+ghost").draws == 5
+    assert methods.make("drop-random+ghost").alone.draws == 5
     assert methods.make("drop:layers".partition(":")[0] + "+scale", {"layers": "1"}).fixed
     names = ["scale", "linearpatch", "ghost", "replaceme", "refit", "reinitialize"]
     assert [card.name for card in methods.cards_of_compensations()] == names
