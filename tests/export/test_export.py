@@ -21,6 +21,8 @@ from bench.plan.trust import Trust
 from bench.records.run_folder import is_run, load_run
 from bench.runs.saving import RELOADED, dtype_to_save
 from methods.checkpoint import save_load
+from methods.compensation.ghost import Ghost
+from methods.depth.layer_drop import DropTail
 from methods.files import hash_file
 
 
@@ -483,4 +485,4 @@ def test_a_compensation_is_part_of_the_label_and_of_the_ratio(run_with):
     assert patched.measured["parameters"] > 0
     assert patched.measured["saved"]["loads_with"] == "prunebench"
     assert records["shortgpt+scale"].measured["saved"]["loads_with"] == "transformers"
-    assert patched.cell["inputs"]["revision"] != records["shortgpt+scale"].cell["inputs"]["revision"]
+    assert patched.cell["inputs"]["revision"] == f"{DropTail.revision}+{Ghost.revision}"
