@@ -127,7 +127,9 @@ def test_the_peak_of_a_captured_step_has_what_its_tensors_take(monkeypatch):
         peak = held
 
     monkeypatch.setattr(peaks.memory, "reset_peaks", start_anew)
-    monkeypatch.setattr(peaks.memory, "peaks_of_devices", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak})
+    monkeypatch.setattr(
+        peaks.memory, "peaks_of_devices", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak}
+    )
     nothing, filled = (lambda: None), (lambda: take(900))  # which is no part of a step
     found = peaks.measure_peaks(Workload(nothing, filled, 2, lambda: take(50)), [], [])
     assert found == {"peak_allocated_bytes": 150, "peak_reserved_bytes": 400}
