@@ -273,7 +273,7 @@ class Told:
         self.model = Decoder(tiny("llama"))
         self.layers, self.losses, self.runs = self.model.layers, losses, 0.0
 
-    def without(self, blocks: list[Sublayer], *_: str, lowest: int) -> list[float]:
+    def losses_without(self, blocks: list[Sublayer], *_: str, lowest: int) -> list[float]:
         return [self.losses.get(str(block), 1.0) for block in blocks]
 
     def remove(self, block: Sublayer) -> None:

@@ -74,9 +74,9 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
 sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-ids, errors = torch.randint(3, 64, (128, 256)), base.errors
+ids, errors = torch.randint(3, 64, (128, 256)), base.errors_of_fit
 taken = []
-base.errors = lambda *given, **more: taken.append(anonymous_bytes_of(os.getpid())) or errors(*given, **more)
+base.errors_of_fit = lambda *given, **more: taken.append(anonymous_bytes_of(os.getpid())) or errors(*given, **more)
 for folder in (Path(sys.argv[1]), None):
     model = Decoder(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64)))
     before = anonymous_bytes_of(os.getpid())
