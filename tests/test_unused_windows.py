@@ -38,7 +38,7 @@ def test_no_window_is_one_that_is_drawn_elsewhere(most, script, model_folder, te
 def test_a_line_for_each_method(script, model_folder, text_file, monkeypatch, capsys):
     ids = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
     given = Calibration(ids, torch.ones_like(ids, dtype=torch.bool))
-    monkeypatch.setattr(script.texts, "calibration", lambda *_: given)
+    monkeypatch.setattr(script.texts, "make_calibration", lambda *_: given)
     asked = "drop-tail,laco:C=2,I=1"
     script.main(["--model", str(model_folder), "--ratio", "0.5", "--methods", asked])
     out, err = capsys.readouterr()
