@@ -43,7 +43,7 @@ EVERY += [(family, name, {}) for family, names in FAMILIES.items() for name in n
 def attention_of_the_cpu(monkeypatch):
     """Let gradients go through the attention of the CPU, whose bits those of plain products are not."""
     for user in ("model.gradients", "depth.llm_streamline"):
-        monkeypatch.setattr(f"methods.{user}.repeatable", lambda model: nullcontext())
+        monkeypatch.setattr(f"methods.{user}.make_repeatable", lambda model: nullcontext())
 
 
 def pruned(name, model, settings=None):
