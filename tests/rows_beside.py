@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 from bench.records.run_folder import Merged
-from bench.regression import pairs
+from bench.regression import contrasts
 
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
 SEEDS = (0, 1, 2, 6)  # of the calibration text
@@ -84,8 +84,8 @@ def figure(run: Merged, place: int, name: str) -> float:
 def _beside(run: Merged, pair: tuple[int, int], name: str) -> str:
     """Say how many times the perplexity of the first the second has, or how many bits more, with the 95 % interval."""
     if name != "answers":
-        found = pairs.contrast_of_perplexities(run.records, [pair], run.samples, name)[pair]
+        found = contrasts.contrast_of_perplexities(run.records, [pair], run.samples, name)[pair]
         return f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
     tasks = list(run.records[pair[0]].measured["tasks"])
-    found = pairs.contrast_of_averages(run.records, [pair], run.samples, tasks, "answer_bpb", bounds=True)[pair]
+    found = contrasts.contrast_of_averages(run.records, [pair], run.samples, tasks, "answer_bpb", bounds=True)[pair]
     return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

@@ -10,7 +10,7 @@ from pages import ROOT, tables, text
 
 from bench.records import run_folder
 from bench.records.record import Record
-from bench.regression import pairs
+from bench.regression import contrasts
 from reports.tables.rows import ReportData
 
 RUN, PAGE = ROOT / "docs/results/experts", "docs/studies/experts.md"
@@ -62,7 +62,7 @@ def beside(ratio: float, method: str, name: str) -> list[str]:
     cells = []
     for model in MODELS:
         (one,), (other,) = places(model, "reap", ratio), places(model, method, ratio)
-        found = pairs.contrast_of_perplexities(data().records, [(one, other)], data().samples, name)[one, other]
+        found = contrasts.contrast_of_perplexities(data().records, [(one, other)], data().samples, name)[one, other]
         cells.append(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
     return [str(GONE[ratio]), method, name, *cells]
 

@@ -13,8 +13,8 @@ from pages import ROOT, text
 from rows_beside import SEEDS, by_seed
 
 from bench.records import run_folder
-from bench.regression import pairs as contrasts
-from bench.regression.pairs import contrast_of_perplexities
+from bench.regression import contrasts
+from bench.regression.contrasts import contrast_of_perplexities
 from bench.stats.clusters import paired_perplexity
 from reports.formats import markup
 from reports.tables import models as view

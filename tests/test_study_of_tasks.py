@@ -9,7 +9,7 @@ from pathlib import Path
 from pages import ROOT, text
 
 from bench.records import run_folder
-from bench.regression import pairs
+from bench.regression import contrasts
 from reports.tables.rows import ReportData
 from reports.tables.table import Table
 from reports.tables.views import build_view
@@ -51,11 +51,11 @@ def row_of_pair(model: str, method: str) -> str:
     records, samples = data(RUN).records, data(RUN).samples
     cells = []
     for name in ("wiki", "c4"):
-        found = pairs.contrast_of_perplexities(records, [pair], samples, name)[pair]
+        found = contrasts.contrast_of_perplexities(records, [pair], samples, name)[pair]
         cells.append(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
-    found = pairs.contrast_of_averages(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
+    found = contrasts.contrast_of_averages(records, [pair], samples, TASKS, "answer_bpb", bounds=True)[pair]
     cells.append(f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
-    accuracy = pairs.contrast_of_averages(records, [pair], samples, TASKS, bounds=True)[pair]
+    accuracy = contrasts.contrast_of_averages(records, [pair], samples, TASKS, bounds=True)[pair]
     cells.append(f"{100 * accuracy.estimate:+.1f} [{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]")
     return f"| {' | '.join([f'`{model}`', f'`{method}`', *cells])} |"
 

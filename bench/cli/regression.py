@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from bench.plan.trust import Trust
     from bench.regression.gate import Margins, Verdict
-    from bench.regression.pairs import CellResults
+    from bench.regression.results import CellResults
 
 
 NO_COMPARISON = 4  # exit code: what was asked to be compared is not comparable, or there is no baseline
@@ -140,7 +140,7 @@ def _accept(arguments: argparse.Namespace) -> int:
 def _gate(arguments: argparse.Namespace) -> int:
     from bench.regression import baseline, gate
     from bench.regression.gate import read_margins
-    from bench.regression.pairs import results_of_run
+    from bench.regression.results import results_of_run
     from methods.files import write_atomically
     from reports.formats import markup, terminal
     from reports.tables import verdicts

@@ -10,8 +10,7 @@ from typing import Any
 
 from bench.records import packed_run, run_folder
 from bench.records.record import LEFT_OUT
-from bench.regression import pairs
-from bench.regression.pairs import Answers, CellResults, Windows
+from bench.regression.results import Answers, CellResults, Windows, results_of_run
 from methods.errors import UserError
 
 
@@ -25,7 +24,7 @@ def read_baseline(folder: Path) -> dict[str, CellResults]:
         raise NoBaseline(f"no baseline {folder}; `baseline accept RUN --out {folder}` makes one")
     wrong = list[str]()
     try:
-        cells = dict(sorted(pairs.results_of_run(folder, wrong.append).items()))
+        cells = dict(sorted(results_of_run(folder, wrong.append).items()))
     except UserError as error:
         raise NoBaseline(f"{folder} cannot be read as a baseline: {error}") from None
     if wrong:  # their cells would not be compared
@@ -35,7 +34,7 @@ def read_baseline(folder: Path) -> dict[str, CellResults]:
 
 def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool = False) -> list[str]:
     """Pack a run into `folder`, and return lines on its changes, its untested tasks and its size. Raises UserError."""
-    cells = pairs.results_of_run(run)
+    cells = results_of_run(run)
     failed = [f"{name} ({cell.status})" for name, cell in cells.items() if cell.status != "ok"]
     if failed and not allow_failed:
         raise UserError(f"{run} has failed cells: {', '.join(failed)}; --allow-failed accepts them as failed")
@@ -80,7 +79,7 @@ def _write(run: Path, folder: Path) -> None:
 def _readable(folder: Path) -> Mapping[str, CellResults]:
     """Return the cells of a baseline that is about to be replaced, none where it is damaged."""
     try:
-        return pairs.results_of_run(folder)
+        return results_of_run(folder)
     except UserError:
         return {}
 

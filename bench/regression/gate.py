@@ -35,8 +35,8 @@ import numpy as np
 
 from bench.plan import run_spec
 from bench.records import run_folder
-from bench.regression import pairs as compared_rows
-from bench.regression.pairs import CellResults, ComparedRow, parse_allowed, results_of_cell, results_of_run
+from bench.regression.pairs import ComparedRow, compare_cells, parse_allowed
+from bench.regression.results import CellResults, results_of_cell, results_of_run
 from bench.stats import intervals
 from methods.errors import UserError
 
@@ -208,7 +208,7 @@ def judge(
             verdicts.append(whole)
             continue
         assert base is not None and new is not None
-        rows = compared_rows.compare_cells(base, new, margins.allow)
+        rows = compare_cells(base, new, margins.allow)
         alone = len(new.tasks) == len(base.tasks) == 1 and any(row.kind == "accuracy" for row in rows)
         for row in rows:
             if row.kind == "task" and alone and row.task not in margins.tasks:

@@ -23,8 +23,7 @@ from bench.plan.trust import Trust
 from bench.records import comparability, run_folder
 from bench.records.comparability import identity_of_cell, name_of_identity
 from bench.records.record import Record
-from bench.regression import pairs
-from bench.regression.pairs import CellResults
+from bench.regression.results import CellResults, results_of_run
 from bench.runs import inputs
 from bench.runs.saving import PROBE_TOKENS, facts_of_card
 from methods import decisions
@@ -69,7 +68,7 @@ def measure_again(run: Path, name: str, key: str, record: Record) -> CellResults
     with _name_cell_in_errors(name):
         cell = cell_of(record)
         *_, again = runner.run([*ancestors_of(cell), cell], folder)
-    return pairs.results_of_run(folder)[name_of_identity(identity_of_cell(again))]
+    return results_of_run(folder)[name_of_identity(identity_of_cell(again))]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The summary of a run in sentences. Each follows from the records; a sentence that is not true is not written.
 
-"Shown" means p < 0.05 after the adjustment for all pairs of cells at that ratio, see bench.regression.pairs.
+"Shown" means p < 0.05 after the adjustment for all pairs of cells at that ratio, see bench.regression.contrasts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.records.measured import ANSWER_BPB
 from bench.records.quantities import METRICS, format_bits, format_value, is_finite, metric_of
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
-from bench.regression.pairs import LEVEL, is_shown_higher, pairs_of
+from bench.regression.contrasts import LEVEL, is_shown_higher, pairs_of
 from bench.stats.intervals import kendall
 from methods.counted import QUANTITIES
 from reports import legend

@@ -29,8 +29,8 @@ from bench.records.measured import ANSWER_BPB
 from bench.records.quantities import Metric, format_percent, format_perplexity, format_value, is_finite, metric_of
 from bench.records.record import Record, metric_of_task, names_of_models
 from bench.records.samples import Samples
-from bench.regression import pairs
-from bench.regression.pairs import Pair
+from bench.regression import contrasts
+from bench.regression.contrasts import Pair
 from bench.stats.draws import exp_of_log, mean_interval
 from bench.stats.intervals import NORMAL_95, average_stderr, kendall
 from methods.counted import QUANTITIES
@@ -265,7 +265,7 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
 
 def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:
     """Return the change of perplexity from the first cell of a pair, the dense model, to the second, as a logarithm."""
-    contrast = pairs.contrast_of_perplexities(records, [pair], samples, text).get(pair)
+    contrast = contrasts.contrast_of_perplexities(records, [pair], samples, text).get(pair)
     if contrast is None:
         dense, pruned = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
         return Change(math.log(pruned / dense), math.nan, math.nan)

@@ -30,7 +30,7 @@ from bench.records.frame import STAGES, texts_of_records
 from bench.records.quantities import MISSING, format_significant, is_finite
 from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
-from bench.regression.pairs import LEVEL, Contrast
+from bench.regression.contrasts import LEVEL, Contrast
 from methods.errors import UserError
 from reports import legend
 from reports.groups import TableGroup, pool_draws, words_of_recipe_differences

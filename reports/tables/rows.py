@@ -3,7 +3,7 @@
 Rows are sorted by the quantity that separates them, and not by the alphabet. The dense model is on top, and then the
 best row is first. Rows without a value come next, failed ones last; ties are sorted by name.
 
-Cells are tested against a reference by the paired tests of bench.regression.pairs, column by column, with p values
+Cells are tested against a reference by the paired tests of bench.regression.contrasts, column by column, with p values
 adjusted for their number. A cell that no sample pairs with the reference has no test and no mark. A row is marked as
 the best if the tests of all pairs show it to be better than the next. `TestedRow` holds the tests of a group for the
 sentences of the page.
@@ -31,8 +31,8 @@ from bench.records.quantities import METRICS, format_value, is_finite, metric_of
 from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from bench.regression import pairs as contrasts
-from bench.regression.pairs import (
+from bench.regression import contrasts
+from bench.regression.contrasts import (
     LEVEL,
     Contrasts,
     Pair,
@@ -325,7 +325,7 @@ def contrasts_in_pairs(
 ) -> Contrasts:
     """Return the tests of pairs of rows, by their places, as far as samples pair them. Each row is a single model.
 
-    bounds  as of bench.regression.pairs.contrast_of_averages
+    bounds  as of bench.regression.contrasts.contrast_of_averages
     """
     models = {at: block.models(at)[0] for pair in places for at in pair}
     number = {at: next(iter(model.values())) for at, model in models.items()}

@@ -19,8 +19,8 @@ from statsmodels.stats.multitest import multipletests
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
-from bench.regression import pairs as contrasts
-from bench.regression.pairs import LEVEL, contrast_of_averages, pairs_of
+from bench.regression import contrasts
+from bench.regression.contrasts import LEVEL, contrast_of_averages, pairs_of
 from bench.stats import intervals
 from bench.stats.clusters import paired_perplexity
 from reports.page.summary import summarise_groups

@@ -28,7 +28,7 @@ from bench.plan.cell import Cell, Stage, ancestors_of, cell_from_plain
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.record import Record
 from bench.records.run_folder import load_run
-from bench.regression import pairs
+from bench.regression.results import results_of_run
 from bench.runs import inputs as fingerprint
 from bench.runs import measure, reproduce, runner, searches
 from methods.checkpoint import save_load
@@ -551,7 +551,7 @@ def test_draws_go_on_from_their_own_draw_and_share_a_row(healing, tmp_path, caps
         assert len(seeds) == 1
     table = capsys.readouterr().out
     assert table.count("mean of 2 draws") == 5
-    assert len(pairs.results_of_run(tmp_path / "run")) == len(records)  # which are told apart
+    assert len(results_of_run(tmp_path / "run")) == len(records)  # which are told apart
 
 
 def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(healing, tmp_path):

@@ -15,7 +15,7 @@ from bench.cli.main import main
 from bench.records import packed_run, run_folder
 from bench.records.record import InvalidRecord
 from bench.records.samples import SampleFiles
-from bench.regression import pairs
+from bench.regression.results import results_of_run
 from methods.files import hash_file
 
 RESULTS = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/records.jsonl"))
@@ -141,7 +141,7 @@ def test_each_file_is_read_and_hashed_once(tmp_path, monkeypatch):
             for place in range(3):
                 samples.of(place, "piqa", figure)
         assert len(hashed) == 3, form
-        pairs.results_of_run(run)
+        results_of_run(run)
         assert len(hashed) == 3 + 6, form
 
 

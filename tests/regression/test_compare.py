@@ -12,7 +12,8 @@ from scipy.stats import binomtest, ttest_rel
 
 from bench.cli.main import main
 from bench.regression import gate, pairs
-from bench.regression.pairs import Answers, ComparedRow
+from bench.regression.pairs import ComparedRow
+from bench.regression.results import Answers
 
 RIGHT = answers(1, 400)
 
@@ -205,9 +206,9 @@ def test_other_numbers_of_examples_are_compared_on_the_same_documents_where_that
 
 
 def test_a_document_that_was_asked_twice_counts_once():
-    def row(ids: list[str]) -> pairs.ComparedRow:
+    def row(ids: list[str]) -> ComparedRow:
         sides = (np.ones(30), (np.arange(30) >= 8).astype(float))
-        found = [pairs.Answers("acc", values, "same", 1, 0, tuple(ids)) for values in sides]
+        found = [Answers("acc", values, "same", 1, 0, tuple(ids)) for values in sides]
         return pairs._row_of_answers("task", "t", [(found[0], found[1])], ())
 
     twice, once = (row([f"{n // times}:p:t" for n in range(30)]).difference for times in (2, 1))

@@ -27,9 +27,9 @@ from torch import nn
 from bench.cli.main import main
 from bench.records import run_folder
 from bench.records.run_folder import load_run
-from bench.regression import baseline, gate, pairs
+from bench.regression import baseline, gate
 from bench.regression.gate import Margins
-from bench.regression.pairs import Answers, CellResults, Windows
+from bench.regression.results import Answers, CellResults, Windows, _speeds, results_of_run
 from bench.runs import reproduce
 
 IDENTITY = {"label": "laco", "ratio": 0.1, "seed": 0}
@@ -313,7 +313,7 @@ def test_captured_and_launched_steps_are_judged_apart():
 
     def side(graph: float, *eager: float) -> dict[str, CellResults]:
         points = [point("graph", graph), *(point("eager", one) for one in eager)]
-        return {"x": CellResults(IDENTITY, "ok", speed=dict(pairs._speeds({"speed": {"points": points}})))}
+        return {"x": CellResults(IDENTITY, "ok", speed=dict(_speeds({"speed": {"points": points}})))}
 
     words = {v.metric: v.word for v in gate.judge(side(1.5, 1.05), side(1.2, 1.05), Margins())}
     name = "speed, decode 1024, batch 1"
@@ -521,15 +521,15 @@ def test_draws_are_paired_by_their_seed(tmp_path, capsys):
 def test_a_regression_stands_only_if_it_is_measured_twice(base, tmp_path, capsys, monkeypatch):
     run = laco(tmp_path / "run", measured={"speed": speed(1.2)})
     arguments = ["gate", "--baseline", str(base), str(run)]
-    second = pairs.results_of_run(laco(tmp_path / "second"))
+    second = results_of_run(laco(tmp_path / "second"))
     monkeypatch.setattr(reproduce, "find_measurable_cells", lambda run, names, trust: dict.fromkeys(names, ("", None)))
     monkeypatch.setattr(reproduce, "measure_again", lambda run, name, *_: second[name])
     assert main(arguments) == 0
     assert "worse at first, not worse when measured again" in capsys.readouterr().out
-    second |= pairs.results_of_run(laco(tmp_path / "third", measured={"speed": speed(1.25)}))
+    second |= results_of_run(laco(tmp_path / "third", measured={"speed": speed(1.25)}))
     assert main(arguments) == 1
     assert "measured twice" in capsys.readouterr().out
-    second |= pairs.results_of_run(laco(tmp_path / "fourth", status="out_of_memory", tasks={}, texts={}, measured={}))
+    second |= results_of_run(laco(tmp_path / "fourth", status="out_of_memory", tasks={}, texts={}, measured={}))
     assert main(arguments) == 3
     assert "worse, and out_of_memory when measured again" in capsys.readouterr().out
 
@@ -583,7 +583,7 @@ def test_a_baseline_is_a_packed_run(base, tmp_path, capsys):
 
 
 def test_a_baseline_gives_back_what_was_measured(base, tmp_path):
-    measured, read = pairs.results_of_run(tmp_path / "base"), baseline.read_baseline(base)
+    measured, read = results_of_run(tmp_path / "base"), baseline.read_baseline(base)
     assert read.keys() == measured.keys()
     for name, found in read.items():
         for task, was in measured[name].tasks.items():

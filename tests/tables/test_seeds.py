@@ -20,7 +20,7 @@ from bench.records.comparability import group_draws, setups_of_records
 from bench.records.record import Record
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
-from bench.regression.pairs import LEVEL, contrast_of_averages, contrast_of_perplexities
+from bench.regression.contrasts import LEVEL, contrast_of_averages, contrast_of_perplexities
 from bench.stats.draws import mean_difference, variance_components
 from reports import legend
 from reports.figures import catalogue

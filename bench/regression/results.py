@@ -1,0 +1,243 @@
+"""Reads what a comparison needs of a cell: sizes, answers, likelihoods of windows, speed-ups and conditions.
+
+`CellResults` holds no path and no host. A text goes by its file's name, and its content by a hash.
+
+    record, samples -> CellResults -> bench.regression.pairs, bench.regression.baseline
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.plan.protocol import name_of_text
+from bench.records import run_folder
+from bench.records.comparability import conditions_of_gate, identity_of_cell, name_of_identity
+from bench.records.frame import STAGES
+from bench.records.measured import ANSWER_BPB, is_accuracy_metric
+from bench.records.record import Record, name_of_model
+from bench.records.sample_tables import OF_WINDOWS, is_finite_throughout
+from bench.records.samples import SampleFiles
+from methods.console import say
+from methods.errors import UserError
+
+SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
+MOST_NATS = 700  # per token; a float still holds its exponential
+NLL_DIGITS = 4  # behind the point, of a window's nats: the order of sums changes less
+BITS_DIGITS = 4  # likewise of a document's bits per byte
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Holds the answers to one task.
+
+    values      a figure per document, of an accuracy from 0 to 1, mostly 1 and 0 for right and wrong
+    documents   a hash of all documents in their order
+    ids         a hash of each document
+    """
+
+    metric: str
+    values: NDArray[np.float64]
+    documents: str
+    version: Any
+    fewshot: int
+    ids: tuple[str, ...] = ()
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Return whether the values are accuracies."""
+        return is_accuracy_metric(self.metric)
+
+    @property
+    def right_or_wrong(self) -> bool:
+        """Return whether every value is 1 or 0 for right or wrong."""
+        return self.is_accuracy and bool(np.isin(self.values, (0, 1)).all())
+
+    @property
+    def unprompted(self) -> Answers:
+        """Return the same answers with ids of the documents alone, without their prompts."""
+        ids = tuple(document.partition(":")[0] for document in self.ids)
+        return replace(self, documents=_digest(ids), ids=ids) if ids else self
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Holds nats and scored tokens of each window of a text, and the hash of the tokens and of those that are scored.
+
+    in_a_row  whether the windows follow each other, or else are drawn
+    """
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    sha256: str
+    in_a_row: bool
+
+    @property
+    def perplexity(self) -> float:
+        """Return the perplexity per token; infinite where a float cannot hold it."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.nll.sum() / self.tokens.sum()))
+
+
+@dataclass(frozen=True)
+class CellResults:
+    """Holds the values and conditions of one cell that a comparison needs.
+
+    identity         label, ratio, seed, and the draw of a random method; cells of equal identity are a pair
+    status           "ok", or the word for why there is nothing else
+    conditions       by the names of bench.records.comparability.GATE; one that does not apply is absent
+    about            model, commit: for a reader
+    speed            (speed-up, low, high) by the name of the timed size
+    untested         tasks that have no value per document
+    bits             bits per byte of the right answer, of each task with choices
+    requested_tasks  the protocol's tasks, where the cell has no values
+    """
+
+    identity: dict[str, Any]
+    status: str
+    conditions: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, Answers] = field(default_factory=dict)
+    texts: dict[str, Windows] = field(default_factory=dict)
+    speed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    untested: tuple[str, ...] = ()
+    bits: dict[str, Answers] = field(default_factory=dict)
+    requested_tasks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the identity as messages write it: 'laco at 0.1, seed 0'."""
+        return name_of_identity(self.identity)
+
+
+def results_of_run(run: Path, warn: Callable[[str], None] = say) -> dict[str, CellResults]:
+    """Return the results of every cell of a run by its name. Raises UserError where two cells have the same name.
+
+    warn  gets a line on each record that is left out
+    """
+    results_by_name: dict[str, CellResults] = {}
+    files = SampleFiles()
+    records = run_folder.read_records(run, warn)
+    for key, record in records.items():
+        results = results_of_cell(record, run, key, files)
+        if results.name in results_by_name:
+            models = list(dict.fromkeys(map(name_of_model, records.values())))
+            which = f"of {' and '.join(models)}" if len(models) > 1 else "which other settings set apart"
+            raise UserError(f"{run} has several cells {results.name!r}, {which}; name one as RUN/CELL")
+        results_by_name[results.name] = results
+    return results_by_name
+
+
+def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
+    """Return the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
+    measured = record.measured
+    if record.status != "ok":
+        return CellResults(
+            identity_of_cell(record), record.status, requested_tasks=tuple(record.cell["protocol"].get("tasks", ()))
+        )
+    folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
+    tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
+    for name, task in measured.get("tasks", {}).items():
+        table = _table((record, folder, files), name, task["documents"])
+        frame, metric = table.to_pandas(), str(task["main"])
+        figures, likely = _column(frame, metric), _column(frame, ANSWER_BPB)
+        tasks[name] = _answers_of_task(task, name, frame, metric, figures) if is_finite_throughout(figures) else None
+        if is_finite_throughout(likely):
+            bits[name] = _answers_of_task(task, name, frame, ANSWER_BPB, likely.round(BITS_DIGITS))
+    texts: dict[str, Windows] = {}
+    for name, text in measured.get("perplexity", {}).items():
+        if Path(name).name in texts:
+            raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
+        table = _table((record, folder, files), f"perplexity-{name_of_text(name)}", text["windows"], OF_WINDOWS)
+        texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
+    about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
+    return CellResults(
+        identity_of_cell(record),
+        "ok",
+        conditions_of_gate(record),
+        {name: value for name, value in about.items() if value is not None},
+        _sizes(measured),
+        {name: answers for name, answers in tasks.items() if answers is not None},
+        texts,
+        dict(_speeds(measured)),
+        tuple(name for name, answers in tasks.items() if answers is None),
+        bits,
+    )
+
+
+def _column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Return a column of samples as numbers; a single nan where the column is missing or empty."""
+    return frame[name].to_numpy(dtype=float) if name in frame and len(frame) else np.array([np.nan])
+
+
+def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes by name; that of the multiply-accumulates has their context, since they depend on it."""
+    sizes = {name: measured[name] for name in SIZES if name in measured}
+    if "macs_per_token" in sizes:
+        macs, context = sizes.pop("macs_per_token"), measured.get("macs_context")
+        sizes["macs_per_token" if context is None else f"macs_per_token in {context}"] = macs
+    return sizes
+
+
+def _answers_of_task(
+    task: Mapping[str, Any], name: str, table: pd.DataFrame, metric: str, values: NDArray[np.float64]
+) -> Answers:
+    """Return the values of a metric of a task with their documents."""
+    hashes = [column for column in ("doc_hash", "prompt_hash", "target_hash") if column in table]
+    ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
+    ids = ids if hashes else tuple(f"{name} {number}" for number in range(len(table)))
+    return Answers(metric, values, _digest(ids), task.get("version"), task.get("fewshot", 0), ids)
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Windows:
+    """Return the windows of a text. Raises UserError for impossible values; its message begins with `where`."""
+    nll, tokens = table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64)
+    if not ((tokens > 0).all() and (np.abs(nll) < MOST_NATS * tokens).all()):
+        raise UserError(f"{where} have windows without tokens or of more than {MOST_NATS} nats per token")
+    return Windows(nll.round(NLL_DIGITS), tokens, text["sha256"], not text["drawn"])
+
+
+def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed: Sequence[str] = ()) -> Any:
+    """Return the pyarrow.Table of one task or text of a cell.
+
+    cell    its record, the folder of its samples, and their reader
+    rows    the number of rows that the record names
+    needed  columns that it has to have
+
+    Raises UserError where the table is missing, damaged, not that of the record, of another number of rows, or without
+    a needed column.
+    """
+    record, folder, files = cell
+    table = files.table(record, folder, name)
+    if table is None:
+        missing = folder / f"{name}.parquet"
+        raise UserError(f"{missing} is missing: a comparison needs the samples of the run, not its records alone")
+    if table.num_rows != rows:
+        raise UserError(
+            f"the samples {name} of {folder} have {table.num_rows} rows, and the record {rows}; copy the run again"
+        )
+    if lacking := [column for column in needed if column not in table.column_names]:
+        raise UserError(f"the samples {name} of {folder} lack the column {lacking[0]!r}; copy the run again")
+    return table
+
+
+def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, float]]]:
+    speeds = []
+    for point in measured.get("speed", {}).get("points", ()):
+        if "speedup_low" in point:
+            mode = f", {point['mode']}" if "mode" in point else ""
+            name = f"{point['kind']} {point[STAGES[point['kind']]]}, batch {point['batch']}{mode}"
+            speeds.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
+    return speeds
