@@ -17,9 +17,9 @@ not tested.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import NormalDist, fmean
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from bench.stats.intervals import NORMAL_95
 
 LEVEL = 0.05  # of a p value that counts, over all pairs
 NORMAL = NormalDist()
+TEXT_CONDITIONS = ("sha256", "window", "stride")  # of windows that can be paired
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ Pair = tuple[int, int]  # the places of two records
 Contrasts = dict[Pair, Contrast]
 Records = Sequence[Record] | Mapping[int, Record]
 Seeds = Mapping[int, Mapping[int, int]]  # {place that stands for a model of several seeds: {seed: its place}}
-Cells = Mapping[Pair, Sequence[Pair]]  # {pair of models: the pair of their cells for each seed that both have}
+Cells = dict[Pair, list[Pair]]  # {pair of models: the pair of their cells for each seed that both have}
+SampleByPlace = Mapping[int, Sample]  # of a text, or of a task
 Numbers = NDArray[np.float64]
 
 
@@ -87,31 +89,20 @@ def contrast_of_perplexities(
 
     seeds  of the places that stand for a model of several seeds
     """
-    cells = _cells(pairs, seeds or {})
-    figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(_flat(cells))}
-    known = {n for n, figure in figures.items() if math.isfinite(figure.get("perplexity", math.inf))}
-    cells = {pair: sides for pair, sides in cells.items() if all(n in known for side in sides for n in side)}
-    windows = {n: samples.of(n, f"perplexity-{name_of_text(text)}", "nll") for n in _places(_flat(cells))}
-    conditions = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
-    contrasts: Contrasts = {}
-    for together in _together(cells, find_alike(windows, conditions)):
-        place = cells[together[0]][0][0]
-        tokens, row = _known(windows, place).units.to_pylist(), not figures[place]["drawn"]
-        before, after = (
-            np.array([[_known(windows, cell[side]).figures for cell in cells[pair]] for pair in together])
-            for side in (0, 1)
-        )
-        if before.shape[1] == 1:
-            tested = zip(*clusters.paired_perplexities(before[:, 0], after[:, 0], tokens, in_a_row=row), strict=True)
-            for pair, (estimate, low, high, p) in zip(together, tested, strict=True):
-                contrasts[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
-            continue
-        for pair, difference in zip(together, after - before, strict=True):
-            _, stderr, freedom = clusters.ratio_stderr(difference.mean(0), tokens, in_a_row=row)
-            logs = (difference.sum(1) / sum(tokens)).tolist()
-            contrasts[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
-    rest = [pair for pair in cells if intervals and pair not in contrasts]
-    return _adjust_p(cells, contrasts | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
+    cells = _cells_of_pairs(pairs, seeds or {})
+    scores = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(cells)}
+    finite = {n for n, score in scores.items() if math.isfinite(score.get("perplexity", math.inf))}
+    cells = {pair: sides for pair, sides in cells.items() if finite.issuperset(chain(*sides))}
+    windows = _read_samples(samples, f"perplexity-{name_of_text(text)}", dict.fromkeys(_places(cells), "nll"))
+    conditions = {n: [scores[n].get(name) for name in TEXT_CONDITIONS] for n in windows}
+    contrasts: dict[Pair, Contrast | None] = {}
+    for alike in _split_by_group(cells, find_alike(windows, conditions)):
+        first, *_ = _places(alike)
+        contrasts |= _test_windows(alike, windows, in_a_row=not scores[first]["drawn"])
+    if intervals:
+        rest = [pair for pair in cells if pair not in contrasts]
+        contrasts |= {pair: _test_independent_perplexities(scores, cells[pair]) for pair in rest}
+    return _adjust_p(cells, contrasts)
 
 
 def contrast_of_averages(
@@ -130,43 +121,23 @@ def contrast_of_averages(
     bounds  also low and high of paired tests, two milliseconds for each (bench.stats.intervals.paired_share_interval)
     seeds   of the places that stand for a model of several seeds
     """
-    contrasts: Contrasts = {}
-    cells = _cells(pairs, seeds or {})
-    measured = {n: records[n].measured.get("tasks", {}) for n in _places(_flat(cells))}
-    whole = {
-        n: results for n, results in measured.items() if all(t in results and _has(results[t], metric) for t in tasks)
-    }
-    mains = {n: [metric or results[task]["main"] for task in tasks] for n, results in whole.items()}
-    cells = {
-        pair: sides
-        for pair, sides in cells.items()
-        if tasks and all(a in whole and b in whole and mains[a] == mains[b] for a, b in sides)
-    }
-    figures = {
-        n: [metric_of_task(whole[n][task], main) for task, main in zip(tasks, mains[n], strict=True)] for n in whole
-    }
-    answers = [
-        {n: samples.of(n, task, mains[n][place]) for n in _places(_flat(cells))} for place, task in enumerate(tasks)
-    ]
-    by_task = [find_alike(given, mains) for given in answers]
-    shared = {n: tuple(groups[n] for groups in by_task) for n in _places(_flat(cells)) if all(n in g for g in by_task)}
-    alone = {sides[0]: pair for pair, sides in cells.items() if len(sides) == 1}
-    for together in _together({side: [side] for side in alone}, shared):
-        paired = _paired_averages(together, answers, bounds=bounds)
-        contrasts |= {alone[side]: contrast for side, contrast in paired.items()}
-    for pair, sides in cells.items():
-        if len(sides) > 1 and all(a in shared and shared[a] == shared.get(b) for a, b in sides):
-            contrasts[pair] = _over_draws(sides, answers)
-    rest = [pair for pair in cells if intervals and pair not in contrasts]
-    return _adjust_p(cells, contrasts | {pair: _independent_average(figures, cells[pair]) for pair in rest})
+    cells = _cells_of_pairs(pairs if tasks else [], seeds or {})
+    metrics = {n: _metrics_of_tasks(records[n], tasks, metric) for n in _places(cells)}
+    cells = {pair: sides for pair, sides in cells.items() if all(metrics[a] == metrics[b] != [] for a, b in sides)}
+    places = _places(cells)
+    answers = [_read_samples(samples, task, {n: metrics[n][at] for n in places}) for at, task in enumerate(tasks)]
+    contrasts: dict[Pair, Contrast | None] = dict(_test_answers(cells, answers, metrics, bounds=bounds))
+    if intervals:
+        rest = [pair for pair in cells if pair not in contrasts]
+        values = {n: values_of_tasks(records[n], tasks, metrics[n]) for n in places}
+        contrasts |= {pair: _test_independent_averages(values, cells[pair]) for pair in rest}
+    return _adjust_p(cells, contrasts)
 
 
-def _has(task: Mapping[str, Any], metric: str) -> bool:
-    """Return whether a task was measured by a metric, or without one by an accuracy."""
-    return metric_of_task(task, metric) is not None if metric else is_accuracy(task)
+# Pairing
 
 
-def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
+def _cells_of_pairs(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
     """Return the pairs of cells of each pair, without pairs of models that have too few seeds in common.
 
     A single seed is too few where either model has several: its test would stand beside means of others.
@@ -182,46 +153,75 @@ def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
     return cells
 
 
-def _flat(cells: Cells) -> list[Pair]:
-    return [side for sides in cells.values() for side in sides]
+def _places(cells: Cells) -> list[int]:
+    """Return the places of all cells, each once."""
+    sides = chain.from_iterable(cells.values())
+    return list(dict.fromkeys(chain.from_iterable(sides)))
 
 
-def _places(pairs: Sequence[Pair]) -> list[int]:
-    return list(dict.fromkeys(place for pair in pairs for place in pair))
+def _read_samples(samples: Samples, name: str, metric_by_place: Mapping[int, str]) -> dict[int, Sample]:
+    """Return {place: sample} of a text or a task for the places that have one."""
+    every = {place: samples.of(place, name, metric) for place, metric in metric_by_place.items()}
+    return {place: sample for place, sample in every.items() if sample is not None}
 
 
-def _together(cells: Cells, groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
-    """Yield lists of pairs whose cells are all of one group, a list for each group and number of seeds."""
-    pairs_by_group: dict[Any, list[Pair]] = {}
+def _split_by_group(cells: Cells, group_by_place: Mapping[int, Hashable]) -> list[Cells]:
+    """Return the pairs whose cells are all of one group, apart for each group and number of seeds."""
+    parts: dict[Hashable, Cells] = {}
     for pair, sides in cells.items():
-        kinds = {groups.get(place) for side in sides for place in side}
-        if len(kinds) == 1 and None not in kinds:
-            pairs_by_group.setdefault((kinds.pop(), len(sides)), []).append(pair)
-    yield from pairs_by_group.values()
+        groups = {group_by_place.get(place) for place in chain(*sides)}
+        if len(groups) == 1 and None not in groups:
+            parts.setdefault((groups.pop(), len(sides)), {})[pair] = sides
+    return list(parts.values())
 
 
-def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
-    sample = samples[place]
-    assert sample is not None
-    return sample
+# Perplexities
 
 
-def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair]) -> Contrast | None:
-    """Return the contrast of two perplexities as if independent, on logarithms; half an interval is 1.96 stderr."""
-    both = [(figures[a], figures[b]) for a, b in sides]
-    if any(figure.get(f"perplexity_{end}") is None for pair in both for figure in pair for end in ("low", "high")):
-        return None
-    logs = [math.log(second["perplexity"] / first["perplexity"]) for first, second in both]
-    stderr = fmean(
-        math.hypot(
-            *(math.log(figure["perplexity_high"] / figure["perplexity_low"]) / (2 * NORMAL_95) for figure in pair)
-        )
-        for pair in both
-    )
+def _test_windows(cells: Cells, windows: SampleByPlace, *, in_a_row: bool) -> Contrasts:
+    """Test pairs of as many seeds on the same windows."""
+    first, *_ = _places(cells)
+    tokens = windows[first].units.to_pylist()
+    before, after = (_stack(windows, cells, side) for side in (0, 1))  # nats by pair, seed and window
+    contrasts: Contrasts = {}
+    if before.shape[1] == 1:
+        tests = clusters.paired_perplexities(before[:, 0], after[:, 0], tokens, in_a_row=in_a_row)
+        for pair, (estimate, low, high, p) in zip(cells, np.transpose(tests).tolist(), strict=True):
+            contrasts[pair] = Contrast(estimate, p, "student", low, high)
+        return contrasts
+    for pair, difference in zip(cells, after - before, strict=True):
+        _, stderr, freedom = clusters.ratio_stderr(difference.mean(0), tokens, in_a_row=in_a_row)
+        logs = (difference.sum(1) / sum(tokens)).tolist()
+        contrasts[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
+    return contrasts
+
+
+def _stack(windows: SampleByPlace, cells: Cells, side: int) -> Numbers:
+    """Return the figures of the first or the second cells, (pairs, seeds, windows)."""
+    rows = [[windows[cell[side]].figures for cell in sides] for sides in cells.values()]
+    return np.array(rows)
+
+
+def _test_independent_perplexities(scores: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair]) -> Contrast | None:
+    """Test two perplexities as if independent, on logarithms; None without the intervals of both."""
+    stderrs = dict[int, float]()
+    for n in chain(*sides):
+        stderr_of_log = _stderr_of_log(scores[n])
+        if stderr_of_log is None:
+            return None
+        stderrs[n] = stderr_of_log
+    logs = [math.log(scores[b]["perplexity"] / scores[a]["perplexity"]) for a, b in sides]
+    stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
     if len(logs) > 1:
         return _as_ratio(draws.mean_difference(logs, stderr), "intervals")
     (log,), half = logs, NORMAL_95 * stderr
-    return _as_ratio((log, log - half, log + half, _normal(log, stderr)), "intervals")
+    return _as_ratio((log, log - half, log + half, _normal_p(log, stderr)), "intervals")
+
+
+def _stderr_of_log(score: Mapping[str, Any]) -> float | None:
+    """Return the standard error of a perplexity's logarithm, half of its interval over 1.96; None without it."""
+    low, high = score.get("perplexity_low"), score.get("perplexity_high")
+    return None if low is None or high is None else math.log(high / low) / (2 * NORMAL_95)
 
 
 def _as_ratio(log_ratio: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
@@ -232,99 +232,135 @@ def _as_ratio(log_ratio: tuple[float, float, float, float], test: Literal["draws
     return Contrast(estimate, p, test, low, high)
 
 
-TaskSamples = Sequence[Mapping[int, Sample | None]]  # for each task {place: sample}
+# Averages over tasks
 
 
-def _paired_averages(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) -> Contrasts:
-    """Test pairs that answered the same documents of every task."""
-    sizes = {len(_known(given, pairs[0][0]).figures) for given in answers}
-    plain = {n for n in _places(pairs) if all(np.isin(_known(given, n).figures, (0, 1)).all() for given in answers)}
-    exact = [(a, b) for a, b in pairs if len(sizes) == 1 and a in plain and b in plain]
-    counted = set(exact)
-    rest = [pair for pair in pairs if pair not in counted]
-    return _by_mcnemar(exact, answers, bounds=bounds) | _by_normal(rest, answers)
+def _metrics_of_tasks(record: Record, tasks: Sequence[str], metric: str) -> list[str]:
+    """Return the metric of each task, without `metric` its accuracy; empty where a task has none."""
+    measured = record.measured.get("tasks", {})
+    metrics = []
+    for task in tasks:
+        score = measured.get(task)
+        if score is None or not (metric_of_task(score, metric) is not None if metric else is_accuracy(score)):
+            return []
+        metrics.append(metric or score["main"])
+    return metrics
 
 
-def _tables(pairs: Sequence[Pair], answers: TaskSamples) -> tuple[list[Numbers], list[int], list[int]]:
-    """Return for each task the answers, a row for each cell, and the rows of each pair's first and second cell."""
-    places = _places(pairs)
-    row = {place: number for number, place in enumerate(places)}
-    tables = [np.stack([_known(given, place).figures for place in places]) for given in answers]
-    return tables, [row[a] for a, _ in pairs], [row[b] for _, b in pairs]
+def values_of_tasks(record: Record, tasks: Sequence[str], metrics: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return {value, stderr} of the metric of each task."""
+    measured = record.measured["tasks"]
+    return [metric_of_task(measured[task], metric) for task, metric in zip(tasks, metrics, strict=True)]
 
 
-def _by_mcnemar(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) -> Contrasts:
-    """Test pairs with every document weighing alike; counts of documents are exact in float64."""
-    if not pairs:
+def _test_answers(
+    cells: Cells, answers: Sequence[SampleByPlace], metrics: Mapping[int, Any], *, bounds: bool
+) -> Contrasts:
+    """Test the pairs that answered the same documents of every task, seed by seed."""
+    groups: dict[int, tuple[int, ...]] = {n: () for n in _places(cells)}
+    for answers_of_task in answers:
+        alike = find_alike(answers_of_task, metrics)
+        groups = {n: (*group, alike[n]) for n, group in groups.items() if n in alike}
+    contrasts: Contrasts = {}
+    for alike_cells in _split_by_group({pair: sides for pair, sides in cells.items() if len(sides) == 1}, groups):
+        contrasts |= _test_single_answers(alike_cells, answers, bounds=bounds)
+    for pair, sides in cells.items():
+        if len(sides) > 1 and all(a in groups and groups[a] == groups.get(b) for a, b in sides):
+            contrasts[pair] = _test_draws(sides, answers)
+    return contrasts
+
+
+def _test_single_answers(cells: Cells, answers: Sequence[SampleByPlace], *, bounds: bool) -> Contrasts:
+    """Test pairs of one cell each on the same documents, exactly where all weigh alike and are right or wrong."""
+    row = {place: number for number, place in enumerate(_places(cells))}
+    tables = [np.stack([answers_of_task[place].figures for place in row]) for answers_of_task in answers]
+    is_plain = np.all([np.isin(table, (0, 1)).all(1) for table in tables], axis=0)
+    weigh_alike = len({table.shape[1] for table in tables}) == 1
+    rows = {pair: (row[a], row[b]) for pair, [(a, b)] in cells.items()}
+    exact = {pair: (a, b) for pair, (a, b) in rows.items() if weigh_alike and is_plain[a] and is_plain[b]}
+    rest = {pair: sides for pair, sides in rows.items() if pair not in exact}
+    return _test_shares(exact, np.concatenate(tables, axis=1), bounds=bounds) | _test_means(rest, tables)
+
+
+def _test_shares(rows: Mapping[Pair, Pair], right: Numbers, *, bounds: bool) -> Contrasts:
+    """Test pairs of rows of `right`, (cells, documents) of 0 and 1, by McNemar; counts are exact in float64."""
+    if not rows:
         return {}
-    tables, a, b = _tables(pairs, answers)
-    right = np.concatenate(tables, axis=1)
-    both, total = right @ right.T, right.sum(1)
+    a, b = np.array(list(rows.values())).T
+    both, total, n = right @ right.T, right.sum(1), right.shape[1]
     lost, gained = total[a] - both[a, b], total[b] - both[a, b]
-    n = right.shape[1]
-    sides = list(zip(lost.astype(int).tolist(), gained.astype(int).tolist(), strict=True))
-    ends = [stats.paired_share_interval(*side, n) if bounds else (math.nan, math.nan) for side in sides]
-    results = zip(pairs, (gained - lost) / n, stats.mcnemars(lost, gained), ends, strict=True)
-    return {pair: Contrast(float(estimate), float(p), "mcnemar", *end) for pair, estimate, p, end in results}
+    contrasts: Contrasts = {}
+    counts = zip(lost.astype(int).tolist(), gained.astype(int).tolist(), strict=True)
+    for pair, p, (minus, plus) in zip(rows, stats.mcnemars(lost, gained).tolist(), counts, strict=True):
+        interval = stats.paired_share_interval(minus, plus, n) if bounds else (math.nan, math.nan)
+        contrasts[pair] = Contrast((plus - minus) / n, p, "mcnemar", *interval)
+    return contrasts
 
 
-def _by_normal(pairs: Sequence[Pair], answers: TaskSamples) -> Contrasts:
-    """Test pairs with every task weighing alike."""
-    if not pairs:
+def _test_means(rows: Mapping[Pair, Pair], tables: Sequence[Numbers]) -> Contrasts:
+    """Test pairs of rows of tables, (cells, documents) for each task, by a normal test; every task weighs alike."""
+    if not rows:
         return {}
-    tables, a, b = _tables(pairs, answers)
-    apart = [table[b] - table[a] for table in tables]
-    means = np.mean([difference.mean(1) for difference in apart], axis=0).tolist()
-    stderrs = (
-        np.sqrt(sum(difference.var(1, ddof=1) / difference.shape[1] for difference in apart)) / len(apart)
-    ).tolist()
-    results = zip(pairs, means, stderrs, strict=True)
-    return {
-        pair: Contrast(mean, _normal(mean, stderr), "normal", mean - NORMAL_95 * stderr, mean + NORMAL_95 * stderr)
-        for pair, mean, stderr in results
-    }
+    a, b = np.array(list(rows.values())).T
+    differences = [table[b] - table[a] for table in tables]
+    means = np.mean([difference.mean(1) for difference in differences], axis=0).tolist()
+    variances = [difference.var(1, ddof=1) / difference.shape[1] for difference in differences]
+    stderrs = (np.sqrt(sum(variances)) / len(variances)).tolist()
+    contrasts: Contrasts = {}
+    for pair, mean, stderr in zip(rows, means, stderrs, strict=True):
+        half = NORMAL_95 * stderr
+        contrasts[pair] = Contrast(mean, _normal_p(mean, stderr), "normal", mean - half, mean + half)
+    return contrasts
 
 
-def _over_draws(sides: Sequence[Pair], answers: TaskSamples) -> Contrast:
+def _test_draws(sides: Sequence[Pair], answers: Sequence[SampleByPlace]) -> Contrast:
     """Test two models of several seeds, with every task weighing alike.
 
     Documents that are the same at each seed are averaged over the seeds; of others each seed is a sample of its own.
     """
-    differences = [[_known(given, b).figures - _known(given, a).figures for a, b in sides] for given in answers]
-    values = np.mean([[difference.mean() for difference in task] for task in differences], axis=0).tolist()
-    variance = 0.0
-    for task, given in zip(differences, answers, strict=True):
-        units = [_known(given, a).units for a, _ in sides]
+    means, variance = [], 0.0
+    for answers_of_task in answers:
+        differences = [answers_of_task[b].figures - answers_of_task[a].figures for a, b in sides]
+        means.append([difference.mean() for difference in differences])
+        units = [answers_of_task[a].units for a, _ in sides]
         same = all(unit.equals(units[0]) for unit in units)
-        several = [np.mean(task, axis=0)] if same else task
-        variance += sum(difference.var(ddof=1) / len(difference) for difference in several) / len(several) ** 2
-    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(differences))
+        samples = [np.mean(differences, axis=0)] if same else differences
+        variance += sum(sample.var(ddof=1) / len(sample) for sample in samples) / len(samples) ** 2
+    values = np.mean(means, axis=0).tolist()
+    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(answers))
     return Contrast(estimate, p, "draws", low, high)
 
 
-def _independent_average(figures: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Pair]) -> Contrast | None:
-    """Test two averages as if independent, by the standard errors of the figures of their tasks."""
-    known = {n: figures[n] for side in sides for n in side}
-    if any(figure.get("stderr") is None for several in known.values() for figure in several):
-        return None
-    averages = {n: fmean(figure["value"] for figure in several) for n, several in known.items()}
-    stderrs = {n: stats.average_stderr([figure["stderr"] for figure in several]) for n, several in known.items()}
+def _test_independent_averages(
+    values: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Pair]
+) -> Contrast | None:
+    """Test two averages as if independent, by the standard errors of the values of their tasks; None without these."""
+    averages, stderrs = dict[int, float](), dict[int, float]()
+    for n in chain(*sides):
+        if any(value.get("stderr") is None for value in values[n]):
+            return None
+        averages[n] = fmean(value["value"] for value in values[n])
+        stderrs[n] = stats.average_stderr([value["stderr"] for value in values[n]])
     differences = [averages[b] - averages[a] for a, b in sides]
     stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
     if len(sides) > 1:
         estimate, _, _, p = draws.mean_difference(differences, stderr)
         return Contrast(estimate, p, "intervals")
-    return Contrast(differences[0], _normal(differences[0], stderr), "intervals")
+    return Contrast(differences[0], _normal_p(differences[0], stderr), "intervals")
 
 
-def _normal(estimate: float, stderr: float) -> float:
+# All tests together
+
+
+def _normal_p(estimate: float, stderr: float) -> float:
     """Return the p value of no difference by a normal distribution."""
     return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
 
 
 def _adjust_p(pairs: Iterable[Pair], contrasts: Mapping[Pair, Contrast | None]) -> Contrasts:
     """Return the contrasts in the order of the pairs, with p values adjusted for their number."""
-    known = {pair: contrast for pair in pairs if (contrast := contrasts.get(pair)) is not None}
+    tested = {pair: contrasts.get(pair) for pair in pairs}
+    known = {pair: contrast for pair, contrast in tested.items() if contrast is not None}
     adjusted = stats.holm([contrast.p for contrast in known.values()])
     return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(known.items(), adjusted, strict=True)}
 

@@ -287,14 +287,14 @@ def _of_tasks(
     names = [measure if measure == ANSWER_BPB else str(task["main"]) for task in dense]
     if any(metric_of_task(task, name) is None for name, task in zip(names, pruned, strict=True)):
         return None
-    figures = [[metric_of_task(task, name) for name, task in zip(names, side, strict=True)] for side in (dense, pruned)]
+    figures = [contrasts.values_of_tasks(records[n], tasks, names) for n in pair]
     means = [fmean(figure["value"] for figure in side) for side in figures]
     over = means if is_times(measure) else [1.0, 1.0]
     both = [[samples.of(n, task, name) for n in pair] for task, name in zip(tasks, names, strict=True)]
     paired = [(a.figures, b.figures) for a, b in both if a and b and a.units.equals(b.units)]
     if len(paired) == len(tasks):
-        apart = [after / over[1] - before / over[0] for before, after in paired]
-        stderr = average_stderr([math.sqrt(difference.var(ddof=1) / len(difference)) for difference in apart])
+        differences = [after / over[1] - before / over[0] for before, after in paired]
+        stderr = average_stderr([math.sqrt(difference.var(ddof=1) / len(difference)) for difference in differences])
     else:
         errors = [average_stderr([_error(figure) for figure in side]) for side in figures]
         stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])
