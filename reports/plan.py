@@ -7,15 +7,14 @@ from pathlib import Path
 from bench.plan.cell import words_of_ratio
 from bench.plan.run_spec import RunSpec
 from bench.runs.plan import Plan, PlannedCell, summarise_plan
-from bench.schedule.estimate import format_duration
+from bench.schedule.estimate import ESTIMATED, STAGES, format_duration
 from bench.schedule.memory_needs import ALONE, to_gib
 from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
 
-STAGES = ("load", "prune", "heal", "save", "perplexity", "tasks", "speed", "checks")
 TAKES = "takes: the sum of the stages; starts: from the beginning of the run, which reads its texts and tasks first."
 BASES = (
-    "measured before: by records of this machine in the run's folder and beside it, scaled by what is computed; from "
-    "MACs: by multiply-accumulates and the rate that this machine has just shown."
+    "measured: by records of this machine in the run's folder and beside it, scaled by what is computed; estimated: by "
+    "multiply-accumulates and the rate that this machine has just shown, to one digit."
 )
 ELSEWHERE = (
     "Cells run on other machines, and their time is estimated by the rate of this one. How much memory those have is "
@@ -33,7 +32,8 @@ def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
     """Return the table of the cells, and a table of the slots if there are several."""
     tables = [_cells(plan, spec)]
     if len(plan.slots) > 1:
-        rows = tuple(Row(f"slot {at}", "", None, (_time(end),)) for at, end in enumerate(plan.slots, start=1))
+        ends = [_time(end, plan.is_coarse) for end in plan.slots]
+        rows = tuple(Row(f"slot {at}", "", None, (end,)) for at, end in enumerate(ends, start=1))
         tables.append(Table("slots", "plan", "", "", (), (Column("end", "ends after"),), rows, head="slot"))
     return tables
 
@@ -57,7 +57,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
         column_of_words("basis"),
         *[column_of_words("waits for")] * any(planned.after for planned in unmeasured),
     ]
-    rows = tuple(_row(planned, columns) for planned in plan.cells)
+    rows = tuple(_row(planned, columns, plan.is_coarse) for planned in plan.cells)
     elsewhere = spec.engine != "local"
     notes = [f"{summarise_plan(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE_SLOT] * (elsewhere and not spec.slots)]
     notes += [FILES] * any(planned.needs.in_files for planned in unmeasured)
@@ -66,25 +66,20 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
 
 
-def _row(planned: PlannedCell, columns: list[Column]) -> Row:
-    cell, cells = planned.cell, {"model": cell_of_text(Path(planned.cell.model).name)}
+def _row(planned: PlannedCell, columns: list[Column], is_coarse: bool) -> Row:
+    cell, needs, estimate = planned.cell, planned.needs, planned.estimate
+    cells = {"model": cell_of_text(Path(cell.model).name)}
     if cell.ratio is not None:
         cells["ratio"] = TableCell(words_of_ratio(cell.ratio, cell.ratio_of), value=cell.ratio)
-    if planned.estimate is None:
+    if estimate is None:
         cells["basis"] = TableCell(f"has a record: {planned.done}")
     else:
-        cells |= {name: _time(seconds) for name, seconds in planned.estimate.stages.items()}
-        cells |= {"seconds": _time(planned.estimate.seconds), "begin": _time(planned.begin)}
-        cells |= {
-            "slot": TableCell(str(planned.slot + 1), value=planned.slot + 1),
-            "waits for": cell_of_text(planned.after),
-        }
-        cells |= {
-            "device": _size(planned.needs.device),
-            "host": _host(planned),
-            "basis": cell_of_text(planned.estimate.basis),
-        }
-        cells["offloaded"] = _size(planned.needs.offloaded)
+        times = estimate.stages | {"seconds": estimate.seconds}
+        cells |= {name: _time(seconds, estimate.basis == ESTIMATED) for name, seconds in times.items()}
+        cells |= {"begin": _time(planned.begin, is_coarse), "basis": cell_of_text(estimate.basis)}
+        cells |= {"slot": TableCell(str(planned.slot + 1), value=planned.slot + 1)}
+        cells |= {"waits for": cell_of_text(planned.after), "device": _size(needs.device)}
+        cells |= {"host": _host(planned), "offloaded": _size(needs.offloaded)}
     filled = tuple(cells.get(column.name, TableCell()) for column in columns)
     return Row(cell.label, cell.method, cell.ratio, filled, ratio_of=cell.ratio_of)
 
@@ -98,5 +93,5 @@ def _host(planned: PlannedCell) -> TableCell:
     return TableCell(f"{to_gib(needs.host)}{' + files' * needs.in_files}{timed * needs.alone}", value=needs.host)
 
 
-def _time(seconds: float) -> TableCell:
-    return TableCell(format_duration(seconds), value=seconds)
+def _time(seconds: float, is_coarse: bool) -> TableCell:
+    return TableCell(format_duration(seconds, is_coarse=is_coarse), value=seconds)

@@ -28,8 +28,15 @@ from bench.plan.run_spec import RunSpec
 from bench.runs import store
 from bench.runs.datasets import read_datasets, setting_of_calibration
 from bench.runs.runner import with_inputs
-from bench.schedule.estimate import Estimate, Outlook, format_duration, reuse_of_method
-from bench.schedule.memory_needs import MemoryNeeds, bytes_of_card, bytes_of_gpus, room_of, to_gib
+from bench.schedule.estimate import (
+    ESTIMATED,
+    Estimate,
+    estimate_cells,
+    format_duration,
+    read_records_nearby,
+    reuse_of_method,
+)
+from bench.schedule.memory_needs import MemoryNeeds, bytes_of_card, bytes_of_gpus, footprint_of, room_of, to_gib
 from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import environment
 from bench.system.memory import bytes_of_host, check_offload
@@ -143,21 +150,19 @@ def plan_spec(spec: RunSpec) -> Plan:
         check_offload(spec.offload)
     served = store.find_records(folder, cells, spec.retry_failed)
     done = {key: CellEnd.of(record) for key, record, _ in served if record is not None}
-    outlook = Outlook.of(cells[0], folder)
-    shared = local.threads_of(slots, every, spec.fixed_threads)
-    outlook.add(
+    threads = every if slots == 1 else local.threads_of(slots, every, spec.fixed_threads)
+    estimates = estimate_cells(
         cells,
-        lambda cell: datasets[setting_of_calibration(cell)].amounts,
-        lambda cell: every if slots == 1 else shared,
-        every,
-        done,
+        list(read_records_nearby(folder)),
+        amounts=lambda cell: datasets[setting_of_calibration(cell)].amounts,
+        threads=lambda _: threads,
+        timed_threads=every,
+        done=done,
     )
     room, card = _places(spec, cells[0], slots)
-    needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
-    gpus = spec.gpus_per_cell
-    estimates = {
-        cell.key: _estimate_without_untimed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells
-    }
+    has_folder, gpus = spec.offload is not None, spec.gpus_per_cell
+    needs = {cell.key: footprint_of(cell, offload=has_folder).place(cell, room, card) for cell in cells}
+    estimates = {cell.key: _without_untimed(estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
     free = shutil.disk_usage(spec.offload).free if spec.offload and is_here else None
     where: dict[str, Any] = {"is_here": is_here, "gpus": gpus, "room": room, "card": card, "free": free}
     return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
@@ -174,7 +179,7 @@ def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
     return room, bytes_of_card(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
 
 
-def _estimate_without_untimed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:
+def _without_untimed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:
     """Return an estimate without what is not timed: models over several GPUs, a dense one without room."""
     if "speed" not in estimate.stages or not (needs.alone or gpus > 1):
         return estimate
@@ -213,6 +218,11 @@ class Plan:
     def seconds(self) -> float:
         """Return when the last slot ends."""
         return max(self.slots, default=0.0)
+
+    @property
+    def is_coarse(self) -> bool:
+        """Say whether the seconds of a cell are estimated without records of like work."""
+        return any(cell.estimate is not None and cell.estimate.basis == ESTIMATED for cell in self.cells)
 
 
 def simulate(
@@ -308,4 +318,5 @@ def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | 
 def summarise_plan(plan: Plan) -> str:
     """Say in a sentence how long the run takes: '5 of 7 cells are to be measured, which takes about 12 min'."""
     left = sum(not cell.done for cell in plan.cells)
-    return f"{left} of {len(plan.cells)} cells are to be measured, which takes about {format_duration(plan.seconds)}"
+    takes = format_duration(plan.seconds, is_coarse=plan.is_coarse)
+    return f"{left} of {len(plan.cells)} cells are to be measured, which takes about {takes}"

@@ -27,7 +27,7 @@ from bench.records.record import LOST, REFUSED, Record, load
 from bench.runs import inputs, job, store
 from bench.runs.datasets import CalibrationSetting, Datasets, read_datasets, setting_of_calibration
 from bench.runs.searches import KnownSearches, read_valid_records
-from bench.schedule.estimate import Estimate, Forecast, Outlook
+from bench.schedule.estimate import Estimate, Forecast, estimate_cells, read_records_nearby
 from bench.schedule.memory_needs import refuse_full, refuse_misfits, room_of
 from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import interrupt
@@ -171,8 +171,8 @@ def run(
                 key: (None if record is None else CellEnd.of(record), why)
                 for key, record, why in store.find_records(folder, cells, retry_failed)
             }
-            outlook = _outlook(cells, folder, datasets, measuring, {key for key, (ended, _) in served.items() if ended})
-            estimates = outlook.estimates if outlook else None
+            done = {key for key, (ended, _) in served.items() if ended}
+            estimates = _estimate(cells, folder, datasets, measuring, done)
             rest: dict[str, Any] = {"is_here": engine.is_here, "estimates": estimates, "listener": ended}
             records = _measure_cells(cells, folder, measuring, served, shared, **rest)
         report(folder, records)
@@ -278,25 +278,24 @@ def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, 
         refuse_full(cells, Path(offload), session.slots)
 
 
-def _outlook(
+def _estimate(
     cells: Sequence[Cell],
     folder: Path,
     datasets: Mapping[CalibrationSetting, Datasets],
     session: Session,
     done: Container[str],
-) -> Outlook | None:
-    """Return what cells will take, but for those that are done; None for a few cells in turn, of which nobody asks."""
+) -> dict[str, Estimate] | None:
+    """Return what cells will take, by key; None for a few cells in turn, of which nobody asks."""
     if session.slots == 1 and len(cells) <= FEW:
         return None
-    outlook = Outlook.of(cells[0], folder)
-    outlook.add(
+    return estimate_cells(
         cells,
-        lambda cell: datasets[setting_of_calibration(cell)].amounts,
-        lambda cell: session.threads(is_timed(cell)),
-        session.machine.threads,
-        done,
+        list(read_records_nearby(folder)),
+        amounts=lambda cell: datasets[setting_of_calibration(cell)].amounts,
+        threads=lambda cell: session.threads(is_timed(cell)),
+        timed_threads=session.machine.threads,
+        done=done,
     )
-    return outlook
 
 
 def _names(cells: Sequence[Cell]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Says how much memory a cell takes on its device and on its host, from shapes or from records of like cells.
+"""Says how much memory a cell takes on its device and on its host, from shapes alone.
 
 `Footprint` computes it for the cells of one model. `refuse_misfits` and `refuse_full` refuse, before any work, cells
 that surely need more memory, or more of a disk, than there is.
@@ -77,15 +77,15 @@ class Footprint:
         """Return the bytes of the dense model."""
         return self.bytes_each * self.shape.parameters
 
-    def needs(self, cell: Cell, peak: int = 0) -> MemoryNeeds:
-        """Return the memory of a cell; `peak` is the highest of like cells on the device, 0 where none is known."""
+    def needs(self, cell: Cell) -> MemoryNeeds:
+        """Return the memory of a cell whose weights lie in memory."""
         stages, timed = self.stages(cell), is_timed(cell)
         model = max(bytes_ for stage, bytes_ in stages.items() if stage != "speed")
         if cell.device.startswith("cuda"):  # where weights are read, and models wait while another process has the card
             waits = self.process + 2 * self.weights if timed else min(self.weights, SHARD_BYTES)
             host = self.process + waits + self._parked(cell)
-            return MemoryNeeds(max(peak or model, stages.get("speed", 0)), host, offloaded=self.offloaded(cell))
-        own = peak or self.process + model + self._parked(cell)
+            return MemoryNeeds(max(stages.values()), host, offloaded=self.offloaded(cell))
+        own = self.process + model + self._parked(cell)
         host = max(own, 2 * self.process + 3 * self.weights if timed else 0)
         return MemoryNeeds(0, host, offloaded=self.offloaded(cell))
 
@@ -97,7 +97,7 @@ class Footprint:
             return self._on_the_host(cell)
         return bytes_of_offloaded_states(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
-    def place(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
+    def place(self, cell: Cell, room: int, card: int | None = None) -> MemoryNeeds:
         """Return the memory of a cell that may take `room` bytes of a host: with its weights in files, if need be.
 
         card  bytes that it may take of its GPU; None: it has none, or several, or an unknown one
@@ -107,10 +107,9 @@ class Footprint:
         pruned one does. Where neither does, its model has to be in memory. The dense model alone is not timed.
         """
         whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
-        peak = 0 if self.offload else peak  # the peak may be of a cell whose states were in memory
         fits = (card is None or whole.device <= card) if on_gpu else whole.host <= room
         if fits or reason_for_memory(cell):
-            return self.needs(cell, peak)
+            return whole
         if on_gpu:
             needs_in_files = self._beside_visits(cell, card or 0)
         else:
@@ -120,7 +119,7 @@ class Footprint:
         *timings, alone = self._timings(cell, needs_in_files)
         for needs in (*timings, alone, needs_in_files):
             if (needs.device if on_gpu else needs.host) <= (card or 0 if on_gpu else room):
-                return self.needs(cell, peak) if needs is needs_in_files else needs
+                return whole if needs is needs_in_files else needs
         return alone  # not even pruning in files has the room for it
 
     def not_in_files(self, cell: Cell) -> str:

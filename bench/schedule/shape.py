@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.system.rates import Widths
 from methods.checkpoint.pruned_config import has_one_mlp
 from methods.model.activations import values_of_an_mlp
 from methods.model.decoder import Decoder
@@ -70,11 +69,6 @@ class Shape:
             tied=model.head.weight is model.embed.weight,
             mixture=any(layer.experts is not None for layer in layers),
         )
-
-    @property
-    def widths(self) -> Widths:
-        """Return the widths that the rate of its forward depends on."""
-        return Widths(self.layers, self.width, self.heads, self.keys, self.mlp, self.vocabulary)
 
     def body(self, tokens: float, context: int, kept: float = 1.0) -> float:
         """Return the multiply-accumulates of tokens in the layers, where a share of these is kept."""

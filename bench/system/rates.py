@@ -1,9 +1,8 @@
-"""Measures how fast a device multiplies matrices and moves memory: in a model's widths for estimates, and at most."""
+"""Measures how fast a device multiplies matrices and moves memory: for estimates, and at most."""
 
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,57 +16,31 @@ from bench.system.memory import give_back
 
 SECONDS = 0.15  # of each measurement; the fastest call counts, since nothing has disturbed it
 PATIENCE = 120.0  # of another process that measures them
-READ = {"cpu": 4096, "cuda": 16_384}  # rows and columns of a matrix that no cache holds
-TOKENS, WIDTH = 256, 1024  # of the product in float64
-CONTEXT, HEAD_WIDTH = 256, 64  # of the timed layer; the logits of CONTEXT tokens are scored at once
-SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a layer's call, and the most weights of any
-
-
-class Widths(NamedTuple):
-    """Holds what the rate of a model's forward depends on.
-
-    layers      how many layers go with one head
-    width       of the residual, D
-    heads       of all query heads of a layer
-    keys        of keys and values of a layer
-    mlp         of the MLP, I
-    vocabulary  of the head
-    """
-
-    layers: int
-    width: int
-    heads: int
-    keys: int
-    mlp: int
-    vocabulary: int
-
-    @property
-    def layer(self) -> int:
-        """The number of weights of a layer."""
-        return self.width * (2 * self.heads + self.keys + 3 * self.mlp)
+TOKENS, WIDTH = {"cpu": 512, "cuda": 2048}, 1024  # of the MLP, which is 4 * WIDTH wide, and of the float64 product
+COPIED = 2**26  # bytes that no cache holds
 
 
 class Rates(NamedTuple):
     """Holds what a device reaches per second.
 
     macs   multiply-accumulates in a forward
-    bytes  of weights, where tokens come singly
     exact  multiply-accumulates in float64, in which methods sum and solve
+    bytes  of memory, read or written
     """
 
     macs: float
-    bytes: float
     exact: float
+    bytes: float
 
 
 @functools.cache
-def measure_rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
-    """Return the rates of a device with `threads` of torch's threads, in a dtype and a model's widths.
+def measure_rates(device: str, dtype: torch.dtype, threads: int) -> Rates:
+    """Return the rates of a device with `threads` of torch's threads, in a dtype.
 
     A GPU is measured in a process of its own. A process that has computed there counts as a neighbour of cells that are
     timed later.
     """
-    arguments = device, dtype, threads, widths
+    arguments = device, dtype, threads
     if torch.device(device).type == "cuda":
         answer = dict[str, float]()
         limits = worker.Limits(silence=PATIENCE)
@@ -80,68 +53,32 @@ def _send_rates(line: worker.Channel, *arguments: Any) -> None:
     line.send(_measure_in_process(*arguments)._asdict())
 
 
-def _measure_in_process(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
+def _measure_in_process(device: str, dtype: torch.dtype, threads: int) -> Rates:
     target, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        read = dtype.itemsize * rate_of_product(target, dtype, 1, READ[target.type])
-        return Rates(
-            rate_of_forward(target, dtype, widths), read, rate_of_product(target, torch.float64, TOKENS, WIDTH)
-        )
+        exact = rate_of_product(target, torch.float64, WIDTH, WIDTH)
+        return Rates(rate_of_mlp(target, dtype), exact, rate_of_copy(target, COPIED))
     finally:
         torch.set_num_threads(before)
         give_back([target])  # cells need all memory of a GPU
 
 
-def rate_of_forward(device: torch.device, dtype: torch.dtype, widths: Widths) -> float:
-    """Return the multiply-accumulates per second of a forward whose logits are scored, from one layer and a head."""
-    layers, head = widths.layers * widths.layer, widths.width * widths.vocabulary
-    return (layers + head) / (
-        layers / rate_of_layer(device, dtype, widths) + head / rate_of_head(device, dtype, widths)
-    )
-
-
 @torch.inference_mode()
-def rate_of_layer(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
-    """Return the multiply-accumulates per second of a layer, in smaller widths where it has more weights than SIZES.
+def rate_of_mlp(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) -> float:
+    """Return the multiply-accumulates per second of an MLP with its norm and activation.
 
-    Norms, activations and softmax take about as long as the products where those are fast, as of bfloat16.
+    These take about as long as the products where products are fast, as of bfloat16.
     """
-    tokens, most = SIZES[device.type]
-    smaller, E = min(1.0, math.sqrt(most / widths.layer)), HEAD_WIDTH
-    H, G, D, I = (
-        max(1, round(smaller * each / E)) for each in (widths.heads, widths.keys / 2, widths.width, widths.mlp)
-    )
-    G, D, I = math.gcd(H, G), E * D, E * I
-
-    def weights(*shape: int) -> torch.Tensor:
-        return torch.full(shape, 1 / D, dtype=dtype, device=device)
-
-    qkv, out, up, down = weights((H + 2 * G) * E, D), weights(D, H * E), weights(2 * I, D), weights(D, I)
-    x = torch.ones(tokens // CONTEXT, CONTEXT, D, dtype=dtype, device=device)
+    tokens = TOKENS[device.type]
+    x = torch.ones(tokens, WIDTH, dtype=dtype, device=device)
+    up = torch.full((4 * WIDTH, WIDTH), 1 / WIDTH, dtype=dtype, device=device)
+    down = up.T.contiguous()
 
     def call() -> torch.Tensor:
-        inner = F.linear(F.rms_norm(x, (D,)), qkv).view(*x.shape[:2], -1, E).transpose(1, 2)
-        q, k, v = inner[:, :H], inner[:, H:-G], inner[:, -G:]  # each (rows, heads, CONTEXT, E)
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
-        y = x + F.linear(heads.transpose(1, 2).flatten(2), out)
-        gate, straight = F.linear(F.rms_norm(y, (D,)), up).chunk(2, -1)
-        return y + F.linear(F.silu(gate) * straight, down)
+        return x + F.linear(F.silu(F.linear(F.rms_norm(x, (WIDTH,)), up)), down)
 
-    products = (
-        sum(weight.numel() for weight in (qkv, out, up, down)) + 2 * H * E * CONTEXT
-    )  # of a token, with its scores
-    return tokens * products / time_fastest(call, device, seconds)
-
-
-@torch.inference_mode()
-def rate_of_head(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
-    """Return the multiply-accumulates per second of a head whose logits are scored in float32."""
-    D, most = widths.width, SIZES[device.type][1]
-    V = min(widths.vocabulary, int(most / D))
-    x = torch.ones(CONTEXT, D, dtype=dtype, device=device)
-    head = torch.full((V, D), 1 / D, dtype=dtype, device=device)
-    return CONTEXT * D * V / time_fastest(lambda: F.linear(x, head).float().logsumexp(-1), device, seconds)
+    return tokens * 2 * up.numel() / time_fastest(call, device, seconds)
 
 
 def rate_of_product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seconds: float = SECONDS) -> float:

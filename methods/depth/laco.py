@@ -99,7 +99,7 @@ class LaCo(Pruner):
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         windows = layers if self.T is not None else WINDOWS * removed
-        return windows / 4 * max(FEW, self.tokens_read(tokens)) / tokens
+        return windows / 3 * max(FEW, self.tokens_read(tokens)) / tokens
 
     @property
     def fixed(self) -> bool:
@@ -173,7 +173,7 @@ class LaCoPublished(LaCo):
     look = Look("vermillion", "dashed", "s")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
-        return PUBLISHED_WINDOWS / 4 * max(FEW, self.tokens_read(tokens)) / tokens
+        return PUBLISHED_WINDOWS / 2 * max(FEW, self.tokens_read(tokens)) / tokens
 
 
 @dataclass

@@ -81,7 +81,7 @@ class LLMStreamline(Pruner):
     tiny = "passes=2"
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
-        return 2 + 3 * self.passes / layers
+        return 3 + 5 * self.passes / layers
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio, stay=1)}

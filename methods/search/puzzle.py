@@ -100,7 +100,7 @@ class Puzzle(Pruner):
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         choices = (self.steps + 1) * (self.heads + 1) - 1
-        tried = layers * choices / 2 + self.best * (1 - removed / layers)
+        tried = 0.8 * layers * choices + self.best * (1 - removed / layers)
         return 1 + tried * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:

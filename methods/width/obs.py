@@ -94,7 +94,7 @@ class OBS(WidthPruner):
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     cost = "2 forwards, and 2 inverses of each layer's H"
-    mlp_solves = 3.5
+    mlp_solves = 6.0
     holds = Holds(states=2, squares=5)
     axes = ("heads", "channels")
     leaves = ("equal widths",)

@@ -74,7 +74,7 @@ class SVDLLM(Pruner):
     prefix: Literal["dense", "pruned"] = "dense"  # what feeds a layer: the dense ones before it, or those factored
 
     cost = "1 forward, and the singular values of each matrix"
-    residual_solves = 100.0
+    residual_solves = 180.0
     holds = Holds(states=1, squares=4)
     uneven_because = "it makes two factors of each matrix"
     axes = ("channels",)

@@ -89,7 +89,7 @@ def test_a_plan_says_what_is_timed_alone_and_takes_half_as_long(base, monkeypatc
     for alone in (False, True):
         needs = MemoryNeeds(0, 2**29, in_files=True, alone=alone)
         monkeypatch.setattr(memory_needs.Footprint, "place", lambda *_, needs=needs: needs)
-        monkeypatch.setattr(Estimator, "estimate", lambda *_: Estimate({"load": 2.0, "speed": 20.0}, "from MACs"))
+        monkeypatch.setattr(Estimator, "estimate", lambda *_: Estimate({"load": 2.0, "speed": 20.0}, "measured"))
         assert main(asked) == 0
         lines = capsys.readouterr().out.splitlines()
         shown.append([next(line for line in lines if line.startswith(name)) for name in ("dense", "laco")])
