@@ -87,18 +87,22 @@ def _misfits(decisions: Mapping[str, Any], layers: Sequence[Layer]) -> Iterator[
         if twice := whole & set(decisions.get(name, ())):
             yield f"layer {min(twice)} is both in removed_layers and in {name}"
     for unit in UNITS:
-        lists = decisions.get(f"removed_{unit}", [()] * len(layers))
-        if not _is_list(lists) or len(lists) != len(layers):
-            what = f"has {len(lists)} entries" if _is_list(lists) else f"is {lists!r:.60}"
-            yield f"removed_{unit} {what}, and a list is due for each of the {len(layers)} layers that the model had"
-        for number, (layer, units) in enumerate(zip(layers, lists, strict=True)):
-            if wrong := _no_numbers(units, _units(layer)[unit], unit):
-                yield f"removed_{unit}[{number}] {wrong}"
+        yield from _misfits_of_unit(unit, decisions.get(f"removed_{unit}", [()] * len(layers)), layers)
     order, free = decisions.get("removal_order", ()), decisions.get("free_removals", 0)
     if not _is_list(order) or not all(isinstance(name, str) for name in order):
         yield f"removal_order is {order!r:.60}, and no list of texts"
     if not _is_count(free) or free > len(order):
         yield f"free_removals is {free!r:.60}, and removal_order has {len(order)}"
+
+
+def _misfits_of_unit(unit: str, lists: Any, layers: Sequence[Layer]) -> Iterator[str]:
+    """Yield a sentence for each removal of a unit that does not fit these layers; `lists` has those of each layer."""
+    if not _is_list(lists) or len(lists) != len(layers):
+        what = f"has {len(lists)} entries" if _is_list(lists) else f"is {lists!r:.60}"
+        yield f"removed_{unit} {what}, and a list is due for each of the {len(layers)} layers that the model had"
+    for number, (layer, units) in enumerate(zip(layers, lists, strict=True)):
+        if wrong := _no_numbers(units, _units(layer)[unit], unit):
+            yield f"removed_{unit}[{number}] {wrong}"
 
 
 def _no_plain_values(decisions: Any) -> str:

@@ -82,24 +82,28 @@ def wandb(folder: Path = Path("wandb")) -> list[tuple[str, Kept]]:
             if "run" in record:
                 key, kept.name, kept.group = (record["run"][name] for name in ("runId", "displayName", "runGroup"))
                 assert not record["run"].get("host")
-            for item in record.get("config", {}).get("update", ()):
-                kept.parameters[_name(item)] = json.loads(item["valueJson"])
-            for item in record.get("summary", {}).get("update", ()):
-                if not _name(item).startswith("_"):
-                    kept.metrics[_name(item)] = json.loads(item["valueJson"])
-            if "history" in record:
-                step = int(record["history"]["step"].get("num", 0))
-                for item in record["history"]["item"]:
-                    if not _name(item).startswith("_"):
-                        kept.history.setdefault(_name(item), []).append((step, json.loads(item["valueJson"])))
-            if "artifact" in record:
-                [file] = record["artifact"]["manifest"]["contents"]
-                assert file["path"] == "report.html"
-                kept.page = Path(file["localPath"]).read_bytes()
-            kept.ended |= "exit" in record
-            assert "environment" not in record  # of the machine
+            _keep(record, kept)
         found.append((key, kept))
     return found
+
+
+def _keep(record: dict[str, Any], kept: Kept) -> None:
+    """Add what a record of wandb's file holds."""
+    for item in record.get("config", {}).get("update", ()):
+        kept.parameters[_name(item)] = json.loads(item["valueJson"])
+    summary = record.get("summary", {}).get("update", ())
+    kept.metrics |= {_name(item): json.loads(item["valueJson"]) for item in summary if not _name(item).startswith("_")}
+    if "history" in record:
+        step = int(record["history"]["step"].get("num", 0))
+        for item in record["history"]["item"]:
+            if not _name(item).startswith("_"):
+                kept.history.setdefault(_name(item), []).append((step, json.loads(item["valueJson"])))
+    if "artifact" in record:
+        [file] = record["artifact"]["manifest"]["contents"]
+        assert file["path"] == "report.html"
+        kept.page = Path(file["localPath"]).read_bytes()
+    kept.ended |= "exit" in record
+    assert "environment" not in record  # of the machine
 
 
 def _name(item: dict[str, Any]) -> str:

@@ -27,12 +27,18 @@ def main() -> None:
     notes = Path(os.environ["RECORDED_NOTES"])
     with notes.open("a", encoding="utf-8") as file:
         file.write(json.dumps(sys.argv[1:]) + "\n")
-    behaviour = os.environ.get("RECORDED_ENGINE", "")
     if sys.argv[1] == "-c":
         print("FutureWarning: something will change", file=sys.stderr)
         print("hello from sitecustomize")
         print(os.environ.get("RECORDED_DEVICE", '["", 0]') if "torch" in sys.argv[2] else "0.33.0")
-    elif behaviour == "hangs":
+    elif behaviour := os.environ.get("RECORDED_ENGINE"):
+        misbehave(behaviour)
+    else:
+        answer()
+
+
+def misbehave(behaviour: str) -> None:
+    if behaviour == "hangs":
         time.sleep(600)
     elif behaviour == "takes its time":
         for number in range(6):
@@ -50,9 +56,11 @@ def main() -> None:
         sys.exit(1)
     elif behaviour == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif behaviour == "is silent":
-        pass
-    elif sys.argv[1].endswith("_likelihood.py"):
+    assert behaviour == "is silent"
+
+
+def answer() -> None:
+    if sys.argv[1].endswith("_likelihood.py"):
         sequences = json.loads(Path(sys.argv[3]).read_text(encoding="utf-8"))
         nats = json.loads(os.environ["RECORDED_NATS"])
         Path(sys.argv[4]).write_text(json.dumps(nats * len(sequences)), encoding="utf-8")

@@ -121,36 +121,39 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.to:
         raise UserError(f"say where the {'file' if arguments.lm_eval_json else 'model'} goes: --to PATH")
     if arguments.lm_eval_json:
-        of_models = {
-            "--format": arguments.format != HF,
-            "--save-dtype": arguments.save_dtype,
-            "--pad-to-uniform": arguments.pad_to_uniform,
-            "--multiple": arguments.multiple != 1,
-            "--shard-mb": arguments.shard_mb != SHARD_MB,
-            "--device": arguments.device != "auto",
-            "--plugin": arguments.plugin,
-            "--push": arguments.push,
-        }
-        if given := [flag for flag, it in of_models.items() if it]:
-            raise UserError(f"--lm-eval-json writes figures and no model: leave {' and '.join(given)} out")
-    if arguments.push and arguments.format != HF:
-        raise UserError(
-            f"--push is for --format hf, whose folder has a card; `hf upload` takes what {arguments.format} is"
-        )
-    if arguments.public and not arguments.push:
-        raise UserError("--public is about --push, which is not asked for; leave it out")
-    if arguments.shard_mb < 1:
-        raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
-    if arguments.shard_mb != SHARD_MB and arguments.format == GGUF:
-        raise UserError("--shard-mb is for folders; --format gguf writes one file")
-    if arguments.multiple < 1:
-        raise UserError(f"multiple is a number of channels, at least 1; got {arguments.multiple}")
-    if arguments.multiple > 1 and arguments.format == HF:
-        raise UserError("--multiple is for --format gguf and nemotron-nas")
-    if arguments.save_dtype in QUANTISED and arguments.format != GGUF:
-        raise UserError(f"save-dtype {arguments.save_dtype} is for --format gguf")
-    if arguments.save_dtype not in (None, *SAVE_DTYPES[1:], *QUANTISED):
-        raise UserError(f"save-dtype is {', '.join((*SAVE_DTYPES[1:], *QUANTISED))}; got {arguments.save_dtype!r}")
+        _refuse_flags_of_models(arguments)
+    form, dtype, dtypes = arguments.format, arguments.save_dtype, (*SAVE_DTYPES[1:], *QUANTISED)
+    rules = {
+        f"--push is for --format hf, whose folder has a card; `hf upload` takes what {form} is": (
+            arguments.push and form != HF
+        ),
+        "--public is about --push, which is not asked for; leave it out": arguments.public and not arguments.push,
+        f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}": arguments.shard_mb < 1,
+        "--shard-mb is for folders; --format gguf writes one file": arguments.shard_mb != SHARD_MB and form == GGUF,
+        f"multiple is a number of channels, at least 1; got {arguments.multiple}": arguments.multiple < 1,
+        "--multiple is for --format gguf and nemotron-nas": arguments.multiple > 1 and form == HF,
+        f"save-dtype {dtype} is for --format gguf": dtype in QUANTISED and form != GGUF,
+        f"save-dtype is {', '.join(dtypes)}; got {dtype!r}": dtype not in (None, *dtypes),
+    }
+    for message, is_broken in rules.items():
+        if is_broken:
+            raise UserError(message)
+
+
+def _refuse_flags_of_models(arguments: argparse.Namespace) -> None:
+    """Raise UserError for flags that are about models, where only answers are written."""
+    of_models = {
+        "--format": arguments.format != HF,
+        "--save-dtype": arguments.save_dtype,
+        "--pad-to-uniform": arguments.pad_to_uniform,
+        "--multiple": arguments.multiple != 1,
+        "--shard-mb": arguments.shard_mb != SHARD_MB,
+        "--device": arguments.device != "auto",
+        "--plugin": arguments.plugin,
+        "--push": arguments.push,
+    }
+    if given := [flag for flag, is_given in of_models.items() if is_given]:
+        raise UserError(f"--lm-eval-json writes figures and no model: leave {' and '.join(given)} out")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -42,6 +42,7 @@ from methods.checkpoint.transformers_compat import pad_layers
 from methods.console import say
 from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
+from methods.model.decoder import Decoder
 
 CARRIED = ("base", "pruning", "measured", "rounding")  # what a copy says as its original does
 BEFORE = "the model of the run, before it was stored in this folder"
@@ -137,57 +138,67 @@ def copy_model(source: Path, target: Path, trust: Trust) -> None:
 
 def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     """Write the record's model as wished, and return a line on it. Raises UserError."""
-    to = wish.to
-    if not to.name:
-        raise UserError(f"{to} is the folder in which the command runs, which no model can replace; name a new one")
-    if to.is_file() or (to.is_dir() and (wish.format == GGUF or any(to.iterdir()))):
-        raise UserError(
-            f"{to} exists{' and is not empty' if to.is_dir() and any(to.iterdir()) else ''}; name a new one"
-        )
+    _refuse_target(wish)
     if wish.dtype in QUANTISED:
         llama_cpp.require(f"{wish.dtype} is written by llama.cpp")
     kept, folder = record.measured.get("saved", {}), _folder(record, trust)
-    unchanged = (
-        not wish.pad
-        and wish.most == save_load.SHARD_BYTES
-        and _resolve_dtype(wish.dtype, record, trust) in (None, kept.get("dtype"))
-    )
+    same_files = not wish.pad and wish.most == save_load.SHARD_BYTES
+    unchanged = same_files and _resolve_dtype(wish.dtype, record, trust) in (None, kept.get("dtype"))
     if wish.format == HF and folder and unchanged:
-        copy_model(folder, to, trust)
-        return _line(to, save_load.read_manifest(to), record)
-    cell, quantised = record.cell, wish.dtype if wish.dtype in QUANTISED else None
-    dtype = "float32" if quantised else wish.dtype
+        copy_model(folder, wish.to, trust)
+        return _line(wish.to, save_load.read_manifest(wish.to), record)
+    dtype = "float32" if wish.dtype in QUANTISED else wish.dtype
     if wish.format == GGUF:
         from bench.export.gguf_file import describe_tokenizer
 
         words = _tokenizer(record, trust, wish.dtype)
         describe_tokenizer(words, len(words))  # refuses a tokenizer that GGUF does not hold, before a model is made
     pruned = model_of(record, trust, wish.device, dtype)
-    kind = _dtype_to_store(dtype or kept.get("dtype", cell["dtype"]), record, trust)
+    kind = _dtype_to_store(dtype or kept.get("dtype", record.cell["dtype"]), record, trust)
     try:
         if wish.format == HF:
-            facts = dict(pruned.facts)
-            if "measured" in facts:
-                facts["measured"] = facts["measured"] | {"model": BEFORE}
-            options = {"tokenizer": pruned.tokenizer, "facts": facts, "dtype": kind, "pad": wish.pad}
-            manifest = save_load.save(pruned.model, to, shard_bytes=wish.most, probe=pruned.probe, **options)
-            return _line(to, manifest, record)
+            return _line(wish.to, _write_folder(pruned, kind, wish), record)
         model = pad_layers(pruned.model, save_load.make_probe(pruned.model))[0] if wish.pad else pruned.model
     except Uneven as error:
         raise UserError(str(error)) from error
+    return _write_for_engine(record, model, pruned.tokenizer, kind, wish)
+
+
+def _refuse_target(wish: Wish) -> None:
+    """Raise UserError where a file or folder is in the way."""
+    to = wish.to
+    if not to.name:
+        raise UserError(f"{to} is the folder in which the command runs, which no model can replace; name a new one")
+    is_filled = to.is_dir() and any(to.iterdir())
+    if to.is_file() or is_filled or (to.is_dir() and wish.format == GGUF):
+        raise UserError(f"{to} exists{' and is not empty' if is_filled else ''}; name a new one")
+
+
+def _write_folder(pruned: PrunedModel, kind: torch.dtype, wish: Wish) -> Mapping[str, Any]:
+    """Write a folder of Hugging Face's layout, and return its manifest."""
+    facts = dict(pruned.facts)
+    if "measured" in facts:
+        facts["measured"] = facts["measured"] | {"model": BEFORE}
+    options = {"tokenizer": pruned.tokenizer, "facts": facts, "dtype": kind, "pad": wish.pad}
+    return save_load.save(pruned.model, wish.to, shard_bytes=wish.most, probe=pruned.probe, **options)
+
+
+def _write_for_engine(record: Record, model: Decoder, tokenizer: Any, kind: torch.dtype, wish: Wish) -> str:
+    """Write a model in the format of an inference engine, and return a line on it."""
+    to, quantised = wish.to, wish.dtype if wish.dtype in QUANTISED else None
     if wish.format == GGUF:
         from bench.export import gguf_file
 
-        name = pretrained.name_of_model(cell["model"])
-        form = gguf_file.write_gguf(
-            model, pruned.tokenizer, to, kind, name, multiple=wish.multiple, quantised=quantised
-        ).form
+        name = pretrained.name_of_model(record.cell["model"])
+        given = (model, tokenizer, to, kind, name)
+        form = gguf_file.write_gguf(*given, multiple=wish.multiple, quantised=quantised).form
     else:
         from bench.export import engine_form
 
         sizes = {"shard_bytes": wish.most, "multiple": wish.multiple}
-        form = engine_form.write_nemotron(model, pruned.tokenizer, to, kind, **sizes)
-    size = sum(file.stat().st_size for file in ([to] if to.is_file() else to.glob("*.safetensors"))) / 1e6
+        form = engine_form.write_nemotron(model, tokenizer, to, kind, **sizes)
+    files = [to] if to.is_file() else to.glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files) / 1e6
     zeros = f", {form.zeros:,} zeros where something is gone" if form.zeros else ""
     stored = quantised or str(kind).removeprefix("torch.")
     return f"{to}: {size:.1f} MB, matrices in {stored}{_measured_in(record, stored)}{zeros}"

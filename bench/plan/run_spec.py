@@ -229,23 +229,8 @@ class RunSpec:
         object.__setattr__(self, "ratios", parse_ratios(self.ratios))
         check_fields(self)
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
-        if not self.seeds:
-            raise UserError("--seed is given nothing; name one value or several, as in 1,2")
-        if not 0 <= min(self.seeds) <= max(self.seeds) <= LARGEST_SEED:
-            raise UserError(f"--seed lies between 0 and {LARGEST_SEED}; got {','.join(map(str, self.seeds))}")
-        for limit in ("cell_memory_mib", "cell_minutes"):
-            if getattr(self, limit) and self.isolate is False:
-                raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
-        if self.threads == "auto" and self.engine != "local":
-            raise UserError(
-                f"--threads auto looks at the cores of this machine; with --engine {self.engine} give a number"
-            )
-        if self.offload and self.engine != "local" and not self.offload.is_absolute():
-            raise UserError(f"--offload is of the machines that measure; give the whole path, not {self.offload}")
-        if isinstance(self.slots, int) and self.slots > MOST_SLOTS:
-            raise UserError(f"--slots is at most {MOST_SLOTS} cells at once; got {self.slots}")
-        if self.slots not in (None, 1) and self.isolate is False:
-            raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
+        self._refuse_seeds()
+        self._refuse_places()
         if self.healing:
             object.__setattr__(self, "healing", replace(self.healing, learning_rate=self.healing.highest))
         known = [attribute.name for attribute in fields(Protocol)]
@@ -259,6 +244,29 @@ class RunSpec:
         self._refuse_two_amounts()
         self._refuse_unknown_methods()
         self.protocols()
+
+    def _refuse_seeds(self) -> None:
+        """Raise UserError where there is no seed, or one outside the limits."""
+        if not self.seeds:
+            raise UserError("--seed is given nothing; name one value or several, as in 1,2")
+        if not 0 <= min(self.seeds) <= max(self.seeds) <= LARGEST_SEED:
+            raise UserError(f"--seed lies between 0 and {LARGEST_SEED}; got {','.join(map(str, self.seeds))}")
+
+    def _refuse_places(self) -> None:
+        """Raise UserError for limits, threads and slots that the engine or the missing process cannot give."""
+        for limit in ("cell_memory_mib", "cell_minutes"):
+            if getattr(self, limit) and self.isolate is False:
+                raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
+        if self.threads == "auto" and self.engine != "local":
+            raise UserError(
+                f"--threads auto looks at the cores of this machine; with --engine {self.engine} give a number"
+            )
+        if self.offload and self.engine != "local" and not self.offload.is_absolute():
+            raise UserError(f"--offload is of the machines that measure; give the whole path, not {self.offload}")
+        if isinstance(self.slots, int) and self.slots > MOST_SLOTS:
+            raise UserError(f"--slots is at most {MOST_SLOTS} cells at once; got {self.slots}")
+        if self.slots not in (None, 1) and self.isolate is False:
+            raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
 
     @property
     def models(self) -> tuple[str, ...]:

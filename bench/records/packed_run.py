@@ -141,23 +141,9 @@ def pack_run(run: Path, target: Path, warn: Callable[[str], None] = say) -> int:
     on it. Raises UserError where there is nothing to pack, where `target` has files, and where a sample is damaged.
     """
     paths = sorted((run / "cells").glob("*.json"))
-    if is_packed(run) and target == run:
-        raise UserError(f"{run} is packed already")
-    if not paths and not is_packed(run):
-        raise UserError(f"{run} is no run folder: it has no cells/*.json")
-    if target != run and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder; name a new one")
+    _refuse_packing(run, target, paths)
     wrong = dict[str, InvalidRecord]()
-    if is_packed(run):
-        every = read_lines(run)
-        wrong = {line.key: line.record for line in every if isinstance(line.record, InvalidRecord)}
-        packed = [line.text for line in every if line.key not in wrong]
-        refuse_none_left(run, packed, wrong)
-        _tables(run, every)
-        for path in files_of_packed_run(run)[1:]:
-            write_atomically(target / path.relative_to(run), path.read_bytes())
-    else:
-        packed = _pack_samples(run, paths, target, wrong)
+    packed = _copy_packed(run, target, wrong) if is_packed(run) else _pack_samples(run, paths, target, wrong)
     if target != run and (run / served.FILE).is_file():
         write_atomically(target / served.FILE, (run / served.FILE).read_bytes())
     write_atomically(target / RECORDS, b"".join(line + b"\n" for line in packed))
@@ -170,6 +156,31 @@ def pack_run(run: Path, target: Path, warn: Callable[[str], None] = say) -> int:
         for path in paths:
             shutil.rmtree(run / "samples" / path.stem, ignore_errors=True)
     return len(packed)
+
+
+def _refuse_packing(run: Path, target: Path, paths: Sequence[Path]) -> None:
+    """Raise UserError where there is nothing to pack, and where `target` has files."""
+    if is_packed(run) and target == run:
+        raise UserError(f"{run} is packed already")
+    if not paths and not is_packed(run):
+        raise UserError(f"{run} is no run folder: it has no cells/*.json")
+    if target != run and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder; name a new one")
+
+
+def _copy_packed(run: Path, target: Path, wrong: dict[str, InvalidRecord]) -> list[bytes]:
+    """Copy the samples of a packed run to `target`, and return the lines of its records.
+
+    wrong  is filled with the errors of lines that hold no record, by key
+    """
+    every = read_lines(run)
+    wrong |= {line.key: line.record for line in every if isinstance(line.record, InvalidRecord)}
+    packed = [line.text for line in every if line.key not in wrong]
+    refuse_none_left(run, packed, wrong)
+    _tables(run, every)
+    for path in files_of_packed_run(run)[1:]:
+        write_atomically(target / path.relative_to(run), path.read_bytes())
+    return packed
 
 
 def _pack_samples(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, InvalidRecord]) -> list[bytes]:

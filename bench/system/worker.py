@@ -286,12 +286,7 @@ def _attend(
                     with _killed_after(limits.silence, process, deaf):
                         give(pipe)
                 elif word in ("alone", "together"):
-                    came = time.monotonic()
-                    if word == "alone":
-                        others_wait.enter_context(alone())
-                    else:
-                        others_wait.close()
-                    began += time.monotonic() - came
+                    began += _hold_others(word, others_wait, alone)
                     pipe.send(None)
                 elif word == "failed":
                     process.join(10)  # it tidies up behind itself
@@ -304,6 +299,18 @@ def _attend(
                 reason = f"left a message half read or half written for {deaf[0]:g} s {where}, and ended"
                 return Failure("timed_out", reason)
             return failures.failure_of_death(process.exitcode, where, kills)
+
+
+def _hold_others(
+    word: str, others_wait: contextlib.ExitStack, alone: Callable[[], contextlib.AbstractContextManager[None]]
+) -> float:
+    """Make the other workers wait for "alone", and let them go on for "together"; return the seconds that this took."""
+    came = time.monotonic()
+    if word == "alone":
+        others_wait.enter_context(alone())
+    else:
+        others_wait.close()
+    return time.monotonic() - came
 
 
 def _receive(pipe: Connection) -> tuple[str, Any]:

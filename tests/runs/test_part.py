@@ -305,12 +305,9 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     refuses(dense, "part", "part belongs to another run, it holds shortgpt--0.2--")
     outside = replace(Job.from_json(job), sources={"../mine.py": MINE})
     refuses(outside.to_json().replace('"sources": {}', '"sources": {"../mine.py": ""}'), "new", "a plugin has the name")
-    plain = json.loads(job)
     plain["cell"]["inputs"]["versions"]["torch"] = "1.0.0"
     refuses(json.dumps(plain), "new", " and not 1.0.0, which the run has; install the same there")
-    plain = json.loads(job)
-    plain["code_sha256"] = "0" * 64
-    refuses(json.dumps(plain), "new", "the code of prunebench ")
+    refuses(json.dumps(json.loads(job) | {"code_sha256": "0" * 64}), "new", "the code of prunebench ")
     assert not list((tmp_path / "new").glob("cells/*"))
     assert "cannot be read: No such file" in refused(capsys, ["cell", "none.json", "--out", str(tmp_path / "new")])
 
