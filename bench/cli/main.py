@@ -70,6 +70,7 @@ class PrintAndExit(argparse.Action):
         self.says = says
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, value: Any, option: str | None = None) -> NoReturn:
+        """Print what the flag asks for, and end the program."""
         print(self.says(value))
         parser.exit()
 

@@ -68,12 +68,15 @@ class InThisProcess:
         self._lost = ""  # the cell that no other one can follow here
 
     def threads(self, timed: bool) -> int:
+        """Return the machine's threads, which the only job has."""
         return self.machine.threads
 
     def has_room(self, timed: bool) -> bool:
+        """Say whether no job waits to be measured."""
         return self._job is None
 
     def submit(self, job: Job) -> None:
+        """Take the job that `next_result` measures. Raises UserError once a crash has taken the GPU."""
         if self._lost:
             raise UserError(
                 f"{self._lost} has left the GPU unusable for this process; run the same command again without "
@@ -82,6 +85,7 @@ class InThisProcess:
         self._job = job
 
     def next_result(self) -> Result:
+        """Measure the job that was submitted, and return its result."""
         job, self._job = self._job, None
         assert job is not None, "there is no job to wait for"
         outcome: dict[str, Any] = {}
@@ -91,6 +95,7 @@ class InThisProcess:
         return Result(job.key, outcome)
 
     def cancel(self) -> None:
+        """Forget the job that waits."""
         self._job = None
 
     def __enter__(self) -> InThisProcess:
@@ -149,9 +154,11 @@ class LocalSession:
         self._cancelled = False
 
     def threads(self, timed: bool) -> int:
+        """Return the threads of a job: all of the machine for a single slot, else a slot's share."""
         return self.machine.threads if self.slots == 1 else self._threads
 
     def has_room(self, timed: bool) -> bool:
+        """Say whether a slot is idle, and no job waits to be timed alone."""
         return bool(self._idle) and not self._gate.is_closed
 
     def begin(self) -> None:
@@ -160,6 +167,7 @@ class LocalSession:
             worker.begin([self._work.__module__])
 
     def submit(self, job: Job) -> None:
+        """Let the worker of the first idle slot measure a job, in a thread that waits for it."""
         slot = self._idle.pop(0)
         self._gate.start(slot)
         thread = threading.Thread(target=self._measure, args=(slot, job), daemon=True)
@@ -167,6 +175,7 @@ class LocalSession:
         thread.start()
 
     def next_result(self) -> Result:
+        """Wait for a job to end, and return its result. Raises what its thread has raised."""
         slot, outcome = self._ended.get()
         job, thread = self._running.pop(slot)
         thread.join()
@@ -176,6 +185,7 @@ class LocalSession:
         return Result(job.key, outcome)
 
     def cancel(self) -> None:
+        """End all jobs that run, and stop the workers."""
         self._end_running()
         for worker in self._workers:
             worker.stop()

@@ -130,14 +130,17 @@ class RaySession:
         self._running: dict[Any, Job] = {}
 
     def threads(self, timed: bool) -> int:
+        """Return the threads that each job asks a node for."""
         return self._ask.threads
 
     def has_room(self, timed: bool) -> bool:
+        """Say whether a job could start. Jobs that are timed and others do not run at once."""
         if any(job.timed != timed for job in self._running.values()):
             return False  # it could be on the same node
         return len(self._running) < (min(self.slots, len(self._timing)) if timed else self.slots)
 
     def submit(self, job: Job) -> None:
+        """Send a job to a node that has its threads and GPUs, one that is timed to a node for timing."""
         ask = self._ask
         needs: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": ask.gpus, "name": job.where}
         if ask.accelerator:
@@ -152,6 +155,7 @@ class RaySession:
         self._running[ref] = job
 
     def next_result(self) -> Result:
+        """Wait for a job to end, and return its result. Raises UserError where no node is left for it."""
         import ray
 
         missing = 0.0  # seconds without a node
@@ -172,6 +176,7 @@ class RaySession:
         return [node for node in list_nodes() if node.id in timing]
 
     def cancel(self) -> None:
+        """End all jobs that run, and wait for them."""
         import ray
 
         for ref in self._running:

@@ -288,6 +288,7 @@ class SlurmSession:
         return Machine(answer["processor"], threads, self._engine.gpus_per_cell, not self._one_machine)
 
     def threads(self, timed: bool) -> int:
+        """Return the threads that each job asks Slurm for."""
         return self._conditions.threads or THREADS
 
     def has_room(self, timed: bool) -> bool:
@@ -325,6 +326,7 @@ class SlurmSession:
             time.sleep(self._queue.pause)
 
     def cancel(self) -> None:
+        """Cancel all jobs of the queue, and forget those that wait to be sent."""
         self._cancel([element.id for element in self._running.values() if element.id])
         self._waiting.clear()
         self._running.clear()

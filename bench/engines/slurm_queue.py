@@ -71,6 +71,7 @@ class SlurmQueue:
         self._folder, self._parameters = folder, dict(parameters)
 
     def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
+        """Submit calls as an array of jobs, and return their ids."""
         import submitit
 
         _be_quiet()
@@ -91,6 +92,7 @@ class SlurmQueue:
             raise UserError(f"sbatch cannot be given cells: {reason_of_error(error)}") from None
 
     def list_waiting(self) -> Mapping[str, str] | None:
+        """Return {id: why it waits} of the jobs in the queue; None where squeue does not answer."""
         listing = _output("squeue", "--me", "--noheader", "--array", "--format=%i %r")
         if listing is None:
             return None
@@ -123,6 +125,7 @@ class ProcessQueue:
         self._folder = folder
 
     def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
+        """Start a process for each call, and return their ids."""
         import submitit
 
         _be_quiet()
@@ -131,13 +134,16 @@ class ProcessQueue:
         return _submit_array(executor, calls)
 
     def list_waiting(self) -> Mapping[str, str] | None:
+        """Return {id: ""} of the processes that run."""
         every = psutil.process_iter(["pid", "cmdline", "status"])
         return {str(process.pid): "" for process in every if self._is_own(process)}
 
     def state(self, name: str) -> str:
+        """Return "": a process has no state that Slurm knows."""
         return ""
 
     def cancel(self, names: Collection[str]) -> Collection[str]:
+        """End processes of this queue; return none, since none is left."""
         for name in names:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if self._is_own(psutil.Process(int(name))):

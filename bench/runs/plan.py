@@ -74,12 +74,15 @@ class SimulatedSession:
         self._at_gate: list[str] = []
 
     def threads(self, timed: bool) -> int:
+        """Return 1, since nothing computes."""
         return 1
 
     def has_room(self, timed: bool) -> bool:
+        """Say whether a slot is idle, and no cell waits to be timed alone."""
         return bool(self._idle) and not self._at_gate
 
     def submit(self, job: Job) -> None:
+        """Begin a cell at the time of the simulated clock."""
         self.begin(job.key)
 
     def begin(self, key: str) -> None:
@@ -92,6 +95,7 @@ class SimulatedSession:
         heapq.heappush(self._next, (comes, slot, key, not alone))
 
     def next_result(self) -> Result:
+        """Move the clock to the next end of a cell, and return an empty result of it."""
         while True:
             self.now, slot, key, ends = heapq.heappop(self._next)
             if not ends:
@@ -112,6 +116,7 @@ class SimulatedSession:
         self._at_gate.clear()
 
     def cancel(self) -> None:
+        """Forget all cells that run."""
         self._next.clear()
 
     def __enter__(self) -> SimulatedSession:

@@ -186,9 +186,11 @@ class RecordedRemovals(methods.Pruner):
     takes_ratio = False
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return an empty plan: the decisions are known."""
         return {}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Cut what the decisions name, and return them without the removed units."""
         _cut_what_is_named(model, self.decisions)
         return {name: what for name, what in self.decisions.items() if name not in decisions.UNITS}  # counts may be old
 

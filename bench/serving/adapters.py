@@ -57,12 +57,15 @@ class ByLlamaCpp:
         self.version = llama_cpp.version_of_package() if llama_cpp.is_installed() else ""
 
     def computes_on(self) -> dict[str, Any]:
+        """Return the device, always the CPU."""
         return {"device": "cpu"}
 
     def require(self, protocol: ServedProtocol) -> None:
+        """Raise UserError where llama.cpp is not installed."""
         llama_cpp.require(f"models are served by {self.name}")
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
+        """Write a model as a GGUF file. Raises NotServed where the format does not hold it."""
         file = path.with_name(f"{path.name}.gguf")
         quantised = kind if kind in QUANTISED else None
         dtype = torch.float32 if quantised else getattr(torch, kind)
@@ -81,6 +84,7 @@ class ByLlamaCpp:
         return ExportedModel(file, GGUF, kind, file.stat().st_size, step_bytes)
 
     def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        """Return llama.cpp's checks of a file, and its perplexity where it computed one."""
         checking = engine_check.check_gguf(
             exported.path, model.tokenizer, text.ids, threads=self.threads, minutes=self.minutes
         )
@@ -100,6 +104,7 @@ class ByLlamaCpp:
     def speed(
         self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
+        """Return the speed of a file beside that of the dense model."""
         speed, failure = llama_cpp.time_files(
             dense.path,
             exported.path,
@@ -139,6 +144,7 @@ class ByOtherPython:
         self._ours: tuple[Callable[[], PrunedModel | None], float] = (lambda: None), math.nan
 
     def require(self, protocol: ServedProtocol) -> None:
+        """Ask the other Python for its version and device. Raises UserError where it has no such engine."""
         if not protocol.engine_python:
             raise UserError(f"{self.name} runs in a Python of its own: --engine-python PATH/bin/python")
         try:
@@ -147,9 +153,11 @@ class ByOtherPython:
             raise UserError(f"{protocol.engine_python} has no {self.name}: {error}") from None
 
     def computes_on(self) -> dict[str, Any]:
+        """Return the device that the other Python has named."""
         return self._device
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
+        """Write a model as a folder for stock transformers. Raises NotServed where no stock class holds it."""
         try:
             config_of_uniform(model.model, describe(model.model))
         except Uneven as error:
@@ -169,6 +177,7 @@ class ByOtherPython:
         )
 
     def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        """Return the engine's perplexity of a text, checked against that of this program."""
         ours = self._perplexity(model, text)
         try:
             nll = self.program.likelihoods(exported.path, exported.type, text.ids.tolist())
@@ -200,6 +209,7 @@ class ByOtherPython:
     def speed(
         self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
+        """Return the speed of a model beside that of the dense model, each timed in turns."""
         models = {"dense": dense, "pruned": exported}
         turns: dict[str, dict[TimedPoint, list[list[Pass]]]] = {
             name: {point: [] for point in points} for name in models

@@ -67,6 +67,7 @@ class WallClock:
         self.wait, self.now = wait or (lambda: None), now
 
     def run(self, work: Workload) -> Pass:
+        """Return the milliseconds of each step of a workload, read while the device is idle."""
         work.reset()
         self.wait()
         stamps = [self.now()]
@@ -88,6 +89,7 @@ class EventClock:
         self.event, self.wait, self.now = event, wait, now
 
     def run(self, work: Workload) -> Pass:
+        """Return the milliseconds of each step of a workload, between events in the GPU's own queue."""
         work.reset()
         events = [self.event() for _ in range(work.steps + 1)]
         self.wait()

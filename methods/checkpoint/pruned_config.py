@@ -72,6 +72,7 @@ class PrunedForCausalLM:
 
     @classmethod
     def from_pretrained(cls, *args: Any, config: PrunedConfig, **options: Any) -> Any:
+        """Return a pruned model, of the class that its configuration names, cut to its shapes."""
         return class_that_cuts(config).from_pretrained(*args, config=config, **options)
 
     @classmethod

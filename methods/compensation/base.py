@@ -114,29 +114,36 @@ class CompensatedPruner(Pruner):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # it follows from the parts
+        """Return 'method+compensation'."""
         return f"{self.pruner.name}+{self.compensation.name}"
 
     @property
     def fixed(self) -> bool:
+        """Say whether the method's own parameters decide what goes."""
         return self.pruner.fixed
 
     @property
     def uneven_because(self) -> str:
+        """Return the reason of the compensation, or else the method's."""
         return self.compensation.uneven_because or self.pruner.uneven_because
 
     @property
     def alone(self) -> Pruner:
+        """Return the method without the compensation."""
         return self.pruner.alone
 
     @property
     def mlp_solves(self) -> float:
+        """Return the method's own number."""
         return self.pruner.mlp_solves
 
     @property
     def residual_solves(self) -> float:
+        """Return the method's own number."""
         return self.pruner.residual_solves
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return the forwards of both parts together."""
         return self.pruner.forwards(layers, removed, tokens) + self.compensation.forwards
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
@@ -148,6 +155,7 @@ class CompensatedPruner(Pruner):
         return self.pruner.plan(model, ratio)
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Prune with the method and repair with the compensation; return the decisions of both."""
         dense = make_twin(model)
         if self.compensation.by_layer and model.store is None:  # what a width method cuts is not on the device twice
             dense.swap_stack(nn.ModuleList(layer.on(torch.device("cpu")).module for layer in dense.layers))
@@ -239,10 +247,13 @@ class ResidualMap(Compensation):
         """Return M (D, D), in float64, as the fit's W."""
 
     def parameters_added(self, pruning: Pruning) -> int:
+        """Return the parameters of a D x D matrix for each boundary."""
         D: int = pruning.dense.embed.embedding_dim
         return len(require_boundaries(pruning)) * D * D
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        """Fit a map at each boundary, put it behind the layer in front, and return the fits."""
+
         def at(cut: Boundary, batches: list[BoundaryStates]) -> Repair:
             fitted = self.fit(batches)
             put_map(pruning.pruned, cut.behind, fitted.W)

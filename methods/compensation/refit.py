@@ -66,9 +66,11 @@ class Refit(Compensation):
 
     @property
     def uneven_because(self) -> str:
+        """Return the reason where intercepts become biases."""
         return "refit:intercept adds biases" if self.intercept else ""
 
     def parameters_added(self, pruning: Pruning) -> int:
+        """Return the parameters of the intercepts. Raises Unsupported for a collapsed layer that is narrowed."""
         collapsed = {first: last for first, last in pruning.windows}
         for number, pair in zip(pruning.kept, pairs_of_layers(pruning), strict=True):
             if number in collapsed and find_narrowed(*pair):
@@ -83,6 +85,7 @@ class Refit(Compensation):
 
     @torch.no_grad()
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        """Fit the matrices that write what narrowed units gave, layer by layer, and return which."""
         widths = [[matrix.in_features for matrix in find_narrowed(*pair).values()] for pair in pairs_of_layers(pruning)]
         if not any(widths):
             return {"refitted": [], "tokens": 0}

@@ -49,10 +49,12 @@ class Reinitialize(Compensation):
     look = Look("grey", "dotted", "X")
 
     def parameters_added(self, pruning: Pruning) -> int:
+        """Return 0: it draws weights that are there."""
         return 0
 
     @torch.no_grad()
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        """Draw all weights anew from the seed, as at the start of training."""
         model: Any = pruning.pruned.model
         host = copy_tensors(model, torch.device("cpu"))  # so that the draws are the same on every device
         drawn: Any = copy.deepcopy(model, host)  # drops the marks of loaded weights, so that they are drawn again

@@ -68,11 +68,14 @@ class ReplaceMe(Compensation):
     look = Look("vermillion", "solid", "o")
 
     def parameters_added(self, pruning: Pruning) -> int:
+        """Return 0: the map is folded in. Raises Unsupported where no layer is left in front of the first boundary."""
         if require_boundaries(pruning)[0].behind < 0:
             raise Unsupported("nothing is left in front of the first cut that could take a map; ghost serves it")
         return 0
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        """Fit a map at each boundary, fold it into the MLP in front, and return the fits."""
+
         def at(cut: Boundary, batches: list[BoundaryStates]) -> Repair:
             layer = pruning.pruned.layers[cut.behind]
             if layer.family.post_norms:

@@ -63,6 +63,7 @@ class Scale(Compensation):
     look = Look("sky", "solid", "v")
 
     def parameters_added(self, pruning: Pruning) -> int:
+        """Return 0: factors go into matrices. Raises Unsupported where the residual is read without a norm."""
         if pruning.pruned.final_norm is None or not pruning.pruned.family.attn_norm:
             family = pruning.pruned.config.model_type
             raise Unsupported(f"{family} reads the residual without a norm somewhere, which a factor changes")
@@ -70,6 +71,7 @@ class Scale(Compensation):
         return 0
 
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        """Fit a factor of the residual at each boundary, and divide by it what later layers add."""
         factors: list[float] = []  # of the residual behind each boundary, all earlier boundaries included
 
         def at(cut: Boundary, batches: list[BoundaryStates]) -> Repair:

@@ -57,9 +57,11 @@ class Angular(OneShot):
 
     @property
     def holds(self) -> Holds:
+        """Return the memory of states in front of two layers, or of all where every token counts."""
         return Holds(states=2, all_layers=1.0 if self.token == "all" else 0.0, parks="all_layers")
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Drop the run of layers whose ends are nearest by angle; return the distances too."""
         n, L = self.plan(model, ratio)["layers"], len(model.layers)
         if not n:
             return {"removed_layers": []}

@@ -59,7 +59,9 @@ class FinerCut(GreedyBlocks):
 
     @property
     def loss(self) -> str:
+        """Return the distance by which trials compare."""
         return self.distance
 
     def blocks(self, model: Decoder) -> list[Sublayer]:
+        """Return the sublayers that may go, from `keep_first` on."""
         return [block for block in sublayers_of(model, *MODES[self.mode]) if block.layer >= self.keep_first]

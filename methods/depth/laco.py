@@ -95,17 +95,21 @@ class LaCo(Pruner):
     tiny = "C=3,I=1"
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of the sentences that compare states."""
         return min(tokens, self.sentences * self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return a third of a forward over few tokens for each window that is tried."""
         windows = layers if self.T is not None else WINDOWS * removed
         return windows / 3 * max(FEW, self.tokens_read(tokens)) / tokens
 
     @property
     def fixed(self) -> bool:
+        """Say whether a threshold T is given, which alone decides."""
         return self.T is not None
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the layers to remove, none for a threshold. Raises OutOfReach where windows cannot give so many."""
         model.refuse_experts()
         if self.T is not None:
             return {}
@@ -120,6 +124,7 @@ class LaCo(Pruner):
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Merge windows of layers while the states stay similar; return the merges."""
         count = len(model.layers) if self.T is not None else self.plan(model, ratio)["layers"]
         if not count:
             return {"removed_layers": []}
@@ -173,6 +178,7 @@ class LaCoPublished(LaCo):
     look = Look("vermillion", "dashed", "s")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return half a forward over few tokens for each window that is tried."""
         return PUBLISHED_WINDOWS / 2 * max(FEW, self.tokens_read(tokens)) / tokens
 
 

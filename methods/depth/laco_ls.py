@@ -117,12 +117,15 @@ class LaCoLS(Pruner):
 
     @property
     def holds(self) -> Holds:
+        """Return the memory of states of several layers, of the sums of a fit and of logits."""
         return Holds(all_layers=3.5, squares=6.5 if self.attention else 3, logits=6)
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of the longer of the two searches."""
         return min(tokens, max(self.search_tokens, self.final_tokens))
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return the forwards of the fits, of the trials, and of the finalists."""
         fits = 2 * self.sweeps + 1 + self.attention
         steps = max(1.0, removed)
         trials = steps * (self.trials + self.divisions + 2) / 2 + EXCHANGES * (self.exchanges / 2 + 1)
@@ -132,6 +135,7 @@ class LaCoLS(Pruner):
         return fits + of_some / max(tokens, self.final_tokens)
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the layers to remove. Raises Unsupported for models whose fit is not linear."""
         model.refuse_experts()
         if model.family.post_norms and (self.attention or self.sweeps > 1):
             raise Unsupported(
@@ -144,6 +148,7 @@ class LaCoLS(Pruner):
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Search a division into windows, and fit one layer to each window; return both."""
         n = self.plan(model, ratio)["layers"]
         if not n:
             return {"removed_layers": []}
@@ -259,6 +264,7 @@ class DivisionPath:
 
     @property
     def windows(self) -> Division:
+        """Return the last division, or that into single layers."""
         return self.divisions[-1] if self.divisions else division_into_layers(self.L)
 
     def take(self, division: Division, losses: dict[Division, float] | None) -> None:

@@ -37,9 +37,11 @@ class DropTail(Pruner):
     look = Look("grey", "solid", "v")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the number of layers to remove."""
         return {"layers": whole_layers(model, ratio)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Drop the last layers in front of those that stay."""
         n = whole_layers(model, ratio)
         end = len(model.layers) - self.keep_last
         return drop_layers(model, list(range(end - n, end)))
@@ -59,9 +61,11 @@ class DropRandom(RandomPruner):
     look = Look("grey", "dashed", "X")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the number of layers to remove."""
         return {"layers": whole_layers(model, ratio)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Drop the last layer and layers that are drawn; return the seed too."""
         n, last = whole_layers(model, ratio), len(model.layers) - 1
         seed = calibration.seed if self.seed is None else self.seed
         order = torch.randperm(last - 1, generator=torch.Generator().manual_seed(seed)) + 1
@@ -105,6 +109,7 @@ class Drop(Pruner):
         return sorted({number for first, last in self.ranges() for number in range(first, last + 1)})
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the number of layers that are named. Raises OutOfReach where the model has no such layer."""
         count, highest = len(model.layers), max(last for _, last in self.ranges())
         if highest >= count:
             raise OutOfReach(f"there is no layer {highest}: the model has layers 0 to {count - 1}")
@@ -114,5 +119,6 @@ class Drop(Pruner):
         return {"layers": len(numbers)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Drop the layers that are named."""
         self.plan(model, ratio)
         return drop_layers(model, self.numbers())

@@ -64,13 +64,16 @@ class LLMDrop(Pruner):
 
     @property
     def uneven_because(self) -> str:
+        """Return the reason where sublayers go alone."""
         return "" if self.mode == "block" else "it removes single attentions and MLPs"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the parameters that are left."""
         blocks = sublayers_of(model, *MODES[self.mode])
         return {"parameters": parameters(model) - parameters_of_blocks(model, ratio, blocks)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Drop the sublayers that change the residual least, as far as the budget goes."""
         rest = parameters_of_blocks(model, ratio, sublayers_of(model, *MODES[self.mode]))
         if not rest:
             return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}

@@ -81,12 +81,15 @@ class LLMStreamline(Pruner):
     tiny = "passes=2"
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return three forwards, and those of training one layer."""
         return 3 + 5 * self.passes / layers
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the number of layers to remove, where one stays in their place."""
         return {"layers": whole_layers(model, ratio, stay=1)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Replace the run of layers that changes the residual least by one that is trained."""
         n = self.plan(model, ratio)["layers"]
         if not n:
             return {"removed_layers": []}
@@ -197,6 +200,7 @@ class LayerTraining:
         return squares.sum()
 
     def step(self, rows: list[int]) -> None:
+        """Take one step of the optimiser on some rows of tokens."""
         with torch.enable_grad(), make_repeatable(self.model):
             total, count = self.squares(rows)
             torch.autograd.backward(total / count)
@@ -215,6 +219,7 @@ class LayerTraining:
         return sum(float(self.squares([row])[0]) for row in rows) / wanted
 
     def weights(self) -> dict[str, Tensor]:
+        """Return copies of the weights by name."""
         return {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
 
 

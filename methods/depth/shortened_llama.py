@@ -63,9 +63,11 @@ class ShortenedLlama(OneShot):
     look = Look("green", "solid", "o")
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of its parameter at most."""
         return min(tokens, self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return half a model for each layer that is left out."""
         return layers / 2 * self.tokens_read(tokens) / tokens
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
@@ -98,12 +100,15 @@ class ShortenedLlamaTaylor(OneShot):
     look = Look("green", "dashed", "s")
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of its parameter at most."""
         return min(tokens, self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return a forward, a backward, and what gradients layer by layer repeat."""
         return 4 * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the number of layers to remove, and those that are protected."""
         n = whole_layers(model, ratio)
         candidates = self.candidates(len(model.layers), n)
         return {"layers": n, "protected_layers": [l for l in range(len(model.layers)) if l not in candidates]}

@@ -57,19 +57,24 @@ class SLEB(Pruner):
 
     @property
     def holds(self) -> Holds:
+        """Return the memory of states in front of every layer and of the logits that the loss needs."""
         return Holds(all_layers=1.5, steps=2, logits=3 if self.loss == "nll" else 8)
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of its parameter at most."""
         return min(tokens, self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return half a model for each layer that is left out in each step."""
         tried = removed * (layers / 2) * (1 - removed / (2 * layers)) ** 2  # half of a model, which loses layers
         return (1 + tried) * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the number of layers to remove between those that stay."""
         return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Drop one layer after the other, each time that without which the loss is lowest."""
         n, L = self.plan(model, ratio)["layers"], len(model.layers)
         if not n:
             return {"removed_layers": []}

@@ -57,6 +57,7 @@ class LowestExperts(Pruner):
     paper_ratio = "the experts of each layer"
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return two forwards, since experts that are taken compute twice; none without calibration."""
         return 0.0 if self.looks_at == "nothing" else 2.0  # experts that are taken compute twice
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
@@ -64,9 +65,11 @@ class LowestExperts(Pruner):
         raise NotImplementedError
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the experts to remove from each layer."""
         return {"removed_per_layer": {"experts": experts_to_go(model, ratio)}}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Remove the experts with the lowest scores from each layer."""
         plan = self.plan(model, ratio)
         n, mixtures = plan["removed_per_layer"]["experts"], mixtures_of(model)
         removed: list[list[int]] = [[] for _ in model.layers]
@@ -90,6 +93,7 @@ class Reap(LowestExperts):
     look = Look("blue", "mixed", "P")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
+        """Return for each layer the mean of gate times norm over the tokens that an expert gets."""
         return [weighed / N.clamp(min=1) for N, _, weighed in shared_statistics(sum_routed_outputs, model, calibration)]
 
 
@@ -101,6 +105,7 @@ class ExpertNorm(LowestExperts):
     look = Look("green", "dotted", "^")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
+        """Return for each layer the sums of the norms of experts' outputs."""
         return [norms for _, norms, _ in shared_statistics(sum_routed_outputs, model, calibration)]
 
 
@@ -112,6 +117,7 @@ class ExpertFrequency(LowestExperts):
     look = Look("orange", "dotted", "v")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
+        """Return for each layer how many tokens an expert gets."""
         return [N for N, _, _ in shared_statistics(sum_routed_outputs, model, calibration)]
 
 
@@ -128,14 +134,17 @@ class ExpertRandom(LowestExperts, RandomPruner):
     look = Look("grey", "mixed", "p")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
+        """Return for each layer numbers that are drawn."""
         generator = torch.Generator().manual_seed(self._seed(calibration))
         counts = [experts.count for experts in mixtures_of(model).values()]
         return [torch.rand(count, dtype=torch.float64, generator=generator) for count in counts]
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Remove experts that are drawn; return the seed too."""
         return super().prune(model, calibration, ratio) | {"seed": self._seed(calibration)}
 
     def notes_of_scores(self, units: Sequence[Tensor]) -> dict[str, Any]:
+        """Return nothing, since the scores are drawn."""
         return {}
 
     def _seed(self, calibration: Calibration) -> int:

@@ -131,6 +131,7 @@ class Step:
 
     @property
     def last(self) -> Tensor:
+        """Return where the last token of each sequence is."""
         return self.mask & ~nn.functional.pad(self.mask[:, 1:], (0, 1))
 
 

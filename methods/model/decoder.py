@@ -95,6 +95,7 @@ class Decoder:
 
     @property
     def layers(self) -> list[Layer]:
+        """Return the layers. Raises Unsupported where the configuration names other layers than there are."""
         heads = self.config.num_attention_heads
         group = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
         width = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
@@ -237,6 +238,7 @@ class Decoder:
 
     @property
     def final_norm(self) -> Any:
+        """Return the norm behind the last layer."""
         return attrgetter(self.family.final_norm)(self.model)
 
     @final_norm.setter

@@ -35,6 +35,7 @@ Sums = dict[Tensor, Tensor]  # a weight -> a sum for it, of its shape, in float3
 
 
 def make_zeros(weights: Iterable[Tensor]) -> Sums:
+    """Return a sum of zeros for each weight."""
     return {weight: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights}
 
 

@@ -44,18 +44,22 @@ class LowRank(nn.Module):
 
     @property
     def in_features(self) -> int:
+        """Return the width of its input."""
         return self.down.in_features
 
     @property
     def out_features(self) -> int:
+        """Return the width of its output."""
         return self.up.out_features
 
     @property
     def rank(self) -> int:
+        """Return the width between its two factors."""
         return self.down.out_features
 
     @property
     def bias(self) -> Tensor | None:
+        """Return the second factor's bias."""
         return self.up.bias
 
     def __getattr__(self, name: str) -> Any:
@@ -67,6 +71,7 @@ class LowRank(nn.Module):
         return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the product with both factors."""
         y: Tensor = self.up(self.down(x))
         return y
 
@@ -99,6 +104,7 @@ class MappedLayer(nn.Module):
         self.behind: nn.Linear | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the layer's output, with the map in front of it and the one behind it."""
         x = hidden_states
         if self.before is not None:
             x = x.to(self.before.weight.device)
@@ -168,6 +174,7 @@ class SlicedLayer(nn.Module):
         self.shortcuts = nn.ModuleList(make_linear(shortcut.T.contiguous(), None) for shortcut in shortcuts)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the layer's output, with maps between the bases of its sublayers."""
         layer, arguments = self.view, self.view.bind(args, kwargs)
         x = hidden_states.to(layer.out.weight.device)
         h = layer.attn_norm(x)
@@ -185,6 +192,7 @@ class RMS(nn.Module):
         self.D, self.eps = D, eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the states divided by their root mean square over the dense width."""
         h = x.float()
         return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) / self.D + self.eps)).to(x.dtype)
 

@@ -64,10 +64,12 @@ class Layer:
 
     @property
     def has_attention(self) -> bool:
+        """Say whether the attention is still there."""
         return not isinstance(getattr(self.inner, self.family.attn), Removed)
 
     @property
     def has_mlp(self) -> bool:
+        """Say whether the MLP is still there."""
         return not isinstance(attrgetter(self.family.mlp or self.family.down)(self.inner), Removed)
 
     def remove_attention(self) -> None:
@@ -115,6 +117,7 @@ class Layer:
 
     @property
     def attn(self) -> nn.Module:
+        """Return the attention."""
         return self._part(self.family.attn)
 
     @property
@@ -156,6 +159,7 @@ class Layer:
 
     @property
     def matrices(self) -> list[nn.Linear]:
+        """Return the matrices of both sublayers. Raises Unsupported for a mixture of experts."""
         if self.has_mlp:
             self.refuse_experts()
         return list(self.named_matrices().values())
@@ -173,10 +177,12 @@ class Layer:
 
     @property
     def attn_norm(self) -> nn.Module:
+        """Return the norm in front of the attention."""
         return self._norm(0)
 
     @property
     def mlp_norm(self) -> nn.Module:
+        """Return the norm in front of the MLP."""
         return self._norm(1)
 
     def _norm(self, which: int) -> nn.Module:
@@ -184,6 +190,7 @@ class Layer:
         return self._part(name) if name else nn.Identity()
 
     def set_norms(self, attn_norm: nn.Module, mlp_norm: nn.Module) -> None:
+        """Put two modules in the places of both norms."""
         for name, norm in zip(self._norms, (attn_norm, mlp_norm), strict=True):
             setattr(self.inner, name, norm)
 

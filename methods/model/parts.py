@@ -175,6 +175,7 @@ class Removed(nn.Module):
         self.counts = False  # True where no attention of the layer's kind is left: then this gives the cache a length
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return zeros; an attention also tells the cache how many tokens came."""
         nothing = torch.zeros_like(hidden_states)
         if not self.pair:
             return nothing
@@ -193,4 +194,5 @@ class Times(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the states times the factor."""
         return x * self.factor

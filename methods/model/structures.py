@@ -99,10 +99,12 @@ class Structure:
 
     @property
     def parts(self) -> list[MatrixSlice]:
+        """Return the slices of the matrices that its units are rows or columns of."""
         return slices_of_attention(self.layer) if self.kind == "kv_heads" else slices_of_mlp(self.layer)
 
     @property
     def removed(self) -> list[int]:
+        """Return the numbers of the units that are cut."""
         return sorted(set(range(self.size)) - set(self.left))
 
     @property
@@ -178,6 +180,7 @@ class Sublayer:
 
     @staticmethod
     def parse(text: str) -> Sublayer:
+        """Return the sublayer of a text such as 'mlp 3'."""
         part, _, layer = text.partition(" ")
         return Sublayer(part, int(layer))
 

@@ -77,9 +77,11 @@ class EvoPress(Pruner):
     tiny = "generations=3,offspring=4,initial=6,tokens=48"
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of the longest of its comparisons."""
         return min(tokens, max(self.tokens, self.final_tokens))
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return the forwards over all generations, of children on few tokens and of parents on many."""
         left, first, final = 1 - removed / layers, min(tokens, self.tokens), min(tokens, self.final_tokens)
         generations = self.generations or generations_of(round(removed), layers)
         children = (1 + self.offspring * left) * first
@@ -88,9 +90,11 @@ class EvoPress(Pruner):
 
     @property
     def uneven_because(self) -> str:
+        """Return the reason where sublayers go alone."""
         return "" if self.whole else "it removes single attentions and MLPs"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return how many sublayers of each kind go."""
         return {"blocks_of_each_kind": self.how_many(model, ratio)}
 
     def how_many(self, model: Decoder, ratio: float) -> int:
@@ -121,6 +125,7 @@ class EvoPress(Pruner):
         return [sublayers_of(model, part) for part in (("layer",) if self.whole else ("attention", "mlp"))]
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Search which sublayers go by mutation and selection, and remove them."""
         k, outcome = self.how_many(model, ratio), dict[str, Any]()
         removed = Replacements()
         if k:

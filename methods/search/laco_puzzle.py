@@ -67,22 +67,27 @@ class LaCoPuzzle(Pruner):
 
     @property
     def holds(self) -> Holds:
+        """Return the memory of laco-ls."""
         return LaCoLS().holds
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of laco-ls."""
         return LaCoLS().tokens_read(tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return the forwards of laco-ls, of puzzle and of refit together."""
         of_windows = LaCoLS().forwards(layers, self.collapsed * removed, tokens)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
         return of_windows + narrow.forwards(layers, removed, tokens) + Refit.forwards
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the parameters that are left."""
         LaCoLS().plan(model, self._by_layers(model, ratio))
         choices_of_layers(model, self.steps, self.heads)
         return {"parameters": parameters(model) - self._count_collapsed(model, ratio)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Collapse windows for a share of the budget, narrow what is left for the rest, and refit."""
         to_remove = self._count_collapsed(model, ratio)
         if not to_remove:
             return {}

@@ -96,18 +96,22 @@ class Puzzle(Pruner):
     tiny = "steps=2,tokens=48,best=3"
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of its parameter at most."""
         return min(tokens, self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return the forwards of every choice of every layer, and of the best solutions."""
         choices = (self.steps + 1) * (self.heads + 1) - 1
         tried = 0.8 * layers * choices + self.best * (1 - removed / layers)
         return 1 + tried * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the parameters that are left."""
         choices_of_layers(model, self.steps, self.heads)
         return {"parameters": parameters(model) - parameters_of_blocks(model, ratio, blocks_of(model))}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Choose what stays of each layer by a mixed-integer program over damages measured alone."""
         to_remove = parameters_of_blocks(model, ratio, blocks_of(model))
         return self.solve(model, calibration, layer_parameters, to_remove)
 
@@ -213,6 +217,7 @@ class Narrow:
     ranks: Ranks
 
     def __call__(self, layer: Layer, narrowed: Collection[Narrowed]) -> Layer:
+        """Return a layer that shares its matrices with the given one, narrowed to the units ranked first."""
         left = layer.copy_sharing_matrices()
         left.store = None  # the store knows the layer itself, and keeps no copy
         for replacement in narrowed:

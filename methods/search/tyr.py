@@ -93,23 +93,28 @@ class Tyr(Pruner):
 
     @property
     def holds(self) -> Holds:
+        """Return the memory of obs, and of its models at all levels on the host."""
         return Holds(states=2, squares=5, copies=1, hosted=self.levels / 3)
 
     @property
     def mlp_solves(self) -> float:
+        """Return the number of obs for each round and for the last cut."""
         return (self.rounds + 1) * OBS.mlp_solves
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return the forwards of obs for each round, and of all comparisons."""
         compared = (self.offspring + 1) * self.tokens + (self.survivors + 2) * self.final_tokens
         of_states = self.rounds * self.generations * compared / max(tokens, self.final_tokens)
         return (self.rounds + 1) * OBS().forwards(layers, removed, tokens) + of_states
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the parameters that are left."""
         structures = structures_of(model, *KINDS)
         counts = find_equal_widths(model, structures, ratio, self.multiple)
         return {"parameters": parameters(model) - sum(counts[each.kind] * each.cost for each in structures)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Search how many units each layer keeps, and cut them as obs does."""
         structures = structures_of(model, *KINDS)
         counts, outcome = find_equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
         left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}

@@ -102,9 +102,11 @@ class Limit:
         self.lowest, self.sums = lowest, sorted(sums)
 
     def add(self, total: float) -> None:
+        """Note the sum of a candidate that has ended."""
         insort(self.sums, total)
 
     def is_below(self, total: float) -> bool:
+        """Say whether a sum so far is above what a candidate can win with."""
         if self.lowest is None or len(self.sums) < self.lowest:
             return False
         return total > (1 + ROUNDING) * self.sums[self.lowest - 1]

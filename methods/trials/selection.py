@@ -158,12 +158,15 @@ class GreedyBlocks(Pruner):
 
     @property
     def holds(self) -> Holds:
+        """Return the memory of states in front of every layer and of the logits that the loss needs."""
         return Holds(all_layers=1.5, steps=2, logits=3 if self.loss == "nll" else 8)
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of its parameter at most."""
         return min(tokens, self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return half a model for each sublayer that is left out in each step."""
         blocks = BLOCKS * removed
         tried = blocks * layers * (1 - blocks / (4 * layers)) ** 2  # half of a model for each of both kinds of block
         return 1.3 * (1 + tried) * self.tokens_read(tokens) / tokens
@@ -178,9 +181,11 @@ class GreedyBlocks(Pruner):
         return sublayers_of(model, "attention", "mlp")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the parameters that are left."""
         return {"parameters": parameters(model) - parameters_of_blocks(model, ratio, self.blocks(model))}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Remove one sublayer after the other, each time that without which the loss is lowest."""
         blocks = self.blocks(model)
         budget = parameters_of_blocks(model, ratio, blocks)
         if not budget:
@@ -206,9 +211,11 @@ class OneShot(Pruner):
         return range(self.keep_first, L - self.keep_last)
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the number of layers to remove between those that stay."""
         return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Drop the layers with the lowest scores at once; return the scores too."""
         plan = self.plan(model, ratio)
         n = plan.pop("layers")
         if not n:

@@ -101,6 +101,7 @@ class ReleasedMoments(Moments):
 
     @property
     def variance(self) -> Tensor:
+        """Return v, (C,), as the released code divides it."""
         return self.S / max(1, self.n - 1)
 
 
@@ -130,9 +131,11 @@ class FLAP(WidthPruner):
 
     @property
     def adds_biases(self) -> bool:
+        """Say whether biases make up for what goes."""
         return self.bias and not self.uniform
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the units to remove from each layer, or the parameters that are left where layers differ."""
         structures = structures_of(model, *KINDS)
         if self.equal:
             return {
@@ -150,6 +153,7 @@ class FLAP(WidthPruner):
         return {"budget": round((1 - ratio) * dense)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Cut the units that vary least; their means become biases where `adds_biases`."""
         plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
         if ratio:
             if self.variance == "released" and len(calibration.ids) < 2:

@@ -109,9 +109,11 @@ class LLMPruner(WidthPruner):
     tiny = "sequences=4,tokens=16"
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of the sequences that give gradients."""
         return min(tokens, self.sequences * self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return the forwards of a gradient for each step."""
         return 4 * self.steps * self.tokens_read(tokens) / tokens
 
     def __post_init__(self) -> None:
@@ -122,9 +124,11 @@ class LLMPruner(WidthPruner):
 
     @property
     def fixed(self) -> bool:
+        """Say whether the share r is given, which alone decides."""
         return self.r is not None
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the layers that are protected, and the parameters that are left."""
         structures, dense = self.structures(model, ratio), parameters(model)
         cut = self.cut(model, structures, ratio)
         protected, usual = self.layers_to_protect(model, ratio), self.protected_by_default(len(model.layers))
@@ -138,6 +142,7 @@ class LLMPruner(WidthPruner):
         return plan | {"r": cut.channels, "closed_by_channels": cut.heads != cut.channels, "parameters": count}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Cut the units with the least Taylor scores, in steps."""
         plan, structures, dense = self.plan(model, ratio), self.structures(model, ratio), parameters(model)
         cut = self.cut(model, structures, ratio)
         share = ratio if self.r is None else self.r
@@ -325,6 +330,7 @@ class WidthCut:
         return min((n - int(n * (1 - r))) // structure.width, structure.size - 1)
 
     def parameters(self, structures: list[Structure]) -> int:
+        """Return the parameters that go with the cut of the structures."""
         return sum(structure.cost * self.units(structure) for structure in structures)
 
 
@@ -335,9 +341,11 @@ class EqualWidthCut:
     counts: dict[str, int]
 
     def units(self, structure: Structure, part: float = 1.0) -> int:
+        """Return the units of its kind that go from a structure, or a part of them."""
         return round(part * self.counts[structure.kind])
 
     def parameters(self, structures: list[Structure]) -> int:
+        """Return the parameters that go with the cut of the structures."""
         return sum(structure.cost * self.units(structure) for structure in structures)
 
 

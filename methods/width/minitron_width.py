@@ -56,9 +56,11 @@ class MinitronWidth(WidthPruner):
     look = Look("sky", "mixed", "D")
 
     def structures(self, model: Decoder) -> list[Structure]:
+        """Return the channels of the model, and its heads where these are cut too."""
         return structures_of(model, *(("kv_heads", "channels") if self.heads else ("channels",)))
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the units to remove from each layer."""
         try:
             return {
                 "removed_per_layer": find_equal_widths(
@@ -69,6 +71,7 @@ class MinitronWidth(WidthPruner):
             raise OutOfReach(f"{error}" if self.heads else f"{error}; heads=True reaches further") from None
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Cut the units with the least activity."""
         plan, structures = self.plan(model, ratio), self.structures(model)
         counts = plan["removed_per_layer"]
         if any(counts.values()):

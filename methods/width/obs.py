@@ -102,9 +102,11 @@ class OBS(WidthPruner):
     look = Look("orange", "dashed", "h")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return two forwards, and sums of products in float64."""
         return 3.4  # two, and sums of products in float64
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the units to remove from each layer."""
         return {
             "removed_per_layer": find_equal_widths(
                 model, structures_of(model, *KINDS), ratio, self.multiple, uniform=self.uniform
@@ -113,6 +115,7 @@ class OBS(WidthPruner):
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Cut the cheapest units of each layer in rounds, and update what is left of the matrix after each."""
         plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
         equal = plan["removed_per_layer"]
         counts = {(each.number, each.kind): equal[each.kind] for each in structures if equal[each.kind]}
@@ -202,6 +205,7 @@ class Cut(NamedTuple):
     missed: Tensor
 
     def make(self, structure: Structure) -> None:
+        """Cut the units, and put the updated matrix in."""
         structure.drop(self.units.tolist())
         matrix = structure.writer
         matrix.weight = nn.Parameter(self.V.to(matrix.weight.device), matrix.weight.requires_grad)

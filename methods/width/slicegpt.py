@@ -90,6 +90,7 @@ class SliceGPT(Pruner):
     look = Look("black", "solid", "D")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return two forwards, since each layer is passed once more after its cut."""
         return 2.0
 
     def __post_init__(self) -> None:
@@ -98,9 +99,11 @@ class SliceGPT(Pruner):
 
     @property
     def fixed(self) -> bool:
+        """Say whether the width or the sparsity is given, which alone decides."""
         return self.d is not None or self.sparsity is not None
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the width d that is left. Raises Unsupported for models that cannot be rotated."""
         refuse_unless_rotatable(model)
         D = model.embed.embedding_dim
         if self.fixed:
@@ -119,10 +122,12 @@ class SliceGPT(Pruner):
         return {"d": d}
 
     def slices_head(self, model: Decoder) -> bool:
+        """Say whether the head loses its directions too."""
         return self.slice_head or model.family.one_width
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Rotate the residual to its principal directions, and cut the last of them."""
         d = self.plan(model, ratio)["d"]
         if not self.fixed and ratio == 0:
             return {"d": model.embed.embedding_dim}

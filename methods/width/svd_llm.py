@@ -83,9 +83,11 @@ class SVDLLM(Pruner):
     look = Look("black", "dashed", "8")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return three or four forwards, with sums of products in float64."""
         return 3.0 if self.prefix == "dense" else 4.0  # with sums of products in float64
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the rank of each matrix."""
         model.refuse_sliced()
         model.refuse("channels")  # of a mixture of experts
         shapes = [
@@ -100,6 +102,7 @@ class SVDLLM(Pruner):
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Replace each matrix by two factors of low rank, fitted to its inputs."""
         plan = self.plan(model, ratio)
         ranks: list[Ranks] = plan["ranks"]
         cut = any(k is not None for each in ranks for k in each.values())

@@ -72,14 +72,17 @@ class TwoSSP(Pruner):
     tiny = "tokens=48"
 
     def tokens_read(self, tokens: int) -> int:
+        """Return the tokens of its parameter at most."""
         return min(tokens, self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return one forward, and half a model for each attention that is left out in each step."""
         attentions = layers * (removed / layers) ** (MLP_BY_ATTENTION / self.alpha)
         tried = attentions * (layers - max(0, attentions - 1) / 2) / 2
         return 1 + tried * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return how many attentions go, and the channels to remove from each layer."""
         n = self.attentions(model, ratio)
         rest = ratio - n * parameters_of_attention(model) / parameters(model)
         counts = find_equal_widths(model, structures_of(model, "channels"), rest, self.multiple)
@@ -105,6 +108,7 @@ class TwoSSP(Pruner):
         return max(fewest, min(n, int(budget / A), most))
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Cut the channels with the least norms, then attentions by the loss without each."""
         plan, structures = self.plan(model, ratio), structures_of(model, "channels")
         n, channels = plan["attentions"], plan["removed_per_layer"]["channels"]
         if channels:

@@ -62,9 +62,11 @@ class WandaSP(WidthPruner):
     look = Look("sky", "dotted", "^")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return two forwards, since each layer is passed once more after its cut."""
         return 2.0
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """Return the units to remove from each layer."""
         return {
             "removed_per_layer": find_equal_widths(
                 model, structures_of(model, *KINDS), ratio, self.multiple, uniform=self.uniform
@@ -73,6 +75,7 @@ class WandaSP(WidthPruner):
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Cut the units with the least products of weights and norms of their inputs."""
         plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
         counts = plan["removed_per_layer"]
         if any(counts.values()):
