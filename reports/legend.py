@@ -1,14 +1,15 @@
-"""The sentences under a table: doubts about cells, their healing, how to read columns, and how speed was measured.
+"""The lines under a table: flags of cells, their healing, how to read columns, and how speed was measured.
 
-A flag is a fixed word with a fixed sentence, and a doubt is a flag of one cell. Every sentence follows from records. A
-sentence that is not true or not needed is not written. If the cells of a run do not agree, each version is written.
+A flag is a fixed word with a fixed sentence. A legend has a line for each flag that occurs, and in it each cell with
+its values in brackets. A line that is not true or not needed is not written. If the cells of a run do not agree, each
+version is written.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -35,117 +36,161 @@ from reports.groups import (
 class Flag:
     """A fixed word for a doubt about a cell.
 
-    sentence  its meaning, with places for the cell's name and values
+    sentence  its meaning
+    values    a template of the values that stand in brackets behind a cell; empty if there are none
     mark      the sign behind the values that are in doubt; empty if there is none
     """
 
     word: str
     sentence: str
+    values: str = ""
     mark: str = ""
+
+    @property
+    def head(self) -> str:
+        """Return the beginning of its line in a legend: '* missed'."""
+        return f"{self.mark} {self.word}".strip().replace("_", " ")
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """A flag of a cell, with the cell's name in its table and the values for the flag's sentence."""
+class FlaggedCell:
+    """A flag of a cell, with the cell's name in its table and the values for the brackets."""
 
     flag: Flag
     name: str
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def sentence(self) -> str:
-        """Return the flag's sentence about this cell."""
-        return self.flag.sentence.format(name=self.name, **self.values)
+    def brackets(self) -> str:
+        """Return the values in brackets with a space in front; empty without any."""
+        values = self.flag.values.format(**self.values)
+        return f" [{values}]" if values else ""
 
 
-MISSED = Flag("missed", "* {name} misses the {miss}.", mark="*")
+FAILED = Flag("failed", "The cell has no figures.", "{status}: {reason}")
+MISSED = Flag("missed", "The model misses its budget by more than 0.5 % of the dense model.", "{miss}", mark="*")
 MISFIT = Flag(
     "misfit",
-    "{name}: a fit does not hold on calibration sequences that it has not seen: {where} it misses {held_out:.2g} of "
-    "the squared states of {tokens} there, and {fitted:.2g} where it was fitted{more}.",
+    "A fit does not hold on calibration sequences that it has not seen: its error there is far above that of the fit.",
+    "{held_out:.2g} of the squared states of {tokens} {where}, {fitted:.2g} where it was fitted{more}",
 )
 ENDED_EARLY = Flag(
     "ended_early",
-    "{name}: its search ended with {generations} of {planned} generations{after}; another machine may get further.",
+    "A limit of minutes ended the search before its last generation; a faster machine may get further.",
+    "{generations} of {planned} generations{after}",
 )
-LATENCY_TABLE = Flag("latency_table", "{name}: its table of latencies is in doubt: {reason}")
-LATENCY_OFF = Flag("latency_off", "{name}: {stays} of the milliseconds per token by the table, timed {timed}.")
-OTHER_VERSIONS = Flag("other_versions", "{name}: measured with other versions than the dense model: {versions}.")
-NOT_TIMED = Flag("not_timed", "{name}: speed: {failure}")
+LATENCY_OFF = Flag(
+    "latency_off",
+    "The milliseconds that were timed contradict the table of latencies that the budget is counted by.",
+    "{stays} of a token by the table, timed {timed}",
+)
+NOT_TIMED = Flag("not_timed", "A timing has failed, so that its speed is missing.", "{failure}")
 ALONE = Flag(
     "alone",
-    "{name}: timed alone, since the dense model had no room, so that there is no speed-up; 'by work' is what the "
-    "removed work alone would bring: {points}.",
+    "The dense model had no room in memory, so that there is no speed-up; 'by work' is what the removed work alone "
+    "would bring.",
+    "{points}",
 )
-MEANINGS = {  # of timed points, see bench.records.speed_results
-    "noisy": "single calls vary much",
-    "not_warm": "the calls before the first that counts had not become steady",
-    "clocks_disagree": "the clocks disagree",
-    "slowed": "heat or power held the GPU's clocks down",
-    "launch_bound": "the host launches kernels more slowly than the GPU runs them, which captured steps show",
-    "low_bandwidth": "less than 40 % of the GPU's bandwidth and of its matrix rate are used",
-    "low_matrix_rate": "less than 40 % of the GPU's matrix rate are used: launches, or small matrices, take the time",
-    "in_blocks": "both models do not fit together, so that one was timed after the other",
+OF_POINTS = {  # of timed points, see bench.records.speed_results
+    word: Flag(word, sentence, "{points}", mark="!")
+    for word, sentence in {
+        "noisy": "Single calls of a timing vary much; ± is their standard deviation as a share of their mean.",
+        "not_warm": "The calls before the first that counts had not become steady.",
+        "clocks_disagree": "Two clocks disagree on the time of the calls.",
+        "slowed": "Heat or power held the GPU's clocks down.",
+        "launch_bound": "The host launches kernels more slowly than the GPU runs them; captured steps show that.",
+        "low_bandwidth": "Less than 40 % of the GPU's bandwidth and of its matrix rate is used.",
+        "low_matrix_rate": "Less than 40 % of the GPU's matrix rate is used: launches or small matrices take the time.",
+        "in_blocks": "Both models do not fit into memory together, so that one was timed after the other.",
+    }.items()
 }
-MACHINE = {  # of the machine that timed
-    "busy": "timed while other work took {other_cores:.1f} cores and {stolen_cores:.1f} were withheld.",
-    "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
-    "slowed": "timed while the machine was slowed down, for heat, power or a limit of processor time.",
+OF_MACHINE = {  # of the machine that timed
+    "busy": Flag(
+        "busy", "Other work ran during the timing.", "{other_cores:.1f} cores taken, {stolen_cores:.1f} withheld"
+    ),
+    "shared_gpu": Flag("shared_gpu", "Other processes used the GPU during the timing.", "{other_gpu_processes}"),
+    "slowed": Flag(
+        "slowed_machine", "Heat, power or a limit of processor time slowed the machine down during the timing."
+    ),
 }
-OF_POINTS = {word: Flag(word, f"{{name}}: {meaning}: {{points}}.") for word, meaning in MEANINGS.items()}
-OF_MACHINE = {word: Flag(word, f"{{name}}: {meaning}") for word, meaning in MACHINE.items()}
+OTHER_VERSIONS = Flag(
+    "other_versions", "The cell was measured with other versions of packages than the dense model.", "{versions}"
+)
+FLAGS = (  # the most important first
+    *(FAILED, MISSED, MISFIT, ENDED_EARLY, LATENCY_OFF, NOT_TIMED, ALONE),
+    *OF_POINTS.values(),
+    *OF_MACHINE.values(),
+    OTHER_VERSIONS,
+)
 
 
-def doubts_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> Iterator[Doubt]:
-    """Yield each doubt about a cell. `stages` are the stages of generation whose speed a table shows."""
-    if record.status == "ok" and misses_budget(record):
-        yield Doubt(MISSED, name, {"miss": _miss(record)})
+def describe_flags(flagged: Iterable[FlaggedCell]) -> list[str]:
+    """Return a line for each flag that occurs, in the order of FLAGS: its sentence, and its cells with their values.
+
+    Cells with the same values share the brackets.
+    """
+    cells: dict[Flag, dict[str, list[str]]] = {}
+    for flag, brackets, name in dict.fromkeys((cell.flag, cell.brackets, cell.name) for cell in flagged):
+        cells.setdefault(flag, {}).setdefault(brackets, []).append(name)
+    return [_line(flag, cells[flag]) for flag in FLAGS if flag in cells]
+
+
+def _line(flag: Flag, names_by_brackets: Mapping[str, Sequence[str]]) -> str:
+    cells = ", ".join(f"{', '.join(names)}{brackets}" for brackets, names in names_by_brackets.items())
+    return f"{flag.head}: {flag.sentence.removesuffix('.')}: {cells}."
+
+
+def flags_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> Iterator[FlaggedCell]:
+    """Yield each flag of a cell. `stages` are the stages of generation whose speed a table shows."""
+    if record.status != "ok":
+        values = {"status": words_of_status(record), "reason": reason_of_error(record.error or "")}
+        yield FlaggedCell(FAILED, name, values)
+    elif misses_budget(record):
+        yield FlaggedCell(MISSED, name, {"miss": _miss(record)})
     yield from _misfits(record, name)
     yield from _ended_early(record, name)
     yield from _of_latency(record, name)
     if stages:
-        yield from doubts_of_speed(record, name, stages)
+        yield from flags_of_speed(record, name, stages)
 
 
 def _miss(record: Record) -> str:
-    """Return 'ratio: requested 30.0 %, budget 28.9 %, achieved 28.1 %', or the same for the quantity of a budget."""
+    """Return 'requested 30.0 %, budget 28.9 %, achieved 28.1 %', or the same for the quantity of a budget."""
     show, measured, of = METRICS["ratio"].show, record.measured, base_of_ratio(record.cell)
     requested = requested_ratio(record)
     if budget := measured.get("budget"):
         wanted = "" if requested is None else f"requested {show(1 - requested)}, "
-        allowed = f"budget {show(budget['share'])} of {QUANTITIES[of]}"
-        return f"budget: {wanted}{allowed}, achieved {show(budget['stays'])}"
+        return f"{wanted}budget {show(budget['share'])} of {QUANTITIES[of]}, achieved {show(budget['stays'])}"
     counted = "" if of == "all" else f" of the {of}"
     wanted = "" if requested is None else f"requested {show(requested)}{counted}, "
-    return f"ratio: {wanted}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
+    return f"{wanted}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
 
 
-def _misfits(record: Record, name: str) -> Iterator[Doubt]:
-    """Yield a doubt about the worst of the fits that fail on held-out calibration sequences; none if all hold."""
+def _misfits(record: Record, name: str) -> Iterator[FlaggedCell]:
+    """Yield the flag of the worst of the fits that fail on held-out calibration sequences; none if all hold."""
     if every := list(find_misfits(record)):
         where, tokens, fitted, held_out = max(every, key=lambda misfit: misfit[3] / max(misfit[2], SMALL))
-        more = f", and {len(every) - 1} more" if len(every) > 1 else ""
+        more = f"; {len(every) - 1} more" if len(every) > 1 else ""
         values = {"where": where, "tokens": tokens, "fitted": fitted, "held_out": held_out, "more": more}
-        yield Doubt(MISFIT, name, values)
+        yield FlaggedCell(MISFIT, name, values)
 
 
-def _ended_early(record: Record, name: str) -> Iterator[Doubt]:
-    """Yield a doubt about a search whose minutes were over before its last generation."""
+def _ended_early(record: Record, name: str) -> Iterator[FlaggedCell]:
+    """Yield the flag of a search whose minutes were over before its last generation."""
     generations, planned = (record.decisions.get(key) for key in ("generations", "of_generations"))
     if generations is not None and planned is not None and generations < planned:
         minutes = record.cell["parameters"].get("minutes")
-        after = f", after {minutes:g} min" if minutes else ""
-        yield Doubt(ENDED_EARLY, name, {"generations": generations, "planned": planned, "after": after})
+        after = f" in {minutes:g} min" if minutes else ""
+        yield FlaggedCell(ENDED_EARLY, name, {"generations": generations, "planned": planned, "after": after})
 
 
-def _of_latency(record: Record, name: str) -> Iterator[Doubt]:
-    """Yield the doubts about the table of a budget of latency, and about timings that contradict it."""
+def _of_latency(record: Record, name: str) -> Iterator[FlaggedCell]:
+    """Yield the flags of the table of a budget of latency, and of timings that contradict it."""
     budget = record.measured.get("budget")
     if not budget or budget["of"] != "latency":
         return
     about = record.cell["latency"]["about"]
-    for reason in doubts_of_latencies(about):
-        yield Doubt(LATENCY_TABLE, name, {"reason": f"{reason[0].lower()}{reason[1:]}"})
+    yield from flags_of_latencies(about, name)
     show, stays = METRICS["ratio"].show, budget["stays"]
     for point in record.measured.get("speed", {}).get("points", []):
         is_of_table = point["kind"] == "decode" and (point["context"], point["batch"]) == (about["depth"], 1)
@@ -153,25 +198,37 @@ def _of_latency(record: Record, name: str) -> Iterator[Doubt]:
             low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
             if not low - MISS <= stays <= high + MISS:
                 timed = f"{show(1 / point['speedup'])}, 95 % interval {show(low)} to {show(high)}"
-                yield Doubt(LATENCY_OFF, name, {"stays": show(stays), "timed": timed})
+                yield FlaggedCell(LATENCY_OFF, name, {"stays": show(stays), "timed": timed})
 
 
-def doubts_of_speed(record: Record, name: str, stages: Collection[str] = tuple(STAGES)) -> Iterator[Doubt]:
+def flags_of_latencies(about: Mapping[str, Any], name: str) -> Iterator[FlaggedCell]:
+    """Yield the flags of a table of latencies, by its own account of the measurement; `name` is whose table it is."""
+    copies = about.get("copies", ())
+    words = [word for copy in copies for word in copy.get("flags", ())]
+    for word in dict.fromkeys(words):
+        points = f"{words.count(word)} of {len(copies)} copies of the table of latencies"
+        yield FlaggedCell(OF_POINTS[word], name, {"points": points})
+    machine = about.get("machine", {})
+    for word in machine.get("flags", ()):
+        yield FlaggedCell(OF_MACHINE[word], f"{name} (table of latencies)", machine)
+
+
+def flags_of_speed(record: Record, name: str, stages: Collection[str] = tuple(STAGES)) -> Iterator[FlaggedCell]:
     """Yield why the speed of a cell at the given stages of generation is missing or in doubt."""
     speed = record.measured.get("speed", {})
     points = [point for point in speed.get("points", []) if point["kind"] in stages]
     failures = [speed["failed"]] if "failed" in speed else []
     failures += dict.fromkeys(point["failed"] for point in points if "failed" in point)
     for failure in failures:
-        yield Doubt(NOT_TIMED, name, {"failure": failure})
+        yield FlaggedCell(NOT_TIMED, name, {"failure": failure})
     if alone := [f"{point['kind']} at batch {point['batch']}" for point in points if _is_alone(point)]:
-        yield Doubt(ALONE, name, {"points": ", ".join(dict.fromkeys(alone))})
+        yield FlaggedCell(ALONE, name, {"points": ", ".join(dict.fromkeys(alone))})
     for word, flag in OF_POINTS.items():
         if flagged := [_point(point, word) for point in points if word in point.get("flags", ())]:
-            yield Doubt(flag, name, {"points": ", ".join(dict.fromkeys(flagged))})
+            yield FlaggedCell(flag, name, {"points": ", ".join(dict.fromkeys(flagged))})
     machine = speed.get("machine", {})
     for word in machine.get("flags", ()):
-        yield Doubt(OF_MACHINE[word], name, machine)
+        yield FlaggedCell(OF_MACHINE[word], name, machine)
 
 
 def _is_alone(point: Mapping[str, Any]) -> bool:
@@ -187,15 +244,20 @@ def _point(point: Mapping[str, Any], word: str) -> str:
     return f"{point['kind']} at batch {point['batch']}{mode}{beside}"
 
 
-def doubts_of_latencies(about: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why a table of latencies is in doubt, by its own account of the measurement."""
-    copies = about.get("copies", ())
-    words = [word for copy in copies for word in copy.get("flags", ())]
-    for word in dict.fromkeys(words):
-        yield f"{words.count(word)} of {len(copies)} copies: {MEANINGS[word]}."
-    machine = about.get("machine", {})
-    for word in machine.get("flags", ()):
-        yield f"The copies were {MACHINE[word].format(**machine)}"
+def flags_of_records(
+    records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = (), where: str = ""
+) -> Iterator[FlaggedCell]:
+    """Yield the flags of each cell, named with its seed and draw if its label alone is not enough.
+
+    stages  the stages of generation whose speed the table shows; flags of their speed are included
+    beside  the records that a cell's name must tell it from; empty for `records`
+    where   the words behind each name, such as " at 0.2"
+    """
+    for record, which in zip(records, suffixes_of_draws(records), strict=True):
+        name = label_with_differences(record, beside or records) + which + where
+        yield from flags_of_cell(record, name, stages)
+        if versions := differences_of_versions(record, records):
+            yield FlaggedCell(OTHER_VERSIONS, name, {"versions": versions})
 
 
 def differences_of_versions(record: Record, records: Sequence[Record]) -> str:
@@ -310,29 +372,6 @@ def _budget(record: Record) -> str:
     layers = removed / (measured["dense_parameters_without_embeddings"] / total)
     whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
     return f"{round(layers)} of {total} layers, {left}" if whole else left
-
-
-def describe_exceptions(
-    records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = ()
-) -> Iterator[str]:
-    """Yield a sentence for each doubt about a cell, and for each cell without figures.
-
-    The sentence names the cell with its seed and draw if its label alone is not enough.
-
-    stages  the stages of generation whose speed the table shows; doubts about their speed are included
-    beside  the records that a cell's name must tell it from; empty for `records`
-    """
-    differing = dict[str, None]()
-    for record, which in zip(records, suffixes_of_draws(records), strict=True):
-        name = label_with_differences(record, beside or records) + which
-        if record.status != "ok":
-            yield f"{name}: {words_of_status(record)}: {reason_of_error(record.error or '')}"
-        for doubt in doubts_of_cell(record, name, stages):
-            yield doubt.sentence
-        if versions := differences_of_versions(record, records):
-            doubt = Doubt(OTHER_VERSIONS, label_with_differences(record, records) + which, {"versions": versions})
-            differing[doubt.sentence] = None
-    yield from differing
 
 
 def words_of_status(record: Record) -> str:

@@ -52,6 +52,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="leave out tasks in which the dense model is not shown to be better than guesses",
     )
+    report.add_argument("--explain", action="store_true", help="print all notes, and how to read the tables")
     report.add_argument("--standalone", action="store_true", help="LaTeX as a whole document and not as a fragment")
     report.add_argument("--out", type=Path, metavar="DIR", help="write report.html, .md, .csv, *.tex, figures there")
     report.set_defaults(command=_report)
@@ -133,7 +134,8 @@ def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, lis
     whole = arguments.view == "main"
     if arguments.format == "terminal":
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        return "\n".join(terminal.render(several, colour=colour) for several in tables.values() if several)
+        shown = [several for several in tables.values() if several]
+        return "\n".join(terminal.render(several, colour=colour, explain=arguments.explain) for several in shown)
     renderers: dict[str, Callable[[], str]] = {
         "markdown": lambda: (
             report_text.to_markdown(merged.records, flat, merged.notes) if whole else markup.render_markdown(flat)

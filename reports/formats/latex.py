@@ -10,7 +10,8 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
+from textwrap import wrap
 
 from reports.tables.table import Column, Table, TableCell, legend_of, signs_of
 from reports.text import to_printable
@@ -116,9 +117,9 @@ def _height(notes: Sequence[str]) -> float:
 
 
 def _pages(notes: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the notes of each page."""
+    """Yield the notes of each page; a note that is longer than a page goes on on the next one."""
     page: list[str] = []
-    for note in notes:
+    for note in chain.from_iterable(wrap(note, LINE * PAGE) for note in notes):
         if page and _height([*page, note]) > PAGE:
             yield page
             page = []

@@ -19,25 +19,33 @@ LINE = 100  # columns of a terminal
 LABEL = 28  # columns of a method's name; a longer one goes on in the next line
 WORDS = 34  # columns of a cell of words; a longer one goes on in the next line
 GAP = "  "
+LEGEND = 8  # notes under a table, unless all are to be explained
 COLOURS = {"missed": "33", "doubtful": "33", "best": "1"}  # escape codes by mark, the last one wins
 FAILED = "31"
 
 Column_ = list[list[str]]  # a heading and a cell for each row, of one or more lines each, all equally wide
 
 
-def render(tables: Sequence[Table], *, colour: bool = False) -> str:
+def render(tables: Sequence[Table], *, colour: bool = False, explain: bool = True) -> str:
     """Return the tables one below the other with their notes, and the footnotes at the end.
 
-    Columns that do not fit stand in a grid below. With `colour`, escape codes show the best values.
+    Columns that do not fit stand in a grid below.
+
+    colour   whether escape codes show the best values
+    explain  whether all notes and footnotes are shown; otherwise a table has at most LEGEND of them below it, and the
+             last line counts the rest
     """
     parts = []
     for table in tables:
         parts.append(_heading(table))
         parts += _pages(table, colour)
-        parts.append(_bullets(table.notes))
-    if colour:
-        parts.append(_bullets(legend_of(tables)))
-    parts.append(_bullets([*footnotes_of(tables), *_left_out(tables)]))
+        parts.append(_bullets(table.notes if explain else table.notes[:LEGEND]))
+    footer = [*(legend_of(tables) if colour else ()), *footnotes_of(tables), *_left_out(tables)]
+    if not explain:
+        room = LEGEND - min(LEGEND, len(tables[-1].notes))
+        left_out = sum(len(table.notes[LEGEND:]) for table in tables) + len(footer[room:])
+        footer = [*footer[:room], *[f"more notes, with --explain: {left_out}."] * bool(left_out)]
+    parts.append(_bullets(footer))
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 

@@ -34,6 +34,7 @@ from bench.regression.contrasts import LEVEL, Contrast
 from methods.errors import UserError
 from reports import legend
 from reports.groups import TableGroup, pool_draws, words_of_recipe_differences
+from reports.legend import FlaggedCell
 from reports.tables.rows import (
     TESTS,
     Key,
@@ -139,26 +140,28 @@ def tables_by_ratio(data: ReportData) -> list[Table]:
 
 def _by_ratio(measure: Column, groups: Sequence[TableGroup], data: ReportData, footnotes: Sequence[str]) -> Table:
     """Return the table of methods by ratios. A cell that missed its budget has a star; a failed cell has its status."""
-    entries, sentences = list[Entry](), dict[str, None]()
+    entries, flags, sentences = list[Entry](), list[FlaggedCell](), dict[str, None]()
     for group in groups:
         is_dense = all(record.cell["method"] == "dense" for record in group.records)
         name, ratio = "dense" if is_dense else word_of_ratio(group), (group.ratio, group.ratio_of)
         head = replace(measure, label=name, unit="", better=None, ratio_and_base=ratio)
         figures, tests = _figures(group, measure, data)
         entries += [(Row(row.label, row.method, None), head, cell) for row, cell in figures]
-        sentences |= dict.fromkeys([*_exceptions(group, measure), *tests])
+        flags += _flags(group, measure)
+        sentences |= dict.fromkeys(tests)
     columns, rows = pivot(entries)
     rows, sorting = sort_rows(rows, [head.label for head in columns], measure.better, "the figures at", last=True)
     name, title = f"by-ratio-{measure.name}", f"{measure.head}, by ratio"
     notes_ = [*footnotes, *sorting]
-    return table_of_group("by-ratio", groups[0], columns, rows, notes_, name=name, title=title, remarks=list(sentences))
+    remarks = [*legend.describe_flags(flags), *sentences]
+    return table_of_group("by-ratio", groups[0], columns, rows, notes_, name=name, title=title, remarks=remarks)
 
 
-def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
-    """Yield the notes on the cells of a ratio in a table of one measure, with the ratio in front."""
+def _flags(group: TableGroup, measure: Column) -> Iterator[FlaggedCell]:
+    """Yield the flags of the cells of a ratio in a table of one measure, with the ratio behind each name."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
-    for sentence in legend.describe_exceptions(group.records_with_notes(), stages, group.beside):
-        yield sentence if group.ratio is None else f"at {word_of_ratio(group)}: {sentence}"
+    where = "" if group.ratio is None else f" at {word_of_ratio(group)}"
+    yield from legend.flags_of_records(group.records_with_notes(), stages, group.beside, where)
 
 
 # --- methods by compensations
@@ -256,7 +259,7 @@ def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> 
     is_sparse = any(cell.of is None for row in rows if row.method != "dense" for cell in row.cells)
     protocol = legend.describe_columns(list(chain(*group.drawn)), list(chain(*group.each)), (kind_of(measure.name),))
     sentences = [
-        *legend.describe_exceptions(group.records_with_notes(), beside=group.beside),
+        *legend.describe_flags(legend.flags_of_records(group.records_with_notes(), beside=group.beside)),
         *tests,
         *[NOT_ASKED] * is_sparse,
     ]
@@ -308,7 +311,8 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
         f"†: p < {LEVEL} ({', '.join(tests)}; adjusted by Holm for the cells of a table)."
     )
     named = dict.fromkeys(chain.from_iterable((gain.alone, gain.place) for gain in all_gains))
-    sentences = list(legend.describe_exceptions([group.records[place] for place in named], beside=group.beside))
+    flags = legend.flags_of_records([group.records[place] for place in named], beside=group.beside)
+    sentences = legend.describe_flags(flags)
     untested = ", ".join(group.label(gain.place) for gain in all_gains if not gain.contrast)
     sentences += [f"not tested: {untested} (draws, or no samples in common)."] * bool(untested)
     name = f"grid-gain-{measure.name}-{word_of_ratio(group)}"
@@ -568,12 +572,12 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
         yield f"cells of setups that differ in {', '.join(looks)} stand in one table; what is evaluated is the same."
     if "seed" in looks and "average" in study.measures():
         yield "each seed draws its own documents of the tasks."
+    flags = list[FlaggedCell]()
     for key, point in study.points.items():
-        where = [
-            f"{name} {format_factor(value)}" for name, value in zip(study.factors, key, strict=True) if name in OUTER
-        ]
-        for sentence in legend.describe_exceptions([point.record]):
-            yield f"at {', '.join(where)}: {sentence}" if where else sentence
+        outer = [(name, value) for name, value in zip(study.factors, key, strict=True) if name in OUTER]
+        where = ", ".join(f"{name} {format_factor(value)}" for name, value in outer)
+        flags += legend.flags_of_records([point.record], where=f" at {where}" if where else "")
+    yield from legend.describe_flags(flags)
 
 
 def _dense(study: Study, name: str) -> str:

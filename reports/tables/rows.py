@@ -180,7 +180,9 @@ def table_of_group(
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(
-            legend.describe_exceptions(group.records_with_notes(), beside=group.beside) if remarks is None else remarks
+            legend.describe_flags(legend.flags_of_records(group.records_with_notes(), beside=group.beside))
+            if remarks is None
+            else remarks
         ),
         footnotes=tuple(footnotes),
     )

@@ -25,7 +25,7 @@ from bench.records.served import ServedRecord, group_alike
 from bench.stats.clusters import paired_perplexity
 from reports import legend
 from reports.groups import name_with_ratio, suffixes_of_draws
-from reports.legend import doubts_of_speed
+from reports.legend import FAILED, NOT_TIMED, OF_POINTS, FlaggedCell, flags_of_cell, flags_of_speed
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, ratio_cell, records_of, row_of, sort_rows, sorting_quantity
 from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
@@ -68,7 +68,7 @@ def _how_well_known(about: dict[str, Any]) -> Iterator[str]:
         f"What a step of a copy takes, as a share of the model's, has a 95 % interval, which of {len(about['copies'])} "
         f"copies reaches {METRICS['ratio'].show(widest)} of it to a side at most."
     )
-    yield from legend.doubts_of_latencies(about)
+    yield from legend.describe_flags(legend.flags_of_latencies(about, "the model"))
 
 
 def _latency_row(part: str, size: float | None, ms: float, whole: float) -> Row:
@@ -119,11 +119,6 @@ ABOUT_OTHERS = (
     "weights: of the safetensors files. Memory is not measured, since the engine fills a GPU with its cache.",
 )
 KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # the words of a footnote in front of their sizes
-DOUBTS = {
-    "noisy": "the calls of one model vary by more than 10 %",
-    "not_warm": "a model did not become stable before the rounds",
-    "clocks_disagree": "the clocks disagree",
-}
 
 
 def tables_of_served(records: Sequence[ServedRecord]) -> list[Table]:
@@ -152,7 +147,8 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     )
     turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
     about = (ABOUT_SPEED.format(base=first.base, turns=turns, predicted=predicted), DOUBTFUL)
-    notes = tuple(sentence for record in records for sentence in _notes(record, names[id(record)]))
+    flags = chain.from_iterable(_served_flags(record, names[id(record)]) for record in records)
+    notes = tuple(legend.describe_flags(flags))
     title = f"served by {protocol['engine']}, beside dense@{first.base}"
     yield Table(
         "served",
@@ -324,17 +320,17 @@ def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> Table
     )
 
 
-def _notes(record: ServedRecord, name: str) -> Iterator[str]:
+def _served_flags(record: ServedRecord, name: str) -> Iterator[FlaggedCell]:
     """Yield why a model has no figures, and which of its timings failed or are in doubt."""
     if record.error:
-        yield f"{name}: {record.status.replace('_', ' ')}: {record.error}"
+        yield FlaggedCell(FAILED, name, {"status": record.status.replace("_", " "), "reason": record.error})
     for point in _served_points(record):
         kind, tokens, batch = _key(point)
-        where = f"{name}, {kind} {tokens:,}, batch {batch}"
+        where = f"{kind} {tokens:,} at batch {batch}"
         if "failed" in point:
-            yield f"{where}: {point['failed']}"
-        elif point.get("flags"):
-            yield f"{where}: {', '.join(DOUBTS.get(flag, flag) for flag in point['flags'])}"
+            yield FlaggedCell(NOT_TIMED, name, {"failure": f"{where}: {point['failed']}"})
+        for word in () if "failed" in point else point.get("flags", ()):
+            yield FlaggedCell(OF_POINTS[word], name, {"points": where})
 
 
 TIMED = (
@@ -412,7 +408,8 @@ def tables_of_speed(data: ReportData) -> list[Table]:
             *(sentence for record in peers for sentence in _reached_at_most(record, peers, names[id(record)])),
             *sorting,
         )
-        doubts = tuple(sentence for record in peers for sentence in _exceptions(record, names[id(record)]))
+        flags = chain.from_iterable(_flags(record, names[id(record)]) for record in peers)
+        doubts = tuple(legend.describe_flags(flags))
         where = (*legend.conditions_of(peers), *groups[0].apart)
         for name, title, columns, rows, footnotes in (
             ("speed", "speed", (*TIMED, *(REACHED if reached else ())), timed, about),
@@ -425,13 +422,9 @@ def tables_of_speed(data: ReportData) -> list[Table]:
     return tables
 
 
-def _exceptions(record: Record, name: str) -> Iterator[str]:
-    """Yield the doubts about the speed of a cell, or why it has no figures."""
-    if record.status == "ok":
-        for doubt in doubts_of_speed(record, name):
-            yield doubt.sentence
-    else:
-        yield f"{name}: {legend.words_of_status(record)}: {legend.reason_of_error(record.error or '')}"
+def _flags(record: Record, name: str) -> Iterator[FlaggedCell]:
+    """Return the flags of the speed of a cell; of a cell without figures, why it has none."""
+    return flags_of_speed(record, name) if record.status == "ok" else flags_of_cell(record, name)
 
 
 def _timed_points(record: Record) -> list[dict[str, Any]]:

@@ -154,7 +154,8 @@ def _by_group(
         by = sorting_quantity(group, *preferred)
         sorted_group = sort_rows(group, by)
         rows, tests = compare_rows(sorted_group, present, data)
-        remarks = [*legend.describe_exceptions(sorted_group.records_with_notes(), stages, sorted_group.beside), *tests]
+        flags = legend.flags_of_records(sorted_group.records_with_notes(), stages, sorted_group.beside)
+        remarks = [*legend.describe_flags(flags), *tests]
         footnotes = legend.describe_columns(list(chain(*sorted_group.drawn)), list(chain(*sorted_group.each)), about)
         tables.append(
             table_of_group(

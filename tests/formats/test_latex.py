@@ -81,7 +81,7 @@ def test_labels_of_a_document_are_unique():
 @pytest.mark.parametrize("name", ["main", "per-task"])
 def test_cells_that_all_failed_are_a_table_in_every_format(name):
     tables = build_view(name, [failed("error", method, "it broke") for method in ("laco", "flap")])
-    assert "laco: error: it broke" in render(tables)
+    assert ": flap, laco [error: it broke]." in render(tables)
     lines = list(csv.DictReader(io.StringIO(markup.render_csv(tables))))
     assert {(line["label"], line["failure"]) for line in lines} == {("laco", "error"), ("flap", "error")}
 
@@ -89,7 +89,7 @@ def test_cells_that_all_failed_are_a_table_in_every_format(name):
 def many() -> list[Record]:
     """More rows than a page holds, and more failures than fit below a table."""
     found = [changed(LACO, "cell", "method", to=f"method {number}") for number in range(50)]
-    return [DENSE, *found, *(failed("error", f"broken {number}", "why " * 80) for number in range(70))]
+    return [DENSE, *found, *(failed("error", f"broken {number}", f"why {number} " * 60) for number in range(70))]
 
 
 def test_what_is_longer_than_a_page_goes_on_in_another_table():
@@ -100,7 +100,7 @@ def test_what_is_longer_than_a_page_goes_on_in_another_table():
         for number in range(50):
             assert text.count(f"\nmethod {number} ") + text.count(f"\nmethod {number} at 0.3 ") > 0
         for number in range(70):
-            assert len(re.findall(rf"^broken {number}(?: at 0.3)?: error: why", text, re.MULTILINE)) == 1
+            assert len(re.findall(rf"broken {number}(?: at 0.3)?\s(?:\\par\n)?\[error:", text)) == 1
         labels = re.findall(r"\\label\{(.*?)\}", text)
         assert len(labels) == len(set(labels)) > 3
         assert text.count("(continued)") == len([one for one in labels if re.search(r"-\d+$", one)]) > 1

@@ -155,19 +155,16 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
     assert len(noisy) == (len(about["copies"]) + 1) // 2 > 0
     assert about["machine"]["flags"] == ["busy"]
     shown = tables.table_of_latencies(found).footnotes
-    assert f"{len(noisy)} of {len(about['copies'])} copies: single calls vary much." in shown
-    assert "The copies were timed while other work took 1.0 cores and 0.0 were withheld." in shown
+    several = f"{len(noisy)} of {len(about['copies'])} copies of the table of latencies"
+    assert [line for line in shown if line.startswith("! noisy: ") and f"[{several}]" in line]
+    assert [line for line in shown if line.startswith("busy: ") and "[1.0 cores taken, 0.0 withheld]" in line]
     assert any("95 % interval" in line and "2.0 %" in line for line in shown)
     six = measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0)
     record = ok("flap", 0.2, six | {"budget": {"of": "latency", "share": 0.8, "stays": 0.8}}, ratio_of="latency")
     record.cell["latency"] = found
-    in_doubt = [doubt for doubt in legend.doubts_of_cell(record, "flap") if doubt.flag == legend.LATENCY_TABLE]
-    assert [doubt.sentence for doubt in in_doubt] == [
-        f"flap: its table of latencies is in doubt: {len(noisy)} of {len(about['copies'])} copies: "
-        "single calls vary much.",
-        "flap: its table of latencies is in doubt: the copies were timed while other work took 1.0 cores and 0.0 were "
-        "withheld.",
-    ]
+    flagged = [(cell.flag.word, cell.name + cell.brackets) for cell in legend.flags_of_cell(record, "flap")]
+    assert ("noisy", f"flap [{several}]") in flagged
+    assert ("busy", "flap (table of latencies) [1.0 cores taken, 0.0 withheld]") in flagged
 
 
 def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_path, capsys):
@@ -230,9 +227,9 @@ def test_a_timing_that_says_otherwise_is_named(speedup, speaks):
     found = {"of": "latency", "share": 0.8, "stays": 0.8, "ratio": 0.2, "tried": [[0.2, 0.8]]}
     record = ok("flap", 0.2, six | {"budget": found, "speed": {"points": [point]}}, ratio_of="latency")
     record.cell["latency"] = {"about": {"depth": 64}}
-    said = [line for line in legend.describe_exceptions([record]) if "by the table" in line]
-    wanted = "flap: 80.0 % of the milliseconds per token by the table, timed 90.9 %, 95 % interval 89.1 % to 92.8 %."
-    assert said == ([wanted] if speaks else [])
+    flagged = [cell for cell in legend.flags_of_records([record]) if cell.flag == legend.LATENCY_OFF]
+    wanted = " [80.0 % of a token by the table, timed 90.9 %, 95 % interval 89.1 % to 92.8 %]"
+    assert [(cell.name, cell.brackets) for cell in flagged] == ([("flap", wanted)] if speaks else [])
 
 
 def test_the_command_writes_a_table_and_shows_it(model_folder, tmp_path, capsys):

@@ -101,7 +101,7 @@ def test_tasks_in_which_the_dense_model_may_guess_are_left_out_of_every_row():
 def test_earlier_records_know_their_choices_from_their_samples(capsys):
     tasks = next(record for record in load_run(STUDY) if record.cell["method"] == "dense").measured["tasks"]
     assert {name: round(task[answers.CHANCE], 2) for name, task in tasks.items()} == CHANCES
-    assert main(["report", str(STUDY), "--above-guessing"]) == 0
+    assert main(["report", str(STUDY), "--above-guessing", "--explain"]) == 0
     out, said = capsys.readouterr()
     assert [line.partition(" ")[0] for line in said.splitlines()] == ["winogrande", "openbookqa"]
     assert "accuracies in %, per task: acc_norm; 100 documents; 0-shot." in out

@@ -43,10 +43,10 @@ def test_far_above_is_twice_and_more_than_a_trifle(errors, expected):
     (row,) = (one for one in frame_of_records([DENSE, record]).to_dict("records") if one["method"] == "laco")
     assert ("misfit" in str(row["flags"])) == bool(expected)
     said = " ".join(to_terminal([DENSE, record]).split())
-    assert ("a fit does not hold on calibration sequences that it has not seen" in said) == bool(expected)
+    assert ("misfit: A fit does not hold on calibration sequences that it has not seen" in said) == bool(expected)
     if expected:
         (where, tokens, after, held_out) = expected[0]
-        assert f"{where} it misses {held_out:g} of the squared states of {tokens} there, and {after:g} where" in said
+        assert f"[{held_out:g} of the squared states of {tokens} {where}, {after:g} where it was fitted]" in said
 
 
 @pytest.mark.parametrize("report", ["cuts", "refitted"])

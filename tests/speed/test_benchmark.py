@@ -1147,8 +1147,9 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
         assert other["pruned_ms"] > 0
         assert {"speedup", "speedup_low", "dense_ms"} <= one.keys() - other.keys()
     assert out.count("no memory: dense") == 2
-    assert f"dense: speed: {timed_cell.NO_ROOM}" in out.replace("\n  ", " ")
-    assert "flap at 0.3: timed alone, since the dense model had no room" in out.replace("\n  ", " ")
+    assert f"dense [{timed_cell.NO_ROOM}]" in out.replace("\n  ", " ")
+    assert "alone: The dense model had no room in memory" in out.replace("\n  ", " ")
+    assert "flap at 0.3 [prefill at batch 1, decode at batch 1]" in out.replace("\n  ", " ")
     assert "times as fast as dense, both in turns" not in out
     assert "decode: timed alone for 6 rounds; one token behind a context of 4 tokens" in out.replace("\n  ", " ")
 
@@ -1212,9 +1213,9 @@ def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
     assert " ".join(rows[3]).endswith("decode 64 32 - - - no memory: both -")
     assert " ".join(rows[4]).endswith("prefill 128 32 - - - failed -")
     text = " ".join(line.strip() for line in lines)
-    assert "laco at 0.3: single calls vary much: decode at batch 8 (± 34 %)." in text
-    assert "laco at 0.3: speed: pruned model: ValueError: no" in text
-    assert "laco at 0.3: timed while other work took 1.2 cores and 0.5 were withheld." in text
+    assert ": laco at 0.3 [decode at batch 8 (± 34 %)]." in text
+    assert "not timed: A timing has failed, so that its speed is missing: laco at 0.3 [pruned model: " in text
+    assert "busy: Other work ran during the timing: laco at 0.3 [1.2 cores taken, 0.5 withheld]." in text
     assert max(map(len, lines)) <= 100
     assert "## Speed" in to_markdown([record])
     assert "## Speed" not in to_markdown([a_record([point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0)])])

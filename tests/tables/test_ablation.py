@@ -240,7 +240,8 @@ RENDERERS = {
 
 @pytest.mark.parametrize("form", RENDERERS)
 def test_every_format_heads_the_rows_with_the_factor(form, tmp_path, capsys):
-    assert main(["report", str(run_folder(tmp_path / "run", RECORDS)), "--view", "ablation", "--format", form]) == 0
+    run = str(run_folder(tmp_path / "run", RECORDS))
+    assert main(["report", run, "--view", "ablation", "--format", form, "--explain"]) == 0
     out = capsys.readouterr().out
     assert out == RENDERERS[form](build_view("ablation", sorted(RECORDS, key=RECORDS.index)))
     assert {"terminal": "\nC  ", "markdown": "| C ", "csv": ",C=2,", "latex": "\nC & ", "html": '"col">C</th>'}[

@@ -40,7 +40,7 @@ def test_models_of_several_ratios_are_named_with_them_and_none_is_the_best():
     (table,) = tables_of_served([record(), record("laco", "q8_0", nll=nats(2, seed=1)), half, record("flap")])
     names = ["dense@bfloat16", "laco at 0.2@q8_0", "laco at 0.5@q8_0", "flap at 0.2@bfloat16"]
     assert [row.label for row in table.rows] == names
-    assert table.notes[0].startswith("laco at 0.5@q8_0, decode 128")
+    assert table.notes[0].endswith(": laco at 0.5@q8_0 [decode 128 at batch 1].")
     assert table.marks() == {"doubtful"}  # ratios and types differ, and what a budget allowed is not known here
 
 
@@ -99,11 +99,13 @@ def test_what_is_not_served_and_what_is_in_doubt_is_said():
     (table,) = tables_of_served([record(points=[point()]), refused, doubtful, lost])
     (line,) = [row for row in table.rows if row.label == "slicegpt@bfloat16"]
     assert line.failure == "unsupported"
-    assert "slicegpt@bfloat16: unsupported: GGUF holds no such layers" in table.notes
+    failed, untimed, noisy = table.notes
+    assert failed.endswith(": slicegpt@bfloat16 [unsupported: GGUF holds no such layers].")
     assert cell(table, "laco@bfloat16", "decode").text.endswith("!")
-    assert any(note.startswith("laco@bfloat16, decode 128, batch 1: the calls") for note in table.notes)
+    assert noisy.startswith("! noisy: ")
+    assert noisy.endswith(": laco@bfloat16 [decode 128 at batch 1].")
     assert cell(table, "flap@bfloat16", "decode").text == "failed"
-    assert "flap@bfloat16, decode 128, batch 1: llama_decode answers 1" in table.notes
+    assert untimed.endswith(": flap@bfloat16 [decode 128 at batch 1: llama_decode answers 1].")
 
 
 def test_models_served_otherwise_stand_in_tables_of_their_own():

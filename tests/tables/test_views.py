@@ -142,7 +142,7 @@ def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
     assert [column.label for column in perplexity.columns] == ["0.2", "0.3"]
     rows = {row.label: [cell.text for cell in row.cells] for row in perplexity.rows}
     assert rows == {"dense": ["20.8 ± 0.9"] * 2, "laco": [rows["laco"][0], "343 ± 46"], "flap": ["-", "out of memory"]}
-    assert "at 0.3: flap: out of memory: full" in perplexity.notes
+    assert "failed: The cell has no figures: flap at 0.3 [out of memory: full]." in perplexity.notes
     assert rows["laco"][0].startswith("99")
 
 
@@ -256,7 +256,7 @@ def test_rows_of_speed_that_met_their_ratio_otherwise_or_are_draws_are_told_apar
     random = {f"drop-random (match layers) at 0.1 (draw {number})" for number in range(2)}
     for table in (timed, sizes):
         assert {row.label for row in table.rows} == {"dense", *names, *random}
-    assert "laco (match exact) at 0.3: speed: no room" in timed.notes
+    assert any(note.endswith(": laco (match exact) at 0.3 [no room].") for note in timed.notes)
 
 
 def test_a_report_heads_each_table_of_speed_with_its_conditions_and_notes():
@@ -268,7 +268,8 @@ def test_a_report_heads_each_table_of_speed_with_its_conditions_and_notes():
     for dtype in ("float32", "bfloat16"):
         line = f"\n\nSmolLM2-135M-Instruct, cpu, {dtype}, 2 threads, quick"
         assert section.count(f"### Speed{line}") == section.count(f"### Sizes{line}") == 1
-    assert section.count("- laco at 0.3: ") == 2
+    assert section.count(": laco at 0.3 \\[decode at batch 4") == 0
+    assert len(re.findall(r"- ! noisy: .*, laco at 0\.3 ", section)) == 2
     assert section.count("- ms: the median of one prefill") == 1
 
 
@@ -290,9 +291,11 @@ def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
     flagged = [point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0, pruned_cv=0.34, flags=["noisy"])]
     machine = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
     doubtful = changed(LACO, "measured", "speed", to={"points": flagged, "machine": machine})
-    noisy, busy = "single calls vary much: decode at batch 1", "timed while other work took 1.2 cores"
+    noisy, busy = "laco [decode at batch 1 (± 34 %)]", "laco [1.2 cores taken, 0.5 withheld]"
     said = {
-        table.name: [doubt for doubt in (noisy, busy) if any(doubt in note for note in table.notes)]
+        table.name: [
+            doubt for doubt in (noisy, busy) if any(doubt in note.replace(" at 0.3", "") for note in table.notes)
+        ]
         for name in ("main", "per-task", "by-ratio", "cost", "decisions")
         for table in build_view(name, [DENSE, doubtful])
     }
@@ -358,7 +361,7 @@ def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
     notes = {table.name: table.notes for table in build_view("grid", MENDED)}
     assert notes["grid-kl-0.2"] == ()
     assert notes["grid-kl-0.3"][-1] == "-: not asked for."
-    assert notes["grid-kl-0.3"][0].startswith("flap+ghost: unsupported: the method removes heads and channels")
+    assert ": flap+ghost [unsupported: the method removes heads and channels" in notes["grid-kl-0.3"][0]
 
 
 def test_no_table_of_a_share_of_the_decoder_has_a_space_in_its_name():
@@ -427,14 +430,15 @@ def test_other_versions_have_a_footnote():
     newer = changed(LACO, "environment", "versions", to={"torch": "2.14.0", "lm_eval": "0.4.13"})
     assert frame_of_records([DENSE, newer])["flags"].tolist()[1] == "other_versions"
     (table,) = build_view("main", [DENSE, newer])
-    assert "laco: measured with other versions than the dense model: torch 2.14.0, not 2.13.0." in table.notes
+    (note,) = [note for note in table.notes if note.startswith("other versions: ")]
+    assert note.endswith(": laco [torch 2.14.0, not 2.13.0].")
     assert not [note for note in build_view("main", [DENSE, LACO])[0].notes if "versions" in note]
     later = [
         changed(changed(one, "cell", "seed", to=1), "environment", "versions", to=TORCHES[1]) for one in (DENSE, LACO)
     ]
     for one, named in ((LACO, []), (newer, ["laco (seed 0)"])):  # each is beside the dense model of its seed
         found = build_view("main", [DENSE, one, *later])[0].notes
-        assert [note.partition(":")[0] for note in found if "versions" in note] == named
+        assert [note.split(": ")[2].partition(" [")[0] for note in found if "versions" in note] == named
 
 
 def test_memory_is_shown_by_stage_where_the_record_has_it_and_else_as_one_figure_of_all():
@@ -635,11 +639,12 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     tables = build_view("grid", [records[0], missing, other], samples=Samples(folders))
     (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
     assert table.rows[0].cells[0].marks == ("differs", "missed")
-    assert any(note.startswith("* sleb+ghost misses the ratio") for note in table.notes)
+    assert [note for note in table.notes if note.startswith("* missed") and ": sleb+ghost [requested" in note]
     alone = changed(records[0], "measured", "ratio", to=records[0].measured["ratio"] - 0.008)
     twice = build_view("grid", [alone, missing, other], samples=Samples([*folders, folders[1]]))
     (table,) = (one for one in twice if one.name == "grid-gain-average-0.3")
-    assert len([note for note in table.notes if note.startswith("* sleb misses the ratio")]) == 1
+    (note,) = [note for note in table.notes if note.startswith("* missed")]
+    assert note.count("sleb [") + note.count("sleb, ") == 1
     (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
     assert "not tested: sleb+scale (draws, or no samples in common)." in table.notes
     assert not [table for table in build_view("grid", records) if "gain" in table.name]
@@ -812,7 +817,8 @@ def test_notes_name_cells_as_their_rows():
         starred = [row.label for row in table.rows if any("missed" in cell.marks for cell in row.cells)]
         assert sorted(starred) == ["laco (match exact)", "laco (match layers)"]
         for label in starred:
-            assert len([note for note in table.notes if f"* {label} misses the ratio" in note]) == 1
+            (note,) = [note for note in table.notes if note.startswith("* missed: ")]
+            assert len(re.findall(rf"{re.escape(label)}(?: at 0\.3)?(?:,| \[)", note)) == 1
 
 
 def test_a_recipe_is_of_every_method_only_where_there_is_one():
@@ -1086,10 +1092,8 @@ def test_a_search_that_ended_before_its_end_is_named():
         found = replace(found, decisions=found.decisions | {"generations": done, "of_generations": 117})
         return build_view("main", [DENSE, changed(found, "cell", "parameters", to=parameters)])[0].notes
 
-    (said,) = [one for one in searched(10, minutes=2) if "search" in one]
-    assert said == (
-        "evopress: its search ended with 10 of 117 generations, after 2 min; another machine may get further."
-    )
+    (note,) = [note for note in searched(10, minutes=2) if note.startswith("ended early: ")]
+    assert note.endswith(": evopress [10 of 117 generations in 2 min].")
     assert not any("search" in one for one in [*searched(117, minutes=2), *build_view("main", [DENSE, LACO])[0].notes])
 
 
