@@ -116,11 +116,31 @@ OF_MACHINE = {  # of the machine that timed
 OTHER_VERSIONS = Flag(
     "other_versions", "The cell was measured with other versions of packages than the dense model.", "{versions}"
 )
+SEEDS_DISAGREE = Flag(
+    "seeds_disagree", "The seeds disagree on which of the two is better, so that they tie.", "{quantity}{where}"
+)
+CLIFF = Flag(
+    "cliff",
+    "The perplexity grows at least tenfold in one step of the ratio.",
+    "{quantity} from {lower} to {higher}: {ends}",
+)
+ORDERS_DISAGREE = Flag(
+    "orders_disagree",
+    "The method with the highest average accuracy is in the worse half by perplexity.",
+    "{place} of {count}",
+)
+NOT_ABOVE_RANDOM = Flag(
+    "not_above_random", "By perplexity the method is not shown to be better than every draw of drop-random.", "{where}"
+)
+WORSE_THAN_RANDOM = Flag(
+    "worse_than_random", "By perplexity the method is shown to be worse than every draw of drop-random.", "{where}"
+)
 FLAGS = (  # the most important first
     *(FAILED, MISSED, MISFIT, ENDED_EARLY, LATENCY_OFF, NOT_TIMED, ALONE),
     *OF_POINTS.values(),
     *OF_MACHINE.values(),
     OTHER_VERSIONS,
+    *(SEEDS_DISAGREE, CLIFF, ORDERS_DISAGREE, WORSE_THAN_RANDOM, NOT_ABOVE_RANDOM),
 )
 
 
@@ -411,7 +431,7 @@ def describe_columns(
         "speed": chain.from_iterable(map(describe_speed, records)),
     }
     calibrations = _calibrations(pruned)
-    drawn = [MEANS if len(seeds_of(several)) > 1 else ONE_SEED for several in calibrations if seeds]
+    drawn = describe_seeds(records) if seeds else []
     sentences = [
         *chain.from_iterable(texts for kind, texts in kinds.items() if kind in about),
         *(_incomparable(rows) if "tasks" in about else ()),
@@ -517,6 +537,12 @@ def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
     ]
     if missing:
         yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."
+
+
+def describe_seeds(records: Sequence[Record]) -> list[str]:
+    """Return whether intervals include the draw of the calibration text, for each calibration of the pruned cells."""
+    pruned = [record for record in records if record.cell["method"] != "dense"]
+    return list(dict.fromkeys(MEANS if len(seeds_of(several)) > 1 else ONE_SEED for several in _calibrations(pruned)))
 
 
 def _calibrations(records: Sequence[Record]) -> list[list[Record]]:

@@ -26,8 +26,8 @@ from reports.figures.catalogue import figures_of_report
 from reports.figures.figure import Figure, to_svg
 from reports.groups import names_of_draws, names_of_seeds, seeds_of
 from reports.page.charts import shapes_of_chart, to_inline
-from reports.page.sections import VIEWS, Group, group_rows, ratios_of, sections_of_views
-from reports.page.summary import summarise_groups
+from reports.page.sections import VIEWS, Group, group_rows, ratios_of, sections_of_views, tables_of_summary
+from reports.page.summary import summarise_setups
 from reports.tables import whole_cell
 from reports.tables.table import Table
 from reports.tables.views import build_views
@@ -64,7 +64,7 @@ def render_page(
     parts = sections_of_views(tables, targets, {group.ratio_title: group.ratio for group in rows})
     style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
     models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
-    findings, cells = summarise_groups(records, samples), [_cell(group) for group in rows]
+    summary, cells = tables_of_summary(summarise_setups(records, samples)), [_cell(group) for group in rows]
     if drawings is None:
         drawings = (
             (figure, to_svg(figure)) for figure in figures_of_report(records, samples, served=served, needs=needs)
@@ -86,14 +86,14 @@ def render_page(
             script=Markup(script),
             links=_links(parts, first, rest),
             first=first,
-            findings=findings,
+            summary=summary,
             ratios=ratios_of(rows),
             sections=parts,
             figures=rest,
             cells=cells,
             environment=list(legend.describe_environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
-            data=Markup(to_json(_data(parts, rows))),
+            data=Markup(to_json(_data([{"tables": summary}, *parts], rows))),
         )
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import Any
 
@@ -162,6 +162,12 @@ def sections_of_views(
             ]
             sections.append({"name": section, "title": title, "tables": shown, "protocol": footnotes_of(parts)})
     return sections
+
+
+def tables_of_summary(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """Return the tables of the summary for the template; their footnotes stand among the notes."""
+    whole = [replace(table, notes=(*table.notes, *table.footnotes)) for table in tables]
+    return [_table(table, f"summary-{number}", {}, {}, several=len(tables) > 1) for number, table in enumerate(whole)]
 
 
 def _table(

@@ -6,7 +6,7 @@ best row is first. Rows without a value come next, failed ones last; ties are so
 Cells are tested against a reference by the paired tests of bench.regression.contrasts, column by column, with p values
 adjusted for their number. A cell that no sample pairs with the reference has no test and no mark. A row is marked as
 the best if the tests of all pairs show it to be better than the next. `TestedRow` holds the tests of a group for the
-sentences of the page.
+summary of the page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.records.frame import (
     texts_of_records,
 )
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import METRICS, format_value, is_finite, metric_of
+from bench.records.quantities import METRICS, is_finite, metric_of
 from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
@@ -409,12 +409,9 @@ def has_more(block: TableGroup, tests: Contrasts, first: int, second: int, colum
     return more and not block.order_depends_on_seed(first, second, column)
 
 
-NAMES = 5  # methods that a sentence names; the rest is counted
-
-
 @dataclass(frozen=True)
 class TestedRow:
-    """A group of rows of one ratio with the tests between its cells, and the words for sentences about them.
+    """A group of rows of one ratio with the tests between its cells.
 
     dense       the place of the dense model's row; None if it has no figures
     rows        the places of all other rows that have figures
@@ -443,14 +440,6 @@ class TestedRow:
         """Say whether one row is shown to have more of a column than another, at every seed of the two."""
         return has_more(self.block, self.tests(column), first, second, column)
 
-    def where(self) -> str:
-        """Return 'At ratio 0.3'."""
-        return (
-            "With the methods' own parameters"
-            if self.block.ratio is None
-            else f"At {words_of_amount(self.block.ratio, self.block.ratio_of)}"
-        )
-
     def eligible(self) -> list[int]:
         """Return the places of the rows that can be the best. A row that removed too little cannot."""
         return [place for place in self.rows if not self.block.removes_too_little(place)]
@@ -460,33 +449,6 @@ class TestedRow:
         sign = -1 if better == "higher" else 1
         known = [place for place in places if is_finite(self.block.rows[place].get(column))]
         return sorted(known, key=lambda place: sign * self.block.rows[place][column])
-
-    def figure(self, place: int, column: str) -> str:
-        """Return a value with its spread and its unit, such as '36.8 ± 6.2'."""
-        unit = metric_of(column).unit if not metric_of(column).unit_in_cell else ""
-        return f"{format_value(self.block.rows[place], column)} {unit}".strip()
-
-    def name(self, place: int) -> str:
-        """Return the label of a row, with '(mean of 3 seeds)' or '(mean of 5 draws)' if it has several."""
-        draws, seeds = len(self.block.numbers[place]), len(self.block.models(place)[0])
-        of = f"{seeds} seeds" if draws == seeds else f"{draws} draws"
-        return self.block.label(place) + (f" (mean of {of})" if draws > 1 else "")
-
-    def names(self, places: Sequence[int]) -> str:
-        """Return the labels of rows in this order; only NAMES of many, with a count of the rest."""
-        names = [self.block.label(place) for place in places]
-        more = len(names) - NAMES
-        return ", ".join(names) if more <= 1 else f"{', '.join(names[:NAMES])} and {more} more"
-
-    def words_of_tests(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
-        """Return 'shown to be below all 5 others', or below how many, with the names of the rest, the nearest first."""
-        peers = "the other one" if len(rest) == 1 else f"{len(rest)} others"
-        if len(places) == len(rest):
-            return f"shown to be {side} {peers if len(rest) == 1 else f'all {peers}'}"
-        if not places:
-            return f"not shown to be {side} {peers if len(rest) == 1 else f'any of the {peers}'}"
-        unshown = [place for place in rest if place not in places]
-        return f"shown to be {side} {len(places)} of {peers}; not {side} {self.names(unshown)}"
 
 
 def contrasts_of_draws(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:

@@ -28,7 +28,7 @@ from reports.figures.factors import figures_of_calibrations as draws_figures
 from reports.formats.terminal import render
 from reports.groups import TableGroup, group_records
 from reports.page.page import render_page
-from reports.page.summary import summarise_groups
+from reports.page.summary import summarise_setups
 from reports.report import to_csv, to_terminal
 from reports.tables.rows import contrasts_of_draws
 from reports.tables.views import build_view
@@ -62,8 +62,11 @@ def only(records: list[Record]) -> TableGroup:
     return group
 
 
-def said(records: list[Record], samples: Samples | None = None) -> str:
-    return "\n".join(line for topic in summarise_groups(records, samples or Samples()) for line in topic.sentences)
+def best_by_perplexity(records: list[Record], samples: Samples | None = None) -> tuple[str | None, str | None, str]:
+    """The best method of the page's summary, how many others it is better than, and the notes and footnotes."""
+    (table,) = summarise_setups(records, samples or Samples())
+    _, best, _, _, better, *_ = (cell.value for cell in table.rows[0].cells)
+    return best, better, "\n".join((*table.notes, *table.footnotes))
 
 
 def one_line(text: str) -> str:
@@ -353,12 +356,10 @@ def test_a_rank_that_changes_with_the_seed_is_a_tie(tmp_path):
     steady = [100.0 + seed for seed in range(8)]
     ahead, flips = [value - 40 for value in steady], [*(value - 40 for value in steady[:7]), steady[7] + 3]
     records, samples = with_samples(tmp_path / "steady", {"laco": steady, "sleb": ahead})
-    text = said(records, samples)
-    assert "sleb (mean of 8 seeds) has the lowest perplexity on wiki" in text
-    assert "shown to be below the other one" in text
-    assert "ties" not in text
-    assert "Student's over the calibration seeds that two models share" in text
-    assert "Figures are means over the seeds 0, 1, 2" in text
+    best, better, text = best_by_perplexity(records, samples)
+    assert (best, better) == ("sleb", "1 of 1, shown")
+    assert legend.SEEDS_DISAGREE.sentence[:-1] not in text
+    assert legend.MEANS in text
     (table,) = build_view("main", records, "laco", samples)
     assert "differs" in {row.label: row for row in table.rows}["sleb"].cells[2].marks
     records, samples = with_samples(tmp_path / "flips", {"laco": steady, "sleb": flips})
@@ -366,16 +367,16 @@ def test_a_rank_that_changes_with_the_seed_is_a_tie(tmp_path):
         records, [(0, 8)], samples, "wiki", seeds={0: {s: s for s in range(8)}, 8: {s: 8 + s for s in range(8)}}
     ).values()
     assert found.p < LEVEL  # and still
-    text = said(records, samples)
-    assert "not shown to be below the other one" in text
-    assert "ranks by perplexity on wiki change with the seed, so that these are ties: sleb and laco." in text
+    best, better, text = best_by_perplexity(records, samples)
+    assert (best, better) == ("sleb", "0 of 1, shown")
+    assert f"{legend.SEEDS_DISAGREE.sentence[:-1]}: sleb and laco [ppl wiki at 0.3]." in text
     (table,) = build_view("main", records, "laco", samples)
     assert table.marks() & {"differs"} == set()
 
 
 def test_one_seed_is_said_with_the_way_out():
-    text = said([DENSE, cell("laco", 0), cell("sleb", 0, 90.0)])
-    assert "not for other calibration data; with --seed 0,1,2 they do." in text
+    _, _, text = best_by_perplexity([DENSE, cell("laco", 0), cell("sleb", 0, 90.0)])
+    assert legend.ONE_SEED in text
 
 
 # --- the view
