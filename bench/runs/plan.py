@@ -8,7 +8,6 @@ Jobs take as long as they are estimated to take. Nothing works beside one while 
 from __future__ import annotations
 
 import heapq
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,16 @@ from bench.schedule.estimate import (
     read_records_nearby,
     reuse_of_method,
 )
-from bench.schedule.memory_needs import MemoryNeeds, bytes_of_card, bytes_of_gpus, footprint_of, room_of, to_gib
+from bench.schedule.memory_needs import (
+    ALONE,
+    GIB,
+    MemoryNeeds,
+    bytes_of_card,
+    find_misfits,
+    footprint_of,
+    room_of,
+    to_gib,
+)
 from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import environment
 from bench.system.memory import bytes_of_host, check_offload
@@ -168,9 +176,26 @@ def plan_spec(spec: RunSpec) -> Plan:
     has_folder, gpus = spec.offload is not None, spec.gpus_per_cell
     needs = {cell.key: footprint_of(cell, offload=has_folder).place(cell, room, card) for cell in cells}
     estimates = {cell.key: _without_untimed(estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
-    free = shutil.disk_usage(spec.offload).free if spec.offload and is_here else None
-    where: dict[str, Any] = {"is_here": is_here, "gpus": gpus, "room": room, "card": card, "free": free}
-    return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
+    missing = [cell for cell in cells if cell.key not in done]
+    remarks = remarks_on_memory(missing, needs, spec, slots, room / GIB) if is_here else []
+    return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, is_here=is_here, remarks=remarks)
+
+
+def remarks_on_memory(
+    cells: Sequence[Cell], needs: Mapping[str, MemoryNeeds], spec: RunSpec, slots: int, memory: float
+) -> list[str]:
+    """Return a line for each cell that is larger than the memory, and on slots or states that are so together.
+
+    memory  GiB of the host's memory that a cell may take
+    """
+    limits = spec.gpus_per_cell, memory, spec.device_memory_gib
+    misfits = find_misfits(cells, *limits, offload=spec.offload, slots=slots)
+    remarks = [misfit.words for misfit in misfits if misfit.words != ALONE]
+    largest, host = sum(sorted((needs[cell.key].host for cell in cells), reverse=True)[:slots]), bytes_of_host()
+    if not remarks and largest > host:
+        several = f"{slots} slots" if slots > 1 else "a cell"
+        remarks.append(f"{several} may need {to_gib(largest)} at once, and the machine has {to_gib(host)}")
+    return remarks
 
 
 def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
@@ -239,20 +264,14 @@ def simulate(
     start: float = 0.0,
     needs: Mapping[str, MemoryNeeds],
     is_here: bool = True,
-    gpus: int = 1,
-    room: int | None = None,
-    card: int | None = None,
-    free: int | None = None,
+    remarks: Sequence[str] = (),
 ) -> Plan:
     """Return the plan of a run.
 
     done     the cells that have a record that counts, by key
     start    seconds in which a slot reads its texts and tasks before its first cell
-    is_here  whether cells run on this machine. Then nothing works beside a timed cell, and the memory is looked at
-    gpus     over which the model of a cell is spread
-    room     bytes of the host's memory that a cell may take; None: all of it
-    card     bytes of its GPU's that it may take; None: all that its GPUs have
-    free     bytes that the folder has left in which states wait; None: it is not looked at, or there is none
+    is_here  whether cells run on this machine, where nothing works beside a timed cell
+    remarks  on what is wrong or doubtful
     """
     seconds = {key: estimate.seconds for key, estimate in estimates.items()}
     schedule = Schedule(cells, seconds if slots > 1 else None)
@@ -280,44 +299,7 @@ def simulate(
         after = title_of_cell(schedule.cells[after]) if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
     ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
-    remarks = [*_misfits(planned, slots, gpus, room, card), *_full(planned, slots, free)] if is_here else []
     return Plan(planned, ends, remarks)
-
-
-def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[str]:
-    """Return a line where the folder of --offload has too little room for the states of all slots; [] otherwise."""
-    taken = sum(sorted((cell.needs.offloaded for cell in planned), reverse=True)[:slots])
-    if free is None or taken <= free:
-        return []
-    return [
-        f"states take about {to_gib(taken)} of the folder of --offload, which has {to_gib(free)} left; name another"
-    ]
-
-
-def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:
-    """Return a line for each cell that is larger than the memory, and one for slots that are so together."""
-    host, device = bytes_of_host(), 0
-    left = [cell for cell in planned if not cell.done]
-    if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
-        device = bytes_of_gpus(left[0].cell, gpus, slots)
-    device = of_card or device
-    card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    misfits = []
-    for cell in left:
-        limited = room is not None and room * slots < host
-        may = ("it may take", cell.needs.host, room) if limited else ("the machine has", cell.needs.host, host)
-        for where, needed, available in ((card, cell.needs.device, device), may):
-            if available and needed > available:
-                misfits.append(
-                    f"{title_of_cell(cell.cell)} does not fit: it needs about {to_gib(needed)}, and {where} "
-                    f"{to_gib(available)}"
-                )
-    largest = sum(sorted((cell.needs.host for cell in left), reverse=True)[:slots])
-    if not misfits and slots > 1 and largest > host:
-        misfits.append(
-            f"{slots} slots may need {to_gib(largest)} at once, and the machine has {to_gib(host)}; take fewer"
-        )
-    return misfits
 
 
 def summarise_plan(plan: Plan) -> str:

@@ -28,7 +28,7 @@ from bench.runs import inputs, job, store
 from bench.runs.datasets import CalibrationSetting, Datasets, read_datasets, setting_of_calibration
 from bench.runs.searches import KnownSearches, read_valid_records
 from bench.schedule.estimate import Estimate, Forecast, estimate_cells, read_records_nearby
-from bench.schedule.memory_needs import refuse_full, refuse_misfits, room_of
+from bench.schedule.memory_needs import find_misfits, refuse_misfits, room_of
 from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import interrupt
 from bench.system.memory import check_offload
@@ -272,10 +272,9 @@ def _write_outcome(cell: Cell, result: Result, folder: Path, slots: int | None) 
 
 def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:
     """Refuse cells for which this machine has too little memory, or the folder of states too little room."""
-    limits, offload = (shared.get("memory"), shared.get("device_memory")), shared.get("offload")
-    refuse_misfits(cells, session.machine.gpus, *limits, offload=bool(offload), slots=session.slots)
-    if cells and offload:
-        refuse_full(cells, Path(offload), session.slots)
+    limits = session.machine.gpus, shared.get("memory"), shared.get("device_memory")
+    offload = Path(shared["offload"]) if shared.get("offload") else None
+    refuse_misfits(find_misfits(cells, *limits, offload=offload, slots=session.slots))
 
 
 def _estimate(

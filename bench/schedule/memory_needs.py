@@ -1,7 +1,7 @@
 """Says how much memory a cell takes on its device and on its host, from shapes alone.
 
-`Footprint` computes it for the cells of one model. `refuse_misfits` and `refuse_full` refuse, before any work, cells
-that surely need more memory, or more of a disk, than there is.
+`Footprint` computes it for the cells of one model. `find_misfits` finds cells that may need more memory, or more of a
+disk, than there is. `refuse_misfits` refuses, before any work, those that surely do.
 
 Beside the dense model pruning takes what the method and its compensation say they hold. The sizes are those of
 methods.base.Holds: multiples of sizes that every model has. `PruningMemory` gives them a model and a calibration. Tests
@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class MemoryNeeds:
     in_files: bool = False
     offloaded: int = 0
     alone: bool = False
+
+    @property
+    def taken(self) -> int:
+        """Return the bytes of the device, which on a CPU are the host's."""
+        return self.device or self.host
 
 
 @dataclass(frozen=True)
@@ -107,20 +113,16 @@ class Footprint:
         pruned one does. Where neither does, its model has to be in memory. The dense model alone is not timed.
         """
         whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
-        fits = (card is None or whole.device <= card) if on_gpu else whole.host <= room
-        if fits or reason_for_memory(cell):
+        room = room if not on_gpu else sys.maxsize if card is None else card
+        if whole.taken <= room or reason_for_memory(cell):
             return whole
-        if on_gpu:
-            needs_in_files = self._beside_visits(cell, card or 0)
-        else:
-            needs_in_files = MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
+        in_files = self._visiting(cell, room) if on_gpu else self._in_files(cell, room)
         if not is_timed(cell):
-            return needs_in_files
-        *timings, alone = self._timings(cell, needs_in_files)
-        for needs in (*timings, alone, needs_in_files):
-            if (needs.device if on_gpu else needs.host) <= (card or 0 if on_gpu else room):
-                return whole if needs is needs_in_files else needs
-        return alone  # not even pruning in files has the room for it
+            return in_files
+        *beside, alone = self._timings(cell, in_files)
+        fits = next((needs for needs in (*beside, alone) if needs.taken <= room), None)
+        # where not even pruning in files has the room for it, that is what is refused
+        return fits or (whole if in_files.taken <= room else alone)
 
     def not_in_files(self, cell: Cell) -> str:
         """Return the words on why the weights of a cell that does not fit cannot lie in files."""
@@ -144,14 +146,15 @@ class Footprint:
             host = max(needs.host, self.process + host if weights else 0)
             yield replace(needs, device=max(needs.device, device), host=host, alone=alone)
 
-    def _beside_files(self, cell: Cell, room: int) -> int:
-        """Return the bytes of a cell whose weights lie in files: one layer, and a new head, are in memory."""
+    def _in_files(self, cell: Cell, room: int) -> MemoryNeeds:
+        """Return the memory of a cell whose weights lie in files: one layer, and a new head, are in memory."""
         written = self.bytes_each * max(self.shape.layer, self.shape.head)
         scoring = self._scoring(cell) + self._states(cell, room)
         work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True) + written)
-        return round(self.process + max(work, written) + self._parked(cell))
+        host = round(self.process + max(work, written) + self._parked(cell))
+        return MemoryNeeds(0, host, True, self.offloaded(cell))
 
-    def _beside_visits(self, cell: Cell, card: int) -> MemoryNeeds:
+    def _visiting(self, cell: Cell, card: int) -> MemoryNeeds:
         """Return the memory of a cell whose layers lie in files and visit its GPU. All but the layers stays on the GPU.
 
         At most two layers are on the GPU, the dense one and the pruned one, and one is brought back to the host.
@@ -348,49 +351,85 @@ ALONE = (
 SURE = 0.5  # share of the estimate beside the weights that is surely needed: tests hold it to at most twice the peak
 
 
-def refuse_misfits(
+@dataclass(frozen=True)
+class Misfit:
+    """Holds the words on a cell that may not fit into the memory or a folder, and whether it surely does not."""
+
+    words: str
+    is_sure: bool
+
+
+def find_misfits(
     cells: Sequence[Cell],
     gpus: int = 1,
     memory: float | None = None,
     device_memory: float | None = None,
     *,
-    offload: bool = False,
+    offload: Path | None = None,
     slots: int = 1,
-) -> None:
-    """Raise UserError where a cell surely needs more memory than there is, and print a line on each that may.
+) -> Iterator[Misfit]:
+    """Yield the cells that are larger than the memory of their device, on GPUs the largest first; then a full folder.
 
-    A line is printed too where the dense model has no room to be timed in.
+    Where the dense model has no room to be timed in, a misfit that says so goes first.
 
     gpus           of each cell, where cells run on GPUs
     memory         GiB of the host's memory that each may take, where they run on the CPU; None: all of the machine's
     device_memory  GiB of its GPU's memory that each may take, where it has one; None: all of the GPU's
-    offload        whether states that wait on the host have a folder
+    offload        folder of the states that wait on the host; None: they have none
     slots          the GPUs are divided among them
     """
-    if not cells:
-        return
-    if cells[0].device.startswith("cuda"):
-        _refuse_on_gpus(cells, gpus, device_memory, slots)
-        return
-    room = room_of(memory)
-    needed = [(cell, footprint_of(cell, offload=offload).place(cell, room)) for cell in cells]
-    if any(needs.alone for _, needs in needed):
-        say(ALONE)
-    for cell, needs in needed:
-        footprint = footprint_of(cell, offload=offload)
-        words = f"{cell.label} needs about {needs.host / GIB:.1f} GiB, and may take {room / GIB:.1f} GiB"
-        if needs.in_files:
-            whole = footprint.needs(cell).host / GIB
-            words = f"{cell.label} needs about {whole:.1f} GiB, or {needs.host / GIB:.1f} GiB with its weights in files"
-            words = f"{words}, and may take {room / GIB:.1f} GiB"
-        if needs.host <= room:
+    has_folder = offload is not None
+    room, card, has = room_of(memory), None, "may take"
+    if cells and cells[0].device.startswith("cuda"):
+        card = bytes_of_card(cells[0], gpus, device_memory, slots)
+        room = card or bytes_of_gpus(cells[0], gpus, slots)
+        has = "it may take" if device_memory else "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
+    placed = [(cell, footprint_of(cell, offload=has_folder).place(cell, room, card)) for cell in cells]
+    if any(needs.alone for _, needs in placed):
+        yield Misfit(ALONE, is_sure=False)
+    for cell, needs in sorted(placed, key=lambda entry: -entry[1].device):
+        whole = footprint_of(cell, offload=has_folder).needs(cell)
+        if needs.taken <= room:
             continue
-        if not needs.in_files and footprint.weights > room:
-            raise UserError(f"{words}: it {footprint.not_in_files(cell)}; leave that out, or give a smaller model")
-        if footprint.process + SURE * (needs.host - footprint.process) > room:
-            advice = _with_a_folder(cell, room) or "leave it out"
-            raise UserError(f"{words}; {advice}, or give less calibration or fewer --batch-tokens")
-        say(f"{words}: it may run out of memory")
+        words = f"{cell.label} needs about {to_gib(whole.taken)}"
+        if needs.in_files:
+            how = "with layers that visit the GPU" if needs.device else "with its weights in files"
+            words = f"{words}, or {to_gib(needs.taken)} {how}"
+        words = f"{words}, and {has} {to_gib(room)}"
+        yield _misfit_on_gpu(cell, needs, words, room, card) if needs.device else _misfit(cell, needs, words, room)
+    if offload is not None:
+        yield from find_full_folder(cells, offload, slots)
+
+
+def _misfit(cell: Cell, needs: MemoryNeeds, words: str, room: int) -> Misfit:
+    """Return a cell that is larger than the memory of the host on which it runs."""
+    footprint = footprint_of(cell)
+    if not needs.in_files and footprint.weights > room:
+        why = footprint.not_in_files(cell)
+        return Misfit(f"{words}: it {why}; leave that out, or give a smaller model", is_sure=True)
+    if footprint.process + SURE * (needs.host - footprint.process) > room:
+        advice = _with_a_folder(cell, room) or "leave it out"
+        return Misfit(f"{words}; {advice}, or give less calibration or fewer --batch-tokens", is_sure=True)
+    return Misfit(f"{words}: it may run out of memory", is_sure=False)
+
+
+def _misfit_on_gpu(cell: Cell, needs: MemoryNeeds, words: str, room: int, card: int | None) -> Misfit:
+    """Return a cell that is larger than the memory of its GPUs."""
+    footprint = footprint_of(cell)
+    least = 0 if needs.in_files else footprint.weights
+    if least + SURE * (needs.device - least) <= room:
+        return Misfit(f"{words}: it may run out of memory", is_sure=False)
+    may_visit = card is None or needs.in_files
+    advice = "leave it out" if may_visit else f"it {footprint.not_in_files(cell)}; leave that out"
+    return Misfit(f"{words}; {advice}, or give a smaller model, --dtype bfloat16 or less calibration", is_sure=True)
+
+
+def refuse_misfits(misfits: Iterable[Misfit]) -> None:
+    """Print the words on each misfit. Raises UserError with those on the first that surely runs out of memory."""
+    for misfit in misfits:
+        if misfit.is_sure:
+            raise UserError(misfit.words)
+        say(misfit.words)
 
 
 def _with_a_folder(cell: Cell, room: int) -> str:
@@ -399,43 +438,15 @@ def _with_a_folder(cell: Cell, room: int) -> str:
     return f"give --offload DIR, where {needs.offloaded / GIB:.1f} GiB of states can wait" if needs.host <= room else ""
 
 
-def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
-    """Raise UserError where a folder has no room for the states of the largest cells that run at once."""
+def find_full_folder(cells: Sequence[Cell], folder: Path, slots: int) -> Iterator[Misfit]:
+    """Yield a misfit where a folder has no room for the states of the largest cells that run at once."""
     sizes = [(title_of_cell(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
     largest = sorted(sizes, key=lambda entry: -entry[1])[:slots]
     taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
     if taken > free:
         names = " and ".join(name for name, _ in largest)
-        raise UserError(
-            f"states of {names} take about {taken / GIB:.1f} GiB of --offload {folder}, which has {free / GIB:.1f} GiB "
-            "left; name another folder, or give less calibration"
-        )
-
-
-def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None, slots: int) -> None:
-    all_of_them = bytes_of_gpus(cells[0], gpus, slots)
-    cards = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    card = bytes_of_card(cells[0], gpus, device_memory, slots)
-    if any(footprint_of(cell).place(cell, room_of(None), card=card).alone for cell in cells):
-        say(ALONE)
-    for cell in sorted(cells, key=lambda cell: -footprint_of(cell).needs(cell).device):
-        footprint = replace(footprint_of(cell), process=0)
-        room, whole = card or all_of_them, footprint.needs(cell).device
-        if whole <= room:
-            break
-        needs = footprint.place(cell, room_of(None), card=card)
-        words = f"{cell.label} needs about {whole / GIB:.1f} GiB"
-        if needs.in_files:
-            words = f"{words}, or {needs.device / GIB:.1f} GiB with layers that visit the GPU"
-        words = f"{words}, and {'it may take' if device_memory else cards} {room / GIB:.1f} GiB"
-        if needs.device <= room:
-            continue
-        least = footprint.weights if not needs.in_files else 0
-        if least + SURE * (needs.device - least) > room:
-            all_there = card is not None and not needs.in_files
-            why = f"it {footprint.not_in_files(cell)}; leave that out" if all_there else "leave it out"
-            raise UserError(f"{words}; {why}, or give a smaller model, --dtype bfloat16 or less calibration")
-        say(f"{words}: it may run out of memory")
+        words = f"states of {names} take about {to_gib(taken)} of --offload {folder}, which has {to_gib(free)} left"
+        yield Misfit(f"{words}; name another folder, or give less calibration", is_sure=True)
 
 
 def make_pruner(method: str, parameters: Mapping[str, Any]) -> Pruner:

@@ -89,7 +89,7 @@ def test_what_cannot_hold_states_is_refused_before_any_work(run, tmp_path, monke
     assert main([*run, *out, "--offload", str(tmp_path), "--plan"]) == 0
     shown, remarks = capsys.readouterr()
     assert "offloaded" in shown
-    assert "of the folder of --offload, which has 0.0 GiB left" in remarks
+    assert "which has 0.0 GiB left; name another folder" in remarks
 
 
 def test_ratios_of_one_method_take_room_beside_each_other(tmp_path, monkeypatch):
@@ -99,9 +99,10 @@ def test_ratios_of_one_method_take_room_beside_each_other(tmp_path, monkeypatch)
     ]
     monkeypatch.setattr(memory_needs, "footprint_of", lambda cell, offload: SimpleNamespace(offloaded=lambda cell: 70))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    memory_needs.refuse_full(cells, tmp_path, slots=1)
-    with pytest.raises(UserError, match=r"states of shortgpt at 0\.2 and shortgpt at 0\.4 take"):
-        memory_needs.refuse_full(cells, tmp_path, slots=2)
+    assert list(memory_needs.find_full_folder(cells, tmp_path, slots=1)) == []
+    (misfit,) = memory_needs.find_full_folder(cells, tmp_path, slots=2)
+    assert misfit.is_sure
+    assert misfit.words.startswith("states of shortgpt at 0.2 and shortgpt at 0.4 take")
 
 
 def test_what_a_killed_cell_has_left_goes_when_it_begins_again(tmp_path):

@@ -76,7 +76,7 @@ def test_what_needs_more_than_it_may_take_is_refused_before_any_work(base, tmp_p
 
 def test_a_plan_says_whose_weights_lie_in_files(base, monkeypatch, capsys):
     asked = [*base, "--methods", "laco", "--ratio", "0.3", "--plan", "--memory", "0.7501"]
-    monkeypatch.setattr(memory_needs.Footprint, "_beside_files", lambda *_: 2**29)
+    monkeypatch.setattr(memory_needs.Footprint, "_in_files", lambda *_: MemoryNeeds(0, 2**29, in_files=True))
     assert main(asked) == 0
     shown = capsys.readouterr().out
     assert shown.count("0.5 GiB + files") == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +21,7 @@ from bench.cli.main import main
 from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell
 from bench.plan.protocol import Recipe, protocol_for_cuda, protocol_of_profile
-from bench.runs.plan import simulate
 from bench.schedule import memory_needs
-from bench.schedule.estimate import Estimate
 from bench.schedule.memory_needs import (
     GIB,
     PROCESS,
@@ -157,6 +157,10 @@ def llama(**sizes: int) -> Footprint:
         return Footprint(Shape.of(Decoder(AutoModelForCausalLM.from_config(config))), 2)
 
 
+def refuse(cells: list[Cell], *limits: object, **where: object) -> None:
+    memory_needs.refuse_misfits(memory_needs.find_misfits(cells, *limits, **where))
+
+
 def cell(method: str, **changes: object) -> Cell:
     found = Cell(
         "8b", method, {}, RATIO, "total", 0, "cuda:0", "bfloat16", replace(protocol_of_profile("full"), speed_rounds=0)
@@ -285,17 +289,17 @@ def test_the_table_of_layers_that_visit_is_what_the_formula_says(eight_billion):
 def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight_billion, monkeypatch, capsys):
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: eight_billion)
     with EmulatedGpus(count=2, memory=12 * GIB):
-        memory_needs.refuse_misfits([cell("shortgpt")])
+        refuse([cell("shortgpt")])
         assert capsys.readouterr().err == ""
         with pytest.raises(
             UserError,
             match=r"has 12\.0 GiB; it is timed, for which the pruned model alone takes 14\.7 GiB; leave that out",
         ):
-            memory_needs.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED, ratio=0.1)])
+            refuse([cell("shortgpt"), cell("shortgpt", **TIMED, ratio=0.1)])
         with pytest.raises(UserError, match=r"or \d+\.\d GiB with layers that visit the GPU, and it may take 2\.0 GiB"):
-            memory_needs.refuse_misfits([cell("laco-ls")], device_memory=2)
+            refuse([cell("laco-ls")], device_memory=2)
         with pytest.raises(UserError, match=r"and 2 GPUs have 24\.0 GiB; leave it out"):
-            memory_needs.refuse_misfits([cell("laco", device="cuda", healing=Recipe(kind="full"))], gpus=2)
+            refuse([cell("laco", device="cuda", healing=Recipe(kind="full"))], gpus=2)
 
 
 @pytest.mark.parametrize(
@@ -318,11 +322,7 @@ def test_a_cell_has_the_memory_of_its_own_gpus(eight_billion, monkeypatch, cards
         for memory, size in zip(made.memories, cards, strict=True):
             memory.size = size * GIB
         with pytest.raises(UserError, match=rf"(the GPU has|{gpus} GPUs have) {there}\.0 GiB"):
-            memory_needs.refuse_misfits([asked], gpus, slots=slots)
-        needs = {asked.key: memory_needs.MemoryNeeds(there * GIB + 1, 1)}
-        estimates = {asked.key: Estimate({}, "")}
-        (said,) = simulate([asked], {}, estimates, slots=slots, needs=needs, gpus=gpus).remarks
-        assert said.endswith(f"{there}.0 GiB")
+            refuse([asked], gpus, slots=slots)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.01, 1.1, 2.0, 6.0])
@@ -366,7 +366,7 @@ def test_a_cell_that_is_timed_and_has_no_room_to_be_pruned_in_files_is_refused_f
     with pytest.raises(
         UserError, match=r"or \d\.\d GiB with its weights in files, and may take 3\.0 GiB; leave it out"
     ):
-        memory_needs.refuse_misfits([asked], memory=3)
+        refuse([asked], memory=3)
 
 
 def test_on_a_gpu_a_cell_that_is_timed_has_the_dense_model_beside_it_where_one_fits_at_a_time(eight_billion):
@@ -383,9 +383,9 @@ def test_on_a_gpu_a_cell_that_is_timed_has_the_dense_model_beside_it_where_one_f
 def test_that_the_dense_model_is_not_timed_is_said_once_and_before_any_work(eight_billion, monkeypatch, capsys):
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
     cells = [cell(name, **ON_CPU, **TIMED) for name in ("dense", "shortgpt", "laco")]
-    memory_needs.refuse_misfits(cells, memory=16)
+    refuse(cells, memory=16)
     assert capsys.readouterr().err.strip() == memory_needs.ALONE
-    memory_needs.refuse_misfits(cells, memory=55)
+    refuse(cells, memory=55)
     assert not capsys.readouterr().err
 
 
@@ -397,23 +397,23 @@ def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_
     with pytest.raises(
         UserError, match=r"needs about \d+\.\d GiB, and may take 8\.0 GiB: it (is timed|is healed|comes from)"
     ):
-        memory_needs.refuse_misfits([cell("shortgpt", **ON_CPU), asked], memory=8)
+        refuse([cell("shortgpt", **ON_CPU), asked], memory=8)
 
 
 def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_billion, monkeypatch, capsys):
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: eight_billion)
     asked = cell("laco-ls", **ON_CPU)
     needed = eight_billion.place(asked, GIB).host / GIB
-    memory_needs.refuse_misfits([asked], memory=needed + 0.1)
+    refuse([asked], memory=needed + 0.1)
     assert capsys.readouterr().err == ""
-    memory_needs.refuse_misfits([asked], memory=0.8 * needed)
+    refuse([asked], memory=0.8 * needed)
     assert "it may run out of memory" in capsys.readouterr().err
     with pytest.raises(UserError, match="with its weights in files"):
-        memory_needs.refuse_misfits([asked], memory=0.4 * needed)
+        refuse([asked], memory=0.4 * needed)
 
 
 def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_them_into_files(
-    eight_billion, monkeypatch
+    eight_billion, tmp_path, monkeypatch
 ):
     def footprint(cell, *, offload=False):
         return replace(eight_billion, offload=offload)
@@ -426,8 +426,9 @@ def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_t
     assert offloaded.host < 8 * GIB
     assert offloaded.offloaded == 9 * 2 * 512 * 2048 * 4096
     with pytest.raises(UserError, match=r"8\.0 GiB; give --offload DIR, where 72\.0 GiB of states can wait, or"):
-        memory_needs.refuse_misfits([asked], memory=8)
-    memory_needs.refuse_misfits([asked], memory=8, offload=True)
+        refuse([asked], memory=8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+    refuse([asked], memory=8, offload=tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{}, TIMED], ids=["in files", "timed"])
@@ -437,4 +438,4 @@ def test_a_cell_whose_process_alone_takes_more_is_refused_although_its_weights_w
     monkeypatch.setattr(memory_needs, "footprint_of", lambda *_, **__: replace(eight_billion, process=30 * GIB))
     assert eight_billion.weights < 20 * GIB
     with pytest.raises(UserError, match=r"and may take 20\.0 GiB; leave it out, or give less calibration"):
-        memory_needs.refuse_misfits([cell("shortgpt", **(ON_CPU | changes))], memory=20)
+        refuse([cell("shortgpt", **(ON_CPU | changes))], memory=20)

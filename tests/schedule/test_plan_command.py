@@ -17,6 +17,7 @@ from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.records.record import load
+from bench.runs import plan as planning
 from bench.runs.plan import plan_spec, simulate
 from bench.schedule import memory_needs
 from bench.schedule.estimate import Estimate
@@ -99,25 +100,23 @@ def test_what_is_done_takes_nothing_and_a_slot_reads_its_texts_before_its_first_
     assert plan.seconds == 10 + 1 + 9
 
 
-def test_a_cell_that_does_not_fit_is_named_and_so_are_slots_that_do_not_fit_together():
+def test_slots_that_do_not_fit_together_are_named(monkeypatch):
     cells, there = [cell("flap"), cell("magnitude")], psutil.virtual_memory().total
-    (said,) = planned(cells, [1, 1], needs={cells[1].key: MemoryNeeds(0, 2 * there)}).remarks
-    assert said.startswith("magnitude at 0.2 does not fit: it needs about ")
-    assert " and the machine has " in said
-    most = {one.key: MemoryNeeds(0, int(0.6 * there)) for one in cells}
-    assert planned(cells, [1, 1], needs=most).remarks == []
-    (said,) = planned(cells, [1, 1], 2, needs=most).remarks
+    monkeypatch.setattr(planning, "find_misfits", lambda *_, **__: [])  # each fits alone
+    needs = {one.key: MemoryNeeds(0, int(0.6 * there)) for one in cells}
+    spec = RunSpec("flap,magnitude", ratios=[0.2])
+    assert planning.remarks_on_memory(cells, needs, spec, 1, memory=1.0) == []
+    (said,) = planning.remarks_on_memory(cells, needs, spec, 2, memory=1.0)
     assert said.startswith("2 slots may need ")
-    assert planned(cells, [1, 1], 2, needs=most, is_here=False).remarks == []
+    assert " and the machine has " in said
 
 
-def test_a_cell_that_one_gpu_does_not_hold_fits_on_two():
-    cells = [cell("flap", device="cuda")]
-    needs = {cells[0].key: MemoryNeeds(3 * 2**30, 2**20)}
-    with EmulatedGpus(count=2, memory=2**31):
-        (said,) = planned(cells, [1], needs=needs).remarks
-        assert said.endswith("it needs about 3.0 GiB, and the GPU has 2.0 GiB")
-        assert planned(cells, [1], needs=needs, gpus=2).remarks == []
+def test_a_plan_says_what_the_run_refuses(base, capsys):
+    asked = [*base, "--methods", "laco", "--ratio", "0.3", "--memory", "0.5"]
+    said = refused(capsys, asked)
+    assert "with its weights in files, and may take 0.5 GiB; leave it out" in said
+    assert main([*asked, "--plan"]) == 0
+    assert said.strip().partition(": ")[2] in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_done_and_writes_nothing(base, tmp_path, capsys):
