@@ -72,19 +72,21 @@ class CodeComparison:
 
 def read_comparisons() -> dict[str, CodeComparison]:
     """Return the comparison of every module that was compared with other code, by the last part of its name."""
-    return {
-        name: CodeComparison(
-            methods=tuple(comparison["methods"]),
-            code=tuple((source["repository"], source["commit"]) for source in comparison["code"]),
-            by_the_authors=comparison["by_the_authors"],
-            compared=comparison["compared"],
-            put_in=tuple(comparison["put_in"]),
-            runs=comparison["runs"],
-            largest={kind: entry["difference"] for kind, entry in comparison["largest"].items()},
-            speed=tuple(Speed(**seconds) for seconds in comparison["speed"]),
-        )
-        for name, comparison in _data()["methods"].items()
-    }
+    return {name: _to_comparison(comparison) for name, comparison in _data()["methods"].items()}
+
+
+def _to_comparison(plain: dict[str, Any]) -> CodeComparison:
+    """Return an entry of the file as its type."""
+    return CodeComparison(
+        methods=tuple(plain["methods"]),
+        code=tuple((source["repository"], source["commit"]) for source in plain["code"]),
+        by_the_authors=plain["by_the_authors"],
+        compared=plain["compared"],
+        put_in=tuple(plain["put_in"]),
+        runs=plain["runs"],
+        largest={kind: entry["difference"] for kind, entry in plain["largest"].items()},
+        speed=tuple(Speed(**seconds) for seconds in plain["speed"]),
+    )
 
 
 def words_of_timing() -> str:

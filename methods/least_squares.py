@@ -207,7 +207,8 @@ def total_error_of_fit(
 
 def weight_of_sinks(batches: Sequence[Rows]) -> float:
     """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2; 1 where there is no sink."""
-    ordinary, sinks = (sum(sum_of_squares(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
+    ordinary = sum(sum_of_squares(each.z[each.populations[0]]) for each in batches)
+    sinks = sum(sum_of_squares(each.z[each.populations[1]]) for each in batches)
     count = sum(int(each.populations[1].sum()) for each in batches)
     return min(1.0, count / sum(len(each.where) for each in batches)) * ordinary / sinks if sinks and ordinary else 1.0
 
@@ -243,8 +244,11 @@ def fit(
 
 def _errors_of_held_out(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
     """Return the error of a solution on held-out tokens that are no sinks, and on sinks; None where there are none."""
-    is_present = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
-    return [relative_error_of(_residuals(held, i, W, b)) if is_present[i] else None for i in (0, 1)]
+    errors: list[float | None] = []
+    for i in (0, 1):
+        is_present = any(bool(each.populations[i].any()) for each in held)
+        errors.append(relative_error_of(_residuals(held, i, W, b)) if is_present else None)
+    return errors
 
 
 def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, float]) -> None:

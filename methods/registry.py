@@ -190,8 +190,8 @@ def revision_of_method(name: str) -> str:
     classes = _classes(name)
     numbers = "+".join(str(getattr(cls, "revision", 1)) for cls in classes)
     modules = dict.fromkeys(cls.__module__ for cls in classes if not cls.__module__.startswith("methods."))
-    files = [file for module in modules if (file := getattr(sys.modules.get(module), "__file__", None))]
-    return ", ".join([numbers, *(hash_file(Path(file)) for file in files)])
+    files = [getattr(sys.modules.get(module), "__file__", None) for module in modules]
+    return ", ".join([numbers, *(hash_file(Path(file)) for file in files if file)])
 
 
 def plugin_of(name: str) -> str | None:

@@ -83,13 +83,14 @@ def cast_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_listed(weights: Any) -> bool:
     """Say whether the weights of a manifest have the form {file: {bytes, sha256}}, with files of its own folder."""
-    return isinstance(weights, dict) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("bytes"), int)
-        and isinstance(entry.get("sha256"), str)
-        and model_files.is_file_name(file)
-        for file, entry in weights.items()
-    )
+    return isinstance(weights, dict) and all(_is_listed_file(file, entry) for file, entry in weights.items())
+
+
+def _is_listed_file(file: Any, entry: Any) -> bool:
+    """Say whether an entry of a manifest names a file of its own folder, with its bytes and its sha256."""
+    if not isinstance(entry, dict) or not model_files.is_file_name(file):
+        return False
+    return isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
 
 
 def check_weights(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = True) -> None:

@@ -86,7 +86,9 @@ class Refit(Compensation):
     @torch.no_grad()
     def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         """Fit the matrices that write what narrowed units gave, layer by layer, and return which."""
-        widths = [[matrix.in_features for matrix in find_narrowed(*pair).values()] for pair in pairs_of_layers(pruning)]
+        widths = []
+        for pair in pairs_of_layers(pruning):
+            widths.append([matrix.in_features for matrix in find_narrowed(*pair).values()])
         if not any(widths):
             return {"refitted": [], "tokens": 0}
         read = calibration.first(self.tokens)
@@ -101,7 +103,7 @@ class Refit(Compensation):
             if number + 1 < len(pruning.kept):
                 pruning.dense.read_ahead(pruning.kept[number + 1])
                 pruning.pruned.read_ahead(number + 1)
-            x, where = ([tensor.to(layer.device) for tensor in each] for each in (x, where))
+            x, where = [state.to(layer.device) for state in x], [mask.to(layer.device) for mask in where]
             with whole.visiting(), layer.visiting():
                 if number < log.done:
                     fits = self.put(cut, next(known))

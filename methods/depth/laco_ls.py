@@ -241,9 +241,8 @@ class LaCoLS(Pruner):
         if self.divisions:  # they have windows of at most count + 1 layers, whose maps are fitted first
             for s in show_progress(range(L - count), f"{shown}, fitting", "window"):
                 dense.left((s, s + count + 1))
-        sums = {
-            each: sum(map(dense.left, each)) for each in (join_windows(windows, i) for i in range(len(windows) - 1))
-        }
+        joined = [join_windows(windows, i) for i in range(len(windows) - 1)]
+        sums = {division: sum(map(dense.left, division)) for division in joined}
         longer = sorted(sums, key=sums.__getitem__)[: self.trials]
         anew = find_lightest(L, count, self.divisions, dense.left) if self.divisions else []
         return list(dict.fromkeys([*longer, *anew]))

@@ -84,7 +84,9 @@ class LLMDrop(Pruner):
             order.append(min(allowed, key=lambda block: (S[block], -block.layer)))
             left.remove(order[-1])
             rest -= size[order[-1]]
-        scores = {part: [S.get(Sublayer(part, l)) for l in range(len(model.layers))] for part in MODES[self.mode]}
+        scores = {}
+        for part in MODES[self.mode]:
+            scores[part] = [S.get(Sublayer(part, l)) for l in range(len(model.layers))]
         return remove_sublayers(model, order) | {"order": [str(block) for block in order], "scores": scores}
 
 

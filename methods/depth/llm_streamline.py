@@ -39,6 +39,7 @@ Measured. docs/studies/models.md has it beside `laco-ls` by three calibration se
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,9 +176,11 @@ class LayerTraining:
 
     def weigh_sinks(self) -> None:
         """Let attention sinks weigh as a population of their own, as in fits (methods/least_squares.py)."""
-        x, z, where = (
-            [tensor[None].to(self.device) for tensor in each] for each in (self.x, self.z, self.calibration.mask)
-        )
+
+        def as_batches(rows: Iterable[Tensor]) -> list[Tensor]:
+            return [row[None].to(self.device) for row in rows]
+
+        x, z, where = as_batches(self.x), as_batches(self.z), as_batches(self.calibration.mask)
         sinks = find_sinks(where, x, z)
         every = [Rows(entered, wanted, wanted, *of) for entered, wanted, *of in zip(x, z, where, sinks, strict=True)]
         self.weight = torch.where(torch.cat(sinks), weight_of_sinks(every), 1.0)
@@ -189,7 +192,8 @@ class LayerTraining:
                 entry = enter(self.model, self.calibration.ids[: len(rows)])
             self.arguments[len(rows)] = to_float32(entry.arguments[self.layer.kind])
         mask = self.calibration.mask[rows].to(self.device)
-        x, z = (torch.stack([each[row] for row in rows]).to(self.device).float() for each in (self.x, self.z))
+        x = torch.stack([self.x[row] for row in rows]).to(self.device).float()
+        z = torch.stack([self.z[row] for row in rows]).to(self.device).float()
         y = self.layer(x, self.arguments[len(rows)])
         return self.weigh((y[mask] - z[mask]).square(), rows), int(mask.sum()) * x.shape[-1]
 

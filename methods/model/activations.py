@@ -99,7 +99,10 @@ def move_beside(states: Sequence[Tensor], *tensors: Sequence[Tensor]) -> list[li
 
     These devices differ where layers lie on several.
     """
-    return [[tensor.to(state.device) for tensor, state in zip(each, states, strict=True)] for each in tensors]
+    moved = []
+    for each in tensors:
+        moved.append([tensor.to(state.device) for tensor, state in zip(each, states, strict=True)])
+    return moved
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,9 @@ def _load(file: Path) -> tuple[list[list[Tensor]], float]:
     with safe_open(file, "pt") as stored:
         notes = stored.metadata()
         sizes = enumerate(map(int, notes["sizes"].split()))
-        groups = [[stored.get_tensor(f"{layer}.{number}") for number in range(size)] for layer, size in sizes]
+        groups = []
+        for layer, size in sizes:
+            groups.append([stored.get_tensor(f"{layer}.{number}") for number in range(size)])
         return groups, float(notes["seconds"])
 
 

@@ -59,7 +59,7 @@ def collect_gradients(
     """
     ids, mask = calibration.ids, calibration.mask
     N, T = ids.shape
-    own = [[name for name, weight in layer.module.named_parameters() if weight in weights] for layer in model.layers]
+    own = [_names_of_weights(layer, weights) for layer in model.layers]
     first = next((number for number, names in enumerate(own) if names), len(own))
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
     pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
@@ -151,10 +151,16 @@ def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int,
                 kept[place].append(x[place])
             with torch.no_grad():
                 x[place] = wait(layer(x[place], entry.arguments[layer.kind]))
-    return [
-        _BackwardPass(inputs, entry.arguments, wait(_back(model, y, *pair)), int((pair[1] >= 0).sum()) / total)
-        for inputs, entry, y, pair in zip(kept, entries, x, pairs, strict=True)
-    ]
+    passes = []
+    for inputs, entry, y, (ids, targets) in zip(kept, entries, x, pairs, strict=True):
+        back = wait(_back(model, y, ids, targets))
+        passes.append(_BackwardPass(inputs, entry.arguments, back, int((targets >= 0).sum()) / total))
+    return passes
+
+
+def _names_of_weights(layer: Layer, weights: Collection[Tensor]) -> list[str]:
+    """Return the names of those parameters of a layer that are among `weights`."""
+    return [name for name, weight in layer.module.named_parameters() if weight in weights]
 
 
 def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> Tensor:

@@ -134,13 +134,13 @@ def put_map(model: Decoder, behind: int, M: Tensor) -> None:
 
 def maps_of(model: Decoder) -> list[list[str]]:
     """Return the places of each layer's maps: `before`, `behind`."""
-    modules = [layer.module for layer in model.layers]
-    return [
-        [place for place in ("before", "behind") if getattr(module, place) is not None]
-        if isinstance(module, MappedLayer)
-        else []
-        for module in modules
-    ]
+    return [_places_of_maps(layer.module) for layer in model.layers]
+
+
+def _places_of_maps(module: nn.Module) -> list[str]:
+    if not isinstance(module, MappedLayer):
+        return []
+    return [place for place in ("before", "behind") if getattr(module, place) is not None]
 
 
 NUMBERS = 2**24  # numbers of a matrix that are multiplied at once, in float64 128 MiB

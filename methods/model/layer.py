@@ -112,7 +112,7 @@ class Layer:
             "attention": [self.family.attn, *self._own_norms(0)],
             "mlp": [*mlp, *self._own_norms(1)],
         }
-        counted = {name: sum(_count(self._part(path)) for path in paths) for name, paths in parts.items()}
+        counted = {name: sum(map(_count, map(self._part, paths))) for name, paths in parts.items()}
         return {"layer": _count(self.module)} | counted
 
     @property

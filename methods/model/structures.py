@@ -153,9 +153,10 @@ def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[A
     left.
     """
     lost = {(structure.layer.number, structure.kind): structure.removed for structure in structures}
-    return count_units_left(model) | {
-        f"removed_{kind}": [lost.get((number, kind), []) for number in range(model.given)] for kind in AXIS
-    }
+    cuts: dict[str, list[Any]] = {**count_units_left(model)}
+    for kind in AXIS:
+        cuts[f"removed_{kind}"] = [lost.get((number, kind), []) for number in range(model.given)]
+    return cuts
 
 
 def count_units_left(model: Decoder) -> dict[str, list[int]]:
@@ -319,11 +320,10 @@ def remove_experts(model: Decoder, removed: Sequence[Sequence[int]]) -> None:
     Raises ValueError where layers would keep different numbers of experts, since a configuration has one count.
     """
     layers = model.layers
-    left = {
-        number: [j for j in range(layer.experts.count) if j not in set(lost)]
-        for number, (layer, lost) in enumerate(zip(layers, removed, strict=True))
-        if layer.experts is not None
-    }
+    left: dict[int, list[int]] = {}
+    for number, (layer, lost) in enumerate(zip(layers, removed, strict=True)):
+        if layer.experts is not None:
+            left[number] = sorted(set(range(layer.experts.count)) - set(lost))
     if len({len(kept) for kept in left.values()}) != 1:
         raise ValueError("each layer keeps as many experts as the others, since a configuration has one count for all")
     for number, kept in left.items():

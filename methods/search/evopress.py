@@ -37,6 +37,7 @@ from __future__ import annotations
 import random
 from collections.abc import Set
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from methods.base import Count, Holds, Look, Positive, Pruner, Tokens, register
@@ -112,7 +113,7 @@ class EvoPress(Pruner):
         """Return the parameters of each block, and those of a block of mean size of each kind together."""
         kinds = self.blocks(model)
         size = sizes_of_sublayers(model, [block for blocks in kinds for block in blocks])
-        return size, sum(sum(size[block] for block in blocks) / len(blocks) for blocks in kinds)
+        return size, sum(fmean(map(size.__getitem__, blocks)) for blocks in kinds)
 
     def fits(self, model: Decoder, ratio: float) -> Fits:
         """Return a function that says whether a state comes as near to the budget as k blocks of mean sizes do."""

@@ -120,7 +120,9 @@ def to_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collaps
     renumbered = dict(decisions)
     removed = [kept[number] for number in decisions.get("removed_layers", [])]
     renumbered["removed_layers"] = sorted([*collapsed, *removed])
-    renumbered |= {name: [kept[number] for number in decisions[name]] for name in LISTS if name in decisions}
+    for name in LISTS:
+        if name in decisions:
+            renumbered[name] = [kept[number] for number in decisions[name]]
     for name, of_gone in BY_LAYER.items():
         if name in decisions:
             units = dict(zip(kept, decisions[name], strict=True))

@@ -129,25 +129,20 @@ class Puzzle(Pruner):
             return {}
         widths = (self.steps, self.heads)
         every, tokens = choices_of_layers(model, *widths), calibration.first(self.tokens)
-        m = [
-            np.array([cost_of_choice(choice, layer, quantity) for choice in choices], dtype=float)
-            for layer, choices in zip(model.layers, every, strict=True)
-        ]
+        m = costs_of_choices(model, every, quantity)
         statistics = shared_statistics(library, model, calibration, widths, self.score, self.tokens)
         s, ranks = statistics[: len(every)], ranking(statistics[len(every) :])
         program = Program([damages.double().numpy() for damages in s], m)
         solutions = program.solutions(to_remove, self.best)
-        states = [
-            Replacements().union(*(choices[c] for choices, c in zip(every, solution, strict=True)))
-            for solution in solutions
-        ]
+        states = [replacements_of(solution, every) for solution in solutions]
         trial = Trial(model, tokens, self.score, narrow=Narrow(ranks))
         # where next to nothing goes, a solution may be nothing
         distinct = list(dict.fromkeys([Replacements(), *states]))
         losses = dict(zip(distinct, trial.losses(distinct, "measuring solutions"), strict=True))
         together = [losses[state] - losses[Replacements()] for state in states]
         best = min(range(len(solutions)), key=lambda at: math.inf if math.isnan(together[at]) else together[at])
-        cut(model, decided := to_decisions(states[best], model, ranks))
+        decided = to_decisions(states[best], model, ranks)
+        cut(model, decided)
         decided |= {"unproven": program.unproven} if program.unproven else {}
         return decided | {
             "parameters": parameters(model),
@@ -156,6 +151,20 @@ class Puzzle(Pruner):
             "damage": [_finite(damage) for damage in together],
             "solution": best,
         }
+
+
+def costs_of_choices(model: Decoder, every: Sequence[Sequence[Replacements]], quantity: Quantity) -> list[Numbers]:
+    """Return for each layer how much of the quantity goes with each of its choices."""
+    costs = []
+    for layer, choices in zip(model.layers, every, strict=True):
+        costs.append(np.array([cost_of_choice(choice, layer, quantity) for choice in choices], dtype=float))
+    return costs
+
+
+def replacements_of(solution: Sequence[int], every: Sequence[Sequence[Replacements]]) -> Replacements:
+    """Return all that a solution replaces; it has the number of a choice for each layer."""
+    chosen = [choices[number] for choices, number in zip(every, solution, strict=True)]
+    return Replacements().union(*chosen)
 
 
 def blocks_of(model: Decoder) -> list[Sublayer]:
@@ -285,19 +294,20 @@ def damages_of_choices(
 
 def to_decisions(state: Replacements, model: Decoder, ranks: Ranks) -> dict[str, Any]:
     """Return the decisions that remove a state, as methods.model.structures.cut reads them."""
-    layers = range(len(model.layers))
-    parts = {
-        part: {sublayer.layer for sublayer in state if sublayer == Sublayer(part, sublayer.layer)}
-        for part in ("attention", "mlp")
-    }
-    has = [{"attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]
-    whole = [number for number in layers if all(number in parts[part] for part in parts if has[number][part])]
+    parts: dict[str, set[int]] = {"attention": set(), "mlp": set()}
+    for sublayer in state:
+        if isinstance(sublayer, Sublayer):
+            parts[sublayer.part].add(sublayer.layer)
+    whole = []
+    for number, layer in enumerate(model.layers):
+        has = {"attention": layer.has_attention, "mlp": layer.has_mlp}
+        if all(number in parts[part] for part in parts if has[part]):
+            whole.append(number)
     narrowed = [replacement for replacement in state if isinstance(replacement, Narrowed)]
     left = {(replacement.layer, replacement.kind): replacement.left for replacement in narrowed}
-    lost = {
-        kind: [sorted(ranks[number, kind][left[number, kind] :]) if (number, kind) in left else [] for number in layers]
-        for kind in ("kv_heads", "channels")
-    }
+    lost: dict[str, list[list[int]]] = {"kv_heads": [[] for _ in model.layers], "channels": [[] for _ in model.layers]}
+    for (number, kind), count in left.items():
+        lost[kind][number] = sorted(ranks[number, kind][count:])
     return {
         "removed_layers": whole,
         **{f"removed_{part}": sorted(numbers - set(whole)) for part, numbers in parts.items()},

@@ -122,8 +122,8 @@ class Tyr(Pruner):
         if any(counts.values()):
             left, outcome = self.search(model, calibration, left)
             obs = OBS(damping=self.damping, score=self.score)
-            lost = {at: each.size - left[at] for each in structures if (at := (each.number, each.kind)) in left}
-            removed = {at: count for at, count in lost.items() if count > 0}
+            size = {(each.number, each.kind): each.size for each in structures}
+            removed = {at: size[at] - left[at] for at in size if at in left and left[at] < size[at]}
             missed = obs.sweep(model, structures, removed, calibration)
         return {"parameters": parameters(model), "missed": missed} | cuts_of(model, structures) | outcome
 
@@ -173,7 +173,8 @@ class Tyr(Pruner):
 
     def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Supernet:
         """Return the matrices of all levels, each solved for on a model that has the units `left`."""
-        supernet, structures = Supernet(), structures_of(pruned := make_twin(model), *KINDS)
+        supernet, pruned = Supernet(), make_twin(model)
+        structures = structures_of(pruned, *KINDS)
 
         def cut(target: CutTarget, H: Tensor) -> Cut:
             structure, size = target.structure, target.structure.size
@@ -261,7 +262,8 @@ class Levels:
         every = sorted(self.left)
         lower = {at for at in every if left[at] > self.left[at][0]}
         higher = {at for at in every if left[at] < self.left[at][-1]}
-        higher -= {at for at in higher if all(self.alike[at] != self.alike[partner] for partner in lower)}
+        kinds = {self.alike[at] for at in lower}
+        higher = {at for at in higher if self.alike[at] in kinds}
         if higher:
             up = draw_structure(every, higher, generator)
             down = draw_structure(every, {at for at in lower if self.alike[at] == self.alike[up]}, generator)

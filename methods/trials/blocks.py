@@ -95,6 +95,10 @@ class _Batch:
     dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
 
 
+def _replacements_in_layer(candidate: Replacements, number: int) -> Replacements:
+    return Replacements(block for block in candidate if block.layer == number)
+
+
 class Limit:
     """Says which sums are above the `lowest`-th lowest of the sums that are known; with None, none is."""
 
@@ -204,7 +208,8 @@ class Trial:
                     ends = self._ends(batch, promising, progress)
                     added = {candidate: self._losses(batch, ends.pop(candidate)) for candidate in promising}
                     self._add(totals, added, limit, last=batch is self.batches[-1])
-                losses += (of_group := [totals[candidate] / tokens for candidate in group])
+                of_group = [totals[candidate] / tokens for candidate in group]
+                losses += of_group
                 if log:
                     log.add([torch.tensor(of_group, dtype=torch.float64)], [])
         return losses
@@ -220,10 +225,7 @@ class Trial:
         """
         states, so_far = {Replacements(): batch.x}, dict.fromkeys(candidates, Replacements())
         for number in range(len(self.layers)):
-            of_layer = {
-                candidate: Replacements(block for block in candidate if block.layer == number)
-                for candidate in candidates
-            }
+            of_layer = {candidate: _replacements_in_layer(candidate, number) for candidate in candidates}
             place = {earlier: place for place, earlier in enumerate(states)}
             steps = dict.fromkeys((so_far[candidate], of_layer[candidate]) for candidate in candidates)
             # replacements in this layer -> those in the layers before
@@ -277,7 +279,8 @@ class Trial:
         heapify(waiting)
         while waiting:
             (before, place), candidate = waiting[0], candidates[waiting[0][1]]
-            loss = None if (above := limit.is_below(totals[candidate])) else next(added[candidate], None)
+            above = limit.is_below(totals[candidate])
+            loss = None if above else next(added[candidate], None)
             if loss is None:
                 heappop(waiting)
                 if last and not above:

@@ -127,10 +127,9 @@ class Collapse:
             def missed(step: Step, y: Tensor, z: Tensor) -> Tensor:
                 return self.wait((z.double() - y).div_(c) + widen(step.channels) @ widen(W).T)
 
-            rows = [
-                Rows(step.channels, missed(step, y, z), z, w, sink)
-                for step, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
-            ]
+            sinks, rows = find_sinks(where, y_E, z_E), []
+            for step, y, z, *of in zip(taken, y_E, z_E, where, sinks, strict=True):
+                rows.append(Rows(step.channels, missed(step, y, z), z, *of))
             (self.layers[s].down.weight,), _ = self._solve(rows, [self.dense.layers[s].down.weight], hold_out=False)
         self.layers[s].settle()
 
@@ -152,15 +151,11 @@ class Collapse:
         sinks = find_sinks(where, before, z)
         given, c = list(zip(z, where, sinks, strict=True)), layer.factor
         if (self.how.attention if attention is None else attention) and layer.has_attention:
-            rows = [
-                Rows(
-                    self.wait(torch.cat([step.heads, step.channels], -1)),
-                    self.wait((wanted.double() - (step.y - step.a - step.m + c * biases_of(layer))).div_(c)),
-                    wanted,
-                    *of,
-                )
-                for step, (wanted, *of) in zip(taken, given, strict=True)
-            ]
+            rows = []
+            for step, (wanted, *of) in zip(taken, given, strict=True):
+                entered = self.wait(torch.cat([step.heads, step.channels], -1))
+                rest = step.y - step.a - step.m + c * biases_of(layer)
+                rows.append(Rows(entered, self.wait((wanted.double() - rest).div_(c)), wanted, *of))
             (layer.out.weight, _), _ = self._solve(rows, [whole.out.weight, whole.down.weight], hold_out=False)
             taken = self._steps(s, x)
         if layer.family.post_norms:

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -135,16 +136,16 @@ class Generations:
 
     def _to_tensors(self, parents: list[Replacements], losses: list[float]) -> list[Tensor]:
         """Return which blocks each parent has, (parents, blocks), and the losses, (parents,)."""
-        masks = [[block in parent for block in self.blocks] for parent in parents]
+        masks = []
+        for parent in parents:
+            masks.append([block in parent for block in self.blocks])
         return [torch.tensor(masks), torch.tensor(losses, dtype=torch.float64)]
 
     def _kept(self, log: SweepLog, fitness: Fitness) -> tuple[list[Replacements], list[float | None]]:
         """Return the parents of the last generation in a log, and the lowest loss of each generation."""
         every = list(log.kept())
         state, forwards, masks, losses = every[-1]
-        parents = [
-            Replacements(block for block, is_gone in zip(self.blocks, row, strict=True) if is_gone) for row in masks
-        ]
+        parents = [Replacements(compress(self.blocks, row)) for row in masks]
         of_all = self.final_tokens >= fitness.calibration.mask.sum()
         fitness.go_on(state, forwards, dict(zip(parents, losses.tolist(), strict=True)) if of_all else {})
         fittest = [float(entry[-1][0]) for entry in every]

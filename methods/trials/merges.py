@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -77,9 +78,13 @@ class MergeTrial:
         A cosine is over all real tokens. It is NaN, and rejected, where an earlier method has cut the window's layers
         to different shapes.
         """
-        alike = [len({_shapes(self.original[leaf]) for leaf in leaves_of(order[p])}) == 1 for order, p in candidates]
-        ends = iter(self._ends([(order[p:], p) for (order, p), same in zip(candidates, alike, strict=True) if same]))
+        windows = [leaves_of(order[p]) for order, p in candidates]
+        alike = [len(set(map(self._shapes_of_layer, window))) == 1 for window in windows]
+        ends = iter(self._ends([(order[p:], p) for order, p in compress(candidates, alike)]))
         return [self._cosine(next(ends)) if same else math.nan for same in alike]
+
+    def _shapes_of_layer(self, number: int) -> Any:
+        return _shapes(self.original[number])
 
     def _cosine(self, states: list[Tensor]) -> float:
         cosines = []

@@ -48,10 +48,11 @@ def exchange_layers(division: Division) -> list[Division]:
     """
     L = division[-1][1]
     starts = {s for s, _ in division}
-    back = (sorted({*starts, s}) for s in range(L) if s not in starts)
-    return [
-        division_from_starts([s for s in each if s != start], L) for each in back for start in sorted(starts) if start
-    ]
+    divisions = []
+    for new in sorted(set(range(L)) - starts):
+        for old in sorted(starts - {0}):
+            divisions.append(division_from_starts(sorted({*starts, new} - {old}), L))
+    return divisions
 
 
 def join_windows(division: Division, i: int) -> Division:
@@ -68,11 +69,10 @@ def find_lightest(L: int, n: int, count: int, weight: Callable[[Window], float])
     best: dict[tuple[int, int], list[tuple[float, Division]]] = {(0, 0): [(0.0, ())]}
     for e in range(1, L + 1):
         for m in range(min(n, e - 1) + 1):  # layers that go of the first e
-            longer = (
-                (before + weight((s, e)), (*division, (s, e)))
-                for s in range(e - 1 - m, e)
-                for before, division in best.get((s, m - (e - s - 1)), ())
-            )
+            longer = []
+            for s in range(e - 1 - m, e):
+                for before, division in best.get((s, m - (e - s - 1)), ()):
+                    longer.append((before + weight((s, e)), (*division, (s, e))))
             best[e, m] = heapq.nsmallest(count, longer)
     return [division for _, division in best[L, n]]
 

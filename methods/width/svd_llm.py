@@ -90,15 +90,15 @@ class SVDLLM(Pruner):
         """Return the rank of each matrix."""
         model.refuse_sliced()
         model.refuse("channels")  # of a mixture of experts
-        shapes = [
-            {name: matrix.weight.shape for name, matrix in each.named_matrices().items()} for each in model.layers
-        ]
-        counts = Counter((m, n) for each in shapes for m, n in each.values())
+        shapes: list[dict[str, torch.Size]] = []
+        for layer in model.layers:
+            shapes.append({name: matrix.weight.shape for name, matrix in layer.named_matrices().items()})
+        counts = Counter((m, n) for shape_by_name in shapes for m, n in shape_by_name.values())
         kept = share_to_keep(counts, ratio * parameters(model), parameters(model))
-        return {
-            "kept": kept,
-            "ranks": [{name: rank_of_share(m, n, kept) for name, (m, n) in each.items()} for each in shapes],
-        }
+        ranks: list[Ranks] = []
+        for shape_by_name in shapes:
+            ranks.append({name: rank_of_share(m, n, kept) for name, (m, n) in shape_by_name.items()})
+        return {"kept": kept, "ranks": ranks}
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
@@ -188,8 +188,10 @@ def group_by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
     """Return the paths of the matrices that are to be factored, grouped by their input."""
     family = layer.family
     groups = [family.qkv, (family.out,), family.up, (family.down,)]
-    wanted = [[name for name in group if ranks.get(name) is not None] for group in groups]
-    return [group for group in wanted if group]
+    wanted = []
+    for group in groups:
+        wanted.append([name for name in group if ranks.get(name) is not None])
+    return list(filter(None, wanted))
 
 
 def put_factors(layer: Layer, factors: dict[str, Factors]) -> None:
@@ -236,8 +238,11 @@ def parameters_to_go(shapes: Counter[tuple[int, int]], kept: float) -> int:
 
     shapes  number of matrices by shape (m, n)
     """
-    ranks = {shape: rank_of_share(*shape, kept) for shape in shapes}
-    return sum(count * (m * n - (m + n) * k) for (m, n), count in shapes.items() if (k := ranks[m, n]) is not None)
+    total = 0
+    for (m, n), count in shapes.items():
+        k = rank_of_share(m, n, kept)
+        total += 0 if k is None else count * (m * n - (m + n) * k)
+    return total
 
 
 def share_to_keep(shapes: Counter[tuple[int, int]], wanted: float, total: int) -> float:
