@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import method_pages  # noqa: E402
 from method_pages import escaped  # noqa: E402
 
-from bench.records.layout import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
+from bench.records.schema import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
 
 MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
 OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")

@@ -7,7 +7,8 @@ import json
 import math
 from typing import Any
 
-from bench.plan.cell import Cell
+from made_cells import made_cell
+
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.record import Record
 
@@ -35,16 +36,12 @@ ENVIRONMENT = {
 
 def cell(method: str, ratio: float | None, **changes: Any) -> dict[str, Any]:
     """The plain cell dict of a record, as it comes back from JSON."""
-    asked = Cell(
+    asked = made_cell(
+        method,
+        ratio,
+        protocol_of_profile("quick"),
         model="smollm2-135m",
-        method=method,
         parameters=changes.pop("parameters", {}),
-        ratio=ratio,
-        match="layers",
-        seed=0,
-        device="cpu",
-        dtype="float32",
-        protocol=protocol_of_profile("quick"),
         given=changes.pop("given", ()),
     )
     return json.loads(json.dumps(asked.plain())) | {"display_name": "SmolLM2-135M-Instruct"} | changes

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, silence_lm_eval
+from bench.plan.cell import TaskInput
 from bench.records import answers
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ FEWSHOT_SEED = 1234  # lm-eval's own
 ADDRESS = re.compile(r"0x[0-9a-f]+")  # in the description of a function that has no source
 
 
-def fingerprint_of_task(task: Any, documents: Sequence[int]) -> dict[str, Any]:
-    """Return {version, sha256} of a task.
+def fingerprint_of_task(task: Any, documents: Sequence[int]) -> TaskInput:
+    """Return what an answer to a task stands on.
 
     The hash is of lm-eval's definition, of the documents at these positions, and of those that examples are taken from.
     """
@@ -35,7 +36,7 @@ def fingerprint_of_task(task: Any, documents: Sequence[int]) -> dict[str, Any]:
         examples = task.fewshot_docs() if task.config.num_fewshot else None
         for doc in (*drawn, *(examples or ())):
             digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
-    return {"version": task.VERSION, "sha256": digest.hexdigest()}
+    return TaskInput(task.VERSION, digest.hexdigest())
 
 
 def evaluate(

@@ -6,61 +6,163 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import methods
+from bench.plan.kinds import Count, Meaning, Name, OneOf, Pair, Ratio, Scalar, Sha256, Whole, to_plain
 from bench.plan.protocol import Protocol, Recipe
 from methods.counted import QUANTITIES
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Says what was done to a model before a chained cell; its fields are named as those of Cell."""
+    """Says what was done to a model before a cell that goes on from others."""
 
-    method: str
-    parameters: dict[str, Any] = field(hash=False)
-    ratio: float | None
-    given: tuple[str, ...] = ()
-    healing: Recipe | None = None
+    method: Annotated[Name, Meaning("name of the method, with +NAME of a compensation")]
+    parameters: Annotated[dict[str, Any], Meaning("of the method by name, defaults too", "methods")] = field(hash=False)
+    ratio: Annotated[
+        Ratio | None, Meaning("that was asked for, of the dense model; null where parameters alone decide")
+    ]
+    given: Annotated[tuple[str, ...], Meaning("names of the parameters that were given, which are in the label")] = ()
+    healing: Annotated[Recipe | None, Meaning("how it was trained; null or absent: it was not", null=True)] = None
+
+    @property
+    def is_draw(self) -> bool:
+        """Return whether this is one of several draws of a random method."""
+        return is_drawn(self.parameters, self.given)
+
+    def refuse_misfit(self) -> None:
+        """Raise ValueError for a name that the label needs and no parameter has."""
+        if missing := [name for name in self.given or () if name not in self.parameters]:
+            raise ValueError(f"gives {missing[0]!r}, and its parameters have none of that name")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Asks for one measurement: one model, one method with all its parameters, one ratio, one seed, one protocol.
+class TaskInput:
+    """Says which documents of a task are asked."""
 
-    ratio_of the quantity that the ratio is a share of, see methods.counted; "all" where there is no ratio. A budget of
-             macs=0.8 is a ratio of 0.2 of "macs"
-    healing  the recipe by which the model is trained once it is pruned
-    latency  the table that a budget of "latency" is counted by (methods.counted.LatencyTable), with its measurement;
-             None for any other
-    earlier  the stages before it, first to last; `ratio` is of the dense model all the same (bench.plan.grid)
-    inputs   hashes of what the answer stands on (bench.runs.inputs); the runner fills it in, since it needs the loaded
-             materials
-    """
+    SOURCE: ClassVar = "bench.evaluation.tasks"
 
-    model: str
-    method: str
-    parameters: dict[str, Any] = field(hash=False)
-    ratio: float | None
-    match: str
-    seed: int
-    device: str
-    dtype: str
-    protocol: Protocol
-    given: tuple[str, ...] = ()  # names of the parameters that were given, for the label
-    trust_remote_code: bool = False
-    inputs: dict[str, Any] = field(default_factory=dict, hash=False)
-    healing: Recipe | None = None
-    earlier: tuple[Stage, ...] = ()
-    ratio_of: str = "all"
-    latency: dict[str, Any] | None = field(default=None, hash=False)
+    version: Annotated[Scalar, Meaning("of lm-eval's definition of the task")]
+    sha256: Annotated[Sha256, Meaning("of the documents and of how they are asked")]
+
+
+@dataclass(frozen=True)
+class TimedOn:
+    """Says on what a timed cell is timed."""
+
+    SOURCE: ClassVar = "bench.runs.inputs"
+
+    processor: Annotated[str | None, Meaning("name of the CPU or GPU")]
+    threads: Annotated[Count, Meaning("of torch")]
+    omp_wait_policy: Annotated[str | None, Meaning("whether threads spin while they wait")] = None
+    gomp_spincount: Annotated[str | None, Meaning("for how many turns")] = None
+
+
+@dataclass(frozen=True)
+class HealingInput:
+    """Says what the answer of a healed cell stands on beside the pruned model."""
+
+    SOURCE: ClassVar = "bench.runs.inputs"
+
+    text_sha256: Annotated[Sha256, Meaning("of the tokens")]
+    revision: Annotated[str, Meaning("of the code that trains")]
+    peft: Annotated[str | None, Meaning("its version, for LoRA")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Says what the answer stands on beyond what was asked for, all of it a part of the cell's key."""
+
+    SOURCE: ClassVar = "bench.runs.inputs"
+
+    weights_sha256: Annotated[Sha256, Meaning("of the model's weight files")]
+    config_sha256: Annotated[
+        Sha256 | None,
+        Meaning(
+            "of its configuration files, and of code that comes with it where that ran; absent for a GGUF file, whose "
+            "weights' hash covers it"
+        ),
+    ] = None
+    tokenizer_sha256: Annotated[Sha256, Meaning("of the tokenizer's vocabulary, rules and special tokens")]
+    calibration_sha256: Annotated[Sha256, Meaning("of the calibration tokens and their mask")]
+    texts: Annotated[dict[str, Sha256], Meaning("by name, of the tokens of the windows and of what is scored of them")]
+    tasks: Annotated[dict[str, TaskInput], Meaning("by name")]
+    revision: Annotated[
+        str,
+        Meaning(
+            "of the method and of its compensation, as in 1 or 1+1; behind it the sha256 of a plugin, of methods that "
+            "differ from their commit, or of earlier code that may have decided otherwise, whose revision is 0"
+        ),
+    ]
+    versions: Annotated[dict[str, str], Meaning("of packages, by name")]
+    timed_on: Annotated[TimedOn | None, Meaning("of a timed cell alone")] = None
+    healing: Annotated[HealingInput | None, Meaning("of a healed cell alone")] = None
+    parent: Annotated[
+        str | None, Meaning("key of the cell whose model is pruned further, of a cell that goes on from others alone")
+    ] = None
+
+
+@dataclass(frozen=True)
+class LatencyParts:
+    """Says how long a generated token takes in each part of a layer, by its size."""
+
+    SOURCE: ClassVar = "bench.speed.latency"
+
+    attention: Annotated[list[Pair], Meaning("[parameters, ms] of an attention, rising")]
+    mlp: Annotated[list[Pair], Meaning("[parameters, ms] of an MLP, rising")]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Holds the table by which a budget of latency is told."""
+
+    SOURCE: ClassVar = "bench.speed.latency"
+
+    parts: Annotated[LatencyParts, Meaning("of a layer")]
+    rest: Annotated[float, Meaning("milliseconds of all that is no layer")]
+    about: Annotated[
+        dict[str, Any], Meaning("how it was measured: model, machine, rounds, and each model that was timed")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Stage):
+    """Says what was asked for; the file's name ends in a hash of it."""
+
+    model: Annotated[Name, Meaning("name, folder, file or hub address of the dense model")]
+    match: Annotated[
+        str,
+        OneOf(("layers", "exact")),
+        Meaning("layers: the ratio was rounded to whole layers; exact: it was not"),
+    ]
+    ratio_of: Annotated[
+        Name, Meaning("what the ratio is a share of: all, decoder, layers, macs, kv, bytes, latency")
+    ] = "all"
+    seed: Annotated[Whole, Meaning("of the calibration text, of the documents of tasks, and of what a method draws")]
+    device: Annotated[Name, Meaning("cpu, cuda or one of several, as torch calls it")]
+    dtype: Annotated[Name, Meaning("in which the model is loaded, as in float32")]
+    protocol: Annotated[Protocol, Meaning("how it is measured")]
+    trust_remote_code: Annotated[bool, Meaning("whether code that comes with the model may run")] = False
+    inputs: Annotated[Inputs | None, Meaning("what the answer stands on, filled in by the run")] = field(
+        default=None, hash=False
+    )
+    earlier: Annotated[tuple[Stage, ...], Meaning("what was done to the model before, the first one first")] = ()
+    latency: Annotated[
+        LatencyTable | None, Meaning("the table by which a budget of latency is told; absent for any other")
+    ] = field(default=None, hash=False)
 
     @cached_property
     def label(self) -> str:
         """Return the label: its method and the parameters that were given, as in 'laco:C=3'."""
         return label_of_cell(self.plain())
+
+    @property
+    def title(self) -> str:
+        """Return the title: 'laco at 0.3'."""
+        return f"{self.label}{'' if self.ratio is None else f' at {words_of_ratio(self.ratio, self.ratio_of)}'}"
 
     @cached_property
     def question(self) -> str:
@@ -73,18 +175,55 @@ class Cell:
 
         A field or parameter that a later version adds changes no key, as long as it has its default.
         """
-        digest = hashlib.sha256(json.dumps([self.question, self.inputs], sort_keys=True).encode()).hexdigest()[:8]
+        hashed = [self.question, to_plain(self.inputs) or {}]
+        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
         ratio = "fixed" if self.ratio is None else f"{self.ratio:g}"
         amount = to_slug(words_of_ratio(self.ratio, self.ratio_of)) if self.ratio_of in QUANTITIES else ratio
         return "--".join((to_slug(self.label), amount, digest))
 
+    @property
+    def filled_inputs(self) -> Inputs:
+        """Return the inputs of a cell of a run, which has filled them in."""
+        assert self.inputs is not None, f"{self.title} has no inputs so far"
+        return self.inputs
+
+    @property
+    def parent_key(self) -> str | None:
+        """Return the key of the cell that this one goes on from; None where it goes on from none."""
+        return self.inputs.parent if self.inputs else None
+
+    @property
+    def stage(self) -> Stage:
+        """Return the cell as a stage of the cells that go on from it."""
+        return Stage(self.method, self.parameters, self.ratio, self.given, self.healing)
+
+    @property
+    def parent(self) -> Cell:
+        """Return the parent of a chained cell, without inputs."""
+        *earlier, last = self.earlier
+        stage = {name: getattr(last, name) for name in ("method", "parameters", "ratio", "given", "healing")}
+        return replace(self, **stage, earlier=tuple(earlier), inputs=None)
+
+    @property
+    def ancestors(self) -> list[Cell]:
+        """Return all cells before a chained one, the first in front; none for any other."""
+        return [*self.parent.ancestors, self.parent] if self.earlier else []
+
+    @property
+    def is_timed(self) -> bool:
+        """Return whether the cell is timed: of several draws only the first, since all remove the same amount."""
+        first = (None, seed_of_first_draw(self.seed))
+        stages: list[Stage] = [*self.earlier, self]
+        later = any(stage.is_draw and stage.parameters.get("seed") not in first for stage in stages)
+        return self.protocol.speed_rounds > 0 and not later
+
     def plain(self) -> dict[str, Any]:
-        """Return every field as a record holds it, without `healing` and `latency` where they are None."""
-        absent = {name for name in ("healing", "latency") if getattr(self, name) is None}
-        return {name: value for name, value in asdict(self).items() if name not in absent}
+        """Return every field as a record holds it, without those that are None and not needed."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
 
-def _changed_fields(part: Cell | Stage | Protocol | Recipe) -> dict[str, Any]:
+def _changed_fields(part: Stage | Protocol | Recipe) -> dict[str, Any]:
     """Return the fields of a cell, or of a part of one, that differ from their defaults, as plain values; no inputs."""
     changed: dict[str, Any] = {}
     if isinstance(part, Protocol) and not part.windows:
@@ -96,7 +235,8 @@ def _changed_fields(part: Cell | Stage | Protocol | Recipe) -> dict[str, Any]:
         elif attribute.name == "earlier":
             changed |= {attribute.name: [_changed_fields(stage) for stage in value]} if value else {}
         elif attribute.name != "inputs" and value != _default(attribute):
-            changed[attribute.name] = _changed_fields(value) if isinstance(value, Protocol | Recipe) else value
+            is_part = isinstance(value, Protocol | Recipe)
+            changed[attribute.name] = _changed_fields(value) if is_part else to_plain(value)
     return changed
 
 
@@ -116,41 +256,16 @@ def cell_from_plain(plain: Mapping[str, Any]) -> Cell:
     return cell
 
 
+def cell_without_inputs(plain: Mapping[str, Any]) -> Cell:
+    """Return the cell of plain values as `cell_from_plain`, but without its inputs, which a run computes anew."""
+    return cell_from_plain({name: value for name, value in plain.items() if name != "inputs"})
+
+
 @cache
 def _reader() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Cell)
-
-
-def is_draw(cell: Cell | Stage) -> bool:
-    """Return whether a cell, or a stage of one, is one of several draws of a random method."""
-    return is_drawn(cell.parameters, cell.given)
-
-
-def is_timed(cell: Cell) -> bool:
-    """Return whether the cell is timed: of several draws only the first, since all remove the same amount."""
-    stages: list[Cell | Stage] = [*cell.earlier, cell]
-    first = (None, seed_of_first_draw(cell.seed))
-    later = any(is_draw(stage) and stage.parameters.get("seed") not in first for stage in stages)
-    return cell.protocol.speed_rounds > 0 and not later
-
-
-def stage_of(cell: Cell) -> Stage:
-    """Return a cell as a stage of the cells that go on from it."""
-    return Stage(cell.method, cell.parameters, cell.ratio, cell.given, cell.healing)
-
-
-def parent_of(cell: Cell) -> Cell:
-    """Return the parent of a chained cell, without inputs."""
-    *earlier, last = cell.earlier
-    stage = {name: getattr(last, name) for name in ("method", "parameters", "ratio", "given", "healing")}
-    return replace(cell, **stage, earlier=tuple(earlier), inputs={})
-
-
-def ancestors_of(cell: Cell) -> list[Cell]:
-    """Return all cells before a chained one, the first in front; none for any other."""
-    return [*ancestors_of(parent_of(cell)), parent_of(cell)] if cell.earlier else []
 
 
 def seed_of_first_draw(seed: int) -> int:
@@ -199,8 +314,3 @@ def words_of_ratio(ratio: float | None, of: str = "all") -> str:
 def words_of_amount(ratio: float | None, of: str = "all") -> str:
     """Return a ratio or a budget with the word for it: 'ratio 0.3', 'budget macs=0.8'; empty for none."""
     return f"{'budget' if of in QUANTITIES else 'ratio'} {words_of_ratio(ratio, of)}" if ratio is not None else ""
-
-
-def title_of_cell(cell: Cell) -> str:
-    """Return the title of a cell: 'laco at 0.3'."""
-    return f"{cell.label}{'' if cell.ratio is None else f' at {words_of_ratio(cell.ratio, cell.ratio_of)}'}"

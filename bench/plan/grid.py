@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.plan.cell import Cell, is_draw, parent_of, seed_of_first_draw, stage_of, words_of_amount
+from bench.plan.cell import Cell, seed_of_first_draw, words_of_amount
 from bench.plan.fields import MethodChoice, hint_of_similar_name, parse_methods, parse_ratios, split_repeated
 from bench.system import failures
 from methods.errors import OutOfReach, UserError
@@ -254,7 +254,7 @@ def quantity_of_cell(cell: Cell, decoder: Decoder) -> Budget | None:
     if cell.ratio is None or cell.ratio_of not in QUANTITIES:
         return None
     whole, context = cell.match == "layers", cell.protocol.macs_context
-    table = LatencyTable(cell.latency["parts"], cell.latency["rest"]) if cell.latency else None
+    table = LatencyTable(vars(cell.latency.parts), cell.latency.rest) if cell.latency else None
     return budget_of_quantity(decoder, cell.ratio, cell.ratio_of, context, whole=whole, table=table)
 
 
@@ -289,7 +289,7 @@ def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> It
     """Yield the cells behind `parent`, of these stages."""
     for cell in _same_draw(parent, stages[0]) if stages else ():
         _refuse_unless_above(parent, cell, decoder)
-        last = replace(cell, earlier=(*parent.earlier, stage_of(parent)))
+        last = replace(cell, earlier=(*parent.earlier, parent.stage))
         yield last
         if parent.healing:
             last = replace(last, healing=parent.healing)
@@ -299,7 +299,7 @@ def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> It
 
 def _same_draw(parent: Cell, stage: list[Cell]) -> list[Cell]:
     """Return the draw of the parent's seed, where the parent is a draw itself; else all draws."""
-    same = [cell for cell in stage if is_draw(parent) and cell.parameters.get("seed") == parent.parameters["seed"]]
+    same = [cell for cell in stage if parent.is_draw and cell.parameters.get("seed") == parent.parameters["seed"]]
     return same or stage
 
 
@@ -324,7 +324,7 @@ def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
 
 def key_of_parent(cell: Cell, keys: Mapping[str, str]) -> str:
     """Return the key of a chained cell's parent among `keys`, {question: key}. Raises UserError where it is missing."""
-    parent = parent_of(cell)
+    parent = cell.parent
     if (key := keys.get(parent.question)) is None:
         raise UserError(f"{cell.label} goes on from {parent.label}, which is no cell in front of it")
     return key

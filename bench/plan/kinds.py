@@ -1,41 +1,61 @@
-"""Defines kinds of values with their units, and how a field of a record is described.
+"""Defines kinds of values with their units and limits, and how the field of a dataclass says what it means in a record.
 
-Every record has the keys that are needed. Any other key is absent where there is nothing to say, and never null, unless
-its kind says so. Keys that no layout names are left alone, since later versions write more of them.
+    window: Annotated[Tokens, Meaning("of a perplexity window")] = 512
+
+pydantic reads such types, and its JSON schema has their units and limits. This file does without it, since `--help`
+does. A field that is not needed is absent from a record where it is None (`to_plain`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
-from pydantic_core import core_schema
+from annotated_types import Ge, Gt, Le, Len, MinLen
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core import core_schema
 
 DRAWN = "whether the windows are drawn from the text; else they follow each other"
 MOST = 2**63 - 1  # the largest whole number that tables and Parquet files hold
 
 
-def _add_source(schema: dict[str, Any], layout: Any) -> None:
-    """Add to the JSON schema of a model what writes its fields."""
-    schema["source"] = layout.source
+@dataclass(frozen=True)
+class Meaning:
+    """Says what a field of a record means.
 
-
-class Layout(BaseModel):
-    """Describes an object in a record.
-
-    source  what writes its fields, a module; a field may name another
+    source  the module that writes it; empty for that of its class
+    null    whether records may hold null where it is None, though it could be absent
     """
 
-    model_config = ConfigDict(
-        extra="allow",
-        strict=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        json_schema_extra=_add_source,
-        defer_build=True,
-    )
-    source: ClassVar[str] = ""
+    words: str
+    source: str = ""
+    null: bool = False
+
+
+def is_needed(owner: type, field: Field[Any]) -> bool:
+    """Say whether every object of a dataclass in a record has the field.
+
+    That is a field without a default; and any field of a class that is written whole, which says so by `WHOLE`.
+    """
+    has_default = field.default is not MISSING or field.default_factory is not MISSING
+    return not has_default or getattr(owner, "WHOLE", False)
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value as a record holds it: of a dataclass a dict, without fields that are None and not needed."""
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {}
+        for field in fields(value):
+            inner = getattr(value, field.name)
+            if inner is not None or is_needed(type(value), field):
+                plain[field.name] = to_plain(inner)
+        return plain
+    if isinstance(value, Mapping):
+        return {name: to_plain(inner) for name, inner in value.items()}
+    return type(value)(map(to_plain, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -57,29 +77,30 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         """Take these words alone."""
+        from pydantic_core import core_schema
+
         return core_schema.literal_schema(list(self.words))
 
 
-def declare_field(meaning: str, source: str = "", **limits: Any) -> Any:
-    """Return a field that every record has. `source` is what writes it, where that is not its model's."""
-    return Field(description=meaning, json_schema_extra={"source": source} if source else None, **limits)
+class NoContainer:
+    """Refuses a list or an object where a number or a word stands."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        """Look at the value behind pydantic's own checks."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._take, handler(source))
+
+    @staticmethod
+    def _take(value: Any) -> Any:
+        if isinstance(value, dict | list):
+            raise ValueError("is a number or a text")
+        return value
 
 
-def declare_optional_field(meaning: str, source: str = "", **limits: Any) -> Any:
-    """Return a field that is absent where there is nothing to say."""
-    return Field(default=None, description=meaning, json_schema_extra={"source": source} if source else None, **limits)
-
-
-def _plain(value: Any) -> Any:
-    """Refuse a list or an object where a number or a word stands."""
-    if isinstance(value, dict | list):
-        raise ValueError("is a number or a text")
-    return value
-
-
-Whole = Annotated[int, Field(ge=-MOST, le=MOST)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Positive = Annotated[int, Field(ge=1, le=MOST)]
+Whole = Annotated[int, Ge(-MOST), Le(MOST)]
+Count = Annotated[int, Ge(0), Le(MOST)]
+Positive = Annotated[int, Ge(1), Le(MOST)]
 Tokens = Annotated[Count, Unit("tokens")]
 Bytes = Annotated[Count, Unit("bytes")]
 Parameters = Annotated[Count, Unit("parameters")]
@@ -90,9 +111,10 @@ SomeParameters = Annotated[Positive, Unit("parameters")]
 SomeLayers = Annotated[Positive, Unit("layers")]
 LayerNumber = Annotated[Count, Unit("number of a layer, from 0")]
 
-Amount = Annotated[float, Field(ge=0)]
-Above = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Ge(0)]
+Above = Annotated[float, Gt(0)]
 Seconds = Annotated[Amount, Unit("s")]
+WholeSeconds = Annotated[Count, Unit("s")]
 Milliseconds = Annotated[Above, Unit("ms")]
 Megahertz = Annotated[Amount, Unit("MHz")]
 Watts = Annotated[Amount, Unit("W")]
@@ -102,12 +124,12 @@ Nats = Annotated[float, Unit("nats per token")]
 Bits = Annotated[float, Unit("bits per byte")]
 Cores = Annotated[Amount, Unit("cores")]
 Times = Annotated[Amount, Unit("times the dense model's")]
-Share = Annotated[float, Field(ge=0, le=1), Unit("share, 0 to 1")]
-Ratio = Annotated[float, Field(le=1), Unit("share that went, below 0 where the model grew")]
+Share = Annotated[float, Ge(0), Le(1), Unit("share, 0 to 1")]
+Ratio = Annotated[float, Le(1), Unit("share that went, below 0 where the model grew")]
 Error = Annotated[Amount, Unit("share of the squared states")]
 
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, MinLen(1)]
 Sha256 = Annotated[str, Unit("sha256, hexadecimal")]
 Date = Annotated[str, Unit("UTC, ISO 8601")]
-Scalar = Annotated[Any, AfterValidator(_plain)]
-Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+Scalar = Annotated[Any, NoContainer()]
+Pair = Annotated[list[float], Len(2, 2)]

@@ -21,11 +21,24 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import quote
+
+from annotated_types import MinLen
 
 from bench.data.task_sources import QUICK_TASKS
 from bench.plan.fields import check_fields, option
+from bench.plan.kinds import (
+    Amount,
+    Count,
+    Meaning,
+    Mebibytes,
+    Name,
+    Positive,
+    Tokens,
+    Whole,
+    WholeSeconds,
+)
 from methods.errors import UserError, first_line_of
 
 if TYPE_CHECKING:
@@ -43,36 +56,44 @@ heal_option = partial(option, group="heal")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Says how a model is healed. Raises UserError for values that cannot be.
+    """Says how a model is trained after pruning.
 
-    kind, loss     see bench.healing
-    text           whose calibration documents are trained on, as bench.data.texts knows it
-    tokens         that are trained on, rounded down to whole sequences; repeats of a pass counted
-    passes         over the text: tokens / passes of them are distinct
-    learning_rate  its highest; None: 1e-3 for lora, 1e-4 for full
-    batch, length  sequences of a step, and tokens of a sequence
-    rank           of the adapters
-    points         of the learning curve, besides the one before training; a checkpoint is written at each
-    seed           of the draw of text, of its order, and of the adapters
+    Tokens are rounded down to whole sequences; tokens / passes of them are distinct. At each point of the learning
+    curve a checkpoint is written. Raises UserError for values that cannot be.
     """
 
     PREFIX: ClassVar = "heal-"  # of its flags
+    WHOLE: ClassVar = True
 
-    kind: Literal["lora", "full"] = heal_option(
+    kind: Annotated[Literal["lora", "full"], Meaning("lora: adapters; full: every weight")] = heal_option(
         "lora", "measure every method as pruned, and healed; by default not", flag="heal"
     )
-    text: str = heal_option("wiki", "whose calibration half is trained on, by default {default}", "TEXT")
-    tokens: int = heal_option(100_000, "trained on, by default {default:,}", "N", least=1)
-    loss: Literal["next-token", "kl"] = heal_option("next-token", "kl: from the dense model; by default {default}")
-    passes: int = heal_option(1, "over the text, by default {default}", "N", least=1)
-    learning_rate: float | None = heal_option(
-        None, f"the highest, by default {RATES}", "RATE", least=SMALLEST, wanted="a positive number"
+    text: Annotated[Name, Meaning("whose calibration half is trained on")] = heal_option(
+        "wiki", "whose calibration half is trained on, by default {default}", "TEXT"
     )
-    batch: int = heal_option(8, "sequences of a step, by default {default}", "N", least=1)
-    length: int = heal_option(256, "of a sequence, by default {default}", "TOKENS", least=2, wanted=PREDICTED)
-    rank: int = heal_option(8, "of LoRA's matrices, by default {default}", "N", least=1)
-    points: int = 10
-    seed: int = 0
+    tokens: Annotated[Tokens, Meaning("that are trained on, repeats of a pass counted")] = heal_option(
+        100_000, "trained on, by default {default:,}", "N", least=1
+    )
+    loss: Annotated[Literal["next-token", "kl"], Meaning("next-token, or kl from the dense model")] = heal_option(
+        "next-token", "kl: from the dense model; by default {default}"
+    )
+    passes: Annotated[Positive, Meaning("over the text")] = heal_option(
+        1, "over the text, by default {default}", "N", least=1
+    )
+    learning_rate: Annotated[
+        Amount | None, Meaning("the highest; null in `cell` where the usual one of the kind was left")
+    ] = heal_option(None, f"the highest, by default {RATES}", "RATE", least=SMALLEST, wanted="a positive number")
+    batch: Annotated[Positive, Meaning("sequences of a step")] = heal_option(
+        8, "sequences of a step, by default {default}", "N", least=1
+    )
+    length: Annotated[Tokens, Meaning("of a sequence")] = heal_option(
+        256, "of a sequence, by default {default}", "TOKENS", least=2, wanted=PREDICTED
+    )
+    rank: Annotated[Positive, Meaning("of the adapters")] = heal_option(
+        8, "of LoRA's matrices, by default {default}", "N", least=1
+    )
+    points: Annotated[Positive, Meaning("of the learning curve, besides the one before training")] = 10
+    seed: Annotated[Whole, Meaning("of the draw of text, of its order, and of the adapters")] = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -150,50 +171,99 @@ time_option = partial(option, group="time")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Says how a cell is measured, every cell of a run alike. Raises UserError for values that cannot be.
+    """Says how every cell of a run is measured.
 
-    Its defaults are the profile `quick`. Sizes are in tokens, counts in pieces. `fewshot` 0 leaves the number of
-    examples to the task's definition; `task_data` is bench.data.task_sources.parse_task_data's (task, path, sha256) of
-    tasks whose documents are local files; `checks` says whether bench.evaluation.checks runs. `save_dtype` is what
-    pruned models are saved in, and measured as they load again; "auto" is the base's dtype, "" saves nothing.
-
-    Speed: `prefill` prompt lengths, `decode` depths of context, `batches` sequences at once; `speed_rounds` 0 times
-    nothing; `decode_steps` tokens per pass of a round; `max_batch` ends a sweep over 1, 2, 4, ..., 0 sweeps nothing;
-    `pin` cores that the timing may use, none for all; `speed_limit` seconds of silence after which it is given up;
-    `mode` "graph" captures a decode step once and replays it. On CUDA some have other defaults (`protocol_for_cuda`).
+    Its defaults are the profile `quick`; on CUDA some of the speed have others (`protocol_for_cuda`). `save_dtype`
+    "auto" is the base's dtype. Raises UserError for values that cannot be.
     """
 
-    profile: str = "quick"
-    tasks: tuple[str, ...] = measure_option(QUICK_TASKS, "tasks or groups of `list tasks`; none for no task", "LIST")
-    documents: int = measure_option(100, "documents per task; 0 for all", "N", least=0, wanted=ALL)
-    texts: tuple[str, ...] = measure_option(
+    WHOLE: ClassVar = True
+
+    profile: Annotated[Name, Meaning("name of the set of settings that the others changed, as in quick")] = "quick"
+    tasks: Annotated[tuple[str, ...], Meaning("that are answered")] = measure_option(
+        QUICK_TASKS, "tasks or groups of `list tasks`; none for no task", "LIST"
+    )
+    documents: Annotated[Count, Meaning("of each task; 0: all")] = measure_option(
+        100, "documents per task; 0 for all", "N", least=0, wanted=ALL
+    )
+    texts: Annotated[tuple[str, ...], Meaning("whose perplexity is measured")] = measure_option(
         ("wiki",), "texts for perplexity, see `list texts`; none for no text", "LIST"
     )
-    window: int = measure_option(512, "tokens of a perplexity window", "TOKENS", least=2)
-    stride: int = measure_option(512, "tokens from window to window; by default the window", "TOKENS", least=1)
-    windows: int = measure_option(16, "perplexity windows; 0 for all", "N", least=0, wanted=ALL)
-    windows_drawn: bool = measure_option(True, FIRST, flag="first-windows")
-    calibration: str = measure_option("c4", "text that methods look at; several sweep", "LIST")
-    calibration_sequences: int = measure_option(16, "how many; several sweep", "LIST", least=1)
-    calibration_length: int = measure_option(256, "tokens of each; several sweep", "LIST", least=2)
-    prefill: tuple[int, ...] = time_option((128,), "prompt lengths in tokens, as in 128,1024; or none", "LIST", least=1)
-    decode: tuple[int, ...] = time_option((64,), "tokens of context before a step, or none", "LIST", least=1)
-    batches: tuple[int, ...] = time_option((1,), "sequences at once, as in 1,8", "LIST", flag="batch", least=1)
-    speed_rounds: int = time_option(12, "of dense against pruned; 0: none", "N", least=0)
-    decode_steps: int = time_option(4, "steps per pass, each a token for every sequence", "N", least=1)
-    max_batch: int = time_option(0, "also 1, 2, 4, ... up to N or until memory runs out", "N", least=0, wanted=SWEEP)
-    cache: Literal["dynamic", "static"] = time_option("dynamic", "static: allocated once, for all tokens")
-    compile: bool = time_option(False, "by torch.compile")
-    mode: Literal["eager", "graph"] = time_option("eager", "graph: decode steps captured once, on CUDA the default")
-    pin: tuple[int, ...] = time_option((), "numbers of the cores to run on, as in 0,1", "LIST", least=0)
-    speed_limit: int = time_option(600, "of silence, before timing is given up", "SECONDS", least=1)
-    calibration_memory_mib: int = measure_option(1024, STATES, "MIB", least=0, wanted=STATES_WANTED)
-    batch_tokens: int = measure_option(2048, "tokens of one forward when scoring", "TOKENS", least=1)
-    scorer: Literal["shared", "stock"] = measure_option("shared", "stock: lm-eval's own backend, for checking")
-    fewshot: int = measure_option(0, "examples in front of each question; by default none", "N", least=0, wanted=SHOTS)
-    task_data: tuple[tuple[str, str, str], ...] = ()
-    checks: bool = measure_option(True, "no generation, no KL", flag="no-checks")
-    save_dtype: SaveDtype = option("", f"{DTYPES}; saves too", "DTYPE", group="where")
+    window: Annotated[Tokens, Meaning("of a perplexity window")] = measure_option(
+        512, "tokens of a perplexity window", "TOKENS", least=2
+    )
+    stride: Annotated[Tokens, Meaning("from window to window")] = measure_option(
+        512, "tokens from window to window; by default the window", "TOKENS", least=1
+    )
+    windows: Annotated[Count, Meaning("of each text; 0: all")] = measure_option(
+        16, "perplexity windows; 0 for all", "N", least=0, wanted=ALL
+    )
+    windows_drawn: Annotated[bool, Meaning("whether they are drawn from the text; else they are the first ones")] = (
+        measure_option(True, FIRST, flag="first-windows")
+    )
+    calibration: Annotated[Name, Meaning("text that methods look at")] = measure_option(
+        "c4", "text that methods look at; several sweep", "LIST"
+    )
+    calibration_sequences: Annotated[Positive, Meaning("of that text")] = measure_option(
+        16, "how many; several sweep", "LIST", least=1
+    )
+    calibration_length: Annotated[Tokens, Meaning("of each sequence")] = measure_option(
+        256, "tokens of each; several sweep", "LIST", least=2
+    )
+    prefill: Annotated[tuple[Tokens, ...], Meaning("prompt lengths that are timed")] = time_option(
+        (128,), "prompt lengths in tokens, as in 128,1024; or none", "LIST", least=1
+    )
+    decode: Annotated[tuple[Tokens, ...], Meaning("depths of context behind which steps are timed")] = time_option(
+        (64,), "tokens of context before a step, or none", "LIST", least=1
+    )
+    batches: Annotated[tuple[Positive, ...], MinLen(1), Meaning("sequences at once, the first for the main table")] = (
+        time_option((1,), "sequences at once, as in 1,8", "LIST", flag="batch", least=1)
+    )
+    speed_rounds: Annotated[Count, Meaning("of dense against pruned; 0: nothing is timed")] = time_option(
+        12, "of dense against pruned; 0: none", "N", least=0
+    )
+    decode_steps: Annotated[Positive, Meaning("steps of a pass, each a token for every sequence")] = time_option(
+        4, "steps per pass, each a token for every sequence", "N", least=1
+    )
+    max_batch: Annotated[Count, Meaning("largest batch of a sweep over 1, 2, 4, ...; 0: no sweep")] = time_option(
+        0, "also 1, 2, 4, ... up to N or until memory runs out", "N", least=0, wanted=SWEEP
+    )
+    cache: Annotated[
+        Literal["dynamic", "static"], Meaning("dynamic: grows with every token; static: allocated once")
+    ] = time_option("dynamic", "static: allocated once, for all tokens")
+    compile: Annotated[bool, Meaning("whether torch.compile is used for timing")] = time_option(
+        False, "by torch.compile"
+    )
+    mode: Annotated[
+        Literal["eager", "graph"], Meaning("graph: decode steps are captured once and replayed; eager: they are not")
+    ] = time_option("eager", "graph: decode steps captured once, on CUDA the default")
+    pin: Annotated[tuple[Count, ...], Meaning("numbers of the cores that are timed on; none: all")] = time_option(
+        (), "numbers of the cores to run on, as in 0,1", "LIST", least=0
+    )
+    speed_limit: Annotated[WholeSeconds, Meaning("of silence after which timing is given up")] = time_option(
+        600, "of silence, before timing is given up", "SECONDS", least=1
+    )
+    calibration_memory_mib: Annotated[
+        Mebibytes, Meaning("for the states of a micro-batch; 0: an eighth of what is free")
+    ] = measure_option(1024, STATES, "MIB", least=0, wanted=STATES_WANTED)
+    batch_tokens: Annotated[Tokens, Meaning("of one forward when scoring")] = measure_option(
+        2048, "tokens of one forward when scoring", "TOKENS", least=1
+    )
+    scorer: Annotated[
+        Literal["shared", "stock"], Meaning("shared: every common prefix once; stock: lm-eval's own backend")
+    ] = measure_option("shared", "stock: lm-eval's own backend, for checking")
+    fewshot: Annotated[Count, Meaning("examples in front of each question; 0: as many as the task says")] = (
+        measure_option(0, "examples in front of each question; by default none", "N", least=0, wanted=SHOTS)
+    )
+    task_data: Annotated[
+        tuple[tuple[str, str, str], ...], Meaning("[task, path, sha256] of tasks whose documents are local files")
+    ] = ()
+    checks: Annotated[bool, Meaning("whether text is generated and compared with the dense model's")] = measure_option(
+        True, "no generation, no KL", flag="no-checks"
+    )
+    save_dtype: Annotated[
+        SaveDtype, Meaning("dtype in which pruned models are saved before they are measured; empty: not saved")
+    ] = option("", f"{DTYPES}; saves too", "DTYPE", group="where")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -16,7 +16,7 @@ import torch
 import methods
 from bench.data import pretrained, task_loading, task_sources, texts
 from bench.plan import grid
-from bench.plan.cell import Cell
+from bench.plan.cell import Cell, LatencyParts, LatencyTable
 from bench.plan.fields import MethodChoice
 from bench.plan.named import refuse_file
 from bench.plan.protocol import Protocol, Recipe, protocol_for_cuda, refuse_recipe
@@ -66,7 +66,7 @@ def prepare_target_without_cells(spec: RunSpec, model: str, read: Iterable[str])
     return prepare_target(spec, model, read)
 
 
-def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bool = True) -> dict[str, Any]:
+def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bool = True) -> LatencyTable:
     """Return the table of a run whose budgets are of latency. Raises UserError where there is none for this target.
 
     is_here  whether cells run on this machine, so that its processor and its threads must be the table's
@@ -100,7 +100,8 @@ def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bo
         raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {wanted[name]}; {command}")
     if not sound:
         raise UserError(f"--latency-table {file} has figures that do not rise from nothing; {command}")
-    return {name: table[name] for name in ("parts", "rest", "about")}
+    attention, mlp = ([[float(size), float(ms)] for size, ms in points] for points in parts)
+    return LatencyTable(LatencyParts(attention, mlp), float(table["rest"]), about)
 
 
 def _device_by_name(spec: RunSpec) -> torch.device:

@@ -1,135 +1,124 @@
-"""Publishes the layout of a record: as a JSON schema, and as tables of its fields for the site.
+"""Describes an object in a record by a class: `Layout`, or the layout that follows from a dataclass.
 
-layout -> JSON schema, with `unit` and `source` beside the words of JSON Schema -> [Section], one for each object in it
+Every record has the keys that are needed. Any other key is absent where there is nothing to say, and never null, unless
+its kind says so. Keys that no layout names are left alone, since later versions write more of them.
+
+`layout_of` makes the layout of a dataclass whose fields say by `Meaning` what they are (bench.plan.kinds). Its values
+are checked and stay plain JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from bench.plan.kinds import Layout
-from bench.records.record import RecordLayout
-from bench.records.served import ServedLayout
+from annotated_types import MinLen
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-FILES: dict[str, type[Layout]] = {"record.schema.json": RecordLayout, "served.schema.json": ServedLayout}
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
-ANY = "NAME"  # stands in a path for a name of the user's, such as that of a text
-KINDS = {
-    "integer": "whole number",
-    "number": "number",
-    "string": "text",
-    "boolean": "true or false",
-    "object": "object",
-    "null": "null",
-}
+from bench.plan.kinds import Meaning, is_needed
+
+
+def _add_source(schema: dict[str, Any], layout: Any) -> None:
+    """Add to the JSON schema of a model what writes its fields."""
+    schema["source"] = layout.source
+
+
+class Layout(BaseModel):
+    """Describes an object in a record.
+
+    source  what writes its fields, a module; a field may name another
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra=_add_source,
+        defer_build=True,
+    )
+    source: ClassVar[str] = ""
+
+
+def declare_field(meaning: str, source: str = "", **limits: Any) -> Any:
+    """Return a field that every record has. `source` is what writes it, where that is not its model's."""
+    return Field(description=meaning, json_schema_extra={"source": source} if source else None, **limits)
+
+
+def declare_optional_field(meaning: str, source: str = "", **limits: Any) -> Any:
+    """Return a field that is absent where there is nothing to say."""
+    return Field(default=None, description=meaning, json_schema_extra={"source": source} if source else None, **limits)
 
 
 @dataclass(frozen=True)
-class FieldRow:
-    """Describes a field of an object in a record.
+class LayoutOf:
+    """Says that a value of a record is a dataclass as plain JSON; `base` names and has the fields that records add."""
 
-    needed  whether every such object has it
-    source  the module that writes it
+    owner: type
+    base: type[Layout] | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Take what the layout of the dataclass takes."""
+        return handler.generate_schema(layout_of(self.owner, self.base) if self.base else layout_of(self.owner))
+
+
+@cache
+def layout_of(owner: type, base: type[Layout] | None = None) -> type[Layout]:
+    """Return the layout of a dataclass. A method `refuse_misfit` of it raises ValueError for values that do not fit.
+
+    The first paragraph of its docstring describes the objects. Its module writes them, unless its attribute SOURCE
+    names another.
     """
-
-    name: str
-    kind: str
-    unit: str
-    needed: bool
-    meaning: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """Describes an object in a record: where it stands, what it is, and its fields."""
-
-    path: str
-    about: str
-    rows: tuple[FieldRow, ...]
+    hints, members = get_type_hints(owner, include_extras=True), dict[str, Any]()
+    for field in fields(owner):
+        needed, hint = is_needed(owner, field), hints[field.name]
+        meaning = next(extra for extra in get_args(hint)[1:] if isinstance(extra, Meaning))
+        declare = declare_field if needed else declare_optional_field
+        members[field.name] = _kind(hint, null=needed or meaning.null), declare(meaning.words, meaning.source)
+    rules: dict[str, Any] = {}
+    if hasattr(owner, "refuse_misfit"):
+        rules["refuse_misfit"] = model_validator(mode="after")(_rule_of(owner))
+    name, about = (base or owner).__name__, _first_paragraph(owner)
+    layout = create_model(name, __base__=base or Layout, __doc__=about, __validators__=rules, **members)
+    layout.source = getattr(owner, "SOURCE", owner.__module__)
+    return layout
 
 
-def schema_of_layout(layout: type[Layout]) -> dict[str, Any]:
-    """Return the JSON schema of a layout. It has all rules that concern a single field."""
-    schema: dict[str, Any] = _without_titles(layout.model_json_schema())
-    return {"$schema": DIALECT, "title": layout.__name__} | schema
+def _first_paragraph(owner: type) -> str:
+    """Return the first paragraph of a class's docstring, as one line."""
+    return " ".join((owner.__doc__ or "").partition("\n\n")[0].split())
 
 
-def _without_titles(schema: Any, of_names: bool = False) -> Any:
-    """Return a schema without titles, since they repeat names, and without the default null of absent fields.
+def _rule_of(owner: Any) -> Any:
+    """Return the rule of a dataclass as one of its layout, whose objects have the same attributes."""
 
-    of_names  whether the keys are names of fields, and no words of JSON Schema
+    def refuse_misfit(self: Layout) -> Layout:
+        owner.refuse_misfit(self)
+        return self
+
+    return refuse_misfit
+
+
+def _kind(hint: Any, *, null: bool = True) -> Any:
+    """Return what a record holds of a type: lists for tuples, layouts for dataclasses, any word for given ones.
+
+    null  whether it may be null, where the type has None
     """
-    if isinstance(schema, list):
-        return [_without_titles(inner) for inner in schema]
-    if not isinstance(schema, dict):
-        return schema
-    left_out = () if of_names else ("title", "default")
-    return {
-        name: _without_titles(inner, name in ("properties", "$defs") and not of_names)
-        for name, inner in schema.items()
-        if name not in left_out
-    }
-
-
-def sections_of_layout(layout: type[Layout]) -> list[Section]:
-    """Return the objects of a layout from the outside to the inside, each kind of them once."""
-    schema = schema_of_layout(layout)
-    return list(_walk_objects(schema, schema["$defs"], "", "", {}))
-
-
-def _walk_objects(
-    schema: Mapping[str, Any], known: Mapping[str, Any], path: str, source: str, path_by_kind: dict[str, str]
-) -> Iterator[Section]:
-    """Yield an object and those inside it. `path_by_kind` has the place where each kind of object was described."""
-    needed, source = schema.get("required", ()), schema.get("source") or source
-    rows, inside = [], list[tuple[Mapping[str, Any], str, str]]()
-    for name, field in schema["properties"].items():
-        by = field.get("source") or source
-        meaning = str(field.get("description", ""))
-        for kind, ending in _objects(field):
-            place = f"{path}.{name}{ending}".removeprefix(".")
-            if kind in path_by_kind:
-                meaning += f" (as {path_by_kind[kind]})"
-            else:
-                path_by_kind[kind] = place
-                inside.append((known[kind], place, by))
-        rows.append(FieldRow(name, _kind(field), _unit(field), name in needed, meaning, by))
-    yield Section(path, str(schema.get("description", "")), tuple(rows))
-    for part, place, by in inside:
-        yield from _walk_objects(part, known, place, by, path_by_kind)
-
-
-def _objects(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each kind of object that a field holds, and the ending that its place adds to the path."""
-    if "$ref" in field:
-        yield field["$ref"].rpartition("/")[2], ""
-    for alternative in field.get("anyOf", ()):
-        yield from _objects(alternative)
-    for key, ending in (("items", "[]"), ("additionalProperties", f".{ANY}")):
-        if isinstance(field.get(key), dict):
-            yield from ((kind, ending + more) for kind, more in _objects(field[key]))
-
-
-def _kind(field: Mapping[str, Any]) -> str:
-    """Say in words what a field may hold, with its limits."""
-    if "anyOf" in field:
-        return " or ".join(map(_kind, field["anyOf"]))
-    if "enum" in field or "const" in field:
-        return ", ".join(map(str, field.get("enum", [field.get("const")])))
-    if field.get("type") == "array":
-        return f"list of {_kind(field['items'])}" if field.get("items") else "list"
-    if isinstance(field.get("additionalProperties"), dict):
-        return f"object: {_kind(field['additionalProperties'])} by name"
-    if "$ref" in field:
-        return "object"
-    return KINDS.get(str(field.get("type")), "anything")
-
-
-def _unit(field: Mapping[str, Any]) -> str:
-    """Return the unit of a field, or of its items."""
-    inner = [*field.get("anyOf", ()), field.get("items"), field.get("additionalProperties")]
-    units = [field.get("unit"), *(_unit(schema) for schema in inner if isinstance(schema, dict))]
-    return next(filter(None, units), "")
+    origin, inner = get_origin(hint), get_args(hint)
+    annotated: Any = Annotated
+    either: Any = Union
+    if origin is Annotated:
+        extras = [extra for extra in inner[1:] if not isinstance(extra, Meaning)]
+        kind = _kind(inner[0], null=null)
+        return annotated[(kind, *extras)] if extras else kind
+    if origin in (Union, UnionType):
+        return either[tuple(_kind(kind) for kind in inner if null or kind is not type(None))]
+    if origin is Literal:  # later versions may know more words
+        return str if "" in inner else annotated[str, MinLen(1)]
+    if origin is tuple:
+        return GenericAlias(list, _kind(inner[0]))
+    if origin is dict:
+        return GenericAlias(dict, (inner[0], _kind(inner[1])))
+    return layout_of(hint) if isinstance(hint, type) and is_dataclass(hint) else hint

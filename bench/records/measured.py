@@ -24,7 +24,6 @@ from bench.plan.kinds import (
     Error,
     LayerNumber,
     Layers,
-    Layout,
     Macs,
     Mebibytes,
     Name,
@@ -42,10 +41,9 @@ from bench.plan.kinds import (
     SomeParameters,
     Tokens,
     Whole,
-    declare_field,
-    declare_optional_field,
 )
-from bench.records.asked import HealingRecipe
+from bench.plan.protocol import Recipe
+from bench.records.layout import Layout, LayoutOf, declare_field, declare_optional_field
 from bench.records.speed_results import SpeedFound
 from methods.counted import QUANTITIES
 
@@ -205,7 +203,7 @@ class StageDecided(Layout):
     method: Name = declare_field("its name")
     parameters: dict[str, Any] = declare_optional_field("by name")
     ratio: Ratio | None = declare_optional_field("that was asked for")
-    healing: HealingRecipe = declare_optional_field("how it was trained")
+    healing: Annotated[Any, LayoutOf(Recipe)] = declare_optional_field("how it was trained")
     decisions: WhatWent = declare_field("what it removed")
     measured: EarlierFigures = declare_field("what was measured of it")
 
@@ -268,12 +266,20 @@ class LearningPoint(Layout):
     heldout_loss_high: Nats = declare_field("upper end of its 95 % interval")
 
 
+class RecipeAsRun(Layout):
+    """Says what follows from a recipe."""
+
+    steps: Count = declare_optional_field("of the optimiser")
+
+
 class HealingFound(Layout):
     """Says how the model was trained after pruning."""
 
     source: ClassVar[str] = "bench.runs.measure"
 
-    recipe: HealingRecipe = declare_optional_field("how, with the steps that follow from it", "bench.plan.protocol")
+    recipe: Annotated[Any, LayoutOf(Recipe, RecipeAsRun)] = declare_optional_field(
+        "how, with the steps that follow from it", "bench.plan.protocol"
+    )
     text_sha256: Sha256 = declare_optional_field("of the tokens")
     start_sha256: Sha256 = declare_optional_field("of the model before training, as pruned_sha256")
     tokens: Tokens = declare_field("trained on")

@@ -25,9 +25,9 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from bench.plan.cell import base_of_ratio, label_of_cell, words_of_ratio
-from bench.plan.kinds import Layout, OneOf, declare_field
-from bench.records.asked import CellAsked
+from bench.plan.cell import Cell, base_of_ratio, label_of_cell, words_of_ratio
+from bench.plan.kinds import Name, OneOf
+from bench.records.layout import Layout, LayoutOf, declare_field, declare_optional_field
 from bench.records.measured import ANSWER_BPB, DecidedAll, MeasuredAll
 from bench.records.speed_results import Environment
 from methods.errors import UserError, first_line_of
@@ -254,13 +254,20 @@ def _short_value(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
+class RecordedCell(Layout):
+    """Names a record's cell for readers."""
+
+    display_name: str = declare_optional_field("the model's name for a reader", "bench.data.pretrained")
+    label: Name = declare_optional_field("the method and the parameters that were given, as in laco:C=3")
+
+
 class RecordLayout(Layout):
     """Describes a record: the outcome of one cell."""
 
     source: ClassVar[str] = "bench.runs.job"
 
     number: Annotated[int, OneOf((SCHEMA,))] = declare_field("number of this layout", alias="schema")
-    cell: CellAsked = declare_field("what was asked for")
+    cell: Annotated[Any, LayoutOf(Cell, RecordedCell)] = declare_field("what was asked for")
     status: Annotated[str, OneOf(STATUSES)] = declare_field(
         f"{', '.join(REFUSED)}: what the method cannot do, which are outcomes; {', '.join(FAILED)}: failures, of which "
         "lost is of a machine that went away again and again"

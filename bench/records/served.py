@@ -24,7 +24,6 @@ from bench.plan.kinds import (
     Above,
     Bytes,
     Count,
-    Layout,
     Name,
     OneOf,
     Parameters,
@@ -33,9 +32,8 @@ from bench.plan.kinds import (
     Sha256,
     Tokens,
     Whole,
-    declare_field,
-    declare_optional_field,
 )
+from bench.records.layout import Layout, declare_field, declare_optional_field
 from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, misfit_of_layout, read_content, read_json
 from bench.records.speed_results import Environment, MachineMeanwhile, MemoryAlone, PointTimed
 from methods.console import say

@@ -17,7 +17,6 @@ from bench.plan.kinds import (
     Count,
     Date,
     Joules,
-    Layout,
     Megahertz,
     Milliseconds,
     Positive,
@@ -28,9 +27,8 @@ from bench.plan.kinds import (
     Tokens,
     Unit,
     Watts,
-    declare_field,
-    declare_optional_field,
 )
+from bench.records.layout import Layout, declare_field, declare_optional_field
 
 Three = Annotated[list[float], Field(min_length=3, max_length=3)]
 

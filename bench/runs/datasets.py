@@ -25,7 +25,7 @@ from bench.data.texts import refuse_shared
 from bench.engines.engine import Machine
 from bench.evaluation import checks
 from bench.healing import Text, draw_text
-from bench.plan.cell import Cell
+from bench.plan.cell import Cell, Inputs
 from bench.plan.protocol import Protocol, Recipe
 from bench.runs.inputs import hash_shared_inputs
 from bench.schedule.estimate import Amounts
@@ -107,7 +107,7 @@ class Datasets:
     tasks: dict[str, Any]
     documents: dict[str, list[int]]
     dense: checks.DenseOutputs | None
-    inputs: dict[str, Any]
+    inputs: Inputs
     healing: dict[Recipe, Text] = field(default_factory=dict)
     search_seconds: tuple[float, ...] = ()
     statistics: KeptStatistics | None = None

@@ -22,7 +22,8 @@ from bench.data import texts as text_data
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing import REVISION, Text
-from bench.plan.cell import Cell, cell_from_plain
+from bench.plan.cell import Cell, HealingInput, Inputs, TimedOn, cell_without_inputs
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe
 from bench.records.record import InvalidRecord, Record, load
 from bench.system import environment
@@ -40,29 +41,28 @@ def hash_shared_inputs(
     texts: Mapping[str, text_data.EvaluationText],
     loaded_tasks: Mapping[str, Any],
     documents: Mapping[str, list[int]],
-) -> dict[str, Any]:
-    """Return the inputs that all cells of a run share, without the hash of the weights, which takes long.
+) -> Inputs:
+    """Return the inputs that all cells of a run share. The weights' hash, which takes long, and the revision are empty.
 
     machine  where timed cells run
     """
-    shared: dict[str, Any] = {
-        "tokenizer_sha256": _tokenizer_sha256(tokenizer),
-        "calibration_sha256": calibration.sha256,
-        "texts": {name: text.sha256 for name, text in texts.items()},
-        "tasks": {name: tasks.fingerprint_of_task(task, documents[name]) for name, task in loaded_tasks.items()},
-        "versions": environment.installed_versions(),
-    }
-    if settings := pretrained.sha256_of_config(cell.model, cell.trust_remote_code):
-        shared["config_sha256"] = settings
-    if cell.protocol.speed_rounds:
-        shared["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | settings_of_waiting()
-    return shared
+    timed_on = TimedOn(machine.processor, machine.threads, **settings_of_waiting())
+    return Inputs(
+        weights_sha256="",
+        config_sha256=pretrained.sha256_of_config(cell.model, cell.trust_remote_code) or None,
+        tokenizer_sha256=_tokenizer_sha256(tokenizer),
+        calibration_sha256=calibration.sha256,
+        texts={name: text.sha256 for name, text in texts.items()},
+        tasks={name: tasks.fingerprint_of_task(task, documents[name]) for name, task in loaded_tasks.items()},
+        revision="",
+        versions=environment.installed_versions(),
+        timed_on=timed_on if cell.protocol.speed_rounds else None,
+    )
 
 
-def inputs_of_healing(recipe: Recipe, text: Text) -> dict[str, str]:
+def inputs_of_healing(recipe: Recipe, text: Text) -> HealingInput:
     """Return the inputs that a healed cell has beside those of the pruned model."""
-    healing = {"text_sha256": text.sha256, "revision": str(REVISION)}
-    return healing | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
+    return HealingInput(text.sha256, str(REVISION), metadata.version("peft") if recipe.kind == "lora" else None)
 
 
 def names_of_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -86,14 +86,14 @@ def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str,
             yield path.stem, str(error)
             continue
         if cell := wanted.get(question_of_record(record)):
-            changed = ", ".join(names_of_differences(record.cell["inputs"], cell.inputs)) or "a default"
+            changed = ", ".join(names_of_differences(record.cell["inputs"], to_plain(cell.inputs))) or "a default"
             yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
 
 
 def question_of_record(record: Record) -> str:
     """Return the question of a record's cell, as Cell.question has it; empty where this version cannot ask it."""
     try:
-        return cell_from_plain(record.cell).question
+        return cell_without_inputs(record.cell).question
     except (UserError, ValueError):  # pydantic's own error is one
         return ""
 

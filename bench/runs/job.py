@@ -30,7 +30,7 @@ import methods
 from bench.data import pretrained
 from bench.engines.engine import PARTS, SOUND, InUse, Job, Machine, Result, Session, Workplace, error_of_job
 from bench.evaluation.forwards import Sweeping
-from bench.plan.cell import Cell, cell_from_plain, is_timed
+from bench.plan.cell import Cell, cell_from_plain
 from bench.records.record import LOST, Record
 from bench.runs import inputs, store
 from bench.runs.datasets import DatasetReader, Datasets, KeptStatistics, setting_of_calibration
@@ -50,7 +50,7 @@ CODE = "the code of prunebench"
 
 def job_of_cell(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
     """Return the job by which a session measures a cell; `given` are the fields that the run sets."""
-    timed = is_timed(cell)
+    timed = cell.is_timed
     return Job(
         **given,
         cell=cell.plain(),
@@ -145,14 +145,15 @@ def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> Non
 
 def folder_of_statistics(cell: Cell, scratch: Path) -> Path:
     """Return the folder of statistics of the cell's dense model: its weights, as its settings and code use them."""
-    model = hashlib.sha256(f"{cell.inputs['weights_sha256']} {cell.inputs.get('config_sha256')}".encode()).hexdigest()
+    hashes = cell.filled_inputs
+    model = hashlib.sha256(f"{hashes.weights_sha256} {hashes.config_sha256}".encode()).hexdigest()
     return scratch / f"statistics-{model[:16]}-{cell.dtype}-{torch.device(cell.device).type}"
 
 
 def _refuse_other_code(cell: Cell, code_sha256: str) -> None:
     """Refuse a machine whose packages or code are not those of the run."""
     own = environment.installed_versions() | {CODE: inputs.sha256_of_code()[:12]}
-    environment.refuse_unlike(platform.node(), own, cell.inputs["versions"] | {CODE: code_sha256[:12]})
+    environment.refuse_unlike(platform.node(), own, cell.filled_inputs.versions | {CODE: code_sha256[:12]})
 
 
 def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None = 1) -> Record:

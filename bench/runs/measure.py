@@ -31,8 +31,9 @@ from bench.data import pretrained, texts
 from bench.evaluation import checks, scoring, tasks
 from bench.evaluation.forwards import Sweeping
 from bench.healing import DensePredictions, Text
-from bench.plan.cell import Cell, is_timed
+from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe, name_of_text
 from bench.records.measured import WhatWent
 from bench.records.record import load, misfit_of_layout
@@ -115,7 +116,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
     pieces = store.pieces_of(folder, cell.key, outcome.measured)
     _perplexity(cell, decoder.model, datasets, outcome, pieces)
     _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
-    if is_timed(cell):
+    if cell.is_timed:
         with outcome.alone(), outcome.stage("speed"):
             threads, alone = datasets.timed_threads, outcome.timed_alone
             outcome.measured["speed"] = timed_cell.time_beside_dense(decoder.model, cell, threads, alone=alone)
@@ -132,10 +133,15 @@ def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Mod
     """Load the dense model and its tokenizer. Raises RuntimeError where they are not those that the cell names."""
     with outcome.stage("load"):
         weights = pretrained.sha256_of_weights(cell.model)
-        now = datasets.inputs | {"weights_sha256": weights}
-        if cell.healing:
-            now["healing"] = inputs.inputs_of_healing(cell.healing, datasets.healing[cell.healing])
-        if changed := inputs.names_of_differences(cell.inputs, cell.inputs | now):
+        before, recipe = cell.filled_inputs, cell.healing
+        now = replace(
+            datasets.inputs,
+            weights_sha256=weights,
+            revision=before.revision,
+            healing=inputs.inputs_of_healing(recipe, datasets.healing[recipe]) if recipe else None,
+            parent=before.parent,
+        )
+        if changed := inputs.names_of_differences(to_plain(before), to_plain(now)):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
         dtype = getattr(torch, cell.dtype)
         loaded = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
@@ -159,7 +165,7 @@ def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgre
 
 def _load_parent(cell: Cell, folder: Path, ratio: float, outcome: CellProgress) -> tuple[Decoder, float]:
     """Return the model of the cell's parent, and the share of it that makes `ratio` of the dense model."""
-    key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
+    key, dense = str(cell.parent_key), outcome.measured["dense_parameters"]
     record = load(folder / "cells" / f"{key}.json")
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage_of_record(record)]
     before, left = record.measured["parameters"], (1 - ratio) * dense

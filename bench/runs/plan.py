@@ -21,7 +21,7 @@ from bench import engines
 from bench.engines import local
 from bench.engines.engine import Job, Machine, Result, refuse_gpus_of_cpus
 from bench.plan import validate
-from bench.plan.cell import Cell, is_timed, title_of_cell
+from bench.plan.cell import Cell
 from bench.plan.named import refuse_file
 from bench.plan.run_spec import RunSpec
 from bench.runs import store
@@ -154,7 +154,7 @@ def plan_spec(spec: RunSpec) -> Plan:
     if is_here:
         visible = local.names_of_visible_gpus(torch.cuda.device_count())
         slots = len(local.environments_of_slots(spec.slots or 1, str(device), visible, spec.gpus_per_cell))
-        if device.type == "cuda" and any(map(is_timed, cells)):
+        if device.type == "cuda" and any(cell.is_timed for cell in cells):
             local.refuse_unlike(slots, spec.gpus_per_cell)
     start = time.perf_counter()
     datasets = read_datasets(cells, Path(), Machine(environment.name_of_processor(device) if is_here else None, every))
@@ -296,7 +296,7 @@ def simulate(
             continue
         slot, first, ended = session.spans[cell.key]
         after = schedule.predecessor(cell.key)
-        after = title_of_cell(schedule.cells[after]) if after and after not in done else ""
+        after = schedule.cells[after].title if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
     ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
     return Plan(planned, ends, remarks)

@@ -18,7 +18,7 @@ import torch
 
 import methods
 from bench.data import pretrained, texts
-from bench.plan.cell import Cell, ancestors_of, cell_from_plain
+from bench.plan.cell import Cell, cell_without_inputs
 from bench.plan.trust import Trust
 from bench.records import comparability, run_folder
 from bench.records.comparability import identity_of_cell, name_of_identity
@@ -67,7 +67,7 @@ def measure_again(run: Path, name: str, key: str, record: Record) -> CellResults
         torch.set_num_threads(threads)
     with _name_cell_in_errors(name):
         cell = cell_of(record)
-        *_, again = runner.run([*ancestors_of(cell), cell], folder)
+        *_, again = runner.run([*cell.ancestors, cell], folder)
     return results_of_run(folder)[name_of_identity(identity_of_cell(again))]
 
 
@@ -84,7 +84,7 @@ def _name_cell_in_errors(name: str) -> Iterator[None]:
 
 def cell_of(record: Record) -> Cell:
     """Return the cell of a record without its inputs, which are computed anew when it runs."""
-    return cell_from_plain(record.cell | {"inputs": {}})
+    return cell_without_inputs(record.cell)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bench.data import pretrained
 from bench.engines import local
 from bench.engines.engine import Conditions, Engine, Job, Result, Session, refuse_gpus_of_cpus
 from bench.plan import grid, validate
-from bench.plan.cell import Cell, is_timed, title_of_cell
+from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
 from bench.runs import inputs, job, store
@@ -135,7 +135,7 @@ def run(
     conditions = Conditions(
         folder=folder,
         device=cells[0].device,
-        timed=any(map(is_timed, cells)),
+        timed=any(cell.is_timed for cell in cells),
         fresh=fresh,
         threads=threads,
         models=any(cell.earlier or cell.protocol.save_dtype for cell in cells),
@@ -205,15 +205,15 @@ def _measure_cells(
     for cell in missing if estimates else ():
         forecast.add(cell)
     known_removals = KnownSearches(read_valid_records(folder))
-    parents = Counter(cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0])
+    parents = Counter(cell.parent_key for cell in cells if cell.parent_key and not served[cell.key][0])
     names = _names(cells)
     store.drop_models(folder, parents)
 
     def finish(cell: Cell, ended: CellEnd) -> None:
         schedule.finish(cell.key, ended)
         listener(cell.key)
-        if cell.earlier and not served[cell.key][0]:
-            parent = cell.inputs["parent"]
+        parent = cell.parent_key
+        if parent and not served[cell.key][0]:
             parents[parent] -= 1
             if not parents[parent]:
                 del parents[parent]
@@ -291,7 +291,7 @@ def _estimate(
         cells,
         list(read_records_nearby(folder)),
         amounts=lambda cell: datasets[setting_of_calibration(cell)].amounts,
-        threads=lambda cell: session.threads(is_timed(cell)),
+        threads=lambda cell: session.threads(cell.is_timed),
         timed_threads=session.machine.threads,
         done=done,
     )
@@ -300,7 +300,7 @@ def _estimate(
 def _names(cells: Sequence[Cell]) -> dict[str, str]:
     """Return what messages call each cell, by key: '[2/5] laco at 0.3', of several models with the model behind it."""
     several = len({cell.model for cell in cells}) > 1
-    words = [f"{title_of_cell(cell)}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
+    words = [f"{cell.title}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
     return {cell.key: f"[{at}/{len(cells)}] {words[at - 1]}" for at, cell in enumerate(cells, start=1)}
 
 
@@ -333,22 +333,25 @@ def with_inputs(
     with_hashes, keys = list[Cell](), dict[str, str]()
     for cell in cells:
         own_datasets = datasets[setting_of_calibration(cell)]
-        own: dict[str, Any] = {"weights_sha256": weights[cell.model], "revision": revisions[cell.method]}
-        if cell.healing:
-            own["healing"] = inputs.inputs_of_healing(cell.healing, own_datasets.healing[cell.healing])
-        if cell.earlier:
-            own["parent"] = grid.key_of_parent(cell, keys)
-        with_hashes.append(replace(cell, inputs=own_datasets.inputs | own))
+        recipe = cell.healing
+        filled = replace(
+            own_datasets.inputs,
+            weights_sha256=weights[cell.model],
+            revision=revisions[cell.method],
+            healing=inputs.inputs_of_healing(recipe, own_datasets.healing[recipe]) if recipe else None,
+            parent=grid.key_of_parent(cell, keys) if cell.earlier else None,
+        )
+        with_hashes.append(replace(cell, inputs=filled))
         keys[cell.question] = with_hashes[-1].key
     return with_hashes
 
 
 def _failure_of_parent(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
     """Return the outcome of a cell whose parent has no model to go on from; None for any other."""
-    key = cell.inputs["parent"] if cell.earlier else ""
-    parent = schedule.ended[key] if key else None
-    if parent is None or parent.status == "ok":
+    key = cell.parent_key
+    if not key or schedule.ended[key].status == "ok":
         return None
+    parent = schedule.ended[key]
     status, label = parent.status if parent.status in (*REFUSED, LOST) else "error", schedule.cells[key].label
     reason = f"{parent.status}, {parent.error}"
     return {"status": status, "error": f"there is no model of {label} to go on from: {reason}"}

@@ -56,7 +56,7 @@ class KnownSearches:
 
 def _search(cell: Mapping[str, Any]) -> tuple[str, str]:
     """Return what cells share whose searches are the same, with the revision of their method alone."""
-    numbers, *more = str(cell["inputs"].get("revision", "")).split(", ")
+    numbers, *more = str(cell.get("inputs", {}).get("revision", "")).split(", ")
     return search_of(cell), ", ".join([numbers.partition("+")[0], *more])
 
 

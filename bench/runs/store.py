@@ -48,6 +48,7 @@ from filelock import FileLock, Timeout
 
 from bench.engines.engine import PARTS, InUse
 from bench.plan.cell import Cell, label_of_cell
+from bench.plan.kinds import to_plain
 from bench.records import packed_run
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, load, save
 from bench.records.sample_tables import refuse_damaged
@@ -295,9 +296,8 @@ def find_record(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tu
         record = load(path)
     except InvalidRecord as error:
         return None, str(error)
-    if inputs.question_of_record(record) != cell.question or inputs.names_of_differences(
-        record.cell["inputs"], cell.inputs
-    ):
+    differing = inputs.names_of_differences(record.cell["inputs"], to_plain(cell.inputs))
+    if differing or inputs.question_of_record(record) != cell.question:
         return None, f"{path} is another cell's"
     try:
         refuse_damaged(folder / "samples" / key, record.measured)
@@ -362,8 +362,8 @@ def find_records(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Ite
         record, why = find_record(folder, cell.key, cell, retry_failed=retry_failed)
         if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
             record, why = None, "another cell goes on from its model, which is not kept"
-        if record is None and cell.earlier:
-            needed.add(cell.inputs["parent"])
+        if record is None and cell.parent_key:
+            needed.add(cell.parent_key)
         yield cell.key, record, why
 
 

@@ -32,7 +32,7 @@ import torch
 import methods
 from bench.evaluation import checks
 from bench.healing import HELD_OUT
-from bench.plan.cell import Cell, cell_from_plain, is_timed
+from bench.plan.cell import Cell, cell_without_inputs
 from bench.plan.protocol import Protocol, Recipe
 from bench.records import run_folder
 from bench.records.record import Record
@@ -113,7 +113,7 @@ class Cost:
         if amounts.documents:
             tokens = DOCUMENT * sum(amounts.documents.values())
             seconds["tasks"] = self._forward(tokens, DOCUMENT, kept, ANSWERED)
-        if is_timed(cell):
+        if cell.is_timed:
             seconds["speed"] = self._speed(p, kept)
         if p.checks:
             seconds["checks"] = self._checks(kept, has_text)
@@ -232,7 +232,7 @@ class Estimator:
         if record.status != "ok" or record.cell["model"] not in self.costs:
             return
         try:
-            cell = cell_from_plain(record.cell)
+            cell = cell_without_inputs(record.cell)
         except (UserError, ValueError):  # pydantic's own error is one
             return
         measured = dict(record.measured.get("seconds", {}))

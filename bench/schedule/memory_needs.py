@@ -24,7 +24,7 @@ import torch
 import methods
 from bench import healing
 from bench.data import pretrained
-from bench.plan.cell import Cell, is_timed, title_of_cell
+from bench.plan.cell import Cell
 from bench.schedule.shape import Shape
 from bench.system.memory import bytes_of_host
 from methods.base import Holds, Pruner
@@ -85,7 +85,7 @@ class Footprint:
 
     def needs(self, cell: Cell) -> MemoryNeeds:
         """Return the memory of a cell whose weights lie in memory."""
-        stages, timed = self.stages(cell), is_timed(cell)
+        stages, timed = self.stages(cell), cell.is_timed
         model = max(bytes_ for stage, bytes_ in stages.items() if stage != "speed")
         if cell.device.startswith("cuda"):  # where weights are read, and models wait while another process has the card
             waits = self.process + 2 * self.weights if timed else min(self.weights, SHARD_BYTES)
@@ -117,7 +117,7 @@ class Footprint:
         if whole.taken <= room or reason_for_memory(cell):
             return whole
         in_files = self._visiting(cell, room) if on_gpu else self._in_files(cell, room)
-        if not is_timed(cell):
+        if not cell.is_timed:
             return in_files
         *beside, alone = self._timings(cell, in_files)
         fits = next((needs for needs in (*beside, alone) if needs.taken <= room), None)
@@ -205,7 +205,7 @@ class Footprint:
             )
         if cell.healing:
             bytes_by_stage["heal"] = self._healing(cell, left)
-        if is_timed(cell):
+        if cell.is_timed:
             bytes_by_stage["speed"] = self.weights + self._timed(cell)
         return bytes_by_stage
 
@@ -440,7 +440,7 @@ def _with_a_folder(cell: Cell, room: int) -> str:
 
 def find_full_folder(cells: Sequence[Cell], folder: Path, slots: int) -> Iterator[Misfit]:
     """Yield a misfit where a folder has no room for the states of the largest cells that run at once."""
-    sizes = [(title_of_cell(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
+    sizes = [(cell.title, footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
     largest = sorted(sizes, key=lambda entry: -entry[1])[:slots]
     taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
     if taken > free:

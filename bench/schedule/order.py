@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.engines.engine import Result, Session
-from bench.plan.cell import Cell, is_timed
+from bench.plan.cell import Cell
 from bench.records import comparability
 from bench.records.record import FAILED, Record
 
@@ -70,9 +70,9 @@ class Schedule:
         for key, before in self._before.items():
             self._behind.setdefault(before, []).append(key)
         for key, cell in self.cells.items():
-            if parent := cell.inputs.get("parent"):
+            if parent := cell.parent_key:
                 self._behind.setdefault(parent, []).append(key)
-        self._timed = {key for key, cell in self.cells.items() if is_timed(cell)}
+        self._timed = {key for key, cell in self.cells.items() if cell.is_timed}
         way = self._ways(seconds) if seconds is not None else {}
         self._rank = {key: (-way.get(key, 0.0), at) for at, key in enumerate(self.cells)}
         self._ready: dict[bool, list[tuple[tuple[float, int], str]]] = {False: [], True: []}
@@ -127,7 +127,7 @@ class Schedule:
 
     def predecessor(self, key: str) -> str | None:
         """Return the key of the cell that this one waits for, done or not; None where it waits for none."""
-        parent = self.cells[key].inputs.get("parent")
+        parent = self.cells[key].parent_key
         return parent or (self._before.get(key) if self.may_search(key) else None)
 
     def may_search(self, key: str) -> bool:
@@ -147,7 +147,7 @@ class Schedule:
 
     def _waits(self, key: str) -> bool:
         """Return whether a cell waits for its parent, or for a cell whose removals it may begin with."""
-        parent = self.cells[key].inputs.get("parent")
+        parent = self.cells[key].parent_key
         if parent is not None and parent not in self.ended:
             return True
         return key in self._before and self.may_search(key) and self._before[key] not in self.ended

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from made_cells import made_cell, made_inputs
 
 from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
@@ -26,11 +27,10 @@ FILLER = [[7 * number for number in range(2000)] for _ in range(2)]  # a record 
 
 def grid(count: int) -> list[Cell]:
     """Cells of searches of five ratios each, of other methods, and of other seeds."""
-    inputs = {method: {"weights_sha256": "a", "revision": "1"} for method in ("sleb", "flap")}
     quick = protocol_of_profile("quick", speed_rounds=0)
-    made = Cell("m", "sleb", {"tokens": 64}, 0.1, "layers", 0, "cpu", "float32", quick)
+    made = made_cell("sleb", 0.1, quick, parameters={"tokens": 64})
     return [
-        replace(made, method=method, ratio=ratio / 10, seed=seed, inputs=inputs[method])
+        replace(made, method=method, ratio=ratio / 10, seed=seed, inputs=made_inputs())
         for seed in range(count // 10)
         for ratio in range(1, 6)
         for method in ("sleb", "flap")

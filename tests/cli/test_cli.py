@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from conftest import refused
+from made_cells import made_cell, made_inputs
 from tiny_methods import EXPERTS
 
 from bench.cli.main import main
@@ -292,27 +293,23 @@ def test_an_unsupported_model_is_an_outcome_and_a_crash_is_a_failure(base, capsy
 
 
 def record_of(cell, order, free, *seconds):
-    from dataclasses import asdict
-
     from bench.records.record import Record
 
     decisions = {"removal_order": order, "free_removals": free}
     found = {"search_seconds": list(seconds)}
-    plain = json.loads(json.dumps(asdict(cell)))
+    plain = json.loads(json.dumps(cell.plain()))
     return Record(plain | {"label": cell.label}, "ok", {}, decisions, {"parameters": 1, "prune_seconds": 50.0} | found)
 
 
 def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
     from dataclasses import replace
 
-    from bench.plan.cell import Cell
+    from bench.plan.cell import TaskInput
     from bench.plan.protocol import protocol_of_profile
     from bench.runs.searches import KnownSearches
 
-    inputs = {"weights_sha256": "a", "revision": "1", "tasks": {"piqa": {"sha256": "e"}}}
-    cell = Cell(
-        "m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"), inputs=inputs
-    )
+    inputs = made_inputs(tasks={"piqa": TaskInput(1.0, "e")})
+    cell = made_cell("sleb", 0.3, protocol_of_profile("smoke"), parameters={"tokens": 64}, inputs=inputs)
     other, longer = (
         replace(protocol_of_profile("smoke"), tasks=()),
         replace(protocol_of_profile("smoke"), calibration_length=65),
@@ -320,7 +317,7 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
     records = [
         record_of(replace(cell, ratio=0.1), ["layer 3"], 1, 5.0),
         record_of(
-            replace(cell, ratio=0.2, protocol=other, inputs=inputs | {"tasks": {}}),
+            replace(cell, ratio=0.2, protocol=other, inputs=made_inputs()),
             ["layer 3", "layer 1", "layer 2"],
             2,
             *(5.0, 9.0),
@@ -329,8 +326,8 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
         record_of(replace(cell, ratio=0.4, seed=1), ["layer 1"] * 9, 9, *range(9)),
         record_of(replace(cell, ratio=0.4, parameters={"tokens": 32}), ["layer 1"] * 9, 9, *range(9)),
         record_of(replace(cell, ratio=0.4, method="finercut"), ["layer 1"] * 9, 9, *range(9)),
-        record_of(replace(cell, ratio=0.4, inputs=inputs | {"weights_sha256": "b"}), ["layer 1"] * 9, 9, *range(9)),
-        record_of(replace(cell, ratio=0.4, inputs=inputs | {"revision": "2"}), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, inputs=made_inputs("b")), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, inputs=made_inputs(revision="2")), ["layer 1"] * 9, 9, *range(9)),
     ]
     assert KnownSearches(records).of(cell) == (("layer 3", "layer 1"), (5.0, 9.0))
     assert KnownSearches(records[:1]).of(cell) == (("layer 3",), (5.0,))
@@ -340,25 +337,13 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
 def test_a_search_serves_every_compensation_behind_it():
     from dataclasses import replace
 
-    from bench.plan.cell import Cell
     from bench.plan.protocol import protocol_of_profile
     from bench.runs.searches import KnownSearches
 
     def found(method, parameters, revision="1+1", **changes):
-        inputs = {"weights_sha256": "a", "revision": revision}
-        return Cell(
-            "m",
-            method,
-            parameters,
-            0.3,
-            "layers",
-            0,
-            "cpu",
-            "float32",
-            protocol_of_profile("smoke"),
-            inputs=inputs,
-            **changes,
-        )
+        inputs = made_inputs(revision=revision)
+        smoke = protocol_of_profile("smoke")
+        return made_cell(method, 0.3, smoke, parameters=parameters, inputs=inputs, **changes)
 
     mended = found("sleb+ghost", {"tokens": 64, "ghost.ridge": 1.0})
     order = ["layer 3", "layer 1"]

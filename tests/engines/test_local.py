@@ -21,13 +21,14 @@ import torch
 from conftest import refused
 from emulated import EmulatedGpus
 from engine_jobs import dies, job, naps, refuses
+from made_cells import made_cell, made_inputs
 from method_source import SEGFAULT, method_source
 from run_contents import contents
 
 from bench.cli.main import main
 from bench.engines.engine import Conditions
 from bench.engines.local import VISIBLE, Local, LocalSession, environments_of_slots, names_of_visible_gpus, threads_of
-from bench.plan.cell import Cell, Stage, cell_from_plain
+from bench.plan.cell import Stage, TaskInput, TimedOn, cell_from_plain
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.runs import runner
 from methods.errors import UserError
@@ -101,15 +102,14 @@ def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_o
 
 
 def test_a_job_is_plain_values_from_which_its_cell_is_made_again():
-    inputs = {"weights_sha256": "a", "tasks": {"piqa": {"sha256": "e"}}}
-    first = Cell(
-        "m", "sleb", {"tokens": 64, "layers": (1, 2)}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke")
-    )
+    inputs = made_inputs(tasks={"piqa": TaskInput(1.0, "e")}, timed_on=TimedOn(None, 2))
+    first = made_cell("sleb", 0.3, protocol_of_profile("smoke"), parameters={"tokens": 64, "layers": (1, 2)})
     stage = Stage("laco", {"C": 3}, 0.1, ("C",), Recipe("lora"))
     cell = replace(first, inputs=inputs, earlier=(stage,), healing=Recipe("full"), given=("tokens",))
     again = json.loads(json.dumps(asdict(replace(job(cell.key), cell=cell.plain()))))
     assert cell_from_plain(again["cell"]).key == again["key"]
     assert cell_from_plain(again["cell"]).protocol == cell.protocol
+    assert cell_from_plain(again["cell"]).inputs == inputs
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import refused
 from engine_jobs import job
+from made_cells import made_cell
 from made_slurm import Enough, MadeSlurm, wait_a_little
 from method_source import KILL, SHORTGPT, method_source
 from run_contents import contents
@@ -26,7 +27,6 @@ from bench import engines
 from bench.cli.main import main
 from bench.engines.engine import PARTS, Machine
 from bench.engines.slurm import ELEMENTS, LOGS, Slurm
-from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
 from bench.runs.job import run_job_text
 from bench.system import environment
@@ -319,7 +319,7 @@ def test_what_slurm_refuses_and_gpus_of_cells_on_the_cpu_end_the_run(made, base,
 
 
 def test_a_part_of_another_run_is_refused(tmp_path):
-    cell = Cell("m", "shortgpt", {}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"))
+    cell = made_cell("shortgpt", 0.3, protocol_of_profile("smoke"))
     other = tmp_path / PARTS / cell.key / "cells" / "laco--0.3--1234.json"
     other.parent.mkdir(parents=True)
     other.write_text("{}")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import tiny
 from emulated import EmulatedGpus
+from made_cells import made_cell
 from places import CUDA, devices_of, model_of
 from test_methods_on_gpu import CALIBRATION
 
 import methods
 from bench.cli.main import main
-from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
 from bench.records.run_folder import load_run
 from bench.runs import job
@@ -79,7 +79,7 @@ def test_a_layer_is_whole_behind_an_error(tmp_path):
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_model_whose_layers_visit_is_handed_over_whole_to_be_timed(alone, tmp_path, monkeypatch):
     """And lies then where it lay."""
-    asked = Cell("m", "flap", {}, 0.3, "all", 0, "cuda:0", "float32", protocol_of_profile("full"))
+    asked = made_cell("flap", 0.3, protocol_of_profile("full"), match="all", device="cuda:0")
     places = list[set[torch.device]]()
 
     def run(work, given, *, give, **_):
@@ -151,7 +151,11 @@ def test_the_gpu_holds_a_few_layers_at_a_time_and_what_is_counted_is_about_what_
         protocol_of_profile("quick"), calibration_sequences=4, calibration_length=16, calibration_memory_mib=1
     )
     protocol = replace(protocol, tasks=(), texts=(), speed_rounds=0)
-    needs = footprint.place(Cell("m", name, {}, 0.2, "layers", 0, "cuda:0", "float32", protocol), 2**40, card=1)
+    needs = footprint.place(
+        made_cell(name, 0.2, protocol, device="cuda:0"),
+        2**40,
+        card=1,
+    )
     ids = CALIBRATION.ids[:4, :16]
     tokens = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=2**20)
     with EmulatedGpus() as gpus:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import padded
 from emulated import EmulatedGpus
+from made_cells import made_cell
 from places import model_of, spread
 
 import methods
@@ -18,7 +19,6 @@ from bench.cli.main import main
 from bench.data import pretrained
 from bench.evaluation import checks, layer_similarity, scoring
 from bench.healing import DensePredictions, Text
-from bench.plan.cell import Cell
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.run_folder import load_run
 from bench.runs import inputs
@@ -210,7 +210,7 @@ def test_the_dense_model_is_loaded_beside_the_pruned_one_where_it_fits(fits, mon
         return torch.nn.Linear(1, 1).to(device, dtype), None
 
     monkeypatch.setattr(pretrained, "load", load)
-    cell = Cell("m", "dense", {}, None, "layers", 0, "cuda:0", "bfloat16", protocol_of_profile("smoke"))
+    cell = made_cell("dense", None, protocol_of_profile("smoke"), device="cuda:0", dtype="bfloat16")
     with EmulatedGpus():
         found = timed_cell.load_dense(cell, torch.device("cuda", 0))
     assert (found.weight.device.type, found.weight.dtype) == ("cuda" if fits else "cpu", torch.bfloat16)

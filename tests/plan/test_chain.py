@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_cells import made_cell, made_inputs
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -23,8 +24,7 @@ from bench.cli.main import main
 from bench.data import pretrained
 from bench.data import texts as text_data
 from bench.healing import _Training, draw_text, heal
-from bench.plan import cell
-from bench.plan.cell import Cell, Stage, ancestors_of, cell_from_plain
+from bench.plan.cell import Stage, cell_from_plain
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.record import Record
 from bench.records.run_folder import load_run
@@ -103,30 +103,26 @@ LABELS = [
 # --- keys and cells
 
 
-CELL = Cell(
+CELL = made_cell(
+    "laco",
+    0.3,
+    protocol_of_profile("quick", windows_drawn=False),
     model="smollm2-135m",
-    method="laco",
     parameters={"C": 4, "T": None},
-    ratio=0.3,
-    match="layers",
-    seed=0,
-    device="cpu",
-    dtype="float32",
-    protocol=protocol_of_profile("quick", windows_drawn=False),
     given=("C",),
-    inputs={"weights_sha256": "f" * 64, "texts": {"wiki": "a" * 64}},
+    inputs=made_inputs("f" * 64, texts={"wiki": "a" * 64}),
 )
 
 
 def test_a_key_is_the_same_from_version_to_version_and_has_nothing_of_what_a_cell_has_none_of():
-    assert CELL.key == "laco-C-4--0.3--b6ee0b0f"
+    assert CELL.key == "laco-C-4--0.3--6fde07a1"
     assert "healing" not in CELL.plain()
     always = {"model", "method", "parameters", "ratio", "match", "seed", "device", "dtype", "protocol"}
     assert json.loads(CELL.question).keys() == always | {"given"}
 
 
 def test_every_field_of_a_recipe_and_of_an_earlier_stage_is_in_the_key():
-    recipe, stage = Recipe(), cell.stage_of(replace(CELL, ratio=0.1))
+    recipe, stage = Recipe(), replace(CELL, ratio=0.1).stage
     others = [replace(CELL, healing=recipe), replace(CELL, earlier=(stage,))]
     for name, value in (("kind", "full"), ("text", "c4"), ("tokens", 999), ("loss", "kl"), ("passes", 2), ("seed", 1)):
         others.append(replace(CELL, healing=replace(recipe, **{name: value})))
@@ -147,10 +143,16 @@ def test_labels_say_what_was_done_in_order():
         "laco at 0.25, healed, then drop:layers=3, then laco:C=4, healed"
     )
     assert replace(healed, earlier=(first,)).key.startswith("laco-at-0.25-healed-then-laco-C-4-healed--0.3--")
-    assert cell.ancestors_of(replace(healed, earlier=(first, second))) == [
-        replace(CELL, method="laco", parameters={"C": 4}, ratio=0.25, given=(), healing=recipe, inputs={}),
+    assert replace(healed, earlier=(first, second)).ancestors == [
+        replace(CELL, method="laco", parameters={"C": 4}, ratio=0.25, given=(), healing=recipe, inputs=None),
         replace(
-            CELL, method="drop", parameters={"layers": "3"}, ratio=None, given=("layers",), earlier=(first,), inputs={}
+            CELL,
+            method="drop",
+            parameters={"layers": "3"},
+            ratio=None,
+            given=("layers",),
+            earlier=(first,),
+            inputs=None,
         ),
     ]
 
@@ -422,15 +424,15 @@ def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_ch
 
 
 def key_hash(record) -> str:
-    return replace(reproduce.cell_of(record), inputs=record.cell["inputs"]).key.rpartition("--")[2]
+    return cell_from_plain(record.cell).key.rpartition("--")[2]
 
 
 def test_a_record_names_its_cell_whole(chained):
     for record in load_run(chained[0]):
-        cell = reproduce.cell_of(record)
-        assert cell.question == cell_from_plain(record.cell).question
-        assert replace(cell, inputs=record.cell["inputs"]).label == record.cell["label"]
-        assert (chained[0] / "cells" / f"{replace(cell, inputs=record.cell['inputs']).key}.json").is_file()
+        cell = cell_from_plain(record.cell)
+        assert reproduce.cell_of(record) == replace(cell, inputs=None)
+        assert cell.label == record.cell["label"]
+        assert (chained[0] / "cells" / f"{cell.key}.json").is_file()
 
 
 def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing, tmp_path, monkeypatch, capsys):
@@ -535,7 +537,7 @@ def test_a_parent_that_the_run_does_not_have_is_refused(chained, tmp_path):
     with pytest.raises(UserError, match="goes on from flap, which is no cell in front of it"):
         runner.run([cell], tmp_path / "run")
     assert not list(tmp_path.rglob("cells/*"))
-    (record,) = [r for r in runner.run([*ancestors_of(cell), cell], tmp_path / "run") if r.cell["earlier"]]
+    (record,) = [r for r in runner.run([*cell.ancestors, cell], tmp_path / "run") if r.cell["earlier"]]
     expected = by_label(chained[0])["flap at 0.2, then drop-tail"].measured
     assert record.measured["pruned_sha256"] == expected["pruned_sha256"]
 
@@ -564,7 +566,7 @@ def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(he
     assert healed.measured["search_seconds"] == plain.measured["search_seconds"]
     assert healed.decisions["removal_order"] == plain.decisions["removal_order"]
     found = [
-        searches.KnownSearches(records.values()).of(replace(reproduce.cell_of(r), inputs=r.cell["inputs"]))
+        searches.KnownSearches(records.values()).of(cell_from_plain(r.cell))
         for r in (healed, records["sleb at 0.2, healed, then sleb"], records["sleb at 0.2, then sleb"])
     ]
     own = [records[f"sleb at 0.2{middle}, then sleb"].decisions for middle in (", healed", "")]

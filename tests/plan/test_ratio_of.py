@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import refused, tiny
+from made_cells import made_cell
 from made_records import DENSE, PER_LAYER, measured, ok
 
 import methods
@@ -32,20 +33,8 @@ def decoder_of(family: str) -> Decoder:
 
 def cell_of(method: str, ratio: float | None, of: str, match: str = "exact") -> Cell:
     pruner = methods.make(method)
-    return Cell(
-        *(
-            "m",
-            method,
-            methods.parameters_of_pruner(pruner),
-            ratio,
-            match,
-            0,
-            "cpu",
-            "float32",
-            protocol_of_profile("quick"),
-        ),
-        ratio_of=of,
-    )
+    parameters = methods.parameters_of_pruner(pruner)
+    return made_cell(method, ratio, protocol_of_profile("quick"), parameters=parameters, match=match, ratio_of=of)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox"])

@@ -12,7 +12,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from made_records import DENSE, FAILED, LACO, MENDED, RECORDS, cell
+from made_cells import made_cell, made_inputs
+from made_records import DENSE, FAILED, LACO, MENDED, RECORDS
 from made_runs import answers, nats, speed
 from made_runs import cell as written_cell
 from made_runs import run_folder as made_run
@@ -22,8 +23,9 @@ from pages import ROOT, generator
 
 from bench.cli.main import main
 from bench.plan.cell import Cell, Stage
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Protocol, Recipe, ServedProtocol
-from bench.records import asked, layout, packed_run, run_folder, served
+from bench.records import packed_run, run_folder, schema, served
 from bench.records.record import (
     InvalidRecord,
     Record,
@@ -337,21 +339,32 @@ def test_the_models_have_the_fields_of_what_is_asked():
     def names(owner: Any, but: str = "") -> set[str]:
         return {field.name for field in fields(owner)} - {but}
 
-    assert set(asked.MeasuringProtocol.model_fields) == names(Protocol)
-    assert set(asked.HealingRecipe.model_fields) == names(Recipe) | {"steps"}
-    assert set(asked.StageAsked.model_fields) == names(Stage)
-    assert set(asked.CellAsked.model_fields) == names(Cell) | {"display_name", "label"}
     assert set(served.EngineAsked.model_fields) == names(ServedProtocol, "types") | {"version", "threads"}
-    assert cell("laco", 0.1)["protocol"].keys() <= asked.MeasuringProtocol.model_fields.keys()
 
 
-@pytest.mark.parametrize("name", layout.FILES)
+def test_a_cell_of_a_record_has_the_fields_of_a_cell_and_its_names():
+    defined = schema.schema_of_layout(RecordLayout)["$defs"]
+    for name, owner, more in (("RecordedCell", Cell, {"display_name", "label"}), ("Protocol", Protocol, set())):
+        assert set(defined[name]["properties"]) == {field.name for field in fields(owner)} | more
+    assert set(defined["Protocol"]["required"]) == {field.name for field in fields(Protocol)}
+    assert {"type": "null"} not in defined["RecordedCell"]["properties"]["latency"].get("anyOf", [])
+
+
+def test_a_field_is_absent_where_it_is_none_and_not_needed():
+    plain_cell = made_cell("laco", None, Protocol(), earlier=(Stage("drop", {}, 0.1, healing=Recipe()),)).plain()
+    assert {"healing", "latency", "inputs"}.isdisjoint(plain_cell)
+    assert plain_cell["ratio"] is None
+    assert plain_cell["earlier"][0]["healing"]["learning_rate"] is None
+    assert "parent" not in to_plain(made_inputs())
+
+
+@pytest.mark.parametrize("name", schema.FILES)
 def test_the_published_schema_is_what_the_models_give(name):
     generate = generator()
     shipped = (ROOT / "docs" / name).read_text()
     assert shipped == generate.schemas()[name], "python docs/generate.py writes it"
     page = generate.pages()["record.md"]
-    for section in layout.sections_of_layout(layout.FILES[name]):
+    for section in schema.sections_of_layout(schema.FILES[name]):
         assert section.about.split(". ")[0].rstrip(".").split()
         for row in section.rows:
             assert f"| `{row.name}` |" in page
@@ -368,7 +381,7 @@ def is_module(name: str) -> bool:
 
 
 def test_the_json_schema_takes_and_refuses_what_the_models_do():
-    validator = jsonschema.Draft202012Validator(layout.schema_of_layout(RecordLayout))
+    validator = jsonschema.Draft202012Validator(schema.schema_of_layout(RecordLayout))
     validator.check_schema(validator.schema)
     for record in sound():
         assert list(validator.iter_errors(record)) == []

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from made_cells import made_cell, made_inputs
 
 import methods
 from bench.cli.main import main
-from bench.plan.cell import Cell, cell_from_plain
+from bench.plan.cell import cell_from_plain
 from bench.plan.protocol import Protocol, protocol_of_profile
 from bench.runs import inputs
 from bench.system import environment
@@ -18,7 +19,7 @@ from methods.base import REGISTRY
 from methods.depth.shortgpt import ShortGPT
 from methods.files import hash_file
 
-CELL = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"))
+CELL = made_cell("sleb", 0.3, protocol_of_profile("smoke"), parameters={"tokens": 64})
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_value_as_by_default_is_in_no_question_and_any_other_one_is():
 
 
 def test_a_cell_that_was_json_asks_the_same():
-    cell = replace(CELL, given=("tokens",), inputs={"texts": {"wiki": "a"}})
+    cell = replace(CELL, given=("tokens",), inputs=made_inputs(texts={"wiki": "a"}))
     back = cell_from_plain(json.loads(json.dumps(cell.plain())))
     assert (back, back.question, back.key) == (cell, cell.question, cell.key)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made_cells import made_cell
 
 from bench.cli.main import main
-from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
@@ -93,10 +93,7 @@ def test_what_cannot_hold_states_is_refused_before_any_work(run, tmp_path, monke
 
 
 def test_ratios_of_one_method_take_room_beside_each_other(tmp_path, monkeypatch):
-    cells = [
-        Cell("m", "shortgpt", {}, ratio, "layers", 0, "cpu", "float32", protocol_of_profile("quick"))
-        for ratio in (0.2, 0.4)
-    ]
+    cells = [made_cell("shortgpt", ratio, protocol_of_profile("quick")) for ratio in (0.2, 0.4)]
     monkeypatch.setattr(memory_needs, "footprint_of", lambda cell, offload: SimpleNamespace(offloaded=lambda cell: 70))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     assert list(memory_needs.find_full_folder(cells, tmp_path, slots=1)) == []

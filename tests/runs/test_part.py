@@ -299,7 +299,7 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     refuses("{", "new", "this is no job of a run: the file: Invalid JSON")
     refuses(json.dumps(json.loads(job) | {"threads": "many"}), "new", "this is no job of a run: threads: ")
     plain = json.loads(job)
-    refuses(json.dumps(plain | {"cell": {}}), "new", "this is no job of a run: cell.model: Field required")
+    refuses(json.dumps(plain | {"cell": {}}), "new", "this is no job of a run: cell.method: Field required")
     refuses(json.dumps(plain | {"cell": plain["cell"] | {"protocol": 3}}), "new", "this is no job of a run: cell.proto")
     refuses(json.dumps(plain | {"cell": plain["cell"] | {"seed": "x"}}), "new", "no job of a run: cell.seed: Input ")
     refuses(dense, "part", "part belongs to another run, it holds shortgpt--0.2--")

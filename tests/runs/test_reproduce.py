@@ -36,7 +36,7 @@ def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
         cell = cell_of(record)
         assert cell.question == cell_from_plain(record.cell).question
         assert cell.label == label_of_cell(record.cell)
-        assert cell.inputs == {}
+        assert cell.inputs is None
 
 
 MIXED = """

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import refused, tiny
+from made_cells import made_cell, made_inputs
 
 from bench.cli.main import main
 from bench.data import pretrained, texts
 from bench.engines import local
 from bench.engines.engine import Machine
 from bench.plan import run_spec, validate
-from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
@@ -140,9 +140,8 @@ def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
 
 
 def test_models_of_the_same_weights_and_other_settings_share_no_statistics(tmp_path):
-    weights = {"weights_sha256": "ab" * 32}
-    cell = Cell("m", "puzzle", {}, 0.3, "layers", 0, "cpu", "float32", protocol_of_profile("smoke"))
-    cells = [replace(cell, inputs=weights | {"config_sha256": config * 32}) for config in ("12", "34")]
+    cell = made_cell("puzzle", 0.3, protocol_of_profile("smoke"))
+    cells = [replace(cell, inputs=made_inputs(config_sha256=config * 32)) for config in ("12", "34")]
     one, other = (job.folder_of_statistics(cell, tmp_path) for cell in cells)
     assert one != other
     assert job.folder_of_statistics(replace(cells[0], protocol=replace(cell.protocol, windows=2)), tmp_path) == one

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny
+from made_cells import made_cell
 
 import methods
 from bench.plan.cell import Cell, Stage
@@ -35,7 +36,8 @@ def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
     given = {"layers": "3"} if method == "drop" else {}
     parameters = methods.parameters_of_pruner(methods.make(method, given))
     return replace(
-        Cell("m", method, parameters, ratio, "layers", 0, "cpu", "float32", protocol_of_profile("quick")), **changes
+        made_cell(method, ratio, protocol_of_profile("quick"), parameters=parameters),
+        **changes,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from made_cells import made_cell
 
 from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
@@ -18,7 +19,7 @@ BESIDE = 2.0  # seconds of a cell that none of its stages has
 
 
 def cells(count: int) -> list[Cell]:
-    made = Cell("m", "flap", {"tokens": 64}, None, "layers", 0, "cpu", "float32", UNTIMED)
+    made = made_cell("flap", None, UNTIMED, parameters={"tokens": 64})
     return [replace(made, method=("flap", "sleb", "laco")[at % 3], seed=at) for at in range(count)]
 
 

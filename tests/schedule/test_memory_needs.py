@@ -11,6 +11,7 @@ import torch
 from conftest import tiny
 from emulated import EmulatedGpus
 from emulated.tensors import Memory, _Held
+from made_cells import made_cell
 from pages import text
 from tiny_methods import EXPERTS, METHODS, TINY
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -162,8 +163,14 @@ def refuse(cells: list[Cell], *limits: object, **where: object) -> None:
 
 
 def cell(method: str, **changes: object) -> Cell:
-    found = Cell(
-        "8b", method, {}, RATIO, "total", 0, "cuda:0", "bfloat16", replace(protocol_of_profile("full"), speed_rounds=0)
+    found = made_cell(
+        method,
+        RATIO,
+        replace(protocol_of_profile("full"), speed_rounds=0),
+        model="8b",
+        match="total",
+        device="cuda:0",
+        dtype="bfloat16",
     )
     return replace(found, **changes)
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from conftest import refused
 from emulated import EmulatedGpus
+from made_cells import made_cell, made_inputs
 
 from bench.cli.main import main
 from bench.engines import local
@@ -30,7 +31,7 @@ SMALL = MemoryNeeds(0, 2**20)
 
 
 def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
-    made = Cell("m", method, {"tokens": 64}, ratio, "layers", 0, "cpu", "float32", UNTIMED, inputs={"weights": "a"})
+    made = made_cell(method, ratio, UNTIMED, parameters={"tokens": 64}, inputs=made_inputs())
     return replace(made, **changes)
 
 
@@ -67,7 +68,7 @@ def test_the_longest_is_first_where_several_run_at_once_and_the_order_stays_wher
 def test_what_others_wait_for_counts_with_them_and_comes_in_front_of_them():
     parent = cell("shortgpt", 0.1)
     child = cell("laco", 0.3, earlier=(Stage("shortgpt", {"tokens": 64}, 0.1),))
-    child = replace(child, inputs={"weights": "a", "parent": parent.key})
+    child = replace(child, inputs=made_inputs(parent=parent.key))
     searches = [cell("sleb", 0.1), cell("sleb", 0.2)]
     cells = [cell("flap"), parent, child, *searches]
     plan = planned(cells, [6, 1, 9, 2, 3], 2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from made_cells import made_cell, made_inputs
+
 from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import protocol_of_profile
 from bench.records.record import Record
@@ -14,7 +16,7 @@ UNTIMED = protocol_of_profile("smoke", speed_rounds=0)
 
 
 def cell(method: str, ratio: float | None = None, **changes) -> Cell:
-    made = Cell("m", method, {"tokens": 64}, ratio, "layers", 0, "cpu", "float32", UNTIMED, inputs={"weights": "a"})
+    made = made_cell(method, ratio, UNTIMED, parameters={"tokens": 64}, inputs=made_inputs())
     return replace(made, **changes)
 
 
@@ -67,7 +69,7 @@ def test_a_first_cell_that_has_failed_shows_nothing():
 def test_a_chained_cell_waits_for_its_parent_alone():
     parent, beside = cell("shortgpt", 0.1), cell("magnitude", 0.1)
     stage = Stage("shortgpt", {"tokens": 64}, 0.1)
-    child = cell("laco", 0.3, earlier=(stage,), inputs={"weights": "a", "parent": parent.key})
+    child = cell("laco", 0.3, earlier=(stage,), inputs=made_inputs(parent=parent.key))
     schedule = Schedule([parent, child, beside])
     assert startable(schedule) == [parent, beside]
     schedule.finish(parent.key, CellEnd.of(record(parent)))

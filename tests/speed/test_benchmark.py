@@ -23,6 +23,7 @@ import pytest
 import speed_children
 import torch
 from conftest import TINY, tiny
+from made_cells import made_cell
 from made_machine import Library, Time, a_gpu
 from scipy.stats import wilcoxon
 from tiny_methods import SHAPED, pruned
@@ -30,7 +31,6 @@ from tiny_methods import SHAPED, pruned
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.plan import validate
-from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
 from bench.records.quantities import METRICS
 from bench.records.run_folder import load_run
@@ -850,7 +850,7 @@ def test_a_process_that_times_imports_the_models_own_modules_and_copies_both_mod
     protocol = dataclasses.replace(
         protocol_of_profile("speed"), prefill=(8,), decode=(4,), decode_steps=2, speed_rounds=6
     )
-    cell = Cell(str(model_folder), "drop", {"layers": "1"}, None, "all", 0, "cpu", "float32", protocol)
+    cell = made_cell("drop", None, protocol, model=str(model_folder), parameters={"layers": "1"}, match="all")
     found = timed_cell.time_beside_dense(pretrained.load(cell.model, CPU, torch.float32)[0], cell, 1)
     assert [point["kind"] for point in found["points"]] == ["prefill", "decode"]
     assert found["copied"] == 2  # so that both lie alike: one that is only received was up to 4 % slower

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, refused, tiny
+from made_cells import made_cell
 from recorded_graph import RecordedGraph, Refused
 from tiny_methods import pruned
 
 from bench.cli.main import main
 from bench.plan import validate
-from bench.plan.cell import Cell
 from bench.plan.protocol import PROFILES, Protocol, protocol_for_cuda, protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.speed import workloads
@@ -263,7 +263,7 @@ def test_default_sizes_that_a_model_has_no_positions_for_are_left_out():
 
 
 def cell(protocol):
-    return Cell("m", "dense", {}, None, "layers", 0, "cpu", "float32", protocol)
+    return made_cell("dense", None, protocol)
 
 
 def test_only_captured_steps_are_a_part_of_a_key():

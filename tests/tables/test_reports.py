@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from made_cells import made_cell
 from made_records import (
     DENSE,
     FAILED,
@@ -33,7 +34,6 @@ from made_records import (
     failed,
 )
 
-from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
 from bench.records.frame import frame_of_records
 from bench.records.quantities import METRICS, format_perplexity, metric_of
@@ -291,17 +291,8 @@ def test_a_task_without_accuracy_is_shown_but_not_averaged():
 
 
 def test_the_label_is_the_cells():
-    asked = Cell(
-        "m",
-        "laco",
-        {"C": 3, "T": 0.7, "I": 2},
-        0.3,
-        "layers",
-        0,
-        "cpu",
-        "float32",
-        protocol_of_profile("smoke"),
-        given=("C", "T"),
+    asked = made_cell(
+        "laco", 0.3, protocol_of_profile("smoke"), parameters={"C": 3, "T": 0.7, "I": 2}, given=("C", "T")
     )
     record = Record(cell=asdict(asked), status="error", environment={}, error="x")
     assert frame_of_records([record])["label"].tolist() == [asked.label] == ["laco:C=3,T=0.7"]
