@@ -2,8 +2,8 @@
 
 mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. The pages of the
 methods are those of docs/method_pages.py.
-`python docs/generate.py` writes the JSON schemas of the records, which are files of docs/, what `list methods` says of
-measured costs, the table of formats, and what the doctor knows of every method.
+`python docs/generate.py` writes the JSON schemas of the records and the page of quantities, which are files of docs/,
+what `list methods` says of measured costs, the table of formats, and what the doctor knows of every method.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 import method_pages  # noqa: E402
 from method_pages import escaped  # noqa: E402
 
+from bench.records.quantities import list_quantities  # noqa: E402
 from bench.records.schema import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
 
 MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
@@ -121,6 +122,31 @@ def _record() -> str:
     return "\n".join(lines)
 
 
+AVERAGES = {"mean": "mean", "log mean": "mean of logarithms", "highest": "highest"}
+SPREADS = {"interval": "95 % interval", "stderr": "standard error", None: ""}
+
+
+def quantities_page() -> str:
+    """Return the page of all quantities, a row for each, as bench/records/quantities.py has them."""
+    lines = [
+        "# Quantities",
+        "",
+        "Every quantity is a column of `report.csv` and of `bench.read`; NAME stands for that of a text or task. Its",
+        "spread is in columns that end in `_low` and `_high`, or in `_stderr`. The last column says how several draws or",
+        "seeds become one row. `python docs/generate.py` writes this page. Its rows are declared by `declare_quantity` in",
+        "`bench/records/measured.py`, or follow from others and stand in `bench/records/quantities.py`.",
+        "",
+        "| column | heading | unit | meaning | better | spread | over draws |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for quantity in list_quantities():
+        heading = quantity.heading.replace("{}", "NAME")
+        words = (heading, quantity.unit, quantity.meaning, quantity.better or "", SPREADS[quantity.spread])
+        cells = [f"`{quantity.name.replace('{}', 'NAME')}`", *map(escaped, words), AVERAGES[quantity.average]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def schemas() -> dict[str, str]:
     """Return the JSON schemas of the records by their names below docs/."""
     return {name: json.dumps(schema_of_layout(layout), indent=1) + "\n" for name, layout in FILES.items()}
@@ -195,6 +221,7 @@ def with_formats(guide: str) -> str:
 if __name__ == "__main__":
     for file, schema in schemas().items():
         (ROOT / "docs" / file).write_text(schema, encoding="utf-8")
+    (ROOT / "docs" / "quantities.md").write_text(quantities_page(), encoding="utf-8")
     (ROOT / "bench" / "schedule" / "measured_costs.json").write_text(measured_costs(), encoding="utf-8")
     guide = ROOT / "docs" / "guides" / "checkpoints.md"
     guide.write_text(with_formats(guide.read_text(encoding="utf-8")), encoding="utf-8")

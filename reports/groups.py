@@ -26,11 +26,10 @@ from bench.records.comparability import (
     setups_of_records,
     shorten_value,
 )
-from bench.records.quantities import is_finite
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import is_finite
 from bench.records.record import Record, requested_ratio
 from bench.stats.draws import draw_stderr, exp_of_log, mean_interval
-
-HIGHEST = ("prune_memory_bytes", "peak_memory_bytes")  # columns in which several draws have the highest, not the mean
 
 
 @dataclass(frozen=True)
@@ -315,19 +314,13 @@ def pool_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             of_one = len(seeds) == 1 and name.partition("_")[0] in frame.STAGES  # one choice alone is timed
             row |= {} if of_one else dict.fromkeys([name, *beside])
         elif known:
-            write = exp_of_log if _is_logarithmic(name) else float
+            write = exp_of_log if quantity_of_column(name).is_logarithmic else float
             middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
             ends = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
             row |= {name: write(middle)} | {column: ends[column] for column in beside}
-    for name in HIGHEST:
-        if is_finite(row.get(name)):
+        if quantity_of_column(name).average == "highest" and is_finite(row.get(name)):
             row[name] = max(draw[name] for draw in rows if is_finite(draw.get(name)))
     return row
-
-
-def _is_logarithmic(name: str) -> bool:
-    """Say whether the mean of a column is taken over logarithms, since its draws can lie orders of magnitude apart."""
-    return "perplexity_" in name
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dict[int, float]:
@@ -339,7 +332,7 @@ def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dic
     values_by_seed: dict[int, list[float]] = {}
     for row in rows:
         if is_finite(row.get(beside)):
-            value = math.log(row[beside]) if _is_logarithmic(name) else row[beside]
+            value = math.log(row[beside]) if quantity_of_column(name).is_logarithmic else row[beside]
             values_by_seed.setdefault(row["seed"], []).append(value)
     return {seed: fmean(several) for seed, several in values_by_seed.items()}
 
@@ -353,7 +346,8 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, fl
 
 def _over_choices(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
     """Return mean, mean minus and plus one standard deviation, and that deviation; as logarithms for a perplexity."""
-    numbers = [math.log(row[name]) if _is_logarithmic(name) else row[name] for row in rows]
+    is_logarithmic = quantity_of_column(name).is_logarithmic
+    numbers = [math.log(row[name]) if is_logarithmic else row[name] for row in rows]
     middle, spread = fmean(numbers), stdev(numbers)
     return middle, middle - spread, middle + spread, spread
 

@@ -19,7 +19,7 @@ import numpy as np
 from bench.records import frame as column_data
 from bench.records import run_folder
 from bench.records.comparability import conditions_of_metric, differences_of_setups, identity_of_cell, setups_of_records
-from bench.records.quantities import format_value, metric_of
+from bench.records.quantities import format_value, quantity_of_column
 from bench.records.record import Record, name_of_model
 from bench.records.samples import SampleFiles
 from bench.stats.intervals import NORMAL_95
@@ -235,7 +235,7 @@ def table_of_history(points: Sequence[HistoryPoint], name: str) -> Table:
 
 def _cells(point: HistoryPoint, name: str) -> tuple[TableCell, ...]:
     row = {name: point.value, f"{name}_low": point.low, f"{name}_high": point.high}
-    if metric_of(name).spread == "stderr" and point.low is not None and point.high is not None:
+    if quantity_of_column(name).spread == "stderr" and point.low is not None and point.high is not None:
         row[f"{name}_stderr"] = (point.high - point.low) / 2 / NORMAL_95
     value = TableCell(format_value(row, name), value=point.value, low=point.low, high=point.high)
     level, apart = "new level" if point.change else "", ", ".join(point.apart)
@@ -300,8 +300,8 @@ def _draw(axes: Any, points: Sequence[HistoryPoint], name: str, title: str) -> N
     axes.set_xticks(
         list(places), [to_printable(point.commit or point.date[:10]) for point in points], rotation=60, fontsize=7
     )
-    metric = metric_of(name)
-    axes.set_ylabel(to_printable(f"{metric.label} ({metric.unit})" if metric.unit else metric.label))
+    quantity = quantity_of_column(name)
+    axes.set_ylabel(to_printable(f"{quantity.heading} ({quantity.unit})" if quantity.unit else quantity.heading))
     axes.set_title(to_printable(title), fontsize=9)
     if starts or apart:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)

@@ -18,7 +18,8 @@ from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount
 from bench.records.comparability import find_dense_peer, find_unlike_versions, group_draws
 from bench.records.frame import MISS, SMALL, STAGES, find_misfits, main_timing, misses_budget, texts_of_records
 from bench.records.measured import is_accuracy
-from bench.records.quantities import METRICS, format_bytes, format_value, metric_of, shorten_name
+from bench.records.quantities import find_quantity, format_value, list_quantities, quantity_of_column
+from bench.records.quantity import format_bytes, shorten_name
 from bench.records.record import Record, requested_ratio
 from methods.counted import QUANTITIES
 from reports.groups import (
@@ -176,7 +177,7 @@ def flags_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> It
 
 def _miss(record: Record) -> str:
     """Return 'requested 30.0 %, budget 28.9 %, achieved 28.1 %', or the same for the quantity of a budget."""
-    show, measured, of = METRICS["ratio"].show, record.measured, base_of_ratio(record.cell)
+    show, measured, of = quantity_of_column("ratio").show, record.measured, base_of_ratio(record.cell)
     requested = requested_ratio(record)
     if budget := measured.get("budget"):
         wanted = "" if requested is None else f"requested {show(1 - requested)}, "
@@ -211,7 +212,7 @@ def _of_latency(record: Record, name: str) -> Iterator[FlaggedCell]:
         return
     about = record.cell["latency"]["about"]
     yield from flags_of_latencies(about, name)
-    show, stays = METRICS["ratio"].show, budget["stays"]
+    show, stays = quantity_of_column("ratio").show, budget["stays"]
     for point in record.measured.get("speed", {}).get("points", []):
         is_of_table = point["kind"] == "decode" and (point["context"], point["batch"]) == (about["depth"], 1)
         if is_of_table and "speedup" in point:
@@ -259,7 +260,7 @@ def _is_alone(point: Mapping[str, Any]) -> bool:
 def _point(point: Mapping[str, Any], word: str) -> str:
     """Return 'decode at batch 8'; for a noisy timing with the variation of the less steady model."""
     widest = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
-    beside = f" (± {METRICS['kept'].show(widest)})" if word == "noisy" else ""
+    beside = f" (± {quantity_of_column('kept').show(widest)})" if word == "noisy" else ""
     mode = f", {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
     return f"{point['kind']} at batch {point['batch']}{mode}{beside}"
 
@@ -383,9 +384,9 @@ def _budget(record: Record) -> str:
     measured = record.measured
     if budget := measured.get("budget"):
         rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
-        return f"{METRICS['ratio'].show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
+        return f"{quantity_of_column('ratio').show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
     removed = measured["ratio_budget"] * measured["dense_parameters"]
-    left = f"{METRICS['parameters'].show(measured['dense_parameters'] - removed)} parameters"
+    left = f"{quantity_of_column('parameters').show(measured['dense_parameters'] - removed)} parameters"
     total = measured.get("dense_layers")
     if record.cell["match"] == "exact" or not total:
         return left
@@ -424,10 +425,20 @@ def describe_columns(
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]
     kinds: dict[str, Iterable[str]] = {
-        "perplexity": [*chain.from_iterable(map(_perplexity, measured)), *_perplexity_spread(records, rows)],
-        "kl": _divergence(rows),
-        "checks": _checks(rows),
-        "tasks": [*chain.from_iterable(map(_tasks, measured)), *_accuracy_spread(rows)],
+        "perplexity": [
+            *chain.from_iterable(map(_perplexity, measured)),
+            *_perplexity_spread(records, rows),
+            *describe_quantities("perplexity", rows),
+        ],
+        "kl": describe_quantities("kl", rows),
+        "checks": describe_quantities("checks", rows),
+        "tasks": [
+            *chain.from_iterable(map(_tasks, measured)),
+            *_accuracy_spread(rows),
+            *describe_quantities("tasks", rows),
+            *_kept(rows),
+        ],
+        "answers": describe_quantities("answers", rows),
         "speed": chain.from_iterable(map(describe_speed, records)),
     }
     calibrations = _calibrations(pruned)
@@ -445,7 +456,7 @@ def describe_columns(
 
 def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
     for text, result in measured.get("perplexity", {}).items():
-        name, windows = metric_of(f"perplexity_{text}").label, result["windows"]
+        name, windows = quantity_of_column(f"perplexity_{text}").heading, result["windows"]
         yield (
             f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, "
             f"{_placement_of_windows(result)}stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, "
@@ -470,14 +481,13 @@ def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterat
         yield "[low, high] of a perplexity is the 95 % interval, where its sides differ in length."
 
 
-def _divergence(rows: Sequence[Row]) -> Iterator[str]:
-    if any(row.get("kl") is not None for row in rows):
-        yield "KL: divergence of the next token from the dense model's on held-out text, in nats per token."
-
-
-def _checks(rows: Sequence[Row]) -> Iterator[str]:
-    if any(row.get("copying") is not None for row in rows):
-        yield "copying, counting, repetition, distinct 2-grams: of greedy continuations."
+def describe_quantities(kind: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the footnotes of the quantities of a kind that any row has a value of."""
+    columns = {name for row in rows for name, value in row.items() if value is not None}
+    quantities = {find_quantity(name) for name in columns}
+    for quantity in list_quantities():
+        if quantity.kind == kind and quantity in quantities and quantity.footnote:
+            yield quantity.footnote
 
 
 def _tasks(measured: dict[str, Any]) -> Iterator[str]:
@@ -499,11 +509,9 @@ def _accuracy_spread(rows: Sequence[Row]) -> Iterator[str]:
     spreads = {name for row in rows for name, value in row.items() if name.endswith("_stderr") and value is not None}
     if any(name.startswith(("task_", "score_")) for name in spreads):
         yield "± of a task or the average is one standard error; the average weighs every task alike."
-    if any(row.get("answer_bpb") is not None for row in rows):
-        yield (
-            "bpb: bits per byte of the right answer, ± one standard error, every document and every task weighing "
-            "alike; how likely that answer is, which follows perplexity more than what is chosen."
-        )
+
+
+def _kept(rows: Sequence[Row]) -> Iterator[str]:
     if any(row.get("kept") is not None for row in rows):
         yield "kept: the average as a share of the dense model's."
 
@@ -531,7 +539,7 @@ def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]],
 def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
     """Yield why a comparison with the dense model is missing although the cell was measured."""
     missing = [
-        METRICS[column].label
+        quantity_of_column(column).heading
         for column, source in COMPARED.items()
         if any(row.get(source) is not None and row.get(column) is None for row in rows)
     ]

@@ -11,6 +11,7 @@ from pages import DOCS, ROOT, generator, measure, pages, report, rows, tables, t
 
 import methods
 from bench.records import run_folder
+from bench.records.quantities import list_quantities
 from reports.figures import factors
 from reports.formats import terminal
 from reports.tables import views
@@ -263,6 +264,17 @@ def test_generated_pages_name_every_command_and_every_part_of_a_record():
     ):
         assert f"`{key}" in made["record.md"], key
     assert not (DOCS / "methods").exists()
+
+
+def test_the_page_of_quantities_is_made_of_their_table():
+    """Made by docs/generate.py, a row for each quantity; what a record holds is said in the words of its schema."""
+    page = (DOCS / "quantities.md").read_text(encoding="utf-8")
+    assert page == generator().quantities_page()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == len({row.split("|")[1] for row in rows}) == len(list_quantities())
+    assert "| `kl` | KL | nats/token | divergence of the next token" in page
+    assert "| `answer_bpb_NAME` | bpb NAME |  | bits per byte of the right answer" in page
+    assert "| `answer_bpb` | bpb |  | bits per byte of the right answer" in page
 
 
 def test_what_the_list_says_of_costs_is_what_the_records_hold(capsys):

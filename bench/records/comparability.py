@@ -11,16 +11,15 @@ cells have a parameter for its seed. A cell's own seed draws the calibration and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.plan.cell import base_of_ratio, is_recorded_draw, words_of_ratio
-from bench.records.measured import ANSWER_BPB
+from bench.records.quantities import find_quantity
 from bench.records.record import Record, name_of_model, names_of_models
 
 FIGURES = ("size", "text", "task", "speed")
-OF_TEXTS = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")  # figures of which each text has one
-PROMPTED = ("copying", "counting")  # checks that read no text
 MOST = 4  # fields that are named where setups differ in many, but for those that alone tell two apart
 
 
@@ -222,32 +221,41 @@ def version_without_build(version: str) -> str:
 
 def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
     """Return the conditions, text and documents that must be equal for a metric to be compared over runs."""
-    costs = metric.endswith("_seconds") or "memory" in metric
-    timed = costs or "speed" in metric or metric.startswith(("prefill", "decode"))
-    text, checked = _text_of(record, metric), metric in record.measured.get("checks", {})
-    kind = "speed" if timed else "size" if metric in record.measured else "text" if text or checked else "task"
+    quantity, text = find_quantity(_without_end(metric)), _text_of(record, metric)
+    kind = quantity.conditions if quantity else "size" if metric in record.measured else "task"
+    costs, kind = kind == "cost", "speed" if kind == "cost" else kind
     names = {
         condition.name
         for condition in CONDITIONS
         if kind in condition.gate.split() and not (costs and "protocol." in condition.place)
     }
     names |= {BY_PLACE["decisions.calibration.sha256"].name} if costs else set()
-    conditions = {name: value for name, value in conditions_of_gate(record, timed=timed).items() if name in names}
+    conditions = {
+        name: value for name, value in conditions_of_gate(record, timed=kind == "speed").items() if name in names
+    }
     if text:
         conditions["text"] = record.measured["perplexity"][text]["sha256"]
     for task, result in record.measured.get("tasks", {}).items():
-        if metric in ("average", "kept", ANSWER_BPB) or f"_{task}" in metric:
+        if (quantity and quantity.part == "mean") or f"_{task}" in metric:
             conditions[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
     return conditions
+
+
+def _without_end(metric: str) -> str:
+    """Return the column of the value to which an end of an interval or a standard error belongs."""
+    return re.sub("_(low|high|stderr)$", "", metric)
 
 
 def _text_of(record: Record, metric: str) -> str | None:
     """Return the text of a perplexity; of a check the first text, since it reads its windows; else None."""
     scored = record.measured.get("perplexity", {})
-    if metric in set(record.measured.get("checks", {})) - set(PROMPTED):
+    bare = _without_end(metric)
+    quantity = find_quantity(bare)
+    if quantity and quantity.part == "checks" and quantity.reads_text and bare in record.measured.get("checks", {}):
         return next((text for text in record.cell["protocol"].get("texts", ()) if text in scored), None)
-    bare = metric.removesuffix("_low").removesuffix("_high")
-    return next((text for text in scored if bare in {f"{name}_{text}" for name in OF_TEXTS}), None)
+    if quantity and quantity.part == "text":
+        return next((text for text in scored if bare == quantity.name.format(text)), None)
+    return None
 
 
 def identity_of_cell(record: Record) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Makes of each record a row of values, as a dictionary or in a data frame; what was not measured is missing.
 
-Columns. T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
+Columns. Each quantity of bench.records.quantities has one, and docs/quantities.md explains them. NAME_low and NAME_high
+are its 95 % interval, NAME_stderr is its standard error. Besides these there are, for a task K and a metric M:
 
 model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
                                   whose parameters alone decide; of a budget the share that was to go), ratio_of (what
@@ -8,29 +9,15 @@ model .. profile                  model, label, method, requested_ratio (missing
                                   (the seed of a random choice), match, device, dtype, profile
 status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's),
                                   "misfit" (a fit that does not hold on held-out sequences), a space between
-ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
-macs_stays, macs_budget           shares of the dense model's multiply-accumulates per token, where --budget macs was
-                                  asked for; miss = macs_budget - macs_stays;  kv_, bytes_, latency_ alike
-parameters .. macs_context        as in bench.records.measured
-perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
-kl, _low, _high                   nats per token between the model and the dense one, with its 95 % interval
-agreement, copying, counting, repetition, distinct_1, distinct_2      shares, see bench.evaluation.checks
-task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
-                                  95 % interval
+ratio_budget, macs_budget ..      what was asked for: shares of the dense model's, of what goes and of what stays
 task_K_metric, task_K_documents   which metric that is, and over how many documents
 task_K_chance, average_chance     the accuracy of guesses, where it is known and the main metric is acc or acc_norm
-task_K_M, _stderr                 every other metric
-answer_bpb_K, _stderr             of a task with choices, bits per byte of the right answer, see bench.records.answers
-score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
-average, _stderr                  over the accuracies; missing unless each was measured
-answer_bpb, _stderr               over the tasks that have it; missing unless each was measured
-kept                              average / the dense cell's, if tasks, metrics and documents are the same
-prefill_speed, _low, _high        dense ms / ms, above 1 is faster, with its 95 % interval; both were timed in turns, at
-                                  the first batch and size that were asked for;  decode_speed alike
-prefill_tokens_per_second, decode_ms_per_token, prune_seconds
-prune_memory_bytes, peak_memory_bytes   the highest memory while it was pruned, and of all stages: allocated on GPUs, on
-                                  a CPU of the process; the former is missing where only that of all is known
-heal_seconds, heal_tokens         of training after pruning; no columns where no cell was healed
+task_K_M, task_K_M_stderr         every other metric
+
+An accuracy of acc or acc_norm has Wilson's interval. A mean over tasks is missing unless each was measured, and `kept`
+unless tasks, metrics and documents are the dense cell's. Speeds are those of the first batch and size that were asked
+for. A highest memory is what is allocated on GPUs, and on a CPU that of the process. Columns of healing are missing
+where no cell was healed.
 
 Misfits. A compensation and LaCo-LS fit to sequences; a record says how well each fit holds on others.
 
@@ -54,13 +41,14 @@ from typing import TYPE_CHECKING, Any
 from bench.plan.cell import base_of_ratio, label_of_cell
 from bench.records.answers import CHANCE
 from bench.records.comparability import (
-    OF_TEXTS,
     find_dense_peer,
     find_unlike_versions,
     group_by_setup,
     identity_of_cell,
 )
 from bench.records.measured import ANSWER_BPB, is_accuracy
+from bench.records.quantities import quantities_of_part
+from bench.records.quantity import Quantity
 from bench.records.record import Record, main_metric_of_task, name_of_model, peak_of_stage, requested_ratio
 from bench.stats.intervals import NORMAL_95, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
@@ -70,42 +58,27 @@ if TYPE_CHECKING:
 
 
 MISS = MISSED  # the largest share of the dense model by which a method may miss its budget unmarked
-AS_MEASURED = (
-    "parameters",
-    "active_parameters",
-    "parameters_without_embeddings",
-    "ratio_without_embeddings",
-    "layers",
-    "weight_bytes",
-    "kv_bytes_per_token",
-    "macs_per_token",
-    "macs_context",
-)
-DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
-CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
 
 
 def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return a row for each record, in their order; what was not measured is None or absent."""
-    groups = [
-        (group, tasks_with_accuracies(group), tasks_with_answers(group)) for group in group_by_setup(records).values()
-    ]
-    peers = {id(record): both for both in groups for record in both[0]}
-    records_with_peers = [(record, *peers[id(record)]) for record in records]
-    return [
-        _row(record, find_dense_peer(record, group), names, right) | _whole(record, group)
-        for record, group, names, right in records_with_peers
-    ]
+    rows: dict[int, dict[str, Any]] = {}
+    for group in group_by_setup(records).values():
+        averaged = tasks_with_accuracies(group)
+        fields = [quantity.field for quantity in quantities_of_part("answers")]
+        answered = {field: tasks_with_answers(group, field) for field in fields}
+        whole = _whole(group)
+        for record in group:
+            row = _row(record, find_dense_peer(record, group), averaged, answered)
+            rows[id(record)] = row | whole if record.cell["method"] == "dense" else row
+    return [rows[id(record)] for record in records]
 
 
-def _whole(record: Record, group: Sequence[Record]) -> dict[str, float]:
-    """Return {column: 1.0} for each quantity that its group has budgets of, since the dense model keeps all of it.
-
-    Any other cell has none.
-    """
-    quantities = {peer.measured["budget"]["of"] for peer in group if "budget" in peer.measured}
-    return {f"{of}_stays": 1.0 for of in sorted(quantities)} if record.cell["method"] == "dense" else {}
+def _whole(group: Sequence[Record]) -> dict[str, float]:
+    """Return the dense model's columns for the budgets of its group, since it keeps all of their quantities."""
+    budgets = {record.measured["budget"]["of"] for record in group if "budget" in record.measured}
+    return {f"{of}_stays": 1.0 for of in sorted(budgets)}
 
 
 def frame_of_records(records: Sequence[Record]) -> pd.DataFrame:
@@ -162,9 +135,19 @@ def tasks_with_accuracies(records: Sequence[Record]) -> list[str]:
     return [name for name in tasks_of_records(records) if name in names]
 
 
-def tasks_with_answers(records: Sequence[Record]) -> list[str]:
-    """Return the tasks of which any record has the bits per byte of the right answer, in the protocol's order."""
-    names = {name for record in records for name in _answers(record)}
+def columns_of_quantity(quantity: Quantity, records: Sequence[Record]) -> list[str]:
+    """Return the columns of a quantity: one, or one for each text or task that has it in any record."""
+    if not quantity.is_each:
+        return [quantity.name]
+    if quantity.part == "text":
+        return [quantity.name.format(text) for text in texts_of_records(records)]
+    return [quantity.name.format(task) for task in tasks_with_answers(records, quantity.field)]
+
+
+def tasks_with_answers(records: Sequence[Record], field: str = ANSWER_BPB) -> list[str]:
+    """Return the tasks of which any record has a field such as the right answer's bits per byte, in their order."""
+    tasks = [record.measured.get("tasks", {}) for record in records]
+    names = {name for results in tasks for name, task in results.items() if field in task}
     return [name for name in tasks_of_records(records) if name in names]
 
 
@@ -188,26 +171,26 @@ def _names_measured_by(records: Sequence[Record], block: str, protocol_field: st
     return [name for name in dict.fromkeys([*order, *names]) if name in names]
 
 
-def _row(record: Record, dense: Record | None, averaged: list[str], right: list[str]) -> dict[str, Any]:
+def _row(
+    record: Record, dense: Record | None, averaged: Sequence[str], answered: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Return the row of a record.
+
+    averaged  the tasks that the average is over
+    answered  for each field of a task the tasks that its mean is over
+    """
     measured = record.measured
-    row = _identity(record) | _size(measured)
-    for text, result in measured.get("perplexity", {}).items():
-        row[f"perplexity_{text}"] = result["perplexity"]
-        row[f"perplexity_{text}_low"] = result.get("perplexity_low")
-        row[f"perplexity_{text}_high"] = result.get("perplexity_high")
-        for name in OF_TEXTS[1:]:
-            row[f"{name}_{text}"] = result.get(name)
-    row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
+    row = _identity(record) | _amounts(measured) | _values("size", measured)
+    for text, score in measured.get("perplexity", {}).items():
+        row |= _values("text", score, text)
+    row |= _values("checks", measured["checks"]) if "checks" in measured else {}
     for task, result in measured.get("tasks", {}).items():
         row |= _task(column_of_task(task, result), result)
-    answers = _answers(record)
-    for task, result in answers.items():
-        row |= {f"{ANSWER_BPB}_{task}": result["value"], f"{ANSWER_BPB}_{task}_stderr": result.get("stderr")}
-    row |= _mean(ANSWER_BPB, answers, right) if right else {}
+    for quantity in quantities_of_part("answers"):
+        row |= _answers(quantity, measured.get("tasks", {}), answered[quantity.field])
     row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, averaged)
-    row |= _speed(record)
-    row["prune_seconds"] = measured.get("prune_seconds")
-    row |= {f"heal_{name}": measured["healing"][name] for name in ("seconds", "tokens") if "healing" in measured}
+    row |= _speed(record) | _values("cost", measured)
+    row |= _values("healing", measured["healing"]) if "healing" in measured else {}
     if (to_prune := peak_of_stage(measured, "prune")) is not None:
         row["prune_memory_bytes"] = to_prune
     row["peak_memory_bytes"] = peak_of_stage(measured)
@@ -218,6 +201,27 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
         *["misfit"] * any(find_misfits(record)),
     ]
     return row | {"flags": " ".join(flags) or None}
+
+
+def _values(part: str, result: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Return the columns of all quantities of a part, from the result that has their fields.
+
+    name  of the text or task whose result it is
+    """
+    row: dict[str, Any] = {}
+    for quantity in quantities_of_part(part):
+        row |= _value(quantity, result, name)
+    return row
+
+
+def _value(quantity: Quantity, result: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Return the columns of a quantity: its value, and the ends of its interval or its standard error."""
+    column, value = quantity.name.format(name), result.get(quantity.field)
+    if quantity.spread == "stderr":
+        value = value or {}
+        return {column: value.get("value"), f"{column}_stderr": value.get("stderr")}
+    ends = ("_low", "_high") if quantity.spread == "interval" else ()
+    return {column: value} | {f"{column}{end}": result.get(f"{quantity.field}{end}") for end in ends}
 
 
 def _identity(record: Record) -> dict[str, Any]:
@@ -240,11 +244,12 @@ def _identity(record: Record) -> dict[str, Any]:
     }
 
 
-def _size(measured: dict[str, Any]) -> dict[str, Any]:
+def _amounts(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was removed beside what was asked for."""
     row = {"ratio": measured.get("ratio"), "ratio_budget": measured.get("ratio_budget"), "miss": budget_miss(measured)}
     if budget := measured.get("budget"):
         row |= {f"{budget['of']}_stays": budget["stays"], f"{budget['of']}_budget": budget["share"]}
-    return row | {name: measured.get(name) for name in AS_MEASURED}
+    return row
 
 
 def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
@@ -275,10 +280,15 @@ def _accuracies(record: Record) -> dict[str, dict[str, Any]]:
     return {name: task for name, task in record.measured.get("tasks", {}).items() if is_accuracy(task)}
 
 
-def _answers(record: Record) -> dict[str, dict[str, float]]:
-    """Return {task: {value, stderr}} of the right answer's bits per byte."""
-    measured = record.measured.get("tasks", {})
-    return {name: task[ANSWER_BPB] for name, task in measured.items() if ANSWER_BPB in task}
+def _answers(quantity: Quantity, tasks: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the columns of a quantity of each task that has it, and of its mean over the named tasks."""
+    answers = {name: task for name, task in tasks.items() if quantity.field in task}
+    row: dict[str, Any] = {}
+    for name, task in answers.items():
+        row |= _value(quantity, task, name)
+    if quantity.over_tasks and names:
+        row |= _mean(quantity.field, {name: task[quantity.field] for name, task in answers.items()}, names)
+    return row
 
 
 def _mean(column: str, results: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, float | None]:
@@ -292,7 +302,7 @@ def _mean(column: str, results: Mapping[str, Mapping[str, float]], names: Sequen
 
 
 def _average(
-    measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
+    measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: Sequence[str]
 ) -> dict[str, float | None]:
     """Return the unweighted average over the named tasks and its share of the dense model's."""
     row = _mean("average", {name: main_metric_of_task(task) for name, task in measured.items()}, names) | {"kept": None}

@@ -44,9 +44,24 @@ from bench.plan.kinds import (
 )
 from bench.plan.protocol import Recipe
 from bench.records.layout import Layout, LayoutOf, declare_field, declare_optional_field
+from bench.records.quantity import (
+    declare_quantity,
+    format_bits,
+    format_bytes,
+    format_count,
+    format_percent,
+    format_perplexity,
+    format_seconds,
+    format_significant,
+)
 from bench.records.speed_results import SpeedFound
 from methods.counted import QUANTITIES
 
+CONTINUATIONS = "copying, counting, repetition, distinct 2-grams: of greedy continuations."
+LIKELIHOOD = (
+    "bpb: bits per byte of the right answer, ± one standard error, every document and every task weighing alike; how "
+    "likely that answer is, which follows perplexity more than what is chosen."
+)
 ANSWER_BPB = "answer_bpb"  # the metric of the right answer's bits per byte
 ACCURACY = re.compile(r"(^|_)acc(_|$)")
 
@@ -282,8 +297,24 @@ class HealingFound(Layout):
     )
     text_sha256: Sha256 = declare_optional_field("of the tokens")
     start_sha256: Sha256 = declare_optional_field("of the model before training, as pruned_sha256")
-    tokens: Tokens = declare_field("trained on")
-    seconds: Seconds = declare_field("of training, over all attempts")
+    seconds: Seconds = declare_quantity(
+        "healed in",
+        "of training, over all attempts",
+        format_seconds,
+        unit="s",
+        better="lower",
+        name="heal_seconds",
+        is_needed=True,
+    )
+    tokens: Tokens = declare_quantity(
+        "healed on",
+        "trained on",
+        format_count,
+        unit="tokens",
+        unit_in_cell=False,
+        name="heal_tokens",
+        is_needed=True,
+    )
     tokens_per_second: Amount = declare_optional_field("of training")
     curve: Annotated[list[LearningPoint], Field(min_length=1)] = declare_field("of learning", "bench.healing")
 
@@ -293,12 +324,43 @@ class TextScored(Layout):
 
     source: ClassVar[str] = "bench.evaluation.scoring"
 
-    perplexity: Above = declare_field("per token")
+    perplexity: Above = declare_quantity(
+        "ppl {}",
+        "per token",
+        format_perplexity,
+        better="lower",
+        spread="interval",
+        average="log mean",
+        tested=True,
+        is_wide=True,
+        is_drawn=True,
+        note="",
+        title="perplexity on {}",
+        is_needed=True,
+    )
     perplexity_low: Above = declare_optional_field("lower end of its 95 % interval over windows")
     perplexity_high: Above = declare_optional_field("upper end of its 95 % interval over windows")
-    bits_per_byte: Bits = declare_optional_field("of the scored text in UTF-8")
-    byte_perplexity: Above = declare_optional_field("per byte of UTF-8")
-    word_perplexity: Above = declare_optional_field("per word; absent where it is beyond what a float holds")
+    bits_per_byte: Bits = declare_quantity(
+        "bits per byte {}", "of the scored text in UTF-8", format_significant, better="lower", shown="", note=""
+    )
+    byte_perplexity: Above = declare_quantity(
+        "byte perplexity {}",
+        "per byte of UTF-8",
+        format_significant,
+        better="lower",
+        average="log mean",
+        shown="",
+        note="",
+    )
+    word_perplexity: Above = declare_quantity(
+        "word perplexity {}",
+        "per word; absent where it is beyond what a float holds",
+        format_significant,
+        better="lower",
+        average="log mean",
+        shown="",
+        note="",
+    )
     nll_per_token: Nats = declare_optional_field("mean negative log-likelihood")
     tokens: Tokens = declare_field("that are scored")
     words: Count = declare_optional_field("by white space")
@@ -336,8 +398,17 @@ class TaskAnswered(Layout):
     available: Count = declare_field("that the task has")
     fewshot: Count = declare_field("examples in front of each question")
     chance: Share = declare_optional_field("accuracy of guesses, of a task with choices", "bench.records.answers")
-    answer_bpb: TaskMetric = declare_optional_field(
-        "bits per byte of the right answer, of a task with choices", "bench.records.answers"
+    answer_bpb: TaskMetric = declare_quantity(
+        "bpb {}",
+        "bits per byte of the right answer, of a task with choices",
+        format_bits,
+        source="bench.records.answers",
+        better="lower",
+        spread="stderr",
+        over_tasks=True,
+        tested=True,
+        note=LIKELIHOOD,
+        title="bits per byte of the right answer {}",
     )
 
     @model_validator(mode="after")
@@ -356,17 +427,74 @@ class ChecksFound(Layout):
 
     source: ClassVar[str] = "bench.evaluation.checks"
 
-    copying: Share = declare_optional_field("of words that follow when a list is given again")
-    counting: Share = declare_optional_field("of numbers that follow when numbers are counted up")
-    repetition: Share = declare_optional_field("of the 4-grams of a continuation that it has had before")
-    distinct_1: Share = declare_optional_field("distinct words per word over all continuations")
-    distinct_2: Share = declare_optional_field("distinct pairs per pair over all continuations")
-    agreement: Share = declare_optional_field(
-        "of positions at which the dense model finds the same token the most likely"
+    kl: Nats = declare_quantity(
+        "KL",
+        "divergence of the next token from the dense model's; absent for dense",
+        format_perplexity,
+        unit="nats/token",
+        unit_in_cell=False,
+        better="lower",
+        spread="interval",
+        shown="quality",
+        note="KL: divergence of the next token from the dense model's on held-out text, in nats per token.",
+        topic="kl",
     )
-    kl: Nats = declare_optional_field("divergence of the next token from the dense model's; absent for dense")
     kl_low: Nats = declare_optional_field("lower end of its 95 % interval")
     kl_high: Nats = declare_optional_field("upper end of its 95 % interval")
+    agreement: Share = declare_quantity(
+        "agreement",
+        "of positions at which the dense model finds the same token the most likely",
+        format_percent,
+        unit="%",
+        unit_in_cell=False,
+        better="higher",
+        note="",
+    )
+    copying: Share = declare_quantity(
+        "copying",
+        "of words that follow when a list is given again",
+        format_percent,
+        unit="%",
+        unit_in_cell=False,
+        better="higher",
+        reads_text=False,
+        note=CONTINUATIONS,
+    )
+    counting: Share = declare_quantity(
+        "counting",
+        "of numbers that follow when numbers are counted up",
+        format_percent,
+        unit="%",
+        unit_in_cell=False,
+        better="higher",
+        reads_text=False,
+        note=CONTINUATIONS,
+    )
+    repetition: Share = declare_quantity(
+        "repetition",
+        "of the 4-grams of a continuation that it has had before",
+        format_percent,
+        unit="%",
+        unit_in_cell=False,
+        note=CONTINUATIONS,
+    )
+    distinct_1: Share = declare_quantity(
+        "distinct words",
+        "distinct words per word over all continuations",
+        format_percent,
+        unit="%",
+        unit_in_cell=False,
+        shown="",
+        note="",
+    )
+    distinct_2: Share = declare_quantity(
+        "distinct 2-grams",
+        "distinct pairs per pair over all continuations",
+        format_percent,
+        unit="%",
+        unit_in_cell=False,
+        note=CONTINUATIONS,
+    )
     drawn: bool = declare_optional_field(DRAWN)
 
 
@@ -399,37 +527,81 @@ class MeasuredAll(Layout):
 
     source: ClassVar[str] = "bench.runs.measure"
 
-    parameters: Parameters = declare_optional_field(
-        "unique stored parameters after pruning; in every record that is ok", "methods.model"
+    parameters: Parameters = declare_quantity(
+        "params",
+        "unique stored parameters after pruning; in every record that is ok",
+        format_count,
+        source="methods.model",
+        title="parameters in millions",
+        scale=1e-6,
+        read_out=" million",
     )
-    active_parameters: Parameters = declare_optional_field(
-        "with which one token is computed: all but those of experts that it is not routed to", "methods.model"
+    active_parameters: Parameters = declare_quantity(
+        "active",
+        "with which one token is computed: all but those of experts that it is not routed to",
+        format_count,
+        source="methods.model",
     )
-    parameters_without_embeddings: Parameters = declare_optional_field(
-        "without embedding, position table and head", "methods.model"
+    parameters_without_embeddings: Parameters = declare_quantity(
+        "parameters without embeddings",
+        "without embedding, position table and head",
+        format_significant,
+        source="methods.model",
     )
     dense_parameters: SomeParameters = declare_optional_field("of the model before pruning", "methods.model")
     dense_parameters_without_embeddings: SomeParameters = declare_optional_field(
         "of the model before pruning", "methods.model"
     )
-    ratio: Ratio = declare_optional_field("1 - parameters / dense_parameters")
-    ratio_without_embeddings: Ratio = declare_optional_field("the same without embeddings")
+    ratio: Ratio = declare_quantity(
+        "removed", "1 - parameters / dense_parameters", format_percent, unit="%", part="amount"
+    )
+    ratio_without_embeddings: Ratio = declare_quantity(
+        "of decoder", "the same without embeddings", format_percent, unit="%"
+    )
     ratio_budget: Ratio = declare_optional_field(
         "what every method of the run had to meet; absent if none was asked", "bench.plan"
     )
     budget: BudgetMet = declare_optional_field("in place of ratio_budget where the budget was no number of parameters")
-    layers: Layers = declare_optional_field("that are left", "methods.model")
+    layers: Layers = declare_quantity("layers", "that are left", format_count, source="methods.model")
     dense_layers: SomeLayers = declare_optional_field("of the model before pruning", "methods.model")
-    weight_bytes: Bytes = declare_optional_field("of the parameters in the model's dtype", "methods.model")
-    kv_bytes_per_token: Bytes = declare_optional_field("of the key-value cache", "methods.model")
-    macs_per_token: Macs = declare_optional_field("per token in a sequence of macs_context tokens", "methods.model")
-    macs_context: Tokens = declare_optional_field("over which they are averaged", "methods.model")
+    weight_bytes: Bytes = declare_quantity(
+        "weights",
+        "of the parameters in the model's dtype",
+        format_bytes,
+        source="methods.model",
+        better="lower",
+        shown="cost",
+    )
+    kv_bytes_per_token: Bytes = declare_quantity(
+        "KV cache per token",
+        "of the key-value cache",
+        format_bytes,
+        source="methods.model",
+        better="lower",
+        shown="cost",
+    )
+    macs_per_token: Macs = declare_quantity(
+        "macs per token",
+        "per token in a sequence of macs_context tokens",
+        format_significant,
+        source="methods.model",
+    )
+    macs_context: Tokens = declare_quantity(
+        "macs context", "over which they are averaged", format_significant, source="methods.model"
+    )
     weights_sha256: Sha256 = declare_optional_field("of the dense model's weight files", "bench.data.pretrained")
     pruned_sha256: Sha256 = declare_optional_field(
         "of every tensor of the model that was measured", "bench.runs.inputs"
     )
-    prune_seconds: Seconds = declare_optional_field(
-        "of pruning, with what earlier cells spent on removals or statistics that this one used; absent for dense"
+    prune_seconds: Seconds = declare_quantity(
+        "pruned in",
+        "of pruning, with what earlier cells spent on removals or statistics that this one used; absent for dense",
+        format_seconds,
+        unit="s",
+        better="lower",
+        part="cost",
+        shown="summary",
+        note="",
     )
     search_seconds: list[Seconds] = declare_optional_field(
         "of a greedy search, until each of its free_removals was found, by whichever cell",

@@ -28,7 +28,7 @@ from pydantic_core import ErrorDetails
 from bench.plan.cell import Cell, base_of_ratio, label_of_cell, words_of_ratio
 from bench.plan.kinds import Name, OneOf
 from bench.records.layout import Layout, LayoutOf, declare_field, declare_optional_field
-from bench.records.measured import ANSWER_BPB, DecidedAll, MeasuredAll
+from bench.records.measured import DecidedAll, MeasuredAll
 from bench.records.speed_results import Environment
 from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
@@ -107,8 +107,8 @@ def cell_title(record: Record) -> str:
 
 
 def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
-    """Return {value, stderr} of a metric of a task, or of the bits per byte of its right answers; None without one."""
-    return task.get(ANSWER_BPB) if metric == ANSWER_BPB else task["metrics"].get(metric)
+    """Return {value, stderr} of a metric of a task, or of a quantity such as answer_bpb; None without one."""
+    return task["metrics"].get(metric) or task.get(metric)
 
 
 def main_metric_of_task(task: Mapping[str, Any]) -> Any:

@@ -15,7 +15,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.plan.cell import base_of_ratio, words_of_amount, words_of_ratio
-from bench.records.quantities import format_perplexity, format_value, is_finite, metric_of, shorten_name
+from bench.records.quantities import format_value, quantity_of_column
+from bench.records.quantity import format_perplexity, is_finite, shorten_name
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from reports.figures.figure import Figure
@@ -78,7 +79,7 @@ def _draw_study(study: Study, column: str) -> Drawing:
                 marker=MARKERS[number % len(MARKERS)],
             )
         _ticks(axis, study)
-        if column.startswith("perplexity") and every:
+        if quantity_of_column(column).is_logarithmic and every:
             axis.set_yscale("log")
             set_log_ticks(axis.yaxis, every, 12)
         dense = sorted({axis_scale(column) * row[column] for row in study.dense if is_finite(row.get(column))})
@@ -97,7 +98,7 @@ def _draw_study(study: Study, column: str) -> Drawing:
 
 def _with_unit(column: str) -> str:
     """Return the title of a quality with its unit."""
-    unit = metric_of(column).unit
+    unit = quantity_of_column(column).unit
     return f"{title_of_quantity(column)} ({unit})" if unit else title_of_quantity(column)
 
 
@@ -132,7 +133,9 @@ def _words_of_study(study: Study, column: str) -> str:
     points = {key: point for key, point in study.points.items() if is_finite(point.row.get(column))}
     if not points:
         return f"No cell has a {title_of_quantity(column)}."
-    order = sorted(points, key=lambda key: points[key].row[column], reverse=metric_of(column).better == "higher")
+    order = sorted(
+        points, key=lambda key: points[key].row[column], reverse=quantity_of_column(column).better == "higher"
+    )
     extremes = [
         f"{word} is {format_value(points[key].row, column)} at "
         + ", ".join(f"{factor} {format_factor(value)}" for factor, value in zip(study.factors, key, strict=True))
@@ -206,7 +209,7 @@ def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
         axis.set_title(ratio or "ratio of their own")
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
-    better = f"{metric_of(column).better} is better"
+    better = f"{quantity_of_column(column).better} is better"
     drawing.supxlabel(f"{title_of_quantity(column)}, {_beside(column)}, {better}", fontsize=9)
     add_legend(drawing, panels)
     return drawing
@@ -223,7 +226,7 @@ def _ends(gain: Gain) -> tuple[float, float]:
 
 
 def _is_share(column: str) -> bool:
-    return not column.startswith("perplexity_")
+    return not quantity_of_column(column).is_logarithmic
 
 
 def _beside(column: str) -> str:
@@ -307,7 +310,7 @@ def _draw_calibrations(panels: Sequence[CalibrationDraws]) -> Drawing:
                 dot.set(alpha=0.75, label=f"calibrated on {name_in_font(shorten_name(source))}")
         chart.set_xscale("log")
         set_log_ticks(chart.xaxis, every, 6)
-        chart.set_title(metric_of(f"perplexity_{study.text}").label)
+        chart.set_title(quantity_of_column(f"perplexity_{study.text}").heading)
         chart.set_yticks(range(len(rows)), [name_in_font(row) for row in reversed(rows)])
     drawing.supxlabel("perplexity, lower is better", fontsize=9)
     add_legend(drawing, charts)
@@ -325,5 +328,5 @@ def _words_of_calibrations(panels: Sequence[CalibrationDraws]) -> str:
                 format_perplexity(math.exp(log), math.exp(log)) for log in (fmean(logs), min(logs), max(logs))
             )
             words.append(f"{method} {mean} ({low} to {high}, {len(logs)} draws)")
-        parts.append(f"{metric_of(f'perplexity_{study.text}').label}: {'; '.join(words)}.")
+        parts.append(f"{quantity_of_column(f'perplexity_{study.text}').heading}: {'; '.join(words)}.")
     return " ".join(parts)

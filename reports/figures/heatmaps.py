@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.plan.cell import words_of_amount
 from bench.records.frame import columns_of_tasks
-from bench.records.quantities import metric_of
+from bench.records.quantities import quantity_of_column
 from bench.records.record import name_of_model
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, GREY, make_axes, name_in_font
@@ -80,7 +80,9 @@ def _words_of_kept(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
     words = []
     for label, kept in shares.items():
         known = [
-            (share, metric_of(task).label) for share, task in zip(kept, tasks, strict=True) if not math.isnan(share)
+            (share, quantity_of_column(task).heading)
+            for share, task in zip(kept, tasks, strict=True)
+            if not math.isnan(share)
         ]
         if known:
             least = min(known)
@@ -107,7 +109,7 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
                     x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour, in_layout=False
                 )
         tilted: dict[str, Any] = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
-        axis.set_xticks(range(len(tasks)), [name_in_font(metric_of(task).label) for task in tasks], **tilted)
+        axis.set_xticks(range(len(tasks)), [name_in_font(quantity_of_column(task).heading) for task in tasks], **tilted)
         _frame(axis, labels, ratio)
     if image is not None:
         _bar(drawing, panels, image, "of the dense model's accuracy", extend="both")

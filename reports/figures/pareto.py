@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import partial
 
 from bench.plan.cell import words_of_ratio
-from bench.records.quantities import METRICS, format_significant, is_finite, metric_of, shorten_name
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import format_significant, is_finite, shorten_name
 from bench.records.served import ServedRecord, group_alike
 from reports.figures.curves import FEW, Chart, Curve, Point, draw_charts
 from reports.figures.figure import Figure
@@ -28,11 +29,7 @@ from reports.figures.quality import (
 from reports.groups import TableGroup
 from reports.tables.speed import first_rate_of, suffixes_of_seeds
 
-COSTS = {  # columns that a quality is drawn against: the heading, and which way is better
-    "parameters": ("parameters in millions", "lower"),
-    "prefill_speed": ("prefill, times as fast as dense", "higher"),
-    "decode_speed": ("decode, times as fast as dense", "higher"),
-}
+COSTS = {"parameters": "lower", "prefill_speed": "higher", "decode_speed": "higher"}  # and which way is better
 
 
 def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list[Figure]:
@@ -65,17 +62,19 @@ def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: st
         (axis_scale(cost) * point.row[cost], axis_scale(column) * point.row[column])
         for point in front_of(column, cost, points)
     ]
-    heading = f"{COSTS[cost][0]}, {COSTS[cost][1]} is better"
+    heading = f"{title_of_quantity(cost)}, {COSTS[cost]} is better"
     chart = chart_of_quality(column, points, cost, heading, curves_in_colour(column, points, reference))
-    width = chart.width[::-1] if COSTS[cost][1] == "lower" else chart.width  # the smaller models on the right
-    return replace(chart, width=width, front=corners_of_front(front, COSTS[cost][1]), names_all=False)
+    width = chart.width[::-1] if COSTS[cost] == "lower" else chart.width  # the smaller models on the right
+    return replace(chart, width=width, front=corners_of_front(front, COSTS[cost]), names_all=False)
 
 
 def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
     """Return the cells on the front of a quality and a cost, by rising cost, see `find_unbeaten`."""
     known = [point for point in points if is_finite(point.row.get(cost))]
     places = [(point.row[cost], point.row[column]) for point in known]
-    return [known[number] for number in find_unbeaten(places, COSTS[cost][1], metric_of(column).better or "lower")]
+    return [
+        known[number] for number in find_unbeaten(places, COSTS[cost], quantity_of_column(column).better or "lower")
+    ]
 
 
 def find_unbeaten(places: Sequence[Point], *better: str) -> list[int]:
@@ -110,10 +109,10 @@ def _words_of_front(column: str, cost: str, points: Sequence[PlottedPoint]) -> s
     """Return a sentence on the cells on the front."""
     names = [
         f"{point.label}{'' if point.ratio is None else f' at {words_of_ratio(point.ratio, point.of)}'} "
-        f"({metric_of(column).show(point.row[column])}, {metric_of(cost).show(point.row[cost])})"
+        f"({quantity_of_column(column).show(point.row[column])}, {quantity_of_column(cost).show(point.row[cost])})"
         for point in front_of(column, cost, points)
     ]
-    return f"Not beaten in {title_of_quantity(column)} and {COSTS[cost][0]}: {', '.join(names)}."
+    return f"Not beaten in {title_of_quantity(column)} and {title_of_quantity(cost)}: {', '.join(names)}."
 
 
 MOST = 4.0  # the axis ends at this many times the dense model's perplexity
@@ -200,7 +199,7 @@ def _name(record: ServedRecord) -> str:
 
 
 def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised: bool) -> Curve:
-    shown = tuple(METRICS["perplexity_"].show(y) for _, (_, y) in points)
+    shown = tuple(quantity_of_column("perplexity_").show(y) for _, (_, y) in points)
     places, method = tuple(place for _, place in points), str(points[0][0].model["method"])
     return Curve(label, method, places, shown, emphasised=emphasised)
 
@@ -209,8 +208,9 @@ def _words_of_served_front(records: Sequence[ServedRecord], better: str) -> str:
     """Return a sentence on the models on the front."""
     known, seeds = _known(records, better), suffixes_of_seeds(records)
     front = find_unbeaten([place for _, place in known], better, "lower")
+    perplexity = quantity_of_column("perplexity_")
     names = [
-        f"{_name(model)}{seeds[id(model)]} in {model.type} ({METRICS['perplexity_'].show(y)}, {format_significant(x)})"
+        f"{_name(model)}{seeds[id(model)]} in {model.type} ({perplexity.show(y)}, {format_significant(x)})"
         for model, (x, y) in (known[at] for at in front)
     ]
     return f"Not beaten in perplexity and {SERVED_COSTS[better][0]}: {', '.join(names)}."

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.plan.cell import words_of_amount
 from bench.records.comparability import setup_of_perplexity, setup_of_record
-from bench.records.frame import MISS, texts_of_records
-from bench.records.quantities import format_value, is_finite, metric_of
+from bench.records.frame import MISS, columns_of_quantity
+from bench.records.quantities import format_value, list_quantities, quantity_of_column
+from bench.records.quantity import is_finite
 from bench.records.record import name_of_model
 from bench.stats.intervals import NORMAL_95
 from methods.counted import QUANTITIES
@@ -35,8 +36,6 @@ COLOURED = f"; in colour the {BEST} best at the highest ratio"
 ALONE = "; methods with a compensation have figures of their own"
 JOINED = " Points of {} setups that agree in all that decides it."
 FAR = 1000  # the axis of a perplexity ends at this many times the dense model's
-SCALES = {"%": 100.0, "parameters": 1e-6}  # factors from a value to its axis, by unit or column
-READ_OUT = {"%": " %", "x": " times as fast", "parameters": " million"}  # words behind such a value in a description
 
 
 RatioAndBase = tuple[float | None, str]
@@ -142,16 +141,16 @@ def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
 
 
 def qualities_of(blocks: Sequence[TableGroup]) -> list[str]:
-    """Return the columns of a model's quality: its perplexities, then its average accuracy."""
+    """Return the columns that have figures of their own: the perplexities, then the average accuracy."""
     records = [record for block in blocks for record in block.records]
-    return [*(f"perplexity_{text}" for text in texts_of_records(records)), "average"]
+    drawn = [quantity for quantity in list_quantities() if quantity.is_drawn]
+    return list(chain.from_iterable(columns_of_quantity(quantity, records) for quantity in drawn))
 
 
 def title_of_quantity(column: str) -> str:
     """Return the name of a quantity in a title: 'perplexity on wiki'."""
-    label = metric_of(column).label
-    named = {"average": "average accuracy", "answer_bpb": "bits per byte of the right answer"}
-    return named.get(column, label.replace("ppl ", "perplexity on ", 1))
+    quantity = quantity_of_column(column)
+    return quantity.title or quantity.heading
 
 
 def subject_of(column: str, blocks: Sequence[TableGroup]) -> str:
@@ -161,7 +160,7 @@ def subject_of(column: str, blocks: Sequence[TableGroup]) -> str:
 
 def axis_scale(column: str) -> float:
     """Return the factor from a value of the frame to the unit of its axis, such as per cent."""
-    return SCALES.get(column, SCALES.get(metric_of(column).unit, 1.0))
+    return quantity_of_column(column).axis_scale
 
 
 def chart_of_quality(
@@ -201,13 +200,9 @@ def chart_of_quality(
         next((curve for curve in curves if curve.method == "dense"), None),
         (min(places) - room, max(places) + room),
         _ends(column, points),
-        _is_perplexity(column),
-        units=(_read_out(cost), _read_out(column)),
+        quantity_of_column(column).is_logarithmic,
+        units=(quantity_of_column(cost).words_of_unit, quantity_of_column(column).words_of_unit),
     )
-
-
-def _read_out(column: str) -> str:
-    return READ_OUT.get(column, READ_OUT.get(metric_of(column).unit, ""))
 
 
 def _apart(of: str) -> str:
@@ -243,7 +238,7 @@ def _ends(column: str, points: Sequence[PlottedPoint]) -> tuple[float, float]:
     beyond = _beyond(column, points)
     figures = [axis_scale(column) * point.row[column] for point in points if point not in beyond]
     low, high = min(figures), max(figures)
-    if _is_perplexity(column):
+    if quantity_of_column(column).is_logarithmic:
         return 0.75 * low, _far(column, points) if beyond else 1.15 * high
     room = 0.06 * (high - low or 1)
     return low - room, high + room
@@ -256,18 +251,15 @@ def _far(column: str, points: Sequence[PlottedPoint]) -> float:
 
 def _beyond(column: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
     """Return the points whose perplexity is so high that an axis with them would leave no room between the others."""
-    return [point for point in points if _is_perplexity(column) and point.row[column] > _far(column, points)]
-
-
-def _is_perplexity(column: str) -> bool:
-    return column.startswith("perplexity")
+    is_logarithmic = quantity_of_column(column).is_logarithmic
+    return [point for point in points if is_logarithmic and point.row[column] > _far(column, points)]
 
 
 def _axis_label(column: str) -> str:
-    return (
-        f"{name_in_font(title_of_quantity(column))}{' (%)' if axis_scale(column) == 100 else ''}, "
-        f"{metric_of(column).better} is better"
-    )
+    quantity = quantity_of_column(column)
+    unit = f" ({quantity.unit})" if quantity.unit else ""
+    better = f", {quantity.better} is better" if quantity.better else ""
+    return f"{name_in_font(title_of_quantity(column))}{unit}{better}"
 
 
 def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
@@ -294,7 +286,7 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
         axis.set_yticks(range(len(labels)), [name_in_font(label) for label in reversed(labels)])
         axis.set_ylim(-0.6, len(labels) - 0.4)
         axis.set_title(words_of_amount(*ratio) or "ratio of their own")
-        if _is_perplexity(column):
+        if quantity_of_column(column).is_logarithmic:
             axis.set_xscale("log")
             set_log_ticks(axis.xaxis, [point.row[column] for point in points if point not in beyond], 4)
         if beyond:
@@ -343,7 +335,7 @@ def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
     Ratios of all parameters come before ratios of the decoder.
     """
     last = {point.label: point for point in sorted(points, key=lambda point: (point.of == "all", point.ratio or 0))}
-    sign = -1 if metric_of(column).better == "higher" else 1
+    sign = -1 if quantity_of_column(column).better == "higher" else 1
 
     def place(label: str) -> tuple[bool, str, float, float, str]:
         point = last[label]
@@ -354,7 +346,7 @@ def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
 
 def _words_of_quality(column: str, points: Sequence[PlottedPoint]) -> str:
     """Return sentences with the best and the worst at each ratio."""
-    metric = metric_of(column)
+    metric = quantity_of_column(column)
     parts = [f"{point.label} {format_value(point.row, column)}." for point in points if point.method == "dense"]
     for ratio in _ratios(points):
         candidates = [point for point in points if point.ratio_and_base == ratio and point.method != "dense"]

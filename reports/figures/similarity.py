@@ -11,7 +11,7 @@ from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from bench.records.quantities import metric_of
+from bench.records.quantities import quantity_of_column
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, COLOURS, add_legend, name_in_font, set_log_ticks
 from reports.text import to_printable
@@ -75,9 +75,11 @@ def _words_of_merges(study: Study) -> str:
     dense, words = _perplexity(study["dense"]["nll"]), []
     for of in study["merges"]:
         nlls = [at["nll"] for at in of["positions"] if at["nll"] is not None]
-        shown = metric_of("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
+        shown = quantity_of_column("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
         words.append(f"{of['m']} layers by {of['rule']} {shown}")
-    return f"Median perplexity over positions: {', '.join(words)}; dense {metric_of('perplexity_').show(dense)}."
+    return (
+        f"Median perplexity over positions: {', '.join(words)}; dense {quantity_of_column('perplexity_').show(dense)}."
+    )
 
 
 def _heatmaps(panels: dict[str, Matrix], axis: str, colours: dict[str, Any]) -> Drawing:

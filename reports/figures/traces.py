@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount, words_of_ratio
 from bench.records.frame import STAGES, main_timing
-from bench.records.quantities import format_significant
+from bench.records.quantity import format_significant
 from bench.records.record import Record, name_of_model, requested_ratio
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, GREY, add_legend, look_of, make_axes, name_in_font, style_of

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
-from bench.records.quantities import MISSING
+from bench.records.quantity import MISSING
 from bench.regression.gate import Verdict
 from reports.tables import verdicts as tables
 from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
-from bench.records.quantities import MISSING
+from bench.records.quantity import MISSING
 from bench.records.record import Record
 from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
 from reports.tables.whole_cell import Fact, facts_of, title_of_cell

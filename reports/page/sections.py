@@ -12,7 +12,7 @@ from itertools import chain, product
 from typing import Any
 
 from bench.plan.cell import words_of_ratio
-from bench.records.quantities import is_finite
+from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model
 from reports import legend as notes
 from reports.groups import TableGroup, group_records, name_with_ratio, seeds_of

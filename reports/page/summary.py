@@ -15,7 +15,8 @@ from typing import Any
 from bench.plan.cell import words_of_ratio
 from bench.records.frame import texts_of_records
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import format_value, is_finite, metric_of
+from bench.records.quantities import format_value, quantity_of_column
+from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.regression.contrasts import LEVEL, is_shown_higher, pairs_of
@@ -90,7 +91,7 @@ class Contest:
     @property
     def better(self) -> str:
         """Return which way is better."""
-        return metric_of(self.name).better or "lower"
+        return quantity_of_column(self.name).better or "lower"
 
     @cached_property
     def tests(self) -> dict[Any, Any]:
@@ -152,7 +153,7 @@ def _where(group: TableGroup) -> str:
 def _ties(contest: Contest) -> Iterator[FlaggedCell]:
     """Yield the pairs of methods whose order by a quantity depends on the seed; the first of many, and a count."""
     group = contest.tested.block
-    values = {"quantity": metric_of(contest.name).label, "where": _where(group)}
+    values = {"quantity": quantity_of_column(contest.name).heading, "where": _where(group)}
     pairs = [pair for pair in pairs_of(contest.places) if group.order_depends_on_seed(*pair, contest.name)]
     for first, second in pairs[:NAMES]:
         yield FlaggedCell(legend.SEEDS_DISAGREE, f"{group.label(first)} and {group.label(second)}", values)
@@ -198,5 +199,5 @@ def _cliffs(groups: Sequence[TableGroup], column: str) -> Iterator[FlaggedCell]:
         for (lower, before), (higher, after) in pairwise(known):
             if after[column] >= CLIFF * before[column]:
                 ends = " to ".join(format_value(row, column, spread=False) for row in (before, after))
-                values = {"quantity": metric_of(column).label}
+                values = {"quantity": quantity_of_column(column).heading}
                 yield FlaggedCell(legend.CLIFF, label, values | {"lower": lower, "higher": higher, "ends": ends})

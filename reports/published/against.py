@@ -25,7 +25,8 @@ from bench.records import frame
 from bench.records.comparability import find_dense_peer, group_by_setup
 from bench.records.frame import column_of_task
 from bench.records.measured import is_accuracy
-from bench.records.quantities import METRICS, format_percent, shorten_name
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import format_percent, shorten_name
 from bench.records.record import Record, main_metric_of_task, name_of_model, requested_ratio
 from methods.errors import UserError
 from reports import groups, legend
@@ -247,7 +248,7 @@ def _sizes(pair: PublishedPair) -> Iterator[Row]:
         printed = getattr(pair.printed, name)
         if printed is not None:
             cell, alike = cell_of(pair.row, name), name != "prune_seconds"
-            yield _row(METRICS[name].label, printed, cell, METRICS[name].show, alike=alike)
+            yield _row(quantity_of_column(name).heading, printed, cell, quantity_of_column(name).show, alike=alike)
 
 
 def _perplexities(pair: PublishedPair) -> Iterator[Row]:
@@ -262,7 +263,9 @@ def _perplexities(pair: PublishedPair) -> Iterator[Row]:
             *differences_of_perplexity(pair.protocol, pair.record, text),
             *_words_of_ratio_difference(pair),
         ]
-        yield _row(f"ppl {word}", printed, cell, METRICS["perplexity_"].show, dense=dense_figures, alike=alike)
+        yield _row(
+            f"ppl {word}", printed, cell, quantity_of_column("perplexity_").show, dense=dense_figures, alike=alike
+        )
 
 
 def _text(record: Record, word: str) -> str | None:
@@ -371,7 +374,7 @@ def _notes(pair: PublishedPair) -> Iterator[str]:
     """Yield the known differences between the cell and the printed row."""
     removed, printed = pair.record.measured["ratio"], pair.printed.ratio
     if printed is not None and _words_of_ratio_difference(pair):
-        show = METRICS["ratio"].show
+        show = quantity_of_column("ratio").show
         yield f"another ratio: {show(printed)} published, {show(removed)} here."
     layers = pair.record.measured["layers"]
     if pair.printed.layers not in (None, layers):

@@ -26,7 +26,8 @@ from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.comparability import find_dense_peer, setup_of_models
 from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import Metric, format_percent, format_perplexity, format_value, is_finite, metric_of
+from bench.records.quantities import format_value, quantity_of_column
+from bench.records.quantity import Quantity, format_percent, format_perplexity, is_finite
 from bench.records.record import Record, metric_of_task, names_of_models
 from bench.records.samples import Samples
 from bench.regression import contrasts
@@ -109,7 +110,7 @@ class ModelRows:
         """Return {method: its place} for methods that all have a value, by the tests of all pairs adjusted by Holm."""
         from scipy.stats import rankdata
 
-        higher = metric_of(measure).better == "higher"
+        higher = quantity_of_column(measure).better == "higher"
         rows = [at for method in methods if (at := self.place(method)) is not None]
         figures = [self.group.rows[at][measure] for at in rows]
         ranks = rankdata([-figure if higher else figure for figure in figures]).tolist()
@@ -219,7 +220,7 @@ class SharedRatio:
             for method, per_model in changes.items()
             if all(change is not None for change in per_model)
         }
-        sign = -1 if metric_of(measure).better == "higher" else 1
+        sign = -1 if quantity_of_column(measure).better == "higher" else 1
         return sorted(means, key=lambda method: (sign * means[method], method))
 
 
@@ -308,14 +309,22 @@ def _error(figure: Mapping[str, float | None]) -> float:
     return math.nan if error is None else error
 
 
-TIMES = Metric(
+TIMES = Quantity(
+    "times",
     "times the dense model's",
-    "",
+    "value over the dense model's",
     lambda value, beside: format_perplexity(value, max(value, beside)),
-    "lower",
-    "interval",
+    better="lower",
+    spread="interval",
 )
-POINTS = Metric("points more than the dense model's", "", format_percent, "higher", "interval")
+POINTS = Quantity(
+    "points",
+    "points more than the dense model's",
+    "value minus the dense model's",
+    format_percent,
+    better="higher",
+    spread="interval",
+)
 ABOUT = (
     "± or [ ] of one model: the 95 % interval over windows of a perplexity, over documents of bpb (bits per byte of "
     "the right answers) and average, paired with the dense model's; as if independent where there are no samples.",
@@ -351,14 +360,14 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     everywhere = shared.everywhere(measure)
     rest = [method for method in shared.methods() if method not in everywhere]
     rows = [_changes(shared, method, measure, mean=method in everywhere) for method in (*everywhere, *rest)]
-    better, count = metric_of(measure).better, len(shared.models)
+    better, count = quantity_of_column(measure).better, len(shared.models)
     if better:
         eligible = [not any(_too_little(model, row.label) for model in shared.models) for row in rows]
         is_better = partial(_is_apart, [row.cells[count] for row in rows], better)
         rows = mark_best(rows, count, better, eligible, is_better)
     models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
     amount = words_of_amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
-    what = f"{metric_of(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {amount}"
+    what = f"{quantity_of_column(measure).heading}, {(TIMES if is_times(measure) else POINTS).heading}, {amount}"
     yield _table(
         shared,
         f"models-{measure}-{_ratio(shared)}",
@@ -381,7 +390,7 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
         yield _table(
             shared,
             f"models-places-{measure}-{_ratio(shared)}",
-            f"{metric_of(measure).label}, places of {len(everywhere)} methods, {amount}, {count} models",
+            f"{quantity_of_column(measure).heading}, places of {len(everywhere)} methods, {amount}, {count} models",
             [*models, Column("mean_place", "mean place", group="places")],
             sorted(lines, key=lambda line: float(line.cells[-1].value or 0)),
             remarks=[APART] * apart,
@@ -469,7 +478,7 @@ def _too_little(model: ModelRows, method: str) -> bool:
 
 def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:
     """Yield the notes of the table of one measure."""
-    unit = "" if metric_of(measure).unit_in_cell else f" {metric_of(measure).unit}"
+    unit = "" if quantity_of_column(measure).unit_in_cell else f" {quantity_of_column(measure).unit}"
     dense = [
         f"{format_value(model.group.rows[at], measure)}{unit} on {model.name}"
         for model in shared.models
@@ -496,7 +505,7 @@ def _why(model: ModelRows, method: str, measure: str) -> str:
     if at is None:
         return "not measured"
     status = legend.words_of_status(model.group.records[at])
-    return status if status != "ok" else f"no {metric_of(measure).label}"
+    return status if status != "ok" else f"no {quantity_of_column(measure).heading}"
 
 
 def _agreement(ratios: Sequence[SharedRatio]) -> list[Table]:
@@ -508,11 +517,16 @@ def _agreement(ratios: Sequence[SharedRatio]) -> list[Table]:
         head = Column(f"tau_{_ratio(shared)}", _ratio(shared))
         for measure in shared.measures():
             for model, peer in combinations(shared.models, 2):
-                line = Row(metric_of(measure).label, "", None, (cell_of_text(f"{model.name}, {peer.name}"),))
+                line = Row(quantity_of_column(measure).heading, "", None, (cell_of_text(f"{model.name}, {peer.name}"),))
                 between.append((line, head, _tau(shared, (model, measure), (peer, measure))))
         for model in shared.models:
             for a, b in combinations(shared.measures(), 2):
-                line = Row(model.name, "", None, (cell_of_text(f"{metric_of(a).label}, {metric_of(b).label}"),))
+                line = Row(
+                    model.name,
+                    "",
+                    None,
+                    (cell_of_text(f"{quantity_of_column(a).heading}, {quantity_of_column(b).heading}"),),
+                )
                 within.append((line, head, _tau(shared, (model, a), (model, b))))
     titles = {"models": "order by a measure on two models", "measures": "orders by two measures on one model"}
     tables = []
@@ -544,7 +558,7 @@ def _beside(cells: Sequence[tuple[Row, Column, TableCell]]) -> tuple[tuple[Colum
 def _tau(shared: SharedRatio, *sides: tuple[ModelRows, str]) -> TableCell:
     """Return the cell of Kendall's tau of two orders of the methods that have both values, from best to worst."""
     figures = [[model.figure(method, measure) for method in shared.methods()] for model, measure in sides]
-    signs = [-1 if metric_of(measure).better == "higher" else 1 for _, measure in sides]
+    signs = [-1 if quantity_of_column(measure).better == "higher" else 1 for _, measure in sides]
     both = [(a * signs[0], b * signs[1]) for a, b in zip(*figures, strict=True) if a is not None and b is not None]
     tau = kendall(*zip(*both, strict=True)) if len(both) > 1 else math.nan
     return TableCell() if math.isnan(tau) else TableCell(f"{tau:.2f} (n {len(both)})", value=tau)

@@ -26,8 +26,9 @@ from typing import Any
 from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell
 from bench.records import frame as column_data
 from bench.records.comparability import group_draws, setup_of_study
-from bench.records.frame import STAGES, texts_of_records
-from bench.records.quantities import MISSING, format_significant, is_finite
+from bench.records.frame import STAGES, columns_of_quantity, texts_of_records
+from bench.records.quantities import list_quantities, quantity_of_column
+from bench.records.quantity import MISSING, format_significant, is_finite
 from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.regression.contrasts import LEVEL, Contrast
@@ -42,7 +43,6 @@ from reports.tables.rows import (
     compare_rows,
     contrasts_in_pairs,
     key_of_row,
-    kind_of,
     mark_missed,
     row_of,
     sentence_on_order,
@@ -51,7 +51,6 @@ from reports.tables.rows import (
 )
 from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of, column_of
 
-SUMMARY = ("average", "kept", "answer_bpb", "prefill_speed", "decode_speed", "prune_seconds")
 NONE = "none"  # the column of methods without a compensation
 MEASURES = ("average", "answer_bpb", "kl", "prune_seconds", "parameters")  # of a grid, beside the perplexities
 QUALITIES = (
@@ -129,9 +128,10 @@ def tables_by_ratio(data: ReportData) -> list[Table]:
     for groups in data.setups:
         records = list(chain.from_iterable(chain.from_iterable(group.drawn) for group in groups))
         rows = list(chain.from_iterable(chain.from_iterable(group.each) for group in groups))
-        for name in [*(f"perplexity_{text}" for text in texts_of_records(records)), "kl", *SUMMARY]:
+        shown = [quantity for quantity in list_quantities() if quantity.columns in ("quality", "summary")]
+        for name in chain.from_iterable(columns_of_quantity(quantity, records) for quantity in shown):
             if any(row.get(name) is not None for group in groups for row in group.rows):
-                footnotes = legend.describe_columns(records, rows, (kind_of(name),))
+                footnotes = legend.describe_columns(records, rows, (quantity_of_column(name).kind,))
                 conditions = (*legend.conditions_of(records), *groups[0].apart)
                 table = _by_ratio(column_of(name), groups, data, footnotes)
                 tables.append(replace(table, conditions=conditions))
@@ -203,7 +203,7 @@ def grids_of_compensations(data: ReportData) -> list[Table]:
         for name in (*(f"perplexity_{text}" for text in texts_of_records(group.records)), *MEASURES):
             if any(row.get(name) is not None for row in group.rows):
                 tables.append(_compensation_grid(column_of(name), group, data))
-            if kind_of(name) in QUALITIES:
+            if quantity_of_column(name).kind in QUALITIES:
                 tables += _grid_of_gains(column_of(name), group, data.samples)
     return tables
 
@@ -257,7 +257,8 @@ def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> 
     columns, rows = pivot(entries, list(heads.values()))
     rows, sorting = sort_rows(rows, list(heads), measure.better, "the figures under", last=False)
     is_sparse = any(cell.of is None for row in rows if row.method != "dense" for cell in row.cells)
-    protocol = legend.describe_columns(list(chain(*group.drawn)), list(chain(*group.each)), (kind_of(measure.name),))
+    kind = quantity_of_column(measure.name).kind
+    protocol = legend.describe_columns(list(chain(*group.drawn)), list(chain(*group.each)), (kind,))
     sentences = [
         *legend.describe_flags(legend.flags_of_records(group.records_with_notes(), beside=group.beside)),
         *tests,

@@ -27,7 +27,8 @@ from bench.records.frame import (
     texts_of_records,
 )
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import METRICS, is_finite, metric_of
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
@@ -44,10 +45,6 @@ from bench.regression.contrasts import (
 from reports import legend
 from reports.groups import TableGroup, group_records
 from reports.tables.table import Column, Row, Table, TableCell, cell_of, mark_best
-
-COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
-SIZES = ("ratio", "parameters", "active_parameters")
-UNRANKED = (*SIZES, "prune_seconds", "heal_seconds", *COST)  # columns without a mark of the best
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData)
         rows.append(row_of(record, group.label(place), cells))
     eligible = [_may_win(group, place) for place in range(len(group.records))]
     for number, column in enumerate(columns):
-        if column.better and column.name not in UNRANKED:
+        if column.better:
             is_better = rule_of_better(group, column.name, column.better, data.samples)
             rows = mark_best(rows, number, column.better, eligible, is_better)
     return rows, [*tested.notes, *_guesses(rows, columns, group)]
@@ -110,7 +107,10 @@ def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) 
         column.name for number, column in enumerate(columns) if any("guess" in row.cells[number].marks for row in rows)
     ]
     chances = {name: next(row[f"{name}_chance"] for row in group.rows if f"{name}_chance" in row) for name in marked}
-    each = ", ".join(f"{metric_of(name).label} {METRICS['average'].show(chance)}" for name, chance in chances.items())
+    each = ", ".join(
+        f"{quantity_of_column(name).heading} {quantity_of_column('average').show(chance)}"
+        for name, chance in chances.items()
+    )
     return [f"‡: not shown to be above the accuracy of guesses, in %: {each}."] if each else []
 
 
@@ -136,19 +136,7 @@ def mark_missed(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
 def ratio_cell(record: Record) -> TableCell:
     """Return the cell of the share of parameters that was removed."""
     ratio = record.measured.get("ratio")
-    return TableCell() if ratio is None else TableCell(METRICS["ratio"].show(ratio), value=ratio)
-
-
-def kind_of(name: str) -> str:
-    """Return the kind of a column of the frame, as in reports.legend.describe_columns."""
-    kinds = {
-        "average": "tasks",
-        "kept": "tasks",
-        "answer_bpb": "tasks",
-        "prefill_speed": "speed",
-        "decode_speed": "speed",
-    }
-    return "perplexity" if name.startswith("perplexity_") else kinds.get(name, name)
+    return TableCell() if ratio is None else TableCell(quantity_of_column("ratio").show(ratio), value=ratio)
 
 
 def word_of_ratio(group: TableGroup) -> str:
@@ -207,7 +195,7 @@ def sort_rows(group: TableGroup, name: str) -> TableGroup:
         record, figure = group.records[place], group.rows[place].get(name)
         failed = record.status != "ok"
         return key_of_row(
-            group.label(place), record.cell["method"], figure, metric_of(name).better if name else None, failed
+            group.label(place), record.cell["method"], figure, quantity_of_column(name).better if name else None, failed
         )
 
     order = sorted(range(len(group.records)), key=key)
@@ -238,7 +226,11 @@ def key_of_row(label: str, method: str, figure: Any, better: str | None, failed:
 def sorting_note(group: TableGroup, name: str, where: str = "rows") -> list[str]:
     """Return the sentence on the column that the rows of a group are sorted by; empty for a single row."""
     rows = [Row(group.label(place), record.cell["method"], None) for place, record in enumerate(group.records)]
-    return sentence_on_order(rows, metric_of(name).label, metric_of(name).better, where) if name else []
+    return (
+        sentence_on_order(rows, quantity_of_column(name).heading, quantity_of_column(name).better, where)
+        if name
+        else []
+    )
 
 
 def sentence_on_order(rows: Sequence[Row], by: str, better: str | None, where: str = "rows") -> list[str]:
@@ -247,7 +239,6 @@ def sentence_on_order(rows: Sequence[Row], by: str, better: str | None, where: s
     return [f"{where} are sorted by {by}, the {'highest' if better == 'higher' else 'lowest'} first."] * several
 
 
-TESTED = ("perplexity_", "task_", "average", "answer_bpb")  # beginnings of the columns that are tested
 TESTS = {
     "mcnemar": "McNemar's exact test on documents",
     "normal": "a normal test on documents, every task weighing alike",
@@ -266,7 +257,7 @@ class TestedCells:
 
 def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
     """Return the tests of every row of a group against the row of `reference`; no test if the name is empty."""
-    columns = [column for column in columns if column.startswith(TESTED)]
+    columns = [column for column in columns if quantity_of_column(column).tested]
     if not reference or not columns:
         return TestedCells()
     place = _reference(reference, block)
@@ -283,7 +274,9 @@ def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str],
         }
         tests |= {contrast.test for contrast in results.values()}
         if len(known) < len(candidates):
-            untested.append((metric_of(column).label, [block.label(at) for at in candidates if at not in known]))
+            untested.append(
+                (quantity_of_column(column).heading, [block.label(at) for at in candidates if at not in known])
+            )
     return TestedCells(differs, tuple(_notes(block.label(place), differs, untested, tests)))
 
 
@@ -356,10 +349,13 @@ def _tests(
     if column.startswith("perplexity_"):
         text = column.removeprefix("perplexity_")
         return contrast_of_perplexities(records, pairs, samples, text, intervals=intervals, seeds=seeds)
-    which, tasks = "", tasks_with_accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
-    if column.startswith(ANSWER_BPB):
-        which = ANSWER_BPB
-        tasks = tasks_with_answers(block.records) if column == which else [column.removeprefix(f"{which}_")]
+    quantity, which = quantity_of_column(column), ""
+    tasks = tasks_with_accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
+    if quantity.part == "answers":
+        which = quantity.field
+        tasks = [column.removeprefix(f"{which}_")]
+    elif quantity.over_tasks:
+        which, tasks = column, tasks_with_answers(block.records, column)
     return contrast_of_averages(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
 
 
@@ -371,7 +367,7 @@ def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples
     compared by their intervals.
     """
     column = "average" if column == "kept" else column
-    if not column.startswith(TESTED):
+    if not quantity_of_column(column).tested:
         return partial(_by_intervals, block.rows, column, better)
     rows = [at for at, record in enumerate(block.records) if record.status == "ok"]
     seeds = {next(iter(model.values())): model for at in rows for model in block.models(at)}

@@ -31,7 +31,8 @@ from bench.plan.protocol import name_of_text
 from bench.records.comparability import setup_of_study
 from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import format_percent, format_perplexity, format_significant, metric_of, shorten_name
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import format_percent, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples, find_alike
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
@@ -328,7 +329,7 @@ def _table(
         name=f"{name}-{Path(study.text).stem}-{ratio}",
         view="seeds",
         model=name_of_model(records[0]),
-        title=f"{metric_of(f'perplexity_{study.text}').label}, {study.amount}: {', '.join(behind)}",
+        title=f"{quantity_of_column(f'perplexity_{study.text}').heading}, {study.amount}: {', '.join(behind)}",
         conditions=tuple(legend.conditions_of(records)),
         columns=tuple(columns),
         rows=tuple(rows),

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from bench.records.quantities import format_significant, metric_of
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import format_significant
 from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
 
 Study = dict[str, Any]
-perplexity = metric_of("perplexity_").format
+perplexity = quantity_of_column("perplexity_").format
 
 
 def title_of_study(study: Study) -> str:

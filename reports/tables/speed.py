@@ -19,7 +19,8 @@ from bench.plan.cell import words_of_ratio
 from bench.plan.protocol import LLAMA_CPP
 from bench.records.comparability import find_dense_peer
 from bench.records.frame import tokens_of_point
-from bench.records.quantities import METRICS, MISSING, format_bytes, format_perplexity, format_significant, shorten_name
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import MISSING, format_bytes, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model
 from bench.records.served import ServedRecord, group_alike
 from bench.stats.clusters import paired_perplexity
@@ -66,14 +67,14 @@ def _how_well_known(about: dict[str, Any]) -> Iterator[str]:
     widest = max(abs(copy[end] / copy["times_dense"] - 1) for copy in about["copies"] for end in ("low", "high"))
     yield (
         f"What a step of a copy takes, as a share of the model's, has a 95 % interval, which of {len(about['copies'])} "
-        f"copies reaches {METRICS['ratio'].show(widest)} of it to a side at most."
+        f"copies reaches {quantity_of_column('ratio').show(widest)} of it to a side at most."
     )
     yield from legend.describe_flags(legend.flags_of_latencies(about, "the model"))
 
 
 def _latency_row(part: str, size: float | None, ms: float, whole: float) -> Row:
-    sized = TableCell(METRICS["parameters"].show(size), value=size) if size is not None else TableCell()
-    share = TableCell(METRICS["ratio"].show(ms / whole), value=ms / whole)
+    sized = TableCell(quantity_of_column("parameters").show(size), value=size) if size is not None else TableCell()
+    share = TableCell(quantity_of_column("ratio").show(ms / whole), value=ms / whole)
     return Row(part, part, None, (sized, TableCell(f"{ms:.3f}", value=ms), share))
 
 
@@ -226,7 +227,7 @@ def _served_row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> 
 def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, Any]) -> list[TableCell]:
     ratio, measured = record.model["ratio"], record.measured
     cells = [
-        TableCell() if ratio is None else TableCell(METRICS["ratio"].show(ratio), value=ratio),
+        TableCell() if ratio is None else TableCell(quantity_of_column("ratio").show(ratio), value=ratio),
         _size(measured.get("bytes")),
         _perplexity(measured.get("perplexity")),
         _times(measured.get("perplexity"), base.measured.get("perplexity") if base else None),
@@ -277,13 +278,13 @@ def _speedup(point: dict[str, Any] | None) -> TableCell:
         return TableCell("failed" if point and "failed" in point else MISSING)
     value, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
     doubtful = bool(point.get("flags"))
-    words = METRICS["decode_speed"].show_interval(value, low, high) + "!" * doubtful
+    words = quantity_of_column("decode_speed").show_interval(value, low, high) + "!" * doubtful
     return TableCell(words, value=value, low=low, high=high, marks=("doubtful",) if doubtful else ())
 
 
 def _cell_of_prediction(point: dict[str, Any] | None, by: str) -> TableCell:
     value = (point or {}).get(by)
-    return TableCell() if value is None else TableCell(METRICS["decode_speed"].show(value), value=value)
+    return TableCell() if value is None else TableCell(quantity_of_column("decode_speed").show(value), value=value)
 
 
 def _size(size: int | None) -> TableCell:
@@ -301,7 +302,7 @@ def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
 def _perplexity(quality: dict[str, Any] | None) -> TableCell:
     if not quality:
         return TableCell()
-    shown, value = METRICS["perplexity_"], quality["perplexity"]
+    shown, value = quantity_of_column("perplexity_"), quality["perplexity"]
     if "perplexity_low" not in quality:
         return TableCell(shown.show(value), value=value)
     low, high = quality["perplexity_low"], quality["perplexity_high"]
@@ -314,7 +315,11 @@ def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> Table
         return TableCell()
     tokens = [quality["window"] - 1] * len(quality["nll"])
     contrast = paired_perplexity(base["nll"], quality["nll"], tokens, in_a_row=not quality["drawn"])
-    words = METRICS["decode_speed"].show_interval(contrast.estimate, contrast.low, contrast.high).replace("x", "")
+    words = (
+        quantity_of_column("decode_speed")
+        .show_interval(contrast.estimate, contrast.low, contrast.high)
+        .replace("x", "")
+    )
     return TableCell(
         words, format_perplexity(contrast.estimate, contrast.estimate), contrast.estimate, contrast.low, contrast.high
     )
@@ -461,7 +466,7 @@ def _cells_of_reached(point: dict[str, Any]) -> Iterator[TableCell]:
     """Yield the cells of the 99th percentile of the calls, and of the shares of the GPU's rates."""
     for column in REACHED:
         value = point.get(column.name)
-        show = format_significant if column.name.endswith("p99") else METRICS["kept"].show
+        show = format_significant if column.name.endswith("p99") else quantity_of_column("kept").show
         yield TableCell() if value is None else TableCell(show(value), value=value)
 
 
@@ -470,7 +475,7 @@ def _cells_of_speedup(point: dict[str, Any], lost: str) -> list[TableCell]:
 
     lost  the text in place of a missing speed-up
     """
-    show = METRICS["prefill_speed"]
+    show = quantity_of_column("prefill_speed")
     work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
     expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
     if "speedup" not in point:

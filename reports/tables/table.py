@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bench.records.quantities import MISSING, format_value, metric_of
+from bench.records.quantities import format_value, quantity_of_column
+from bench.records.quantity import MISSING
 
 SIGNS = {"differs": "†", "guess": "‡"}  # of marks that stand behind a figure
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
@@ -158,9 +159,9 @@ def footnotes_of(tables: Iterable[Table]) -> list[str]:
 
 def column_of(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:
     """Return the column for a column of the frame, with the heading of bench.records.quantities."""
-    metric = metric_of(name)
-    unit = metric.unit if metric.unit and not metric.unit_in_cell else ""
-    return Column(name, metric.label, unit, metric.better, group, brief, detail)
+    quantity = quantity_of_column(name)
+    unit = quantity.unit if quantity.unit and not quantity.unit_in_cell else ""
+    return Column(name, quantity.heading, unit, quantity.better, group, brief, detail)
 
 
 def cell_of(row: Mapping[str, Any], name: str) -> TableCell:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
-from bench.records import quantities
-from bench.records.quantities import MISSING
+from bench.records import quantity as forms
+from bench.records.quantity import MISSING
 from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, JudgedRow, Verdict, exit_code_of
 from bench.regression.pairs import BITS, ComparedRow
 from reports.tables.table import Column, Row, Table, cell_of_text
@@ -185,7 +185,7 @@ def _texts_of_gate(v: Verdict) -> list[str]:
 def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
     """Return [before, after, change, interval] as text; sizes to the last digit unless `rounded`."""
     if row.kind == "size":
-        write = quantities.format_count if rounded else "{:,.0f}".format
+        write = forms.format_count if rounded else "{:,.0f}".format
         sides = [MISSING if figure is None else write(figure) for figure in (row.before, row.after)]
         if row.before is None or row.after is None:
             return [*sides, MISSING, MISSING]
@@ -201,12 +201,12 @@ def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
 
 def _figure(row: ComparedRow, figure: float) -> str:
     if row.kind == "text":
-        return quantities.format_perplexity(figure, figure)
+        return forms.format_perplexity(figure, figure)
     if row.kind == "speed":
-        return f"{quantities.format_speed(figure, figure)}x"
+        return f"{forms.format_speed(figure, figure)}x"
     if row.kind in BITS:
-        return quantities.format_bits(figure)
-    return f"{quantities.format_percent(figure)} %" if _in_points(row) else quantities.format_significant(figure)
+        return forms.format_bits(figure)
+    return f"{forms.format_percent(figure)} %" if _in_points(row) else forms.format_significant(figure)
 
 
 def _in_points(row: ComparedRow) -> bool:
@@ -216,7 +216,7 @@ def _in_points(row: ComparedRow) -> bool:
 def _change(row: ComparedRow, change: float) -> str:
     """Return a change as text: points of an accuracy, percent of a perplexity or speed-up, a factor from 100 on."""
     if row.kind in ("text", "speed"):
-        return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{quantities.format_perplexity(change, change)}"
+        return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{forms.format_perplexity(change, change)}"
     if row.kind in BITS:
         return f"{change:+z.3f}"
     return f"{100 * change:+z.1f}" if _in_points(row) else f"{change:+.3g}"
@@ -236,7 +236,7 @@ def _loss(row: ComparedRow, detectable: float) -> str:
 def _margin(row: ComparedRow, margin: float, *, rounded: bool = False) -> str:
     """Return a loss as text, with all its digits, or rounded like a change."""
     if row.kind in BITS:
-        return quantities.format_bits(margin) if rounded else f"{margin:g}"
+        return forms.format_bits(margin) if rounded else f"{margin:g}"
     percent = {"text": math.expm1(margin), "speed": -math.expm1(-margin)}.get(row.kind, margin)
     written = f"{100 * percent:.1f}" if rounded else f"{100 * percent:g}"
     return f"{written} {'%' if row.kind in ('text', 'speed') else 'pt'}"

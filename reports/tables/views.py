@@ -25,7 +25,8 @@ from itertools import chain
 from typing import Any
 
 from bench.plan.cell import label_of_cell
-from bench.records.frame import STAGES, column_of_amount, columns_of_tasks, tasks_with_answers, texts_of_records
+from bench.records.frame import STAGES, column_of_amount, columns_of_quantity, columns_of_tasks
+from bench.records.quantities import list_quantities
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
@@ -34,20 +35,9 @@ from reports import legend
 from reports.groups import TableGroup
 from reports.tables import cost, models, pivots, seeds, speed
 from reports.tables import rows as order
-from reports.tables.pivots import SUMMARY
-from reports.tables.rows import COST, ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
+from reports.tables.rows import ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Column, Table, column_of
 from reports.text import names_of_files
-
-CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
-BRIEF = (
-    "task_",
-    "score_",
-    "answer_",
-    "kl",
-    "prefill_",
-    "decode_",
-)  # no room for their spread beside the others on a terminal
 
 
 def build_views(
@@ -94,17 +84,26 @@ def _number_names(tables: list[Table]) -> list[Table]:
 
 def _main(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
-        sizes = [*ratio_columns(group), *size_columns(group)]
-        quality = [*sizes, *(f"perplexity_{name}" for name in texts_of_records(group.records)), "kl"]
         return [
-            *(column_of(name, "quality", brief=name.startswith(BRIEF)) for name in quality),
+            *(column_of(name, "quality") for name in (*ratio_columns(group), *size_columns(group))),
+            *_columns_of("quality", group),
             *(column_of(name, "tasks", brief=True) for name in columns_of_tasks(group.records)),
-            *(column_of(name, "quality", brief=name.startswith(BRIEF)) for name in SUMMARY),
-            *(column_of(name, "checks", detail=True) for name in CHECKS),
-            *(column_of(name, "cost", detail=True) for name in COST),
+            *(replace(column, group="quality") for column in _columns_of("summary", group)),
+            *(replace(column, detail=True) for column in _columns_of("checks", group)),
+            *(replace(column, detail=True) for column in _columns_of("cost", group)),
         ]
 
     return _by_group("main", data, columns, legend.EVERYTHING)
+
+
+def _columns_of(shown: str, group: TableGroup) -> list[Column]:
+    """Return the columns of the quantities that stand together in the main or per-task view."""
+    return [
+        column_of(name, shown, brief=not quantity.is_wide)
+        for quantity in list_quantities()
+        if quantity.columns == shown
+        for name in columns_of_quantity(quantity, group.records)
+    ]
 
 
 def ratio_columns(group: TableGroup) -> list[str]:
@@ -128,13 +127,14 @@ def size_columns(group: TableGroup) -> list[str]:
 
 def _per_task(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
-        answers = [*(f"answer_bpb_{name}" for name in tasks_with_answers(group.records)), "answer_bpb"]
+        means = [quantity.name for quantity in list_quantities() if quantity.over_tasks and not quantity.is_each]
         return [
             *(column_of(name) for name in (*columns_of_tasks(group.records), "average", "kept")),
-            *(column_of(name, "answers", brief=True) for name in answers),
+            *_columns_of("answers", group),
+            *(column_of(name, "answers", brief=True) for name in means),
         ]
 
-    return _by_group("per-task", data, columns, ("tasks",), "average")
+    return _by_group("per-task", data, columns, ("tasks", "answers"), "average")
 
 
 def _by_group(

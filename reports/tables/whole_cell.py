@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount
-from bench.records.quantities import format_bytes
+from bench.records.quantity import format_bytes
 from bench.records.record import Record, name_of_model, requested_ratio
 from reports.tables.table import Column, Row, Table, TableCell
 

@@ -16,7 +16,7 @@ from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
 from bench.records import run_folder
-from bench.records.quantities import METRICS
+from bench.records.quantities import quantity_of_column
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from bench.regression import contrasts
@@ -302,7 +302,7 @@ def test_the_guide_has_what_the_page_says_of_twenty_methods():
     taus = [f"{', '.join(values[:-1])} and {values[-1]}" for values in agreements.values()]
     assert "is {} for the bits, and {} for the accuracy".format(*taus) in guide
     for times in factors:
-        value, low, high = (METRICS["prefill_speed"].format(end, times[0]) for end in times)
+        value, low, high = (quantity_of_column("prefill_speed").format(end, times[0]) for end in times)
         forms = (f"{value} [{low}, {high}]", f"{value} times its perplexity [{low}, {high}]")
         assert any(form in study for form in forms), forms
 

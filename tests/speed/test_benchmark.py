@@ -32,7 +32,7 @@ from bench.cli.main import main
 from bench.data import pretrained
 from bench.plan import validate
 from bench.plan.protocol import protocol_of_profile
-from bench.records.quantities import METRICS
+from bench.records.quantities import quantity_of_column
 from bench.records.run_folder import load_run
 from bench.runs import job
 from bench.schedule.memory_needs import MemoryNeeds
@@ -1239,7 +1239,7 @@ def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
     text = " ".join(speed_to_terminal([dense, a_record(points, memory=ours)]).split())
     assert "laco at 0.3 decode 64 graph 1 28.9 % 2.00" in text
     assert "laco at 0.3 decode 64 eager 1 28.9 % 5.00" in text
-    assert METRICS["kept"].show(0.62) + " " + METRICS["kept"].show(0.034) in text
+    assert quantity_of_column("kept").show(0.62) + " " + quantity_of_column("kept").show(0.034) in text
     assert "laco at 0.3: the host launches kernels more slowly than the GPU runs them" in text
     assert "which captured steps show: decode at batch 1, eager." in text
     assert "dense: most tokens/s behind 64 tokens: dense 500 at batch 2." in text

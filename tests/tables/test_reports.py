@@ -36,7 +36,8 @@ from made_records import (
 
 from bench.plan.protocol import protocol_of_profile
 from bench.records.frame import frame_of_records
-from bench.records.quantities import METRICS, format_perplexity, metric_of
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import format_perplexity
 from bench.records.record import Record, save
 from bench.records.run_folder import load_run
 from reports import groups as groups_of_rows
@@ -557,7 +558,7 @@ def test_write_leaves_both_files_and_nothing_else(tmp_path):
     ],
 )
 def test_how_figures_are_written(column, figure, expected):
-    assert metric_of(column).show(figure) == expected
+    assert quantity_of_column(column).show(figure) == expected
 
 
 @pytest.mark.parametrize(
@@ -574,7 +575,7 @@ def test_how_figures_are_written(column, figure, expected):
     ],
 )
 def test_how_intervals_are_written(interval, expected):
-    assert METRICS["perplexity_"].show_interval(*interval) == expected
+    assert quantity_of_column("perplexity_").show_interval(*interval) == expected
 
 
 def test_the_decimals_of_an_error_follow_its_figure():
@@ -583,8 +584,8 @@ def test_the_decimals_of_an_error_follow_its_figure():
 
 
 def test_long_and_nested_names_are_shortened_in_headings():
-    assert metric_of("perplexity_hub:org/name:test").label == "ppl name:test"
-    assert len(metric_of("task_" + "x" * 90).label) == 40
+    assert quantity_of_column("perplexity_hub:org/name:test").heading == "ppl name:test"
+    assert len(quantity_of_column("task_" + "x" * 90).heading) == 40
 
 
 @pytest.mark.parametrize(
