@@ -8,10 +8,10 @@ import pytest
 from made_records import DENSE, LACO
 
 from bench.records import frame, measured, quantities
-from bench.records.layout import schema_of_layout
 from bench.records.quantities import find_quantities, find_quantity, list_quantities, quantity_of_column
 from bench.records.quantity import PARTS, declare_quantity, format_bits
 from bench.records.record import RecordLayout
+from bench.records.schema import schema_of_layout
 from reports import legend
 from reports.groups import pool_draws
 from reports.tables.views import build_view
