@@ -9,7 +9,7 @@ does. A field that is not needed is absent from a record where it is None (`to_p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
@@ -28,11 +28,23 @@ class Meaning:
 
     source  the module that writes it; empty for that of its class
     null    whether records may hold null where it is None, though it could be absent
+    alias   its key in a record, where that is a word of Python or of pydantic; empty for its name
     """
 
     words: str
     source: str = ""
     null: bool = False
+    alias: str = ""
+
+
+def declare_field(meaning: str, source: str = "", *, alias: str = "") -> Any:
+    """Return a field of a dataclass that every record has; arguments as of `Meaning`."""
+    return field(metadata={"meaning": Meaning(meaning, source, alias=alias)})
+
+
+def declare_optional_field(meaning: str, source: str = "", *, null: bool = False, alias: str = "") -> Any:
+    """Return a field of a dataclass that is absent from a record where there is nothing to say, and None here."""
+    return field(default=None, metadata={"meaning": Meaning(meaning, source, null, alias)})
 
 
 def is_needed(owner: type, field: Field[Any]) -> bool:
@@ -48,10 +60,11 @@ def to_plain(value: Any) -> Any:
     """Return a value as a record holds it: of a dataclass a dict, without fields that are None and not needed."""
     if is_dataclass(value) and not isinstance(value, type):
         plain = {}
-        for field in fields(value):
-            inner = getattr(value, field.name)
-            if inner is not None or is_needed(type(value), field):
-                plain[field.name] = to_plain(inner)
+        for each in fields(value):
+            inner = getattr(value, each.name)
+            if inner is not None or is_needed(type(value), each):
+                meaning = each.metadata.get("meaning")
+                plain[meaning.alias if meaning and meaning.alias else each.name] = to_plain(inner)
         return plain
     if isinstance(value, Mapping):
         return {name: to_plain(inner) for name, inner in value.items()}

@@ -1,10 +1,10 @@
-"""Describes an object in a record by a class: `Layout`, or the layout that follows from a dataclass.
+"""Makes the layout of an object in a record: the pydantic model that follows from a dataclass.
 
 Every record has the keys that are needed. Any other key is absent where there is nothing to say, and never null, unless
 its kind says so. Keys that no layout names are left alone, since later versions write more of them.
 
-`layout_of` makes the layout of a dataclass whose fields say by `Meaning` what they are (bench.plan.kinds). Its values
-are checked and stay plain JSON.
+`layout_of` makes the layout of a dataclass whose fields say by `Meaning` or `declare_field` what they are
+(bench.plan.kinds). Its values are checked and stay plain JSON.
 """
 
 from __future__ import annotations
@@ -42,22 +42,12 @@ class Layout(BaseModel):
     source: ClassVar[str] = ""
 
 
-def declare_field(meaning: str, source: str = "", **limits: Any) -> Any:
-    """Return a field that every record has. `source` is what writes it, where that is not its model's."""
-    return Field(description=meaning, json_schema_extra={"source": source} if source else None, **limits)
-
-
-def declare_optional_field(meaning: str, source: str = "", **limits: Any) -> Any:
-    """Return a field that is absent where there is nothing to say."""
-    return Field(default=None, description=meaning, json_schema_extra={"source": source} if source else None, **limits)
-
-
 @dataclass(frozen=True)
 class LayoutOf:
     """Says that a value of a record is a dataclass as plain JSON; `base` names and has the fields that records add."""
 
     owner: type
-    base: type[Layout] | None = None
+    base: type | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Take what the layout of the dataclass takes."""
@@ -65,7 +55,7 @@ class LayoutOf:
 
 
 @cache
-def layout_of(owner: type, base: type[Layout] | None = None) -> type[Layout]:
+def layout_of(owner: type, base: type | None = None) -> type[Layout]:
     """Return the layout of a dataclass. A method `refuse_misfit` of it raises ValueError for values that do not fit.
 
     The first paragraph of its docstring describes the objects. Its module writes them, unless its attribute SOURCE
@@ -74,16 +64,29 @@ def layout_of(owner: type, base: type[Layout] | None = None) -> type[Layout]:
     hints, members = get_type_hints(owner, include_extras=True), dict[str, Any]()
     for field in fields(owner):
         needed, hint = is_needed(owner, field), hints[field.name]
-        meaning = next(extra for extra in get_args(hint)[1:] if isinstance(extra, Meaning))
-        declare = declare_field if needed else declare_optional_field
-        members[field.name] = _kind(hint, null=needed or meaning.null), declare(meaning.words, meaning.source)
+        meaning = _meaning_of_field(field, hint)
+        declared = Field(
+            default=... if needed else None,
+            description=meaning.words,
+            alias=meaning.alias or None,
+            json_schema_extra={"source": meaning.source} if meaning.source else None,
+        )
+        members[field.name] = _kind(hint, null=needed or meaning.null), declared
     rules: dict[str, Any] = {}
     if hasattr(owner, "refuse_misfit"):
         rules["refuse_misfit"] = model_validator(mode="after")(_rule_of(owner))
     name, about = (base or owner).__name__, _first_paragraph(owner)
-    layout = create_model(name, __base__=base or Layout, __doc__=about, __validators__=rules, **members)
+    layout = create_model(
+        name, __base__=layout_of(base) if base else Layout, __doc__=about, __validators__=rules, **members
+    )
     layout.source = getattr(owner, "SOURCE", owner.__module__)
     return layout
+
+
+def _meaning_of_field(field: Any, hint: Any) -> Meaning:
+    """Return what a field of a dataclass means: what its type says, or its declaration."""
+    extras = (*get_args(hint)[1:], field.metadata.get("meaning"))
+    return next(extra for extra in extras if isinstance(extra, Meaning))
 
 
 def _first_paragraph(owner: type) -> str:

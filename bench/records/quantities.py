@@ -7,14 +7,14 @@ of a column of the frame: of perplexity_wiki the quantity "perplexity_{}".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from bench.records.quantity import (
     MISSING,
     PARTS,
-    Declaration,
     Quantity,
     format_bytes,
     format_percent,
@@ -107,9 +107,9 @@ DERIVED = (  # by bench.records.frame, from other values of a record and of the 
 @cache
 def list_quantities() -> tuple[Quantity, ...]:
     """Return all quantities in the order of tables."""
-    from bench.records.measured import MeasuredAll
+    from bench.records.measured import Measured
 
-    declared = list(find_quantities(MeasuredAll))
+    declared = list(find_quantities(Measured))
     means = [_mean_over_tasks(quantity) for quantity in declared if quantity.over_tasks]
     order = list(PARTS)
     return tuple(sorted([*declared, *DERIVED, *means], key=lambda quantity: order.index(quantity.part)))
@@ -120,16 +120,20 @@ def find_quantities(result: Any, place: str = "") -> Iterator[Quantity]:
 
     place  the path of the result in `measured`, with {} for the name of a text or task
     """
-    for name, field in result.model_fields.items():
-        path = f"{place}.{name}".removeprefix(".")
-        if isinstance(field.json_schema_extra, Declaration):
-            column = f"{name}_{{}}" if "{}" in place else name
-            follows: dict[str, Any] = {"name": column, "path": path, "part": PART_OF_PLACE.get(place, "size")}
-            yield Quantity(**follows | field.json_schema_extra.quantity)
-        elif hasattr(field.annotation, "model_fields"):
-            yield from find_quantities(field.annotation, path)
-        elif get_origin(field.annotation) is dict and hasattr(get_args(field.annotation)[1], "model_fields"):
-            yield from find_quantities(get_args(field.annotation)[1], f"{path}.{{}}")
+    hints = get_type_hints(result)
+    for field in fields(result):
+        path = f"{place}.{field.name}".removeprefix(".")
+        if "quantity" in field.metadata:
+            name = f"{field.name}_{{}}" if "{}" in place else field.name
+            follows: dict[str, Any] = {"name": name, "path": path, "part": PART_OF_PLACE.get(place, "size")}
+            yield Quantity(**follows | field.metadata["quantity"])
+            continue
+        hint = hints[field.name]
+        for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+            if is_dataclass(kind):
+                yield from find_quantities(kind, path)
+            elif get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
+                yield from find_quantities(get_args(kind)[1], f"{path}.{{}}")
 
 
 def _mean_over_tasks(quantity: Quantity) -> Quantity:

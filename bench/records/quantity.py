@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from bench.plan.kinds import Meaning
 
 MISSING = "-"
 
@@ -162,19 +164,6 @@ class Quantity:
         return f"{self.show(value)} ± {self.format((high - low) / 2, value)}"
 
 
-@dataclass(frozen=True)
-class Declaration:
-    """What a field declares: the module that writes it, and its quantity but for what follows from its place."""
-
-    source: str
-    quantity: dict[str, Any]
-
-    def __call__(self, schema: dict[str, Any]) -> None:
-        """Add the module that writes the field to its JSON schema."""
-        if self.source:
-            schema["source"] = self.source
-
-
 def declare_quantity(
     heading: str,
     meaning: str,
@@ -193,11 +182,9 @@ def declare_quantity(
 
     A quantity whose spread is an interval has its ends beside it, in the fields NAME_low and NAME_high.
     """
-    from pydantic import Field
-
     quantity = {"heading": heading, "meaning": meaning, "format": format, **more}
-    default = ... if is_needed else None
-    return Field(default=default, description=meaning, json_schema_extra=Declaration(source, quantity))
+    metadata = {"meaning": Meaning(meaning, source), "quantity": quantity}
+    return field(metadata=metadata) if is_needed else field(default=None, metadata=metadata)
 
 
 def is_finite(value: Any) -> bool:

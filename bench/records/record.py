@@ -18,17 +18,17 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path, PurePath
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bench.plan.cell import Cell, base_of_ratio, label_of_cell, words_of_ratio
-from bench.plan.kinds import Name, OneOf
-from bench.records.layout import Layout, LayoutOf, declare_field, declare_optional_field
-from bench.records.measured import DecidedAll, MeasuredAll
+from bench.plan.kinds import Name, OneOf, declare_field, declare_optional_field
+from bench.records.decided import Decisions
+from bench.records.layout import LayoutOf, layout_of
+from bench.records.measured import Measured
 from bench.records.speed_results import Environment
 from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
@@ -188,10 +188,10 @@ LIMITS = {  # and where a limit is crossed
 }
 
 
-def misfit_of_layout(data: Any, layout: type[BaseModel]) -> str:
+def misfit_of_layout(data: Any, layout: type) -> str:
     """Return one sentence on why plain JSON values do not fit a layout; empty where they do."""
     try:
-        _reader(layout).validate_python(data)
+        layout_of(layout).model_validate(data)
     except ValidationError as error:
         first, *more = error.errors(include_url=False)
         ending = f", and {len(more)} more fields do not fit" if len(more) > 1 else ", and another field does not fit"
@@ -199,20 +199,15 @@ def misfit_of_layout(data: Any, layout: type[BaseModel]) -> str:
     return ""
 
 
-def invalid_paths(data: Any, layout: type[BaseModel]) -> list[tuple[str | int, ...]]:
+def invalid_paths(data: Any, layout: type) -> list[tuple[str | int, ...]]:
     """Return the paths at which plain JSON values do not fit a layout, each as keys and numbers from the outside in."""
     try:
-        _reader(layout).validate_python(data)
+        layout_of(layout).model_validate(data)
     except ValidationError as error:
         return [
             mistake["loc"] for mistake in error.errors(include_url=False, include_context=False, include_input=False)
         ]
     return []
-
-
-@cache
-def _reader(layout: type[BaseModel]) -> TypeAdapter[Any]:
-    return TypeAdapter(layout)
 
 
 def _words_of_error(error: ErrorDetails) -> str:
@@ -254,17 +249,19 @@ def _short_value(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-class RecordedCell(Layout):
+@dataclass(frozen=True, kw_only=True)
+class RecordedCell:
     """Names a record's cell for readers."""
 
-    display_name: str = declare_optional_field("the model's name for a reader", "bench.data.pretrained")
-    label: Name = declare_optional_field("the method and the parameters that were given, as in laco:C=3")
+    display_name: str | None = declare_optional_field("the model's name for a reader", "bench.data.pretrained")
+    label: Name | None = declare_optional_field("the method and the parameters that were given, as in laco:C=3")
 
 
-class RecordLayout(Layout):
+@dataclass(frozen=True, kw_only=True)
+class RecordLayout:
     """Describes a record: the outcome of one cell."""
 
-    source: ClassVar[str] = "bench.runs.job"
+    SOURCE: ClassVar[str] = "bench.runs.job"
 
     number: Annotated[int, OneOf((SCHEMA,))] = declare_field("number of this layout", alias="schema")
     cell: Annotated[Any, LayoutOf(Cell, RecordedCell)] = declare_field("what was asked for")
@@ -274,17 +271,15 @@ class RecordLayout(Layout):
     )
     error: str | None = declare_field("why the status is not ok, else null")
     environment: Environment = declare_field("where it was measured")
-    decisions: DecidedAll = declare_field("what the method decided")
-    measured: MeasuredAll = declare_field("what was measured")
+    decisions: Decisions = declare_field("what the method decided")
+    measured: Measured = declare_field("what was measured")
 
-    @model_validator(mode="after")
-    def _layers_are_there(self) -> Self:
-        """Refuse layers that the model did not have."""
+    def refuse_misfit(self) -> None:
+        """Raise ValueError for layers that the model did not have."""
         layers = self.measured.dense_layers
         for name in ("removed_layers", "removed_attention", "removed_mlp") if layers else ():
             if beyond := [number for number in getattr(self.decisions, name) or () if number >= layers]:
                 raise ValueError(f"has {beyond[0]} in decisions.{name}, and measured.dense_layers is {layers}")
-        return self
 
 
 RESULT_FIELDS = ("decisions", "measured")  # the fields of a record that may lose values

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.records.layout import Layout
+from bench.records.layout import layout_of
 from bench.records.record import RecordLayout
 from bench.records.served import ServedLayout
 
-FILES: dict[str, type[Layout]] = {"record.schema.json": RecordLayout, "served.schema.json": ServedLayout}
+FILES: dict[str, type] = {"record.schema.json": RecordLayout, "served.schema.json": ServedLayout}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ANY = "NAME"  # stands in a path for a name of the user's, such as that of a text
 KINDS = {
@@ -51,9 +51,9 @@ class Section:
     rows: tuple[FieldRow, ...]
 
 
-def schema_of_layout(layout: type[Layout]) -> dict[str, Any]:
+def schema_of_layout(layout: type) -> dict[str, Any]:
     """Return the JSON schema of a layout. It has all rules that concern a single field."""
-    schema: dict[str, Any] = _without_titles(layout.model_json_schema())
+    schema: dict[str, Any] = _without_titles(layout_of(layout).model_json_schema())
     return {"$schema": DIALECT, "title": layout.__name__} | schema
 
 
@@ -74,7 +74,7 @@ def _without_titles(schema: Any, of_names: bool = False) -> Any:
     }
 
 
-def sections_of_layout(layout: type[Layout]) -> list[Section]:
+def sections_of_layout(layout: type) -> list[Section]:
     """Return the objects of a layout from the outside to the inside, each kind of them once."""
     schema = schema_of_layout(layout)
     return list(_walk_objects(schema, schema["$defs"], "", "", {}))

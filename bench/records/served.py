@@ -32,10 +32,11 @@ from bench.plan.kinds import (
     Sha256,
     Tokens,
     Whole,
+    declare_field,
+    declare_optional_field,
 )
-from bench.records.layout import Layout, declare_field, declare_optional_field
 from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, misfit_of_layout, read_content, read_json
-from bench.records.speed_results import Environment, MachineMeanwhile, MemoryAlone, PointTimed
+from bench.records.speed_results import Environment, MachineMeanwhile, MemoryAlone, PointTiming
 from methods.console import say
 from methods.errors import Unwritable
 from methods.files import write_atomically
@@ -205,38 +206,40 @@ def lock_served(run: Path) -> Iterator[None]:
         lock.release()
 
 
-class EngineAsked(Layout):
+@dataclass(frozen=True, kw_only=True)
+class EngineAsked:
     """Says what an inference engine was asked, of every model alike."""
 
-    source: ClassVar[str] = "bench.plan.protocol"
+    SOURCE: ClassVar[str] = "bench.plan.protocol"
 
     engine: Name = declare_field("llama.cpp, vllm or sglang")
-    engine_python: str = declare_optional_field("interpreter that has vllm or sglang")
-    engine_args: str = declare_optional_field("words for those")
-    prefill: list[Tokens] = declare_optional_field("prompt lengths that are timed")
-    decode: list[Tokens] = declare_optional_field("depths of context behind which tokens are generated")
-    batches: list[Positive] = declare_optional_field("sequences at once")
+    engine_python: str | None = declare_optional_field("interpreter that has vllm or sglang")
+    engine_args: str | None = declare_optional_field("words for those")
+    prefill: tuple[Tokens, ...] | None = declare_optional_field("prompt lengths that are timed")
+    decode: tuple[Tokens, ...] | None = declare_optional_field("depths of context behind which tokens are generated")
+    batches: tuple[Positive, ...] | None = declare_optional_field("sequences at once")
     steps: Positive = declare_field("tokens that a pass generates for each sequence")
     rounds: Positive = declare_field("of dense against pruned")
     text: str = declare_field("that the engine scores")
     windows: Count = declare_field("of that text")
     window: Tokens = declare_field("of each window")
-    silence: Count = declare_optional_field("seconds without a word after which the engine is ended")
+    silence: Count | None = declare_optional_field("seconds without a word after which the engine is ended")
     version: str = declare_field("of the engine")
     threads: Count = declare_field("of the engine")
 
 
-class ModelServed(Layout):
+@dataclass(frozen=True, kw_only=True)
+class ModelServed:
     """Says which model was served."""
 
-    source: ClassVar[str] = "bench.serving.serve"
+    SOURCE: ClassVar[str] = "bench.serving.serve"
 
-    pruned_sha256: Sha256 | None = declare_optional_field("of the cell's record")
+    pruned_sha256: Sha256 | None = declare_optional_field("of the cell's record", null=True)
     name: str = declare_field("of the dense model for a reader")
     label: Name = declare_field("the method with its parameters")
     method: Name = declare_field("its name")
-    dtype: Name = declare_optional_field("of its cell, which is that of the dense model beside it")
-    seed: Whole = declare_optional_field("of its cell")
+    dtype: Name | None = declare_optional_field("of its cell, which is that of the dense model beside it")
+    seed: Whole | None = declare_optional_field("of its cell")
     requested_ratio: Ratio | None = declare_field(
         "that was asked for; null for dense, and where parameters alone decide"
     )
@@ -245,59 +248,63 @@ class ModelServed(Layout):
     parameters: Parameters | None = declare_field("that are left")
 
 
-class TextServed(Layout):
+@dataclass(frozen=True, kw_only=True)
+class TextServed:
     """Says how well an engine predicts the text with the model."""
 
-    source: ClassVar[str] = "bench.export.engine_check"
+    SOURCE: ClassVar[str] = "bench.export.engine_check"
 
     text: Name = declare_field("its name")
     sha256: Sha256 = declare_field("of the windows' tokens")
-    windows: Count = declare_optional_field("that were read")
+    windows: Count | None = declare_optional_field("that were read")
     drawn: bool = declare_field(DRAWN)
     window: Tokens = declare_field("of each window")
-    tokens: Tokens = declare_optional_field("that are scored")
-    nll: list[float] = declare_field("nats of each window")
+    tokens: Tokens | None = declare_optional_field("that are scored")
+    nll: tuple[float, ...] = declare_field("nats of each window")
     perplexity: Above = declare_field("per token")
-    perplexity_low: Above = declare_optional_field("lower end of its 95 % interval over windows")
-    perplexity_high: Above = declare_optional_field("upper end of its 95 % interval over windows")
+    perplexity_low: Above | None = declare_optional_field("lower end of its 95 % interval over windows")
+    perplexity_high: Above | None = declare_optional_field("upper end of its 95 % interval over windows")
 
 
-class EngineFound(Layout):
+@dataclass(frozen=True, kw_only=True)
+class EngineFound:
     """Describes the engine."""
 
-    source: ClassVar[str] = "bench.inference"
+    SOURCE: ClassVar[str] = "bench.inference"
 
-    name: str = declare_optional_field("llama.cpp, vllm or sglang")
-    version: str = declare_optional_field("of its package")
-    commit: str = declare_optional_field("of its source")
-    system: str = declare_optional_field("instructions of the processor that it uses")
-    threads: Count = declare_optional_field("with which it computes")
+    name: str | None = declare_optional_field("llama.cpp, vllm or sglang")
+    version: str | None = declare_optional_field("of its package")
+    commit: str | None = declare_optional_field("of its source")
+    system: str | None = declare_optional_field("instructions of the processor that it uses")
+    threads: Count | None = declare_optional_field("with which it computes")
 
 
-class ServedFound(Layout):
+@dataclass(frozen=True, kw_only=True)
+class ServedFound:
     """Holds what was found of a served model; what was not is absent."""
 
-    source: ClassVar[str] = "bench.serving.serve"
+    SOURCE: ClassVar[str] = "bench.serving.serve"
 
-    format: str = declare_optional_field("gguf or hf", "bench.export.write")
-    bytes: Bytes = declare_optional_field("of the weights' files, with the vocabulary where it is in them")
-    checks: list[list[Any]] = declare_optional_field(
+    format: str | None = declare_optional_field("gguf or hf", "bench.export.write")
+    bytes: Bytes | None = declare_optional_field("of the weights' files, with the vocabulary where it is in them")
+    checks: tuple[tuple[Any, ...], ...] | None = declare_optional_field(
         "[name, passed, found] of the engine's answers against this suite's"
     )
-    perplexity: TextServed = declare_optional_field("by the engine")
-    engine: EngineFound = declare_optional_field("which it was")
-    memory: MemoryAlone = declare_optional_field("of the engine's process with this model alone")
-    points: list[PointTimed] = declare_optional_field(
+    perplexity: TextServed | None = declare_optional_field("by the engine")
+    engine: EngineFound | None = declare_optional_field("which it was")
+    memory: MemoryAlone | None = declare_optional_field("of the engine's process with this model alone")
+    points: tuple[PointTiming, ...] | None = declare_optional_field(
         "each size; dense is the dense model in the type `base`, pruned this one; prefill at batch 1 is the time to "
         "the first token"
     )
-    machine: MachineMeanwhile = declare_optional_field("what else the machine did while both were timed")
+    machine: MachineMeanwhile | None = declare_optional_field("what else the machine did while both were timed")
 
 
-class ServedLayout(Layout):
+@dataclass(frozen=True, kw_only=True)
+class ServedLayout:
     """Describes a served record: what an inference engine made of one cell's model in one type of weights."""
 
-    source: ClassVar[str] = "bench.serving.serve"
+    SOURCE: ClassVar[str] = "bench.serving.serve"
 
     number: Annotated[int, OneOf((SERVED_SCHEMA,))] = declare_field("number of this layout", alias="schema")
     key: Name = declare_field("of the cell whose model it is")

@@ -35,7 +35,7 @@ from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe, name_of_text
-from bench.records.measured import WhatWent
+from bench.records.decided import WhatWent
 from bench.records.record import load, misfit_of_layout
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets

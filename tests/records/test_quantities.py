@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from made_records import DENSE, LACO
 
+from bench.plan.kinds import declare_optional_field
 from bench.records import frame, measured, quantities
 from bench.records.quantities import find_quantities, find_quantity, list_quantities, quantity_of_column
 from bench.records.quantity import PARTS, declare_quantity, format_bits
@@ -17,24 +18,26 @@ from reports.groups import pool_draws
 from reports.tables.views import build_view
 
 
-class Task(measured.TaskAnswered):
+@dataclass(frozen=True, kw_only=True)
+class Task(measured.TaskScore):
     """A task with a quantity that no record has yet."""
 
-    hesitation: measured.TaskMetric = declare_quantity(
+    hesitation: measured.TaskMetric | None = declare_quantity(
         "hesitation {}", "entropy of the choices' likelihoods", format_bits, unit="bits", spread="stderr"
     )
 
 
-class Measured(measured.MeasuredAll):
+@dataclass(frozen=True, kw_only=True)
+class Measured(measured.Measured):
     """What is measured, with such a task."""
 
-    tasks: dict[str, Task] = measured.declare_optional_field("by task")
+    tasks: dict[str, Task] | None = declare_optional_field("by task")
 
 
 @pytest.fixture
 def hesitant(monkeypatch):
     """A dense and a pruned record that hold the new quantity of piqa alone."""
-    monkeypatch.setattr(measured, "MeasuredAll", Measured)
+    monkeypatch.setattr(measured, "Measured", Measured)
     for function in (list_quantities, find_quantity, quantity_of_column):
         function.cache_clear()
     records = []
