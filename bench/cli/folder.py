@@ -151,8 +151,11 @@ def _newest() -> Path:
     """Return the run below results/ whose records changed last."""
     from bench.records import run_folder
 
-    held = {run: run_folder.files_of_records(run) for run in sorted(RESULTS.glob("*"))}
-    changed = {run: max(path.stat().st_mtime for path in files) for run, files in held.items() if files}
+    changed = {}
+    for run in sorted(RESULTS.glob("*")):
+        changes = [path.stat().st_mtime for path in run_folder.files_of_records(run)]
+        if changes:
+            changed[run] = max(changes)
     if not changed:
         raise UserError(f"no run has a record below {RESULTS}/ yet; say which folder, as in `serve /tmp/run`")
     return max(changed, key=lambda run: changed[run])

@@ -54,7 +54,8 @@ def _methods(verbose: bool) -> list[str]:
     cards, packages, lines = methods.cards_of_methods(), methods.installed_methods(), list[str]()
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     took = measured["methods"]
-    wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
+    names = [card.name for card in cards] + [name for name, _ in packages]
+    wide = 2 + max(map(len, names))
     for card in cards:
         without = f"; not {', '.join(card.without)}" if card.without else ""
         cost = f", {card.cost}" if card.cost else ""
@@ -179,7 +180,8 @@ def _formats(verbose: bool) -> list[str]:
     from bench.export import formats
 
     rows = formats.table_of_formats()
-    wide = [2 + max(len(row[column]) for row in rows) for column in (0, 2, 3)]
+    columns = list(zip(*rows, strict=True))
+    wide = [2 + max(map(len, columns[at])) for at in (0, 2, 3)]
     lines = []
     for removed, by, *held in rows:
         first, second, third = held

@@ -152,8 +152,8 @@ def _gate(arguments: argparse.Namespace) -> int:
         say(f"prunebench: {error}")
         return NO_COMPARISON
     run = results_of_run(arguments.run)
-    labels = [[str(cell.identity["label"]) for cell in cells.values()] for cells in (run, base)]
-    mapping = gate.parse_mapping(arguments.map, *labels)
+    labels = [cell.identity["label"] for cell in run.values()]
+    mapping = gate.parse_mapping(arguments.map, labels, [cell.identity["label"] for cell in base.values()])
     verdict_list = gate.judge(base, run, may_lose, mapping)
     if not arguments.no_confirm:
         verdict_list = _confirm(

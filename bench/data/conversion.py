@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from operator import itemgetter
 from pathlib import Path
 
 from methods.console import say
@@ -63,7 +64,8 @@ def keep_documents(folder: Path) -> None:
     with gzip.open(requests, "rt", encoding="utf-8") as lines:
         documents = {request["doc_id"]: request["doc"] for request in map(json.loads, lines)}
     columns = ("id", "question", "opa", "opb", "opc", "opd", "cop", "subject_name")
-    table = pyarrow.table({column: [document[column] for document in documents.values()] for column in columns})
+    values = map(itemgetter(*columns), documents.values())
+    table = pyarrow.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in values])
     file = folder / MEDMCQA
     file.parent.mkdir(parents=True)
     with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:

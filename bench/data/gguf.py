@@ -185,7 +185,8 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PrunedConfig:
     def of(name: str) -> Any:
         return _value(reader, f"{DECI}.{name}")
 
-    _refuse_positions(reader, E := of("attention.key_length"))
+    E = of("attention.key_length")
+    _refuse_positions(reader, E)
     n = of("block_count")
     H, G = _each(of("attention.head_count"), n), _each(of("attention.head_count_kv"), n)
     I = _each(of("feed_forward_length"), n)
@@ -216,8 +217,9 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PrunedConfig:
         attention_bias=has("attn_q", "attn_k", "attn_v"),
         mlp_bias=has("ffn_gate", "ffn_up"),
     )
-    layers = [
-        {
+    layers = []
+    for layer in range(n):
+        sizes = {
             "num_attention_heads": H[layer],
             "num_key_value_heads": G[layer],
             "intermediate_size": I[layer],
@@ -225,8 +227,7 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PrunedConfig:
             "mlp_output_bias": f"blk.{layer}.ffn_down.bias" in names,
             "skip": [part for part, size in (("attention", G[layer]), ("mlp", I[layer])) if not size],
         }
-        for layer in range(n)
-    ]
+        layers.append(sizes)
     described: PrunedConfig = PrunedConfig.from_dict(
         {
             "base_config": base.to_diff_dict() | {"model_type": base.model_type},

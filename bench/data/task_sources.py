@@ -165,7 +165,7 @@ def _read(file: Path) -> datasets.Dataset:
         if file.suffix == ".jsonl":
             rows = _rows(file)
             names = dict.fromkeys(name for row in rows for name in row)  # from_list takes the first row's
-            return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+            return datasets.Dataset.from_list([dict.fromkeys(names) | row for row in rows])
         if file.suffix == ".arrow":
             with pyarrow.OSFile(str(file)) as stream:
                 table = pyarrow.ipc.open_stream(stream).read_all()

@@ -271,7 +271,8 @@ def _documents(text: str) -> list[str]:
         documents = _split(text, assets.fetch_text(text).read_text(encoding="utf-8"))
     else:
         documents = _split(text, _read(Path(text)))
-    return list(dict.fromkeys(stripped for document in documents if (stripped := document.strip())))
+    stripped = dict.fromkeys(document.strip() for document in documents)
+    return [document for document in stripped if document]
 
 
 def split_halves(text: str) -> tuple[list[str], list[str]]:
@@ -285,12 +286,12 @@ def split_halves(text: str) -> tuple[list[str], list[str]]:
         return even, odd
     of_even, of_odd = SEPARATOR.join(even), SEPARATOR.join(odd)
     held = [document for document in even if len(document) >= SHORTEST and document in of_odd]
-    return even, [
-        document
-        for document in odd
-        if not (len(document) >= SHORTEST and document in of_even)
-        and not any(evaluated in document for evaluated in held)
-    ]
+    apart = []
+    for document in odd:
+        is_held = len(document) >= SHORTEST and document in of_even
+        if not is_held and not any(part in document for part in held):
+            apart.append(document)
+    return even, apart
 
 
 def _content(text: str) -> str:

@@ -80,7 +80,9 @@ def format_findings(findings: Iterable[Finding]) -> str:
 
 def document_of_findings(findings: Iterable[Finding], machine: dict[str, Any]) -> dict[str, Any]:
     """Return the contents of a bug report as plain JSON values: no host name, no user's name, no path."""
-    plain = [{name: value for name, value in asdict(finding).items() if value} for finding in findings]
+    plain = []
+    for finding in findings:
+        plain.append({name: value for name, value in asdict(finding).items() if value})
     document: dict[str, Any] = _finite({"layout": LAYOUT, "machine": machine, "findings": plain})
     return document
 

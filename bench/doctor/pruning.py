@@ -133,10 +133,9 @@ def parameters_for_tiny_model(method: str) -> dict[str, str]:
 
 def has_drawn_weights(case: str) -> bool:
     """Say whether a compensation draws weights on its device, so that no two kinds of device agree."""
-    seeded = {
-        card.name for card in methods.cards_of_compensations() if any(name == "seed" for name, *_ in card.parameters)
-    }
-    return case.partition("+")[2] in seeded
+    compensation = case.partition("+")[2]
+    cards = [card for card in methods.cards_of_compensations() if card.name == compensation]
+    return any(name == "seed" for card in cards for name, *_ in card.parameters)
 
 
 def prune_tiny_model(
@@ -165,7 +164,9 @@ def prune_tiny_model(
 def find_answer(case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None) -> Answer:
     """Prune the doctor's model, and return what is left."""
     model, decided = prune_tiny_model(case, device, dtype, noise)
-    rounded = [[round(value, 4) for value in row] for row in compute_some_logits(model).tolist()]
+    rounded = []
+    for row in compute_some_logits(model).tolist():
+        rounded.append([round(value, 4) for value in row])
     return Answer(decided, parameters(model), None if has_drawn_weights(case) else rounded)
 
 

@@ -78,7 +78,8 @@ class Site:
         marker = folder.resolve() / MARKER  # the next run uses the same name, if this one is killed
         shutil.rmtree(marker, ignore_errors=True)
         marker.mkdir()
-        (marker / TEXT).write_text(text := secrets.token_hex(16), encoding="utf-8")
+        text = secrets.token_hex(16)
+        (marker / TEXT).write_text(text, encoding="utf-8")
         try:
             yield Site(str(marker.parent), text, str(Path.cwd()), on_cpu, fresh)
         finally:

@@ -116,7 +116,10 @@ def share_of_expected(expected: Sequence[Sequence[str]], answers: Sequence[Seque
 
 def measure_diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
     """Return repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
-    repeated = [1 - len(set(grams)) / len(grams) for grams in (ngrams_of(tokens, 4) for tokens in continuations)]
+    repeated = []
+    for tokens in continuations:
+        grams = ngrams_of(tokens, 4)
+        repeated.append(1 - len(set(grams)) / len(grams))
     figures = {"repetition": sum(repeated) / len(repeated)}
     for n in (1, 2):
         grams = [gram for tokens in continuations for gram in ngrams_of(tokens, n)]

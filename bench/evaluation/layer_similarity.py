@@ -122,9 +122,10 @@ def refuse_unless_alike(model: Decoder) -> None:
             raise UserError("a layer has lost its attention or its MLP; similarity compares whole layers")
         if layer.experts is not None:
             raise UserError("a layer has a mixture of experts; similarity compares layers with a single MLP")
-    shapes = {tuple(tuple(matrix.weight.shape) for matrix in layer.matrices) for layer in model.layers}
-    if len(shapes) > 1:
-        raise UserError("layers differ in width after pruning; similarity compares layers of one shape")
+    shapes = [matrix.weight.shape for matrix in model.layers[0].matrices]
+    for layer in model.layers:
+        if [matrix.weight.shape for matrix in layer.matrices] != shapes:
+            raise UserError("layers differ in width after pruning; similarity compares layers of one shape")
 
 
 def matrices_by_role(layer: Layer) -> dict[str, MatrixSlice]:
@@ -284,12 +285,11 @@ class Merges:
         """Sum the nats of each window's scored tokens: (B, W - 1, D) -> float64 (B,)."""
         places = batch.scored.flatten().nonzero()[:, 0]
         states, targets = x.flatten(0, 1)[places], batch.targets.flatten()[places]
-        nll = torch.cat(
-            [
-                nn.functional.cross_entropy(self.model.logits(part).float(), wanted, reduction="none")
-                for part, wanted in zip(*(torch.split(t, TOKENS_AT_ONCE) for t in (states, targets)), strict=True)
-            ]
-        )
+        losses = []
+        parts = zip(torch.split(states, TOKENS_AT_ONCE), torch.split(targets, TOKENS_AT_ONCE), strict=True)
+        for part, wanted in parts:
+            losses.append(nn.functional.cross_entropy(self.model.logits(part).float(), wanted, reduction="none"))
+        nll = torch.cat(losses)
         rows = places // batch.targets.shape[1]
         total = torch.zeros(len(batch.targets), dtype=torch.float64, device=nll.device)
         return total.index_add_(0, rows, nll.double())

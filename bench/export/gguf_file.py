@@ -23,6 +23,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def _write(
     writer: gguf.GGUFWriter, model: Decoder, contents: Contents, dtype: torch.dtype, words: dict[str, Any]
 ) -> None:
     config, form, E = model.config, contents.form, model.layers[0].head_width
-    sizes: dict[str, Any] = {letter: [getattr(layer, letter) for layer in form.layers] for letter in "HGI"}
+    sizes: dict[str, Any] = {letter: list(map(attrgetter(letter), form.layers)) for letter in "HGI"}
     if contents.architecture != DECI:
         sizes = {letter: numbers[0] for letter, numbers in sizes.items()}
     kind, file_type = TYPES[dtype]
@@ -266,16 +267,14 @@ def describe_tokenizer(tokenizer: Any, V: int) -> dict[str, Any]:
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     added = {entry["id"]: entry["special"] for entry in described["added_tokens"]}
     kinds = gguf.TokenType
-    types = [
-        (kinds.CONTROL if added[number] else kinds.USER_DEFINED)
-        if number in added
-        else kinds.UNUSED
-        if number not in by_id
-        else kinds.BYTE
-        if bpe["byte_fallback"] and by_id[number].startswith("<0x")
-        else kinds.NORMAL
-        for number in range(V)
-    ]
+
+    def type_of(number: int) -> gguf.TokenType:
+        if number in added:
+            return kinds.CONTROL if added[number] else kinds.USER_DEFINED
+        if number not in by_id:
+            return kinds.UNUSED
+        return kinds.BYTE if bpe["byte_fallback"] and by_id[number].startswith("<0x") else kinds.NORMAL
+
     ranks = {merge.replace(" ", "", 1): -float(rank) for rank, merge in reversed(list(enumerate(merges)))}
     tokens = [by_id.get(number, f"[PAD{number}]") for number in range(V)]
     template = tokenizer.chat_template
@@ -284,7 +283,7 @@ def describe_tokenizer(tokenizer: Any, V: int) -> dict[str, Any]:
         "model": "llama" if bpe["byte_fallback"] else "gpt2",
         "pre": "default" if bpe["byte_fallback"] else _split(described["pre_tokenizer"]),
         "tokens": tokens,
-        "types": types,
+        "types": [type_of(number) for number in range(V)],
         "merges": merges,
         "scores": [ranks.get(token, 0.0) for token in tokens] if bpe["byte_fallback"] else None,
         "special": {name: number for name, number in special.items() if number is not None},

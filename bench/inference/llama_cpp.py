@@ -374,9 +374,13 @@ class TimedFile:
         length = point.tokens + count
         self.context = engine.context(model, length=length, sequences=point.batch, threads=threads)
         draw, V = random.Random(0), engine.vocabulary(model)
-        self.ids = [[draw.randrange(V) for _ in range(length)] for _ in range(point.batch)]
+        self.ids: list[list[int]] = []
+        for _ in range(point.batch):
+            self.ids.append([draw.randrange(V) for _ in range(length)])
         self.prompt = engine.batch([row[: self.depth] for row in self.ids], 0)
-        self.steps = [engine.batch([row[at : at + 1] for row in self.ids], at) for at in range(self.depth, length)]
+        self.steps = []
+        for at in range(self.depth, length):
+            self.steps.append(engine.batch([row[at : at + 1] for row in self.ids], at))
         self.at, self.filled = 0, False
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.plan.cell import base_of_ratio, is_recorded_draw, words_of_ratio
@@ -105,7 +105,13 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
     )
 )
 BY_PLACE = {condition.place: condition for condition in CONDITIONS}
-GATE = {kind: tuple(c.name for c in CONDITIONS if kind in c.gate.split()) for kind in FIGURES}
+
+
+def _names_in_gate(kind: str) -> tuple[str, ...]:
+    return tuple(condition.name for condition in CONDITIONS if kind in condition.gate.split())
+
+
+GATE = {kind: _names_in_gate(kind) for kind in FIGURES}
 
 
 def is_condition_of(place: str, *kinds: str) -> bool:
@@ -319,23 +325,27 @@ def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...
     in_heading = ("model", "device", "dtype", "protocol.profile")
     varying = names_of_differences(list(fields_by_setup.values()))
     without_inputs = [name for name in varying if name.partition(".")[0] != "inputs"]
-    rest_by_setup = {key: [fields.get(name) for name in without_inputs] for key, fields in fields_by_setup.items()}
+    rest_by_setup = {key: values_of_fields(fields, without_inputs) for key, fields in fields_by_setup.items()}
     if _distinct(rest_by_setup) == len(fields_by_setup):
         varying = without_inputs
     named = list[str]()
-    heads = {key: [shown[key], *(fields.get(name) for name in in_heading)] for key, fields in fields_by_setup.items()}
+    heads = {key: [shown[key], *values_of_fields(fields, in_heading)] for key, fields in fields_by_setup.items()}
     for name in (name for name in varying if name not in in_heading):
         with_it = {key: [*head, shorten_value(fields_by_setup[key].get(name))] for key, head in heads.items()}
         if len(named) < MOST or _distinct(with_it) > _distinct(heads):
             named.append(name)
             heads = with_it
-    return {
-        key: (
-            *[f"model {names[fields['model']]}"] * _is_name_of_several(shown, fields_by_setup, key),
-            *(f"{name.rpartition('.')[2]} {shorten_value(fields.get(name))}" for name in named),
-        )
-        for key, fields in fields_by_setup.items()
-    }
+    differences = {}
+    for key, fields in fields_by_setup.items():
+        words = [f"{name.rpartition('.')[2]} {shorten_value(fields.get(name))}" for name in named]
+        model = [f"model {names[fields['model']]}"] if _is_name_of_several(shown, fields_by_setup, key) else []
+        differences[key] = (*model, *words)
+    return differences
+
+
+def values_of_fields(fields: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
+    """Return the values of some fields, None where one is missing."""
+    return [fields.get(name) for name in names]
 
 
 def _distinct(heads: Mapping[str, Any]) -> int:
@@ -353,13 +363,14 @@ def _is_name_of_several(shown: Mapping[str, str], conditions: Mapping[str, Mappi
 def names_of_differences(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the fields in which flat conditions differ, without the inputs of a text or task that only some have."""
     names = dict.fromkeys(name for fields in conditions for name in fields)
-    values = {name: [json.dumps(fields.get(name)) for fields in conditions] for name in names}
-    return [
-        name
-        for name in names
-        if len(set(values[name])) > 1
-        and not (name.startswith(("inputs.texts", "inputs.tasks")) and any(name not in fields for fields in conditions))
-    ]
+    differing = []
+    for name in names:
+        is_input = name.startswith(("inputs.texts", "inputs.tasks"))
+        if is_input and any(name not in fields for fields in conditions):
+            continue
+        if len({json.dumps(fields.get(name)) for fields in conditions}) > 1:
+            differing.append(name)
+    return differing
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

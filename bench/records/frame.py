@@ -86,7 +86,10 @@ def frame_of_records(records: Sequence[Record]) -> pd.DataFrame:
     import pandas as pd
 
     rows = rows_of_records(records)
-    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns_of_rows(rows)})
+    columns = {}
+    for name in columns_of_rows(rows):
+        columns[name] = _column([row.get(name) for row in rows])
+    return pd.DataFrame(columns)
 
 
 def columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -297,8 +300,9 @@ def _mean(column: str, results: Mapping[str, Mapping[str, float]], names: Sequen
     if not names or any(name not in results for name in names):
         return row
     row[column] = fmean(results[name]["value"] for name in names)
-    stderrs = [error for name in names if (error := results[name].get("stderr")) is not None]
-    return row | {f"{column}_stderr": average_stderr(stderrs)} if len(stderrs) == len(names) else row
+    if all(results[name].get("stderr") is not None for name in names):
+        row[f"{column}_stderr"] = average_stderr([results[name]["stderr"] for name in names])
+    return row
 
 
 def _average(
@@ -309,9 +313,8 @@ def _average(
     average = row["average"]
     if average is None:
         return row
-    chances = [chance for task in names if (chance := measured[task].get(CHANCE)) is not None]
-    if len(chances) == len(names):
-        row["average_chance"] = fmean(chances)
+    if all(measured[task].get(CHANCE) is not None for task in names):
+        row["average_chance"] = fmean(measured[task][CHANCE] for task in names)
     conditions = ("main", "version", "documents", "fewshot")
     if all(task in dense and _is_same(measured[task], dense[task], conditions) for task in names):
         baseline = fmean(main_metric_of_task(dense[task])["value"] for task in names)

@@ -81,9 +81,10 @@ def names_of_models(models: Iterable[str]) -> dict[str, str]:
     name_by_model = {}
     for model, own in parts.items():
         other_parts = [theirs for name, theirs in parts.items() if name != model]
-        lengths = range(1, len(own) + 1)
-        alone = (n for n in lengths if not any(theirs[-n:] == own[-n:] for theirs in other_parts))
-        name_by_model[model] = str(PurePath(*own[-next(alone, len(own)) :]))
+        length = 1
+        while length < len(own) and any(theirs[-length:] == own[-length:] for theirs in other_parts):
+            length += 1
+        name_by_model[model] = str(PurePath(*own[-length:]))
     return name_by_model
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.plan.protocol import name_of_text
+from bench.records.comparability import values_of_fields
 from bench.records.measured import is_accuracy
 from bench.records.record import Record, metric_of_task
 from bench.records.samples import Sample, Samples, find_alike
@@ -94,7 +95,7 @@ def contrast_of_perplexities(
     finite = {n for n, score in scores.items() if math.isfinite(score.get("perplexity", math.inf))}
     cells = {pair: sides for pair, sides in cells.items() if finite.issuperset(chain(*sides))}
     windows = _read_samples(samples, f"perplexity-{name_of_text(text)}", dict.fromkeys(_places(cells), "nll"))
-    conditions = {n: [scores[n].get(name) for name in TEXT_CONDITIONS] for n in windows}
+    conditions = {n: values_of_fields(scores[n], TEXT_CONDITIONS) for n in windows}
     contrasts: dict[Pair, Contrast | None] = {}
     for alike in _split_by_group(cells, find_alike(windows, conditions)):
         first, *_ = _places(alike)
@@ -123,9 +124,15 @@ def contrast_of_averages(
     """
     cells = _cells_of_pairs(pairs if tasks else [], seeds or {})
     metrics = {n: _metrics_of_tasks(records[n], tasks, metric) for n in _places(cells)}
-    cells = {pair: sides for pair, sides in cells.items() if all(metrics[a] == metrics[b] != [] for a, b in sides)}
+
+    def share_metrics(sides: Sequence[Pair]) -> bool:
+        return all(metrics[a] == metrics[b] != [] for a, b in sides)
+
+    cells = {pair: sides for pair, sides in cells.items() if share_metrics(sides)}
     places = _places(cells)
-    answers = [_read_samples(samples, task, {n: metrics[n][at] for n in places}) for at, task in enumerate(tasks)]
+    answers = []
+    for at, task in enumerate(tasks):
+        answers.append(_read_samples(samples, task, {n: metrics[n][at] for n in places}))
     contrasts: dict[Pair, Contrast | None] = dict(_test_answers(cells, answers, metrics, bounds=bounds))
     if intervals:
         rest = [pair for pair in cells if pair not in contrasts]
@@ -198,7 +205,9 @@ def _test_windows(cells: Cells, windows: SampleByPlace, *, in_a_row: bool) -> Co
 
 def _stack(windows: SampleByPlace, cells: Cells, side: int) -> Numbers:
     """Return the figures of the first or the second cells, (pairs, seeds, windows)."""
-    rows = [[windows[cell[side]].figures for cell in sides] for sides in cells.values()]
+    rows = []
+    for sides in cells.values():
+        rows.append([windows[cell[side]].figures for cell in sides])
     return np.array(rows)
 
 
@@ -273,7 +282,9 @@ def _test_answers(
 def _test_single_answers(cells: Cells, answers: Sequence[SampleByPlace], *, bounds: bool) -> Contrasts:
     """Test pairs of one cell each on the same documents, exactly where all weigh alike and are right or wrong."""
     row = {place: number for number, place in enumerate(_places(cells))}
-    tables = [np.stack([answers_of_task[place].figures for place in row]) for answers_of_task in answers]
+    tables = []
+    for answers_of_task in answers:
+        tables.append(np.stack([answers_of_task[place].figures for place in row]))
     is_plain = np.all([np.isin(table, (0, 1)).all(1) for table in tables], axis=0)
     weigh_alike = len({table.shape[1] for table in tables}) == 1
     rows = {pair: (row[a], row[b]) for pair, [(a, b)] in cells.items()}

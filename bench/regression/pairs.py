@@ -233,7 +233,7 @@ def _row_of_answers(
     The test is McNemar's where an answer is right or wrong, Student's for bits and accuracies of other values, and one
     by resampling for any other metric.
     """
-    before, after = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
+    before, after = np.concatenate([a.values for a, _ in pairs]), np.concatenate([b.values for _, b in pairs])
     accuracy = all(answers.is_accuracy for pair in pairs for answers in pair)
     simple = all(answers.right_or_wrong for pair in pairs for answers in pair)
     figures = float(before.mean()), float(after.mean())

@@ -160,16 +160,16 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
         texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
-        identity_of_cell(record),
-        "ok",
-        conditions_of_gate(record),
-        {name: value for name, value in about.items() if value is not None},
-        _sizes(measured),
-        {name: answers for name, answers in tasks.items() if answers is not None},
-        texts,
-        dict(_speeds(measured)),
-        tuple(name for name, answers in tasks.items() if answers is None),
-        bits,
+        identity=identity_of_cell(record),
+        status="ok",
+        conditions=conditions_of_gate(record),
+        about={name: value for name, value in about.items() if value is not None},
+        sizes=_sizes(measured),
+        tasks={name: answers for name, answers in tasks.items() if answers is not None},
+        texts=texts,
+        speed=dict(_speeds(measured)),
+        untested=tuple(name for name, answers in tasks.items() if answers is None),
+        bits=bits,
     )
 
 

@@ -384,7 +384,8 @@ class CellProgress:
         """Send the values so far and what is about to be done; count the stage's seconds and its peaks of memory."""
         self.doing(DOING[stage])
         if self.cores is not None and stage != "speed":
-            torch.set_num_threads(threads := self.cores.left())
+            threads = self.cores.left()
+            torch.set_num_threads(threads)
             fewest = self.measured.setdefault("threads", {})
             fewest[stage] = min(fewest.get(stage, threads), threads)
         self.send({"decisions": self.decisions, "measured": self.measured})

@@ -298,7 +298,9 @@ def simulate(
         after = schedule.predecessor(cell.key)
         after = schedule.cells[after].title if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
-    ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
+    ends = [0.0] * slots
+    for used_slot, _, ended in session.spans.values():
+        ends[used_slot] = max(ends[used_slot], ended)
     return Plan(planned, ends, remarks)
 
 

@@ -326,9 +326,8 @@ def with_inputs(
     cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets], *, download: bool = True
 ) -> list[Cell]:
     """Return the cells with their inputs. Raises UserError where the parent of a cell is missing."""
-    weights = {
-        model: pretrained.sha256_of_weights(model, download=download) for model in {cell.model for cell in cells}
-    }
+    models = {cell.model for cell in cells}
+    weights = {model: pretrained.sha256_of_weights(model, download=download) for model in models}
     revisions = inputs.revisions_of_methods({cell.method for cell in cells})
     with_hashes, keys = list[Cell](), dict[str, str]()
     for cell in cells:

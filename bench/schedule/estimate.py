@@ -463,7 +463,8 @@ class Forecast:
         """Return the seconds of work, corrected by the finished cells: (shared by slots, alone on the machine)."""
         totals = {True: 0.0, False: 0.0}
         for kind, seconds in work.items():
-            factor = self._real[kind] / estimated if (estimated := self._estimated.get(kind)) else every
+            estimated = self._estimated.get(kind)
+            factor = self._real[kind] / estimated if estimated else every
             totals[kind in self._alone] += seconds * factor
         return totals[False], totals[True]
 

@@ -211,9 +211,9 @@ class ByOtherPython:
     ) -> dict[str, Any]:
         """Return the speed of a model beside that of the dense model, each timed in turns."""
         models = {"dense": dense, "pruned": exported}
-        turns: dict[str, dict[TimedPoint, list[list[Pass]]]] = {
-            name: {point: [] for point in points} for name in models
-        }
+        turns: dict[TimedPoint, dict[str, list[list[Pass]]]] = {}
+        for point in points:
+            turns[point] = {name: [] for name in models}
         engine = {"name": self.name, "version": self.version, "arguments": self.protocol.engine_args}
         try:
             for number in range(self.protocol.rounds):
@@ -221,17 +221,12 @@ class ByOtherPython:
                     served = models[name]
                     turn = self.program.turn(served.path, served.type, points, self.protocol.steps)
                     for point, ms in turn.items():
-                        turns[name][point].append([Pass(ms, sum(ms))])
+                        turns[point][name].append([Pass(ms, sum(ms))])
                 hear(f"round {number + 1} of {self.protocol.rounds}")
         except EngineFailed as error:
             raise NotServed(error.status, str(error), {"engine": engine}) from None
         warm = {name: WarmUp(0, True, 0.0) for name in models}  # each process warms up by itself
-        return {
-            "engine": engine,
-            "points": [
-                point.plain | summarise_rounds({name: turns[name][point] for name in models}, warm) for point in points
-            ],
-        }
+        return {"engine": engine, "points": [point.plain | summarise_rounds(turns[point], warm) for point in points]}
 
 
 def engine_of_protocol(protocol: ServedProtocol, threads: int | None) -> ServingEngine:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from statistics import median, quantiles
 from typing import Any
 
@@ -302,10 +303,9 @@ def summarise_rounds(
     passes: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], *, percentiles: bool = False
 ) -> dict[str, Any]:
     """Return all samples and what follows from them: medians, spread, the speed-up with its interval, and flags."""
-    rounds = {name: [[ms for single in turn for ms in single.ms] for turn in turns] for name, turns in passes.items()}
-    calls = {name: [ms for turn in turns for ms in turn] for name, turns in rounds.items()}
+    calls = {name: timing.ms_of_passes(chain(*turns)) for name, turns in passes.items()}
     spread = {name: timing.variation_of(samples) for name, samples in calls.items()}
-    apart = max(timing.disagreement_of([single for turn in turns for single in turn]) for turns in passes.values())
+    apart = max(timing.disagreement_of(list(chain(*turns))) for turns in passes.values())
     flags = {
         "noisy": max(spread.values()) > timing.NOISY,
         "not_warm": not all(warm_up.stable for warm_up in warm.values()),
@@ -313,7 +313,7 @@ def summarise_rounds(
     }
     result: dict[str, Any] = {
         "warm_up": {name: warm_up.calls for name, warm_up in warm.items()},
-        "rounds": {name: [[round(ms, 5) for ms in turn] for turn in turns] for name, turns in rounds.items()},
+        "rounds": {name: list(map(_rounded_ms, turns)) for name, turns in passes.items()},
         **{f"{name}_ms": median(samples) for name, samples in calls.items()},
         **{f"{name}_cv": variation for name, variation in spread.items()},
         "clocks_apart": apart,
@@ -325,7 +325,7 @@ def summarise_rounds(
             result |= {
                 f"{name}_p{share}": cuts[share - 1] for share, least in PERCENTILES.items() if len(samples) >= least
             }
-    if len(rounds) > 1:
+    if len(passes) > 1:
         speedup, low, high = _speedup(passes)
         low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
         result |= {"speedup": speedup, "speedup_low": low, "speedup_high": high}
@@ -342,10 +342,18 @@ def is_narrow(passes: dict[str, list[list[Pass]]]) -> bool:
 
 def _speedup(passes: dict[str, list[list[Pass]]]) -> tuple[float, float, float]:
     """Return the speed-up, dense over pruned, and its 95 % interval, from the median call of each round."""
-    medians = {
-        name: [median(ms for single in turn for ms in single.ms) for turn in turns] for name, turns in passes.items()
-    }
+    medians = {name: list(map(_median_ms, turns)) for name, turns in passes.items()}
     return paired_ratio(medians["dense"], medians["pruned"])
+
+
+def _median_ms(turn: Sequence[Pass]) -> float:
+    """Return the median over the calls of a turn."""
+    return median(timing.ms_of_passes(turn))
+
+
+def _rounded_ms(turn: Sequence[Pass]) -> list[float]:
+    """Return the calls of a turn as a record holds them."""
+    return [round(ms, 5) for ms in timing.ms_of_passes(turn)]
 
 
 class Sweep:

@@ -111,7 +111,8 @@ def _points(model: Decoder, part: str, timed: list[dict[str, Any]], whole: float
     own.append((fmean(layer.sizes()[part] for layer in model.layers), whole))
     (_, without), *larger = sorted(own)
     ms = accumulate(((each - without) / len(model.layers) for _, each in larger), max, initial=0.0)
-    return [[size, each] for size, each in zip([0.0, *(size for size, _ in larger)], ms, strict=True)]
+    sizes = [0.0] + [size for size, _ in larger]
+    return [[size, each] for size, each in zip(sizes, ms, strict=True)]
 
 
 def _figures(point: dict[str, Any]) -> dict[str, Any]:

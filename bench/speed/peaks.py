@@ -72,8 +72,9 @@ def widths_of_model(model: Decoder) -> dict[str, dict[str, Any]]:
 
 
 def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:
-    out, read = ({weight.shape[axis] for weight in weights} for axis in (0, 1))
-    tile = next((tile for tile in TILES if all(width % tile == 0 for width in out | read)), 1)
+    out, read = {weight.shape[0] for weight in weights}, {weight.shape[1] for weight in weights}
+    common = math.gcd(*out, *read)
+    tile = next((tile for tile in TILES if common % tile == 0), 1)
     return {"in": sorted(read), "out": sorted(out), "multiple_of": tile}
 
 

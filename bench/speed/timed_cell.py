@@ -49,6 +49,10 @@ SPREAD = "a model that is spread over several GPUs is not timed; say --speed-rou
 NO_ROOM = "the dense model has no room where cells compute, and is not timed"
 
 
+def _is_on(device: torch.device, part: nn.Module) -> bool:
+    return all(tensor.device == device for tensor in _tensors(part))
+
+
 def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) -> dict[str, Any]:
     """Time `model` beside the dense one and return the `speed` of a record; a failure is `failed` in it.
 
@@ -61,7 +65,7 @@ def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool
     if len(gpus_of(model)) > 1:
         return speed | {"failed": SPREAD}
     device = next(model.parameters()).device
-    modules = [part for part in model.modules() if all(tensor.device == device for tensor in _tensors(part))]
+    modules = [part for part in model.modules() if _is_on(device, part)]
     model.to("cpu")  # the process that times needs the room
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import fmean, median, stdev
 from typing import Any, Protocol
 
@@ -183,7 +183,7 @@ def time_rounds(
 
 def _reach_the_least(rounds: dict[str, list[list[Pass]]]) -> bool:
     """Say whether each model has been timed for MIN_CALLS and MIN_MS."""
-    calls = [[ms for turn in turns for single in turn for ms in single.ms] for turns in rounds.values()]
+    calls = [ms_of_passes(chain(*turns)) for turns in rounds.values()]
     return all(len(each) >= MIN_CALLS and sum(each) >= MIN_MS for each in calls)
 
 
@@ -203,6 +203,11 @@ def _no_collection() -> Iterator[None]:
 def variation_of(samples: list[float]) -> float:
     """Return the coefficient of variation: the sample's standard deviation as a share of its mean."""
     return stdev(samples) / fmean(samples)
+
+
+def ms_of_passes(passes: Iterable[Pass]) -> list[float]:
+    """Return the milliseconds of all calls of some passes."""
+    return [ms for single in passes for ms in single.ms]
 
 
 def disagreement_of(passes: list[Pass]) -> float:

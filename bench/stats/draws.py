@@ -137,8 +137,10 @@ def variance_components(values: Sequence[float], *levels: Sequence[Hashable]) ->
     freedom = [int(np.max(inner) - np.max(outer)) for outer, inner in pairwise(groups)]
     known = [at for at, degrees in enumerate(freedom) if degrees]
     squares = [float((np.bincount(g, weights=y) ** 2 / np.bincount(g)).sum()) for g in groups]
-    share = [[_expected(outer, inner) for inner in groups[1:]] for outer in groups]
-    left = np.array([[share[at + 1][q] - share[at][q] for q in known] for at in known])
+    share = np.zeros((len(groups), len(groups) - 1))
+    for p, outer in enumerate(groups):
+        share[p] = [_expected(outer, inner) for inner in groups[1:]]
+    left = np.diff(share, axis=0)[np.ix_(known, known)]
     right = np.array([squares[at + 1] - squares[at] for at in known])
     solved = dict(zip(known, np.linalg.solve(left, right).tolist() if known else [], strict=True))
     return [VarianceComponent(solved.get(at), degrees) for at, degrees in enumerate(freedom)]

@@ -25,6 +25,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,8 +210,12 @@ def peaks_of_devices(devices: Sequence[torch.device]) -> dict[str, Any]:
     ]
     if not each:
         return {"resident_bytes": peak_bytes_of_process()}
-    total: dict[str, Any] = {name: sum(sizes[name] for sizes in each) for name in each[0]}
-    return total | ({"each": each} if len(each) > 1 else {})
+    return _sum_sizes(each) | ({"each": each} if len(each) > 1 else {})
+
+
+def _sum_sizes(each: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """Return the sums over devices, by the names of the first."""
+    return {name: sum(map(itemgetter(name), each)) for name in each[0]}
 
 
 def merge_peaks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +224,7 @@ def merge_peaks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
         name: list(map(merge_peaks, first[name], size)) if isinstance(size, list) else max(first[name], size)
         for name, size in second.items()
     }
-    return merged | {name: sum(each[name] for each in merged["each"]) for name in merged.get("each", [{}])[0]}
+    return merged | _sum_sizes(merged.get("each", [{}]))
 
 
 def reset_peaks(devices: Sequence[torch.device]) -> None:
