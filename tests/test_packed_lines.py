@@ -25,6 +25,14 @@ def expressions_of(statement: ast.stmt) -> list[ast.AST]:
     return nodes
 
 
+def entries_of(statement: ast.stmt) -> list[list[ast.AST]]:
+    """Return the expressions of a statement that are counted together; of a table each entry is for itself."""
+    table = getattr(statement, "value", None)
+    if isinstance(table, ast.Tuple | ast.List | ast.Set):
+        return [[entry] for entry in table.elts]
+    return [expressions_of(statement)]
+
+
 def walk_all(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
     for node in nodes:
         yield from ast.walk(node)
@@ -58,8 +66,9 @@ def packed_statements(source: str) -> list[str]:
         nodes = expressions_of(node)
         if has_nested_comprehension(nodes):
             faults.append(f"{node.lineno} a comprehension within a comprehension")
-        if count_parts(nodes) > MOST_PARTS:
-            faults.append(f"{node.lineno} {count_parts(nodes)} parts")
+        parts = max(map(count_parts, entries_of(node)), default=0)
+        if parts > MOST_PARTS:
+            faults.append(f"{node.lineno} {parts} parts")
         names_on_the_way = any(isinstance(inner, ast.NamedExpr) for inner in walk_all(nodes))
         if names_on_the_way and not isinstance(node, ast.If | ast.While):
             faults.append(f"{node.lineno} := outside the head of an if or a while")
@@ -90,4 +99,5 @@ def test_packed_statements_are_found(source, fault):
 
 def test_plain_statements_are_not_packed():
     assert packed_statements(f"x = {{{', '.join(f'{number}: f(a) + b' for number in range(30))}}}") == []
+    assert packed_statements(f"x = ({', '.join(['f(a) + b'] * 30)})") == []
     assert packed_statements("while x := f(y):\n    z = [a for a in b]\n    w = [a for a in c]") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -100,8 +100,12 @@ def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bo
         raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {wanted[name]}; {command}")
     if not sound:
         raise UserError(f"--latency-table {file} has figures that do not rise from nothing; {command}")
-    attention, mlp = ([[float(size), float(ms)] for size, ms in points] for points in parts)
+    attention, mlp = map(_to_floats, parts)
     return LatencyTable(LatencyParts(attention, mlp), float(table["rest"]), about)
+
+
+def _to_floats(points: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[float(size), float(ms)] for size, ms in points]
 
 
 def _device_by_name(spec: RunSpec) -> torch.device:
