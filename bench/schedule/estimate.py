@@ -202,10 +202,8 @@ def count_work(
     of_compensation = pruner.forwards(layers, removed, tokens) - forwards
     solves = pruner.mlp_solves * shape.mlp**3 + pruner.residual_solves * shape.width**3
     if known and reused == "removals":
-        search_before = method.forwards(layers, removed_before, tokens) - method.forwards(
-            layers, ALMOST_NOTHING, tokens
-        )
-        forwards = max(0.0, forwards - search_before)
+        start = method.forwards(layers, ALMOST_NOTHING, tokens)
+        forwards = max(0.0, forwards - method.forwards(layers, removed_before, tokens) + start)
     if known and reused == "statistics":
         forwards, solves = 0.0, 0.0
     forward = shape.body(tokens, length)
@@ -296,7 +294,7 @@ def estimate_cells(
     """
     known = find_known_ratios(cells, done)
     trusted = {cell.model: cell.trust_remote_code for cell in cells}
-    counts = {timed_threads, *map(threads, cells)}
+    counts = {*map(threads, cells), *[timed_threads] * any(cell.is_timed for cell in cells)}
     estimators = {count: make_estimator(trusted, cells[0], records, count) for count in counts}
     estimates = dict[str, Estimate]()
     for cell in cells:

@@ -2,10 +2,6 @@
 
 `Footprint` computes it for the cells of one model. `find_misfits` finds cells that may need more memory, or more of a
 disk, than there is. `refuse_misfits` refuses, before any work, those that surely do.
-
-Beside the dense model pruning takes what the method and its compensation say they hold. The sizes are those of
-methods.base.Holds: multiples of sizes that every model has. `PruningMemory` gives them a model and a calibration. Tests
-hold the sums to peaks that were counted on an emulated GPU, to between 0.7 and 2 times of them.
 """
 
 from __future__ import annotations
@@ -25,11 +21,11 @@ import methods
 from bench import healing
 from bench.data import pretrained
 from bench.plan.cell import Cell
+from bench.schedule.pruning_memory import FLOAT32, PruningMemory
 from bench.schedule.shape import Shape
 from bench.system.memory import bytes_of_host
-from methods.base import Holds, Pruner
+from methods.base import Pruner
 from methods.checkpoint.save_load import SHARD_BYTES
-from methods.compensation.base import CompensatedPruner
 from methods.console import say
 from methods.counted import QUANTITIES
 from methods.errors import UserError
@@ -97,11 +93,8 @@ class Footprint:
 
     def offloaded(self, cell: Cell) -> int:
         """Return the bytes of states that wait in a folder while the cell prunes, where it has one."""
-        if not self.offload or cell.method == "dense":
-            return 0
-        if cell.device.startswith("cuda"):
-            return self._on_the_host(cell)
-        return bytes_of_offloaded_states(make_pruner(cell.method, cell.parameters), self._amount(cell))
+        pruning = self.pruning(cell)
+        return 0 if not self.offload else pruning.parked if pruning.on_gpu else pruning.waiting
 
     def place(self, cell: Cell, room: int, card: int | None = None) -> MemoryNeeds:
         """Return the memory of a cell that may take `room` bytes of a host: with its weights in files, if need be.
@@ -150,8 +143,8 @@ class Footprint:
         """Return the memory of a cell whose weights lie in files: one layer, and a new head, are in memory."""
         written = self.bytes_each * max(self.shape.layer, self.shape.head)
         scoring = self._scoring(cell) + self._states(cell, room)
-        work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True) + written)
-        host = round(self.process + max(work, written) + self._parked(cell))
+        work = max(scoring, self.pruning(cell, in_files=True).taken + written)
+        host = round(self.process + work + self._parked(cell))
         return MemoryNeeds(0, host, True, self.offloaded(cell))
 
     def _visiting(self, cell: Cell, card: int) -> MemoryNeeds:
@@ -161,7 +154,7 @@ class Footprint:
         """
         layer = round(self.bytes_each * self.shape.layer)
         scoring = self._scoring(cell) + self._states(cell, card)
-        work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True))
+        work = max(scoring, self.pruning(cell, in_files=True).taken)
         head = 0 if cell.method == "dense" else self.bytes_each * self.shape.head
         device = self._around + 2 * layer + round(work) + head
         parked = self._parked(cell, in_files=True)
@@ -200,9 +193,8 @@ class Footprint:
         left = self._left(cell)
         bytes_by_stage = {"load": self.weights, "perplexity": left + self._scoring(cell)}
         if cell.method != "dense":
-            bytes_by_stage["prune"] = (
-                self.weights + self._pruning(cell) + self._kept_head(cell) + self._copies(cell, left)
-            )
+            beside = self.pruning(cell).taken + self._kept_head(cell) + self._copies(cell, left)
+            bytes_by_stage["prune"] = self.weights + beside
         if cell.healing:
             bytes_by_stage["heal"] = self._healing(cell, left)
         if cell.is_timed:
@@ -215,9 +207,11 @@ class Footprint:
         shares_all = kind.only_cuts and WHOLE.issuperset(kind.leaves)
         return 0 if shares_all or cell.ratio_of not in QUANTITIES else 2 * left
 
-    def _amount(self, cell: Cell, *, in_files: bool = False) -> PruningMemory:
+    def pruning(self, cell: Cell, *, in_files: bool = False) -> PruningMemory:
+        """Return the memory that a cell's pruning takes beside the dense weights, with these in memory or in files."""
         p, on_gpu = cell.protocol, cell.device.startswith("cuda")
         return PruningMemory(
+            make_pruner(cell.method, cell.parameters),
             self.shape,
             self.bytes_each,
             self.shape.share(cell.ratio, cell.ratio_of),
@@ -228,9 +222,6 @@ class Footprint:
             in_files=in_files,
             in_folder=self.offload and not on_gpu,
         )
-
-    def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:
-        return bytes_of_pruning(make_pruner(cell.method, cell.parameters), self._amount(cell, in_files=in_files))
 
     def _scoring(self, cell: Cell) -> int:
         """Return the bytes of one forward and of its logits in float32."""
@@ -271,18 +262,14 @@ class Footprint:
     def _parked(self, cell: Cell, *, in_files: bool = False) -> int:
         """Return the bytes that wait on the host: inputs of the dense head; beside a GPU states and dense layers."""
         width, recipe = self.shape.width, cell.healing
-        states = 0 if self.offload else self._on_the_host(cell)
+        pruning = self.pruning(cell, in_files=in_files)
+        states = 0 if self.offload else pruning.parked
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
-        if not cell.device.startswith("cuda"):
+        if not pruning.on_gpu:
             return states + read
         # of a checkpoint of healing, which is copied as a whole: all weights in float32 with both their moments
         written = 3 * FLOAT32 * self._left(cell) // self.bytes_each if recipe and recipe.kind == "full" else 0
-        kept = bytes_on_the_host(make_pruner(cell.method, cell.parameters), self._amount(cell, in_files=in_files))
-        return states + read + max(kept, written)
-
-    def _on_the_host(self, cell: Cell) -> int:
-        """Return the bytes of states that wait there beside a GPU."""
-        return bytes_of_parked_states(make_pruner(cell.method, cell.parameters), self._amount(cell))
+        return states + read + max(pruning.weights_on_host, written)
 
 
 def reason_for_memory(cell: Cell) -> str:
@@ -388,9 +375,9 @@ def find_misfits(
     if any(needs.alone for _, needs in placed):
         yield Misfit(ALONE, is_sure=False)
     for cell, needs in sorted(placed, key=lambda entry: -entry[1].device):
-        whole = footprint_of(cell, offload=has_folder).needs(cell)
         if needs.taken <= room:
             continue
+        whole = footprint_of(cell, offload=has_folder).needs(cell)
         words = f"{cell.label} needs about {to_gib(whole.taken)}"
         if needs.in_files:
             how = "with layers that visit the GPU" if needs.device else "with its weights in files"
@@ -435,7 +422,7 @@ def refuse_misfits(misfits: Iterable[Misfit]) -> None:
 def _with_a_folder(cell: Cell, room: int) -> str:
     """Return the advice to put states that wait into a folder, where the cell fits then; else nothing."""
     needs = footprint_of(cell, offload=True).place(cell, room)
-    return f"give --offload DIR, where {needs.offloaded / GIB:.1f} GiB of states can wait" if needs.host <= room else ""
+    return f"give --offload DIR, where {to_gib(needs.offloaded)} of states can wait" if needs.host <= room else ""
 
 
 def find_full_folder(cells: Sequence[Cell], folder: Path, slots: int) -> Iterator[Misfit]:
@@ -462,135 +449,6 @@ def _make_pruner(method: str, parameters: str) -> Pruner:
 def to_gib(count: float) -> str:
     """Return bytes in words: '1.6 GiB'."""
     return f"{count / GIB:.1f} GiB"
-
-
-FLOAT32, FLOAT64 = 4, 8
-
-
-@dataclass(frozen=True)
-class PruningMemory:
-    """Holds the sizes that the memory of pruning depends on: of model, ratio and calibration.
-
-    b                  bytes of a number
-    ratio              of the dense model's parameters to remove
-    sequences, length  of the calibration
-    memory             bytes that the states of a micro-batch may take
-    on_gpu             whether it prunes on a GPU, so that data parked on the host take none of its memory
-    in_files           whether the weights lie in files, so that they take no memory
-    in_folder          whether states that wait for a later layer lie in a folder
-    """
-
-    shape: Shape
-    b: int
-    ratio: float
-    sequences: int
-    length: int
-    memory: int
-    on_gpu: bool = True
-    in_files: bool = False
-    in_folder: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Return the tokens of the calibration."""
-        return self.sequences * self.length
-
-    @property
-    def left(self) -> float:
-        """Return the bytes of the layers that are left."""
-        return self.b * self.shape.inner * self.shape.kept(self.ratio)
-
-    @property
-    def values_of_a_token(self) -> int:
-        """Return the count of numbers that a layer computes of a token."""
-        return 8 * self.shape.width + 4 * self.shape.mlp
-
-    @property
-    def micro_batch(self) -> int:
-        """Return the tokens of a micro-batch, as methods.model.calibration makes it."""
-        rows = max(1, self.memory // (self.b * self.values_of_a_token * self.length))
-        return self.length * min(self.sequences, rows)
-
-
-LOGIT_TOKENS = 128  # tokens whose logits are a unit of Holds
-STEP = 1.15  # times the numbers that a layer computes of a token: so many are held at once
-
-
-@dataclass(frozen=True)
-class HeldPart:
-    """Computes the bytes that a method holds, or the compensation that follows it.
-
-    tokens  that it holds states of; 0 where it reads none
-    """
-
-    holds: Holds
-    tokens: int
-    amount: PruningMemory
-
-    @property
-    def waiting(self) -> dict[str, float]:
-        """Return the bytes of states that wait for a later layer, by the name of their field in Holds."""
-        of_one = self.amount.b * self.tokens * self.amount.shape.width
-        every = self.holds.all_layers * (self.amount.shape.layers + 1)
-        return {"states": self.holds.states * of_one, "all_layers": every * of_one}
-
-    @property
-    def parked(self) -> float:
-        """Return the bytes of states that wait on the host, beside a GPU."""
-        size = self.waiting.get(self.holds.parks, 0.0)
-        return size if self.amount.on_gpu and size > self.amount.memory else 0.0
-
-    @property
-    def bytes(self) -> float:
-        """Return the bytes on the device that it prunes on: of the GPU, or of the host."""
-        amount, shape, holds = self.amount, self.amount.shape, self.holds
-        waiting = dict.fromkeys(self.waiting, 0.0) if amount.in_folder else self.waiting
-        if self.parked:
-            waiting = waiting | {holds.parks: 0.0}
-        of_a_token = STEP * amount.b * amount.values_of_a_token
-        steps = holds.steps * min(amount.micro_batch, self.tokens) * of_a_token
-        logits = holds.logits * FLOAT32 * min(self.tokens, LOGIT_TOKENS) * shape.vocabulary
-        swept = waiting["all_layers"] + max(steps, logits) + holds.layers * FLOAT32 * shape.layer
-        solved = holds.squares * FLOAT64 * max(shape.width, shape.mlp) ** 2
-        copies = holds.models + (0.0 if amount.in_files else holds.copies) + (0.0 if amount.on_gpu else holds.hosted)
-        return waiting["states"] + max(swept, solved) + copies * amount.left
-
-
-def parts_of(pruner: Pruner, amount: PruningMemory) -> Iterator[HeldPart]:
-    """Yield the part of the method, then that of the compensation, which runs when the method has ended."""
-    method = pruner.alone
-    tokens = 0 if method.looks_at == "nothing" else method.tokens_read(amount.tokens)
-    yield HeldPart(method.holds, tokens, amount)
-    if isinstance(pruner, CompensatedPruner):
-        yield HeldPart(pruner.compensation.holds, amount.tokens, amount)
-
-
-def bytes_of_pruning(pruner: Pruner, amount: PruningMemory) -> int:
-    """Return the bytes that pruning takes beside the dense weights, its compensation included."""
-    held = max(part.bytes for part in parts_of(pruner, amount))
-    return round(held + (0 if amount.on_gpu else _dense_layers(pruner, amount)))
-
-
-def bytes_of_offloaded_states(pruner: Pruner, amount: PruningMemory) -> int:
-    """Return the bytes of states that wait while a method prunes, as a folder for them needs room for."""
-    return round(max(sum(part.waiting.values()) for part in parts_of(pruner, amount)))
-
-
-def bytes_of_parked_states(pruner: Pruner, amount: PruningMemory) -> int:
-    """Return the bytes of states that wait on the host beside a GPU."""
-    return round(max(part.parked for part in parts_of(pruner, amount)))
-
-
-def bytes_on_the_host(pruner: Pruner, amount: PruningMemory) -> int:
-    """Return the bytes of weights that pruning on a GPU keeps on the host."""
-    kept = max(part.holds.hosted + part.holds.models for part in parts_of(pruner, amount))
-    return round(kept * amount.left + _dense_layers(pruner, amount))
-
-
-def _dense_layers(pruner: Pruner, amount: PruningMemory) -> float:
-    """Return the bytes of dense layers that wait on the host, for a compensation that goes layer by layer."""
-    waits = isinstance(pruner, CompensatedPruner) and pruner.compensation.by_layer and not amount.in_files
-    return amount.b * amount.shape.inner if waits else 0.0
 
 
 def bytes_of(dtype: str) -> int:

@@ -27,11 +27,8 @@ from bench.schedule.memory_needs import (
     GIB,
     PROCESS,
     Footprint,
-    PruningMemory,
-    bytes_of_offloaded_states,
-    bytes_of_parked_states,
-    bytes_of_pruning,
 )
+from bench.schedule.pruning_memory import PruningMemory
 from bench.schedule.shape import Shape
 from methods.errors import UserError
 from methods.model import layer_store
@@ -72,7 +69,7 @@ def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings)
     ids = torch.randint(3, 128, (rows, columns), generator=torch.Generator().manual_seed(1))
     model, number = tiny("mixtral" if name in EXPERTS else "llama", **options), getattr(torch, dtype)
     pruner = methods.make(name, settings)
-    amount = PruningMemory(Shape.of(Decoder(model)), number.itemsize, RATIO, rows, columns, memory)
+    amount = PruningMemory(pruner, Shape.of(Decoder(model)), number.itemsize, RATIO, rows, columns, memory)
     with EmulatedGpus() as gpus:
         decoder = Decoder(model.to("cuda", number))
         weights = gpus.memories[0].now
@@ -80,21 +77,21 @@ def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings)
         calibration = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=memory)
         pruner.prune(decoder, calibration, RATIO)
         taken = gpus.memories[0].peak - weights
-    assert LOW * taken <= bytes_of_pruning(pruner, amount) <= HIGH * taken
+    assert LOW * taken <= amount.taken <= HIGH * taken
 
 
 @pytest.mark.parametrize(("name", "settings"), [("llm-streamline", {"batch": 1}), ("angular", {"token": "all"})])
 def test_states_between_layers_wait_on_the_host_or_in_files_and_not_on_a_gpu(name, settings):
     options, (rows, columns, memory) = STATES
     shape = Shape.of(Decoder(tiny("llama", **options, num_hidden_layers=40)))
-    amount = PruningMemory(shape, 2, RATIO, rows, columns, memory)
-    between, pruner = 41 * 2 * rows * columns * shape.width, methods.make(name, settings)
-    on_gpu, on_cpu = (bytes_of_pruning(pruner, replace(amount, on_gpu=on_gpu)) for on_gpu in (True, False))
+    amount = PruningMemory(methods.make(name, settings), shape, 2, RATIO, rows, columns, memory)
+    between = 41 * 2 * rows * columns * shape.width
+    on_gpu, on_cpu = (replace(amount, on_gpu=on_gpu).taken for on_gpu in (True, False))
     assert on_cpu - on_gpu >= 0.5 * between
     assert on_cpu > between
-    assert bytes_of_parked_states(pruner, amount) >= between
-    assert bytes_of_offloaded_states(pruner, amount) >= between
-    assert bytes_of_pruning(pruner, replace(amount, on_gpu=False, in_folder=True)) <= on_gpu
+    assert amount.parked >= between
+    assert amount.waiting >= between
+    assert replace(amount, on_gpu=False, in_folder=True).taken <= on_gpu
 
 
 FILED = [(STATES, "bfloat16", name) for name in ("shortgpt", "wanda-sp", "llm-pruner", "shortgpt+ghost", "flap+refit")]
@@ -108,7 +105,9 @@ def test_what_waits_in_a_folder_and_what_does_not_is_about_what_is_said(shape, d
     ids = torch.randint(3, 128, (rows, columns), generator=torch.Generator().manual_seed(1))
     model, number, files = tiny("llama", **options), getattr(torch, dtype), Memory(2**40)
     pruner = methods.make(name)
-    amount = PruningMemory(Shape.of(Decoder(model)), number.itemsize, RATIO, rows, columns, memory, in_folder=True)
+    amount = PruningMemory(
+        pruner, Shape.of(Decoder(model)), number.itemsize, RATIO, rows, columns, memory, in_folder=True
+    )
 
     def put(x, folder):
         found = x.clone()
@@ -123,7 +122,7 @@ def test_what_waits_in_a_folder_and_what_does_not_is_about_what_is_said(shape, d
         mask = torch.ones_like(ids, dtype=torch.bool)
         pruner.prune(decoder, Calibration(ids, mask, memory=memory, offload=tmp_path), RATIO)
         taken = gpus.memories[0].peak - weights
-    shares = bytes_of_pruning(pruner, amount) / taken, bytes_of_offloaded_states(pruner, amount) / files.peak
+    shares = amount.taken / taken, amount.waiting / files.peak
     assert all(LOW <= share <= HIGH for share in shares), shares
     assert files.now == 0
 
