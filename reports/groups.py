@@ -25,6 +25,7 @@ from bench.records.comparability import (
     is_condition_of,
     setups_of_records,
     shorten_value,
+    values_of_fields,
 )
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import is_finite
@@ -86,10 +87,11 @@ class TableGroup:
         numbers_by_seed: dict[int, list[int]] = {}
         for number, record in zip(self.numbers[place], self.drawn[place], strict=True):
             numbers_by_seed.setdefault(record.cell["seed"], []).append(number)
-        most = max(map(len, numbers_by_seed.values()))
-        return [
-            {seed: several[at] for seed, several in numbers_by_seed.items() if at < len(several)} for at in range(most)
-        ]
+        models: list[dict[int, int]] = [{} for _ in max(numbers_by_seed.values(), key=len)]
+        for seed, several in numbers_by_seed.items():
+            for model, number in zip(models, several, strict=False):
+                model[seed] = number
+        return models
 
     def is_drawn(self, place: int) -> bool:
         """Say whether a row is the mean of several random choices at one seed."""
@@ -159,11 +161,7 @@ def _words_of_differences(cell: Mapping[str, Any], cells: Sequence[Mapping[str, 
         shared = (peer["ratio"], base_of_ratio(peer), peer["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
         sharing.setdefault(shared, []).append(peer)
     beyond = [list(map(_beyond_tables, group)) for group in sharing.values() if len(group) > 1]
-    several = [
-        [_fields_with_values(fields) for fields in group]
-        for group in beyond
-        if any(fields != group[0] for fields in group)
-    ]
+    several = [list(map(_fields_with_values, group)) for group in beyond if group.count(group[0]) < len(group)]
     names = dict.fromkeys(name for group in several for fields in group for name in fields)
     telling = list[str]()
     for name in sorted(names, key=lambda name: name.endswith(("sha256", "parent"))):
@@ -198,7 +196,11 @@ def _fields_with_values(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> int:
     """Return how many cells the fields tell apart within each group, summed over the groups."""
-    return sum(len({json.dumps([cell.get(name) for name in names]) for cell in group}) for group in groups)
+    count = 0
+    for group in groups:
+        values = [values_of_fields(cell, names) for cell in group]
+        count += len(set(map(json.dumps, values)))
+    return count
 
 
 def name_with_ratio(record: Record, records: Sequence[Record]) -> str:
@@ -277,19 +279,15 @@ def _of_setup(
     )
     for ratio, of in ratios or [(None, "all")]:
         block = [*dense, *(number for number in pruned if ratio_by_number[number] == (ratio, of))]
-        shared = [[block[place] for place in places] for places in group_draws([records[number] for number in block])]
-        together = [[rows[number] for number in numbers] for numbers in shared]
-        yield TableGroup(
-            [records[numbers[0]] for numbers in shared],
-            [pool_draws(several) if len(several) > 1 else several[0] for several in together],
-            shared,
-            ratio,
-            of,
-            [[records[number] for number in numbers] for numbers in shared],
-            together,
-            different,
-            [records[number] for number in cells],
-        )
+        numbers, drawn, together = list[list[int]](), list[list[Record]](), list[list[dict[str, Any]]]()
+        for places in group_draws([records[number] for number in block]):
+            numbers.append([block[place] for place in places])
+            drawn.append([records[number] for number in numbers[-1]])
+            together.append([rows[number] for number in numbers[-1]])
+        firsts = [several[0] for several in drawn]
+        pooled = [pool_draws(several) if len(several) > 1 else several[0] for several in together]
+        beside = [records[number] for number in cells]
+        yield TableGroup(firsts, pooled, numbers, ratio, of, drawn, together, different, beside)
 
 
 def pool_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -366,6 +364,10 @@ def words_of_recipe_differences(cell: Cell, cells: Iterable[Cell]) -> str:
     mine, recipes = recipe_of_cell(cell), [recipe for recipe in map(recipe_of_cell, cells) if recipe]
     if mine is None:
         return ""
-    differing = [name for name in mine if any(recipe.get(name) != mine[name] for recipe in recipes)]
+
+    def is_differing(name: str) -> bool:
+        return any(recipe.get(name) != mine[name] for recipe in recipes)
+
+    differing = list(filter(is_differing, mine))
     words = ", ".join(f"{name.replace('_', ' ')} {mine[name]}" for name in differing)
     return f" ({words})" if words else ""

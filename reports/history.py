@@ -152,7 +152,7 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
     records = list(record_by_key.values())
     rows = column_data.rows_of_records(records)
     columns = column_data.columns_of_rows(rows)
-    figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
+    figures = [name for name in columns if _has_number(rows, name)]
     if metric not in figures:
         raise _Lacking(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
     named = [model in (None, record.cell["model"], name_of_model(record)) for record in records]
@@ -216,6 +216,10 @@ CHANGE = (
 POOLED = "mean over draws or seeds, of a perplexity the geometric one, without an interval."
 
 
+def _has_number(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(isinstance(row.get(name), int | float) for row in rows)
+
+
 def table_of_history(points: Sequence[HistoryPoint], name: str) -> Table:
     """Return the table of the metric `name`, with one row per run; new levels are marked."""
     columns = [
@@ -226,7 +230,8 @@ def table_of_history(points: Sequence[HistoryPoint], name: str) -> Table:
     ]
     columns.append(column_of_words("apart", "conditions that differ from the run before"))
     rows = [Row(point.date[:16].replace("T", " "), "", None, _cells(point, name)) for point in points]
-    used = [at for at in range(len(columns)) if at < 3 or any(row.cells[at].value for row in rows)]
+    filled = {at for row in rows for at, cell in enumerate(row.cells) if cell.value}
+    used = [at for at in range(len(columns)) if at < 3 or at in filled]
     dirty, interval = (any(p.commit.endswith("*") for p in points), any(p.low is not None for p in points))
     pooled = any(point.draws > 1 for point in points)
     footnotes = (*[DIRTY] * dirty, *[INTERVAL] * interval, CHANGE, *[POOLED] * pooled)

@@ -40,29 +40,30 @@ def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
 
 def _cells(plan: Plan, spec: RunSpec) -> Table:
     unmeasured = [planned for planned in plan.cells if not planned.done]
-    stages = [
-        name for name in STAGES if any(planned.estimate and planned.estimate.stages.get(name) for planned in unmeasured)
-    ]
+    estimates = [planned.estimate for planned in unmeasured if planned.estimate]
+    taken = {name for estimate in estimates for name, seconds in estimate.stages.items() if seconds}
     on_gpu = any(planned.needs.device for planned in unmeasured)
-    columns = [
-        *[Column("model", "model", words=True, key=True)] * (len(spec.models) > 1),
-        Column("ratio", "ratio"),
-        Column("seconds", "takes"),
-        *[Column("begin", "starts")] * bool(unmeasured),
-        *[Column("slot", "slot")] * (len(plan.slots) > 1),
-        *[Column("device", "device")] * on_gpu,
-        Column("host", "host"),
-        *[Column("offloaded", "offloaded")] * any(planned.needs.offloaded for planned in unmeasured),
-        *(Column(name, name, group="stages") for name in stages),
-        column_of_words("basis"),
-        *[column_of_words("waits for")] * any(planned.after for planned in unmeasured),
+    offloads, waits = any(each.needs.offloaded for each in unmeasured), any(each.after for each in unmeasured)
+    shown = [
+        (Column("model", "model", words=True, key=True), len(spec.models) > 1),
+        (Column("ratio", "ratio"), True),
+        (Column("seconds", "takes"), True),
+        (Column("begin", "starts"), bool(unmeasured)),
+        (Column("slot", "slot"), len(plan.slots) > 1),
+        (Column("device", "device"), on_gpu),
+        (Column("host", "host"), True),
+        (Column("offloaded", "offloaded"), offloads),
+        *[(Column(name, name, group="stages"), name in taken) for name in STAGES],
+        (column_of_words("basis"), True),
+        (column_of_words("waits for"), waits),
     ]
+    columns = [column for column, is_shown in shown if is_shown]
     rows = tuple(_row(planned, columns, plan.is_coarse) for planned in plan.cells)
     elsewhere = spec.engine != "local"
     notes = [f"{summarise_plan(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE_SLOT] * (elsewhere and not spec.slots)]
     notes += [FILES] * any(planned.needs.in_files for planned in unmeasured)
     notes += [f"alone: {ALONE}."] * any(planned.needs.alone for planned in unmeasured)
-    notes += [OFFLOADED] * any(planned.needs.offloaded for planned in unmeasured)
+    notes += [OFFLOADED] * offloads
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
 
 

@@ -136,9 +136,14 @@ def move_apart(wanted: Sequence[float], gap: float) -> list[float]:
     return [min(max(start, 0.0), last) + number * gap for number, start in enumerate(starts)]
 
 
+def _count_names(chart: Chart) -> int:
+    """Return how many curves have their name beside them."""
+    return sum(chart.names_all or curve.emphasised for curve in chart.curves)
+
+
 def draw_charts(charts: Sequence[Chart]) -> Drawing:
     """Draw a panel for each chart, side by side."""
-    height = max(4.2, 0.6 + GAP * max(sum(chart.names_all or c.emphasised for c in chart.curves) for chart in charts))
+    height = max(4.2, 0.6 + GAP * max(map(_count_names, charts)))
     wide = 7.2 if len(charts) == 1 else 4.0 * len(charts)
     drawing, panels = make_axes(wide, height, columns=len(charts))
     for axis, chart in zip(panels, charts, strict=True):

@@ -34,12 +34,14 @@ def figures_of_depth(blocks: Sequence[TableGroup]) -> list[Figure]:
     Each has a panel for each ratio; a map without data is left out.
     """
     figures, model = [], name_of_model(blocks[0].records[0])
-    kept = {_ratio(block): tasks_and_shares for block in blocks if (tasks_and_shares := _kept(block))[1]}
+    every_kept = {_ratio(block): _kept(block) for block in blocks}
+    kept = {ratio: (tasks, shares) for ratio, (tasks, shares) in every_kept.items() if shares}
     if kept:
         title = f"Accuracy of {model} by task as a share of the dense model's"
         words = " ".join(_words_of_kept(ratio, *tasks_and_shares) for ratio, tasks_and_shares in kept.items())
         figures.append(Figure("tasks-kept", title, words, partial(_draw_kept, kept)))
-    over_depth = {_ratio(block): left for block in blocks if (left := _left(block))}
+    every_left = {_ratio(block): _left(block) for block in blocks}
+    over_depth = {ratio: left for ratio, left in every_left.items() if left}
     if over_depth:
         title = "What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of"
         words = " ".join(_words_of_depth(ratio, remaining) for ratio, remaining in over_depth.items())
@@ -141,8 +143,8 @@ def _left(block: TableGroup) -> dict[str, Remaining]:
         cell = block.records[place].cell
         if several and cell["method"] != "dense" and not cell.get("healing"):  # healing removes nothing
             remaining[block.label(place)] = Remaining(
-                tuple(fmean(shares) for shares in zip(*(draw.attention for draw in several), strict=True)),
-                tuple(fmean(shares) for shares in zip(*(draw.mlp for draw in several), strict=True)),
+                _mean_by_layer([draw.attention for draw in several]),
+                _mean_by_layer([draw.mlp for draw in several]),
                 several[0].how,
             )
     return remaining
@@ -155,12 +157,16 @@ def _words_of_depth(ratio: str, remaining_by_label: dict[str, Remaining]) -> str
     )
 
 
+def _mean_by_layer(several: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return the mean share left of each layer over several draws."""
+    return tuple(map(fmean, zip(*several, strict=True)))
+
+
 def _words_of_remaining(remaining: Remaining) -> str:
     """Return the layers that are gone, as in 'layers 10-20 gone', and how much is left of the rest."""
-    removed = {
-        part: [number for number, share in enumerate(shares) if share == 0]
-        for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp))
-    }
+    removed = {}
+    for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp)):
+        removed[part] = [number for number, share in enumerate(shares) if share == 0]
     both = [number for number in removed["attention"] if number in removed["MLP"]]
     words = [f"layers {to_ranges(both)} gone"] if both else []
     for part, numbers in removed.items():
@@ -168,7 +174,8 @@ def _words_of_remaining(remaining: Remaining) -> str:
         words += [f"{part} of {to_ranges(alone)} gone"] if alone else []
     for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp)):
         partly = [share for share in shares if 0 < share < 1]
-        ends = list(dict.fromkeys(f"{100 * share:.0f}" for share in (min(partly, default=0), max(partly, default=0))))
+        lowest, highest = min(partly, default=0), max(partly, default=0)
+        ends = list(dict.fromkeys([f"{100 * lowest:.0f}", f"{100 * highest:.0f}"]))
         words += [f"{' to '.join(ends)} % of the {part} left in {len(partly)} layers"] if partly else []
     return ", ".join(words) or "nothing gone"
 

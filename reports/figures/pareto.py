@@ -39,8 +39,8 @@ def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list
     """
     figures, points = [], points_of(blocks)
     for column in qualities_of(blocks):
-        measured = [point for point in points if is_finite(point.row.get(column))]
-        against = [cost for cost in COSTS if sum(is_finite(point.row.get(cost)) for point in measured) > 1]
+        measured = _points_with_value(points, column)
+        against = [cost for cost in COSTS if len(_points_with_value(measured, cost)) > 1]
         if not against or all(point.method == "dense" for point in measured):
             continue
         charts = {cost: _chart(column, cost, measured, reference) for cost in against}
@@ -77,6 +77,10 @@ def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[Plo
     ]
 
 
+def _points_with_value(points: Sequence[PlottedPoint], column: str) -> list[PlottedPoint]:
+    return [point for point in points if is_finite(point.row.get(column))]
+
+
 def find_unbeaten(places: Sequence[Point], *better: str) -> list[int]:
     """Return the numbers of the points on the front, by rising x.
 
@@ -86,11 +90,11 @@ def find_unbeaten(places: Sequence[Point], *better: str) -> list[int]:
     """
     signs = [1 if direction == "higher" else -1 for direction in better]
     gains = [(x * signs[0], y * signs[1]) for x, y in places]
-    kept = [
-        number
-        for number, own in enumerate(gains)
-        if not any(gain != own and gain[0] >= own[0] and gain[1] >= own[1] for gain in gains)
-    ]
+
+    def is_beaten(own: Point) -> bool:
+        return any(gain != own and gain[0] >= own[0] and gain[1] >= own[1] for gain in gains)
+
+    kept = [number for number, own in enumerate(gains) if not is_beaten(own)]
     return sorted(kept, key=lambda number: places[number][0])
 
 
@@ -107,11 +111,11 @@ def corners_of_front(front: Sequence[Point], better: str) -> tuple[Point, ...]:
 
 def _words_of_front(column: str, cost: str, points: Sequence[PlottedPoint]) -> str:
     """Return a sentence on the cells on the front."""
-    names = [
-        f"{point.label}{'' if point.ratio is None else f' at {words_of_ratio(point.ratio, point.of)}'} "
-        f"({quantity_of_column(column).show(point.row[column])}, {quantity_of_column(cost).show(point.row[cost])})"
-        for point in front_of(column, cost, points)
-    ]
+    quality, price = quantity_of_column(column), quantity_of_column(cost)
+    names = []
+    for point in front_of(column, cost, points):
+        at = "" if point.ratio is None else f" at {words_of_ratio(point.ratio, point.of)}"
+        names.append(f"{point.label}{at} ({quality.show(point.row[column])}, {price.show(point.row[cost])})")
     return f"Not beaten in {title_of_quantity(column)} and {title_of_quantity(cost)}: {', '.join(names)}."
 
 
@@ -209,8 +213,9 @@ def _words_of_served_front(records: Sequence[ServedRecord], better: str) -> str:
     known, seeds = _known(records, better), suffixes_of_seeds(records)
     front = find_unbeaten([place for _, place in known], better, "lower")
     perplexity = quantity_of_column("perplexity_")
-    names = [
-        f"{_name(model)}{seeds[id(model)]} in {model.type} ({perplexity.show(y)}, {format_significant(x)})"
-        for model, (x, y) in (known[at] for at in front)
-    ]
+    names = []
+    for at in front:
+        model, (x, y) = known[at]
+        figures = f"{perplexity.show(y)}, {format_significant(x)}"
+        names.append(f"{_name(model)}{seeds[id(model)]} in {model.type} ({figures})")
     return f"Not beaten in perplexity and {SERVED_COSTS[better][0]}: {', '.join(names)}."

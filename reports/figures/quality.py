@@ -180,29 +180,24 @@ def chart_of_quality(
         if is_finite(point.row.get(cost)):
             lines.setdefault(point.curve, []).append(point)
     several = len({of for ratio, of in _ratios(points) if ratio is not None}) > 1
-    curves = [
-        Curve(
-            curve[0] + (_apart(line[0].of) if several else ""),
-            line[0].method,
-            tuple((axis_scale(cost) * point.row[cost], axis_scale(column) * point.row[column]) for point in line),
-            tuple(format_value(point.row, column, spread=False) for point in line),
-            joined=line[0].ratio is not None,
-            emphasised=curve in coloured,
-        )
-        for curve, line in lines.items()
-    ]
+    x_scale, y_scale, curves = axis_scale(cost), axis_scale(column), list[Curve]()
+    for curve, line in lines.items():
+        name = curve[0] + (_apart(line[0].of) if several else "")
+        points_of_line = tuple((x_scale * point.row[cost], y_scale * point.row[column]) for point in line)
+        texts = tuple(format_value(point.row, column, spread=False) for point in line)
+        is_joined, is_coloured = line[0].ratio is not None, curve in coloured
+        curves.append(Curve(name, line[0].method, points_of_line, texts, joined=is_joined, emphasised=is_coloured))
     places = [x for curve in curves for x, _ in curve.points]
     room = 0.03 * (max(places) - min(places) or 1)
-    return Chart(
-        heading,
-        _axis_label(column),
-        tuple(curve for curve in curves if curve.method != "dense"),
-        next((curve for curve in curves if curve.method == "dense"), None),
+    dense, quality = [curve for curve in curves if curve.method == "dense"], quantity_of_column(column)
+    pruned = tuple(curve for curve in curves if curve.method != "dense")
+    limits, units = (
         (min(places) - room, max(places) + room),
-        _ends(column, points),
-        quantity_of_column(column).is_logarithmic,
-        units=(quantity_of_column(cost).words_of_unit, quantity_of_column(column).words_of_unit),
+        (quantity_of_column(cost).words_of_unit, quality.words_of_unit),
     )
+    ends, is_logarithmic = _ends(column, points), quality.is_logarithmic
+    baseline = dense[0] if dense else None
+    return Chart(heading, _axis_label(column), pruned, baseline, limits, ends, is_logarithmic, units=units)
 
 
 def _apart(of: str) -> str:

@@ -11,6 +11,8 @@ from functools import partial
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bench.records.quantities import quantity_of_column
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, COLOURS, add_legend, name_in_font, set_log_ticks
@@ -55,17 +57,18 @@ def figures_of_similarity(study: Study) -> list[Figure]:
 
 def _without_diagonal(panels: dict[str, Matrix]) -> dict[str, Matrix]:
     """Return the matrices without the cosine of each layer with itself, which is 1 and would stretch the colours."""
-    return {
-        role: [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(matrix)]
-        for role, matrix in panels.items()
-    }
+    emptied: dict[str, Matrix] = {}
+    for role, matrix in panels.items():
+        emptied[role] = [[*row[:i], None, *row[i + 1 :]] for i, row in enumerate(matrix)]
+    return emptied
 
 
 def _words_of_neighbours(panels: dict[str, Matrix]) -> str:
     """Return a sentence on how alike neighbours are in each panel."""
     words = []
     for panel, matrix in panels.items():
-        near = [value for i in range(len(matrix) - 1) if (value := matrix[i][i + 1]) is not None]
+        beside = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
+        near = [value for value in beside if value is not None]
         words += [f"{panel} {fmean(near):z.3f} ({min(near):z.3f} to {max(near):z.3f})"] if near else []
     return f"Mean cosine of neighbours, with the lowest and the highest: {', '.join(words) or 'none is known'}."
 
@@ -91,7 +94,7 @@ def _heatmaps(panels: dict[str, Matrix], axis: str, colours: dict[str, Any]) -> 
     drawing = Drawing(figsize=(3.2 * columns + 0.8, 3.1 * rows + 0.5), layout="constrained")
     places = drawing.subplots(rows, columns, squeeze=False).flatten().tolist()
     for place, (panel, matrix) in zip(places, panels.items(), strict=False):
-        values = [[math.nan if value is None else value for value in row] for row in matrix]
+        values = np.array(matrix, dtype=float)  # None is nan
         image = place.imshow(values, origin="lower", **colours)
         place.set(title=name_in_font(panel), xlabel=axis, ylabel=axis)
         place.grid(visible=False)
@@ -115,9 +118,9 @@ def _merge_curves(study: Study) -> Drawing:
         look = {"color": COLOURS[rules.index(of["rule"]) % len(COLOURS)], "linestyle": "--" if control else "-"}
         x = [at["position"] for at in of["positions"]]
         cosines = [math.nan if at["cosine"] is None else at["cosine"] for at in of["positions"]]
-        perplexities, low, high = (
-            [_perplexity(at[end]) for at in of["positions"]] for end in ("nll", "nll_low", "nll_high")
-        )
+        perplexities = [_perplexity(at["nll"]) for at in of["positions"]]
+        low = [_perplexity(at["nll_low"]) for at in of["positions"]]
+        high = [_perplexity(at["nll_high"]) for at in of["positions"]]
         above.plot(x, cosines, label=of["rule"], marker=".", **look)
         below.plot(x, perplexities, label=of["rule"], marker=".", **look)
         below.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)

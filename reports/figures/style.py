@@ -91,9 +91,8 @@ def style_of(method: str, label: str = "") -> Style:
     declared = looks_by_name().get(method)
     if declared is None:
         number = _number(method)
-        declared = Style(
-            COLOURS[number % len(COLOURS)], LINES[number // 7 % len(LINES)], MARKERS[number // 31 % len(MARKERS)]
-        )
+        line, marker = LINES[number // 7 % len(LINES)], MARKERS[number // 31 % len(MARKERS)]
+        declared = Style(COLOURS[number % len(COLOURS)], line, marker)
     if label == method:
         return declared
     number = _number(label)

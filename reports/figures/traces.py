@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +133,7 @@ def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Dra
         tokens = [point["tokens"] for point in curve]
         own = look_of(method, label)
         axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name_in_font(label), **own)
-        low, high = ([point[f"heldout_loss_{end}"] for point in curve] for end in ("low", "high"))
+        low, high = [point["heldout_loss_low"] for point in curve], [point["heldout_loss_high"] for point in curve]
         axis.fill_between(tokens, low, high, color=own["color"], alpha=0.12, linewidth=0)
     axis.set_xlabel("tokens trained on")
     axis.set_ylabel("held-out loss (nats per token)")
@@ -143,10 +145,12 @@ def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Dra
 
 def _latencies(records: Sequence[Record], ratio: str, where: str) -> list[Figure]:
     """Return the figure of the calls at the first batch and size, with panels for prefill and decode; empty without."""
-    stages = {stage: [calls for record in records if (calls := _calls(record, stage))] for stage in STAGES}
-    stages = {
-        stage: calls for stage, calls in stages.items() if any(cell_calls.method != "dense" for cell_calls in calls)
-    }
+    stages: dict[str, list[Calls]] = {}
+    for stage in STAGES:
+        every = [_calls(record, stage) for record in records]
+        known = [calls for calls in every if calls is not None]
+        if any(calls.method != "dense" for calls in known):
+            stages[stage] = known
     if not stages:
         return []
     return [
@@ -165,8 +169,8 @@ def _calls(record: Record, stage: str) -> Calls | None:
     rounds = (point or {}).get("rounds", {})
     if not (rounds.get("pruned") and rounds.get("dense")):
         return None
-    pruned, dense = ([ms for round_ms in rounds[side] for ms in round_ms] for side in ("pruned", "dense"))
-    return Calls(label_of_cell(record.cell), record.cell["method"], pruned, dense)
+    pruned, dense = chain(*rounds["pruned"]), chain(*rounds["dense"])
+    return Calls(label_of_cell(record.cell), record.cell["method"], list(pruned), list(dense))
 
 
 def _words_of_latency(stage: str, calls: Sequence[Calls]) -> str:
@@ -201,9 +205,10 @@ def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: 
     from matplotlib.collections import PolyCollection
 
     boxes = boxplot_stats(list(calls), whis=(5, 95))
-    low, q1, middle, q3, high = ([box[name] for box in boxes] for name in ("whislo", "q1", "med", "q3", "whishi"))
-    above, below = ([place + shift + half for place in range(len(boxes))] for half in (-HALF, HALF))
+    ends = map(itemgetter("whislo", "q1", "med", "q3", "whishi"), boxes)
+    low, q1, middle, q3, high = zip(*ends, strict=True)
     level = [place + shift for place in range(len(boxes))]
+    above, below = [place - HALF for place in level], [place + HALF for place in level]
     corners = [[(a, y0), (b, y0), (b, y1), (a, y1)] for a, b, y0, y1 in zip(q1, q3, above, below, strict=True)]
     faces = colours if filled else "white"
     axis.add_collection(PolyCollection(corners, facecolors=faces, edgecolors=colours, linewidths=1, joinstyle="miter"))

@@ -164,8 +164,11 @@ class PublishedPair:
 def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
     """Return a table for each pair. Raises UserError if no cell is of a published model and method."""
     pairs = list(_pairs(records, papers))
-    measured = [record for record in records if any(pair.record is record for pair in pairs)]
-    shown = [{name: value for name, value in pair.row.items() if name.startswith(SHOWN)} for pair in pairs]
+    of_pairs = {id(pair.record) for pair in pairs}
+    measured = [record for record in records if id(record) in of_pairs]
+    shown = []
+    for pair in pairs:
+        shown.append({name: value for name, value in pair.row.items() if name.startswith(SHOWN)})
     protocol_notes = legend.describe_columns(measured, shown, KINDS, seeds=False) if measured else []
     names = _names(measured)
     tables = [
@@ -239,7 +242,8 @@ def _table(pair: PublishedPair, number: int, name: str, conditions: Sequence[str
         ),
         head="measure",
     )
-    return table.only([at for at in range(len(COLUMNS)) if any(row.cells[at].value is not None for row in rows)])
+    filled = {at for row in rows for at, cell in enumerate(row.cells) if cell.value is not None}
+    return table.only(sorted(filled))
 
 
 def _sizes(pair: PublishedPair) -> Iterator[Row]:
@@ -397,10 +401,9 @@ def _words_of_ratio_difference(pair: PublishedPair) -> list[str]:
 
 def _no_difference(pair: PublishedPair) -> Iterator[str]:
     """Yield why a table shows no difference of perplexities or of accuracies."""
-    texts = {text for word in pair.printed.perplexity if (text := _text(pair.record, word))}
-    reasons = [
-        reason for text in sorted(texts) for reason in differences_of_perplexity(pair.protocol, pair.record, text)
-    ]
+    every = {_text(pair.record, word) for word in pair.printed.perplexity}
+    texts = sorted(text for text in every if text)
+    reasons = [reason for text in texts for reason in differences_of_perplexity(pair.protocol, pair.record, text)]
     if reasons:
         yield f"no difference of perplexities: {'; '.join(dict.fromkeys(reasons))}."
     average = pair.printed.average.of if pair.printed.average else ()

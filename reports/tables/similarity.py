@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean, median
 from typing import Any
 
@@ -51,10 +52,9 @@ def tables_of_positions(study: Study) -> list[Table]:
     for m in dict.fromkeys(of["m"] for of in study.get("merges", [])):
         curves = [of for of in study["merges"] if of["m"] == m]
         heads = _columns(*(f"{of['rule']}: {what}" for of in curves for what in ("cosine", "perplexity")))
-        rows = [
-            Row(f"{p}-{p + m - 1}", "", None, tuple(cell for of in curves for cell in _at(of["positions"][p])))
-            for p in range(len(curves[0]["positions"]))
-        ]
+        rows = []
+        for p, places in enumerate(zip(*(of["positions"] for of in curves), strict=True)):
+            rows.append(Row(f"{p}-{p + m - 1}", "", None, tuple(chain(*map(_at, places)))))
         tables.append(_table(study, f"{m} layers become one", "layers", heads, rows))
     return tables
 

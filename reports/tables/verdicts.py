@@ -126,7 +126,11 @@ def _table(
     footnotes: Sequence[str] = (),
 ) -> Table:
     """Return a table of texts without empty columns; the first column holds the rows' labels."""
-    used = [at for at in range(1, len(heads)) if any(line[at] != MISSING for line in lines)]
+    filled = {at for line in lines for at, text in enumerate(line) if text != MISSING}
+    used = sorted(filled - {0})
+    rows = []
+    for line in lines:
+        rows.append(Row(line[0], "", None, tuple(cell_of_text(line[at]) for at in used)))
     return Table(
         name=view,
         view=view,
@@ -134,7 +138,7 @@ def _table(
         title=title,
         conditions=(),
         columns=tuple(Column(heads[at], heads[at], words=heads[at] in WORDS) for at in used),
-        rows=tuple(Row(line[0], "", None, tuple(cell_of_text(line[at]) for at in used)) for line in lines),
+        rows=tuple(rows),
         notes=tuple(notes),
         footnotes=tuple(footnotes),
         head=heads[0],

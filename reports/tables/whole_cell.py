@@ -69,9 +69,11 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table of rows of plain values; the first column holds the rows' labels."""
     first, *heads = dict.fromkeys(str(key) for row in rows for key in row)
     columns = tuple(Column(head, head) for head in heads)
-    lines = [(_scalar(row.get(first, "")), [_scalar(row.get(head, "")) for head in heads]) for row in rows]
-    filled = tuple(Row(label, "", None, tuple(map(TableCell, texts))) for label, texts in lines)
-    return Table(name, "show", "", name, (), columns, filled, head=first)
+    filled = []
+    for row in rows:
+        cells = tuple(TableCell(_scalar(row.get(head, ""))) for head in heads)
+        filled.append(Row(_scalar(row.get(first, "")), "", None, cells))
+    return Table(name, "show", "", name, (), columns, tuple(filled), head=first)
 
 
 def _facts_by_number(values: Sequence[Any]) -> Iterator[Fact]:

@@ -183,6 +183,11 @@ class TrackerEntry:
         return self.curve[-1][0] + 1 if self.curve else 0
 
 
+def _renamed(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a point of a curve by the names of the tracker."""
+    return {name: point[own] for own, name in CURVE.items() if own in point}
+
+
 def entry_of(key: str, record: Record, dense: Record | None, group: str) -> TrackerEntry:
     """Return what a tracker shows of a record; `dense` is the record that its values compare with, if any."""
     row = rows_of_records([record] if dense in (None, record) else [record, dense])[0]
@@ -201,8 +206,5 @@ def entry_of(key: str, record: Record, dense: Record | None, group: str) -> Trac
         parameters={"cell": key, "run_folder": group}
         | {name: value for name, value in parameters.items() if value not in (None, {})},
         metrics={name: value for name, value in numbers.items() if name not in requested},
-        curve=[
-            (point["step"], {name: point[own] for own, name in CURVE.items() if own in point})
-            for point in healing.get("curve", ())
-        ],
+        curve=[(point["step"], _renamed(point)) for point in healing.get("curve", ())],
     )
