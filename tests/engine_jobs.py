@@ -8,21 +8,28 @@ import sys
 import time
 from pathlib import Path
 
-from bench.engines.engine import Job
+from made_cells import made_cell
+
+from bench.engines.engine import Job, RunConditions, SearchStart
 from bench.engines.local import LocalSession, environments_of_slots
+from bench.plan.protocol import protocol_of_profile
+from bench.system.worker import Limits
 
 
-def job(key: str, **how) -> Job:
-    seconds = (how.pop("seconds", 0.0),)
-    return Job(**({"cell": {}, "key": key, "where": key, "folder": "", "scratch": "", "seconds": seconds} | how))
+def job(key: str, seconds: float = 0.0, timed: bool = False, limits: Limits = Limits(), **how) -> Job:  # noqa: B008
+    """A job of a made cell, whose search says for how many seconds to sleep."""
+    cell = made_cell("shortgpt", 0.3, protocol_of_profile("smoke", speed_rounds=12 if timed else 0))
+    run = RunConditions(Path(), limits=limits)
+    search = SearchStart(seconds=(seconds,))
+    return Job(**({"cell": cell, "key": key, "title": key, "folder": Path(), "run": run, "search": search} | how))
 
 
 def naps(line, asked: Job) -> None:
     """Sleep for the job's seconds; tell where, and by the machine's clock when, and a timed one a while alone."""
     began = time.monotonic()
     line.send({"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
-    time.sleep(asked.seconds[0])
-    if asked.timed:
+    time.sleep(asked.search.seconds[0])
+    if asked.is_timed:
         with line.alone():
             alone = time.monotonic()
             time.sleep(0.1)
@@ -34,7 +41,7 @@ def dies(line, asked: Job) -> None:
     """Be killed in the job `dead`; in any other sleep until there is the file that is its folder, where it has one."""
     if asked.key == "dead":
         os.kill(os.getpid(), signal.SIGSEGV)
-    while asked.folder and not Path(asked.folder).exists():
+    while not asked.folder.exists():
         time.sleep(0.01)
     naps(line, asked)
 

@@ -25,7 +25,7 @@ def _begin(asked: Job) -> dict:
         "node": ray.get_runtime_context().get_node_id(),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "directory": str(Path.cwd()),
-        "slots": asked.slots,
+        "slots": asked.run.slots,
         "began": time.monotonic(),
     }
     put_down = Path(asked.folder, "tries", f"{asked.key}.{time.time_ns()}")
@@ -39,7 +39,7 @@ def naps(text: str, out: str, place: object = None) -> None:
     """Sleep for the job's seconds, and put down in its part where, and from when to when."""
     asked = Job.from_json(text)
     began = _begin(asked)
-    time.sleep(asked.seconds[0])
+    time.sleep(asked.search.seconds[0])
     _put_down(asked, out, began)
 
 
@@ -51,14 +51,14 @@ def _put_down(asked: Job, out: str, began: dict) -> None:
 
 def sleeps(text: str, out: str, place: object = None) -> None:
     """Sleep for the job's seconds, and leave nothing."""
-    time.sleep(Job.from_json(text).seconds[0])
+    time.sleep(Job.from_json(text).search.seconds[0])
 
 
 def meets(text: str, out: str, place: object = None) -> None:
     """Wait until as many have begun as the job's number of seconds."""
     asked = Job.from_json(text)
     began = _begin(asked)
-    while len(list(Path(asked.folder, "tries").glob("[!.]*"))) < asked.seconds[0]:
+    while len(list(Path(asked.folder, "tries").glob("[!.]*"))) < asked.search.seconds[0]:
         time.sleep(0.05)
     _put_down(asked, out, began)
 
@@ -91,7 +91,7 @@ def has_child(text: str, out: str, place: object = None) -> None:
 
 def _naps_as_child(line, asked: Job) -> None:
     line.send({"pid": os.getpid()})
-    time.sleep(asked.seconds[0])
+    time.sleep(asked.search.seconds[0])
 
 
 def fails(text: str, out: str, place: object = None) -> None:
@@ -114,7 +114,7 @@ def tells_child(text: str, out: str, place: Workplace) -> None:
     """Nap in a process of the place, and put down which GPUs that sees and which the task has."""
     asked = Job.from_json(text)
     began, told = _begin(asked), dict[str, object]()
-    place.run(_sees_as_child, (asked.seconds[0],), variables={}, limits=Limits(), hear=told.update)
+    place.run(_sees_as_child, (asked.search.seconds[0],), variables={}, limits=Limits(), hear=told.update)
     _put_down(asked, out, began | told)
 
 

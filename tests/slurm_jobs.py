@@ -30,7 +30,7 @@ def notes(text: str, out: str, place: object = None) -> None:
         raise RuntimeError("what nobody has foreseen")
     if asked.key == "wrong" and not (run / "right").exists():
         raise UserError("there is no such text")
-    time.sleep(asked.seconds[0])
+    time.sleep(asked.search.seconds[0])
     record = Path(out) / "cells" / f"{asked.key}.json"
     record.parent.mkdir()
     record.write_text("{}")

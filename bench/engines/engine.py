@@ -1,8 +1,8 @@
 """Says what a run and an engine exchange. An `Engine` starts a `Session`, which takes a `Job` and gives a `Result`.
 
-A job is plain values, so that JSON can carry it to another machine, and so is a result. Neither holds a model. What
-happens to a cell inside a job is that cell's outcome: a crash, a lack of memory, a limit. The run alone decides which
-job may start, holds the folder and writes records.
+JSON can carry a job to another machine; a result is plain values. Neither holds a model. What happens to a cell inside
+a job is that cell's outcome: a crash, a lack of memory, a limit. The run alone decides which job may start, holds the
+folder and writes records.
 
 A session of this machine measures in the run's folder, where a job's samples are pieces (bench.runs.store). A session
 of other machines has each job measured into a job folder (bench.runs.job), a run folder with that one cell. The run
@@ -14,18 +14,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from bench.plan.cell import Cell
+from bench.plan.kinds import to_plain
 from bench.records.record import REFUSED
 from bench.system.failures import Failure
 from bench.system.worker import Channel, Limits, Worker
 from methods.errors import UserError
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 
 class Workplace:
@@ -87,62 +86,79 @@ class InUse(UserError):
     """Say that another process holds a folder. Of a job folder: it measures the cell, and this process has lost it."""
 
 
+class SearchStart(NamedTuple):
+    """Holds the removals of another cell's search, with which a greedy search begins, and the seconds until each."""
+
+    order: tuple[str, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunConditions:
+    """Says what all jobs of a run share.
+
+    folder   of the run, which holds the record and the model of a cell's parent
+    scratch  for what need not outlive the run; None: a folder of the machine that measures
+    code_sha256   of the code that measures, which another machine has to have
+    plugins  files with methods
+    sources  {name: text} of those files, for a machine that does not have them
+    limits   of the process of a job
+    slots    jobs that may be at once on the machine where they run, which share its memory
+    memory_gib         that a cell may take of the host's memory; None: its share of what there is
+    device_memory_gib  that it may take of its GPU's; None: all
+    offload  folder of the machine that measures, for states that wait on its host; None: they wait in memory
+    free_cores    whether a job has fewer threads where other programs use cores, looked at before each stage but timing
+    timed_threads torch's while a cell is timed. The inputs of a timed cell hold them (bench.runs.inputs)
+    variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
+    """
+
+    folder: Path
+    scratch: Path | None = None
+    code_sha256: str = ""
+    plugins: tuple[Path, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+    limits: Limits = Limits()
+    slots: int = 1
+    memory_gib: float | None = None
+    device_memory_gib: float | None = None
+    offload: Path | None = None
+    free_cores: bool = False
+    timed_threads: int = 1
+    variables: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Job:
     """Asks for the measurement of one cell.
 
-    cell     bench.plan.cell.Cell.plain, with the inputs that the worker has to compute as well
-    key      of that cell
-    where    what messages call it
-    folder   where it is measured
-    scratch  for what need not outlive the run
-    order    the removals of another cell's search, with which a greedy search begins
-    seconds  until each of those was known; None: unknown
-    keep     whether another cell goes on from the pruned model, so that it has to be kept
-    parents  the run's folder, which holds the record and the model of the cell's parent
-    plugins  files with methods
-    sources  {name: text} of those files, for a machine that does not have them
-    limits   by the names of bench.system.worker.Limits
-    timed    whether nothing may run beside it on its machine
-    gpus     how many of them it needs for itself; the layers of its model are spread over them
+    key      of the cell, which has its inputs. The worker computes them as well
+    title    what messages call the cell
+    folder   where it is measured: that of the run, or a job folder
     threads  torch's, on the CPU
-    free_cores    whether it has fewer where other programs use cores, looked at before each stage but timing
-    memory   GiB that the cell may take of the host's memory; None: its share of what there is
-    slots    jobs that may be at once on the machine where it runs, which share that memory
-    device_memory GiB that it may take of its GPU's; None: all
-    offload  folder of the machine that measures, for states that wait on its host; empty: they wait in memory
-    run_threads   torch's while it is timed. The hash of the inputs of a timed cell holds them (bench.runs.inputs)
-    variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
+    gpus     how many of them it needs for itself; the layers of its model are spread over them
+    search   with which a greedy search begins
+    keep_model  whether another cell goes on from the pruned model, so that it has to be kept
     """
 
-    cell: dict[str, Any]
+    cell: Cell
     key: str
-    where: str
-    folder: str
-    scratch: str
-    code_sha256: str = ""
-    order: tuple[str, ...] = ()
-    seconds: tuple[float, ...] = ()
-    keep: bool = False
-    parents: str = ""
-    plugins: tuple[str, ...] = ()
-    sources: dict[str, str] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
-    timed: bool = False
-    gpus: int = 0
+    title: str
+    folder: Path
+    run: RunConditions
     threads: int = 1
-    free_cores: bool = False
-    memory: float | None = None
-    slots: int = 1
-    device_memory: float | None = None
-    offload: str = ""
-    run_threads: int = 1
-    variables: dict[str, str] = field(default_factory=dict)
+    gpus: int = 0
+    search: SearchStart = SearchStart()
+    keep_model: bool = False
+
+    @property
+    def is_timed(self) -> bool:
+        """Return whether nothing may run beside it on its machine."""
+        return self.cell.is_timed
 
     def to_json(self) -> str:
         """Return the job as JSON, with the text of its plugins, since another machine does not have the run's files."""
-        texts = {Path(file).name: Path(file).read_text(encoding="utf-8") for file in self.plugins}
-        return json.dumps(asdict(self) | {"plugins": [], "sources": texts})
+        texts = {file.name: file.read_text(encoding="utf-8") for file in self.run.plugins}
+        return json.dumps(to_plain(replace(self, run=replace(self.run, plugins=(), sources=texts))))
 
     @classmethod
     def from_json(cls, text: str) -> Job:
@@ -152,14 +168,9 @@ class Job:
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
-            raise error_of_job(error) from None
-
-
-def error_of_job(error: ValidationError, *within: str) -> UserError:
-    """Return the error to raise where plain values do not fit a job; `within` is where in it they are."""
-    first = error.errors()[0]
-    place = ".".join(map(str, (*within, *first["loc"]))) or "the file"
-    return UserError(f"this is no job of a run: {place}: {first['msg']}")
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise UserError(f"this is no job of a run: {place}: {first['msg']}") from None
 
 
 @dataclass(frozen=True)

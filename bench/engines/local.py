@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work, refuse_gpus_of_cpus
 from bench.system import environment
-from bench.system.worker import Channel, Gate, Limits, Worker, end_server
+from bench.system.worker import Channel, Gate, Worker, end_server
 from methods.errors import UserError
 
 
@@ -91,7 +91,7 @@ class InThisProcess:
         outcome: dict[str, Any] = {}
         self._work(_OwnChannel(outcome.update), job)
         if outcome.get("status") == "crashed":
-            self._lost = job.where
+            self._lost = job.title
         return Result(job.key, outcome)
 
     def cancel(self) -> None:
@@ -224,8 +224,8 @@ class LocalSession:
         worker = self._workers[slot]
         try:
             if not self._cancelled:
-                limits, alone = Limits(**job.limits), partial(self._gate.alone, slot)
-                failure = worker.run(self._work, (job,), limits=limits, hear=answer.update, alone=alone)
+                alone = partial(self._gate.alone, slot)
+                failure = worker.run(self._work, (job,), limits=job.run.limits, hear=answer.update, alone=alone)
                 if "refused" in answer:
                     raise UserError(answer["refused"])
                 if failure and "status" not in answer:

@@ -135,22 +135,23 @@ class RaySession:
 
     def has_room(self, timed: bool) -> bool:
         """Say whether a job could start. Jobs that are timed and others do not run at once."""
-        if any(job.timed != timed for job in self._running.values()):
+        if any(job.is_timed != timed for job in self._running.values()):
             return False  # it could be on the same node
         return len(self._running) < (min(self.slots, len(self._timing)) if timed else self.slots)
 
     def submit(self, job: Job) -> None:
         """Send a job to a node that has its threads and GPUs, one that is timed to a node for timing."""
         ask = self._ask
-        needs: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": ask.gpus, "name": job.where}
+        needs: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": ask.gpus, "name": job.title}
         if ask.accelerator:
             needs["accelerator_type"] = ask.accelerator
-        if job.timed:
+        if job.is_timed:
             names = ",".join(node.id for node in self._timing)
             needs |= {"resources": {TIMING: 1}, "label_selector": {"ray.io/node-id": f"in({names})"}}
             if not ask.gpus:
                 needs["num_cpus"] = self._timing[0].cpus  # all of them, so that nothing computes beside it
-        text = replace(job, slots=1 if job.timed else self.slots).to_json()
+        slots = 1 if job.is_timed else self.slots
+        text = replace(job, run=replace(job.run, slots=slots)).to_json()
         ref = self._task.options(**needs).remote(self._measure, job.key, text, self._site, ask)
         self._running[ref] = job
 
@@ -170,7 +171,7 @@ class RaySession:
 
     def _able(self) -> list[Node]:
         """Return the nodes where running jobs may be; of timed cells those that were looked at alone."""
-        if not any(job.timed for job in self._running.values()):
+        if not any(job.is_timed for job in self._running.values()):
             return list_nodes()
         timing = {node.id for node in self._timing}
         return [node for node in list_nodes() if node.id in timing]
@@ -215,7 +216,7 @@ class RaySession:
         except exceptions.TaskUnschedulableError:
             raise UserError(NONE_LEFT) from None
         except exceptions.RayError as error:
-            raise UserError(f"{job.where} cannot be measured on the cluster: {last_line_of_error(error)}") from None
+            raise UserError(f"{job.title} cannot be measured on the cluster: {last_line_of_error(error)}") from None
         if status == "part":
             return Result(job.key, {}, Path(self._site.folder) / PARTS / job.key if value is None else value)
         return Result(job.key, {"status": status, "error": value})
@@ -252,9 +253,10 @@ def _among_neighbours(text: str, ask: Ask) -> str:
     """Return the text of a job with no more slots than this node has for such cells."""
     import ray
 
-    own_node, given = ray.get_runtime_context().get_node_id(), json.loads(text)
+    own_node, job = ray.get_runtime_context().get_node_id(), json.loads(text)
     holds = max((node.holds(ask) for node in list_nodes() if node.id == own_node), default=1)
-    return json.dumps(given | {"slots": max(1, min(given["slots"], holds))})
+    job["run"]["slots"] = max(1, min(job["run"]["slots"], holds))
+    return json.dumps(job)
 
 
 def _place(site: Site) -> contextlib.AbstractContextManager[Workplace | None]:

@@ -300,13 +300,13 @@ class SlurmSession:
     def submit(self, job: Job) -> None:
         """Have the job measured, unless an element of an earlier run measures or has measured it."""
         part = self._parts / job.key
-        job = replace(job, folder=str(part), parents=str(self._folder))
-        needs = Needs(job.threads, self._engine.words_of_gpus(job.gpus), job.timed)
+        job = replace(job, folder=part, run=replace(job.run, folder=self._folder))
+        needs = Needs(job.threads, self._engine.words_of_gpus(job.gpus), job.is_timed)
         element = Element(job.key, part, needs, self._ids.ids().get(job.key), earlier=True)
         text, before = job.to_json(), read_answer(part / JOB)
-        is_same = before is not None and before | {"where": ""} == json.loads(text) | {"where": ""}
-        if (is_same and element.id) or (element.is_measured and (is_same or not job.keep)):
-            say(f"{job.where}: submitted by an earlier run")
+        is_same = before is not None and before | {"title": ""} == json.loads(text) | {"title": ""}
+        if (is_same and element.id) or (element.is_measured and (is_same or not job.keep_model)):
+            say(f"{job.title}: submitted by an earlier run")
             self._running[job.key] = element
             return
         if before and not is_same:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
@@ -68,7 +69,9 @@ def to_plain(value: Any) -> Any:
         return plain
     if isinstance(value, Mapping):
         return {name: to_plain(inner) for name, inner in value.items()}
-    return type(value)(map(to_plain, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return (tuple if isinstance(value, tuple) else list)(map(to_plain, value))
+    return str(value) if isinstance(value, PurePath) else value
 
 
 @dataclass(frozen=True)

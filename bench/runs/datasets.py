@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.data import pretrained, task_loading, texts
 from bench.data.texts import refuse_shared
-from bench.engines.engine import Machine
+from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
 from bench.healing import Text, draw_text
 from bench.plan.cell import Cell, Inputs
@@ -122,8 +122,7 @@ class Datasets:
 
     def cut_to_cell(
         self,
-        order: tuple[str, ...],
-        seconds: tuple[float, ...],
+        search: SearchStart,
         *,
         keep: bool,
         timed_threads: int,
@@ -132,8 +131,8 @@ class Datasets:
         """Return the data of one cell, with the removals that it begins with and the seconds until each."""
         return replace(
             self,
-            calibration=replace(self.calibration, order=order, keep=statistics),
-            search_seconds=seconds,
+            calibration=replace(self.calibration, order=search.order, keep=statistics),
+            search_seconds=search.seconds,
             keep=keep,
             timed_threads=timed_threads,
             statistics=statistics,

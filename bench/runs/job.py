@@ -14,6 +14,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import tempfile
@@ -28,9 +29,9 @@ import torch
 
 import methods
 from bench.data import pretrained
-from bench.engines.engine import PARTS, SOUND, InUse, Job, Machine, Result, Session, Workplace, error_of_job
+from bench.engines.engine import PARTS, SOUND, InUse, Job, Machine, Result, Workplace
 from bench.evaluation.forwards import Sweeping
-from bench.plan.cell import Cell, cell_from_plain
+from bench.plan.cell import Cell
 from bench.records.record import LOST, Record
 from bench.runs import inputs, store
 from bench.runs.datasets import DatasetReader, Datasets, KeptStatistics, setting_of_calibration
@@ -38,8 +39,8 @@ from bench.runs.measure import CellProgress, try_cell
 from bench.schedule.memory_needs import GIB, bytes_of_card, needs_of, room_for_states, room_of
 from bench.speed import timed_cell
 from bench.system import environment, interrupt, memory
-from bench.system.threads import FreeCores, settings_of_waiting
-from bench.system.worker import Channel, Limits
+from bench.system.threads import FreeCores
+from bench.system.worker import Channel
 from methods.console import say
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -48,69 +49,66 @@ from methods.model.layer_store import LayerStore
 CODE = "the code of prunebench"
 
 
-def job_of_cell(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
-    """Return the job by which a session measures a cell; `given` are the fields that the run sets."""
-    timed = cell.is_timed
-    return Job(
-        **given,
-        cell=cell.plain(),
-        key=cell.key,
-        folder=str(folder),
-        parents=str(folder),
-        timed=timed,
-        gpus=session.machine.gpus if cell.device.startswith("cuda") else 0,
-        threads=session.threads(timed),
-        run_threads=session.machine.threads,
-        variables={name.upper(): value for name, value in settings_of_waiting().items()},
-    )
-
-
-def _run_job(line: Channel, job: Job) -> None:
+def _run_job(channel: Channel, job: Job) -> None:
     """Measure the cell in a worker's process. What an earlier cell has read there is in its cache.
 
     Raises UserError for a mistake that is not one cell's, such as a missing text.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    line.alive("while it read its texts and tasks")
-    torch.set_num_threads(job.run_threads)
-    methods.load(job.plugins)
-    cell, cache = cell_from_plain(job.cell), line.cache
-    _refuse_other_code(cell, job.code_sha256)
+    channel.alive("while it read its texts and tasks")
+    torch.set_num_threads(job.run.timed_threads)
+    methods.load([str(file) for file in job.run.plugins])
+    _refuse_other_code(job.cell, job.run.code_sha256)
+    datasets = load_datasets(job, channel.cache)
+    torch.set_num_threads(job.threads)
+    measure_cell(channel, job, datasets)
+
+
+def load_datasets(job: Job, cache: dict[Any, Any]) -> Datasets:
+    """Return the data of a job's cell, from the cache of this process where an earlier job has read them."""
+    cell, run = job.cell, job.run
     if cell.model not in cache:
-        machine = Machine(environment.name_of_processor(torch.device(cell.device)), job.run_threads)
-        cache[cell.model] = DatasetReader(cell, Path(job.scratch), machine)
+        machine = Machine(environment.name_of_processor(torch.device(cell.device)), run.timed_threads)
+        cache[cell.model] = DatasetReader(cell, _scratch_of(job), machine)
     setting = (*setting_of_calibration(cell), cell.healing)
     if setting not in cache:
         cache[setting] = cache[cell.model].read(cell, [cell.healing] if cell.healing else [])
         gc.freeze()  # what stays as long as the process; to look for garbage in it after each cell takes 0.15 s
         atexit.register(gc.unfreeze)  # or libraries report it as leaked when the process ends
-    torch.set_num_threads(job.threads)
-    measure_cell(line, job, cell, cache[setting])
+    datasets: Datasets = cache[setting]
+    return datasets
 
 
-def run_job(line: Channel, job: Job) -> None:
+def run_job(channel: Channel, job: Job) -> None:
     """Measure the cell of a job in a worker's process. A mistake that is not one cell's is sent as `refused`."""
     try:
-        _run_job(line, job)
+        _run_job(channel, job)
     except UserError as error:
-        line.send({"refused": str(error)})
+        channel.send({"refused": str(error)})
 
 
-def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> None:
+def _scratch_of(job: Job) -> Path:
+    """Return the folder for what need not outlive the run, which every job has where it is measured."""
+    assert job.run.scratch is not None, "a job has a scratch folder where it is measured"
+    return job.run.scratch
+
+
+def measure_cell(channel: Channel, job: Job, datasets: Datasets) -> None:
     """Measure the cell on the data that were read for it; send the environment first, then each value."""
+    cell, run, is_timed = job.cell, job.run, job.is_timed
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
-    described |= {"threads": job.run_threads} if job.timed else {}
-    line.send({"environment": described | ({"slots": job.slots} if job.slots > 1 else {})})
+    described |= {"threads": run.timed_threads} if is_timed else {}
+    channel.send({"environment": described | ({"slots": run.slots} if run.slots > 1 else {})})
     devices = pretrained.devices_of_cell(torch.device(cell.device), job.gpus)
-    if job.timed and "memory" not in job.limits:  # a process that waits would take a part of it
+    if is_timed and math.isinf(run.limits.memory):  # a process that waits would take a part of it
         timed_cell.begin_timing(cell.device)
     outcome = CellProgress(
-        line.send,
-        line.alive,
-        lambda message: say(f"{job.where}: {message}"),
-        line.alone,
+        channel.send,
+        channel.alive,
+        lambda message: say(f"{job.title}: {message}"),
+        channel.alone,
         devices,
-        cores=FreeCores(job.threads) if job.free_cores and devices[0].type == "cpu" else None,
+        cores=FreeCores(job.threads) if run.free_cores and devices[0].type == "cpu" else None,
     )
     statistics = None
     if not cell.earlier:  # what is pruned is the dense model
@@ -118,29 +116,26 @@ def measure_cell(line: Channel, job: Job, cell: Cell, datasets: Datasets) -> Non
         def peaks() -> dict[str, Any]:
             return outcome.peaks()  # peaks of the current stage
 
-        statistics = KeptStatistics(folder_of_statistics(cell, Path(job.scratch)), peaks)
-    own = datasets.cut_to_cell(
-        job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics
-    )
-    folder = Path(job.folder)
+        statistics = KeptStatistics(folder_of_statistics(cell, _scratch_of(job)), peaks)
+    own = datasets.cut_to_cell(job.search, keep=job.keep_model, timed_threads=run.timed_threads, statistics=statistics)
     with ExitStack() as stack:
-        if job.offload:
-            place = stack.enter_context(memory.make_folder_of_cell(Path(job.offload), folder, cell.key))
+        if run.offload:
+            place = stack.enter_context(memory.make_folder_of_cell(run.offload, job.folder, job.key))
             own = replace(own, calibration=replace(own.calibration, offload=place))
             if cell.method != "dense":
                 outcome.measured["states_in"] = "files"
-        card = bytes_of_card(cell, job.gpus, job.device_memory)
-        memory_gib = room_of(job.memory, job.slots) / GIB
-        needs = needs_of(cell, memory_gib, card, offload=bool(job.offload))
+        card = bytes_of_card(cell, job.gpus, run.device_memory_gib)
+        memory_gib = room_of(run.memory_gib, run.slots) / GIB
+        needs = needs_of(cell, memory_gib, card, offload=bool(run.offload))
         outcome.timed_alone = needs.alone
         if needs.in_files:
             on_gpu = devices[0] if devices[0].type == "cuda" else None
-            outcome.files = LayerStore(stack.enter_context(store.make_scratch_folder(folder)), on_gpu)
+            outcome.files = LayerStore(stack.enter_context(store.make_scratch_folder(job.folder)), on_gpu)
             outcome.sweeping = Sweeping(room_for_states(cell, memory_gib, card), outcome.files)
             outcome.measured["weights_in"] = "files"
         else:  # memory is short there
             memory.keep_freed()
-        try_cell(cell, folder, own, outcome, parents=Path(job.parents))
+        try_cell(cell, job.folder, own, outcome, parents=run.folder)
 
 
 def folder_of_statistics(cell: Cell, scratch: Path) -> Path:
@@ -192,13 +187,12 @@ def run_job_text(text: str, out: str, place: Workplace | None = None) -> None:
 
 def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Record:
     """Measure the job into the job folder `part`, unless its record is there, and return the record."""
-    cell = _cell_of_job(job)
     with store.lock_folder(part, PATIENCE) as dead, contextlib.ExitStack() as opened:
         if dead:
             say(dead)
         if other_keys := [path.stem for path in (part / "cells").glob("*.json") if path.stem != job.key]:
             raise UserError(f"{part} belongs to another run, it holds {min(other_keys)}; name another --out")
-        known, _ = store.find_record(part, job.key, cell, retry_failed=False)
+        known, _ = store.find_record(part, job.key, job.cell, retry_failed=False)
         if known is not None:
             return known
         opened.enter_context(store.keep_tidy(part))
@@ -206,21 +200,21 @@ def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Reco
             scratch = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=part, ignore_cleanup_errors=True)
             place = opened.enter_context(Workplace(Path(opened.enter_context(scratch))))
         outcome = dict[str, Any]()
-        own_job, limits = _job_on_this_machine(job, part, place.folder), Limits(**job.limits)
+        own_job, run = _job_on_this_machine(job, part, place.folder), job.run
 
         def hear(news: Mapping[str, Any]) -> None:
             outcome.update(news)
             with contextlib.suppress(TypeError, ValueError):  # the values fit no record
                 write_atomically(part / PROGRESS_FILE, json.dumps(outcome))
 
-        failure = place.run(run_job, (own_job,), variables=job.variables, limits=limits, hear=hear)
+        failure = place.run(run_job, (own_job,), variables=run.variables, limits=run.limits, hear=hear)
         if "refused" in outcome:
             raise UserError(outcome["refused"])
         if failure and "status" not in outcome:
             outcome |= {"status": failure.status, "error": failure.reason}
         if outcome["status"] not in SOUND:
             place.end_process()
-        record = store.write_record(record_of_outcome(cell, outcome), part, job.key)
+        record = store.write_record(record_of_outcome(job.cell, outcome), part, job.key)
         (part / PROGRESS_FILE).unlink(missing_ok=True)
         return record
 
@@ -266,28 +260,19 @@ def outcome_of_result(folder: Path, result: Result) -> dict[str, Any]:
     return {**progress, **result.outcome}
 
 
-def _cell_of_job(job: Job) -> Cell:
-    """Return the cell of a job. Raises UserError where it is none."""
-    from pydantic import ValidationError
-
-    try:
-        return cell_from_plain(job.cell)
-    except ValidationError as error:
-        raise error_of_job(error, "cell") from None
-
-
 def _job_on_this_machine(job: Job, part: Path, scratch: Path) -> Job:
     """Return the job with its plugins as files, its own folder, and `scratch` if it names none.
 
     A plugin's file has the same path for all jobs of a workplace, so that its methods are registered once in a process.
     """
-    files = list[str]()
-    for name, text in job.sources.items():
+    files = list[Path]()
+    for name, text in job.run.sources.items():
         if Path(name).name != name:
             raise UserError(f"this is no job of a run: a plugin has the name {name!r}")
         file, unfinished = scratch / name, scratch / f"{name}.{os.getpid()}"  # another process may be about the same
         if not file.exists():
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(file)
-        files.append(str(file))
-    return replace(job, plugins=tuple(files), folder=str(part), scratch=job.scratch or str(scratch))
+        files.append(file)
+    run = replace(job.run, plugins=tuple(files), scratch=job.run.scratch or scratch)
+    return replace(job, folder=part, run=run)

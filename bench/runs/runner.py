@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ import methods
 from bench import engines
 from bench.data import pretrained
 from bench.engines import local
-from bench.engines.engine import Conditions, Engine, Job, Result, Session, refuse_gpus_of_cpus
+from bench.engines.engine import (
+    Conditions,
+    Engine,
+    Job,
+    Result,
+    RunConditions,
+    SearchStart,
+    Session,
+    refuse_gpus_of_cpus,
+)
 from bench.plan import grid, validate
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
@@ -28,12 +37,12 @@ from bench.runs import inputs, job, store
 from bench.runs.datasets import CalibrationSetting, Datasets, read_datasets, setting_of_calibration
 from bench.runs.searches import KnownSearches, read_valid_records
 from bench.schedule.estimate import Estimate, Forecast, estimate_cells, read_records_nearby
-from bench.schedule.memory_needs import find_misfits, refuse_misfits, room_of
+from bench.schedule.memory_needs import GIB, find_misfits, refuse_misfits, room_of
 from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import interrupt
 from bench.system.memory import check_offload
-from bench.system.threads import set_up_threads
-from bench.system.worker import Channel
+from bench.system.threads import set_up_threads, settings_of_waiting
+from bench.system.worker import Channel, Limits
 from methods.console import say
 from methods.errors import UserError
 
@@ -149,132 +158,183 @@ def run(
         with store.make_scratch_folder(folder) as scratch, engine.start(conditions) as session:
             datasets = read_datasets(cells, scratch, session.machine)
             cells = with_inputs(cells, datasets)
-            for line in store.set_aside(folder, cells):
-                say(line)
-            if engine.is_here:  # a cluster finds what is measured when it is asked for the cell
-                for line in job.take_in_records(folder, cells):
-                    say(line)
+            _take_in_earlier(cells, folder, engine.is_here)
+            measuring: Session = session
             if engine.is_here and (isolate is False or not conditions.is_apart(session.slots)):
-                in_turn = partial(_in_this_process, {cell.key: cell for cell in cells}, datasets)
-                measuring: Session = local.InThisProcess(in_turn, session.machine)
+                measuring = local.InThisProcess(partial(_measure_here, datasets), session.machine)
             else:
                 _refuse_own(cells)
-                measuring = session
-            shared: dict[str, Any] = {"scratch": str(scratch) if engine.is_here else "", "limits": dict(limits or {})}
-            shared |= {"code_sha256": inputs.sha256_of_code(), "plugins": tuple(methods.files_of_plugins())}
-            shared |= {"device_memory": device_memory, "free_cores": free_cores}
-            if offload is not None:
-                shared["offload"] = str(offload.resolve() if engine.is_here else offload)
-            if memory is not None or engine.is_here:
-                shared["memory"] = room_of(memory, measuring.slots) / 2**30
-            served = {
-                key: (None if record is None else CellEnd.of(record), why)
-                for key, record, why in store.find_records(folder, cells, retry_failed)
-            }
-            done = {key for key, (ended, _) in served.items() if ended}
-            estimates = _estimate(cells, folder, datasets, measuring, done)
-            rest: dict[str, Any] = {"is_here": engine.is_here, "estimates": estimates, "listener": ended}
-            records = _measure_cells(cells, folder, measuring, served, shared, **rest)
+            limited = memory is not None or engine.is_here
+            run_conditions = RunConditions(
+                folder=folder,
+                scratch=scratch if engine.is_here else None,
+                code_sha256=inputs.sha256_of_code(),
+                plugins=tuple(map(Path, methods.files_of_plugins())),
+                limits=Limits(**(limits or {})),
+                memory_gib=room_of(memory, measuring.slots) / GIB if limited else None,
+                device_memory_gib=device_memory,
+                offload=offload.resolve() if offload and engine.is_here else offload,
+                free_cores=free_cores,
+                timed_threads=measuring.machine.threads,
+                variables={name.upper(): value for name, value in settings_of_waiting().items()},
+            )
+            earlier = EarlierCells.find(folder, cells, retry_failed)
+            estimates = _estimate(cells, folder, datasets, measuring, earlier.ends)
+            loop = CellLoop(cells, measuring, run_conditions, earlier, estimates, is_here=engine.is_here, ended=ended)
+            records = loop.measure_all()
         report(folder, records)
     return records
 
 
-def _measure_cells(
-    cells: Sequence[Cell],
-    folder: Path,
-    session: Session,
-    served: Mapping[str, tuple[CellEnd | None, str]],
-    shared: Mapping[str, Any],
-    *,
-    is_here: bool = True,
-    estimates: Mapping[str, Estimate] | None = None,
-    listener: Ending = ignore_end,
-) -> list[Record]:
-    """Have every cell measured without a record that counts; `shared` is what its jobs have in common.
+def _take_in_earlier(cells: Sequence[Cell], folder: Path, is_here: bool) -> None:
+    """Set old records aside, and take in what other machines have measured for an earlier run.
 
-    Only what other cells need of a record is kept meanwhile; at the end all are read from the folder. With estimates a
-    line after each cell says when the run ends.
-
-    served  of each cell the end of its record, or None and why it has none that counts
+    A cluster finds what is measured when it is asked for the cell.
     """
-    missing = [cell for cell in cells if served[cell.key][0] is None]
-    _refuse_large(missing if is_here else [], session, shared)
-    seconds = {key: estimate.seconds for key, estimate in (estimates or {}).items()} if session.slots > 1 else {}
-    schedule = Schedule(cells, seconds or None)
-    forecast = Forecast(estimates or {}, session.slots, one_machine=is_here, queues=session.machine.queues)
-    for cell in missing if estimates else ():
-        forecast.add(cell)
-    known_removals = KnownSearches(read_valid_records(folder))
-    parents = Counter(cell.parent_key for cell in cells if cell.parent_key and not served[cell.key][0])
-    names = _names(cells)
-    store.drop_models(folder, parents)
+    for line in store.set_aside(folder, cells):
+        say(line)
+    for line in job.take_in_records(folder, cells) if is_here else ():
+        say(line)
 
-    def finish(cell: Cell, ended: CellEnd) -> None:
-        schedule.finish(cell.key, ended)
-        listener(cell.key)
-        parent = cell.parent_key
-        if parent and not served[cell.key][0]:
-            parents[parent] -= 1
-            if not parents[parent]:
-                del parents[parent]
-                store.drop_models(folder, parents)
 
-    def write(cell: Cell, result: Result) -> None:
-        record = _write_outcome(cell, result, folder, session.slots if is_here else None)
-        known_removals.add(record)
-        if record.error:
-            say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
-        finish(cell, CellEnd.of(record))
+@dataclass(frozen=True)
+class EarlierCells:
+    """Holds the ends of the cells that have a record that counts, and why another's record does not, both by key."""
+
+    ends: Mapping[str, CellEnd]
+    reasons: Mapping[str, str]
+
+    @classmethod
+    def find(cls, folder: Path, cells: Sequence[Cell], retry_failed: bool) -> EarlierCells:
+        """Return what the folder of a run has of its cells."""
+        ends, reasons = dict[str, CellEnd](), dict[str, str]()
+        for key, record, reason in store.find_records(folder, cells, retry_failed):
+            if record is None:
+                reasons[key] = reason
+            else:
+                ends[key] = CellEnd.of(record)
+        return cls(ends, reasons)
+
+
+class CellLoop:
+    """Measures the cells of a run that have no record: starts each when the schedule lets it, and writes its record.
+
+    Of a record only what other cells need is kept meanwhile. With estimates a line after each cell says when the run
+    ends.
+
+    ended  is given the key of each cell that is done
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        session: Session,
+        run: RunConditions,
+        earlier: EarlierCells,
+        estimates: Mapping[str, Estimate] | None = None,
+        *,
+        is_here: bool = True,
+        ended: Ending = ignore_end,
+    ) -> None:
+        self.cells, self.session, self.run, self.earlier = cells, session, run, earlier
+        self.is_here, self.ended, self.titles = is_here, ended, _titles_of_cells(cells)
+        self.missing = [cell for cell in cells if cell.key not in earlier.ends]
+        seconds = {key: estimate.seconds for key, estimate in (estimates or {}).items()} if session.slots > 1 else {}
+        self.schedule = Schedule(cells, seconds or None)
+        self.forecast: Forecast | None = None
         if estimates:
-            forecast.end(cell, record)
-            end = forecast.line() if len(schedule.ended) < len(cells) else ""
-            say("; ".join(filter(None, (schedule.progress(queues=session.machine.queues), end))))
+            queues = session.machine.queues
+            self.forecast = Forecast(estimates, session.slots, one_machine=is_here, queues=queues)
+            for cell in self.missing:
+                self.forecast.add(cell)
+        self.searches = KnownSearches(read_valid_records(run.folder))
+        self.children = Counter(cell.parent_key for cell in self.missing if cell.parent_key)  # that wait for each model
 
-    def begin(cell: Cell) -> None:
-        where, (ended, why) = names[cell.key], served[cell.key]
-        if ended is not None:
-            say(f"{where}: has a record")
-            store.remove_pieces(folder, cell.key, ended.status)
-            finish(cell, ended)
+    def measure_all(self) -> list[Record]:
+        """Return the records of all cells, in their order."""
+        if self.is_here:
+            self._refuse_large()
+        store.drop_models(self.run.folder, self.children)
+        drive(self.schedule, self.session, self.begin, self.end)
+        return [load(self.run.folder / "cells" / f"{cell.key}.json") for cell in self.cells]
+
+    def begin(self, cell: Cell) -> None:
+        """Skip a cell that has a record, fail one whose parent has no model, and submit any other."""
+        key, title = cell.key, self.titles[cell.key]
+        if end := self.earlier.ends.get(key):
+            say(f"{title}: has a record")
+            store.remove_pieces(self.run.folder, key, end.status)
+            self._finish(cell, end)
             return
-        say(
-            f"{where}: {why}; it runs again"
-            if why
-            else f"{where}: {'loading the model' if is_here else 'is submitted'}"
+        reason = self.earlier.reasons[key]
+        first_step = "loading the model" if self.is_here else "is submitted"
+        say(f"{title}: {reason}; it runs again" if reason else f"{title}: {first_step}")
+        if failure := _failure_of_parent(cell, self.schedule):
+            self._write(cell, Result(key, failure))
+            return
+        job.hand_over_pieces(self.run.folder, key, self.is_here)
+        self.session.submit(self.job_of(cell))
+        self.schedule.start(key)
+        if self.forecast:
+            self.forecast.begin(key)
+
+    def job_of(self, cell: Cell) -> Job:
+        """Return the job by which the session measures a cell."""
+        return Job(
+            cell=cell,
+            key=cell.key,
+            title=self.titles[cell.key],
+            folder=self.run.folder,
+            run=self.run,
+            threads=self.session.threads(cell.is_timed),
+            gpus=self.session.machine.gpus if cell.device.startswith("cuda") else 0,
+            search=self.searches.of(cell) if self.schedule.may_search(cell.key) else SearchStart(),
+            keep_model=cell.key in self.children,
         )
-        if orphaned := _failure_of_parent(cell, schedule):
-            write(cell, Result(cell.key, orphaned))
-            return
-        order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), ())
-        own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
-        job.hand_over_pieces(folder, cell.key, is_here)
-        session.submit(job.job_of_cell(cell, folder, session, {**own, **shared}))
-        schedule.start(cell.key)
-        if estimates:
-            forecast.begin(cell.key)
 
-    drive(schedule, session, begin, lambda result: write(schedule.cells[result.key], result))
-    return [load(folder / "cells" / f"{cell.key}.json") for cell in cells]
+    def end(self, result: Result) -> None:
+        """Write what the session has measured."""
+        self._write(self.schedule.cells[result.key], result)
 
+    def _write(self, cell: Cell, result: Result) -> None:
+        """Write the record of a cell, let those start that have waited for it, and say when the run will end."""
+        record = self._take_in(cell, result)
+        self.searches.add(record)
+        if record.error:
+            say(f"{self.titles[cell.key]}: {record.status}: {CellEnd.of(record).error}")
+        self._finish(cell, CellEnd.of(record))
+        if self.forecast:
+            self.forecast.end(cell, record)
+            progress = self.schedule.progress(queues=self.session.machine.queues)
+            end = self.forecast.line() if len(self.schedule.ended) < len(self.cells) else ""
+            say("; ".join(filter(None, (progress, end))))
 
-def _write_outcome(cell: Cell, result: Result, folder: Path, slots: int | None) -> Record:
-    """Write the outcome of a cell into the folder, and return its record.
+    def _take_in(self, cell: Cell, result: Result) -> Record:
+        """Write the outcome of a cell into the folder, and return its record."""
+        folder = self.run.folder
+        store.refuse_removed(folder)
+        if result.part is not None:
+            return store.take_in(result.part, folder, cell.key)
+        outcome = job.outcome_of_result(folder, result)
+        record = job.record_of_outcome(cell, outcome, self.session.slots if self.is_here else None)
+        return store.write_record(record, folder, cell.key)
 
-    `slots` is that of bench.runs.job.record_of_outcome.
-    """
-    store.refuse_removed(folder)
-    if result.part is not None:
-        return store.take_in(result.part, folder, cell.key)
-    return store.write_record(
-        job.record_of_outcome(cell, job.outcome_of_result(folder, result), slots), folder, cell.key
-    )
+    def _finish(self, cell: Cell, end: CellEnd) -> None:
+        """Note how a cell has ended, and drop its parent's model once no other cell needs it."""
+        self.schedule.finish(cell.key, end)
+        self.ended(cell.key)
+        parent = cell.parent_key
+        if parent and parent in self.children and cell.key not in self.earlier.ends:
+            self.children[parent] -= 1
+            self.children = +self.children  # without those at zero
+            if parent not in self.children:
+                store.drop_models(self.run.folder, self.children)
 
-
-def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:
-    """Refuse cells for which this machine has too little memory, or the folder of states too little room."""
-    limits = session.machine.gpus, shared.get("memory"), shared.get("device_memory")
-    offload = Path(shared["offload"]) if shared.get("offload") else None
-    refuse_misfits(find_misfits(cells, *limits, offload=offload, slots=session.slots))
+    def _refuse_large(self) -> None:
+        """Refuse cells for which this machine has too little memory, or the folder of states too little room."""
+        limits = self.session.machine.gpus, self.run.memory_gib, self.run.device_memory_gib
+        misfits = find_misfits(self.missing, *limits, offload=self.run.offload, slots=self.session.slots)
+        refuse_misfits(misfits)
 
 
 def _estimate(
@@ -297,19 +357,16 @@ def _estimate(
     )
 
 
-def _names(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return what messages call each cell, by key: '[2/5] laco at 0.3', of several models with the model behind it."""
+def _titles_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return {key: what messages call the cell}: '[2/5] laco at 0.3', of several models with the model behind it."""
     several = len({cell.model for cell in cells}) > 1
     words = [f"{cell.title}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
     return {cell.key: f"[{at}/{len(cells)}] {words[at - 1]}" for at, cell in enumerate(cells, start=1)}
 
 
-def _in_this_process(
-    cells: Mapping[str, Cell], datasets: Mapping[CalibrationSetting, Datasets], line: Channel, asked_for: Job
-) -> None:
-    """Measure a cell on what this process has read for all."""
-    cell = cells[asked_for.key]
-    job.measure_cell(line, asked_for, cell, datasets[setting_of_calibration(cell)])
+def _measure_here(datasets: Mapping[CalibrationSetting, Datasets], channel: Channel, order: Job) -> None:
+    """Measure a job's cell on what this process has read for all."""
+    job.measure_cell(channel, order, datasets[setting_of_calibration(order.cell)])
 
 
 def _refuse_own(cells: Sequence[Cell]) -> None:

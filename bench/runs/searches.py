@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.engines.engine import SearchStart
 from bench.plan.cell import Cell
 from bench.records.record import InvalidRecord, Record, load
 from bench.runs.datasets import Datasets
@@ -23,8 +24,6 @@ from methods.model.calibration import SweepLogs
 
 Seconds = tuple[float, ...]  # until each removal of a search
 REMOVALS = "removals.json"  # of an interrupted attempt, in its folder
-Order = tuple[tuple[str, ...], Seconds]  # the first removals of a search, and when it had them
-NOTHING: Order = (), ()
 
 
 class KnownSearches:
@@ -35,7 +34,7 @@ class KnownSearches:
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self._longest: dict[tuple[str, str], Order] = {}  # by search and revision of its method
+        self._longest: dict[tuple[str, str], SearchStart] = {}  # by search and revision of its method
         for record in records:
             self.add(record)
 
@@ -46,12 +45,12 @@ class KnownSearches:
         if record.status != "ok" or not order or len(seconds) < len(order):
             return
         search = _search(record.cell)
-        if len(order) > len(self._longest.get(search, NOTHING)[0]):
-            self._longest[search] = tuple(order), seconds
+        if len(order) > len(self._longest.get(search, SearchStart()).order):
+            self._longest[search] = SearchStart(tuple(order), seconds)
 
-    def of(self, cell: Cell) -> Order:
+    def of(self, cell: Cell) -> SearchStart:
         """Return what a cell begins with; an empty order where nothing is known."""
-        return self._longest.get(_search(cell.plain()), NOTHING) if self._longest else NOTHING
+        return self._longest.get(_search(cell.plain()), SearchStart()) if self._longest else SearchStart()
 
 
 def _search(cell: Mapping[str, Any]) -> tuple[str, str]:
@@ -67,7 +66,7 @@ class SearchTimes:
     that began alike, `again`, which the search takes from its own log (methods.model.calibration).
     """
 
-    def __init__(self, begin: Order, again: Order, file: Path) -> None:
+    def __init__(self, begin: SearchStart, again: SearchStart, file: Path) -> None:
         (self.order, seconds), self.file = begin, file
         self._inherited = _by_start(self.order, seconds)
         self._seconds_by_start = _by_start(*again) | self._inherited
@@ -115,29 +114,25 @@ def resume_search(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets,
     made its removals, and which of them it has inherited.
     """
     place = folder / "partial" / key / "prune"
-    begin, again, file = (
-        (datasets.calibration.order, datasets.search_seconds),
-        _read_order(place / REMOVALS),
-        place / REMOVALS,
-    )
-    order, seconds = again[0]
-    if len(order) >= len(begin[0]):
-        begin = order[: again[1]], seconds[: again[1]]
-    times, sweeps = SearchTimes(begin, again[0], file), SweepLogs(place)
+    begin, file = SearchStart(datasets.calibration.order, datasets.search_seconds), place / REMOVALS
+    again, inherited = _read_order(file)
+    if len(again.order) >= len(begin.order):
+        begin = SearchStart(again.order[:inherited], again.seconds[:inherited])
+    times, sweeps = SearchTimes(begin, again, file), SweepLogs(place)
     if datasets.statistics:
         datasets.statistics.sweeps = sweeps
-    calibration = replace(datasets.calibration, order=begin[0], note=times.note, sweeps=sweeps)
-    return replace(datasets, calibration=calibration, search_seconds=begin[1]), times
+    calibration = replace(datasets.calibration, order=begin.order, note=times.note, sweeps=sweeps)
+    return replace(datasets, calibration=calibration, search_seconds=begin.seconds), times
 
 
-def _read_order(file: Path) -> tuple[Order, int]:
+def _read_order(file: Path) -> tuple[SearchStart, int]:
     """Return the removals of an interrupted attempt, and how many of them it began with."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         order, seconds = tuple(map(str, kept["order"])), kept["seconds"]
         if len(seconds) == len(order):
-            return (order, tuple(map(float, seconds))), int(kept["inherited"])
-    return ((), ()), 0
+            return SearchStart(order, tuple(map(float, seconds))), int(kept["inherited"])
+    return SearchStart(), 0
 
 
 def read_valid_records(folder: Path) -> Iterable[Record]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from made_cells import made_cell, made_inputs
 
+from bench.engines.engine import RunConditions
 from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
 from bench.runs import runner
@@ -51,7 +52,8 @@ def test_driver(count, tmp_path, benchmark, capsys, monkeypatch):
         status = {"status": "ok", "error": None, "environment": {"cpu": "x"}}
         return status | {"measured": measured, "decisions": order | {"removed_channels": FILLER}}
 
-    session, served = SimulatedSession(SLOTS, seconds, outcome_of=found), {key: (None, "") for key in seconds}
+    session = SimulatedSession(SLOTS, seconds, outcome_of=found)
+    conditions, earlier = RunConditions(tmp_path), runner.EarlierCells({}, dict.fromkeys(seconds, ""))
     peaks = []
     next_result = session.next_result
 
@@ -63,7 +65,7 @@ def test_driver(count, tmp_path, benchmark, capsys, monkeypatch):
     session.next_result = watched
     before = time.process_time()
     records = benchmark.pedantic(
-        lambda: runner._measure_cells(cells, tmp_path, session, served, {"scratch": ""}, estimates=estimates), rounds=1
+        lambda: runner.CellLoop(cells, session, conditions, earlier, estimates).measure_all(), rounds=1
     )
     spent = time.process_time() - before
     assert len(records) == len(cells)

@@ -63,7 +63,7 @@ def ray(folder: Path) -> Iterator[Session]:
 @pytest.mark.parametrize("engine", [local, ray])
 def test_overhead(engine, tmp_path, benchmark):
     def measure(session: Session, count: int) -> None:
-        left, running = [job(str(number), folder=str(tmp_path), seconds=SLEEP) for number in range(count)], 0
+        left, running = [job(str(number), folder=tmp_path, seconds=SLEEP) for number in range(count)], 0
         while left or running:
             if left and session.has_room(timed=False):
                 session.submit(left.pop())

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,11 +26,12 @@ from method_source import SEGFAULT, method_source
 from run_contents import contents
 
 from bench.cli.main import main
-from bench.engines.engine import Conditions
+from bench.engines.engine import Conditions, Job, SearchStart
 from bench.engines.local import VISIBLE, Local, LocalSession, environments_of_slots, names_of_visible_gpus, threads_of
-from bench.plan.cell import Stage, TaskInput, TimedOn, cell_from_plain
+from bench.plan.cell import Stage, TaskInput, TimedOn
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.runs import runner
+from bench.system.worker import Limits
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ import {runner.job.__name__}
 
 def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on(tmp_path):
     with session(dies, environments_of_slots(2, "cpu", [])) as engine:
-        engine.submit(job("beside", seconds=0.0, folder=str(tmp_path / "go on")))
+        engine.submit(job("beside", seconds=0.0, folder=tmp_path / "go on"))
         engine.submit(job("dead"))
         dead = engine.next_result()
         assert (dead.key, dead.outcome["status"]) == ("dead", "crashed")
@@ -101,15 +102,18 @@ def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_o
         assert found["beside"]["pid"] != found["next"]["pid"]
 
 
-def test_a_job_is_plain_values_from_which_its_cell_is_made_again():
+def test_a_job_is_json_from_which_it_is_made_again():
     inputs = made_inputs(tasks={"piqa": TaskInput(1.0, "e")}, timed_on=TimedOn(None, 2))
     first = made_cell("sleb", 0.3, protocol_of_profile("smoke"), parameters={"tokens": 64, "layers": (1, 2)})
     stage = Stage("laco", {"C": 3}, 0.1, ("C",), Recipe("lora"))
     cell = replace(first, inputs=inputs, earlier=(stage,), healing=Recipe("full"), given=("tokens",))
-    again = json.loads(json.dumps(asdict(replace(job(cell.key), cell=cell.plain()))))
-    assert cell_from_plain(again["cell"]).key == again["key"]
-    assert cell_from_plain(again["cell"]).protocol == cell.protocol
-    assert cell_from_plain(again["cell"]).inputs == inputs
+    order = job(cell.key, cell=cell, limits=Limits(seconds=3.5), gpus=2)
+    order = replace(order, search=SearchStart(("layer 3",), (5.0,)), run=replace(order.run, offload=Path("states")))
+    again = Job.from_json(order.to_json())
+    assert again == replace(order, cell=again.cell)
+    assert again.cell.key == order.key
+    assert again.cell.protocol == cell.protocol
+    assert again.cell.inputs == inputs
 
 
 @pytest.mark.parametrize(
@@ -128,11 +132,11 @@ def test_slots_that_cannot_be_are_refused(given, said, base, capsys, tmp_path):
 def test_threads_are_divided_among_the_slots(base, monkeypatch, tmp_path):
     sessions: list[LocalSession] = []
 
-    def measured(cells, folder, session, *rest, **more):
-        sessions.append(session)
+    def measured(loop):
+        sessions.append(loop.session)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_measure_cells", measured)
+    monkeypatch.setattr(runner.CellLoop, "measure_all", measured)
     (tmp_path / "spec.yaml").write_text("slots: 3\n")
     arguments = [*base, "--methods", "drop-tail", "--ratio", "0.2"]
     assert main([*arguments, "--spec", str(tmp_path / "spec.yaml")]) == 130
@@ -237,7 +241,7 @@ def test_waiting_to_be_timed_counts_for_no_limit():
             engine.submit(job(key, seconds=0.0))
         assert {engine.next_result().outcome["status"] for _ in range(2)} == {"ok"}
         engine.submit(job("long", seconds=4.0))
-        engine.submit(job("timed", seconds=0.0, timed=True, limits={"seconds": 3.5}))
+        engine.submit(job("timed", seconds=0.0, timed=True, limits=Limits(seconds=3.5)))
         found = {result.key: result.outcome for result in (engine.next_result() for _ in range(2))}
         assert found["timed"]["status"] == "ok"
         assert found["timed"]["ended"] - found["timed"]["began"] > 3.5

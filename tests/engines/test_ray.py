@@ -47,23 +47,23 @@ def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(clu
         assert (started.slots, started.threads(timed=False)) == (4, 1)
         for key in "abcd":
             assert started.has_room(timed=False)
-            started.submit(job(key, folder=str(tmp_path), gpus=1, seconds=4.0))
+            started.submit(job(key, folder=tmp_path, gpus=1, seconds=4.0))
         assert not started.has_room(timed=False)
         found = measured(started, 4).values()  # each of which waits until all have begun
     assert len({(one["node"], one["gpus"]) for one in found}) == 4
     assert {one["gpus"] for one in found} == {"0", "1"}
     with session(Ray(cluster.address, gpus_per_cell=2), tmp_path, ray_jobs.naps, device="cuda") as started:
         assert (started.slots, started.machine.gpus) == (2, 2)
-        started.submit(job("both", folder=str(tmp_path), gpus=2, seconds=0.0))
+        started.submit(job("both", folder=tmp_path, gpus=2, seconds=0.0))
         assert measured(started, 1)["both"]["gpus"] in ("0,1", "1,0")
     with session(Ray(cluster.address, slots=3), tmp_path, ray_jobs.naps) as started:
         assert started.slots == 3
-        started.submit(job("cpu", folder=str(tmp_path), seconds=0.0))
+        started.submit(job("cpu", folder=tmp_path, seconds=0.0))
         found = measured(started, 1)["cpu"]
         assert (found["gpus"], found["directory"]) == ("", str(Path.cwd()))
         assert found["slots"] == 2  # of the three on its node, whose memory they share
         (tmp_path / ".seen" / "text").write_text("another run's")
-        started.submit(job("sent", folder=str(tmp_path), seconds=0.0))
+        started.submit(job("sent", folder=tmp_path, seconds=0.0))
         sent = started.next_result().part
         assert [*sent] == ["cells/sent.json"]  # of a part that nobody else sees its cell is sent, and nothing else
         assert json.loads(sent["cells/sent.json"])["gpus"] == ""
@@ -76,7 +76,7 @@ def test_a_node_that_is_killed_costs_time_and_no_result(cluster, tmp_path):
         engine = Ray(cluster.address, accelerator="made-up")
         with session(engine, tmp_path, ray_jobs.stays_once, device="cuda") as started:
             assert started.slots == 2
-            started.submit(job("a", folder=str(tmp_path), gpus=1, seconds=0.0))
+            started.submit(job("a", folder=tmp_path, gpus=1, seconds=0.0))
             assert until(lambda: tries(tmp_path, "a"))
             first = tries(tmp_path, "a")[0]
             cluster.made.remove_node(nodes[first["node"]], allow_graceful=False)
@@ -90,13 +90,13 @@ def test_a_node_that_is_killed_costs_time_and_no_result(cluster, tmp_path):
 @pytest.mark.nightly
 def test_what_is_lost_again_and_again_is_lost_and_what_fails_by_itself_is_an_error(cluster, tmp_path):
     with session(Ray(cluster.address), tmp_path, ray_jobs.falls) as started:
-        started.submit(job("a", folder=str(tmp_path)))
+        started.submit(job("a", folder=tmp_path))
         result = started.next_result()
         assert (result.outcome["status"], result.part) == ("lost", None)
         assert "after 2 more tries" in result.outcome["error"]
         assert len(tries(tmp_path, "a")) == 3
     with session(Ray(cluster.address), tmp_path, ray_jobs.fails) as started:
-        started.submit(job("b", folder=str(tmp_path)))
+        started.submit(job("b", folder=tmp_path))
         assert started.next_result().outcome == {"status": "error", "error": "RuntimeError: no such thing"}
 
 
@@ -109,7 +109,7 @@ def test_a_node_without_memory_ends_a_cell_twice_and_not_for_ever(cluster, tmp_p
         with cluster.nodes(1, num_cpus=1, num_gpus=1, resources={"accelerator_type:small": 1}):
             engine = Ray(cluster.address, accelerator="small")
             with session(engine, folder, ray_jobs.fills_memory, device="cuda") as started:
-                started.submit(job("a", folder=str(folder), gpus=1))
+                started.submit(job("a", folder=folder, gpus=1))
                 assert started.next_result().outcome["status"] == "out_of_memory"
         if (begun := len(tries(folder, "a"))) == 2:
             break
@@ -119,7 +119,7 @@ def test_a_node_without_memory_ends_a_cell_twice_and_not_for_ever(cluster, tmp_p
 def test_what_runs_when_a_session_ends_is_gone_with_its_children(cluster, tmp_path):
     with session(Ray(cluster.address), tmp_path, ray_jobs.has_child) as started:
         for key in "ab":
-            started.submit(job(key, folder=str(tmp_path), seconds=600.0))
+            started.submit(job(key, folder=tmp_path, seconds=600.0))
         assert until(lambda: len(list(tmp_path.glob("?.child"))) == 2)
         time.sleep(0.5)
         pids = [int(path.read_text()) for path in tmp_path.glob("?.child")]
@@ -135,14 +135,14 @@ def test_a_timed_cell_has_its_node_to_itself(cluster, tmp_path):
         assert started.slots == 4
         for key in "ab":
             assert started.has_room(timed=True)
-            started.submit(job(key, folder=str(tmp_path), seconds=2.0, timed=True))
+            started.submit(job(key, folder=tmp_path, seconds=2.0, timed=True))
         assert not started.has_room(timed=True)
         assert not started.has_room(timed=False)
         found = measured(started, 2)
         assert found["a"]["node"] != found["b"]["node"]
         assert {one["slots"] for one in found.values()} == {1}
         for key in "cde":  # more than there is room for: the third one waits
-            started.submit(job(key, folder=str(tmp_path), seconds=1.0, timed=True))
+            started.submit(job(key, folder=tmp_path, seconds=1.0, timed=True))
         last = sorted(measured(started, 3).values(), key=lambda one: one["began"])
         assert any(last[2]["began"] >= one["ended"] and last[2]["node"] == one["node"] for one in last[:2])
 

@@ -27,7 +27,7 @@ def test_a_cell_on_a_gpu_has_a_process_of_its_own_that_sees_the_gpu_of_its_task(
             if not started.has_room(timed=False):
                 found += measured(started, 1).values()
                 assert not psutil.pid_exists(found[-1]["child"])  # or it would hold memory of another cell's GPU
-            started.submit(job(str(number), folder=str(tmp_path), gpus=1, seconds=seconds))
+            started.submit(job(str(number), folder=tmp_path, gpus=1, seconds=seconds))
         found += measured(started, 10 - len(found)).values()
     assert [one["child_gpus"] for one in found] == [one["gpus"] for one in found]
     assert len({one["child"] for one in found}) == len(found)
@@ -37,7 +37,7 @@ def test_cells_on_the_cpu_share_a_process_that_sees_no_gpu(cluster, tmp_path):
     with session(Ray(cluster.address, slots=1), tmp_path, ray_jobs.tells_child) as started:
         found = []
         for key in "abc":
-            started.submit(job(key, folder=str(tmp_path), seconds=0.0))
+            started.submit(job(key, folder=tmp_path, seconds=0.0))
             found += measured(started, 1).values()
     assert {one["child_gpus"] for one in found} == {""}
     assert len({one["child"] for one in found}) < len(found)
@@ -45,7 +45,7 @@ def test_cells_on_the_cpu_share_a_process_that_sees_no_gpu(cluster, tmp_path):
 
 def test_a_part_that_another_task_measures_is_lost_and_ends_no_run(cluster, tmp_path):
     with session(Ray(cluster.address), tmp_path, ray_jobs.is_in_use) as started:
-        started.submit(job("a", folder=str(tmp_path)))
+        started.submit(job("a", folder=tmp_path))
         assert started.next_result().outcome == {"status": "lost", "error": "the part is in use"}
 
 
@@ -60,6 +60,6 @@ def test_timed_cells_are_not_waited_for_where_no_node_is_left_that_times(cluster
     ):
         for node in timing.values():
             cluster.made.remove_node(node, allow_graceful=False)
-        started.submit(job("a", folder=str(tmp_path), threads=3, timed=True))
+        started.submit(job("a", folder=tmp_path, threads=3, timed=True))
         with pytest.raises(UserError, match="no node is left that can take a cell"):
             started.next_result()

@@ -131,15 +131,15 @@ def test_elements_of_a_run_that_was_killed_are_waited_for(tmp_path):
     driver.wait()
     with replace(HERE, slots=3).start(conditions(tmp_path)) as session:
         for key, seconds in (("first", 0.0), ("second", 6.0), ("third", 6.0)):
-            session.submit(replace(job(key, seconds=seconds), where="[2/7] of a longer list"))
+            session.submit(replace(job(key, seconds=seconds), title="[2/7] of a longer list"))
         assert {session.next_result().key for _ in range(3)} == {"first", "second", "third"}
         assert begun(tmp_path) == ["first", "second", "third"]
-        session.submit(job("second", seconds=6.0, keep=True))  # whose part has no model
+        session.submit(job("second", seconds=6.0, keep_model=True))  # whose part has no model
         assert not session.has_room(timed=True)
         time.sleep(1)
     assert not processes_of(tmp_path)
     with HERE.start(conditions(tmp_path)) as session:
-        session.submit(job("second", seconds=0.0, keep=True))  # otherwise than before
+        session.submit(job("second", seconds=0.0, keep_model=True))  # otherwise than before
         assert session.next_result().key == "second"
     assert begun(tmp_path)[:2] == ["first", "second"]
 
@@ -325,6 +325,6 @@ def test_a_part_of_another_run_is_refused(tmp_path):
     other.write_text("{}")
     refused_alike = pytest.raises(UserError, match="belongs to another run, it holds laco--0")
     with refused_alike, HERE.start(conditions(tmp_path, measure=run_job_text)) as session:
-        session.submit(job(cell.key, cell=cell.plain()))
+        session.submit(job(cell.key, cell=cell))
         session.next_result()
     assert other.exists()

@@ -115,11 +115,11 @@ def test_a_cell_that_loses_the_gpu_has_crashed_and_says_how(base, tmp_path, monk
 def test_cells_of_a_gpu_are_measured_in_a_process_beside_the_run(options, beside, base, tmp_path, monkeypatch):
     sessions = []
 
-    def measured(cells, folder, session, *_, **__):
-        sessions.append(type(session))
+    def measured(loop):
+        sessions.append(type(loop.session))
         return []
 
-    monkeypatch.setattr(runner, "_measure_cells", measured)
+    monkeypatch.setattr(runner.CellLoop, "measure_all", measured)
     model, text = base[2], base[4]
     few = {"window": 32, "windows": 2, "calibration_sequences": 4, "calibration_length": 24, "speed_rounds": 0}
     with EmulatedGpus():

@@ -18,7 +18,7 @@ from run_contents import contents
 
 from bench import engines
 from bench.cli.main import main
-from bench.engines.engine import PARTS, InUse, Job, Machine, Result, Workplace
+from bench.engines.engine import PARTS, InUse, Job, Machine, Result, RunConditions, Workplace
 from bench.plan import validate
 from bench.plan.run_spec import RunSpec
 from bench.records.record import InvalidRecord
@@ -98,8 +98,10 @@ def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tm
     engine = parts(as_bytes=False)
     assert main([*base, "--methods", "dense", "--speed-rounds", "0"]) == 0
     (text,), found = engine.jobs, []
-    for given in ({}, {"slots": 10**6}, {"slots": 10**6, "memory": 64.0}):
-        part.run_job_text(json.dumps(json.loads(text) | given), str(tmp_path / str(len(given))), workplace)
+    order = Job.from_json(text)
+    for given in ({}, {"slots": 10**6}, {"slots": 10**6, "memory_gib": 64.0}):
+        neighbour = replace(order, run=replace(order.run, **given))
+        part.run_job_text(neighbour.to_json(), str(tmp_path / str(len(given))), workplace)
         (record,) = load_run(tmp_path / str(len(given)))
         found.append((record.environment.get("slots"), record.measured.get("weights_in")))
     assert found == [(None, None), (10**6, "files"), (10**6, None)]
@@ -303,18 +305,27 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     refuses(json.dumps(plain | {"cell": plain["cell"] | {"protocol": 3}}), "new", "this is no job of a run: cell.proto")
     refuses(json.dumps(plain | {"cell": plain["cell"] | {"seed": "x"}}), "new", "no job of a run: cell.seed: Input ")
     refuses(dense, "part", "part belongs to another run, it holds shortgpt--0.2--")
-    outside = replace(Job.from_json(job), sources={"../mine.py": MINE})
-    refuses(outside.to_json().replace('"sources": {}', '"sources": {"../mine.py": ""}'), "new", "a plugin has the name")
+    outside = Job.from_json(job).to_json().replace('"sources": {}', '"sources": {"../mine.py": ""}')
+    refuses(outside, "new", "a plugin has the name")
     plain["cell"]["inputs"]["versions"]["torch"] = "1.0.0"
     refuses(json.dumps(plain), "new", " and not 1.0.0, which the run has; install the same there")
-    refuses(json.dumps(json.loads(job) | {"code_sha256": "0" * 64}), "new", "the code of prunebench ")
+    refuses(
+        json.dumps(json.loads(job) | {"run": plain["run"] | {"code_sha256": "0" * 64}}),
+        "new",
+        "the code of prunebench ",
+    )
     assert not list((tmp_path / "new").glob("cells/*"))
     assert "cannot be read: No such file" in refused(capsys, ["cell", "none.json", "--out", str(tmp_path / "new")])
 
 
+def made_job() -> Job:
+    cell = validate.cells_of_spec(RunSpec(methods="dense", device="cpu"))[0]
+    return Job(cell, "k", "k", Path(), RunConditions(Path()))
+
+
 def test_the_lock_of_a_dead_predecessor_is_waited_for_and_one_that_is_held_on_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(part, "PATIENCE", 0.5)
-    asked = Job(validate.cells_of_spec(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
+    asked = made_job()
     with store.lock_folder(tmp_path), pytest.raises(InUse, match="is in use by the run with process"):
         part.run_remote_job(asked, tmp_path)
     monkeypatch.setattr(part, "PATIENCE", 60.0)
@@ -331,7 +342,7 @@ def test_the_lock_of_a_dead_predecessor_is_waited_for_and_one_that_is_held_on_is
 
 def test_a_part_that_cannot_be_made_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
-    job = Job(validate.cells_of_spec(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
+    job = made_job()
     (tmp_path / "job.json").write_text(job.to_json())
     for out, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "part", "Not a directory")):
         said = refused(capsys, ["cell", str(tmp_path / "job.json"), "--out", str(out)])
