@@ -128,6 +128,7 @@ class Cost:
         return (self.shape.body(tokens, context, kept) + head * tokens * self.shape.head) / self.rates.macs
 
     def _prune(self, cell: Cell, known: float) -> float:
+        """Return the seconds of pruning what an earlier stage has left, 0 for a method that is not loaded."""
         before = self.shape.share(cell.earlier[-1].ratio, cell.ratio_of) if cell.earlier else 0.0
         p = cell.protocol
         ratio, known = (
@@ -135,13 +136,14 @@ class Cost:
         )
         try:
             pruner = make_pruner(cell.method, cell.parameters)
-        except ValueError:  # of a record of a method that is not loaded
+        except ValueError:
             return 0.0
         length, tokens = p.calibration_length, p.calibration_sequences * p.calibration_length
         work = count_work(pruner, self.shape, ratio, tokens, length, known=known)
         return self.shape.kept(before) * (work.macs / self.rates.macs + work.exact / self.rates.exact)
 
     def _heal(self, recipe: Recipe, kept: float) -> float:
+        """Return the seconds of training, of the losses on held-out text, and of the dense model's predictions."""
         trained = recipe.sequences * recipe.length * recipe.passes
         held_out = HELD_OUT * recipe.length * (recipe.points + 1)
         dense = self._forward(trained, recipe.length, 1.0) if recipe.loss == "kl" else 0.0
@@ -165,6 +167,7 @@ class Cost:
         return STARTED + 2 * LOAD * self._read(1.0) + timed
 
     def _point(self, point: TimedPoint, p: Protocol, kept: float) -> float:
+        """Return the seconds of a model at a point: passes of timed calls, each behind its prompt where it decodes."""
         taken = prompt = self._call(point.batch * point.tokens, point.tokens, kept, 1 / point.tokens)
         if point.kind == "decode":
             taken = steps_of_point(point, p) * self._call(point.batch, point.tokens, kept)
@@ -324,10 +327,6 @@ def make_estimator(models: Mapping[str, bool], cell: Cell, records: Sequence[Rec
     return estimator
 
 
-LEARNT = ("parameters", "perplexity", "tasks", "seconds", "prune_seconds")
-NEAR = 20  # runs beside the run's folder whose records are read: those that changed last
-
-
 def find_known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float]:
     """Return {key: the ratio up to which other cells of the run have done this cell's work}, for `Cost.seconds`.
 
@@ -346,6 +345,10 @@ def find_known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, 
             if key not in done:
                 looked.add(search)
     return ratio_by_key
+
+
+LEARNT = ("parameters", "perplexity", "tasks", "seconds", "prune_seconds")
+NEAR = 20  # runs beside the run's folder whose records are read: those that changed last
 
 
 def read_records_nearby(folder: Path) -> Iterator[Record]:
