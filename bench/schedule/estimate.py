@@ -53,7 +53,7 @@ SAVE = 3 * LOAD  # written, hashed, and read again
 STARTED = 5.0  # seconds in which the process that times a model comes to its first call
 TRAINED = 7.0  # forwards that a token of healing costs
 DOCUMENT, ANSWERED = 70, 0.6  # tokens of a task's document, choices included, and the share that goes through the head
-FEW = 2  # times its products or its reading: what a forward over few tokens takes
+FEW = 2.5  # times its products or its reading: what a forward over few tokens takes
 WARM_UP = 3  # passes of a timed point in front of its rounds
 ALMOST_NOTHING = 1e-9  # layers that go: a search then costs only what it costs at any ratio
 
@@ -347,7 +347,7 @@ def find_known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, 
     return ratio_by_key
 
 
-LEARNT = ("parameters", "perplexity", "tasks", "seconds", "prune_seconds")
+LEARNT = ("parameters", "perplexity", "tasks", "seconds", "prune_seconds")  # no record is without parameters
 NEAR = 20  # runs beside the run's folder whose records are read: those that changed last
 
 
