@@ -130,7 +130,7 @@ def compare(*, by_records: bool) -> list[Compared]:
                 continue
             cell, took = cell_from_plain(record.cell), seconds_of(record)
             for stage, seconds in estimator.estimate(cell, Amounts.of(record)).stages.items():
-                if took.get(stage, 0.0) > SHORT:
+                if seconds and took.get(stage, 0.0) > SHORT:  # no seconds: its parameters have gone since
                     name = f"prune {cell.method.partition('+')[0]}" if stage == "prune" else stage
                     compared.append(Compared(run, cell.model, cell.label, name, seconds, took[stage]))
     return compared
