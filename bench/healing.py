@@ -46,6 +46,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.plan.protocol import Recipe, refuse_recipe
+from bench.records.measured import LearningPoint
 from bench.stats.clusters import ratio_interval
 from methods import console
 from methods.errors import UserError
@@ -62,8 +63,6 @@ ADAPTER = "healing"
 CHECKPOINT = "heal.safetensors"
 PROGRESS = ("step", "tokens", "seconds", "curve")  # of training, in a checkpoint beside weights and moments
 REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
-
-Curve = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,18 @@ class DensePredictions:
 
 def heal(
     model: Decoder, text: Text, recipe: Recipe, *, dense: DensePredictions | None = None, folder: Path | None = None
-) -> Curve:
+) -> list[LearningPoint]:
     """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
 
     dense   predictions of the model before pruning for text.train, for loss "kl"
     folder  for the checkpoint; training goes on from a checkpoint of the same model and recipe
 
-    A point of the curve has these values, losses in nats per token:
+    `loss` of a point is the mean of the recipe's loss since the point before, and None at step 0. `heldout_loss` is
+    that of the next token, whatever the recipe's loss. Its interval is over sequences that follow each other in their
+    text. The last point is of the model that is returned, with adapters merged and in its own dtype.
 
-    step, tokens, seconds   of training so far, the seconds over all attempts
-    loss                    the mean of the recipe's loss since the point before; absent at step 0
-    heldout_loss, heldout_loss_low, heldout_loss_high
-                            of the next token, whatever the recipe's loss, with its 95 % interval over sequences that
-                            follow each other in their text
-
-    The last point is of the model that is returned, with adapters merged and in its own dtype. Raises UserError as
-    `refuse_recipe` does and for a checkpoint of another training, FloatingPointError where the loss is no finite
-    number.
+    Raises UserError as `refuse_recipe` does and for a checkpoint of another training, FloatingPointError where the loss
+    is no finite number.
     """
     dtype = model.embed.weight.dtype
     refuse_recipe(recipe, dtype, dense)
@@ -136,7 +130,7 @@ def heal(
         training.run(folder / CHECKPOINT if folder is not None else None)
     training.half = False
     training.curve[-1] |= training.held_out()
-    return training.curve
+    return [LearningPoint(**point) for point in training.curve]
 
 
 @contextmanager
@@ -194,7 +188,7 @@ class _Training:
         self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0, foreach=False)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.losses = [0.0, 0]  # nats and tokens since the last point
-        self.curve: Curve = []
+        self.curve: list[dict[str, Any]] = []  # as a checkpoint holds it
 
     def run(self, file: Path | None) -> None:
         """Train to the last step, from the checkpoint `file` where it exists; one is written at each point."""

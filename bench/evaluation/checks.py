@@ -23,6 +23,7 @@ import copy
 import os
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from bench.evaluation.forwards import Call, Sweeping, read
+from bench.plan.kinds import to_plain
+from bench.records.measured import Checks
 from bench.stats.clusters import ratio_interval
 from methods import console
 from methods.model.decoder import Decoder, cap_logits
@@ -52,18 +55,18 @@ STORED = 2**26  # the most log-probabilities of the dense model that are kept, 2
 
 def measure_checks(
     model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None, sweeping: Sweeping | None = None
-) -> dict[str, float]:
-    """Return all figures, by the names at the head of this file; `ids` (M, W) are windows of held-out text.
+) -> Checks:
+    """Return the checks at the head of this file; `ids` (M, W) are windows of held-out text.
 
     Without them no window is continued. Without `dense`, and for the dense model itself, there is no divergence.
     `sweeping` is that of bench.evaluation.forwards.read, for weights in files; None: they lie in memory.
     """
-    figures = _continuations(model, tokenizer, ids) if sweeping is None else {}
-    return figures if dense is None else figures | dense.divergence_of(model, sweeping)
+    checks = _continuations(model, tokenizer, ids) if sweeping is None else Checks()
+    return checks if dense is None else replace(checks, **to_plain(dense.divergence_of(model, sweeping)))
 
 
-def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, float]:
-    """Return the figures of generated text: words, numbers, and continuations of the windows (M, W), if any."""
+def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> Checks:
+    """Return the checks of generated text: words, numbers, and continuations of the windows (M, W), if any."""
     lists, numbers = draw_word_lists(), [list(range(start, start + SHOWN + EXPECTED)) for start in STARTS]
     copying = [" ".join(words) + "\n" + " ".join(words) + "\n" + words[0] for words in lists]
     counting = [", ".join(map(str, series[:SHOWN])) + "," for series in numbers]
@@ -73,13 +76,12 @@ def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, 
     new = generate_greedily(model, prompts, STEPS)
     texts = tokenizer.batch_decode(new[: len(lists) + len(numbers)], skip_special_tokens=True)
     word_lists = [text.replace(",", " ").split() for text in texts]
-    figures = {
-        "copying": share_of_expected([words[1:] for words in lists], word_lists[:LISTS]),
-        "counting": share_of_expected([list(map(str, series[SHOWN:])) for series in numbers], word_lists[LISTS:]),
-    }
-    if ids is not None:
-        figures |= measure_diversity(new[len(texts) :].tolist())
-    return figures
+    checks = Checks() if ids is None else measure_diversity(new[len(texts) :].tolist())
+    return replace(
+        checks,
+        copying=share_of_expected([words[1:] for words in lists], word_lists[:LISTS]),
+        counting=share_of_expected([list(map(str, series[SHOWN:])) for series in numbers], word_lists[LISTS:]),
+    )
 
 
 def draw_word_lists() -> list[list[str]]:
@@ -114,17 +116,16 @@ def share_of_expected(expected: Sequence[Sequence[str]], answers: Sequence[Seque
     return sum(shares) / len(shares)
 
 
-def measure_diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
+def measure_diversity(continuations: Sequence[Sequence[int]]) -> Checks:
     """Return repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
-    repeated = []
+    repeated, distinct = list[float](), list[float]()
     for tokens in continuations:
         grams = ngrams_of(tokens, 4)
         repeated.append(1 - len(set(grams)) / len(grams))
-    figures = {"repetition": sum(repeated) / len(repeated)}
     for n in (1, 2):
         grams = [gram for tokens in continuations for gram in ngrams_of(tokens, n)]
-        figures[f"distinct_{n}"] = len(set(grams)) / len(grams)
-    return figures
+        distinct.append(len(set(grams)) / len(grams))
+    return Checks(repetition=sum(repeated) / len(repeated), distinct_1=distinct[0], distinct_2=distinct[1])
 
 
 def ngrams_of(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
@@ -154,7 +155,7 @@ class DenseOutputs:
             save_file({str(row): each for row, each in rows}, unfinished)
             unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 
-    def divergence_of(self, model: Any, sweeping: Sweeping | None = None) -> dict[str, float]:
+    def divergence_of(self, model: Any, sweeping: Sweeping | None = None) -> Checks:
         """Return kl and agreement of the model; with several windows also kl_low and kl_high, their 95 % interval.
 
         `sweeping` is that of `measure_checks`.
@@ -166,11 +167,11 @@ class DenseOutputs:
                 p, q = stored.get_tensor(str(row)).to(model.device), own.to(model.device)
                 sums.append(float((p.exp() * (p - q)).sum(dtype=torch.float64)))
                 same += int((p.argmax(-1) == q.argmax(-1)).sum())
-        figures = {"kl": sum(sums) / sum(tokens), "agreement": same / sum(tokens)}
-        if len(sums) > 1:
-            low, high = ratio_interval(sums, tokens, in_a_row=not self.drawn)
-            figures |= {"kl_low": max(0.0, low), "kl_high": high, "drawn": self.drawn}
-        return figures
+        divergence = Checks(kl=sum(sums) / sum(tokens), agreement=same / sum(tokens))
+        if len(sums) == 1:
+            return divergence
+        low, high = ratio_interval(sums, tokens, in_a_row=not self.drawn)
+        return replace(divergence, kl_low=max(0.0, low), kl_high=high, drawn=self.drawn)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.evaluation.forwards import Call, Past, Sweeping, read
+from bench.records.measured import Perplexity
 from bench.stats.clusters import ratio_interval
 from bench.stats.draws import exp_of_log
 from methods import console
@@ -245,10 +246,8 @@ def _window_calls(
             yield call, (block, ahead, tokens[:, ahead][wanted[:, ahead]])
 
 
-def compute_perplexity(
-    nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool
-) -> dict[str, float | int]:
-    """Return the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
+def compute_perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool) -> Perplexity:
+    """Return the perplexity of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
     bytes (UTF-8) and words (by white space) are those of the scored text. A value beyond a float is inf. There is no
     word_perplexity where it would be inf, as in languages without spaces. There is no 95 % interval
@@ -256,23 +255,24 @@ def compute_perplexity(
     drawn: whether the windows are drawn from the text, or else follow each other.
     """
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())
-    figures = {
-        "perplexity": exp_of_log(total / tokens),
-        "bits_per_byte": total / math.log(2) / bytes,
-        "byte_perplexity": exp_of_log(total / bytes),
-        "nll_per_token": total / tokens,
-        "tokens": tokens,
-        "words": words,
-        "windows": len(counts),
-        "drawn": drawn,
-    }
-    if words and total / words < 700:
-        figures["word_perplexity"] = math.exp(total / words)
+    low = high = None
     if len(counts) > 1:
-        low, high = ratio_interval(nll_sums.tolist(), counts.tolist(), in_a_row=not drawn)
+        ends = ratio_interval(nll_sums.tolist(), counts.tolist(), in_a_row=not drawn)
         with suppress(OverflowError):
-            figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
-    return figures
+            low, high = map(math.exp, ends)
+    return Perplexity(
+        perplexity=exp_of_log(total / tokens),
+        perplexity_low=low,
+        perplexity_high=high,
+        bits_per_byte=total / math.log(2) / bytes,
+        byte_perplexity=exp_of_log(total / bytes),
+        word_perplexity=math.exp(total / words) if words and total / words < 700 else None,
+        nll_per_token=total / tokens,
+        tokens=tokens,
+        words=words,
+        windows=len(counts),
+        drawn=drawn,
+    )
 
 
 Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, silence_lm_eval
 from bench.plan.cell import TaskInput
 from bench.records import answers
+from bench.records.measured import ANSWER_BPB, TaskMetric, TaskScore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +42,10 @@ def fingerprint_of_task(task: Any, documents: Sequence[int]) -> TaskInput:
 
 def evaluate(
     lm: Any, tasks: dict[str, Any], documents: dict[str, list[int]]
-) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
-    """Return the figures and the samples of lm-eval's evaluator on the `documents` of each task, both by task.
+) -> tuple[dict[str, TaskScore], dict[str, pd.DataFrame]]:
+    """Return the scores and the samples of lm-eval's evaluator on the `documents` of each task, both by task.
 
-    The figures have the layout of a record. A standard error is given where a metric is the mean over documents.
+    A standard error is given where a metric is the mean over documents.
 
     The samples have one row per document: doc_id, doc_hash, prompt_hash and target_hash as lm-eval writes them;
     target, the position of the right choice, or the text where there are no choices; loglikelihoods and greedy, one
@@ -59,18 +60,22 @@ def evaluate(
     subsets = {name: ids for name, ids in documents.items() if len(ids) < len(tasks[name].eval_docs)}
     with silence_lm_eval():
         outcome = run(lm, {"tasks": tasks}, samples=subsets, bootstrap_iters=0, log_samples=True)
-    figures, samples = {}, {}
+    scores, samples = {}, {}
     for name, task in tasks.items():
-        samples[name] = _table(task, outcome["samples"][name])
-        figures[name] = _metrics(task, outcome["results"][name], samples[name]) | {
-            "version": outcome["versions"][name],
-            "documents": len(samples[name]),
-            "available": len(task.eval_docs),
-            "fewshot": outcome["n-shot"][name] or 0,
-        }
-        if has_one_right_choice(task) and all(isinstance(target, int) for target in samples[name]["target"]):
-            figures[name][answers.CHANCE] = answers.accuracy_of_guesses(samples[name]["loglikelihoods"].tolist())
-    return figures, samples
+        rows = samples[name] = _table(task, outcome["samples"][name])
+        metrics = _metrics(task, outcome["results"][name], rows)
+        has_choices = has_one_right_choice(task) and all(isinstance(target, int) for target in rows["target"])
+        scores[name] = TaskScore(
+            main=next((main for main in ("acc_norm", "acc") if main in metrics), next(iter(metrics))),
+            metrics=metrics,
+            version=outcome["versions"][name],
+            documents=len(rows),
+            available=len(task.eval_docs),
+            fewshot=outcome["n-shot"][name] or 0,
+            chance=answers.accuracy_of_guesses(rows["loglikelihoods"].tolist()) if has_choices else None,
+            answer_bpb=answers.metric_of_documents(rows[ANSWER_BPB].to_numpy()) if ANSWER_BPB in rows else None,
+        )
+    return scores, samples
 
 
 def _table(task: Any, samples: list[dict[str, Any]]) -> pd.DataFrame:
@@ -95,7 +100,7 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
         row["greedy"] = [bool(greedy) for _, greedy in responses]
         if has_one_right_choice(task) and isinstance(row["target"], int):
             size = _scored_bytes(*sample["arguments"][row["target"]])
-            row[answers.NAME] = answers.bits_per_byte(row["loglikelihoods"][row["target"]], size)
+            row[ANSWER_BPB] = answers.bits_per_byte(row["loglikelihoods"][row["target"]], size)
     elif all(isinstance(response, float) for response in responses):
         row["loglikelihoods"] = responses
     else:
@@ -123,23 +128,20 @@ def _metric_name(task: Any, metric: str, filtered: str) -> str:
     return metric if len(task._filters) == 1 else f"{metric},{filtered}"
 
 
-def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[str, Any]:
-    """Return {main: a metric, metrics: {metric: {value, stderr}}, answer_bpb: {value, stderr}}."""
+def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[str, TaskMetric]:
+    """Return the metrics of a task by name, in lm-eval's order."""
     from lm_eval.api.metrics import mean
 
     from bench.stats.intervals import mean_stderr
 
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, TaskMetric] = {}
     for key, value in results.items():
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
         name = _metric_name(task, metric, filtered)
-        metrics[name] = {"value": float(value)}
-        if task.aggregation().get(metric, mean) is mean and name in samples and len(samples) > 1:
-            metrics[name]["stderr"] = mean_stderr(samples[name].tolist())[1]
-    main = next((name for name in ("acc_norm", "acc") if name in metrics), next(iter(metrics)))
-    figures = {"main": main, "metrics": metrics}
-    if answers.NAME in samples:
-        figures[answers.NAME] = answers.metric_of_documents(samples[answers.NAME].to_numpy())
-    return figures
+        is_mean = task.aggregation().get(metric, mean) is mean and name in samples and len(samples) > 1
+        metrics[name] = TaskMetric(
+            value=float(value), stderr=mean_stderr(samples[name].tolist())[1] if is_mean else None
+        )
+    return metrics

@@ -31,7 +31,7 @@ from bench.inference import llama_cpp
 from bench.plan.protocol import AUTO, QUANTISED, name_of_text
 from bench.plan.trust import Trust
 from bench.records import run_folder
-from bench.records.answers import NAME as ANSWER_BPB
+from bench.records.measured import ANSWER_BPB
 from bench.records.record import Record
 from bench.runs.reproduce import PrunedModel, prune_again
 from bench.runs.saving import dtype_to_save

@@ -8,7 +8,7 @@ its documents, so that a long answer counts as much as a short one. It is OLMES'
 "OLMES: a standard for language model evaluations", 2024). D. Heineman et al., "Signal and noise", 2025, compare it with
 accuracy.
 
-Samples hold it in the column NAME.
+Samples hold it in the column answer_bpb.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.measured import ANSWER_BPB
+from bench.records.measured import TaskMetric
 from bench.stats.intervals import mean_stderr
 
-NAME = ANSWER_BPB
 CHANCE = "chance"
 
 
@@ -38,7 +37,7 @@ def accuracy_of_guesses(loglikelihoods: Sequence[Sequence[float]]) -> float | No
     return fmean(1 / count for count in choices) if choices and min(choices) > 1 else None
 
 
-def metric_of_documents(figures: NDArray[np.float64]) -> dict[str, float]:
-    """Return {value, stderr} of a task from the values of its documents; one document has no stderr."""
-    value, stderr = mean_stderr(figures.tolist())
-    return {"value": value} if stderr is None else {"value": value, "stderr": stderr}
+def metric_of_documents(values: NDArray[np.float64]) -> TaskMetric:
+    """Return the mean over the documents of a task with its standard error; one document has none."""
+    value, stderr = mean_stderr(values.tolist())
+    return TaskMetric(value=value, stderr=stderr)

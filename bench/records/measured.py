@@ -165,8 +165,8 @@ class Healing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextScore:
-    """Says how well the model predicts one text."""
+class Perplexity:
+    """Says how well the model predicts the windows of a text, however they were drawn."""
 
     SOURCE: ClassVar[str] = "bench.evaluation.scoring"
 
@@ -212,6 +212,12 @@ class TextScore:
     words: Count | None = declare_optional_field("by white space")
     windows: Count = declare_field("that were read")
     drawn: bool = declare_field(DRAWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextScore(Perplexity):
+    """Says how well the model predicts one text."""
+
     window: Tokens = declare_field("of a window")
     stride: Tokens = declare_field("from window to window")
     bos: str = declare_field(

@@ -36,6 +36,7 @@ from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe, name_of_text
 from bench.records.decided import WhatWent
+from bench.records.measured import Checks, Healing, TextScore
 from bench.records.record import load, misfit_of_layout
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets
@@ -122,7 +123,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
             outcome.measured["speed"] = timed_cell.time_beside_dense(decoder.model, cell, threads, alone=alone)
     if cell.protocol.checks:
         with outcome.stage("checks"):
-            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets, outcome)
+            outcome.measured["checks"] = to_plain(_checks(cell, decoder.model, tokenizer, datasets, outcome))
     if outcome.files and pretrained.sha256_of_weights(cell.model) != outcome.measured["weights_sha256"]:
         raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
     if "saved" in outcome.measured:
@@ -243,15 +244,16 @@ def _heal(
         place = store.pieces_of(folder, cell.key, {"pruned_sha256": start}).healing
         curve = healing.heal(decoder, text, recipe, dense=dense, folder=place)
     end = curve[-1]
-    outcome.measured["healing"] = {
-        "recipe": recipe.as_run(),
-        "text_sha256": text.sha256,
-        "start_sha256": start,
-        "tokens": end["tokens"],
-        "seconds": end["seconds"],
-        "tokens_per_second": end["tokens"] / end["seconds"],
-        "curve": curve,
-    }
+    trained = Healing(
+        recipe=recipe.as_run(),
+        text_sha256=text.sha256,
+        start_sha256=start,
+        seconds=end.seconds,
+        tokens=end.tokens,
+        tokens_per_second=end.tokens / end.seconds,
+        curve=tuple(curve),
+    )
+    outcome.measured["healing"] = to_plain(trained)
 
 
 def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: CellProgress) -> Decoder:
@@ -286,25 +288,27 @@ def _perplexity(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellP
         with outcome.stage("perplexity"):
             figure = pieces.recall(piece)
             if figure is None:
-                figure, samples = _windows(cell, model, name, text, outcome.sweeping)
+                score, samples = _score_text(cell, model, name, text, outcome.sweeping)
+                figure = to_plain(score)
                 pieces.keep(piece, figure, samples)
             figures[name] = figure
 
 
-def _windows(
+def _score_text(
     cell: Cell, model: Any, name: str, text: texts.EvaluationText, sweeping: Sweeping | None
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return the figures of bench.records.schema, and of each window: nll, in nats, and tokens that are scored."""
+) -> tuple[TextScore, pd.DataFrame]:
+    """Return the score of a text, and of each window: nll, in nats, and tokens that are scored."""
     nll = scoring.nll_of_windows(model, text.ids, text.scored, cell.protocol.batch_tokens, sweeping).sum(1)
     counts = text.scored.sum(1)
-    figures = scoring.compute_perplexity(nll, counts, text.bytes, text.words, drawn=text.drawn) | {
-        "whole": texts.is_whole(name, cell.protocol.calibration),
-        "window": cell.protocol.window,
-        "stride": cell.protocol.stride,
-        "bos": text.bos,
-        "sha256": text.sha256,
-    }
-    return figures, pd.DataFrame({"nll": nll.tolist(), "tokens": counts.tolist()})
+    score = TextScore(
+        **vars(scoring.compute_perplexity(nll, counts, text.bytes, text.words, drawn=text.drawn)),
+        window=cell.protocol.window,
+        stride=cell.protocol.stride,
+        bos=text.bos,
+        sha256=text.sha256,
+        whole=texts.is_whole(name, cell.protocol.calibration),
+    )
+    return score, pd.DataFrame({"nll": nll.tolist(), "tokens": counts.tolist()})
 
 
 def _accuracy(
@@ -324,13 +328,13 @@ def _accuracy(
         with outcome.stage("tasks"):
             figure = pieces.recall(name)
             if figure is None:
-                answered, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
-                figure = answered[name]
+                scores, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
+                figure = to_plain(scores[name])
                 pieces.keep(name, figure, samples[name])
             figures[name] = figure
 
 
-def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: CellProgress) -> dict[str, float]:
+def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: CellProgress) -> Checks:
     """Run the checks, on the first text; the dense model is not compared with itself."""
     if outcome.files:
         outcome.say("no text is generated, since each token would read all weights from their files")

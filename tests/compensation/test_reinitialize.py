@@ -105,5 +105,5 @@ def test_training_starts_at_a_uniform_guess_and_sees_the_same_steps():
     text = Text(ids[:16], ids[16:], "made here", "0" * 64)
     recipe = Recipe(kind="full", tokens=16 * 16, length=16, batch=4, points=2)
     curves = [healing.heal(pruned(name)[0], text, recipe) for name in ("laco", "laco+reinitialize")]
-    assert [point["tokens"] for point in curves[0]] == [point["tokens"] for point in curves[1]]
-    assert curves[1][0]["heldout_loss"] == pytest.approx(float(torch.tensor(128.0).log()), abs=0.1)
+    assert [point.tokens for point in curves[0]] == [point.tokens for point in curves[1]]
+    assert curves[1][0].heldout_loss == pytest.approx(float(torch.tensor(128.0).log()), abs=0.1)

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from bench.cli.main import main
 from bench.evaluation import checks
 from bench.evaluation.checks import DenseOutputs
+from bench.records.measured import Checks
 from methods.model.decoder import Decoder
 
 
@@ -91,10 +92,10 @@ def test_shares_count_up_to_the_first_mistake():
 
 def test_diversity_by_hand():
     figures = checks.measure_diversity([[1, 2, 3, 4, 1, 2, 3, 4], [5, 6, 7, 8, 9, 1, 2, 3]])
-    assert figures["repetition"] == pytest.approx((1 / 5 + 0) / 2)  # 1234 2341 3412 4123 1234
-    assert figures["distinct_1"] == pytest.approx(9 / 16)
-    assert figures["distinct_2"] == pytest.approx(9 / 14)  # 12 23 34 41, 56 67 78 89 91
-    assert checks.measure_diversity([[7] * 8])["repetition"] == pytest.approx(4 / 5)
+    assert figures.repetition == pytest.approx((1 / 5 + 0) / 2)  # 1234 2341 3412 4123 1234
+    assert figures.distinct_1 == pytest.approx(9 / 16)
+    assert figures.distinct_2 == pytest.approx(9 / 14)  # 12 23 34 41, 56 67 78 89 91
+    assert checks.measure_diversity([[7] * 8]).repetition == pytest.approx(4 / 5)
 
 
 def test_divergence_is_the_definition(tmp_path):
@@ -105,18 +106,18 @@ def test_divergence_is_the_definition(tmp_path):
     with torch.no_grad():
         p, q = (model(ids[:, :-1]).logits.double().log_softmax(-1) for model in (dense, pruned))
     each = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)  # (M, W - 1)
-    assert figures["kl"] == pytest.approx(float(each.mean()), rel=1e-5)
-    assert figures["agreement"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert figures.kl == pytest.approx(float(each.mean()), rel=1e-5)
+    assert figures.agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
     error = float(each.mean(1).std()) / 6**0.5
-    assert figures["kl_high"] - figures["kl"] == pytest.approx(2.570582 * error, rel=1e-5)  # t of 5 at 0.975
-    assert figures["kl"] - figures["kl_low"] == pytest.approx(min(figures["kl"], 2.570582 * error), rel=1e-5)
-    assert figures["kl"] > 0.01
+    assert figures.kl_high - figures.kl == pytest.approx(2.570582 * error, rel=1e-5)  # t of 5 at 0.975
+    assert figures.kl - figures.kl_low == pytest.approx(min(figures.kl, 2.570582 * error), rel=1e-5)
+    assert figures.kl > 0.01
 
 
 def test_the_dense_model_does_not_diverge_from_itself(tmp_path):
     reference = DenseOutputs(windows(1), tmp_path / "dense.safetensors")
     reference.remember(tiny("qwen2"))
-    assert reference.divergence_of(tiny("qwen2")) == {"kl": 0.0, "agreement": 1.0}  # one window: no interval
+    assert reference.divergence_of(tiny("qwen2")) == Checks(kl=0.0, agreement=1.0)  # one window: no interval
 
 
 def test_the_first_model_is_remembered_and_what_is_kept_is_bounded(tmp_path, monkeypatch):
@@ -124,7 +125,7 @@ def test_the_first_model_is_remembered_and_what_is_kept_is_bounded(tmp_path, mon
     reference = DenseOutputs(windows(), tmp_path / "dense.safetensors")
     reference.remember(tiny("llama"))
     reference.remember(tiny("llama", seed=1))
-    assert reference.divergence_of(tiny("llama"))["kl"] == 0.0
+    assert reference.divergence_of(tiny("llama")).kl == 0.0
     with safe_open(tmp_path / "dense.safetensors", "pt") as stored:
         assert [stored.get_tensor(str(row)).shape for row in range(6)] == [(10, VOCABULARY)] * 6
 
@@ -183,9 +184,9 @@ def test_the_default_model_passes_and_breaks_early():
 
     model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
     dense = checks.measure_checks(model, tokenizer, None, None)
-    assert dense == {"copying": 1.0, "counting": 1.0}
+    assert dense == Checks(copying=1.0, counting=1.0)
     pruned = checks.measure_checks(without_layer(model, 15), tokenizer, None, None)
-    assert pruned["copying"] < 0.6
-    assert pruned["counting"] == 1.0
+    assert pruned.copying < 0.6
+    assert pruned.counting == 1.0
     broken = checks.measure_checks(without_layer(model, 18), tokenizer, None, None)
-    assert broken["copying"] < 0.6
+    assert broken.copying < 0.6

@@ -132,7 +132,7 @@ def test_divergences_are_the_same_and_nothing_is_generated(family, dtype, tmp_pa
         kept.remember(dense, sweeping)
         found.append(kept.divergence_of(other, sweeping))
     assert found[0] == found[1]
-    assert found[0]["kl"] > 0
+    assert found[0].kl > 0
     monkeypatch.setattr(checks, "generate_greedily", None)
     entered = entries(other)
     assert checks.measure_checks(other, None, windows(4), kept, Sweeping(2**30)) == found[1]

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from bench.evaluation import scoring
 from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import Scorer, compute_perplexity, make_stock_scorer, nll_of_windows
+from bench.plan.kinds import to_plain
 from bench.runs import measure
 from methods.errors import UserError
 from methods.model import precision
@@ -327,16 +328,14 @@ def test_perplexity_figures():
     mean = 77 / 35
     residuals = [20 - 10 * mean, 33 - 15 * mean, 24 - 10 * mean]
     error = math.sqrt(3 / 2 * sum(r * r for r in residuals)) / 35
-    assert figures["nll_per_token"] == pytest.approx(mean)
-    assert figures["perplexity"] == pytest.approx(math.exp(mean))
-    assert figures["bits_per_byte"] == pytest.approx(77 / math.log(2) / 140)
-    assert (
-        figures["byte_perplexity"] == pytest.approx(math.exp(77 / 140)) == pytest.approx(2 ** figures["bits_per_byte"])
-    )
-    assert figures["word_perplexity"] == pytest.approx(math.exp(3.5))
-    assert (figures["tokens"], figures["words"], figures["windows"]) == (35, 22, 3)
-    assert figures["perplexity_low"] == pytest.approx(math.exp(mean - 4.302653 * error))
-    assert figures["perplexity_high"] == pytest.approx(math.exp(mean + 4.302653 * error))
+    assert figures.nll_per_token == pytest.approx(mean)
+    assert figures.perplexity == pytest.approx(math.exp(mean))
+    assert figures.bits_per_byte == pytest.approx(77 / math.log(2) / 140)
+    assert figures.byte_perplexity == pytest.approx(math.exp(77 / 140)) == pytest.approx(2**figures.bits_per_byte)
+    assert figures.word_perplexity == pytest.approx(math.exp(3.5))
+    assert (figures.tokens, figures.words, figures.windows) == (35, 22, 3)
+    assert figures.perplexity_low == pytest.approx(math.exp(mean - 4.302653 * error))
+    assert figures.perplexity_high == pytest.approx(math.exp(mean + 4.302653 * error))
 
 
 def test_the_interval_covers_the_truth_19_times_of_20():
@@ -347,7 +346,7 @@ def test_the_interval_covers_the_truth_19_times_of_20():
         counts = torch.randint(50, 100, (20,), generator=draw)
         sums = counts * (3.0 + 0.3 * torch.randn(20, generator=draw))
         figures = compute_perplexity(sums, counts, bytes=1000, words=1000, drawn=True)
-        covered += figures["perplexity_low"] < math.exp(3.0) < figures["perplexity_high"]
+        covered += figures.perplexity_low < math.exp(3.0) < figures.perplexity_high
     assert 0.92 < covered / 400 < 0.98
 
 
@@ -370,7 +369,9 @@ def test_the_softmax_in_parts_is_that_of_all_rows_and_of_equal_logits_the_first_
 
 
 def test_one_window_has_no_interval():
-    assert set(compute_perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8, drawn=False)) == {
+    assert set(
+        to_plain(compute_perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8, drawn=False))
+    ) == {
         "perplexity",
         "word_perplexity",
         "bits_per_byte",
@@ -386,21 +387,19 @@ def test_one_window_has_no_interval():
 def test_an_interval_that_reaches_beyond_a_float_is_left_out():
     """Of a broken model: 20 and 180 nats per token, whose mean has a finite perplexity."""
     figures = compute_perplexity(torch.tensor([200.0, 1800.0]), torch.tensor([10, 10]), bytes=80, words=16, drawn=True)
-    assert figures["perplexity"] == pytest.approx(math.exp(100))
-    assert not {"perplexity_low", "perplexity_high"} & figures.keys()
+    assert figures.perplexity == pytest.approx(math.exp(100))
+    assert figures.perplexity_low is figures.perplexity_high is None
 
 
 def test_a_perplexity_beyond_a_float_is_endless():
     figures = compute_perplexity(torch.tensor([8000.0, 7000.0]), torch.tensor([10, 10]), bytes=21, words=5, drawn=False)
-    assert figures["perplexity"] == figures["byte_perplexity"] == math.inf
-    assert figures["nll_per_token"] == 750
-    assert math.isnan(
-        compute_perplexity(torch.tensor([math.nan]), torch.tensor([10]), 21, 5, drawn=False)["perplexity"]
-    )
+    assert figures.perplexity == figures.byte_perplexity == math.inf
+    assert figures.nll_per_token == 750
+    assert math.isnan(compute_perplexity(torch.tensor([math.nan]), torch.tensor([10]), 21, 5, drawn=False).perplexity)
 
 
 @pytest.mark.parametrize("words", [0, 1])
 def test_a_text_without_spaces_has_no_word_perplexity(words):
     figures = compute_perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words, drawn=False)
-    assert "word_perplexity" not in figures
-    assert figures["perplexity"] == pytest.approx(math.exp(3))
+    assert figures.word_perplexity is None
+    assert figures.perplexity == pytest.approx(math.exp(3))

@@ -9,6 +9,7 @@ lm-eval does. The 57 subjects of MMLU share a form: one is asked without example
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,9 +50,9 @@ def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
     metrics = [column for column in got.columns if column.startswith("acc")]
     assert metrics
     assert got[metrics].equals(want[metrics])
-    bits, reference_bits = (found[name].pop("answer_bpb") for found in (ours, theirs))
+    bits, reference_bits = (vars(scores[name].answer_bpb) for scores in (ours, theirs))
     assert bits == pytest.approx(reference_bits, rel=1e-3)
-    assert ours[name] == theirs[name]
+    assert replace(ours[name], answer_bpb=None) == replace(theirs[name], answer_bpb=None)
 
 
 def test_every_offline_task_is_compared():

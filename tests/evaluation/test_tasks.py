@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from lm_eval.api.model import LM
 
 from bench.data import pretrained, task_loading, task_sources
 from bench.evaluation import tasks
+from bench.plan.kinds import to_plain
 from bench.records import frame
+from bench.records.measured import TaskMetric
 
 # task: documents, then of the first one a piece of its prompt and the right choice
 KNOWN = {
@@ -115,7 +118,7 @@ def test_boolq_answers_come_from_the_stored_column(offline):
     assert sum(answers) == 2033
     ids = task_loading.draw_documents(task, 200, 0)
     figures, _ = evaluated(task, "boolq", ids, lambda _, continuation: float(continuation == " yes"))
-    assert figures["metrics"]["acc"]["value"] == pytest.approx(sum(answers[position] for position in ids) / 200)
+    assert figures.metrics["acc"].value == pytest.approx(sum(answers[position] for position in ids) / 200)
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "piqa", "copa", "boolq"])
@@ -131,7 +134,7 @@ def test_the_right_choice_scores(offline, name):
         right.add(contexts[row][target])
     for sign, score in ((1.0, 1.0), (-1.0, 0.0)):
         figures, _ = evaluated(task, name, ids, lambda *args, sign=sign: sign * (args in right) - 1.0)
-        assert figures["metrics"]["acc"]["value"] == score
+        assert figures.metrics["acc"].value == score
 
 
 def test_all_subjects_of_mmlu_load():
@@ -141,14 +144,14 @@ def test_all_subjects_of_mmlu_load():
     task = subjects["mmlu_world_religions"]
     figures, samples = evaluated(task, "mmlu_world_religions", task_loading.draw_documents(task, 60, 0))
     assert set(samples["target"]) == {0, 1, 2, 3}
-    assert figures["main"] == "acc"
+    assert figures.main == "acc"
 
 
 def test_generated_text_is_kept(offline):
     figures, samples = evaluated(offline["nq_open"], "nq_open", [0, 1])
     assert samples["responses"].tolist() == [["14 December 1972 UTC"]] * 2
     assert samples["exact_match"].tolist() == [1.0, 0.0]
-    assert figures["main"] == "exact_match"
+    assert figures.main == "exact_match"
 
 
 def test_a_task_with_two_filters_has_a_row_per_document_and_a_metric_per_filter():
@@ -177,7 +180,7 @@ def test_a_task_with_two_filters_has_a_row_per_document_and_a_metric_per_filter(
     figures, samples = evaluated(task, "two_filters", [0, 1])
     assert samples["exact_match,whole"].tolist() == [0.0, 0.0]
     assert samples["exact_match,year"].tolist() == [1.0, 0.0]
-    assert figures["metrics"]["exact_match,year"] == {"value": 0.5, "stderr": 0.5}
+    assert figures.metrics["exact_match,year"] == TaskMetric(value=0.5, stderr=0.5)
 
 
 def test_samples_belong_to_the_documents_that_were_drawn(offline):
@@ -206,8 +209,8 @@ def test_a_nat_per_byte_of_every_answer_is_as_many_bits(offline, name):
     ids = task_loading.draw_documents(offline[name], 40, 2)
     figures, samples = evaluated(offline[name], name, ids, lambda _, text: -float(len(text.encode())))
     assert samples["answer_bpb"].tolist() == pytest.approx([1 / math.log(2)] * 40)
-    assert figures["answer_bpb"] == {"value": pytest.approx(1 / math.log(2)), "stderr": pytest.approx(0, abs=1e-9)}
-    assert figures["main"].startswith("acc")
+    assert figures.answer_bpb == TaskMetric(value=pytest.approx(1 / math.log(2)), stderr=pytest.approx(0, abs=1e-9))
+    assert figures.main.startswith("acc")
 
 
 def test_bits_per_byte_are_those_of_the_right_answer_alone(offline):
@@ -222,7 +225,7 @@ def test_bits_per_byte_are_those_of_the_right_answer_alone(offline):
 
 def test_generated_answers_have_no_bits_per_byte(offline):
     figures, samples = evaluated(offline["nq_open"], "nq_open", [0, 1])
-    assert "answer_bpb" not in figures
+    assert figures.answer_bpb is None
     assert "answer_bpb" not in samples
 
 
@@ -233,21 +236,21 @@ def test_figures_are_those_of_the_record(offline):
     )
     others = {"main", "chance", "version", "documents", "available", "fewshot"}
     assert figures.keys() == {"metrics", "answer_bpb", *others}
-    assert figures["metrics"].keys() == {"acc", "acc_norm"}
-    assert figures["chance"] == 0.5
+    assert figures.metrics.keys() == {"acc", "acc_norm"}
+    assert figures.chance == 0.5
     share = samples["acc"].mean()
-    assert figures["metrics"]["acc"]["value"] == pytest.approx(share)
-    assert figures["metrics"]["acc"]["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 49))
-    assert (figures["main"], figures["version"]) == ("acc_norm", 1.0)
-    assert (figures["documents"], figures["available"], figures["fewshot"]) == (50, 1838, 0)
+    assert figures.metrics["acc"].value == pytest.approx(share)
+    assert figures.metrics["acc"].stderr == pytest.approx(math.sqrt(share * (1 - share) / 49))
+    assert (figures.main, figures.version) == ("acc_norm", 1.0)
+    assert (figures.documents, figures.available, figures.fewshot) == (50, 1838, 0)
 
 
 def test_no_standard_error_without_a_mean(offline):
     figures, samples = evaluated(offline["mrpc"], "mrpc", list(range(20)))
-    assert figures["metrics"]["f1"].keys() == {"value"}
+    assert figures.metrics["f1"].stderr is None
     assert "f1" not in samples
     figures, _ = evaluated(offline["mrpc"], "mrpc", [0])
-    assert figures["metrics"]["acc"].keys() == {"value"}
+    assert figures.metrics["acc"].stderr is None
 
 
 def test_samples_survive_parquet(offline, tmp_path):
@@ -276,7 +279,7 @@ def test_examples_of_mmlu_are_its_dev_split_in_order():
     assert examples[0].startswith("What is the embryological origin of the hyoid bone?")
     assert question.startswith("A lesion causing compression of the facial nerve")
     figures, _ = evaluated(task, "mmlu_anatomy", [0, 1])
-    assert figures["fewshot"] == 5
+    assert figures.fewshot == 5
 
 
 def test_documents_of_a_local_file_are_scored(tmp_path):
@@ -286,8 +289,8 @@ def test_documents_of_a_local_file_are_scored(tmp_path):
     task = task_loading.load_tasks(["race"], task_sources.parse_task_data([f"race={tmp_path / 'race.jsonl'}"]))["race"]
     figures, samples = evaluated(task, "race", [0, 1], lambda _, continuation: float(continuation == " black"))
     assert samples["target"].tolist() == [1, 1]
-    assert figures["metrics"]["acc"] == {"value": 1.0, "stderr": 0.0}
-    assert (figures["available"], figures["version"]) == (2, 3.0)
+    assert figures.metrics["acc"] == TaskMetric(value=1.0, stderr=0.0)
+    assert (figures.available, figures.version) == (2, 3.0)
 
 
 def test_a_task_that_sums_over_several_right_choices_has_neither_bits_nor_an_accuracy_of_guesses(tmp_path):
@@ -298,10 +301,12 @@ def test_a_task_that_sums_over_several_right_choices_has_neither_bits_nor_an_acc
     data = task_sources.parse_task_data([f"truthfulqa_mc2={tmp_path / 'mc2.jsonl'}"])
     task = task_loading.load_tasks(["truthfulqa_mc2"], data)["truthfulqa_mc2"]
     figures, samples = evaluated(task, "truthfulqa_mc2", [0, 1])
-    assert figures["metrics"]["acc"]["value"] == pytest.approx(0.5)
+    assert figures.metrics["acc"].value == pytest.approx(0.5)
     assert not {"chance", "answer_bpb"} & figures.keys()
     assert "answer_bpb" not in samples
-    row = frame._task("task_truthfulqa_mc2", figures | {"metrics": {"acc": {"value": 0.45}}, "documents": 817})
+    row = frame._task(
+        "task_truthfulqa_mc2", to_plain(replace(figures, metrics={"acc": TaskMetric(value=0.45)}, documents=817))
+    )
     assert (row["task_truthfulqa_mc2_low"], row["task_truthfulqa_mc2_high"]) == (None, None)  # no count of answers
     piqa = {"main": "acc", "metrics": {"acc": {"value": 0.45}}, "documents": 100}
     assert frame._task("task_piqa", piqa)["task_piqa_low"] > 0.3
@@ -337,6 +342,6 @@ def stock():
 )
 def test_reference_figures_of_the_dense_model(offline, stock, name, acc, acc_norm):
     figures, _ = tasks.evaluate(stock, {name: offline[name]}, {name: list(range(60))})
-    assert figures[name]["metrics"]["acc"]["value"] == pytest.approx(acc, abs=1e-4)
+    assert figures[name].metrics["acc"].value == pytest.approx(acc, abs=1e-4)
     if acc_norm is not None:
-        assert figures[name]["metrics"]["acc_norm"]["value"] == pytest.approx(acc_norm, abs=1e-4)
+        assert figures[name].metrics["acc_norm"].value == pytest.approx(acc_norm, abs=1e-4)

@@ -104,7 +104,7 @@ def test_healing(how, place, tmp_path, monkeypatch):
         dense = DensePredictions(model, TEXT.train) if recipe.loss == "kl" else None
         methods.make("shortgpt").prune(model, CALIBRATION, 0.3)
         curve = healing.heal(model, TEXT, recipe, dense=dense, folder=folder)
-        curve = [{name: value for name, value in point.items() if name != "seconds"} for point in curve]
+        curve = [replace(point, seconds=0.0) for point in curve]
         return curve, {name: value.detach().cpu() for name, value in model.model.named_parameters()}
 
     curve, weights = healed(lambda model: model, tmp_path / "cpu")

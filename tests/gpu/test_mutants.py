@@ -63,7 +63,7 @@ def heal(place):
     text, model = Text(IDS[:4], IDS[4:], "made here", "0" * 64), Decoder(place(model_of("llama")))
     recipe = Recipe(kind="lora", loss="kl", tokens=96, length=24, batch=4, points=1)
     curve = healing.heal(model, text, recipe, dense=DensePredictions(model, text.train))
-    return [point["heldout_loss"] for point in curve]
+    return [point.heldout_loss for point in curve]
 
 
 def do(what, place, folder):

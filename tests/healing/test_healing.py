@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ import methods
 from bench import healing
 from bench.cli.main import main
 from bench.healing import HELD_OUT, DensePredictions, Text, draw_text
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe
 from bench.records.run_folder import load_run
 from bench.stats.clusters import ratio_interval
@@ -50,7 +52,7 @@ def pruned(family="llama", method="laco", ratio=0.3):
 
 def timeless(curve):
     """The curve without the one thing that no two trainings share."""
-    return [{name: value for name, value in point.items() if name != "seconds"} for point in curve]
+    return [replace(point, seconds=0.0) for point in curve]
 
 
 def weights(model):
@@ -76,7 +78,7 @@ def test_a_healed_model_is_a_plain_pruned_model_that_loads_again(family, method,
     unused = {n for n in wanted if before[n].ndim == 1}  # a key's bias has no gradient
     assert changed <= wanted
     assert wanted - unused <= changed
-    assert curve[-1]["heldout_loss"] < curve[0]["heldout_loss"]
+    assert curve[-1].heldout_loss < curve[0].heldout_loss
     logits = model.model(IDS[:2], use_cache=False).logits.detach()
     save_load.save(model, tmp_path / "saved")
     again = save_load.load(tmp_path / "saved")
@@ -93,12 +95,12 @@ def test_the_curve_is_what_the_model_gives():
 
     start = loss(model, TEXT.held_out)
     curve = healing.heal(model, TEXT, Recipe(**SMALL))
-    assert [(point["step"], point["tokens"]) for point in curve] == [(0, 0), (2, 128), (4, 256)]
-    assert curve[0]["heldout_loss"] == pytest.approx(start, rel=1e-5)
-    assert curve[-1]["heldout_loss"] == pytest.approx(loss(model, TEXT.held_out), rel=1e-5)
-    assert "loss" not in curve[0]
-    assert all(point["heldout_loss_low"] < point["heldout_loss"] < point["heldout_loss_high"] for point in curve)
-    json.dumps(curve, allow_nan=False)
+    assert [(point.step, point.tokens) for point in curve] == [(0, 0), (2, 128), (4, 256)]
+    assert curve[0].heldout_loss == pytest.approx(start, rel=1e-5)
+    assert curve[-1].heldout_loss == pytest.approx(loss(model, TEXT.held_out), rel=1e-5)
+    assert curve[0].loss is None
+    assert all(point.heldout_loss_low < point.heldout_loss < point.heldout_loss_high for point in curve)
+    json.dumps(to_plain(curve), allow_nan=False)
 
 
 def test_the_interval_of_the_held_out_loss_is_that_of_sequences_in_a_row():
@@ -108,7 +110,7 @@ def test_the_interval_of_the_held_out_loss_is_that_of_sequences_in_a_row():
         logits = model.model(TEXT.held_out, use_cache=False).logits[:, :-1].transpose(1, 2)
     sums = nn.functional.cross_entropy(logits, TEXT.held_out[:, 1:], reduction="none").sum(1).tolist()
     low, high = ratio_interval(sums, [TEXT.held_out.shape[1] - 1] * len(sums), in_a_row=True)
-    assert [curve[-1][f"heldout_loss_{end}"] for end in ("low", "high")] == pytest.approx([low, high], rel=1e-4)
+    assert [curve[-1].heldout_loss_low, curve[-1].heldout_loss_high] == pytest.approx([low, high], rel=1e-4)
 
 
 def test_moments_are_updated_one_tensor_after_the_other(monkeypatch):
@@ -148,7 +150,7 @@ def test_small_forwards_change_nothing(monkeypatch):
     recipe = Recipe(kind="full", **SMALL)
     curve = healing.heal(one, TEXT, recipe)
     monkeypatch.setattr(healing, "LOGITS_ON_CPU", 1)  # a sequence at a time
-    assert healing.heal(other, TEXT, recipe)[-1]["heldout_loss"] == pytest.approx(curve[-1]["heldout_loss"], abs=1e-4)
+    assert healing.heal(other, TEXT, recipe)[-1].heldout_loss == pytest.approx(curve[-1].heldout_loss, abs=1e-4)
 
 
 def test_kl_is_zero_against_itself_and_draws_near_the_dense_model():
@@ -156,9 +158,9 @@ def test_kl_is_zero_against_itself_and_draws_near_the_dense_model():
     recipe = Recipe(kind="full", loss="kl", learning_rate=3e-3, tokens=8 * 256, passes=8, length=16, batch=4, points=8)
     kept = DensePredictions(dense, TEXT.train)
     same = healing.heal(Decoder(copy.deepcopy(dense.model)), TEXT, Recipe(loss="kl", kind="full", **SMALL), dense=kept)
-    assert same[1]["loss"] == pytest.approx(0, abs=1e-5)
+    assert same[1].loss == pytest.approx(0, abs=1e-5)
     curve = healing.heal(pruned(), TEXT, recipe, dense=kept)
-    assert 0 < curve[-1]["loss"] < 0.7 * curve[1]["loss"]
+    assert 0 < curve[-1].loss < 0.7 * curve[1].loss
 
 
 class SecondModel:
@@ -189,7 +191,7 @@ def test_kl_needs_no_second_model_and_has_the_losses_of_one(family, method, kind
     methods.make(method).prune(model, CALIBRATION, 0.3)
     other, dense = Decoder(copy.deepcopy(model.model)), SecondModel(Decoder(tiny(family)))
     curve, expected = (healing.heal(one, TEXT, recipe, dense=of) for one, of in ((model, kept), (other, dense)))
-    assert [each["loss"] for each in curve[1:]] == pytest.approx([each["loss"] for each in expected[1:]], rel=1e-4)
+    assert [each.loss for each in curve[1:]] == pytest.approx([each.loss for each in expected[1:]], rel=1e-4)
     torch.testing.assert_close(kept.logits([5, 0]), dense.logits([5, 0]), rtol=1e-5, atol=1e-5)
 
 
@@ -219,7 +221,7 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(kind, tmp_path
     finished = pruned()
     again = healing.heal(finished, TEXT, recipe, folder=tmp_path)
     assert timeless(again) == wanted
-    seconds = [point["seconds"] for point in again]
+    seconds = [point.seconds for point in again]
     assert seconds[0] == 0
     assert all(before < after for before, after in pairwise(seconds))  # over both attempts
     assert torch.equal(weights(finished)["model.layers.0.mlp.down_proj.weight"], model.layers[0].down.weight)
@@ -247,11 +249,11 @@ def test_a_bfloat16_model_stays_one_and_learns():
             assert {weight.dtype for weight in trained.values()} == {torch.float32}
         curve = healing.heal(model, TEXT, recipe)
         assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
-        assert curve[-1]["heldout_loss"] < curve[0]["heldout_loss"]
+        assert curve[-1].heldout_loss < curve[0].heldout_loss
         with torch.no_grad():  # of the model that is given back, whose weights have been rounded again
             logits = model.model(TEXT.held_out, use_cache=False).logits[:, :-1].float()
         given_back = nn.functional.cross_entropy(logits.flatten(0, 1), TEXT.held_out[:, 1:].flatten())
-        assert curve[-1]["heldout_loss"] == pytest.approx(float(given_back), rel=1e-6)
+        assert curve[-1].heldout_loss == pytest.approx(float(given_back), rel=1e-6)
 
 
 def test_a_loss_that_is_no_number_ends_it():

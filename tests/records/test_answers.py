@@ -10,6 +10,7 @@ import pytest
 
 from bench.records import answers, run_folder
 from bench.records.frame import frame_of_records
+from bench.records.measured import TaskMetric
 from bench.records.samples import SampleFiles, Samples
 
 STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m"
@@ -26,11 +27,10 @@ def test_the_formula_by_hand():
 
 def test_every_document_counts_alike():
     figures = np.array([1.0, 2.0, 6.0])
-    assert answers.metric_of_documents(figures) == {
-        "value": 3.0,
-        "stderr": pytest.approx(figures.std(ddof=1) / math.sqrt(3)),
-    }
-    assert answers.metric_of_documents(np.array([2.0])) == {"value": 2.0}
+    assert answers.metric_of_documents(figures) == TaskMetric(
+        value=3.0, stderr=pytest.approx(figures.std(ddof=1) / math.sqrt(3))
+    )
+    assert answers.metric_of_documents(np.array([2.0])) == TaskMetric(value=2.0)
 
 
 def test_the_figure_of_every_record_follows_from_its_samples(study):
