@@ -1,36 +1,27 @@
-"""The lines under a table: flags of cells, their healing, how to read columns, and how speed was measured.
+"""The legend of tables: flags of cells, and how to read columns.
 
 A flag is a fixed word with a fixed sentence. A legend has a line for each flag that occurs, and in it each cell with
-its values in brackets. A line that is not true or not needed is not written. If the cells of a run do not agree, each
-version is written.
+its values in brackets. The lines on how to read columns are fixed too. A line that is not needed is not written.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
 from typing import Any
 
-from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount
+from bench.plan.cell import base_of_ratio, label_of_cell
 from bench.records.comparability import find_dense_peer, find_unlike_versions, group_draws
-from bench.records.frame import MISS, SMALL, STAGES, find_misfits, main_timing, misses_budget, texts_of_records
-from bench.records.measured import is_accuracy
+from bench.records.frame import MISS, SMALL, STAGES, find_misfits, misses_budget, texts_of_records
 from bench.records.quantities import find_quantity, format_value, list_quantities, quantity_of_column
-from bench.records.quantity import format_bytes, shorten_name
 from bench.records.record import Record, requested_ratio
+from bench.regression.contrasts import LEVEL
 from methods.counted import QUANTITIES
-from reports.groups import (
-    Cell,
-    label_with_differences,
-    names_of_seeds,
-    recipe_of_cell,
-    seeds_of,
-    suffixes_of_draws,
-    words_of_recipe_differences,
-)
+from reports.groups import label_with_differences, seeds_of, suffixes_of_draws
+from reports.protocol import KINDS, group_by_calibration
+
+REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
 
 
 @dataclass(frozen=True)
@@ -136,12 +127,39 @@ NOT_ABOVE_RANDOM = Flag(
 WORSE_THAN_RANDOM = Flag(
     "worse_than_random", "By perplexity the method is shown to be worse than every draw of drop-random.", "{where}"
 )
+UNTESTED = Flag(
+    "untested",
+    "The row has no paired test: it is a mean of draws, or shares no samples with what it is compared with.",
+    "{columns}",
+)
+NO_REFERENCE = Flag("no_reference", "There is no single model to test the rows against.", "{reason}")
+DIFFERS = Flag(
+    "differs",
+    f"The value differs from that of the reference: p < {LEVEL} in paired tests, adjusted by Holm for the methods of a "
+    "column.",
+    "{tests}",
+    mark="†",
+)
+GUESS = Flag("guess", "The accuracy is not shown to be above that of guesses.", "{chance} %", mark="‡")
+DRAWS = Flag(
+    "draws",
+    "The row is a mean of draws, of a perplexity by its logarithm, of peak memory the highest; ± and [low, high] are "
+    "their standard deviation.",
+    "{draws}",
+)
+DRAWS_OF_SEEDS = Flag("draws_of_seeds", "The row is a mean of several draws at a seed, over several seeds.", "{draws}")
+ONE_TIMED = Flag("one_timed", "The speed is that of one draw, since one draw alone is timed.")
+TIMED_ELSEWHERE = Flag(
+    "timed_elsewhere", "The draw that is timed is not among these cells, so that the speed is missing."
+)
 FLAGS = (  # the most important first
     *(FAILED, MISSED, MISFIT, ENDED_EARLY, LATENCY_OFF, NOT_TIMED, ALONE),
     *OF_POINTS.values(),
     *OF_MACHINE.values(),
     OTHER_VERSIONS,
     *(SEEDS_DISAGREE, CLIFF, ORDERS_DISAGREE, WORSE_THAN_RANDOM, NOT_ABOVE_RANDOM),
+    *(UNTESTED, NO_REFERENCE, DIFFERS, GUESS),
+    *(DRAWS, DRAWS_OF_SEEDS, ONE_TIMED, TIMED_ELSEWHERE),
 )
 
 
@@ -287,114 +305,6 @@ def differences_of_versions(record: Record, records: Sequence[Record]) -> str:
     return ", ".join(f"{package} {its}, not {dense}" for package, (its, dense) in versions.items())
 
 
-KINDS = {"lora": "LoRA of rank {rank}", "full": "all parameters"}
-LOSSES = {"next-token": "for the next token", "kl": "towards the dense model's predictions"}
-
-
-def notes_of_healing(cells: Iterable[Cell]) -> list[str]:
-    """Return sentences on the recipes by which cells were healed, and on chains of cells; each sentence once."""
-    everything = list(cells)
-    notes = []
-    for cell in everything:
-        if recipe := recipe_of_cell(cell):
-            which = words_of_recipe_differences(cell, everything)
-            notes.append(f"healed{which}: {words_of_recipe(recipe)}{'' if which else '; the same for every method'}.")
-    if any(cell.get("earlier") for cell in everything):
-        notes.append("then: pruned further, from the model in front of it; ratios are of the dense model in total.")
-    return list(dict.fromkeys(notes))
-
-
-def words_of_recipe(recipe: Cell) -> str:
-    """Return a recipe in words: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki, batches of 8 x 256, ...'."""
-    passes = "" if recipe["passes"] == 1 else f", {recipe['passes']:,} passes"
-    return (
-        f"{KINDS[recipe['kind']].format(**recipe)}, {LOSSES[recipe['loss']]}, {recipe['tokens']:,} tokens of "
-        f"{shorten_name(recipe['text'])}{passes}, batches of {recipe['batch']} x {recipe['length']}, learning "
-        "rate up to "
-        f"{recipe['learning_rate']:g}, seed {recipe['seed']}"
-    )
-
-
-Row = Mapping[str, Any]
-COMPARED = {  # columns that compare with the dense model, and the column that they compare
-    "kept": "average",
-}
-CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
-EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns that `describe_columns` explains
-BOS = {"every window": "each begins with BOS", "none": "no BOS"}
-ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
-MEANS = (
-    "several seeds: means over them, of a perplexity by its logarithm, of peak memory the highest; ± and [low, high] "
-    "include the draw of the calibration: Student's interval over the seeds and the cells' own one are added in "
-    "squares, as are standard errors."
-)
-REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
-
-
-def conditions_of(records: Sequence[Record]) -> list[str]:
-    """Return the conditions of rows: device, dtype and threads; then the profile. Each has every value that occurs."""
-    threads = {
-        record.environment["threads"]
-        for record in records
-        if record.cell["device"] == "cpu" and record.environment.get("threads") is not None
-    }
-    where = [
-        _either(sorted(map(_device, records))) + _processors(records),
-        _either(sorted(record.cell["dtype"] for record in records)),
-        *([f"{_either(sorted(threads))} {'thread' if threads == {1} else 'threads'}"] if threads else []),
-    ]
-    return [", ".join(where), _either(sorted(record.cell["protocol"]["profile"] for record in records))]
-
-
-def _device(record: Record) -> str:
-    return str(record.environment.get("gpu") or record.cell["device"])
-
-
-def _processors(records: Sequence[Record]) -> str:
-    """Return the processors of cells on a CPU if there are several, in brackets; otherwise nothing."""
-    names = [record.environment.get("cpu") for record in records if record.cell["device"] == "cpu"]
-    several = sorted({str(name) for name in names if name})
-    return f" ({_either(several)})" if len(several) > 1 else ""
-
-
-def _either(values: Iterable[Any]) -> str:
-    """Return each value once: 'H100 or H200'."""
-    return " or ".join(dict.fromkeys(map(str, values)))
-
-
-def words_of_ratio(records: Sequence[Record]) -> str:
-    """Return the title of a ratio: 'ratio 0.3: 11 of 30 layers, 95.6 M parameters'.
-
-    For a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'. A method whose parameters
-    decide has a sentence that says so; the dense model alone has an empty title.
-    """
-    pruned = [record for record in records if record.cell["method"] != "dense"]
-    if not pruned:
-        return ""
-    requested = requested_ratio(pruned[0])
-    if requested is None:
-        return "ratio fixed by the method's parameters"
-    budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
-    amount = words_of_amount(requested, base_of_ratio(pruned[0].cell))
-    return amount + (f": {budgets.pop()}" if len(budgets) == 1 else "")
-
-
-def _budget(record: Record) -> str:
-    """Return the budget in parameters; in layers too if the request was rounded to whole layers."""
-    measured = record.measured
-    if budget := measured.get("budget"):
-        rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
-        return f"{quantity_of_column('ratio').show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
-    removed = measured["ratio_budget"] * measured["dense_parameters"]
-    left = f"{quantity_of_column('parameters').show(measured['dense_parameters'] - removed)} parameters"
-    total = measured.get("dense_layers")
-    if record.cell["match"] == "exact" or not total:
-        return left
-    layers = removed / (measured["dense_parameters_without_embeddings"] / total)
-    whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
-    return f"{round(layers)} of {total} layers, {left}" if whole else left
-
-
 def words_of_status(record: Record) -> str:
     """Return the status of a record in words: 'out of memory'."""
     return record.status.replace("_", " ")
@@ -407,291 +317,90 @@ def reason_of_error(error: str) -> str:
     return text if len(text) <= REASON else f"{text[:REASON].rstrip()} ... (the record has the rest)"
 
 
+Row = Mapping[str, Any]
+ONE_SEED = "Intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
+MEANS = (
+    "Values are means over the seeds, of a perplexity by its logarithm, of peak memory the highest; ± and [low, high] "
+    "include the draw of the calibration text."
+)
+READING = {  # how to read columns and marks, the most important first
+    "no_dense": "kept is missing where no dense model was measured under the same conditions.",
+    "one_seed": ONE_SEED,
+    "several_seeds": MEANS,
+    "half": "± beside a perplexity is half its 95 % interval.",
+    "ends": "[low, high] beside a perplexity is its 95 % interval, where the sides differ in length.",
+    "in_a_row": "Windows one behind the other are alike, so that their intervals are wider than of drawn ones.",
+    "accuracy": "Accuracies are in %; ± is one standard error; the average weighs every task alike.",
+    "kept": "kept is the average as a share of the dense model's.",
+    "speed": "prefill and decode are times as fast as the dense model; ± or [low, high] is the 95 % interval.",
+    "then": "A label with 'then' is of a model that was pruned further; its ratio is of the dense model in total.",
+}
+
+
 def describe_columns(
-    records: Sequence[Record],
-    rows: Sequence[Row],
-    about: Collection[str] = EVERYTHING,
-    *,
-    calibration: bool = True,
-    seeds: bool = True,
+    records: Sequence[Record], rows: Sequence[Row], about: Collection[str] = KINDS, *, seeds: bool = True
 ) -> list[str]:
-    """Return sentences on how to read columns, and how their values were measured; each sentence once.
+    """Return the sentences of READING and of quantities that hold for columns, and lines for rows of draws.
 
-    rows         the values of the records, see bench.records.frame
-    about        the kinds of columns, from EVERYTHING
-    calibration  whether all cells share a calibration, so that a sentence names it
-    seeds        whether values are means over seeds, so that a sentence says what their intervals include
+    rows   the values of the records, see bench.records.frame
+    about  the kinds of columns, from reports.protocol.KINDS
+    seeds  whether values are means over seeds, so that a sentence says what their intervals include
     """
-    measured = [record.measured for record in records]
-    pruned = [record for record in records if record.cell["method"] != "dense"]
-    kinds: dict[str, Iterable[str]] = {
-        "perplexity": [
-            *chain.from_iterable(map(_perplexity, measured)),
-            *_perplexity_spread(records, rows),
-            *describe_quantities("perplexity", rows),
-        ],
-        "kl": describe_quantities("kl", rows),
-        "checks": describe_quantities("checks", rows),
-        "tasks": [
-            *chain.from_iterable(map(_tasks, measured)),
-            *_accuracy_spread(rows),
-            *describe_quantities("tasks", rows),
-            *_kept(rows),
-        ],
-        "answers": describe_quantities("answers", rows),
-        "speed": chain.from_iterable(map(describe_speed, records)),
-    }
-    calibrations = _calibrations(pruned)
-    drawn = describe_seeds(records) if seeds else []
-    sentences = [
-        *chain.from_iterable(texts for kind, texts in kinds.items() if kind in about),
-        *(_incomparable(rows) if "tasks" in about else ()),
-        *(_calibration(several) for several in calibrations if calibration),
-        *(sentence for sentence in drawn if not {"perplexity", "kl", "tasks"}.isdisjoint(about)),
-        *notes_of_healing([record.cell for record in records]),
-        *_draws(records, seeds=seeds),
-    ]
-    return list(dict.fromkeys(sentences))
-
-
-def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
-    for text, result in measured.get("perplexity", {}).items():
-        name, windows = quantity_of_column(f"perplexity_{text}").heading, result["windows"]
-        yield (
-            f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, "
-            f"{_placement_of_windows(result)}stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, "
-            f"{result['tokens']:,} tokens scored"
-            f"{', of every document of the text' if result.get('whole') else ''}."
-        )
-
-
-def _placement_of_windows(result: dict[str, Any]) -> str:
-    """Return whether windows were drawn from the text or follow each other, with a comma; empty for a single window."""
-    if result["windows"] == 1:
-        return ""
-    return "drawn from the text, " if result["drawn"] else "one behind the other, whose intervals are wider, "
-
-
-def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the meaning of the interval behind a perplexity, for each form that occurs."""
-    cells = [format_value(row, f"perplexity_{text}") for row in rows for text in texts_of_records(records)]
-    if any("±" in cell for cell in cells):
-        yield "± of a perplexity is half the 95 % interval."
-    if any("[" in cell for cell in cells):
-        yield "[low, high] of a perplexity is the 95 % interval, where its sides differ in length."
-
-
-def describe_quantities(kind: str, rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the footnotes of the quantities of a kind that any row has a value of."""
     columns = {name for row in rows for name, value in row.items() if value is not None}
+    has_tasks, speeds = "tasks" in about, {f"{stage}_speed" for stage in STAGES}
+    occurs = {
+        "no_dense": has_tasks and any(row.get("average") is not None and row.get("kept") is None for row in rows),
+        "accuracy": has_tasks and any(name.startswith(("task_", "score_")) for name in columns),
+        "kept": has_tasks and "kept" in columns,
+        "speed": "speed" in about and not speeds.isdisjoint(columns),
+        "then": any(record.cell.get("earlier") for record in records),
+    }
+    words = {word for word, does_occur in occurs.items() if does_occur}
+    if seeds and not {"perplexity", "kl", "tasks"}.isdisjoint(about):
+        words |= words_of_seeds(records)
+    if "perplexity" in about:
+        words |= _words_of_perplexity(records, rows)
+    lines = [sentence for word, sentence in READING.items() if word in words]
+    return [*lines, *describe_quantities(columns, about), *describe_flags(_flags_of_draws(records, seeds=seeds))]
+
+
+def describe_quantities(columns: Collection[str], about: Collection[str]) -> Iterator[str]:
+    """Yield the footnotes of the quantities of the given kinds that have a column."""
     quantities = {find_quantity(name) for name in columns}
     for quantity in list_quantities():
-        if quantity.kind == kind and quantity in quantities and quantity.footnote:
+        if quantity.kind in about and quantity in quantities and quantity.footnote:
             yield quantity.footnote
 
 
-def _tasks(measured: dict[str, Any]) -> Iterator[str]:
-    """Yield the metric, documents and shots of tasks; a value that most tasks share is written once."""
-    results = {shorten_name(name): result for name, result in measured.get("tasks", {}).items()}
-    for name, result in results.items():
-        if not is_accuracy(result):
-            yield f"{name}: {result['main']}, {_documents(result)}, {_shots(result)}; not in the average."
-    results = {name: result for name, result in results.items() if is_accuracy(result)}
-    if not results:
-        return
-    metrics = _grouped(results, lambda result: str(result["main"]))
-    documents = _grouped(results, _documents)
-    shots = _grouped(results, _shots)
-    yield f"accuracies in %, per task: {metrics}; {documents}; {shots}."
+def words_of_seeds(records: Sequence[Record]) -> set[str]:
+    """Return the words in READING on the seeds of pruned cells, for each calibration."""
+    groups = group_by_calibration(records)
+    return {"several_seeds" if len(seeds_of(group)) > 1 else "one_seed" for group in groups}
 
 
-def _accuracy_spread(rows: Sequence[Row]) -> Iterator[str]:
-    spreads = {name for row in rows for name, value in row.items() if name.endswith("_stderr") and value is not None}
-    if any(name.startswith(("task_", "score_")) for name in spreads):
-        yield "± of a task or the average is one standard error; the average weighs every task alike."
+def _words_of_perplexity(records: Sequence[Record], rows: Sequence[Row]) -> set[str]:
+    """Return the words in READING on the intervals of perplexities."""
+    cells = [format_value(row, f"perplexity_{text}") for row in rows for text in texts_of_records(records)]
+    results = [result for record in records for result in record.measured.get("perplexity", {}).values()]
+    occurs = {
+        "half": any("±" in cell for cell in cells),
+        "ends": any("[" in cell for cell in cells),
+        "in_a_row": any(result["windows"] > 1 and not result["drawn"] for result in results),
+    }
+    return {word for word, does_occur in occurs.items() if does_occur}
 
 
-def _kept(rows: Sequence[Row]) -> Iterator[str]:
-    if any(row.get("kept") is not None for row in rows):
-        yield "kept: the average as a share of the dense model's."
-
-
-def _documents(result: dict[str, Any]) -> str:
-    every = "all " if result["documents"] == result.get("available") else ""
-    return f"{every}{result['documents']:,} {_plural('document', result['documents'])}"
-
-
-def _shots(result: dict[str, Any]) -> str:
-    return f"{result['fewshot']}-shot"
-
-
-def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> str:
-    """Return 'acc_norm, but acc for winogrande'; if no words hold for most tasks, each with the names of its tasks."""
-    groups: dict[str, list[str]] = {}
-    for task, result in results.items():
-        groups.setdefault(say(result), []).append(task)
-    most = max(groups, key=lambda words: len(groups[words]))
-    usual = [most] if len(groups[most]) > len(results) / 2 else []
-    rest = [f"{words} for {', '.join(names)}" for words, names in groups.items() if words not in usual]
-    return ", but ".join([*usual, *([", ".join(rest)] if rest else [])])
-
-
-def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield why a comparison with the dense model is missing although the cell was measured."""
-    missing = [
-        quantity_of_column(column).heading
-        for column, source in COMPARED.items()
-        if any(row.get(source) is not None and row.get(column) is None for row in rows)
-    ]
-    if missing:
-        yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."
-
-
-def describe_seeds(records: Sequence[Record]) -> list[str]:
-    """Return whether intervals include the draw of the calibration text, for each calibration of the pruned cells."""
-    pruned = [record for record in records if record.cell["method"] != "dense"]
-    return list(dict.fromkeys(MEANS if len(seeds_of(several)) > 1 else ONE_SEED for several in _calibrations(pruned)))
-
-
-def _calibrations(records: Sequence[Record]) -> list[list[Record]]:
-    """Return the records in groups that share a calibration, whatever its seed."""
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        protocol = record.cell["protocol"]
-        groups.setdefault(tuple(protocol[name] for name in CALIBRATION), []).append(record)
-    return list(groups.values())
-
-
-def _calibration(records: Sequence[Record]) -> str:
-    protocol = records[0].cell["protocol"]
-    return (
-        f"calibration: {protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens of "
-        f"{protocol['calibration']}, {names_of_seeds(seeds_of(records))}; the same for every method."
-    )
-
-
-def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
-    for shared in group_draws(records, seeds=seeds):
-        first, *rest = (records[number] for number in shared)
-        several = len({record.cell["seed"] for record in (first, *rest)})
-        if rest and several == 1:
-            yield (
-                f"{label_of_cell(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, "
-                "of peak memory "
-                f"the highest; its ± and [low, high] are the standard deviation between the draws"
-                f"{_words_of_timed_draw(first, rest)}."
-            )
-        elif len(shared) > several:
-            yield (
-                f"{label_of_cell(first.cell)}: {len(shared)} draws over {several} "
-                f"seeds{_words_of_timed_draw(first, rest)}."
-            )
-
-
-def _words_of_timed_draw(first: Record, draws: Sequence[Record]) -> str:
-    """Return words on which of several draws was timed; empty if all were, or if speed was not to be measured."""
-    if "speed" in first.measured:
-        return ", but of its speed, for which one draw alone is timed" * any("speed" not in o.measured for o in draws)
-    return "; the draw that is timed is not among them" * (first.cell["protocol"]["speed_rounds"] > 0)
-
-
-def _plural(noun: str, number: int) -> str:
-    return noun if number == 1 else f"{noun}s"
-
-
-def describe_environment(records: Sequence[Record]) -> Iterator[str]:
-    """Yield the environment of the cells, as in 'torch: 2.13.0', with every value that occurs."""
-    values_by_name: dict[str, list[str]] = {}
-    for record in records:
-        flat = {name: value for name, value in record.environment.items() if name != "versions"}
-        for name, value in flat.items():
-            values_by_name.setdefault(name.removesuffix("_bytes").replace("_", " "), []).append(_fact(name, value))
-        for package, version in record.environment.get("versions", {}).items():
-            values_by_name.setdefault(package, []).append(version)
-    for name, values in values_by_name.items():
-        distinct = sorted(set(values))
-        if name == "date" and len(distinct) > 1:
-            distinct = [f"{distinct[0]} to {distinct[-1]}"]
-        yield f"{name}: {', '.join(distinct)}"
-
-
-def _fact(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return format_bytes(float(str(value))) if name.endswith("_bytes") else str(value)
-
-
-CAPTURED = ", each step captured once and replayed"
-
-
-def describe_speed(record: Record) -> Iterator[str]:
-    """Yield how the speed in the main table was measured."""
-    protocol = record.cell["protocol"]
-    for stage, size in STAGES.items():
-        point = main_timing(record, stage)
-        if point:
-            what = "a prompt of" if stage == "prefill" else "one token behind a context of"
-            how = ", compiled" if protocol["compile"] else CAPTURED if point.get("mode") == "graph" else ""
-            rounds, turns = protocol["speed_rounds"], "times as fast as dense, both in turns for up to"
-            interval = "; ± or [low, high] is the 95 % interval" if "speedup" in point else ""
-            yield (
-                f"{stage}: {turns if interval else 'timed alone for'} {rounds} rounds; {what} "
-                f"{point[size]:,} tokens, batch {point['batch']}, {protocol['cache']} cache{how}{interval}."
-            )
-
-
-def describe_throughput(record: Record, called: str) -> Iterator[str]:
-    """Yield the most tokens per second that each model reached in decoding, over the batches on a GPU."""
-    steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
-    for context in dict.fromkeys(point["context"] for point in steps):
-        swept = [point for point in steps if point["context"] == context]
-        if len({point["batch"] for point in swept}) > 1:
-            rates = [
-                f"{name} {_rate(best, name):,.0f} at batch {best['batch']}"
-                for name in ("dense", "pruned")[: 1 if record.cell["method"] == "dense" else 2]
-                if (best := max(_timed(swept, name), key=partial(_rate, name=name), default=None))
-            ]
-            yield f"{called}: most tokens/s behind {context:,} tokens: {', '.join(rates)}."
-
-
-def describe_equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:
-    """Yield the tokens per second of both models in the memory that the dense model takes at its fastest batch.
-
-    Only measured batches count.
-
-    dense  the cell of the dense model; it holds the memory that the dense model takes alone
-    """
-    steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
-    taken, takes = _reserved(record), _reserved(dense)
-    for context in dict.fromkeys(point["context"] for point in steps):
-        swept = [point for point in steps if point["context"] == context]
-        if len({point["batch"] for point in swept}) < 2:
+def _flags_of_draws(records: Sequence[Record], *, seeds: bool) -> Iterator[FlaggedCell]:
+    """Yield the flags of rows that are means of several random choices."""
+    for places in group_draws(records, seeds=seeds):
+        draws = [records[place] for place in places]
+        name, count = label_of_cell(draws[0].cell), len(seeds_of(draws))
+        if len(draws) == count:
             continue
-        known = [point for point in _timed(swept, "dense") if (context, point["batch"]) in takes]
-        if not (best := max(known, key=lambda point: _rate(point, "dense"), default=None)):
-            continue
-        room = takes[context, best["batch"]]
-        fitting = [p for p in _timed(swept, "pruned") if taken.get((context, p["batch"]), room + 1) <= room]
-        if most := max(fitting, key=lambda point: _rate(point, "pruned"), default=None):
-            yield (
-                f"{called}: tokens/s behind {context:,} tokens in {format_bytes(room)}: dense "
-                f"{_rate(best, 'dense'):,.0f} at batch {best['batch']}, pruned {_rate(most, 'pruned'):,.0f} at batch "
-                f"{most['batch']}."
-            )
-
-
-def _reserved(record: Record) -> dict[tuple[int, int], int]:
-    """Return {(context, batch): bytes that a model alone reserved for captured steps}."""
-    points = record.measured.get("speed", {}).get("memory", {}).get("points", ())
-    held = "peak_reserved_bytes"
-    return {(p["context"], p["batch"]): p[held] for p in points if p.get("mode") == "graph" and held in p}
-
-
-def _rate(point: dict[str, Any], name: str) -> float:
-    """Return the tokens per second of a decode step, over all sequences."""
-    rate: float = 1000 * point["batch"] / point[f"{name}_ms"]
-    return rate
-
-
-def _timed(points: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [point for point in points if f"{name}_ms" in point]
+        over = f" over {count} seeds" if count > 1 else ""
+        yield FlaggedCell(DRAWS if count == 1 else DRAWS_OF_SEEDS, name, {"draws": f"{len(draws)} draws{over}"})
+        timed = ["speed" in draw.measured for draw in draws]
+        if timed[0] and not all(timed):
+            yield FlaggedCell(ONE_TIMED, name)
+        elif not timed[0] and draws[0].cell["protocol"]["speed_rounds"] > 0:
+            yield FlaggedCell(TIMED_ELSEWHERE, name)

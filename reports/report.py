@@ -24,13 +24,13 @@ from bench.records.run_folder import Merged
 from methods.cards import needs_of_methods
 from methods.errors import UserError
 from methods.files import write_atomically
-from reports import legend
+from reports import protocol
 from reports.figures import catalogue as figures
 from reports.figures.figure import Figure, to_svg
 from reports.formats import markup, terminal
 from reports.tables import rows as order
 from reports.tables.rows import ReportData
-from reports.tables.table import Table, footnotes_of
+from reports.tables.table import Table, footnotes_of, protocol_of
 from reports.tables.views import build_view
 from reports.text import escape_markdown
 
@@ -86,8 +86,10 @@ def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None
         markup.bullets_to_markdown([*remarks, *footnotes_of(main)]),
         *(part for table in main for part in markup.section_of_table(table)),
         *speed_to_markdown(records),
+        *["## Protocol"] * bool(protocol_of(main)),
+        markup.protocol_to_markdown(protocol_of(main)),
         "## Environment",
-        markup.bullets_to_markdown(legend.describe_environment(records)),
+        markup.bullets_to_markdown(protocol.describe_environment(records)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

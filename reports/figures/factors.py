@@ -35,7 +35,7 @@ from reports.figures.style import (
     set_log_ticks,
 )
 from reports.groups import TableGroup
-from reports.legend import conditions_of
+from reports.protocol import conditions_of
 from reports.tables import pivots
 from reports.tables.pivots import Gain, Study, format_factor, studies_of
 from reports.tables.rows import ReportData

@@ -94,7 +94,7 @@ def environments_of(table: Table) -> Iterator[str]:
     The notes stand below the first grid; notes that do not fit there have environments of their own.
     """
     caption = "; ".join(filter(None, [table.model, table.title or "dense model", ", ".join(table.conditions)]))
-    notes, footnotes = table.notes, table.footnotes
+    notes, footnotes = table.notes, (*table.footnotes, *map(": ".join, table.protocol))
     for part in table.groups():
         group = part.columns[0].group
         name = f"tab:{table.name}" + (f"-{group}" if group != table.columns[0].group else "")

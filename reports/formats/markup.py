@@ -17,7 +17,7 @@ from tabulate import tabulate
 from bench.records.quantity import MISSING
 from bench.regression.gate import Verdict
 from reports.tables import verdicts as tables
-from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
+from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of, protocol_of
 from reports.text import escape_markdown, to_printable
 
 
@@ -69,7 +69,8 @@ def render_html(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         parts += [*map(grid_to_html, table.groups()), bullets_to_html([*table.notes, *legend_of([table])])]
-    return "\n".join(filter(None, [*parts, bullets_to_html(footnotes_of(tables))])) + "\n"
+    lines = [*footnotes_of(tables), *map(": ".join, protocol_of(tables))]
+    return "\n".join(filter(None, [*parts, bullets_to_html(lines)])) + "\n"
 
 
 def grid_to_html(table: Table) -> str:
@@ -112,7 +113,8 @@ def render_markdown(tables: Sequence[Table], level: int = 2, title: str = "") ->
     """Return a section for each table with its notes, and the footnotes at the end."""
     parts = [f"# {escape_markdown(title)}" if title else ""]
     parts += [part for table in tables for part in section_of_table(table, level)]
-    return "\n\n".join(part for part in [*parts, bullets_to_markdown(footnotes_of(tables))] if part) + "\n"
+    parts += [bullets_to_markdown(footnotes_of(tables)), protocol_to_markdown(protocol_of(tables))]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def section_of_table(table: Table, level: int = 2) -> list[str]:
@@ -149,6 +151,13 @@ def _markdown_cell(cell: TableCell) -> str:
 def bullets_to_markdown(sentences: Iterable[str]) -> str:
     """Return the sentences as a list in Markdown."""
     return "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
+
+
+def protocol_to_markdown(protocol: Sequence[tuple[str, str]]) -> str:
+    """Return the protocol as a table of two columns; empty without rows."""
+    rows = [tuple(map(escape_markdown, row)) for row in protocol]
+    heads = ("quantity", "how it was measured")
+    return tabulate(rows, headers=heads, tablefmt="pipe", disable_numparse=True) if rows else ""
 
 
 COLUMNS = (

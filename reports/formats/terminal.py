@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 from bench.records.quantity import MISSING
 from bench.records.record import Record
-from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
+from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of, protocol_of
 from reports.tables.whole_cell import Fact, facts_of, title_of_cell
 from reports.text import to_printable, width_of, wrap
 
@@ -41,11 +41,14 @@ def render(tables: Sequence[Table], *, colour: bool = False, explain: bool = Tru
         parts += _pages(table, colour)
         parts.append(_bullets(table.notes if explain else table.notes[:LEGEND]))
     footer = [*(legend_of(tables) if colour else ()), *footnotes_of(tables), *_left_out(tables)]
+    protocol = protocol_of(tables)
     if not explain:
         room = LEGEND - min(LEGEND, len(tables[-1].notes))
-        left_out = sum(len(table.notes[LEGEND:]) for table in tables) + len(footer[room:])
-        footer = [*footer[:room], *[f"more notes, with --explain: {left_out}."] * bool(left_out)]
+        left_out = sum(len(table.notes[LEGEND:]) for table in tables) + len(footer[room:]) + len(protocol)
+        footer = [*footer[:room], *[f"more lines, with --explain: {left_out}."] * bool(left_out)]
     parts.append(_bullets(footer))
+    if explain and protocol:
+        parts.append(_protocol_lines(protocol))
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -81,6 +84,19 @@ def _left_out(tables: Sequence[Table]) -> Iterator[str]:
 
 def _bullets(sentences: Iterable[str]) -> list[str]:
     return [line for sentence in sentences for line in wrap(to_printable(sentence), LINE, indent=GAP)]
+
+
+def _protocol_lines(protocol: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the protocol in two columns: the quantities, and how each was measured."""
+    names = [wrap(to_printable(quantity), LABEL, indent=GAP) for quantity, _ in protocol]
+    room = LINE - _wide(names) - len(GAP)
+    words = [wrap(to_printable(text), room) for _, text in protocol]
+    rows = zip(names, words, strict=True)
+    return [
+        f"{left:<{_wide(names)}}{GAP}{right}".rstrip()
+        for row in rows
+        for left, right in zip_longest(*row, fillvalue="")
+    ]
 
 
 def _pages(table: Table, colour: bool) -> Iterator[list[str]]:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports import legend
+from reports import legend, protocol
 from reports.figures.catalogue import figures_of_report
 from reports.figures.figure import Figure, to_svg
 from reports.groups import names_of_draws, names_of_seeds, seeds_of
@@ -91,7 +91,7 @@ def render_page(
             sections=parts,
             figures=rest,
             cells=cells,
-            environment=list(legend.describe_environment(records)),
+            environment=list(protocol.describe_environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
             data=Markup(to_json(_data([{"tables": summary}, *parts], rows))),
         )
@@ -165,7 +165,7 @@ def _links(parts: Sequence[dict[str, Any]], first: Sequence[Any], rest: Sequence
 
 def _conditions(records: Sequence[Record]) -> list[str]:
     """Return the conditions of the records, then the days on which they were measured."""
-    conditions = dict.fromkeys(part for record in records for part in legend.conditions_of([record]))
+    conditions = dict.fromkeys(part for record in records for part in protocol.conditions_of([record]))
     dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
     return [*conditions, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
 
@@ -206,6 +206,7 @@ def _title(group: Group) -> str:
 def _cell(group: Group) -> dict[str, Any]:
     """Return everything about the records of one row for the template, with the protocol of their measurement."""
     first, several = group.records[0], len(group.records) > 1
+    is_measured = first.status == "ok"
     peers, rows = list(group.records), list(group.rows)
     if group.dense and group.dense[0] is not first:
         peers, rows = [group.dense[0], *peers], [group.dense[1], *rows]
@@ -214,10 +215,9 @@ def _cell(group: Group) -> dict[str, Any]:
         "label": group.label,
         "ratio": group.ratio,
         "title": _title(group),
-        "failure": legend.words_of_status(first) if first.status != "ok" else "",
-        "protocol": legend.describe_columns(peers, rows, seeds=len(seeds_of(group.records)) > 1)
-        if first.status == "ok"
-        else [],
+        "failure": "" if is_measured else legend.words_of_status(first),
+        "reading": legend.describe_columns(peers, rows, seeds=len(seeds_of(group.records)) > 1) if is_measured else [],
+        "protocol": protocol.protocol_of_records(peers) if is_measured else [],
         "blocks": [
             {"name": block.name + (f", {which}" if several else ""), "inside": _shorten_fact(block).inside}
             for which, record in zip(names_of_draws(group.records), group.records, strict=True)

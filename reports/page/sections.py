@@ -14,9 +14,9 @@ from typing import Any
 from bench.plan.cell import words_of_ratio
 from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model
-from reports import legend as notes
+from reports import protocol
 from reports.groups import TableGroup, group_records, name_with_ratio, seeds_of
-from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of
+from reports.tables.table import Column, Row, Table, TableCell, cell_text, footnotes_of, legend_of, protocol_of
 
 SECTIONS = (  # name, title, view, and the group of columns if the view has several
     ("results", "Results", "main", "quality"),
@@ -79,7 +79,7 @@ def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
         whole, own = (
             [r for table_group in part for r in chain(*table_group.drawn)] for part in (groups_of_setup, [block])
         )
-        where = [(*notes.conditions_of(several), *block.apart) for several in (whole, own)]
+        where = [(*protocol.conditions_of(several), *block.apart) for several in (whole, own)]
         both = zip(block.records, block.rows, strict=True)
         dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
         for place, numbers in enumerate(block.numbers):
@@ -160,7 +160,8 @@ def sections_of_views(
                 _table(part, f"{section}-{number}", targets, ratio_titles or {}, several=several)
                 for number, part in enumerate(parts)
             ]
-            sections.append({"name": section, "title": title, "tables": shown, "protocol": footnotes_of(parts)})
+            reading = {"reading": footnotes_of(parts), "protocol": protocol_of(parts)}
+            sections.append({"name": section, "title": title, "tables": shown} | reading)
     return sections
 
 

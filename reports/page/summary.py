@@ -20,7 +20,7 @@ from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.regression.contrasts import LEVEL, is_shown_higher, pairs_of
-from reports import legend
+from reports import legend, protocol
 from reports.groups import TableGroup, group_records
 from reports.legend import FlaggedCell
 from reports.tables.rows import TestedRow, contrasts_of_draws, rule_of_better, word_of_ratio
@@ -71,11 +71,15 @@ def _table(groups: Sequence[TableGroup], samples: Samples) -> Table:
         view="summary",
         model=name_of_model(records[0]) if records else "",
         title="The best method at each ratio",
-        conditions=(*legend.conditions_of(records), *groups[0].apart) if records else (),
+        conditions=(*protocol.conditions_of(records), *groups[0].apart) if records else (),
         columns=COLUMNS,
         rows=tuple(contest.row() for contest in contests),
         notes=tuple(legend.describe_flags(flags)),
-        footnotes=(*ABOUT, *[INDEPENDENT] * is_rough, *legend.describe_seeds(records)),
+        footnotes=(
+            *ABOUT,
+            *[INDEPENDENT] * is_rough,
+            *(legend.READING[word] for word in sorted(legend.words_of_seeds(records))),
+        ),
         head="quantity",
     )
 

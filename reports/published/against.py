@@ -29,7 +29,7 @@ from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_percent, shorten_name
 from bench.records.record import Record, main_metric_of_task, name_of_model, requested_ratio
 from methods.errors import UserError
-from reports import groups, legend
+from reports import groups, legend, protocol
 from reports.groups import name_with_ratio, seeds_of, suffixes_of_draws
 from reports.published.papers import Paper, Printed, PublishedProtocol
 from reports.removed import join_decisions
@@ -169,11 +169,9 @@ def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> l
     shown = []
     for pair in pairs:
         shown.append({name: value for name, value in pair.row.items() if name.startswith(SHOWN)})
-    protocol_notes = legend.describe_columns(measured, shown, KINDS, seeds=False) if measured else []
+    reading = legend.describe_columns(measured, shown, KINDS, seeds=False) if measured else []
     names = _names(measured)
-    tables = [
-        _table(pair, number, names[id(pair.record)], protocol_notes) for number, pair in enumerate(pairs, start=1)
-    ]
+    tables = [_table(pair, number, names[id(pair.record)], reading) for number, pair in enumerate(pairs, start=1)]
     if not tables:
         published = ", ".join(dict.fromkeys(model for paper in papers for model in paper.models))
         models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
@@ -220,11 +218,11 @@ def _both(pair: PublishedPair) -> bool:
     return any(row.cells[1].value is not None for row in rows)
 
 
-def _table(pair: PublishedPair, number: int, name: str, conditions: Sequence[str]) -> Table:
+def _table(pair: PublishedPair, number: int, name: str, reading: Sequence[str]) -> Table:
     """Return the table of a pair.
 
-    name        the name of its cell
-    conditions  sentences on how the values of these runs were measured
+    name     the name of its cell
+    reading  sentences on how to read the values of these runs
     """
     rows = (*_sizes(pair), *_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
     table = Table(
@@ -232,15 +230,16 @@ def _table(pair: PublishedPair, number: int, name: str, conditions: Sequence[str
         view="against",
         model=name_of_model(pair.record),
         title=f"{name}, published ({pair.paper.name}) and here",
-        conditions=tuple(legend.conditions_of([pair.record])),
+        conditions=tuple(protocol.conditions_of([pair.record])),
         columns=COLUMNS,
         rows=tuple(replace(row, method=pair.record.cell["method"]) for row in rows),
         notes=tuple(_notes(pair)),
         footnotes=(
-            *conditions,
             *(f"{pair.paper.name}: {sentence}" for sentence in (f"{pair.paper.source}.", *pair.paper.notes)),
+            *reading,
         ),
         head="measure",
+        protocol=tuple(protocol.protocol_of_records([pair.record], KINDS)),
     )
     filled = {at for row in rows for at, cell in enumerate(row.cells) if cell.value is not None}
     return table.only(sorted(filled))

@@ -7,7 +7,7 @@ from itertools import chain
 
 from bench.records.comparability import identity_of_cell
 from bench.records.record import Record
-from reports import legend
+from reports import legend, protocol
 from reports.groups import TableGroup, names_of_seeds, seeds_of
 from reports.removed import WENT, removals_of
 from reports.tables import rows as order
@@ -47,7 +47,6 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
         share, *rest = (cell_of(row, name) for name in names)
         cells = [mark_missed(share, row), *rest, *_looks(record, data.needs.get(record.cell["method"]))]
         rows.append(row_of(record, group.label(place), cells))
-    recipes = legend.notes_of_healing([record.cell for record in group.records]) if healed else []
     columns = [
         *map(column_of, names),
         column_of_words("calibration"),
@@ -55,8 +54,10 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
         column_of_words("gradients"),
     ]
     known = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
-    footnotes = (PRUNED, *known, *OFFERED, *recipes, *_means(group), *order.sorting_note(group, BY))
-    return table_of_group("cost", group, columns, rows, footnotes)
+    then = [legend.READING["then"]] * any(record.cell.get("earlier") for record in group.records)
+    footnotes = (PRUNED, *known, *OFFERED, *then, *_means(group), *order.sorting_note(group, BY))
+    recipes = protocol.protocol_of_healing([record.cell for record in group.records])
+    return table_of_group("cost", group, columns, rows, footnotes, measured=recipes)
 
 
 def _means(group: TableGroup) -> Iterator[str]:

@@ -35,7 +35,7 @@ from bench.regression.contrasts import Pair
 from bench.stats.draws import exp_of_log, mean_interval
 from bench.stats.intervals import NORMAL_95, average_stderr, kendall
 from methods.counted import QUANTITIES
-from reports import legend
+from reports import legend, protocol
 from reports.groups import TableGroup
 from reports.tables.pivots import pivot
 from reports.tables.rows import ReportData, TestedRow, contrasts_of_draws, mark_missed
@@ -410,7 +410,7 @@ def _table(
     head: str = "method",
 ) -> Table:
     """Return a table of several models, under the conditions that they share."""
-    conditions = tuple(legend.conditions_of(shared.records))
+    conditions = tuple(protocol.conditions_of(shared.records))
     plain = name.replace("/", "-").replace(" ", "-")
     return Table(
         plain, "models", "", title, conditions, tuple(columns), tuple(rows), tuple(remarks), tuple(footnotes), head

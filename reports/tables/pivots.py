@@ -33,7 +33,7 @@ from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.regression.contrasts import LEVEL, Contrast
 from methods.errors import UserError
-from reports import legend
+from reports import legend, protocol
 from reports.groups import TableGroup, pool_draws, words_of_recipe_differences
 from reports.legend import FlaggedCell
 from reports.tables.rows import (
@@ -111,8 +111,10 @@ def _number(row: Row, place: int) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _figures(group: TableGroup, measure: Column, data: ReportData) -> tuple[list[tuple[Row, TableCell]], list[str]]:
-    """Return each row of a group with its cell of one measure, or with its status; and the notes of the tests."""
+def _figures(
+    group: TableGroup, measure: Column, data: ReportData
+) -> tuple[list[tuple[Row, TableCell]], list[FlaggedCell]]:
+    """Return each row of a group with its cell of one measure, or with its status; and the flags of the tests."""
     rows, tests = compare_rows(group, [measure], data)
     cells = [row.cells[0] if row.failure is None else TableCell(row.failure) for row in rows]
     marked = [mark_missed(cell, figures) for cell, figures in zip(cells, group.rows, strict=True)]
@@ -132,28 +134,28 @@ def tables_by_ratio(data: ReportData) -> list[Table]:
         for name in chain.from_iterable(columns_of_quantity(quantity, records) for quantity in shown):
             if any(row.get(name) is not None for group in groups for row in group.rows):
                 footnotes = legend.describe_columns(records, rows, (quantity_of_column(name).kind,))
-                conditions = (*legend.conditions_of(records), *groups[0].apart)
+                conditions = (*protocol.conditions_of(records), *groups[0].apart)
+                measured = tuple(protocol.protocol_of_records(records, (quantity_of_column(name).kind,)))
                 table = _by_ratio(column_of(name), groups, data, footnotes)
-                tables.append(replace(table, conditions=conditions))
+                tables.append(replace(table, conditions=conditions, protocol=measured))
     return tables
 
 
 def _by_ratio(measure: Column, groups: Sequence[TableGroup], data: ReportData, footnotes: Sequence[str]) -> Table:
     """Return the table of methods by ratios. A cell that missed its budget has a star; a failed cell has its status."""
-    entries, flags, sentences = list[Entry](), list[FlaggedCell](), dict[str, None]()
+    entries, flags = list[Entry](), list[FlaggedCell]()
     for group in groups:
         is_dense = all(record.cell["method"] == "dense" for record in group.records)
         name, ratio = "dense" if is_dense else word_of_ratio(group), (group.ratio, group.ratio_of)
         head = replace(measure, label=name, unit="", better=None, ratio_and_base=ratio)
         figures, tests = _figures(group, measure, data)
         entries += [(Row(row.label, row.method, None), head, cell) for row, cell in figures]
-        flags += _flags(group, measure)
-        sentences |= dict.fromkeys(tests)
+        flags += [*_flags(group, measure), *tests]
     columns, rows = pivot(entries)
     rows, sorting = sort_rows(rows, [head.label for head in columns], measure.better, "the figures at", last=True)
     name, title = f"by-ratio-{measure.name}", f"{measure.head}, by ratio"
     notes_ = [*footnotes, *sorting]
-    remarks = [*legend.describe_flags(flags), *sentences]
+    remarks = legend.describe_flags(flags)
     return table_of_group("by-ratio", groups[0], columns, rows, notes_, name=name, title=title, remarks=remarks)
 
 
@@ -257,19 +259,27 @@ def _compensation_grid(measure: Column, group: TableGroup, data: ReportData) -> 
     columns, rows = pivot(entries, list(heads.values()))
     rows, sorting = sort_rows(rows, list(heads), measure.better, "the figures under", last=False)
     is_sparse = any(cell.of is None for row in rows if row.method != "dense" for cell in row.cells)
-    kind = quantity_of_column(measure.name).kind
-    protocol = legend.describe_columns(list(chain(*group.drawn)), list(chain(*group.each)), (kind,))
+    records, about = list(chain(*group.drawn)), (quantity_of_column(measure.name).kind,)
+    reading = legend.describe_columns(records, list(chain(*group.each)), about)
+    flags = legend.flags_of_records(group.records_with_notes(), beside=group.beside)
     sentences = [
-        *legend.describe_flags(legend.flags_of_records(group.records_with_notes(), beside=group.beside)),
-        *tests,
+        *legend.describe_flags([*flags, *tests]),
         *[NOT_ASKED] * is_sparse,
     ]
     name, title = (
         f"grid-{measure.name}-{word_of_ratio(group)}",
-        f"{measure.head}, {legend.words_of_ratio(group.records)}",
+        f"{measure.head}, {protocol.words_of_ratio(group.records)}",
     )
     return table_of_group(
-        "grid", group, columns, rows, [*protocol, *sorting], name=name, title=title, remarks=sentences
+        "grid",
+        group,
+        columns,
+        rows,
+        [*reading, *sorting],
+        name=name,
+        title=title,
+        remarks=sentences,
+        measured=protocol.protocol_of_records(records, about),
     )
 
 
@@ -312,12 +322,12 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
         f"†: p < {LEVEL} ({', '.join(tests)}; adjusted by Holm for the cells of a table)."
     )
     named = dict.fromkeys(chain.from_iterable((gain.alone, gain.place) for gain in all_gains))
-    flags = legend.flags_of_records([group.records[place] for place in named], beside=group.beside)
+    flags = list(legend.flags_of_records([group.records[place] for place in named], beside=group.beside))
+    untested = [group.label(gain.place) for gain in all_gains if not gain.contrast]
+    flags += [FlaggedCell(legend.UNTESTED, label, {"columns": measure.label}) for label in untested]
     sentences = legend.describe_flags(flags)
-    untested = ", ".join(group.label(gain.place) for gain in all_gains if not gain.contrast)
-    sentences += [f"not tested: {untested} (draws, or no samples in common)."] * bool(untested)
     name = f"grid-gain-{measure.name}-{word_of_ratio(group)}"
-    title = f"{measure.label}, {how}{ARROWS[measure.better]}, {legend.words_of_ratio(group.records)}"
+    title = f"{measure.label}, {how}{ARROWS[measure.better]}, {protocol.words_of_ratio(group.records)}"
     return [
         table_of_group("grid", group, columns, rows, [meaning, *sorting], name=name, title=title, remarks=sentences)
     ]
@@ -361,7 +371,8 @@ class Study:
     points    the cells by the values of the factors
     dense     the rows of the dense model in the frame
     records   all records, with those of the dense model
-    footnotes how to read the values and how they were measured
+    footnotes how to read the values
+    protocol  how they were measured
     again     how many cells are left out, since an earlier one has the same values of the factors
     """
 
@@ -373,6 +384,7 @@ class Study:
     dense: list[dict[str, Any]]
     records: list[Record]
     footnotes: tuple[str, ...]
+    protocol: tuple[protocol.ProtocolRow, ...]
     again: int = 0
 
     def axis(self, factor: str) -> list[Any]:
@@ -452,9 +464,10 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
     looks = {*LOOK.values(), "seed"} & set(factors)
     rows = [*(point.row for point in keyed.values()), *dense]
     shown = [{name: value for name, value in row.items() if name.startswith(SHOWN)} for row in rows]
-    footnotes = legend.describe_columns(records, shown, KINDS, calibration=not looks, seeds=False)
+    footnotes = legend.describe_columns(records, shown, KINDS, seeds=False)
+    measured = protocol.protocol_of_records(records, KINDS, calibration=not looks)
     again = len(points) - len(keyed)
-    return Study(first["method"], name, factors, fixed, keyed, dense, records, tuple(footnotes), again)
+    return Study(first["method"], name, factors, fixed, keyed, dense, records, tuple(footnotes), tuple(measured), again)
 
 
 def _settings(record: Record) -> dict[str, Any]:
@@ -542,11 +555,12 @@ def _table(
         view="ablation",
         model=name_of_model(study.records[0]),
         title=title,
-        conditions=tuple(legend.conditions_of(study.records)),
+        conditions=tuple(protocol.conditions_of(study.records)),
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(_notes(study, measures)),
         footnotes=study.footnotes,
+        protocol=study.protocol,
         head=study.factors[0],
     )
 

@@ -12,7 +12,7 @@ summary of the page.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import chain
@@ -42,8 +42,9 @@ from bench.regression.contrasts import (
     is_shown_higher,
     pairs_of,
 )
-from reports import legend
+from reports import legend, protocol
 from reports.groups import TableGroup, group_records
+from reports.legend import FlaggedCell
 from reports.tables.table import Column, Row, Table, TableCell, cell_of, mark_best
 
 
@@ -76,8 +77,8 @@ class ReportData:
         return list(chain(*self.setups))
 
 
-def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData) -> tuple[list[Row], list[str]]:
-    """Return the rows of a group with their marks, and the notes on the tests.
+def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData) -> tuple[list[Row], list[FlaggedCell]]:
+    """Return the rows of a group with their marks, and the flags of the tests.
 
     Marks are the best value, a missed ratio, a difference from the reference, and an accuracy that may be that of
     guesses. Tests decide the first and the third.
@@ -98,20 +99,15 @@ def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData)
         if column.better:
             is_better = rule_of_better(group, column.name, column.better, data.samples)
             rows = mark_best(rows, number, column.better, eligible, is_better)
-    return rows, [*tested.notes, *_guesses(rows, columns, group)]
+    return rows, [*tested.flags, *_guesses(rows, columns, group)]
 
 
-def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) -> list[str]:
-    """Return the meaning of the mark of guesses; empty if no cell has it."""
-    marked = [
-        column.name for number, column in enumerate(columns) if any("guess" in row.cells[number].marks for row in rows)
-    ]
-    chances = {name: next(row[f"{name}_chance"] for row in group.rows if f"{name}_chance" in row) for name in marked}
-    each = ", ".join(
-        f"{quantity_of_column(name).heading} {quantity_of_column('average').show(chance)}"
-        for name, chance in chances.items()
-    )
-    return [f"‡: not shown to be above the accuracy of guesses, in %: {each}."] if each else []
+def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) -> Iterator[FlaggedCell]:
+    """Yield the flag of each column in which a cell has the mark of guesses."""
+    for number, column in enumerate(columns):
+        if any("guess" in row.cells[number].marks for row in rows):
+            chance = next(row[f"{column.name}_chance"] for row in group.rows if f"{column.name}_chance" in row)
+            yield FlaggedCell(legend.GUESS, column.label, {"chance": quantity_of_column("average").show(chance)})
 
 
 def _may_win(group: TableGroup, place: int) -> bool:
@@ -154,17 +150,19 @@ def table_of_group(
     name: str = "",
     title: str = "",
     remarks: Sequence[str] | None = None,
+    measured: Sequence[protocol.ProtocolRow] = (),
 ) -> Table:
     """Return the table of a view for one group; by default it is named and titled by the ratio.
 
-    remarks  the notes of the table; None for those on doubts and on cells without figures
+    remarks   the notes of the table; None for the flags of its cells
+    measured  the rows of the protocol
     """
     return Table(
         name=name or f"{view}-{word_of_ratio(group)}",
         view=view,
         model=name_of_model(group.records[0]),
-        title=title or legend.words_of_ratio(group.records),
-        conditions=(*legend.conditions_of(list(chain(*group.drawn))), *group.apart),
+        title=title or protocol.words_of_ratio(group.records),
+        conditions=(*protocol.conditions_of(list(chain(*group.drawn))), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(
@@ -173,6 +171,7 @@ def table_of_group(
             else remarks
         ),
         footnotes=tuple(footnotes),
+        protocol=tuple(measured),
     )
 
 
@@ -249,10 +248,10 @@ TESTS = {
 
 @dataclass(frozen=True)
 class TestedCells:
-    """The cells of a table that differ from the reference's, as (row, column), and the notes on the tests."""
+    """The cells of a table that differ from the reference's, as (row, column), and the flags of the tests."""
 
     differs: set[tuple[int, str]] = field(default_factory=set)
-    notes: tuple[str, ...] = ()
+    flags: tuple[FlaggedCell, ...] = ()
 
 
 def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
@@ -262,7 +261,7 @@ def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str],
         return TestedCells()
     place = _reference(reference, block)
     if isinstance(place, str):
-        return TestedCells(notes=(place,))
+        return TestedCells(flags=(FlaggedCell(legend.NO_REFERENCE, reference, {"reason": place}),))
     differs, untested, tests = set(), [], set()
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
     for column in columns:
@@ -277,7 +276,7 @@ def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str],
             untested.append(
                 (quantity_of_column(column).heading, [block.label(at) for at in candidates if at not in known])
             )
-    return TestedCells(differs, tuple(_notes(block.label(place), differs, untested, tests)))
+    return TestedCells(differs, tuple(_flags(block.label(place), differs, untested, tests)))
 
 
 def _reference(reference: str, block: TableGroup) -> int | str:
@@ -288,31 +287,24 @@ def _reference(reference: str, block: TableGroup) -> int | str:
     amount = words_of_amount(block.ratio, block.ratio_of)
     where = f" at {amount}" if amount else ""
     if not known:
-        return f"not tested against {reference}{where}, which has no figures there."
+        return f"no figures{where}"
     if len(known) > 1:
-        names = "; ".join(map(block.label, known))
-        return f"not tested against {reference}{where}: several rows have that label; --reference takes one of {names}."
+        return f"several rows{where}: --reference takes one of {'; '.join(map(block.label, known))}"
     if len(block.models(known[0])) > 1:
-        return f"{reference} is a mean of draws, and no single model to test others against."
+        return "a mean of draws"
     return known[0]
 
 
-def _notes(
+def _flags(
     reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: Collection[str]
-) -> list[str]:
-    """Return the meaning of the dagger if a cell has one, and the rows that are not tested."""
-    notes = []
+) -> Iterator[FlaggedCell]:
+    """Yield the flag of the dagger if a cell has one, and those of the rows that are not tested."""
     if differs:
         how = ", ".join(words for test, words in TESTS.items() if test in tests)
-        notes.append(
-            f"†: differs from {reference}, p < {LEVEL} (paired: {how}; adjusted by Holm for the methods of a column)."
-        )
-    for names in dict.fromkeys(tuple(names) for _, names in untested):
-        columns = ", ".join(column for column, labels in untested if tuple(labels) == names)
-        notes.append(
-            f"not tested against {reference} in {columns}: {', '.join(names)} (draws, or no samples in common)."
-        )
-    return notes
+        yield FlaggedCell(legend.DIFFERS, reference, {"tests": how})
+    for label in dict.fromkeys(label for _, labels in untested for label in labels):
+        columns = ", ".join(column for column, labels in untested if label in labels)
+        yield FlaggedCell(legend.UNTESTED, label, {"columns": columns})
 
 
 def contrasts_in_pairs(

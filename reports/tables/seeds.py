@@ -46,7 +46,7 @@ from bench.stats.draws import (
     variance_components,
 )
 from bench.stats.intervals import NORMAL_95
-from reports import legend
+from reports import legend, protocol
 from reports.groups import TableGroup, label_with_differences, names_of_seeds, seeds_of
 from reports.tables.rows import ReportData, table_of_group
 from reports.tables.table import Column, Row, Table, TableCell
@@ -330,10 +330,11 @@ def _table(
         view="seeds",
         model=name_of_model(records[0]),
         title=f"{quantity_of_column(f'perplexity_{study.text}').heading}, {study.amount}: {', '.join(behind)}",
-        conditions=tuple(legend.conditions_of(records)),
+        conditions=tuple(protocol.conditions_of(records)),
         columns=tuple(columns),
         rows=tuple(rows),
         footnotes=(*legend.describe_columns(records, (), ("perplexity",), seeds=False), *about),
+        protocol=tuple(protocol.protocol_of_records(records, ("perplexity",))),
     )
 
 
@@ -393,6 +394,7 @@ def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
             *legend.describe_columns(group.records, (), ("tasks",), seeds=False),
             *(sentence.format(drawn) for sentence in ABOUT_SIGNAL),
         ),
+        measured=protocol.protocol_of_records(group.records, ("tasks",)),
         remarks=[
             f"{len(kept)} methods: {', '.join(map(group.label, kept))}.",
             *[f"left out, since no samples of theirs are of the same documents: {', '.join(lost)}."] * bool(lost),

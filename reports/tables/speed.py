@@ -24,7 +24,7 @@ from bench.records.quantity import MISSING, format_bytes, format_perplexity, for
 from bench.records.record import Record, name_of_model
 from bench.records.served import ServedRecord, group_alike
 from bench.stats.clusters import paired_perplexity
-from reports import legend
+from reports import legend, protocol
 from reports.groups import name_with_ratio, suffixes_of_draws
 from reports.legend import FAILED, NOT_TIMED, OF_POINTS, FlaggedCell, flags_of_cell, flags_of_speed
 from reports.tables import rows as order
@@ -106,7 +106,6 @@ ABOUT_QUALITY = (
 ABOUT_SPEED = (
     "times as fast: the dense model in {base} over this one, both {turns}, with the 95 % interval; {predicted}."
 )
-DOUBTFUL = "!: a doubtful timing, see the notes."
 ABOUT_LLAMA_CPP = (  # how models take turns, what is predicted, and what the sizes count
     "in one process and in turns",
     "by bytes: what the bytes of weights and cache that a step reads would bring alone, by work: multiply-accumulates "
@@ -147,7 +146,7 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         f"{protocol['rounds']} rounds, {protocol['steps']} tokens a pass."
     )
     turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
-    about = (ABOUT_SPEED.format(base=first.base, turns=turns, predicted=predicted), DOUBTFUL)
+    about = (ABOUT_SPEED.format(base=first.base, turns=turns, predicted=predicted),)
     flags = chain.from_iterable(_served_flags(record, names[id(record)]) for record in records)
     notes = tuple(legend.describe_flags(flags))
     title = f"served by {protocol['engine']}, beside dense@{first.base}"
@@ -365,12 +364,23 @@ ABOUT_TIMES = (
     "ms/token for one sequence, tokens/s over all of them.",
     "times as fast: dense over pruned, both in turns, with the 95 % interval; by work: what the removed "
     "multiply-accumulates alone would bring, and for decode the bytes of weights and cache that a step reads.",
-    "!: a doubtful timing, see the notes.",
 )
 ABOUT_REACHED = (
     "graph: each step captured once and replayed; eager: launched kernel by kernel. bandwidth, matrix rate: what the "
     "bytes that a step must read, and its multiply-accumulates, take of what a copy and a product of matrices reach on "
     "the same GPU.",
+)
+THROUGHPUT = (
+    Column("context", "tokens behind", key=True),
+    Column("memory", "in memory", key=True),
+    Column("dense_rate", "dense tokens/s"),
+    Column("dense_batch", "at batch"),
+    Column("pruned_rate", "tokens/s"),
+    Column("pruned_batch", "at batch"),
+)
+ABOUT_THROUGHPUT = (
+    "The most tokens per second of a decode step over the measured batches. With a memory, over the batches that fit "
+    "into what the dense model takes at its fastest batch.",
 )
 ABOUT_SIZES = (
     "peak: of the pruned model alone at the largest size it was measured at: allocated on a GPU, else of the process "
@@ -407,23 +417,25 @@ def tables_of_speed(data: ReportData) -> list[Table]:
             if "weight_bytes" in record.measured
         ]
         about = (
-            *dict.fromkeys(sentence for record in peers for sentence in legend.describe_speed(record)),
             *ABOUT_TIMES,
             *(ABOUT_REACHED if reached else ()),
-            *(sentence for record in peers for sentence in _reached_at_most(record, peers, names[id(record)])),
             *sorting,
         )
         flags = chain.from_iterable(_flags(record, names[id(record)]) for record in peers)
         doubts = tuple(legend.describe_flags(flags))
-        where = (*legend.conditions_of(peers), *groups[0].apart)
+        where = (*protocol.conditions_of(peers), *groups[0].apart)
+        most = [row for record in peers for row in _throughputs(record, peers, names[id(record)])]
+        measured = tuple(protocol.protocol_of_records(peers, ("speed",), calibration=False))
         for name, title, columns, rows, footnotes in (
             ("speed", "speed", (*TIMED, *(REACHED if reached else ())), timed, about),
+            ("speed-throughput", "most tokens per second", THROUGHPUT, most, ABOUT_THROUGHPUT),
             ("speed-sizes", "sizes", SIZES, sizes, (*ABOUT_SIZES, *sorting)),
         ):
             if rows:
                 notes = doubts if rows is timed or not timed else ()
-                model = name_of_model(peers[0])
-                tables.append(Table(name, "speed", model, title, where, columns, tuple(rows), notes, footnotes))
+                model, told = name_of_model(peers[0]), measured if rows is timed else ()
+                table = Table(name, "speed", model, title, where, columns, tuple(rows), notes, footnotes, protocol=told)
+                tables.append(table)
     return tables
 
 
@@ -454,12 +466,65 @@ def _cells_of_point(point: dict[str, Any]) -> list[TableCell]:
     ]
 
 
-def _reached_at_most(record: Record, peers: Sequence[Record], name: str) -> Iterator[str]:
-    """Yield sentences on the most tokens per second: on the whole GPU, and in the memory of the dense model."""
-    yield from legend.describe_throughput(record, name)
+def _throughputs(record: Record, peers: Sequence[Record], name: str) -> Iterator[Row]:
+    """Yield a row for the most tokens per second at any batch, and one for those in the memory of the dense model.
+
+    A context has rows if a GPU decoded several batches behind it. Only measured batches count. The memory is what the
+    dense model takes at its fastest batch.
+    """
+    points = [point for point in _timed_points(record) if point.get("mode") == "graph"]
     dense = find_dense_peer(record, peers)
-    if dense is not None and dense is not record:
-        yield from legend.describe_equal_memory(record, dense, name)
+    for context in dict.fromkeys(point["context"] for point in points):
+        swept = [point for point in points if point["context"] == context]
+        if len({point["batch"] for point in swept}) > 1:
+            names = ("dense", "pruned")[: 1 if record.cell["method"] == "dense" else 2]
+            fastest = [_fastest(swept, model) for model in names]
+            yield _throughput_row(record, name, context, None, fastest)
+            if dense is not None and dense is not record:
+                yield from _row_in_equal_memory(record, dense, name, swept)
+
+
+def _row_in_equal_memory(record: Record, dense: Record, name: str, swept: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    """Yield the row of the fastest batches in the memory that the dense model takes; none if that is not known."""
+    context, taken, takes = swept[0]["context"], _reserved(record), _reserved(dense)
+    best = _fastest([point for point in swept if (context, point["batch"]) in takes], "dense")
+    if best is None:
+        return
+    room = takes[context, best["batch"]]
+    fitting = [point for point in swept if taken.get((context, point["batch"]), room + 1) <= room]
+    if most := _fastest(fitting, "pruned"):
+        yield _throughput_row(record, name, context, room, [best, most])
+
+
+def _fastest(points: Sequence[dict[str, Any]], model: str) -> dict[str, Any] | None:
+    """Return the point with the most tokens per second of a model; None if it was not timed."""
+    timed = [point for point in points if f"{model}_ms" in point]
+    return max(timed, key=lambda point: _rate_of_model(point, model), default=None)
+
+
+def _rate_of_model(point: dict[str, Any], model: str) -> float:
+    """Return the tokens per second of a decode step, over all sequences."""
+    return float(1000 * point["batch"] / point[f"{model}_ms"])
+
+
+def _reserved(record: Record) -> dict[tuple[int, int], int]:
+    """Return {(context, batch): bytes that a model alone reserved for captured steps}."""
+    points = record.measured.get("speed", {}).get("memory", {}).get("points", ())
+    held = "peak_reserved_bytes"
+    return {(p["context"], p["batch"]): p[held] for p in points if p.get("mode") == "graph" and held in p}
+
+
+def _throughput_row(
+    record: Record, name: str, context: int, memory: int | None, fastest: Sequence[dict[str, Any] | None]
+) -> Row:
+    cells = [TableCell(f"{context:,}", value=context), _size(memory)]
+    for model, point in zip(("dense", "pruned"), [*fastest, None][:2], strict=True):
+        if point is None:
+            cells += [TableCell(), TableCell()]
+        else:
+            rate = _rate_of_model(point, model)
+            cells += [TableCell(f"{rate:,.0f}", value=rate), TableCell(str(point["batch"]), value=point["batch"])]
+    return row_of(record, name, cells)
 
 
 def _cells_of_reached(point: dict[str, Any]) -> Iterator[TableCell]:

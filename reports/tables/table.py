@@ -113,6 +113,7 @@ class Table:
     notes       sentences about this table alone: cells without figures, missed ratios, doubts
     footnotes   sentences about all tables of the view: how to read them and how they were measured
     head        the heading of the rows' labels: "method", or the name of a parameter
+    protocol    how the values were measured: pairs of a quantity and the words on it
     """
 
     name: str
@@ -125,6 +126,7 @@ class Table:
     notes: tuple[str, ...] = ()
     footnotes: tuple[str, ...] = ()
     head: str = "method"
+    protocol: tuple[tuple[str, str], ...] = ()
 
     @property
     def heading(self) -> str:
@@ -155,6 +157,11 @@ def legend_of(tables: Iterable[Table]) -> list[str]:
 def footnotes_of(tables: Iterable[Table]) -> list[str]:
     """Return the footnotes of several tables, each once."""
     return list(dict.fromkeys(sentence for table in tables for sentence in table.footnotes))
+
+
+def protocol_of(tables: Iterable[Table]) -> list[tuple[str, str]]:
+    """Return the protocol of several tables, each row once."""
+    return list(dict.fromkeys(row for table in tables for row in table.protocol))
 
 
 def column_of(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:

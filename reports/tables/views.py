@@ -31,7 +31,7 @@ from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from methods.errors import UserError
-from reports import legend
+from reports import legend, protocol
 from reports.groups import TableGroup
 from reports.tables import cost, models, pivots, seeds, speed
 from reports.tables import rows as order
@@ -93,7 +93,7 @@ def _main(data: ReportData) -> list[Table]:
             *(replace(column, detail=True) for column in _columns_of("cost", group)),
         ]
 
-    return _by_group("main", data, columns, legend.EVERYTHING)
+    return _by_group("main", data, columns, protocol.KINDS)
 
 
 def _columns_of(shown: str, group: TableGroup) -> list[Column]:
@@ -155,11 +155,17 @@ def _by_group(
         sorted_group = sort_rows(group, by)
         rows, tests = compare_rows(sorted_group, present, data)
         flags = legend.flags_of_records(sorted_group.records_with_notes(), stages, sorted_group.beside)
-        remarks = [*legend.describe_flags(flags), *tests]
-        footnotes = legend.describe_columns(list(chain(*sorted_group.drawn)), list(chain(*sorted_group.each)), about)
+        records = list(chain(*sorted_group.drawn))
+        footnotes = legend.describe_columns(records, list(chain(*sorted_group.each)), about)
         tables.append(
             table_of_group(
-                name, sorted_group, present, rows, [*footnotes, *order.sorting_note(sorted_group, by)], remarks=remarks
+                name,
+                sorted_group,
+                present,
+                rows,
+                [*footnotes, *order.sorting_note(sorted_group, by)],
+                remarks=legend.describe_flags([*flags, *tests]),
+                measured=protocol.protocol_of_records(records, about),
             )
         )
     return tables

@@ -8,6 +8,7 @@ import itertools
 import math
 import multiprocessing.forkserver
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ from bench.system import worker as isolation
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from reports.report import speed_to_terminal, to_markdown
+from reports.tables.views import build_view
 
 SMOKE = protocol_of_profile("smoke")
 CPU = torch.device("cpu")
@@ -1150,8 +1152,8 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
     assert f"dense [{timed_cell.NO_ROOM}]" in out.replace("\n  ", " ")
     assert "alone: The dense model had no room in memory" in out.replace("\n  ", " ")
     assert "flap at 0.3 [prefill at batch 1, decode at batch 1]" in out.replace("\n  ", " ")
-    assert "times as fast as dense, both in turns" not in out
-    assert "decode: timed alone for 6 rounds; one token behind a context of 4 tokens" in out.replace("\n  ", " ")
+    assert "in turns with dense" not in out
+    assert "one token behind 4 tokens, batch 1, timed alone, up to 6 rounds" in " ".join(out.split())
 
 
 def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
@@ -1236,15 +1238,19 @@ def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
     ours = {"points": [taken(1, 1), taken(2, 2), taken(4, 6)]}
     theirs = {"points": [taken(1, 2), taken(2, 4), taken(4, 8)]}
     dense = changed(DENSE, "measured", "speed", to={"points": points, "memory": theirs})
-    text = " ".join(speed_to_terminal([dense, a_record(points, memory=ours)]).split())
+    pruned = a_record(points, memory=ours)
+    text = " ".join(speed_to_terminal([dense, pruned]).split())
     assert "laco at 0.3 decode 64 graph 1 28.9 % 2.00" in text
     assert "laco at 0.3 decode 64 eager 1 28.9 % 5.00" in text
     assert quantity_of_column("kept").show(0.62) + " " + quantity_of_column("kept").show(0.034) in text
-    assert "laco at 0.3: the host launches kernels more slowly than the GPU runs them" in text
-    assert "which captured steps show: decode at batch 1, eager." in text
-    assert "dense: most tokens/s behind 64 tokens: dense 500 at batch 2." in text
-    assert "laco at 0.3: most tokens/s behind 64 tokens: dense 500 at batch 2, pruned 1,000 at batch 4." in text
-    assert "laco at 0.3: tokens/s behind 64 tokens in 4.00 GiB: dense 500 at batch 2, pruned 800 at batch 2." in text
+    assert "launch bound: The host launches kernels more slowly than the GPU runs them" in text
+    assert "laco at 0.3 [decode at batch 1, eager]" in text
+    (most,) = [table for table in build_view("speed", [dense, pruned]) if table.name == "speed-throughput"]
+    assert [(row.label, *(cell.text for cell in row.cells)) for row in most.rows] == [
+        ("dense", "64", "-", "500", "2", "-", "-"),
+        ("laco at 0.3", "64", "-", "500", "2", "1,000", "4"),
+        ("laco at 0.3", "64", "4.00 GiB", "500", "2", "800", "2"),
+    ]
 
 
 def test_a_width_that_suits_no_kernel_stands_out():
@@ -1260,4 +1266,4 @@ def test_the_main_table_has_the_first_batch_that_was_asked_for():
     record = a_record([points[1], points[0]])
     text = to_markdown([record])
     assert "1.40x ± 0.03" in text
-    assert "prefill: times as fast as dense, both in turns for up to 12 rounds; a prompt of 128 tokens, batch 1" in text
+    assert re.search(r"\| prefill +\| a prompt of 128 tokens, batch 1, in turns with dense, up to 12 rounds", text)

@@ -19,6 +19,7 @@ from reports.formats import latex, markup
 from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
 from reports.groups import group_records
+from reports.legend import READING
 from reports.tables.pivots import studies_of
 from reports.tables.views import build_view
 
@@ -78,7 +79,7 @@ def test_the_rest_is_named():
     assert "dense: ppl wiki 20.8 ± 0.9." in table.notes
     assert "in every cell: average 30.0 ± 2.1 %, bpb 1.800 ± 0.027, pruned in 3.0 s." in table.notes
     assert not [table for table in build_view("ablation", RECORDS) if "prune_seconds" in table.name]
-    assert any(sentence.startswith("calibration: 16 sequences") for sentence in table.footnotes)
+    assert dict(table.protocol)["calibration"].startswith("16 sequences")
 
 
 def test_intervals_are_those_of_the_frame():
@@ -90,15 +91,8 @@ def test_intervals_are_those_of_the_frame():
 
 def test_what_stands_beside_a_figure_is_said():
     (table,) = build_view("ablation", [RECORDS[0], *GRID[::2]])
-    said = " ".join(table.footnotes)
-    for sentence in (
-        "± of a perplexity is half the 95 % interval.",
-        "± of a task or the average is one standard error",
-        "bpb: bits per byte of the right answer",
-        "KL: divergence of the next token",
-    ):
-        assert sentence in said
-    assert "kept" not in said  # which has no column
+    shown = {word for word, sentence in READING.items() if sentence in table.footnotes}
+    assert shown == {"half", "accuracy", "bpb", "kl"}  # and not "kept", which has no column
 
 
 def test_one_factor_is_a_plain_table():
@@ -136,7 +130,7 @@ def test_what_methods_look_at_is_joined_over_setups_and_said():
     assert "each seed draws its own documents of the tasks." in said
     assert "dense: ppl wiki 20.0 to 21.0" in said
     assert "ratio 0.1" in said
-    assert not [sentence for sentence in table.footnotes if sentence.startswith("calibration:")]
+    assert "calibration" not in dict(table.protocol)
 
 
 def test_what_is_evaluated_otherwise_is_not_joined():

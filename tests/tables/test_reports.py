@@ -46,7 +46,7 @@ from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
 from reports.formats.terminal import text_of_cell as cell_text
 from reports.groups import group_records
-from reports.legend import REASON, reason_of_error
+from reports.legend import ONE_TIMED, READING, REASON, TIMED_ELSEWHERE, reason_of_error
 from reports.page.page import render_page
 from reports.report import LINE, to_csv, to_markdown, to_terminal, write_report
 from reports.tables.views import build_view
@@ -211,7 +211,7 @@ def test_unlike_is_not_compared(path, to, missing):
     found = row(records, "laco")
     assert {name for name in ("kept",) if pd.isna(found[name])} == missing
     assert found["prefill_speed"] == pytest.approx(80 / 57)  # each record holds both sides of it
-    assert "missing where no dense cell was measured under the same conditions" in to_terminal(records)
+    assert READING["no_dense"] in to_terminal(records)
 
 
 def test_draws_share_a_row_with_the_spread_between_them():
@@ -220,7 +220,7 @@ def test_draws_share_a_row_with_the_spread_between_them():
     lines = [line for line in table.splitlines() if line.startswith("drop-random ")]
     assert "1,000 [100, 10,000]" in lines[0]
     assert "40.0 ± 10.0" in table
-    assert "drop-random: mean of 3 draws" in table
+    assert "drop-random [3 draws]" in table
     assert to_csv(records).count(",drop-random,drop-random,") == 3  # the frame stays one row per cell
 
 
@@ -231,9 +231,9 @@ def test_draws_of_which_the_first_is_timed_have_its_speed_and_say_so():
     for name in ("prefill_speed", "prefill_speed_low", "prefill_speed_high"):
         assert shared[name] == alone[name]
     assert shared["average"] == pytest.approx(0.4)
-    said = "but of its speed, for which one draw alone is timed"
+    said = f"{ONE_TIMED.sentence[:-1]}: drop-random."
     assert said in " ".join(to_terminal([*RECORDS[:1], *shuffled]).split())
-    assert "the draw that is timed is not among them" in " ".join(to_terminal([*RECORDS[:1], *others]).split())
+    assert f"{TIMED_ELSEWHERE.sentence[:-1]}: drop-random." in " ".join(to_terminal([*RECORDS[:1], *others]).split())
     assert said not in " ".join(to_terminal([*RECORDS[:1], first, drawn(1, 1000.0, 0.4)]).split())
 
 
@@ -251,7 +251,7 @@ def test_no_dense_cell_no_comparison():
         assert found["flags"] == "no_dense_cell"
         assert pd.isna(found["kept"])
         assert found["average"] > 0
-        assert "kept: missing where no dense cell was" in to_terminal(records)
+        assert READING["no_dense"] in to_terminal(records)
 
 
 def test_an_average_needs_every_task():
@@ -270,7 +270,7 @@ def test_the_baseline_has_the_same_seed_where_there_is_one():
     kept = frame_of_records([DENSE, other, LACO, again])["kept"].tolist()
     assert kept == pytest.approx([1, 1, 2.03 / 2.70, 2.03 / 2.49])
     assert frame_of_records([DENSE, again])["kept"].tolist() == pytest.approx([1, 2.03 / 2.70])
-    assert "c4, seeds 0, 1; the same" in " ".join(to_terminal([DENSE, other, LACO, again]).split())
+    assert "of c4, seeds 0, 1" in " ".join(to_terminal([DENSE, other, LACO, again]).split())
 
 
 def test_a_task_without_accuracy_is_shown_but_not_averaged():
@@ -288,7 +288,7 @@ def test_a_task_without_accuracy_is_shown_but_not_averaged():
     text = to_terminal(records)
     assert re.search(r"openbookqa +wikitext$", text, re.MULTILINE)
     assert re.search(r"30\.0 +31\.2$", text, re.MULTILINE)
-    assert "wikitext: word_perplexity, all 62 documents, 0-shot; not in the average." in text
+    assert re.search("wikitext +word_perplexity, all 62 documents, 0-shot, not in the average", text)
 
 
 def test_the_label_is_the_cells():
@@ -379,7 +379,7 @@ def test_columns_and_notes_of_what_was_not_measured_are_left_out():
     text = " ".join(to_terminal(bare).split())
     assert not re.search("average|kept|prefill|decode|accurac|standard error|missing", text)
     drawn_windows = "16 windows of 512 tokens, drawn from the text, stride 512"
-    assert f"ppl wiki: {drawn_windows}, each begins with BOS, 8,176 tokens scored." in text
+    assert f"ppl wiki {drawn_windows}, each begins with BOS, 8,176 tokens scored" in text
     assert "average" in to_terminal([DENSE, LACO])
 
 
@@ -412,7 +412,7 @@ def test_one_window_has_no_interval():
     wiki["windows"] = 1
     text = to_terminal([single])
     assert "20.8 " in text
-    assert "ppl wiki: 1 window of" in text
+    assert re.search("ppl wiki +1 window of", text)
     assert "of a perplexity" not in text
 
 
@@ -426,7 +426,7 @@ def test_many_tasks_and_documents_go_on_below():
         many.append(wide)
     text = to_terminal(many)
     assert all(text.count(f"mmlu_subject_{n} ") + text.count(f"mmlu_subject_{n}\n") >= 1 for n in range(12))
-    assert "101 documents for mmlu_subject_1, 102 documents for mmlu_subject_2" in text.replace("\n  ", " ")
+    assert all(re.search(f"mmlu_subject_{n} .*, 10{n} documents", text) for n in (1, 2))
 
 
 # --- markdown and csv
@@ -443,7 +443,7 @@ def test_markdown_tables_stay_tables():
         if line.startswith("|"):
             columns = columns if before.startswith("|") else len(cells_of(line))
             assert len(cells_of(line)) == columns >= 2
-    assert sum(line.startswith("|:--") for line in lines) == 10
+    assert sum(line.startswith("|:--") for line in lines) == 11
     assert "<script>" not in "\n".join(lines)
     assert all(character.isprintable() for line in lines for character in line)
 

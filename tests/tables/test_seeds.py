@@ -114,7 +114,7 @@ def test_an_average_has_the_error_of_both_draws():
 def test_the_table_says_of_which_seeds_it_is_and_the_frame_has_every_cell():
     records = run({"laco": [80.0, 100.0, 125.0], "flap": [90.0, 91.0]})
     text = to_terminal(records)
-    assert "c4, seeds 0, 1, 2; the same for every method." in one_line(text)
+    assert "of c4, seeds 0, 1, 2" in one_line(text)
     assert one_line(legend.MEANS) in one_line(text)
     assert one_line(legend.ONE_SEED) not in one_line(text)
     names = [line.split("  ")[0] for line in text.splitlines()]
@@ -130,7 +130,7 @@ def test_a_table_says_of_its_own_cells_whether_they_are_means_over_seeds():
         once, thrice = build_view(name, [*run({"laco": [80.0, 100.0, 125.0]}), alone])
         assert (legend.ONE_SEED in once.footnotes, legend.MEANS in once.footnotes) == (True, False)
         assert (legend.ONE_SEED in thrice.footnotes, legend.MEANS in thrice.footnotes) == (False, True)
-        assert any("c4, seed 0;" in sentence for sentence in once.footnotes)
+        assert dict(once.protocol)["calibration"].endswith("of c4, seed 0")
 
 
 def test_where_a_seed_has_drawn_two_calibrations_none_are_joined():
@@ -223,7 +223,7 @@ def test_random_choices_of_several_seeds_are_all_draws():
     assert group.models(0) == [{0: 0, 1: 2}, {0: 1, 1: 3}]
     logs = [np.log([100, 200]).mean(), np.log([300, 400]).mean()]
     assert group.rows[0]["perplexity_wiki"] == pytest.approx(math.exp(np.mean(logs)))
-    assert "drop-random: 4 draws over 2 seeds" in to_terminal(both)
+    assert "drop-random [4 draws over 2 seeds]" in one_line(to_terminal(both))
 
 
 def test_every_view_and_the_page_take_several_seeds(tmp_path):
@@ -417,7 +417,7 @@ def test_the_components_are_those_of_the_figures(tmp_path):
     assert rows["laco"][0] == pytest.approx(math.exp(np.mean(logs["laco"])))
     assert rows["laco"][3:5] == [3, pytest.approx(np.std(logs["laco"], ddof=1))]
     assert "flap" in methods.notes[0]
-    assert any(line.startswith("ppl wiki: 16 windows of 512 tokens") for line in sources.footnotes)
+    assert dict(sources.protocol)["ppl wiki"].startswith("16 windows of 512 tokens")
 
 
 @pytest.mark.parametrize("text", ["hub:Salesforce/wikitext:wikitext-2-raw-v1:test:text", "/data/wiki.test.txt"])

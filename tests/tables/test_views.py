@@ -53,6 +53,7 @@ from bench.stats.clusters import paired_perplexity
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from reports import legend
 from reports.figures.catalogue import figures_of_report
 from reports.figures.quality import points_of
 from reports.formats import latex, markup, terminal
@@ -316,8 +317,10 @@ def test_a_table_with_a_row_of_draws_says_that_it_is_one():
             name, [DENSE, *draws, *([changed(beside, "cell", "ratio", to=0.1)] * (name == "grid"))]
         ):
             if any(row.method == "drop-random" for row in table.rows) and not table.name.startswith("grid-gain"):
-                said = [sentence for sentence in table.footnotes if "mean of 3 draws" in sentence]
-                assert len(said) == 1 and "one draw alone is timed" in said[0], table.name
+                lines = [
+                    line for line in table.footnotes if line.endswith((": drop-random [3 draws].", ": drop-random."))
+                ]
+                assert [line.partition(":")[0] for line in lines] == ["draws", "one timed"], table.name
                 checked.add(name)
     assert checked == {"main", "per-task", "by-ratio", "grid"}
 
@@ -587,7 +590,7 @@ def test_a_dagger_says_that_the_paired_tests_reject(pair):
     daggers = {c.name for c, cell in zip(table.columns, table.rows[1].cells, strict=True) if "differs" in cell.marks}
     assert daggers == {"perplexity_wiki", "task_piqa", "average"}
     assert not [cell for cell in table.rows[0].cells if "differs" in cell.marks]
-    assert any(note.startswith("†: differs from laco") for note in table.notes)
+    assert any(note.startswith("† differs: ") and ": laco [" in note for note in table.notes)
 
 
 def test_a_healed_or_chained_cell_has_a_row_of_its_own_in_the_grid():
@@ -646,7 +649,7 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     (note,) = [note for note in table.notes if note.startswith("* missed")]
     assert note.count("sleb [") + note.count("sleb, ") == 1
     (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
-    assert "not tested: sleb+scale (draws, or no samples in common)." in table.notes
+    assert any(note.startswith("untested: ") and note.endswith(": sleb+scale [average].") for note in table.notes)
     assert not [table for table in build_view("grid", records) if "gain" in table.name]
     assert not [t for t in build_view("grid", records, samples=Samples(folders[:1])) if "gain" in t.name]
 
@@ -681,7 +684,7 @@ def test_every_renderer_shows_the_dagger(pair):
     }
     shown = render_page(records, samples=Samples(folders), tables={"main": tables}, drawings=())
     assert len(re.findall(r"<td[^>]*>[^<]*(?:<small>[^<]*)?†", shown)) == 2  # its tasks are those of another view
-    assert "†: differs from laco" in shown
+    assert "† differs: " in shown
 
 
 def test_the_best_is_bold_where_pairs_of_windows_show_it_though_intervals_meet(pair, tmp_path):
@@ -753,7 +756,7 @@ def test_without_pairs_there_is_no_test_and_a_note(pair, tmp_path, how):
         records = [records[0], changed(records[1], "measured", "tasks", "piqa", "main", to="acc")]
     (table,) = build_view("per-task", records, "laco", Samples(folders))
     assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
-    assert any(re.match("not tested against laco in piqa.*: sleb", note) for note in table.notes)
+    assert any(re.match(r"untested: .*: sleb \[piqa", note) for note in table.notes)
 
 
 def test_answers_that_are_no_right_or_wrong_are_tested_and_the_note_says_how(pair):
@@ -786,12 +789,12 @@ def test_a_reference_that_several_rows_may_be_has_to_be_named_in_full(pair):
     records, samples = [layers, exact, other], Samples([folders[0], folders[0], folders[1]])
     (table,) = build_view("main", records, "laco", samples)
     assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
-    (note,) = (note for note in table.notes if note.startswith("not tested"))
+    (note,) = (note for note in table.notes if note.startswith("no reference: "))
     assert "--reference takes one of laco (match exact); laco (match layers)" in note
     (table,) = build_view("main", records, "laco (match exact)", samples)
     marked = {row.label for row in table.rows for cell in row.cells if "differs" in cell.marks}
     assert marked == {"sleb (match layers)"}
-    assert any(note.startswith("†: differs from laco (match exact), ") for note in table.notes)
+    assert any(note.startswith("† differs: ") and ": laco (match exact) [" in note for note in table.notes)
     with pytest.raises(UserError, match=re.escape("there are laco, sleb, laco (match exact)")):
         build_view("main", records, "laco (match other)", samples)
 
@@ -801,7 +804,7 @@ def test_a_reference_without_figures_is_said(reference):
     sleb = changed(changed(LACO, "cell", "method", to="sleb"), "cell", "ratio", to=0.5)
     flap = changed(sleb, "cell", "method", to="flap")
     records = [DENSE, LACO, failed("error", "flap", "no"), sleb, flap]
-    note = f"not tested against {reference} at ratio 0.3, which has no figures there."
+    note = f"no reference: {legend.NO_REFERENCE.sentence[:-1]}: {reference} [no figures at ratio 0.3]."
     low, high = build_view("main", records, reference)
     assert (note in low.notes, note in high.notes) == (True, False)
     found = {table.name: table for table in build_view("by-ratio", records, reference)}
@@ -826,15 +829,14 @@ def test_a_recipe_is_of_every_method_only_where_there_is_one():
     other = changed(healed["kl"], "cell", "method", to="flap")
     for cells_of, count in (([*healed.values(), other], 0), ([healed["kl"], other], 1)):
         (table,) = build_view("main", [DENSE, *cells_of])
-        said = [sentence for sentence in table.footnotes if sentence.startswith("healed")]
-        assert sum(sentence.endswith("the same for every method.") for sentence in said) == count
-        assert len(said) == 2 - count
+        names = [quantity for quantity, _ in table.protocol if quantity.startswith("healed")]
+        assert names == (["healed"] if count else ["healed (loss kl)", "healed (loss next-token)"])
 
 
 def test_a_mean_of_draws_is_no_reference():
     records = [DENSE, drawn(0, 100.0, 0.3), drawn(1, 200.0, 0.3)]
     (table,) = build_view("main", records, "drop-random")
-    assert any("mean of draws" in note for note in table.notes)
+    assert any(note.endswith(": drop-random [a mean of draws].") for note in table.notes)
 
 
 # --- renderers

@@ -1,0 +1,217 @@
+"""How cells were measured: the conditions and the ratio in a table's title, the protocol as a table, the environment.
+
+A row of the protocol is a quantity with how it was measured. If the cells of a table do not agree, each version has a
+row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from bench.plan.cell import base_of_ratio, words_of_amount
+from bench.records.frame import STAGES, main_timing
+from bench.records.measured import is_accuracy
+from bench.records.quantities import quantity_of_column
+from bench.records.quantity import format_bytes, shorten_name
+from bench.records.record import Record, requested_ratio
+from methods.counted import QUANTITIES
+from reports.groups import Cell, names_of_seeds, recipe_of_cell, seeds_of, words_of_recipe_differences
+
+KINDS = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns that a table may have
+CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
+BOS = {"every window": "each begins with BOS", "none": "no BOS"}
+RECIPES = {"lora": "LoRA of rank {rank}", "full": "all parameters"}
+LOSSES = {"next-token": "for the next token", "kl": "towards the dense model's predictions"}
+
+ProtocolRow = tuple[str, str]
+
+
+def conditions_of(records: Sequence[Record]) -> list[str]:
+    """Return the conditions of rows: device, dtype and threads; then the profile. Each has every value that occurs."""
+    threads = {
+        record.environment["threads"]
+        for record in records
+        if record.cell["device"] == "cpu" and record.environment.get("threads") is not None
+    }
+    where = [
+        _either(sorted(map(_device, records))) + _processors(records),
+        _either(sorted(record.cell["dtype"] for record in records)),
+        *([f"{_either(sorted(threads))} {'thread' if threads == {1} else 'threads'}"] if threads else []),
+    ]
+    return [", ".join(where), _either(sorted(record.cell["protocol"]["profile"] for record in records))]
+
+
+def _device(record: Record) -> str:
+    return str(record.environment.get("gpu") or record.cell["device"])
+
+
+def _processors(records: Sequence[Record]) -> str:
+    """Return the processors of cells on a CPU if there are several, in brackets; otherwise nothing."""
+    names = [record.environment.get("cpu") for record in records if record.cell["device"] == "cpu"]
+    several = sorted({str(name) for name in names if name})
+    return f" ({_either(several)})" if len(several) > 1 else ""
+
+
+def _either(values: Iterable[Any]) -> str:
+    """Return each value once: 'H100 or H200'."""
+    return " or ".join(dict.fromkeys(map(str, values)))
+
+
+def words_of_ratio(records: Sequence[Record]) -> str:
+    """Return the title of a ratio: 'ratio 0.3: 11 of 30 layers, 95.6 M parameters'.
+
+    For a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'. A method whose parameters
+    decide has a sentence that says so; the dense model alone has an empty title.
+    """
+    pruned = [record for record in records if record.cell["method"] != "dense"]
+    if not pruned:
+        return ""
+    requested = requested_ratio(pruned[0])
+    if requested is None:
+        return "ratio fixed by the method's parameters"
+    budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
+    amount = words_of_amount(requested, base_of_ratio(pruned[0].cell))
+    return amount + (f": {budgets.pop()}" if len(budgets) == 1 else "")
+
+
+def _budget(record: Record) -> str:
+    """Return the budget in parameters; in layers too if the request was rounded to whole layers."""
+    measured = record.measured
+    if budget := measured.get("budget"):
+        rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
+        return f"{quantity_of_column('ratio').show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
+    removed = measured["ratio_budget"] * measured["dense_parameters"]
+    left = f"{quantity_of_column('parameters').show(measured['dense_parameters'] - removed)} parameters"
+    total = measured.get("dense_layers")
+    if record.cell["match"] == "exact" or not total:
+        return left
+    layers = removed / (measured["dense_parameters_without_embeddings"] / total)
+    whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
+    return f"{round(layers)} of {total} layers, {left}" if whole else left
+
+
+def protocol_of_records(
+    records: Sequence[Record], about: Collection[str] = KINDS, *, calibration: bool = True
+) -> list[ProtocolRow]:
+    """Return the rows of the protocol of some cells, each once.
+
+    about        the kinds of columns whose measurement is told, from KINDS
+    calibration  whether the calibration is told
+    """
+    rows = [row for kind, tell in TELLERS.items() if kind in about for record in records for row in tell(record)]
+    rows += _calibrations(records) if calibration else []
+    return list(dict.fromkeys([*rows, *protocol_of_healing([record.cell for record in records])]))
+
+
+def _perplexities(record: Record) -> Iterator[ProtocolRow]:
+    """Yield for each text its windows, how they lie in it, and how many tokens count."""
+    for text, result in record.measured.get("perplexity", {}).items():
+        windows = result["windows"]
+        facts = [
+            f"{windows:,} {'window' if windows == 1 else 'windows'} of {result['window']:,} tokens",
+            *[("drawn from the text" if result["drawn"] else "one behind the other")] * (windows > 1),
+            f"stride {result['stride']:,}",
+            BOS.get(result["bos"], result["bos"]),
+            f"{result['tokens']:,} tokens scored",
+            *["of every document of the text"] * bool(result.get("whole")),
+        ]
+        yield quantity_of_column(f"perplexity_{text}").heading, ", ".join(facts)
+
+
+def _tasks(record: Record) -> Iterator[ProtocolRow]:
+    """Yield for the tasks that are measured alike their metric, documents and shots."""
+    tasks_by_facts: dict[str, list[str]] = {}
+    for task, result in record.measured.get("tasks", {}).items():
+        documents = result["documents"]
+        every = "all " if documents == result.get("available") else ""
+        count = f"{every}{documents:,} {'document' if documents == 1 else 'documents'}"
+        apart = "" if is_accuracy(result) else ", not in the average"
+        facts = f"{result['main']}, {count}, {result['fewshot']}-shot{apart}"
+        tasks_by_facts.setdefault(facts, []).append(shorten_name(task))
+    for facts, tasks in tasks_by_facts.items():
+        yield ", ".join(tasks), facts
+
+
+def _speeds(record: Record) -> Iterator[ProtocolRow]:
+    """Yield how the speed in the main table was timed, for each stage of generation."""
+    protocol = record.cell["protocol"]
+    for stage, size in STAGES.items():
+        if point := main_timing(record, stage):
+            facts = [
+                f"{'a prompt of' if stage == 'prefill' else 'one token behind'} {point[size]:,} tokens",
+                f"batch {point['batch']}",
+                "in turns with dense" if "speedup" in point else "timed alone",
+                f"up to {protocol['speed_rounds']} rounds",
+                f"{protocol['cache']} cache",
+                *["compiled"] * bool(protocol["compile"]),
+                *["each step captured once and replayed"] * (point.get("mode") == "graph" and not protocol["compile"]),
+            ]
+            yield stage, ", ".join(facts)
+
+
+TELLERS: dict[str, Callable[[Record], Iterator[ProtocolRow]]] = {
+    "perplexity": _perplexities,
+    "tasks": _tasks,
+    "speed": _speeds,
+}
+
+
+def _calibrations(records: Sequence[Record]) -> Iterator[ProtocolRow]:
+    for several in group_by_calibration(records):
+        protocol = several[0].cell["protocol"]
+        yield (
+            "calibration",
+            f"{protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens of "
+            f"{protocol['calibration']}, {names_of_seeds(seeds_of(several))}",
+        )
+
+
+def group_by_calibration(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the pruned records in groups that share a calibration, whatever its seed."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        if record.cell["method"] != "dense":
+            protocol = record.cell["protocol"]
+            groups.setdefault(tuple(protocol[name] for name in CALIBRATION), []).append(record)
+    return list(groups.values())
+
+
+def protocol_of_healing(cells: Sequence[Cell]) -> list[ProtocolRow]:
+    """Return the recipes by which cells were healed, each once: ('healed (loss kl)', 'LoRA of rank 8, ...')."""
+    recipes = [(cell, recipe) for cell in cells if (recipe := recipe_of_cell(cell))]
+    rows = [(f"healed{words_of_recipe_differences(cell, cells)}", words_of_recipe(recipe)) for cell, recipe in recipes]
+    return list(dict.fromkeys(rows))
+
+
+def words_of_recipe(recipe: Cell) -> str:
+    """Return a recipe in words: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki, batches of 8 x 256, ...'."""
+    passes = "" if recipe["passes"] == 1 else f", {recipe['passes']:,} passes"
+    return (
+        f"{RECIPES[recipe['kind']].format(**recipe)}, {LOSSES[recipe['loss']]}, {recipe['tokens']:,} tokens of "
+        f"{shorten_name(recipe['text'])}{passes}, batches of {recipe['batch']} x {recipe['length']}, learning "
+        "rate up to "
+        f"{recipe['learning_rate']:g}, seed {recipe['seed']}"
+    )
+
+
+def describe_environment(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the environment of the cells, as in 'torch: 2.13.0', with every value that occurs."""
+    values_by_name: dict[str, list[str]] = {}
+    for record in records:
+        flat = {name: value for name, value in record.environment.items() if name != "versions"}
+        for name, value in flat.items():
+            values_by_name.setdefault(name.removesuffix("_bytes").replace("_", " "), []).append(_fact(name, value))
+        for package, version in record.environment.get("versions", {}).items():
+            values_by_name.setdefault(package, []).append(version)
+    for name, values in values_by_name.items():
+        distinct = sorted(set(values))
+        if name == "date" and len(distinct) > 1:
+            distinct = [f"{distinct[0]} to {distinct[-1]}"]
+        yield f"{name}: {', '.join(distinct)}"
+
+
+def _fact(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format_bytes(float(str(value))) if name.endswith("_bytes") else str(value)
