@@ -37,7 +37,12 @@ OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?
 def pages() -> dict[str, str]:
     """Return the Markdown of every generated page by its path below docs/."""
     found = {f"methods/{page.stem}.md": page.markdown() for page in method_pages.PAGES}
-    return found | {"methods/index.md": method_pages.index(), "commands.md": _commands(), "record.md": _record()}
+    return found | {
+        "methods/index.md": method_pages.index(),
+        "commands.md": _commands(),
+        "flags.md": _flags(),
+        "record.md": _record(),
+    }
 
 
 def _commands() -> str:
@@ -88,6 +93,32 @@ def _help(*command: str) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
                 rows.append((flag, meaning.strip()))
         groups.append((title.rstrip(":"), rows))
     return about, groups
+
+
+def _flags() -> str:
+    """Return every flag with its mark and its sentence, and every line on how to read columns."""
+    from reports.legend import FLAGS, READING
+
+    lines = [
+        "# Flags",
+        "",
+        "A flag is a fixed word for a doubt about a cell, or for something that a reader must know about a row. The",
+        "legend under a table has a line for each flag that occurs in it: the word, its sentence, and the cells with",
+        "their values in brackets. `report` shows eight lines under a table, the first of this list first;",
+        "`report --explain`, `report.md` and the page of a run have all of them.",
+        "",
+        "| mark | flag | meaning |",
+        "| --- | --- | --- |",
+        *(f"| {escaped(flag.mark)} | {flag.word.replace('_', ' ')} | {escaped(flag.sentence)} |" for flag in FLAGS),
+        "",
+        "## How to read columns",
+        "",
+        "These lines stand below the flags, as far as a table has what they are about.",
+        "",
+        *(f"- {escaped(sentence)}" for sentence in READING.values()),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _record() -> str:

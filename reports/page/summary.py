@@ -32,13 +32,13 @@ CLIFF = 10  # times the perplexity in one step of the ratio
 NAMES = 5  # pairs that are named of those whose order depends on the seed; the rest is counted
 RANDOM = "drop-random"  # the control, which removes random layers
 COLUMNS = (
-    column_of_words("ratio"),
+    Column("ratio", "ratio"),
     column_of_words("best", "best method"),
     Column("value", "value"),
     Column("dense", "dense"),
-    column_of_words("better", "better than"),
-    column_of_words("dense_better", "dense better than"),
-    column_of_words("apart", "pairs apart"),
+    Column("better", "better than"),
+    Column("dense_better", "dense better than"),
+    Column("apart", "pairs apart"),
 )
 ABOUT = (
     f"better than: of the other methods at that ratio, shown with p < {LEVEL} after Holm's adjustment for all pairs of "
