@@ -361,7 +361,11 @@ def describe_columns(
     if "perplexity" in about:
         words |= _words_of_perplexity(records, rows)
     lines = [sentence for word, sentence in READING.items() if word in words]
-    return [*lines, *describe_quantities(columns, about), *describe_flags(_flags_of_draws(records, seeds=seeds))]
+    return [
+        *lines,
+        *describe_quantities(columns, {*about} - {"speed"}),
+        *describe_flags(_flags_of_draws(records, seeds=seeds)),
+    ]
 
 
 def describe_quantities(columns: Collection[str], about: Collection[str]) -> Iterator[str]:
