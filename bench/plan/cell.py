@@ -252,8 +252,14 @@ def to_slug(text: str) -> str:
 
 def cell_from_plain(plain: Mapping[str, Any]) -> Cell:
     """Return the cell of the values that `Cell.plain` gave, also after JSON; names that no field has are left out."""
-    cell: Cell = _reader().validate_python(dict(plain))
+    cell: Cell = _reader(Cell).validate_python(dict(plain))
     return cell
+
+
+def inputs_from_plain(plain: Mapping[str, Any]) -> Inputs:
+    """Return the inputs of plain values."""
+    inputs: Inputs = _reader(Inputs).validate_python(dict(plain))
+    return inputs
 
 
 def cell_without_inputs(plain: Mapping[str, Any]) -> Cell:
@@ -262,10 +268,10 @@ def cell_without_inputs(plain: Mapping[str, Any]) -> Cell:
 
 
 @cache
-def _reader() -> Any:
+def _reader(owner: type) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Cell)
+    return TypeAdapter(owner)
 
 
 def seed_of_first_draw(seed: int) -> int:

@@ -1,7 +1,8 @@
 """Reads what the cells of a run are calibrated, healed and measured on, and keeps statistics of the dense model.
 
-Each text and task is read once, however many protocols use it. Statistics that one cell computes on the calibration
-tokens serve later cells of the run on the same node.
+Each text is read once, however many protocols use it. The run writes what it has tokenised to its scratch folder, where
+the processes of its machine load it. Each process makes the tasks anew from their definitions. Statistics that one cell
+computes on the calibration tokens serve later cells of the run on the same node.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,9 +27,10 @@ from bench.data.texts import refuse_shared
 from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
 from bench.healing import Text, draw_text
-from bench.plan.cell import Cell, Inputs
+from bench.plan.cell import Cell, Inputs, inputs_from_plain
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Protocol, Recipe
-from bench.runs.inputs import hash_shared_inputs
+from bench.runs.inputs import hash_shared_inputs, with_own_inputs
 from bench.schedule.estimate import Amounts
 from bench.system import memory
 from methods.model.calibration import Calibration, SweepLogs
@@ -81,6 +84,7 @@ class KeptStatistics:
         return tensors
 
 
+READ_OF_CALIBRATION = ("ids", "mask", "source", "seed", "sha256", "memory")  # the rest is of one cell
 CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks at: its model, protocol and seed
 
 
@@ -119,6 +123,20 @@ class Datasets:
         """Return how much cells are measured on. Their time is estimated from that."""
         tokens = sum(text.ids.numel() for text in self.texts.values())
         return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
+
+    def save(self, file: Path) -> None:
+        """Write all but the tasks into a file, from which `load_datasets` makes the same data."""
+        block = self.calibration
+        facts = {
+            "calibration": {
+                name: getattr(block, name) for name in ("ids", "mask", "source", "seed", "sha256", "memory")
+            },
+            "texts": {name: vars(text) for name, text in self.texts.items()},
+            "documents": self.documents,
+            "inputs": to_plain(self.inputs),
+            "healing": [(vars(recipe), vars(text)) for recipe, text in self.healing.items()],
+        }
+        torch.save(facts, file)
 
     def cut_to_cell(
         self,
@@ -173,11 +191,6 @@ class DatasetReader:
         for text in healing.values():
             refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
         documents = {name: task_loading.draw_documents(task, p.documents, cell.seed) for name, task in loaded.items()}
-        first = next(iter(held_out.values()), None)
-        dense = None
-        if first and p.checks:
-            of = hashlib.sha256(f"{cell.model} {first.sha256}".encode()).hexdigest()[:16]
-            dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{of}.safetensors", drawn=first.drawn)
         inputs = hash_shared_inputs(
             cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )
@@ -186,10 +199,49 @@ class DatasetReader:
             texts=held_out,
             tasks=loaded,
             documents=documents,
-            dense=dense,
+            dense=_dense_outputs(cell, held_out, self.scratch),
             inputs=inputs,
             healing=healing,
         )
+
+
+def _dense_outputs(
+    cell: Cell, held_out: Mapping[str, texts.EvaluationText], scratch: Path
+) -> checks.DenseOutputs | None:
+    """Return the dense model's predictions on the first text, for the checks; None where there are none."""
+    first = next(iter(held_out.values()), None)
+    if first is None or not cell.protocol.checks:
+        return None
+    of = hashlib.sha256(f"{cell.model} {first.sha256}".encode()).hexdigest()[:16]
+    return checks.DenseOutputs(first.ids, scratch / f"dense-{of}.safetensors", drawn=first.drawn)
+
+
+def file_of_datasets(scratch: Path, setting: CalibrationSetting) -> Path:
+    """Return the file in the scratch folder of a run in which it keeps the data of a setting."""
+    text = json.dumps(to_plain(setting), sort_keys=True)
+    return scratch / f"data-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
+
+
+def save_datasets(datasets: Mapping[CalibrationSetting, Datasets], scratch: Path) -> None:
+    """Write what a run has read into its scratch folder, for the processes of its machine."""
+    for setting, data in datasets.items():
+        data.save(file_of_datasets(scratch, setting))
+
+
+def load_datasets(file: Path, cell: Cell, machine: Machine, load_tasks: Callable[..., dict[str, Any]]) -> Datasets:
+    """Return the data that a run has saved for a cell, with the tasks, which this process reads and hashes itself."""
+    facts, p = torch.load(file, weights_only=True), cell.protocol
+    tasks, documents = load_tasks(p.tasks, p.task_data, p.fewshot), facts["documents"]
+    held_out = {name: texts.EvaluationText(**text) for name, text in facts["texts"].items()}
+    return Datasets(
+        calibration=Calibration(**facts["calibration"]),
+        texts=held_out,
+        tasks=tasks,
+        documents=documents,
+        dense=_dense_outputs(cell, held_out, file.parent),
+        inputs=with_own_inputs(inputs_from_plain(facts["inputs"]), cell, machine, tasks, documents),
+        healing={Recipe(**recipe): Text(**text) for recipe, text in facts["healing"]},
+    )
 
 
 def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:

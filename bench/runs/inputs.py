@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,27 @@ def hash_shared_inputs(
 
     machine  where timed cells run
     """
-    timed_on = TimedOn(machine.processor, machine.threads, **settings_of_waiting())
-    return Inputs(
+    of_texts = Inputs(
         weights_sha256="",
-        config_sha256=pretrained.sha256_of_config(cell.model, cell.trust_remote_code) or None,
         tokenizer_sha256=_tokenizer_sha256(tokenizer),
         calibration_sha256=calibration.sha256,
         texts={name: text.sha256 for name, text in texts.items()},
-        tasks={name: tasks.fingerprint_of_task(task, documents[name]) for name, task in loaded_tasks.items()},
+        tasks={},
         revision="",
         versions=environment.installed_versions(),
+    )
+    return with_own_inputs(of_texts, cell, machine, loaded_tasks, documents)
+
+
+def with_own_inputs(
+    inputs: Inputs, cell: Cell, machine: Machine, loaded_tasks: Mapping[str, Any], documents: Mapping[str, list[int]]
+) -> Inputs:
+    """Return the inputs with what every process looks at itself: the configuration, tasks, and what times cells."""
+    timed_on = TimedOn(machine.processor, machine.threads, **settings_of_waiting())
+    return replace(
+        inputs,
+        config_sha256=pretrained.sha256_of_config(cell.model, cell.trust_remote_code) or None,
+        tasks={name: tasks.fingerprint_of_task(task, documents[name]) for name, task in loaded_tasks.items()},
         timed_on=timed_on if cell.protocol.speed_rounds else None,
     )
 

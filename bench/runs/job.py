@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -28,13 +29,20 @@ from typing import Any
 import torch
 
 import methods
-from bench.data import pretrained
+from bench.data import pretrained, task_loading
 from bench.engines.engine import PARTS, SOUND, InUse, Job, Machine, Result, Workplace
 from bench.evaluation.forwards import Sweeping
 from bench.plan.cell import Cell
 from bench.records.record import LOST, Record
 from bench.runs import inputs, store
-from bench.runs.datasets import DatasetReader, Datasets, KeptStatistics, setting_of_calibration
+from bench.runs.datasets import (
+    DatasetReader,
+    Datasets,
+    KeptStatistics,
+    file_of_datasets,
+    load_datasets,
+    setting_of_calibration,
+)
 from bench.runs.measure import CellProgress, try_cell
 from bench.schedule.memory_needs import GIB, bytes_of_card, needs_of, room_for_states, room_of
 from bench.speed import timed_cell
@@ -59,20 +67,27 @@ def _run_job(channel: Channel, job: Job) -> None:
     torch.set_num_threads(job.run.timed_threads)
     methods.load([str(file) for file in job.run.plugins])
     _refuse_other_code(job.cell, job.run.code_sha256)
-    datasets = load_datasets(job, channel.cache)
+    datasets = find_datasets(job, channel.cache)
     torch.set_num_threads(job.threads)
     measure_cell(channel, job, datasets)
 
 
-def load_datasets(job: Job, cache: dict[Any, Any]) -> Datasets:
-    """Return the data of a job's cell, from the cache of this process where an earlier job has read them."""
-    cell, run = job.cell, job.run
-    if cell.model not in cache:
-        machine = Machine(environment.name_of_processor(torch.device(cell.device)), run.timed_threads)
-        cache[cell.model] = DatasetReader(cell, _scratch_of(job), machine)
+def find_datasets(job: Job, cache: dict[Any, Any]) -> Datasets:
+    """Return the data of a job's cell, from the cache of this process where an earlier job has read them.
+
+    They are those that the run has written to its scratch folder. Another machine reads them anew.
+    """
+    cell, scratch = job.cell, _scratch_of(job)
     setting = (*setting_of_calibration(cell), cell.healing)
     if setting not in cache:
-        cache[setting] = cache[cell.model].read(cell, [cell.healing] if cell.healing else [])
+        machine = Machine(environment.name_of_processor(torch.device(cell.device)), job.run.timed_threads)
+        if (file := file_of_datasets(scratch, setting_of_calibration(cell))).exists():
+            load_tasks = cache.setdefault(task_loading.load_tasks, functools.cache(task_loading.load_tasks))
+            cache[setting] = load_datasets(file, cell, machine, load_tasks)
+        else:
+            if cell.model not in cache:
+                cache[cell.model] = DatasetReader(cell, scratch, machine)
+            cache[setting] = cache[cell.model].read(cell, [cell.healing] if cell.healing else [])
         gc.freeze()  # what stays as long as the process; to look for garbage in it after each cell takes 0.15 s
         atexit.register(gc.unfreeze)  # or libraries report it as leaked when the process ends
     datasets: Datasets = cache[setting]

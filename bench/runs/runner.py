@@ -34,7 +34,7 @@ from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
 from bench.runs import inputs, job, store
-from bench.runs.datasets import CalibrationSetting, Datasets, read_datasets, setting_of_calibration
+from bench.runs.datasets import CalibrationSetting, Datasets, read_datasets, save_datasets, setting_of_calibration
 from bench.runs.searches import KnownSearches, read_valid_records
 from bench.schedule.estimate import Estimate, Forecast, estimate_cells, read_records_nearby
 from bench.schedule.memory_needs import GIB, find_misfits, refuse_misfits, room_of
@@ -164,6 +164,8 @@ def run(
                 measuring = local.InThisProcess(partial(_measure_here, datasets), session.machine)
             else:
                 _refuse_own(cells)
+                if engine.is_here:
+                    save_datasets(datasets, scratch)
             limited = memory is not None or engine.is_here
             run_conditions = RunConditions(
                 folder=folder,

@@ -60,10 +60,14 @@ def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(with_checks,
         assert record.measured["checks"] == both[key].measured["checks"]
 
 
-def test_a_process_that_measures_cells_of_several_models_reads_through_the_tokenizer_of_each(
-    base, models, tmp_path, monkeypatch
+@pytest.mark.parametrize("reads_anew", [False, True], ids=["as the run has read", "anew"])
+def test_a_process_that_measures_cells_of_several_models_has_the_texts_of_each(
+    reads_anew, base, models, tmp_path, monkeypatch
 ):
-    """It then ends with nothing kept from the collector, or libraries print what they have leaked over many lines."""
+    """It loads what the run has read, or reads through the tokenizer of each model as on another machine.
+
+    It then ends with nothing kept from the collector, or libraries print what they have leaked over many lines.
+    """
     cache, seen, at_end = dict[Any, Any](), list[str](), list[Callable[[], None]]()
 
     def start(self, conditions):
@@ -80,9 +84,11 @@ def test_a_process_that_measures_cells_of_several_models_reads_through_the_token
 
     monkeypatch.setattr(local.Local, "start", start)
     monkeypatch.setattr(job, "DatasetReader", Reader)
+    if reads_anew:
+        monkeypatch.setattr(job, "file_of_datasets", lambda *_: tmp_path / "none.pt")
     monkeypatch.setattr(job.atexit, "register", at_end.append)
     assert main([*over(base, ",".join(models), str(tmp_path / "run")), "--isolate"]) == 0
-    assert seen == [*models]
+    assert seen == [*models] * reads_anew
     assert all(record.status == "ok" for record in run_folder.read_records(tmp_path / "run").values())
     assert gc.get_freeze_count() > 0
     for do in at_end:
