@@ -179,9 +179,12 @@ def group_by_calibration(records: Sequence[Record]) -> list[list[Record]]:
 
 def protocol_of_healing(cells: Sequence[Cell]) -> list[ProtocolRow]:
     """Return the recipes by which cells were healed, each once: ('healed (loss kl)', 'LoRA of rank 8, ...')."""
-    recipes = [(cell, recipe) for cell in cells if (recipe := recipe_of_cell(cell))]
-    rows = [(f"healed{words_of_recipe_differences(cell, cells)}", words_of_recipe(recipe)) for cell, recipe in recipes]
-    return list(dict.fromkeys(rows))
+    rows = dict[ProtocolRow, None]()
+    for cell in cells:
+        recipe = recipe_of_cell(cell)
+        if recipe:
+            rows[f"healed{words_of_recipe_differences(cell, cells)}", words_of_recipe(recipe)] = None
+    return list(rows)
 
 
 def words_of_recipe(recipe: Cell) -> str:

@@ -55,7 +55,9 @@ def to_csv(records: Sequence[Record]) -> str:
             {"model": row["model"], "conditions": ", ".join(different[key])} | row
             for row, key in zip(rows, setups_of_records(records), strict=True)
         ]
-    table = {name: _write_out([row.get(name) for row in rows]) for name in columns_of_rows(rows)}
+    table = {}
+    for name in columns_of_rows(rows):
+        table[name] = _write_out([row.get(name) for row in rows])
     return markup.csv_of_lines(list(table), zip(*table.values(), strict=True))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("bench", "methods")
+PACKAGES = ("bench", "methods", "reports")
 MOST_PARTS = 25  # names, calls, operators and subscripts of a statement
 PARTS = (ast.Name, ast.Call, ast.Subscript, ast.BinOp, ast.BoolOp, ast.UnaryOp, ast.Compare)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

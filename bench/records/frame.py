@@ -33,7 +33,7 @@ The accuracy of guesses is the mean over the documents of 1 / choices (bench.rec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -95,6 +95,12 @@ def frame_of_records(records: Sequence[Record]) -> pd.DataFrame:
 def columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return all columns in the order of the fullest row, so that a failed cell does not set the order."""
     return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+
+
+def columns_with_values(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """Return those of the columns in which any row has a value."""
+    filled = {name for row in rows for name, value in row.items() if value is not None}
+    return [name for name in names if name in filled]
 
 
 def removes_too_little(record: Record) -> bool:

@@ -136,11 +136,10 @@ def _words_of_study(study: Study, column: str) -> str:
     order = sorted(
         points, key=lambda key: points[key].row[column], reverse=quantity_of_column(column).better == "higher"
     )
-    extremes = [
-        f"{word} is {format_value(points[key].row, column)} at "
-        + ", ".join(f"{factor} {format_factor(value)}" for factor, value in zip(study.factors, key, strict=True))
-        for word, key in (("the best", order[0]), ("the worst", order[-1]))
-    ]
+    extremes = []
+    for word, key in (("the best", order[0]), ("the worst", order[-1])):
+        at = ", ".join(f"{factor} {format_factor(value)}" for factor, value in zip(study.factors, key, strict=True))
+        extremes.append(f"{word} is {format_value(points[key].row, column)} at {at}")
     more = (
         f" The panels are the first {PANELS} of {len(study.combinations())}."
         if len(study.combinations()) > PANELS
@@ -180,7 +179,9 @@ def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
     ratios = list(dict.fromkeys(ratio for ratio, _ in gains))
     lines = list(dict.fromkeys((gain.where.row, gain.where.column) for _, gain in gains))
     rows = list(dict.fromkeys(row for row, _ in lines))
-    beside = {row: [compensation for method, compensation in lines if method == row] for row in rows}
+    beside: dict[str, list[str]] = {}
+    for method, compensation in lines:
+        beside.setdefault(method, []).append(compensation)
     scale, neutral = (100.0, 0.0) if _is_share(column) else (1.0, 1.0)
     ends = [scale * end for _, gain in gains if not _is_far(column, gain) for end in _ends(gain)]
     shown = [neutral, *filter(math.isfinite, ends)]

@@ -130,9 +130,10 @@ def section_of_table(table: Table, level: int = 2) -> list[str]:
 def grid_to_markdown(table: Table) -> str:
     """Return the columns and rows alone; a failed row has its status in the first column of values."""
     sides = ["left" if column.words else "right" for column in table.columns]
+    heads = [table.head] + [column.head for column in table.columns]
     return tabulate(
         [[escape_markdown(row.label), *_markdown_cells(row, len(sides))] for row in table.rows],
-        headers=[escape_markdown(head) for head in (table.head, *(column.head for column in table.columns))],
+        headers=list(map(escape_markdown, heads)),
         tablefmt="pipe",
         colalign=("left", *sides),
         disable_numparse=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 
 from bench.records.quantity import MISSING
@@ -70,11 +71,11 @@ def _heading(table: Table) -> list[str]:
 def _left_out(tables: Sequence[Table]) -> Iterator[str]:
     """Yield sentences that name the spreads and columns that only other formats show."""
     columns = [(column, at, table) for table in tables for at, column in enumerate(table.columns)]
-    spreads = dict.fromkeys(
-        "the tasks" if column.name.startswith(("task_", "score_", "answer_bpb_")) else column.label
-        for column, at, table in columns
-        if column.brief and any(row.cells[at].short != row.cells[at].text for row in table.rows)
-    )
+    spreads = dict[str, None]()
+    for column, at, table in columns:
+        if column.brief and any(row.cells[at].short != row.cells[at].text for row in table.rows):
+            is_task = column.name.startswith(("task_", "score_", "answer_bpb_"))
+            spreads["the tasks" if is_task else column.label] = None
     details = dict.fromkeys(column.label for column, _, _ in columns if column.detail)
     if spreads:
         yield f"the ± of {', '.join(spreads)} stands in the Markdown report."
@@ -119,7 +120,8 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     beside = room - _total([columns[at] for at in keys])
     for page in _fill_pages(rest, columns, beside):
         places = [at for at, row in enumerate(kept.rows) if page[0] == rest[0] or row.failure or _stands(row, page)]
-        shown = [[lines for at, lines in enumerate(columns[n]) if at == 0 or at - 1 in places] for n in (*keys, *page)]
+        lines_kept = [0, *(at + 1 for at in places)]
+        shown = [list(map(columns[n].__getitem__, lines_kept)) for n in (*keys, *page)]
         yield _grid(head, [kept.rows[at] for at in places], [names[at] for at in places], shown, colour)
 
 
@@ -158,9 +160,10 @@ def _column(rows: Sequence[Row], number: int, column: Column, colour: bool) -> C
     if column.words:
         lines = [wrap(text, WORDS) for text in texts]
         wide = max(width_of(head), _wide([[""], *lines]))
-        return [[_pad(line, wide) for line in each] for each in ([head], *lines)]
+        return [list(map(partial(_pad, wide=wide), each)) for each in ([head], *lines)]
     parts = [re.match(r"([-+<]?[\d.,e]+x?)(.*)", text) for text in texts]
-    left, right = (max((width_of(part[side]) for part in parts if part), default=0) for side in (1, 2))
+    left = max((width_of(part[1]) for part in parts if part), default=0)
+    right = max((width_of(part[2]) for part in parts if part), default=0)
     wide = max(left + right, width_of(head), *map(width_of, texts))
     aligned = [head.rjust(wide + len(head) - width_of(head))]
     for text, part in zip(texts, parts, strict=True):

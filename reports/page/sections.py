@@ -76,9 +76,8 @@ def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
     group_by_numbers: dict[tuple[int, ...], Group] = {}
     ways: dict[tuple[str, ...], set[str]] = {}
     for groups_of_setup, block in ((several, block) for several in group_records(records) for block in several):
-        whole, own = (
-            [r for table_group in part for r in chain(*table_group.drawn)] for part in (groups_of_setup, [block])
-        )
+        own = list(chain(*block.drawn))
+        whole = [record for group in groups_of_setup for record in chain(*group.drawn)]
         where = [(*protocol.conditions_of(several), *block.apart) for several in (whole, own)]
         both = zip(block.records, block.rows, strict=True)
         dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
@@ -108,7 +107,8 @@ def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> 
     if len(records) == 1 or len(seeds_of(records)) > 1:
         return ()
     beside = {name.removesuffix(end) for name in rows[0] for end in ("_low", "_stderr") if name.endswith(end)}
-    return tuple(sorted(name for name in beside if all(is_finite(row.get(name)) for row in rows)))
+    missing = {name for name in beside for row in rows if not is_finite(row.get(name))}
+    return tuple(sorted(beside - missing))
 
 
 def _ratio(block: TableGroup, place: int) -> float | None:

@@ -124,7 +124,8 @@ class Contest:
         """Return the row of the summary."""
         group, dense = self.tested.block, self.tested.dense
         rest = [place for place in self.places if place not in self.best]
-        beaten = [place for place in rest if all(self.is_better(first, place) for first in self.best)]
+        unbeaten = {place for place in rest for first in self.best if not self.is_better(first, place)}
+        beaten = [place for place in rest if place not in unbeaten]
         below = [place for place in self.places if dense is not None and self.is_better(dense, place)]
         apart = [contrast for contrast in self.tests.values() if contrast.p < LEVEL]
         cells = (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 from bench.records.comparability import identity_of_cell
+from bench.records.frame import columns_with_values
 from bench.records.record import Record
 from reports import legend, protocol
 from reports.groups import TableGroup, names_of_seeds, seeds_of
@@ -38,9 +40,8 @@ def tables_of_cost(data: ReportData) -> list[Table]:
 
 
 def _cost(group: TableGroup, data: ReportData) -> Table:
-    names = [
-        name for name in FIGURES if name not in WHERE_KNOWN or any(row.get(name) is not None for row in group.rows)
-    ]
+    known = columns_with_values(group.rows, FIGURES)
+    names = [name for name in FIGURES if name not in WHERE_KNOWN or name in known]
     healed = "heal_seconds" in names
     rows = []
     for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):
@@ -53,9 +54,9 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
         column_of_words("reads"),
         column_of_words("gradients"),
     ]
-    known = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
+    words = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
     then = [legend.READING["then"]] * any(record.cell.get("earlier") for record in group.records)
-    footnotes = (PRUNED, *known, *OFFERED, *then, *_means(group), *order.sorting_note(group, BY))
+    footnotes = (PRUNED, *words, *OFFERED, *then, *_means(group), *order.sorting_note(group, BY))
     recipes = protocol.protocol_of_healing([record.cell for record in group.records])
     return table_of_group("cost", group, columns, rows, footnotes, measured=recipes)
 
@@ -90,40 +91,28 @@ def tables_of_decisions(data: ReportData) -> list[Table]:
     """Return a table for each group with the removed layers, attentions, MLPs, heads and channels of each draw."""
     tables = []
     for group in data.groups:
-        cells = [
-            (_name(group, place, record), record, row, removals_of(record))
-            for place, drawn in enumerate(group.drawn)
-            for record, row in list(zip(drawn, group.each[place], strict=True))[: _rows(group, place)]
-        ]
-        present = [name for name in WENT if any(name in removals for _, _, _, removals in cells)]
-        if present:
-            rows = [
-                row_of(
-                    record,
-                    name,
-                    [
-                        mark_missed(cell_of(row, "ratio"), row),
-                        *(cell_of_text(removals.get(column)) for column in present),
-                    ],
-                )
-                for name, record, row, removals in cells
-            ]
-            footnotes = (
-                NUMBERED,
-                *[THRESHOLD] * ("threshold" in present),
-                *order.sorting_note(group, sorting_quantity(group)),
-            )
-            tables.append(
-                table_of_group(
-                    "decisions", group, [column_of("ratio"), *map(column_of_words, present)], rows, footnotes
-                )
-            )
+        draws = list(_shown_draws(group))
+        removals = [removals_of(record) for _, record, _ in draws]
+        present = [name for name in WENT if name in set(chain(*removals))]
+        if not present:
+            continue
+        rows = []
+        for (name, record, row), removed in zip(draws, removals, strict=True):
+            texts = [cell_of_text(removed.get(column)) for column in present]
+            rows.append(row_of(record, name, [mark_missed(cell_of(row, "ratio"), row), *texts]))
+        threshold = [THRESHOLD] * ("threshold" in present)
+        footnotes = (NUMBERED, *threshold, *order.sorting_note(group, sorting_quantity(group)))
+        columns = [column_of("ratio"), *map(column_of_words, present)]
+        tables.append(table_of_group("decisions", group, columns, rows, footnotes))
     return tables
 
 
-def _rows(group: TableGroup, place: int) -> int | None:
-    """Return how many draws of a row are shown: 1 of the dense model, which removes nothing; None for all."""
-    return 1 if group.records[place].cell["method"] == "dense" else None
+def _shown_draws(group: TableGroup) -> Iterator[tuple[str, Record, dict[str, Any]]]:
+    """Yield the name, the record and the row of each draw; of the dense model, which removes nothing, of the first."""
+    for place, drawn in enumerate(group.drawn):
+        count = 1 if group.records[place].cell["method"] == "dense" else len(drawn)
+        for record, row in list(zip(drawn, group.each[place], strict=True))[:count]:
+            yield _name(group, place, record), record, row
 
 
 def _name(group: TableGroup, place: int, record: Record) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, combinations
+from operator import itemgetter
 from statistics import fmean
 from typing import NamedTuple
 
@@ -111,7 +112,8 @@ class ModelRows:
         from scipy.stats import rankdata
 
         higher = quantity_of_column(measure).better == "higher"
-        rows = [at for method in methods if (at := self.place(method)) is not None]
+        known = map(self.place, methods)
+        rows = [at for at in known if at is not None]
         figures = [self.group.rows[at][measure] for at in rows]
         ranks = rankdata([-figure if higher else figure for figure in figures]).tolist()
 
@@ -204,22 +206,23 @@ class SharedRatio:
     def measures(self) -> list[str]:
         """Return the columns in which several models have values; means over tasks only if the tasks are the same."""
         names = [f"perplexity_{text}" for text in texts_of_records(self.records)]
-        names += [n for n in (ANSWER_BPB, AVERAGE) if len({tuple(model.tasks[n]) for model in self.models}) == 1]
-        return [
-            name
-            for name in names
-            if sum(any(model.figure(method, name) is not None for method in self.methods()) for model in self.models)
-            > 1
-        ]
+        first, *rest = [model.tasks for model in self.models]
+        for name in (ANSWER_BPB, AVERAGE):
+            names += [name] if all(tasks[name] == first[name] for tasks in rest) else []
+        return [name for name in names if sum(map(partial(self._has_figure, name), self.models)) > 1]
+
+    def _has_figure(self, measure: str, model: ModelRows) -> bool:
+        """Say whether any method has a value of a measure on a model."""
+        return any(model.figure(method, measure) is not None for method in self.methods())
 
     def everywhere(self, measure: str) -> list[str]:
         """Return the methods that have a value on every model, in the order of the mean change, the best first."""
-        changes = {method: [model.change(method, measure) for model in self.models] for method in self.methods()}
-        means = {
-            method: fmean(change.value for change in per_model if change)
-            for method, per_model in changes.items()
-            if all(change is not None for change in per_model)
-        }
+        means = {}
+        for method in self.methods():
+            every = [model.change(method, measure) for model in self.models]
+            known = [change.value for change in every if change is not None]
+            if len(known) == len(every):
+                means[method] = fmean(known)
         sign = -1 if quantity_of_column(measure).better == "higher" else 1
         return sorted(means, key=lambda method: (sign * means[method], method))
 
@@ -284,23 +287,31 @@ def _of_tasks(
     For bits per byte it is the logarithm of their ratio. To first order its error is that of the difference of the two,
     each divided by its mean. None if the two were not measured by the same metrics.
     """
-    dense, pruned = ([records[n].measured["tasks"][task] for task in tasks] for n in pair)
-    names = [measure if measure == ANSWER_BPB else str(task["main"]) for task in dense]
-    if any(metric_of_task(task, name) is None for name, task in zip(names, pruned, strict=True)):
+    dense, pruned = (records[n].measured["tasks"] for n in pair)
+    names = [measure if measure == ANSWER_BPB else str(dense[task]["main"]) for task in tasks]
+    if any(metric_of_task(pruned[task], name) is None for name, task in zip(names, tasks, strict=True)):
         return None
     figures = [contrasts.values_of_tasks(records[n], tasks, names) for n in pair]
-    means = [fmean(figure["value"] for figure in side) for side in figures]
+    means = [_mean_of_figures(side) for side in figures]
     over = means if is_times(measure) else [1.0, 1.0]
-    both = [[samples.of(n, task, name) for n in pair] for task, name in zip(tasks, names, strict=True)]
-    paired = [(a.figures, b.figures) for a, b in both if a and b and a.units.equals(b.units)]
+    paired = []
+    for task, name in zip(tasks, names, strict=True):
+        a, b = (samples.of(n, task, name) for n in pair)
+        if a and b and a.units.equals(b.units):
+            paired.append((a.figures, b.figures))
     if len(paired) == len(tasks):
         differences = [after / over[1] - before / over[0] for before, after in paired]
         stderr = average_stderr([math.sqrt(difference.var(ddof=1) / len(difference)) for difference in differences])
     else:
-        errors = [average_stderr([_error(figure) for figure in side]) for side in figures]
+        errors = [average_stderr(list(map(_error, side))) for side in figures]
         stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])
     value = math.log(means[1] / means[0]) if is_times(measure) else means[1] - means[0]
     return Change(value, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr)
+
+
+def _mean_of_figures(figures: Sequence[Mapping[str, float]]) -> float:
+    """Return the mean of tasks' values."""
+    return fmean(figure["value"] for figure in figures)
 
 
 def _error(figure: Mapping[str, float | None]) -> float:
@@ -362,7 +373,8 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     rows = [_changes(shared, method, measure, mean=method in everywhere) for method in (*everywhere, *rest)]
     better, count = quantity_of_column(measure).better, len(shared.models)
     if better:
-        eligible = [not any(_too_little(model, row.label) for model in shared.models) for row in rows]
+        too_little = {row.label for row in rows for model in shared.models if _too_little(model, row.label)}
+        eligible = [row.label not in too_little for row in rows]
         is_better = partial(_is_apart, [row.cells[count] for row in rows], better)
         rows = mark_best(rows, count, better, eligible, is_better)
     models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
@@ -382,9 +394,7 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     )
     if len(everywhere) > 1:
         places = [model.places(everywhere, measure) for model in shared.models]
-        lines = [
-            _places(shared, method, [place_by_method[method] for place_by_method in places]) for method in everywhere
-        ]
+        lines = [_places(shared, method, list(map(itemgetter(method), places))) for method in everywhere]
         apart = any(cell.marks for line in lines for cell in line.cells)
         models = [Column(f"place_{model.name}", model.name, group="places") for model in shared.models]
         yield _table(
@@ -422,7 +432,8 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
 
     mean  whether the row has a mean, as it has if the method has a value on every model
     """
-    known = [change for model in shared.models if (change := model.change(method, measure))]
+    changes = [model.change(method, measure) for model in shared.models]
+    known = [change for change in changes if change is not None]
     cells = [_figure(model, method, measure) for model in shared.models]
     cells.append(_cell(measure, mean_of_changes(known)) if mean else TableCell())
     return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
@@ -479,11 +490,11 @@ def _too_little(model: ModelRows, method: str) -> bool:
 def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:
     """Yield the notes of the table of one measure."""
     unit = "" if quantity_of_column(measure).unit_in_cell else f" {quantity_of_column(measure).unit}"
-    dense = [
-        f"{format_value(model.group.rows[at], measure)}{unit} on {model.name}"
-        for model in shared.models
-        if (at := model.place("dense")) is not None
-    ]
+    dense = []
+    for model in shared.models:
+        at = model.place("dense")
+        if at is not None:
+            dense.append(f"{format_value(model.group.rows[at], measure)}{unit} on {model.name}")
     if dense:
         yield f"dense: {', '.join(dense)}."
     by_reason = defaultdict[str, list[str]](list)
@@ -555,10 +566,18 @@ def _beside(cells: Sequence[tuple[Row, Column, TableCell]]) -> tuple[tuple[Colum
     return heads, [replace(row, cells=(*first.cells, *row.cells)) for first, row in zip(own, rows, strict=True)]
 
 
+def _sign(measure: str) -> int:
+    """Return -1 for a measure of which more is better, else 1."""
+    return -1 if quantity_of_column(measure).better == "higher" else 1
+
+
 def _tau(shared: SharedRatio, *sides: tuple[ModelRows, str]) -> TableCell:
     """Return the cell of Kendall's tau of two orders of the methods that have both values, from best to worst."""
-    figures = [[model.figure(method, measure) for method in shared.methods()] for model, measure in sides]
-    signs = [-1 if quantity_of_column(measure).better == "higher" else 1 for _, measure in sides]
-    both = [(a * signs[0], b * signs[1]) for a, b in zip(*figures, strict=True) if a is not None and b is not None]
+    (first, of_first), (second, of_second) = sides
+    both = []
+    for method in shared.methods():
+        a, b = first.figure(method, of_first), second.figure(method, of_second)
+        if a is not None and b is not None:
+            both.append((_sign(of_first) * a, _sign(of_second) * b))
     tau = kendall(*zip(*both, strict=True)) if len(both) > 1 else math.nan
     return TableCell() if math.isnan(tau) else TableCell(f"{tau:.2f} (n {len(both)})", value=tau)

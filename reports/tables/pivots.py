@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -26,7 +27,7 @@ from typing import Any
 from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell
 from bench.records import frame as column_data
 from bench.records.comparability import group_draws, setup_of_study
-from bench.records.frame import STAGES, columns_of_quantity, texts_of_records
+from bench.records.frame import STAGES, columns_of_quantity, columns_with_values, texts_of_records
 from bench.records.quantities import list_quantities, quantity_of_column
 from bench.records.quantity import MISSING, format_significant, is_finite
 from bench.records.record import Record, name_of_model, requested_ratio
@@ -96,7 +97,7 @@ def sort_rows(
     how    the beginning of the sentence, such as "the figures at"
     last   whether the last of several such columns is taken, or the first
     """
-    counts = [sum(_number(row, place) is not None for row in rows) for place in range(len(names))]
+    counts = Counter(place for row in rows for place in range(len(names)) if _number(row, place) is not None)
     by = max(range(len(names)), key=lambda place: (counts[place], place if last else -place))
 
     def key(row: Row) -> Key:
@@ -293,10 +294,13 @@ def gains_of_compensations(name: str, group: TableGroup, samples: Samples) -> li
     alone = {where[place].row: place for place in places if where[place].column == NONE}
     changed = [place for place in places if where[place].column != NONE and where[place].row in alone]
     both = [(alone[where[place].row], place) for place in changed]
-    single = [pair for pair in both if all(len(group.models(place)) == 1 for place in pair)]
+    single = [(a, b) for a, b in both if len(group.models(a)) == len(group.models(b)) == 1]
     contrasts = contrasts_in_pairs(group, single, name, samples, bounds=True)
     change = operator.sub if name in MORE else operator.truediv
-    return [Gain(where[b], b, a, change(rows[b][name], rows[a][name]), contrasts.get((a, b))) for a, b in both]
+    gains = []
+    for a, b in both:
+        gains.append(Gain(where[b], b, a, change(rows[b][name], rows[a][name]), contrasts.get((a, b))))
+    return gains
 
 
 def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Table]:
@@ -399,7 +403,7 @@ class Study:
         """Return the columns of the frame in which any cell has a value."""
         names = [*(f"perplexity_{name}" for name in texts_of_records(self.records)), "kl", "average", "answer_bpb"]
         names += ["ratio", "layers", "prune_seconds"]
-        return [name for name in names if any(point.row.get(name) is not None for point in self.points.values())]
+        return columns_with_values([point.row for point in self.points.values()], names)
 
     def same(self, name: str) -> bool:
         """Say whether a measure is the same in every cell, so that one sentence says it."""
@@ -452,9 +456,12 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
     given = dict.fromkeys(name for point in points for name in point.record.cell.get("given", ()))
     names = dict.fromkeys([*(name for name in given if name not in OUTER), *itertools.chain(*settings)])
     ordered = [*(name for name in names if name not in OUTER), *OUTER]
-    apart = {name: len({json.dumps(setting.get(name)) for setting in settings}) > 1 for name in ordered}
-    factors = tuple(name for name in ordered if apart[name])
-    fixed = {name: settings[0].get(name) for name in ordered if not apart[name]}
+
+    def is_apart(name: str) -> bool:
+        return len({json.dumps(setting.get(name)) for setting in settings}) > 1
+
+    factors = tuple(filter(is_apart, ordered))
+    fixed = {name: settings[0].get(name) for name in ordered if name not in factors}
     first = points[0].record.cell
     if base_of_ratio(first) != "all":
         fixed["ratio of"] = base_of_ratio(first)
@@ -463,7 +470,9 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
         keyed.setdefault(tuple(setting.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
     rows = [*(point.row for point in keyed.values()), *dense]
-    shown = [{name: value for name, value in row.items() if name.startswith(SHOWN)} for row in rows]
+    shown = []
+    for row in rows:
+        shown.append({name: value for name, value in row.items() if name.startswith(SHOWN)})
     footnotes = legend.describe_columns(records, shown, KINDS, seeds=False)
     measured = protocol.protocol_of_records(records, KINDS, calibration=not looks)
     again = len(points) - len(keyed)
@@ -567,7 +576,8 @@ def _table(
 
 def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
     """Yield the dense model's values, measures that are the same in every cell, fixed settings, and notes on cells."""
-    dense = [_sentence(name, text) for name in measures if (text := _dense(study, name))]
+    dense_texts = {name: _dense(study, name) for name in measures}
+    dense = [_sentence(name, text) for name, text in dense_texts.items() if text]
     if dense:
         yield f"dense: {', '.join(dense)}."
     if len(study.factors) > 1:

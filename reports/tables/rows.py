@@ -32,7 +32,6 @@ from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model, requested_ratio
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from bench.regression import contrasts
 from bench.regression.contrasts import (
     LEVEL,
     Contrasts,
@@ -67,9 +66,10 @@ class ReportData:
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
         """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
-        return [
-            [sort_rows(group, sorting_quantity(group)) for group in groups] for groups in group_records(self.records)
-        ]
+        setups = []
+        for groups in group_records(self.records):
+            setups.append([sort_rows(group, sorting_quantity(group)) for group in groups])
+        return setups
 
     @property
     def groups(self) -> list[TableGroup]:
@@ -184,7 +184,8 @@ def sorting_quantity(group: TableGroup, *preferred: str) -> str:
     preferred  columns to try before the perplexities, the divergence and the average
     """
     names = [*preferred, *(f"perplexity_{text}" for text in texts_of_records(group.records)), "kl", "average"]
-    return next((name for name in names if any(is_finite(row.get(name)) for row in group.rows)), "")
+    finite = {name for row in group.rows for name in names if is_finite(row.get(name))}
+    return next((name for name in names if name in finite), "")
 
 
 def sort_rows(group: TableGroup, name: str) -> TableGroup:
@@ -450,14 +451,10 @@ def contrasts_of_draws(records: Sequence[Record], block: TableGroup, samples: Sa
     cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
     seeds = {next(iter(model.values())): model for place in ok for model in block.models(place)}
     pairs = pairs_of(list(seeds))
-    return TestedRow(
-        block,
-        dense,
-        [place for place in ok if block.records[place].cell["method"] != "dense"],
-        {
-            text: contrasts.contrast_of_perplexities(cells, pairs, samples, text, seeds=seeds)
-            for text in texts_of_records(records)
-        },
-        contrasts.contrast_of_averages(cells, pairs, samples, tasks_with_accuracies(records), seeds=seeds),
-        contrasts.contrast_of_averages(cells, pairs, samples, tasks_with_answers(records), ANSWER_BPB, seeds=seeds),
-    )
+    pruned = [place for place in ok if block.records[place].cell["method"] != "dense"]
+    perplexity = {}
+    for text in texts_of_records(records):
+        perplexity[text] = contrast_of_perplexities(cells, pairs, samples, text, seeds=seeds)
+    average = contrast_of_averages(cells, pairs, samples, tasks_with_accuracies(records), seeds=seeds)
+    answers = contrast_of_averages(cells, pairs, samples, tasks_with_answers(records), ANSWER_BPB, seeds=seeds)
+    return TestedRow(block, dense, pruned, perplexity, average, answers)

@@ -34,7 +34,7 @@ from bench.records.measured import ANSWER_BPB
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_percent, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model, requested_ratio
-from bench.records.samples import Samples, find_alike
+from bench.records.samples import Sample, Samples, find_alike
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
 from bench.stats.draws import (
     DRAWS,
@@ -160,10 +160,11 @@ def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int
     every = list(records.values())
     for place, record in records.items():
         draw = (str(record.cell["protocol"]["calibration"]), record.cell["seed"])
-        places = places_by_method.setdefault(name := label_with_differences(record, every), {})
-        if draw not in places and math.isfinite(figure := _perplexity(record, text)):
+        name, perplexity = label_with_differences(record, every), _perplexity(record, text)
+        places = places_by_method.setdefault(name, {})
+        if draw not in places and math.isfinite(perplexity):
             places[draw] = place
-            logs.setdefault(name, []).append(math.log(figure))
+            logs.setdefault(name, []).append(math.log(perplexity))
     return {
         method: dict(sorted(places_by_method[method].items()))
         for method in sorted(logs, key=lambda method: fmean(logs[method]))
@@ -414,14 +415,20 @@ def _figures(
     records = [group.records[at] for at in places]
     mains = {task: records[0].measured["tasks"][task]["main"] for task in tasks_with_accuracies(records[:1])}
     wanted = [*mains.items(), *((task, ANSWER_BPB) for task in tasks_with_answers(records[:1]))]
-    samples_by_name = {name: {at: samples.of(number[at], *name) for at in places} for name in wanted}
-    kept = list(places)
-    for given in samples_by_name.values():
+    kept, samples_by_name = list(places), dict[tuple[str, str], dict[int, Sample | None]]()
+    for task, metric in wanted:
+        given = {at: samples.of(number[at], task, metric) for at in places}
+        samples_by_name[task, metric] = given
         same = find_alike(given, dict.fromkeys(given))
         most = Counter(same.values()).most_common(1)
         kept = [at for at in kept if most and same.get(at) == most[0][0]]
-    known = {name: [sample for at in kept if (sample := given[at])] for name, given in samples_by_name.items()}
-    return {name: np.array([sample.figures for sample in several]) for name, several in known.items() if several}, kept
+    figures = {}
+    for name, given in samples_by_name.items():
+        of_kept = [given[at] for at in kept]
+        values = [sample.figures for sample in of_kept if sample is not None]
+        if values:
+            figures[name] = np.array(values)
+    return figures, kept
 
 
 def _word(figure: str) -> str:
@@ -431,19 +438,15 @@ def _word(figure: str) -> str:
 def _row(label: str, figure: str, separation: Separation) -> Row:
     """Return the row of a figure: its signal, noise, agreement and needed documents; of an accuracy in points."""
     show, unit = (format_significant, 1.0) if figure == ANSWER_BPB else (format_percent, 100.0)
-    return Row(
-        label,
-        "",
-        None,
-        (
-            TableCell(show(separation.signal), value=separation.signal * unit),
-            TableCell(show(separation.noise), value=separation.noise * unit),
-            TableCell(f"{separation.ratio:.2f}", value=separation.ratio),
-            TableCell()
-            if math.isnan(separation.agreement)
-            else TableCell(f"{separation.agreement:.2f}", value=separation.agreement),
-            TableCell()
-            if math.isinf(separation.needed)
-            else TableCell(f"{math.ceil(separation.needed):,}", value=separation.needed),
-        ),
-    )
+    cells = [
+        TableCell(show(separation.signal), value=separation.signal * unit),
+        TableCell(show(separation.noise), value=separation.noise * unit),
+        TableCell(f"{separation.ratio:.2f}", value=separation.ratio),
+        TableCell(),
+        TableCell(),
+    ]
+    if not math.isnan(separation.agreement):
+        cells[3] = TableCell(f"{separation.agreement:.2f}", value=separation.agreement)
+    if not math.isinf(separation.needed):
+        cells[4] = TableCell(f"{math.ceil(separation.needed):,}", value=separation.needed)
+    return Row(label, "", None, tuple(cells))

@@ -11,8 +11,10 @@ by sizes: bytes of weights and of cache, the peak of memory, and whether the wid
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from bench.plan.cell import words_of_ratio
@@ -133,7 +135,10 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     own = protocol["engine"] == LLAMA_CPP
     conditions = (_engine(first), *_machine(first, f"{protocol['threads']} threads" if own else ""))
     points = [_served_points(record) for record in records]
-    shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
+    keys: dict[str, Any] = {}
+    for point in chain(*points):
+        keys.setdefault(point["kind"], _key(point))
+    shown = {kind: keys.get(kind) for kind in KINDS}
     columns = [
         Column(c.name, c.label.format(shorten_name(protocol["text"])), better=c.better, brief=c.brief) for c in FIGURES
     ]
@@ -161,7 +166,8 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         notes,
         (footnote, ABOUT_QUALITY, sizes_of, *about),
     )
-    if max((len({_key(p) for p in ps if p["kind"] == kind}) for ps in points for kind in KINDS), default=0) > 1:
+    timed = {(at, point["kind"], _key(point)) for at, served in enumerate(points) for point in served}
+    if max(Counter((at, kind) for at, kind, _ in timed).values(), default=0) > 1:
         lines = [
             _served_row(record, names[id(record)], _cells_of_served_point(record, point))
             for record in records
@@ -208,13 +214,14 @@ def _names(records: Sequence[ServedRecord]) -> list[str]:
 def suffixes_of_seeds(records: Sequence[ServedRecord]) -> dict[int, str]:
     """Return {id of a record: ', seed 1'}, or '' if all records of its method and ratio have one seed."""
     seeds_by_name: dict[tuple[Any, ...], set[int]] = {}
-    names = [tuple(record.model[name] for name in ("label", "requested_ratio", "ratio_of")) for record in records]
+    names = [itemgetter("label", "requested_ratio", "ratio_of")(record.model) for record in records]
     for record, name in zip(records, names, strict=True):
         seeds_by_name.setdefault(name, set()).update({record.model["seed"]} if "seed" in record.model else ())
-    return {
-        id(record): f", seed {record.model['seed']}" if len(seeds_by_name[name]) > 1 and "seed" in record.model else ""
-        for record, name in zip(records, names, strict=True)
-    }
+    suffixes = dict.fromkeys(map(id, records), "")
+    for record, name in zip(records, names, strict=True):
+        if len(seeds_by_name[name]) > 1 and "seed" in record.model:
+            suffixes[id(record)] = f", seed {record.model['seed']}"
+    return suffixes
 
 
 def _served_row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> Row:

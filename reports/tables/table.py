@@ -100,6 +100,10 @@ class Row:
     failure: str | None = None
     ratio_of: str = "all"
 
+    def only(self, chosen: Sequence[int]) -> Row:
+        """Return the row with the cells of these numbers."""
+        return replace(self, cells=tuple(self.cells[number] for number in chosen))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -135,8 +139,10 @@ class Table:
 
     def groups(self) -> list[Table]:
         """Return a table for each group of columns, in their order."""
-        groups = dict.fromkeys(column.group for column in self.columns)
-        return [self.only([at for at, column in enumerate(self.columns) if column.group == group]) for group in groups]
+        places_by_group: dict[str, list[int]] = {}
+        for at, column in enumerate(self.columns):
+            places_by_group.setdefault(column.group, []).append(at)
+        return list(map(self.only, places_by_group.values()))
 
     def marks(self) -> set[str]:
         """Return the marks that any cell has."""
@@ -144,7 +150,7 @@ class Table:
 
     def only(self, chosen: Sequence[int]) -> Table:
         """Return the table with the columns of these numbers."""
-        rows = [replace(row, cells=tuple(row.cells[number] for number in chosen)) for row in self.rows]
+        rows = [row.only(chosen) for row in self.rows]
         return replace(self, columns=tuple(self.columns[number] for number in chosen), rows=tuple(rows))
 
 
@@ -176,9 +182,8 @@ def cell_of(row: Mapping[str, Any], name: str) -> TableCell:
     value = row.get(name)
     if value is None:
         return TableCell()
-    low, high, stderr = (
-        None if (figure := row.get(f"{name}{end}")) is None else float(figure) for end in ("_low", "_high", "_stderr")
-    )
+    ends = [row.get(f"{name}{end}") for end in ("_low", "_high", "_stderr")]
+    low, high, stderr = [None if end is None else float(end) for end in ends]
     return TableCell(format_value(row, name), format_value(row, name, spread=False), value, low, high, stderr)
 
 
@@ -218,12 +223,12 @@ def mark_best(
         if may and isinstance(value, int | float) and math.isfinite(value):
             figures[place] = value
     order = sorted(set(figures.values()), reverse=better == "higher")
-    best, following = ([place for place in figures if figures[place] in order[at : at + 1]] for at in (0, 1))
-    if not following or not all(is_better(first, second) for first in best for second in following):
-        return list(rows)
-    return [
-        replace(row, cells=(*row.cells[:number], row.cells[number].with_mark("best"), *row.cells[number + 1 :]))
-        if place in best
-        else row
-        for place, row in enumerate(rows)
-    ]
+    best = [place for place, figure in figures.items() if figure in order[:1]]
+    following = [place for place, figure in figures.items() if figure in order[1:2]]
+    marked = list(rows)
+    if following and all(is_better(first, second) for first in best for second in following):
+        for place in best:
+            cells = list(rows[place].cells)
+            cells[number] = cells[number].with_mark("best")
+            marked[place] = replace(rows[place], cells=tuple(cells))
+    return marked

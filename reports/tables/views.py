@@ -25,7 +25,7 @@ from itertools import chain
 from typing import Any
 
 from bench.plan.cell import label_of_cell
-from bench.records.frame import STAGES, column_of_amount, columns_of_quantity, columns_of_tasks
+from bench.records.frame import STAGES, column_of_amount, columns_of_quantity, columns_of_tasks, columns_with_values
 from bench.records.quantities import list_quantities
 from bench.records.record import Record
 from bench.records.samples import Samples
@@ -148,9 +148,8 @@ def _by_group(
     tables = []
     for group in data.groups:
         offered = columns(group)
-        present = [
-            column for column in offered if any(row.get(column.name) is not None for row in group.rows)
-        ] or offered[:1]
+        filled = columns_with_values(group.rows, [column.name for column in offered])
+        present = [column for column in offered if column.name in filled] or offered[:1]
         by = sorting_quantity(group, *preferred)
         sorted_group = sort_rows(group, by)
         rows, tests = compare_rows(sorted_group, present, data)
