@@ -440,8 +440,10 @@ def tables_of_speed(data: ReportData) -> list[Table]:
         ):
             if rows:
                 notes = doubts if rows is timed or not timed else ()
-                model, told = name_of_model(peers[0]), measured if rows is timed else ()
-                table = Table(name, "speed", model, title, where, columns, tuple(rows), notes, footnotes, protocol=told)
+                model, facts = name_of_model(peers[0]), measured if rows is timed else ()
+                table = Table(
+                    name, "speed", model, title, where, columns, tuple(rows), notes, footnotes, protocol=facts
+                )
                 tables.append(table)
     return tables
 

@@ -1112,7 +1112,7 @@ def test_the_command_times_what_methods_and_plugins_make(command, tmp_path, caps
     assert records["stays"].status == "ok"
     assert "cannot be sent to another process" in records["stays"].measured["speed"]["failed"]
     assert records["stays"].measured["speed"]["points"] == []
-    assert "stays: speed: LlamaForCausalLM cannot be sent" in out.replace("\n  ", " ")
+    assert "stays [LlamaForCausalLM cannot be sent" in out.replace("\n  ", " ")
     assert sum(line.startswith("wraps ") for line in out.splitlines()) == 3  # two points and one row of sizes
 
 
