@@ -30,12 +30,14 @@ class Meaning:
     source  the module that writes it; empty for that of its class
     null    whether records may hold null where it is None, though it could be absent
     alias   its key in a record, where that is a word of Python or of pydantic; empty for its name
+    later   whether records of earlier versions lack it, though its class is written whole now
     """
 
     words: str
     source: str = ""
     null: bool = False
     alias: str = ""
+    later: bool = False
 
 
 def declare_field(meaning: str, source: str = "", *, alias: str = "") -> Any:

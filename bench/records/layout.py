@@ -63,8 +63,9 @@ def layout_of(owner: type, base: type | None = None) -> type[Layout]:
     """
     hints, members = get_type_hints(owner, include_extras=True), dict[str, Any]()
     for field in fields(owner):
-        needed, hint = is_needed(owner, field), hints[field.name]
+        hint = hints[field.name]
         meaning = _meaning_of_field(field, hint)
+        needed = is_needed(owner, field) and not meaning.later
         declared = Field(
             default=... if needed else None,
             description=meaning.words,

@@ -6,9 +6,9 @@ import json
 import os
 import random
 import shutil
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jsonschema
 import pytest
@@ -23,7 +23,7 @@ from pages import ROOT, generator
 
 from bench.cli.main import main
 from bench.plan.cell import Cell, Stage
-from bench.plan.kinds import to_plain
+from bench.plan.kinds import Meaning, to_plain
 from bench.plan.protocol import Protocol, Recipe, ServedProtocol
 from bench.records import packed_run, run_folder, schema, served
 from bench.records.record import (
@@ -31,6 +31,7 @@ from bench.records.record import (
     Record,
     RecordLayout,
     load,
+    misfit_of_layout,
     misfit_of_record,
     record_from_json,
     save,
@@ -348,6 +349,22 @@ def test_a_cell_of_a_record_has_the_fields_of_a_cell_and_its_names():
         assert set(defined[name]["properties"]) == {field.name for field in fields(owner)} | more
     assert set(defined["Protocol"]["required"]) == {field.name for field in fields(Protocol)}
     assert {"type": "null"} not in defined["RecordedCell"]["properties"]["latency"].get("anyOf", [])
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Has a field that records of earlier versions lack."""
+
+    WHOLE: ClassVar = True
+
+    old: Annotated[int, Meaning("that was always there")] = 1
+    new: Annotated[int, Meaning("that came later", later=True)] = 2
+
+
+def test_a_setting_that_came_later_is_written_and_makes_no_earlier_record_wrong():
+    assert misfit_of_layout({"old": 1}, Grown) == ""
+    assert misfit_of_layout({"new": 2}, Grown) == "old is missing"
+    assert to_plain(Grown()) == {"old": 1, "new": 2}
 
 
 def test_a_field_is_absent_where_it_is_none_and_not_needed():
