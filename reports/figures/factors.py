@@ -37,7 +37,8 @@ from reports.figures.style import (
 from reports.groups import TableGroup
 from reports.protocol import conditions_of
 from reports.tables import pivots
-from reports.tables.pivots import Gain, Study, format_factor, studies_of
+from reports.tables.ablation import Study, format_factor, studies_of
+from reports.tables.pivots import Gain
 from reports.tables.rows import ReportData
 from reports.tables.seeds import CalibrationDraws, draws_of_calibrations
 

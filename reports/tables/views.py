@@ -33,7 +33,7 @@ from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup
-from reports.tables import cost, models, pivots, seeds, speed
+from reports.tables import ablation, cost, models, pivots, seeds, speed
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Column, Table, column_of
@@ -178,7 +178,7 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "speed": speed.tables_of_speed,
     "cost": cost.tables_of_cost,
     "decisions": cost.tables_of_decisions,
-    "ablation": pivots.tables_of_studies,
+    "ablation": ablation.tables_of_studies,
     "seeds": seeds.tables_of_seeds,
     "models": models.tables_of_models,
     "signal": seeds.tables_of_signal,

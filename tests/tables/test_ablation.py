@@ -21,7 +21,7 @@ from reports.formats import markup as markdown_text
 from reports.formats import terminal as terminal_text
 from reports.groups import group_records
 from reports.legend import READING
-from reports.tables.pivots import studies_of
+from reports.tables.ablation import studies_of
 from reports.tables.views import build_view
 
 LOOK = {"calibration": "calibration", "sequences": "calibration_sequences", "length": "calibration_length"}

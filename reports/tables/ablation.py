@@ -1,0 +1,315 @@
+"""The view ablation shows one factor against another among the cells of one method.
+
+    records -> studies (one per method and setup) -> [Table]
+
+A factor is a setting that differs among the cells of a study: a parameter of the method, the calibration text, how much
+of it is used, the seed, the ratio. In all other views another text or seed makes a setup of its own. A study joins such
+setups, since the evaluation is the same, and a note says so. One factor makes a list, two make a grid for each measure.
+More make a grid of the first two for each combination of the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell
+from bench.records import frame as column_data
+from bench.records.comparability import group_draws, setup_of_study
+from bench.records.frame import columns_with_values, texts_of_records
+from bench.records.record import Record, name_of_model, requested_ratio
+from reports import legend, protocol
+from reports.groups import pool_draws, words_of_recipe_differences
+from reports.legend import FlaggedCell
+from reports.tables.pivots import pivot
+from reports.tables.rows import (
+    ReportData,
+    mark_missed,
+    row_of,
+)
+from reports.tables.table import Column, Row, Table, TableCell, cell_of, column_of
+
+LOOK = {  # fields of the protocol that may be factors, and their names for readers
+    "calibration": "calibration",
+    "calibration_sequences": "calibration sequences",
+    "calibration_length": "calibration length",
+}
+OUTER = (*LOOK.values(), "seed", "ratio")  # factors that are no parameter of the method
+KINDS = ("perplexity", "kl", "tasks")
+SHOWN = ("perplexity_", "kl", "task_", "answer_bpb")  # beginnings of the columns that have a footnote
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell of a study, or several draws of a random method, and its row of the frame."""
+
+    record: Record
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The measured and the failed cells of one method that differ in factors alone.
+
+    method    the name of the method
+    name      the label of the method, with earlier stages and healing: 'laco, healed'
+    factors   the settings that differ: the parameters in the order they were given, then OUTER
+    fixed     the settings that all cells share
+    points    the cells by the values of the factors
+    dense     the rows of the dense model in the frame
+    records   all records, with those of the dense model
+    footnotes how to read the values
+    protocol  how they were measured
+    again     how many cells are left out, since an earlier one has the same values of the factors
+    """
+
+    method: str
+    name: str
+    factors: tuple[str, ...]
+    fixed: dict[str, Any]
+    points: dict[tuple[Any, ...], Setting]
+    dense: list[dict[str, Any]]
+    records: list[Record]
+    footnotes: tuple[str, ...]
+    protocol: tuple[protocol.ProtocolRow, ...]
+    again: int = 0
+
+    def axis(self, factor: str) -> list[Any]:
+        """Return the values of a factor: numbers rising, words in the order of the cells."""
+        at = self.factors.index(factor)
+        values = list(dict.fromkeys(key[at] for key in self.points))
+        if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+            return sorted(values, key=lambda value: (value is not None, value or 0))
+        return values
+
+    def measures(self) -> list[str]:
+        """Return the columns of the frame in which any cell has a value."""
+        names = [*(f"perplexity_{name}" for name in texts_of_records(self.records)), "kl", "average", "answer_bpb"]
+        names += ["ratio", "layers", "prune_seconds"]
+        return columns_with_values([point.row for point in self.points.values()], names)
+
+    def same(self, name: str) -> bool:
+        """Say whether a measure is the same in every cell, so that one sentence says it."""
+        return len({point.row.get(name) for point in self.points.values()}) == 1
+
+    def combinations(self) -> list[tuple[Any, ...]]:
+        """Return the combinations of the factors behind the first two that occur."""
+        held = {key[2:] for key in self.points}
+        return [key for key in itertools.product(*map(self.axis, self.factors[2:])) if key in held]
+
+
+def studies_of(records: Sequence[Record]) -> list[Study]:
+    """Return a study for each method and setup in which anything but the ratio differs.
+
+    Earlier stages, healing, and what the ratio is a share of are never factors: they make other studies.
+    """
+    rows, groups = column_data.rows_of_records(records), dict[str, list[int]]()
+    for number, record in enumerate(records):
+        groups.setdefault(setup_of_study(record), []).append(number)
+    studies = []
+    for numbers in groups.values():
+        dense = [n for n in numbers if records[n].cell["method"] == "dense"]
+        alike: dict[str, list[int]] = {}
+        for number in numbers:
+            if number not in dense:
+                alike.setdefault(_history_of_cell(records[number]), []).append(number)
+        for mine in alike.values():
+            plain = {**records[mine[0]].cell, "given": ()}  # what was given are the factors
+            name = label_of_cell(plain) + words_of_recipe_differences(plain, [records[n].cell for n in numbers])
+            points = []
+            for places in group_draws([records[n] for n in mine], seeds=False):
+                several = [rows[mine[place]] for place in places]
+                row = pool_draws(several) if len(several) > 1 else several[0]
+                points.append(Setting(records[mine[places[0]]], row))
+            measured = [rows[n] for n in dense if records[n].status == "ok"]
+            study = _study(name, points, measured, [records[n] for n in (*dense, *mine)])
+            if set(study.factors) - {"ratio"}:
+                studies.append(study)
+    return studies
+
+
+def _history_of_cell(record: Record) -> str:
+    """Return the method, what its ratio is a share of, its healing and its earlier stages, as one text."""
+    cell = record.cell
+    return json.dumps([cell["method"], base_of_ratio(cell), cell.get("healing"), cell.get("earlier")], sort_keys=True)
+
+
+def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], records: list[Record]) -> Study:
+    settings = [_settings(point.record) for point in points]
+    given = dict.fromkeys(name for point in points for name in point.record.cell.get("given", ()))
+    names = dict.fromkeys([*(name for name in given if name not in OUTER), *itertools.chain(*settings)])
+    ordered = [*(name for name in names if name not in OUTER), *OUTER]
+
+    def is_apart(name: str) -> bool:
+        return len({json.dumps(setting.get(name)) for setting in settings}) > 1
+
+    factors = tuple(filter(is_apart, ordered))
+    fixed = {name: settings[0].get(name) for name in ordered if name not in factors}
+    first = points[0].record.cell
+    if base_of_ratio(first) != "all":
+        fixed["ratio of"] = base_of_ratio(first)
+    keyed: dict[tuple[Any, ...], Setting] = {}
+    for setting, point in zip(settings, points, strict=True):
+        keyed.setdefault(tuple(setting.get(name) for name in factors), point)
+    looks = {*LOOK.values(), "seed"} & set(factors)
+    rows = [*(point.row for point in keyed.values()), *dense]
+    shown = []
+    for row in rows:
+        shown.append({name: value for name, value in row.items() if name.startswith(SHOWN)})
+    footnotes = legend.describe_columns(records, shown, KINDS, seeds=False)
+    measured = protocol.protocol_of_records(records, KINDS, calibration=not looks)
+    again = len(points) - len(keyed)
+    return Study(first["method"], name, factors, fixed, keyed, dense, records, tuple(footnotes), tuple(measured), again)
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Return every setting that may be a factor. The seed of a random choice is left out, since draws share a row."""
+    cell = record.cell
+    parameters = dict(cell["parameters"])
+    if is_recorded_draw(cell):
+        parameters.pop("seed", None)
+    settings = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
+    settings |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
+    settings |= {"seed": cell["seed"], "ratio": requested_ratio(record)}
+    return {name: _freeze(value) for name, value in settings.items()}
+
+
+def _freeze(value: Any) -> Any:
+    """Return a value of a factor as a key: a list as a tuple, a dictionary as its JSON."""
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
+def tables_of_studies(data: ReportData) -> list[Table]:
+    """Return the tables of every study."""
+    return [table for study in studies_of(data.records) for table in _tables_of_study(study)]
+
+
+def _tables_of_study(study: Study) -> Iterator[Table]:
+    measures = study.measures()
+    if len(study.factors) == 1:
+        yield _list(study, measures)
+        return
+    varying = [name for name in measures if not study.same(name)]
+    for name in varying or measures[:1]:
+        for values in study.combinations():
+            yield _grid(study, name, values)
+
+
+def _list(study: Study, measures: Sequence[str]) -> Table:
+    """Return the table of a study with one factor: a row for each value, a column for each measure."""
+    (factor,) = study.factors
+    rows = []
+    for value in study.axis(factor):
+        point = study.points[value,]
+        cells = [mark_missed(cell_of(point.row, name), point.row) for name in measures]
+        rows.append(row_of(point.record, format_factor(value), cells))
+    return _table(
+        study, "list", f"{study.name} by {factor}", [column_of(name) for name in measures], rows, measures=measures
+    )
+
+
+def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
+    """Return the table of one measure: a row for each value of the first factor, a column for each of the second.
+
+    values  of the further factors, which all cells of the table share
+    """
+    first, second, measure = *study.factors[:2], column_of(name)
+    cells = []
+    for value in study.axis(first):
+        points = {second_value: study.points.get((value, second_value, *values)) for second_value in study.axis(second)}
+        ratios = {requested_ratio(point.record) for point in points.values() if point}
+        of = base_of_ratio(study.records[-1].cell)  # of which a study has one
+        row = Row(format_factor(value), study.method, ratios.pop() if len(ratios) == 1 else None, ratio_of=of)
+        for second_value, point in points.items():
+            at = f"{second}={format_factor(second_value)}"
+            cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
+    held = [f", {factor} {format_factor(value)}" for factor, value in zip(study.factors[2:], values, strict=True)]
+    title = f"{study.name}: {measure.head} by {first} and {second}{''.join(held)}"
+    return _table(study, name, title, *pivot(cells), measures=[name])
+
+
+def _cell(point: Setting | None, name: str) -> TableCell:
+    if point is None:
+        return TableCell()
+    failed = point.record.status != "ok"
+    return (
+        TableCell(legend.words_of_status(point.record)) if failed else mark_missed(cell_of(point.row, name), point.row)
+    )
+
+
+def _table(
+    study: Study, name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], *, measures: Sequence[str]
+) -> Table:
+    return Table(
+        name=f"ablation-{study.method}-{name}",
+        view="ablation",
+        model=name_of_model(study.records[0]),
+        title=title,
+        conditions=tuple(protocol.conditions_of(study.records)),
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=tuple(_notes(study, measures)),
+        footnotes=study.footnotes,
+        protocol=study.protocol,
+        head=study.factors[0],
+    )
+
+
+def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
+    """Yield the dense model's values, measures that are the same in every cell, fixed settings, and notes on cells."""
+    dense_texts = {name: _dense(study, name) for name in measures}
+    dense = [_sentence(name, text) for name, text in dense_texts.items() if text]
+    if dense:
+        yield f"dense: {', '.join(dense)}."
+    if len(study.factors) > 1:
+        first = next(iter(study.points.values())).row
+        same = [_sentence(name, cell_of(first, name).text) for name in study.measures() if study.same(name)]
+        if same:
+            yield f"in every cell: {', '.join(same)}."
+    fixed = [
+        f"{name} {format_factor(value)}" for name, value in study.fixed.items() if (name, value) != ("ratio", None)
+    ]
+    if fixed:
+        yield f"fixed: {', '.join(fixed)}."
+    if study.again:
+        yield f"left out, since another cell has the same settings: {study.again}."
+    looks = [factor for factor in study.factors if factor in (*LOOK.values(), "seed")]
+    if looks:
+        yield f"cells of setups that differ in {', '.join(looks)} stand in one table; what is evaluated is the same."
+    if "seed" in looks and "average" in study.measures():
+        yield "each seed draws its own documents of the tasks."
+    flags = list[FlaggedCell]()
+    for key, point in study.points.items():
+        outer = [(name, value) for name, value in zip(study.factors, key, strict=True) if name in OUTER]
+        where = ", ".join(f"{name} {format_factor(value)}" for name, value in outer)
+        flags += legend.flags_of_records([point.record], where=f" at {where}" if where else "")
+    yield from legend.describe_flags(flags)
+
+
+def _dense(study: Study, name: str) -> str:
+    """Return the dense model's value of a measure of quality, or the lowest and highest of several; else nothing."""
+    cell_by_value = {row[name]: cell_of(row, name) for row in study.dense if row.get(name) is not None}
+    if not cell_by_value or name in ("ratio", "layers", "prune_seconds", "kl"):
+        return ""
+    ends = [cell_by_value[value].short for value in (min(cell_by_value), max(cell_by_value))]
+    return cell_by_value[min(cell_by_value)].text if len(cell_by_value) == 1 else " to ".join(ends)
+
+
+def _sentence(name: str, text: str) -> str:
+    """Return a value with its name and unit: 'average 30.0 ± 2.1 %'."""
+    column = column_of(name)
+    return f"{column.label} {text}{f' {column.unit}' if column.unit else ''}"
+
+
+def format_factor(value: Any) -> str:
+    """Return a value of a factor as text for a reader."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(format_factor, value))}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
