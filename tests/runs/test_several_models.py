@@ -85,7 +85,7 @@ def test_a_process_that_measures_cells_of_several_models_has_the_texts_of_each(
     monkeypatch.setattr(local.Local, "start", start)
     monkeypatch.setattr(job, "DatasetReader", Reader)
     if reads_anew:
-        monkeypatch.setattr(job, "file_of_datasets", lambda *_: tmp_path / "none.pt")
+        monkeypatch.setattr(job, "file_of_datasets", lambda *_: tmp_path / "none.safetensors")
     monkeypatch.setattr(job.atexit, "register", at_end.append)
     assert main([*over(base, ",".join(models), str(tmp_path / "run")), "--isolate"]) == 0
     assert seen == [*models] * reads_anew
