@@ -7,8 +7,9 @@ import json
 import math
 from typing import Any
 
-from made_cells import made_cell
+from made_cells import made_cell, made_inputs
 
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.record import Record
 
@@ -45,6 +46,11 @@ def cell(method: str, ratio: float | None, **changes: Any) -> dict[str, Any]:
         given=changes.pop("given", ()),
     )
     return json.loads(json.dumps(asked.plain())) | {"display_name": "SmolLM2-135M-Instruct"} | changes
+
+
+def plain_inputs(**changes: Any) -> dict[str, Any]:
+    """The plain inputs of a record's cell, whole."""
+    return to_plain(made_inputs()) | changes
 
 
 def share(value: float) -> dict[str, float]:

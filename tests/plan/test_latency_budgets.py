@@ -258,7 +258,7 @@ def test_where_cells_run_on_other_machines_a_table_of_their_processor_is_taken(m
     model = Decoder(pretrained.make_shell(str(model_folder)))
     there = validate.Target(model, torch.device("cpu"), torch.float32)
     table = validate.read_latency_table(spec, str(model_folder), there, is_here=False)
-    assert table["about"]["environment"]["cpu"] == "Theirs"
+    assert table.about["environment"]["cpu"] == "Theirs"
     with pytest.raises(UserError, match="has processor Theirs"):
         validate.read_latency_table(spec, str(model_folder), there)
 

@@ -8,7 +8,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from made_records import DENSE, PER_LAYER, RECIPE, changed, checked, drawn, failed, measured, ok, share
+from made_records import DENSE, PER_LAYER, RECIPE, changed, checked, drawn, failed, measured, ok, plain_inputs, share
 from made_runs import run_folder
 
 from bench.cli.main import main
@@ -35,8 +35,8 @@ def laco(*, ppl: float = 100.0, layers: int = 4, ratio: float | None = None, see
     record = ok("laco", ratio, figures, prune_seconds=3.0, parameters=parameters, given=tuple(given), seed=seed)
     for name, value in looks.items():
         record = changed(record, "cell", "protocol", name, to=value)
-    inputs = {"texts": {"wiki": "t"}, "calibration_sha256": f"{looks}{seed}", "tasks": {"piqa": {"version": 1}}}
-    inputs["tasks"]["piqa"]["sha256"] = f"documents of {seed}"
+    tasks = {"piqa": {"version": 1, "sha256": f"documents of {seed}"}}
+    inputs = plain_inputs(texts={"wiki": "t"}, calibration_sha256=f"{looks}{seed}", tasks=tasks)
     return changed(record, "cell", "inputs", to=inputs)
 
 

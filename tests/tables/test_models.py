@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 from conftest import refused
-from made_records import PER_LAYER, changed, measured, ok
+from made_records import PER_LAYER, changed, measured, ok, plain_inputs
 from made_runs import run_folder
 from scipy.stats import t
 
@@ -38,7 +38,8 @@ def cell(
     record = ok(method, None if dense else ratio, figures, budget=0 if dense else 11, model=model)
     tasks = {"piqa": {"version": 1, "sha256": "the same documents"}}
     own = {name: f"{name} of {model}" for name in ("weights_sha256", "tokenizer_sha256", "calibration_sha256")}
-    return changed(record, "cell", "inputs", to={**own, "texts": {"wiki": f"tokens of {model}"}, "tasks": tasks})
+    inputs = plain_inputs(**own, texts={"wiki": f"tokens of {model}"}, tasks=tasks)
+    return changed(record, "cell", "inputs", to=inputs)
 
 
 def several(

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +295,7 @@ def test_the_label_is_the_cells():
     asked = made_cell(
         "laco", 0.3, protocol_of_profile("smoke"), parameters={"C": 3, "T": 0.7, "I": 2}, given=("C", "T")
     )
-    record = Record(cell=asdict(asked), status="error", environment={}, error="x")
+    record = Record(cell=asked.plain(), status="error", environment={}, error="x")
     assert frame_of_records([record])["label"].tolist() == [asked.label] == ["laco:C=3,T=0.7"]
     assert frame_of_records([record])["model"].tolist() == ["m"]
 

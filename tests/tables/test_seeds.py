@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import DENSE, PER_LAYER, RECIPE, changed, drawn, failed, measured, ok
+from made_records import DENSE, PER_LAYER, RECIPE, changed, drawn, failed, measured, ok, plain_inputs
 from made_runs import run_folder
 from scipy.stats import t
 
@@ -42,8 +42,8 @@ def cell(method: str, seed: int, ppl: float = 100.0, *, text: str = "c4", half: 
     accuracies = more.pop("accuracies", [0.4] * 5)
     figures = measured(0 if ratio is None else 11 * PER_LAYER, (ppl / half, ppl, ppl * half), accuracies, 60.0)
     record = ok(method, ratio, figures, budget=0 if ratio is None else 11, seed=seed, **more)
-    inputs = {"texts": {"wiki": "t"}, "calibration_sha256": f"{text} {seed}", "tasks": {}}
-    inputs["tasks"] = {"piqa": {"version": 1, "sha256": f"documents of {seed}"}}
+    tasks = {"piqa": {"version": 1, "sha256": f"documents of {seed}"}}
+    inputs = plain_inputs(texts={"wiki": "t"}, calibration_sha256=f"{text} {seed}", tasks=tasks)
     record = changed(record, "cell", "protocol", "calibration", to=text)
     return changed(record, "cell", "inputs", to=inputs)
 

@@ -35,6 +35,7 @@ from made_records import (
     measured,
     mended,
     ok,
+    plain_inputs,
     point,
 )
 from made_runs import run_folder
@@ -971,7 +972,7 @@ def test_report_names_the_field_that_keeps_runs_apart(tmp_path, capsys):
 def test_of_another_model_its_tokens_and_weights_are_not_named(tmp_path, capsys):
     other = [changed(record, "cell", "model", to="other-model") for record in (DENSE, SLICEGPT)]
     for record in other:
-        record.cell["inputs"] = {**record.cell.get("inputs", {}), "tokenizer_sha256": "1" * 64}
+        record.cell["inputs"] = plain_inputs(tokenizer_sha256="1" * 64)
     _, err = reported(capsys, run_folder(tmp_path / "one", [DENSE, LACO]), run_folder(tmp_path / "other", other))
     assert re.search(r"tables of their own: model is \S+, not \S+\.\n$", err), err
 
@@ -979,10 +980,10 @@ def test_of_another_model_its_tokens_and_weights_are_not_named(tmp_path, capsys)
 def test_a_text_more_is_named_once(tmp_path, capsys):
     other = [changed(record, "cell", "protocol", "texts", to=["wiki", "c4"]) for record in (DENSE, SLICEGPT)]
     for record in other:
-        record.cell["inputs"] = {**record.cell.get("inputs", {}), "texts": {"wiki": "0" * 64, "c4": "1" * 64}}
+        record.cell["inputs"] = plain_inputs(texts={"wiki": "0" * 64, "c4": "1" * 64})
     here = [copy.deepcopy(record) for record in (DENSE, LACO)]
     for record in here:
-        record.cell["inputs"] = {**record.cell.get("inputs", {}), "texts": {"wiki": "0" * 64}}
+        record.cell["inputs"] = plain_inputs(texts={"wiki": "0" * 64})
     _, err = reported(capsys, run_folder(tmp_path / "one", here), run_folder(tmp_path / "other", other))
     assert err.endswith("stand in tables of their own: protocol.texts is wiki+c4, not wiki.\n")
 
