@@ -216,7 +216,7 @@ def test_a_model_that_knows_all_answers_has_them_all_right(tmp_path):
     data = questions(tmp_path / "rows.jsonl")
     tasks = task_loading.load_tasks(["gpqa_main_zeroshot"], data)
     figures, _ = evaluate(Knows(), tasks, {"gpqa_main_zeroshot": [2, 7, 30]})
-    assert figures["gpqa_main_zeroshot"]["metrics"]["acc"]["value"] == 1.0
+    assert figures["gpqa_main_zeroshot"].metrics["acc"].value == 1.0
 
 
 def test_documents_that_a_definition_leaves_out_are_not_counted(tmp_path):
