@@ -70,7 +70,7 @@ FINEST = 1e-6  # between ratios that are told apart
 
 
 def prune_to_budget(
-    wanted: float | Budget, pruner: Pruner, model: Decoder, calibration: Calibration
+    target: float | Budget, pruner: Pruner, model: Decoder, calibration: Calibration
 ) -> tuple[Decoder, dict[str, Any], dict[str, Any]]:
     """Return the pruned model, the decisions, and the record's entry on a budget, empty for a ratio.
 
@@ -81,13 +81,13 @@ def prune_to_budget(
 
     Raises what `prune` raises, and OutOfReach where too much stays at every ratio or where nothing goes.
     """
-    if not isinstance(wanted, Budget):
-        return model, prune(pruner, model, calibration, wanted), {}
-    search = BudgetSearch(pruner, model, wanted)
+    if not isinstance(target, Budget):
+        return model, prune(pruner, model, calibration, target), {}
+    search = BudgetSearch(pruner, model, target)
     nearest = search.run(calibration)
     about = {
-        "of": wanted.of,
-        "share": wanted.share,
+        "of": target.of,
+        "share": target.share,
         "stays": nearest.stays,
         "ratio": nearest.ratio,
         "tried": search.tried,

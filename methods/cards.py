@@ -206,7 +206,7 @@ class ClassText:
     attributes: dict[str, Any]
 
     def lineage(self) -> Iterator[ClassText]:
-        """Yield the class and those that it inherits from, in the order in which Python looks up their attributes."""
+        """Yield the class and its bases, in the order in which Python looks up their attributes."""
         line = [self, *(ancestor for base in self.bases for ancestor in base.lineage())]
         for position, class_ in enumerate(line):
             if not any(later is class_ for later in line[position + 1 :]):

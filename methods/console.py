@@ -41,7 +41,7 @@ def make_bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
 
 
 def show_progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, with a bar that counts those that are done.
+    """Yield the items, with a bar of how many are done.
 
     total  number of items where they have no length; None where it is not known
     """

@@ -146,7 +146,7 @@ class Rows:
 
     @property
     def populations(self) -> tuple[Tensor, Tensor]:
-        """Return two masks (B, T): of the fitted tokens that are no sinks, and of those that are sinks."""
+        """Return two masks (B, T) of fitted tokens: of all that are no sinks, and of the sinks."""
         return self.where & ~self.sink, self.where & self.sink
 
 

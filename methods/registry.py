@@ -220,16 +220,18 @@ def _load_compensations() -> dict[str, type[Compensation]]:
     return known
 
 
-def _make_object(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str) -> T:
+def _make_object(
+    what: str, class_by_name: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str
+) -> T:
     """Return an object of the class `known[name]`; the names of its parameters have `prefix` in front."""
-    if name not in known:
-        hint = f"{_near(name, known)}? " if _near(name, known) else ""
-        raise ValueError(f"no {what} is called {name!r}; {hint}known: {', '.join(sorted(known))}")
+    if name not in class_by_name:
+        hint = f"{_near(name, class_by_name)}? " if _near(name, class_by_name) else ""
+        raise ValueError(f"no {what} is called {name!r}; {hint}known: {', '.join(sorted(class_by_name))}")
     try:
-        hints = get_type_hints(known[name], include_extras=True)
+        hints = get_type_hints(class_by_name[name], include_extras=True)
     except NameError as error:
         raise ValueError(f"{name}: {error}; the types of its parameters are imported at run time") from None
-    fields = {prefix + field.name: hints[field.name] for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
+    fields = {prefix + field.name: hints[field.name] for field in dataclasses.fields(class_by_name[name])}  # type: ignore[arg-type]
     values = {}
     for parameter, value in given.items():
         if parameter not in fields:
@@ -238,7 +240,7 @@ def _make_object(what: str, known: Mapping[str, type[T]], name: str, given: Mapp
         where = parameter if prefix else f"{name}:{parameter}"
         values[parameter.removeprefix(prefix)] = _valid(where, fields[parameter], value)
     try:
-        return known[name](**values)
+        return class_by_name[name](**values)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -246,8 +248,8 @@ def _make_object(what: str, known: Mapping[str, type[T]], name: str, given: Mapp
         raise ValueError(f"{name}: {kind}{error}") from None
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _near(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}" if near else ""
 
 

@@ -98,7 +98,7 @@ class TableGroup:
         return len(seeds_of(self.drawn[place])) == 1 < len(self.drawn[place])
 
     def removes_too_little(self, place: int) -> bool:
-        """Say whether any cell of a row removed so much less than its budget that the row looks better than it is."""
+        """Say whether any cell of a row misses its budget by so much that the row looks better than it is."""
         return any(map(frame.removes_too_little, self.drawn[place]))
 
     def records_with_notes(self) -> list[Record]:

@@ -181,13 +181,13 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
     return [(records[number], rows[number]) for number in wanted]
 
 
-def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
+def _not_alike(chosen: Sequence[Record], records: Sequence[Record]) -> str:
     """Return why cells of one name in a run are not draws of one cell; empty if they are."""
     of = {id(record): setup for record, setup in zip(records, setups_of_records(records), strict=True)}
-    record_by_setup = {of[id(record)]: record for record in wanted}
+    record_by_setup = {of[id(record)]: record for record in chosen}
     if len(record_by_setup) == 1:
         return ""
-    models = {str(record.cell["model"]): name_of_model(record) for record in wanted}
+    models = {str(record.cell["model"]): name_of_model(record) for record in chosen}
     if len(models) > 1:
         names = models.values() if len(set(models.values())) == len(models) else models
         return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"

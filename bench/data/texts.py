@@ -410,7 +410,7 @@ def check_hub_text(text: str) -> None:
 
 @functools.cache
 def _sizes(text: str) -> tuple[int, int, Path]:
-    """Return the bytes that are still to be put on the disk, those that the memory is to hold, and where on the disk.
+    """Return the bytes still to be written to the disk, the bytes to be held in memory, and the folder on the disk.
 
     The first are of all splits, as they are fetched and as they are kept.
     """

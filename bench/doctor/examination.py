@@ -24,7 +24,7 @@ FUNCTIONS: dict[str, Callable[[torch.device], Iterator[Finding]]] = {
 
 
 def examine(device: torch.device, only: Sequence[str] = ()) -> list[Finding]:
-    """Run all checks, or those that `only` names, and return their findings. Raises UserError for an unknown name."""
+    """Run all checks, or only the named ones, and return their findings. Raises UserError for an unknown name."""
     if unknown := [name for name in only if name not in CHECKS]:
         raise UserError(f"--only names checks of {', '.join(CHECKS)}; got {unknown[0]!r}")
     findings = list[Finding]()

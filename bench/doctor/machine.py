@@ -119,7 +119,7 @@ SECOND = ("shortgpt", "flap", "slicegpt", "llm-pruner")  # methods that a second
 
 
 def check_memory(device: torch.device) -> Iterator[Finding]:
-    """Ask a GPU for more memory than it has. The error must be recognised, and leave the GPU unharmed."""
+    """Ask a GPU for too much memory. The error must be recognised, and leave the GPU unharmed."""
     what = "out of memory"
     if device.type != "cuda":
         reason = "a CPU's memory is not exhausted on purpose, since the system may kill any process then"

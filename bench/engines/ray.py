@@ -170,7 +170,7 @@ class RaySession:
                 raise UserError(NONE_LEFT)
 
     def _able(self) -> list[Node]:
-        """Return the nodes where running jobs may be; of timed cells those that were looked at alone."""
+        """Return the nodes where running jobs may be; for timed cells only the nodes that this session looked at."""
         if not any(job.is_timed for job in self._running.values()):
             return list_nodes()
         timing = {node.id for node in self._timing}

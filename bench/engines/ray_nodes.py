@@ -181,7 +181,7 @@ def divide_nodes(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int 
 def find_timing_nodes(
     nodes: Sequence[Node], looks: Mapping[str, Look], ask: Ask, given: int | None
 ) -> tuple[tuple[Node, ...], Machine]:
-    """Return the nodes where cells are timed, each of which has its node to itself, and what these are.
+    """Return the nodes where cells are timed, one cell on a node, and the machine that they all are.
 
     given  threads of each cell, as the user set them
 

@@ -326,7 +326,7 @@ class SlurmSession:
             time.sleep(self._queue.pause)
 
     def cancel(self) -> None:
-        """Cancel all jobs of the queue, and forget those that wait to be sent."""
+        """Cancel all jobs of the queue, and forget the jobs that were not submitted yet."""
         self._cancel([element.id for element in self._running.values() if element.id])
         self._waiting.clear()
         self._running.clear()

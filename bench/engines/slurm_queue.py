@@ -55,7 +55,7 @@ class Queue(Protocol):
         """Return the word for how a call ended, such as TIMEOUT; empty where it is unknown."""
 
     def cancel(self, names: Collection[str]) -> Collection[str]:
-        """End the calls with these ids, if they have not ended; return those that may go on."""
+        """Cancel the jobs with these ids; return the ids of jobs that may still run."""
 
 
 class SlurmQueue:

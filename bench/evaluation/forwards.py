@@ -89,13 +89,13 @@ class Call:
 def read(
     model: PreTrainedModel,
     calls: Iterable[tuple[Call, About]],
-    shown: Any,
+    bar: Any,
     sweeping: Sweeping | None = None,
     before: nn.Module | None = None,
 ) -> Iterator[tuple[About, Tensor]]:
     """Yield for each call its companion, and the states at its positions that `before` would read, (M, D).
 
-    shown     a bar of methods.console, in tokens
+    bar       a bar of methods.console, in tokens
     sweeping  how the calls of a chunk go through a layer before the next one; None: one call after the other
     before    a module behind the layers, which reads nothing; None: the head
     """
@@ -104,12 +104,12 @@ def read(
         for call, about in calls:
             with _gather(reader, call.positions) as states:
                 call.run(model)
-            shown.update(call.tokens)
+            bar.update(call.tokens)
             yield about, states[0]
         return
     sweep = _Sweep(model, reader, sweeping.store)
     for chunk in sweep.chunks(calls, sweeping.room):
-        sweep.run([entered for entered, _ in chunk], shown)
+        sweep.run([entered for entered, _ in chunk], bar)
         chunk.reverse()
         while chunk:  # what has been read is let go
             entered, about = chunk.pop()
@@ -222,14 +222,14 @@ class _Sweep:
             call.drop(cache)
         return _Entered(call, x, [place.given for place in self.places])
 
-    def run(self, chunk: list[_Entered], shown: Any) -> None:
+    def run(self, chunk: list[_Entered], bar: Any) -> None:
         """Run each layer for all calls of a chunk before the next layer."""
         tokens, shown_tokens = sum(entered.call.tokens for entered in chunk), 0
         for number, layer in self.decoder.passing(range(len(self.layers))):
             for entered in chunk:
                 entered.run(layer.module, number)
             done = tokens * (number + 1) // len(self.layers)
-            shown.update(done - shown_tokens)
+            bar.update(done - shown_tokens)
             shown_tokens = done
 
     def leave(self, entered: _Entered) -> Tensor:

@@ -99,7 +99,7 @@ def compare_layers(
     return study
 
 
-def _read_earlier_parts(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _read_earlier_parts(file: Path, study: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier call has written to `file`, or {} where there is no file."""
     if not file.exists():
         return {}
@@ -107,10 +107,10 @@ def _read_earlier_parts(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         earlier: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}; name another folder with --out") from None
-    for name in set(wanted) - {"environment"}:
-        if earlier.get(name) != wanted[name]:
+    for name in set(study) - {"environment"}:
+        if earlier.get(name) != study[name]:
             raise UserError(f"{file} holds another study: its {name} differs; name another folder with --out")
-    return {name: value for name, value in earlier.items() if name not in wanted}
+    return {name: value for name, value in earlier.items() if name not in study}
 
 
 def refuse_unless_alike(model: Decoder) -> None:

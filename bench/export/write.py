@@ -71,9 +71,9 @@ class Wish:
     device: str = "auto"
 
 
-def find_cell(run: Path, wanted: str) -> Record:
-    """Return the record of the one measured cell that `wanted` names (bench.records.run_folder). Raises UserError."""
-    key, record = run_folder.find_cell(run, wanted)
+def find_cell(run: Path, name: str) -> Record:
+    """Return the record of the one measured cell of this name (bench.records.run_folder). Raises UserError."""
+    key, record = run_folder.find_cell(run, name)
     if record.status != "ok":
         raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
     return record

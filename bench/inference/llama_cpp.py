@@ -156,7 +156,7 @@ class Library:
         return int(self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(model)))
 
     def context(self, model: Any, *, length: int, sequences: int, threads: int, exact: bool = False) -> Any:
-        """Return a context for as many sequences of `length` tokens, all of which may come at once.
+        """Return a context for a number of sequences of `length` tokens, which may all come in one batch.
 
         exact  keeps keys, values and queries in float32, and computes a whole batch together
 

@@ -189,7 +189,7 @@ class OtherPython:
 
 
 def _end_all_of(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of a process and of those that it has started."""
+    """End a process and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

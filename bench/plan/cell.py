@@ -218,7 +218,7 @@ class Cell(Stage):
         return self.protocol.speed_rounds > 0 and not later
 
     def plain(self) -> dict[str, Any]:
-        """Return every field as a record holds it, without those that are None and not needed."""
+        """Return every field as a record holds it; optional fields without a value are left out."""
         plain: dict[str, Any] = to_plain(self)
         return plain
 

@@ -182,9 +182,9 @@ def split_list(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
-def hint_of_similar_name(name: str, known: Iterable[str]) -> str:
+def hint_of_similar_name(name: str, names: Iterable[str]) -> str:
     """Return a hint at the known name that is most like `name`: '; did you mean laco?'; empty where none is like it."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 

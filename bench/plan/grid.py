@@ -92,9 +92,9 @@ def is_sweep(spec: RunSpec) -> bool:
     return len(spec.protocols()) > 1 or any(len(values) > 1 for values in several)
 
 
-def _open_parameters(choice: MethodChoice, wanted: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
+def _open_parameters(choice: MethodChoice, settings: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
     """Return the values that --set gives those parameters of a method that --methods leaves open."""
-    return {name: values for name, values in wanted.get(choice.method, {}).items() if name not in choice.given}
+    return {name: values for name, values in settings.get(choice.method, {}).items() if name not in choice.given}
 
 
 def stages_of_spec(spec: RunSpec) -> list[NextStage]:

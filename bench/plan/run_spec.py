@@ -90,12 +90,12 @@ where_option = partial(option, group="where")
 engine_option = partial(option, group="engine")
 
 
-def accept_flags(made: type[Spec]) -> type[Spec]:
+def accept_flags(spec_class: type[Spec]) -> type[Spec]:
     """Return RunSpec with an __init__ that takes the names of flags too, as in ratio=0.2, window=64, heal="lora".
 
     It raises UserError for a name that is neither a field nor a flag, and for a value that is given by both.
     """
-    from_fields: Callable[..., None] = made.__init__
+    from_fields: Callable[..., None] = spec_class.__init__
 
     @functools.wraps(from_fields)
     def __init__(self: Any, *methods: Any, **named: Any) -> None:
@@ -130,8 +130,8 @@ def accept_flags(made: type[Spec]) -> type[Spec]:
         if healing:
             from_fields(self, *methods, **given | {"healing": Recipe(**healing, seed=self.seeds[0])})
 
-    made.__init__ = __init__  # type: ignore[method-assign]  # of which mypy and readers see the fields
-    return made
+    spec_class.__init__ = __init__  # type: ignore[method-assign]  # of which mypy and readers see the fields
+    return spec_class
 
 
 def _known_names() -> dict[str, Option]:

@@ -353,10 +353,10 @@ def _distinct(heads: Mapping[str, Any]) -> int:
     return len({json.dumps(head) for head in heads.values()})
 
 
-def _is_name_of_several(shown: Mapping[str, str], conditions: Mapping[str, Mapping[str, Any]], key: str) -> bool:
+def _is_name_of_several(names: Mapping[str, str], conditions: Mapping[str, Mapping[str, Any]], key: str) -> bool:
     """Return whether another model is shown by the same name as this setup's."""
     return any(
-        shown[setup] == shown[key] and conditions[setup]["model"] != conditions[key]["model"] for setup in conditions
+        names[setup] == names[key] and conditions[setup]["model"] != conditions[key]["model"] for setup in conditions
     )
 
 

@@ -139,7 +139,7 @@ def tasks_of_records(records: Sequence[Record]) -> list[str]:
 
 
 def tasks_with_accuracies(records: Sequence[Record]) -> list[str]:
-    """Return the tasks of which any record has an accuracy, in the protocol's order."""
+    """Return the tasks with an accuracy in any record, in the protocol's order."""
     names = {name for record in records for name in _accuracies(record)}
     return [name for name in tasks_of_records(records) if name in names]
 
@@ -154,7 +154,7 @@ def columns_of_quantity(quantity: Quantity, records: Sequence[Record]) -> list[s
 
 
 def tasks_with_answers(records: Sequence[Record], field: str = ANSWER_BPB) -> list[str]:
-    """Return the tasks of which any record has a field such as the right answer's bits per byte, in their order."""
+    """Return the tasks with a field, such as the right answer's bits per byte, in any record, in their order."""
     tasks = [record.measured.get("tasks", {}) for record in records]
     names = {name for results in tasks for name, task in results.items() if field in task}
     return [name for name in tasks_of_records(records) if name in names]

@@ -104,7 +104,7 @@ class PeakOfStage(PeakOfDevice):
     each: tuple[PeakOfDevice, ...] | None = declare_optional_field("GPU by itself, of several")
 
     def refuse_misfit(self) -> None:
-        """Raise ValueError for a stage of which nothing is known."""
+        """Raise ValueError for a stage without any peak."""
         if self.allocated_bytes is None and self.resident_bytes is None:
             raise ValueError("has neither allocated_bytes nor resident_bytes")
 

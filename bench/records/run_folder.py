@@ -51,7 +51,7 @@ def files_of_records(run: Path) -> list[Path]:
 
 
 def read_records(run: Path, warn: Callable[[str], None] = say) -> dict[str, Record]:
-    """Return the records of a run folder: {key: record}, without those that do not fit.
+    """Return {key: record} of a run folder; records that do not fit the layout are left out.
 
     warn  gets a line on each that is left out
 
@@ -73,7 +73,7 @@ def _warn_of(wrong: Mapping[str, InvalidRecord], warn: Callable[[str], None]) ->
 
 
 def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
-    """Return (records, errors of those that do not fit), by key. Raises UserError where it is no run folder."""
+    """Return the records that fit the layout, and the errors of others, by key. Raises UserError for another folder."""
     files = files_of_records(run)
     if not files:
         raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
@@ -107,26 +107,26 @@ def folder_of_samples(run: Path, key: str) -> Path:
     return run / "samples" / key
 
 
-def find_cell(run: Path, wanted: str, warn: Callable[[str], None] = say) -> tuple[str, Record]:
-    """Return (key, record) of the cell of a run whose key is `wanted`, else whose label, else whose key starts so.
+def find_cell(run: Path, name: str, warn: Callable[[str], None] = say) -> tuple[str, Record]:
+    """Return (key, record) of the cell of a run whose key is `name`, else whose label, else whose key starts so.
 
     warn  gets a line on each record that may have been meant and does not fit
 
     Raises UserError where there is none, where there are several, and where its record does not fit.
     """
-    if not packed_run.is_packed(run) and (path := run / "cells" / f"{wanted}.json").is_file():
-        return wanted, load(path)
+    if not packed_run.is_packed(run) and (path := run / "cells" / f"{name}.json").is_file():
+        return name, load(path)
     every, wrong = _read(run)
-    if wanted in every:
-        return wanted, every[wanted]
-    keys = [key for key, record in every.items() if record.cell.get("label") == wanted]
-    keys = keys or [key for key in (*every, *wrong) if key.startswith(wanted)]
+    if name in every:
+        return name, every[name]
+    keys = [key for key, record in every.items() if record.cell.get("label") == name]
+    keys = keys or [key for key in (*every, *wrong) if key.startswith(name)]
     if len(keys) == 1 and keys[0] in wrong:
         raise wrong[keys[0]]
     _warn_of(wrong, warn)
     if len(keys) != 1:
         which = f"names {len(keys)} cells" if keys else "is no cell"
-        raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(keys or every) or 'none that fits'}")
+        raise UserError(f"{name!r} {which} of {run}; it has {', '.join(keys or every) or 'none that fits'}")
     return keys[0], every[keys[0]]
 
 
@@ -313,7 +313,7 @@ def _copy_model(model: Path, target: Path) -> None:
 
 
 def _copy(part: Path, key: str, record: Record, folder: Path) -> None:
-    """Copy a cell's record, and its samples where they are those that the record names."""
+    """Copy a cell's record, and its samples if their hashes are the record's."""
     refuse_unfit(folder_of_samples(part, key), record.measured)
     samples = folder_of_samples(folder, key)
     for path in sorted(folder_of_samples(part, key).glob("*.parquet")):

@@ -114,14 +114,14 @@ def refuse_unfit(folder: Path, measured: Mapping[str, Any]) -> None:
 
 
 def refuse_unfit_file(path: Path, measured: Mapping[str, Any]) -> None:
-    """Raise InvalidRecord where a file of samples is not the one that a record names, or gives other values."""
+    """Raise InvalidRecord if a file of samples has another hash than the record says, or gives other values."""
     refuse_other_file(path, measured)
     table = read_table(path, columns_of_figures(path.stem, measured))
     refuse_other_figures(str(path), path.stem, table, measured)
 
 
 def refuse_other_file(path: Path, measured: Mapping[str, Any]) -> None:
-    """Raise InvalidRecord where a file of samples of one cell is not the one that a record's `measured` names.
+    """Raise InvalidRecord if a cell's file of samples has another hash than the record's `measured` says.
 
     A record that names no samples at all is held to its figures alone.
     """

@@ -81,7 +81,7 @@ def sections_of_layout(layout: type) -> list[Section]:
 
 
 def _walk_objects(
-    schema: Mapping[str, Any], known: Mapping[str, Any], path: str, source: str, path_by_kind: dict[str, str]
+    schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str, source: str, path_by_kind: dict[str, str]
 ) -> Iterator[Section]:
     """Yield an object and those inside it. `path_by_kind` has the place where each kind of object was described."""
     needed, source = schema.get("required", ()), schema.get("source") or source
@@ -95,11 +95,11 @@ def _walk_objects(
                 meaning += f" (as {path_by_kind[kind]})"
             else:
                 path_by_kind[kind] = place
-                inside.append((known[kind], place, by))
+                inside.append((definitions[kind], place, by))
         rows.append(FieldRow(name, _kind(field), _unit(field), name in needed, meaning, by))
     yield Section(path, str(schema.get("description", "")), tuple(rows))
     for part, place, by in inside:
-        yield from _walk_objects(part, known, place, by, path_by_kind)
+        yield from _walk_objects(part, definitions, place, by, path_by_kind)
 
 
 def _objects(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

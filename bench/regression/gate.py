@@ -236,7 +236,7 @@ def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequen
 
 
 def _weight(verdict: Verdict) -> float:
-    """Return the weight of a verdict among those that are tested together, 0 where nothing is tested."""
+    """Return the weight of a verdict among all verdicts tested together; 0 where nothing is tested."""
     row = verdict.row
     return WEIGHTS.get(row.kind, 0.0) if row is not None and row.difference else 0.0
 

@@ -69,7 +69,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Windows:
-    """Holds nats and scored tokens of each window of a text, and the hash of the tokens and of those that are scored.
+    """Holds nats and scored tokens of each window of a text, and the hash of the tokens and of their mask.
 
     in_a_row  whether the windows follow each other, or else are drawn
     """

@@ -131,7 +131,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
 
 
 def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Module, Any]:
-    """Load the dense model and its tokenizer. Raises RuntimeError where they are not those that the cell names."""
+    """Load the dense model and its tokenizer. Raises RuntimeError if their hashes are not the cell's."""
     with outcome.stage("load"):
         weights = pretrained.sha256_of_weights(cell.model)
         before, recipe = cell.filled_inputs, cell.healing
@@ -182,7 +182,7 @@ def _load_parent(cell: Cell, folder: Path, ratio: float, outcome: CellProgress) 
 def _prune(
     cell: Cell,
     decoder: Decoder,
-    wanted: float | Budget,
+    target: float | Budget,
     search: tuple[Datasets, searches.SearchTimes],
     outcome: CellProgress,
 ) -> Decoder:
@@ -197,7 +197,7 @@ def _prune(
         with outcome.stage("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
-                decoder, decided, figures = prune_to_budget(wanted, pruner, decoder, block)
+                decoder, decided, figures = prune_to_budget(target, pruner, decoder, block)
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         _refuse_unreadable(cell.method, decided)

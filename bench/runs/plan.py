@@ -135,7 +135,7 @@ class SimulatedSession:
 
 
 def _fine(key: str) -> dict[str, Any]:
-    """Return the outcome of a cell of which nothing is known but that it ended well."""
+    """Return the outcome of a cell that ended well, without any values."""
     return {"status": "ok", "error": None}
 
 

@@ -346,7 +346,7 @@ def _estimate(
     session: Session,
     done: Container[str],
 ) -> dict[str, Estimate] | None:
-    """Return what cells will take, by key; None for a few cells in turn, of which nobody asks."""
+    """Return what cells will take, by key; None for a few cells in turn, where no line says when they end."""
     if session.slots == 1 and len(cells) <= FEW:
         return None
     return estimate_cells(

@@ -70,7 +70,7 @@ def complete_card(measured: Mapping[str, Any], run: Path) -> None:
 
 
 def dtype_to_save(name: str, model: str, own: str) -> torch.dtype:
-    """Return the dtype to store in; "auto" is the one that the base's weights have."""
+    """Return the dtype to store in; "auto" is the dtype of the base's weights."""
     stored = pretrained.dtype_of_weights(model) or own if name == "auto" else name
     dtype: torch.dtype = getattr(torch, stored)
     return dtype

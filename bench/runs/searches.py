@@ -99,10 +99,10 @@ def _by_start(order: Sequence[str], seconds: Seconds) -> dict[tuple[str, ...], f
     return {tuple(order[: n + 1]): spent for n, spent in enumerate(seconds)}
 
 
-def _until(order: Sequence[str], known: Mapping[tuple[str, ...], float]) -> float:
+def _until(order: Sequence[str], seconds_by_start: Mapping[tuple[str, ...], float]) -> float:
     """Return the seconds until the longest known start of an order; 0 where none is known."""
-    longest = next((tuple(order[:n]) for n in range(len(order), 0, -1) if tuple(order[:n]) in known), None)
-    return 0.0 if longest is None else known[longest]
+    longest = next((tuple(order[:n]) for n in range(len(order), 0, -1) if tuple(order[:n]) in seconds_by_start), None)
+    return 0.0 if longest is None else seconds_by_start[longest]
 
 
 def resume_search(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, SearchTimes]:

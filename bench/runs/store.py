@@ -267,7 +267,7 @@ def move_pieces(source: Path, target: Path, key: str) -> None:
 
 
 def remove_pieces(folder: Path, key: str, status: str) -> None:
-    """Remove the pieces of a cell that has a record, also those that a run killed just then has left.
+    """Remove the pieces of a cell that has a record, also pieces left by a run that was killed at that moment.
 
     Of a cell that failed, the progress of its healing and its pruning is kept for the run that tries it again. Of a
     lost cell everything is kept.

@@ -80,7 +80,7 @@ class Amounts:
 
     @classmethod
     def of(cls, record: Record) -> Amounts:
-        """Return those that a record's cell was measured on."""
+        """Return the amounts that a record's cell was measured on."""
         texts = record.measured.get("perplexity", {}).values()
         tasks = record.measured.get("tasks", {}).items()
         tokens = sum(text["windows"] * text["window"] for text in texts)
@@ -95,16 +95,16 @@ class Cost:
     rates: Rates
     bytes_each: int
 
-    def seconds(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> dict[str, float]:
+    def seconds(self, cell: Cell, amounts: Amounts, known_ratio: float = 0.0) -> dict[str, float]:
         """Return the seconds of every stage that the cell has.
 
-        known  the ratio up to which a cell in front of it has done the work of pruning, see `count_work`
+        known_ratio  the ratio up to which a cell in front of it has done the work of pruning, see `count_work`
         """
         kept, p = self.shape.kept(self.shape.share(cell.ratio, cell.ratio_of)), cell.protocol
         has_text = amounts.text_tokens > 0
         seconds = {"load": (1 + bool(cell.earlier)) * LOAD * self._read(1.0)}
         if cell.method != "dense":
-            seconds["prune"] = self._prune(cell, known)
+            seconds["prune"] = self._prune(cell, known_ratio)
             seconds |= {"save": SAVE * self._read(kept)} if p.save_dtype else {}
         if cell.healing:
             seconds["heal"] = self._heal(cell.healing, kept)
@@ -124,22 +124,22 @@ class Cost:
         return self.bytes_each * (self.shape.parameters - self.shape.inner * (1 - kept)) / self.rates.bytes
 
     def _forward(self, tokens: float, context: int, kept: float, head: float = 1.0) -> float:
-        """Return the seconds of a forward over many tokens, of which a share goes through the head."""
+        """Return the seconds of a forward over many tokens; a share of them goes through the head."""
         return (self.shape.body(tokens, context, kept) + head * tokens * self.shape.head) / self.rates.macs
 
-    def _prune(self, cell: Cell, known: float) -> float:
+    def _prune(self, cell: Cell, known_ratio: float) -> float:
         """Return the seconds of pruning what an earlier stage has left, 0 for a method that is not loaded."""
         before = self.shape.share(cell.earlier[-1].ratio, cell.ratio_of) if cell.earlier else 0.0
         p = cell.protocol
-        ratio, known = (
-            max(0.0, self.shape.share(requested, cell.ratio_of) - before) for requested in (cell.ratio, known)
+        ratio, known_ratio = (
+            max(0.0, self.shape.share(requested, cell.ratio_of) - before) for requested in (cell.ratio, known_ratio)
         )
         try:
             pruner = make_pruner(cell.method, cell.parameters)
         except ValueError:
             return 0.0
         length, tokens = p.calibration_length, p.calibration_sequences * p.calibration_length
-        work = count_work(pruner, self.shape, ratio, tokens, length, known=known)
+        work = count_work(pruner, self.shape, ratio, tokens, length, known_ratio=known_ratio)
         return self.shape.kept(before) * (work.macs / self.rates.macs + work.exact / self.rates.exact)
 
     def _heal(self, recipe: Recipe, kept: float) -> float:
@@ -189,25 +189,25 @@ def reuse_of_method(method: str) -> Reuses:
 
 
 def count_work(
-    pruner: Pruner, shape: Shape, ratio: float, tokens: int, length: int, *, known: float = 0.0
+    pruner: Pruner, shape: Shape, ratio: float, tokens: int, length: int, *, known_ratio: float = 0.0
 ) -> PruningWork:
     """Return the work of pruning.
 
-    ratio   of the dense model's parameters to remove
-    tokens  of the calibration, in sequences of `length`
-    known   the ratio up to which an earlier search's removals are known; of a method that reuses statistics, more than
-            0 says that another cell has computed them
+    ratio        of the dense model's parameters to remove
+    tokens       of the calibration, in sequences of `length`
+    known_ratio  the ratio up to which an earlier search's removals are known; of a method that reuses statistics, more
+                 than 0 says that another cell has computed them
     """
     layers = shape.layers
     method, reused = pruner.alone, pruner.alone.reuses
-    removed, removed_before = (share * shape.parameters / max(1.0, shape.layer) for share in (ratio, known))
+    removed, removed_before = (share * shape.parameters / max(1.0, shape.layer) for share in (ratio, known_ratio))
     forwards = method.forwards(layers, removed, tokens)
     of_compensation = pruner.forwards(layers, removed, tokens) - forwards
     solves = pruner.mlp_solves * shape.mlp**3 + pruner.residual_solves * shape.width**3
-    if known and reused == "removals":
+    if known_ratio and reused == "removals":
         start = method.forwards(layers, ALMOST_NOTHING, tokens)
         forwards = max(0.0, forwards - method.forwards(layers, removed_before, tokens) + start)
-    if known and reused == "statistics":
+    if known_ratio and reused == "statistics":
         forwards, solves = 0.0, 0.0
     forward = shape.body(tokens, length)
     with_head = forward + (tokens * shape.head if method.holds.logits else 0.0)
@@ -245,10 +245,10 @@ class Estimator:
                     known, known_computed = self._sums.get(kind, (0.0, 0.0))
                     self._sums[kind] = known + measured[stage], known_computed + computed
 
-    def estimate(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> Estimate:
-        """Return what a cell is likely to take; `known` is the ratio of `Cost.seconds`."""
+    def estimate(self, cell: Cell, amounts: Amounts, known_ratio: float = 0.0) -> Estimate:
+        """Return what a cell is likely to take; `known_ratio` is the ratio of `Cost.seconds`."""
         stages, measured = dict[str, float](), 0.0
-        for stage, computed in self.costs[cell.model].seconds(cell, amounts, known).items():
+        for stage, computed in self.costs[cell.model].seconds(cell, amounts, known_ratio).items():
             kind = next((kind for kind in _kinds_of_work(stage, cell) if kind in self._sums), ANY)
             real, like_computed = self._sums.get(kind, (1.0, 1.0))
             stages[stage] = computed * real / like_computed
@@ -457,7 +457,7 @@ class Forecast:
         self._count -= 1
 
     def _factor(self) -> float:
-        """Return the factor by which all finished work took longer than it was estimated."""
+        """Return the seconds of all finished work over its estimated seconds."""
         return sum(self._real.values()) / sum(self._estimated.values()) if self._estimated else 1.0
 
     def _total(self, work: Mapping[tuple[str, str], float], every: float) -> tuple[float, float]:

@@ -135,7 +135,7 @@ class Schedule:
         return key in self._search_of and self._search_of[key] not in self._no_searches
 
     def _take(self, key: str) -> None:
-        """Remove a cell, the first of its kind, from those that may start."""
+        """Remove the first cell of a kind from the cells that may start."""
         _, taken = heapq.heappop(self._ready[key in self._timed])
         assert taken == key, f"{taken} starts before {key}"
 
@@ -165,7 +165,7 @@ class Schedule:
 def drive(
     schedule: Schedule, session: Session, begin: Callable[[Cell], object], end: Callable[[Result], object]
 ) -> None:
-    """Begin every cell as soon as it may start and has room, and end those that the session has measured.
+    """Begin every cell as soon as it may start and has room, and end the cells that the session has measured.
 
     `begin` either submits the cell and starts it in the schedule, or finishes it there at once.
     """

@@ -39,7 +39,7 @@ IN_USE = ".lock"  # in it, locked meanwhile
 
 
 class DenseNotServed(UserError):
-    """Says why the engine does not serve the dense model, and so none of those that would be timed beside it."""
+    """Says why the engine does not serve the dense model. The models that are timed beside it are not served either."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Served:
         return name_of_model(self.cells[self.dense])
 
 
-def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
-    """Return the cells to serve by model and dtype with their dense one; without `wanted` all that have a model.
+def find_served(trust: Trust, names: Sequence[str] = ()) -> list[Served]:
+    """Return the cells to serve by model and dtype with their dense one; without `names` all that have a model.
 
     Of cells that have one model by one method and ratio, as of a method that draws nothing under several seeds, the
     first is taken.
@@ -72,7 +72,7 @@ def find_served(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
     """
     run = trust.run
     every = run_folder.read_records(run)
-    named = dict(run_folder.find_cell(run, name, run_folder.ignore_warning) for name in wanted)
+    named = dict(run_folder.find_cell(run, name, run_folder.ignore_warning) for name in names)
     for key, record in named.items():
         if record.status != "ok":
             raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
@@ -115,7 +115,7 @@ def _base(record: Record) -> tuple[str, str]:
 
 
 def serve(
-    wanted: Served, protocol: ServedProtocol, engine: ServingEngine, *, device: str = AUTO
+    to_serve: Served, protocol: ServedProtocol, engine: ServingEngine, *, device: str = AUTO
 ) -> Iterator[ServedRecord]:
     """Measure every row that has no record that counts, write it, and yield the records of all rows in their order.
 
@@ -126,24 +126,24 @@ def serve(
     """
     engine.require(protocol)
     texts.check_text(protocol.text)
-    dense = wanted.cells[wanted.dense]
+    dense = to_serve.cells[to_serve.dense]
     types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in protocol.types))
     question = _question(protocol, engine)
     conditions = served.conditions_of_engine(question, _environment(engine))
-    rows = [(key, kind) for key in wanted.cells for kind in types]
+    rows = [(key, kind) for key in to_serve.cells for kind in types]
     known = {
         (row.key, row.type): row
-        for row in served.load(wanted.run)
-        if row.key in wanted.cells and _counts(row, wanted.cells[row.key], conditions, types[0])
+        for row in served.load(to_serve.run)
+        if row.key in to_serve.cells and _counts(row, to_serve.cells[row.key], conditions, types[0])
     }
     missing = [row for row in rows if row not in known]
-    with _scratch(wanted.run) as scratch:
-        measurer = _RowMeasurer(wanted, protocol, engine, scratch=scratch, base=types[0], device=device)
+    with _scratch(to_serve.run) as scratch:
+        measurer = _RowMeasurer(to_serve, protocol, engine, scratch=scratch, base=types[0], device=device)
         for number, (key, kind) in enumerate(rows, start=1):
             if (key, kind) in missing:
                 record, where = (
-                    wanted.cells[key],
-                    f"[{number}/{len(rows)}] {label_of_cell(wanted.cells[key].cell)}@{kind}",
+                    to_serve.cells[key],
+                    f"[{number}/{len(rows)}] {label_of_cell(to_serve.cells[key].cell)}@{kind}",
                 )
                 status, error, measured = measurer.measure_row(key, kind, where)
                 if error:
@@ -159,8 +159,8 @@ def serve(
                     environment=_environment(engine, kind),
                     measured=measured,
                 )
-                known[key, kind] = served.save(wanted.run, row)
-                if status != "ok" and (key, kind) == (wanted.dense, types[0]):
+                known[key, kind] = served.save(to_serve.run, row)
+                if status != "ok" and (key, kind) == (to_serve.dense, types[0]):
                     raise DenseNotServed(
                         f"{engine.name} does not serve the dense model, beside which all are timed: {error}"
                     )
@@ -169,7 +169,7 @@ def serve(
 
 @contextmanager
 def _scratch(run: Path) -> Iterator[Path]:
-    """Make a folder beside the rows for the time of the command, and remove those that killed commands have left."""
+    """Make a folder beside the rows for the time of the command, and remove folders that killed commands have left."""
     with ExitStack() as kept:
         with served.lock_served(run):
             for left in run.glob(f"{SCRATCH}*"):
@@ -180,12 +180,12 @@ def _scratch(run: Path) -> Iterator[Path]:
         yield folder
 
 
-def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], base: str) -> bool:
+def _counts(earlier: ServedRecord, record: Record, conditions: dict[str, Any], base: str) -> bool:
     """Say whether a row was measured here under the same conditions, of the model that the cell has now."""
-    if known.status not in ("ok", "unsupported"):
+    if earlier.status not in ("ok", "unsupported"):
         return False
-    mine, model = served.conditions_of_engine(known.protocol, known.environment), _model(record)
-    return (mine, known.base, model | known.model) == (conditions, base, model)  # an older one says less of a model
+    mine, model = served.conditions_of_engine(earlier.protocol, earlier.environment), _model(record)
+    return (mine, earlier.base, model | earlier.model) == (conditions, base, model)  # an older one says less of a model
 
 
 def _environment(engine: ServingEngine, kind: str = "") -> dict[str, Any]:
@@ -226,11 +226,18 @@ class _RowMeasurer:
     """Keeps what rows share: the dense model's file, the windows, and the model in memory for all its types."""
 
     def __init__(
-        self, wanted: Served, protocol: ServedProtocol, engine: ServingEngine, *, scratch: Path, base: str, device: str
+        self,
+        to_serve: Served,
+        protocol: ServedProtocol,
+        engine: ServingEngine,
+        *,
+        scratch: Path,
+        base: str,
+        device: str,
     ) -> None:
-        self.wanted, self.protocol, self.engine, self.scratch, self.device = wanted, protocol, engine, scratch, device
-        dense = wanted.cells[wanted.dense].cell
-        wanted.trust.refuse(dense)
+        self.wanted, self.protocol, self.engine, self.scratch, self.device = to_serve, protocol, engine, scratch, device
+        dense = to_serve.cells[to_serve.dense].cell
+        to_serve.trust.refuse(dense)
         own_code = dense.get("trust_remote_code", False)
         pretrained.check(dense["model"], own_code)
         tokenizer = pretrained.load_tokenizer(dense["model"], own_code)

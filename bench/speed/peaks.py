@@ -194,7 +194,7 @@ LAUNCH_BOUND = 1.1  # times the captured step's milliseconds above which an eage
 def measure_peak_rates(
     device: torch.device, dtype: torch.dtype, *, copied: int = COPIED, side: int = SIDE
 ) -> dict[str, float]:
-    """Return the rates of the fastest call, by the names at the head of this file, without those that have no room."""
+    """Return the rates of the fastest call, by the names at the head of this file; what has no room is left out."""
     rates: dict[str, Callable[[], float]] = {
         "copy_bytes_per_second": lambda: rate_of_copy(device, copied, SECONDS),
         "matmul_flops_per_second": lambda: 2 * rate_of_product(device, dtype, side, side, SECONDS),

@@ -111,7 +111,7 @@ def bytes_for_states(devices: Sequence[torch.device]) -> int:
 
 
 def _free(device: torch.device) -> int:
-    """Return the bytes that tensors can still take, with those that torch holds of a GPU in reserve."""
+    """Return the bytes that tensors can still take, torch's reserve on a GPU included."""
     import torch
 
     if device.type != "cuda":

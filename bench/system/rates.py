@@ -99,7 +99,7 @@ def rate_of_copy(device: torch.device, size: int, seconds: float = SECONDS) -> f
 
 
 def time_fastest(call: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
-    """Return the seconds of the fastest call among those that fit in `seconds`, after one call to warm up."""
+    """Return the seconds of the fastest call among all calls that fit in `seconds`, after one call to warm up."""
     once = partial(_on_gpu, device) if device.type == "cuda" else _on_cpu
     times, end = list[float](), time.perf_counter() + seconds
     call()

@@ -61,7 +61,7 @@ def settings_of_waiting() -> dict[str, str]:
 
 
 class FreeCores:
-    """Says how many cores other programs leave, by what they have used since the last call.
+    """Says how many cores are free, by what other programs have used since the last call.
 
     Two threads that share one of two cores with another program of their priority take a quarter longer than one thread
     (tests/benchmarks/README.md): each operation waits for the part of it that has no core. A call costs no waiting,
@@ -86,7 +86,7 @@ class FreeCores:
         return max(1, min(self._most, round(len(self._cores) - self._cores_of_others)))
 
     def _read(self) -> tuple[float, float, float]:
-        """Return the seconds of the clock, those that the cores have worked, and those of this process."""
+        """Return three counts of seconds: of the clock, of work by all cores, and of work by this process."""
         import psutil
 
         every = psutil.cpu_times(percpu=True)

@@ -164,7 +164,7 @@ class Worker:
             process.kill()
 
     def end(self) -> None:
-        """End the process at once, with those that it has started."""
+        """End the process at once, and all processes that it has started."""
         self._kill()
 
     @property

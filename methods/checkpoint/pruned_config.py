@@ -207,9 +207,9 @@ def _within(name: str, size: int, most: int, number: int) -> None:
         raise ValueError(f"{name} of layer {number} lies between 1 and {most}; config.json says {size}")
 
 
-def _set_bias(matrix: nn.Linear, wanted: bool) -> None:
-    if wanted != (matrix.bias is not None):
-        matrix.register_parameter("bias", nn.Parameter(matrix.weight.detach()[:, 0].clone()) if wanted else None)
+def _set_bias(matrix: nn.Linear, has_bias: bool) -> None:
+    if has_bias != (matrix.bias is not None):
+        matrix.register_parameter("bias", nn.Parameter(matrix.weight.detach()[:, 0].clone()) if has_bias else None)
 
 
 def _cut_residual(model: Decoder, d: int, e: int) -> None:

@@ -182,15 +182,15 @@ def shapes_of(shell: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in shell.state_dict().items() if name not in tied}
 
 
-def difference_of_shapes(shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+def difference_of_shapes(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str | None:
     """Return a sentence on the first tensor whose shape is not the wanted one; None where all are."""
-    for name in [*wanted, *shapes]:
+    for name in [*expected, *shapes]:
         if name not in shapes:
             return f"{name} is missing"
-        if name not in wanted:
+        if name not in expected:
             return f"there is no place for {name}"
-        if wanted[name] != shapes[name]:
-            return f"{name} is {shapes[name]} and should be {wanted[name]}"
+        if expected[name] != shapes[name]:
+            return f"{name} is {shapes[name]} and should be {expected[name]}"
     return None
 
 

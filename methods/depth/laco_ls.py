@@ -235,11 +235,11 @@ class LaCoLS(Pruner):
                 trial.fix(best)
                 losses |= zip(exchanged, trial.losses(exchanged, "exchanging layers"), strict=True)
 
-    def _candidates(self, dense: DenseStates, windows: Division, count: int, shown: str) -> list[Division]:
-        """Return the divisions that a step tries, none twice; `shown` is the title of a progress bar."""
+    def _candidates(self, dense: DenseStates, windows: Division, count: int, title: str) -> list[Division]:
+        """Return the divisions that a step tries, none twice; `title` is the title of a progress bar."""
         L = len(dense.layers)
         if self.divisions:  # they have windows of at most count + 1 layers, whose maps are fitted first
-            for s in show_progress(range(L - count), f"{shown}, fitting", "window"):
+            for s in show_progress(range(L - count), f"{title}, fitting", "window"):
                 dense.left((s, s + count + 1))
         joined = [join_windows(windows, i) for i in range(len(windows) - 1)]
         sums = {division: sum(map(dense.left, division)) for division in joined}

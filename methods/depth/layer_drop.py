@@ -41,7 +41,7 @@ class DropTail(Pruner):
         return {"layers": whole_layers(model, ratio)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        """Drop the last layers in front of those that stay."""
+        """Drop the last layers, or with `keep_last` the layers in front of the last one."""
         n = whole_layers(model, ratio)
         end = len(model.layers) - self.keep_last
         return drop_layers(model, list(range(end - n, end)))

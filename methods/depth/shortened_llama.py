@@ -108,7 +108,7 @@ class ShortenedLlamaTaylor(OneShot):
         return 4 * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """Return the number of layers to remove, and those that are protected."""
+        """Return the number of layers to remove, and the numbers of the protected layers."""
         n = whole_layers(model, ratio)
         candidates = self.candidates(len(model.layers), n)
         return {"layers": n, "protected_layers": [l for l in range(len(model.layers)) if l not in candidates]}

@@ -70,7 +70,7 @@ class SLEB(Pruner):
         return (1 + tried) * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """Return the number of layers to remove between those that stay."""
+        """Return the number of layers to remove; the first and last ones are protected."""
         return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

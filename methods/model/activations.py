@@ -189,13 +189,13 @@ class _ForwardSweep:
                 yield number, self.steps(layer, shown)
         refuse_overflow(self.sound)
 
-    def steps(self, layer: Layer, shown: Any) -> Iterator[Step]:
+    def steps(self, layer: Layer, bar: Any) -> Iterator[Step]:
         for batch, (mask, given) in enumerate(zip(self.masks, self.arguments, strict=True)):
             taken = run_any_step(layer, self.states[batch], given[layer.kind], mask)
             self.states[batch] = self.wait(taken.y)
             yield taken
             self.sound &= taken.y.isfinite().all().to(self.sound.device)
-            shown.update()
+            bar.update()
 
 
 @torch.no_grad()

@@ -147,7 +147,7 @@ def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
 
 
 def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
-    """Return for the record the units that are left in each layer, and those that it has lost.
+    """Return for the record the units that each layer has left, and the units that it has lost.
 
     Layers have the numbers that they had when the method was given the model. A layer that it has dropped has no units
     left.

@@ -356,7 +356,7 @@ class Program:
             window *= WIDER
         raise OutOfReach("no choice of what stays of each layer comes near to what has to go")
 
-    def _next(self, to_remove: float, window: float, known: Sequence[Sequence[int]]) -> list[int] | None:
+    def _next(self, to_remove: float, window: float, solutions: Sequence[Sequence[int]]) -> list[int] | None:
         """Return the solution with the least damage that is none of those known, or None."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -366,7 +366,7 @@ class Program:
             LinearConstraint(self.m[None] / to_remove, 1 - window / to_remove, 1 + window / to_remove),
             LinearConstraint(self.not_empty[None], 0, layers - 1),
         ]
-        for solution in known:
+        for solution in solutions:
             row = np.zeros((1, every))
             row[0, self.starts[:-1] + np.array(solution)] = 1
             limits.append(LinearConstraint(row, 0, layers - 1))

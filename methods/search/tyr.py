@@ -272,10 +272,10 @@ class Levels:
 
 
 def draw_structure(
-    every: list[tuple[int, str]], wanted: set[tuple[int, str]], generator: random.Random
+    every: list[tuple[int, str]], possible: set[tuple[int, str]], generator: random.Random
 ) -> tuple[int, str]:
-    """Return a random structure of those that are `wanted`, from the list of all."""
+    """Return a random structure of those that are `possible`, from the list of all."""
     while True:
         structure = every[generator.randint(0, len(every) - 1)]
-        if structure in wanted:
+        if structure in possible:
             return structure

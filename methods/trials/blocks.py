@@ -165,13 +165,13 @@ class Trial:
         refuse_overflow(sound)
 
     def losses_without(
-        self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, lowest: int | None = None
+        self, blocks: Sequence[Sublayer | None], title: str = "leaving out one", *, lowest: int | None = None
     ) -> list[float]:
         """Return the loss per token when each of `blocks` is left out too; None leaves out no other. See `losses`.
 
         Raises Unsupported where no loss is finite, since the model's states overflow.
         """
-        losses = self.losses([Replacements([block] if block else []) for block in blocks], shown, lowest=lowest)
+        losses = self.losses([Replacements([block] if block else []) for block in blocks], title, lowest=lowest)
         refuse_overflow(torch.tensor(losses).isfinite().any())
         return losses
 
@@ -179,7 +179,7 @@ class Trial:
     def losses(
         self,
         candidates: Sequence[Replacements],
-        shown: str = "comparing",
+        title: str = "comparing",
         *,
         lowest: int | None = None,
         beside: Sequence[float] = (),
@@ -190,7 +190,7 @@ class Trial:
         lowest  how many of the lowest losses are wanted: a candidate that is sure to be above them may be given up, and
                 its loss is then any number above them; None: all
         beside  known losses that count among them
-        shown   title of the progress bar
+        title   title of the progress bar
         log     keeps the losses, and may have those of an interrupted attempt at the same candidates, without `lowest`
         """
         tokens, L = sum(len(batch.targets) for batch in self.batches), len(self.layers)
@@ -200,7 +200,7 @@ class Trial:
         groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)]) if end]
         losses = [loss for (kept,) in log.kept() for loss in kept.tolist()] if log else []
         done = log.done if log else 0  # groups
-        with make_bar(len(groups) * len(self.batches) * L, shown, "layer", done * len(self.batches) * L) as progress:
+        with make_bar(len(groups) * len(self.batches) * L, title, "layer", done * len(self.batches) * L) as progress:
             for group in groups[done:]:
                 totals = dict.fromkeys(group, 0.0)
                 for batch in self.batches:

@@ -70,13 +70,13 @@ class Fitness:
         _, state, _ = self.generator.getstate()
         return [torch.tensor(state), torch.tensor(self.forwards, dtype=torch.float64)]
 
-    def go_on(self, state: Tensor, forwards: Tensor, known: dict[Replacements, float]) -> None:
-        """Go on from the tensors of another Fitness, with the losses `known` of states on all tokens."""
-        if known:
+    def go_on(self, state: Tensor, forwards: Tensor, losses: dict[Replacements, float]) -> None:
+        """Go on from the tensors of another Fitness, with the losses `losses` of states on all tokens."""
+        if losses:
             self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
         version, _, gauss = self.generator.getstate()
         self.generator.setstate((version, tuple(state.tolist()), gauss))
-        self.forwards, self.known = forwards.item(), known
+        self.forwards, self.known = forwards.item(), losses
 
     def _trial(self, tokens: int) -> Trial:
         """Return a trial on `tokens` tokens that are drawn, or the one on all. Both draw as many random numbers."""
@@ -178,7 +178,7 @@ def is_any_state(state: Replacements) -> bool:
 
 
 def draw_distinct(
-    draw_one: Callable[[], Replacements], count: int, known: Collection[Replacements] = (), fits: Fits = is_any_state
+    draw_one: Callable[[], Replacements], count: int, excluded: Collection[Replacements] = (), fits: Fits = is_any_state
 ) -> list[Replacements]:
     """Return `count` different states that fit and are not known, or as many as TRIES draws for each give."""
     drawn = dict[Replacements, None]()
@@ -186,6 +186,6 @@ def draw_distinct(
         if len(drawn) == count:
             break
         state = draw_one()
-        if state not in known and fits(state):
+        if state not in excluded and fits(state):
             drawn[state] = None
     return list(drawn)

@@ -69,14 +69,14 @@ def search(
     trial: Trial,
     candidates: Sequence[Sublayer],
     budget: float,
-    known: Sequence[Sublayer] = (),
+    first_removals: Sequence[Sublayer] = (),
     *,
     note: Callable[[list[str]], object] | None = None,
     log: SweepLog | None = None,
 ) -> Removals:
     """Return the removals of the candidates that are missed least, one at a time, until `budget` parameters have gone.
 
-    known  the first removals, where an earlier search on the same tokens has made them
+    first_removals  the first removals, where an earlier search on the same tokens has made them
     note   that of methods.model.calibration.Calibration
     log    keeps each further removal, and may have those of an interrupted attempt; None: nothing is kept
     """
@@ -87,8 +87,8 @@ def search(
     follows = free = True  # whether removals are still the known ones, and whether no budget has bound a choice
     while allowed := find_affordable(left, size, rest):
         step = len(removals.order)
-        if follows and step < len(known) and known[step] in allowed:
-            chosen, loss = known[step], None
+        if follows and step < len(first_removals) and first_removals[step] in allowed:
+            chosen, loss = first_removals[step], None
         else:
             follows, free = False, free and len(allowed) == len(left)
             if (entry := next(kept, None)) is not None:
@@ -211,7 +211,7 @@ class OneShot(Pruner):
         return range(self.keep_first, L - self.keep_last)
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """Return the number of layers to remove between those that stay."""
+        """Return the number of layers to remove; the first and last ones are protected."""
         return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

@@ -176,14 +176,14 @@ class CollapseTrial:
             self.states.append(self.wait(self._run(window, self.states[-1])))
 
     @torch.no_grad()
-    def losses(self, divisions: Sequence[Division], shown: str) -> list[float]:
+    def losses(self, divisions: Sequence[Division], title: str) -> list[float]:
         """Return the KL from the dense model per token of each division, infinite where it is no number.
 
-        `shown` is the title of the progress bar.
+        `title` is the title of the progress bar.
         """
-        ends = [self.wait(self._end(division)) for division in show_progress(divisions, shown, "trial")]
+        ends = [self.wait(self._end(division)) for division in show_progress(divisions, title, "trial")]
         totals, tokens = [0.0] * len(ends), len(self.expected)
-        for piece in show_progress(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{shown}, comparing", "piece"):
+        for piece in show_progress(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{title}, comparing", "piece"):
             p = self.dense.model.logits(self.expected[piece]).float().log_softmax(-1)
             for number, end in enumerate(ends):
                 logits = self.dense.model.logits(end[piece].to(p.device))

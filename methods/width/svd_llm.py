@@ -245,18 +245,18 @@ def parameters_to_go(shapes: Counter[tuple[int, int]], kept: float) -> int:
     return total
 
 
-def share_to_keep(shapes: Counter[tuple[int, int]], wanted: float, total: int) -> float:
-    """Return the share of each matrix that stays where the removals come nearest to `wanted` of `total` parameters.
+def share_to_keep(shapes: Counter[tuple[int, int]], to_keep: float, total: int) -> float:
+    """Return the share of each matrix that stays where the removals come nearest to `to_keep` of `total` parameters.
 
     Raises OutOfReach where factors of rank 1 leave more.
     """
     low, high = 0.0, 1.0
-    if wanted > (most := parameters_to_go(shapes, low)):
+    if to_keep > (most := parameters_to_go(shapes, low)):
         raise OutOfReach(
-            f"ratio {wanted / total:g} is out of reach: with factors of rank 1 in every layer, {most / total:.3f} of "
+            f"ratio {to_keep / total:g} is out of reach: with factors of rank 1 in every layer, {most / total:.3f} of "
             "the parameters are gone"
         )
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if parameters_to_go(shapes, middle) >= wanted else (low, middle)
-    return min(high, low, key=lambda kept: abs(parameters_to_go(shapes, kept) - wanted))
+        low, high = (middle, high) if parameters_to_go(shapes, middle) >= to_keep else (low, middle)
+    return min(high, low, key=lambda kept: abs(parameters_to_go(shapes, kept) - to_keep))

@@ -119,20 +119,20 @@ class Chart:
         return {curve.label: place for curve, place in zip(named, move_apart(wanted, gap), strict=True)}
 
 
-def move_apart(wanted: Sequence[float], gap: float) -> list[float]:
+def move_apart(places: Sequence[float], gap: float) -> list[float]:
     """Return the places between 0 and 1 that are nearest to the wanted ones and at least `gap` apart.
 
     The wanted places rise. If there is no room for the gap, the places are as far apart as possible.
     """
-    if len(wanted) > 1:
-        gap = min(gap, 1 / (len(wanted) - 1))
+    if len(places) > 1:
+        gap = min(gap, 1 / (len(places) - 1))
     groups: list[list[float]] = []  # neighbours that push each other aside: the start of the group that each wants
-    for number, place in enumerate(wanted):
+    for number, place in enumerate(places):
         groups.append([place - number * gap])
         while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):
             groups[-2:] = [groups[-2] + groups[-1]]
     starts = [fmean(group) for group in groups for _ in group]
-    last = 1 - (len(wanted) - 1) * gap
+    last = 1 - (len(places) - 1) * gap
     return [min(max(start, 0.0), last) + number * gap for number, start in enumerate(starts)]
 
 

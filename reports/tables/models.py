@@ -567,7 +567,7 @@ def _beside(cells: Sequence[tuple[Row, Column, TableCell]]) -> tuple[tuple[Colum
 
 
 def _sign(measure: str) -> int:
-    """Return -1 for a measure of which more is better, else 1."""
+    """Return -1 for a measure where higher is better, else 1."""
     return -1 if quantity_of_column(measure).better == "higher" else 1
 
 

@@ -230,7 +230,7 @@ def _served_row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> 
     return Row(name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure, of)
 
 
-def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, Any]) -> list[TableCell]:
+def _figures(record: ServedRecord, base: ServedRecord | None, key_by_kind: dict[str, Any]) -> list[TableCell]:
     ratio, measured = record.model["ratio"], record.measured
     cells = [
         TableCell() if ratio is None else TableCell(quantity_of_column("ratio").show(ratio), value=ratio),
@@ -240,9 +240,9 @@ def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, A
     ]
     point_by_key = {_key(point): point for point in _served_points(record)}
     for kind in KINDS:
-        point = point_by_key.get(shown[kind])
+        point = point_by_key.get(key_by_kind[kind])
         cells += [_rate(point), _speedup(point)]
-    cells.append(_cell_of_prediction(point_by_key.get(shown["decode"]), "speedup_by_bytes"))
+    cells.append(_cell_of_prediction(point_by_key.get(key_by_kind["decode"]), "speedup_by_bytes"))
     return [*cells, _size(max((taken for _, taken in _memory(record)), default=None))]
 
 

@@ -96,12 +96,12 @@ def _main(data: ReportData) -> list[Table]:
     return _by_group("main", data, columns, protocol.KINDS)
 
 
-def _columns_of(shown: str, group: TableGroup) -> list[Column]:
+def _columns_of(kind: str, group: TableGroup) -> list[Column]:
     """Return the columns of the quantities that stand together in the main or per-task view."""
     return [
-        column_of(name, shown, brief=not quantity.is_wide)
+        column_of(name, kind, brief=not quantity.is_wide)
         for quantity in list_quantities()
-        if quantity.columns == shown
+        if quantity.columns == kind
         for name in columns_of_quantity(quantity, group.records)
     ]
 

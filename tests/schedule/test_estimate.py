@@ -123,7 +123,7 @@ def test_a_search_that_goes_on_costs_what_is_left_of_it():
     for method in ("sleb", "blockpruner", "finercut", "laco-ls"):
         assert estimate.reuse_of_method(method) == "removals"
         whole, start = (COST.seconds(cell(method, ratio), AMOUNTS)["prune"] for ratio in (0.3, 0.1))
-        rest = COST.seconds(cell(method, 0.3), AMOUNTS, known=0.1)["prune"]
+        rest = COST.seconds(cell(method, 0.3), AMOUNTS, known_ratio=0.1)["prune"]
         assert rest < whole
         both = rest + start  # each of which reads the dense model's states
         assert both > whole if method == "laco-ls" else both == pytest.approx(whole, rel=0.2)  # which ends anew
