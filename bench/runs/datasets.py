@@ -137,7 +137,7 @@ class Datasets:
             "healing": [(vars(recipe), vars(text)) for recipe, text in self.healing.items()],
         }
         tensors: dict[str, Tensor] = {}
-        text = json.dumps(take_out_tensors(facts, tensors))
+        text = json.dumps(collect_tensors(facts, tensors))
         save_file(tensors, file, {"facts": text})
 
     def cut_to_cell(
@@ -159,27 +159,27 @@ class Datasets:
         )
 
 
-def take_out_tensors(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+def collect_tensors(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     """Return plain values with {"tensor": name} in place of each tensor, which is put into `tensors` by that name."""
     if isinstance(value, Tensor):
         tensors[name] = value.clone(memory_format=torch.contiguous_format)  # no two of a file may share their memory
         return {"tensor": name}
     if isinstance(value, Mapping):
-        return {key: take_out_tensors(inner, tensors, f"{name}.{key}") for key, inner in value.items()}
+        return {key: collect_tensors(inner, tensors, f"{name}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [take_out_tensors(inner, tensors, f"{name}.{number}") for number, inner in enumerate(value)]
+        return [collect_tensors(inner, tensors, f"{name}.{number}") for number, inner in enumerate(value)]
     return value
 
 
-def put_in_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return plain values with the tensors that `take_out_tensors` has taken out."""
+def put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return plain values with the tensors that `collect_tensors` has taken out."""
     if isinstance(value, list):
-        return [put_in_tensors(inner, tensors) for inner in value]
+        return [put_tensors(inner, tensors) for inner in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {"tensor"}:
         return tensors[value["tensor"]]
-    return {key: put_in_tensors(inner, tensors) for key, inner in value.items()}
+    return {key: put_tensors(inner, tensors) for key, inner in value.items()}
 
 
 class DatasetReader:
@@ -257,7 +257,7 @@ def load_datasets(file: Path, cell: Cell, machine: Machine, load_tasks: Callable
     """Return the data that a run has saved for a cell, with the tasks, which this process reads and hashes itself."""
     with safe_open(file, "pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dictionary)
-        facts, p = put_in_tensors(json.loads(stored.metadata()["facts"]), tensors), cell.protocol
+        facts, p = put_tensors(json.loads(stored.metadata()["facts"]), tensors), cell.protocol
     tasks, documents = load_tasks(p.tasks, p.task_data, p.fewshot), facts["documents"]
     held_out = {name: texts.EvaluationText(**text) for name, text in facts["texts"].items()}
     return Datasets(
