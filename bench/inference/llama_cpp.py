@@ -41,6 +41,7 @@ from methods.errors import UserError
 PACKAGE = "llama_cpp_py_sync"
 INSTALL = "pip install 'prunebench[llama]'"
 FILE_TYPES = {"q8_0": 7, "q4_0": 2}  # llama.cpp's numbers of the ways to quantise a file (llama_ftype)
+WITHOUT_TRACES = {"GGML_NO_BACKTRACE": "1"}  # of an assertion that fails, since its message says enough
 MINUTES = 10.0  # without a word after which an engine counts as hanging
 F32 = 0  # llama.cpp's number of the type (ggml_type)
 CELLS = 256  # positions of a cache come in as many, for which there are kernels
@@ -105,7 +106,10 @@ def run_alone(
 ) -> Failure | None:
     """Run a task in a process of its own, whose messages go to `hear`. Its failure holds what the engine asserts."""
     limits = worker.Limits(silence=60 * minutes)
-    with tempfile.TemporaryDirectory(prefix="llama-cpp-") as folder, worker.Worker({"GGML_NO_BACKTRACE": "1"}) as own:
+    with (
+        tempfile.TemporaryDirectory(prefix="llama-cpp-") as folder,
+        worker.Worker(WITHOUT_TRACES, imported=(__name__,)) as own,
+    ):
         complaints = Path(folder) / "stderr"
         failure = own.run(target, (task, str(complaints)), limits=limits, hear=hear)
         if failure is None:
