@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from bench.plan.cell import base_of_ratio, label_of_cell
@@ -166,7 +167,7 @@ FLAGS = (  # the most important first
 def describe_flags(flagged: Iterable[FlaggedCell]) -> list[str]:
     """Return a line for each flag that occurs, in the order of FLAGS: its sentence, and its cells with their values.
 
-    Cells with the same values share the brackets.
+    Cells with the same values share the brackets. Labels such as 'laco, healed' are kept apart by semicolons.
     """
     cells: dict[Flag, dict[str, list[str]]] = {}
     for flag, brackets, name in dict.fromkeys((cell.flag, cell.brackets, cell.name) for cell in flagged):
@@ -175,7 +176,9 @@ def describe_flags(flagged: Iterable[FlaggedCell]) -> list[str]:
 
 
 def _line(flag: Flag, names_by_brackets: Mapping[str, Sequence[str]]) -> str:
-    cells = ", ".join(f"{', '.join(names)}{brackets}" for brackets, names in names_by_brackets.items())
+    every = chain.from_iterable(names_by_brackets.values())
+    comma = "; " if any(", " in name for name in every) else ", "
+    cells = comma.join(f"{comma.join(names)}{brackets}" for brackets, names in names_by_brackets.items())
     return f"{flag.head}: {flag.sentence.removesuffix('.')}: {cells}."
 
 

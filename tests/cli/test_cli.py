@@ -240,7 +240,7 @@ def test_a_random_method_is_drawn_several_times_and_shares_a_row(base, capsys, t
     assert sorted(cell["cell"]["parameters"]["seed"] for cell in cells) == [0, 1, 2, 9]
     assert sorted(cell["decisions"]["seed"] for cell in cells) == [0, 1, 2, 9]
     assert sum(line.startswith("drop-random:draws=3 ") for line in out.splitlines()) == 1
-    assert "drop-random:draws=3: mean of 3 draws" in out
+    assert "drop-random:draws=3 [3 draws]." in " ".join(out.split())
 
 
 def test_all_is_every_method_that_takes_a_ratio(base, monkeypatch, tmp_path):

@@ -552,8 +552,14 @@ def test_draws_go_on_from_their_own_draw_and_share_a_row(healing, tmp_path, caps
     for record in records:
         seeds = {stage["parameters"].get("seed") for stage in (*record.cell.get("earlier", ()), record.cell)}
         assert len(seeds) == 1
-    table = capsys.readouterr().out
-    assert table.count("mean of 2 draws") == 5
+    table = " ".join(capsys.readouterr().out.split())
+    first, second = re.findall(r"standard deviation: (.+?) \[2 draws\]\.", table)
+    assert sorted(first.split("; ")) == ["drop-random:draws=2", "drop-random:draws=2, healed"]
+    assert sorted(second.split("; ")) == [
+        "drop-random:draws=2 at 0.2, healed, then drop-random:draws=2",
+        "drop-random:draws=2 at 0.2, healed, then drop-random:draws=2, healed",
+        "drop-random:draws=2 at 0.2, then drop-random:draws=2",
+    ]
     assert len(results_of_run(tmp_path / "run")) == len(records)  # which are told apart
 
 

@@ -238,7 +238,7 @@ def test_a_ratio_out_of_reach_is_an_outcome_in_a_spec_and_refused_by_hand(base, 
     }
     assert "windows of C=4 with I=2 remove at most" in found["laco"].error
     assert "there is no model of laco to go on from: out_of_reach" in found["laco at 0.6, then laco"].error
-    assert "laco: out of reach: " in " ".join(out.split())
+    assert "laco [out of reach: ratio 0.612271 is out of reach" in " ".join(out.split())
     assert main([*base, "--spec", str(spec), "--retry-failed"]) == 0
     assert capsys.readouterr().err.count("has a record") == 5
     assert "remove at most" in refused(capsys, [*base, "--spec", str(spec), "--methods", "laco"])
