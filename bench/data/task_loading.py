@@ -290,8 +290,13 @@ def make_task(definition: Path, documents: Any, examples: Any, *, processed: boo
             self.dataset = {"documents": documents, "examples": examples}
 
         def fewshot_docs(self) -> Any:
-            """Return the documents that examples are taken from, or None where there are none."""
-            return super().fewshot_docs() if examples is None else Documents(examples, self.config.process_docs)
+            """Return the documents that examples are taken from, or None where there are none.
+
+            lm-eval itself would then list every document that is scored, which takes three seconds for HellaSwag.
+            """
+            if examples is not None:
+                return Documents(examples, self.config.process_docs)
+            return super().fewshot_docs() if has_samples(config) else None
 
         @property
         def eval_docs(self) -> Documents:

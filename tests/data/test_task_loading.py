@@ -24,6 +24,15 @@ def test_a_draw_depends_on_the_seed_alone():
     assert task_loading.draw_documents(task, 0, 0) == task_loading.draw_documents(task, 9999, 0) == list(range(570))
 
 
+def test_a_task_without_examples_reads_the_documents_that_are_scored_and_no_other(monkeypatch):
+    reads = []
+    read = task_loading.Documents.read
+    monkeypatch.setattr(task_loading.Documents, "read", lambda self, rows: reads.append(list(rows)) or read(self, rows))
+    task = task_loading.load_tasks(["hellaswag"])["hellaswag"]
+    task.build_all_requests(samples=[7, 4_000])
+    assert {row for rows in reads for row in rows} == {0, 7, 4_000}  # lm-eval looks at the first one for its types
+
+
 def test_groups_expand_and_repeat_nothing():
     assert task_loading.check_tasks(["piqa", "quick"]) == ("piqa", "hellaswag", "winogrande", "arc_easy", "openbookqa")
     assert len(task_loading.check_tasks(["commonsense"])) == 7
