@@ -236,8 +236,8 @@ class _Training:
         logits = self._logits(ids)
         if self.recipe.loss == "next-token" or self.dense is None:
             return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-        wanted = self.dense.logits(rows).to(logits.device).log_softmax(-1)
-        return nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
+        target = self.dense.logits(rows).to(logits.device).log_softmax(-1)
+        return nn.functional.kl_div(logits.log_softmax(-1), target, reduction="sum", log_target=True)
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Predict each token but the first: (B, T) -> (B, T - 1, V) in float32."""

@@ -171,9 +171,12 @@ def register(name: str) -> Callable[[P], P]:
             raise TypeError(f"a method is a subclass of methods.Pruner; {cls.__name__} is none")
         if "__dataclass_fields__" not in vars(cls):
             raise TypeError(f"@register goes above @dataclass: {cls.__name__} is not a dataclass")
-        known = REGISTRY.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"two methods are called {name!r}: {known.__module__} and {cls.__module__}")
+        registered = REGISTRY.get(name)
+        if registered is not None and (registered.__module__, registered.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise ValueError(f"two methods are called {name!r}: {registered.__module__} and {cls.__module__}")
         cls.name = name
         REGISTRY[name] = cls
         return cls

@@ -48,14 +48,14 @@ def parameters_of_blocks(model: Decoder, ratio: float, blocks: Collection[Sublay
     Raises OutOfReach where the blocks hold less, or where no layer would stay.
     """
     whole_layers(model, ratio)
-    total, held = parameters(model), sum(sizes_of_sublayers(model, blocks).values())
-    wanted = round(ratio * total)
-    if wanted > held:
+    total, removable = parameters(model), sum(sizes_of_sublayers(model, blocks).values())
+    to_remove = round(ratio * total)
+    if to_remove > removable:
         kinds = " and ".join(sorted({block.part for block in blocks}))
         raise OutOfReach(
-            f"ratio {ratio:g} is out of reach: all {kinds} blocks that may go hold {held / total:.3f} of the model"
+            f"ratio {ratio:g} is out of reach: all {kinds} blocks that may go hold {removable / total:.3f} of the model"
         )
-    return wanted
+    return to_remove
 
 
 def round_to_layers(model: Decoder, ratio: float) -> float:
@@ -109,8 +109,8 @@ def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
         raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")
     layers = plan.get("layers")
     if isinstance(layers, int) and layers * budget.layer < to_remove - MISSED:
-        held = f"{layers * budget.layer:.3f} of {QUANTITIES[budget.of]}"
-        raise OutOfReach(f"{budget} is out of reach: the {layers} layers that may go hold {held}")
+        most = f"{layers * budget.layer:.3f} of {QUANTITIES[budget.of]}"
+        raise OutOfReach(f"{budget} is out of reach: the {layers} layers that may go hold {most}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class BudgetSearch:
 
     def __init__(self, pruner: Pruner, dense: Decoder, budget: Budget) -> None:
         self.pruner, self.dense, self.budget = pruner, dense, budget
-        self.wanted = 1 - budget.share
+        self.target = 1 - budget.share
         self.low: tuple[float, float] = (0.0, 0.0)
         self.high: tuple[float, float] | None = None
         self.tried: list[list[float]] = []
@@ -189,11 +189,11 @@ class BudgetSearch:
         low, less = self.low
         if self.high is None:
             far = self.reachable(1.0)
-            return self.unlike(min(far, low * self.wanted / less) if less else far, far)
+            return self.unlike(min(far, low * self.target / less) if less else far, far)
         high, more = self.high
         sides = [stays > self.budget.share for _, stays in self.tried]
         halved = len(sides) > 1 and sides[-1] == sides[-2]  # since else one end may stay where it is
-        return self.unlike(low + (high - low) * (0.5 if halved else (self.wanted - less) / (more - less)), high)
+        return self.unlike(low + (high - low) * (0.5 if halved else (self.target - less) / (more - less)), high)
 
     def unlike(self, ratio: float, high: float) -> float | None:
         """Return the ratio, or the nearest one at which the plan differs from those at both ends; None without one."""
@@ -229,7 +229,7 @@ class BudgetSearch:
         if self.best is None:
             raise self.refusal
         where, words = f"{self.budget} is out of reach", QUANTITIES[self.budget.of]
-        if self.wanted and self.best.stays >= 1:
+        if self.target and self.best.stays >= 1:
             raise OutOfReach(f"{where}: what comes nearest to it leaves {words} as they are")
         if self.high is None and self.best.stays - self.budget.share > MISSED:
             stays = f"{self.best.stays:.3f} of {words} stay"

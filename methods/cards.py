@@ -177,8 +177,8 @@ def cards_of_module(module: str, decorator: str) -> tuple[Card, ...]:
             parameters, attributes = dict[str, tuple[str, str, str]](), dict[str, Any]()
             for ancestor in reversed(inherited):
                 for parameter, (default, meaning) in ancestor.parameters.items():
-                    known = parameters.get(parameter, ("", "", ""))[2]
-                    parameters[parameter] = (parameter, default, meaning or known)
+                    earlier_meaning = parameters.get(parameter, ("", "", ""))[2]
+                    parameters[parameter] = (parameter, default, meaning or earlier_meaning)
                 attributes |= ancestor.attributes
             cards.append(Card(name, class_.summary, tuple(parameters.values()), module, **attributes))
     return tuple(cards)

@@ -45,7 +45,7 @@ def show_progress(items: Iterable[T], what: str, unit: str, total: int | None = 
 
     total  number of items where they have no length; None where it is not known
     """
-    with make_bar(len(items) if isinstance(items, Sized) else total, what, unit) as shown:
+    with make_bar(len(items) if isinstance(items, Sized) else total, what, unit) as bar:
         for item in items:
             yield item
-            shown.update()
+            bar.update()

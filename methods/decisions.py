@@ -136,7 +136,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _untrue(decisions: Mapping[str, Any], given: Decoder, left: Decoder) -> str:
+def _untrue(decisions: Mapping[str, Any], given: Decoder, pruned: Decoder) -> str:
     """Return a sentence on the first decision that differs from what went; "" where none does.
 
     Cuts `given` as the decisions say.
@@ -147,15 +147,15 @@ def _untrue(decisions: Mapping[str, Any], given: Decoder, left: Decoder) -> str:
         cut(given, decisions)
     except (ValueError, Unsupported) as error:
         return str(error)
-    word_by_number = {number: "is gone" for number in given.numbers if number not in left.numbers}
-    word_by_number |= {number: "is still there" for number in left.numbers if number not in given.numbers}
+    word_by_number = {number: "is gone" for number in given.numbers if number not in pruned.numbers}
+    word_by_number |= {number: "is still there" for number in pruned.numbers if number not in given.numbers}
     for number, what in sorted(word_by_number.items()):
         return f"layer {number} {what}, and removed_layers is {decisions.get('removed_layers', [])}"
     expected = {layer.number: layer for layer in given.layers}
-    for layer in left.layers:
+    for layer in pruned.layers:
         for wrong in _unlike(layer, expected[layer.number]):
             return f"layer {layer.number} {wrong}"
-    return _miscounted(decisions, left)
+    return _miscounted(decisions, pruned)
 
 
 def _unlike(layer: Layer, expected: Layer) -> Iterator[str]:
@@ -167,8 +167,8 @@ def _unlike(layer: Layer, expected: Layer) -> Iterator[str]:
         if has != due:
             yield f"has {'its' if has else 'lost its'} {part}, and removed_{part} says otherwise"
     for unit, count in _units(layer).items():
-        if count != (left := _units(expected)[unit]):
-            yield f"has {count} {unit}, and by removed_{unit} it has {left}"
+        if count != (due_count := _units(expected)[unit]):
+            yield f"has {count} {unit}, and by removed_{unit} it has {due_count}"
 
 
 def _units(layer: Layer) -> dict[str, int]:
@@ -178,11 +178,11 @@ def _units(layer: Layer) -> dict[str, int]:
     return {"kv_heads": layer.kv_heads, "channels": channels, "experts": experts}
 
 
-def _miscounted(decisions: Mapping[str, Any], left: Decoder) -> str:
+def _miscounted(decisions: Mapping[str, Any], pruned: Decoder) -> str:
     """Return a sentence on the first count in decisions that is wrong; "" where all are right."""
-    units_by_number = {layer.number: _units(layer) for layer in left.layers}
+    units_by_number = {layer.number: _units(layer) for layer in pruned.layers}
     for unit in UNITS:
-        counts = [units_by_number.get(number, {}).get(unit, 0) for number in range(left.given)]
+        counts = [units_by_number.get(number, {}).get(unit, 0) for number in range(pruned.given)]
         if unit in decisions and list(decisions[unit]) != counts:
-            return f"{unit} is {decisions[unit]!r:.60}, and of the {left.given} layers are left {counts!r:.60}"
+            return f"{unit} is {decisions[unit]!r:.60}, and of the {pruned.given} layers are left {counts!r:.60}"
     return ""

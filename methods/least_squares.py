@@ -231,23 +231,25 @@ def fit(
     Raises Unsupported where the ridge is too small for the number of rows.
     """
     weights = (1.0, weight_of_sinks(batches) if sinks == "apart" else 1.0)
-    known, held = split_held_out(batches) if hold_out else (list(batches), [])
+    fitted, held_out = split_held_out(batches) if hold_out else (list(batches), [])
     sums = LeastSquares(towards.shape[0], towards.shape[1], towards.device)
-    _add(sums, known, weights)
+    _add(sums, fitted, weights)
     missed = (
-        _errors_of_held_out(held, *sums.solve(ridge, towards, intercept=intercept)) if known and held else [None, None]
+        _errors_of_held_out(held_out, *sums.solve(ridge, towards, intercept=intercept))
+        if fitted and held_out
+        else [None, None]
     )
-    _add(sums, held, weights)
+    _add(sums, held_out, weights)
     W, b = sums.solve(ridge, towards, intercept=intercept)
     return Fitted(W, b, *missed)
 
 
-def _errors_of_held_out(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
+def _errors_of_held_out(held_out: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
     """Return the error of a solution on held-out tokens that are no sinks, and on sinks; None where there are none."""
     errors: list[float | None] = []
     for i in (0, 1):
-        is_present = any(bool(each.populations[i].any()) for each in held)
-        errors.append(relative_error_of(_residuals(held, i, W, b)) if is_present else None)
+        is_present = any(bool(each.populations[i].any()) for each in held_out)
+        errors.append(relative_error_of(_residuals(held_out, i, W, b)) if is_present else None)
     return errors
 
 
@@ -271,16 +273,16 @@ def split_held_out(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
 
     Of two or three sequences the last one is held out, and of a single one none.
     """
-    total, known, held, number = sum(len(each.where) for each in batches), list[Rows](), list[Rows](), 0
+    total, fitted, held_out, number = sum(len(each.where) for each in batches), list[Rows](), list[Rows](), 0
     if total == 1:
         return list(batches), []
     for each in batches:
         numbers = torch.arange(number + 1, number + 1 + len(each.where), device=each.where.device)
         out = (numbers % min(HELD_OUT, total) == 0)[:, None]
-        known.append(replace(each, where=each.where & ~out))
-        held.append(replace(each, where=each.where & out))
+        fitted.append(replace(each, where=each.where & ~out))
+        held_out.append(replace(each, where=each.where & out))
         number += len(each.where)
-    return known, held
+    return fitted, held_out
 
 
 Sinks = Literal["apart", "alike"]  # a population of their own, or tokens like all others
@@ -311,11 +313,11 @@ def states_to_fit(
     """
     if sinks == "alike":
         return list(z)
-    wanted = []
+    targets = []
     for current, target, in_y, in_z in zip(y, z, find_sinks(where, y), find_sinks(where, z), strict=True):
         size = torch.where(in_y & in_z, current.float().norm(dim=-1) / target.float().norm(dim=-1), 1.0)
-        wanted.append(wait(target * size[..., None].to(target.dtype)))
-    return wanted
+        targets.append(wait(target * size[..., None].to(target.dtype)))
+    return targets
 
 
 ROUNDS = 3  # in which s and W are solved for
@@ -378,13 +380,13 @@ def fit_normed(
     norm     the norm behind the matrix
     """
     weights = (1.0, weight_of_sinks(batches) if sinks == "apart" else 1.0)
-    known, held = split_held_out(batches) if hold_out else (list(batches), [])
+    fitted, held_out = split_held_out(batches) if hold_out else (list(batches), [])
     missed: list[float | None] = [None, None]
-    if known and held:
-        fitted_map = _rounds(known, weights, ridge, towards, norm)
+    if fitted and held_out:
+        fitted_map = _rounds(fitted, weights, ridge, towards, norm)
         for i in (0, 1):
-            if any(bool(each.populations[i].any()) for each in held):
-                missed[i] = relative_error_of(_normed_residuals(held, i, fitted_map))
+            if any(bool(each.populations[i].any()) for each in held_out):
+                missed[i] = relative_error_of(_normed_residuals(held_out, i, fitted_map))
     fitted_map = _rounds(batches, weights, ridge, towards, norm)
     return fitted_map, Fitted(fitted_map.W, None, *missed)
 

@@ -170,8 +170,12 @@ def _defaults(name: str) -> dict[str, str]:
     method, _, compensation = name.partition("+")
     load()
     defaults = _defaults_of(REGISTRY[method], "") if method in REGISTRY else {}
-    known = _load_compensations() if compensation else {}
-    return {**defaults, **_defaults_of(known[compensation], f"{compensation}.")} if compensation in known else defaults
+    compensations = _load_compensations() if compensation else {}
+    return (
+        {**defaults, **_defaults_of(compensations[compensation], f"{compensation}.")}
+        if compensation in compensations
+        else defaults
+    )
 
 
 @functools.cache
@@ -208,22 +212,22 @@ def modules_of(name: str) -> list[str]:
 def _classes(name: str) -> list[type]:
     """Return the class of a method, and behind it that of its compensation."""
     method, _, compensation = name.partition("+")
-    known = _load_compensations() if compensation else {}
-    return [load()[method], *([known[compensation]] if compensation in known else [])]
+    compensations = _load_compensations() if compensation else {}
+    return [load()[method], *([compensations[compensation]] if compensation in compensations else [])]
 
 
 def _load_compensations() -> dict[str, type[Compensation]]:
     for name in find_compensation_modules():
         importlib.import_module(f"methods.{name}")
-    from methods.compensation.base import REGISTRY as known
+    from methods.compensation.base import REGISTRY
 
-    return known
+    return REGISTRY
 
 
 def _make_object(
     what: str, class_by_name: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str
 ) -> T:
-    """Return an object of the class `known[name]`; the names of its parameters have `prefix` in front."""
+    """Return an object of the class `class_by_name[name]`; the names of its parameters have `prefix` in front."""
     if name not in class_by_name:
         hint = f"{_near(name, class_by_name)}? " if _near(name, class_by_name) else ""
         raise ValueError(f"no {what} is called {name!r}; {hint}known: {', '.join(sorted(class_by_name))}")
@@ -272,9 +276,9 @@ def _words_of_type(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         bounds = {"ge": "at least", "gt": "more than", "lt": "less than", "le": "at most"}
         limits = [(words, getattr(limit, name, None)) for limit in hint.__metadata__ for name, words in bounds.items()]
-        known = [(words, bound) for words, bound in limits if bound is not None]
-        phrases = [f"{words} {bound:g}" for words, bound in known if math.isfinite(bound)]
-        phrases += ["finite"] if len(phrases) < len(known) else []
+        in_force = [(words, bound) for words, bound in limits if bound is not None]
+        phrases = [f"{words} {bound:g}" for words, bound in in_force if math.isfinite(bound)]
+        phrases += ["finite"] if len(phrases) < len(in_force) else []
         return ", ".join(filter(None, [_words_of_type(hint.__origin__), " and ".join(phrases)]))
     if get_args(hint):
         words = list(map(str if get_origin(hint) is Literal else _words_of_type, get_args(hint)))

@@ -305,15 +305,15 @@ def pool_draws(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in rows[0]:
         if name in ("seed", "draw") or name.endswith(("_low", "_high", "_stderr")):
             continue
-        known = [draw for draw in rows if isinstance(draw.get(name), int | float) and math.isfinite(draw[name])]
+        with_value = [draw for draw in rows if isinstance(draw.get(name), int | float) and math.isfinite(draw[name])]
         beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]
-        every = len({draw["seed"] for draw in known}) == len(seeds) > 1 or len(known) == len(rows)
-        if known and not every:
+        every = len({draw["seed"] for draw in with_value}) == len(seeds) > 1 or len(with_value) == len(rows)
+        if with_value and not every:
             of_one = len(seeds) == 1 and name.partition("_")[0] in frame.STAGES  # one choice alone is timed
             row |= {} if of_one else dict.fromkeys([name, *beside])
-        elif known:
+        elif with_value:
             write = exp_of_log if quantity_of_column(name).is_logarithmic else float
-            middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
+            middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(with_value, name)
             ends = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
             row |= {name: write(middle)} | {column: ends[column] for column in beside}
         if quantity_of_column(name).average == "highest" and is_finite(row.get(name)):

@@ -124,11 +124,11 @@ def points_of(runs: Sequence[Path], choice: FigureChoice) -> list[HistoryPoint]:
 
 def _point(run: Path, choice: FigureChoice) -> HistoryPoint:
     """Return the metric of the cell of a run that `choice` names, or the mean of its draws. Raises UserError."""
-    wanted = _cells_of_choice(run, choice)
-    record, row = wanted[0]
+    cells = _cells_of_choice(run, choice)
+    record, row = cells[0]
     environment = record.environment
-    value = float((pool_draws([draw for _, draw in wanted]) if len(wanted) > 1 else row)[choice.metric])
-    low, high = _interval(row, choice.metric) if len(wanted) == 1 else (None, None)
+    value = float((pool_draws([draw for _, draw in cells]) if len(cells) > 1 else row)[choice.metric])
+    low, high = _interval(row, choice.metric) if len(cells) == 1 else (None, None)
     return HistoryPoint(
         run=run.name,
         date=str(environment.get("date", "")),
@@ -136,7 +136,7 @@ def _point(run: Path, choice: FigureChoice) -> HistoryPoint:
         value=value,
         low=low,
         high=high,
-        draws=len(wanted),
+        draws=len(cells),
         conditions=conditions_of_metric(record, choice.metric),
     )
 
@@ -161,7 +161,7 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
         raise _Lacking(f"{run} has no model {model!r}; it has {present}")
     cells = [identity_of_cell(record) for record in records]
     names = [name_with_ratio(record, records) for record in records]
-    wanted = [
+    numbers = [
         number
         for number, cell in enumerate(cells)
         if named[number]
@@ -169,16 +169,16 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
         and ratio in (None, cell["ratio"])
         and rows[number].get(metric) is not None
     ]
-    if len({names[number] for number in wanted}) != 1:
-        which = "several cells" if wanted else "no cell"
+    if len({names[number] for number in numbers}) != 1:
+        which = "several cells" if numbers else "no cell"
         present = "; ".join(dict.fromkeys(names))
-        refusal = UserError if wanted else _Lacking
+        refusal = UserError if numbers else _Lacking
         raise refusal(f"{run} has {which} of that --label and --ratio with {metric}; it has {present}")
-    if reason := _not_alike([records[number] for number in wanted], records):
-        raise UserError(f"{run} has {names[wanted[0]]} {reason}")
+    if reason := _not_alike([records[number] for number in numbers], records):
+        raise UserError(f"{run} has {names[numbers[0]]} {reason}")
     keys = list(record_by_key)
-    run_folder.refuse_unfit_samples(run, {keys[number]: records[number] for number in wanted}, files)
-    return [(records[number], rows[number]) for number in wanted]
+    run_folder.refuse_unfit_samples(run, {keys[number]: records[number] for number in numbers}, files)
+    return [(records[number], rows[number]) for number in numbers]
 
 
 def _not_alike(chosen: Sequence[Record], records: Sequence[Record]) -> str:

@@ -201,11 +201,11 @@ def _miss(record: Record) -> str:
     show, measured, of = quantity_of_column("ratio").show, record.measured, base_of_ratio(record.cell)
     requested = requested_ratio(record)
     if budget := measured.get("budget"):
-        wanted = "" if requested is None else f"requested {show(1 - requested)}, "
-        return f"{wanted}budget {show(budget['share'])} of {QUANTITIES[of]}, achieved {show(budget['stays'])}"
+        request = "" if requested is None else f"requested {show(1 - requested)}, "
+        return f"{request}budget {show(budget['share'])} of {QUANTITIES[of]}, achieved {show(budget['stays'])}"
     counted = "" if of == "all" else f" of the {of}"
-    wanted = "" if requested is None else f"requested {show(requested)}{counted}, "
-    return f"{wanted}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
+    request = "" if requested is None else f"requested {show(requested)}{counted}, "
+    return f"{request}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
 
 
 def _misfits(record: Record, name: str) -> Iterator[FlaggedCell]:

@@ -41,10 +41,10 @@ def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
 def _cells(plan: Plan, spec: RunSpec) -> Table:
     unmeasured = [planned for planned in plan.cells if not planned.done]
     estimates = [planned.estimate for planned in unmeasured if planned.estimate]
-    taken = {name for estimate in estimates for name, seconds in estimate.stages.items() if seconds}
+    stages = {name for estimate in estimates for name, seconds in estimate.stages.items() if seconds}
     on_gpu = any(planned.needs.device for planned in unmeasured)
     offloads, waits = any(each.needs.offloaded for each in unmeasured), any(each.after for each in unmeasured)
-    shown = [
+    possible = [
         (Column("model", "model", words=True, key=True), len(spec.models) > 1),
         (Column("ratio", "ratio"), True),
         (Column("seconds", "takes"), True),
@@ -53,11 +53,11 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
         (Column("device", "device"), on_gpu),
         (Column("host", "host"), True),
         (Column("offloaded", "offloaded"), offloads),
-        *[(Column(name, name, group="stages"), name in taken) for name in STAGES],
+        *[(Column(name, name, group="stages"), name in stages) for name in STAGES],
         (column_of_words("basis"), True),
         (column_of_words("waits for"), waits),
     ]
-    columns = [column for column, is_shown in shown if is_shown]
+    columns = [column for column, is_shown in possible if is_shown]
     rows = tuple(_row(planned, columns, plan.is_coarse) for planned in plan.cells)
     elsewhere = spec.engine != "local"
     notes = [f"{summarise_plan(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE_SLOT] * (elsewhere and not spec.slots)]

@@ -82,13 +82,13 @@ def _budget(record: Record) -> str:
         rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
         return f"{quantity_of_column('ratio').show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
     removed = measured["ratio_budget"] * measured["dense_parameters"]
-    left = f"{quantity_of_column('parameters').show(measured['dense_parameters'] - removed)} parameters"
+    parameters = f"{quantity_of_column('parameters').show(measured['dense_parameters'] - removed)} parameters"
     total = measured.get("dense_layers")
     if record.cell["match"] == "exact" or not total:
-        return left
+        return parameters
     layers = removed / (measured["dense_parameters_without_embeddings"] / total)
     whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
-    return f"{round(layers)} of {total} layers, {left}" if whole else left
+    return f"{round(layers)} of {total} layers, {parameters}" if whole else parameters
 
 
 def protocol_of_records(

@@ -161,8 +161,8 @@ class RunReport:
         matches = [figure for own, figure in self._drawn.items() if own.startswith(name)]
         matches.sort(key=lambda figure: figure.name != name)
         if not matches:
-            known = ", ".join(self._drawn) or "none of these cells"
-            raise UserError(f"no figure is called {name!r}; there are {known}")
+            names = ", ".join(self._drawn) or "none of these cells"
+            raise UserError(f"no figure is called {name!r}; there are {names}")
         return ShownFigure(matches[0])
 
     def __str__(self) -> str:

@@ -48,19 +48,19 @@ def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]
 
     Lines after the first start with `indent`.
     """
-    lines, line, taken, filled = list[str](), list[str](), 0, False
+    lines, line, width, filled = list[str](), list[str](), 0, False
 
     def go_on() -> tuple[list[str], int, bool]:
         lines.append("".join(line))
         return list(indent), width_of(indent), bool(indent.strip())
 
     for piece in re.findall(rf"[^{re.escape(breaks)}]*[{re.escape(breaks)}]|[^{re.escape(breaks)}]+", text):
-        if filled and taken + width_of(piece.rstrip()) > room:
-            line, taken, filled = go_on()
+        if filled and width + width_of(piece.rstrip()) > room:
+            line, width, filled = go_on()
         for character in piece:
-            if character != " " and taken + width_of(character) > room:
-                line, taken, filled = go_on()
+            if character != " " and width + width_of(character) > room:
+                line, width, filled = go_on()
             line.append(character)
-            taken, filled = taken + width_of(character), filled or not character.isspace()
+            width, filled = width + width_of(character), filled or not character.isspace()
     go_on()
     return [line.rstrip() for line in lines]

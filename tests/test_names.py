@@ -53,6 +53,15 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.name
 
 
+def lefts_without_right(tree: ast.AST) -> Iterator[int]:
+    """Yield the line of each function, and 1 for a file, that has a name `left` and no name `right`."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for scope in (*functions, tree):
+        names = {name.strip("_").lower() for _, name in bound_names(scope)}
+        if "left" in names and "right" not in names:
+            yield getattr(scope, "lineno", 1)
+
+
 def has_good_name(function: str) -> bool:
     """Say whether the name of a public function begins with a verb, or is one of the other forms of the glossary."""
     first, *rest = function.split("_")
@@ -75,9 +84,14 @@ def public_functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
 
 
 def test_no_name_is_a_forbidden_word():
-    assert len(FORBIDDEN) >= 17
+    assert len(FORBIDDEN) >= 23
     wrong = [place for path, tree in parse_sources() for place in forbidden_names(path, tree)]
     assert not wrong, f"{len(wrong)} names are forbidden by docs/glossary.md:\n" + "\n".join(wrong)
+
+
+def test_left_is_only_the_direction():
+    wrong = [f"{path}:{line}" for path, tree in parse_sources() for line in lefts_without_right(tree)]
+    assert not wrong, "something is named `left` that does not stand beside `right`:\n" + "\n".join(wrong)
 
 
 def test_every_public_function_begins_with_a_verb():
@@ -102,3 +116,6 @@ def test_names_are_told_apart():
     assert not any(map(has_good_name, ("judged", "tokenizer", "of_run", "to", "shared", "thing")))
     tree = ast.parse("def f(found):\n    for one in found:\n        _said = x.told\n    self.GONE = 1\n")
     assert {place.split()[1] for place in forbidden_names("", tree)} == {"found", "one", "_said", "GONE"}
+    assert list(lefts_without_right(ast.parse("def f():\n    left, right = 1, 2\n"))) == []
+    assert list(lefts_without_right(ast.parse("right = 1\ndef f(_left):\n    pass\n"))) == [2]
+    assert list(lefts_without_right(ast.parse("class A:\n    left: int\n"))) == [1]

@@ -61,8 +61,8 @@ def _methods(verbose: bool) -> list[str]:
         cost = f", {card.cost}" if card.cost else ""
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
         if card.name in took:
-            taken = took[card.name]
-            spent, on = f"{taken['seconds']:,.5g} s and {taken['gib']:g} GiB", taken.get("cpu", "")
+            cost_here = took[card.name]
+            spent, on = f"{cost_here['seconds']:,.5g} s and {cost_here['gib']:g} GiB", cost_here.get("cpu", "")
             lines.append(f"{'':<{wide}}took {spent} to prune the default model{f' on an {on}' if on else ''}*")
         if card.paper_ratio:
             lines.append(f"{'':<{wide}}its paper's ratio is of {card.paper_ratio}")
@@ -183,8 +183,8 @@ def _formats(verbose: bool) -> list[str]:
     columns = list(zip(*rows, strict=True))
     wide = [2 + max(map(len, columns[at])) for at in (0, 2, 3)]
     lines = []
-    for removed, by, *held in rows:
-        first, second, third = held
+    for removed, by, *holds in rows:
+        first, second, third = holds
         lines.append(f"{removed:<{wide[0]}}{first:<{wide[1]}}{second:<{wide[2]}}{third}".rstrip())
         lines += [f"    {by}"] if (removed, by) != rows[0][:2] else []
     return [*lines, *(f"{name} is read by {who}" for name, who in formats.READ_BY.items())]

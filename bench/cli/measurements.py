@@ -144,16 +144,16 @@ def serve(
     from reports.formats import terminal
     from reports.tables import speed as tables
 
-    wanted, engine = find_served(trust, cells), adapters.engine_of_protocol(protocol, threads)
+    models, engine = find_served(trust, cells), adapters.engine_of_protocol(protocol, threads)
     records, refused = [], list[DenseNotServed]()
-    for model in wanted:
+    for model in models:
         try:
             records += list(rows.serve(model, protocol, engine, device=device))
         except DenseNotServed as error:
             refused.append(error)
-            if len(wanted) > 1:
+            if len(models) > 1:
                 say(f"{model.name}: {error}")
-    if len(refused) == len(wanted):
+    if len(refused) == len(models):
         raise refused[0]
     print(terminal.render(tables.tables_of_served(records)), end="")
     return FAILED_CELLS if refused or any(record.status not in ("ok", "unsupported") for record in records) else OK

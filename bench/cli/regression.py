@@ -185,7 +185,7 @@ def _confirm(
     """Return the verdicts once the cells with a suspected regression have been measured a second time."""
     from bench.regression import gate
 
-    names = {shown: new.name for shown, _, new, _ in gate.pair_runs(base, run, options.mapping) if new is not None}
+    names = {title: new.name for title, _, new, _ in gate.pair_runs(base, run, options.mapping) if new is not None}
     suspects = gate.find_suspects(first)
     if not suspects:
         return first
@@ -197,10 +197,10 @@ def _confirm(
     except ValueError as error:
         raise UserError(str(error)) from None
     second, place = dict(run), options.trust.run
-    suspected = reproduce.find_measurable_cells(place, [names[shown] for shown in suspects], options.trust)
-    for shown in suspects:
-        say(f"{shown}: looks worse; measuring it again")
-        second[names[shown]] = reproduce.measure_again(place, names[shown], *suspected[names[shown]])
+    suspected = reproduce.find_measurable_cells(place, [names[title] for title in suspects], options.trust)
+    for title in suspects:
+        say(f"{title}: looks worse; measuring it again")
+        second[names[title]] = reproduce.measure_again(place, names[title], *suspected[names[title]])
     verdicts = gate.judge(base, second, options.margins, options.mapping)
     return gate.keep_confirmed(first, {(v.cell, v.metric): v for v in verdicts if v.cell in suspects})
 

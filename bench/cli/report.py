@@ -134,8 +134,8 @@ def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, lis
     whole = arguments.view == "main"
     if arguments.format == "terminal":
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        shown = [several for several in tables.values() if several]
-        return "\n".join(terminal.render(several, colour=colour, explain=arguments.explain) for several in shown)
+        filled = [several for several in tables.values() if several]
+        return "\n".join(terminal.render(several, colour=colour, explain=arguments.explain) for several in filled)
     renderers: dict[str, Callable[[], str]] = {
         "markdown": lambda: (
             report_text.to_markdown(merged.records, flat, merged.notes) if whole else markup.render_markdown(flat)

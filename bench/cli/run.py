@@ -75,16 +75,16 @@ def add_run(commands: Any) -> None:
     group = speed.add_argument_group("what to time")
     group.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=f"by default {MODEL}")
     left_out = ("model", "then", "save-models", "save-dtype")
-    taken = [option for option in flags_of_run().values() if option.flag not in left_out]
+    options = [option for option in flags_of_run().values() if option.flag not in left_out]
     cli.add_flags(
-        group, [option for option in taken if option.group == "what" or option.flag.startswith("calibration")]
+        group, [option for option in options if option.group == "what" or option.flag.startswith("calibration")]
     )
     cli.add_flags(
         speed.add_argument_group("how to time"),
-        [option for option in taken if option.group == "time"],
+        [option for option in options if option.group == "time"],
         speed_rounds="--rounds",
     )
-    cli.add_flags(speed.add_argument_group("where"), [option for option in taken if option.group == "where"])
+    cli.add_flags(speed.add_argument_group("where"), [option for option in options if option.group == "where"])
     speed.set_defaults(command=_speed)
 
 

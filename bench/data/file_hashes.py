@@ -28,8 +28,8 @@ def sha256_of_file(path: Path) -> str:
     path = path.resolve()
     place = folder_of_cache() / "hashes" / _state(path)
     with suppress(OSError, ValueError):
-        if re.fullmatch("[0-9a-f]{64}", known := place.read_text(encoding="ascii")):
-            return known
+        if re.fullmatch("[0-9a-f]{64}", stored := place.read_text(encoding="ascii")):
+            return stored
     sha256 = hash_file(path)
     if place.name == _state(path) and _is_settled(path.stat()):
         with suppress(Unwritable):  # a cache that cannot be written to costs time alone

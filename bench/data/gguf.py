@@ -87,9 +87,9 @@ def _describe(file: Path, reader: gguf.GGUFReader) -> PreTrainedConfig:
             f"{file} is one of {parts.contents()} parts of a model; `llama-gguf-split --merge FIRST_PART WHOLE` of "
             "llama.cpp joins them, and the whole file is read"
         )
-    name, held = _value(reader, "general.architecture"), len(reader.tensors)
-    if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
-        raise ValueError(f"it says {layers} layers, and holds {held} tensors")
+    name, tensors = _value(reader, "general.architecture"), len(reader.tensors)
+    if not 0 < (layers := _value(reader, f"{name}.block_count")) <= tensors:
+        raise ValueError(f"it says {layers} layers, and holds {tensors} tensors")
     context = reader.get_field(f"{name}.context_length")
     if context is not None and context.contents() < 1:
         raise ValueError(f"it says a context of {context.contents()} tokens")

@@ -103,8 +103,8 @@ def load(
     else:
         if store is None:
             options |= decoder.options_of_loading(lambda: Decoder(make_shell(name, trust_remote_code)), device)
-        wanted = dtype if store is None else "auto"
-        options |= {"dtype": wanted, "use_safetensors": True}
+        stored_dtype = dtype if store is None else "auto"
+        options |= {"dtype": stored_dtype, "use_safetensors": True}
         try:
             model = load_with_all_weights(AutoModelForCausalLM, folder, left_over=True, **options)
         except ValueError as error:
@@ -273,5 +273,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _choices() -> str:
-    known = ", ".join(assets.MODELS)
-    return f"a known model ({known}), a folder with config.json and safetensors, a .gguf file or a hub name (ORG/MODEL)"
+    models = ", ".join(assets.MODELS)
+    return (
+        f"a known model ({models}), a folder with config.json and safetensors, a .gguf file or a hub name (ORG/MODEL)"
+    )

@@ -77,8 +77,8 @@ def _is_foreign(name: str) -> bool:
 def _refuse_name(name: str) -> NoReturn:
     near = difflib.get_close_matches(name, [*OFFLINE, *HUB, *GROUPS], n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    known = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in MMLU)
-    raise UserError(f"no task {name!r}; {hint}offline there are {known}; others are lm-eval's, by its names")
+    offline = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in MMLU)
+    raise UserError(f"no task {name!r}; {hint}offline there are {offline}; others are lm-eval's, by its names")
 
 
 def _refuse_examples(name: str, has_split: bool) -> None:
@@ -233,9 +233,9 @@ def load_local_task(name: str, definition: Path, path: Path, every_document: boo
     examples = (
         task_sources.read_documents(path, shots) if shots and shots != split and task_sources.has_splits(path) else None
     )
-    if examples is None and (shown := config.get("num_fewshot") or 0) and not has_samples(config):
+    if examples is None and (count := config.get("num_fewshot") or 0) and not has_samples(config):
         own = f"give a folder with files of the splits {split} and {shots}" if shots else "it has no split for them"
-        raise UserError(f"--task-data: {name} is asked with {shown} examples, and {path} has none; {own}")
+        raise UserError(f"--task-data: {name} is asked with {count} examples, and {path} has none; {own}")
     try:
         documents, examples = process_documents(config.get("process_docs"), documents, examples)
         task = make_task(definition, documents, examples, processed=True)
@@ -264,8 +264,8 @@ def _refuse_unlabelled(task: Any) -> None:
         return
     for number, document in enumerate(task.eval_docs):
         target, choices = task.doc_to_target(document), task.doc_to_choice(document)
-        known = target in choices if isinstance(target, str) else 0 <= target < len(choices)
-        if not known:
+        is_choice = target in choices if isinstance(target, str) else 0 <= target < len(choices)
+        if not is_choice:
             raise Unlabelled(
                 f"document {number} has the right choice {target!r}, of {len(choices)} choices; leave out "
                 "documents without a label"

@@ -92,8 +92,8 @@ def check_text(text: str) -> None:
     elif not _is_readable(Path(text)):
         near = difflib.get_close_matches(text, assets.TEXTS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        known = ", ".join(assets.TEXTS)
-        raise UserError(f"no text {text!r}; {hint}give {known}, a UTF-8 file or hub:DATASET[:CONFIG[:SPLIT]]")
+        names = ", ".join(assets.TEXTS)
+        raise UserError(f"no text {text!r}; {hint}give {names}, a UTF-8 file or hub:DATASET[:CONFIG[:SPLIT]]")
 
 
 def make_calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
@@ -285,11 +285,11 @@ def split_halves(text: str) -> tuple[list[str], list[str]]:
     if sum(map(len, documents)) > SEARCHED:
         return even, odd
     of_even, of_odd = SEPARATOR.join(even), SEPARATOR.join(odd)
-    held = [document for document in even if len(document) >= SHORTEST and document in of_odd]
+    shared = [document for document in even if len(document) >= SHORTEST and document in of_odd]
     apart = []
     for document in odd:
         is_held = len(document) >= SHORTEST and document in of_even
-        if not is_held and not any(part in document for part in held):
+        if not is_held and not any(part in document for part in shared):
             apart.append(document)
     return even, apart
 
@@ -377,7 +377,7 @@ def _bare(tokenizer: Any, ids: torch.Tensor) -> str:
     return "".join(tokenizer.decode(ids.flatten(), skip_special_tokens=True).split())
 
 
-HELD = 2  # times its bytes that a text takes of the memory, as rows and as documents
+TIMES_IN_MEMORY = 2  # times its bytes that a text takes of the memory, as rows and as documents
 FILE = "give a file with as much of it as is read"
 
 
@@ -400,8 +400,11 @@ def check_hub_text(text: str) -> None:
     if not assets.is_hub_reachable():
         read_hub_documents(text)
         return
-    stored, held, folder = _sizes(text)
-    for what, takes, free in (("disk", stored, shutil.disk_usage(folder).free), ("memory", held, free_bytes_of_host())):
+    on_disk, in_memory, folder = _sizes(text)
+    for what, takes, free in (
+        ("disk", on_disk, shutil.disk_usage(folder).free),
+        ("memory", in_memory, free_bytes_of_host()),
+    ):
         if takes > free:
             raise UserError(
                 f"{text} takes {takes / 1e9:,.1f} GB of the {what}, of which {free / 1e9:,.1f} are free; {FILE}"
@@ -420,11 +423,11 @@ def _sizes(text: str) -> tuple[int, int, Path]:
     builder = _ask_hub(text, lambda: datasets.load_dataset_builder(dataset, config))
     info, kept = builder.info, Path(builder.cache_dir)
     folder = next(path for path in (kept, *kept.parents) if path.exists())
-    stored = 0 if folder == kept else (info.download_size or 0) + (info.dataset_size or 0)
-    held = HELD * info.splits[split].num_bytes if split in (info.splits or {}) else 0
-    if stored:
-        say(f"{text} is fetched whole, and takes {stored / 1e6:,.1f} MB of the disk")
-    return stored, held, folder
+    on_disk = 0 if folder == kept else (info.download_size or 0) + (info.dataset_size or 0)
+    in_memory = TIMES_IN_MEMORY * info.splits[split].num_bytes if split in (info.splits or {}) else 0
+    if on_disk:
+        say(f"{text} is fetched whole, and takes {on_disk / 1e6:,.1f} MB of the disk")
+    return on_disk, in_memory, folder
 
 
 def read_hub_documents(text: str) -> list[str]:

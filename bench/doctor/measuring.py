@@ -199,15 +199,14 @@ def _finding_of_tries(what: str, points: list[dict[str, Any]]) -> Finding:
     """
     narrow = [point for point in points if _is_narrow(point)]
     right = [point for point in narrow if _holds_one(point)]
-    shown = (right or narrow or points)[-1]
-    if "speedup" not in shown:
-        return finding_of_check(what, [shown.get("failed") or f"out of memory: {shown.get('out_of_memory')}"], "")
-    marks = "".join(f", {flag}" for flag in shown["flags"])
-    figure = (
-        f"{shown['dense_ms']:.2f} ms, {shown['speedup_low']:.3f} to {shown['speedup_high']:.3f} times as fast as itself"
-    )
+    chosen = (right or narrow or points)[-1]
+    if "speedup" not in chosen:
+        return finding_of_check(what, [chosen.get("failed") or f"out of memory: {chosen.get('out_of_memory')}"], "")
+    marks = "".join(f", {flag}" for flag in chosen["flags"])
+    low, high = chosen["speedup_low"], chosen["speedup_high"]
+    figure = f"{chosen['dense_ms']:.2f} ms, {low:.3f} to {high:.3f} times as fast as itself"
     names = ("dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high", "flags")
-    numbers = {name: shown[name] for name in names} | {"tries": len(points)}
+    numbers = {name: chosen[name] for name in names} | {"tries": len(points)}
     if not right and len(narrow) < NARROW and any(map(_holds_one, points)):
         return Finding("not here", what, f"the machine is too busy to tell: {figure}{marks}", numbers)
     wrong = [] if right else [f"{figure}, and not the same in any of {len(narrow or points)} tries{marks}"]

@@ -181,7 +181,7 @@ def compute_some_logits(model: Decoder) -> torch.Tensor:
 def read_answers() -> dict[str, Answer]:
     """Return the stored answers, by case."""
     stored = json.loads(FILE.read_text(encoding="utf-8"))
-    return {case: Answer(**held) for case, held in stored.items()}
+    return {case: Answer(**fields) for case, fields in stored.items()}
 
 
 def write_answers() -> None:
@@ -193,7 +193,7 @@ def write_answers() -> None:
         answer_by_case[case] = find_answer(case, torch.device("cpu"), torch.float32)
         if doubt := describe_noise(case, answer_by_case[case], DRAWS):
             raise UserError(f"{case} is too near to another choice: {doubt}; nothing is written")
-    lines = [f"{json.dumps(case)}: {json.dumps(asdict(held))}" for case, held in answer_by_case.items()]
+    lines = [f"{json.dumps(case)}: {json.dumps(asdict(answer))}" for case, answer in answer_by_case.items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
@@ -276,7 +276,10 @@ def check_generation(model: Decoder, dtype: torch.dtype) -> Iterator[str]:
 
 
 LAYERS, WIDTH, CHANNELS, HEADS, KV_HEADS, POSITIONS = 8, 32, 32, 4, 2, 256
-EXPERTS, TAKEN = 4, 2  # of a mixture. Without two of the experts no token has a choice that noise could change
+EXPERTS, EXPERTS_PER_TOKEN = (
+    4,
+    2,
+)  # of a mixture. Without two of the experts no token has a choice that noise could change
 SPECIAL = ("<pad>", "<s>", "</s>")
 VOCABULARY = len(SPECIAL) + 256
 SEQUENCES, LENGTH = 8, 48  # of the calibration
@@ -290,7 +293,11 @@ RANGE = 256.0  # the largest channel, head or direction over the smallest
 
 def build_tiny_model(device: Place, dtype: torch.dtype, *, mixture: bool = False) -> Decoder:
     """Return the model: a Llama with grouped queries and a tied head, 8 layers of width 32, or a Mixtral like it."""
-    kind = partial(MixtralConfig, num_local_experts=EXPERTS, num_experts_per_tok=TAKEN) if mixture else LlamaConfig
+    kind = (
+        partial(MixtralConfig, num_local_experts=EXPERTS, num_experts_per_tok=EXPERTS_PER_TOKEN)
+        if mixture
+        else LlamaConfig
+    )
     config = kind(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,

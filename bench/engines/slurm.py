@@ -155,24 +155,24 @@ class Submitted:
 
     def __init__(self, file: Path, cluster: str) -> None:
         self._file, self._cluster = file, cluster
-        self._known: dict[str, Mapping[str, str]] = read_answer(file) or {}
+        self._entries: dict[str, Mapping[str, str]] = read_answer(file) or {}
 
     def ids(self) -> dict[str, str]:
         """Return {key: id} of the elements that this cluster has."""
-        return {key: known["id"] for key, known in self._known.items() if known["cluster"] == self._cluster}
+        return {key: entry["id"] for key, entry in self._entries.items() if entry["cluster"] == self._cluster}
 
     def add(self, ids: Mapping[str, str]) -> None:
         """Write down the ids of an array."""
-        self._known |= {key: {"cluster": self._cluster, "id": name} for key, name in ids.items()}
+        self._entries |= {key: {"cluster": self._cluster, "id": name} for key, name in ids.items()}
         self._write()
 
     def forget(self, key: str) -> None:
         """Remove an element that is submitted anew."""
-        if self._known.pop(key, None):
+        if self._entries.pop(key, None):
             self._write()
 
     def _write(self) -> None:
-        write_atomically(self._file, json.dumps(self._known))
+        write_atomically(self._file, json.dumps(self._entries))
 
 
 ENDS = {  # statuses of records, by Slurm's word for how an element ended; any other is a lost one
@@ -194,8 +194,8 @@ def status_of_end(name: str, state: str, log: Path) -> tuple[str, str]:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     lines = [line for line in lines if line.strip()]
     logged = next((word for word, pattern in LOGGED.items() if any(map(pattern.search, lines))), "")
-    if known := ENDS.get(state or logged):
-        return known
+    if status := ENDS.get(state or logged):
+        return status
     last = lines[-1] if lines else "its log is empty"
     return "lost", f"its job {name} has left no record{f', Slurm says {state}' if state else ''}; {last}"
 
@@ -432,10 +432,12 @@ class SlurmSession:
         unasked = {name for key, name in self._ids.ids().items() if key not in own and (self._parts / key).exists()}
         if not unasked:
             return
-        if left := sorted(unasked & set(self._list_waiting() or ())):
-            names = " ".join(left[:MOST_NAMED]) + (" ..." if len(left) > MOST_NAMED else "")
+        if waiting := sorted(unasked & set(self._list_waiting() or ())):
+            names = " ".join(waiting[:MOST_NAMED]) + (" ..." if len(waiting) > MOST_NAMED else "")
             what = "in the queue, of an earlier run, for cells that are not asked for so far"
-            self._say_once("unasked", f"{len(left)} jobs are {what}; they go on unless you end them: scancel {names}")
+            self._say_once(
+                "unasked", f"{len(waiting)} jobs are {what}; they go on unless you end them: scancel {names}"
+            )
         self._messages.add("unasked")
 
     def _say_once(self, kind: str, message: str) -> None:
@@ -450,8 +452,8 @@ class SlurmSession:
 
     def _cancel(self, ids: Collection[str]) -> None:
         """Cancel elements, and say so where any of them may go on."""
-        if left := self._queue.cancel(ids):
-            arrays = sorted({name.partition("_")[0] for name in left})
+        if alive := self._queue.cancel(ids):
+            arrays = sorted({name.partition("_")[0] for name in alive})
             self._say_once("scancel", f"scancel fails, and jobs may go on: end them with scancel {' '.join(arrays)}")
 
     def _withdraw(self, element: Element) -> None:

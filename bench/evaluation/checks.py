@@ -46,7 +46,7 @@ WORDS = (
 )
 LISTS, LENGTH = 6, 8  # how many lists of words, and of how many words
 STARTS = (1, 4, 17, 38, 61, 95)  # where counting begins
-SHOWN, EXPECTED = 5, 5  # numbers that are given, numbers that should follow
+GIVEN, EXPECTED = 5, 5  # numbers that are given, numbers that should follow
 WINDOWS, PROMPT, STEPS = 8, 32, 24  # windows that are looked at; tokens of a prompt, and of a continuation
 KL_TOKENS = 64  # of each window
 HEAD_ROWS = 2**14  # of the head at once in float32: 256 MiB at a width of 4,096
@@ -67,9 +67,9 @@ def measure_checks(
 
 def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> Checks:
     """Return the checks of generated text: words, numbers, and continuations of the windows (M, W), if any."""
-    lists, numbers = draw_word_lists(), [list(range(start, start + SHOWN + EXPECTED)) for start in STARTS]
+    lists, numbers = draw_word_lists(), [list(range(start, start + GIVEN + EXPECTED)) for start in STARTS]
     copying = [" ".join(words) + "\n" + " ".join(words) + "\n" + words[0] for words in lists]
-    counting = [", ".join(map(str, series[:SHOWN])) + "," for series in numbers]
+    counting = [", ".join(map(str, series[:GIVEN])) + "," for series in numbers]
     prompts = [tokenizer(text)["input_ids"] for text in (*copying, *counting)]
     if ids is not None:
         prompts += ids[:WINDOWS, :PROMPT].tolist()
@@ -80,7 +80,7 @@ def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> Checks:
     return replace(
         checks,
         copying=share_of_expected([words[1:] for words in lists], word_lists[:LISTS]),
-        counting=share_of_expected([list(map(str, series[SHOWN:])) for series in numbers], word_lists[LISTS:]),
+        counting=share_of_expected([list(map(str, series[GIVEN:])) for series in numbers], word_lists[LISTS:]),
     )
 
 
@@ -110,9 +110,9 @@ def generate_greedily(model: Any, prompts: Sequence[list[int]], steps: int) -> T
 def share_of_expected(expected: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> float:
     """Return the share of the expected words that come before the first mistake; mean over the pairs."""
     shares = []
-    for wanted, words in zip(expected, answers, strict=True):
-        right = [a == b for a, b in zip(wanted, words, strict=False)]
-        shares.append((right.index(False) if False in right else len(right)) / len(wanted))
+    for expected_words, words in zip(expected, answers, strict=True):
+        right = [a == b for a, b in zip(expected_words, words, strict=False)]
+        shares.append((right.index(False) if False in right else len(right)) / len(expected_words))
     return sum(shares) / len(shares)
 
 

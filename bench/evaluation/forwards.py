@@ -157,19 +157,19 @@ class _Place(nn.Module):
 class _Entered:
     """Holds a call between two layers.
 
-    x      (B, T, D) what enters the next layer
-    given  what each layer is called with besides
-    held   bytes of both
+    x       (B, T, D) what enters the next layer
+    given   what each layer is called with besides
+    nbytes  bytes of both
     """
 
     call: Call
     x: Tensor
     given: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    held: int = field(init=False)
+    nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         storages = [tensor.untyped_storage() for tensor in _tensors([self.x, self.given, self.call.inputs])]
-        self.held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        self.nbytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def run(self, layer: nn.Module, number: int) -> None:
         """Run the layer of that number, with the keys and values that earlier calls have left there."""
@@ -196,14 +196,14 @@ class _Sweep:
 
     def chunks(self, calls: Iterable[tuple[Call, About]], room: int) -> Iterator[list[tuple[_Entered, About]]]:
         """Yield lists of entered calls, as many as may wait between two layers, and one at least."""
-        chunk, held = list[tuple[_Entered, About]](), 0
+        chunk, total = list[tuple[_Entered, About]](), 0
         for call, about in calls:
             entered = self.enter(call)
-            if chunk and held + entered.held > room:
+            if chunk and total + entered.nbytes > room:
                 yield chunk
-                chunk, held = [], 0
+                chunk, total = [], 0
             chunk.append((entered, about))
-            held += entered.held
+            total += entered.nbytes
         if chunk:
             yield chunk
 

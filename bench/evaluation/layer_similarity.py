@@ -237,14 +237,14 @@ class Merges:
     def __init__(self, model: Decoder, ids: Tensor, scored: Tensor, *, drawn: bool = False) -> None:
         self.model, self.layers, self.drawn, self.batches = model, model.layers, drawn, []
         rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
-        for part, wanted in zip(torch.split(ids, rows), torch.split(scored, rows), strict=True):
+        for part, scored_part in zip(torch.split(ids, rows), torch.split(scored, rows), strict=True):
             entry = enter(model, part)
             states = [entry.x]
             for layer in self.layers:
                 states.append(entry.run([layer], states[-1]))
             on = entry.x.device
             final = model.normed(states[-1])
-            self.batches.append(_DenseStates(entry, part[:, 1:].to(on), wanted[:, 1:].to(on), states, final))
+            self.batches.append(_DenseStates(entry, part[:, 1:].to(on), scored_part[:, 1:].to(on), states, final))
 
     def dense(self) -> dict[str, Any]:
         """Return the dense model's figures, by the names of `at`."""
@@ -287,8 +287,8 @@ class Merges:
         states, targets = x.flatten(0, 1)[places], batch.targets.flatten()[places]
         losses = []
         parts = zip(torch.split(states, TOKENS_AT_ONCE), torch.split(targets, TOKENS_AT_ONCE), strict=True)
-        for part, wanted in parts:
-            losses.append(nn.functional.cross_entropy(self.model.logits(part).float(), wanted, reduction="none"))
+        for part, successors in parts:
+            losses.append(nn.functional.cross_entropy(self.model.logits(part).float(), successors, reduction="none"))
         nll = torch.cat(losses)
         rows = places // batch.targets.shape[1]
         total = torch.zeros(len(batch.targets), dtype=torch.float64, device=nll.device)

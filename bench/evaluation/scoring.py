@@ -236,14 +236,14 @@ def _window_calls(
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     for first in range(0, len(ids), rows):
         block = slice(first, first + rows)
-        tokens, wanted = ids[block].to(model.device), scored[block].to(model.device)  # (B, W)
+        tokens, is_scored = ids[block].to(model.device), scored[block].to(model.device)  # (B, W)
         past = Past() if last > columns else None
         for start in range(0, last, columns):
             end = min(start + columns, last)
             ahead = slice(start + 1, end + 1)  # what is predicted
-            positions = wanted[:, ahead].flatten().nonzero()[:, 0]
+            positions = is_scored[:, ahead].flatten().nonzero()[:, 0]
             call = Call({"input_ids": tokens[:, start:end]}, positions, past, positions[:0] if end == last else None)
-            yield call, (block, ahead, tokens[:, ahead][wanted[:, ahead]])
+            yield call, (block, ahead, tokens[:, ahead][is_scored[:, ahead]])
 
 
 def compute_perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool) -> Perplexity:

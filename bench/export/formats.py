@@ -47,7 +47,6 @@ def makers_of(shape: str) -> list[str]:
 def table_of_formats() -> list[tuple[str, ...]]:
     """Return the rows of the table, its heading first."""
     rows = [
-        (held.removed, ", ".join(makers_of(shape)), held.hf, held.gguf, held.nemotron_nas)
-        for shape, held in SHAPES.items()
+        (row.removed, ", ".join(makers_of(shape)), row.hf, row.gguf, row.nemotron_nas) for shape, row in SHAPES.items()
     ]
     return [("removed", "by", *FORMATS), *rows]

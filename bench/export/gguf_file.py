@@ -134,8 +134,8 @@ def _not_quantised(file: Path, path: Path, quantised: str, failure: Failure) -> 
     """Return Unwritable where the disk has no room for what `file` is quantised to, and else NotQuantised."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantised.upper()]]
     if failure.status == "error" and shutil.disk_usage(file.parent).free < file.stat().st_size / (4 * block) * size:
-        left = words_of_room([path.parent])
-        return Unwritable(f"{path} cannot be written: llama.cpp does not finish {quantised}, and {left}")
+        room = words_of_room([path.parent])
+        return Unwritable(f"{path} cannot be written: llama.cpp does not finish {quantised}, and {room}")
     return NotQuantised(quantised, failure)
 
 
@@ -246,10 +246,10 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
     whole = {name: tensor.to("cpu", dtype).to(kind) for name, tensor in tensors_to_store(model, shell).items()}
     expected = Decoder(build_from_tensors(describe(model), whole, kind))
     ids = make_probe(expected)
-    wanted = compute_logits(expected, ids)
-    off = float((compute_logits(decoder, ids) - wanted).abs().max())
+    logits = compute_logits(expected, ids)
+    off = float((compute_logits(decoder, ids) - logits).abs().max())
     share = tolerance_of(kind) if contents.architecture == DECI else TOLERANCE
-    if not off <= share * float(wanted.abs().max()):
+    if not off <= share * float(logits.abs().max()):
         return f"its configuration has no place for all of this model's; logits differ by {off:.2g}"
     return None
 

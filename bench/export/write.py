@@ -83,9 +83,9 @@ def model_of(record: Record, trust: Trust, device: str, dtype: str | None) -> Pr
     """Return the record's model: the saved one unless that was rounded too far, else made again. Raises UserError."""
     if folder := find_saved_model(record, trust, dtype):
         manifest = save_load.read_manifest(folder)
-        known: dict[str, Any] = {name: manifest[name] for name in CARRIED if name in manifest}
+        facts: dict[str, Any] = {name: manifest[name] for name in CARRIED if name in manifest}
         tokenizer = pretrained.load_tokenizer(str(folder))
-        return PrunedModel(save_load.load(folder), tokenizer, known, None)
+        return PrunedModel(save_load.load(folder), tokenizer, facts, None)
     return prune_again(record, device, trust)
 
 
@@ -368,7 +368,7 @@ def _metrics(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_text(text: dict[str, Any]) -> dict[str, Any]:
-    return {f"{shown},none": text[name] for name, shown in OF_TEXTS.items() if name in text}
+    return {f"{label},none": text[name] for name, label in OF_TEXTS.items() if name in text}
 
 
 def _direction(metric: str) -> tuple[str, bool]:

@@ -316,10 +316,10 @@ def _time(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
     for point in task["points"]:
         line.alive(f"while it measured the memory of {point}")
         try:
-            taken: dict[str, Any] = {"resident_bytes": _resident_at(engine, files["pruned"], point, task)}
+            memory: dict[str, Any] = {"resident_bytes": _resident_at(engine, files["pruned"], point, task)}
         except ValueError as error:  # the engine's own word on this point
-            taken = {"failed": reason_of_error(error)}
-        weighed["points"].append(point.plain | taken)
+            memory = {"failed": reason_of_error(error)}
+        weighed["points"].append(point.plain | memory)
     line.send({"memory": weighed})
     line.alive("while llama.cpp read the dense file")
     files = {"dense": engine.load(task["dense"]), **files}

@@ -31,15 +31,15 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 class Option:
     """Describes a field: one flag of a command, and the same key of spec files.
 
-    owner     the dataclass that has the field
-    field     its name in the dataclass
-    hint      its annotation
-    flag      the flag without its dashes
-    help      what `--help` says; empty where the field has no flag
-    group     the heading under which `--help` shows it
-    repeated  whether the flag is given several times, and not once with commas
-    least     the smallest number that is allowed, alone or in a list
-    wanted    the words of an error for a right value, by default made from the annotation and `least`
+    owner        the dataclass that has the field
+    field        its name in the dataclass
+    hint         its annotation
+    flag         the flag without its dashes
+    help         what `--help` says; empty where the field has no flag
+    group        the heading under which `--help` shows it
+    repeated     whether the flag is given several times, and not once with commas
+    least        the smallest number that is allowed, alone or in a list
+    right_value  the words of an error for a right value, by default made from the annotation and `least`
     """
 
     owner: type
@@ -52,7 +52,7 @@ class Option:
     group: str = ""
     repeated: bool = False
     least: float | None = None
-    wanted: str = ""
+    right_value: str = ""
 
     @property
     def bare(self) -> Any:
@@ -78,8 +78,8 @@ class Option:
         try:
             if isinstance(value, bool) and self.kind is not bool:
                 raise TypeError
-            made = value if self.kind is not tuple else split_repeated(value) if self.repeated else split_list(value)
-            return self._adapter.validate_python(made)
+            plain = value if self.kind is not tuple else split_repeated(value) if self.repeated else split_list(value)
+            return self._adapter.validate_python(plain)
         except (TypeError, ValueError):  # pydantic's own error is one
             raise UserError(self._mistake(value)) from None
 
@@ -100,25 +100,25 @@ class Option:
     def _mistake(self, value: Any) -> str:
         """Return the message on a wrong value: what would be right, and the value."""
         if self.choices:
-            wanted = " or ".join([", ".join(self.choices[:-1]), self.choices[-1]])
+            right_value = " or ".join([", ".join(self.choices[:-1]), self.choices[-1]])
         elif self.kind is tuple:
-            wanted = f"a list of {'words' if get_args(self.bare)[0] is str else 'whole numbers'}"
-            wanted += "" if self.least is None else f", each {self.least} or more"
+            right_value = f"a list of {'words' if get_args(self.bare)[0] is str else 'whole numbers'}"
+            right_value += "" if self.least is None else f", each {self.least} or more"
         elif self.least is not None:
-            wanted = {0.0: "0 or positive", 1.0: "a positive number"}.get(self.least, f"{self.least} or more")
+            right_value = {0.0: "0 or positive", 1.0: "a positive number"}.get(self.least, f"{self.least} or more")
         else:
-            wanted = KINDS.get(self.kind, f"a {self.kind.__name__}")
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            right_value = KINDS.get(self.kind, f"a {self.kind.__name__}")
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
         number = isinstance(value, str) and re.fullmatch(r"-?\d+\.?\d*|nan|inf", value)
         name = f"--{self.flag}" if self.help else self.field
-        return f"{name} is {self.wanted or wanted}; got {shown if number else repr(shown)}"
+        return f"{name} is {self.right_value or right_value}; got {text if number else repr(text)}"
 
 
 def option(default: Any, help: str, metavar: str | None = None, **details: Any) -> Any:
     """Return the field of a dataclass that has a flag, by default of the field's name with dashes.
 
     help     what `--help` says; {default} is the default
-    details  the other fields of Option: flag, group, repeated, least, wanted
+    details  the other fields of Option: flag, group, repeated, least, right_value
     """
     return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, **details})
 

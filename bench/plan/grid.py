@@ -52,8 +52,8 @@ def parse_settings(given: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[s
     """
     settings: dict[str, dict[str, list[str]]] = {}
     for text in split_repeated(given):
-        left, equals, right = text.partition("=")
-        method, dot, name = left.partition(".")
+        name_text, equals, right = text.partition("=")
+        method, dot, name = name_text.partition(".")
         values = [value.strip() for value in right.split(",")] if "," in right else [right]
         if not (equals and dot and all(values)):
             raise UserError(f"--set is written METHOD.NAME=VALUE, as in laco.T=0.7 or laco.C=2,3,4; got {text!r}")
@@ -67,15 +67,15 @@ def choices_of_spec(spec: RunSpec) -> list[MethodChoice]:
     A method keeps the values that --methods gives it. Raises UserError where --set speaks of a method that neither
     --methods nor --then names, and where there are more combinations than --max-cells.
     """
-    wanted, choices = parse_settings(spec.settings), spec.method_choices()
+    settings, choices = parse_settings(spec.settings), spec.method_choices()
     names = [*(choice.method for choice in choices), *(stage.choice.method for stage in _parse_then(spec))]
-    for method, given in wanted.items():
+    for method, given in settings.items():
         if method not in names:
             where = f"--set {method}.{next(iter(given))}"
             raise UserError(
                 f"{where} speaks of {method}, which --methods does not name{hint_of_similar_name(method, names)}"
             )
-    swept = [_open_parameters(choice, wanted) for choice in choices]
+    swept = [_open_parameters(choice, settings) for choice in choices]
     count = sum(math.prod(map(len, values.values())) for values in swept)
     if count > len(choices):
         refuse_more_than(spec.max_cells, count, at_least=True)
@@ -201,8 +201,8 @@ def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by
 
     try:
         ratio = budget_of_cell(cell, decoder)
-        if wanted := quantity_of_cell(cell, decoder):
-            refuse_unmet(pruner, decoder, wanted)
+        if quantity := quantity_of_cell(cell, decoder):
+            refuse_unmet(pruner, decoder, quantity)
         else:
             pruner.plan(decoder, ratio)
     except methods.OutOfReach as error:
@@ -272,8 +272,8 @@ def add_chains(
 
     Raises UserError where there is nothing to heal or to go on from, and where a stage would remove nothing.
     """
-    for flag, wanted in (("--heal", recipe is not None), ("--then", bool(stages))):
-        if wanted and all(cell.method == "dense" for cell in cells):
+    for flag, is_given in (("--heal", recipe is not None), ("--then", bool(stages))):
+        if is_given and all(cell.method == "dense" for cell in cells):
             raise UserError(f"{flag} is for pruned models, and --methods names none")
     all_cells = []
     for cell in cells:

@@ -82,12 +82,12 @@ class Recipe:
     )
     learning_rate: Annotated[
         Amount | None, Meaning("the highest; null in `cell` where the usual one of the kind was left")
-    ] = heal_option(None, f"the highest, by default {RATES}", "RATE", least=SMALLEST, wanted="a positive number")
+    ] = heal_option(None, f"the highest, by default {RATES}", "RATE", least=SMALLEST, right_value="a positive number")
     batch: Annotated[Positive, Meaning("sequences of a step")] = heal_option(
         8, "sequences of a step, by default {default}", "N", least=1
     )
     length: Annotated[Tokens, Meaning("of a sequence")] = heal_option(
-        256, "of a sequence, by default {default}", "TOKENS", least=2, wanted=PREDICTED
+        256, "of a sequence, by default {default}", "TOKENS", least=2, right_value=PREDICTED
     )
     rank: Annotated[Positive, Meaning("of the adapters")] = heal_option(
         8, "of LoRA's matrices, by default {default}", "N", least=1
@@ -184,7 +184,7 @@ class Protocol:
         QUICK_TASKS, "tasks or groups of `list tasks`; none for no task", "LIST"
     )
     documents: Annotated[Count, Meaning("of each task; 0: all")] = measure_option(
-        100, "documents per task; 0 for all", "N", least=0, wanted=ALL
+        100, "documents per task; 0 for all", "N", least=0, right_value=ALL
     )
     texts: Annotated[tuple[str, ...], Meaning("whose perplexity is measured")] = measure_option(
         ("wiki",), "texts for perplexity, see `list texts`; none for no text", "LIST"
@@ -196,7 +196,7 @@ class Protocol:
         512, "tokens from window to window; by default the window", "TOKENS", least=1
     )
     windows: Annotated[Count, Meaning("of each text; 0: all")] = measure_option(
-        16, "perplexity windows; 0 for all", "N", least=0, wanted=ALL
+        16, "perplexity windows; 0 for all", "N", least=0, right_value=ALL
     )
     windows_drawn: Annotated[bool, Meaning("whether they are drawn from the text; else they are the first ones")] = (
         measure_option(True, FIRST, flag="first-windows")
@@ -226,7 +226,7 @@ class Protocol:
         4, "steps per pass, each a token for every sequence", "N", least=1
     )
     max_batch: Annotated[Count, Meaning("largest batch of a sweep over 1, 2, 4, ...; 0: no sweep")] = time_option(
-        0, "also 1, 2, 4, ... up to N or until memory runs out", "N", least=0, wanted=SWEEP
+        0, "also 1, 2, 4, ... up to N or until memory runs out", "N", least=0, right_value=SWEEP
     )
     cache: Annotated[
         Literal["dynamic", "static"], Meaning("dynamic: grows with every token; static: allocated once")
@@ -245,7 +245,7 @@ class Protocol:
     )
     calibration_memory_mib: Annotated[
         Mebibytes, Meaning("for the states of a micro-batch; 0: an eighth of what is free")
-    ] = measure_option(1024, STATES, "MIB", least=0, wanted=STATES_WANTED)
+    ] = measure_option(1024, STATES, "MIB", least=0, right_value=STATES_WANTED)
     batch_tokens: Annotated[Tokens, Meaning("of one forward when scoring")] = measure_option(
         2048, "tokens of one forward when scoring", "TOKENS", least=1
     )
@@ -253,7 +253,7 @@ class Protocol:
         Literal["shared", "stock"], Meaning("shared: every common prefix once; stock: lm-eval's own backend")
     ] = measure_option("shared", "stock: lm-eval's own backend, for checking")
     fewshot: Annotated[Count, Meaning("examples in front of each question; 0: as many as the task says")] = (
-        measure_option(0, "examples in front of each question; by default none", "N", least=0, wanted=SHOTS)
+        measure_option(0, "examples in front of each question; by default none", "N", least=0, right_value=SHOTS)
     )
     task_data: Annotated[
         tuple[tuple[str, str, str], ...], Meaning("[task, path, sha256] of tasks whose documents are local files")
@@ -273,8 +273,8 @@ class Protocol:
         if doubled := [text for text in self.texts if names.count(name_of_text(text)) > 1]:
             raise UserError(f"{' and '.join(doubled)} share a name, by which samples are kept; rename one of them")
         if 0 < self.speed_rounds < MIN_ROUNDS:
-            wanted = f"0 for no speed, or at least {MIN_ROUNDS}, since fewer rounds have no 95 % interval"
-            raise UserError(f"--speed-rounds is {wanted}; got {self.speed_rounds}")
+            right_value = f"0 for no speed, or at least {MIN_ROUNDS}, since fewer rounds have no 95 % interval"
+            raise UserError(f"--speed-rounds is {right_value}; got {self.speed_rounds}")
         if not self.batches:
             raise UserError("--batch is a list of whole numbers, each 1 or more; got none")
         if self.mode == "graph" and (self.compile or self.cache != "static"):
@@ -385,7 +385,7 @@ class SimilarityProtocol:
     )
     held_out: str = option("wiki", "on which merged models are measured, by default {default}", "TEXT")
     windows: int = option(8, "of that text, by default {default}", "N", least=1)
-    window: int = option(64, "tokens of a window, by default {default}", "TOKENS", least=2, wanted=PREDICTED)
+    window: int = option(64, "tokens of a window, by default {default}", "TOKENS", least=2, right_value=PREDICTED)
     seed: int = option(0, "of the draw of sequences, by default {default}")
 
     def __post_init__(self) -> None:

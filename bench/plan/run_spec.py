@@ -99,21 +99,21 @@ def accept_flags(spec_class: type[Spec]) -> type[Spec]:
 
     @functools.wraps(from_fields)
     def __init__(self: Any, *methods: Any, **named: Any) -> None:
-        own, known = [attribute.name for attribute in fields(RunSpec)], _known_names()
+        own, options = [attribute.name for attribute in fields(RunSpec)], _known_names()
         parts: dict[type, dict[str, Any]] = {RunSpec: {}, Protocol: {}, Recipe: {}}
         given_as: dict[tuple[type, str], str] = {
             (Protocol, name): f"protocol's {name}" for name in named.get("protocol", ())
         }
         for name, value in named.items():
-            if name not in own and name not in known:
-                hint = hint_of_similar_name(name, dict.fromkeys([*known, *own]))
+            if name not in own and name not in options:
+                hint = hint_of_similar_name(name, dict.fromkeys([*options, *own]))
                 raise UserError(f"RunSpec takes no {name!r}{hint}; it takes the names of the flags of `run`, {HELP}")
-            where = (RunSpec, name) if name in own else (known[name].owner, known[name].field)
+            where = (RunSpec, name) if name in own else (options[name].owner, options[name].field)
             if where in given_as:
                 raise UserError(f"{given_as[where]} and {name} say the same; give one of them")
             given_as[where] = name
-            switches_off = name not in own and known[name].default is True and name != known[name].field
-            parts[where[0]][where[1]] = not known[name].convert(value) if switches_off else value
+            switches_off = name not in own and options[name].default is True and name != options[name].field
+            parts[where[0]][where[1]] = not options[name].convert(value) if switches_off else value
         given, protocol, healing = parts[RunSpec], parts[Protocol], parts[Recipe]
         if not methods and "methods" not in given:
             raise UserError(f"the following arguments are required: --methods; {HELP}")
@@ -170,7 +170,7 @@ class RunSpec:
         "smollm2-135m", "see `list models`; a folder, .gguf file or hub name", "LIST"
     )
     ratios: Sequence[float] = what_option(
-        (), "share of the parameters to remove, as in 0.1,0.3", "LIST", flag="ratio", wanted=SHARES
+        (), "share of the parameters to remove, as in 0.1,0.3", "LIST", flag="ratio", right_value=SHARES
     )
     ratio_of: Counted = what_option(
         "all", "what a ratio is a share of: all parameters, without embeddings, or those of layers"
@@ -197,22 +197,24 @@ class RunSpec:
     device: str = where_option("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = where_option("auto", DTYPE)
     threads: int | Literal["auto"] | None = where_option(
-        None, THREADS, "N", least=1, wanted="auto or a positive number"
+        None, THREADS, "N", least=1, right_value="auto or a positive number"
     )
     seeds: Sequence[int] = where_option((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
     out: Path | None = where_option(None, "by default results/<date>-<methods>-<model>", "DIR")
     isolate: bool | None = where_option(None, ISOLATE)
-    memory: float | Literal["auto"] = where_option("auto", MEMORY, "GIB", least=0.01, wanted="auto or GiB")
-    device_memory: float | Literal["auto"] = where_option("auto", CARD, "GIB", least=0.01, wanted="auto or GiB")
+    memory: float | Literal["auto"] = where_option("auto", MEMORY, "GIB", least=0.01, right_value="auto or GiB")
+    device_memory: float | Literal["auto"] = where_option("auto", CARD, "GIB", least=0.01, right_value="auto or GiB")
     offload: Path | None = where_option(None, OFFLOAD, "DIR")
     cell_memory_mib: float = where_option(
-        0.0, "end a cell that takes more, files left out", "MIB", least=0, wanted=LIMIT
+        0.0, "end a cell that takes more, files left out", "MIB", least=0, right_value=LIMIT
     )
-    cell_minutes: float = where_option(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
+    cell_minutes: float = where_option(0.0, "end a cell that takes longer", "N", least=0, right_value=LIMIT)
     retry_failed: bool = where_option(False, "run cells again whose record is a failure")
     save_models: bool = where_option(False, "save pruned models, measure them as they load again")
     engine: Literal["local", "ray", "slurm"] = engine_option("local", ENGINE)
-    slots: int | Literal["auto"] | None = engine_option(None, SLOTS, "N", least=1, wanted="auto or a positive number")
+    slots: int | Literal["auto"] | None = engine_option(
+        None, SLOTS, "N", least=1, right_value="auto or a positive number"
+    )
     gpus_per_cell: int = engine_option(1, GPUS, "N", least=1)
     accelerator: str | None = engine_option(None, "the kind of GPU that cells run on, as the cluster names it", "NAME")
     ray_address: str | None = engine_option(
@@ -233,11 +235,11 @@ class RunSpec:
         self._refuse_places()
         if self.healing:
             object.__setattr__(self, "healing", replace(self.healing, learning_rate=self.healing.highest))
-        known = [attribute.name for attribute in fields(Protocol)]
+        names = [attribute.name for attribute in fields(Protocol)]
         for name in self.protocol:
-            if name not in known:
+            if name not in names:
                 raise UserError(
-                    f"a protocol has no {name!r}{hint_of_similar_name(name, known)}; it has {', '.join(known)}"
+                    f"a protocol has no {name!r}{hint_of_similar_name(name, names)}; it has {', '.join(names)}"
                 )
         if not self.models:
             raise UserError("--model is given nothing; name one or several, as in smollm2-135m,gemma3-270m")
@@ -392,8 +394,8 @@ def spec_from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
 
     Raises UserError for values that cannot be.
     """
-    known = flags_of_run()
-    fields_first = {name: name if known[name].owner is Recipe else known[name].field for name in given}
+    options = flags_of_run()
+    fields_first = {name: name if options[name].owner is Recipe else options[name].field for name in given}
     return RunSpec(**{fields_first[name].replace("-", "_"): value for name, value in given.items()}, **more)
 
 
@@ -423,11 +425,11 @@ def _find(name: str, beside: Path | None = None) -> Path:
     path = Path(name) if beside is None else beside.parent / name
     if path.is_file():
         return path
-    known = _files_of_specs()
-    if name in known:
-        return known[name]
+    files = _files_of_specs()
+    if name in files:
+        return files[name]
     raise UserError(
-        f"no spec {name!r}{hint_of_similar_name(name, known)}; give a YAML file, or one of {', '.join(known)}"
+        f"no spec {name!r}{hint_of_similar_name(name, files)}; give a YAML file, or one of {', '.join(files)}"
     )
 
 

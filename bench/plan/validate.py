@@ -88,16 +88,16 @@ def read_latency_table(spec: RunSpec, model: str, target: Target, *, is_here: bo
         raise UserError(
             f"--latency-table {file} is no table of latencies ({type(error).__name__}); {command}"
         ) from None
-    wanted: dict[str, str | int | None] = {
+    expected: dict[str, str | int | None] = {
         "weights_sha256": pretrained.sha256_of_weights(model),
         "dtype": str(target.dtype).removeprefix("torch."),
         "device": target.device.type,
     }
     if is_here:
-        wanted |= {"processor": environment.name_of_processor(target.device), "threads": torch.get_num_threads()}
-    if differing := [name for name in wanted if has[name] != wanted[name]]:
+        expected |= {"processor": environment.name_of_processor(target.device), "threads": torch.get_num_threads()}
+    if differing := [name for name in expected if has[name] != expected[name]]:
         name = differing[0]
-        raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {wanted[name]}; {command}")
+        raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {expected[name]}; {command}")
     if not sound:
         raise UserError(f"--latency-table {file} has figures that do not rise from nothing; {command}")
     attention, mlp = map(_to_floats, parts)

@@ -320,7 +320,7 @@ def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...
     """
     groups = group_by_setup(records)
     fields_by_setup = {key: flatten(conditions_of_table(group[0])) for key, group in groups.items()}
-    shown = {key: name_of_model(group[0]) for key, group in groups.items()}
+    names_of_groups = {key: name_of_model(group[0]) for key, group in groups.items()}
     names = names_of_models({record.cell["model"] for record in records})
     in_heading = ("model", "device", "dtype", "protocol.profile")
     varying = names_of_differences(list(fields_by_setup.values()))
@@ -329,7 +329,9 @@ def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...
     if _distinct(rest_by_setup) == len(fields_by_setup):
         varying = without_inputs
     named = list[str]()
-    heads = {key: [shown[key], *values_of_fields(fields, in_heading)] for key, fields in fields_by_setup.items()}
+    heads = {
+        key: [names_of_groups[key], *values_of_fields(fields, in_heading)] for key, fields in fields_by_setup.items()
+    }
     for name in (name for name in varying if name not in in_heading):
         with_it = {key: [*head, shorten_value(fields_by_setup[key].get(name))] for key, head in heads.items()}
         if len(named) < MOST or _distinct(with_it) > _distinct(heads):
@@ -338,7 +340,9 @@ def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...
     differences = {}
     for key, fields in fields_by_setup.items():
         words = [f"{name.rpartition('.')[2]} {shorten_value(fields.get(name))}" for name in named]
-        model = [f"model {names[fields['model']]}"] if _is_name_of_several(shown, fields_by_setup, key) else []
+        model = (
+            [f"model {names[fields['model']]}"] if _is_name_of_several(names_of_groups, fields_by_setup, key) else []
+        )
         differences[key] = (*model, *words)
     return differences
 

@@ -187,7 +187,7 @@ class Perplexity:
     perplexity_low: Above | None = declare_optional_field("lower end of its 95 % interval over windows")
     perplexity_high: Above | None = declare_optional_field("upper end of its 95 % interval over windows")
     bits_per_byte: Bits | None = declare_quantity(
-        "bits per byte {}", "of the scored text in UTF-8", format_significant, better="lower", shown="", note=""
+        "bits per byte {}", "of the scored text in UTF-8", format_significant, better="lower", view_columns="", note=""
     )
     byte_perplexity: Above | None = declare_quantity(
         "byte perplexity {}",
@@ -195,7 +195,7 @@ class Perplexity:
         format_significant,
         better="lower",
         average="log mean",
-        shown="",
+        view_columns="",
         note="",
     )
     word_perplexity: Above | None = declare_quantity(
@@ -204,7 +204,7 @@ class Perplexity:
         format_significant,
         better="lower",
         average="log mean",
-        shown="",
+        view_columns="",
         note="",
     )
     nll_per_token: Nats | None = declare_optional_field("mean negative log-likelihood")
@@ -292,7 +292,7 @@ class Checks:
         unit_in_cell=False,
         better="lower",
         spread="interval",
-        shown="quality",
+        view_columns="quality",
         note="KL: divergence of the next token from the dense model's on held-out text, in nats per token.",
         topic="kl",
     )
@@ -341,7 +341,7 @@ class Checks:
         format_percent,
         unit="%",
         unit_in_cell=False,
-        shown="",
+        view_columns="",
         note="",
     )
     distinct_2: Share | None = declare_quantity(
@@ -432,7 +432,7 @@ class Measured:
         format_bytes,
         source="methods.model",
         better="lower",
-        shown="cost",
+        view_columns="cost",
     )
     kv_bytes_per_token: Bytes | None = declare_quantity(
         "KV cache per token",
@@ -440,7 +440,7 @@ class Measured:
         format_bytes,
         source="methods.model",
         better="lower",
-        shown="cost",
+        view_columns="cost",
     )
     macs_per_token: Macs | None = declare_quantity(
         "macs per token",
@@ -462,7 +462,7 @@ class Measured:
         unit="s",
         better="lower",
         part="cost",
-        shown="summary",
+        view_columns="summary",
         note="",
     )
     search_seconds: tuple[Seconds, ...] | None = declare_optional_field(

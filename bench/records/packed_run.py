@@ -41,7 +41,7 @@ RECORDS = "records.jsonl"
 SUPERSEDED = "superseded"
 BESIDE = ("models", "kept", "partial")  # folders that a cell may have beside record and samples (bench.runs.store)
 LONGEST = 240  # bytes of a key or a sample's name, which a file system takes with an ending
-SHOWN = 60  # characters of a name that is none
+MOST_CHARACTERS = 60  # characters of a name that is none
 
 
 def is_packed(run: Path) -> bool:
@@ -72,11 +72,11 @@ class PackedLine:
 
 def read_lines(run: Path) -> list[PackedLine]:
     """Return the lines of a packed run's records; a line with the key of an earlier one is no record."""
-    lines, known = list[PackedLine](), dict[str, int]()
+    lines, number_by_key = list[PackedLine](), dict[str, int]()
     for number, text in enumerate(read_content(run / RECORDS).splitlines(), start=1):
         where = f"{run / RECORDS}: line {number}"
         line = _line(text, where, run)
-        first = known.setdefault(line.key, number)
+        first = number_by_key.setdefault(line.key, number)
         if first != number:
             line = PackedLine(where, text, {}, {}, InvalidRecord(f"{where} has the key of line {first}, {line.key}"))
         lines.append(line)
@@ -123,7 +123,9 @@ def _parse_line(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any]
         raise InvalidRecord(f"{run / RECORDS}: {plain['key']}: rows_sha256 is not an object")
     for name in (plain["key"], *rows):
         if not _is_file_name(name):
-            raise InvalidRecord(f"{where}: a key and the names of samples are file names, and {name[:SHOWN]!r} is none")
+            raise InvalidRecord(
+                f"{where}: a key and the names of samples are file names, and {name[:MOST_CHARACTERS]!r} is none"
+            )
     return plain.pop("key"), plain, rows
 
 

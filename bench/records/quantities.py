@@ -79,14 +79,14 @@ DERIVED = (  # by bench.records.frame, from other values of a record and of the 
         unit_in_cell=False,
         better="higher",
         part="speed",
-        shown="cost",
+        view_columns="cost",
     ),
     Quantity(
         *("decode_ms_per_token", "decode", "time from one token to the next", format_significant, "ms/token"),
         unit_in_cell=False,
         better="lower",
         part="speed",
-        shown="cost",
+        view_columns="cost",
     ),
     Quantity(
         *("prune_memory_bytes", "memory to prune", "highest memory while it was pruned", format_bytes),
@@ -99,7 +99,7 @@ DERIVED = (  # by bench.records.frame, from other values of a record and of the 
         better="lower",
         average="highest",
         part="cost",
-        shown="cost",
+        view_columns="cost",
     ),
 )
 

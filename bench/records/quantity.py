@@ -20,14 +20,14 @@ MISSING = "-"
 class Part:
     """A part of the frame.
 
-    conditions  what its values depend on
-    topic       the word by which a table asks for the footnotes of its columns; empty: the name of each column
-    shown       the group of columns of the main or per-task view that has its quantities
+    conditions    what its values depend on
+    topic         the word by which a table asks for the footnotes of its columns; empty: the name of each column
+    view_columns  the group of columns of the main or per-task view that has its quantities
     """
 
     conditions: str
     topic: str = ""
-    shown: str = ""
+    view_columns: str = ""
 
 
 PARTS = {  # in the order of tables
@@ -65,7 +65,7 @@ class Quantity:
     reads_text    whether a check reads the first text, whose windows must then be the same
     over_tasks    whether the mean over all tasks has a column of its own
     tested        whether rows are tested in pairs, by samples of windows or documents that have a column for it
-    shown         the group of columns of the main or per-task view that has it; None for that of the part, empty: none
+    view_columns  the group of columns of the main or per-task view that has it; None for that of the part, empty: none
     is_wide       whether a terminal has room for its spread
     is_drawn      whether it has figures by ratio, by method, and against size and speed
     note          the footnote of its column; None for one that is made of the rest, empty for none
@@ -90,7 +90,7 @@ class Quantity:
     reads_text: bool = True
     over_tasks: bool = False
     tested: bool = False
-    shown: Literal["", "quality", "summary", "checks", "cost", "answers"] | None = None
+    view_columns: Literal["", "quality", "summary", "checks", "cost", "answers"] | None = None
     is_wide: bool = False
     is_drawn: bool = False
     note: str | None = None
@@ -122,7 +122,7 @@ class Quantity:
     @property
     def columns(self) -> str:
         """Return the group of columns of the main or per-task view that has it; empty if none has."""
-        return PARTS[self.part].shown if self.shown is None else self.shown
+        return PARTS[self.part].view_columns if self.view_columns is None else self.view_columns
 
     @property
     def kind(self) -> str:

@@ -97,8 +97,8 @@ def peak_of_stage(measured: Mapping[str, Any], stage: str = "") -> int | None:
     """Return the highest bytes of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
     stages = measured.get("peak_memory", {})
     peaks = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
-    known = [peak.get("allocated_bytes", peak.get("resident_bytes")) for peak in peaks]
-    return max(known, default=None)
+    sizes = [peak.get("allocated_bytes", peak.get("resident_bytes")) for peak in peaks]
+    return max(sizes, default=None)
 
 
 def cell_title(record: Record) -> str:
@@ -165,9 +165,9 @@ def misfit_of_record(data: Any) -> str:
     return misfit_of_layout(data, RecordLayout)
 
 
-SHOWN = 40  # characters of a value that a message shows
+MOST_CHARACTERS = 40  # characters of a value that a message shows
 
-WANTED = {  # what would be right, by the kind of mistake
+RIGHT_VALUES = {  # what would be right, by the kind of mistake
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "int_parsing_size": "a whole number below 2^63",
@@ -219,12 +219,12 @@ def _words_of_error(error: ErrorDetails) -> str:
     if kind == "value_error":
         return f"{path} {limits['error']}"
     if kind in LIMITS:
-        wanted = LIMITS[kind].format(**{name: _limit(limit) for name, limit in limits.items()})
+        right_value = LIMITS[kind].format(**{name: _limit(limit) for name, limit in limits.items()})
     elif kind in ("too_short", "too_long", "string_too_short"):
-        wanted = "empty" if kind == "too_long" and not limits["max_length"] else _length(kind, limits)
+        right_value = "empty" if kind == "too_long" and not limits["max_length"] else _length(kind, limits)
     else:
-        wanted = WANTED.get(kind, error["msg"].lower())
-    return f"{path} is {_short_value(error['input'])}, not {wanted}"
+        right_value = RIGHT_VALUES.get(kind, error["msg"].lower())
+    return f"{path} is {_short_value(error['input'])}, not {right_value}"
 
 
 def _limit(limit: Any) -> Any:
@@ -247,7 +247,7 @@ def _path(places: Sequence[str | int]) -> str:
 def _short_value(value: Any) -> str:
     """Write a value so short that a sentence can hold it."""
     text = json.dumps(value, default=str)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,11 +138,11 @@ def split_name(named: str) -> tuple[Path, str] | None:
     """
     cuts = [position for position, character in enumerate(named) if character == "/"]
     for cut in reversed(cuts):
-        folder, wanted = Path(named[:cut] or "/"), named[cut + 1 :]
-        if wanted and is_run(folder):
-            return folder, wanted
-        if wanted and folder.name == "cells" and folder.is_dir():
-            return folder.parent, wanted.removesuffix(".json")
+        folder, key = Path(named[:cut] or "/"), named[cut + 1 :]
+        if key and is_run(folder):
+            return folder, key
+        if key and folder.name == "cells" and folder.is_dir():
+            return folder.parent, key.removesuffix(".json")
     return None
 
 
@@ -260,13 +260,13 @@ def _sentences_on_setups(cells: Sequence[tuple[Path, Mapping[str, Any]]]) -> Ite
         fields = names_of_differences([first, second])
         if "model" in fields:  # from which its tokens and weights follow
             fields = [name for name in fields if name.partition(".")[0] != "inputs"]
-        shown = [
+        words = [
             f"{name} is {shorten_value(second.get(name))}, not {shorten_value(first.get(name))}"
             for name in fields[:MOST]
         ]
         more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
         where = "within one run" if run == cells[0][0] else f"with those of {cells[0][0].name}"
-        yield f"{run.name}: cells are not compared {where} and stand in tables of their own: {', '.join(shown)}{more}."
+        yield f"{run.name}: cells are not compared {where} and stand in tables of their own: {', '.join(words)}{more}."
 
 
 def merge_runs(parts: Sequence[Path], out: Path) -> dict[str, Record]:
@@ -280,8 +280,8 @@ def merge_runs(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     cells: dict[str, tuple[Path, Record]] = {}
     for part in parts:
         for key, record in read_records(part, _refuse).items():
-            first, known = cells.setdefault(key, (part, record))
-            if known != record:
+            first, first_record = cells.setdefault(key, (part, record))
+            if first_record != record:
                 raise UserError(
                     f"{key} is in {first} and in {part}, and not the same: it was measured twice; leave one of the two "
                     "out, or compare the parts as runs of their own"

@@ -56,17 +56,17 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
 
     try:
         with ParquetFile(path) as file:
-            known = file.schema_arrow.names
-            if twice := [name for name in known if known.count(name) > 1]:
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
                 raise InvalidRecord(f"{path} has the column {twice[0]!r} twice; copy the file again")
-            wanted = [name for name in known if not columns or name in columns]
-            table = file.read(columns=wanted, use_threads=False)
+            chosen = [name for name in names if not columns or name in columns]
+            table = file.read(columns=chosen, use_threads=False)
         table.validate(full=True)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise InvalidRecord(f"{path} cannot be read: {first_line_of(error)}") from None
     for field in table.schema:
-        if (held := COLUMNS.get(field.name, FIGURES)) not in _kinds(field.type):
-            raise InvalidRecord(f"{path}: column {field.name!r} holds values of type {field.type}, not {held}")
+        if (expected := COLUMNS.get(field.name, FIGURES)) not in _kinds(field.type):
+            raise InvalidRecord(f"{path}: column {field.name!r} holds values of type {field.type}, not {expected}")
     return table.replace_schema_metadata(None)  # what pandas would read of it
 
 

@@ -131,8 +131,12 @@ def find_alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, An
         if sample is None:
             continue
         for earlier in first:
-            known = samples[earlier]
-            if conditions[earlier] == conditions[place] and known and known.units.equals(sample.units):
+            earlier_sample = samples[earlier]
+            if (
+                conditions[earlier] == conditions[place]
+                and earlier_sample
+                and earlier_sample.units.equals(sample.units)
+            ):
                 alike[place] = earlier
                 break
         else:

@@ -371,9 +371,9 @@ def _normal_p(estimate: float, stderr: float) -> float:
 def _adjust_p(pairs: Iterable[Pair], contrasts: Mapping[Pair, Contrast | None]) -> Contrasts:
     """Return the contrasts in the order of the pairs, with p values adjusted for their number."""
     tested = {pair: contrasts.get(pair) for pair in pairs}
-    known = {pair: contrast for pair, contrast in tested.items() if contrast is not None}
-    adjusted = stats.holm([contrast.p for contrast in known.values()])
-    return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(known.items(), adjusted, strict=True)}
+    computed = {pair: contrast for pair, contrast in tested.items() if contrast is not None}
+    adjusted = stats.holm([contrast.p for contrast in computed.values()])
+    return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(computed.items(), adjusted, strict=True)}
 
 
 def is_shown_higher(contrasts: Contrasts, rows: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:

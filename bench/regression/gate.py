@@ -89,9 +89,9 @@ def read_margins(file: Path | None) -> Margins:
     plain = run_spec.read_yaml(file, f"--margins: {file}") or {}
     if not isinstance(plain, dict):
         raise UserError(f"--margins: {file} is a table of names and margins, as in `accuracy: 1.0`")
-    known = tuple(Margins.__dataclass_fields__)
-    if unknown := [str(key) for key in plain if key not in known]:
-        raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
+    names = tuple(Margins.__dataclass_fields__)
+    if unknown := [str(key) for key in plain if key not in names]:
+        raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(names)}")
     return Margins(**{key: _check_value(file, key, value) for key, value in plain.items()})
 
 
@@ -172,9 +172,9 @@ def pair_runs(
 def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) -> CellResults | None:
     """Return the baseline's cell of that label whose ratio, seed and draw are those of `cell`; None without one."""
     for candidate in baseline.values():
-        wanted = {**cell.identity, "label": label}
-        known = {name: value for name, value in candidate.identity.items() if value is not None}
-        if all(wanted.get(name) == value for name, value in known.items()):
+        expected = {**cell.identity, "label": label}
+        identity = {name: value for name, value in candidate.identity.items() if value is not None}
+        if all(expected.get(name) == value for name, value in identity.items()):
             return candidate
     return None
 
@@ -184,13 +184,13 @@ def parse_mapping(texts: Sequence[str], run: Collection[str], baseline: Collecti
     mapping = {}
     for text in texts:
         cuts = [(text[:place], text[place + 1 :]) for place, character in enumerate(text) if character == "="]
-        known = [(new, base) for new, base in cuts if new in run and base in baseline]
-        if len(known) != 1:
+        possible = [(new, base) for new, base in cuts if new in run and base in baseline]
+        if len(possible) != 1:
             raise UserError(
                 f"--map is written NEW=BASE, labels of the run ({', '.join(dict.fromkeys(run))}) and of the baseline "
                 f"({', '.join(dict.fromkeys(baseline))}); got {text!r}"
             )
-        mapping[known[0][0]] = known[0][1]
+        mapping[possible[0][0]] = possible[0][1]
     return mapping
 
 
@@ -228,8 +228,8 @@ def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequen
     """Raise UserError for a margin of a task that no cell measures, or that has no accuracy."""
     tasks = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.requested_tasks))
     if unknown := [task for task in margins.tasks if task not in tasks]:
-        known = ", ".join(tasks) or "none"
-        raise UserError(f"--margins: tasks has {unknown[0]}, which no cell measured; there are {known}")
+        names = ", ".join(tasks) or "none"
+        raise UserError(f"--margins: tasks has {unknown[0]}, which no cell measured; there are {names}")
     for row in rows:
         if row.kind == "task" and row.task in margins.tasks and row.after is not None and not row.is_accuracy:
             raise UserError(f"--margins: {row.metric} is no accuracy and cannot gate")
@@ -382,8 +382,8 @@ def _side(named: str) -> dict[str, CellResults]:
     parts = run_folder.split_name(named)
     if parts is None:
         raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
-    run, wanted = parts
-    key, record = run_folder.find_cell(run, wanted)
+    run, key_text = parts
+    key, record = run_folder.find_cell(run, key_text)
     cell = results_of_cell(record, run, key)
     return {cell.name: cell}
 

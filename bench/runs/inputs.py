@@ -88,7 +88,7 @@ def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str,
     A record is old that cannot be read, or that has the question of a cell and other inputs or another default. Records
     of other questions are not old.
     """
-    keys, wanted = {cell.key for cell in cells}, {cell.question: cell for cell in cells}
+    keys, cell_by_question = {cell.key for cell in cells}, {cell.question: cell for cell in cells}
     for path in sorted((folder / "cells").glob("*.json")):
         if path.stem in keys:
             continue
@@ -97,7 +97,7 @@ def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str,
         except InvalidRecord as error:
             yield path.stem, str(error)
             continue
-        if cell := wanted.get(question_of_record(record)):
+        if cell := cell_by_question.get(question_of_record(record)):
             changed = ", ".join(names_of_differences(record.cell["inputs"], to_plain(cell.inputs))) or "a default"
             yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
 

@@ -207,9 +207,9 @@ def run_remote_job(job: Job, part: Path, place: Workplace | None = None) -> Reco
             say(dead)
         if other_keys := [path.stem for path in (part / "cells").glob("*.json") if path.stem != job.key]:
             raise UserError(f"{part} belongs to another run, it holds {min(other_keys)}; name another --out")
-        known, _ = store.find_record(part, job.key, job.cell, retry_failed=False)
-        if known is not None:
-            return known
+        earlier, _ = store.find_record(part, job.key, job.cell, retry_failed=False)
+        if earlier is not None:
+            return earlier
         opened.enter_context(store.keep_tidy(part))
         if place is None:
             scratch = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=part, ignore_cleanup_errors=True)
@@ -253,12 +253,12 @@ def take_in_records(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
     A job folder stays where a process measures there, and where its cell has failed, which is measured again.
     """
     for cell in cells:
-        part, known = folder / PARTS / cell.key, None
+        part, record = folder / PARTS / cell.key, None
         if not (part / "cells").exists() or (folder / "cells" / f"{cell.key}.json").exists():
             continue
         with contextlib.suppress(InUse), store.lock_folder(part):
-            known, _ = store.find_record(part, cell.key, cell, retry_failed=True)
-        if known is not None:
+            record, _ = store.find_record(part, cell.key, cell, retry_failed=True)
+        if record is not None:
             store.take_in(part, folder, cell.key)
             yield f"{cell.label} was measured for an earlier run, on another machine"
 

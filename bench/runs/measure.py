@@ -76,10 +76,10 @@ def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not _is_loaded(outcome)):
             raise
         if failures.is_full_disk(reason):
-            left = (
+            advice = (
                 f"{failures.words_of_room([parents, Path(tempfile.gettempdir())])}; the same command goes on with more"
             )
-            raise Unwritable(f"no room is left on a disk: {failures.reason_of_error(reason)}; {left}") from reason
+            raise Unwritable(f"no room is left on a disk: {failures.reason_of_error(reason)}; {advice}") from reason
         status = failures.status_of_error(reason)
         if status == "out_of_memory":
             error = str(reason).partition("\n")[0] or type(reason).__name__
@@ -107,8 +107,8 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
         del decoder
         decoder, ratio = _load_parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
-    wanted = quantity_of_cell(cell, decoder) or ratio
-    decoder = _prune(cell, decoder, wanted, searches.resume_search(datasets, folder, cell.key), outcome)
+    amount = quantity_of_cell(cell, decoder) or ratio
+    decoder = _prune(cell, decoder, amount, searches.resume_search(datasets, folder, cell.key), outcome)
     if cell.healing:
         _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
         del dense
@@ -169,14 +169,14 @@ def _load_parent(cell: Cell, folder: Path, ratio: float, outcome: CellProgress) 
     key, dense = str(cell.parent_key), outcome.measured["dense_parameters"]
     record = load(folder / "cells" / f"{key}.json")
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage_of_record(record)]
-    before, left = record.measured["parameters"], (1 - ratio) * dense
-    if left >= before:
+    before, may_stay = record.measured["parameters"], (1 - ratio) * dense
+    if may_stay >= before:
         raise Unsupported(
-            f"{record.cell['label']} has {before:,} parameters, and {left:,.0f} may stay at {ratio:g} of the dense "
+            f"{record.cell['label']} has {before:,} parameters, and {may_stay:,.0f} may stay at {ratio:g} of the dense "
             "model, so that there is nothing to remove"
         )
     with outcome.stage("load"):
-        return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - left / before
+        return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - may_stay / before
 
 
 def _prune(
@@ -388,7 +388,7 @@ class CellProgress:
         """Send the values so far and what is about to be done; count the stage's seconds and its peaks of memory."""
         self.doing(DOING[stage])
         if self.cores is not None and stage != "speed":
-            threads = self.cores.left()
+            threads = self.cores.count_free_cores()
             torch.set_num_threads(threads)
             fewest = self.measured.setdefault("threads", {})
             fewest[stage] = min(fewest.get(stage, threads), threads)

@@ -205,8 +205,8 @@ def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
     """
     is_here = spec.engine == "local"
     room = room_of(spec.memory_gib, slots) if is_here or spec.memory_gib is not None else sys.maxsize
-    known = is_here or spec.device_memory_gib is not None
-    return room, bytes_of_card(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
+    has_room = is_here or spec.device_memory_gib is not None
+    return room, bytes_of_card(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if has_room else None
 
 
 def _without_untimed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:
@@ -306,6 +306,6 @@ def simulate(
 
 def summarise_plan(plan: Plan) -> str:
     """Say in a sentence how long the run takes: '5 of 7 cells are to be measured, which takes about 12 min'."""
-    left = sum(not cell.done for cell in plan.cells)
+    unmeasured = sum(not cell.done for cell in plan.cells)
     takes = format_duration(plan.seconds, is_coarse=plan.is_coarse)
-    return f"{left} of {len(plan.cells)} cells are to be measured, which takes about {takes}"
+    return f"{unmeasured} of {len(plan.cells)} cells are to be measured, which takes about {takes}"

@@ -42,15 +42,15 @@ def find_measurable_cells(run: Path, names: Iterable[str], trust: Trust) -> dict
     """
     records = run_folder.read_records(run, run_folder.ignore_warning)
     every = {comparability.name_of_identity(comparability.identity_of_cell(r)): (key, r) for key, r in records.items()}
-    wanted = {name: every[name] for name in names}
-    for name, (_, record) in wanted.items():
+    chosen = {name: every[name] for name in names}
+    for name, (_, record) in chosen.items():
         with _name_cell_in_errors(name):
             trust.refuse(record.cell, measured=True)
             cell = cell_of(record)
             pretrained.check(cell.model, cell.trust_remote_code)
             for text in (cell.protocol.calibration, *cell.protocol.texts):
                 texts.check_text(text)
-    return wanted
+    return chosen
 
 
 def measure_again(run: Path, name: str, key: str, record: Record) -> CellResults:

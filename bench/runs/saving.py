@@ -50,9 +50,9 @@ def save_and_reload(
     """
     folder, dtype = folder_of(run, cell.key), dtype_to_save(cell.protocol.save_dtype, cell.model, cell.dtype)
     shutil.rmtree(folder, ignore_errors=True)  # left by an attempt without a record
-    known = facts_of_card(cell.plain() | {"label": cell.label}, decisions, measured)
+    facts = facts_of_card(cell.plain() | {"label": cell.label}, decisions, measured)
     probe = calibration.ids[:1, :PROBE_TOKENS]
-    manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=known, dtype=dtype, probe=probe)
+    manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=facts, dtype=dtype, probe=probe)
     measured["saved"] = {
         "folder": folder.relative_to(run).as_posix(),
         "bytes": sum(entry["bytes"] for entry in manifest["weights"].values()),

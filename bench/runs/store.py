@@ -319,10 +319,10 @@ def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
 def make_scratch_folder(folder: Path) -> Iterator[Path]:
     """Make a folder beside the results that is gone at the end."""
     try:
-        made = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True)
+        folder_context = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True)
     except OSError as error:
         raise Unwritable(f"{folder} cannot hold results: {error.strerror}") from error
-    with made as name:
+    with folder_context as name:
         yield Path(name)
 
 

@@ -168,11 +168,11 @@ class Cost:
 
     def _point(self, point: TimedPoint, p: Protocol, kept: float) -> float:
         """Return the seconds of a model at a point: passes of timed calls, each behind its prompt where it decodes."""
-        taken = prompt = self._call(point.batch * point.tokens, point.tokens, kept, 1 / point.tokens)
+        seconds = prompt = self._call(point.batch * point.tokens, point.tokens, kept, 1 / point.tokens)
         if point.kind == "decode":
-            taken = steps_of_point(point, p) * self._call(point.batch, point.tokens, kept)
-        passes = max(p.speed_rounds + WARM_UP, (timing.WARM_UP_MS + timing.MIN_MS) / 1e3 / taken)
-        return passes * (taken + (prompt if point.kind == "decode" else 0.0))
+            seconds = steps_of_point(point, p) * self._call(point.batch, point.tokens, kept)
+        passes = max(p.speed_rounds + WARM_UP, (timing.WARM_UP_MS + timing.MIN_MS) / 1e3 / seconds)
+        return passes * (seconds + (prompt if point.kind == "decode" else 0.0))
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ class Estimator:
         for stage, computed in self.costs[cell.model].seconds(cell, Amounts.of(record)).items():
             if measured.get(stage, 0.0) > 0 and computed > 0:
                 for kind in _kinds_of_work(stage, cell):
-                    known, known_computed = self._sums.get(kind, (0.0, 0.0))
-                    self._sums[kind] = known + measured[stage], known_computed + computed
+                    measured_sum, computed_sum = self._sums.get(kind, (0.0, 0.0))
+                    self._sums[kind] = measured_sum + measured[stage], computed_sum + computed
 
     def estimate(self, cell: Cell, amounts: Amounts, known_ratio: float = 0.0) -> Estimate:
         """Return what a cell is likely to take; `known_ratio` is the ratio of `Cost.seconds`."""
@@ -295,13 +295,13 @@ def estimate_cells(
     timed_threads  threads of every cell while it is timed
     done           keys of the cells that are not measured, since they have a record
     """
-    known = find_known_ratios(cells, done)
+    ratio_by_key = find_known_ratios(cells, done)
     trusted = {cell.model: cell.trust_remote_code for cell in cells}
     counts = {*map(threads, cells), *[timed_threads] * any(cell.is_timed for cell in cells)}
     estimators = {count: make_estimator(trusted, cells[0], records, count) for count in counts}
     estimates = dict[str, Estimate]()
     for cell in cells:
-        work = cell, amounts(cell), known.get(cell.key, 0.0)
+        work = cell, amounts(cell), ratio_by_key.get(cell.key, 0.0)
         estimate = estimators[threads(cell)].estimate(*work)
         if "speed" in estimate.stages:
             timed = estimators[timed_threads].estimate(*work).stages["speed"]
@@ -392,7 +392,7 @@ class Forecast:
         self.slots, self._now, self._queues = slots, now, queues
         self._alone = (TIMING,) if one_machine else ()
         self._estimates = dict(estimates)
-        self._left = Counter[tuple[str, str]]()
+        self._remaining = Counter[tuple[str, str]]()
         self._count = 0
         self._work: dict[str, dict[tuple[str, str], float]] = {}
         self._began: dict[str, float] = {}
@@ -404,7 +404,7 @@ class Forecast:
         """Note a cell that is to be measured."""
         work = {_kind(stage, cell): seconds for stage, seconds in self._estimates[cell.key].stages.items()}
         self._work[cell.key] = work
-        self._left.update(work)
+        self._remaining.update(work)
         self._count += 1
 
     def begin(self, key: str) -> None:
@@ -432,7 +432,7 @@ class Forecast:
         if self._queues or not self._beside:
             return None
         beside, now, every = median(self._beside), self._now(), self._factor()
-        shared, alone = self._total(self._left, every)
+        shared, alone = self._total(self._remaining, every)
         shared += beside * self._count
         longest = 0.0
         for key, began in self._began.items():
@@ -453,7 +453,7 @@ class Forecast:
 
     def _take(self, work: Mapping[tuple[str, str], float]) -> None:
         """Remove a cell's work from what is left."""
-        self._left.subtract(work)
+        self._remaining.subtract(work)
         self._count -= 1
 
     def _factor(self) -> float:

@@ -55,7 +55,7 @@ class MemoryNeeds:
     alone: bool = False
 
     @property
-    def taken(self) -> int:
+    def device_bytes(self) -> int:
         """Return the bytes of the device, which on a CPU are the host's."""
         return self.device or self.host
 
@@ -107,15 +107,15 @@ class Footprint:
         """
         whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
         room = room if not on_gpu else sys.maxsize if card is None else card
-        if whole.taken <= room or reason_for_memory(cell):
+        if whole.device_bytes <= room or reason_for_memory(cell):
             return whole
         in_files = self._visiting(cell, room) if on_gpu else self._in_files(cell, room)
         if not cell.is_timed:
             return in_files
         *beside, alone = self._timings(cell, in_files)
-        fits = next((needs for needs in (*beside, alone) if needs.taken <= room), None)
+        fits = next((needs for needs in (*beside, alone) if needs.device_bytes <= room), None)
         # where not even pruning in files has the room for it, that is what is refused
-        return fits or (whole if in_files.taken <= room else alone)
+        return fits or (whole if in_files.device_bytes <= room else alone)
 
     def not_in_files(self, cell: Cell) -> str:
         """Return the words on why the weights of a cell that does not fit cannot lie in files."""
@@ -128,8 +128,8 @@ class Footprint:
 
         A process of its own holds the models. Meanwhile the cell's process, without a model, is beside it.
         """
-        left = self._left(cell)
-        both, pruned = self.weights + left, 0 if cell.method == "dense" else left
+        pruned_weights = self._pruned_weights(cell)
+        both, pruned = self.weights + pruned_weights, 0 if cell.method == "dense" else pruned_weights
         for weights, alone in ((both, False), (pruned, True)):
             work = weights + self._timed(cell) if weights else 0
             if cell.device.startswith("cuda"):  # where one waits on the host while the other is timed
@@ -143,7 +143,7 @@ class Footprint:
         """Return the memory of a cell whose weights lie in files: one layer, and a new head, are in memory."""
         written = self.bytes_each * max(self.shape.layer, self.shape.head)
         scoring = self._scoring(cell) + self._states(cell, room)
-        work = max(scoring, self.pruning(cell, in_files=True).taken + written)
+        work = max(scoring, self.pruning(cell, in_files=True).device_bytes + written)
         host = round(self.process + work + self._parked(cell))
         return MemoryNeeds(0, host, True, self.offloaded(cell))
 
@@ -154,13 +154,13 @@ class Footprint:
         """
         layer = round(self.bytes_each * self.shape.layer)
         scoring = self._scoring(cell) + self._states(cell, card)
-        work = max(scoring, self.pruning(cell, in_files=True).taken)
+        work = max(scoring, self.pruning(cell, in_files=True).device_bytes)
         head = 0 if cell.method == "dense" else self.bytes_each * self.shape.head
         device = self._around + 2 * layer + round(work) + head
         parked = self._parked(cell, in_files=True)
         return MemoryNeeds(device, self.process + layer + parked, True, self.offloaded(cell))
 
-    def _left(self, cell: Cell) -> int:
+    def _pruned_weights(self, cell: Cell) -> int:
         """Return the bytes of the pruned model."""
         return round(self.weights * (1 - self.shape.share(cell.ratio, cell.ratio_of)))
 
@@ -176,8 +176,10 @@ class Footprint:
 
         They wait between two layers (bench.evaluation.forwards); the other half is for pages of the files.
         """
-        taken = self._around + self.bytes_each * self.shape.layer if cell.device.startswith("cuda") else self.process
-        return max(0, min(STATES, round(room - taken - self._scoring(cell)) // 2))
+        other_bytes = (
+            self._around + self.bytes_each * self.shape.layer if cell.device.startswith("cuda") else self.process
+        )
+        return max(0, min(STATES, round(room - other_bytes - self._scoring(cell)) // 2))
 
     def _states(self, cell: Cell, room: int) -> int:
         """Return the bytes of states that wait while a cell in files is scored: those of its windows, or all room."""
@@ -190,22 +192,22 @@ class Footprint:
 
         In `speed` one of both models lies on the device at a time where both do not fit.
         """
-        left = self._left(cell)
-        bytes_by_stage = {"load": self.weights, "perplexity": left + self._scoring(cell)}
+        pruned_weights = self._pruned_weights(cell)
+        bytes_by_stage = {"load": self.weights, "perplexity": pruned_weights + self._scoring(cell)}
         if cell.method != "dense":
-            beside = self.pruning(cell).taken + self._kept_head(cell) + self._copies(cell, left)
+            beside = self.pruning(cell).device_bytes + self._kept_head(cell) + self._copies(cell, pruned_weights)
             bytes_by_stage["prune"] = self.weights + beside
         if cell.healing:
-            bytes_by_stage["heal"] = self._healing(cell, left)
+            bytes_by_stage["heal"] = self._healing(cell, pruned_weights)
         if cell.is_timed:
             bytes_by_stage["speed"] = self.weights + self._timed(cell)
         return bytes_by_stage
 
-    def _copies(self, cell: Cell, left: int) -> int:
+    def _copies(self, cell: Cell, pruned_weights: int) -> int:
         """Return the bytes of cut models while a budget is searched for: the nearest one and another."""
         kind = methods.load()[cell.method.partition("+")[0]]
         shares_all = kind.only_cuts and WHOLE.issuperset(kind.leaves)
-        return 0 if shares_all or cell.ratio_of not in QUANTITIES else 2 * left
+        return 0 if shares_all or cell.ratio_of not in QUANTITIES else 2 * pruned_weights
 
     def pruning(self, cell: Cell, *, in_files: bool = False) -> PruningMemory:
         """Return the memory that a cell's pruning takes beside the dense weights, with these in memory or in files."""
@@ -238,7 +240,7 @@ class Footprint:
         tokens = max(p.batches) * (max((*p.prefill, *p.decode)) + p.decode_steps)
         return self.bytes_each * tokens * (8 * shape.width + 4 * shape.mlp + shape.layers * shape.keys)
 
-    def _healing(self, cell: Cell, left: int) -> int:
+    def _healing(self, cell: Cell, pruned_weights: int) -> int:
         """Return the bytes of the model, of trained weights with gradients and moments, and of one micro-batch."""
         assert cell.healing is not None
         recipe, shape, b = cell.healing, self.shape, self.bytes_each
@@ -247,7 +249,7 @@ class Footprint:
         kept = shape.kept(shape.share(cell.ratio, cell.ratio_of))
         layers, D, I = shape.layers * kept, shape.width, shape.mlp
         adapters = layers * recipe.rank * (7 * D + 3 * I + 2 * shape.heads + shape.keys)
-        trained = left + 4 * FLOAT32 * adapters if recipe.kind == "lora" else 4 * FLOAT32 * left / b
+        trained = pruned_weights + 4 * FLOAT32 * adapters if recipe.kind == "lora" else 4 * FLOAT32 * pruned_weights / b
         cast = FLOAT32 * (6 * D + I) if recipe.kind == "lora" and b < FLOAT32 else 0  # for adapters, which are float32
         logits = 3 * FLOAT32 + (b if b < FLOAT32 else 0)
         passed = tokens * (layers * (b * (10 * D + 4 * I) + cast) + shape.vocabulary * logits)
@@ -268,7 +270,7 @@ class Footprint:
         if not pruning.on_gpu:
             return states + read
         # of a checkpoint of healing, which is copied as a whole: all weights in float32 with both their moments
-        written = 3 * FLOAT32 * self._left(cell) // self.bytes_each if recipe and recipe.kind == "full" else 0
+        written = 3 * FLOAT32 * self._pruned_weights(cell) // self.bytes_each if recipe and recipe.kind == "full" else 0
         return states + read + max(pruning.weights_on_host, written)
 
 
@@ -375,13 +377,13 @@ def find_misfits(
     if any(needs.alone for _, needs in placed):
         yield Misfit(ALONE, is_sure=False)
     for cell, needs in sorted(placed, key=lambda entry: -entry[1].device):
-        if needs.taken <= room:
+        if needs.device_bytes <= room:
             continue
         whole = footprint_of(cell, offload=has_folder).needs(cell)
-        words = f"{cell.label} needs about {to_gib(whole.taken)}"
+        words = f"{cell.label} needs about {to_gib(whole.device_bytes)}"
         if needs.in_files:
             how = "with layers that visit the GPU" if needs.device else "with its weights in files"
-            words = f"{words}, or {to_gib(needs.taken)} {how}"
+            words = f"{words}, or {to_gib(needs.device_bytes)} {how}"
         words = f"{words}, and {has} {to_gib(room)}"
         yield _misfit_on_gpu(cell, needs, words, room, card) if needs.device else _misfit(cell, needs, words, room)
     if offload is not None:
@@ -429,10 +431,10 @@ def find_full_folder(cells: Sequence[Cell], folder: Path, slots: int) -> Iterato
     """Yield a misfit where a folder has no room for the states of the largest cells that run at once."""
     sizes = [(cell.title, footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
     largest = sorted(sizes, key=lambda entry: -entry[1])[:slots]
-    taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
-    if taken > free:
+    needed, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
+    if needed > free:
         names = " and ".join(name for name, _ in largest)
-        words = f"states of {names} take about {to_gib(taken)} of --offload {folder}, which has {to_gib(free)} left"
+        words = f"states of {names} take about {to_gib(needed)} of --offload {folder}, which has {to_gib(free)} left"
         yield Misfit(f"{words}; name another folder, or give less calibration", is_sure=True)
 
 

@@ -136,8 +136,8 @@ class Schedule:
 
     def _take(self, key: str) -> None:
         """Remove the first cell of a kind from the cells that may start."""
-        _, taken = heapq.heappop(self._ready[key in self._timed])
-        assert taken == key, f"{taken} starts before {key}"
+        _, first = heapq.heappop(self._ready[key in self._timed])
+        assert first == key, f"{first} starts before {key}"
 
     def _free(self, key: str) -> None:
         """Let a cell start if it waits for nothing any more."""

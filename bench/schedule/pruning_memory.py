@@ -42,10 +42,10 @@ class PruningMemory:
     in_folder: bool = False
 
     @property
-    def taken(self) -> int:
+    def device_bytes(self) -> int:
         """Return the bytes that pruning takes of its device beside the dense weights, its compensation included."""
-        held = max(part.bytes for part in self.parts)
-        return round(held + (0 if self.on_gpu else self._dense_layers))
+        most = max(part.bytes for part in self.parts)
+        return round(most + (0 if self.on_gpu else self._dense_layers))
 
     @property
     def waiting(self) -> int:
@@ -61,7 +61,7 @@ class PruningMemory:
     def weights_on_host(self) -> int:
         """Return the bytes of weights that pruning on a GPU keeps on the host."""
         kept = max(part.holds.hosted + part.holds.models for part in self.parts)
-        return round(kept * self.left + self._dense_layers)
+        return round(kept * self.pruned_layers + self._dense_layers)
 
     @property
     def parts(self) -> list[HeldPart]:
@@ -80,7 +80,7 @@ class PruningMemory:
         return self.b * self.shape.inner if by_layer and not self.in_files else 0.0
 
     @property
-    def left(self) -> float:
+    def pruned_layers(self) -> float:
         """Return the bytes of the layers that are left."""
         return self.b * self.shape.inner * self.shape.kept(self.ratio)
 
@@ -133,4 +133,4 @@ class HeldPart:
         swept = waiting["all_layers"] + max(steps, logits) + holds.layers * FLOAT32 * shape.layer
         solved = holds.squares * FLOAT64 * max(shape.width, shape.mlp) ** 2
         copies = holds.models + (0.0 if amount.in_files else holds.copies) + (0.0 if amount.on_gpu else holds.hosted)
-        return waiting["states"] + max(swept, solved) + copies * amount.left
+        return waiting["states"] + max(swept, solved) + copies * amount.pruned_layers

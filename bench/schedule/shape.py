@@ -81,8 +81,8 @@ class Shape:
         """
         if of in ("all", "bytes"):
             return ratio or 0.0
-        held = 1 + self.head / self.macs if of == "macs" else 1.0  # times those of the layers
-        return min(1.0, (ratio or 0.0) * held) * self.inner / self.parameters
+        whole = 1 + self.head / self.macs if of == "macs" else 1.0  # times those of the layers
+        return min(1.0, (ratio or 0.0) * whole) * self.inner / self.parameters
 
     def kept(self, ratio: float | None) -> float:
         """Return the share of the layers that stays where this ratio of all parameters goes."""

@@ -131,12 +131,12 @@ def serve(
     question = _question(protocol, engine)
     conditions = served.conditions_of_engine(question, _environment(engine))
     rows = [(key, kind) for key in to_serve.cells for kind in types]
-    known = {
+    row_by_name = {
         (row.key, row.type): row
         for row in served.load(to_serve.run)
         if row.key in to_serve.cells and _counts(row, to_serve.cells[row.key], conditions, types[0])
     }
-    missing = [row for row in rows if row not in known]
+    missing = [row for row in rows if row not in row_by_name]
     with _scratch(to_serve.run) as scratch:
         measurer = _RowMeasurer(to_serve, protocol, engine, scratch=scratch, base=types[0], device=device)
         for number, (key, kind) in enumerate(rows, start=1):
@@ -159,12 +159,12 @@ def serve(
                     environment=_environment(engine, kind),
                     measured=measured,
                 )
-                known[key, kind] = served.save(to_serve.run, row)
+                row_by_name[key, kind] = served.save(to_serve.run, row)
                 if status != "ok" and (key, kind) == (to_serve.dense, types[0]):
                     raise DenseNotServed(
                         f"{engine.name} does not serve the dense model, beside which all are timed: {error}"
                     )
-            yield known[key, kind]
+            yield row_by_name[key, kind]
 
 
 @contextmanager
@@ -172,9 +172,9 @@ def _scratch(run: Path) -> Iterator[Path]:
     """Make a folder beside the rows for the time of the command, and remove folders that killed commands have left."""
     with ExitStack() as kept:
         with served.lock_served(run):
-            for left in run.glob(f"{SCRATCH}*"):
-                with suppress(Timeout), FileLock(left / IN_USE).acquire(timeout=0):
-                    shutil.rmtree(left, ignore_errors=True)
+            for forgotten in run.glob(f"{SCRATCH}*"):
+                with suppress(Timeout), FileLock(forgotten / IN_USE).acquire(timeout=0):
+                    shutil.rmtree(forgotten, ignore_errors=True)
             folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=run)))
             kept.enter_context(FileLock(folder / IN_USE))
         yield folder
@@ -235,7 +235,13 @@ class _RowMeasurer:
         base: str,
         device: str,
     ) -> None:
-        self.wanted, self.protocol, self.engine, self.scratch, self.device = to_serve, protocol, engine, scratch, device
+        self.to_serve, self.protocol, self.engine, self.scratch, self.device = (
+            to_serve,
+            protocol,
+            engine,
+            scratch,
+            device,
+        )
         dense = to_serve.cells[to_serve.dense].cell
         to_serve.trust.refuse(dense)
         own_code = dense.get("trust_remote_code", False)
@@ -248,7 +254,7 @@ class _RowMeasurer:
             Protocol(prefill=protocol.prefill, decode=protocol.decode, batches=protocol.batches)
         )
         self.base = base
-        self.made: tuple[str, PrunedModel] | None = None
+        self.model_in_memory: tuple[str, PrunedModel] | None = None
         self.dense: ExportedModel | None = None
         self.work: dict[TimedPoint, int] = {}
 
@@ -257,7 +263,7 @@ class _RowMeasurer:
         if self.dense is None:
             say(f"{where}: exporting the dense model")
             try:
-                self.dense = self._export(self.wanted.dense, self.base)
+                self.dense = self._export(self.to_serve.dense, self.base)
             except (NotServed, UserError) as error:
                 if _ends_all(error):
                     raise
@@ -267,7 +273,7 @@ class _RowMeasurer:
         measured: dict[str, Any] = {}
         try:
             say(f"{where}: exporting")
-            is_base = (key, kind) == (self.wanted.dense, self.base)
+            is_base = (key, kind) == (self.to_serve.dense, self.base)
             exported = self.dense if is_base else self._export(key, kind)
         except NotServed as error:
             return error.status, str(error), measured
@@ -290,25 +296,25 @@ class _RowMeasurer:
                 exported.remove()
 
     def _export(self, key: str, kind: str) -> ExportedModel:
-        model, cell = self._model(key), self.wanted.cells[key].cell
+        model, cell = self._model(key), self.to_serve.cells[key].cell
         return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.name_of_model(cell["model"]))
 
     def _model(self, key: str) -> PrunedModel:
         """Return the model of a cell, saved or made again once for all its types. Raises NotServed."""
-        if self.made is None or self.made[0] != key:
-            self.made = None  # before the next one needs the room
-            record = self.wanted.cells[key]
+        if self.model_in_memory is None or self.model_in_memory[0] != key:
+            self.model_in_memory = None  # before the next one needs the room
+            record = self.to_serve.cells[key]
             try:
-                model = write.model_of(record, self.wanted.trust, self.device, record.cell["dtype"])
+                model = write.model_of(record, self.to_serve.trust, self.device, record.cell["dtype"])
             except UserError as error:
                 raise NotServed("error", str(error)) from None
-            self.made = (key, model)
-        return self.made[1]
+            self.model_in_memory = (key, model)
+        return self.model_in_memory[1]
 
     def _macs(self) -> dict[TimedPoint, int]:
         """Return the multiply-accumulates of each point of the model that is in memory."""
-        assert self.made is not None
-        return {point: workloads.macs_of_point(self.made[1].model, point) for point in self.points}
+        assert self.model_in_memory is not None
+        return {point: workloads.macs_of_point(self.model_in_memory[1].model, point) for point in self.points}
 
     def _predict(self, points: list[dict[str, Any]], exported: ExportedModel) -> None:
         """Add to each point the speed-up that the removed work would bring, and for decode that of the bytes read."""

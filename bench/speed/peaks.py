@@ -57,14 +57,14 @@ def widths_of_model(model: Decoder) -> dict[str, dict[str, Any]]:
     """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
     roles = {"head": [model.head.weight]}
     for layer in model.layers:
-        known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
+        matrices_by_role = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
         if layer.experts is not None:
-            known["shared"] = list(layer.experts.shared)
+            matrices_by_role["shared"] = list(layer.experts.shared)
         elif layer.has_mlp:
-            known |= {"up": layer.up, "down": [layer.down]}
-        mine = {id(matrix) for matrices in known.values() for matrix in factors_of(matrices)}
+            matrices_by_role |= {"up": layer.up, "down": [layer.down]}
+        mine = {id(matrix) for matrices in matrices_by_role.values() for matrix in factors_of(matrices)}
         added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
-        for role, matrices in (known | {"added": added}).items():
+        for role, matrices in (matrices_by_role | {"added": added}).items():
             roles.setdefault(role, []).extend(matrix.weight for matrix in factors_of(matrices))
         for role, weights in ({} if layer.experts is None else layer.experts.matrices).items():
             roles.setdefault(role, []).extend(weights)
@@ -93,13 +93,13 @@ def load_between_states(
     """
     shares = environment.load_between_states(before["machine"], after["machine"])
     load: dict[str, Any] = {"before": before, "after": after} | shares
-    known = [count for count in processes if count is not None]
-    if known:
-        load["other_gpu_processes"] = sum(known)
+    counts = [count for count in processes if count is not None]
+    if counts:
+        load["other_gpu_processes"] = sum(counts)
     hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
     flags = {
         "busy": sum(shares.get(f"{who}_cores", 0.0) for who in ("other", "stolen")) > BUSY,
-        "shared_gpu": sum(known) > 0,
+        "shared_gpu": sum(counts) > 0,
         "slowed": hot or shares.get("held_cores", 0.0) > BUSY or bool(set(slowed_by) & set(gpu.THROTTLED)),
     }
     return load | {"flags": [name for name, holds in flags.items() if holds]}
@@ -126,9 +126,9 @@ def measure_peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequenc
         peaks["peak_allocated_bytes"] = max(size["peak_allocated_bytes"] for size in (peaks, _peaks(devices)))
     if "peak_resident_bytes" in peaks:
         return peaks
-    held = [(gpu.processes() or {}).get(os.getpid()) for gpu in gpus]
-    known = [size for size in held if size is not None]
-    return peaks | ({"process_bytes": sum(known)} if len(known) == len(gpus) > 0 else {})
+    sizes = [(gpu.processes() or {}).get(os.getpid()) for gpu in gpus]
+    own_bytes = [size for size in sizes if size is not None]
+    return peaks | ({"process_bytes": sum(own_bytes)} if len(own_bytes) == len(gpus) > 0 else {})
 
 
 def _peaks(devices: Sequence[torch.device]) -> dict[str, int]:

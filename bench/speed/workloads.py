@@ -71,8 +71,8 @@ class FullWindow(StaticSlidingWindowLayer):  # type: ignore[no-untyped-call]
         if self.cumulative_length_int < self.max_cache_len or key_states.shape[-2] != 1:
             return super().update(key_states, value_states, *args, **kwargs)
         self.cumulative_length_int += 1
-        held: Any = ((self.keys, key_states), (self.values, value_states))
-        for kept, new in held:
+        pairs: Any = ((self.keys, key_states), (self.values, value_states))
+        for kept, new in pairs:
             kept.copy_(kept.roll(-1, dims=-2))
             kept[:, :, -1:].copy_(new)
         return self.keys, self.values
@@ -304,7 +304,7 @@ def bytes_of_step(model: Decoder, point: TimedPoint) -> int:
     weights = sum(weight.numel() * weight.element_size() for weight in matrices)
     for experts in (layer.experts for layer in model.layers):
         if experts is not None:
-            times = {"router": 1, "experts": min(experts.count, experts.taken * point.batch)}
+            times = {"router": 1, "experts": min(experts.count, experts.experts_per_token * point.batch)}
             weights += sum(
                 times[role] * matrix.nbytes for role, matrices in experts.matrices.items() for matrix in matrices
             )

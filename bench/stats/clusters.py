@@ -124,8 +124,8 @@ def _students(sums: Floats, sizes: Floats, confidence: float, in_a_row: bool) ->
     """Return (estimate, low, high, p) along the last axis of sums, (..., n), with sizes of (n,)."""
     estimate, stderr, freedom = _ratios_stderrs(sums, sizes, in_a_row)
     margin = stdtrit(freedom, (1 + confidence) / 2) * stderr
-    known = np.where(stderr > 0, stderr, 1.0)
-    p = np.where(stderr > 0, 2 * stdtr(freedom, -np.abs(estimate) / known), estimate == 0)
+    positive = np.where(stderr > 0, stderr, 1.0)
+    p = np.where(stderr > 0, 2 * stdtr(freedom, -np.abs(estimate) / positive), estimate == 0)
     return estimate, estimate - margin, estimate + margin, p
 
 

@@ -135,14 +135,14 @@ def variance_components(values: Sequence[float], *levels: Sequence[Hashable]) ->
         paths = [(*path, group) for path, group in zip(paths, level, strict=True)]
         groups.append(_number_paths(paths))
     freedom = [int(np.max(inner) - np.max(outer)) for outer, inner in pairwise(groups)]
-    known = [at for at, degrees in enumerate(freedom) if degrees]
+    has_freedom = [at for at, degrees in enumerate(freedom) if degrees]
     squares = [float((np.bincount(g, weights=y) ** 2 / np.bincount(g)).sum()) for g in groups]
     share = np.zeros((len(groups), len(groups) - 1))
     for p, outer in enumerate(groups):
         share[p] = [_expected(outer, inner) for inner in groups[1:]]
-    left = np.diff(share, axis=0)[np.ix_(known, known)]
-    right = np.array([squares[at + 1] - squares[at] for at in known])
-    solved = dict(zip(known, np.linalg.solve(left, right).tolist() if known else [], strict=True))
+    left = np.diff(share, axis=0)[np.ix_(has_freedom, has_freedom)]
+    right = np.array([squares[at + 1] - squares[at] for at in has_freedom])
+    solved = dict(zip(has_freedom, np.linalg.solve(left, right).tolist() if has_freedom else [], strict=True))
     return [VarianceComponent(solved.get(at), degrees) for at, degrees in enumerate(freedom)]
 
 
@@ -205,8 +205,8 @@ def separation_of(tasks: Sequence[Figures], drawn: int) -> Separation:
 def _rest(figures: Figures) -> float:
     """Return the variance of the rest, without the effects of models and of documents."""
     models, documents = figures.shape
-    left = figures - figures.mean(1, keepdims=True) - figures.mean(0, keepdims=True) + figures.mean()
-    return float((left**2).sum() / ((models - 1) * (documents - 1)))
+    rest = figures - figures.mean(1, keepdims=True) - figures.mean(0, keepdims=True) + figures.mean()
+    return float((rest**2).sum() / ((models - 1) * (documents - 1)))
 
 
 def _agreement(tasks: Sequence[Figures], drawn: int) -> float:
@@ -223,5 +223,9 @@ def _agreement(tasks: Sequence[Figures], drawn: int) -> float:
     first, second = np.triu_indices(len(tasks[0]), 1)
     first_signs, second_signs = (np.sign(np.round(side[first] - side[second], 12)) for side in (by_drawn, by_rest))
     pairs = np.sqrt(np.abs(first_signs).sum(0) * np.abs(second_signs).sum(0))
-    known = pairs > 0
-    return float(((first_signs * second_signs).sum(0)[known] / pairs[known]).mean()) if known.any() else math.nan
+    is_defined = pairs > 0
+    return (
+        float(((first_signs * second_signs).sum(0)[is_defined] / pairs[is_defined]).mean())
+        if is_defined.any()
+        else math.nan
+    )

@@ -231,9 +231,9 @@ def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[flo
     """
     share = list(weights or [1.0] * len(p))
     order = sorted(range(len(p)), key=lambda number: p[number] / share[number])
-    left_from = [*accumulate(share[number] for number in reversed(order))][::-1]
+    remaining_from = [*accumulate(share[number] for number in reversed(order))][::-1]
     adjusted, worst = [0.0] * len(p), 0.0
-    for number, left in zip(order, left_from, strict=True):
-        worst = max(worst, min(1.0, p[number] / share[number] * left))
+    for number, remaining in zip(order, remaining_from, strict=True):
+        worst = max(worst, min(1.0, p[number] / share[number] * remaining))
         adjusted[number] = worst
     return adjusted

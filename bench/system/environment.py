@@ -45,9 +45,9 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {''.join(platform.libc_ver())}".strip(),
         "cpu": _cpu(),
-        "physical_cores": _known(lambda: psutil.cpu_count(logical=False)),
+        "physical_cores": _answer_or_none(lambda: psutil.cpu_count(logical=False)),
         "logical_cores": os.cpu_count(),
-        "memory_bytes": _known(lambda: psutil.virtual_memory().total),
+        "memory_bytes": _answer_or_none(lambda: psutil.virtual_memory().total),
         "threads": torch.get_num_threads(),
         **threads.settings_of_waiting(),
         "device": str(device),
@@ -84,12 +84,12 @@ def state_of_machine() -> dict[str, float]:
 
     `load_between_states` compares two states.
     """
-    times, own = _known(lambda: psutil.cpu_times()._asdict()), os.times()
+    times, own = _answer_or_none(lambda: psutil.cpu_times()._asdict()), os.times()
     heat = _integers(Path("/sys/class/thermal").glob("*/temp"))  # psutil has sensors of disks and GPUs too
     throttled = _integers(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
     state = {
         "seconds": time.monotonic(),
-        "cpu_mhz": _known(lambda: psutil.cpu_freq().current) or None,
+        "cpu_mhz": _answer_or_none(lambda: psutil.cpu_freq().current) or None,
         "cpu_celsius": max(heat) / 1e3 if heat else None,
         "cpu_throttled": sum(throttled) if throttled else None,
         "load": os.getloadavg()[0],
@@ -106,14 +106,14 @@ def load_between_states(before: dict[str, float], after: dict[str, float]) -> di
     spent = {name: after[name] - before[name] for name in before if name in after}
     if spent["seconds"] <= 0:
         return {}
-    held = {"held_cores": round(spent["held_seconds"] / spent["seconds"], 3)} if "held_seconds" in spent else {}
+    throttled = {"held_cores": round(spent["held_seconds"] / spent["seconds"], 3)} if "held_seconds" in spent else {}
     if "busy_seconds" not in spent:
-        return held
+        return throttled
     busy_elsewhere = max(0.0, spent["busy_seconds"] - spent["stolen_seconds"] - spent["own_seconds"])
     return {
         "other_cores": round(busy_elsewhere / spent["seconds"], 3),
         "stolen_cores": round(spent["stolen_seconds"] / spent["seconds"], 3),
-        **held,
+        **throttled,
     }
 
 
@@ -142,21 +142,23 @@ def _commit() -> dict[str, Any]:
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
-    properties = _known(lambda: torch.cuda.get_device_properties(device))
+    properties = _answer_or_none(lambda: torch.cuda.get_device_properties(device))
     if properties is None:
         return {}
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    cards = _known(lambda: gpu.find_gpus([device])[0]) or []
+    cards = _answer_or_none(lambda: gpu.find_gpus([device])[0]) or []
     return {
         "gpu": properties.name,
         "gpu_memory_bytes": properties.total_memory,
         "gpu_driver": driver.splitlines()[0] if driver else None,
         "cuda": torch.version.cuda,
-        "gpus": _known(torch.cuda.device_count),
+        "gpus": _answer_or_none(torch.cuda.device_count),
         **{f"gpu_{name}": value for card in cards for name, value in card.limits().items()},
         "float32_products": torch.get_float32_matmul_precision(),
-        "bf16_reduction": _known(lambda: bool(torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction)),
-        "cudnn": _known(torch.backends.cudnn.version),
+        "bf16_reduction": _answer_or_none(
+            lambda: bool(torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction)
+        ),
+        "cudnn": _answer_or_none(torch.backends.cudnn.version),
         "cublas": next(iter(_versions(CUBLAS).values()), None),
         "cuda_alloc_conf": os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"),
     }
@@ -170,7 +172,7 @@ def _cpu() -> str | None:
     return platform.processor() or platform.machine() or None
 
 
-def _known(question: Callable[[], T]) -> T | None:
+def _answer_or_none(question: Callable[[], T]) -> T | None:
     """Return the answer of psutil or torch, or None where the system does not give it."""
     try:
         return question()

@@ -64,8 +64,8 @@ def words_of_room(folders: Iterable[Path]) -> str:
 
 def is_loss_of_gpu(error: BaseException) -> bool:
     """Recognise an error that leaves the GPU unusable for this process, whatever cell comes next."""
-    known = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
-    return bool(known) and not is_out_of_memory(error) and not CAPTURE.search(str(error))
+    is_named = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
+    return bool(is_named) and not is_out_of_memory(error) and not CAPTURE.search(str(error))
 
 
 def status_of_error(error: BaseException) -> str:

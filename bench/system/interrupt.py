@@ -154,8 +154,8 @@ def _listen(heard: int, handled: frozenset[int], more: str, leave: Leave | None)
     """End the process GRACE seconds after a first signal, at once after a second; return when the pipe is closed."""
     first, since = 0, 0.0
     while True:
-        left = max(0.0, since + GRACE - time.monotonic()) if first else None
-        ready, _, _ = select.select([heard], [], [], left)
+        seconds = max(0.0, since + GRACE - time.monotonic()) if first else None
+        ready, _, _ = select.select([heard], [], [], seconds)
         signals = os.read(heard, 64) if ready else b""
         if ready and not signals:
             os.close(heard)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-HELD = {"throttled_usec": 1e6, "throttled_time": 1e9}  # lines of cpu.stat, of version 2 and of 1, to a second
+TICKS_PER_SECOND = {"throttled_usec": 1e6, "throttled_time": 1e9}  # by the line of cpu.stat, of version 2 and of 1
 
 
 def folders_of_groups(kind: str, process: Path = PROCESS, groups: Path = GROUPS) -> Iterator[tuple[Path, int]]:
@@ -68,7 +68,7 @@ def throttled_seconds(process: Path = PROCESS, groups: Path = GROUPS) -> float |
     for _, folder in _quotas(process, groups):
         with contextlib.suppress(OSError, ValueError):
             lines = [line.split() for line in (folder / "cpu.stat").read_text(encoding="ascii").splitlines()]
-            seconds += [int(value) / HELD[name] for name, value in lines if name in HELD]
+            seconds += [int(value) / TICKS_PER_SECOND[name] for name, value in lines if name in TICKS_PER_SECOND]
     return sum(seconds) if seconds else None
 
 
@@ -116,8 +116,8 @@ def _free(device: torch.device) -> int:
 
     if device.type != "cuda":
         return free_bytes_of_host()
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + held)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + cached)
 
 
 def bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
@@ -127,8 +127,8 @@ def bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
 
 def free_bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
     """Return the bytes that are free of the machine's memory and of `bytes_of_host`."""
-    left = [limit - used for limit, used in _limits(process, groups)]
-    return max(0, min([int(psutil.virtual_memory().available), *left]))
+    rooms = [limit - used for limit, used in _limits(process, groups)]
+    return max(0, min([int(psutil.virtual_memory().available), *rooms]))
 
 
 def _limits(process: Path, groups: Path) -> list[tuple[int, int]]:

@@ -77,7 +77,7 @@ class FreeCores:
         self._last_reading = self._read()
         self._cores_of_others = 0.0
 
-    def left(self) -> int:
+    def count_free_cores(self) -> int:
         """Return how many threads, of `most`, find a core to themselves, at least one."""
         now, before = self._read(), self._last_reading
         wall, busy, own = (end - start for end, start in zip(now, before, strict=True))

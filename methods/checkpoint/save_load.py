@@ -249,7 +249,7 @@ def _experts(model: Decoder) -> dict[str, Any]:
     mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
     if not mixtures:
         return {}
-    of_each = {"layers": len(mixtures), "count": mixtures[0].count, "taken": mixtures[0].taken}
+    of_each = {"layers": len(mixtures), "count": mixtures[0].count, "taken": mixtures[0].experts_per_token}
     return {"experts": of_each | {"active_parameters": active_parameters(model)}}
 
 
@@ -269,14 +269,14 @@ def form_of(model: Decoder, ids: Tensor) -> Form:
     Raises CheckpointError where neither form holds the model.
     """
     described = describe(model)
-    held = _structure(described)
+    structure = _structure(described)
     try:
         config = config_of_uniform(model, described)
-        return Form(config, try_out(model, config, ids), held, None)
+        return Form(config, try_out(model, config, ids), structure, None)
     except Uneven as error:
         reason = str(error)
     try:
-        return Form(described, try_out(model, described, ids), held, reason)
+        return Form(described, try_out(model, described, ids), structure, reason)
     except ValueError as error:
         raise CheckpointError(f"this model cannot be stored: {first_line_of(error)}") from error
 

@@ -127,12 +127,12 @@ def load_quietly(
     """
     kind = class_that_cuts(config) if isinstance(config, PrunedConfig) else class_of_config(config)
     options |= decoder.options_of_loading(lambda: Decoder(make_empty(config)), place)
-    shown = logging.is_progress_bar_enabled()
+    shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return load_with_all_weights(kind, folder, config=config, dtype=dtype, **options).eval()
     finally:
-        if shown:
+        if shows_bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
@@ -157,22 +157,22 @@ def load_with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = Fa
 @contextmanager
 def _report_withheld() -> Iterator[None]:
     """Withhold the report that transformers logs of a load where a ValueError says what is wrong."""
-    logger, held = getLogger("transformers.modeling_utils"), list[LogRecord]()
+    logger, withheld = getLogger("transformers.modeling_utils"), list[LogRecord]()
 
     def is_another(record: LogRecord) -> bool:
         if is_report := "LOAD REPORT" in record.getMessage():
-            held.append(record)
+            withheld.append(record)
         return not is_report
 
     logger.addFilter(is_another)
     try:
         yield
     except ValueError:
-        held.clear()
+        withheld.clear()
         raise
     finally:
         logger.removeFilter(is_another)
-        for record in held:
+        for record in withheld:
             logger.handle(record)
 
 

@@ -40,7 +40,7 @@ def write_folder_whole(folder: Path) -> Iterator[Path]:
 
 
 def write_weights(
-    folder: Path, tensors: dict[str, Tensor], held: Callable[[str], torch.dtype], most: int
+    folder: Path, tensors: dict[str, Tensor], dtype_of_name: Callable[[str], torch.dtype], most: int
 ) -> dict[str, dict[str, Any]]:
     """Write the tensors in files of at most `most` bytes, and return {file: {bytes, sha256}}.
 
@@ -50,7 +50,9 @@ def write_weights(
     larger than `most` has a file of its own. Tensors are cast file by file. Raises what `cast_to` raises.
     """
     shards: list[list[str]] = [[]]
-    kinds = {name: held(name) if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+    kinds = {
+        name: dtype_of_name(name) if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()
+    }
     sizes = {name: tensor.numel() * kinds[name].itemsize for name, tensor in tensors.items()}
     room = most
     for name, size in sizes.items():

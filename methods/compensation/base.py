@@ -305,9 +305,9 @@ def boundaries_of(pruning: Pruning) -> list[Boundary]:
             run.append(f"layer {number}")
             until = 2 * number + 2
             continue
-        left = {"attention": layers[place].has_attention, "mlp": layers[place].has_mlp}
-        lost = [part for part in has if has[part] and not left[part]]
-        if run and (layer.parallel or left["attention"] or not has["attention"]):
+        still_has = {"attention": layers[place].has_attention, "mlp": layers[place].has_mlp}
+        lost = [part for part in has if has[part] and not still_has[part]]
+        if run and (layer.parallel or still_has["attention"] or not has["attention"]):
             cuts.append(Boundary(behind, tuple(run), until))
             run = []
         if layer.parallel:
@@ -409,10 +409,10 @@ def repair_at_boundaries(
                 continue
             y, n = list[Tensor](), list[Tensor]()
             for state, given, mask in zip(x, arguments, masks, strict=True):
-                taken = run_step(layer, state, given, mask)
-                y.append(wait(taken.y))
-                n.append(wait(taken.m if layer.has_mlp else taken.a))
-            del taken
+                step = run_step(layer, state, given, mask)
+                y.append(wait(step.y))
+                n.append(wait(step.m if layer.has_mlp else step.a))
+            del step
         x = at(cuts[number], y, n)
     return {"cuts": report, "tokens": int(calibration.mask.sum())}
 

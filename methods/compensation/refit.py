@@ -95,7 +95,7 @@ class Refit(Compensation):
         entries, masks = enter_all(pruning.dense, read, values_of_a_step(pruning.dense))
         where = [mask.to(entries[0].x.device) for mask in masks]
         log = read.log([entry.x for entry in entries], "refit", self, pruning.kept, widths, pruning.removed)
-        known, x, report = log.kept(), log.take(), list[dict[str, Any]]()
+        kept_fits, x, report = log.kept(), log.take(), list[dict[str, Any]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
         for number, (whole, layer) in enumerate(show_progress(pairs_of_layers(pruning), "refitting", "layer")):
@@ -106,7 +106,7 @@ class Refit(Compensation):
             x, where = [state.to(layer.device) for state in x], [mask.to(layer.device) for mask in where]
             with whole.visiting(), layer.visiting():
                 if number < log.done:
-                    fits = self.put(cut, next(known))
+                    fits = self.put(cut, next(kept_fits))
                 else:
                     x, fits = self.refit_layer(whole, layer, cut, list(zip(x, given, where, strict=True)), read.wait)
                     log.add([*parameters_of_matrices(cut), to_bytes(fits)], x)
@@ -176,7 +176,7 @@ class Refit(Compensation):
             entered.append(wait(inputs[0].reshape(*tokens.shape, -1)))
             Y.append(wait(run(whole, x, arguments)))
         sinks = find_sinks(where, Y)
-        rows = [Rows(S, wait(wanted - b), wanted, *of) for S, wanted, *of in zip(entered, Y, where, sinks, strict=True)]
+        rows = [Rows(S, wait(target - b), target, *of) for S, target, *of in zip(entered, Y, where, sinks, strict=True)]
         fitted = fit(rows, self.ridge, matrix.weight.T, self.sinks, intercept=self.intercept)
         matrix.weight = nn.Parameter(fitted.W.T.to(matrix.weight.dtype).contiguous(), matrix.weight.requires_grad)
         if fitted.b is not None:

@@ -63,16 +63,16 @@ class Reinitialize(Compensation):
             drawn.apply(drawn._init_weights)
         for module in drawn.modules():
             _start_fairly(module)
-        made = dict[int, nn.Parameter]()  # by the ids of the drawn parameters, so that tied ones stay tied
+        drawn_by_id = dict[int, nn.Parameter]()  # by the ids of the drawn parameters, so that tied ones stay tied
         for mine, new in zip(model.modules(), drawn.modules(), strict=True):
             for name, parameter in mine._parameters.items():
                 if parameter is not None:  # it is replaced and not written to, since the dense model may share it
                     counterpart = new._parameters[name]
-                    if id(counterpart) not in made:
-                        made[id(counterpart)] = nn.Parameter(
+                    if id(counterpart) not in drawn_by_id:
+                        drawn_by_id[id(counterpart)] = nn.Parameter(
                             counterpart.detach().to(parameter.device), parameter.requires_grad
                         )
-                    mine._parameters[name] = made[id(counterpart)]
+                    mine._parameters[name] = drawn_by_id[id(counterpart)]
             for name in mine._buffers.keys() - mine._non_persistent_buffers_set:
                 if (buffer := mine._buffers[name]) is not None:
                     mine._buffers[name] = new._buffers[name].to(buffer.device)

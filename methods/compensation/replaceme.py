@@ -111,8 +111,8 @@ class ReplaceMe(Compensation):
         ]
         T = torch.eye(D, dtype=torch.float64, device=batches[0].y.device)
         fitted_map, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
-        shown = norm.g / norm.divisor  # of each channel that the matrix gives, in what T was fitted to
-        fold_map(layer.down if layer.has_mlp else layer.out, shown[:, None] * fitted_map.W)
+        scale = norm.g / norm.divisor  # of each channel that the matrix gives, in what T was fitted to
+        fold_map(layer.down if layer.has_mlp else layer.out, scale[:, None] * fitted_map.W)
         fitted_map.norm.put_behind(layer, which)
         return Repair(lambda each: each.y - each.n + fitted_map(norm.undo(each.n)), fitted=fitted)
 

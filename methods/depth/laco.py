@@ -131,7 +131,7 @@ class LaCo(Pruner):
         part = slice(self.sentences), slice(self.tokens)
         few = replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
         trial = MergeTrial(partial(merge, rule=self.merge, norms=self.norms), model, few)
-        known = {int(name.split()[1]) for name in calibration.order}  # the pointer at each merge
+        pointers = {int(name.split()[1]) for name in calibration.order}  # the pointer at each merge
         together = TOGETHER if model.store and self.T is None else 1
         log = calibration.log([], "laco", count, together)  # of an interrupted attempt, with windows in the same order
         measured = log.kept()
@@ -146,8 +146,8 @@ class LaCo(Pruner):
                 return values[0].tolist()
 
             loop = _Loop(self, len(model.layers), similarities, together)
-            if known:
-                agreed = _Loop(self, loop.count, lambda candidates: [float(p in known) for _, p in candidates])
+            if pointers:
+                agreed = _Loop(self, loop.count, lambda candidates: [float(p in pointers) for _, p in candidates])
                 threshold, path = self.T, agreed.run(0.0, count)
             elif self.T is not None:
                 threshold, path = self.T, loop.run(self.T, count)
@@ -161,7 +161,7 @@ class LaCo(Pruner):
             "kept_layers": kept,
             "projections_from": [_last(layer) if self.merge == "last" else leaves_of(layer) for layer in path.order],
             "trace": path.trace,
-            "similarities_computed": len(loop.known),
+            "similarities_computed": len(loop.similarity_by_layers),
         }
 
 
@@ -207,7 +207,7 @@ class _Loop:
         self, laco: LaCo, count: int, similarities: Callable[[list[Candidate]], list[float]], together: int = 1
     ) -> None:
         self.laco, self.count, self.similarities, self.together = laco, count, similarities, together
-        self.known: dict[tuple[Merged, ...], float] = {}
+        self.similarity_by_layers: dict[tuple[Merged, ...], float] = {}
 
     def run(self, threshold: float, limit: int, need: int = 0) -> _Path:
         """Return the path of merges from the rear to the front, until the pointer passes L or `limit` layers are gone.
@@ -253,13 +253,13 @@ class _Loop:
 
     def _similarity(self, order: tuple[Merged, ...], p: int) -> float:
         """Return the similarity after a merge of the window at p, which is shorter at the end of the model."""
-        if (wanted := self._candidate(order, p)[0][p:]) not in self.known:
+        if (layers := self._candidate(order, p)[0][p:]) not in self.similarity_by_layers:
             below = (self._candidate(order, place) for place in range(p, self.laco.L - 1, -1))
-            unknown = ((merged, place) for merged, place in below if merged[place:] not in self.known)
+            unknown = ((merged, place) for merged, place in below if merged[place:] not in self.similarity_by_layers)
             candidates = list(islice(unknown, self.together))
             pairs = zip(candidates, self.similarities(candidates), strict=True)
-            self.known |= {merged[place:]: s for (merged, place), s in pairs}
-        return self.known[wanted]
+            self.similarity_by_layers |= {merged[place:]: s for (merged, place), s in pairs}
+        return self.similarity_by_layers[layers]
 
     def _candidate(self, order: tuple[Merged, ...], p: int) -> Candidate:
         return _merge_order(order, p, min(self.laco.C - 1, len(order) - 1 - p)), p

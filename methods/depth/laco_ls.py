@@ -81,7 +81,7 @@ from methods.trials.windows import (
 
 Choice = Literal["fit", "error", "cosine"]
 NAMED = "layers "  # begins the name of a division
-TAKEN = "finally "  # stands before the name of the last division
+FINAL = "finally "  # stands before the name of the last division
 
 
 EXCHANGES = 2  # rounds of them at the end of a search
@@ -175,13 +175,13 @@ class LaCoLS(Pruner):
     def search_divisions(self, model: Decoder, calibration: Calibration, n: int) -> DivisionPath:
         """Return the path of divisions with 1 to n layers less. The first ones are those of `calibration.order`."""
         L, order = len(model.layers), calibration.order
-        known = [division_of_name(name, L) for name in order[: n - 1] if name.startswith(NAMED)]
-        path = DivisionPath(L, n, known, [None] * len(known))
-        if len(order) == n == len(known) + 1 and order[-1].startswith(TAKEN):
-            path.take(division_of_name(order[-1].removeprefix(TAKEN), L), None)
+        noted = [division_of_name(name, L) for name in order[: n - 1] if name.startswith(NAMED)]
+        path = DivisionPath(L, n, noted, [None] * len(noted))
+        if len(order) == n == len(noted) + 1 and order[-1].startswith(FINAL):
+            path.take(division_of_name(order[-1].removeprefix(FINAL), L), None)
             return path
         log = calibration.log(
-            [], "laco-ls", n, [name_of_division(division) for division in known]
+            [], "laco-ls", n, [name_of_division(division) for division in noted]
         )  # of an interrupted attempt
         for entry in log.kept():
             path.recall(*entry)
@@ -192,10 +192,10 @@ class LaCoLS(Pruner):
         dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
         trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
         for count in range(len(path.divisions) + 1, n + 1):
-            shown = f"layer {count} of {n} to remove"
-            candidates = self._candidates(dense, path.windows, count, shown)
+            title = f"layer {count} of {n} to remove"
+            candidates = self._candidates(dense, path.windows, count, title)
             trial.fix(path.windows)
-            losses = dict(zip(candidates, trial.losses(candidates, shown), strict=True))
+            losses = dict(zip(candidates, trial.losses(candidates, title), strict=True))
             if count == n:
                 finals = self._finals(dense, trial, calibration, losses)
                 path.finals = {division: kl if math.isfinite(kl) else None for division, kl in finals.items()}
@@ -229,7 +229,7 @@ class LaCoLS(Pruner):
             before, best = best, min(kl_by_division, key=kl_by_division.__getitem__)
             if best == before or not self.exchanges:
                 return kl_by_division
-            sums = {each: sum(map(dense.left, each)) for each in exchange_layers(best) if each not in losses}
+            sums = {each: sum(map(dense.undone_work, each)) for each in exchange_layers(best) if each not in losses}
             exchanged = sorted(sums, key=sums.__getitem__)[: self.exchanges]
             if exchanged:
                 trial.fix(best)
@@ -240,11 +240,11 @@ class LaCoLS(Pruner):
         L = len(dense.layers)
         if self.divisions:  # they have windows of at most count + 1 layers, whose maps are fitted first
             for s in show_progress(range(L - count), f"{title}, fitting", "window"):
-                dense.left((s, s + count + 1))
+                dense.undone_work((s, s + count + 1))
         joined = [join_windows(windows, i) for i in range(len(windows) - 1)]
-        sums = {division: sum(map(dense.left, division)) for division in joined}
+        sums = {division: sum(map(dense.undone_work, division)) for division in joined}
         longer = sorted(sums, key=sums.__getitem__)[: self.trials]
-        anew = find_lightest(L, count, self.divisions, dense.left) if self.divisions else []
+        anew = find_lightest(L, count, self.divisions, dense.undone_work) if self.divisions else []
         return list(dict.fromkeys([*longer, *anew]))
 
 
@@ -291,7 +291,7 @@ class DivisionPath:
     def names(self) -> list[str]:
         """Return the names of the divisions after each step, and of the last one, as `Calibration.order` has them."""
         path = [name_of_division(division) for division in self.divisions]
-        return [*path[: self.n - 1], *(TAKEN + name for name in path[self.n - 1 :])]
+        return [*path[: self.n - 1], *(FINAL + name for name in path[self.n - 1 :])]
 
 
 def _of_figures(figures: Iterable[float | None]) -> Tensor:

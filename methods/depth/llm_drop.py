@@ -79,10 +79,10 @@ class LLMDrop(Pruner):
             return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
         (importances,) = shared_statistics(importance_of_blocks, model, calibration, self.mode)
         S, order = dict(zip(sublayers_of(model, *MODES[self.mode]), importances.tolist(), strict=True)), []
-        size, left = sizes_of_sublayers(model, S), list(S)
-        while allowed := find_affordable(left, size, rest):
+        size, candidates = sizes_of_sublayers(model, S), list(S)
+        while allowed := find_affordable(candidates, size, rest):
             order.append(min(allowed, key=lambda block: (S[block], -block.layer)))
-            left.remove(order[-1])
+            candidates.remove(order[-1])
             rest -= size[order[-1]]
         scores = {}
         for part in MODES[self.mode]:

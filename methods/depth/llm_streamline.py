@@ -182,7 +182,7 @@ class LayerTraining:
 
         x, z, where = as_batches(self.x), as_batches(self.z), as_batches(self.calibration.mask)
         sinks = find_sinks(where, x, z)
-        every = [Rows(entered, wanted, wanted, *of) for entered, wanted, *of in zip(x, z, where, sinks, strict=True)]
+        every = [Rows(entered, target, target, *of) for entered, target, *of in zip(x, z, where, sinks, strict=True)]
         self.weight = torch.where(torch.cat(sinks), weight_of_sinks(every), 1.0)
 
     def squares(self, rows: list[int]) -> tuple[Tensor, int]:
@@ -217,10 +217,10 @@ class LayerTraining:
     def missed(self, rows: list[int]) -> float:
         """Return the sum of squared errors over that of the target states, on these sequences."""
         pairs = ((self.z[row], self.calibration.mask[row].to(self.z[row].device)) for row in rows)
-        wanted = sum(
+        squares_of_targets = sum(
             float(self.weigh(z[mask].float().square(), [row])) for row, (z, mask) in zip(rows, pairs, strict=True)
         )
-        return sum(float(self.squares([row])[0]) for row in rows) / wanted
+        return sum(float(self.squares([row])[0]) for row in rows) / squares_of_targets
 
     def weights(self) -> dict[str, Tensor]:
         """Return copies of the weights by name."""
@@ -241,6 +241,6 @@ def _put(layer: Layer, weights: dict[str, Tensor]) -> None:
     old = dict(layer.module.named_parameters())
     for name, weight in weights.items():
         path, _, leaf = name.rpartition(".")
-        made = nn.Parameter(weight.to(old[name].dtype), old[name].requires_grad)
-        setattr(layer.module.get_submodule(path), leaf, made)
+        parameter = nn.Parameter(weight.to(old[name].dtype), old[name].requires_grad)
+        setattr(layer.module.get_submodule(path), leaf, parameter)
     layer.settle()

@@ -77,8 +77,8 @@ class LowestExperts(Pruner):
         for (number, experts), score in zip(mixtures.items(), scores, strict=bool(n)):
             removed[number] = lowest_of_groups(score, n, experts.groups)
         remove_experts(model, removed)
-        left = [0 if layer.experts is None else layer.experts.count for layer in model.layers]
-        return plan | {"experts": left, "removed_experts": removed} | self.notes_of_scores(scores)
+        counts = [0 if layer.experts is None else layer.experts.count for layer in model.layers]
+        return plan | {"experts": counts, "removed_experts": removed} | self.notes_of_scores(scores)
 
     def notes_of_scores(self, units: Sequence[Tensor]) -> dict[str, Any]:
         """Return the record's entries on the scores of units; none where there are no scores."""
@@ -165,10 +165,10 @@ def experts_to_go(model: Decoder, ratio: float) -> int:
     most = (first.count - first.fewest) // first.groups
     n = round(ratio * total / each)
     if n > most:
-        left, reach = first.count - most * first.groups, max(0, most) * each / total
+        fewest, reach = first.count - most * first.groups, max(0, most) * each / total
         raise OutOfReach(
-            f"ratio {ratio:g} is out of reach: {left} of {first.count} experts must stay in each layer, since a token "
-            f"takes {first.taken}, and the others hold {reach:.3f} of the model"
+            f"ratio {ratio:g} is out of reach: {fewest} of {first.count} experts must stay in each layer, since a "
+            f"token takes {first.experts_per_token}, and the others hold {reach:.3f} of the model"
         )
     return n * first.groups
 

@@ -164,8 +164,8 @@ def collect_by_layer(
 def run_steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
     """Yield (layer, Step) of each layer for each micro-batch, in the order of `collect_by_layer`."""
     for number, steps in _ForwardSweep(model, calibration).layers():
-        for taken in steps:
-            yield number, taken
+        for step in steps:
+            yield number, step
 
 
 class _ForwardSweep:
@@ -184,17 +184,17 @@ class _ForwardSweep:
     def layers(self) -> Iterator[tuple[int, Iterator[Step]]]:
         """Yield the number of each layer that is not done, and its steps. Take these before the next layer."""
         layers, batches = len(self.model.stack), len(self.states)
-        with make_bar(batches * layers, "reading calibration tokens", "layer", batches * self.log.done) as shown:
+        with make_bar(batches * layers, "reading calibration tokens", "layer", batches * self.log.done) as bar:
             for number, layer in self.model.passing(range(self.log.done, layers)):
-                yield number, self.steps(layer, shown)
+                yield number, self.steps(layer, bar)
         refuse_overflow(self.sound)
 
     def steps(self, layer: Layer, bar: Any) -> Iterator[Step]:
         for batch, (mask, given) in enumerate(zip(self.masks, self.arguments, strict=True)):
-            taken = run_any_step(layer, self.states[batch], given[layer.kind], mask)
-            self.states[batch] = self.wait(taken.y)
-            yield taken
-            self.sound &= taken.y.isfinite().all().to(self.sound.device)
+            step = run_any_step(layer, self.states[batch], given[layer.kind], mask)
+            self.states[batch] = self.wait(step.y)
+            yield step
+            self.sound &= step.y.isfinite().all().to(self.sound.device)
             bar.update()
 
 
@@ -205,9 +205,9 @@ def run_step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -
     Of a removed sublayer a or m is zero, and heads or channels are (B, T, 0). Raises Unsupported where a state is no
     finite number.
     """
-    taken = run_any_step(layer, x, arguments, mask)
-    refuse_overflow(taken.y.isfinite().all())
-    return taken
+    step = run_any_step(layer, x, arguments, mask)
+    refuse_overflow(step.y.isfinite().all())
+    return step
 
 
 def refuse_overflow(sound: Tensor) -> None:
@@ -267,16 +267,16 @@ class States:
         """Run the layers up to `halves` half layers from the start, and return the states there."""
         while self.halves < halves:
             number, second = divmod(self.halves, 2)
-            layer, wait, taken = self.layers[number], self.wait, 1
+            layer, wait, halves_done = self.layers[number], self.wait, 1
             arguments = [entry.arguments[layer.kind] for entry in self.entries]
             self.model.read_ahead(number + 1)
             with layer.visiting():
                 if second and layer.has_mlp:
                     self.x = [wait(x.to(layer.device) + layer.transform(x)) for x in self.x]
                 elif not second and halves > self.halves + 1:
-                    self.x, taken = [wait(layer(x, given)) for x, given in zip(self.x, arguments, strict=True)], 2
+                    self.x, halves_done = [wait(layer(x, given)) for x, given in zip(self.x, arguments, strict=True)], 2
                 elif not second:
                     moved = [x.to(layer.device) for x in self.x]
                     self.x = [wait(x + layer.attend(x, given)) for x, given in zip(moved, arguments, strict=True)]
-            self.halves += taken
+            self.halves += halves_done
         return self.x

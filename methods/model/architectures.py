@@ -64,9 +64,9 @@ class Mixture:
 
     router: str = "mlp.gate"  # scores the experts, a row for each
     bank: str = "mlp.experts"  # computes them, all in one
-    taken: str = "top_k"  # of the router: the experts that a token takes
+    experts_per_token: str = "top_k"  # of the router: how many experts a token takes
     groups: str = ""  # of the router: groups of experts, of which a token may take some alone
-    taken_groups: str = ""  # of the router: the groups that a token may take
+    groups_per_token: str = ""  # of the router: from how many groups a token may take experts
     shared: str = ""  # an MLP beside the bank that every token takes, and that stays
     transposed: bool = False  # the bank's matrices are (in, out)
     pair: bool = False  # the mixture's forward gives back its result and the router's weights
@@ -193,7 +193,7 @@ FAMILIES = {
         mixture=replace(
             MIXTURE,
             groups="num_group",
-            taken_groups="topk_group",
+            groups_per_token="topk_group",
             shared="mlp.shared_experts",
             counts=("num_experts", "num_local_experts"),
             first="first_k_dense_replace",

@@ -161,11 +161,11 @@ class Decoder:
         """
         if dtype == self.embed.weight.dtype:
             return
-        held, named = dtype_by_name(self.model, dtype), list(self.model.named_parameters())
+        dtype_of_name, named = dtype_by_name(self.model, dtype), list(self.model.named_parameters())
         names = {id(parameter): name for name, parameter in named}
         for layer in self.sweep():
-            cast(((names[id(parameter)], parameter) for parameter in layer.module.parameters()), held)
-        cast(named, held)
+            cast(((names[id(parameter)], parameter) for parameter in layer.module.parameters()), dtype_of_name)
+        cast(named, dtype_of_name)
         self.settle()
         self.config.dtype = dtype
         fresh, stored = _fresh_buffers(self.model, dtype), self.model.state_dict().keys()
@@ -173,7 +173,7 @@ class Decoder:
             if name not in stored and name in fresh:
                 buffer.data = fresh[name].to(buffer.device)
             elif buffer.is_floating_point():
-                buffer.data = buffer.to(held(name))
+                buffer.data = buffer.to(dtype_of_name(name))
 
     def settle_all(self) -> None:
         """Settle every layer, and the modules outside the layers."""
@@ -360,8 +360,8 @@ def devices_of_modules(model: Decoder, place: Place) -> dict[str, torch.device]:
     A GPU's share of the weights is its share of the memory of all GPUs. A layer between two GPUs goes to the one that
     would hold more of it. `model` may lie on the meta device.
     """
-    wanted = devices_of(place)
-    room = [torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 1 for device in wanted]
+    devices = devices_of(place)
+    room = [torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 1 for device in devices]
     ends = [sum(room[: number + 1]) / sum(room) for number in range(len(room) - 1)]
     parts = _parts(model)
     whole = sum(parameter.numel() for parameter in model.model.parameters())
@@ -371,10 +371,10 @@ def devices_of_modules(model: Decoder, place: Place) -> dict[str, torch.device]:
         # what is tied counts where it comes first
         counted |= {id(parameter): parameter.numel() for parameter in module.parameters()}
         middle = (before + sum(counted.values())) / 2 / whole
-        device_by_module[name] = wanted[sum(middle > end for end in ends)]
+        device_by_module[name] = devices[sum(middle > end for end in ends)]
     if _is_tied(model):  # where the embedding lies
         ends_of_model = model.final_norm, model.head
-        device_by_module |= {name: wanted[0] for name, module in parts.items() if module in ends_of_model}
+        device_by_module |= {name: devices[0] for name, module in parts.items() if module in ends_of_model}
     return device_by_module
 
 
@@ -383,16 +383,16 @@ def options_of_loading(shell: Callable[[], Decoder], place: Place) -> dict[str, 
 
     shell  makes the model without weights, where layers are spread
     """
-    wanted = devices_of(place)
-    if len(wanted) == 1:
-        return {} if wanted[0].type == "cpu" else {"device_map": {"": wanted[0]}}
-    return {"device_map": devices_of_modules(shell(), wanted)}
+    devices = devices_of(place)
+    if len(devices) == 1:
+        return {} if devices[0].type == "cpu" else {"device_map": {"": devices[0]}}
+    return {"device_map": devices_of_modules(shell(), devices)}
 
 
 def put_model(model: nn.Module, place: Place) -> nn.Module:
     """Move a model to its place, and return it."""
-    wanted = devices_of(place)
-    return _dispatched(model, devices_of_modules(Decoder(model), wanted)) if len(wanted) > 1 else model.to(wanted[0])
+    devices = devices_of(place)
+    return _dispatched(model, devices_of_modules(Decoder(model), devices)) if len(devices) > 1 else model.to(devices[0])
 
 
 def settle_model(model: nn.Module) -> nn.Module:

@@ -71,8 +71,8 @@ def collect_gradients(
     for batch, back in zip(batches, log.take(), strict=True):
         batch.back = back
         del batch.x[len(batch.x) - log.done :]
-    left = numbers[log.done :]
-    for number, layer in show_progress(model.passing(left), "gradients", "layer", total=len(left)):
+    remaining = numbers[log.done :]
+    for number, layer in show_progress(model.passing(remaining), "gradients", "layer", total=len(remaining)):
         own_weights = [layer.module.get_parameter(name) for name in own[number]]
         sums, squares = make_zeros(own_weights if g else ()), make_zeros(own_weights if a else ())
         with require_gradients(model, own_weights), make_repeatable(model):

@@ -160,10 +160,10 @@ def _replace(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
                     tensors[name] = by(tensor)  # type: ignore[assignment]
 
 
-def cast(named: Iterable[tuple[str, nn.Parameter]], held: Callable[[str], torch.dtype]) -> None:
+def cast(named: Iterable[tuple[str, nn.Parameter]], dtype_of_name: Callable[[str], torch.dtype]) -> None:
     """Convert parameters, which stay the same objects, to the dtype that `held` gives for their names."""
     for name, parameter in named:
-        parameter.data = parameter.data.to(held(name))
+        parameter.data = parameter.data.to(dtype_of_name(name))
 
 
 def copy_tensors(module: nn.Module, device: torch.device) -> dict[int, Any]:

@@ -61,9 +61,9 @@ class Experts:
         return len(self.router.weight)
 
     @property
-    def taken(self) -> int:
+    def experts_per_token(self) -> int:
         """Return k, how many experts a token takes."""
-        return int(getattr(self.router, self.row.taken))
+        return int(getattr(self.router, self.row.experts_per_token))
 
     @property
     def groups(self) -> int:
@@ -77,9 +77,9 @@ class Experts:
         A router with groups ranks them by the two best experts of each.
         """
         if self.groups == 1:
-            return self.taken
-        allowed = int(getattr(self.router, self.row.taken_groups))
-        return self.groups * max(2, -(-self.taken // allowed))
+            return self.experts_per_token
+        allowed = int(getattr(self.router, self.row.groups_per_token))
+        return self.groups * max(2, -(-self.experts_per_token // allowed))
 
     @property
     def parameters(self) -> int:
@@ -105,13 +105,13 @@ class Experts:
     @property
     def macs(self) -> int:
         """Return the multiply-accumulates of a token in the router and its k experts, without any linear layer."""
-        return int(self.router.weight.numel()) + self.taken * sum(size.numel() for size in self._sizes)
+        return int(self.router.weight.numel()) + self.experts_per_token * sum(size.numel() for size in self._sizes)
 
     @property
     def values(self) -> int:
         """Return how many numbers a token has in memory at most: logits, and the inputs and outputs of each matrix."""
         shared = sum(matrix.in_features + matrix.out_features for matrix in self.shared)
-        return self.count + self.taken * sum(map(sum, self._sizes)) + shared
+        return self.count + self.experts_per_token * sum(map(sum, self._sizes)) + shared
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return g and the numbers of the experts that each token takes, (M, D) -> (M, k), (M, k).

@@ -81,10 +81,11 @@ class Structure:
 
     number  of the layer
     kind    kv_heads: a unit is a key/value head with its query heads; channels: a unit is a channel of the MLP
-    left    the units that have not been removed, by the numbers they had at first
     size    units at first
     cost    parameters of one unit
     width   channels of one unit, E or 1
+
+    `units_left` has the units that have not been removed, by the numbers they had at first.
     """
 
     number: int
@@ -93,7 +94,7 @@ class Structure:
 
     def __post_init__(self) -> None:
         self.size = len(self.parts[-1].index)
-        self.left = list(range(self.size))
+        self.units_left = list(range(self.size))
         self.cost = sum(part.parameters for part in self.parts)
         self.width = self.layer.head_width if self.kind == "kv_heads" else 1
 
@@ -105,7 +106,7 @@ class Structure:
     @property
     def removed(self) -> list[int]:
         """Return the numbers of the units that are cut."""
-        return sorted(set(range(self.size)) - set(self.left))
+        return sorted(set(range(self.size)) - set(self.units_left))
 
     @property
     def writer(self) -> nn.Linear:
@@ -119,9 +120,9 @@ class Structure:
     def drop(self, units: Iterable[int]) -> None:
         """Remove these units, by the numbers that they have now, and settle the layer."""
         removed = set(units)
-        kept = [unit for unit in range(len(self.left)) if unit not in removed]
+        kept = [unit for unit in range(len(self.units_left)) if unit not in removed]
         keep(self.layer, self.kind, kept)
-        self.left = [self.left[unit] for unit in kept]
+        self.units_left = [self.units_left[unit] for unit in kept]
         self.layer.settle()
 
 
@@ -161,8 +162,8 @@ def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[A
 
 def count_units_left(model: Decoder) -> dict[str, list[int]]:
     """Return for the record how many key/value heads and channels are left in each layer that the method was given."""
-    left = {layer.number: layer for layer in model.layers}
-    each = [left.get(number) for number in range(model.given)]
+    layer_by_number = {layer.number: layer for layer in model.layers}
+    each = [layer_by_number.get(number) for number in range(model.given)]
     return {
         "kv_heads": [0 if layer is None else layer.kv_heads for layer in each],
         "channels": [0 if layer is None or not layer.has_mlp else layer.down.in_features for layer in each],
@@ -192,10 +193,10 @@ class Narrowed:
 
     kind: str
     layer: int
-    left: int
+    units: int
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.layer} {self.left}"
+        return f"{self.kind} {self.layer} {self.units}"
 
 
 def sublayers_of(model: Decoder, *parts: str) -> list[Sublayer]:
@@ -320,13 +321,13 @@ def remove_experts(model: Decoder, removed: Sequence[Sequence[int]]) -> None:
     Raises ValueError where layers would keep different numbers of experts, since a configuration has one count.
     """
     layers = model.layers
-    left: dict[int, list[int]] = {}
+    kept_by_layer: dict[int, list[int]] = {}
     for number, (layer, lost) in enumerate(zip(layers, removed, strict=True)):
         if layer.experts is not None:
-            left[number] = sorted(set(range(layer.experts.count)) - set(lost))
-    if len({len(kept) for kept in left.values()}) != 1:
+            kept_by_layer[number] = sorted(set(range(layer.experts.count)) - set(lost))
+    if len({len(kept) for kept in kept_by_layer.values()}) != 1:
         raise ValueError("each layer keeps as many experts as the others, since a configuration has one count for all")
-    for number, kept in left.items():
+    for number, kept in kept_by_layer.items():
         experts = layers[number].experts
         if experts is not None and len(kept) < experts.count:
             experts.keep(kept)

@@ -83,11 +83,11 @@ class EvoPress(Pruner):
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return the forwards over all generations, of children on few tokens and of parents on many."""
-        left, first, final = 1 - removed / layers, min(tokens, self.tokens), min(tokens, self.final_tokens)
+        share_left, first, final = 1 - removed / layers, min(tokens, self.tokens), min(tokens, self.final_tokens)
         generations = self.generations or generations_of(round(removed), layers)
-        children = (1 + self.offspring * left) * first
-        parents = (1 + (self.survivors + self.population) * left) * final
-        return ((1 + self.initial * left) * first + generations * (children + parents)) / tokens
+        children = (1 + self.offspring * share_left) * first
+        parents = (1 + (self.survivors + self.population) * share_left) * final
+        return ((1 + self.initial * share_left) * first + generations * (children + parents)) / tokens
 
     @property
     def uneven_because(self) -> str:
@@ -118,8 +118,8 @@ class EvoPress(Pruner):
     def fits(self, model: Decoder, ratio: float) -> Fits:
         """Return a function that says whether a state comes as near to the budget as k blocks of mean sizes do."""
         size, each = self.sizes(model)
-        wanted, nearest = parameters_of_blocks(model, ratio, size), (0.5 + ROUNDING) * each
-        return lambda state: abs(sum(held for block, held in size.items() if block in state) - wanted) <= nearest
+        to_remove, nearest = parameters_of_blocks(model, ratio, size), (0.5 + ROUNDING) * each
+        return lambda state: abs(sum(count for block, count in size.items() if block in state) - to_remove) <= nearest
 
     def blocks(self, model: Decoder) -> list[list[Sublayer]]:
         """Return the blocks of each kind, by layer."""

@@ -95,11 +95,11 @@ class LaCoPuzzle(Pruner):
         dense = replace(calibration, keep=None)
         collapsed = LaCoLS(ridge=self.ridge).prune(model, dense, self._by_layers(model, ratio))
         kept = [number for number in range(L) if number not in collapsed["removed_layers"]]
-        left = 1 - (total - to_remove) / parameters(model)
+        share_left = 1 - (total - to_remove) / parameters(model)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
         both = CompensatedPruner(narrow, Refit(ridge=self.ridge))
         alone = replace(dense, sweeps=None, note=None, order=())  # logs and known removals are of the dense model
-        narrowed = prune(both, model, alone, left) if left > 0 else {}
+        narrowed = prune(both, model, alone, share_left) if share_left > 0 else {}
         return collapsed | to_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])
 
     def _by_layers(self, model: Decoder, ratio: float) -> float:
@@ -127,7 +127,7 @@ def to_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collaps
         if name in decisions:
             units = dict(zip(kept, decisions[name], strict=True))
             renumbered[name] = [units.get(number, of_gone) for number in range(L)]
-    left = [number for number in kept if number not in renumbered["removed_layers"]]
+    numbers_left = [number for number in kept if number not in renumbered["removed_layers"]]
     for refitted in decisions.get("compensation", {}).get("refitted", ()):
-        refitted["layer"] = left[refitted["layer"]]
+        refitted["layer"] = numbers_left[refitted["layer"]]
     return renumbered

@@ -192,10 +192,10 @@ def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Repla
 
 def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[Replacements]:
     """Return the choices for an attention or an MLP with `size` units: all, `steps` - 1 widths, or none of them."""
-    lefts = sorted({round(size * step / steps) for step in range(1, steps)} - {0, size}, reverse=True)
+    widths = sorted({round(size * step / steps) for step in range(1, steps)} - {0, size}, reverse=True)
     return [
         Replacements(),
-        *(Replacements([Narrowed(kind, number, left)]) for left in lefts),
+        *(Replacements([Narrowed(kind, number, width)]) for width in widths),
         Replacements([Sublayer(part, number)]),
     ]
 
@@ -205,15 +205,15 @@ def cost_of_choice(choice: Replacements, layer: Layer, quantity: Quantity) -> fl
     parts = {replacement.part for replacement in choice if isinstance(replacement, Sublayer)}
     if len(parts) == layer.has_attention + layer.has_mlp:
         return quantity(layer)
-    left = layer.on(torch.device("meta"))
+    smaller = layer.on(torch.device("meta"))
     for replacement in choice:
         if isinstance(replacement, Narrowed):
-            keep(left, replacement.kind, range(replacement.left))
+            keep(smaller, replacement.kind, range(replacement.units))
         elif replacement.part == "attention":
-            left.remove_attention()
+            smaller.remove_attention()
         else:
-            left.remove_mlp()
-    return quantity(layer) - quantity(left)
+            smaller.remove_mlp()
+    return quantity(layer) - quantity(smaller)
 
 
 @dataclass(frozen=True)
@@ -227,11 +227,13 @@ class Narrow:
 
     def __call__(self, layer: Layer, narrowed: Collection[Narrowed]) -> Layer:
         """Return a layer that shares its matrices with the given one, narrowed to the units ranked first."""
-        left = layer.copy_sharing_matrices()
-        left.store = None  # the store knows the layer itself, and keeps no copy
+        smaller = layer.copy_sharing_matrices()
+        smaller.store = None  # the store knows the layer itself, and keeps no copy
         for replacement in narrowed:
-            keep(left, replacement.kind, sorted(self.ranks[replacement.layer, replacement.kind][: replacement.left]))
-        return left
+            keep(
+                smaller, replacement.kind, sorted(self.ranks[replacement.layer, replacement.kind][: replacement.units])
+            )
+        return smaller
 
 
 def ranking(C: list[Tensor]) -> Ranks:
@@ -304,9 +306,9 @@ def to_decisions(state: Replacements, model: Decoder, ranks: Ranks) -> dict[str,
         if all(number in parts[part] for part in parts if has[part]):
             whole.append(number)
     narrowed = [replacement for replacement in state if isinstance(replacement, Narrowed)]
-    left = {(replacement.layer, replacement.kind): replacement.left for replacement in narrowed}
+    count_by_structure = {(replacement.layer, replacement.kind): replacement.units for replacement in narrowed}
     lost: dict[str, list[list[int]]] = {"kv_heads": [[] for _ in model.layers], "channels": [[] for _ in model.layers]}
-    for (number, kind), count in left.items():
+    for (number, kind), count in count_by_structure.items():
         lost[kind][number] = sorted(ranks[number, kind][count:])
     return {
         "removed_layers": whole,
@@ -322,8 +324,8 @@ class Program:
     """
 
     def __init__(self, s: list[Numbers], m: list[Numbers]) -> None:
-        known = [damage for several in s for damage in several if math.isfinite(damage)]
-        worst = 1e3 * max(1.0, *map(abs, known))
+        finite = [damage for several in s for damage in several if math.isfinite(damage)]
+        worst = 1e3 * max(1.0, *map(abs, finite))
         self.s = np.concatenate([np.where(np.isfinite(damages), damages, worst) for damages in s])
         self.m = np.concatenate(m)
         self.allowed = np.concatenate([_undominated(damages, cost) for damages, cost in zip(s, m, strict=True)])

@@ -117,74 +117,74 @@ class Tyr(Pruner):
         """Search how many units each layer keeps, and cut them as obs does."""
         structures = structures_of(model, *KINDS)
         counts, outcome = find_equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
-        left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
+        units_left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
         missed = list[dict[str, float]]()
         if any(counts.values()):
-            left, outcome = self.search(model, calibration, left)
+            units_left, outcome = self.search(model, calibration, units_left)
             obs = OBS(damping=self.damping, score=self.score)
             size = {(each.number, each.kind): each.size for each in structures}
-            removed = {at: size[at] - left[at] for at in size if at in left and left[at] < size[at]}
+            removed = {at: size[at] - units_left[at] for at in size if at in units_left and units_left[at] < size[at]}
             missed = obs.sweep(model, structures, removed, calibration)
         return {"parameters": parameters(model), "missed": missed} | cuts_of(model, structures) | outcome
 
-    def search(self, model: Decoder, calibration: Calibration, left: Counts) -> tuple[Counts, dict[str, Any]]:
+    def search(self, model: Decoder, calibration: Calibration, units_left: Counts) -> tuple[Counts, dict[str, Any]]:
         """Return the units that each structure has left, and for the record the length of the search."""
         alone = replace(calibration, keep=None, note=None, sweeps=None, order=())  # logs are of other sweeps
         generator, until = random.Random(calibration.seed), end_of_search(self.minutes)
         best, forwards = list[float | None](), 0.0
         for number in range(self.rounds):
-            log = calibration.log([], "tyr", self, number, sorted(left.items()))
+            log = calibration.log([], "tyr", self, number, sorted(units_left.items()))
             until -= log.seconds
             if number and time.monotonic() > until:
                 break
-            levels = self.around(left, structures_of(model, *KINDS), number)
+            levels = self.around(units_left, structures_of(model, *KINDS), number)
             sizes = 1, self.survivors, self.tokens, self.final_tokens
             how = Generations(self.generations, *sizes, until, log, levels.every())
-            fitness = Fitness(model, alone, generator, self.narrow(model, alone, levels, left))
+            fitness = Fitness(model, alone, generator, self.narrow(model, alone, levels, units_left))
             children = partial(levels.children, count=self.offspring, mutations=self.mutations, generator=generator)
-            (winner, *_), kl = how.evolve([state_of(left)], children, fitness)
-            left, best, forwards = widths_of(winner), best + kl, forwards + fitness.forwards
+            (winner, *_), kl = how.evolve([state_of(units_left)], children, fitness)
+            units_left, best, forwards = widths_of(winner), best + kl, forwards + fitness.forwards
         outcome = {"generations": len(best), "of_generations": self.rounds * self.generations, "kl": best}
-        return left, outcome | {"forwards": round(forwards, 2)}
+        return units_left, outcome | {"forwards": round(forwards, 2)}
 
-    def around(self, left: Counts, structures: list[Structure], number: int) -> Levels:
+    def around(self, units_left: Counts, structures: list[Structure], number: int) -> Levels:
         """Return the levels of a round, around the units that are left so far."""
         levels = Levels({}, {})
         for each in structures:
             unit, at = self.multiple if each.kind == "channels" else 1, (each.number, each.kind)
             step = max(unit, each.size // (COARSEST * 2**number) // unit * unit)
-            most, w = (self.levels - 1) // 2, left[at]
+            most, w = (self.levels - 1) // 2, units_left[at]
             several = (w + j * step for j in range(-most, most + 1))
             fewest = fewest_of(each)
-            levels.left[at] = [
+            levels.units[at] = [
                 units for units in several if units == w or (fewest <= units <= each.size and units % unit == 0)
             ]
             levels.alike[at] = each.kind, each.cost, each.size
         return levels
 
-    def narrow(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Narrow:
+    def narrow(self, model: Decoder, calibration: Calibration, levels: Levels, units_left: Counts) -> Narrow:
         """Return a function that narrows layers to the levels of a round. Its first call makes all matrices."""
-        made = cache(lambda: self.supernet(model, calibration, levels, left))
+        make_supernet = cache(lambda: self.supernet(model, calibration, levels, units_left))
 
         def narrowed(layer: Layer, to: Collection[Narrowed]) -> Layer:
-            return made()(layer, to)
+            return make_supernet()(layer, to)
 
         return narrowed
 
-    def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Supernet:
-        """Return the matrices of all levels, each solved for on a model that has the units `left`."""
+    def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, units_left: Counts) -> Supernet:
+        """Return the matrices of all levels, each solved for on a model with `units_left`."""
         supernet, pruned = Supernet(), make_twin(model)
         structures = structures_of(pruned, *KINDS)
 
         def cut(target: CutTarget, H: Tensor) -> Cut:
             structure, size = target.structure, target.structure.size
             at, problem = (structure.number, structure.kind), Problem(structure, H, self.damping)
-            order = supernet.order[at] = problem.cheapest(size - levels.left[at][0], self.score)
-            made = zip(levels.left[at], problem.nested(order, levels.left[at]), strict=True)
-            supernet.matrices[at] = {units: V.cpu() for units, V in made}
-            return problem.without(order[: size - left[at]])
+            order = supernet.order[at] = problem.cheapest(size - levels.units[at][0], self.score)
+            levels_and_matrices = zip(levels.units[at], problem.nested(order, levels.units[at]), strict=True)
+            supernet.matrices[at] = {units: V.cpu() for units, V in levels_and_matrices}
+            return problem.without(order[: size - units_left[at]])
 
-        removed = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
+        removed = {(each.number, each.kind): each.size - units_left[each.number, each.kind] for each in structures}
         OBS(damping=self.damping).sweep(pruned, structures, removed, calibration, cut)
         return supernet
 
@@ -205,21 +205,21 @@ class Supernet:
         small.store = None  # the store knows the layer itself, and keeps no copy
         for level in narrowed:
             structure = Structure(level.layer, level.kind, small)
-            dropped = self.order[level.layer, level.kind][: structure.size - level.left]
+            dropped = self.order[level.layer, level.kind][: structure.size - level.units]
             keep(small, level.kind, sorted(set(range(structure.size)) - set(dropped)))
-            V = self.matrices[level.layer, level.kind][level.left].to(small.device)
+            V = self.matrices[level.layer, level.kind][level.units].to(small.device)
             structure.writer.weight = nn.Parameter(V, requires_grad=False)
         return small
 
 
-def state_of(left: Counts) -> Replacements:
+def state_of(units_left: Counts) -> Replacements:
     """Return the state in which structures have these numbers of units left."""
-    return Replacements(Narrowed(kind, layer, units) for (layer, kind), units in left.items())
+    return Replacements(Narrowed(kind, layer, units) for (layer, kind), units in units_left.items())
 
 
 def widths_of(chosen: Replacements) -> Counts:
     """Return the number of units that each structure has left in a state."""
-    narrowed = sorted((level.layer, level.kind, level.left) for level in chosen if isinstance(level, Narrowed))
+    narrowed = sorted((level.layer, level.kind, level.units) for level in chosen if isinstance(level, Narrowed))
     return {(layer, kind): units for layer, kind, units in narrowed}
 
 
@@ -227,17 +227,17 @@ def widths_of(chosen: Replacements) -> Counts:
 class Levels:
     """Holds the levels of structures.
 
-    left   by layer and kind, the number of units at each level, the fewest first
+    units  by layer and kind, the number of units at each level, the fewest first
     alike  by layer and kind, a value that is equal for two structures if a swap between them keeps the parameters
     """
 
-    left: dict[tuple[int, str], list[int]]
+    units: dict[tuple[int, str], list[int]]
     alike: dict[tuple[int, str], tuple[str, int, int]]
 
     def every(self) -> list[Narrowed]:
         """Return all levels of all structures, in an order that is always the same."""
         return [
-            Narrowed(kind, layer, units) for (layer, kind), several in sorted(self.left.items()) for units in several
+            Narrowed(kind, layer, units) for (layer, kind), several in sorted(self.units.items()) for units in several
         ]
 
     def children(
@@ -247,28 +247,28 @@ class Levels:
         (parent,) = parents
 
         def child() -> Replacements:
-            left = widths_of(parent)
+            units_left = widths_of(parent)
             for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
-                self.swap(left, generator)
-            return state_of(left)
+                self.swap(units_left, generator)
+            return state_of(units_left)
 
         return draw_distinct(child, count)
 
-    def swap(self, left: Counts, generator: random.Random) -> None:
+    def swap(self, units_left: Counts, generator: random.Random) -> None:
         """Take a structure a level up and one that is alike a level down, in place, or none where none can.
 
         Both may be the same structure, which then does not change.
         """
-        every = sorted(self.left)
-        lower = {at for at in every if left[at] > self.left[at][0]}
-        higher = {at for at in every if left[at] < self.left[at][-1]}
+        every = sorted(self.units)
+        lower = {at for at in every if units_left[at] > self.units[at][0]}
+        higher = {at for at in every if units_left[at] < self.units[at][-1]}
         kinds = {self.alike[at] for at in lower}
         higher = {at for at in higher if self.alike[at] in kinds}
         if higher:
             up = draw_structure(every, higher, generator)
             down = draw_structure(every, {at for at in lower if self.alike[at] == self.alike[up]}, generator)
             for at, by in ((up, 1), (down, -1)):
-                left[at] = self.left[at][self.left[at].index(left[at]) + by]
+                units_left[at] = self.units[at][self.units[at].index(units_left[at]) + by]
 
 
 def draw_structure(

@@ -90,7 +90,7 @@ class _Batch:
 
     x: Tensor  # (B, T, D) in front of the first layer
     arguments: list[Arguments]  # of the layers for the batch once, twice, ...: as many candidates as run together
-    wanted: Tensor  # (M,) the positions that are compared, row by row
+    positions: Tensor  # (M,) the positions that are compared, row by row
     targets: Tensor  # (M,) the token behind each
     dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
 
@@ -152,9 +152,9 @@ class Trial:
             placed, most = ids.to(model.embed.weight.device), max(1, min(MOST, ROWS // ids.numel()))
             together = [enter(model, placed.repeat(n, 1)) for n in range(1, most + 1)]
             x, arguments = self.wait(together[0].x), [entry.arguments for entry in together]
-            wanted = nn.functional.pad(mask[:, beyond:], (0, beyond)).flatten().nonzero()[:, 0].to(end)
-            targets = placed.to(end).roll(-1, 1).flatten()[wanted]
-            batch = _Batch(x, arguments, wanted, targets, x[:0])
+            compared = nn.functional.pad(mask[:, beyond:], (0, beyond)).flatten().nonzero()[:, 0].to(end)
+            targets = placed.to(end).roll(-1, 1).flatten()[compared]
+            batch = _Batch(x, arguments, compared, targets, x[:0])
             if self.loss is not nll:
                 dense = self._states_to_compare(batch, self._ends(batch, [Replacements()])[Replacements()])
                 sound = dense.isfinite().all() & sound.to(dense.device)
@@ -250,7 +250,7 @@ class Trial:
         if "layer" in parts or len(parts) == 2:
             return states
         self.runs += len(states) * B * self.share
-        left = list[Tensor]()
+        outputs = list[Tensor]()
         narrowed = [each for each in replacements if isinstance(each, Narrowed) and each.layer == number]
         with layer.visiting():
             if narrowed and self.narrow:
@@ -259,12 +259,12 @@ class Trial:
                 entering = states[start : start + len(batch.arguments)]
                 x = torch.cat([state.to(layer.device) for state in entering])
                 y = layer.run(x, batch.arguments[len(entering) - 1][layer.kind], parts)
-                left += map(self.wait, torch.split(y, B))
-        return left
+                outputs += map(self.wait, torch.split(y, B))
+        return outputs
 
     def _states_to_compare(self, batch: _Batch, x: Tensor) -> Tensor:
         """Return the states of the positions that are compared, (B, T, D) -> (M, D), on the device of the logits."""
-        return x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
+        return x.flatten(0, 1)[batch.positions.to(x.device)].to(batch.targets.device)
 
     def _add(
         self, totals: dict[Replacements, float], added: dict[Replacements, Iterator[float]], limit: Limit, *, last: bool

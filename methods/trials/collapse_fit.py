@@ -120,15 +120,15 @@ class Collapse:
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
-            W, taken, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
-            y_E, z_E, where = move_beside([step.y for step in taken], y_E, z_E, self.where)
+            W, steps, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
+            y_E, z_E, where = move_beside([step.y for step in steps], y_E, z_E, self.where)
             z_E = states_to_fit(where, y_E, z_E, self.how.sinks, self.wait)
 
             def missed(step: Step, y: Tensor, z: Tensor) -> Tensor:
                 return self.wait((z.double() - y).div_(c) + widen(step.channels) @ widen(W).T)
 
             sinks, rows = find_sinks(where, y_E, z_E), []
-            for step, y, z, *of in zip(taken, y_E, z_E, where, sinks, strict=True):
+            for step, y, z, *of in zip(steps, y_E, z_E, where, sinks, strict=True):
                 rows.append(Rows(step.channels, missed(step, y, z), z, *of))
             (self.layers[s].down.weight,), _ = self._solve(rows, [self.dense.layers[s].down.weight], hold_out=False)
         self.layers[s].settle()
@@ -144,28 +144,28 @@ class Collapse:
         self, s: int, x: list[Tensor], z: list[Tensor], attention: bool | None
     ) -> tuple[dict[str, Any], list[Tensor]]:
         layer, whole = self.layers[s], self.dense.layers[s]
-        taken = self._steps(s, x)
-        before = [step.y for step in taken]
+        steps = self._steps(s, x)
+        before = [step.y for step in steps]
         z, where = move_beside(before, z, self.where)
         z = states_to_fit(where, before, z, self.how.sinks, self.wait)
         sinks = find_sinks(where, before, z)
         given, c = list(zip(z, where, sinks, strict=True)), layer.factor
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = []
-            for step, (wanted, *of) in zip(taken, given, strict=True):
+            for step, (target, *of) in zip(steps, given, strict=True):
                 entered = self.wait(torch.cat([step.heads, step.channels], -1))
                 rest = step.y - step.a - step.m + c * biases_of(layer)
-                rows.append(Rows(entered, self.wait((wanted.double() - rest).div_(c)), wanted, *of))
+                rows.append(Rows(entered, self.wait((target.double() - rest).div_(c)), target, *of))
             (layer.out.weight, _), _ = self._solve(rows, [whole.out.weight, whole.down.weight], hold_out=False)
-            taken = self._steps(s, x)
+            steps = self._steps(s, x)
         if layer.family.post_norms:
-            return self._fit_normed(layer, whole, taken, given)
+            return self._fit_normed(layer, whole, steps, given)
         b = 0 if layer.down.bias is None else c * layer.down.bias
-        rests, channels = [self.wait(step.y - step.m + b) for step in taken], [step.channels for step in taken]
-        del taken  # all else that the steps hold
+        rests, channels = [self.wait(step.y - step.m + b) for step in steps], [step.channels for step in steps]
+        del steps  # all else that the steps hold
         rows = [
-            Rows(entered, self.wait((wanted.double() - rest).div_(c)), wanted, *of)
-            for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
+            Rows(entered, self.wait((target.double() - rest).div_(c)), target, *of)
+            for entered, rest, (target, *of) in zip(channels, rests, given, strict=True)
         ]
         (layer.down.weight,), fitted = self._solve(rows, [whole.down.weight])
         layer.settle()
@@ -173,20 +173,20 @@ class Collapse:
         return errors_of_fit(sinks, where, z, before, after, fitted=fitted), after
 
     def _fit_normed(
-        self, layer: Layer, whole: Layer, taken: list[Step], given: list[tuple[Tensor, Tensor, Tensor]]
+        self, layer: Layer, whole: Layer, steps: list[Step], given: list[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """Refit the down matrix and the gains of the norm behind it; arguments and result as in `_fit`."""
-        before, rests = [step.y for step in taken], [self.wait(step.y - step.m) for step in taken]
+        before, rests = [step.y for step in steps], [self.wait(step.y - step.m) for step in steps]
         rows = [
-            Rows(step.channels, self.wait(wanted.double() - rest), wanted, *of)
-            for step, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
+            Rows(step.channels, self.wait(target.double() - rest), target, *of)
+            for step, rest, (target, *of) in zip(steps, rests, given, strict=True)
         ]
         old, norm = whole.down.weight, Norm.behind(whole, 1)
         fitted_map, fitted = fit_normed(rows, self.how.ridge, old.T, self.how.sinks, norm)
         layer.down.weight = nn.Parameter(fitted_map.W.T.to(old.dtype).contiguous(), old.requires_grad)
         fitted_map.norm.put_behind(layer, 1)
         layer.settle()
-        added = (layer.post_norm(1)(layer.down(step.channels)) for step in taken)
+        added = (layer.post_norm(1)(layer.down(step.channels)) for step in steps)
         after = [self.wait(rest + addition) for addition, rest in zip(added, rests, strict=True)]
         z, where, sinks = map(list, zip(*given, strict=True))
         return errors_of_fit(sinks, where, z, before, after, fitted=fitted), after
@@ -223,9 +223,9 @@ class Collapse:
 def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
     """Replace the errors in a window's report by those after a later fit, with those on held-out sequences, if any."""
     of_sinks = [(report["sinks"], missed["sinks"])] if "sinks" in report and "sinks" in missed else []
-    for known, latest in [(report, missed), *of_sinks]:
-        known.pop("error_held_out", None)
-        known |= {name: latest[name] for name in ("error_after", "error_held_out") if name in latest}
+    for earlier, latest in [(report, missed), *of_sinks]:
+        earlier.pop("error_held_out", None)
+        earlier |= {name: latest[name] for name in ("error_after", "error_held_out") if name in latest}
 
 
 def biases_of(layer: Layer) -> Tensor | int:

@@ -48,21 +48,21 @@ class Fitness:
         self.model, self.calibration, self.generator, self.narrow = model, calibration, generator, narrow
         self.forwards = 0.0
         self.whole: Trial | None = None  # on all calibration tokens
-        self.known = dict[Replacements, float]()  # on all calibration tokens
+        self.losses_on_all = dict[Replacements, float]()  # on all calibration tokens
 
     def fittest(self, states: list[Replacements], survivors: int, tokens: int) -> list[tuple[Replacements, float]]:
         """Return the fittest states on `tokens` tokens, each with its loss, the lowest first."""
         every = int(self.calibration.mask.sum())
-        known = self.known if tokens >= every else {}
-        new = [state for state in states if state not in known]
+        loss_by_state = self.losses_on_all if tokens >= every else {}
+        new = [state for state in states if state not in loss_by_state]
         trial = self._trial(tokens)
-        beside = [known[state] for state in states if state in known]
-        losses = known | dict(zip(new, trial.losses(new, lowest=survivors, beside=beside), strict=True))
+        beside = [loss_by_state[state] for state in states if state in loss_by_state]
+        losses = loss_by_state | dict(zip(new, trial.losses(new, lowest=survivors, beside=beside), strict=True))
         self.forwards += min(tokens / every, 1) * trial.runs / len(trial.layers)
         trial.runs = 0.0  # they are counted
         fittest = sorted(((state, losses[state]) for state in states), key=lambda item: item[1])[:survivors]
         if tokens >= every:
-            self.known = dict(fittest)
+            self.losses_on_all = dict(fittest)
         return fittest
 
     def to_tensors(self) -> list[Tensor]:
@@ -76,7 +76,7 @@ class Fitness:
             self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
         version, _, gauss = self.generator.getstate()
         self.generator.setstate((version, tuple(state.tolist()), gauss))
-        self.forwards, self.known = forwards.item(), losses
+        self.forwards, self.losses_on_all = forwards.item(), losses
 
     def _trial(self, tokens: int) -> Trial:
         """Return a trial on `tokens` tokens that are drawn, or the one on all. Both draw as many random numbers."""
@@ -120,7 +120,7 @@ class Generations:
         best = list[float | None]()
         if self.log and self.log.done:
             parents, best = self._kept(self.log, fitness)
-        with make_bar(self.count, "searching", "generation", len(best)) as shown:
+        with make_bar(self.count, "searching", "generation", len(best)) as bar:
             while len(best) < self.count and time.monotonic() <= self.until:
                 promising = [state for state, _ in fitness.fittest(children(parents), self.survivors, self.tokens)]
                 fittest = fitness.fittest(
@@ -130,8 +130,8 @@ class Generations:
                 best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
                 if self.log:
                     self.log.add([*fitness.to_tensors(), *self._to_tensors(parents, [loss for _, loss in fittest])], [])
-                shown.update()
-            shown.total = len(best)
+                bar.update()
+            bar.total = len(best)
         return parents, best
 
     def _to_tensors(self, parents: list[Replacements], losses: list[float]) -> list[Tensor]:
@@ -152,22 +152,22 @@ class Generations:
         return parents, [loss if math.isfinite(loss) else None for loss in fittest]
 
 
-def end_of_search(minutes: float | None, taken: float = 0.0) -> float:
+def end_of_search(minutes: float | None, seconds_spent: float = 0.0) -> float:
     """Return when a search ends, in seconds of time.monotonic; `taken` seconds of its minutes are over."""
-    return math.inf if minutes is None else time.monotonic() + 60 * minutes - taken
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes - seconds_spent
 
 
 def draw_sequences(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
     """Return random sequences with `tokens` real tokens together, the last one cut, or all where there are fewer."""
     lengths = calibration.mask.sum(1).tolist()
-    wanted, rows = min(tokens, sum(lengths)), list[int]()
+    missing, rows = min(tokens, sum(lengths)), list[int]()
     mask = torch.zeros_like(calibration.mask)
-    while wanted:
+    while missing:
         row = generator.randint(0, len(lengths) - 1)
         if row not in rows:
             rows.append(row)
-            mask[row, : min(wanted, lengths[row])] = True
-            wanted -= min(wanted, lengths[row])
+            mask[row, : min(missing, lengths[row])] = True
+            missing -= min(missing, lengths[row])
     width = int(mask.sum(1).max())
     return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
 

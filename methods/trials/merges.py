@@ -106,17 +106,17 @@ class MergeTrial:
             kept = self.kept[layers[: starts[-1]]] if starts[-1] else None
             states.append([batch.states[p] for batch in self.sentences] if kept is None else kept)
         ahead = [len(layers) - start for (layers, _), start in zip(tried, starts, strict=True)]
-        for left in range(max(ahead, default=0), 0, -1):
-            numbers = [number for number, layers in enumerate(ahead) if layers >= left]
-            for each in dict.fromkeys(tried[number][0][-left] for number in numbers):
+        for from_end in range(max(ahead, default=0), 0, -1):
+            numbers = [number for number, layers in enumerate(ahead) if layers >= from_end]
+            for each in dict.fromkeys(tried[number][0][-from_end] for number in numbers):
                 layer = self.realise(each)
                 with layer.visiting():
                     for number in numbers:
                         layers = tried[number][0]
-                        if layers[-left] == each:
+                        if layers[-from_end] == each:
                             pairs = zip(self.sentences, states[number], strict=True)
                             states[number] = [self.wait(batch.entry.run([layer], state)) for batch, state in pairs]
-                            self._keep(layers[: len(layers) - left + 1], states[number])
+                            self._keep(layers[: len(layers) - from_end + 1], states[number])
         return states
 
     def _keep(self, layers: tuple[Merged, ...], states: list[Tensor]) -> None:

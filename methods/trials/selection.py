@@ -56,13 +56,13 @@ class Removals:
         }
 
 
-def find_affordable(left: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: float) -> list[Sublayer]:
+def find_affordable(candidates: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: float) -> list[Sublayer]:
     """Return the blocks that exceed the `rest` of a budget by at most half the smallest block that is left.
 
     Removing them one by one until there is none ends within half of the smallest block from the budget.
     """
-    smallest = min((size[block] for block in left), default=0)
-    return [block for block in left if size[block] - rest <= smallest / 2]
+    smallest = min((size[block] for block in candidates), default=0)
+    return [block for block in candidates if size[block] - rest <= smallest / 2]
 
 
 def search(
@@ -82,29 +82,29 @@ def search(
     """
     size, log = sizes_of_sublayers(trial.model, candidates), log or SweepLog(None, [])
     kept = log.kept()
-    left, removals, rest = list(candidates), Removals(), budget
-    losses = dict.fromkeys(left, 0.0)  # of the last trial of each
+    remaining, removals, rest = list(candidates), Removals(), budget
+    losses = dict.fromkeys(remaining, 0.0)  # of the last trial of each
     follows = free = True  # whether removals are still the known ones, and whether no budget has bound a choice
-    while allowed := find_affordable(left, size, rest):
+    while allowed := find_affordable(remaining, size, rest):
         step = len(removals.order)
         if follows and step < len(first_removals) and first_removals[step] in allowed:
             chosen, loss = first_removals[step], None
         else:
-            follows, free = False, free and len(allowed) == len(left)
+            follows, free = False, free and len(allowed) == len(remaining)
             if (entry := next(kept, None)) is not None:
                 at, runs, latest = entry
                 chosen, trial.runs, losses = candidates[int(at)], float(runs), _losses_by_candidate(candidates, latest)
                 loss = losses[chosen]
             else:
-                shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
+                title = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
                 promising = sorted(allowed, key=losses.__getitem__)
-                for block, tried in zip(promising, trial.losses_without(promising, shown, lowest=1), strict=True):
+                for block, tried in zip(promising, trial.losses_without(promising, title, lowest=1), strict=True):
                     losses[block] = math.inf if math.isnan(tried) else tried
                 chosen = min(allowed, key=losses.__getitem__)
                 loss = losses[chosen]
                 log.add(_entry(candidates, chosen, trial.runs, losses), [])
         trial.remove(chosen)
-        left.remove(chosen)
+        remaining.remove(chosen)
         removals.order.append(chosen)
         removals.losses.append(loss)
         removals.free += free
@@ -139,9 +139,9 @@ def search_and_remove(
 
     The first removals are those of `calibration.order`, and `calibration.note` takes all further ones.
     """
-    known = [Sublayer.parse(text) for text in calibration.order]
+    noted = [Sublayer.parse(text) for text in calibration.order]
     log = calibration.log([], "greedy search", list(map(str, candidates)), budget, calibration.order)
-    removals = search(trial, candidates, budget, known, note=calibration.note, log=log)
+    removals = search(trial, candidates, budget, noted, note=calibration.note, log=log)
     return remove_sublayers(trial.model, removals.order) | removals.decisions()
 
 

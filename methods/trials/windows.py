@@ -98,10 +98,10 @@ class DenseStates:
             self.x.append([])
             with layer.visiting():
                 for x, entry, mask in zip(self.x[-2], self.entries, self.masks, strict=True):
-                    taken = run_step(layer, x, entry.arguments[layer.kind], mask)
-                    self.m[-1].append(self.wait(taken.m))
-                    self.x[-1].append(self.wait(taken.y))
-        self._left: dict[Window, float] = {window: 0.0 for window in division_into_layers(len(self.layers))}
+                    step = run_step(layer, x, entry.arguments[layer.kind], mask)
+                    self.m[-1].append(self.wait(step.m))
+                    self.x[-1].append(self.wait(step.y))
+        self._undone_work: dict[Window, float] = {window: 0.0 for window in division_into_layers(len(self.layers))}
         self._maps: dict[Window, Mapped] = {}
 
     def map_addition(self, window: Window, m: Tensor) -> Tensor:
@@ -110,12 +110,12 @@ class DenseStates:
             self._fit(window)
         return self._maps[window](m)
 
-    def left(self, window: Window) -> float:
+    def undone_work(self, window: Window) -> float:
         """Return u of a window, the part of its work that T leaves undone, as `choose` measures it; 0 for one layer."""
-        if window not in self._left:
+        if window not in self._undone_work:
             self._fit(window)
             del self._maps[window]  # few are tried, and the maps of all would take more memory than all else
-        return self._left[window]
+        return self._undone_work[window]
 
     def keep_maps(self, windows: Iterable[Window]) -> None:
         """Keep the maps of these windows alone. Maps of other windows are fitted anew where they are used again."""
@@ -131,13 +131,15 @@ class DenseStates:
         rows = [Rows(a, self.wait(c - (b - a)), c, *of) for a, b, c, *of in zip(m, y, z, where, sinks, strict=True)]
         identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)
         mapped = self._maps[window] = self._mapped(s, rows, identity)
-        if window in self._left:
+        if window in self._undone_work:
             return
         outputs = y if self.choose == "cosine" else [self.wait(b - a + mapped(a)) for a, b in zip(m, y, strict=True)]
         if self.choose == "error":
-            self._left[window] = total_error_of_fit(sinks, where, z, outputs)
+            self._undone_work[window] = total_error_of_fit(sinks, where, z, outputs)
         else:
-            self._left[window] = cosine_distance_of([(a[w], b[w]) for a, b, w in zip(outputs, z, where, strict=True)])
+            self._undone_work[window] = cosine_distance_of(
+                [(a[w], b[w]) for a, b, w in zip(outputs, z, where, strict=True)]
+            )
 
     def _mapped(self, s: int, rows: list[Rows], identity: Tensor) -> Mapped:
         """Return the map T of the addition of the MLP of layer s, fitted to the rows."""
@@ -152,8 +154,8 @@ class DenseStates:
 
 def cosine_distance_of(pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Return 1 - mean over tokens of cos(y, z), for y and z (M, D) of each micro-batch."""
-    left = sum(float((1 - cosine_similarity(y.float(), z.float(), dim=-1)).sum()) for y, z in pairs)
-    return left / sum(len(y) for y, _ in pairs)
+    total = sum(float((1 - cosine_similarity(y.float(), z.float(), dim=-1)).sum()) for y, z in pairs)
+    return total / sum(len(y) for y, _ in pairs)
 
 
 class CollapseTrial:
@@ -163,8 +165,8 @@ class CollapseTrial:
     def __init__(self, dense: DenseStates, calibration: Calibration) -> None:
         self.dense, self.mask, self.wait = dense, calibration.mask, calibration.wait
         self.entry: Entry = enter(dense.model, calibration.ids)
-        self.wanted = calibration.mask[:, 1:].to(self.entry.x.device)
-        self.expected = self._wanted(self.entry.run(dense.layers, self.entry.x))
+        self.has_successor = calibration.mask[:, 1:].to(self.entry.x.device)
+        self.expected = self._states_with_successor(self.entry.run(dense.layers, self.entry.x))
         self.fixed: Division = ()
         self.states = [self.entry.x]
 
@@ -197,7 +199,7 @@ class CollapseTrial:
         x = self.states[first]
         for window in division[first:]:
             x = self._run(window, x)
-        return self._wanted(x)
+        return self._states_with_successor(x)
 
     def _run(self, window: Window, x: Tensor) -> Tensor:
         s, e = window
@@ -205,9 +207,9 @@ class CollapseTrial:
         arguments = self.entry.arguments[layer.kind]
         if e == s + 1:
             return layer(x, arguments)
-        taken = run_any_step(layer, x, arguments, self.mask)
-        return taken.y - taken.m + self.dense.map_addition(window, taken.m)
+        step = run_any_step(layer, x, arguments, self.mask)
+        return step.y - step.m + self.dense.map_addition(window, step.m)
 
-    def _wanted(self, x: Tensor) -> Tensor:
+    def _states_with_successor(self, x: Tensor) -> Tensor:
         """Return the states of the tokens that have a successor, (tokens, D)."""
-        return x[:, :-1][self.wanted.to(x.device)]
+        return x[:, :-1][self.has_successor.to(x.device)]

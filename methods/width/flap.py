@@ -160,8 +160,8 @@ class FLAP(WidthPruner):
                 raise Unsupported("variance=released leaves the first calibration sequence out: give two at least")
             moments = shared_statistics(moments_of_inputs, model, calibration, self.variance)
             if calibration.order:
-                known = units_in_order(calibration.order)
-                chosen = [known.get((structure.number, structure.kind), []) for structure in structures]
+                noted = units_in_order(calibration.order)
+                chosen = [noted.get((structure.number, structure.kind), []) for structure in structures]
             else:
                 chosen = self.choose(structures, moments, plan, ratio * parameters(model))
             for structure, table, units in zip(structures, moments, chosen, strict=True):

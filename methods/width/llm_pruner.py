@@ -227,7 +227,7 @@ class LLMPruner(WidthPruner):
         if self.importance == "random":
             seed = calibration.seed if self.seed is None else self.seed
             draw = torch.Generator().manual_seed(seed + 1000 * (step - 1))
-            return [torch.rand(len(structure.left), generator=draw) for structure in structures]
+            return [torch.rand(len(structure.units_left), generator=draw) for structure in structures]
         if self.importance not in TAYLOR:
             return [self.score(structure, {}, {}) for structure in structures]
         if step == 1:  # of the dense model

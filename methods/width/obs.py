@@ -138,14 +138,14 @@ class OBS(WidthPruner):
         """
         cut = cut or self.cut
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
-        known = units_in_order(calibration.order)
-        log = calibration.log([entry.x for entry in entries], "obs", self, counts, sorted(known.items()))
+        noted = units_in_order(calibration.order)
+        log = calibration.log([entry.x for entry in entries], "obs", self, counts, sorted(noted.items()))
         kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
         for number, layer in enumerate(show_progress(model.layers, "removing", "layer")):
             targets = [
-                CutTarget(each, counts[number, each.kind], known.get((number, each.kind), []))
+                CutTarget(each, counts[number, each.kind], noted.get((number, each.kind), []))
                 for each in structures
                 if each.number == number and (number, each.kind) in counts
             ]
@@ -154,29 +154,34 @@ class OBS(WidthPruner):
                 if number < log.done:
                     tensors = next(kept)
                     cuts = [Cut(*tensors[at : at + 3]) for at in range(0, len(tensors), 3)]
-                    for each, made in zip(targets, cuts, strict=True):
-                        made.make(each.structure)
+                    for each, cut_of_target in zip(targets, cuts, strict=True):
+                        cut_of_target.make(each.structure)
                 else:
                     given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
                     batches = list(map(Batch, X, given, *move_beside(X, masks)))
                     X, cuts = _cut_layer(layer, targets, batches, (cut, calibration.wait))
-                    log.add([tensor for made in cuts for tensor in made], X)
-            missed.append({each.structure.kind: float(made.missed) for each, made in zip(targets, cuts, strict=True)})
+                    log.add([tensor for cut_of_target in cuts for tensor in cut_of_target], X)
+            missed.append(
+                {
+                    each.structure.kind: float(cut_of_target.missed)
+                    for each, cut_of_target in zip(targets, cuts, strict=True)
+                }
+            )
         return missed
 
     def cut(self, target: CutTarget, H: Tensor) -> Cut:
         """Return the cut for H without damping, (C, C). The damped H takes its memory."""
         problem = Problem(target.structure, H, self.damping)
-        return problem.without(target.known or problem.cheapest(target.how_many, self.score, self.rounds))
+        return problem.without(target.chosen or problem.cheapest(target.how_many, self.score, self.rounds))
 
 
 class CutTarget(NamedTuple):
-    """Says how many units of a structure are to be cut, and which ones where they are known."""
+    """Says how many units of a structure are to be cut, and which ones where they are chosen already."""
 
     structure: Structure
     how_many: int
-    known: list[int]
+    chosen: list[int]
 
 
 class Batch(NamedTuple):
@@ -239,7 +244,7 @@ class Problem:
         share = missed / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # 0 of a matrix that gives nothing
         return Cut(torch.tensor(sorted(units)), V[:, K[:, 0]].to(self.structure.writer.weight.dtype), share)
 
-    def nested(self, order: list[int], left: Iterable[int]) -> Iterator[Tensor]:
+    def nested(self, order: list[int], counts: Iterable[int]) -> Iterator[Tensor]:
         """Yield the best matrix, (D, K), for each number of units in `left`. Units go in this order.
 
         One factor serves all, since the columns that stay longest come first in it:
@@ -252,7 +257,7 @@ class Problem:
         columns = (first[:, None] * w + torch.arange(w, device=H.device)).flatten()
         L = factor(H[columns[:, None], columns])
         solved = torch.linalg.solve_triangular(L, (H @ W.T)[columns], upper=False)
-        for units in left:
+        for units in counts:
             K = units * w
             V = torch.linalg.solve_triangular(L[:K, :K].mT, solved[:K], upper=True)
             yield V[columns[:K].argsort()].T.contiguous().to(self.structure.writer.weight.dtype)
@@ -307,12 +312,12 @@ def find_cheapest(
 
     Raises Unsupported where H is not positive definite.
     """
-    left, order = RemovalCosts(H, W, width, score), list[int]()
+    costs, order = RemovalCosts(H, W, width, score), list[int]()
     rounds = min(rounds or count, count)
     for number in range(rounds):
-        for unit in left.cheapest(-(-(count - len(order)) // (rounds - number))):
+        for unit in costs.cheapest(-(-(count - len(order)) // (rounds - number))):
             order.append(unit)
-            left.remove(unit)
+            costs.remove(unit)
     return order
 
 

@@ -160,7 +160,7 @@ class _Slicer:
         self, model: Decoder, arguments: list[Arguments], mask: list[Tensor], d: int, log: SweepLog, *, wait: Wait
     ) -> None:
         self.model, self.arguments, self.d, self.log, self.wait = model, arguments, d, log, wait
-        self.known = log.kept()
+        self.kept_outcomes = log.kept()
         self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
         self.X = log.take()
         self.mask = [real.to(self.X[0].device) for real in mask]
@@ -208,7 +208,7 @@ class _Slicer:
 
     def basis(self, signal: Callable[[], list[Tensor]]) -> Tensor:
         """Return the basis of the signal at the next site, (D, D). The log of an interrupted pass may have it."""
-        outcome = next(self.known, None)
+        outcome = next(self.kept_outcomes, None)
         if outcome is None:
             self.X = signal()
             outcome = self.pca()

@@ -188,10 +188,10 @@ def group_by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
     """Return the paths of the matrices that are to be factored, grouped by their input."""
     family = layer.family
     groups = [family.qkv, (family.out,), family.up, (family.down,)]
-    wanted = []
+    factored = []
     for group in groups:
-        wanted.append([name for name in group if ranks.get(name) is not None])
-    return list(filter(None, wanted))
+        factored.append([name for name in group if ranks.get(name) is not None])
+    return list(filter(None, factored))
 
 
 def put_factors(layer: Layer, factors: dict[str, Factors]) -> None:

@@ -81,13 +81,13 @@ class WandaSP(WidthPruner):
         if any(counts.values()):
             entries, masks = enter_all(model, calibration, values_of_a_step(model))
             log = calibration.log([entry.x for entry in entries], "wanda-sp", counts)
-            known, X, given = log.kept(), log.take(), [entry.arguments for entry in entries]
+            kept_norms, X, given = log.kept(), log.take(), [entry.arguments for entry in entries]
             del entries  # with the first layer's input
             for number, layer in enumerate(show_progress(model.layers, "removing", "layer")):
                 arguments = [each[layer.kind] for each in given]
                 model.read_ahead(number + 1)
                 with layer.visiting():
-                    norms = next(known, None) or norms_of_inputs(layer, X, arguments, masks)
+                    norms = next(kept_norms, None) or norms_of_inputs(layer, X, arguments, masks)
                     for structure in structures:
                         if structure.number == number:
                             norm = norms[KINDS.index(structure.kind)].to(layer.device)

@@ -80,8 +80,8 @@ def find_equal_widths(
     k = next(k for k in reversed(tried or [0]) if k == 0 or fits(sizes["kv_heads"] - k))
     most = {"kv_heads": k, "channels": int(units["channels"][-1])}
     reach = float(freed["kv_heads"][k] + freed["channels"][-1]) / parameters(model)
-    left = [f"{sizes[kind] - most[kind]} {kind.replace('_', ' ')}" for kind in kinds if sizes[kind]]
+    widths_left = [f"{sizes[kind] - most[kind]} {kind.replace('_', ' ')}" for kind in kinds if sizes[kind]]
     raise OutOfReach(
-        f"ratio {ratio:g} is out of reach: with {' and '.join(left)} left in each layer, {reach:.3f} of the "
+        f"ratio {ratio:g} is out of reach: with {' and '.join(widths_left)} left in each layer, {reach:.3f} of the "
         "parameters are gone"
     )

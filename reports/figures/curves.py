@@ -115,8 +115,8 @@ class Chart:
             (curve for curve in self.curves if self.names_all or curve.emphasised),
             key=lambda curve: (self.up(curve.points[-1][1]), curve.label),
         )
-        wanted = [min(1.0, self.up(curve.points[-1][1])) for curve in named]
-        return {curve.label: place for curve, place in zip(named, move_apart(wanted, gap), strict=True)}
+        ends = [min(1.0, self.up(curve.points[-1][1])) for curve in named]
+        return {curve.label: place for curve, place in zip(named, move_apart(ends, gap), strict=True)}
 
 
 def move_apart(places: Sequence[float], gap: float) -> list[float]:

@@ -185,8 +185,8 @@ def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
         beside.setdefault(method, []).append(compensation)
     scale, neutral = (100.0, 0.0) if _is_share(column) else (1.0, 1.0)
     ends = [scale * end for _, gain in gains if not _is_far(column, gain) for end in _ends(gain)]
-    shown = [neutral, *filter(math.isfinite, ends)]
-    wide = max(shown) - min(shown) or scale
+    in_sight = [neutral, *filter(math.isfinite, ends)]
+    wide = max(in_sight) - min(in_sight) or scale
     height = 0.14 + 0.12 * max(map(len, beside.values()))
     drawing, panels = make_axes(3.2 + 2.1 * len(ratios), 1.0 + height * len(rows), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
@@ -210,7 +210,7 @@ def _draw_gains(column: str, gains: Sequence[RatioAndGain]) -> Drawing:
         axis.set_yticks(range(len(rows)), [name_in_font(row) for row in reversed(rows)])
         axis.set_title(ratio or "ratio of their own")
         axis.set_ylim(-0.6, len(rows) - 0.4)
-        axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
+        axis.set_xlim(min(in_sight) - 0.05 * wide, max(in_sight) + 0.05 * wide)
     better = f"{quantity_of_column(column).better} is better"
     drawing.supxlabel(f"{title_of_quantity(column)}, {_beside(column)}, {better}", fontsize=9)
     add_legend(drawing, panels)

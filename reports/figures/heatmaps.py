@@ -40,8 +40,8 @@ def figures_of_depth(blocks: Sequence[TableGroup]) -> list[Figure]:
         title = f"Accuracy of {model} by task as a share of the dense model's"
         words = " ".join(_words_of_kept(ratio, *tasks_and_shares) for ratio, tasks_and_shares in kept.items())
         figures.append(Figure("tasks-kept", title, words, partial(_draw_kept, kept)))
-    every_left = {_ratio(block): _left(block) for block in blocks}
-    over_depth = {ratio: left for ratio, left in every_left.items() if left}
+    every_remaining = {_ratio(block): _remaining_by_method(block) for block in blocks}
+    over_depth = {ratio: by_method for ratio, by_method in every_remaining.items() if by_method}
     if over_depth:
         title = "What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of"
         words = " ".join(_words_of_depth(ratio, remaining) for ratio, remaining in over_depth.items())
@@ -81,16 +81,15 @@ def _words_of_kept(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
     """Return a sentence with the mean that each method keeps, and the task that it keeps least of."""
     words = []
     for label, kept in shares.items():
-        known = [
+        shares_of_tasks = [
             (share, quantity_of_column(task).heading)
             for share, task in zip(kept, tasks, strict=True)
             if not math.isnan(share)
         ]
-        if known:
-            least = min(known)
-            words.append(
-                f"{label} {100 * fmean(s for s, _ in known):.0f} % (least: {least[1]}, {100 * least[0]:.0f} %)"
-            )
+        if shares_of_tasks:
+            least = min(shares_of_tasks)
+            mean = 100 * fmean(share for share, _ in shares_of_tasks)
+            words.append(f"{label} {mean:.0f} % (least: {least[1]}, {100 * least[0]:.0f} %)")
     return f"{ratio.capitalize()}: {', '.join(words)}."
 
 
@@ -135,7 +134,7 @@ def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, label: str,
     bar.outline.set_linewidth(0.5)
 
 
-def _left(block: TableGroup) -> dict[str, Remaining]:
+def _remaining_by_method(block: TableGroup) -> dict[str, Remaining]:
     """Return {label: shares left of each layer}; the mean of several draws."""
     remaining = {}
     for place, drawn in enumerate(block.drawn):

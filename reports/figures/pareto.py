@@ -70,10 +70,10 @@ def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: st
 
 def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
     """Return the cells on the front of a quality and a cost, by rising cost, see `find_unbeaten`."""
-    known = [point for point in points if is_finite(point.row.get(cost))]
-    places = [(point.row[cost], point.row[column]) for point in known]
+    with_cost = [point for point in points if is_finite(point.row.get(cost))]
+    places = [(point.row[cost], point.row[column]) for point in with_cost]
     return [
-        known[number] for number in find_unbeaten(places, COSTS[cost], quantity_of_column(column).better or "lower")
+        with_cost[number] for number in find_unbeaten(places, COSTS[cost], quantity_of_column(column).better or "lower")
     ]
 
 
@@ -145,7 +145,9 @@ def _figure(records: Sequence[ServedRecord], ending: str) -> Figure:
         f"size and speed: a line leads from dense@{first.base} to a pruned model and on to its types "
         f"{', '.join(_types(records))}; the steps are the front of what no other one beats in both"
     )
-    words = " ".join(_words_of_served_front(records, better) for better in SERVED_COSTS if _known(records, better))
+    words = " ".join(
+        _words_of_served_front(records, better) for better in SERVED_COSTS if _points_of_models(records, better)
+    )
     return Figure(f"served{ending}", title, words, partial(draw_charts, charts), charts)
 
 
@@ -161,7 +163,7 @@ def _perplexity(record: ServedRecord) -> float:
     return float(record.measured["perplexity"]["perplexity"])
 
 
-def _known(records: Sequence[ServedRecord], better: str) -> list[tuple[ServedRecord, Point]]:
+def _points_of_models(records: Sequence[ServedRecord], better: str) -> list[tuple[ServedRecord, Point]]:
     """Return the models that have a cost, each with its point of cost and perplexity."""
     costs = [(record, SERVED_COSTS[better][1](record)) for record in records]
     return [(record, (x, _perplexity(record))) for record, x in costs if x is not None]
@@ -171,18 +173,18 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
     """Yield a chart for each cost that at least two models have."""
     base, seeds = _base(records), suffixes_of_seeds(records)
     for better, (heading, _) in SERVED_COSTS.items():
-        known = _known(records, better)
-        places = [place for _, place in known]
-        if base is None or len(known) < 2:
+        models_and_points = _points_of_models(records, better)
+        places = [place for _, place in models_and_points]
+        if base is None or len(models_and_points) < 2:
             continue
         xs, ys = [x for x, _ in places], [y for _, y in places]
         room, top = ROOM * (max(xs) - min(xs) or 1.0), min(max(ys), MOST * _perplexity(base))
         width = (min(xs) - room, max(xs) + room)
         curves: dict[str, list[tuple[ServedRecord, Point]]] = {}
-        for record, place in known:
+        for record, place in models_and_points:
             if record is not base:
                 curves.setdefault(_name(record) + seeds[id(record)], []).append((record, place))
-        start = next((place for record, place in known if record is base), None)
+        start = next((place for record, place in models_and_points if record is base), None)
         yield Chart(
             x=heading,
             y=f"perplexity on {shorten_name(base.protocol['text'])}, lower is better",
@@ -203,19 +205,19 @@ def _name(record: ServedRecord) -> str:
 
 
 def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised: bool) -> Curve:
-    shown = tuple(quantity_of_column("perplexity_").show(y) for _, (_, y) in points)
+    texts = tuple(quantity_of_column("perplexity_").show(y) for _, (_, y) in points)
     places, method = tuple(place for _, place in points), str(points[0][0].model["method"])
-    return Curve(label, method, places, shown, emphasised=emphasised)
+    return Curve(label, method, places, texts, emphasised=emphasised)
 
 
 def _words_of_served_front(records: Sequence[ServedRecord], better: str) -> str:
     """Return a sentence on the models on the front."""
-    known, seeds = _known(records, better), suffixes_of_seeds(records)
-    front = find_unbeaten([place for _, place in known], better, "lower")
+    models_and_points, seeds = _points_of_models(records, better), suffixes_of_seeds(records)
+    front = find_unbeaten([place for _, place in models_and_points], better, "lower")
     perplexity = quantity_of_column("perplexity_")
     names = []
     for at in front:
-        model, (x, y) = known[at]
+        model, (x, y) = models_and_points[at]
         figures = f"{perplexity.show(y)}, {format_significant(x)}"
         names.append(f"{_name(model)}{seeds[id(model)]} in {model.type} ({figures})")
     return f"Not beaten in perplexity and {SERVED_COSTS[better][0]}: {', '.join(names)}."

@@ -78,8 +78,8 @@ def _words_of_merges(study: Study) -> str:
     dense, words = _perplexity(study["dense"]["nll"]), []
     for of in study["merges"]:
         nlls = [at["nll"] for at in of["positions"] if at["nll"] is not None]
-        shown = quantity_of_column("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
-        words.append(f"{of['m']} layers by {of['rule']} {shown}")
+        perplexity = quantity_of_column("perplexity_").show(_perplexity(median(nlls))) if nlls else "none"
+        words.append(f"{of['m']} layers by {of['rule']} {perplexity}")
     return (
         f"Median perplexity over positions: {', '.join(words)}; dense {quantity_of_column('perplexity_').show(dense)}."
     )

@@ -69,12 +69,12 @@ def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
 
 def _words_of_trace(record: Record) -> str:
     trace = record.decisions["trace"]
-    taken = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
+    merged = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
     amount = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
     where = f"{amount.capitalize()}: " if amount else ""
     threshold = record.decisions.get("threshold")
     above = "" if threshold is None else f" above {threshold:.3f}"
-    return f"{where}{len(trace)} windows tried, {len(taken)} merged{above}: {', '.join(taken) or 'none'}."
+    return f"{where}{len(trace)} windows tried, {len(merged)} merged{above}: {', '.join(merged) or 'none'}."
 
 
 def _draw_traces(records: Sequence[Record]) -> Drawing:
@@ -148,9 +148,9 @@ def _latencies(records: Sequence[Record], ratio: str, where: str) -> list[Figure
     stages: dict[str, list[Calls]] = {}
     for stage in STAGES:
         every = [_calls(record, stage) for record in records]
-        known = [calls for calls in every if calls is not None]
-        if any(calls.method != "dense" for calls in known):
-            stages[stage] = known
+        measured = [calls for calls in every if calls is not None]
+        if any(calls.method != "dense" for calls in measured):
+            stages[stage] = measured
     if not stages:
         return []
     return [

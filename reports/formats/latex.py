@@ -186,10 +186,10 @@ def _column(column: Column, cells: Sequence[TableCell]) -> tuple[str, list[list[
 def _powers(text: str) -> str:
     """Return a value as LaTeX, with powers of ten: 3.4e8 becomes 3.4 x 10^8."""
     parts = re.split(r"(?<![\w.])(\d\.\d)e(\d+)(?!\w)", text)
-    shown = [escape(parts[0])]
+    pieces = [escape(parts[0])]
     for mantissa, exponent, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        shown += [rf"${mantissa}{{\times}}10^{{{exponent}}}$", escape(rest)]
-    return "".join(shown)
+        pieces += [rf"${mantissa}{{\times}}10^{{{exponent}}}$", escape(rest)]
+    return "".join(pieces)
 
 
 def _label(text: str) -> str:

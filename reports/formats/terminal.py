@@ -121,8 +121,8 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     for page in _fill_pages(rest, columns, beside):
         places = [at for at, row in enumerate(kept.rows) if page[0] == rest[0] or row.failure or _stands(row, page)]
         lines_kept = [0, *(at + 1 for at in places)]
-        shown = [list(map(columns[n].__getitem__, lines_kept)) for n in (*keys, *page)]
-        yield _grid(head, [kept.rows[at] for at in places], [names[at] for at in places], shown, colour)
+        cells = [list(map(columns[n].__getitem__, lines_kept)) for n in (*keys, *page)]
+        yield _grid(head, [kept.rows[at] for at in places], [names[at] for at in places], cells, colour)
 
 
 def _stands(row: Row, page: Sequence[int]) -> bool:

@@ -156,12 +156,12 @@ def sections_of_views(
         parts = [part for table in tables for part in table.groups() if part.columns[0].group == group]
         parts = [part for part in parts if name != "by-ratio" or len(part.columns) > 1]
         if parts:
-            shown = [
+            shown_tables = [
                 _table(part, f"{section}-{number}", targets, ratio_titles or {}, several=several)
                 for number, part in enumerate(parts)
             ]
             reading = {"reading": footnotes_of(parts), "protocol": protocol_of(parts)}
-            sections.append({"name": section, "title": title, "tables": shown} | reading)
+            sections.append({"name": section, "title": title, "tables": shown_tables} | reading)
     return sections
 
 

@@ -36,7 +36,7 @@ class Live:
     def __init__(self, run: Path, needs: Mapping[str, str]) -> None:
         self.run, self.needs = run, needs
         self._lock = Lock()  # so that two browsers do not render the same page twice
-        self._made: tuple[str, bytes] | None = None
+        self._stamped_page: tuple[str, bytes] | None = None
 
     def stamp(self) -> str:
         """Return a hash of the state of the records: the names, sizes and times of their files."""
@@ -55,16 +55,16 @@ class Live:
         """
         with self._lock:
             stamp = self.stamp()
-            if self._made is None or self._made[0] != stamp:
-                self._made = stamp, self._render(stamp).encode()
-            return self._made
+            if self._stamped_page is None or self._stamped_page[0] != stamp:
+                self._stamped_page = stamp, self._render(stamp).encode()
+            return self._stamped_page
 
     def _render(self, stamp: str) -> str:
         files = run_folder.files_of_records(self.run)
         merged = run_folder.load_runs([self.run]) if files else run_folder.Merged([], Samples(), [])
         title = self.run.resolve().name
-        known: dict[str, Any] = {"samples": merged.samples, "remarks": merged.notes, "served": merged.served}
-        return page.render_page(merged.records, title=title, needs=self.needs, live=stamp, **known)
+        extras: dict[str, Any] = {"samples": merged.samples, "remarks": merged.notes, "served": merged.served}
+        return page.render_page(merged.records, title=title, needs=self.needs, live=stamp, **extras)
 
 
 def open_server(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:

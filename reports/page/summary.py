@@ -200,8 +200,8 @@ def _cliffs(groups: Sequence[TableGroup], column: str) -> Iterator[FlaggedCell]:
             line = lines.setdefault((group.label(place), group.ratio_of), [*dense])
             line.append((words_of_ratio(group.ratio, group.ratio_of), group.rows[place]))
     for (label, _), line in lines.items():
-        known = [(ratio, row) for ratio, row in line if is_finite(row.get(column))]
-        for (lower, before), (higher, after) in pairwise(known):
+        finite = [(ratio, row) for ratio, row in line if is_finite(row.get(column))]
+        for (lower, before), (higher, after) in pairwise(finite):
             if after[column] >= CLIFF * before[column]:
                 ends = " to ".join(format_value(row, column, spread=False) for row in (before, after))
                 values = {"quantity": quantity_of_column(column).heading}

@@ -124,14 +124,14 @@ def _difference_of_setting(what: str, words: str, theirs: Any, ours: Any) -> Ite
     if theirs is None:
         yield f"{what} not known of the published"
     elif theirs != ours:
-        shown = [f"{value:,}" if isinstance(value, int) else str(value) for value in (theirs, ours)]
-        yield f"{words.format(shown[0])} published, {words.format(shown[1])} here"
+        texts = [f"{value:,}" if isinstance(value, int) else str(value) for value in (theirs, ours)]
+        yield f"{words.format(texts[0])} published, {words.format(texts[1])} here"
 
 
 CLOSE = 0.03  # the most between the printed ratio and the ratio of a cell beside it
 APART = 0.005  # a larger difference of ratios is named in a note
 KINDS = ("perplexity", "tasks")
-SHOWN = ("perplexity_", "task_")  # beginnings of the columns that a table can show
+SHOWABLE = ("perplexity_", "task_")  # beginnings of the columns that a table can show
 COLUMNS = (
     Column("published", "published"),
     Column("here", "here"),
@@ -166,10 +166,10 @@ def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> l
     pairs = list(_pairs(records, papers))
     of_pairs = {id(pair.record) for pair in pairs}
     measured = [record for record in records if id(record) in of_pairs]
-    shown = []
+    showable = []
     for pair in pairs:
-        shown.append({name: value for name, value in pair.row.items() if name.startswith(SHOWN)})
-    reading = legend.describe_columns(measured, shown, KINDS, seeds=False) if measured else []
+        showable.append({name: value for name, value in pair.row.items() if name.startswith(SHOWABLE)})
+    reading = legend.describe_columns(measured, showable, KINDS, seeds=False) if measured else []
     names = _names(measured)
     tables = [_table(pair, number, names[id(pair.record)], reading) for number, pair in enumerate(pairs, start=1)]
     if not tables:

@@ -39,7 +39,7 @@ LOOK = {  # fields of the protocol that may be factors, and their names for read
 }
 OUTER = (*LOOK.values(), "seed", "ratio")  # factors that are no parameter of the method
 KINDS = ("perplexity", "kl", "tasks")
-SHOWN = ("perplexity_", "kl", "task_", "answer_bpb")  # beginnings of the columns that have a footnote
+EXPLAINED = ("perplexity_", "kl", "task_", "answer_bpb")  # beginnings of the columns that have a footnote
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Study:
 
     def combinations(self) -> list[tuple[Any, ...]]:
         """Return the combinations of the factors behind the first two that occur."""
-        held = {key[2:] for key in self.points}
-        return [key for key in itertools.product(*map(self.axis, self.factors[2:])) if key in held]
+        further_values = {key[2:] for key in self.points}
+        return [key for key in itertools.product(*map(self.axis, self.factors[2:])) if key in further_values]
 
 
 def studies_of(records: Sequence[Record]) -> list[Study]:
@@ -156,10 +156,10 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
         keyed.setdefault(tuple(setting.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
     rows = [*(point.row for point in keyed.values()), *dense]
-    shown = []
+    explained = []
     for row in rows:
-        shown.append({name: value for name, value in row.items() if name.startswith(SHOWN)})
-    footnotes = legend.describe_columns(records, shown, KINDS, seeds=False)
+        explained.append({name: value for name, value in row.items() if name.startswith(EXPLAINED)})
+    footnotes = legend.describe_columns(records, explained, KINDS, seeds=False)
     measured = protocol.protocol_of_records(records, KINDS, calibration=not looks)
     again = len(points) - len(keyed)
     return Study(first["method"], name, factors, fixed, keyed, dense, records, tuple(footnotes), tuple(measured), again)
@@ -172,7 +172,7 @@ def _settings(record: Record) -> dict[str, Any]:
     if is_recorded_draw(cell):
         parameters.pop("seed", None)
     settings = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
-    settings |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
+    settings |= {heading: cell["protocol"][name] for name, heading in LOOK.items() if name in cell["protocol"]}
     settings |= {"seed": cell["seed"], "ratio": requested_ratio(record)}
     return {name: _freeze(value) for name, value in settings.items()}
 
@@ -228,8 +228,8 @@ def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
         for second_value, point in points.items():
             at = f"{second}={format_factor(second_value)}"
             cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
-    held = [f", {factor} {format_factor(value)}" for factor, value in zip(study.factors[2:], values, strict=True)]
-    title = f"{study.name}: {measure.head} by {first} and {second}{''.join(held)}"
+    further = [f", {factor} {format_factor(value)}" for factor, value in zip(study.factors[2:], values, strict=True)]
+    title = f"{study.name}: {measure.head} by {first} and {second}{''.join(further)}"
     return _table(study, name, title, *pivot(cells), measures=[name])
 
 

@@ -40,8 +40,8 @@ def tables_of_cost(data: ReportData) -> list[Table]:
 
 
 def _cost(group: TableGroup, data: ReportData) -> Table:
-    known = columns_with_values(group.rows, FIGURES)
-    names = [name for name in FIGURES if name not in WHERE_KNOWN or name in known]
+    with_values = columns_with_values(group.rows, FIGURES)
+    names = [name for name in FIGURES if name not in WHERE_KNOWN or name in with_values]
     healed = "heal_seconds" in names
     rows = []
     for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):

@@ -95,25 +95,24 @@ class ModelRows:
 
     def change(self, method: str, measure: str) -> Change | None:
         """Return what a method changes of a measure, the mean of several draws; None without values of both models."""
-        if (method, measure) not in self._known:
-            self._known[method, measure] = self._mean_of_draws(method, measure)
-        return self._known[method, measure]
+        if (method, measure) not in self._changes_by_method:
+            self._changes_by_method[method, measure] = self._mean_of_draws(method, measure)
+        return self._changes_by_method[method, measure]
 
     def _mean_of_draws(self, method: str, measure: str) -> Change | None:
         at = self.place(method)
         if at is None or self.figure(method, measure) is None:
             return None
         changes = [self._change(n, measure) for n in self.group.numbers[at]]
-        known = [change for change in changes if change is not None]
-        return mean_of_changes(known) if len(known) == len(changes) else None
+        present = [change for change in changes if change is not None]
+        return mean_of_changes(present) if len(present) == len(changes) else None
 
     def places(self, methods: Sequence[str], measure: str) -> dict[str, Place]:
         """Return {method: its place} for methods that all have a value, by the tests of all pairs adjusted by Holm."""
         from scipy.stats import rankdata
 
         higher = quantity_of_column(measure).better == "higher"
-        known = map(self.place, methods)
-        rows = [at for at in known if at is not None]
+        rows = [at for at in map(self.place, methods) if at is not None]
         figures = [self.group.rows[at][measure] for at in rows]
         ranks = rankdata([-figure if higher else figure for figure in figures]).tolist()
 
@@ -137,7 +136,7 @@ class ModelRows:
         return place_by_label | ({"dense": dense[0]} if dense else {})
 
     @cached_property
-    def _known(self) -> dict[tuple[str, str], Change | None]:
+    def _changes_by_method(self) -> dict[tuple[str, str], Change | None]:
         """Return the changes that are computed already, empty at first."""
         return {}
 
@@ -220,9 +219,9 @@ class SharedRatio:
         means = {}
         for method in self.methods():
             every = [model.change(method, measure) for model in self.models]
-            known = [change.value for change in every if change is not None]
-            if len(known) == len(every):
-                means[method] = fmean(known)
+            values = [change.value for change in every if change is not None]
+            if len(values) == len(every):
+                means[method] = fmean(values)
         sign = -1 if quantity_of_column(measure).better == "higher" else 1
         return sorted(means, key=lambda method: (sign * means[method], method))
 
@@ -433,9 +432,9 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
     mean  whether the row has a mean, as it has if the method has a value on every model
     """
     changes = [model.change(method, measure) for model in shared.models]
-    known = [change for change in changes if change is not None]
+    present = [change for change in changes if change is not None]
     cells = [_figure(model, method, measure) for model in shared.models]
-    cells.append(_cell(measure, mean_of_changes(known)) if mean else TableCell())
+    cells.append(_cell(measure, mean_of_changes(present)) if mean else TableCell())
     return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
 
 

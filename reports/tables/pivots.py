@@ -116,8 +116,8 @@ def tables_by_ratio(data: ReportData) -> list[Table]:
     for groups in data.setups:
         records = list(chain.from_iterable(chain.from_iterable(group.drawn) for group in groups))
         rows = list(chain.from_iterable(chain.from_iterable(group.each) for group in groups))
-        shown = [quantity for quantity in list_quantities() if quantity.columns in ("quality", "summary")]
-        for name in chain.from_iterable(columns_of_quantity(quantity, records) for quantity in shown):
+        quantities = [quantity for quantity in list_quantities() if quantity.columns in ("quality", "summary")]
+        for name in chain.from_iterable(columns_of_quantity(quantity, records) for quantity in quantities):
             if any(row.get(name) is not None for group in groups for row in group.rows):
                 footnotes = legend.describe_columns(records, rows, (quantity_of_column(name).kind,))
                 conditions = (*protocol.conditions_of(records), *groups[0].apart)

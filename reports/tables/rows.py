@@ -268,14 +268,16 @@ def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str],
     for column in columns:
         single = [at for at in candidates if len(block.models(at)) == 1]
         results = contrasts_in_pairs(block, [(place, at) for at in single], column, samples)
-        known = {at: contrast.p for (_, at), contrast in results.items()}
+        p_by_place = {at: contrast.p for (_, at), contrast in results.items()}
         differs |= {
-            (at, column) for at, p in known.items() if p < LEVEL and not block.order_depends_on_seed(place, at, column)
+            (at, column)
+            for at, p in p_by_place.items()
+            if p < LEVEL and not block.order_depends_on_seed(place, at, column)
         }
         tests |= {contrast.test for contrast in results.values()}
-        if len(known) < len(candidates):
+        if len(p_by_place) < len(candidates):
             untested.append(
-                (quantity_of_column(column).heading, [block.label(at) for at in candidates if at not in known])
+                (quantity_of_column(column).heading, [block.label(at) for at in candidates if at not in p_by_place])
             )
     return TestedCells(differs, tuple(_flags(block.label(place), differs, untested, tests)))
 
@@ -284,16 +286,16 @@ def _reference(reference: str, block: TableGroup) -> int | str:
     """Return the place of the row that is called `reference`, or whose method has that label; or why there is none."""
     named = [at for at in range(len(block.records)) if block.label(at) == reference]
     places = named or [at for at, record in enumerate(block.records) if label_of_cell(record.cell) == reference]
-    known = [at for at in places if block.records[at].status == "ok"]
+    measured = [at for at in places if block.records[at].status == "ok"]
     amount = words_of_amount(block.ratio, block.ratio_of)
     where = f" at {amount}" if amount else ""
-    if not known:
+    if not measured:
         return f"no figures{where}"
-    if len(known) > 1:
-        return f"several rows{where}: --reference takes one of {'; '.join(map(block.label, known))}"
-    if len(block.models(known[0])) > 1:
+    if len(measured) > 1:
+        return f"several rows{where}: --reference takes one of {'; '.join(map(block.label, measured))}"
+    if len(block.models(measured[0])) > 1:
         return "a mean of draws"
-    return known[0]
+    return measured[0]
 
 
 def _flags(
@@ -379,10 +381,10 @@ def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples
 def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, first: int, second: int) -> bool:
     """Say whether the interval of a row's value lies on the better side of another's; False without an interval."""
     ends = [row.get(f"{column}_{end}") for row in (rows[first], rows[second]) for end in ("low", "high")]
-    known = [float(end) for end in ends if end is not None]
-    if len(known) < len(ends):
+    present = [float(end) for end in ends if end is not None]
+    if len(present) < len(ends):
         return False
-    low, high, low_of_another, high_of_another = known
+    low, high, low_of_another, high_of_another = present
     return bool(low > high_of_another if better == "higher" else high < low_of_another)
 
 
@@ -436,8 +438,8 @@ class TestedRow:
     def order(self, places: Sequence[int], column: str, better: str) -> list[int]:
         """Return the places with a finite value, the best first; equal ones in the order of the run."""
         sign = -1 if better == "higher" else 1
-        known = [place for place in places if is_finite(self.block.rows[place].get(column))]
-        return sorted(known, key=lambda place: sign * self.block.rows[place][column])
+        with_value = [place for place in places if is_finite(self.block.rows[place].get(column))]
+        return sorted(with_value, key=lambda place: sign * self.block.rows[place][column])
 
 
 def contrasts_of_draws(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:

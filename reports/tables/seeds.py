@@ -269,8 +269,8 @@ def _words_of_resolution(of_difference: Sequence[VarianceComponent]) -> Iterator
 
 def _counts(study: CalibrationDraws) -> Iterator[str]:
     """Yield the cells that are left out of a table, and why."""
-    known = {place for draws in study.cells.values() for place in draws.values()}
-    rest = [record for place, record in study.records.items() if place not in known]
+    in_study = {place for draws in study.cells.values() for place in draws.values()}
+    rest = [record for place, record in study.records.items() if place not in in_study]
     again = [record for record in rest if math.isfinite(_perplexity(record, study.text))]
     for why, several in (
         ("without a figure", [record for record in rest if record not in again]),
@@ -414,9 +414,9 @@ def _figures(
     number = {at: next(iter(group.models(at)[0].values())) for at in places}
     records = [group.records[at] for at in places]
     mains = {task: records[0].measured["tasks"][task]["main"] for task in tasks_with_accuracies(records[:1])}
-    wanted = [*mains.items(), *((task, ANSWER_BPB) for task in tasks_with_answers(records[:1]))]
+    columns = [*mains.items(), *((task, ANSWER_BPB) for task in tasks_with_answers(records[:1]))]
     kept, samples_by_name = list(places), dict[tuple[str, str], dict[int, Sample | None]]()
-    for task, metric in wanted:
+    for task, metric in columns:
         given = {at: samples.of(number[at], task, metric) for at in places}
         samples_by_name[task, metric] = given
         same = find_alike(given, dict.fromkeys(given))

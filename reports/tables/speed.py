@@ -138,13 +138,13 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     keys: dict[str, Any] = {}
     for point in chain(*points):
         keys.setdefault(point["kind"], _key(point))
-    shown = {kind: keys.get(kind) for kind in KINDS}
+    key_by_kind = {kind: keys.get(kind) for kind in KINDS}
     columns = [
         Column(c.name, c.label.format(shorten_name(protocol["text"])), better=c.better, brief=c.brief) for c in FIGURES
     ]
     names = dict(zip(map(id, records), _names(records), strict=True))
-    rows = [_served_row(record, names[id(record)], _figures(record, base, shown)) for record in records]
-    sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in shown.items() if key]
+    rows = [_served_row(record, names[id(record)], _figures(record, base, key_by_kind)) for record in records]
+    sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in key_by_kind.items() if key]
     footnote = (
         f"{protocol['windows']} windows of {protocol['window']} tokens of {shorten_name(protocol['text'])}; "
         f"{'; '.join(sizes)}; up to "
@@ -243,7 +243,7 @@ def _figures(record: ServedRecord, base: ServedRecord | None, key_by_kind: dict[
         point = point_by_key.get(key_by_kind[kind])
         cells += [_rate(point), _speedup(point)]
     cells.append(_cell_of_prediction(point_by_key.get(key_by_kind["decode"]), "speedup_by_bytes"))
-    return [*cells, _size(max((taken for _, taken in _memory(record)), default=None))]
+    return [*cells, _size(max((size for _, size in _memory(record)), default=None))]
 
 
 def _cells_of_served_point(record: ServedRecord, point: dict[str, Any]) -> list[TableCell]:
@@ -308,11 +308,11 @@ def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
 def _perplexity(quality: dict[str, Any] | None) -> TableCell:
     if not quality:
         return TableCell()
-    shown, value = quantity_of_column("perplexity_"), quality["perplexity"]
+    quantity, value = quantity_of_column("perplexity_"), quality["perplexity"]
     if "perplexity_low" not in quality:
-        return TableCell(shown.show(value), value=value)
+        return TableCell(quantity.show(value), value=value)
     low, high = quality["perplexity_low"], quality["perplexity_high"]
-    return TableCell(shown.show_interval(value, low, high), shown.show(value), value, low, high)
+    return TableCell(quantity.show_interval(value, low, high), quantity.show(value), value, low, high)
 
 
 def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
@@ -495,12 +495,12 @@ def _throughputs(record: Record, peers: Sequence[Record], name: str) -> Iterator
 
 def _row_in_equal_memory(record: Record, dense: Record, name: str, swept: Sequence[dict[str, Any]]) -> Iterator[Row]:
     """Yield the row of the fastest batches in the memory that the dense model takes; none if that is not known."""
-    context, taken, takes = swept[0]["context"], _reserved(record), _reserved(dense)
+    context, reserved, takes = swept[0]["context"], _reserved(record), _reserved(dense)
     best = _fastest([point for point in swept if (context, point["batch"]) in takes], "dense")
     if best is None:
         return
     room = takes[context, best["batch"]]
-    fitting = [point for point in swept if taken.get((context, point["batch"]), room + 1) <= room]
+    fitting = [point for point in swept if reserved.get((context, point["batch"]), room + 1) <= room]
     if most := _fastest(fitting, "pruned"):
         yield _throughput_row(record, name, context, room, [best, most])
 
@@ -519,8 +519,8 @@ def _rate_of_model(point: dict[str, Any], model: str) -> float:
 def _reserved(record: Record) -> dict[tuple[int, int], int]:
     """Return {(context, batch): bytes that a model alone reserved for captured steps}."""
     points = record.measured.get("speed", {}).get("memory", {}).get("points", ())
-    held = "peak_reserved_bytes"
-    return {(p["context"], p["batch"]): p[held] for p in points if p.get("mode") == "graph" and held in p}
+    field = "peak_reserved_bytes"
+    return {(p["context"], p["batch"]): p[field] for p in points if p.get("mode") == "graph" and field in p}
 
 
 def _throughput_row(

@@ -148,9 +148,11 @@ def _table(
 def summarise_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
     """Return the outcome in a line: 'regression: 1 worse, 7 not worse; 5 more are shown and do not count'."""
     counts = Counter(v.word for v in verdicts if v.gates)
-    shown = sum(not v.gates for v in verdicts)
+    uncounted = sum(not v.gates for v in verdicts)
     more = (
-        f"; {shown} more {'is' if shown == 1 else 'are'} shown and do{'es' * (shown == 1)} not count" if shown else ""
+        f"; {uncounted} more {'is' if uncounted == 1 else 'are'} shown and do{'es' * (uncounted == 1)} not count"
+        if uncounted
+        else ""
     )
     return (
         f"{OUTCOMES[exit_code_of(verdicts, strict=strict)]}: " + ", ".join(f"{n} {w}" for w, n in counts.items()) + more

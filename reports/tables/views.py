@@ -60,9 +60,11 @@ def build_views(
     labels = list(dict.fromkeys(label_of_cell(record.cell) for record in records))
     data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
     if reference and reference not in labels:
-        known = dict.fromkeys([*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))])
-        if reference not in known:
-            raise UserError(f"no method {reference!r} to refer to; there are {', '.join(known)}")
+        labels_of_rows = dict.fromkeys(
+            [*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))]
+        )
+        if reference not in labels_of_rows:
+            raise UserError(f"no method {reference!r} to refer to; there are {', '.join(labels_of_rows)}")
     tables_by_view = {}
     for name in names:
         if name not in VIEWS:

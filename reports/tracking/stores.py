@@ -48,11 +48,11 @@ class MlflowStore:
         """Keep a cell, see reports.tracking.tracker.Tracker."""
         from mlflow.entities import Metric, Param
 
-        known = self._client.search_runs(
+        earlier_runs = self._client.search_runs(
             [self._experiment.experiment_id], filter_string=f"tags.`{KEY}` = '{entry.key}'"
         )
-        whole = [run for run in known if run.data.tags.get(DATE) == entry.date and run.info.status != "RUNNING"]
-        for run in known:
+        whole = [run for run in earlier_runs if run.data.tags.get(DATE) == entry.date and run.info.status != "RUNNING"]
+        for run in earlier_runs:
             if run not in whole:
                 self._client.delete_run(run.info.run_id)
         if whole:
@@ -111,11 +111,11 @@ class TrackioStore:
         """Keep a cell, see reports.tracking.tracker.Tracker."""
         import trackio
 
-        for known in self._runs():
-            if known.name == entry.key:
-                if (known.config or {}).get("environment.date") == entry.date:
+        for earlier in self._runs():
+            if earlier.name == entry.key:
+                if (earlier.config or {}).get("environment.date") == entry.date:
                     return False
-                known.delete()
+                earlier.delete()
         options: dict[str, Any] = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
         config = dict(entry.parameters) | {"name": entry.name}
         with _raise_errors(), _without_hub(), redirect_stdout(StringIO()):
@@ -217,9 +217,9 @@ class WandbRuns:
         return True
 
     def _is_written(self, entry: TrackerEntry) -> bool:
-        made = datetime.fromisoformat(entry.date).timestamp() if entry.date else 0
+        written = datetime.fromisoformat(entry.date).timestamp() if entry.date else 0
         files = self._folder.glob(f"offline-run-*/run-{entry.key}.wandb")
-        return any(file.stat().st_mtime >= made for file in files)
+        return any(file.stat().st_mtime >= written for file in files)
 
 
 def open_wandb(project: str) -> WandbRuns:

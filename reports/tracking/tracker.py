@@ -84,7 +84,7 @@ class RunTracking:
         self._name, self._tracker, self._folder, self._warn = name, tracker, folder, warn
         self._dense = dict[str, Record]()
         self._waiting = dict[str, Record]()
-        self._new = self._known = 0
+        self._new = self._sent_before = 0
         self._ended = False
 
     def cell(self, key: str) -> None:
@@ -106,9 +106,13 @@ class RunTracking:
         for key in list(self._waiting):
             self._send(key, self._waiting.pop(key))
         if not self._ended:
-            known = f"; {self._known} {'was' if self._known == 1 else 'were'} there already" if self._known else ""
+            remark = (
+                f"; {self._sent_before} {'was' if self._sent_before == 1 else 'were'} there already"
+                if self._sent_before
+                else ""
+            )
             noun = "cell" if self._new == 1 else "cells"
-            self._warn(f"{self._name}: {self._new} {noun} sent to {self._tracker.where}{known}")
+            self._warn(f"{self._name}: {self._new} {noun} sent to {self._tracker.where}{remark}")
 
     def _send(self, key: str, record: Record) -> None:
         if self._ended:
@@ -118,7 +122,7 @@ class RunTracking:
             path = Path(scratch) / PAGE
             write_atomically(path, self._page(key, record, dense))
             sent = self._tracker.log(entry_of(key, record, dense, self._folder.name), path)
-            self._new, self._known = self._new + sent, self._known + (not sent)
+            self._new, self._sent_before = self._new + sent, self._sent_before + (not sent)
 
     def _dense_of(self, record: Record) -> Record | None:
         """Return the dense cell of the record's own setup, as in a report; None if it has not come yet."""

@@ -99,7 +99,7 @@ def test_the_foretold_map_and_what_it_leaves_by_hand():
             found.map_addition((s, e), torch.eye(32)).double(), T, rtol=0, atol=1e-4 * float(T.abs().max())
         )
         u = 1 - torch.nn.functional.cosine_similarity(r + m[s] @ T, x[e], dim=-1).mean()
-        assert found.left((s, e)) == pytest.approx(float(u), rel=1e-3)
+        assert found.undone_work((s, e)) == pytest.approx(float(u), rel=1e-3)
 
 
 def test_windows_can_be_judged_by_the_error_of_the_fit_or_the_cosine_before_it():
@@ -112,7 +112,7 @@ def test_windows_can_be_judged_by_the_error_of_the_fit_or_the_cosine_before_it()
             T = brute(m[s], z - r, RIDGE, torch.eye(32, dtype=torch.float64))
             error = float((r + m[s] @ T - z).square().sum() / z.square().sum())
             angle = float(1 - torch.nn.functional.cosine_similarity(x[s + 1], z, dim=-1).mean())
-            assert found.left((s, e)) == pytest.approx(error if choose == "error" else angle, rel=1e-3)
+            assert found.undone_work((s, e)) == pytest.approx(error if choose == "error" else angle, rel=1e-3)
 
 
 WINDOWS = [(0, 1), (1, 3), (3, 4), (4, 6)]  # of six layers
@@ -284,7 +284,7 @@ def test_with_every_division_tried_the_best_one_is_taken(n):
     assert decisions["removal_order"][-1] == f"finally {name_of_division(best)}"
     assert decisions["losses"][-1] == pytest.approx(losses[best], rel=1e-4)
     _, one = collapsed(1, tokens, trials=1, divisions=0, exchanges=0)
-    least = min(range(LAYERS - 1), key=lambda s: dense.left((s, s + 2)))
+    least = min(range(LAYERS - 1), key=lambda s: dense.undone_work((s, s + 2)))
     assert one["removal_order"] == [f"finally layers {least + 1}"]
 
 
@@ -336,8 +336,12 @@ def test_the_lightest_divisions_are_those_of_all(n):
 def test_steps_alone_lead_past_a_window_that_divisions_find(monkeypatch):
     """Where one layer is cheapest alone, and two others are together."""
     cost = {(0, 2): 0.1, (2, 5): 0.15, (2, 4): 0.2, (3, 5): 0.2}
-    monkeypatch.setattr(DenseStates, "left", lambda _, window: cost.get(window, float(window[1] - window[0] - 1)))
-    monkeypatch.setattr(CollapseTrial, "losses", lambda self, some, _: [sum(map(self.dense.left, one)) for one in some])
+    monkeypatch.setattr(
+        DenseStates, "undone_work", lambda _, window: cost.get(window, float(window[1] - window[0] - 1))
+    )
+    monkeypatch.setattr(
+        CollapseTrial, "losses", lambda self, some, _: [sum(map(self.dense.undone_work, one)) for one in some]
+    )
     _, steps = collapsed(2, whole_sequences(), divisions=0, exchanges=0, finalists=1)
     _, both = collapsed(2, whole_sequences(), exchanges=0, finalists=1)
     assert steps["removal_order"] == ["layers 1", "finally layers 1+3"]
@@ -356,10 +360,10 @@ def test_the_name_of_a_division_says_it():
 def test_maps_that_are_let_go_are_fitted_again():
     dense = DenseStates(Decoder(tiny("llama")), whole_sequences(), sinks="apart", ridge=RIDGE)
     m = dense.m[1][0]
-    before, left = dense.map_addition((1, 4), m), dense.left((1, 4))
+    before, left = dense.map_addition((1, 4), m), dense.undone_work((1, 4))
     dense.keep_maps([(2, 4)])
     assert torch.equal(dense.map_addition((1, 4), m), before)
-    assert dense.left((1, 4)) == left
+    assert dense.undone_work((1, 4)) == left
 
 
 def test_layers_that_do_nothing_go_first_and_are_not_missed(ids):

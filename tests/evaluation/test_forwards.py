@@ -75,7 +75,7 @@ def test_all_forwards_of_a_chunk_go_through_a_layer_before_the_next_one(what, ro
     entered, run = entries(model), forwards._Sweep.run
 
     def noted(sweep, chunk, shown):
-        chunks.append([one.held for one in chunk])
+        chunks.append([one.nbytes for one in chunk])
         run(sweep, chunk, shown)
 
     monkeypatch.setattr(forwards._Sweep, "run", noted)
@@ -101,7 +101,7 @@ def test_what_waits_is_counted_and_nothing_is_kept_of_a_window_that_has_been_rea
         sweep = forwards._Sweep(model, model.lm_head, None)
         (chunk,) = sweep.chunks(calls, 2**30)
         states = [entered.x.nbytes for entered, _ in chunk]
-        assert all(entered.held > own for (entered, _), own in zip(chunk, states, strict=True))
+        assert all(entered.nbytes > own for (entered, _), own in zip(chunk, states, strict=True))
         sweep.run([entered for entered, _ in chunk], forwards_bar())
     caches = [cache for call, _ in calls for cache in (call.past.cache, *call.past.of_layer.values())]
     assert len(caches) == len(calls) * (LAYERS + 1)

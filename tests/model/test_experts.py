@@ -102,7 +102,7 @@ def test_a_mixture_is_the_sum_of_its_experts_as_the_router_weighs_them(family, i
             continue
         g, chosen = layer.experts.route(h)
         f = layer.experts.outputs(h, chosen)
-        assert g.shape == chosen.shape == (7, layer.experts.taken)
+        assert g.shape == chosen.shape == (7, layer.experts.experts_per_token)
         shared = layer.inner.mlp.shared_experts(h) if family == "glm4_moe" else 0
         torch.testing.assert_close((g[:, :, None] * f).sum(1) + shared, layer.feed_forward(h[None])[0])
         if total := SUM.get(family, 1.0):

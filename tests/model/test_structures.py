@@ -97,7 +97,7 @@ def test_a_structure_knows_what_a_unit_costs_and_which_are_left(family, kind):
     structure = Structure(2, kind, model.layers[2])
     before = parameters(model)
     structure.remove(torch.arange(float(structure.size)).flip(0), 1)  # the last one
-    structure.remove(torch.ones(len(structure.left)).index_fill(0, torch.tensor(0), 0.0), 0)
+    structure.remove(torch.ones(len(structure.units_left)).index_fill(0, torch.tensor(0), 0.0), 0)
     assert before - parameters(model) == structure.cost
     assert structure.removed == [structure.size - 1]
     assert len(structure.parts[-1].index) == structure.size - 1

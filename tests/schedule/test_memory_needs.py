@@ -77,7 +77,7 @@ def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings)
         calibration = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=memory)
         pruner.prune(decoder, calibration, RATIO)
         taken = gpus.memories[0].peak - weights
-    assert LOW * taken <= amount.taken <= HIGH * taken
+    assert LOW * taken <= amount.device_bytes <= HIGH * taken
 
 
 @pytest.mark.parametrize(("name", "settings"), [("llm-streamline", {"batch": 1}), ("angular", {"token": "all"})])
@@ -86,12 +86,12 @@ def test_states_between_layers_wait_on_the_host_or_in_files_and_not_on_a_gpu(nam
     shape = Shape.of(Decoder(tiny("llama", **options, num_hidden_layers=40)))
     amount = PruningMemory(methods.make(name, settings), shape, 2, RATIO, rows, columns, memory)
     between = 41 * 2 * rows * columns * shape.width
-    on_gpu, on_cpu = (replace(amount, on_gpu=on_gpu).taken for on_gpu in (True, False))
+    on_gpu, on_cpu = (replace(amount, on_gpu=on_gpu).device_bytes for on_gpu in (True, False))
     assert on_cpu - on_gpu >= 0.5 * between
     assert on_cpu > between
     assert amount.parked >= between
     assert amount.waiting >= between
-    assert replace(amount, on_gpu=False, in_folder=True).taken <= on_gpu
+    assert replace(amount, on_gpu=False, in_folder=True).device_bytes <= on_gpu
 
 
 FILED = [(STATES, "bfloat16", name) for name in ("shortgpt", "wanda-sp", "llm-pruner", "shortgpt+ghost", "flap+refit")]
@@ -122,7 +122,7 @@ def test_what_waits_in_a_folder_and_what_does_not_is_about_what_is_said(shape, d
         mask = torch.ones_like(ids, dtype=torch.bool)
         pruner.prune(decoder, Calibration(ids, mask, memory=memory, offload=tmp_path), RATIO)
         taken = gpus.memories[0].peak - weights
-    shares = amount.taken / taken, amount.waiting / files.peak
+    shares = amount.device_bytes / taken, amount.waiting / files.peak
     assert all(LOW <= share <= HIGH for share in shares), shares
     assert files.now == 0
 

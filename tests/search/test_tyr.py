@@ -65,10 +65,10 @@ def test_levels_are_nested_and_the_whole_one_is_the_dense_matrix():
     supernet = tyr.supernet(model, calibration(), levels, left)
     for (layer, kind), several in supernet.matrices.items():
         matrix = model.layers[layer].out if kind == "kv_heads" else model.layers[layer].down
-        torch.testing.assert_close(several[levels.left[layer, kind][-1]], matrix.weight, rtol=0, atol=1e-6)
-        assert len(set(supernet.order[layer, kind])) == levels.left[layer, kind][-1] - 1
-        wide = matrix.in_features // levels.left[layer, kind][-1]
-        assert [matrix.shape[1] for matrix in several.values()] == [wide * units for units in levels.left[layer, kind]]
+        torch.testing.assert_close(several[levels.units[layer, kind][-1]], matrix.weight, rtol=0, atol=1e-6)
+        assert len(set(supernet.order[layer, kind])) == levels.units[layer, kind][-1] - 1
+        wide = matrix.in_features // levels.units[layer, kind][-1]
+        assert [matrix.shape[1] for matrix in several.values()] == [wide * units for units in levels.units[layer, kind]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +98,7 @@ def test_swaps_keep_the_parameters_and_stay_among_the_levels():
         found = widths_of(child)
         seen.update(found.items())
         assert found.keys() == left.keys()
-        assert all(units in levels.left[at] for at, units in found.items())
+        assert all(units in levels.units[at] for at, units in found.items())
         pruned = cut_by_obs(model, found)
         assert parameters(pruned) == parameters(cut_by_obs(model, left)) < dense
     assert {kind for (l, kind), units in seen if units != left[l, kind]} == set(KINDS)
@@ -161,7 +161,7 @@ def test_steps_are_halved_in_each_round_and_channels_stay_multiples():
     model, tyr, left, _ = started(multiple=3)
     left = {at: 30 if at[1] == "channels" else 2 for at in left}
     structures = structures_of(model, *KINDS)
-    first, second = (tyr.around(left, structures, number).left for number in (0, 1))
+    first, second = (tyr.around(left, structures, number).units for number in (0, 1))
     assert first[0, "channels"] == [6, 12, 18, 24, 30, 36, 42, 48]  # of 48
     assert second[0, "channels"] == [18, 21, 24, 27, 30, 33, 36, 39, 42]
     assert first[0, "kv_heads"] == second[0, "kv_heads"] == [1, 2]

@@ -57,26 +57,26 @@ def test_cores_that_others_use_are_left_to_them(clocks):
     cores = FreeCores(4)
     for own, others, left in ((4, 0, 4), (2.7, 1.3, 3), (0.1, 3.9, 1), (1, 0.4, 4), (3, 1, 3), (4, 0.02, 4)):
         clocks.passes(2.0, own, others)
-        assert cores.left() == left
+        assert cores.count_free_cores() == left
 
 
 def test_never_more_than_asked_for_and_never_none(clocks):
     few = FreeCores(2)
-    assert few.left() == 2
+    assert few.count_free_cores() == 2
     clocks.passes(1.0, 0.0, 4.0)
-    assert few.left() == 1
+    assert few.count_free_cores() == 1
     clocks.passes(1.0, 2.0, 1.0)
-    assert few.left() == 2
+    assert few.count_free_cores() == 2
 
 
 def test_a_moment_that_is_too_short_to_tell_changes_nothing(clocks):
     cores = FreeCores(4)
     clocks.passes(1.0, 2.0, 2.0)
-    assert cores.left() == 2
+    assert cores.count_free_cores() == 2
     clocks.passes(threads.SHORTEST / 2, 4.0, 0.0)
-    assert cores.left() == 2
+    assert cores.count_free_cores() == 2
     clocks.passes(threads.SHORTEST / 2, 4.0, 0.0)
-    assert cores.left() == 4  # by all that has passed since the reading that counted
+    assert cores.count_free_cores() == 4  # by all that has passed since the reading that counted
 
 
 def test_only_cores_that_this_process_may_run_on_count(clocks, monkeypatch):
@@ -85,10 +85,10 @@ def test_only_cores_that_this_process_may_run_on_count(clocks, monkeypatch):
     clocks.now += 1.0
     clocks.busy[0] += 1.0
     clocks.busy[1] += 1.0
-    assert cores.left() == 2
+    assert cores.count_free_cores() == 2
     clocks.now += 1.0
     clocks.busy[3] += 1.0
-    assert cores.left() == 1
+    assert cores.count_free_cores() == 1
 
 
 def groups(folder: Path, line: str, files: dict[str, object]) -> tuple[Path, Path]:
@@ -162,7 +162,7 @@ def test_a_program_that_works_is_seen():
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(most)]
     try:
         time.sleep(1.5)
-        assert cores.left() <= max(1, most // 2)
+        assert cores.count_free_cores() <= max(1, most // 2)
     finally:
         for one in busy:
             one.kill()

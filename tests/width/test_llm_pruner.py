@@ -559,7 +559,7 @@ def test_rounds_remove_by_the_authors_steps(monkeypatch):
 
     def spy(self, structure, g, a):
         if structure.kind == "channels" and structure.number == 2:
-            widths.append(len(structure.left))
+            widths.append(len(structure.units_left))
         return score(self, structure, g, a)
 
     monkeypatch.setattr(LLMPruner, "score", spy)
