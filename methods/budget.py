@@ -69,10 +69,24 @@ TRIES = 6  # prunings of one search
 FINEST = 1e-6  # between ratios that are told apart
 
 
+@dataclass(frozen=True)
+class MetBudget:
+    """Says how a budget was met: the share of a quantity that may stay and does stay, and the ratio that gave that.
+
+    tried  [ratio, share that stays] of each pruning
+    """
+
+    of: str
+    share: float
+    stays: float
+    ratio: float
+    tried: list[list[float]]
+
+
 def prune_to_budget(
     target: float | Budget, pruner: Pruner, model: Decoder, calibration: Calibration
-) -> tuple[Decoder, dict[str, Any], dict[str, Any]]:
-    """Return the pruned model, the decisions, and the record's entry on a budget, empty for a ratio.
+) -> tuple[Decoder, dict[str, Any], MetBudget | None]:
+    """Return the pruned model, the decisions, and how the budget was met, None for a ratio.
 
     A ratio is removed in place. For a budget, copies around the same weights are pruned until one meets it. The nearest
     copy is returned, and the model itself does not change. The first ratio is the one at which all layers lose alike;
@@ -82,17 +96,11 @@ def prune_to_budget(
     Raises what `prune` raises, and OutOfReach where too much stays at every ratio or where nothing goes.
     """
     if not isinstance(target, Budget):
-        return model, prune(pruner, model, calibration, target), {}
+        return model, prune(pruner, model, calibration, target), None
     search = BudgetSearch(pruner, model, target)
     nearest = search.run(calibration)
-    about = {
-        "of": target.of,
-        "share": target.share,
-        "stays": nearest.stays,
-        "ratio": nearest.ratio,
-        "tried": search.tried,
-    }
-    return nearest.model, nearest.decisions, {"budget": about}
+    met = MetBudget(target.of, target.share, nearest.stays, nearest.ratio, search.tried)
+    return nearest.model, nearest.decisions, met
 
 
 def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:

@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -241,7 +242,7 @@ def test_a_run_goes_on_behind_a_plugin_that_ends_the_program_while_it_prunes(sma
 def test_what_ends_the_program_while_a_cell_is_measured_is_a_failed_cell(error, monkeypatch):
     monkeypatch.setattr(measure, "_measure", raising(error))
     told = list[dict[str, object]]()
-    outcome = SimpleNamespace(devices=[torch.device("cpu")], send=told.append, decisions={}, measured={})
+    outcome = measure.CellProgress(told.append, *[lambda told: None] * 2, nullcontext)
     measure.try_cell(SimpleNamespace(method="laco"), None, None, outcome, None)
     (found,) = told
     assert found["status"] == "error"
@@ -252,7 +253,7 @@ def test_an_interrupt_and_a_process_that_is_taken_away_are_no_failed_cells(monke
     for kind in (KeyboardInterrupt, EndedBySignal):
         monkeypatch.setattr(measure, "_measure", raising(kind))
         told = list[dict[str, object]]()
-        outcome = SimpleNamespace(devices=[torch.device("cpu")], send=told.append, decisions={}, measured={})
+        outcome = measure.CellProgress(told.append, *[lambda told: None] * 2, nullcontext)
         with pytest.raises(kind):
             measure.try_cell(None, None, None, outcome, None)
         assert told == []

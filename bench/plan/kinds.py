@@ -8,16 +8,20 @@ does. A field that is not needed is absent from a record where it is None (`to_p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache, partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
 
 if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
     from pydantic_core import core_schema
+
+T = TypeVar("T")
 
 DRAWN = "whether the windows are drawn from the text; else they follow each other"
 MOST = 2**63 - 1  # the largest whole number that tables and Parquet files hold
@@ -74,6 +78,69 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return (tuple if isinstance(value, tuple) else list)(map(to_plain, value))
     return str(value) if isinstance(value, PurePath) else value
+
+
+def value_from_plain(kind: type[T], plain: Any) -> T:
+    """Return the object of a dataclass for which `to_plain` gave these values, also after JSON.
+
+    Names that no field has are left out, and values are not checked, which is the work of bench.records.layout. Raises
+    KeyError for a field that is needed and missing.
+    """
+    owner: Any = kind
+    value: T = _reader_of(owner)(plain)
+    return value
+
+
+def _unchanged(plain: Any) -> Any:
+    return plain
+
+
+@cache
+def _reader_of(kind: Any) -> Callable[[Any], Any]:
+    """Return what makes a value of a type from plain values; `_unchanged` where the two are the same."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _reader_of(inner[0])
+    if origin in (Union, UnionType):
+        readers = [_reader_of(each) for each in inner if each is not NoneType]
+        return _unchanged if readers != readers[:1] else _unless_none(readers[0])
+    if origin is tuple:
+        return partial(_read_tuple, _reader_of(inner[0]))
+    if origin is dict:
+        reader = _reader_of(inner[1])
+        return _unchanged if reader is _unchanged else partial(_read_dict, reader)
+    return partial(_read_object, kind) if is_dataclass(kind) else _unchanged
+
+
+def _unless_none(reader: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return reader if reader is _unchanged else lambda plain: None if plain is None else reader(plain)
+
+
+def _read_tuple(reader: Callable[[Any], Any], plain: Any) -> Any:
+    return tuple(map(reader, plain))
+
+
+def _read_dict(reader: Callable[[Any], Any], plain: Any) -> Any:
+    return {name: reader(value) for name, value in plain.items()}
+
+
+def _read_object(owner: Any, plain: Any) -> Any:
+    values = {
+        name: reader(plain[key]) for name, key, reader, needed in _readers_of_fields(owner) if needed or key in plain
+    }
+    return owner(**values)
+
+
+@cache
+def _readers_of_fields(owner: Any) -> list[tuple[str, str, Callable[[Any], Any], bool]]:
+    """Return for each field of a dataclass its name, its key in a record, its reader, and whether it has no default."""
+    hints, readers = get_type_hints(owner, include_extras=True), []
+    for each in fields(owner):
+        meaning = each.metadata.get("meaning")
+        key = meaning.alias if meaning and meaning.alias else each.name
+        needed = each.default is MISSING and each.default_factory is MISSING
+        readers.append((each.name, key, _reader_of(hints[each.name]), needed))
+    return readers
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def measure_cell(channel: Channel, job: Job, datasets: Datasets) -> None:
             place = stack.enter_context(memory.make_folder_of_cell(run.offload, job.folder, job.key))
             own = replace(own, calibration=replace(own.calibration, offload=place))
             if cell.method != "dense":
-                outcome.measured["states_in"] = "files"
+                outcome.measured = replace(outcome.measured, states_in="files")
         card = bytes_of_card(cell, job.gpus, run.device_memory_gib)
         memory_gib = room_of(run.memory_gib, run.slots) / GIB
         needs = needs_of(cell, memory_gib, card, offload=bool(run.offload))
@@ -147,7 +147,7 @@ def measure_cell(channel: Channel, job: Job, datasets: Datasets) -> None:
             on_gpu = devices[0] if devices[0].type == "cuda" else None
             outcome.files = LayerStore(stack.enter_context(store.make_scratch_folder(job.folder)), on_gpu)
             outcome.sweeping = Sweeping(room_for_states(cell, memory_gib, card), outcome.files)
-            outcome.measured["weights_in"] = "files"
+            outcome.measured = replace(outcome.measured, weights_in="files")
         else:  # memory is short there
             memory.keep_freed()
         try_cell(cell, job.folder, own, outcome, parents=run.folder)

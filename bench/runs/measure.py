@@ -5,7 +5,8 @@ tasks are kept on disk piece by piece, and so is the progress of healing (bench.
 search (bench.runs.searches). None of it is done again after an interruption, as long as the pruned model is the same to
 the last bit.
 
-`CellProgress` collects the values of a cell, stage by stage, with seconds and peaks of memory, and sends them on.
+`CellProgress` collects the values of a cell as `Measured`, stage by stage, with seconds and peaks of memory, and sends
+them on as a record holds them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,11 +34,12 @@ from bench.evaluation.forwards import Sweeping
 from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
-from bench.plan.kinds import to_plain
+from bench.plan.kinds import to_plain, value_from_plain
 from bench.plan.protocol import Recipe, name_of_text
 from bench.records.decided import WhatWent
-from bench.records.measured import Checks, Healing, TextScore
+from bench.records.measured import BudgetMet, Checks, Healing, Measured, PeakOfStage, TaskScore, TextScore
 from bench.records.record import load, misfit_of_layout
+from bench.records.speed_results import Speed
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets
 from bench.runs.saving import complete_card, save_and_reload
@@ -50,7 +52,7 @@ from methods.counted import COUNTED, Budget
 from methods.errors import NoRoom, OutOfReach, Unsupported, Unwritable, UserError, WrongDecisions
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
-from methods.model.sizes import parameters, parameters_without_embeddings, sizes_of
+from methods.model.sizes import DenseSizes, dense_sizes_of, sizes_of
 
 OUTCOMES = {Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "error", WrongDecisions: "error"}
 
@@ -86,7 +88,7 @@ def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
         else:
             place = failures.place_in_plugin(reason, methods.plugin_of(cell.method))
             error = f"{place}{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
-    outcome.send({"decisions": outcome.decisions, "measured": outcome.measured, "status": status, "error": error})
+    outcome.send_values(status=status, error=error)
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # an error may have left the device unusable
         memory.give_back(outcome.devices)  # the next cell's peak would include it
@@ -94,40 +96,43 @@ def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
 
 def _is_loaded(outcome: CellProgress) -> bool:
     """Say whether the dense model has been loaded."""
-    return "weights_sha256" in outcome.measured
+    return outcome.measured.weights_sha256 is not None
 
 
 def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress, parents: Path) -> None:
     """Load, prune, heal and save the model, then measure what the protocol names. A saved model is loaded for that."""
     model, tokenizer = _load(cell, datasets, outcome)
-    decoder, ratio = _dense(cell, model, datasets, outcome)
+    decoder, ratio, sizes = _dense(cell, model, datasets, outcome)
     del model
     dense = _predictions(cell, decoder, datasets, outcome)
     if cell.earlier:
         del decoder
-        decoder, ratio = _load_parent(cell, parents, ratio, outcome)
+        decoder, ratio = _load_parent(cell, parents, (ratio, sizes), outcome)
     torch.manual_seed(cell.seed)
     amount = quantity_of_cell(cell, decoder) or ratio
     decoder = _prune(cell, decoder, amount, searches.resume_search(datasets, folder, cell.key), outcome)
+    count = _count_sizes(cell, decoder, sizes, outcome)
     if cell.healing:
         _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
         del dense
     decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
-    outcome.say(f"measuring {outcome.measured['parameters'] / 1e6:.1f} M parameters")
-    pieces = store.pieces_of(folder, cell.key, outcome.measured)
+    outcome.say(f"measuring {count / 1e6:.1f} M parameters")
+    pieces = store.pieces_of(folder, cell.key, outcome.measured.pruned_sha256)
     _perplexity(cell, decoder.model, datasets, outcome, pieces)
     _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
     if cell.is_timed:
         with outcome.alone(), outcome.stage("speed"):
             threads, alone = datasets.timed_threads, outcome.timed_alone
-            outcome.measured["speed"] = timed_cell.time_beside_dense(decoder.model, cell, threads, alone=alone)
+            speed = timed_cell.time_beside_dense(decoder.model, cell, threads, alone=alone)
+            outcome.measured = replace(outcome.measured, speed=value_from_plain(Speed, speed))
     if cell.protocol.checks:
         with outcome.stage("checks"):
-            outcome.measured["checks"] = to_plain(_checks(cell, decoder.model, tokenizer, datasets, outcome))
-    if outcome.files and pretrained.sha256_of_weights(cell.model) != outcome.measured["weights_sha256"]:
+            values = _checks(cell, decoder.model, tokenizer, datasets, outcome)
+            outcome.measured = replace(outcome.measured, checks=values)
+    if outcome.files and pretrained.sha256_of_weights(cell.model) != outcome.measured.weights_sha256:
         raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
-    if "saved" in outcome.measured:
-        complete_card(outcome.measured, folder)
+    if outcome.measured.saved is not None:
+        complete_card(to_plain(outcome.measured), folder)
 
 
 def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Module, Any]:
@@ -146,30 +151,34 @@ def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Mod
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
         dtype = getattr(torch, cell.dtype)
         loaded = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
-        outcome.measured["weights_sha256"] = weights
+        outcome.measured = replace(outcome.measured, weights_sha256=weights)
     return loaded
 
 
-def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgress) -> tuple[Decoder, float]:
-    """Record the dense model's sizes; return it, and the ratio of it to remove."""
+def _dense(
+    cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgress
+) -> tuple[Decoder, float, DenseSizes]:
+    """Record the dense model's sizes; return it, the ratio of it to remove, and the sizes."""
     decoder = Decoder(model, outcome.files)
-    outcome.measured |= {"dense_layers": len(decoder.layers), "dense_parameters": parameters(decoder)}
-    outcome.measured["dense_parameters_without_embeddings"] = parameters_without_embeddings(decoder)
+    sizes = dense_sizes_of(decoder)
+    outcome.measured = replace(outcome.measured, **vars(sizes))
     ratio = budget_of_cell(cell, decoder)
     if cell.ratio is not None and cell.ratio_of in COUNTED:
-        outcome.measured["ratio_budget"] = ratio
+        outcome.measured = replace(outcome.measured, ratio_budget=ratio)
     if datasets.dense:
         with outcome.stage("checks"):
             datasets.dense.remember(decoder.model, outcome.sweeping)
-    return decoder, ratio
+    return decoder, ratio, sizes
 
 
-def _load_parent(cell: Cell, folder: Path, ratio: float, outcome: CellProgress) -> tuple[Decoder, float]:
-    """Return the model of the cell's parent, and the share of it that makes `ratio` of the dense model."""
-    key, dense = str(cell.parent_key), outcome.measured["dense_parameters"]
+def _load_parent(
+    cell: Cell, folder: Path, target: tuple[float, DenseSizes], outcome: CellProgress
+) -> tuple[Decoder, float]:
+    """Return the model of the cell's parent, and the share of it that makes the ratio `target` of the dense model."""
+    key, (ratio, dense) = str(cell.parent_key), target
     record = load(folder / "cells" / f"{key}.json")
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage_of_record(record)]
-    before, may_stay = record.measured["parameters"], (1 - ratio) * dense
+    before, may_stay = record.measured["parameters"], (1 - ratio) * dense.dense_parameters
     if may_stay >= before:
         raise Unsupported(
             f"{record.cell['label']} has {before:,} parameters, and {may_stay:,.0f} may stay at {ratio:g} of the dense "
@@ -193,28 +202,38 @@ def _prune(
         outcome.say("pruning")
         if not cell.protocol.calibration_memory_mib:
             block = replace(block, memory=memory.bytes_for_states(outcome.devices))
-            outcome.measured["calibration_memory_mib"] = block.memory // 2**20
+            outcome.measured = replace(outcome.measured, calibration_memory_mib=block.memory // 2**20)
         with outcome.stage("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
-                decoder, decided, figures = prune_to_budget(target, pruner, decoder, block)
+                decoder, decided, met = prune_to_budget(target, pruner, decoder, block)
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         _refuse_unreadable(cell.method, decided)
         outcome.decisions |= decided
-        outcome.measured |= figures
         earlier = times.inherited_seconds(decided) + (block.sweeps.seconds if block.sweeps else 0.0)
-        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + earlier
-        if until_each := times.seconds_until_each(decided):
-            outcome.measured["search_seconds"] = until_each
+        seconds = outcome.seconds_of("prune") + earlier
         if (kept := datasets.statistics) and kept.peak:  # as if this cell had computed what it read
-            peaks = outcome.measured["peak_memory"]
-            peaks["prune"] = memory.merge_peaks(peaks["prune"], kept.peak)
-            outcome.measured["prune_seconds"] += kept.seconds
+            outcome.add_peak("prune", kept.peak)
+            seconds += kept.seconds
+        outcome.measured = replace(
+            outcome.measured,
+            budget=BudgetMet(**vars(met)) if met else None,
+            prune_seconds=seconds,
+            search_seconds=times.seconds_until_each(decided) or None,
+        )
     drawn = {"source": block.source, "seed": block.seed, "shape": list(block.ids.shape), "sha256": block.sha256}
     outcome.decisions["calibration"] = drawn
-    outcome.measured |= sizes_of(decoder, outcome.measured, cell.protocol.macs_context)
     return decoder
+
+
+def _count_sizes(cell: Cell, decoder: Decoder, dense: DenseSizes, outcome: CellProgress) -> int:
+    """Record the sizes that are left, and the shares of the dense model's that went; return the parameters."""
+    sizes = sizes_of(decoder, cell.protocol.macs_context)
+    ratio = 1 - sizes.parameters / dense.dense_parameters
+    inner = 1 - sizes.parameters_without_embeddings / dense.dense_parameters_without_embeddings
+    outcome.measured = replace(outcome.measured, ratio=ratio, ratio_without_embeddings=inner, **vars(sizes))
+    return sizes.parameters
 
 
 def _refuse_unreadable(method: str, decided: dict[str, Any]) -> None:
@@ -241,7 +260,7 @@ def _heal(
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
     with outcome.stage("heal"):
         start = inputs.sha256_of_state(decoder.model)
-        place = store.pieces_of(folder, cell.key, {"pruned_sha256": start}).healing
+        place = store.pieces_of(folder, cell.key, start).healing
         curve = healing.heal(decoder, text, recipe, dense=dense, folder=place)
     end = curve[-1]
     trained = Healing(
@@ -253,7 +272,7 @@ def _heal(
         tokens_per_second=end.tokens / end.seconds,
         curve=tuple(curve),
     )
-    outcome.measured["healing"] = to_plain(trained)
+    outcome.measured = replace(outcome.measured, healing=trained)
 
 
 def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: CellProgress) -> Decoder:
@@ -263,18 +282,19 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
     if saved:
         outcome.say("saving the model and loading it again")
         with outcome.stage("save"):
-            decoder = save_and_reload(
+            decoder, written = save_and_reload(
                 cell,
                 decoder,
                 tokenizer,
                 calibration=datasets.calibration,
                 decisions=outcome.decisions,
-                measured=outcome.measured,
+                measured=to_plain(outcome.measured),
                 run=folder,
                 place=outcome.devices,
                 files=outcome.files,
             )
-    outcome.measured["pruned_sha256"] = inputs.sha256_of_state(decoder.model)
+            outcome.measured = replace(outcome.measured, saved=written)
+    outcome.measured = replace(outcome.measured, pruned_sha256=inputs.sha256_of_state(decoder.model))
     if datasets.keep and not saved:
         with outcome.stage("save"):
             store.keep_model(decoder, folder, cell.key)
@@ -282,16 +302,16 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
 
 
 def _perplexity(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
-    figures = outcome.measured["perplexity"] = {}
+    scores = dict[str, TextScore]()
+    outcome.measured = replace(outcome.measured, perplexity=scores)  # which is filled text by text
     for name, text in datasets.texts.items():
         piece = f"perplexity-{name_of_text(name)}"
         with outcome.stage("perplexity"):
-            figure = pieces.recall(piece)
-            if figure is None:
+            score = pieces.recall(piece, TextScore)
+            if score is None:
                 score, samples = _score_text(cell, model, name, text, outcome.sweeping)
-                figure = to_plain(score)
-                pieces.keep(piece, figure, samples)
-            figures[name] = figure
+                pieces.keep(piece, score, samples)
+            scores[name] = score
 
 
 def _score_text(
@@ -315,7 +335,8 @@ def _accuracy(
     cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, outcome: CellProgress, pieces: store.Pieces
 ) -> None:
     """Answer each task by itself, so that its answers depend on no other task of the run."""
-    figures = outcome.measured["tasks"] = {}
+    scores = dict[str, TaskScore]()
+    outcome.measured = replace(outcome.measured, tasks=scores)  # which is filled task by task
     if not datasets.tasks:
         return
     if cell.protocol.scorer == "stock":
@@ -326,12 +347,12 @@ def _accuracy(
         lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping)
     for name, task in datasets.tasks.items():
         with outcome.stage("tasks"):
-            figure = pieces.recall(name)
-            if figure is None:
-                scores, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
-                figure = to_plain(scores[name])
-                pieces.keep(name, figure, samples[name])
-            figures[name] = figure
+            score = pieces.recall(name, TaskScore)
+            if score is None:
+                answered, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
+                score = answered[name]
+                pieces.keep(name, score, samples[name])
+            scores[name] = score
 
 
 def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: CellProgress) -> Checks:
@@ -359,7 +380,7 @@ DOING = {
 class CellProgress:
     """Collects the values of a cell, and sends them on.
 
-    send     gets all of it before each stage, and at the end
+    send     gets all of it before each stage, and at the end, as plain values
     doing    gets what is about to be done, as "while it ..."
     say      is for the user
     alone    is entered while nothing else may work on the machine
@@ -380,7 +401,7 @@ class CellProgress:
     timed_alone: bool = False
     cores: FreeCores | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
     peaks: Callable[[], dict[str, Any]] = dict  # of the current stage
 
     @contextmanager
@@ -390,16 +411,30 @@ class CellProgress:
         if self.cores is not None and stage != "speed":
             threads = self.cores.count_free_cores()
             torch.set_num_threads(threads)
-            fewest = self.measured.setdefault("threads", {})
-            fewest[stage] = min(fewest.get(stage, threads), threads)
-        self.send({"decisions": self.decisions, "measured": self.measured})
+            fewest = self.measured.threads or {}
+            fewest = {**fewest, stage: min(fewest.get(stage, threads), threads)}
+            self.measured = replace(self.measured, threads=fewest)
+        self.send_values()
         benchmark.wait_for_devices(self.devices)
         with memory.watch_peaks(self.devices) as watched:
             self.peaks = watched.peaks
             start = time.perf_counter()
             yield
             benchmark.wait_for_devices(self.devices)
-        seconds = self.measured.setdefault("seconds", {})
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
-        peaks, peak = self.measured.setdefault("peak_memory", {}), watched.peaks()
-        peaks[stage] = memory.merge_peaks(peaks.get(stage, peak), peak)
+        spent = self.seconds_of(stage) + time.perf_counter() - start
+        self.measured = replace(self.measured, seconds={**(self.measured.seconds or {}), stage: spent})
+        self.add_peak(stage, watched.peaks())
+
+    def send_values(self, **end: str | None) -> None:
+        """Send all values so far, as a record holds them; `end` has status and error of a cell that has ended."""
+        self.send({"decisions": self.decisions, "measured": to_plain(self.measured), **end})
+
+    def seconds_of(self, stage: str) -> float:
+        """Return the seconds that a stage has taken so far."""
+        return (self.measured.seconds or {}).get(stage, 0.0)
+
+    def add_peak(self, stage: str, peak: Mapping[str, Any]) -> None:
+        """Take in a peak of memory of a stage, as bench.system.memory has it. The higher value stays."""
+        peaks = self.measured.peak_memory or {}
+        higher = memory.merge_peaks(to_plain(peaks[stage]), peak) if stage in peaks else peak
+        self.measured = replace(self.measured, peak_memory={**peaks, stage: value_from_plain(PeakOfStage, higher)})

@@ -13,6 +13,7 @@ from torch import nn
 
 from bench.data import pretrained
 from bench.plan.cell import Cell
+from bench.records.measured import SavedModel
 from bench.system import memory
 from methods.checkpoint import save_load
 from methods.model.calibration import Calibration
@@ -36,12 +37,12 @@ def save_and_reload(
     *,
     calibration: Calibration,
     decisions: Mapping[str, Any],
-    measured: dict[str, Any],
+    measured: Mapping[str, Any],
     run: Path,
     place: Place,
     files: LayerStore | None = None,
-) -> Decoder:
-    """Save the cell's model in its run, record that under measured["saved"], and return the model as it loads.
+) -> tuple[Decoder, SavedModel]:
+    """Save the cell's model in its run; return the model as it loads from there, and where it was saved.
 
     place  the devices of that model
     files  where its weights lie then; None: in memory
@@ -53,15 +54,15 @@ def save_and_reload(
     facts = facts_of_card(cell.plain() | {"label": cell.label}, decisions, measured)
     probe = calibration.ids[:1, :PROBE_TOKENS]
     manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=facts, dtype=dtype, probe=probe)
-    measured["saved"] = {
-        "folder": folder.relative_to(run).as_posix(),
-        "bytes": sum(entry["bytes"] for entry in manifest["weights"].values()),
+    written = SavedModel(
+        folder=folder.relative_to(run).as_posix(),
+        bytes=sum(entry["bytes"] for entry in manifest["weights"].values()),
         **{name: manifest[name] for name in ("loads_with", "reason", "dtype", "rounding") if name in manifest},
-    }
+    )
     nn.Module.to(model.model, "meta")  # not model.to: accelerate warns of that where layers are spread
     gc.collect()  # the model that was tried out shares the weights and refers to itself
     memory.give_back(devices_of(place))
-    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place, store=files)
+    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place, store=files), written
 
 
 def complete_card(measured: Mapping[str, Any], run: Path) -> None:

@@ -87,11 +87,11 @@ class SearchTimes:
         """Return the seconds of those removals that the search began with and that are among its decisions."""
         return _until(decisions.get("removal_order", ()), self._inherited)
 
-    def seconds_until_each(self, decisions: Mapping[str, Any]) -> list[float]:
-        """Return the seconds until each removal that another ratio may begin with; [] where one was not noted."""
+    def seconds_until_each(self, decisions: Mapping[str, Any]) -> Seconds:
+        """Return the seconds until each removal that another ratio may begin with; () where one was not noted."""
         free = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
         seconds = [self._seconds_by_start.get(tuple(free[: n + 1])) for n in range(len(free))]
-        return [spent for spent in seconds if spent is not None] if None not in seconds else []
+        return tuple(spent for spent in seconds if spent is not None) if None not in seconds else ()
 
 
 def _by_start(order: Sequence[str], seconds: Seconds) -> dict[tuple[str, ...], float]:

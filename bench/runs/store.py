@@ -40,7 +40,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -48,7 +48,7 @@ from filelock import FileLock, Timeout
 
 from bench.engines.engine import PARTS, InUse
 from bench.plan.cell import Cell, label_of_cell
-from bench.plan.kinds import to_plain
+from bench.plan.kinds import to_plain, value_from_plain
 from bench.records import packed_run
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, load, save
 from bench.records.sample_tables import refuse_damaged
@@ -58,6 +58,8 @@ from methods.errors import CheckpointError, Unwritable, UserError
 from methods.files import WRITING, hash_file, write_atomically
 from methods.model.decoder import Decoder, Place
 from methods.model.layer_store import LayerStore
+
+T = TypeVar("T")
 
 LOCK, OWNER = ".lock", ".owner.json"
 
@@ -176,13 +178,13 @@ class Pieces:
         """Return where a checkpoint is written while the model with that hash is trained."""
         return self.folder / f"heal-{self.pruned_sha256[:16]}"
 
-    def recall(self, name: str) -> dict[str, Any] | None:
-        """Return the figures of a piece, if it is whole and of the same model, else None."""
+    def recall(self, name: str, kind: type[T]) -> T | None:
+        """Return the score of a piece, of the class `kind`, if it is whole and of the same model, else None."""
         piece = self._read(name)
-        return None if piece is None else dict(piece["figures"])
+        return None if piece is None else value_from_plain(kind, piece["figures"])
 
-    def keep(self, name: str, figures: Mapping[str, Any], samples: pd.DataFrame) -> None:
-        """Write the figures and samples of a piece. Raises Unwritable."""
+    def keep(self, name: str, score: Any, samples: pd.DataFrame) -> None:
+        """Write the score and the samples of a piece. Raises Unwritable."""
         buffer = io.BytesIO()
         samples.to_parquet(buffer, index=False)
         write_atomically(self.folder / f"{name}.parquet", buffer.getvalue())
@@ -190,7 +192,7 @@ class Pieces:
             "pruned_sha256": self.pruned_sha256,
             "rows": len(samples),
             "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-            "figures": figures,
+            "figures": to_plain(score),
         }
         write_atomically(self.folder / f"{name}.json", json.dumps(piece))
 
@@ -213,9 +215,9 @@ class Pieces:
             return None
 
 
-def pieces_of(folder: Path, key: str, measured: Mapping[str, Any]) -> Pieces:
-    """Return the pieces of the cell `key`, for the model whose hash is in `measured`."""
-    return Pieces(folder / "partial" / key, measured.get("pruned_sha256", ""))
+def pieces_of(folder: Path, key: str, pruned_sha256: str | None) -> Pieces:
+    """Return the pieces of the cell `key`, for the model with that hash."""
+    return Pieces(folder / "partial" / key, pruned_sha256 or "")
 
 
 def write_record(record: Record, folder: Path, key: str) -> Record:
@@ -228,7 +230,7 @@ def write_record(record: Record, folder: Path, key: str) -> Record:
     record = without_invalid_values(record)
     if record.status != LOST:
         move_pieces(folder / PARTS / key, folder, key)
-    published = pieces_of(folder, key, record.measured).publish(folder / "samples" / key)
+    published = pieces_of(folder, key, record.measured.get("pruned_sha256")).publish(folder / "samples" / key)
     if published:
         record = replace(record, measured=record.measured | {"samples": published})
     save(record, folder / "cells" / f"{key}.json")

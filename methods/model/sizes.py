@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -86,18 +86,43 @@ def _other_macs(layer: Layer, context: int) -> int:
     return scores + (0 if layer.experts is None else layer.experts.macs)
 
 
-def sizes_of(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
-    """Return all sizes that follow from the shapes alone, by their names in a record."""
-    count, inner = parameters(model), parameters_without_embeddings(model)
-    return {
-        "parameters": count,
-        "active_parameters": active_parameters(model),
-        "parameters_without_embeddings": inner,
-        "ratio": 1 - count / dense["dense_parameters"],
-        "ratio_without_embeddings": 1 - inner / dense["dense_parameters_without_embeddings"],
-        "layers": len(model.layers),
-        "weight_bytes": weight_bytes(model),
-        "kv_bytes_per_token": kv_bytes_per_token(model),
-        "macs_per_token": macs_per_token(model, context),
-        "macs_context": context,
-    }
+@dataclass(frozen=True)
+class DenseSizes:
+    """Holds the sizes of a model before pruning, by their names in a record."""
+
+    dense_layers: int
+    dense_parameters: int
+    dense_parameters_without_embeddings: int
+
+
+def dense_sizes_of(model: Decoder) -> DenseSizes:
+    """Return the sizes of a model before pruning."""
+    return DenseSizes(len(model.layers), parameters(model), parameters_without_embeddings(model))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Holds all sizes of a model that follow from its shapes alone, by their names in a record."""
+
+    parameters: int
+    active_parameters: int
+    parameters_without_embeddings: int
+    layers: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    macs_per_token: int
+    macs_context: int
+
+
+def sizes_of(model: Decoder, context: int) -> Sizes:
+    """Return the sizes of a model; `context` tokens are those over which multiply-accumulates are averaged."""
+    return Sizes(
+        parameters=parameters(model),
+        active_parameters=active_parameters(model),
+        parameters_without_embeddings=parameters_without_embeddings(model),
+        layers=len(model.layers),
+        weight_bytes=weight_bytes(model),
+        kv_bytes_per_token=kv_bytes_per_token(model),
+        macs_per_token=macs_per_token(model, context),
+        macs_context=context,
+    )

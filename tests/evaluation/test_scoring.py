@@ -282,7 +282,7 @@ def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     monkeypatch.setattr(measure.scoring, "Scorer", lambda *args, **options: asked.append(options))
     protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
     cell = SimpleNamespace(method=method, protocol=protocol)
-    answered = SimpleNamespace(recall=lambda name: {"main": "acc"})
+    answered = SimpleNamespace(recall=lambda name, kind: {"main": "acc"})
     outcome = measure.CellProgress(*[lambda told: None] * 3, nullcontext, sweeping=Sweeping(2**20))
     measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
     assert asked == [{"batch_tokens": 16, "check": method == "dense", "sweeping": Sweeping(2**20)}]

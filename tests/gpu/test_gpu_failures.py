@@ -145,7 +145,7 @@ def test_a_stage_lasts_until_the_gpu_has_done_its_work(monkeypatch):
         queued[0] = 2.0
     with of_cell.stage("perplexity"):
         clock[0] += 1.0
-    assert of_cell.measured["seconds"] == {"prune": 2.0, "perplexity": 1.0}
+    assert of_cell.measured.seconds == {"prune": 2.0, "perplexity": 1.0}
 
 
 @pytest.mark.parametrize(

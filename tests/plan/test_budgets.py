@@ -89,7 +89,7 @@ def test_every_method_comes_as_near_to_a_budget_as_it_can_or_says_why_not(of):
             assert (of, method in LEAVE_KV) == ("kv", True), (method, reason)
             outcomes["out of reach"] += 1
             continue
-        found = said["budget"]
+        found = vars(said)
         assert sha256_of_state(dense.model) == before, method
         assert found["stays"] == sizes[of](model) / sizes[of](dense) == wanted.stays(model)
         misses = [abs(stays - wanted.share) for _, stays in found["tried"]]
@@ -108,7 +108,7 @@ def test_a_budget_makes_the_model_that_the_ratio_it_has_found_makes(method):
     dense = Decoder(tiny("llama"))
     model, decided, said = prune_to_budget(asked_of(dense, "macs", 0.7), made(method), dense, TOKENS)
     other = Decoder(tiny("llama"))
-    same = made(method).prune(other, TOKENS, said["budget"]["ratio"])
+    same = made(method).prune(other, TOKENS, said.ratio)
     assert sha256_of_state(model.model) == sha256_of_state(other.model)
     removed = [name for name in same if name.startswith("removed_")]
     assert {name: decided[name] for name in removed} == {name: same[name] for name in removed}
@@ -119,7 +119,7 @@ def test_where_all_may_stay_nothing_goes(of):
     for method in ("shortgpt", "flap", "slicegpt", "blockpruner", "minitron-width"):
         dense = Decoder(tiny("llama"))
         model, _, said = prune_to_budget(asked_of(dense, of, 1.0), made(method), dense, TOKENS)
-        assert said["budget"]["tried"] == [[0.0, 1.0]]
+        assert said.tried == [[0.0, 1.0]]
         assert sha256_of_state(model.model) == sha256_of_state(dense.model), method
 
 
@@ -138,7 +138,7 @@ def test_what_stays_is_what_a_forward_computes_and_a_cache_holds():
                 cache = one.model(ids, use_cache=True).past_key_values
             held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
             counts.append(counter.get_total_flops() if of == "macs" else held)
-        assert said["budget"]["stays"] == pytest.approx(counts[0] / counts[1], rel=0.005)
+        assert said.stays == pytest.approx(counts[0] / counts[1], rel=0.005)
 
 
 def test_a_budget_is_rounded_to_whole_layers_as_a_ratio_is():
@@ -219,10 +219,7 @@ def test_no_try_changes_the_dense_model_that_the_next_one_prunes(pair):
     *_, said = prune_to_budget(budget, methods.make(pair), dense, TOKENS)
     assert sha256_of_state(dense.model) == before
     if pair == "flap+reinitialize":  # whose random weights leave the widths of the method alone
-        assert (
-            said["budget"]["tried"]
-            == prune_to_budget(budget, methods.make("flap"), dense, TOKENS)[2]["budget"]["tried"]
-        )
+        assert said.tried == prune_to_budget(budget, methods.make("flap"), dense, TOKENS)[2].tried
 
 
 @pytest.mark.parametrize("method", sorted(EXPERTS))

@@ -23,9 +23,10 @@ from pages import ROOT, generator
 
 from bench.cli.main import main
 from bench.plan.cell import Cell, Stage
-from bench.plan.kinds import Meaning, to_plain
+from bench.plan.kinds import Meaning, to_plain, value_from_plain
 from bench.plan.protocol import Protocol, Recipe, ServedProtocol
 from bench.records import packed_run, run_folder, schema, served
+from bench.records.measured import Measured
 from bench.records.record import (
     InvalidRecord,
     Record,
@@ -92,6 +93,19 @@ def test_every_shipped_record_fits(run, capsys):
     written = (run / served.FILE).read_text().count("\n") if (run / served.FILE).is_file() else 0
     assert len(served.load(run)) == written
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("run", RESULTS, ids=lambda run: run.name)
+def test_what_shipped_records_measured_is_the_same_through_its_type(run):
+    for line in lines(run):
+        measured = line["measured"]
+        measured.get("healing", {}).pop("peak_memory_bytes", None)  # of an earlier version, and read over
+        assert json.loads(json.dumps(to_plain(value_from_plain(Measured, measured)))) == measured
+
+
+def test_a_field_without_a_value_that_is_needed_is_missed():
+    with pytest.raises(KeyError, match="share"):
+        value_from_plain(Measured, {"budget": {"of": "macs"}})
 
 
 def test_made_records_fit():

@@ -35,7 +35,7 @@ WHOLE = changed(
 
 def finished(record: Record, folder) -> Record:
     """Finish a cell, with samples of a piece as they were kept before."""
-    pieces = store.pieces_of(folder, "x", record.measured)
+    pieces = store.pieces_of(folder, "x", record.measured.get("pruned_sha256"))
     pieces.keep("piqa", {}, pd.DataFrame({"acc": [1.0]}))
     found = store.write_record(record, folder, "x")
     assert found == load(folder / "cells" / "x.json")

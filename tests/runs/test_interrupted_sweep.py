@@ -127,7 +127,7 @@ def test_a_refit_takes_over_none_of_another_pruning_with_as_wide_matrices(what, 
         asked = replace(calibration(), sweeps=sweeps)
         found.append(prune_to_budget(budget_of_quantity(model, gone, what, 64, whole=False), pruner, model, asked))
     (one, decided, about), (other, again, _) = found
-    assert len(about["budget"]["tried"]) > 1
+    assert len(about.tried) > 1
     assert decided["attentions_in_order"] == again["attentions_in_order"]
     for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)

@@ -122,7 +122,7 @@ def records(model_folder, text_file, tmp_path_factory, plugin):
         torch.manual_seed(0)
         parameters = {switch: True} if switch else {}
         decided = decisions.prune(methods.make(method, parameters), decoder, block, example.measured["ratio_budget"])
-        measured = sizes.sizes_of(decoder, example.measured, 8) | {"pruned_sha256": sha256_of_state(model)}
+        measured = vars(sizes.sizes_of(decoder, 8)) | {"pruned_sha256": sha256_of_state(model)}
         found[name] = replace(
             example,
             cell=example.cell | {"method": method, "parameters": parameters, "given": list(parameters), "label": name},

@@ -30,6 +30,7 @@ from bench.cli.main import main
 from bench.data import task_loading
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
+from bench.records.measured import TaskMetric
 from bench.records.record import Record, load, peak_of_stage
 from bench.records.run_folder import load_run
 from bench.runs import inputs, measure, store
@@ -273,12 +274,12 @@ def test_finished_pieces_of_an_interrupted_cell_are_not_measured_again(asked, wh
 
 def test_pieces_count_for_the_same_weights_alone(tmp_path):
     table = pd.DataFrame({"nll": [1.0], "tokens": [3]})
-    store.Pieces(tmp_path, "aa").keep("text", {"perplexity": 2.0}, table)
-    assert store.Pieces(tmp_path, "aa").recall("text") == {"perplexity": 2.0}
-    assert store.Pieces(tmp_path, "bb").recall("text") is None
+    store.Pieces(tmp_path, "aa").keep("text", TaskMetric(value=2.0), table)
+    assert store.Pieces(tmp_path, "aa").recall("text", TaskMetric) == TaskMetric(value=2.0)
+    assert store.Pieces(tmp_path, "bb").recall("text", TaskMetric) is None
     assert store.Pieces(tmp_path, "bb").publish(tmp_path / "samples") == {}
     (tmp_path / "text.parquet").write_bytes(b"PAR1")
-    assert store.Pieces(tmp_path, "aa").recall("text") is None
+    assert store.Pieces(tmp_path, "aa").recall("text", TaskMetric) is None
 
 
 def test_the_hash_of_a_model_sees_every_tensor():

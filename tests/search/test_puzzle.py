@@ -266,8 +266,8 @@ def test_a_budget_is_what_the_program_is_solved_under(of):
     pruner = Puzzle(steps=3, heads=2, tokens=48, best=3)
     model, decided, said = prune_to_budget(budget, pruner, dense, TOKENS)
     stays = budget.stays(model)
-    assert said["budget"]["stays"] == stays == pytest.approx(budget.share, abs=0.02)
-    assert said["budget"]["tried"] == [[pytest.approx(1 - parameters(model) / parameters(dense)), stays]]
+    assert said.stays == stays == pytest.approx(budget.share, abs=0.02)
+    assert said.tried == [[pytest.approx(1 - parameters(model) / parameters(dense)), stays]]
     assert all(torch.equal(one, before[name]) for name, one in dense.model.state_dict().items())
     if of == "kv":  # of which MLPs hold nothing, so that no whole one goes
         assert decided["removed_mlp"] == decided["removed_layers"] == []
