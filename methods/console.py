@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 
 def say(message: str) -> None:
     """Print a line on stderr at once, with control characters written out."""
@@ -35,6 +33,8 @@ def make_bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
     total  units at the end; None where it is not known before
     done   units at the start
     """
+    from tqdm import tqdm  # here, since --help and list show no bar
+
     quiet = {"disable": True} if os.environ.get("TQDM_DISABLE") else {}  # tqdm itself reads it when it is imported
     every = 0.2 if sys.stderr.isatty() else 20
     return tqdm(total=total, desc=what, unit=unit, initial=done, delay=2, leave=False, mininterval=every, **quiet)

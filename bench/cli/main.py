@@ -77,7 +77,6 @@ class PrintAndExit(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code, as docs/guides/running.md lists them."""
-    set_up_threads()
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # or what goes there would go to stdout
     if sys.stdout is None:
@@ -87,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal has no such character, as stderr does
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
+        set_up_threads()
         with interrupt.keep_prompt():
             code = _run_command(arguments)
         sys.stdout.flush()

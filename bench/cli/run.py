@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import cli
 from bench.cli import FAILED_CELLS, OK, measurements
-from bench.plan import grid, named, run_spec
+from bench.plan import run_spec
 from bench.plan.protocol import LLAMA_CPP, ServedProtocol
 from bench.plan.run_spec import RunSpec, flags_of_run, spec_from_flags
 from methods.errors import UserError
@@ -89,6 +89,8 @@ def add_run(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from bench.plan import named
+
     given = cli.given_flags(arguments, flags_of_run().values())
     spec = run_spec.load_spec(arguments.spec, given) if arguments.spec else spec_from_flags(given)
     folder = spec.folder()  # computed once: the date may be another one at the end
@@ -114,13 +116,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _speed(arguments: argparse.Namespace) -> int:
+    from bench.plan import named
+    from reports.report import speed_to_terminal
+
     spec = spec_from_flags(
         {"methods": "dense", "profile": "speed"} | cli.given_flags(arguments, flags_of_run().values())
     )
     folder = spec.folder()
     named.refuse_missing(spec, folder)
-    from reports.report import speed_to_terminal
-
     return _measure_and_print(spec, folder, lambda spec, records: speed_to_terminal(records))
 
 
@@ -166,6 +169,7 @@ def _print_plan(spec: RunSpec) -> int:
 
 def _text_of_records(spec: RunSpec, records: list[Record]) -> str:
     """Return the output of a run: of a sweep one factor against another, where there are several."""
+    from bench.plan import grid
     from reports import report
     from reports.formats import terminal
     from reports.tables import views

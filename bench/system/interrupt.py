@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from types import FrameType
 
 GRACE = 3.0  # seconds for the orderly way
@@ -142,6 +141,8 @@ def end_children(pid: int) -> None:
 
 def _end_processes() -> None:
     """Kill the processes of multiprocessing and their children. Commands that run beside, such as scancel, go on."""
+    from multiprocessing import forkserver  # here, since a command that starts no process needs none of it
+
     server = getattr(forkserver._forkserver, "_forkserver_pid", None)
     for pid in (*(each.pid for each in multiprocessing.active_children()), server):
         if pid is not None:

@@ -29,8 +29,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from methods.errors import UserError, first_line_of
 from methods.files import WRITING
 
@@ -122,11 +120,15 @@ def _free(device: torch.device) -> int:
 
 def bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
     """Return the bytes of the host's memory that this process may take: all, or the limit of its container or job."""
+    import psutil
+
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits(process, groups))])
 
 
 def free_bytes_of_host(process: Path = PROCESS, groups: Path = GROUPS) -> int:
     """Return the bytes that are free of the machine's memory and of `bytes_of_host`."""
+    import psutil
+
     rooms = [limit - used for limit, used in _limits(process, groups)]
     return max(0, min([int(psutil.virtual_memory().available), *rooms]))
 
@@ -295,6 +297,8 @@ def make_folder_of_cell(folder: Path, run: Path, key: str) -> Iterator[Path]:
 
 def resident_bytes_of_process() -> int:
     """Return the bytes that this process has in the machine's memory now."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -316,6 +320,8 @@ def anonymous_bytes_of(pid: int) -> int:
     Pages of mapped files are left out, such as weights that are read from there. Linux alone tells them apart;
     elsewhere all of it counts. Raises psutil.NoSuchProcess.
     """
+    import psutil
+
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
         if sizes := re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE):
@@ -325,6 +331,8 @@ def anonymous_bytes_of(pid: int) -> int:
 
 def anonymous_bytes_with_children(pid: int | None) -> int:
     """Return `anonymous_bytes_of` a process and of its children; 0 when it has ended."""
+    import psutil
+
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)

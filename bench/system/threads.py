@@ -10,8 +10,6 @@ import sys
 import time
 from typing import Any
 
-from bench.system import memory
-
 SHORTEST = 0.25  # seconds over which it is told what others use; the system counts in hundredths
 
 
@@ -36,6 +34,8 @@ def _keep_to_quota() -> None:
 
     More than these would all be stopped together for the rest of each period, which is 0.1 s by default.
     """
+    from bench.system import memory  # here, since --help and list count no cores
+
     if "OMP_NUM_THREADS" in os.environ or memory.count_cores() is None:
         return
     import psutil
@@ -49,6 +49,8 @@ def _keep_to_quota() -> None:
 
 def count_usable_cores() -> int:
     """Count the cores that this process may run on, or whose time its container or job may take, if fewer."""
+    from bench.system import memory
+
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = memory.count_cores()
     return usable if allowed is None else max(1, min(usable, int(allowed)))
