@@ -2,7 +2,8 @@
 
 bench.run(spec, engine=bench.engines.Ray(address="10.0.0.1:6379"))
 
-`engine_of_spec` turns the flags of a run into the engine that they name.
+`engine_of_spec` turns the flags of a run into the engine that they name. An engine is imported when it is named, so
+that a node of a cluster, which needs the words of an engine alone, imports no torch for them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bench.engines.engine import Engine
-from bench.engines.local import Local
-from bench.engines.ray import Ray
-from bench.engines.slurm import Slurm, to_flag
 from bench.plan.fields import options_of_class
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
@@ -62,6 +60,8 @@ def refuse_flags(spec: RunSpec) -> None:
 
 def engine_of_spec(spec: RunSpec) -> Engine:
     """Return the engine that a run names. Raises UserError as `refuse_flags` does, and where its package is missing."""
+    from bench.engines import Local, Ray, Slurm
+
     refuse_flags(spec)
     if spec.engine == "local":
         return Local(spec.slots or 1, spec.gpus_per_cell)
@@ -73,6 +73,8 @@ def engine_of_spec(spec: RunSpec) -> Engine:
 
 def _parse_options(options: Sequence[str]) -> dict[str, str]:
     """Return the options of sbatch by their names. Raises UserError for one that has no value or is given twice."""
+    from bench.engines.slurm import to_flag
+
     option_by_name = dict[str, str]()
     for given in options:
         name, _, value = given.partition("=")
