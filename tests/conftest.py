@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from bench.system.worker import Worker
 from methods.model.calibration import Calibration
 from methods.registry import PLUGIN, REGISTRY
 
+FORKED = {"bench.runs.job", "bench.inference.llama_cpp", "bench.speed.timed_cell"}  # what forked processes import
 VOCABULARY = 128
 LAYERS = 6
 
@@ -236,10 +238,18 @@ def padded(rows: list[list[int]]) -> Calibration:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Let all tests have one environment, so that their processes can be forked from one server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTEST_CURRENT_TEST")
+    """Let all tests have one environment, so that their processes can be forked from one server.
+
+    A variable that a library sets when a test imports it does not outlive the test.
+    """
+    before = dict(os.environ)
+    del os.environ["PYTEST_CURRENT_TEST"]
+    try:
         return (yield)
+    finally:
+        if os.environ != before:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -265,9 +275,18 @@ def _conversions_are_of_the_tests(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _processes_of_other_machines_are_forked():
-    """Fork what stands for another machine's process from this one's server: torch is imported once, for 6 s."""
+def _one_server_imports_for_all_processes():
+    """Let the server from which processes are forked import what any of them needs: torch is imported once, for 6 s.
+
+    What stands for another machine's process is forked from it too.
+    """
+    begin = ForkServerContext.set_forkserver_preload
+
+    def import_all(self: ForkServerContext, names: list[str]) -> None:
+        begin(self, [*names, *FORKED] if FORKED & set(names) else names)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ForkServerContext, "set_forkserver_preload", import_all)
         patch.setattr("bench.engines.engine.Worker", functools.partial(Worker, imported=("bench.runs.job",)))
         yield
 

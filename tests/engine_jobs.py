@@ -68,6 +68,7 @@ def main() -> None:
     """Nap for long in two slots, and say which processes do."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
     import engine_jobs  # the other processes do not have this one's main module
+
     from bench.engines.local import LocalSession, environments_of_slots
 
     with LocalSession(engine_jobs.naps, environments_of_slots(2, "cpu", []), fresh=False) as engine:

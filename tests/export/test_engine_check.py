@@ -15,6 +15,7 @@ from bench.data import gguf
 from bench.export import engine_check, gguf_file
 from bench.export.engine_form import Sizes
 from bench.inference import llama_cpp
+from bench.system import worker
 from methods.errors import UserError
 
 engine = pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs the extra `llama`")
@@ -29,7 +30,7 @@ def nothing_is_left_running():
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile, or waits to be asked how
                 if not any("resource_tracker" in word for word in child.cmdline()):
                     found.add(child.pid)
-        return found
+        return found - {worker._server()}  # which forks those of later tests too
 
     before = running()
     yield

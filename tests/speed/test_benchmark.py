@@ -783,18 +783,18 @@ def test_a_killed_process_is_an_outcome_that_keeps_what_was_told():
 @pytest.fixture
 def new_server():
     """No server of imported modules before the test, and none behind it; nor does a test know what others imported."""
-    end_server()
-    multiprocessing.forkserver._forkserver._preload_modules = []
-    isolation._environment_of_server.cache_clear()
+    forget_server()
     yield
-    end_server()
+    forget_server()
 
 
-def end_server():
+def forget_server():
     """Kill the server: asked to stop it would first wait for every process that it has forked, and we for it."""
     if pid := multiprocessing.forkserver._forkserver._forkserver_pid:
         os.kill(pid, signal.SIGKILL)
     multiprocessing.forkserver._forkserver._stop()
+    multiprocessing.forkserver._forkserver._preload_modules = []
+    isolation._environment_of_server.cache_clear()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
