@@ -60,7 +60,9 @@ def refuse_flags(spec: RunSpec) -> None:
 
 def engine_of_spec(spec: RunSpec) -> Engine:
     """Return the engine that a run names. Raises UserError as `refuse_flags` does, and where its package is missing."""
-    from bench.engines import Local, Ray, Slurm
+    from bench.engines.local import Local
+    from bench.engines.ray import Ray
+    from bench.engines.slurm import Slurm
 
     refuse_flags(spec)
     if spec.engine == "local":
