@@ -77,7 +77,7 @@ def times(line, *arguments):
     before, copied, copy = set(sys.modules), [], timed_cell.copy_to_own_memory
     timed_cell.copy_to_own_memory = lambda *models: copy(*models) or copied.extend(models)
     timed_cell._work(line, *arguments)
-    line.send({"imported": sorted(set(sys.modules) - before), "copied": len(copied)})
+    line.send({"widths": {"imported": sorted(set(sys.modules) - before), "copied": len(copied)}})
 
 
 def never_listens(line):

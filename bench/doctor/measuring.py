@@ -35,6 +35,7 @@ from bench.doctor.finding import (
 )
 from bench.evaluation import scoring, tasks
 from bench.plan.protocol import MIN_ROUNDS, Protocol
+from bench.records.speed_results import PointTiming
 from bench.speed.benchmark import SpeedBenchmark, clock_of
 from bench.speed.timing import Workload
 from bench.speed.workloads import CudaGraph, StepGraph, TimedPoint, workload_of_point
@@ -172,10 +173,10 @@ def time_against_itself(device: torch.device, protocol: Protocol) -> Iterator[Fi
     """Time the doctor's model against a copy, up to TRIES times while an interval excludes that they are equal."""
     model = pruning.build_tiny_model(device, torch.float32 if device.type == "cpu" else torch.bfloat16).model
     benchmark = SpeedBenchmark(protocol, clock_of([device]), [device], gpu.find_gpus([device])[0], lambda doing: None)
-    points_by_kind = dict[str, list[dict[str, Any]]]()
+    points_by_kind = dict[str, list[PointTiming]]()
     for number in range(TRIES):
         for point in benchmark.time(copy.deepcopy(model), model):
-            points_by_kind.setdefault(f"{point['kind']}, {point.get('mode', 'eager')}", []).append(point)
+            points_by_kind.setdefault(f"{point.kind}, {point.mode or 'eager'}", []).append(point)
         if all(_is_narrow(points[-1]) and _holds_one(points[-1]) for points in points_by_kind.values()):
             break
         if number + 1 < TRIES:
@@ -184,15 +185,15 @@ def time_against_itself(device: torch.device, protocol: Protocol) -> Iterator[Fi
         yield _finding_of_tries(f"timing, {kind}", points)
 
 
-def _holds_one(point: dict[str, Any]) -> bool:
-    return "speedup" in point and point["speedup_low"] <= 1 <= point["speedup_high"]
+def _holds_one(point: PointTiming) -> bool:
+    return point.interval is not None and point.interval[1] <= 1 <= point.interval[2]
 
 
-def _is_narrow(point: dict[str, Any]) -> bool:
-    return "speedup" in point and point["speedup_high"] / point["speedup_low"] <= WIDE
+def _is_narrow(point: PointTiming) -> bool:
+    return point.interval is not None and point.interval[2] / point.interval[1] <= WIDE
 
 
-def _finding_of_tries(what: str, points: list[dict[str, Any]]) -> Finding:
+def _finding_of_tries(what: str, points: list[PointTiming]) -> Finding:
     """Return the finding of all tries of a point. A narrow interval that holds 1 is enough; two without 1 are wrong.
 
     With fewer narrow ones than that, an interval that holds 1 leaves the question open.
@@ -200,13 +201,13 @@ def _finding_of_tries(what: str, points: list[dict[str, Any]]) -> Finding:
     narrow = [point for point in points if _is_narrow(point)]
     right = [point for point in narrow if _holds_one(point)]
     chosen = (right or narrow or points)[-1]
-    if "speedup" not in chosen:
-        return finding_of_check(what, [chosen.get("failed") or f"out of memory: {chosen.get('out_of_memory')}"], "")
-    marks = "".join(f", {flag}" for flag in chosen["flags"])
-    low, high = chosen["speedup_low"], chosen["speedup_high"]
-    figure = f"{chosen['dense_ms']:.2f} ms, {low:.3f} to {high:.3f} times as fast as itself"
+    if chosen.interval is None:
+        return finding_of_check(what, [chosen.failed or f"out of memory: {list(chosen.out_of_memory or ())}"], "")
+    marks = "".join(f", {flag}" for flag in chosen.flags or ())
+    _, low, high = chosen.interval
+    figure = f"{chosen.dense_ms:.2f} ms, {low:.3f} to {high:.3f} times as fast as itself"
     names = ("dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high", "flags")
-    numbers = {name: chosen[name] for name in names} | {"tries": len(points)}
+    numbers = {name: getattr(chosen, name) for name in names} | {"tries": len(points)}
     if not right and len(narrow) < NARROW and any(map(_holds_one, points)):
         return Finding("not here", what, f"the machine is too busy to tell: {figure}{marks}", numbers)
     wrong = [] if right else [f"{figure}, and not the same in any of {len(narrow or points)} tries{marks}"]

@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.plan.kinds import to_plain
+from bench.records.speed_results import PointTiming
 from bench.speed import timing
 from bench.speed.benchmark import is_narrow, summarise_rounds
 from bench.speed.timing import WallClock, Workload
@@ -316,10 +318,10 @@ def _time(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
     for point in task["points"]:
         line.alive(f"while it measured the memory of {point}")
         try:
-            memory: dict[str, Any] = {"resident_bytes": _resident_at(engine, files["pruned"], point, task)}
+            memory = point.memory(resident_bytes=_resident_at(engine, files["pruned"], point, task))
         except ValueError as error:  # the engine's own word on this point
-            memory = {"failed": reason_of_error(error)}
-        weighed["points"].append(point.plain | memory)
+            memory = point.memory(failed=reason_of_error(error))
+        weighed["points"].append(to_plain(memory))
     line.send({"memory": weighed})
     line.alive("while llama.cpp read the dense file")
     files = {"dense": engine.load(task["dense"]), **files}
@@ -327,8 +329,8 @@ def _time(line: worker.Channel, task: dict[str, Any], complaints: str) -> None:
         try:
             timed = _in_turns(line, engine, files, point, task)
         except ValueError as error:  # the engine's own word on this point
-            timed = {"failed": reason_of_error(error)}
-        line.send({"points": [point.plain | timed]})
+            timed = point.timing(failed=reason_of_error(error))
+        line.send({"points": [to_plain(timed)]})
     line.send({"machine": environment.load_between_states(before, environment.state_of_machine())})
 
 
@@ -350,8 +352,8 @@ def _once(work: Workload) -> None:
 
 def _in_turns(
     line: worker.Channel, engine: Library, files: dict[str, Any], point: TimedPoint, task: dict[str, Any]
-) -> dict[str, Any]:
-    """Warm both files up at a point, time them in turns, and return the figures of bench.speed.benchmark."""
+) -> PointTiming:
+    """Warm both files up at a point, time them in turns, and return the timing."""
     runs = {name: TimedFile(engine, model, point, task["steps"], task["threads"]) for name, model in files.items()}
     works, clock = {name: run.workload for name, run in runs.items()}, WallClock()
     try:
@@ -363,7 +365,7 @@ def _in_turns(
         turns = timing.time_rounds(
             works, clock, task["rounds"], passes, lambda: line.alive(f"while it timed {point}"), enough=is_narrow
         )
-        return summarise_rounds(turns, warm)
+        return summarise_rounds(point, turns, warm)
     finally:
         for run in runs.values():
             run.close()

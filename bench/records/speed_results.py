@@ -254,6 +254,18 @@ class PointTiming(SizedPoint):
     )
     failed: str | None = declare_optional_field("why there are no figures")
 
+    @property
+    def interval(self) -> tuple[float, float, float] | None:
+        """The speed-up with the lower and the upper end of its interval; None where the models were not both timed."""
+        if self.speedup is None or self.speedup_low is None or self.speedup_high is None:
+            return None
+        return self.speedup, self.speedup_low, self.speedup_high
+
+    def ms_by_model(self) -> dict[str, float]:
+        """Return the median milliseconds of those models that were timed: dense, pruned."""
+        ms = {"dense": self.dense_ms, "pruned": self.pruned_ms}
+        return {name: each for name, each in ms.items() if each is not None}
+
     def refuse_misfit(self) -> None:
         """Raise ValueError for a point without the size that belongs to its kind."""
         name = {"prefill": "length", "decode": "context"}[self.kind]

@@ -39,7 +39,6 @@ from bench.plan.protocol import Recipe, name_of_text
 from bench.records.decided import WhatWent
 from bench.records.measured import BudgetMet, Checks, Healing, Measured, PeakOfStage, TaskScore, TextScore
 from bench.records.record import load, misfit_of_layout
-from bench.records.speed_results import Speed
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets
 from bench.runs.saving import complete_card, save_and_reload
@@ -124,7 +123,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
         with outcome.alone(), outcome.stage("speed"):
             threads, alone = datasets.timed_threads, outcome.timed_alone
             speed = timed_cell.time_beside_dense(decoder.model, cell, threads, alone=alone)
-            outcome.measured = replace(outcome.measured, speed=value_from_plain(Speed, speed))
+            outcome.measured = replace(outcome.measured, speed=speed)
     if cell.protocol.checks:
         with outcome.stage("checks"):
             values = _checks(cell, decoder.model, tokenizer, datasets, outcome)

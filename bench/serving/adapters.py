@@ -31,6 +31,7 @@ from bench.export import engine_check, gguf_file
 from bench.export.formats import GGUF, HF
 from bench.inference import llama_cpp
 from bench.inference.other_python import EngineFailed, OtherPython
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import LLAMA_CPP, QUANTISED, ServedProtocol
 from bench.runs.reproduce import PrunedModel
 from bench.speed.benchmark import summarise_rounds
@@ -226,7 +227,7 @@ class ByOtherPython:
         except EngineFailed as error:
             raise NotServed(error.status, str(error), {"engine": engine}) from None
         warm = {name: WarmUp(0, True, 0.0) for name in models}  # each process warms up by itself
-        return {"engine": engine, "points": [point.plain | summarise_rounds(turns[point], warm) for point in points]}
+        return {"engine": engine, "points": [to_plain(summarise_rounds(each, turns[each], warm)) for each in points]}
 
 
 def engine_of_protocol(protocol: ServedProtocol, threads: int | None) -> ServingEngine:

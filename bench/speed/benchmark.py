@@ -24,12 +24,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from bench.plan.kinds import value_from_plain
 from bench.plan.protocol import Protocol
+from bench.records.speed_results import GpuMeanwhile, PointMemory, PointTiming, Rounds, WarmUps
 from bench.speed import peaks as memory
 from bench.speed import timing
 from bench.speed.peaks import compare_with_peak, measure_energy
@@ -47,6 +49,8 @@ from bench.system import failures, gpu
 from bench.system.memory import give_back, set_gpu
 from methods import console
 from methods.model.decoder import Decoder
+
+OfPoint = TypeVar("OfPoint", PointTiming, PointMemory)
 
 
 def clock_of(devices: Sequence[torch.device]) -> Clock:
@@ -80,33 +84,35 @@ class SpeedBenchmark:
         """Whether models lie on a GPU. More is measured there."""
         return any(device.type == "cuda" for device in self.devices)
 
-    def memory(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """Yield peaks and energy at each point, as bench.records.speed_results has them."""
+    def memory(self, model: nn.Module) -> Iterator[PointMemory]:
+        """Yield peaks and energy at each point."""
         return self._each(lambda point: self._memory(point, model))
 
-    def time(self, dense: nn.Module, pruned: nn.Module, *, alone: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the timing of both models in turns at each point, as bench.records.speed_results has it.
+    def time(self, dense: nn.Module, pruned: nn.Module, *, alone: bool = False) -> Iterator[PointTiming]:
+        """Yield the timing of both models in turns at each point.
 
         alone  whether only the pruned one is timed, since there is no room for the dense one, which has no weights here
         """
         models = {"dense": dense, "pruned": pruned}
         place = Placement({"pruned": pruned} if alone else models, self.devices)
         decoders = {name: Decoder(model) for name, model in models.items()}
-        captured = dict[TimedPoint, dict[str, Any]]()
+        captured = dict[TimedPoint, PointTiming]()
 
-        def measure(point: TimedPoint) -> dict[str, Any]:
-            figures = self._time(point, place) | predict_speedup(decoders["dense"], decoders["pruned"], point)
+        def measure(point: TimedPoint) -> PointTiming:
+            figures = self._time(point, place)
+            predicted: dict[str, Any] = predict_speedup(decoders["dense"], decoders["pruned"], point)
+            figures = replace(figures, **predicted)
             if alone:
-                figures["out_of_memory"] = ["dense", *figures.get("out_of_memory", ())]
+                figures = replace(figures, out_of_memory=("dense", *(figures.out_of_memory or ())))
             if point.mode == "graph":
                 captured[point] = figures
-            beside = captured.get(replace(point, mode="graph"), {}) if point.mode == "eager" else {}
-            return figures | compare_with_peak(decoders, point, figures, beside, self.rates) if self.on_gpu else figures
+            beside = captured.get(replace(point, mode="graph")) if point.mode == "eager" else None
+            return compare_with_peak(decoders, point, figures, beside, self.rates) if self.on_gpu else figures
 
         return self._each(measure)
 
     @torch.inference_mode()
-    def _each(self, measure: Callable[[TimedPoint], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _each(self, measure: Callable[[TimedPoint], OfPoint]) -> Iterator[OfPoint]:
         full, level = set[tuple[str, int]](), dict[tuple[str, int, str], Sweep]()
         for point in points_of_protocol(self.protocol):
             sweep = level.setdefault((point.kind, point.tokens, point.mode), Sweep())
@@ -114,61 +120,63 @@ class SpeedBenchmark:
             if (point.kind, point.tokens) in full or (self.on_gpu and swept and sweep.is_level):
                 continue
             figures = measure(point)
-            if "out_of_memory" in figures and "rounds" not in figures:
+            timed = figures if isinstance(figures, PointTiming) else None
+            if figures.out_of_memory and not (timed and timed.rounds):
                 full.add((point.kind, point.tokens))
-            sweep.add(point.batch, figures)
+            sweep.add(point.batch, timed)
             give_back(self.devices)
-            yield point.plain | figures
+            yield figures
 
-    def _memory(self, point: TimedPoint, model: nn.Module) -> dict[str, Any]:
+    def _memory(self, point: TimedPoint, model: nn.Module) -> PointMemory:
         self.alive(f"in the memory pass, {point}")
         try:
             work = workload_of_point(model, point, self.protocol, self.graph)
             peaks = memory.measure_peaks(work, self.devices, self.gpus)
             tokens = point.batch * (point.tokens if point.kind == "prefill" else work.steps)
-            return peaks | measure_energy(work, tokens, self.gpus, lambda: wait_for_devices(self.devices))
+            energy = measure_energy(work, tokens, self.gpus, lambda: wait_for_devices(self.devices))
+            return point.memory(**peaks, **energy)
         except Exception as error:
-            return _lost(error, "pruned")
+            failed = reason_of_failure(error, "pruned")
+            return point.memory(failed=failed) if failed else point.memory(out_of_memory=("pruned",))
 
-    def _time(self, point: TimedPoint, place: Placement) -> dict[str, Any]:
+    def _time(self, point: TimedPoint, place: Placement) -> PointTiming:
         """Time both models in turns; where they do not fit on a GPU together, one after the other."""
         if self.protocol.compile:
             torch.compiler.reset()
         if place.together:
             figures = self._in_turns(point, place.models)
-            if not (place.separable and "out_of_memory" in figures):
+            if not (place.separable and figures.out_of_memory):
                 return figures
         figures = self._in_blocks(point, place)
         place.gather()
         return figures
 
-    def _in_turns(self, point: TimedPoint, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    def _in_turns(self, point: TimedPoint, models: Mapping[str, nn.Module]) -> PointTiming:
         works, warm, full = dict[str, Workload](), dict[str, WarmUp](), list[str]()
         for name, model in models.items():
             try:
                 works[name], warm[name] = self._warm(point, name, model)
             except Exception as error:
-                lost = _lost(error, name)
-                if "failed" in lost:
-                    return lost
-                full += lost["out_of_memory"]
-        ran_out = {"out_of_memory": full} if full else {}
+                if failed := reason_of_failure(error, name):
+                    return point.timing(failed=failed)
+                full.append(name)
         try:
-            return ran_out | (self._rounds(point, works, warm) if works else {})
+            figures = self._rounds(point, works, warm) if works else point.timing()
         except Exception as error:
-            lost = _lost(error, " and ".join(works))
-            return {"out_of_memory": [*full, *works]} if "out_of_memory" in lost else lost
+            failed = reason_of_failure(error, " and ".join(works))
+            return point.timing(failed=failed) if failed else point.timing(out_of_memory=(*full, *works))
+        return replace(figures, out_of_memory=tuple(full) or None)
 
     def _warm(self, point: TimedPoint, name: str, model: nn.Module) -> tuple[Workload, WarmUp]:
         self.alive(f"while it warmed up the {name} model, {point}")
         work = workload_of_point(model, point, self.protocol, self.graph)
         return work, timing.warm_up(work, self.clock, long=self.on_gpu)
 
-    def _rounds(self, point: TimedPoint, works: dict[str, Workload], warm: dict[str, WarmUp]) -> dict[str, Any]:
+    def _rounds(self, point: TimedPoint, works: dict[str, Workload], warm: dict[str, WarmUp]) -> PointTiming:
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
         with console.make_bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
             rounds = self._turns(point, works, warm, number, bar.update, enough=is_narrow)
-        return self._summarise(rounds, warm, sampler)
+        return self._summarise(point, rounds, warm, sampler)
 
     def _turns(
         self,
@@ -189,7 +197,7 @@ class SpeedBenchmark:
         passes = timing.passes_per_turn(works, warm, number)
         return timing.time_rounds(works, self.clock, number, passes, turn, enough=enough)
 
-    def _in_blocks(self, point: TimedPoint, place: Placement) -> dict[str, Any]:
+    def _in_blocks(self, point: TimedPoint, place: Placement) -> PointTiming:
         """Time one model alone on the device, then the other, then the first again, so that a drift meets both alike.
 
         The model in the middle has as many rounds as the other has in both its blocks. A model that does not fit even
@@ -210,39 +218,35 @@ class SpeedBenchmark:
                         timed = self._turns(point, works, warm, rounds, bar.update)
                     passes[name] = passes.get(name, []) + timed[name]
                 except Exception as error:
-                    lost = _lost(error, name)
-                    if "failed" in lost:
-                        return lost
+                    if failed := reason_of_failure(error, name):
+                        return point.timing(failed=failed)
                     full.append(name)
                     passes.pop(name, None)
                     warm.pop(name, None)
                 works.clear()  # the next model needs the room of the cache
-        ran_out = {"out_of_memory": full} if full else {}
-        result = ran_out | (self._summarise(passes, warm, sampler) if passes else {})
+        result = self._summarise(point, passes, warm, sampler) if passes else point.timing()
         if len(passes) > 1:
-            result["flags"].append("in_blocks")
-        return result
+            result = replace(result, flags=(*(result.flags or ()), "in_blocks"))
+        return replace(result, out_of_memory=tuple(full) or None)
 
     def _summarise(
-        self, rounds: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], sampler: gpu.Sampler
-    ) -> dict[str, Any]:
-        result = summarise_rounds(rounds, warm, percentiles=self.on_gpu)
-        if self.gpus:
-            result["gpus"] = sampler.summarise()
-            result["flags"] += ["slowed"] * sampler.throttled
-        return result
+        self, point: TimedPoint, rounds: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], sampler: gpu.Sampler
+    ) -> PointTiming:
+        result = summarise_rounds(point, rounds, warm, percentiles=self.on_gpu)
+        if not self.gpus:
+            return result
+        gpus = tuple(value_from_plain(GpuMeanwhile, each) for each in sampler.summarise())
+        return replace(result, gpus=gpus, flags=(*(result.flags or ()), *["slowed"] * sampler.throttled))
 
 
-def _lost(error: Exception, who: str) -> dict[str, Any]:
-    """Return why there are no figures: memory that ran out is a result, anything else a failure.
+def reason_of_failure(error: Exception, who: str) -> str:
+    """Return why there are no figures; empty for memory that ran out, which is a result and no failure.
 
     An error that leaves the GPU unusable is raised again, since this process has no more figures.
     """
     if failures.is_loss_of_gpu(error):
         raise error
-    if failures.is_out_of_memory(error):
-        return {"out_of_memory": [who]}
-    return {"failed": f"{who} model: {failures.reason_of_error(error)}"}
+    return "" if failures.is_out_of_memory(error) else f"{who} model: {failures.reason_of_error(error)}"
 
 
 def wait_for_devices(devices: Sequence[torch.device]) -> None:
@@ -300,8 +304,8 @@ PERCENTILES = {90: 10, 99: 100}  # of all calls on a GPU: {percentile: the fewes
 
 
 def summarise_rounds(
-    passes: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], *, percentiles: bool = False
-) -> dict[str, Any]:
+    point: TimedPoint, passes: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], *, percentiles: bool = False
+) -> PointTiming:
     """Return all samples and what follows from them: medians, spread, the speed-up with its interval, and flags."""
     calls = {name: timing.ms_of_passes(chain(*turns)) for name, turns in passes.items()}
     spread = {name: timing.variation_of(samples) for name, samples in calls.items()}
@@ -311,24 +315,24 @@ def summarise_rounds(
         "not_warm": not all(warm_up.stable for warm_up in warm.values()),
         "clocks_disagree": apart > timing.CLOCKS_AGREE,
     }
-    result: dict[str, Any] = {
-        "warm_up": {name: warm_up.calls for name, warm_up in warm.items()},
-        "rounds": {name: list(map(_rounded_ms, turns)) for name, turns in passes.items()},
+    result = point.timing(
+        warm_up=WarmUps(**{name: warm_up.calls for name, warm_up in warm.items()}),
+        rounds=Rounds(**{name: tuple(map(_rounded_ms, turns)) for name, turns in passes.items()}),
         **{f"{name}_ms": median(samples) for name, samples in calls.items()},
         **{f"{name}_cv": variation for name, variation in spread.items()},
-        "clocks_apart": apart,
-        "flags": [name for name, holds in flags.items() if holds],
-    }
+        clocks_apart=apart,
+        flags=tuple(name for name, holds in flags.items() if holds),
+    )
     if percentiles:
         for name, samples in calls.items():
             cuts = quantiles(samples, n=100, method="inclusive")
-            result |= {
-                f"{name}_p{share}": cuts[share - 1] for share, least in PERCENTILES.items() if len(samples) >= least
-            }
+            shares = [share for share, least in PERCENTILES.items() if len(samples) >= least]
+            highest: dict[str, Any] = {f"{name}_p{share}": cuts[share - 1] for share in shares}
+            result = replace(result, **highest)
     if len(passes) > 1:
         speedup, low, high = _speedup(passes)
         low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
-        result |= {"speedup": speedup, "speedup_low": low, "speedup_high": high}
+        result = replace(result, speedup=speedup, speedup_low=low, speedup_high=high)
     return result
 
 
@@ -351,9 +355,9 @@ def _median_ms(turn: Sequence[Pass]) -> float:
     return median(timing.ms_of_passes(turn))
 
 
-def _rounded_ms(turn: Sequence[Pass]) -> list[float]:
+def _rounded_ms(turn: Sequence[Pass]) -> tuple[float, ...]:
     """Return the calls of a turn as a record holds them."""
-    return [round(ms, 5) for ms in timing.ms_of_passes(turn)]
+    return tuple(round(ms, 5) for ms in timing.ms_of_passes(turn))
 
 
 class Sweep:
@@ -363,9 +367,9 @@ class Sweep:
         self.last: dict[str, float] = {}
         self.is_level = False
 
-    def add(self, batch: int, timing: Mapping[str, Any]) -> None:
+    def add(self, batch: int, timing: PointTiming | None) -> None:
         """Take in a point. The sweep is level where no timed model has become faster by enough."""
-        ms = {name: timing[f"{name}_ms"] for name in ("dense", "pruned") if f"{name}_ms" in timing}
+        ms = timing.ms_by_model() if timing else {}
         rates = {name: batch / milliseconds for name, milliseconds in ms.items()}
         before = [name for name in rates if name in self.last]
         self.is_level = bool(before) and all(rates[name] < RISE * self.last[name] for name in before)

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 from bench.data import pretrained
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import protocol_for_cuda, protocol_of_profile
+from bench.records.speed_results import PointTiming
 from bench.speed import peaks
 from bench.speed.benchmark import SpeedBenchmark, clock_of
 from bench.speed.timed_cell import copy_to_own_memory
@@ -61,14 +63,12 @@ def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth
     timed = list[dict[str, Any]]()
     for part, copy in _copies(model):
         point = next(timer.time(dense, copy.model))  # captured steps come first where there are any
-        if "speedup" not in point:
-            raise UserError(f"a model without some of its {part}s cannot be timed: {point.get('failed', point)}")
+        if point.interval is None:
+            raise UserError(f"a model without some of its {part}s cannot be timed: {point.failed or to_plain(point)}")
         size = fmean(layer.sizes()[part] for layer in copy.layers)
-        timed.append({"part": part, "parameters": size, **_figures(point)})
+        timed.append({"part": part, "parameters": size, **_figures(point, *point.interval)})
     processes = [gpu.count_other_processes(card, os.getpid(), os.getppid(), parent_is_there=False) for card in gpus]
-    meanwhile = peaks.load_between_states(before, peaks.state_with_gpus(gpus), processes) | (
-        {"nvml": no_gpus} if no_gpus else {}
-    )
+    meanwhile = peaks.load_between_states(before, peaks.state_with_gpus(gpus), processes, nvml=no_gpus)
     whole, L = median(point["dense_ms"] for point in timed), len(model.layers)
     parts = {part: _points(model, part, timed, whole) for part in KINDS}
     return {
@@ -86,7 +86,7 @@ def measure_latencies(name: str, device: torch.device, dtype: torch.dtype, depth
             "rounds": rounds,
             "dense_ms": whole,
             "copies": timed,
-            "machine": meanwhile,
+            "machine": to_plain(meanwhile),
         },
     }
 
@@ -115,8 +115,7 @@ def _points(model: Decoder, part: str, timed: list[dict[str, Any]], whole: float
     return [[size, each] for size, each in zip(sizes, ms, strict=True)]
 
 
-def _figures(point: dict[str, Any]) -> dict[str, Any]:
+def _figures(point: PointTiming, speedup: float, low: float, high: float) -> dict[str, Any]:
     """Return what a copy takes, as a multiple of the dense model's, with its 95 % interval and flags."""
-    low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
-    times = {"times_dense": 1 / point["speedup"], "low": low, "high": high}
-    return {"dense_ms": point["dense_ms"], **times, "flags": point["flags"]}
+    times = {"times_dense": 1 / speedup, "low": 1 / high, "high": 1 / low}
+    return {"dense_ms": point.dense_ms, **times, "flags": list(point.flags or ())}

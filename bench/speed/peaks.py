@@ -21,11 +21,22 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.plan.kinds import to_plain, value_from_plain
+from bench.records.speed_results import (
+    GpuState,
+    MachineMeanwhile,
+    MachineState,
+    MachineThen,
+    MatrixWidths,
+    PointTiming,
+    TimedSetup,
+)
 from bench.speed.timing import Clock, Workload
 from bench.speed.workloads import TimedPoint, bytes_of_step, macs_of_point
 from bench.system import environment, failures, gpu, memory
@@ -41,20 +52,21 @@ TILES = (128, 64, 8)  # multiples that kernels are cut for
 
 def setup_of_timing(
     model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapping[str, float]
-) -> dict[str, Any]:
+) -> TimedSetup:
     """Return how the models are timed, as far as the protocol does not say it; `rates` of `measure_peak_rates`."""
-    return {
-        "threads": torch.get_num_threads(),
-        "cores": count_usable_cores(),
-        "devices": [str(device) for device in devices],
-        "clock": clock.name,
-        "attention": model.config._attn_implementation,
-        **rates,
-    }
+    return TimedSetup(
+        threads=torch.get_num_threads(),
+        cores=count_usable_cores(),
+        devices=tuple(str(device) for device in devices),
+        clock=clock.name,
+        attention=model.config._attn_implementation,
+        copy_bytes_per_second=rates.get("copy_bytes_per_second"),
+        matmul_flops_per_second=rates.get("matmul_flops_per_second"),
+    )
 
 
-def widths_of_model(model: Decoder) -> dict[str, dict[str, Any]]:
-    """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
+def widths_of_model(model: Decoder) -> dict[str, MatrixWidths]:
+    """Return {role: the widths of its matrices}."""
     roles = {"head": [model.head.weight]}
     for layer in model.layers:
         matrices_by_role = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
@@ -71,38 +83,52 @@ def widths_of_model(model: Decoder) -> dict[str, dict[str, Any]]:
     return {role: _widths(weights) for role, weights in roles.items() if weights}
 
 
-def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:
+def _widths(weights: list[torch.Tensor]) -> MatrixWidths:
     out, read = {weight.shape[0] for weight in weights}, {weight.shape[1] for weight in weights}
     common = math.gcd(*out, *read)
     tile = next((tile for tile in TILES if common % tile == 0), 1)
-    return {"in": sorted(read), "out": sorted(out), "multiple_of": tile}
+    return MatrixWidths(read=tuple(sorted(read)), out=tuple(sorted(out)), multiple_of=tile)
 
 
-def state_with_gpus(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
+def state_with_gpus(gpus: Sequence[gpu.Gpu]) -> MachineThen:
     """Return what the machine and its GPUs do at this moment."""
-    return {"machine": environment.state_of_machine()} | ({"gpus": [card.state() for card in gpus]} if gpus else {})
+    machine = value_from_plain(MachineState, environment.state_of_machine())
+    return MachineThen(machine=machine, gpus=tuple(value_from_plain(GpuState, card.state()) for card in gpus) or None)
 
 
 def load_between_states(
-    before: dict[str, Any], after: dict[str, Any], processes: list[int | None], slowed_by: Collection[str] = ()
-) -> dict[str, Any]:
+    before: MachineThen,
+    after: MachineThen,
+    processes: list[int | None],
+    slowed_by: Collection[str] = (),
+    *,
+    nvml: str | None = None,
+) -> MachineMeanwhile:
     """Return what else the machine did between two states. `flags` say what may have spoilt the figures.
 
     processes  of other programs on each GPU
     slowed_by  what held GPUs down while models were timed
+    nvml       why GPUs say nothing, where they do not
     """
-    shares = environment.load_between_states(before["machine"], after["machine"])
-    load: dict[str, Any] = {"before": before, "after": after} | shares
+    first, last = before.machine or MachineState(), after.machine or MachineState()
+    shares = environment.load_between_states(to_plain(first), to_plain(last))
     counts = [count for count in processes if count is not None]
-    if counts:
-        load["other_gpu_processes"] = sum(counts)
-    hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
+    hot = (last.cpu_throttled or 0) > (first.cpu_throttled or 0)
     flags = {
         "busy": sum(shares.get(f"{who}_cores", 0.0) for who in ("other", "stolen")) > BUSY,
         "shared_gpu": sum(counts) > 0,
         "slowed": hot or shares.get("held_cores", 0.0) > BUSY or bool(set(slowed_by) & set(gpu.THROTTLED)),
     }
-    return load | {"flags": [name for name, holds in flags.items() if holds]}
+    return MachineMeanwhile(
+        before=before,
+        after=after,
+        other_cores=shares.get("other_cores"),
+        stolen_cores=shares.get("stolen_cores"),
+        held_cores=shares.get("held_cores"),
+        other_gpu_processes=sum(counts) if counts else None,
+        nvml=nvml,
+        flags=tuple(name for name, holds in flags.items() if holds),
+    )
 
 
 ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
@@ -227,22 +253,28 @@ def shares_of_peak(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[
 def compare_with_peak(
     models: Mapping[str, Decoder],
     point: TimedPoint,
-    timing: Mapping[str, Any],
-    captured: Mapping[str, Any],
+    timing: PointTiming,
+    captured: PointTiming | None,
     rates: Mapping[str, float],
-) -> dict[str, Any]:
-    """Return what each model reaches of the rates, and all flags of a point; {} where nothing was timed.
+) -> PointTiming:
+    """Return the timing with what each model reaches of the rates, and with the flags that follow from that.
 
-    captured  for an eager point, the figures of the same point with captured steps
+    captured  for an eager point, the timing of the same point with captured steps
     """
-    ms = {name: timing[f"{name}_ms"] for name in models if f"{name}_ms" in timing}
+    ms = {name: each for name, each in timing.ms_by_model().items() if name in models}
+    ms_of_captured = captured.ms_by_model() if captured else {}
     reached = {name: shares_of_peak(models[name], point, ms[name], rates) for name in ms}
     flags = {
         "low_bandwidth": point.kind == "decode"
         and any(shares and max(shares.values()) < LOW for shares in reached.values()),
         "low_matrix_rate": point.kind == "prefill"
         and any(shares.get("matrix_rate", LOW) < LOW for shares in reached.values()),
-        "launch_bound": any(ms[name] > LAUNCH_BOUND * captured.get(f"{name}_ms", math.inf) for name in ms),
+        "launch_bound": any(ms[name] > LAUNCH_BOUND * ms_of_captured.get(name, math.inf) for name in ms),
     }
-    result = {f"{name}_{what}": share for name, shares in reached.items() for what, share in shares.items()}
-    return result | ({"flags": timing["flags"] + [name for name, holds in flags.items() if holds]} if ms else {})
+    if not ms:
+        return timing
+    result: dict[str, Any] = {
+        f"{name}_{rate}": share for name, shares in reached.items() for rate, share in shares.items()
+    }
+    further = [name for name, holds in flags.items() if holds]
+    return replace(timing, flags=(*(timing.flags or ()), *further), **result)

@@ -19,6 +19,7 @@ import io
 import os
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 import methods
 from bench.data import pretrained
 from bench.plan.cell import Cell
+from bench.records.speed_results import MemoryAlone, Speed
 from bench.speed import peaks
 from bench.speed.benchmark import SpeedBenchmark, clock_of
 from bench.system import failures, gpu, worker
@@ -53,28 +55,34 @@ def _is_on(device: torch.device, part: nn.Module) -> bool:
     return all(tensor.device == device for tensor in _tensors(part))
 
 
-def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) -> dict[str, Any]:
-    """Time `model` beside the dense one and return the `speed` of a record; a failure is `failed` in it.
+def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) -> Speed:
+    """Time `model` beside the dense one and return its speed; a failure is `failed` in it.
 
     alone  whether there is no room for the dense model, so that the pruned one is timed without it. Its weights may lie
            in files then, and its layers on the host although they compute on a GPU
     """
-    speed: dict[str, Any] = {"points": []}
+    speed = Speed(points=())
     if alone and cell.method == "dense":
-        return speed | {"failed": NO_ROOM}
+        return replace(speed, failed=NO_ROOM)
     if len(gpus_of(model)) > 1:
-        return speed | {"failed": SPREAD}
+        return replace(speed, failed=SPREAD)
     device = next(model.parameters()).device
     modules = [part for part in model.modules() if _is_on(device, part)]
     model.to("cpu")  # the process that times needs the room
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+    def hear(news: dict[str, Any]) -> None:
+        nonlocal speed
+        points = (*(speed.points or ()), *news.pop("points", ()))
+        speed = replace(speed, points=points, **news)
+
     try:
         failure = worker.run(
             _work,
             (cell, threads, methods.files_of_plugins(), alone),
             limits=worker.Limits(silence=cell.protocol.speed_limit),
-            hear=lambda news: _merge(speed, news),
+            hear=hear,
             give=lambda pipe: send_model(pipe, model),
             imported=() if device.type == "cuda" else IMPORTED,
         )
@@ -83,19 +91,13 @@ def time_beside_dense(model: nn.Module, cell: Cell, threads: int, *, alone: bool
         failed = str(error)
     finally:
         move_modules(modules, device)
-    return speed | ({"failed": failed} if failed else {})
+    return replace(speed, failed=failed)
 
 
 def begin_timing(device: str) -> None:
     """Start the server of processes that time, while the model is still loaded and pruned."""
     if torch.device(device).type == "cpu":
         worker.begin_server(IMPORTED)
-
-
-def _merge(speed: dict[str, Any], news: dict[str, Any]) -> None:
-    """Add a message to `speed`: points to its points, any other value under its own name."""
-    speed["points"] += news.pop("points", [])
-    speed.update(news)
 
 
 def _work(line: worker.Channel, cell: Cell, threads: int, plugins: list[str], alone: bool) -> None:
@@ -125,7 +127,7 @@ def _work(line: worker.Channel, cell: Cell, threads: int, plugins: list[str], al
             "widths": peaks.widths_of_model(Decoder(pruned)),
         }
     )
-    line.send({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
+    line.send({"memory": MemoryAlone(resident_before_bytes=resident, points=tuple(benchmark.memory(pruned)))})
     line.alive("while it loaded the dense model")
     dense = without_weights(cell) if alone else load_dense(cell, device)
     if device.type == "cpu" and not alone:
@@ -133,11 +135,11 @@ def _work(line: worker.Channel, cell: Cell, threads: int, plugins: list[str], al
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     slowed_by = set[str]()
     for point in benchmark.time(dense, pruned, alone=alone):
-        slowed_by |= {reason for card in point.get("gpus", ()) for reason in card.get("slowed_by", ())}
+        slowed_by |= {reason for card in point.gpus or () for reason in card.slowed_by or ()}
         line.send({"points": [point]})
     processes = [gpu.count_other_processes(card, os.getpid(), os.getppid(), device.type == "cuda") for card in gpus]
-    load = peaks.load_between_states(before, peaks.state_with_gpus(gpus), processes, slowed_by)
-    line.send({"machine": load | ({"nvml": no_gpus} if no_gpus else {})})
+    after = peaks.state_with_gpus(gpus)
+    line.send({"machine": peaks.load_between_states(before, after, processes, slowed_by, nvml=no_gpus)})
 
 
 def _tensors(part: nn.Module) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
 
 from bench.plan.protocol import Protocol
+from bench.records.speed_results import PointMemory, PointTiming
 from bench.speed.timing import Workload
 from methods.model.decoder import Decoder
 from methods.model.sizes import kv_bytes_read, macs_behind, macs_per_token
@@ -115,11 +116,19 @@ class TimedPoint:
     tokens: int
     mode: str = ""
 
+    def timing(self, **values: Any) -> PointTiming:
+        """Return the timing of this point as a record holds it, with these values."""
+        return PointTiming(**self._names, **values)
+
+    def memory(self, **values: Any) -> PointMemory:
+        """Return the memory of this point as a record holds it, with these values."""
+        return PointMemory(**self._names, **values)
+
     @property
-    def plain(self) -> dict[str, Any]:
-        """Return the point by the names of a record."""
+    def _names(self) -> dict[str, Any]:
+        """Return the fields of bench.records.speed_results.SizedPoint."""
         size = {"length" if self.kind == "prefill" else "context": self.tokens}
-        return {"kind": self.kind, "batch": self.batch} | size | ({"mode": self.mode} if self.mode else {})
+        return {"kind": self.kind, "batch": self.batch, **size, "mode": self.mode or None}
 
     def __str__(self) -> str:
         what = "prefill of" if self.kind == "prefill" else "decode behind"

@@ -32,5 +32,5 @@ def test_pair(layers, benchmark):
     points = benchmark.pedantic(lambda: list(stand.time(dense, pruned)), rounds=1)
     for point in points:
         names = ("speedup", "speedup_low", "speedup_high", "speedup_by_macs", "dense_ms", "pruned_ms", "flags")
-        benchmark.extra_info[point["kind"]] = {name: point[name] for name in names}
-    assert [point["kind"] for point in points] == ["prefill", "decode"]
+        benchmark.extra_info[point.kind] = {name: getattr(point, name) for name in names}
+    assert [point.kind for point in points] == ["prefill", "decode"]

@@ -21,6 +21,7 @@ from bench.data import assets
 from bench.doctor import CHECKS, examination, finding, machine, measuring, pruning
 from bench.doctor.finding import Finding
 from bench.evaluation.scoring import Scorer
+from bench.records.speed_results import PointTiming
 from methods.depth.magnitude import Magnitude
 from methods.depth.shortgpt import ShortGPT
 from methods.errors import UserError
@@ -188,15 +189,16 @@ def timed(monkeypatch, *intervals: tuple[float, float]) -> list[Finding]:
 
     def time(*_):
         low, high = left.pop(0)
-        yield {
-            "kind": "decode",
-            "speedup": (low + high) / 2,
-            "speedup_low": low,
-            "speedup_high": high,
-            "flags": ["noisy"],
-            "dense_ms": 2.0,
-            "pruned_ms": 2.0,
-        }
+        yield PointTiming(
+            kind="decode",
+            batch=1,
+            speedup=(low + high) / 2,
+            speedup_low=low,
+            speedup_high=high,
+            flags=("noisy",),
+            dense_ms=2.0,
+            pruned_ms=2.0,
+        )
 
     monkeypatch.setattr("bench.speed.benchmark.SpeedBenchmark.time", time)
     found = list(measuring.check_timing(CPU))

@@ -10,10 +10,11 @@ from emulated import EmulatedGpus
 from bench.cli.main import main
 from bench.doctor import machine, measuring, pruning
 from bench.speed.benchmark import SpeedBenchmark
+from bench.speed.workloads import TimedPoint
 from methods.depth.shortgpt import ShortGPT
 
 METHODS = ("shortgpt", "slicegpt")
-POINT = {"speedup": 1.0, "speedup_low": 0.99, "speedup_high": 1.01, "flags": [], "dense_ms": 2.0, "pruned_ms": 2.0}
+TIMES = {"speedup": 1.0, "speedup_low": 0.99, "speedup_high": 1.01, "flags": (), "dense_ms": 2.0, "pruned_ms": 2.0}
 ROWS = {
     *("versions", "processor", "GPU", "product, float64", "product, float32", "product, bfloat16"),
     *("matrix rate, bfloat16", "bandwidth", "perplexity, float32", "perplexity, bfloat16"),
@@ -37,7 +38,7 @@ class Again:
 def examined(monkeypatch, capsys, tmp_path):
     """Return a call of the command for a GPU, with few methods and small sizes: its exit code, and its findings."""
     stored = {name: answer for name, answer in pruning.read_answers().items() if name in METHODS}
-    points = [POINT | {"kind": "decode", "mode": "graph"}, POINT | {"kind": "prefill", "mode": "eager"}]
+    points = [TimedPoint(*size).timing(**TIMES) for size in (("decode", 1, 4, "graph"), ("prefill", 1, 4, "eager"))]
     monkeypatch.setattr(pruning, "read_answers", lambda: stored)
     monkeypatch.setattr(pruning, "list_cases", lambda: list(METHODS))
     monkeypatch.setattr("methods.load", lambda *_: {})

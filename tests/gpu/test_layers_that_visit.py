@@ -17,6 +17,7 @@ import methods
 from bench.cli.main import main
 from bench.plan.protocol import protocol_of_profile
 from bench.records.run_folder import load_run
+from bench.records.speed_results import Speed
 from bench.runs import job
 from bench.schedule.memory_needs import Footprint, MemoryNeeds
 from bench.schedule.shape import Shape
@@ -91,7 +92,7 @@ def test_a_model_whose_layers_visit_is_handed_over_whole_to_be_timed(alone, tmp_
         decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
         lay, around = devices_of(decoder), gpus.memories[0].now
         assert lay == ({torch.device("cpu")}, {CUDA})
-        assert timed_cell.time_beside_dense(decoder.model, asked, 1, alone=alone) == {"points": []}
+        assert timed_cell.time_beside_dense(decoder.model, asked, 1, alone=alone) == Speed(points=())
         assert devices_of(decoder) == lay
         assert gpus.memories[0].now == around
     assert set().union(*places) == {torch.device("cpu")}

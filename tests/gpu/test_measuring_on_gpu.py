@@ -156,10 +156,10 @@ def test_time_and_memory():
         timed = SpeedBenchmark(protocol, WallClock(lambda: wait_for_devices(devices)), devices, [], lambda where: None)
         weights = gpus.memories[0].now
         for point in timed.memory(pruned):
-            assert point["peak_allocated_bytes"] > weights
+            assert point.peak_allocated_bytes > weights
         for point in timed.time(dense, pruned):
-            assert "failed" not in point
-            assert len(point["rounds"]["dense"]) == 6
+            assert point.failed is None
+            assert len(point.rounds.dense) == 6
 
 
 class Kept:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import methods
+from bench.records.speed_results import MatrixWidths
 from bench.schedule.shape import Shape
 from bench.speed import peaks
 from methods.cards import cards_of_compensations
@@ -291,18 +292,16 @@ def test_shapes_of_a_mixture_are_told_without_weights():
     assert 4 * shape.mlp <= mixture_of(model.layers[0]).values < 4 * shape.mlp + 4
     assert shape.parameters == parameters(model)
     roles = peaks.widths_of_model(model)
-    assert roles["router"] == {"in": [32], "out": [8], "multiple_of": 8}
-    assert roles["experts"] == {"in": [24, 32], "out": [32, 48], "multiple_of": 8}
+    assert roles["router"] == MatrixWidths(read=(32,), out=(8,), multiple_of=8)
+    assert roles["experts"] == MatrixWidths(read=(24, 32), out=(32, 48), multiple_of=8)
     assert "shared" not in roles and "added" not in roles
-    assert peaks.widths_of_model(Decoder(tiny("gpt_oss")))["experts"] == {
-        "in": [32, 48],
-        "out": [32, 96],
-        "multiple_of": 8,
-    }
+    assert peaks.widths_of_model(Decoder(tiny("gpt_oss")))["experts"] == MatrixWidths(
+        read=(32, 48), out=(32, 96), multiple_of=8
+    )
     shared = peaks.widths_of_model(Decoder(tiny("glm4_moe")))
-    assert shared["shared"] == {"in": [24, 32], "out": [24, 32], "multiple_of": 8}
+    assert shared["shared"] == MatrixWidths(read=(24, 32), out=(24, 32), multiple_of=8)
     assert "added" not in shared
-    assert roles["down"] == {"in": [48], "out": [32], "multiple_of": 8}
+    assert roles["down"] == MatrixWidths(read=(48,), out=(32,), multiple_of=8)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "glm4_moe"])

@@ -22,6 +22,7 @@ from bench.plan import validate
 from bench.plan.run_spec import RunSpec
 from bench.plan.trust import Trust
 from bench.records.run_folder import load_run
+from bench.records.speed_results import PointTiming
 from bench.runs.reproduce import prune_again
 from bench.speed import latency
 from bench.speed.benchmark import SpeedBenchmark
@@ -61,7 +62,7 @@ def table_of(model_folder, tmp_path):
 def ends(times: float, spread: float = 0.0, flags: tuple[str, ...] = ()) -> dict[str, object]:
     """What a timing says of a speed-up."""
     low, high = times * (1 - spread), times * (1 + spread)
-    return {"speedup": times, "speedup_low": low, "speedup_high": high, "flags": list(flags)}
+    return {"speedup": times, "speedup_low": low, "speedup_high": high, "flags": flags}
 
 
 def test_a_model_takes_what_its_parts_take_and_the_rest():
@@ -89,7 +90,7 @@ def test_a_table_is_what_the_copies_of_a_model_take_beside_it(model_folder, monk
     def time(benchmark, dense, copy):
         ms = [Decoder(one).model.num_parameters() / 1e4 + len(Decoder(one).layers) / 2 for one in (dense, copy)]
         times = ms[0] / ms[1]
-        yield {"kind": "decode", "dense_ms": ms[0], **ends(times)}
+        yield PointTiming(kind="decode", batch=1, dense_ms=ms[0], **ends(times))
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     found = latency.measure_latencies(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
@@ -111,7 +112,7 @@ def test_on_a_gpu_a_table_is_of_captured_steps_as_cells_are_timed_there(model_fo
         seen.append(benchmark)
         for mode in ("graph", "eager"):
             ms = 10.0 if mode == "graph" else 99.0
-            yield {"mode": mode, "dense_ms": ms, **ends(1.0)}
+            yield PointTiming(kind="decode", batch=1, mode=mode, dense_ms=ms, **ends(1.0))
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     with EmulatedGpus():
@@ -128,7 +129,7 @@ def test_noise_makes_no_larger_part_faster(monkeypatch, model_folder):
         (first, *_) = Decoder(copy).layers
         channels = first.down.in_features / Decoder(dense).layers[0].down.in_features if first.has_mlp else 0.0
         ms = {0.0: 4.0, 1.0: 5.0}.get(channels, 8.0 if channels < 0.4 else 6.0 if channels < 0.6 else 9.0)
-        yield {"dense_ms": 10.0, **ends(10 / ms)}
+        yield PointTiming(kind="decode", batch=1, dense_ms=10.0, **ends(10 / ms))
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     found = latency.measure_latencies(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
@@ -143,7 +144,8 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
 
     def time(benchmark, dense, copy):
         seen.append(benchmark)
-        yield {"dense_ms": 10.0, **ends(1.25, 0.02, ("noisy",) if next(number) % 2 == 0 else ())}
+        flags = ("noisy",) if next(number) % 2 == 0 else ()
+        yield PointTiming(kind="decode", batch=1, dense_ms=10.0, **ends(1.25, 0.02, flags))
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     monkeypatch.setattr(environment, "load_between_states", lambda *_: {"other_cores": 1.0, "stolen_cores": 0.0})
@@ -153,7 +155,7 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
     about = found["about"]
     noisy = [copy for copy in about["copies"] if copy["flags"] == ["noisy"]]
     assert len(noisy) == (len(about["copies"]) + 1) // 2 > 0
-    assert about["machine"]["flags"] == ["busy"]
+    assert about["machine"]["flags"] == ("busy",)
     shown = tables.table_of_latencies(found).footnotes
     several = f"{len(noisy)} of {len(about['copies'])} copies of the table of latencies"
     assert [line for line in shown if line.startswith("! noisy: ") and f"[{several}]" in line]

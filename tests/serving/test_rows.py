@@ -18,6 +18,7 @@ from uneven_models import bpe
 from bench.cli import run as run_command
 from bench.cli.main import main
 from bench.inference import llama_cpp
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import ServedProtocol
 from bench.plan.trust import Trust
 from bench.records import packed_run, run_folder, served
@@ -87,7 +88,7 @@ class Recorded:
     def speed(self, dense, exported, points, hear):
         assert dense.path.is_file()
         assert exported.path.is_file()
-        return {"points": [point.plain | {"pruned_ms": 1.0} for point in points]}
+        return {"points": [to_plain(point.timing(pruned_ms=1.0)) for point in points]}
 
 
 @pytest.fixture

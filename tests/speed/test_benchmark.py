@@ -32,9 +32,11 @@ from tiny_methods import SHAPED, pruned
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.plan import validate
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import protocol_of_profile
 from bench.records.quantities import quantity_of_column
 from bench.records.run_folder import load_run
+from bench.records.speed_results import MachineState, MachineThen, MatrixWidths, Speed, TimedSetup, WarmUps
 from bench.runs import job
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.speed import benchmark, peaks, timed_cell, timing
@@ -58,6 +60,7 @@ from reports.report import speed_to_terminal, to_markdown
 from reports.tables.views import build_view
 
 SMOKE = protocol_of_profile("smoke")
+POINT = TimedPoint("decode", 1, 16)
 CPU = torch.device("cpu")
 
 
@@ -158,8 +161,8 @@ def test_a_look_at_half_of_the_rounds_keeps_the_level_of_the_interval():
         found = {"dense": [[Pass([ms], ms)] for ms in noise], "pruned": [[Pass([1.0], 1.0)] for _ in noise]}
         half = {name: turns[:6] for name, turns in found.items()}
         early += is_narrow(half)
-        last = summarise_rounds(half if is_narrow(half) else found, {})
-        covered += last["speedup_low"] <= 1 <= last["speedup_high"]
+        last = summarise_rounds(POINT, half if is_narrow(half) else found, {})
+        covered += last.speedup_low <= 1 <= last.speedup_high
     assert 0.2 < early / 1000 < 0.9
     assert covered / 1000 > 0.935
 
@@ -181,7 +184,7 @@ def test_a_drift_of_the_machine_meets_both_models_alike():
         return Workload(lambda: now.work([factor * (1 + next(slower) / 50)]).step(), lambda: None)
 
     found = timing.time_rounds({"dense": work(1.5), "pruned": work(1.0)}, WallClock(now=now), 20, 1)
-    assert summarise_rounds(found, {})["speedup"] == pytest.approx(1.5, rel=0.01)
+    assert summarise_rounds(POINT, found, {}).speedup == pytest.approx(1.5, rel=0.01)
 
 
 def test_turns_are_long_enough_for_the_least_time_and_number_of_calls():
@@ -226,9 +229,9 @@ def test_events_that_disagree_with_the_wall_clock_are_flagged(rate, flagged):
     stream = Stream(now, rate)
     clock = EventClock(stream.event, stream.wait, now)
     works = {name: now.work(itertools.repeat(2)) for name in ("dense", "pruned")}
-    found = summarise_rounds(timing.time_rounds(works, clock, 6, 2), {})
-    assert ("clocks_disagree" in found["flags"]) == flagged
-    assert found["clocks_apart"] == pytest.approx(abs(1 / rate - 1))
+    found = summarise_rounds(POINT, timing.time_rounds(works, clock, 6, 2), {})
+    assert ("clocks_disagree" in found.flags) == flagged
+    assert found.clocks_apart == pytest.approx(abs(1 / rate - 1))
 
 
 def passes(medians, spread=0.0) -> list[list[Pass]]:
@@ -239,35 +242,36 @@ def passes(medians, spread=0.0) -> list[list[Pass]]:
 
 def test_no_speed_up_is_claimed_to_more_than_the_resolution():
     """The dense model is 0.6 % slower in every round, which where its weights lie can do to an equal model."""
-    found = summarise_rounds({"dense": passes([10.06] * 8), "pruned": passes([10.0] * 8)}, {})
-    assert found["speedup"] == pytest.approx(1.006)
-    assert (found["speedup_low"], found["speedup_high"]) == pytest.approx((1.006 * 0.99, 1.006 * 1.01))
+    found = summarise_rounds(POINT, {"dense": passes([10.06] * 8), "pruned": passes([10.0] * 8)}, {})
+    assert found.speedup == pytest.approx(1.006)
+    assert (found.speedup_low, found.speedup_high) == pytest.approx((1.006 * 0.99, 1.006 * 1.01))
 
 
 def test_a_summary_by_hand():
     found = summarise_rounds(
+        POINT,
         {"dense": passes([30, 31, 32, 33, 34, 35]), "pruned": passes([20, 20, 21, 22, 24, 24])},
         {"dense": WarmUp(10, True, 30), "pruned": WarmUp(25, True, 20)},
     )
     ratios = [30 / 20, 31 / 20, 32 / 21, 33 / 22, 34 / 24, 35 / 24]
-    assert (found["speedup_low"], found["speedup_high"]) == pytest.approx((min(ratios), max(ratios)))
-    assert min(ratios) < found["speedup"] < max(ratios)
-    assert (found["dense_ms"], found["pruned_ms"]) == (32.5, 21.5)
-    assert found["rounds"]["pruned"][4] == [24] * 3
-    assert found["warm_up"] == {"dense": 10, "pruned": 25}
-    assert found["flags"] == []
+    assert (found.speedup_low, found.speedup_high) == pytest.approx((min(ratios), max(ratios)))
+    assert min(ratios) < found.speedup < max(ratios)
+    assert (found.dense_ms, found.pruned_ms) == (32.5, 21.5)
+    assert found.rounds.pruned[4] == (24,) * 3
+    assert found.warm_up == WarmUps(dense=10, pruned=25)
+    assert found.flags == ()
 
 
 def test_a_summary_flags_what_should_not_be_believed():
     steady, shaky = passes([30] * 6), passes([20] * 6, spread=0.2)
     ready, cold = WarmUp(10, True, 30), WarmUp(200, False, 30)
-    assert summarise_rounds({"dense": steady, "pruned": shaky}, {"dense": ready})["flags"] == ["noisy"]
-    assert summarise_rounds({"dense": steady, "pruned": steady}, {"dense": ready, "pruned": cold})["flags"] == [
-        "not_warm"
-    ]
-    alone = summarise_rounds({"pruned": steady}, {"pruned": ready})
-    assert alone["pruned_ms"] == 30
-    assert not [name for name in alone if name.startswith(("speedup", "dense"))]
+    assert summarise_rounds(POINT, {"dense": steady, "pruned": shaky}, {"dense": ready}).flags == ("noisy",)
+    assert summarise_rounds(POINT, {"dense": steady, "pruned": steady}, {"dense": ready, "pruned": cold}).flags == (
+        "not_warm",
+    )
+    alone = summarise_rounds(POINT, {"pruned": steady}, {"pruned": ready})
+    assert alone.pruned_ms == 30
+    assert not [name for name in to_plain(alone) if name.startswith(("speedup", "dense"))]
 
 
 # --- the interval
@@ -454,14 +458,14 @@ def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
     there, now = a_benchmark(protocol)
     pretend(monkeypatch, now, {"dense": 4, "pruned": 16}, {"dense": 30})
     found = list(there.time(a_model("dense"), a_model("pruned")))
-    assert [point["batch"] for point in found] == [1, 2, 4, 8, 16]
-    assert [point.get("out_of_memory") for point in found] == [None, None, ["dense"], ["dense"], ["dense", "pruned"]]
-    assert [("speedup" in point, "pruned_ms" in point) for point in found] == [(True, True)] * 2 + [
+    assert [point.batch for point in found] == [1, 2, 4, 8, 16]
+    assert [point.out_of_memory for point in found] == [None, None, ("dense",), ("dense",), ("dense", "pruned")]
+    assert [(point.speedup is not None, point.pruned_ms is not None) for point in found] == [(True, True)] * 2 + [
         (False, True),
         (False, True),
         (False, False),
     ]
-    assert found[0]["speedup"] == pytest.approx(3)
+    assert found[0].speedup == pytest.approx(3)
 
 
 @pytest.mark.parametrize("limits", [{"dense": 9, "pruned": 9}, {"dense": 1, "pruned": 9}])
@@ -475,8 +479,8 @@ def test_models_whose_memory_ends_within_the_rounds_are_named_one_by_one(monkeyp
 
     monkeypatch.setattr(timing, "time_rounds", end)
     (found,) = there.time(a_model("dense"), a_model("pruned"))
-    assert found["out_of_memory"] == ["dense", "pruned"]
-    assert "rounds" not in found
+    assert found.out_of_memory == ("dense", "pruned")
+    assert found.rounds is None
 
 
 def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
@@ -494,8 +498,12 @@ def test_memory_alone_is_swept_too(monkeypatch):
     there, now = a_benchmark(dataclasses.replace(SMOKE, decode=(), max_batch=64))
     pretend(monkeypatch, now, {"pruned": 4})
     found = list(there.memory(a_model("pruned")))
-    assert [(point["batch"], "peak_resident_bytes" in point) for point in found] == [(1, True), (2, True), (4, False)]
-    assert found[-1]["out_of_memory"] == ["pruned"]
+    assert [(point.batch, point.peak_resident_bytes is not None) for point in found] == [
+        (1, True),
+        (2, True),
+        (4, False),
+    ]
+    assert found[-1].out_of_memory == ("pruned",)
 
 
 def test_one_kind_that_runs_out_leaves_the_other_alone(monkeypatch):
@@ -509,7 +517,7 @@ def test_one_kind_that_runs_out_leaves_the_other_alone(monkeypatch):
     pretend(monkeypatch, now, {})
     monkeypatch.setattr(benchmark, "workload_of_point", make)
     found = list(there.time(a_model("dense"), a_model("pruned")))
-    assert [(p["kind"], p["batch"]) for p in found] == [("prefill", 1), ("decode", 1), ("decode", 2), ("decode", 4)]
+    assert [(p.kind, p.batch) for p in found] == [("prefill", 1), ("decode", 1), ("decode", 2), ("decode", 4)]
 
 
 def test_a_model_that_cannot_do_a_point_says_why_and_the_rest_goes_on(monkeypatch):
@@ -532,9 +540,9 @@ def test_a_model_that_cannot_do_a_point_says_why_and_the_rest_goes_on(monkeypatc
     monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
     there, _ = a_benchmark(dataclasses.replace(SMOKE, cache="static"), WallClock(now=itertools.count(1).__next__))
     found = list(there.time(tiny("llama"), NoCache(tiny("llama"))))
-    assert [point.get("failed") for point in found] == ["pruned model: TypeError: no static cache here"] * 2
+    assert [point.failed for point in found] == ["pruned model: TypeError: no static cache here"] * 2
     there, _ = a_benchmark(dataclasses.replace(SMOKE, decode=()), WallClock(now=itertools.count(1).__next__))
-    assert "speedup" in next(there.time(tiny("llama"), NoCache(tiny("llama"))))
+    assert next(there.time(tiny("llama"), NoCache(tiny("llama")))).speedup is not None
 
 
 # --- memory, GPUs, machine
@@ -630,25 +638,24 @@ def test_energy_of_bringing_the_cache_back_is_none_of_the_steps():
     assert found["joules_per_token"] == pytest.approx(2.5)
 
 
-def state(**more):
-    return {"machine": {"seconds": 0.0, "busy_seconds": 0.0, "stolen_seconds": 0.0, "own_seconds": 0.0} | more}
+def state(**more) -> MachineThen:
+    nothing = {"seconds": 0.0, "busy_seconds": 0.0, "stolen_seconds": 0.0, "own_seconds": 0.0}
+    return MachineThen(machine=MachineState(**nothing | more))
 
 
 def test_what_other_work_took_is_measured_and_flagged():
     after = state(seconds=10.0, busy_seconds=25.0, stolen_seconds=2.0, own_seconds=18.0)
     found = peaks.load_between_states(state(), after, [])
-    assert (found["other_cores"], found["stolen_cores"], found["flags"]) == (0.5, 0.2, ["busy"])
-    assert (
-        peaks.load_between_states(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
-    )
+    assert (found.other_cores, found.stolen_cores, found.flags) == (0.5, 0.2, ("busy",))
+    assert peaks.load_between_states(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), []).flags == ()
     hot = peaks.load_between_states(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
-    assert hot["flags"] == ["slowed"]
-    for held, flags in ((2.0, []), (4.0, ["slowed"])):  # in ten seconds, by a limit of time
+    assert hot.flags == ("slowed",)
+    for held, flags in ((2.0, ()), (4.0, ("slowed",))):  # in ten seconds, by a limit of time
         found = peaks.load_between_states(state(held_seconds=1.0), state(seconds=10.0, held_seconds=1.0 + held), [])
-        assert (found["held_cores"], found["flags"]) == (held / 10, flags)
+        assert (found.held_cores, found.flags) == (held / 10, flags)
     gpu = peaks.load_between_states(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
-    assert (gpu["flags"], gpu["other_gpu_processes"]) == (["shared_gpu", "slowed"], 2)
-    assert peaks.load_between_states(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []
+    assert (gpu.flags, gpu.other_gpu_processes) == (("shared_gpu", "slowed"), 2)
+    assert peaks.load_between_states(state(), state(seconds=1.0), [0], {"idle"}).flags == ()
 
 
 def test_a_machine_that_tells_nothing_is_no_error(monkeypatch):
@@ -686,21 +693,18 @@ def test_a_machine_with_one_core(monkeypatch, capsys):
 
 def test_widths_say_which_kernels_they_suit():
     found = peaks.widths_of_model(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
-    assert found["qkv"] == {"in": [128], "out": [64, 128], "multiple_of": 64}
-    assert found["down"] == {"in": [320], "out": [128], "multiple_of": 64}
-    assert found["head"]["multiple_of"] == 128
+    assert found["qkv"] == MatrixWidths(read=(128,), out=(64, 128), multiple_of=64)
+    assert found["down"] == MatrixWidths(read=(320,), out=(128,), multiple_of=64)
+    assert found["head"].multiple_of == 128
     sliced, _ = pruned("slicegpt", "llama", 0.3)
-    assert peaks.widths_of_model(sliced)["added"]["multiple_of"] == 8
+    assert peaks.widths_of_model(sliced)["added"].multiple_of == 8
     low, decided = pruned("svd-llm", "llama", 0.3)
     ranks = {decided["ranks"][0][name] for name in low.family.up}
-    assert peaks.widths_of_model(low)["up"] | {"multiple_of": 1} == {
-        "in": [*ranks, 32],
-        "out": [*ranks, 48],
-        "multiple_of": 1,
-    }
+    up = peaks.widths_of_model(low)["up"]
+    assert (up.read, up.out) == ((*ranks, 32), (*ranks, 48))
     assert "added" not in peaks.widths_of_model(low)
     ragged, _ = pruned("flap", "llama", 0.3)
-    assert peaks.widths_of_model(ragged)["down"]["multiple_of"] == 1
+    assert peaks.widths_of_model(ragged)["down"].multiple_of == 1
 
 
 # --- another process
@@ -854,9 +858,9 @@ def test_a_process_that_times_imports_the_models_own_modules_and_copies_both_mod
     )
     cell = made_cell("drop", None, protocol, model=str(model_folder), parameters={"layers": "1"}, match="all")
     found = timed_cell.time_beside_dense(pretrained.load(cell.model, CPU, torch.float32)[0], cell, 1)
-    assert [point["kind"] for point in found["points"]] == ["prefill", "decode"]
-    assert found["copied"] == 2  # so that both lie alike: one that is only received was up to 4 % slower
-    own = [name for name in found["imported"] if name.startswith(("methods", "torch", "transformers", "scipy"))]
+    assert [point.kind for point in found.points] == ["prefill", "decode"]
+    assert found.widths["copied"] == 2  # so that both lie alike: one that is only received was up to 4 % slower
+    own = [name for name in found.widths["imported"] if name.startswith(("methods", "torch", "transformers", "scipy"))]
     assert [name for name in own if not name.startswith("transformers.models.")] == []
 
 
@@ -1118,7 +1122,7 @@ def test_the_command_times_what_methods_and_plugins_make(command, tmp_path, caps
 
 def test_speed_is_part_of_a_run_and_its_failure_is_no_failure_of_the_cell(command, tmp_path, monkeypatch, capsys):
     killed = isolation.Failure("crashed", "killed by SIGKILL")
-    monkeypatch.setattr(isolation, "run", lambda *_, **options: options["hear"]({"setup": {}}) or killed)
+    monkeypatch.setattr(isolation, "run", lambda *_, **options: options["hear"]({"setup": TimedSetup()}) or killed)
     assert main([*command, "--methods", "drop:layers=1"]) == 0
     for record in load_run(tmp_path / "run"):
         assert record.measured["speed"] == {"points": [], "setup": {}, "failed": "killed by SIGKILL"}
@@ -1158,7 +1162,7 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
 
 
 def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(timed_cell, "time_beside_dense", lambda model, cell, threads, **_: {"points": []})
+    monkeypatch.setattr(timed_cell, "time_beside_dense", lambda model, cell, threads, **_: Speed(points=()))
     chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
     assert main([*command, *chosen]) == 0
     records = [record for record in load_run(tmp_path / "run") if record.cell["method"] != "dense"]

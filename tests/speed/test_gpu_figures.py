@@ -14,6 +14,7 @@ from emulated import EmulatedGpus
 from made_machine import Library, Time, a_gpu
 from recorded_graph import RecordedGraph, Refused
 
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import protocol_of_profile
 from bench.speed import benchmark, peaks, timing
 from bench.speed.benchmark import Placement, summarise_rounds
@@ -81,37 +82,38 @@ def test_shares_of_the_rates_by_hand():
 @pytest.mark.parametrize(
     ("ms", "captured", "rate", "flags"),
     [
-        (10.0, 9.5, 1.0, ["noisy"]),
-        (10.0, 9.0, 1.0, ["noisy", "launch_bound"]),  # the host takes more than a tenth beside
-        (10.0, 9.0, 1e-9, ["noisy", "low_bandwidth", "launch_bound"]),
-        (10.0, None, 1e-9, ["noisy", "low_bandwidth"]),
+        (10.0, 9.5, 1.0, ("noisy",)),
+        (10.0, 9.0, 1.0, ("noisy", "launch_bound")),  # the host takes more than a tenth beside
+        (10.0, 9.0, 1e-9, ("noisy", "low_bandwidth", "launch_bound")),
+        (10.0, None, 1e-9, ("noisy", "low_bandwidth")),
     ],
 )
 def test_an_eager_step_that_waits_for_the_host_is_marked(ms, captured, rate, flags):
     model = Decoder(tiny("llama"))
     models, point = {"dense": model, "pruned": model}, TimedPoint("decode", 1, 16, "eager")
     read = bytes_of_step(model, point) / (ms / 1e3) / rate
-    beside = {} if captured is None else {"dense_ms": 10.0, "pruned_ms": captured}
-    found = {"dense_ms": ms, "pruned_ms": ms, "flags": ["noisy"]}
+    beside = None if captured is None else point.timing(dense_ms=10.0, pruned_ms=captured)
+    found = point.timing(dense_ms=ms, pruned_ms=ms, flags=("noisy",))
     judged = peaks.compare_with_peak(models, point, found, beside, {"copy_bytes_per_second": read})
-    assert judged["flags"] == flags
-    assert judged["pruned_bandwidth"] == pytest.approx(rate)
-    assert found["flags"] == ["noisy"]
-    assert peaks.compare_with_peak(models, point, {"failed": "it did"}, beside, RATES) == {}
+    assert judged.flags == flags
+    assert judged.pruned_bandwidth == pytest.approx(rate)
+    assert found.flags == ("noisy",)
+    failed = point.timing(failed="it did")
+    assert peaks.compare_with_peak(models, point, failed, beside, RATES) == failed
 
 
 @pytest.mark.parametrize(
     ("kind", "share", "flags"),
-    [("prefill", 0.39, ["low_matrix_rate"]), ("prefill", 0.41, []), ("prefill", None, []), ("decode", 0.01, [])],
+    [("prefill", 0.39, ("low_matrix_rate",)), ("prefill", 0.41, ()), ("prefill", None, ()), ("decode", 0.01, ())],
 )
 def test_a_prompt_that_leaves_the_matrix_units_idle_is_marked(kind, share, flags):
     model, point = Decoder(tiny("llama")), TimedPoint(kind, 4, 16)
     rates = {"copy_bytes_per_second": 1.0}  # of which a step is never short
     if share is not None:
         rates["matmul_flops_per_second"] = 2 * 4 * macs_of_point(model, point) / 1e-2 / share
-    judged = peaks.compare_with_peak({"pruned": model}, point, {"pruned_ms": 10.0, "flags": []}, {}, rates)
-    assert judged["flags"] == flags
-    assert judged.get("pruned_matrix_rate") == (None if share is None else pytest.approx(share))
+    judged = peaks.compare_with_peak({"pruned": model}, point, point.timing(pruned_ms=10.0, flags=()), None, rates)
+    assert judged.flags == flags
+    assert judged.pruned_matrix_rate == (None if share is None else pytest.approx(share))
 
 
 def test_the_peak_of_a_captured_step_has_what_its_tensors_take(monkeypatch):
@@ -202,17 +204,25 @@ def test_fast_calls_of_a_gpu_are_warmed_up_for_a_second_too():
 
 def test_percentiles_are_of_all_calls():
     samples = [[Pass(list(map(float, range(first, first + 25))), 0.0)] for first in (0, 25, 50, 75)]
-    found = summarise_rounds({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)}, percentiles=True)
-    assert (found["pruned_ms"], found["pruned_p90"], found["pruned_p99"]) == pytest.approx((49.5, 89.1, 98.01))
-    assert "pruned_p99" not in summarise_rounds({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)})
+    found = summarise_rounds(
+        TimedPoint("decode", 1, 16), {"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)}, percentiles=True
+    )
+    assert (found.pruned_ms, found.pruned_p90, found.pruned_p99) == pytest.approx((49.5, 89.1, 98.01))
+    assert (
+        summarise_rounds(TimedPoint("decode", 1, 16), {"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)}).pruned_p99
+        is None
+    )
 
 
 @pytest.mark.parametrize(("calls", "told"), [(6, set()), (10, {90}), (99, {90}), (100, {90, 99})])
 def test_a_percentile_is_of_so_many_calls_that_one_is_beyond_it(calls, told):
     found = summarise_rounds(
-        {"pruned": [[Pass([1.0, 2.0] * (calls // 2) + [2.0] * (calls % 2), 0.0)]]}, {}, percentiles=True
+        TimedPoint("decode", 1, 16),
+        {"pruned": [[Pass([1.0, 2.0] * (calls // 2) + [2.0] * (calls % 2), 0.0)]]},
+        {},
+        percentiles=True,
     )
-    assert {share for share in (90, 99) if f"pruned_p{share}" in found} == told
+    assert {share for share in (90, 99) if getattr(found, f"pruned_p{share}") is not None} == told
 
 
 # --- the whole way
@@ -241,21 +251,21 @@ def test_captured_and_eager_steps_stand_side_by_side(monkeypatch):
         GRAPH, Host(), [torch.device("cuda", 0)], gpus, lambda where: None, RATES, RecordedGraph
     )
     found = list(there.time(tiny("llama"), tiny("llama", layers=3)))
-    assert [(point["kind"], point["mode"]) for point in found] == [
+    assert [(point.kind, point.mode) for point in found] == [
         ("prefill", "eager"),
         ("decode", "graph"),
         ("decode", "eager"),
     ]
     prefill, captured, eager = found
-    assert (captured["pruned_ms"], eager["pruned_ms"]) == (0.5, 1.0)
-    assert ("launch_bound" in captured["flags"], "launch_bound" in eager["flags"]) == (False, True)
-    assert "launch_bound" not in prefill["flags"]
+    assert (captured.pruned_ms, eager.pruned_ms) == (0.5, 1.0)
+    assert ("launch_bound" in captured.flags, "launch_bound" in eager.flags) == (False, True)
+    assert "launch_bound" not in prefill.flags
     for point in found:
-        assert "slowed" in point["flags"]
-        assert point["gpus"][0]["slowed_by"] == {"power cap": 1.0}
-        assert {"dense_p90", "pruned_p99", "dense_matrix_rate", "pruned_matrix_rate"} <= set(point)
-    assert captured["dense_bandwidth"] == pytest.approx(2 * eager["dense_bandwidth"])
-    assert "speedup" in captured
+        assert "slowed" in point.flags
+        assert point.gpus[0].slowed_by == {"power cap": 1.0}
+        assert {"dense_p90", "pruned_p99", "dense_matrix_rate", "pruned_matrix_rate"} <= set(to_plain(point))
+    assert captured.dense_bandwidth == pytest.approx(2 * eager.dense_bandwidth)
+    assert captured.speedup is not None
 
 
 def test_a_step_that_cuda_will_not_capture_is_a_failure_of_its_point_alone(monkeypatch):
@@ -268,9 +278,9 @@ def test_a_step_that_cuda_will_not_capture_is_a_failure_of_its_point_alone(monke
 
     made = (GRAPH, Host(), [torch.device("cuda", 0)], [], lambda where: None, RATES, Uncaptured)
     (prefill, captured, eager) = benchmark.SpeedBenchmark(*made).time(tiny("llama"), tiny("llama", layers=3))
-    assert captured["mode"] == "graph"
-    assert "CUDA error: operation not permitted when stream is capturing" in captured["failed"]
-    assert "speedup" in prefill and "speedup" in eager
+    assert captured.mode == "graph"
+    assert "CUDA error: operation not permitted when stream is capturing" in captured.failed
+    assert prefill.speedup is not None and eager.speedup is not None
 
 
 # --- models that do not fit together, and sweeps
@@ -324,10 +334,10 @@ def test_models_that_do_not_fit_together_are_timed_one_after_the_other(monkeypat
     gpu = Room(monkeypatch, 10, {"dense": 8, "pruned": 6})
     (found,) = gpu.timed(ONE)
     assert [name for name, _ in itertools.groupby(gpu.log)] == ["dense", "pruned", "dense"]
-    assert {name: len(rounds) for name, rounds in found["rounds"].items()} == {"dense": 7, "pruned": 7}
-    assert found["speedup"] == pytest.approx(1)
-    assert "in_blocks" in found["flags"]
-    assert "out_of_memory" not in found
+    assert (len(found.rounds.dense), len(found.rounds.pruned)) == (7, 7)
+    assert found.speedup == pytest.approx(1)
+    assert "in_blocks" in found.flags
+    assert found.out_of_memory is None
 
 
 @pytest.mark.parametrize("unsteady", [0, 1, 2, None])
@@ -341,34 +351,34 @@ def test_each_block_has_warmed_up_or_the_point_is_marked(monkeypatch, unsteady):
     monkeypatch.setattr(timing, "warm_up", warmed)
     (found,) = gpu.timed(ONE)
     assert next(number) == 3  # blocks
-    assert ("not_warm" in found["flags"]) == (unsteady is not None)
+    assert ("not_warm" in found.flags) == (unsteady is not None)
 
 
 def test_a_dense_model_that_does_not_fit_leaves_the_pruned_one(monkeypatch):
     gpu = Room(monkeypatch, 10, {"dense": 12, "pruned": 6})
     (found,) = gpu.timed(ONE)
-    assert found["out_of_memory"] == ["dense"]
-    assert found["pruned_ms"] == pytest.approx(10)
-    assert not [name for name in found if name.startswith(("speedup", "dense"))]
-    assert "in_blocks" not in found["flags"]
+    assert found.out_of_memory == ("dense",)
+    assert found.pruned_ms == pytest.approx(10)
+    assert not [name for name in to_plain(found) if name.startswith(("speedup", "dense"))]
+    assert "in_blocks" not in found.flags
 
 
 def test_a_dense_model_without_weights_is_not_moved_and_the_pruned_one_alone_fills_the_gpu(monkeypatch):
-    gpu = Room(monkeypatch, 10, {"dense": 1, "pruned": 6}, per_sequence=2)
-    monkeypatch.setattr(benchmark, "predict_speedup", lambda dense, pruned, point: {"of": (dense.name, pruned.name)})
+    gpu, of = Room(monkeypatch, 10, {"dense": 1, "pruned": 6}, per_sequence=2), []
+    monkeypatch.setattr(benchmark, "predict_speedup", lambda *pair: of.append((pair[0].name, pair[1].name)) or {})
     found = gpu.timed(dataclasses.replace(ONE, batches=(1, 2, 3)), alone=True)
     assert set(gpu.log) == {"pruned"}
-    assert [point["out_of_memory"] for point in found] == [["dense"], ["dense"], ["dense", "pruned"]]
-    assert [len(point.get("rounds", {}).get("pruned", ())) for point in found] == [7, 7, 0]
-    assert all(point["of"] == ("dense", "pruned") for point in found)
-    assert not [name for point in found for name in point if name.startswith(("speedup", "dense_"))]
+    assert [point.out_of_memory for point in found] == [("dense",), ("dense",), ("dense", "pruned")]
+    assert [len(point.rounds.pruned) if point.rounds else 0 for point in found] == [7, 7, 0]
+    assert of == [("dense", "pruned")] * 3
+    assert not [name for point in found for name in to_plain(point) if name.startswith(("speedup", "dense_"))]
 
 
 def test_a_batch_that_fits_beside_one_model_only_is_timed_in_blocks(monkeypatch):
     gpu = Room(monkeypatch, 20, {"dense": 8, "pruned": 6}, per_sequence=4)
     found = gpu.timed(dataclasses.replace(ONE, batches=(1, 2, 3, 4)))
-    assert ["in_blocks" in point.get("flags", ()) for point in found] == [False, True, True, False]
-    assert [point.get("out_of_memory") for point in found] == [None, None, None, ["dense", "pruned"]]
+    assert ["in_blocks" in (point.flags or ()) for point in found] == [False, True, True, False]
+    assert [point.out_of_memory for point in found] == [None, None, None, ("dense", "pruned")]
     assert gpu.there == {"dense": 8, "pruned": 6}  # together again
 
 
@@ -389,9 +399,9 @@ def test_the_sweep_of_a_gpu_ends_where_more_sequences_bring_no_more_tokens(monke
     named = {batch: {"dense": dense, "pruned": fast} for batch, (dense, fast) in speeds.items()}
     gpu = Room(monkeypatch, 20, {"dense": 8, "pruned": 6}, speeds=named)
     found = gpu.timed(dataclasses.replace(ONE, max_batch=64))
-    assert [point["batch"] for point in found] == [1, 2, 4, 8, 16]
+    assert [point.batch for point in found] == [1, 2, 4, 8, 16]
     asked = gpu.timed(dataclasses.replace(ONE, max_batch=64, batches=(1, 32)))
-    assert [point["batch"] for point in asked] == [1, 2, 4, 8, 16, 32]
+    assert [point.batch for point in asked] == [1, 2, 4, 8, 16, 32]
 
 
 def test_a_model_that_moves_keeps_the_kind_of_its_parameters():

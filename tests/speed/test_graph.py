@@ -18,6 +18,7 @@ from tiny_methods import pruned
 
 from bench.cli.main import main
 from bench.plan import validate
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import PROFILES, Protocol, protocol_for_cuda, protocol_of_profile
 from bench.plan.run_spec import RunSpec
 from bench.speed import workloads
@@ -221,8 +222,13 @@ def test_points_of_captured_steps_have_eager_ones_beside_them_at_the_batches_ask
         "prefill of 8 tokens, batch 2, eager",
         "decode behind 16 tokens, batch 2, graph",
     ]
-    assert points_of_protocol(protocol)[1].plain == {"kind": "decode", "batch": 1, "context": 4, "mode": "graph"}
-    assert "mode" not in TimedPoint("decode", 1, 4).plain
+    assert to_plain(points_of_protocol(protocol)[1].timing()) == {
+        "kind": "decode",
+        "batch": 1,
+        "context": 4,
+        "mode": "graph",
+    }
+    assert "mode" not in to_plain(TimedPoint("decode", 1, 4).timing())
 
 
 def test_a_gpu_has_defaults_of_its_own_where_nothing_else_was_said():
