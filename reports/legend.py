@@ -153,6 +153,21 @@ ONE_TIMED = Flag("one_timed", "The speed is that of one draw, since one draw alo
 TIMED_ELSEWHERE = Flag(
     "timed_elsewhere", "The draw that is timed is not among these cells, so that the speed is missing."
 )
+BELOW_ZERO = Flag(
+    "below_zero", "The variance that a source adds is estimated below zero, and its deviation is shown as 0.", "{of}"
+)
+NO_PERPLEXITY = Flag("no_perplexity", "The cell has no finite perplexity, so that it is left out.", "{calibration}")
+REPEATED = Flag(
+    "repeated", "An earlier cell has the same method and calibration, so that the cell is left out.", "{calibration}"
+)
+UNCALIBRATED = Flag("uncalibrated", "No calibration decides what the method removes, so that it is left out.")
+OTHER_DOCUMENTS = Flag(
+    "other_documents", "No samples of the method are of the documents of the others, so that it is left out."
+)
+NO_MEAN = Flag("no_mean", "The method has no figure on some model, so that it has no mean and no place.", "{reasons}")
+MORE_CELLS = Flag(
+    "more_cells", "The model has more cells under other conditions; those with the most figures stand here."
+)
 FLAGS = (  # the most important first
     *(FAILED, MISSED, MISFIT, ENDED_EARLY, LATENCY_OFF, NOT_TIMED, ALONE),
     *OF_POINTS.values(),
@@ -160,6 +175,7 @@ FLAGS = (  # the most important first
     OTHER_VERSIONS,
     *(SEEDS_DISAGREE, CLIFF, ORDERS_DISAGREE, WORSE_THAN_RANDOM, NOT_ABOVE_RANDOM),
     *(UNTESTED, NO_REFERENCE, DIFFERS, GUESS),
+    *(NO_MEAN, MORE_CELLS, NO_PERPLEXITY, REPEATED, UNCALIBRATED, OTHER_DOCUMENTS, BELOW_ZERO),
     *(DRAWS, DRAWS_OF_SEEDS, ONE_TIMED, TIMED_ELSEWHERE),
 )
 
@@ -188,7 +204,7 @@ def flags_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> It
         values = {"status": words_of_status(record), "reason": reason_of_error(record.error or "")}
         yield FlaggedCell(FAILED, name, values)
     elif misses_budget(record):
-        yield FlaggedCell(MISSED, name, {"miss": _miss(record)})
+        yield FlaggedCell(MISSED, name, {"miss": words_of_miss(record)})
     yield from _misfits(record, name)
     yield from _ended_early(record, name)
     yield from _of_latency(record, name)
@@ -196,7 +212,7 @@ def flags_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> It
         yield from flags_of_speed(record, name, stages)
 
 
-def _miss(record: Record) -> str:
+def words_of_miss(record: Record) -> str:
     """Return 'requested 30.0 %, budget 28.9 %, achieved 28.1 %', or the same for the quantity of a budget."""
     show, measured, of = quantity_of_column("ratio").show, record.measured, base_of_ratio(record.cell)
     requested = requested_ratio(record)

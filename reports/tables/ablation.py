@@ -6,6 +6,9 @@ A factor is a setting that differs among the cells of a study: a parameter of th
 of it is used, the seed, the ratio. In all other views another text or seed makes a setup of its own. A study joins such
 setups, since the evaluation is the same, and a note says so. One factor makes a list, two make a grid for each measure.
 More make a grid of the first two for each combination of the rest.
+
+The dense model is the first row of a list. Behind grids a table has the dense model's values, and those that are the
+same in every cell. The last table of a study has the settings that all cells share.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell
@@ -30,7 +33,7 @@ from reports.tables.rows import (
     mark_missed,
     row_of,
 )
-from reports.tables.table import Column, Row, Table, TableCell, cell_of, column_of
+from reports.tables.table import Column, Row, Table, TableCell, cell_of, cell_of_text, column_of, column_of_words
 
 LOOK = {  # fields of the protocol that may be factors, and their names for readers
     "calibration": "calibration",
@@ -39,6 +42,7 @@ LOOK = {  # fields of the protocol that may be factors, and their names for read
 }
 OUTER = (*LOOK.values(), "seed", "ratio")  # factors that are no parameter of the method
 KINDS = ("perplexity", "kl", "tasks")
+NOT_OF_DENSE = ("ratio", "layers", "prune_seconds", "kl")  # measures that the dense model has no value of
 EXPLAINED = ("perplexity_", "kl", "task_", "answer_bpb")  # beginnings of the columns that have a footnote
 
 
@@ -92,7 +96,7 @@ class Study:
         return columns_with_values([point.row for point in self.points.values()], names)
 
     def same(self, name: str) -> bool:
-        """Say whether a measure is the same in every cell, so that one sentence says it."""
+        """Say whether a measure is the same in every cell."""
         return len({point.row.get(name) for point in self.points.values()}) == 1
 
     def combinations(self) -> list[tuple[Any, ...]]:
@@ -190,27 +194,68 @@ def tables_of_studies(data: ReportData) -> list[Table]:
 
 
 def _tables_of_study(study: Study) -> Iterator[Table]:
+    """Yield the list of a study, or its grids with the values that stand in none, and at the end its settings."""
     measures = study.measures()
     if len(study.factors) == 1:
         yield _list(study, measures)
-        return
-    varying = [name for name in measures if not study.same(name)]
-    for name in varying or measures[:1]:
-        for values in study.combinations():
-            yield _grid(study, name, values)
+    else:
+        varying = [name for name in measures if not study.same(name)]
+        for name in varying or measures[:1]:
+            for values in study.combinations():
+                yield _grid(study, name, values)
+        yield from _shared_values(study, measures)
+    yield _settings_of_all(study)
 
 
 def _list(study: Study, measures: Sequence[str]) -> Table:
-    """Return the table of a study with one factor: a row for each value, a column for each measure."""
+    """Return the table of a study with one factor: the dense model, a row for each value, a column for each measure."""
     (factor,) = study.factors
-    rows = []
+    rows = _rows_of_dense(study, measures)
     for value in study.axis(factor):
         point = study.points[value,]
         cells = [mark_missed(cell_of(point.row, name), point.row) for name in measures]
         rows.append(row_of(point.record, format_factor(value), cells))
-    return _table(
-        study, "list", f"{study.name} by {factor}", [column_of(name) for name in measures], rows, measures=measures
-    )
+    return _table(study, "list", f"{study.name} by {factor}", [column_of(name) for name in measures], rows)
+
+
+def _rows_of_dense(study: Study, measures: Sequence[str]) -> list[Row]:
+    """Return the dense model's row; none if it has no value of any of the measures."""
+    cells = tuple(_dense_cell(study, name) for name in measures)
+    return [Row("dense", "dense", None, cells)] if any(cell != TableCell() for cell in cells) else []
+
+
+def _dense_cell(study: Study, name: str) -> TableCell:
+    """Return the cell of the dense model's value of a measure, or of the lowest and the highest of several."""
+    cell_by_value = {row[name]: cell_of(row, name) for row in study.dense if row.get(name) is not None}
+    if not cell_by_value or name in NOT_OF_DENSE:
+        return TableCell()
+    lowest, highest = cell_by_value[min(cell_by_value)], cell_by_value[max(cell_by_value)]
+    return lowest if len(cell_by_value) == 1 else TableCell(f"{lowest.short} to {highest.short}")
+
+
+def _shared_values(study: Study, measures: Sequence[str]) -> Iterator[Table]:
+    """Yield the table of the dense model's values and of those that are the same in every cell; none without any."""
+    first = next(iter(study.points.values()))
+    same = tuple(cell_of(first.row, name) if study.same(name) else TableCell() for name in measures)
+    rows = _rows_of_dense(study, measures)
+    if any(map(study.same, measures)):
+        rows.append(Row("every cell", study.method, None, same))
+    if rows:
+        title = f"{study.name}: the dense model, and what is the same in every cell"
+        columns_of_cells = enumerate(zip(*(row.cells for row in rows), strict=True))
+        chosen = [at for at, cells in columns_of_cells if set(cells) != {TableCell()}]
+        table = _table(study, "values", title, list(map(column_of, measures)), rows).only(chosen)
+        yield replace(table, notes=(), head="model")
+
+
+def _settings_of_all(study: Study) -> Table:
+    """Return the table of the settings that all cells of a study share."""
+    rows = []
+    for name, value in study.fixed.items():
+        if (name, value) != ("ratio", None):
+            rows.append(Row(name, study.method, None, (cell_of_text(format_factor(value)),)))
+    table = _table(study, "settings", f"{study.name}: settings of every cell", [column_of_words("value")], rows)
+    return replace(table, notes=(), footnotes=(), protocol=(), head="setting")
 
 
 def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
@@ -230,7 +275,7 @@ def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
             cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
     further = [f", {factor} {format_factor(value)}" for factor, value in zip(study.factors[2:], values, strict=True)]
     title = f"{study.name}: {measure.head} by {first} and {second}{''.join(further)}"
-    return _table(study, name, title, *pivot(cells), measures=[name])
+    return _table(study, name, title, *pivot(cells))
 
 
 def _cell(point: Setting | None, name: str) -> TableCell:
@@ -242,9 +287,7 @@ def _cell(point: Setting | None, name: str) -> TableCell:
     )
 
 
-def _table(
-    study: Study, name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], *, measures: Sequence[str]
-) -> Table:
+def _table(study: Study, name: str, title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     return Table(
         name=f"ablation-{study.method}-{name}",
         view="ablation",
@@ -253,29 +296,15 @@ def _table(
         conditions=tuple(protocol.conditions_of(study.records)),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(_notes(study, measures)),
+        notes=tuple(_notes(study)),
         footnotes=study.footnotes,
         protocol=study.protocol,
         head=study.factors[0],
     )
 
 
-def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
-    """Yield the dense model's values, measures that are the same in every cell, fixed settings, and notes on cells."""
-    dense_texts = {name: _dense(study, name) for name in measures}
-    dense = [_sentence(name, text) for name, text in dense_texts.items() if text]
-    if dense:
-        yield f"dense: {', '.join(dense)}."
-    if len(study.factors) > 1:
-        first = next(iter(study.points.values())).row
-        same = [_sentence(name, cell_of(first, name).text) for name in study.measures() if study.same(name)]
-        if same:
-            yield f"in every cell: {', '.join(same)}."
-    fixed = [
-        f"{name} {format_factor(value)}" for name, value in study.fixed.items() if (name, value) != ("ratio", None)
-    ]
-    if fixed:
-        yield f"fixed: {', '.join(fixed)}."
+def _notes(study: Study) -> Iterator[str]:
+    """Yield which setups a study joins, how many cells it leaves out, and the flags of its cells."""
     if study.again:
         yield f"left out, since another cell has the same settings: {study.again}."
     looks = [factor for factor in study.factors if factor in (*LOOK.values(), "seed")]
@@ -289,21 +318,6 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
         where = ", ".join(f"{name} {format_factor(value)}" for name, value in outer)
         flags += legend.flags_of_records([point.record], where=f" at {where}" if where else "")
     yield from legend.describe_flags(flags)
-
-
-def _dense(study: Study, name: str) -> str:
-    """Return the dense model's value of a measure of quality, or the lowest and highest of several; else nothing."""
-    cell_by_value = {row[name]: cell_of(row, name) for row in study.dense if row.get(name) is not None}
-    if not cell_by_value or name in ("ratio", "layers", "prune_seconds", "kl"):
-        return ""
-    ends = [cell_by_value[value].short for value in (min(cell_by_value), max(cell_by_value))]
-    return cell_by_value[min(cell_by_value)].text if len(cell_by_value) == 1 else " to ".join(ends)
-
-
-def _sentence(name: str, text: str) -> str:
-    """Return a value with its name and unit: 'average 30.0 ± 2.1 %'."""
-    column = column_of(name)
-    return f"{column.label} {text}{f' {column.unit}' if column.unit else ''}"
 
 
 def format_factor(value: Any) -> str:

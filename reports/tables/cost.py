@@ -10,11 +10,11 @@ from bench.records.comparability import identity_of_cell
 from bench.records.frame import columns_with_values
 from bench.records.record import Record
 from reports import legend, protocol
-from reports.groups import TableGroup, names_of_seeds, seeds_of
+from reports.groups import TableGroup, seeds_of
 from reports.removed import WENT, removals_of
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, mark_missed, row_of, sort_rows, sorting_quantity, table_of_group
-from reports.tables.table import Table, TableCell, cell_of, cell_of_text, column_of, column_of_words
+from reports.tables.table import Column, Table, TableCell, cell_of, cell_of_text, column_of, column_of_words
 
 READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than all the calibration
 FIGURES = ("ratio", "prune_seconds", "heal_seconds", "heal_tokens", "prune_memory_bytes", "peak_memory_bytes")
@@ -23,6 +23,8 @@ BY = "prune_seconds"  # orders the rows of the cost
 PRUNED = "pruned in: the search and the removal, without loading, measuring and saving."
 HEALED = "healed in: training alone, over all attempts, without the search and the removal."
 TO_PRUNE = "memory to prune: the highest while the method worked, with the model."
+CELLS = "cells"  # the column that is left out if no row is a mean
+MEANS = "cells: how many a row is the mean of, over seeds and draws; of memory it has the highest."
 OFFERED = (
     "peak memory: the highest of all stages, not of pruning alone; allocated on a GPU, of the whole process on a CPU.",
     "calibration: the tokens on offer; reads: the parameters by which a method takes less of them.",
@@ -43,32 +45,21 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
     with_values = columns_with_values(group.rows, FIGURES)
     names = [name for name in FIGURES if name not in WHERE_KNOWN or name in with_values]
     healed = "heal_seconds" in names
+    has_means = any(len(drawn) > 1 for drawn in group.drawn)
     rows = []
     for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):
         share, *rest = (cell_of(row, name) for name in names)
         cells = [mark_missed(share, row), *rest, *_looks(record, data.needs.get(record.cell["method"]))]
+        count = len(group.drawn[place])
+        cells += [TableCell(str(count), value=count)] * has_means
         rows.append(row_of(record, group.label(place), cells))
-    columns = [
-        *map(column_of, names),
-        column_of_words("calibration"),
-        column_of_words("reads"),
-        column_of_words("gradients"),
-    ]
+    columns = [*map(column_of, names), *map(column_of_words, ("calibration", "reads", "gradients"))]
+    columns += [Column(CELLS, CELLS)] * has_means
     words = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
     then = [legend.READING["then"]] * any(record.cell.get("earlier") for record in group.records)
-    footnotes = (PRUNED, *words, *OFFERED, *then, *_means(group), *order.sorting_note(group, BY))
-    recipes = protocol.protocol_of_healing([record.cell for record in group.records])
-    return table_of_group("cost", group, columns, rows, footnotes, measured=recipes)
-
-
-def _means(group: TableGroup) -> Iterator[str]:
-    """Yield which rows are means over seeds or draws."""
-    seeds = seeds_of(list(chain(*group.drawn)))
-    if len(seeds) > 1:
-        yield f"means over {names_of_seeds(seeds)}, of memory the highest of them."
-    for place, drawn in enumerate(group.drawn):
-        if len(drawn) > len(seeds_of(drawn)):
-            yield f"{group.label(place)}: means over {len(drawn)} draws, of memory the highest of them."
+    footnotes = (PRUNED, *words, *OFFERED, *then, *[MEANS] * has_means, *order.sorting_note(group, BY))
+    measured = protocol.protocol_of_records(list(chain(*group.drawn)), ())
+    return table_of_group("cost", group, columns, rows, footnotes, measured=measured)
 
 
 def _looks(record: Record, needs: str | None) -> list[TableCell]:

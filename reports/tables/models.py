@@ -4,19 +4,18 @@ A change is on one scale for all models. A perplexity and the bits per byte of t
 model's; an accuracy has the dense model's subtracted. Intervals are paired on the windows or documents of both. Ranks
 are among the methods that have a value on every model, so that a place means the same on each.
 
-Each ratio and measure has a table of changes with their mean over models, and a table of places. Further tables hold
-the agreement of orders between models, and between measures and texts. A method without a value on a model has neither
-mean nor rank, and a note names it.
+The first table has the values of the dense models. Each ratio and measure has a table of changes with their mean over
+models, and a table of places. Further tables hold the agreement of orders between models, and between measures and
+texts. A method without a value on a model has neither mean nor rank, and a note names it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from operator import itemgetter
 from statistics import fmean
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.comparability import find_dense_peer, setup_of_models
 from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
 from bench.records.measured import ANSWER_BPB
-from bench.records.quantities import format_value, quantity_of_column
+from bench.records.quantities import quantity_of_column
 from bench.records.quantity import Quantity, format_percent, format_perplexity, is_finite
 from bench.records.record import Record, metric_of_task, names_of_models
 from bench.records.samples import Samples
@@ -35,12 +34,12 @@ from bench.regression import contrasts
 from bench.regression.contrasts import Pair
 from bench.stats.draws import exp_of_log, mean_interval
 from bench.stats.intervals import NORMAL_95, average_stderr, kendall
-from methods.counted import QUANTITIES
 from reports import legend, protocol
 from reports.groups import TableGroup
+from reports.legend import FlaggedCell
 from reports.tables.pivots import pivot
 from reports.tables.rows import ReportData, TestedRow, contrasts_of_draws, mark_missed
-from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of_text, mark_best
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of, cell_of_text, column_of, mark_best
 
 AVERAGE = "average"
 
@@ -336,20 +335,22 @@ POINTS = Quantity(
     spread="interval",
 )
 ABOUT = (
-    "± or [ ] of one model: the 95 % interval over windows of a perplexity, over documents of bpb (bits per byte of "
-    "the right answers) and average, paired with the dense model's; as if independent where there are no samples.",
-    "mean: over the models, of times the geometric one. Its interval is that of a mean over models drawn at random, "
-    "which chosen ones are not: to either side the root of two squares, Student's t over the models and the mean "
-    "length of their own intervals.",
+    "± or [ ] of one model: the 95 % interval over windows of a perplexity, and over documents of bpb and average.",
+    "bpb: bits per byte of the right answers.",
+    "Intervals are paired with the dense model's; without samples they are as if the two were independent.",
+    "mean: over the models; of times it is the geometric one.",
+    "The interval of a mean is that of models drawn at random, which chosen ones are not.",
+    "Each side of it is the root of two squares: Student's t over the models, and the mean length of their intervals.",
 )
 PLACES = (
-    "places: ranks, 1 for the best, of the methods that have a figure on every model. [ ] of one model: what the tests "
-    "of all pairs there leave open, p < 0.05 adjusted by Holm; of the mean place: the lowest and the highest.",
+    "places: ranks, 1 for the best, of the methods that have a figure on every model.",
+    "[ ] of one model: the ranks that the tests of all pairs leave open, p < 0.05 adjusted by Holm.",
+    "[ ] of the mean place: the lowest and the highest place.",
 )
 APART = "†: changes place by more than the tests leave open, since [ ] of two models do not meet."
 AGREEMENT = (
-    "Kendall's tau-b of two orders of the same methods: 1 where they are the same, -1 where one is the reverse of the "
-    "other. n: methods that have both figures; a random method counts once, by its mean. The dense model is left out.",
+    "Kendall's tau-b of two orders of the same methods: 1 where they are the same, -1 where one is the reverse.",
+    "n: methods that have both figures; a random method counts once, by its mean. The dense model is left out.",
 )
 
 
@@ -362,7 +363,26 @@ def tables_of_models(data: ReportData) -> list[Table]:
     alike: dict[str, list[SharedRatio]] = {}
     for shared in shared_ratios:
         alike.setdefault(setup_of_models(shared.records[0]), []).append(shared)
-    return [*each, *(table for several in alike.values() for table in _agreement(several))]
+    dense = filter(None, map(_dense_values, alike.values()))
+    return [*dense, *each, *(table for several in alike.values() for table in _agreement(several))]
+
+
+def _dense_values(ratios: Sequence[SharedRatio]) -> Table | None:
+    """Return the table of the dense models' values: a row for each model, a column for each measure; None without any.
+
+    A model stands at the first ratio at which it has a dense cell.
+    """
+    measures = list(dict.fromkeys(measure for shared in ratios for measure in shared.measures()))
+    rows = dict[str, Row]()
+    for model in (model for shared in ratios for model in shared.models):
+        at = model.place("dense")
+        if at is not None and model.name not in rows:
+            cells = tuple(cell_of(model.group.rows[at], measure) for measure in measures)
+            rows[model.name] = Row(model.name, "dense", None, cells)
+    if not rows:
+        return None
+    columns = [column_of(measure, "changes") for measure in measures]
+    return _table(ratios[0], "models-dense", "dense models", columns, list(rows.values()), footnotes=(), head="model")
 
 
 def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
@@ -385,7 +405,7 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
         f"{what}, {count} models{ARROWS[better]}",
         [*models, Column("mean", "mean", group="changes")],
         rows,
-        remarks=list(_notes(shared, measure, rest)),
+        remarks=legend.describe_flags(_flags(shared, measure, rest)),
         footnotes=[
             *ABOUT,
             f"with {count} models Student's t is {stdtrit(count - 1, 0.975):.1f}, and a mean's interval is wide.",
@@ -486,28 +506,19 @@ def _too_little(model: ModelRows, method: str) -> bool:
     return at is not None and model.group.records[at].status == "ok" and model.group.removes_too_little(at)
 
 
-def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:
-    """Yield the notes of the table of one measure."""
-    unit = "" if quantity_of_column(measure).unit_in_cell else f" {quantity_of_column(measure).unit}"
-    dense = []
-    for model in shared.models:
-        at = model.place("dense")
-        if at is not None:
-            dense.append(f"{format_value(model.group.rows[at], measure)}{unit} on {model.name}")
-    if dense:
-        yield f"dense: {', '.join(dense)}."
-    by_reason = defaultdict[str, list[str]](list)
+def _flags(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[FlaggedCell]:
+    """Yield the flags of the table of one measure, whose cells are named by their methods and models."""
+    for model, method in product(shared.models, shared.methods()):
+        at = model.place(method)
+        if at is not None and "missed" in _figure(model, method, measure).marks:
+            missed = {"miss": legend.words_of_miss(model.group.records[at])}
+            yield FlaggedCell(legend.MISSED, f"{method} on {model.name}", missed)
     for method in rest:
         without = [model for model in shared.models if not model.change(method, measure)]
-        by_reason[", ".join(f"{_why(model, method, measure)} on {model.name}" for model in without)].append(method)
-    for why, names in by_reason.items():
-        have = "has" if len(names) == 1 else "have"
-        yield f"{', '.join(names)} {have} no mean and no place: {why}."
-    if any("missed" in _figure(model, method, measure).marks for model in shared.models for method in shared.methods()):
-        of = QUANTITIES.get(shared.group.ratio_of, "the number of parameters")
-        yield f"*: missed {of} by more than 0.5 % of the model."
+        reasons = ", ".join(f"{_why(model, method, measure)} on {model.name}" for model in without)
+        yield FlaggedCell(legend.NO_MEAN, method, {"reasons": reasons})
     for name in shared.unused:
-        yield f"{name} has more cells under other conditions, of which those with most figures stand here."
+        yield FlaggedCell(legend.MORE_CELLS, name)
 
 
 def _why(model: ModelRows, method: str, measure: str) -> str:

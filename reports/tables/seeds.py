@@ -48,17 +48,20 @@ from bench.stats.draws import (
 from bench.stats.intervals import NORMAL_95
 from reports import legend, protocol
 from reports.groups import TableGroup, label_with_differences, names_of_seeds, seeds_of
+from reports.legend import FlaggedCell
 from reports.tables.rows import ReportData, table_of_group
 from reports.tables.table import Column, Row, Table, TableCell
 
 Draw = tuple[str, int]  # the text and the seed of a calibration
 SOURCES = ("method", "calibration text", "calibration seed", "windows")
+SEED_AND_WINDOWS = "calibration seed and windows"
 SPREADS = (
     Column("deviation", "sd (nats)"),
     Column("deviation_percent", "sd (%)"),
     Column("freedom", "d.f."),
     Column("difference", "sd of a difference (nats)"),
     Column("difference_percent", "sd of a difference (%)"),
+    Column("told_apart_percent", "told apart (%)"),
 )
 OF_METHODS = (
     Column("perplexity", "mean ppl", better="lower"),
@@ -68,17 +71,21 @@ OF_METHODS = (
     Column("by_seed", "sd by seed (nats)"),
     Column("by_seed_percent", "sd by seed (%)"),
     Column("by_windows_percent", "sd by windows (%)"),
+    Column("ahead", "ahead of the next"),
 )
 ABOUT = (
-    "sd: the standard deviation that a source adds to the logarithm of a perplexity, and as a share of the perplexity; "
-    "texts are those of one method, seeds those of one text. By the analysis of variance, for unequal numbers by "
-    "Henderson's method 1.",
+    "sd: the standard deviation that a source adds to the logarithm of a perplexity, and as a share of the perplexity.",
+    "calibration text: between the texts of a method; calibration seed: between the seeds of a text.",
+    "The variances are those of the analysis of variance, for unequal numbers by Henderson's method 1.",
     "windows: of one cell, over draws of as many windows as it was measured on.",
     "difference: of two methods at the same text and seed, window by window; what a draw does to both is not in it.",
+    f"told apart: {NORMAL_95} sd of a difference. One draw of the source does not tell apart two methods that are "
+    "nearer than that in perplexity.",
 )
 ABOUT_METHODS = (
-    "mean ppl: over the draws, texts and seeds, by the logarithm; lowest and highest of them; sd by seed: of the "
-    "logarithm, between the seeds of one text.",
+    "mean ppl: over texts and seeds, by the logarithm; lowest, highest: of the same cells.",
+    "sd by seed: of the logarithm, between the seeds of a text.",
+    "ahead of the next: the draws in which the perplexity is lower than that of the next row, of those that both have.",
 )
 
 
@@ -201,17 +208,22 @@ def _of_sources(study: CalibrationDraws, samples: Samples) -> Table:
             if component.variance is not None
             else TableCell()
         )
-        cells = [*_spread(component.deviation), freedom, *_spread(apart.deviation)]
+        cells = [*_spread(component.deviation), freedom, *_spread_of_difference(apart.deviation)]
         rows.append(Row(source, "", study.ratio, tuple(cells), ratio_of=study.ratio_of))
-    negative = [
-        name + " (of a difference)" * (several is of_difference)
-        for several in (of_cell, of_difference)
-        for name, component in zip(SOURCES, several, strict=True)
-        if component.variance is not None and component.variance < 0
-    ]
-    below = [f"estimated below zero, and shown as 0: {', '.join(negative)}."] * bool(negative)
+    seed, windows = (component.deviation for component in of_difference[-2:])
+    if seed is not None and windows is not None:
+        cells = [TableCell(), TableCell(), TableCell(), *_spread_of_difference(math.hypot(seed, windows))]
+        rows.append(Row(SEED_AND_WINDOWS, "", study.ratio, tuple(cells), ratio_of=study.ratio_of))
+    flags = [*_left_out(study), *_below_zero(of_cell, "of one cell"), *_below_zero(of_difference, "of a difference")]
     table = _table(study, "seeds", SPREADS, rows, ABOUT)
-    return replace(table, head="source", notes=(*_words_of_resolution(of_difference), *below, *_counts(study)))
+    return replace(table, head="source", notes=tuple(legend.describe_flags(flags)))
+
+
+def _below_zero(components: Sequence[VarianceComponent], of: str) -> Iterator[FlaggedCell]:
+    """Yield the flags of the sources whose variance is estimated below zero; `of` says what varies."""
+    for source, component in zip(SOURCES, components, strict=True):
+        if component.variance is not None and component.variance < 0:
+            yield FlaggedCell(legend.BELOW_ZERO, source, {"of": of})
 
 
 def _windows(study: CalibrationDraws) -> VarianceComponent:
@@ -253,40 +265,29 @@ def _share(deviation: float) -> float:
     return exp_of_log(deviation) - 1 if deviation > 1 else math.expm1(deviation)
 
 
-def _words_of_resolution(of_difference: Sequence[VarianceComponent]) -> Iterator[str]:
-    """Yield how near two methods can be before one seed does not tell them apart."""
-    *_, seed, windows = of_difference
-    if seed.deviation is None:
-        return
-    near = _share(NORMAL_95 * seed.deviation)
-    words = f"two methods nearer than {format_significant(100 * near)} % in perplexity are not told apart by one seed"
-    more = ""
-    if windows.deviation is not None:
-        both = _share(NORMAL_95 * math.hypot(seed.deviation, windows.deviation))
-        more = f"; with the draw of the windows {format_significant(100 * both)} %"
-    yield f"{words}: {NORMAL_95} sd of their difference by the calibration seed{more}."
+def _spread_of_difference(deviation: float | None) -> tuple[TableCell, TableCell, TableCell]:
+    """Return the cells of a deviation of a difference, and of how far apart methods must be to be told apart."""
+    if deviation is None:
+        return TableCell(), TableCell(), TableCell()
+    told_apart = _share(NORMAL_95 * deviation)
+    return *_spread(deviation), TableCell(format_significant(100 * told_apart), value=told_apart)
 
 
-def _counts(study: CalibrationDraws) -> Iterator[str]:
-    """Yield the cells that are left out of a table, and why."""
+def _left_out(study: CalibrationDraws) -> Iterator[FlaggedCell]:
+    """Yield the flags of the cells and methods that are left out of a table."""
     in_study = {place for draws in study.cells.values() for place in draws.values()}
-    rest = [record for place, record in study.records.items() if place not in in_study]
-    again = [record for record in rest if math.isfinite(_perplexity(record, study.text))]
-    for why, several in (
-        ("without a figure", [record for record in rest if record not in again]),
-        ("measured again", again),
-    ):
-        cells = [record.cell for record in several]
-        where = [f"{label_of_cell(cell)} of {cell['protocol']['calibration']}, seed {cell['seed']}" for cell in cells]
-        if where:
-            yield f"{why}, and left out: {'; '.join(where)}."
-    if study.left_out:
-        yield f"left out, since no calibration decides them: {', '.join(study.left_out)}."
+    for place, record in study.records.items():
+        if place not in in_study:
+            flag = legend.REPEATED if math.isfinite(_perplexity(record, study.text)) else legend.NO_PERPLEXITY
+            calibration = f"{record.cell['protocol']['calibration']}, seed {record.cell['seed']}"
+            yield FlaggedCell(flag, label_of_cell(record.cell), {"calibration": calibration})
+    for label in study.left_out:
+        yield FlaggedCell(legend.UNCALIBRATED, label)
 
 
 def _of_methods(study: CalibrationDraws) -> Table:
     """Return the table of methods: the mean of each, the range of its draws, and their standard deviation."""
-    rows = []
+    rows, ahead = [], _draws_ahead(study)
     for method, draws in study.cells.items():
         logs = [study.log(place) for place in draws.values()]
         deviation = variance_components(logs, [text for text, _ in draws])[-1].deviation
@@ -297,21 +298,24 @@ def _of_methods(study: CalibrationDraws) -> Table:
             TableCell(str(len(logs)), value=len(logs)),
             *_spread(deviation),
             _spread(own.deviation)[1],
+            ahead.get(method, TableCell()),
         ]
         name = str(study.records[next(iter(draws.values()))].cell["method"])
         rows.append(Row(method, name, study.ratio, tuple(cells), ratio_of=study.ratio_of))
-    return replace(_table(study, "seeds-methods", OF_METHODS, rows, ABOUT_METHODS), notes=tuple(_ties(study)))
+    return _table(study, "seeds-methods", OF_METHODS, rows, ABOUT_METHODS)
 
 
-def _ties(study: CalibrationDraws) -> Iterator[str]:
-    """Yield the neighbours in the order of the means whose order depends on the draw."""
+def _draws_ahead(study: CalibrationDraws) -> dict[str, TableCell]:
+    """Return {method: cell of the draws in which it has a lower perplexity than the next method}."""
     signs: dict[tuple[str, str], list[bool]] = {}
     for pair, _, a, b in study.pairs_of_methods():
         signs.setdefault(pair, []).append(study.log(a) < study.log(b))
-    neighbours = [pair for pair in pairwise(study.cells) if len(set(signs.get(pair, ()))) > 1]
-    if neighbours:
-        words = [f"{a} and {b} ({signs[a, b].count(True)} of {len(signs[a, b])} draws)" for a, b in neighbours]
-        yield f"neighbours whose ranks change with the draw, and how often the first is ahead: {', '.join(words)}."
+    cells = {}
+    for pair in pairwise(study.cells):
+        if draws := signs.get(pair):
+            count = draws.count(True)
+            cells[pair[0]] = TableCell(f"{count} of {len(draws)}", value=count / len(draws))
+    return cells
 
 
 def _table(
@@ -352,8 +356,8 @@ ABOUT_SIGNAL = (
     "a row is of one figure of a task, or of the mean of all tasks' figures of one kind.",
     "signal: the standard deviation between methods, without what the draw of the documents adds; in points of % of an "
     "accuracy, in bits per byte of bpb.",
-    "noise of a draw: the standard deviation that the draw adds to one method beside the others, on {} documents of "
-    "each task; what a document does to all methods is in no comparison.",
+    "noise of a draw: the standard deviation that a draw of {} documents of each task adds to one method beside the "
+    "others. What a document does to all methods is not in it.",
     "tau of a draw: Kendall's tau-b between the order of the methods on that many documents and on all that are left, "
     f"the mean of {DRAWS} draws.",
     "documents needed: of each task, for a difference as large as the signal to be found in 80 % of draws, two-sided "
@@ -396,12 +400,12 @@ def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
             *(sentence.format(drawn) for sentence in ABOUT_SIGNAL),
         ),
         measured=protocol.protocol_of_records(group.records, ("tasks",)),
-        remarks=[
-            f"{len(kept)} methods: {', '.join(map(group.label, kept))}.",
-            *[f"left out, since no samples of theirs are of the same documents: {', '.join(lost)}."] * bool(lost),
-        ],
+        remarks=legend.describe_flags(FlaggedCell(legend.OTHER_DOCUMENTS, label) for label in lost),
     )
-    yield replace(table, head="figure")
+    title = f"{table.title}, {len(kept)} methods"
+    where = f"methods, {table.model}, {words_of_amount(group.ratio, group.ratio_of) or 'ratio fixed'}"
+    methods = (where, ", ".join(map(group.label, kept)))
+    yield replace(table, head="figure", title=title, protocol=(methods, *table.protocol))
 
 
 def _figures(

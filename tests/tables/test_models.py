@@ -19,6 +19,7 @@ from bench.records.comparability import setup_of_models
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from reports.formats import markup, terminal
+from reports.legend import MORE_CELLS
 from reports.page import sections
 from reports.tables.models import ratios_on_all_models
 from reports.tables.rows import ReportData
@@ -171,6 +172,14 @@ def test_samples_of_the_same_documents_narrow_an_interval():
     assert (change.low, change.high) == pytest.approx((math.log(2), math.log(2)))
 
 
+def test_the_dense_models_have_a_table_of_their_values():
+    one = table(several({"laco": [2.0, 2.0], "flap": [3.0, 3.0]}), "models-dense")
+    found = {row.label: dict(zip([c.name for c in one.columns], row.cells, strict=True)) for row in one.rows}
+    assert {label: row["perplexity_wiki"].value for label, row in found.items()} == {"one": 20.0, "two": 10.0}
+    assert found["one"]["perplexity_wiki"].high == pytest.approx(22)
+    assert one.head == "model"
+
+
 # --- what is missing
 
 
@@ -193,13 +202,28 @@ def test_a_method_without_a_figure_on_one_model_has_no_mean_and_no_place():
     assert (found["sleb"]["two"].text, found["sleb"]["mean"].text) == ("unsupported", "-")
     assert found["sleb"]["one"].value == pytest.approx(1.1)
     assert (found["shortgpt"]["three"].text, found["shortgpt"]["mean"].text) == ("-", "-")
-    assert "sleb has no mean and no place: unsupported on two." in one.notes
-    assert "shortgpt, drop have no mean and no place: not measured on three." in one.notes
-    assert sum("no mean and no place" in note for note in one.notes) == 2
+    (line,) = [note for note in one.notes if note.startswith("no mean: ")]
+    assert line.endswith(": sleb [unsupported on two], shortgpt, drop [not measured on three].")
     places = cells(table(records, PLACES))
     assert {name: row["one"].value for name, row in places.items()} == {"laco": 1, "flap": 2}
     orders = cells(table(records, "models-orders-models"))
     assert orders["ppl wiki"]["0.3"].text.endswith("(n 2)")  # of two and three, the last pair: laco and flap
+
+
+def test_a_missed_budget_has_its_sign_and_is_named_with_its_model():
+    records = several({"laco": [2.0, 2.0], "flap": [3.0, 3.0]})
+    place = next(at for at, one in enumerate(records) if one.cell["model"] == "two" and one.cell["method"] == "flap")
+    budget = records[place].measured["ratio"] + 0.02
+    records[place] = changed(records[place], "measured", "ratio_budget", to=budget)
+    one = table(records, CHANGES)
+    assert {name: cell.text.endswith("*") for name, cell in cells(one)["flap"].items()} == {
+        "one": False,
+        "two": True,
+        "mean": False,
+    }
+    (line,) = [note for note in one.notes if note.startswith("* missed: ")]
+    assert ": flap on two [requested 30.0 %, budget " in line
+    assert "laco" not in line
 
 
 def test_one_model_alone_is_refused_in_a_sentence(tmp_path, capsys):
@@ -227,7 +251,7 @@ def test_of_one_model_the_cells_under_most_conditions_stand_and_a_note_says_so()
     again = [changed(record, "cell", "protocol", "speed_rounds", to=0) for record in again]
     one = table([*again, *records], CHANGES)
     assert cells(one)["laco"]["one"].value == pytest.approx(2)
-    assert "one has more cells under other conditions, of which those with most figures stand here." in one.notes
+    assert f"more cells: {MORE_CELLS.sentence[:-1]}: one." in one.notes
 
 
 def test_two_models_of_one_name_are_two_models():
@@ -323,7 +347,7 @@ def test_a_budget_is_called_one():
     records = several({"laco": [2.0, 3.0, 4.0], "flap": [3.0, 2.0, 3.0]})
     pruned = [changed(one, "cell", "ratio_of", to="macs") for one in records if one.cell["method"] != "dense"]
     dense = [one for one in records if one.cell["method"] == "dense"]
-    titles = [one.title for one in build_view("models", [*dense, *pruned]) if "orders" not in one.name]
+    titles = [one.title for one in build_view("models", [*dense, *pruned]) if one.head == "method"]
     assert titles
     assert all("budget macs=0.7, 3 models" in title for title in titles)
 
@@ -344,7 +368,7 @@ def test_the_view_stands_in_every_format_and_on_the_page(tmp_path, capsys):
     assert "places of 2 methods" in markup.render_markdown(tables)
     found = sections.sections_of_views({"models": tables}, {})
     assert [(one["title"], len(one["tables"])) for one in found] == [
-        ("Several models", 3),
+        ("Several models", 4),
         ("Places", 3),
         ("Orders", 2),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from reports.groups import TableGroup, group_records
 from reports.page.page import render_page
 from reports.page.summary import summarise_setups
 from reports.report import to_csv, to_terminal
+from reports.tables.cost import MEANS
 from reports.tables.rows import contrasts_of_draws
 from reports.tables.views import build_view
 
@@ -248,11 +249,12 @@ def test_the_cost_says_that_it_is_a_mean_and_memory_is_the_highest_of_all():
     found = dict(zip([one.name for one in table.columns], table.rows[1].cells, strict=True))
     names = ("prune_seconds", "peak_memory_bytes", "prune_memory_bytes")
     assert [found[name].value for name in names] == [20.0, 9 * 2**30, 9 * 2**29]
-    assert "means over seeds 0, 1, of memory the highest of them." in table.footnotes
+    assert (found["cells"].value, MEANS in table.footnotes) == (2, True)
+    assert dict(table.protocol)["calibration"].endswith("of c4, seeds 0, 1")
     (table,) = build_view("cost", [DENSE, *(drawn(draw, 100.0, 0.3) for draw in range(3))])
-    assert "drop-random: means over 3 draws, of memory the highest of them." in table.footnotes
+    assert ([row.cells[-1].value for row in table.rows], table.columns[-1].name) == ([1, 3], "cells")
     (table,) = build_view("cost", [DENSE, drawn(0, 100.0, 0.3)])
-    assert not [sentence for sentence in table.footnotes if "means over" in sentence]
+    assert (table.columns[-1].name, MEANS in table.footnotes) == ("gradients", False)
 
 
 def test_the_page_titles_a_cell_by_all_its_seeds_whichever_was_timed():
@@ -393,8 +395,8 @@ def test_the_components_are_those_of_the_figures(tmp_path):
     values = {row.label: [one.value for one in row.cells] for row in sources.rows}
     logs = {method: logs_of(records, method) for method in ("laco", "sleb", "flap")}
     one, _, seed = variance_components([*chain(*logs.values())], [m for m in logs for _ in range(3)], "ccccccccc")
-    assert values["method"] == [pytest.approx(one.deviation), pytest.approx(math.expm1(one.deviation)), 2, None, None]
-    assert values["calibration text"] == [None] * 5
+    assert values["method"] == [pytest.approx(one.deviation), pytest.approx(math.expm1(one.deviation)), 2, *[None] * 3]
+    assert values["calibration text"] == [None] * 6
     assert values["calibration seed"][:3] == [
         pytest.approx(seed.deviation),
         pytest.approx(math.expm1(seed.deviation)),
@@ -410,13 +412,18 @@ def test_the_components_are_those_of_the_figures(tmp_path):
     ]
     assert values["windows"][3] == pytest.approx(math.sqrt(np.mean(windows)))
     assert values["windows"][0] == pytest.approx(math.log(1.1) / t.ppf(0.975, 15))
-    near = 100 * math.expm1(1.96 * math.sqrt(apart))
-    assert f"two methods nearer than {near:.1f}"[:29] in sources.notes[0]
+    assert values["calibration seed"][5] == pytest.approx(math.expm1(1.96 * math.sqrt(apart)), rel=1e-4)
+    both = math.sqrt(apart + np.mean(windows))
+    assert values["calibration seed and windows"][:3] == [None] * 3
+    assert values["calibration seed and windows"][3::2] == pytest.approx([both, math.expm1(1.96 * both)], rel=1e-4)
     assert "9 cells of 3 methods, calibrated on c4, seeds 0, 1, 2" in sources.title
     rows = {row.label: [one.value for one in row.cells] for row in methods.rows}
     assert rows["laco"][0] == pytest.approx(math.exp(np.mean(logs["laco"])))
     assert rows["laco"][3:5] == [3, pytest.approx(np.std(logs["laco"], ddof=1))]
-    assert "flap" in methods.notes[0]
+    order = [row.label for row in methods.rows]
+    ahead = [sum(np.less(logs[a], logs[b])) for a, b in pairwise(order)]
+    assert [row.cells[-1].text for row in methods.rows] == [*(f"{count} of 3" for count in ahead), "-"]
+    assert set(ahead) - {3}  # the order of some depends on the draw
     assert dict(sources.protocol)["ppl wiki"].startswith("16 windows of 512 tokens")
 
 
@@ -456,7 +463,7 @@ def test_texts_are_a_level_and_missing_cells_are_named():
     sources, methods = build_view("seeds", records)
     assert [row.cells[2].value for row in sources.rows] == [2, 3, 11, 15]
     assert "17 cells of 3 methods, calibrated on c4 and wiki" in sources.title
-    assert "without a figure, and left out: laco of wiki, seed 1." in sources.notes
+    assert f"no perplexity: {legend.NO_PERPLEXITY.sentence[:-1]}: laco [wiki, seed 1]." in sources.notes
     assert {row.label: row.cells[3].value for row in methods.rows} == {"laco": 5, "sleb": 6, "flap": 6}
     assert sources.rows[3].cells[3].value is None  # without samples no windows are paired
 
@@ -474,7 +481,7 @@ def test_two_recipes_are_two_methods_and_what_was_measured_again_is_named():
         "laco, healed (loss next-token)": pytest.approx((500 * 501 * 502) ** (1 / 3)),
     }
     assert [note for note in sources.notes if "left out" in note] == [
-        "measured again, and left out: sleb of c4, seed 0."
+        f"repeated: {legend.REPEATED.sentence[:-1]}: sleb [c4, seed 0]."
     ]
 
 
@@ -482,13 +489,14 @@ def test_an_estimate_below_zero_is_shown_as_zero_and_said():
     records = run({"laco": [80.0, 120.0], "sleb": [81.0, 119.0]})
     (sources, _) = build_view("seeds", records)
     assert sources.rows[0].cells[0].text == "0"
-    assert any(line.startswith("estimated below zero, and shown as 0: method") for line in sources.notes)
+    (line,) = [line for line in sources.notes if line.startswith("below zero: ")]
+    assert "method [of one cell]" in line
 
 
 def test_what_no_calibration_decides_is_left_out():
     records = run({"laco": [80.0, 120.0], "sleb": [81.0, 110.0], "magnitude": [300.0, 300.0]})
     (sources, methods) = build_view("seeds", records, needs={"magnitude": "nothing", "laco": "calibration"})
-    assert "left out, since no calibration decides them: magnitude." in sources.notes
+    assert f"uncalibrated: {legend.UNCALIBRATED.sentence[:-1]}: magnitude." in sources.notes
     assert [row.label for row in methods.rows] == ["sleb", "laco"]
 
 

@@ -9,6 +9,7 @@ from made_samples import MadeSamples, any_figures
 
 from bench.stats.draws import separation_of
 from reports.formats import terminal
+from reports.legend import OTHER_DOCUMENTS
 from reports.tables.views import build_view
 
 NAMES = ("laco", "sleb", "flap", "shortgpt", "2ssp")
@@ -31,8 +32,9 @@ def test_each_figure_of_each_task_and_their_means_have_a_row():
     assert rows["piqa acc_norm"][:2] == pytest.approx([100 * right.signal, 100 * right.noise])  # in points
     both = separation_of([np.array([any_figures(at, task, "") for at in places]) for task in tasks], 20)
     assert rows["bpb"] == pytest.approx([both.signal, both.noise, both.ratio, both.agreement, both.needed])
-    assert "5 methods: " in table.notes[0]
-    assert any("on 20 documents of each task" in said for said in table.footnotes)  # half of 40
+    assert table.title.endswith(", 5 methods")
+    assert set(table.protocol[0][1].split(", ")) == set(NAMES)
+    assert any("a draw of 20 documents of each task" in said for said in table.footnotes)  # half of 40
 
 
 def test_who_answered_other_documents_is_left_out_and_named():
@@ -40,11 +42,12 @@ def test_who_answered_other_documents_is_left_out_and_named():
     samples = MadeSamples(lambda *asked: any_figures(*asked)[: 30 if asked[0] == 6 else 40])
     rows, table = shown([*RECORDS, other, failed("error", "angular-2", "it broke")], samples)
     assert rows == shown(RECORDS, MadeSamples(any_figures))[0]
-    assert table.notes[1] == "left out, since no samples of theirs are of the same documents: angular."
+    assert table.notes == (f"other documents: {OTHER_DOCUMENTS.sentence[:-1]}: angular.",)
+    assert "angular" not in table.protocol[0][1]
     half = MadeSamples(
         lambda number, task, figure: None if (number, task) == (2, "piqa") else any_figures(number, task, figure)
     )
-    assert shown(RECORDS, half)[1].notes[1].endswith(": sleb.")
+    assert shown(RECORDS, half)[1].notes[0].endswith(": sleb.")
 
 
 def test_few_methods_and_no_samples_have_no_table():
