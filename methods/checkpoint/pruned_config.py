@@ -27,6 +27,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from methods.errors import first_line_of
@@ -245,9 +246,11 @@ def class_of_config(config: PreTrainedConfig) -> Any:
 
 
 def make_empty(config: PreTrainedConfig) -> Any:
-    """Return the model of a configuration without weights, on the meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    """Return the model of a configuration without weights, on the meta device, where none is drawn."""
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.tie_weights()
+    return model
 
 
 def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
