@@ -86,7 +86,21 @@ def place_of(name: str) -> int:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what all tests keep out of searches for garbage, which take 0.4 s of it, one behind each cell of a run."""
+    keep_out_of_searches()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Behind the last test of a file, keep what that has imported out of searches for garbage."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or nextitem.path != item.path:
+            keep_out_of_searches()
+
+
+def keep_out_of_searches() -> None:
+    """Leave what stays out of searches for garbage: one behind each cell of a run takes 0.06 s for 125,000 objects."""
     gc.collect()
     gc.freeze()
 
@@ -209,7 +223,7 @@ def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: objec
         "eos_token_id": 2,
     }
     options |= (TINY | LATER | OWN_CODE | MIXTURES)[family] | overrides
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # that of all devices keeps the stack of each call, for 0.7 ms
     if family in OWN_CODE:
         model = BaichuanForCausalLM(BaichuanConfig(**options))
     else:
