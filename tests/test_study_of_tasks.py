@@ -164,4 +164,4 @@ def test_what_is_said_of_all_methods():
     assert [len(methods) for methods in of.values()] == [21, 20, 21]
     assert of["smollm2-135m"] - of["gemma3-270m"] == {"slicegpt"}
     assert "of 21 methods (20 on Gemma) at three ratios" in page
-    assert all("on 50 documents of each task" in " ".join(one.footnotes) for one in tables(ALL))
+    assert all("a draw of 50 documents of each task" in " ".join(one.footnotes) for one in tables(ALL))
