@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
-import pyarrow as pa
 
 from bench.records.samples import Sample, Samples
+from bench.regression.pairs import Windows
+from bench.regression.results import Answers
 
 
 class MadeSamples(Samples):
@@ -19,9 +21,29 @@ class MadeSamples(Samples):
 
     def of(self, number: int, name: str, figure: str) -> Sample | None:
         figures = self._made(number, name, figure)
-        return None if figures is None else Sample(pa.array(range(len(figures))), np.asarray(figures, dtype=float))
+        if figures is None:
+            return None
+        units = enumerate([511] * len(figures)) if name.startswith("perplexity-") else range(len(figures))
+        return Sample(tuple(units), np.asarray(figures, dtype=float))
 
 
 def any_figures(number: int, task: str, figure: str) -> np.ndarray:
     """Return 40 figures that differ from record to record."""
     return np.random.default_rng([number, len(task)]).normal(number, 1, 40)
+
+
+@cache
+def units(task: str, count: int) -> tuple[str, ...]:
+    """Return what tells the documents of a task apart."""
+    return tuple(f"{task} {number}" for number in range(count))
+
+
+def made_answers(metric: str, values: np.ndarray, documents: str | Sequence[str] = "task") -> Answers:
+    """Return the answers to a task by this name, or to these documents."""
+    known = units(documents, len(values)) if isinstance(documents, str) else tuple(documents)
+    return Answers(known, np.asarray(values, dtype=float), metric=metric, version=1)
+
+
+def made_windows(nll: np.ndarray, tokens: int = 511, text: str = "text", *, in_a_row: bool = False) -> Windows:
+    """Return windows of a text with as many tokens each."""
+    return Windows(tuple((place, tokens) for place in range(len(nll))), nll, (text,), in_a_row=in_a_row)

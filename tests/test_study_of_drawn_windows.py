@@ -131,7 +131,7 @@ def lost_on_c4(method: str, ratio: float) -> np.ndarray:
     at = {(one.cell["label"], one.cell["ratio"]): n for n, one in enumerate(run().records)}
     pruned, dense = (run().samples.of(at[of], "perplexity-c4", "nll") for of in ((method, ratio), ("dense", None)))
     assert pruned is not None and dense is not None
-    return np.array((pruned.figures - dense.figures) / np.array(dense.units.to_pylist()))
+    return np.array((pruned.values - dense.values) / [tokens for _, tokens in dense.units])
 
 
 def sentences() -> list[str]:

@@ -195,10 +195,10 @@ def more_windows() -> dict[str, str]:
     found = contrast_of_perplexities(merged.records, [pair], merged.samples, "wiki")[pair]
     before, after = (merged.samples.of(n, "perplexity-wiki", "nll") for n in pair)
     assert before is not None and after is not None
-    tokens = np.array(before.units.to_pylist())
-    apart = (after.figures - before.figures) / tokens
+    tokens = np.array([scored for _, scored in before.units])
+    apart = (after.values - before.values) / tokens
     parts = {"first": apart[:16], "second": apart[16:56], "rest": apart[56:]}
-    alone = paired_perplexity(before.figures, after.figures, tokens)
+    alone = paired_perplexity(before.values, after.values, tokens)
     rest = apart - apart.mean()
     return {
         **{name: f"{math.exp(one.mean()):.2f}" for name, one in parts.items()},

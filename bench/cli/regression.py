@@ -102,8 +102,8 @@ def _add_history(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from bench.regression import gate as compare
+    from bench.regression.compare import compare_cells, parse_allowed
     from bench.regression.gate import pair_cells, reason_for_refusal
-    from bench.regression.pairs import compare_cells, parse_allowed
     from reports.formats import markup, terminal
     from reports.tables import verdicts
 

@@ -6,10 +6,11 @@ each task or text. A packed run (bench.records.packed_run) has RUN/samples/NAME.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +27,41 @@ from bench.records.sample_tables import (
     require_columns,
 )
 
-UNITS = ("doc_hash", "doc_id", "tokens")  # columns that tell documents or windows apart, the surest first
+HASHES = ("doc_hash", "prompt_hash", "target_hash")
+UNITS = (*HASHES, "doc_id", "tokens")  # columns that tell documents or windows apart
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Holds a value for each document or window; units are documents' hashes or numbers, or windows' tokens."""
+    """Holds a value for each document or window.
 
-    units: Any
-    figures: NDArray[np.float64]
+    units   what tells them apart: of a document "DOCUMENT:PROMPT:TARGET" by their hashes, or "TASK NUMBER" without
+            these; of a window (place, scored tokens)
+    source  what the units are of, where they do not say it themselves: a text's hash, window and stride
+    """
+
+    units: tuple[Any, ...]
+    values: NDArray[np.float64]
+    source: tuple[Any, ...] = ()
+
+    @cached_property
+    def sorted_units(self) -> tuple[Any, ...]:
+        """Return the units in an order that does not depend on that of the sample."""
+        return tuple(sorted(self.units))
+
+    @cached_property
+    def documents(self) -> tuple[str, ...]:
+        """Return the units without prompts and targets."""
+        return tuple(str(unit).partition(":")[0] for unit in self.units)
+
+    @cached_property
+    def is_right_or_wrong(self) -> bool:
+        """Return whether every value is 1 or 0 for right or wrong."""
+        return bool(np.isin(self.values, (0, 1)).all())
+
+    def take(self, places: Sequence[int]) -> Self:
+        """Return the sample of the units at these places."""
+        return replace(self, units=tuple(self.units[place] for place in places), values=self.values[list(places)])
 
 
 class SampleFiles:
@@ -96,50 +123,37 @@ class Samples:
         self._records: Sequence[Record | None] = records or [None] * len(folders)
         self._files = files or SampleFiles()
         self._read: dict[tuple[int, str, str], Sample | None] = {}
+        self._units: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # so that equal units are one object
 
     def of(self, number: int, name: str, figure: str) -> Sample | None:
         """Return a column of each document of a task, or window of "perplexity-TEXT", of the record at a place.
 
         None where there are fewer than two rows, where one lacks the value, and where no column of UNITS tells the rows
-        apart. Raises InvalidRecord where a file is
-        damaged or does not fit its record.
+        apart. Raises InvalidRecord where a file is damaged or does not fit its record.
         """
         key = (number, name, figure)
         if key not in self._read:
             folder = self._folders[number] if number < len(self._folders) else None
             table = self._files.table(self._records[number], folder, name, (*UNITS, figure)) if folder else None
-            self._read[key] = None if table is None else _sample(table, figure)
+            sample = None if table is None or table.num_rows < 2 else sample_of_table(table, name, figure)
+            self._read[key] = sample and replace(sample, units=self._units.setdefault(sample.units, sample.units))
         return self._read[key]
 
 
-def _sample(table: Any, figure: str) -> Sample | None:
-    unit = next((name for name in UNITS if name in table.column_names), None)
-    if unit is None or table.num_rows < 2 or figure not in table.column_names:
+def sample_of_table(table: Any, name: str, figure: str) -> Sample | None:
+    """Return a column of a pyarrow.Table of samples of a task or text.
+
+    None where it is missing, is empty or lacks a finite value, and where no column of UNITS tells the rows apart.
+    """
+    columns, units = table.column_names, list[Any]()
+    if "doc_hash" in columns:
+        hashes = [table[column].to_pylist() for column in HASHES if column in columns]
+        units += map(":".join, zip(*hashes, strict=True))
+    elif "doc_id" in columns:
+        units += (f"{name} {number}" for number in table["doc_id"].to_pylist())
+    elif "tokens" in columns:
+        units += enumerate(table["tokens"].to_pylist())
+    if not units or figure not in columns:
         return None
     values = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
-    return Sample(table[unit], values) if is_finite_throughout(values) else None
-
-
-def find_alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:
-    """Return {a record's place: the first place with an alike sample}, without places that have no sample.
-
-    Samples are alike that have equal documents or windows in the same order, under equal conditions.
-    """
-    first: list[int] = []
-    alike: dict[int, int] = {}
-    for place, sample in samples.items():
-        if sample is None:
-            continue
-        for earlier in first:
-            earlier_sample = samples[earlier]
-            if (
-                conditions[earlier] == conditions[place]
-                and earlier_sample
-                and earlier_sample.units.equals(sample.units)
-            ):
-                alike[place] = earlier
-                break
-        else:
-            first.append(place)
-            alike[place] = place
-    return alike
+    return Sample(tuple(units), values) if is_finite_throughout(values) else None

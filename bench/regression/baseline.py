@@ -10,7 +10,8 @@ from typing import Any
 
 from bench.records import packed_run, run_folder
 from bench.records.record import LEFT_OUT
-from bench.regression.results import Answers, CellResults, Windows, results_of_run
+from bench.regression.pairs import Windows
+from bench.regression.results import Answers, CellResults, results_of_run
 from methods.errors import UserError
 
 
@@ -126,12 +127,12 @@ def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
 
 
 def _answers(task: Answers) -> tuple[str, Any]:
-    about = (task.metric, task.documents, task.version, task.fewshot)
+    about = (task.metric, task.units, task.version, task.fewshot)
     return str(round(float(task.values.mean()), 6)), (*about, task.values.tolist())
 
 
 def _windows(text: Windows) -> tuple[str, Any]:
-    return str(float(f"{text.perplexity:.6g}")), (text.sha256, text.nll.tolist(), text.tokens.tolist())
+    return str(float(f"{text.perplexity:.6g}")), (text.sha256, text.values.tolist(), text.tokens)
 
 
 def _brief(value: Any) -> str:

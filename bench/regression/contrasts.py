@@ -1,9 +1,11 @@
 """Tests the pairs of cells of a table, with p values adjusted for the number of pairs (Holm).
 
-perplexity   Student's test on the windows that both models scored (bench.stats.clusters.paired_perplexity)
+perplexity   Student's test on the windows that both models scored
 average      McNemar's exact test on the documents that both models answered, where every task has as many and each
              answer is right or wrong; else, as for bits per byte of the right answer, a normal test on the paired
              differences, every task weighing alike
+
+A pair is tested so (bench.regression.pairs) only if both cells have all windows or documents of the other.
 
 Two methods with several calibration seeds are compared seed by seed, at the seeds that both have, of two at least. The
 test is then Student's, of the mean difference. It takes in the draw of the calibration beside that of the windows or
@@ -17,69 +19,49 @@ not tested.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, combinations
-from statistics import NormalDist, fmean
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.plan.protocol import name_of_text
-from bench.records.comparability import values_of_fields
 from bench.records.measured import is_accuracy
 from bench.records.record import Record, metric_of_task
-from bench.records.samples import Sample, Samples, find_alike
+from bench.records.samples import Sample, Samples
+from bench.regression.pairs import (
+    AnySample,
+    Pair,
+    Windows,
+    compare_means,
+    compare_perplexities,
+    compare_shares,
+    pair_whole,
+    to_windows,
+)
 from bench.stats import clusters, draws
 from bench.stats import intervals as stats
-from bench.stats.intervals import NORMAL_95
+from bench.stats.intervals import NORMAL_95, Contrast
 
 LEVEL = 0.05  # of a p value that counts, over all pairs
-NORMAL = NormalDist()
-TEXT_CONDITIONS = ("sha256", "window", "stride")  # of windows that can be paired
 
-
-@dataclass(frozen=True)
-class Contrast:
-    """Holds the test of the difference of two cells: the second beside the first.
-
-    estimate   how many times the perplexity, or the difference of the averages
-    p          two-sided, adjusted for all pairs
-    test       Student's on windows, McNemar's or a normal one on documents, by the draws of several seeds beside these,
-               or by the two intervals
-    low, high  the 95 % interval of the estimate, not adjusted; of an average with `bounds` only
-    """
-
-    estimate: float
-    p: float
-    test: Literal["student", "mcnemar", "normal", "draws", "intervals"]
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def paired(self) -> bool:
-        """Return whether the test pairs both models on the same windows or documents."""
-        return self.test != "intervals"
-
-
-Pair = tuple[int, int]  # the places of two records
-Contrasts = dict[Pair, Contrast]
+Places = tuple[int, int]  # of two records
+Contrasts = dict[Places, Contrast]
 Records = Sequence[Record] | Mapping[int, Record]
 Seeds = Mapping[int, Mapping[int, int]]  # {place that stands for a model of several seeds: {seed: its place}}
-Cells = dict[Pair, list[Pair]]  # {pair of models: the pair of their cells for each seed that both have}
-SampleByPlace = Mapping[int, Sample]  # of a text, or of a task
-Numbers = NDArray[np.float64]
+Cells = dict[Places, list[Places]]  # {two models: their two cells for each seed that both have}
 
 
-def pairs_of(numbers: Sequence[int]) -> list[Pair]:
+def pairs_of(numbers: Sequence[int]) -> list[Places]:
     """Return every pair (a, b), a before b in `numbers`."""
     return list(combinations(numbers, 2))
 
 
 def contrast_of_perplexities(
     records: Records,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Places],
     samples: Samples,
     text: str,
     *,
@@ -93,22 +75,24 @@ def contrast_of_perplexities(
     cells = _cells_of_pairs(pairs, seeds or {})
     scores = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(cells)}
     finite = {n for n, score in scores.items() if math.isfinite(score.get("perplexity", math.inf))}
-    cells = {pair: sides for pair, sides in cells.items() if finite.issuperset(chain(*sides))}
-    windows = _read_samples(samples, f"perplexity-{name_of_text(text)}", dict.fromkeys(_places(cells), "nll"))
-    conditions = {n: values_of_fields(scores[n], TEXT_CONDITIONS) for n in windows}
-    contrasts: dict[Pair, Contrast | None] = {}
-    for alike in _split_by_group(cells, find_alike(windows, conditions)):
-        first, *_ = _places(alike)
-        contrasts |= _test_windows(alike, windows, in_a_row=not scores[first]["drawn"])
+    cells = {places: sides for places, sides in cells.items() if finite.issuperset(chain(*sides))}
+    nats = _read_samples(samples, f"perplexity-{name_of_text(text)}", dict.fromkeys(_places(cells), "nll"))
+    windows = {n: to_windows(sample, scores[n]) for n, sample in nats.items()}
+    paired = _pair_cells(cells, windows)
+    single = {places: both for places, (both, *rest) in paired.items() if not rest}
+    contrasts: dict[Places, Contrast | None] = dict(zip(single, compare_perplexities([*single.values()]), strict=True))
+    for places, by_seed in paired.items():
+        if len(by_seed) > 1 and all(pair_whole(by_seed[0].first, both.first) for both in by_seed):
+            contrasts[places] = _compare_perplexities_of_seeds(by_seed)
     if intervals:
-        rest = [pair for pair in cells if pair not in contrasts]
-        contrasts |= {pair: _test_independent_perplexities(scores, cells[pair]) for pair in rest}
+        rest = [places for places in cells if places not in contrasts]
+        contrasts |= {places: _compare_independent_perplexities(scores, cells[places]) for places in rest}
     return _adjust_p(cells, contrasts)
 
 
 def contrast_of_averages(
     records: Records,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Places],
     samples: Samples,
     tasks: Sequence[str],
     metric: str = "",
@@ -125,26 +109,31 @@ def contrast_of_averages(
     cells = _cells_of_pairs(pairs if tasks else [], seeds or {})
     metrics = {n: _metrics_of_tasks(records[n], tasks, metric) for n in _places(cells)}
 
-    def share_metrics(sides: Sequence[Pair]) -> bool:
+    def share_metrics(sides: Sequence[Places]) -> bool:
         return all(metrics[a] == metrics[b] != [] for a, b in sides)
 
-    cells = {pair: sides for pair, sides in cells.items() if share_metrics(sides)}
-    places = _places(cells)
-    answers = []
+    cells = {places: sides for places, sides in cells.items() if share_metrics(sides)}
+    every_place = _places(cells)
+    paired_by_task = []
     for at, task in enumerate(tasks):
-        answers.append(_read_samples(samples, task, {n: metrics[n][at] for n in places}))
-    contrasts: dict[Pair, Contrast | None] = dict(_test_answers(cells, answers, metrics, bounds=bounds))
+        answers = _read_samples(samples, task, {n: metrics[n][at] for n in every_place})
+        paired_by_task.append(_pair_cells(cells, answers))
+    paired = {}
+    for places in cells:
+        if all(places in paired_of_task for paired_of_task in paired_by_task):
+            paired[places] = [paired_of_task[places] for paired_of_task in paired_by_task]
+    contrasts: dict[Places, Contrast | None] = dict(_compare_answers(paired, bounds=bounds))
     if intervals:
-        rest = [pair for pair in cells if pair not in contrasts]
-        values = {n: values_of_tasks(records[n], tasks, metrics[n]) for n in places}
-        contrasts |= {pair: _test_independent_averages(values, cells[pair]) for pair in rest}
+        rest = [places for places in cells if places not in contrasts]
+        values = {n: values_of_tasks(records[n], tasks, metrics[n]) for n in every_place}
+        contrasts |= {places: _compare_independent_averages(values, cells[places]) for places in rest}
     return _adjust_p(cells, contrasts)
 
 
 # Pairing
 
 
-def _cells_of_pairs(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
+def _cells_of_pairs(pairs: Sequence[Places], seeds: Seeds) -> Cells:
     """Return the pairs of cells of each pair, without pairs of models that have too few seeds in common.
 
     A single seed is too few where either model has several: its test would stand beside means of others.
@@ -172,59 +161,50 @@ def _read_samples(samples: Samples, name: str, metric_by_place: Mapping[int, str
     return {place: sample for place, sample in every.items() if sample is not None}
 
 
-def _split_by_group(cells: Cells, group_by_place: Mapping[int, Hashable]) -> list[Cells]:
-    """Return the pairs whose cells are all of one group, apart for each group and number of seeds."""
-    parts: dict[Hashable, Cells] = {}
-    for pair, sides in cells.items():
-        groups = {group_by_place.get(place) for place in chain(*sides)}
-        if len(groups) == 1 and None not in groups:
-            parts.setdefault((groups.pop(), len(sides)), {})[pair] = sides
-    return list(parts.values())
+def _pair_cells(cells: Cells, samples: Mapping[int, AnySample]) -> dict[Places, list[Pair[AnySample]]]:
+    """Return {two models: a pair of samples for each seed} of the models whose samples pair whole at every seed."""
+    paired = {}
+    for places, sides in cells.items():
+        by_seed = [pair_whole(samples.get(a), samples.get(b)) for a, b in sides]
+        whole = [both for both in by_seed if both is not None]
+        if len(whole) == len(sides):
+            paired[places] = whole
+    return paired
 
 
 # Perplexities
 
 
-def _test_windows(cells: Cells, windows: SampleByPlace, *, in_a_row: bool) -> Contrasts:
-    """Test pairs of as many seeds on the same windows."""
-    first, *_ = _places(cells)
-    tokens = windows[first].units.to_pylist()
-    before, after = (_stack(windows, cells, side) for side in (0, 1))  # nats by pair, seed and window
-    contrasts: Contrasts = {}
-    if before.shape[1] == 1:
-        tests = clusters.paired_perplexities(before[:, 0], after[:, 0], tokens, in_a_row=in_a_row)
-        for pair, (estimate, low, high, p) in zip(cells, np.transpose(tests).tolist(), strict=True):
-            contrasts[pair] = Contrast(estimate, p, "student", low, high)
-        return contrasts
-    for pair, difference in zip(cells, after - before, strict=True):
-        _, stderr, freedom = clusters.ratio_stderr(difference.mean(0), tokens, in_a_row=in_a_row)
-        logs = (difference.sum(1) / sum(tokens)).tolist()
-        contrasts[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
-    return contrasts
+def _compare_perplexities_of_seeds(pairs: Sequence[Pair[Windows]]) -> Contrast:
+    """Return the contrast of two models of several seeds, on windows that are the same at each seed."""
+    differences = np.array([both.differences for both in pairs])
+    windows = pairs[0].first
+    _, stderr, freedom = clusters.ratio_stderr(differences.mean(0), windows.tokens, in_a_row=windows.in_a_row)
+    logs = (differences.sum(1) / sum(windows.tokens)).tolist()
+    return _to_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
 
 
-def _stack(windows: SampleByPlace, cells: Cells, side: int) -> Numbers:
-    """Return the figures of the first or the second cells, (pairs, seeds, windows)."""
-    rows = []
-    for sides in cells.values():
-        rows.append([windows[cell[side]].figures for cell in sides])
-    return np.array(rows)
-
-
-def _test_independent_perplexities(scores: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair]) -> Contrast | None:
+def _compare_independent_perplexities(
+    scores: Mapping[int, Mapping[str, Any]], sides: Sequence[Places]
+) -> Contrast | None:
     """Test two perplexities as if independent, on logarithms; None without the intervals of both."""
-    stderrs = dict[int, float]()
-    for n in chain(*sides):
-        stderr_of_log = _stderr_of_log(scores[n])
-        if stderr_of_log is None:
-            return None
-        stderrs[n] = stderr_of_log
     logs = [math.log(scores[b]["perplexity"] / scores[a]["perplexity"]) for a, b in sides]
-    stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
-    if len(logs) > 1:
-        return _as_ratio(draws.mean_difference(logs, stderr), "intervals")
-    (log,), half = logs, NORMAL_95 * stderr
-    return _as_ratio((log, log - half, log + half, _normal_p(log, stderr)), "intervals")
+    ends = _compare_independent(logs, {n: _stderr_of_log(scores[n]) for n in chain(*sides)}, sides)
+    return ends and _to_ratio(ends, "intervals")
+
+
+def _compare_independent(
+    differences: Sequence[float], stderrs: Mapping[int, float | None], sides: Sequence[Places]
+) -> tuple[float, float, float, float] | None:
+    """Return (estimate, low, high, p) of two models by their own errors at each seed; None where one is missing."""
+    errors = {n: stderr for n, stderr in stderrs.items() if stderr is not None}
+    if len(errors) < len(stderrs):
+        return None
+    stderr = fmean(math.hypot(errors[a], errors[b]) for a, b in sides)
+    if len(differences) > 1:
+        return draws.mean_difference(differences, stderr)
+    (difference,), half = differences, NORMAL_95 * stderr
+    return difference, difference - half, difference + half, stats.normal_p(difference, stderr)
 
 
 def _stderr_of_log(score: Mapping[str, Any]) -> float | None:
@@ -233,12 +213,12 @@ def _stderr_of_log(score: Mapping[str, Any]) -> float | None:
     return None if low is None or high is None else math.log(high / low) / (2 * NORMAL_95)
 
 
-def _as_ratio(log_ratio: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
+def _to_ratio(log_ratio: tuple[float, float, float, float], test: str) -> Contrast:
     """Return the contrast of a mean logarithm with its interval and its p."""
     *logs, p = log_ratio
     with np.errstate(over="ignore"):  # an endless interval is one
         estimate, low, high = np.exp(logs).tolist()
-    return Contrast(estimate, p, test, low, high)
+    return Contrast(estimate, low, high, p, test=test)
 
 
 # Averages over tasks
@@ -262,118 +242,66 @@ def values_of_tasks(record: Record, tasks: Sequence[str], metrics: Sequence[str]
     return [metric_of_task(measured[task], metric) for task, metric in zip(tasks, metrics, strict=True)]
 
 
-def _test_answers(
-    cells: Cells, answers: Sequence[SampleByPlace], metrics: Mapping[int, Any], *, bounds: bool
-) -> Contrasts:
-    """Test the pairs that answered the same documents of every task, seed by seed."""
-    groups: dict[int, tuple[int, ...]] = {n: () for n in _places(cells)}
-    for answers_of_task in answers:
-        alike = find_alike(answers_of_task, metrics)
-        groups = {n: (*group, alike[n]) for n, group in groups.items() if n in alike}
-    contrasts: Contrasts = {}
-    for alike_cells in _split_by_group({pair: sides for pair, sides in cells.items() if len(sides) == 1}, groups):
-        contrasts |= _test_single_answers(alike_cells, answers, bounds=bounds)
-    for pair, sides in cells.items():
-        if len(sides) > 1 and all(a in groups and groups[a] == groups.get(b) for a, b in sides):
-            contrasts[pair] = _test_draws(sides, answers)
-    return contrasts
+def _compare_answers(paired: Mapping[Places, Sequence[Sequence[Pair[Sample]]]], *, bounds: bool) -> Contrasts:
+    """Return the contrasts of models whose answers pair, for each task at each seed.
+
+    Of one seed each they are exact where all documents weigh alike and are right or wrong.
+    """
+    exact, rest = dict[Places, list[Pair[Sample]]](), dict[Places, list[Pair[Sample]]]()
+    contrasts = Contrasts()
+    for places, by_task in paired.items():
+        if len(by_task[0]) > 1:
+            contrasts[places] = _compare_answers_of_seeds(by_task)
+            continue
+        tasks = [both for (both,) in by_task]
+        weigh_alike = len({len(both.first.units) for both in tasks}) == 1
+        is_exact = weigh_alike and all(sample.is_right_or_wrong for sample in chain(*tasks))
+        (exact if is_exact else rest)[places] = tasks
+    contrasts |= zip(exact, compare_shares([*exact.values()], bounds=bounds), strict=True)
+    return contrasts | dict(zip(rest, compare_means([*rest.values()]), strict=True))
 
 
-def _test_single_answers(cells: Cells, answers: Sequence[SampleByPlace], *, bounds: bool) -> Contrasts:
-    """Test pairs of one cell each on the same documents, exactly where all weigh alike and are right or wrong."""
-    row = {place: number for number, place in enumerate(_places(cells))}
-    tables = []
-    for answers_of_task in answers:
-        tables.append(np.stack([answers_of_task[place].figures for place in row]))
-    is_plain = np.all([np.isin(table, (0, 1)).all(1) for table in tables], axis=0)
-    weigh_alike = len({table.shape[1] for table in tables}) == 1
-    rows = {pair: (row[a], row[b]) for pair, [(a, b)] in cells.items()}
-    exact = {pair: (a, b) for pair, (a, b) in rows.items() if weigh_alike and is_plain[a] and is_plain[b]}
-    rest = {pair: sides for pair, sides in rows.items() if pair not in exact}
-    return _test_shares(exact, np.concatenate(tables, axis=1), bounds=bounds) | _test_means(rest, tables)
-
-
-def _test_shares(rows: Mapping[Pair, Pair], right: Numbers, *, bounds: bool) -> Contrasts:
-    """Test pairs of rows of `right`, (cells, documents) of 0 and 1, by McNemar; counts are exact in float64."""
-    if not rows:
-        return {}
-    a, b = np.array(list(rows.values())).T
-    both, total, n = right @ right.T, right.sum(1), right.shape[1]
-    lost, gained = total[a] - both[a, b], total[b] - both[a, b]
-    contrasts: Contrasts = {}
-    counts = zip(lost.astype(int).tolist(), gained.astype(int).tolist(), strict=True)
-    for pair, p, (minus, plus) in zip(rows, stats.mcnemars(lost, gained).tolist(), counts, strict=True):
-        interval = stats.paired_share_interval(minus, plus, n) if bounds else (math.nan, math.nan)
-        contrasts[pair] = Contrast((plus - minus) / n, p, "mcnemar", *interval)
-    return contrasts
-
-
-def _test_means(rows: Mapping[Pair, Pair], tables: Sequence[Numbers]) -> Contrasts:
-    """Test pairs of rows of tables, (cells, documents) for each task, by a normal test; every task weighs alike."""
-    if not rows:
-        return {}
-    a, b = np.array(list(rows.values())).T
-    differences = [table[b] - table[a] for table in tables]
-    means = np.mean([difference.mean(1) for difference in differences], axis=0).tolist()
-    variances = [difference.var(1, ddof=1) / difference.shape[1] for difference in differences]
-    stderrs = (np.sqrt(sum(variances)) / len(variances)).tolist()
-    contrasts: Contrasts = {}
-    for pair, mean, stderr in zip(rows, means, stderrs, strict=True):
-        half = NORMAL_95 * stderr
-        contrasts[pair] = Contrast(mean, _normal_p(mean, stderr), "normal", mean - half, mean + half)
-    return contrasts
-
-
-def _test_draws(sides: Sequence[Pair], answers: Sequence[SampleByPlace]) -> Contrast:
-    """Test two models of several seeds, with every task weighing alike.
+def _compare_answers_of_seeds(pairs_by_task: Sequence[Sequence[Pair[Sample]]]) -> Contrast:
+    """Return the contrast of two models of several seeds, with every task weighing alike.
 
     Documents that are the same at each seed are averaged over the seeds; of others each seed is a sample of its own.
     """
     means, variance = [], 0.0
-    for answers_of_task in answers:
-        differences = [answers_of_task[b].figures - answers_of_task[a].figures for a, b in sides]
-        means.append([difference.mean() for difference in differences])
-        units = [answers_of_task[a].units for a, _ in sides]
-        same = all(unit.equals(units[0]) for unit in units)
-        samples = [np.mean(differences, axis=0)] if same else differences
-        variance += sum(sample.var(ddof=1) / len(sample) for sample in samples) / len(samples) ** 2
+    for pairs in pairs_by_task:
+        means.append([both.differences.mean() for both in pairs])
+        by_seed = [Sample(both.first.documents, both.differences) for both in pairs]
+        aligned = [pair_whole(by_seed[0], sample) for sample in by_seed]
+        alike = [both.second.values for both in aligned if both is not None]
+        same = len(alike) == len(by_seed)
+        differences = [np.mean(alike, axis=0)] if same else [sample.values for sample in by_seed]
+        variance += sum(values.var(ddof=1) / len(values) for values in differences) / len(differences) ** 2
     values = np.mean(means, axis=0).tolist()
-    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(answers))
-    return Contrast(estimate, p, "draws", low, high)
+    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(pairs_by_task))
+    return Contrast(estimate, low, high, p, test="draws")
 
 
-def _test_independent_averages(
-    values: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Pair]
+def _compare_independent_averages(
+    values: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Places]
 ) -> Contrast | None:
     """Test two averages as if independent, by the standard errors of the values of their tasks; None without these."""
-    averages, stderrs = dict[int, float](), dict[int, float]()
+    averages, stderrs = dict[int, float](), dict[int, float | None]()
     for n in chain(*sides):
-        if any(value.get("stderr") is None for value in values[n]):
-            return None
         averages[n] = fmean(value["value"] for value in values[n])
-        stderrs[n] = stats.average_stderr([value["stderr"] for value in values[n]])
-    differences = [averages[b] - averages[a] for a, b in sides]
-    stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
-    if len(sides) > 1:
-        estimate, _, _, p = draws.mean_difference(differences, stderr)
-        return Contrast(estimate, p, "intervals")
-    return Contrast(differences[0], _normal_p(differences[0], stderr), "intervals")
+        errors = [value["stderr"] for value in values[n] if value.get("stderr") is not None]
+        stderrs[n] = stats.average_stderr(errors) if len(errors) == len(values[n]) else None
+    ends = _compare_independent([averages[b] - averages[a] for a, b in sides], stderrs, sides)
+    return ends and Contrast(ends[0], math.nan, math.nan, ends[3], test="intervals")
 
 
 # All tests together
 
 
-def _normal_p(estimate: float, stderr: float) -> float:
-    """Return the p value of no difference by a normal distribution."""
-    return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
-
-
-def _adjust_p(pairs: Iterable[Pair], contrasts: Mapping[Pair, Contrast | None]) -> Contrasts:
+def _adjust_p(pairs: Iterable[Places], contrasts: Mapping[Places, Contrast | None]) -> Contrasts:
     """Return the contrasts in the order of the pairs, with p values adjusted for their number."""
-    tested = {pair: contrasts.get(pair) for pair in pairs}
-    computed = {pair: contrast for pair, contrast in tested.items() if contrast is not None}
+    tested = {places: contrasts.get(places) for places in pairs}
+    computed = {places: contrast for places, contrast in tested.items() if contrast is not None}
     adjusted = stats.holm([contrast.p for contrast in computed.values()])
-    return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(computed.items(), adjusted, strict=True)}
+    return {places: replace(contrast, p=p) for (places, contrast), p in zip(computed.items(), adjusted, strict=True)}
 
 
 def is_shown_higher(contrasts: Contrasts, rows: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:

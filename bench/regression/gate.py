@@ -2,7 +2,7 @@
 
 `Margins` says what a run may lose beside its baseline, for each kind of metric, from a YAML file or by default.
 
-The gate gives a verdict for each metric of each cell, by the rows of bench.regression.pairs and the margins. With g the
+The gate gives a verdict for each metric of each cell, by the rows of bench.regression.compare and margins. With g the
 change for the better (shares, bits, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
 
     worse         g <= -m, and the adjusted p value is below LEVEL (for speed: the interval lies below 0)
@@ -20,7 +20,7 @@ is better, more is worse.
 
 `compare` asks of each row what the second cell has more, and whether that can be told from chance.
 
-    run, run -> pairs of cells -> [ComparedRow] (bench.regression.pairs) -> [JudgedRow]
+    run, run -> pairs of cells -> [ComparedRow] (bench.regression.compare) -> [JudgedRow]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 
 from bench.plan import run_spec
 from bench.records import run_folder
-from bench.regression.pairs import ComparedRow, compare_cells, parse_allowed
+from bench.regression.compare import ComparedRow, compare_cells, parse_allowed
 from bench.regression.results import CellResults, results_of_cell, results_of_run
 from bench.stats import intervals
 from methods.errors import UserError
@@ -53,7 +53,7 @@ class Margins:
 
     sizes   whether sizes gate
     tasks   points, of tasks that gate by themselves too
-    allow   conditions that may differ (bench.regression.pairs.FIELDS)
+    allow   conditions that may differ (bench.regression.compare.FIELDS)
     """
 
     accuracy: float | None = 1.0
@@ -238,7 +238,7 @@ def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequen
 def _weight(verdict: Verdict) -> float:
     """Return the weight of a verdict among all verdicts tested together; 0 where nothing is tested."""
     row = verdict.row
-    return WEIGHTS.get(row.kind, 0.0) if row is not None and row.difference else 0.0
+    return WEIGHTS.get(row.kind, 0.0) if row is not None and row.contrast else 0.0
 
 
 def _findable(verdict: Verdict, row: ComparedRow, total: float) -> float | None:
@@ -268,9 +268,9 @@ def _adjust_p(verdicts: Sequence[Verdict]) -> dict[int, float]:
         family = {
             number: v.row
             for number, v in enumerate(verdicts)
-            if v.gates is gates and v.row is not None and v.row.difference and v.row.kind in WEIGHTS
+            if v.gates is gates and v.row is not None and v.row.contrast and v.row.kind in WEIGHTS
         }
-        p = [row.difference.p for row in family.values() if row.difference]
+        p = [row.contrast.p for row in family.values() if row.contrast]
         adjusted |= dict(zip(family, intervals.holm(p, [WEIGHTS[row.kind] for row in family.values()]), strict=True))
     return adjusted
 
@@ -284,7 +284,7 @@ def _decide(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
     if row.kind == "size":
         word = "not worse" if row.after == row.before else "better" if row.after < row.before else "worse"
         return replace(verdict, word=word)
-    if row.difference is None:
+    if row.contrast is None:
         return replace(verdict, word="inconclusive", reason="nothing to pair: a single window, or other text")
     if row.kind == "task" and not row.is_accuracy:
         return replace(verdict, word="inconclusive", p=p, reason="which way is better is not known of this metric")
@@ -404,8 +404,8 @@ def reason_for_refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None
 def judge_rows(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[JudgedRow]:
     """Return every row with its verdict; p values are adjusted (intervals.holm) for their number in the table."""
     every = [(cells, row) for cells, compared in pairs.items() for row in _without_repetition(compared)]
-    tested = [number for number, (_, row) in enumerate(every) if row.difference and not np.isnan(row.difference.p)]
-    adjusted = intervals.holm([every[number][1].difference.p for number in tested])  # type: ignore[union-attr]
+    tested = [number for number, (_, row) in enumerate(every) if row.contrast and not np.isnan(row.contrast.p)]
+    adjusted = intervals.holm([every[number][1].contrast.p for number in tested])  # type: ignore[union-attr]
     p = dict(zip(tested, adjusted, strict=True))
     judged = []
     for number, (cells, row) in enumerate(every):
@@ -426,7 +426,7 @@ def _verdict(row: ComparedRow, p: float | None) -> str:
         return "only in B" if row.before is None else "only in A"
     if row.kind == "size":
         return "same" if row.before == row.after else "smaller" if row.after < row.before else "larger"
-    if row.difference is None:
+    if row.contrast is None:
         return "not paired"
     _, low, high = row.changes
     if p > ALPHA if p is not None else low <= 0 <= high:

@@ -1,290 +1,168 @@
-"""Pairs two cells, metric by metric: a row for each says what the second cell has more.
+"""Pairs the samples of two cells on the documents or windows that both have, and tests their difference.
 
-    CellResults, CellResults -> [ComparedRow]   by the tests of bench.stats
+Tables, the view models, `compare` and the gate pair and test here. Margins are the gate's alone.
 
-A row has its interval over the same documents and windows. bench.regression.gate judges the rows, by chance or against
-margins.
+    Sample, Sample -> Pair -> Contrast   by the tests of bench.stats
+
+perplexity     Student's test on windows (bench.stats.clusters.paired_perplexities)
+right answers  McNemar's exact test on documents
+other values   a normal test on the differences of documents, every task weighing alike
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.records.comparability import GATE
-from bench.regression.results import Answers, CellResults, Windows
+from bench.records.comparability import values_of_fields
+from bench.records.samples import Sample
 from bench.stats import clusters
 from bench.stats import intervals as stats
-from bench.stats.intervals import Difference
-from methods.errors import UserError
+from bench.stats.intervals import NORMAL_95, Contrast
 
-BITS = ("bits", "bits of a task")
-OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
-FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
-
-
-def parse_allowed(text: str) -> tuple[str, ...]:
-    """Return the fields of a text: 'torch,cpu' -> ('torch', 'cpu'). Raises UserError for a name that is no field."""
-    names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
-    for name in names:
-        if name not in FIELDS:
-            raise UserError(f"{name!r} is no field that may differ; there are {', '.join(FIELDS)}")
-    return names
+TEXT_CONDITIONS = ("sha256", "window", "stride")  # of windows that can be paired
+AnySample = TypeVar("AnySample", bound=Sample)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class ComparedRow:
-    """Holds one metric of two cells.
+class Windows(Sample):
+    """Holds the nats of each window of a text, with its TEXT_CONDITIONS as the source.
 
-    kind            "size", "accuracy" and "bits" (over the documents of all tasks), "task" and "bits of a task", "text"
-                    or "speed"; bits are those per byte of the right answer
-    before, after   its figures; None where a cell lacks it
-    difference      a share for accuracy and task, a ratio for text and speed, else as the figure; None where there is
-                    nothing to pair
-    lost, gained    documents that only the first, only the second cell gets right
-    is_accuracy     whether a task's figures are one, so that more is better
-    differs         conditions in which the cells differ, as (field, words)
+    in_a_row  whether the windows follow each other, or else are drawn
     """
 
-    kind: str
-    metric: str
-    before: float | None
-    after: float | None
-    difference: Difference | None = None
-    lost: int | None = None
-    gained: int | None = None
-    count: int = 0
-    is_accuracy: bool = False
-    differs: tuple[tuple[str, str], ...] = ()
+    in_a_row: bool = False
 
     @property
-    def task(self) -> str:
-        """Return the task of a row of a task; its metric is the task's name with that of the value."""
-        return self.metric.rpartition(" ")[0]
+    def sha256(self) -> str:
+        """Return the hash of the text's tokens and of their mask."""
+        return str(self.source[0])
 
     @property
-    def change(self) -> float:
-        """Return the change in shares, bits or the logarithm of a ratio; above 0 the second cell is better."""
-        return self.changes[0]
+    def tokens(self) -> list[int]:
+        """Return the scored tokens of each window."""
+        return [tokens for _, tokens in self.units]
 
     @property
-    def changes(self) -> tuple[float, float, float]:
-        """Return (change, low, high): `change` with its 95 % interval."""
-        assert self.difference is not None
-        interval = (self.difference.estimate, self.difference.low, self.difference.high)
-        if self.kind in ("accuracy", "task"):
-            return interval
-        if self.kind in BITS:
-            return -interval[0], -interval[2], -interval[1]
-        with np.errstate(divide="ignore"):
-            a, b, c = np.log(interval).tolist()
-        return (-a, -c, -b) if self.kind == "text" else (a, b, c)
-
-    def detectable(self, level: float, margin: float = 0.0) -> float | None:
-        """Return the smallest true change that the row's test shows at this level with the probability POWER.
-
-        It is in the scale of `change`, and None where nothing is tested or no change is shown that often.
-
-        margin  the least measured change that counts
-        """
-        difference = self.difference
-        if difference is None:
-            return None
-        if self.lost is not None and self.gained is not None and difference.stderr is None:
-            return stats.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
-        return (
-            None
-            if difference.stderr is None
-            else stats.detectable_effect(difference.stderr, difference.freedom, level, margin)
-        )
+    def perplexity(self) -> float:
+        """Return the perplexity per token; infinite where a float cannot hold it."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.values.sum() / sum(self.tokens)))
 
 
-def compare_cells(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
-    """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are ignored."""
-    rows = []
-    for name in dict.fromkeys([*after.sizes, *before.sizes]):
-        differs = _conditions("size", before, after, allowed)
-        rows.append(ComparedRow("size", name, before.sizes.get(name), after.sizes.get(name), differs=differs))
-    rows += [*_task_rows(before, after, allowed), *_bits_rows(before, after, allowed)]
-    for name in dict.fromkeys([*after.texts, *before.texts]):
-        rows.append(_text(name, before, after, allowed))
-    for name in dict.fromkeys([*after.speed, *before.speed]):
-        rows.append(_speed(name, before, after, allowed))
-    return rows
+def to_windows(sample: Sample, score: Mapping[str, Any]) -> Windows:
+    """Return a sample as windows of the text that a record's score describes."""
+    source = tuple(values_of_fields(score, TEXT_CONDITIONS))
+    return Windows(sample.units, sample.values, source, in_a_row=not score["drawn"])
 
 
-def _conditions(
-    kind: str, before: CellResults, after: CellResults, allowed: Collection[str]
-) -> tuple[tuple[str, str], ...]:
-    """Return the conditions of a kind that differ; the calibration counts only where both cells used one."""
-    old, new = before.conditions, after.conditions
-    names = [name for name in GATE[kind] if name not in allowed and old.get(name) != new.get(name)]
-    both = "calibration" in old and "calibration" in new
-    return tuple((name, _words(old.get(name), new.get(name))) for name in names if both or name != "calibration")
+class Pair(NamedTuple, Generic[AnySample]):
+    """Holds two samples of the same documents or windows in the same order."""
+
+    first: AnySample
+    second: AnySample
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        """Return the second's value minus the first's of each unit."""
+        return self.second.values - self.first.values
 
 
-def _words(before: Any, after: Any) -> str:
-    """Return two values in words, as in '2.12 and 2.13'; of hashes the first digits."""
-    old, new = (str("none" if value is None else value) for value in (before, after))
-    return " and ".join(text[:12] if len(text) == 64 else text for text in (old, new))
+def pair(first: AnySample, second: AnySample) -> Pair[AnySample]:
+    """Return two samples on the units that both have, in the order of the first.
 
-
-def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
-    """Return a row for the accuracy over all tasks that both cells have, then a row for each task."""
-    common = _conditions("task", before, after, allowed)
-    single = []
-    paired: list[tuple[Answers, Answers]] = []
-    for name in dict.fromkeys([*after.tasks, *before.tasks]):
-        old, new = before.tasks.get(name), after.tasks.get(name)
-        if old is None or new is None:
-            alone = old or new
-            assert alone is not None
-            left, right = (None if answers is None else float(answers.values.mean()) for answers in (old, new))
-            row = ComparedRow("task", f"{name} {alone.metric}", left, right, is_accuracy=alone.is_accuracy)
-            single.append(replace(row, differs=_disjoint("documents", before.tasks, after.tasks, allowed)))
-            continue
-        differs = common + _task_differs(old, new, allowed)
-        if not differs:
-            old, new = _same_documents(old, new)
-        if old.is_accuracy and new.is_accuracy:
-            paired.append((old, new))
-        single.append(_row_of_answers("task", f"{name} {old.metric}", [(old, new)], differs))
-    if not paired:
-        return single
-    differs = tuple(dict.fromkeys(pair for row in single if row.is_accuracy for pair in row.differs))
-    return [_row_of_answers("accuracy", "accuracy", paired, differs), *single]
-
-
-def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
-    """Return a row for the answers' bits per byte over all tasks that both cells have, then a row for each."""
-    common = _conditions("task", before, after, allowed)
-    single, paired = list[ComparedRow](), list[tuple[Answers, Answers]]()
-    for name in (name for name in after.bits if name in before.bits):
-        old, new = before.bits[name], after.bits[name]
-        differs = common + _task_differs(old, new, allowed)
-        paired.append((old, new) if differs else _same_documents(old, new))
-        single.append(_row_of_answers("bits of a task", f"{name} bpb", paired[-1:], differs))
-    if paired:
-        differs = tuple(dict.fromkeys(pair for row in single for pair in row.differs))
-        return [_row_of_answers("bits", "answer bpb", paired, differs), *single]
-    left, right = (_mean_bits(side) for side in (before, after))
-    differs = _disjoint("documents", before.bits, after.bits, allowed)
-    only = ComparedRow("bits", "answer bpb", left, right, differs=differs)
-    return [only] if left is not None or right is not None else []
-
-
-def _mean_bits(cell: CellResults) -> float | None:
-    """Return the mean bits per byte over the documents of all tasks of a cell; None without any."""
-    every = [answers.values for answers in cell.bits.values()]
-    return float(np.concatenate(every).mean()) if every else None
-
-
-def _disjoint(
-    field: str, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
-) -> tuple[tuple[str, str], ...]:
-    """Return the difference of a field where the cells share no text or task of a kind; else nothing."""
-    if field in allowed or not before or not after or before.keys() & after.keys():
-        return ()
-    return ((field, f"{', '.join(before)} and {', '.join(after)}"),)
-
-
-def _task_differs(before: Answers, after: Answers, allowed: Collection[str]) -> tuple[tuple[str, str], ...]:
-    if "fewshot" in allowed:
-        before, after = _without_prompts(before, after)
-    pairs = {
-        "metric": (before.metric, after.metric),
-        "documents": (before.documents, after.documents),
-        "task_version": (before.version, after.version),
-        "fewshot": (before.fewshot, after.fewshot),
-    }
-    return tuple((name, _words(*pair)) for name, pair in pairs.items() if pair[0] != pair[1] and name not in allowed)
-
-
-def _same_documents(before: Answers, after: Answers) -> tuple[Answers, Answers]:
-    """Return both on the documents that they share. Raises UserError where they share none."""
-    before, after = _without_prompts(before, after)
-    if before.documents == after.documents:
-        return before, after
-    shared = sorted(set(before.ids) & set(after.ids))
-    if not shared:
-        raise UserError("the cells share no document, so that nothing can be paired")
-    return _only(before, shared), _only(after, shared)
-
-
-def _without_prompts(before: Answers, after: Answers) -> tuple[Answers, Answers]:
-    """Return both; without prompts where their numbers of examples differ, since no prompt is equal then."""
-    return (before, after) if before.fewshot == after.fewshot else (before.unprompted, after.unprompted)
-
-
-def _only(answers: Answers, ids: Sequence[str]) -> Answers:
-    place = {document: position for position, document in enumerate(answers.ids)}
-    values = answers.values[[place[document] for document in ids]]
-    return Answers(answers.metric, values, "", answers.version, answers.fewshot, tuple(ids))
-
-
-def _row_of_answers(
-    kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], differs: tuple[Any, ...]
-) -> ComparedRow:
-    """Return a row over the documents of the pairs' tasks.
-
-    The test is McNemar's where an answer is right or wrong, Student's for bits and accuracies of other values, and one
-    by resampling for any other metric.
+    A unit that comes several times is paired as often as both have it. Units of two sources are never the same.
     """
-    before, after = np.concatenate([a.values for a, _ in pairs]), np.concatenate([b.values for _, b in pairs])
-    accuracy = all(answers.is_accuracy for pair in pairs for answers in pair)
-    simple = all(answers.right_or_wrong for pair in pairs for answers in pair)
-    figures = float(before.mean()), float(after.mean())
-    if differs:
-        return ComparedRow(kind, metric, *figures, count=len(after), is_accuracy=accuracy, differs=differs)
-    ids = [document.partition(":")[0] for old, new in pairs for document in old.ids or new.ids]
-    groups = ids if len(ids) == len(before) else list(range(len(before)))
-    if kind in BITS or (accuracy and not simple):
-        difference = clusters.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
-        return ComparedRow(kind, metric, *figures, difference, count=len(before), is_accuracy=accuracy)
-    if not simple:
-        difference = clusters.paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
-        return ComparedRow(kind, metric, *figures, difference, count=len(before))
-    if len(set(groups)) < len(groups):  # a document that comes twice is one observation
-        difference = clusters.paired_clusters(before, after, groups)
-    else:
-        difference = stats.paired_shares(before, after)
-    lost, gained, _ = stats.count_flips(before, after)
-    return ComparedRow(kind, metric, *figures, difference, lost, gained, len(before), is_accuracy=True)
+    if first.source != second.source:
+        return Pair(first.take(()), second.take(()))
+    if first.units is second.units or first.units == second.units:
+        return Pair(first, second)
+    place_by_unit = {unit: place for place, unit in enumerate(_number_units(second.units))}
+    shared = [(at, unit) for at, unit in enumerate(_number_units(first.units)) if unit in place_by_unit]
+    return Pair(first.take([at for at, _ in shared]), second.take([place_by_unit[unit] for _, unit in shared]))
 
 
-def _text(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
-    old, new = before.texts.get(name), after.texts.get(name)
-    left, right = (None if windows is None else windows.perplexity for windows in (old, new))
-    differs = _conditions("text", before, after, allowed)
-    difference = None
-    if old is None or new is None:
-        differs = _disjoint("text", before.texts, after.texts, allowed)
-    elif old.sha256 != new.sha256:
-        differs += () if "text" in allowed else (("text", _words(old.sha256, new.sha256)),)
-    elif not np.array_equal(old.tokens, new.tokens):
-        differs += (("text", "windows of other tokens under one hash"),)
-    elif not differs:
-        difference = _perplexity(old, new)
-    return ComparedRow("text", f"perplexity {name}", left, right, difference, differs=differs)
+def _number_units(units: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+    """Return each unit with the number of equal ones in front of it."""
+    count_by_unit: dict[Hashable, int] = {}
+    numbered = []
+    for unit in units:
+        count_by_unit[unit] = count_by_unit.get(unit, 0) + 1
+        numbered.append((unit, count_by_unit[unit]))
+    return numbered
 
 
-def _perplexity(before: Windows, after: Windows) -> Difference | None:
-    """Return how the perplexities differ; None for a single window with two likelihoods, since it has no interval."""
-    if len(before.nll) > 1:
-        return clusters.paired_perplexity(before.nll, after.nll, before.tokens, in_a_row=before.in_a_row)
-    return Difference(1.0, 1.0, 1.0, 1.0) if np.array_equal(before.nll, after.nll) else None
+def pair_whole(first: AnySample | None, second: AnySample | None) -> Pair[AnySample] | None:
+    """Return two samples as `pair` does if they have the same units in any order; else None."""
+    if first is None or second is None or first.source != second.source:
+        return None
+    same = first.units is second.units or first.sorted_units == second.sorted_units
+    return pair(first, second) if same else None
 
 
-def _speed(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
-    """Return the row of two speed-ups over the dense model, whose measurements are independent."""
-    old, new = before.speed.get(name), after.speed.get(name)
-    left, right = (None if speed is None else speed[0] for speed in (old, new))
-    if old is None or new is None:
-        return ComparedRow("speed", f"speed, {name}", left, right)
-    if differs := _conditions("speed", before, after, allowed):
-        return ComparedRow("speed", f"speed, {name}", left, right, differs=differs)
-    estimate, low, high = stats.ratio_of_ratios(old, new)
-    return ComparedRow("speed", f"speed, {name}", left, right, Difference(estimate, low, high, float("nan")))
+def compare_perplexities(pairs: Sequence[Pair[Windows]]) -> list[Contrast]:
+    """Return for each pair how many times the first's perplexity the second has."""
+
+    def compare(batch: Sequence[Pair[Windows]]) -> list[Contrast]:
+        differences = np.array([both.differences for both in batch])
+        tokens = np.array([both.first.tokens for both in batch], dtype=float)
+        return clusters.paired_perplexities(differences, tokens, in_a_row=batch[0].first.in_a_row)
+
+    return _compare_in_batches(pairs, lambda both: (len(both.first.units), both.first.in_a_row), compare)
+
+
+def compare_shares(pairs: Sequence[Sequence[Pair[Any]]], *, bounds: bool = True) -> list[Contrast]:
+    """Return for each pair the difference of the share of right answers, over the documents of all its tasks.
+
+    bounds  also low and high, two milliseconds for each (bench.stats.intervals.paired_share_interval)
+    """
+    flips = []
+    for tasks in pairs:
+        differences = np.concatenate([both.differences for both in tasks])
+        flips.append((int((differences < 0).sum()), int((differences > 0).sum()), len(differences)))
+    p_values = stats.mcnemars(*np.array(flips).reshape(-1, 3)[:, :2].T).tolist()
+    contrasts = []
+    for (lost, gained, documents), p in zip(flips, p_values, strict=True):
+        low, high = stats.paired_share_interval(lost, gained, documents) if bounds else (math.nan, math.nan)
+        estimate = (gained - lost) / documents
+        contrasts.append(Contrast(estimate, low, high, p, test="mcnemar", lost=lost, gained=gained))
+    return contrasts
+
+
+def compare_means(pairs: Sequence[Sequence[Pair[Any]]]) -> list[Contrast]:
+    """Return for each pair the difference of the mean value, with every one of its tasks weighing alike."""
+
+    def compare(batch: Sequence[Sequence[Pair[Any]]]) -> list[Contrast]:
+        means, variances = [], []
+        for pairs_of_task in zip(*batch, strict=True):
+            differences = np.array([both.differences for both in pairs_of_task])
+            means.append(differences.mean(1))
+            variances.append(differences.var(1, ddof=1) / differences.shape[1])
+        stderrs = (np.sqrt(sum(variances)) / len(variances)).tolist()
+        contrasts = []
+        for mean, stderr in zip(np.mean(means, axis=0).tolist(), stderrs, strict=True):
+            half = NORMAL_95 * stderr
+            p = stats.normal_p(mean, stderr)
+            contrasts.append(Contrast(mean, mean - half, mean + half, p, stderr, test="normal"))
+        return contrasts
+
+    return _compare_in_batches(pairs, lambda tasks: tuple(len(both.first.units) for both in tasks), compare)
+
+
+def _compare_in_batches(
+    pairs: Sequence[Item], key: Callable[[Item], Hashable], compare: Callable[[Sequence[Item]], list[Contrast]]
+) -> list[Contrast]:
+    """Return the contrasts of pairs in their order, from those of each batch of pairs with one key."""
+    places_by_key: dict[Hashable, list[int]] = {}
+    for place, item in enumerate(pairs):
+        places_by_key.setdefault(key(item), []).append(place)
+    contrasts: dict[int, Contrast] = {}
+    for places in places_by_key.values():
+        contrasts |= zip(places, compare([pairs[place] for place in places]), strict=True)
+    return [contrasts[place] for place in range(len(pairs))]

@@ -2,20 +2,17 @@
 
 `CellResults` holds no path and no host. A text goes by its file's name, and its content by a hash.
 
-    record, samples -> CellResults -> bench.regression.pairs, bench.regression.baseline
+    record, samples -> CellResults -> bench.regression.compare, bench.regression.baseline
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from bench.plan.protocol import name_of_text
 from bench.records import run_folder
@@ -23,8 +20,9 @@ from bench.records.comparability import conditions_of_gate, identity_of_cell, na
 from bench.records.frame import STAGES
 from bench.records.measured import ANSWER_BPB, is_accuracy_metric
 from bench.records.record import Record, name_of_model
-from bench.records.sample_tables import OF_WINDOWS, is_finite_throughout
-from bench.records.samples import SampleFiles
+from bench.records.sample_tables import OF_WINDOWS
+from bench.records.samples import Sample, SampleFiles, sample_of_table
+from bench.regression.pairs import Windows, to_windows
 from methods.console import say
 from methods.errors import UserError
 
@@ -35,20 +33,12 @@ BITS_DIGITS = 4  # likewise of a document's bits per byte
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Holds the answers to one task.
+class Answers(Sample):
+    """Holds a value of each answer to one task; an accuracy is from 0 to 1, mostly 1 and 0 for right and wrong."""
 
-    values      a figure per document, of an accuracy from 0 to 1, mostly 1 and 0 for right and wrong
-    documents   a hash of all documents in their order
-    ids         a hash of each document
-    """
-
-    metric: str
-    values: NDArray[np.float64]
-    documents: str
-    version: Any
-    fewshot: int
-    ids: tuple[str, ...] = ()
+    metric: str = ""
+    version: Any = None
+    fewshot: int = 0
 
     @property
     def is_accuracy(self) -> bool:
@@ -56,34 +46,9 @@ class Answers:
         return is_accuracy_metric(self.metric)
 
     @property
-    def right_or_wrong(self) -> bool:
-        """Return whether every value is 1 or 0 for right or wrong."""
-        return self.is_accuracy and bool(np.isin(self.values, (0, 1)).all())
-
-    @property
     def unprompted(self) -> Answers:
-        """Return the same answers with ids of the documents alone, without their prompts."""
-        ids = tuple(document.partition(":")[0] for document in self.ids)
-        return replace(self, documents=_digest(ids), ids=ids) if ids else self
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Holds nats and scored tokens of each window of a text, and the hash of the tokens and of their mask.
-
-    in_a_row  whether the windows follow each other, or else are drawn
-    """
-
-    nll: NDArray[np.float64]
-    tokens: NDArray[np.int64]
-    sha256: str
-    in_a_row: bool
-
-    @property
-    def perplexity(self) -> float:
-        """Return the perplexity per token; infinite where a float cannot hold it."""
-        with np.errstate(over="ignore"):
-            return float(np.exp(self.nll.sum() / self.tokens.sum()))
+        """Return the same answers with documents as units, without their prompts."""
+        return replace(self, units=self.documents)
 
 
 @dataclass(frozen=True)
@@ -147,17 +112,15 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
         table = _table((record, folder, files), name, task["documents"])
-        frame, metric = table.to_pandas(), str(task["main"])
-        figures, likely = _column(frame, metric), _column(frame, ANSWER_BPB)
-        tasks[name] = _answers_of_task(task, name, frame, metric, figures) if is_finite_throughout(figures) else None
-        if is_finite_throughout(likely):
-            bits[name] = _answers_of_task(task, name, frame, ANSWER_BPB, likely.round(BITS_DIGITS))
+        tasks[name] = _answers_of_task(task, name, table, str(task["main"]))
+        likely = _answers_of_task(task, name, table, ANSWER_BPB)
+        bits |= {name: replace(likely, values=likely.values.round(BITS_DIGITS))} if likely else {}
     texts: dict[str, Windows] = {}
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
         table = _table((record, folder, files), f"perplexity-{name_of_text(name)}", text["windows"], OF_WINDOWS)
-        texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
+        texts[Path(name).name] = _windows(text, table, f"{run}: {key}: the samples of {name}")
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
         identity=identity_of_cell(record),
@@ -173,11 +136,6 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     )
 
 
-def _column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """Return a column of samples as numbers; a single nan where the column is missing or empty."""
-    return frame[name].to_numpy(dtype=float) if name in frame and len(frame) else np.array([np.nan])
-
-
 def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes by name; that of the multiply-accumulates has their context, since they depend on it."""
     sizes = {name: measured[name] for name in SIZES if name in measured}
@@ -187,26 +145,22 @@ def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def _answers_of_task(
-    task: Mapping[str, Any], name: str, table: pd.DataFrame, metric: str, values: NDArray[np.float64]
-) -> Answers:
-    """Return the values of a metric of a task with their documents."""
-    hashes = [column for column in ("doc_hash", "prompt_hash", "target_hash") if column in table]
-    ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
-    ids = ids if hashes else tuple(f"{name} {number}" for number in range(len(table)))
-    return Answers(metric, values, _digest(ids), task.get("version"), task.get("fewshot", 0), ids)
+def _answers_of_task(task: Mapping[str, Any], name: str, table: Any, metric: str) -> Answers | None:
+    """Return the values of a metric of a task with their documents; None where a document has no value."""
+    sample, about = (
+        sample_of_table(table, name, metric),
+        {"version": task.get("version"), "fewshot": task.get("fewshot", 0)},
+    )
+    return None if sample is None else Answers(sample.units, sample.values, metric=metric, **about)
 
 
-def _digest(ids: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
-
-
-def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Windows:
+def _windows(text: Mapping[str, Any], table: Any, where: str) -> Windows:
     """Return the windows of a text. Raises UserError for impossible values; its message begins with `where`."""
-    nll, tokens = table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64)
-    if not ((tokens > 0).all() and (np.abs(nll) < MOST_NATS * tokens).all()):
+    sample = sample_of_table(table, "", "nll")
+    windows = to_windows(sample, text) if sample else None
+    if windows is None or (np.abs(windows.values) >= MOST_NATS * np.array(windows.tokens)).any():
         raise UserError(f"{where} have windows without tokens or of more than {MOST_NATS} nats per token")
-    return Windows(nll.round(NLL_DIGITS), tokens, text["sha256"], not text["drawn"])
+    return replace(windows, values=windows.values.round(NLL_DIGITS))
 
 
 def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed: Sequence[str] = ()) -> Any:

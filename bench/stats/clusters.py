@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 from scipy.stats import bootstrap, permutation_test
 
-from bench.stats.intervals import Difference, Floats, Values
+from bench.stats.intervals import Contrast, Floats, Values
 
 
 def ratio_interval(
@@ -65,8 +65,8 @@ def ratio_stderr(y: Values, x: Values, *, in_a_row: bool = False) -> tuple[float
 
 
 def _ratios_stderrs(y: Floats, x: Floats, in_a_row: bool) -> tuple[Floats, Floats, int]:
-    """Return ratios, standard errors and freedom as `ratio_stderr`, along the last axis of y, (..., n), x of (n,)."""
-    n, total = len(x), x.sum()
+    """Return ratios, standard errors and freedom as `ratio_stderr`, along the last axis of y and x, each (..., n)."""
+    n, total = x.shape[-1], x.sum(-1)
     r = y.sum(-1) / total
     e = y - r[..., None] * x
     freedom = degrees_of_freedom(n, in_a_row=in_a_row)
@@ -82,60 +82,55 @@ def degrees_of_freedom(n: int, *, in_a_row: bool) -> int:
     return max(1, round(0.4 * n ** (2 / 3))) if in_a_row else n - 1
 
 
-def paired_perplexity(
-    nll_a: Values, nll_b: Values, tokens: Values, confidence: float = 0.95, *, in_a_row: bool = False
-) -> Difference:
-    """Return the second model's perplexity over the first's, on the same windows of a text.
+def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, *, in_a_row: bool = False) -> Contrast:
+    """Return the contrast of two models' perplexities on the same windows, as `paired_perplexities` does of many."""
+    differences = np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float)
+    return paired_perplexities(differences[None], np.asarray(tokens, dtype=float), in_a_row=in_a_row)[0]
 
-    nll_a, nll_b   nats of each window;  tokens   scored in it
-    in_a_row       whether the windows follow each other in the text, see `ratio_stderr`
 
-    The logarithm of the ratio is sum(nll_b - nll_a) / sum(tokens): `ratio_interval` with the windows as clusters, since
+def paired_perplexities(differences: Floats, tokens: Floats, *, in_a_row: bool = False) -> list[Contrast]:
+    """Return for each pair of models how many times the first's perplexity the second has on the same windows.
+
+    differences  the second's nats minus the first's, (pairs, windows)
+    tokens       scored in each window, (windows,) or as the differences
+    in_a_row     whether the windows follow each other in the text, see `ratio_stderr`
+
+    The logarithm of the ratio is sum(differences) / sum(tokens): `ratio_interval` with the windows as clusters, since
     the tokens of one are no independent observations, and Student's test with its degrees of freedom.
     """
-    apart = np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float)
-    difference = student(apart, tokens, confidence, in_a_row=in_a_row)
-    estimate, low, high = np.exp([difference.estimate, difference.low, difference.high]).tolist()
-    return Difference(estimate, low, high, difference.p, difference.stderr, difference.freedom)
-
-
-def paired_perplexities(
-    nll_a: Floats, nll_b: Floats, tokens: Values, *, in_a_row: bool = False
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return (ratio, low, high, p) as `paired_perplexity` does, each (pairs,), from nats of (pairs, windows)."""
-    results = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95, in_a_row)
+    *logs, p, stderr = _students(differences, tokens, in_a_row=in_a_row)
     with np.errstate(over="ignore"):  # an endless interval is one
-        estimate, low, high = np.exp(results[:3])
-    return estimate, low, high, results[3]
+        columns = np.array([*np.exp(logs), p, stderr])
+    freedom = degrees_of_freedom(differences.shape[1], in_a_row=in_a_row)
+    contrasts = []
+    for estimate, low, high, p_value, error in columns.T.tolist():
+        contrasts.append(Contrast(estimate, low, high, p_value, error, freedom, "student"))
+    return contrasts
 
 
-def student(sums: Values, sizes: Values, confidence: float, *, in_a_row: bool = False) -> Difference:
-    """Return sum(sums) / sum(sizes) over clusters; of equal ones the interval is a point, and p is 0 or 1.
-
-    in_a_row  as in `ratio_stderr`
-    """
-    _, stderr, freedom = ratio_stderr(sums, sizes, in_a_row=in_a_row)
-    figures = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence, in_a_row)
-    estimate, low, high, p = (float(figure) for figure in figures)
-    return Difference(estimate, low, high, p, stderr, freedom)
+def student(sums: Values, sizes: Values) -> Contrast:
+    """Return sum(sums) / sum(sizes) over clusters; of equal ones the interval is a point, and p is 0 or 1."""
+    numbers = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), in_a_row=False)
+    estimate, low, high, p, stderr = map(float, numbers)
+    return Contrast(estimate, low, high, p, stderr, len(sums) - 1, "student")
 
 
-def _students(sums: Floats, sizes: Floats, confidence: float, in_a_row: bool) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return (estimate, low, high, p) along the last axis of sums, (..., n), with sizes of (n,)."""
+def _students(sums: Floats, sizes: Floats, *, in_a_row: bool) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Return (estimate, low, high, p, stderr) along the last axis of sums and sizes, each (..., n)."""
     estimate, stderr, freedom = _ratios_stderrs(sums, sizes, in_a_row)
-    margin = stdtrit(freedom, (1 + confidence) / 2) * stderr
+    margin = stdtrit(freedom, 0.975) * stderr
     positive = np.where(stderr > 0, stderr, 1.0)
     p = np.where(stderr > 0, 2 * stdtr(freedom, -np.abs(estimate) / positive), estimate == 0)
-    return estimate, estimate - margin, estimate + margin, p
+    return estimate, estimate - margin, estimate + margin, p, stderr
 
 
-def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable], confidence: float = 0.95) -> Difference:
+def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable]) -> Contrast:
     """Return the mean of b - a where documents of one group, as questions on one passage, are not independent.
 
     The standard error is the cluster-robust one (`ratio_interval` on the groups' sums and sizes), test and interval are
     Student's with one degree of freedom less than there are groups. E. Miller, "Adding error bars to evals", 2024, 2.2.
     """
-    return student(*sums_by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups), confidence)
+    return student(*sums_by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups))
 
 
 def sums_by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -149,7 +144,7 @@ RESAMPLES = 9999  # of a permutation test or a bootstrap; with at most 13 differ
 SEED = 0  # of both, so that equal records give equal reports
 
 
-def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidence: float = 0.95) -> Difference:
+def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable]) -> Contrast:
     """Return the mean of b - a for any figure per document, by a sign-flip test and a bootstrap over the groups.
 
     Test: if neither model is better, each group's sum is as likely to have the other sign (R. A. Fisher, The Design of
@@ -159,17 +154,16 @@ def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidenc
     sums, sizes = sums_by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups)
     estimate, stderr, freedom = ratio_stderr(sums, sizes)
     if not stderr:
-        return student(sums, sizes, confidence)
+        return student(sums, sizes)
     drawn = bootstrap(
         (sums, sizes),
         lambda y, x, axis: y.sum(axis) / x.sum(axis),
         paired=True,
         n_resamples=RESAMPLES,
         batch=_batch(len(sums)),
-        confidence_level=confidence,
         rng=SEED,
     ).confidence_interval
-    return Difference(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), stderr, freedom)
+    return Contrast(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), stderr, freedom)
 
 
 def sign_flip(differences: Values) -> float:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc, stdtrit
 
 NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
+NORMAL = NormalDist()
 POWER = 0.8  # the probability with which a test shows a difference that is called detectable
 Values = Sequence[float] | NDArray[Any]
 Floats = NDArray[np.float64]
@@ -91,12 +92,15 @@ def _rejected_ranks(n: int, tail: float) -> int:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Holds the second model's value minus the first's, or as a ratio the second over the first.
+class Contrast:
+    """Holds the test of two models: the second's value minus the first's, or as a ratio the second over the first.
 
-    low, high    its interval
-    p            two-sided p value of no difference
-    stderr       of the estimate, or of its logarithm, with its degrees of freedom, where the test goes by one
+    low, high     the 95 % interval of the estimate, never adjusted; NaN if it is not computed
+    p             two-sided p value of no difference; in a table adjusted for all its pairs
+    stderr        of the estimate, or of its logarithm, with its degrees of freedom, where the test goes by one
+    test          "student" on windows, "mcnemar" or "normal" on documents, "draws" by several seeds beside these, or
+                  "intervals" by the two values' own
+    lost, gained  the documents that only the first, only the second model gets right, where the test counts them
     """
 
     estimate: float
@@ -105,20 +109,29 @@ class Difference:
     p: float
     stderr: float | None = None
     freedom: int = 0
+    test: str = ""
+    lost: int | None = None
+    gained: int | None = None
+
+    @property
+    def paired(self) -> bool:
+        """Return whether the test pairs both models on the same windows or documents."""
+        return self.test != "intervals"
 
 
-def mcnemar(lost: int, gained: int) -> float:
-    """Return the exact p value for equal shares, from the documents that only one of two models gets right.
-
-    Q. McNemar, "Note on the sampling error of the difference between correlated proportions", 1947: if both models are
-    as good, each of these documents falls to either side like a coin. Holds over several tasks together too, whatever
-    their difficulty. Its real level is below the nominal one: with about 60 such documents 3.7 % instead of 5 %.
-    """
-    return float(mcnemars(np.array(lost), np.array(gained)))
+def normal_p(estimate: float, stderr: float) -> float:
+    """Return the two-sided p value of no difference by a normal distribution."""
+    return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
 
 
 def mcnemars(lost: Floats | NDArray[np.int64], gained: Floats | NDArray[np.int64]) -> Floats:
-    """Return McNemar's p of many pairs: twice the chance of no more heads than the smaller side in as many throws."""
+    """Return the exact p values for equal shares of pairs of models, from the documents that only one gets right.
+
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions", 1947: if both models are
+    as good, each of these documents falls to either side like a coin. p is twice the chance of no more heads than the
+    smaller side in as many throws. It holds over several tasks together too, whatever their difficulty. Its real level
+    is below the nominal one: with about 60 such documents 3.7 % instead of 5 %.
+    """
     fewer, n = np.minimum(lost, gained), lost + gained
     below = betainc(np.maximum(n - fewer, 1), fewer + 1, 0.5)  # the binomial distribution's P(X <= fewer), p = 1/2
     return np.where(n > 0, np.minimum(1.0, 2 * below), 1.0)
@@ -174,24 +187,6 @@ def detectable_share(
         return math.sqrt(n) * d - max(tested, reached) - find * math.sqrt(max(0.0, discordance - d * d))
 
     return float(brentq(excess, 0, discordance)) if discordance and excess(discordance) > 0 else None
-
-
-def paired_shares(a: Values, b: Values, confidence: float = 0.95) -> Difference:
-    """Return the difference of two models' answers to the same documents, 1 or 0: McNemar's test, Tango's interval."""
-    before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
-    interval = paired_share_interval(lost, gained, n, confidence)
-    return Difference((gained - lost) / n, *interval, mcnemar(lost, gained))
-
-
-def count_flips(a: Values, b: Values) -> tuple[int, int, float]:
-    """Return (lost, gained, agreement): right and then wrong, the reverse, and the share with the same outcome.
-
-    A. Dutta et al., "Accuracy is not all you need", 2024: flips show a change that cancels out in the accuracy.
-    """
-    before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
-    return lost, gained, 1 - (lost + gained) / len(before)
 
 
 def detectable_effect(stderr: float, freedom: int, alpha: float = 0.05, margin: float = 0.0) -> float | None:

@@ -31,7 +31,8 @@ from bench.records.quantity import Quantity, format_percent, format_perplexity, 
 from bench.records.record import Record, metric_of_task, names_of_models
 from bench.records.samples import Samples
 from bench.regression import contrasts
-from bench.regression.contrasts import Pair
+from bench.regression.contrasts import Places
+from bench.regression.pairs import Pair, compare_means, pair_whole
 from bench.stats.draws import exp_of_log, mean_interval
 from bench.stats.intervals import NORMAL_95, average_stderr, kendall
 from reports import legend, protocol
@@ -265,11 +266,11 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
             yield SharedRatio(kept, [model.name for model in alike_rows if chosen[model.model] is not model])
 
 
-def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:
-    """Return the change of perplexity from the first cell of a pair, the dense model, to the second, as a logarithm."""
-    contrast = contrasts.contrast_of_perplexities(records, [pair], samples, text).get(pair)
+def _of_text(records: Mapping[int, Record], places: Places, text: str, samples: Samples) -> Change:
+    """Return the change of perplexity from the first cell, the dense model, to the second, as a logarithm."""
+    contrast = contrasts.contrast_of_perplexities(records, [places], samples, text).get(places)
     if contrast is None:
-        dense, pruned = (records[n].measured["perplexity"][text]["perplexity"] for n in pair)
+        dense, pruned = (records[n].measured["perplexity"][text]["perplexity"] for n in places)
         return Change(math.log(pruned / dense), math.nan, math.nan)
     logs = [
         math.log(end) if 0 < end < math.inf else math.nan for end in (contrast.estimate, contrast.low, contrast.high)
@@ -278,28 +279,27 @@ def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samp
 
 
 def _of_tasks(
-    records: Mapping[int, Record], pair: Pair, tasks: Sequence[str], measure: str, samples: Samples
+    records: Mapping[int, Record], places: Places, tasks: Sequence[str], measure: str, samples: Samples
 ) -> Change | None:
     """Return the change of a mean over tasks from the first cell of a pair to the second, with a normal interval.
 
     For bits per byte it is the logarithm of their ratio. To first order its error is that of the difference of the two,
     each divided by its mean. None if the two were not measured by the same metrics.
     """
-    dense, pruned = (records[n].measured["tasks"] for n in pair)
+    dense, pruned = (records[n].measured["tasks"] for n in places)
     names = [measure if measure == ANSWER_BPB else str(dense[task]["main"]) for task in tasks]
     if any(metric_of_task(pruned[task], name) is None for name, task in zip(names, tasks, strict=True)):
         return None
-    figures = [contrasts.values_of_tasks(records[n], tasks, names) for n in pair]
+    figures = [contrasts.values_of_tasks(records[n], tasks, names) for n in places]
     means = [_mean_of_figures(side) for side in figures]
     over = means if is_times(measure) else [1.0, 1.0]
     paired = []
     for task, name in zip(tasks, names, strict=True):
-        a, b = (samples.of(n, task, name) for n in pair)
-        if a and b and a.units.equals(b.units):
-            paired.append((a.figures, b.figures))
+        both = pair_whole(*(samples.of(n, task, name) for n in places))
+        scaled = both and (replace(side, values=side.values / mean) for side, mean in zip(both, over, strict=True))
+        paired += [Pair(*scaled)] if scaled else []
     if len(paired) == len(tasks):
-        differences = [after / over[1] - before / over[0] for before, after in paired]
-        stderr = average_stderr([math.sqrt(difference.var(ddof=1) / len(difference)) for difference in differences])
+        stderr = compare_means([paired])[0].stderr or 0.0
     else:
         errors = [average_stderr(list(map(_error, side))) for side in figures]
         stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])

@@ -18,7 +18,8 @@ from bench.records.frame import STAGES, columns_of_quantity, texts_of_records
 from bench.records.quantities import list_quantities, quantity_of_column
 from bench.records.quantity import MISSING, format_significant, is_finite
 from bench.records.samples import Samples
-from bench.regression.contrasts import LEVEL, Contrast
+from bench.regression.contrasts import LEVEL
+from bench.stats.intervals import Contrast
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup

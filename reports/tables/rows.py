@@ -35,7 +35,7 @@ from bench.records.served import ServedRecord
 from bench.regression.contrasts import (
     LEVEL,
     Contrasts,
-    Pair,
+    Places,
     contrast_of_averages,
     contrast_of_perplexities,
     is_shown_higher,
@@ -311,7 +311,7 @@ def _flags(
 
 
 def contrasts_in_pairs(
-    block: TableGroup, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False
+    block: TableGroup, places: Sequence[Places], column: str, samples: Samples, *, bounds: bool = False
 ) -> Contrasts:
     """Return the tests of pairs of rows, by their places, as far as samples pair them. Each row is a single model.
 
@@ -331,7 +331,7 @@ def contrasts_in_pairs(
 def _tests(
     block: TableGroup,
     rows: Iterable[int],
-    pairs: Sequence[Pair],
+    pairs: Sequence[Places],
     column: str,
     samples: Samples,
     *,

@@ -34,7 +34,8 @@ from bench.records.measured import ANSWER_BPB
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_percent, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model, requested_ratio
-from bench.records.samples import Sample, Samples, find_alike
+from bench.records.samples import Sample, Samples
+from bench.regression.pairs import pair_whole, to_windows
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
 from bench.stats.draws import (
     DRAWS,
@@ -242,10 +243,10 @@ def _windows_of_differences(study: CalibrationDraws, samples: Samples) -> Varian
     """Return the mean variance over windows of the difference of two methods at one draw, from their samples."""
     name, variances, freedom = f"perplexity-{name_of_text(study.text)}", [], 0
     for _, _, a, b in study.pairs_of_methods():
-        first, second = (samples.of(place, name, "nll") for place in (a, b))
-        if first and second and first.units.equals(second.units):
-            row = not study.records[a].measured["perplexity"][study.text]["drawn"]
-            _, stderr, freedom = ratio_stderr(second.figures - first.figures, first.units.to_pylist(), in_a_row=row)
+        both = pair_whole(*(samples.of(place, name, "nll") for place in (a, b)))
+        if both:
+            windows = to_windows(both.first, study.records[a].measured["perplexity"][study.text])
+            _, stderr, freedom = ratio_stderr(both.differences, windows.tokens, in_a_row=windows.in_a_row)
             variances.append(stderr**2)
     return VarianceComponent(fmean(variances) if variances else None, freedom)
 
@@ -423,13 +424,13 @@ def _figures(
     for task, metric in columns:
         given = {at: samples.of(number[at], task, metric) for at in places}
         samples_by_name[task, metric] = given
-        same = find_alike(given, dict.fromkeys(given))
-        most = Counter(same.values()).most_common(1)
-        kept = [at for at in kept if most and same.get(at) == most[0][0]]
+        units = {at: sample.sorted_units for at, sample in given.items() if sample is not None}
+        most = Counter(units.values()).most_common(1)
+        kept = [at for at in kept if most and units.get(at) == most[0][0]]
     figures = {}
     for name, given in samples_by_name.items():
-        of_kept = [given[at] for at in kept]
-        values = [sample.figures for sample in of_kept if sample is not None]
+        pairs = [pair_whole(given[kept[0]], given[at]) for at in kept]
+        values = [both.second.values for both in pairs if both is not None]
         if values:
             figures[name] = np.array(values)
     return figures, kept

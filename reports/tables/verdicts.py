@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from bench.records import quantity as forms
 from bench.records.quantity import MISSING
+from bench.regression.compare import BITS, ComparedRow
 from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, JudgedRow, Verdict, exit_code_of
-from bench.regression.pairs import BITS, ComparedRow
 from reports.tables.table import Column, Row, Table, cell_of_text
 
 OUTCOMES = {
@@ -60,9 +60,9 @@ def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[
     """
     lines: list[list[object]] = []
     for judged_row in judged:
-        row, difference = judged_row.row, judged_row.row.difference
-        change = [difference.estimate, difference.low, difference.high] if difference else [None] * 3
-        p = difference.p if difference and not math.isnan(difference.p) else None
+        row, contrast = judged_row.row, judged_row.row.contrast
+        change = [contrast.estimate, contrast.low, contrast.high] if contrast else [None] * 3
+        p = contrast.p if contrast and not math.isnan(contrast.p) else None
         line = [
             judged_row.cells,
             row.kind,
@@ -198,11 +198,10 @@ def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
         change = row.after - row.before
         return [*sides, "0" if not change else f"{'-' if change < 0 else '+'}{write(abs(change))}", MISSING]
     sides = [MISSING if figure is None else _figure(row, figure) for figure in (row.before, row.after)]
-    if row.difference is None:
+    if row.contrast is None:
         return [*sides, MISSING, MISSING]
-    difference = row.difference
-    low, high = _change(row, difference.low), _change(row, difference.high)
-    return [*sides, _change(row, difference.estimate) + _unit(row), f"[{low}, {high}]"]
+    low, high = _change(row, row.contrast.low), _change(row, row.contrast.high)
+    return [*sides, _change(row, row.contrast.estimate) + _unit(row), f"[{low}, {high}]"]
 
 
 def _figure(row: ComparedRow, figure: float) -> str:
@@ -230,7 +229,7 @@ def _change(row: ComparedRow, change: float) -> str:
 
 def _unit(row: ComparedRow) -> str:
     if row.kind in ("text", "speed"):
-        return "" if row.difference and row.difference.estimate >= 100 else " %"
+        return "" if row.contrast and row.contrast.estimate >= 100 else " %"
     return " pt" if _in_points(row) else ""
 
 

@@ -62,5 +62,5 @@ def test_figures_per_document_stand_beside_their_documents(study):
     keys = list(study)[:2]
     samples = Samples([run_folder.folder_of_samples(STUDY, key) for key in keys])
     one, other = (samples.of(place, "piqa", "answer_bpb") for place in (0, 1))
-    assert one.units.equals(other.units)
-    assert one.figures.mean() == pytest.approx(study[keys[0]].measured["tasks"]["piqa"]["answer_bpb"]["value"])
+    assert one.units == other.units
+    assert one.values.mean() == pytest.approx(study[keys[0]].measured["tasks"]["piqa"]["answer_bpb"]["value"])

@@ -8,12 +8,12 @@ import io
 import numpy as np
 import pytest
 from made_runs import VERSIONS, answers, cell, nats, speed
+from made_samples import made_answers
 from scipy.stats import binomtest, ttest_rel
 
 from bench.cli.main import main
-from bench.regression import gate, pairs
-from bench.regression.pairs import ComparedRow
-from bench.regression.results import Answers
+from bench.regression import compare, gate
+from bench.regression.compare import ComparedRow
 
 RIGHT = answers(1, 400)
 
@@ -96,8 +96,8 @@ def test_what_is_detectable_is_found_in_four_of_five_tables(cells):
         before, draw = generator.uniform(size=1000) < 0.7, generator.uniform(size=1000)
         lose, gain = (0.06 + loss) / 2 / 0.7, (0.06 - loss) / 2 / 0.3
         after = np.where(before, draw >= lose, draw < gain)
-        sides = (Answers("acc", right.astype(float), "d", 1, 0) for right in (before, after))
-        return pairs._row_of_answers("accuracy", "accuracy", [tuple(sides)], ())
+        sides = (made_answers("acc", right) for right in (before, after))
+        return compare._row_of_answers("accuracy", "accuracy", [tuple(sides)], ())
 
     smallest = np.mean([row(0.0).detectable(0.05 / cells) for _ in range(20)])
     found = 0
@@ -208,10 +208,10 @@ def test_other_numbers_of_examples_are_compared_on_the_same_documents_where_that
 def test_a_document_that_was_asked_twice_counts_once():
     def row(ids: list[str]) -> ComparedRow:
         sides = (np.ones(30), (np.arange(30) >= 8).astype(float))
-        found = [Answers("acc", values, "same", 1, 0, tuple(ids)) for values in sides]
-        return pairs._row_of_answers("task", "t", [(found[0], found[1])], ())
+        found = [made_answers("acc", values, ids) for values in sides]
+        return compare._row_of_answers("task", "t", [(found[0], found[1])], ())
 
-    twice, once = (row([f"{n // times}:p:t" for n in range(30)]).difference for times in (2, 1))
+    twice, once = (row([f"{n // times}:p:t" for n in range(30)]).contrast for times in (2, 1))
     assert twice.high - twice.low > 1.2 * (once.high - once.low)
     assert twice.estimate == once.estimate == pytest.approx(-8 / 30)
 

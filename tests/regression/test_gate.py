@@ -20,6 +20,7 @@ import torch
 import yaml
 from conftest import WORDS, tiny, trusting
 from made_runs import VERSIONS, answers, cell, nats, speed
+from made_samples import made_answers, made_windows
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch import nn
@@ -29,7 +30,7 @@ from bench.records import run_folder
 from bench.records.run_folder import load_run
 from bench.regression import baseline, gate
 from bench.regression.gate import Margins
-from bench.regression.results import Answers, CellResults, Windows, _speeds, results_of_run
+from bench.regression.results import CellResults, _speeds, results_of_run
 from bench.runs import reproduce
 
 IDENTITY = {"label": "laco", "ratio": 0.1, "seed": 0}
@@ -40,9 +41,9 @@ def one(
     right: np.ndarray | None, nll: np.ndarray | None = None, bits: np.ndarray | None = None
 ) -> dict[str, CellResults]:
     """A cell as both sides of the gate hold it."""
-    tasks = {} if right is None else {"piqa": Answers("acc", right, "documents", 1, 0)}
-    texts = {} if nll is None else {"wiki": Windows(nll, np.full(len(nll), 511), "text", in_a_row=False)}
-    likely = {} if bits is None else {"piqa": Answers("answer_bpb", bits, "documents", 1, 0)}
+    tasks = {} if right is None else {"piqa": made_answers("acc", right)}
+    texts = {} if nll is None else {"wiki": made_windows(nll)}
+    likely = {} if bits is None else {"piqa": made_answers("answer_bpb", bits)}
     found = CellResults(IDENTITY, "ok", tasks=tasks, texts=texts, bits=likely)
     return {found.name: found}
 
@@ -129,7 +130,7 @@ LIKELY = np.random.default_rng(9).gamma(4, 0.4, 500)  # bits per byte of 500 rig
 
 def bits(*values: np.ndarray) -> dict[str, CellResults]:
     """A cell of which bits per byte of the right answers alone are known, by task."""
-    tasks = {f"t{n}": Answers("answer_bpb", one, "documents", 1, 0) for n, one in enumerate(values)}
+    tasks = {f"t{n}": made_answers("answer_bpb", one, f"t{n}") for n, one in enumerate(values)}
     return {"x": CellResults(IDENTITY, "ok", bits=tasks)}
 
 
@@ -228,7 +229,7 @@ def test_a_single_window_has_no_interval():
 
 def test_tasks_gate_together_and_alone_where_they_are_named():
     def side(right: np.ndarray) -> dict[str, CellResults]:
-        tasks = {"piqa": Answers("acc", right, "d", 1, 0), "arc": Answers("acc", np.resize(RIGHT, 3000), "e", 1, 0)}
+        tasks = {"piqa": made_answers("acc", right, "d"), "arc": made_answers("acc", np.resize(RIGHT, 3000), "e")}
         return {"x": CellResults(IDENTITY, "ok", tasks=tasks)}
 
     sides = side(RIGHT), side(flipped(40, 5))
@@ -243,7 +244,7 @@ def test_a_task_that_the_run_has_lost_counts_unless_accuracy_does_not_gate():
     """Else a run could pass by not asking what it answers badly."""
 
     def side(*names: str) -> dict[str, CellResults]:
-        return {"x": CellResults(IDENTITY, "ok", tasks={one: Answers("acc", RIGHT, "d", 1, 0) for one in names})}
+        return {"x": CellResults(IDENTITY, "ok", tasks={one: made_answers("acc", RIGHT, one) for one in names})}
 
     sides = side("piqa", "arc"), side("piqa")
     for asked, gates, code in ((Margins(), True, gate.INCOMPLETE), (Margins(accuracy=None), False, 0)):
@@ -256,7 +257,7 @@ def test_a_run_that_was_asked_another_task_is_incomparable_although_each_side_ha
     """Neither accuracy over all tasks nor bits over all tasks stands for what no side shares."""
 
     def side(task: str, right: np.ndarray) -> dict[str, CellResults]:
-        every = {"tasks": {task: Answers("acc", right, task, 1, 0)}, "bits": {task: Answers("bpb", LIKELY, task, 1, 0)}}
+        every = {"tasks": {task: made_answers("acc", right, task)}, "bits": {task: made_answers("bpb", LIKELY, task)}}
         return {"x": CellResults(IDENTITY, "ok", **every)}
 
     found = gate.judge(side("piqa", RIGHT), side("arc_easy", 1 - RIGHT), Margins())
@@ -269,8 +270,7 @@ def test_a_run_that_was_asked_another_task_is_incomparable_although_each_side_ha
 def shares(lost: float) -> dict[str, CellResults]:
     """Answers to a task whose accuracy is a share of each document, as that of truthfulqa_mc2."""
     values = np.random.default_rng(2).uniform(0.3, 0.9, 400) + np.resize([0.02, -0.02], 400) * (lost > 0) - lost
-    ids = tuple(f"{n}:p:t" for n in range(400))
-    return {"x": CellResults(IDENTITY, "ok", tasks={"mc2": Answers("acc", values, "d", 1, 0, ids)})}
+    return {"x": CellResults(IDENTITY, "ok", tasks={"mc2": made_answers("acc", values, "mc2")})}
 
 
 @pytest.mark.parametrize(("lost", "word"), [(0, "not worse"), (0.03, "worse")])
@@ -280,8 +280,8 @@ def test_an_accuracy_of_shares_is_judged_by_a_test_over_documents(lost, word):
     (_, alone) = gate.judge(shares(0), shares(lost), Margins(tasks={"mc2": 2.0}))
     assert (alone.metric, alone.word, alone.row.lost) == ("mc2 acc", word, None)
     apart = shares(lost)["x"].tasks["mc2"].values - shares(0)["x"].tasks["mc2"].values
-    assert alone.row.difference.estimate == pytest.approx(apart.mean())
-    assert alone.row.difference.stderr == pytest.approx(apart.std(ddof=1) / 20)
+    assert alone.row.contrast.estimate == pytest.approx(apart.mean())
+    assert alone.row.contrast.stderr == pytest.approx(apart.std(ddof=1) / 20)
 
 
 def test_an_accuracy_of_shares_counts_in_the_accuracy_over_all_tasks():
@@ -291,13 +291,13 @@ def test_an_accuracy_of_shares_counts_in_the_accuracy_over_all_tasks():
     ]
     (whole, *_) = gate.judge(*sides, Margins())
     assert (whole.metric, whole.word, whole.row.count) == ("accuracy", "worse", 1400)
-    assert whole.row.difference.estimate == pytest.approx(-0.2 * 400 / 1400)
+    assert whole.row.contrast.estimate == pytest.approx(-0.2 * 400 / 1400)
 
 
 @pytest.mark.parametrize("count", [1, 200])
 def test_a_single_task_that_is_not_right_or_wrong_is_shown(count):
     sides = [
-        {"x": CellResults(IDENTITY, "ok", tasks={"f1": Answers("f1", values[:count], "d", 1, 0)})}
+        {"x": CellResults(IDENTITY, "ok", tasks={"f1": made_answers("f1", values[:count])})}
         for values in (LIKELY, LIKELY / 2)
     ]
     (verdict,) = gate.judge(*sides, Margins())
@@ -589,7 +589,7 @@ def test_a_baseline_gives_back_what_was_measured(base, tmp_path):
         for task, was in measured[name].tasks.items():
             assert np.array_equal(found.tasks[task].values, was.values)
         for text, was in measured[name].texts.items():
-            assert np.array_equal(found.texts[text].nll, was.nll)
+            assert np.array_equal(found.texts[text].values, was.values)
         assert found.conditions == measured[name].conditions
 
 

@@ -286,7 +286,7 @@ def with_samples(folder: Path, shifts: dict[str, list[float]], noise: float = 2.
 
 
 def nats(samples: Samples, place: int) -> np.ndarray:
-    return samples.of(place, "perplexity-wiki", "nll").figures
+    return samples.of(place, "perplexity-wiki", "nll").values
 
 
 def test_two_methods_are_paired_by_seed_and_p_has_the_draw_in_it(tmp_path):

@@ -48,8 +48,8 @@ from bench.plan.protocol import Recipe
 from bench.records.frame import frame_of_records
 from bench.records.record import Record, peak_of_stage
 from bench.records.run_folder import load_runs
-from bench.records.samples import Samples
-from bench.stats import intervals
+from bench.records.samples import Sample, Samples
+from bench.regression.pairs import Pair, compare_shares
 from bench.stats.clusters import paired_perplexity
 from methods.errors import UserError
 from methods.model.calibration import Calibration
@@ -622,7 +622,7 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     tokens = nll[0]["tokens"].tolist()
     expected = {
         "perplexity_wiki": paired_perplexity(nll[0]["nll"].tolist(), nll[1]["nll"].tolist(), tokens),
-        "average": intervals.paired_shares(*(table["acc_norm"].tolist() for table in answers)),
+        "average": compare_shares([[Pair(*(Sample((), table["acc_norm"].to_numpy()) for table in answers))]])[0],
     }
     for name, difference in expected.items():
         table = found[f"grid-gain-{name}-0.3"]
@@ -752,7 +752,7 @@ def test_without_pairs_there_is_no_test_and_a_note(pair, tmp_path, how):
     if how == "no samples":
         folders = [folders[0], None]
     elif how == "other documents":
-        folders = [folders[0], sampled(tmp_path / "e", [1] * 100, [9.0] * 8, documents[::-1])]
+        folders = [folders[0], sampled(tmp_path / "e", [1] * 100, [9.0] * 8, [f"{one}, another" for one in documents])]
     else:
         records = [records[0], changed(records[1], "measured", "tasks", "piqa", "main", to="acc")]
     (table,) = build_view("per-task", records, "laco", Samples(folders))
