@@ -178,7 +178,7 @@ class BudgetSearch:
         """Note the share that stays after a pruning, and keep its model where none has come as near."""
         stays = self.budget.stays(model)
         self.tried.append([ratio, stays])
-        if self.best is None or (abs(stays - self.budget.share), ratio) < (self.missed, self.best.ratio):
+        if self.best is None or (abs(stays - self.budget.share), ratio) < (self.miss, self.best.ratio):
             self.best = _PrunedModel(model, decisions, ratio, stays)
         if stays > self.budget.share:
             self.low = max(self.low, (ratio, 1 - stays))
@@ -186,13 +186,13 @@ class BudgetSearch:
             self.high = min(self.high or (math.inf, 0.0), (ratio, 1 - stays))
 
     @property
-    def missed(self) -> float:
+    def miss(self) -> float:
         """Return the share of the quantity by which the nearest model misses the budget."""
         return math.inf if self.best is None else abs(self.best.stays - self.budget.share)
 
     def next_ratio(self) -> float | None:
         """Return the ratio to try next; None where the budget is met, or where no ratio changes the plan."""
-        if self.missed <= MET:
+        if self.miss <= MET:
             return None
         low, less = self.low
         if self.high is None:

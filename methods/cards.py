@@ -138,7 +138,7 @@ class Card:
 
     @property
     def fixed(self) -> bool:
-        """Return whether its parameters alone decide what goes, so that no ratio is asked for."""
+        """Say whether its parameters alone decide what goes, so that no ratio is asked for."""
         return not self.takes_ratio
 
     @property

@@ -44,19 +44,19 @@ class LatencyTable:
     parts: dict[str, list[list[float]]]
     rest: float
 
-    def ms(self, model: Decoder) -> float:
-        """Return the milliseconds that a token takes."""
-        return self.rest + sum(map(self.of_layer, model.layers))
+    def ms_of_model(self, model: Decoder) -> float:
+        """Return the milliseconds that a token takes in a model, by the table."""
+        return self.rest + sum(map(self.ms_of_layer, model.layers))
 
-    def of_layer(self, layer: Layer) -> float:
+    def ms_of_layer(self, layer: Layer) -> float:
         """Return the milliseconds of a layer. A map of the residual, or what else is no sublayer, counts as MLP."""
         sizes = layer.sizes()
         beside = sizes["layer"] - sizes["attention"] - sizes["mlp"]
         (before, less), (most, ms) = self.parts["mlp"][-2:]
-        of_parts = sum(self.of_part(part, sizes[part]) for part in self.parts)
+        of_parts = sum(self.ms_of_sublayer(part, sizes[part]) for part in self.parts)
         return of_parts + beside * (ms - less) / (most - before)
 
-    def of_part(self, part: str, parameters: int) -> float:
+    def ms_of_sublayer(self, part: str, parameters: int) -> float:
         """Return the milliseconds of a sublayer, "attention" or "mlp", with this number of parameters."""
         points = self.parts[part]
         pairs = pairwise(points)
@@ -86,7 +86,7 @@ def count_quantity(model: Decoder, of: str, context: int = 0, table: LatencyTabl
         "macs": lambda: sizes.macs_per_token(model, context),
     }
     if table is not None:
-        ways["latency"] = lambda: table.ms(model)
+        ways["latency"] = lambda: table.ms_of_model(model)
     if of in ways:
         return ways[of]()
     raise ValueError(f"a ratio is a share of {', '.join(COUNTED)}; got {of!r}")
@@ -119,7 +119,7 @@ class Budget:
     table: LatencyTable | None = None
 
     def stays(self, model: Decoder) -> float:
-        """Return which share of the dense model's quantity a model has."""
+        """Return the share of the dense model's quantity that a model has."""
         return count_quantity(model, self.of, self.context, self.table) / self.dense
 
     def __str__(self) -> str:
@@ -153,7 +153,7 @@ def quantity_of_layer(layer: Layer, of: str, context: int, table: LatencyTable |
     from methods.model.sizes import layer_macs
 
     if table is not None:
-        return table.of_layer(layer)
+        return table.ms_of_layer(layer)
     parameters = list(layer.module.parameters())
     match of:
         case "bytes":

@@ -72,7 +72,7 @@ def series_of_points(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
 
 
 def find_changes(values: Sequence[float]) -> list[int]:
-    """Return the places at which new levels begin in values in the order of time; empty below FEWEST values.
+    """Return the places at which the level of a series changes, its values in order of time; empty below FEWEST.
 
     R. Killick, P. Fearnhead, I. A. Eckley, "Optimal detection of changepoints with a linear computational cost", 2012
     (ruptures.Pelt), with the distance to a level's median as the cost, so that one odd run makes no level. The noise is

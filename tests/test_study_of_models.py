@@ -127,7 +127,7 @@ def rows_of_pairs() -> list[str]:
             cells = []
             for ratio in RATIOS:
                 (rows,) = (one for one in ratios()[ratio].models if one.name == model)
-                places = [rows.place(method) for method in ratios()[ratio].everywhere(measure)]
+                places = [rows.place(method) for method in ratios()[ratio].methods_on_all_models(measure)]
                 pairs = list(combinations([place for place in places if place is not None], 2))
                 shown = sum(
                     rows.tested.has_more(a, b, measure) or rows.tested.has_more(b, a, measure) for a, b in pairs
@@ -227,7 +227,7 @@ def test_what_is_said_of_more_windows():
 def rank(ratio: float, model: str, method: str, measure: str = WIKI) -> float:
     shared = ratios()[ratio]
     (rows,) = (one for one in shared.models if one.name.startswith(model))
-    return rows.places(shared.everywhere(measure), measure)[method].rank
+    return rows.places(shared.methods_on_all_models(measure), measure)[method].rank
 
 
 @cache

@@ -152,7 +152,7 @@ class Job:
 
     @property
     def is_timed(self) -> bool:
-        """Return whether nothing may run beside it on its machine."""
+        """Say whether nothing may run beside it on its machine."""
         return self.cell.is_timed
 
     def to_json(self) -> str:
@@ -249,7 +249,7 @@ class Engine(Protocol):
 
     @property
     def is_here(self) -> bool:
-        """Whether cells run on this machine, so that its devices can be looked at."""
+        """Say whether cells run on this machine, so that its devices can be looked at."""
 
     def start(self, conditions: Conditions) -> Session:
         """Begin a session. Raises UserError, within seconds, where the engine cannot run such cells."""

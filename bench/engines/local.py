@@ -199,7 +199,7 @@ class LocalSession:
         for slot, (_, thread) in self._running.items():
             while thread.is_alive():  # it may be about to start its process
                 self._workers[slot].kill()
-                if self._workers[slot].starts:  # it may wait for the server to fork it
+                if self._workers[slot].is_starting:  # it may wait for the server to fork it
                     end_server()
                 thread.join(0.05)
         self._running.clear()

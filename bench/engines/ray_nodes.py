@@ -162,7 +162,7 @@ def find_suitable_nodes(nodes: Sequence[Node], ask: Ask) -> list[Node]:
 
 
 def divide_nodes(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int | None) -> tuple[Ask, int]:
-    """Return what each cell needs, with its threads, and how many cells run at once.
+    """Return the request of a cell with its threads filled in, and how many cells run at once.
 
     nodes  that can take a cell
     slots  the most that the user wants at once; None: one on each GPU, and on the CPU one on the smallest node

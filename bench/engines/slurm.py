@@ -137,7 +137,7 @@ class Element:
 
     @property
     def is_measured(self) -> bool:
-        """Whether its cell has a record. The record is written after everything else."""
+        """Say whether its cell has a record. The record is written after everything else."""
         return (self.part / "cells" / f"{self.key}.json").is_file()
 
     def look_anew(self) -> None:
@@ -217,7 +217,7 @@ def measure_on_node(measure: Measure, part: str) -> None:
 
 
 def write_machine(device: str, part: str) -> None:
-    """Write, on a node, what timed cells have there."""
+    """Write into a file, on a node, the processor or GPU and the threads that timed cells have there."""
     import torch
 
     from bench.system import environment

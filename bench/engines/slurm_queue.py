@@ -100,7 +100,7 @@ class SlurmQueue:
         return {name: reason.strip() for name, _, reason in parts if name}
 
     def state(self, name: str) -> str:
-        """Return what accounts say. Where there are none, or they lag behind, the controller is asked."""
+        """Return the state of a job by Slurm's accounts; without accounts, or where they lag, by the controller."""
         accounts = _output("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={name}")
         state = (accounts or "").partition("\n")[0].partition(" ")[0]  # it may be "CANCELLED by 1000"
         if state in GOES_ON:

@@ -78,7 +78,7 @@ class Call:
             self.drop(cache)
 
     def drop(self, cache: DynamicCache) -> None:
-        """Drop from a cache what no later call looks at."""
+        """Drop the tokens of a cache that no later call attends to."""
         for layer in cast(list[Any], cache.layers) if self.stay is not None else ():
             if layer.is_initialized:  # one without an attention has nothing
                 stay = self.stay.to(layer.keys.device)  # type: ignore[union-attr]

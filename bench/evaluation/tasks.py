@@ -24,7 +24,7 @@ ADDRESS = re.compile(r"0x[0-9a-f]+")  # in the description of a function that ha
 
 
 def fingerprint_of_task(task: Any, documents: Sequence[int]) -> TaskInput:
-    """Return what an answer to a task stands on.
+    """Return the version of a task, and a hash of all that an answer to it depends on.
 
     The hash is of lm-eval's definition, of the documents at these positions, and of those that examples are taken from.
     """

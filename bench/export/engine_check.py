@@ -117,7 +117,7 @@ def windows_of(tokenizer: Any, text: str, longest: int, windows: int = WINDOWS) 
 
 
 def words_of_windows(text: str) -> str:
-    """Return which windows `windows_of` takes, to stand behind their number; a run draws others by default."""
+    """Return words on which windows `windows_of` takes, to follow their number; a run draws others by default."""
     return f"that are the first of {text}"
 
 

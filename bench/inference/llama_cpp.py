@@ -207,8 +207,8 @@ class Library:
         values = self.ffi.buffer(self.c.llama_get_logits(context), 4 * T * V)
         return np.frombuffer(values, np.float32).reshape(T, V)
 
-    def tokens(self, model: Any, text: str) -> list[int]:
-        """Return the ids of a text by the tokenizer of the file, with its tokens in front."""
+    def tokenize(self, model: Any, text: str) -> list[int]:
+        """Return the ids of a text by the tokenizer of the file, with the special tokens that it puts in front."""
         words = text.encode()
         room = len(words) + 8
         ids = self.ffi.new("llama_token[]", room)
@@ -224,12 +224,12 @@ class Library:
         memory = self.c.llama_get_memory(context)
         return all(self.c.llama_memory_seq_rm(memory, sequence, length, -1) for sequence in range(sequences))
 
-    def drop(self, batch: Any) -> None:
-        """Give back what a batch holds."""
+    def free_batch(self, batch: Any) -> None:
+        """Free the memory of a batch."""
         self.c.llama_batch_free(batch)
 
-    def close(self, context: Any) -> None:
-        """Give back what a context holds."""
+    def free_context(self, context: Any) -> None:
+        """Free the memory of a context."""
         self.c.llama_free(context)
 
 
@@ -238,7 +238,7 @@ def _compute(line: worker.Channel, task: dict[str, Any], complaints: str) -> Non
     engine, sequences = Library(complaints), task["sequences"]
     line.alive("while llama.cpp read the file")
     model = engine.load(task["file"])
-    line.send({"tokens": engine.tokens(model, task["text"])})
+    line.send({"tokens": engine.tokenize(model, task["text"])})
     context = engine.context(model, length=max(map(len, sequences)), sequences=1, threads=task["threads"], exact=True)
     V, nll = engine.vocabulary(model), list[float]()
     for number, ids in enumerate(sequences):
@@ -246,7 +246,7 @@ def _compute(line: worker.Channel, task: dict[str, Any], complaints: str) -> Non
         engine.forget(context)
         batch = engine.batch([ids], 0, every=True)
         engine.decode(context, batch)
-        engine.drop(batch)
+        engine.free_batch(batch)
         logits = engine.logits(context, len(ids), V)
         if number == 0:
             line.send({"logits": logits.copy()})
@@ -391,7 +391,7 @@ class TimedFile:
 
     @property
     def workload(self) -> Workload:
-        """Return what is timed."""
+        """Return the calls of the engine that are timed."""
         if self.point.kind == "prefill":
             return Workload(lambda: self.engine.decode(self.context, self.prompt), self._empty)
         return Workload(self._step, self._rewind, len(self.steps))
@@ -412,7 +412,7 @@ class TimedFile:
         self.at += 1
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Free the memory that the engine holds of the file."""
         for batch in (self.prompt, *self.steps):
-            self.engine.drop(batch)
-        self.engine.close(self.context)
+            self.engine.free_batch(batch)
+        self.engine.free_context(self.context)

@@ -66,7 +66,7 @@ class OtherPython:
         return self._answer(program)
 
     def device(self) -> dict[str, Any]:
-        """Return what the other Python's torch computes on, by the names of an environment. Raises EngineFailed."""
+        """Return the device of the other Python's torch, by the names of an environment. Raises EngineFailed."""
         answer = self._answer(DEVICE)
         try:
             name, count = json.loads(answer)

@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def is_draw(self) -> bool:
-        """Return whether this is one of several draws of a random method."""
+        """Say whether this is one of several draws of a random method."""
         return is_drawn(self.parameters, self.given)
 
     def refuse_misfit(self) -> None:
@@ -211,7 +211,7 @@ class Cell(Stage):
 
     @property
     def is_timed(self) -> bool:
-        """Return whether the cell is timed: of several draws only the first, since all remove the same amount."""
+        """Say whether the cell is timed: of several draws only the first, since all remove the same amount."""
         first = (None, seed_of_first_draw(self.seed))
         stages: list[Stage] = [*self.earlier, self]
         later = any(stage.is_draw and stage.parameters.get("seed") not in first for stage in stages)
@@ -280,12 +280,12 @@ def seed_of_first_draw(seed: int) -> int:
 
 
 def is_recorded_draw(stage: Mapping[str, Any]) -> bool:
-    """Return whether a stage of a record's cell, as plain values, is one of several draws of a random method."""
+    """Say whether a stage of a record's cell, as plain values, is one of several draws of a random method."""
     return is_drawn(stage["parameters"], stage.get("given", ()))
 
 
 def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
-    """Return whether a method with these parameters draws its seeds itself, since none was given."""
+    """Say whether a method with these parameters draws its seeds itself, since none was given."""
     return "draws" in parameters and "seed" not in given
 
 

@@ -87,7 +87,7 @@ def choices_of_spec(spec: RunSpec) -> list[MethodChoice]:
 
 
 def is_sweep(spec: RunSpec) -> bool:
-    """Return whether anything but methods and ratios has several values."""
+    """Say whether anything but methods and ratios has several values."""
     several = [values for given in parse_settings(spec.settings).values() for values in given.values()]
     return len(spec.protocols()) > 1 or any(len(values) > 1 for values in several)
 

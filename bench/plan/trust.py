@@ -74,7 +74,7 @@ class Trust:
             raise UserError(f"{path} leads out of the folder of its run, which no flag allows; copy what is there")
 
     def allows(self, kind: str, name: str) -> bool:
-        """Return whether records may have this name; `kind` is the word of messages, as in 'model' or 'text'."""
+        """Say whether records may have this name; `kind` is the word of messages, as in 'model' or 'text'."""
         if name in OWN.get(kind, ()) or name in self.names:
             return True
         if kind == "task" or name.startswith("hub:") or (place := _place(name)) is None:

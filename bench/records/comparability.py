@@ -115,7 +115,7 @@ GATE = {kind: _names_in_gate(kind) for kind in FIGURES}
 
 
 def is_condition_of(place: str, *kinds: str) -> bool:
-    """Return whether a table of any of these kinds depends on a condition; one that is not listed concerns all."""
+    """Say whether a table of any of these kinds depends on a condition; one that is not listed concerns all."""
     condition = BY_PLACE.get(place)
     return condition is None or not set(kinds).isdisjoint(condition.table.split())
 
@@ -358,7 +358,7 @@ def _distinct(heads: Mapping[str, Any]) -> int:
 
 
 def _is_name_of_several(names: Mapping[str, str], conditions: Mapping[str, Mapping[str, Any]], key: str) -> bool:
-    """Return whether another model is shown by the same name as this setup's."""
+    """Say whether another model is shown by the same name as this setup's."""
     return any(
         names[setup] == names[key] and conditions[setup]["model"] != conditions[key]["model"] for setup in conditions
     )

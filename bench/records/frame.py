@@ -104,13 +104,13 @@ def columns_with_values(rows: Sequence[Mapping[str, Any]], names: Iterable[str])
 
 
 def removes_too_little(record: Record) -> bool:
-    """Return whether a cell removed too much less than its budget, so that its values flatter it."""
+    """Say whether a cell removed too much less than its budget, so that its values flatter it."""
     by = budget_miss(record.measured)
     return by is not None and by < -MISS
 
 
 def misses_budget(record: Record) -> bool:
-    """Return whether a cell missed its budget by more than MISS, so that it is marked."""
+    """Say whether a cell missed its budget by more than MISS, so that it is marked."""
     by = budget_miss(record.measured)
     return by is not None and abs(by) > MISS
 
@@ -405,7 +405,7 @@ def _place_of_fit(fit: dict[str, Any]) -> str:
 
 
 def may_be_guessed(row: Mapping[str, Any], column: str) -> bool:
-    """Return whether a row's accuracy in a column is not shown to be above guessing; False where it is not known."""
+    """Say whether a row's accuracy in a column is not shown to be above guessing; False where it is not known."""
     value, chance = row.get(column), row.get(f"{column}_chance")
     if value is None or chance is None:
         return False

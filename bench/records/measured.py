@@ -60,12 +60,12 @@ ACCURACY = re.compile(r"(^|_)acc(_|$)")
 
 
 def is_accuracy(task: Mapping[str, Any]) -> bool:
-    """Return whether a task's main metric is an accuracy. Accuracies alone are averaged over tasks."""
+    """Say whether a task's main metric is an accuracy. Accuracies alone are averaged over tasks."""
     return is_accuracy_metric(task["main"])
 
 
 def is_accuracy_metric(metric: str) -> bool:
-    """Return whether a metric is the share of documents that were answered right."""
+    """Say whether a metric is the share of documents that were answered right."""
     name = metric.partition(",")[0]  # lm-eval names a filter behind a comma
     return name in ("exact_match", "em", "mc1", "mc2") or ACCURACY.search(name) is not None
 

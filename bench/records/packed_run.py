@@ -45,7 +45,7 @@ MOST_CHARACTERS = 60  # characters of a name that is none
 
 
 def is_packed(run: Path) -> bool:
-    """Return whether a folder holds a packed run."""
+    """Say whether a folder holds a packed run."""
     return (run / RECORDS).is_file()
 
 
@@ -130,7 +130,7 @@ def _parse_line(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any]
 
 
 def _is_file_name(name: str) -> bool:
-    """Return whether a name can be a file's in any folder, and leads into no other folder."""
+    """Say whether a name can be a file's in any folder, and leads into no other folder."""
     fits = name.isprintable() and not set(name) & set("/\\") and name not in ("", ".", "..")
     return fits and len(name.encode()) <= LONGEST
 

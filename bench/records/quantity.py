@@ -101,7 +101,7 @@ class Quantity:
 
     @property
     def is_each(self) -> bool:
-        """Return whether each text or task has a column of its own."""
+        """Say whether each text or task has a column of its own."""
         return "{}" in self.name
 
     @property
@@ -111,7 +111,7 @@ class Quantity:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Return whether it is averaged and drawn by its logarithm, since values can lie orders of magnitude apart."""
+        """Say whether it is averaged and drawn by its logarithm, since values can lie orders of magnitude apart."""
         return self.average == "log mean"
 
     @property
@@ -188,7 +188,7 @@ def declare_quantity(
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value of a row is there and is a finite number."""
+    """Say whether a value of a row is there and is a finite number."""
     return value is not None and math.isfinite(value)
 
 

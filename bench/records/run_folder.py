@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run, with or without a record yet."""
+    """Say whether a folder is that of a run, with or without a record yet."""
     return packed_run.is_packed(folder) or (folder / "cells").is_dir()
 
 
@@ -236,7 +236,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
 
 
 def _is_of(row: ServedRecord, sound: Mapping[str, Record]) -> bool:
-    """Return whether a served record is of the model that its cell has now, and not of a superseded record."""
+    """Say whether a served record is of the model that its cell has now, and not of a superseded record."""
     record = sound.get(row.key)
     return record is not None and row.model.get("pruned_sha256") == record.measured.get("pruned_sha256")
 

@@ -41,7 +41,7 @@ ROUNDING = 1e-6  # share by which a figure may differ from that of its rows: the
 
 
 def is_finite_throughout(values: NDArray[np.float64]) -> bool:
-    """Return whether all values are numbers that can be squared and summed."""
+    """Say whether all values are numbers that can be squared and summed."""
     return bool((np.abs(values) < MOST).all())  # nan is not
 
 
@@ -131,7 +131,7 @@ def refuse_other_file(path: Path, measured: Mapping[str, Any]) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is a file. Raises InvalidRecord where the file system does not say."""
+    """Say whether there is a file. Raises InvalidRecord where the file system does not say."""
     try:
         return path.is_file()
     except OSError as error:

@@ -76,7 +76,7 @@ class ServedRecord:
 
     @property
     def is_base(self) -> bool:
-        """Return whether it is the dense model that all others are compared with."""
+        """Say whether it is the dense model that all others are compared with."""
         return self.model["method"] == "dense" and self.type == self.base
 
 

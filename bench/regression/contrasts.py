@@ -305,7 +305,7 @@ def _adjust_p(pairs: Iterable[Places], contrasts: Mapping[Places, Contrast | Non
 
 
 def is_shown_higher(contrasts: Contrasts, rows: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
-    """Return whether each cell of `rows` is shown to have more than each of `than`; equal cells have `neutral`.
+    """Say whether each cell of `rows` is shown to have more than each of `than`; equal cells have `neutral`.
 
     Several cells are the draws of a random method: the claim is then for every one of them.
     """

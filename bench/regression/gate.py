@@ -76,7 +76,7 @@ class Margins:
         return None if points is None else points / 100
 
     def gates(self, row: ComparedRow) -> bool:
-        """Return whether a row gates; a task does where a margin names it, or where the run does not have it."""
+        """Say whether a row gates; a task does where a margin names it, or where the run does not have it."""
         if row.kind == "task":
             return row.task in self.tasks or (row.after is None and self.accuracy is not None)
         return self.sizes if row.kind == "size" else self.of(row) is not None
@@ -116,7 +116,7 @@ def _check_value(file: Path, key: str, value: Any) -> Any:
 
 
 def _is_off(value: Any) -> bool:
-    """Return whether a value of YAML is off; YAML 1.1 reads that as false."""
+    """Say whether a value of YAML is off; YAML 1.1 reads that as false."""
     return value is False or value == "off"
 
 

@@ -42,7 +42,7 @@ class Answers(Sample):
 
     @property
     def is_accuracy(self) -> bool:
-        """Return whether the values are accuracies."""
+        """Say whether the values are accuracies."""
         return is_accuracy_metric(self.metric)
 
     @property

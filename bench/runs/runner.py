@@ -208,7 +208,7 @@ class EarlierCells:
 
     @classmethod
     def find(cls, folder: Path, cells: Sequence[Cell], retry_failed: bool) -> EarlierCells:
-        """Return what the folder of a run has of its cells."""
+        """Return how the cells with a record in a run's folder have ended, and why other records do not count."""
         ends, reasons = dict[str, CellEnd](), dict[str, str]()
         for key, record, reason in store.find_records(folder, cells, retry_failed):
             if record is None:
@@ -290,7 +290,7 @@ class CellLoop:
             run=self.run,
             threads=self.session.threads(cell.is_timed),
             gpus=self.session.machine.gpus if cell.device.startswith("cuda") else 0,
-            search=self.searches.of(cell) if self.schedule.may_search(cell.key) else SearchStart(),
+            search=self.searches.start_of(cell) if self.schedule.may_search(cell.key) else SearchStart(),
             keep_model=cell.key in self.children,
         )
 

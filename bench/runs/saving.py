@@ -66,7 +66,7 @@ def save_and_reload(
 
 
 def complete_card(measured: Mapping[str, Any], run: Path) -> None:
-    """Write what has been measured since the model was saved into its card."""
+    """Write into the card of a saved model what has been measured since it was saved."""
     save_load.complete(run / measured["saved"]["folder"], {"measured": _figures(measured)})
 
 

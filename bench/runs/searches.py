@@ -48,8 +48,8 @@ class KnownSearches:
         if len(order) > len(self._longest.get(search, SearchStart()).order):
             self._longest[search] = SearchStart(tuple(order), seconds)
 
-    def of(self, cell: Cell) -> SearchStart:
-        """Return what a cell begins with; an empty order where nothing is known."""
+    def start_of(self, cell: Cell) -> SearchStart:
+        """Return the longest list of removals that a cell's search can begin with; empty without any."""
         return self._longest.get(_search(cell.plain()), SearchStart()) if self._longest else SearchStart()
 
 
@@ -106,7 +106,7 @@ def _until(order: Sequence[str], seconds_by_start: Mapping[tuple[str, ...], floa
 
 
 def resume_search(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, SearchTimes]:
-    """Let pruning of the cell `key` keep its progress on disk, and begin with what is there.
+    """Return data with which pruning of the cell `key` keeps its progress on disk and goes on from there.
 
     An interrupted attempt of the same cell has left the logs of its search and its sweeps (methods.model.calibration);
     a file that cannot be read counts as none. A search goes on with what it began with, unless another cell has more

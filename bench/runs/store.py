@@ -403,7 +403,7 @@ def load_model(folder: Path, key: str, record: Record, device: Place, files: Lay
 
 
 def stage_of_record(record: Record) -> dict[str, Any]:
-    """Return what a chained cell's record says of its parent, see bench.records.measured."""
+    """Return the fields of a record that describe it as the parent of another cell, see bench.records.measured."""
     cell = {name: value for name, value in record.cell.items() if name != "earlier"}
     decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
     return {

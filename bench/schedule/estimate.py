@@ -184,7 +184,7 @@ class PruningWork:
 
 
 def reuse_of_method(method: str) -> Reuses:
-    """Return what a method's cells reuse of a cell at another ratio: removals, statistics or nothing."""
+    """Return "removals", "statistics" or "": what cells of a method reuse of another cell's pruning."""
     return methods.load()[method.partition("+")[0]].reuses
 
 
@@ -246,7 +246,7 @@ class Estimator:
                     self._sums[kind] = measured_sum + measured[stage], computed_sum + computed
 
     def estimate(self, cell: Cell, amounts: Amounts, known_ratio: float = 0.0) -> Estimate:
-        """Return what a cell is likely to take; `known_ratio` is the ratio of `Cost.seconds`."""
+        """Return the estimated seconds of each stage of a cell; `known_ratio` is the ratio of `Cost.seconds`."""
         stages, measured = dict[str, float](), 0.0
         for stage, computed in self.costs[cell.model].seconds(cell, amounts, known_ratio).items():
             kind = next((kind for kind in _kinds_of_work(stage, cell) if kind in self._sums), ANY)
@@ -273,7 +273,7 @@ def _kinds_of_work(stage: str, cell: Cell) -> Iterator[tuple[str, ...]]:
 
 
 def is_of_machine(record: Record, environment: Mapping[str, object]) -> bool:
-    """Return whether a record's seconds are of such a machine: its processor, device, dtype and threads."""
+    """Say whether a record was measured in this environment: on its processor and device, in its dtype and threads."""
     names = ("cpu", "gpu", "device", "dtype", "threads")
     return all(record.environment.get(name) == environment.get(name) for name in names)
 
@@ -287,7 +287,7 @@ def estimate_cells(
     timed_threads: int,
     done: Container[str] = (),
 ) -> dict[str, Estimate]:
-    """Return {key: what the cell is likely to take}, for cells of one device and dtype that come in this order.
+    """Return {key: estimate of the cell}, for cells of one device and dtype that run in this order.
 
     records        of the run's folder and of those beside it; those of this machine count
     amounts        returns the tokens and documents that a cell is measured on

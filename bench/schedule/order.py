@@ -131,7 +131,7 @@ class Schedule:
         return parent or (self._before.get(key) if self.may_search(key) else None)
 
     def may_search(self, key: str) -> bool:
-        """Return whether a cell may begin with the removals of another one, as far as records say."""
+        """Say whether a cell may begin with the removals of another one, as far as records say."""
         return key in self._search_of and self._search_of[key] not in self._no_searches
 
     def _take(self, key: str) -> None:
@@ -146,7 +146,7 @@ class Schedule:
             heapq.heappush(self._ready[key in self._timed], (self._rank[key], key))
 
     def _waits(self, key: str) -> bool:
-        """Return whether a cell waits for its parent, or for a cell whose removals it may begin with."""
+        """Say whether a cell waits for its parent, or for a cell whose removals it may begin with."""
         parent = self.cells[key].parent_key
         if parent is not None and parent not in self.ended:
             return True

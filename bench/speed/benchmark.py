@@ -81,7 +81,7 @@ class SpeedBenchmark:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether models lie on a GPU. More is measured there."""
+        """Say whether models lie on a GPU. More is measured there."""
         return any(device.type == "cuda" for device in self.devices)
 
     def memory(self, model: nn.Module) -> Iterator[PointMemory]:
@@ -145,7 +145,7 @@ class SpeedBenchmark:
             torch.compiler.reset()
         if place.together:
             figures = self._in_turns(point, place.models)
-            if not (place.separable and figures.out_of_memory):
+            if not (place.is_separable and figures.out_of_memory):
                 return figures
         figures = self._in_blocks(point, place)
         place.gather()
@@ -236,7 +236,7 @@ class SpeedBenchmark:
         if not self.gpus:
             return result
         gpus = tuple(value_from_plain(GpuMeanwhile, each) for each in sampler.summarise())
-        return replace(result, gpus=gpus, flags=(*(result.flags or ()), *["slowed"] * sampler.throttled))
+        return replace(result, gpus=gpus, flags=(*(result.flags or ()), *["slowed"] * sampler.is_throttled))
 
 
 def reason_of_failure(error: Exception, who: str) -> str:
@@ -268,8 +268,8 @@ class Placement:
         self.gather()
 
     @property
-    def separable(self) -> bool:
-        """Whether one model can make room for the other. Those of a CPU lie in the memory that they would wait in."""
+    def is_separable(self) -> bool:
+        """Say whether one model can make room for the other. On a CPU it would wait in the memory that it lies in."""
         return len(self.models) > 1 and [device.type for device in self.devices] == ["cuda"]
 
     @torch.inference_mode(mode=False)  # that mode would make inference tensors of the parameters
@@ -281,7 +281,7 @@ class Placement:
             for model in self.models.values():
                 model.to(self.devices[0])
         except Exception as error:
-            if not (self.separable and failures.is_out_of_memory(error)):
+            if not (self.is_separable and failures.is_out_of_memory(error)):
                 raise
             self.together = False
 

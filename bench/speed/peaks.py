@@ -104,7 +104,7 @@ def load_between_states(
     *,
     nvml: str | None = None,
 ) -> MachineMeanwhile:
-    """Return what else the machine did between two states. `flags` say what may have spoilt the figures.
+    """Return the load of the machine by other work between two states, with flags on what may have spoilt the figures.
 
     processes  of other programs on each GPU
     slowed_by  what held GPUs down while models were timed
@@ -236,7 +236,7 @@ def measure_peak_rates(
 
 
 def shares_of_peak(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, float]) -> dict[str, float]:
-    """Return what one call reaches of the rates.
+    """Return the shares of the peak rates that one call reaches.
 
     bandwidth    of a decode step: the weights and the cache that it must read, of the bytes copied in that time
     matrix_rate  its multiply-accumulates, of those of the product

@@ -244,5 +244,5 @@ def _tensor(pipe: Connection, dtype: torch.dtype, shape: torch.Size) -> Tensor:
 
 
 def _leaf(tensor: Tensor) -> bool | None:
-    """Return whether a parameter wants a gradient; None for what is no parameter."""
+    """Say whether a parameter wants a gradient; None for what is no parameter."""
     return tensor.requires_grad if isinstance(tensor, nn.Parameter) else None

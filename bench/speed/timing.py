@@ -113,7 +113,7 @@ class WarmUp:
 
 
 def warm_up(work: Workload, clock: Clock, *, long: bool = False) -> WarmUp:
-    """Run passes until two blocks after each other agree, but at most to the cap; return how that went.
+    """Run passes that do not count until two blocks in a row take equally long or a cap is reached; return how it went.
 
     The very first pass counts for nothing, since compilation and allocation happen in it.
 

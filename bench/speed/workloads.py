@@ -37,7 +37,7 @@ class StepGraph(typing.Protocol):
         """Capture what `step` does. It may run before that, and `rewind` restores the state that it starts from."""
 
     def replay(self) -> None:
-        """Do again what the captured step did, on the same memory."""
+        """Run the captured step again, on the same memory."""
 
 
 class CudaGraph:

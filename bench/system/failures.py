@@ -50,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Recognise a full disk, by its words too, since the writers of weights wrap the system's error in their own."""
+    """Say whether an error means a full disk. Its words count too, since writers of weights wrap the system's error."""
     kinds = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
 
@@ -63,7 +63,7 @@ def words_of_room(folders: Iterable[Path]) -> str:
 
 
 def is_loss_of_gpu(error: BaseException) -> bool:
-    """Recognise an error that leaves the GPU unusable for this process, whatever cell comes next."""
+    """Say whether an error leaves the GPU unusable for this process, so that all further cells fail too."""
     is_named = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
     return bool(is_named) and not is_out_of_memory(error) and not CAPTURE.search(str(error))
 

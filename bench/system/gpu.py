@@ -121,8 +121,8 @@ class Sampler:
         return [_summarise(states) for states in self.states]
 
     @property
-    def throttled(self) -> bool:
-        """Whether heat or power held a GPU down at any reading."""
+    def is_throttled(self) -> bool:
+        """Say whether heat or power held a GPU down at any reading."""
         reasons = {reason for summary in self.summarise() for reason in summary.get("slowed_by", ())}
         return not reasons.isdisjoint(THROTTLED)
 

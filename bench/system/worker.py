@@ -168,8 +168,8 @@ class Worker:
         self._kill()
 
     @property
-    def starts(self) -> bool:
-        """Whether the process is about to start."""
+    def is_starting(self) -> bool:
+        """Say whether the process is about to start."""
         return self._process is not None and self._process.pid is None
 
     def _start_process(self, modules: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
@@ -427,7 +427,7 @@ class Gate:
 
     @property
     def is_closed(self) -> bool:
-        """Whether somebody waits, so that nobody should start."""
+        """Say whether somebody waits, so that nobody should start."""
         with self._changed:
             return bool(self._waiting or self._been or self._alone is not None)
 

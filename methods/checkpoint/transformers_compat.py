@@ -68,7 +68,7 @@ def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
 
 
 def reason_for_own_code(form: PrunedConfig) -> str | None:
-    """Return which part of a described model no sizes of its family's layers can give; None where there is none."""
+    """Return why stock classes cannot hold a pruned model, whatever sizes their layers have; None where they can."""
     if form.residual is not None:
         return "the residual stream has been cut, and each layer maps it from one basis to the next"
     for number, facts in enumerate(form.per_layer_config):

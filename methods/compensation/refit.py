@@ -106,7 +106,7 @@ class Refit(Compensation):
             x, where = [state.to(layer.device) for state in x], [mask.to(layer.device) for mask in where]
             with whole.visiting(), layer.visiting():
                 if number < log.done:
-                    fits = self.put(cut, next(kept_fits))
+                    fits = self.put_back(cut, next(kept_fits))
                 else:
                     x, fits = self.refit_layer(whole, layer, cut, list(zip(x, given, where, strict=True)), read.wait)
                     log.add([*parameters_of_matrices(cut), to_bytes(fits)], x)
@@ -114,8 +114,8 @@ class Refit(Compensation):
             layer.settle()
         return {"refitted": report, "tokens": int(read.mask.sum())}
 
-    def put(self, cut: dict[str, nn.Linear], weights: list[Tensor]) -> list[dict[str, Any]]:
-        """Give a layer's cut matrices the weights of an interrupted attempt, and return the report of that attempt."""
+    def put_back(self, cut: dict[str, nn.Linear], weights: list[Tensor]) -> list[dict[str, Any]]:
+        """Put back the weights that an interrupted attempt fitted, and return its report of the fits."""
         *fitted, encoded = weights
         values = iter(fitted)
         for matrix in cut.values():

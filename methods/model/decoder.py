@@ -132,7 +132,7 @@ class Decoder:
             layer.refuse_experts()
 
     def sweep(self, layers: Iterable[Layer] | None = None) -> Iterator[Layer]:
-        """Yield the layers, or those given. Each is settled before the next one."""
+        """Yield each layer, or those of `layers`, to be changed. A layer is settled before the next one comes."""
         for layer in self.layers if layers is None else layers:
             yield layer
             layer.settle()
@@ -396,7 +396,7 @@ def put_model(model: nn.Module, place: Place) -> nn.Module:
 
 
 def settle_model(model: nn.Module) -> nn.Module:
-    """Return a model whose weights lie on their devices already, with its buffers beside them; no weight is copied."""
+    """Put a model's buffers on the devices of its weights, and return it. No weight is copied."""
     devices = place_of(model)
     if len(devices) == 1:
         return model.to(devices[0])

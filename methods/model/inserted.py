@@ -148,12 +148,12 @@ NUMBERS = 2**24  # numbers of a matrix that are multiplied at once, in float64 1
 
 def output_of_attention(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
     """Return the attention's addition to the residual from its normed input, (B, T, d) -> (B, T, d)."""
-    return layer.scaled(layer.attention(h, arguments))
+    return layer.scale(layer.attention(h, arguments))
 
 
 def output_of_mlp(layer: Layer, h: Tensor) -> Tensor:
     """Return the MLP's addition to the residual from its normed input, (B, T, d) -> (B, T, d)."""
-    return layer.scaled(layer.feed_forward(h))
+    return layer.scale(layer.feed_forward(h))
 
 
 def output_of_both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -252,7 +252,7 @@ def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
 
 
 def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
-    """Return (W Q)[:, :d]."""
+    """Return the first d columns of W Q as a parameter."""
     Q = widen(Q[:, :d].to(weight.device), of=weight.dtype)
     return change_by_rows(weight, d, lambda W: W @ Q)
 

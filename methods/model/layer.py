@@ -274,8 +274,8 @@ class Layer:
         """Return the number by which the layer multiplies the additions of its sublayers to the residual."""
         return float(getattr(self.inner, self.family.factor)) if self.family.factor else 1.0
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """Return the output of an output matrix, multiplied by the layer's factor."""
+    def scale(self, x: Tensor) -> Tensor:
+        """Return what a sublayer adds to the residual: the output of its last matrix times the layer's factor."""
         return x if self.factor == 1 else self.factor * x
 
     def _is_a_sum(self) -> None:

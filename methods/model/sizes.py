@@ -29,7 +29,7 @@ def layer_parameters(layer: Layer) -> int:
 
 
 def active_parameters(model: Decoder) -> int:
-    """Return how many parameters compute one token: all but those of experts that it is not routed to."""
+    """Return how many parameters a token is computed with: all but those of experts that it is not routed to."""
     mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
     return parameters(model) - sum(
         (experts.count - experts.experts_per_token) * experts.weights for experts in mixtures

@@ -45,7 +45,7 @@ class MatrixSlice:
 
     @property
     def parameters(self) -> int:
-        """Return the parameters of one unit."""
+        """Return how many parameters go with one unit: its rows or columns of the matrix."""
         across = self.matrix.out_features if self.axis else self.matrix.in_features + (self.matrix.bias is not None)
         return self.index.shape[1] * across
 

@@ -280,7 +280,7 @@ def library(
 def damages_of_choices(
     model: Decoder, calibration: Calibration, ranks: Ranks, widths: tuple[int, int], score: Score
 ) -> list[Tensor]:
-    """Return s of the choices of each layer, (choices,), in float64. The first choice, which is empty, has 0."""
+    """Return the damage s of the choices of each layer, (choices,), in float64. The first one, empty, has 0."""
     every = choices_of_layers(model, *widths)
     trial = Trial(model, calibration, score, narrow=Narrow(ranks))
     candidates = [choice for several in every for choice in several[1:]]

@@ -94,7 +94,7 @@ class ReleasedMoments(Moments):
         self.S = torch.zeros_like(self.mean)
 
     def add(self, x: Tensor) -> None:
-        """Add a whole sequence, x (T, C)."""
+        """Add the inputs of a whole sequence to the moments, x (T, C)."""
         super().add(x)
         self.k += 1
         self.S += (x.double() - self.mean).square().sum(0) * ((self.k - 1) / self.k)

@@ -278,7 +278,7 @@ class LLMPruner(WidthPruner):
         return importance
 
     def salience(self, weight: Tensor, g: Sums, a: Sums) -> Tensor:
-        """Return s for every weight of a matrix."""
+        """Return the salience s of every weight of a matrix, from the sums g of its gradients, a of their squares."""
         w = weight.float()
         match self.importance:
             case "l1":

@@ -133,7 +133,7 @@ class TwoSSP(Pruner):
 
 
 def parameters_of_attention(model: Decoder) -> float:
-    """Return A, with the norm that goes with an attention: the mean over the layers that have one."""
+    """Return A, the mean parameters of an attention and its norm, over the layers that have one."""
     sizes = [layer.sizes()["attention"] for layer in model.layers if layer.has_attention]
     return sum(sizes) / len(sizes)
 

@@ -60,7 +60,7 @@ def differences_of_perplexity(published: PublishedProtocol, record: Record, text
 
 
 def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
-    """Return why the accuracies of tasks are not the same figures as the printed ones; empty if they are."""
+    """Return why the accuracies of tasks cannot be compared with the printed ones; empty if they can."""
     measured = {name: record.measured["tasks"][name] for name in tasks}
     version = record.environment.get("versions", {}).get("lm_eval")
     reasons = list(_difference_of_setting("the version of lm-eval", "lm-eval {}", published.lm_eval, version))

@@ -95,7 +95,7 @@ class Study:
         names += ["ratio", "layers", "prune_seconds"]
         return columns_with_values([point.row for point in self.points.values()], names)
 
-    def same(self, name: str) -> bool:
+    def is_same(self, name: str) -> bool:
         """Say whether a measure is the same in every cell."""
         return len({point.row.get(name) for point in self.points.values()}) == 1
 
@@ -199,7 +199,7 @@ def _tables_of_study(study: Study) -> Iterator[Table]:
     if len(study.factors) == 1:
         yield _list(study, measures)
     else:
-        varying = [name for name in measures if not study.same(name)]
+        varying = [name for name in measures if not study.is_same(name)]
         for name in varying or measures[:1]:
             for values in study.combinations():
                 yield _grid(study, name, values)
@@ -236,9 +236,9 @@ def _dense_cell(study: Study, name: str) -> TableCell:
 def _shared_values(study: Study, measures: Sequence[str]) -> Iterator[Table]:
     """Yield the table of the dense model's values and of those that are the same in every cell; none without any."""
     first = next(iter(study.points.values()))
-    same = tuple(cell_of(first.row, name) if study.same(name) else TableCell() for name in measures)
+    same = tuple(cell_of(first.row, name) if study.is_same(name) else TableCell() for name in measures)
     rows = _rows_of_dense(study, measures)
-    if any(map(study.same, measures)):
+    if any(map(study.is_same, measures)):
         rows.append(Row("every cell", study.method, None, same))
     if rows:
         title = f"{study.name}: the dense model, and what is the same in every cell"

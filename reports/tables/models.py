@@ -214,7 +214,7 @@ class SharedRatio:
         """Say whether any method has a value of a measure on a model."""
         return any(model.figure(method, measure) is not None for method in self.methods())
 
-    def everywhere(self, measure: str) -> list[str]:
+    def methods_on_all_models(self, measure: str) -> list[str]:
         """Return the methods that have a value on every model, in the order of the mean change, the best first."""
         means = {}
         for method in self.methods():
@@ -387,7 +387,7 @@ def _dense_values(ratios: Sequence[SharedRatio]) -> Table | None:
 
 def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     """Yield the table of changes of one measure at one ratio, and a table of places if several methods have them."""
-    everywhere = shared.everywhere(measure)
+    everywhere = shared.methods_on_all_models(measure)
     rest = [method for method in shared.methods() if method not in everywhere]
     rows = [_changes(shared, method, measure, mean=method in everywhere) for method in (*everywhere, *rest)]
     better, count = quantity_of_column(measure).better, len(shared.models)

@@ -193,7 +193,7 @@ def _renamed(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entry_of(key: str, record: Record, dense: Record | None, group: str) -> TrackerEntry:
-    """Return what a tracker shows of a record; `dense` is the record that its values compare with, if any."""
+    """Return the entry of a record for a tracker; `dense` is the record that its values are compared with, if any."""
     row = rows_of_records([record] if dense in (None, record) else [record, dense])[0]
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     requested = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}

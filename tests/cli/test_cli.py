@@ -329,9 +329,9 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
         record_of(replace(cell, ratio=0.4, inputs=made_inputs("b")), ["layer 1"] * 9, 9, *range(9)),
         record_of(replace(cell, ratio=0.4, inputs=made_inputs(revision="2")), ["layer 1"] * 9, 9, *range(9)),
     ]
-    assert KnownSearches(records).of(cell) == (("layer 3", "layer 1"), (5.0, 9.0))
-    assert KnownSearches(records[:1]).of(cell) == (("layer 3",), (5.0,))
-    assert KnownSearches(records[2:]).of(cell) == ((), ())
+    assert KnownSearches(records).start_of(cell) == (("layer 3", "layer 1"), (5.0, 9.0))
+    assert KnownSearches(records[:1]).start_of(cell) == (("layer 3",), (5.0,))
+    assert KnownSearches(records[2:]).start_of(cell) == ((), ())
 
 
 def test_a_search_serves_every_compensation_behind_it():
@@ -348,16 +348,16 @@ def test_a_search_serves_every_compensation_behind_it():
     mended = found("sleb+ghost", {"tokens": 64, "ghost.ridge": 1.0})
     order = ["layer 3", "layer 1"]
     alone = record_of(found("sleb", {"tokens": 64}), order, 2, 5.0, 9.0)
-    assert KnownSearches([alone]).of(mended) == (("layer 3", "layer 1"), (5.0, 9.0))
+    assert KnownSearches([alone]).start_of(mended) == (("layer 3", "layer 1"), (5.0, 9.0))
     other = record_of(replace(mended, parameters={"tokens": 64, "ghost.ridge": 0.1}), order, 2, 5.0, 8.0)
-    assert KnownSearches([other]).of(mended) == (("layer 3", "layer 1"), (5.0, 8.0))
-    assert KnownSearches([other]).of(found("sleb+scale", {"tokens": 64, "scale.tokens": None}))[1] == (5.0, 8.0)
+    assert KnownSearches([other]).start_of(mended) == (("layer 3", "layer 1"), (5.0, 8.0))
+    assert KnownSearches([other]).start_of(found("sleb+scale", {"tokens": 64, "scale.tokens": None}))[1] == (5.0, 8.0)
     for unlike in (
         found("sleb", {"tokens": 32}),
         found("finercut+ghost", {"tokens": 64, "ghost.ridge": 1.0}),
         found("sleb", {"tokens": 64}, revision="2"),
     ):
-        assert KnownSearches([record_of(unlike, order, 2, 5.0, 9.0)]).of(mended) == ((), ())
+        assert KnownSearches([record_of(unlike, order, 2, 5.0, 9.0)]).start_of(mended) == ((), ())
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_word():

@@ -573,7 +573,7 @@ def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(he
     assert healed.measured["search_seconds"] == plain.measured["search_seconds"]
     assert healed.decisions["removal_order"] == plain.decisions["removal_order"]
     found = [
-        searches.KnownSearches(records.values()).of(cell_from_plain(r.cell))
+        searches.KnownSearches(records.values()).start_of(cell_from_plain(r.cell))
         for r in (healed, records["sleb at 0.2, healed, then sleb"], records["sleb at 0.2, then sleb"])
     ]
     own = [records[f"sleb at 0.2{middle}, then sleb"].decisions for middle in (", healed", "")]

@@ -68,20 +68,20 @@ def ends(times: float, spread: float = 0.0, flags: tuple[str, ...] = ()) -> dict
 def test_a_model_takes_what_its_parts_take_and_the_rest():
     model = Decoder(tiny("llama"))
     sizes = model.layers[0].sizes()
-    assert count_quantity(model, "latency", table=TABLE) == TABLE.ms(model)
+    assert count_quantity(model, "latency", table=TABLE) == TABLE.ms_of_model(model)
     whole = 3 + 6 * (0.5 + 0.5 * (sizes["attention"] - 1_000) / 2_104 + 2 * sizes["mlp"] / 4_640)
-    assert TABLE.ms(model) == pytest.approx(whole)
+    assert TABLE.ms_of_model(model) == pytest.approx(whole)
     remove_sublayers(model, [Sublayer("mlp", 2)])
-    assert TABLE.ms(model) == pytest.approx(whole - 2 * sizes["mlp"] / 4_640)
+    assert TABLE.ms_of_model(model) == pytest.approx(whole - 2 * sizes["mlp"] / 4_640)
     (channels, *_) = structures_of(model, "channels")
-    before = TABLE.ms(model)
+    before = TABLE.ms_of_model(model)
     channels.drop([0, 1, 2])
-    assert TABLE.ms(model) == pytest.approx(before - 2 * 3 * 3 * 32 / 4_640)
+    assert TABLE.ms_of_model(model) == pytest.approx(before - 2 * 3 * 3 * 32 / 4_640)
     drop_layers(model, [3, 4])
-    assert TABLE.ms(model) == pytest.approx(before - 2 * 9 * 32 / 4_640 - 2 * (whole - 3) / 6)
-    before = TABLE.ms(model)
+    assert TABLE.ms_of_model(model) == pytest.approx(before - 2 * 9 * 32 / 4_640 - 2 * (whole - 3) / 6)
+    before = TABLE.ms_of_model(model)
     put_map(model, 1, torch.zeros(32, 32))  # costs what channels cost
-    assert TABLE.ms(model) == pytest.approx(before + 2 * 32 * 32 / 4_640)
+    assert TABLE.ms_of_model(model) == pytest.approx(before + 2 * 32 * 32 / 4_640)
 
 
 def test_a_table_is_what_the_copies_of_a_model_take_beside_it(model_folder, monkeypatch):
@@ -100,9 +100,11 @@ def test_a_table_is_what_the_copies_of_a_model_take_beside_it(model_folder, monk
         assert points[0] == [0, 0]
         assert len(points) > 2
         assert all(ms == pytest.approx(size / 1e4, abs=1e-9) for size, ms in points), part
-    assert table.ms(model) == pytest.approx(found["about"]["dense_ms"])
+    assert table.ms_of_model(model) == pytest.approx(found["about"]["dense_ms"])
     drop_layers(model, [0])  # of which the half is the rest's, since no copy is without it
-    assert table.ms(model) == pytest.approx(found["about"]["dense_ms"] - model.layers[0].sizes()["layer"] / 1e4)
+    assert table.ms_of_model(model) == pytest.approx(
+        found["about"]["dense_ms"] - model.layers[0].sizes()["layer"] / 1e4
+    )
 
 
 def test_on_a_gpu_a_table_is_of_captured_steps_as_cells_are_timed_there(model_folder, monkeypatch):
@@ -185,7 +187,9 @@ def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_p
     trust = Trust(tmp_path / "run", names=names_of(tmp_path / "run"))
     told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.make_shell(dense.cell["model"]))
     for record in (flap, tail):
-        assert record.measured["budget"]["stays"] == told.ms(prune_again(record, "cpu", trust).model) / told.ms(whole)
+        assert record.measured["budget"]["stays"] == told.ms_of_model(
+            prune_again(record, "cpu", trust).model
+        ) / told.ms_of_model(whole)
     assert main([*run, "--plan"]) == 0
     assert "has a record" in capsys.readouterr().out
     changed = [table_of(rest=2.0) if word == file else word for word in run]

@@ -163,7 +163,7 @@ def test_a_gpu_is_read_while_it_works_and_not_when_it_is_idle_again():
     assert found["slowed_by"]["power cap"] > 0
     assert found["power_w"] == [250.5] * 3
     assert found["sm_mhz"] == [1410] * 3
-    assert sampler.throttled
+    assert sampler.is_throttled
     before = found["samples"]
     with sampler:  # again, as for the second block of a model
         read.clear()
@@ -181,13 +181,13 @@ def test_readings_are_summed_up_by_what_they_tell():
     }
     sampler = gpu_driver.Sampler([a_gpu()])
     sampler.states = [[{"slowed_by": ["idle"]}]]
-    assert not sampler.throttled
+    assert not sampler.is_throttled
 
 
 def test_without_a_gpu_nothing_is_read():
     with gpu_driver.Sampler([]) as sampler:
         assert threading.active_count() == 1 or not sampler._thread.is_alive()
-    assert (sampler.summarise(), sampler.throttled) == ([], False)
+    assert (sampler.summarise(), sampler.is_throttled) == ([], False)
 
 
 # --- samples
