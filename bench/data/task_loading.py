@@ -340,7 +340,7 @@ class Documents(Sequence[dict[str, Any]]):
 
     @property
     def features(self) -> Any:
-        """The columns of the documents and their types."""
+        """Return the columns of the documents and their types."""
         return self.read([0]).features
 
 

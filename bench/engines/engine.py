@@ -260,11 +260,11 @@ class Session(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many jobs run at once."""
+        """Return how many jobs run at once."""
 
     @property
     def machine(self) -> Machine:
-        """Where timed cells run."""
+        """Return the machine on which timed cells run."""
 
     def threads(self, timed: bool) -> int:
         """Return how many threads a cell has outside of timing. While it is timed it has those of the machine."""

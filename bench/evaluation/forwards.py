@@ -67,7 +67,7 @@ class Call:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens, B T."""
+        """Return the number of tokens, B T."""
         return int(self.inputs["input_ids"].numel())
 
     def run(self, model: PreTrainedModel) -> None:

@@ -323,7 +323,7 @@ class Tree:
         return Tree(*(tensor.to(device) for tensor in (self.tokens, self.depth, self.end, self.pairs)))
 
     def forwards(self, size: int, device: torch.device) -> Iterator[Forward]:
-        """Yield what each forward of `size` nodes does, computed on the CPU and copied to a device in one piece."""
+        """Yield the forwards over `size` nodes each. Their indices are copied to a device in one piece."""
         total, cached = len(self.tokens), torch.arange(0)  # (P,) nodes in the cache
         forwards = []
         for start in range(0, total, size):

@@ -90,8 +90,10 @@ class OtherPython:
             raise EngineFailed("error", f"{self.engine} scored {len(scores)} of {len(sequences)} sequences")
         return scores
 
-    def turn(self, model: Path, dtype: str, points: Sequence[TimedPoint], steps: int) -> dict[TimedPoint, list[float]]:
-        """Return the milliseconds of the calls of one turn; of decode those of a step. Raises EngineFailed."""
+    def time_turn(
+        self, model: Path, dtype: str, points: Sequence[TimedPoint], steps: int
+    ) -> dict[TimedPoint, list[float]]:
+        """Time each point once, and return the milliseconds of its calls, of decode by step. Raises EngineFailed."""
         time_point = self._vllm if self.engine == VLLM else self._sglang
         return {point: time_point(model, dtype, point, steps) for point in points}
 

@@ -82,7 +82,7 @@ class FitDone(FitErrors):
     sinks: SinkErrors | None = declare_optional_field("over attention sinks")
 
     def refuse_misfit(self) -> None:
-        """Raise ValueError for errors of nothing."""
+        """Raise ValueError for a fit that does not say where in the model it was made."""
         FitErrors.refuse_misfit(self)
         of_a_part = self.part is not None and self.layer is not None
         if self.error_after is not None and self.window is None and self.removed is None and not of_a_part:

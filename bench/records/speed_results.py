@@ -256,7 +256,7 @@ class PointTiming(SizedPoint):
 
     @property
     def interval(self) -> tuple[float, float, float] | None:
-        """The speed-up with the lower and the upper end of its interval; None where the models were not both timed."""
+        """Return the speed-up and both ends of its interval; None where the models were not both timed."""
         if self.speedup is None or self.speedup_low is None or self.speedup_high is None:
             return None
         return self.speedup, self.speedup_low, self.speedup_high

@@ -266,7 +266,7 @@ def simulate(
     is_here: bool = True,
     remarks: Sequence[str] = (),
 ) -> Plan:
-    """Return the plan of a run.
+    """Return the plan of a run: its driver runs with estimated seconds in place of measurements.
 
     done     the cells that have a record that counts, by key
     start    seconds in which a slot reads its texts and tasks before its first cell

@@ -319,7 +319,7 @@ def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
 
 @contextmanager
 def make_scratch_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder beside the results that is gone at the end."""
+    """Make a folder inside the run's folder, and remove it at the end of the block. Raises Unwritable."""
     try:
         folder_context = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True)
     except OSError as error:

@@ -191,7 +191,7 @@ def reuse_of_method(method: str) -> Reuses:
 def count_work(
     pruner: Pruner, shape: Shape, ratio: float, tokens: int, length: int, *, known_ratio: float = 0.0
 ) -> PruningWork:
-    """Return the work of pruning.
+    """Return the multiply-accumulates of pruning, by shapes alone.
 
     ratio        of the dense model's parameters to remove
     tokens       of the calibration, in sequences of `length`

@@ -220,7 +220,7 @@ class ByOtherPython:
             for number in range(self.protocol.rounds):
                 for name in models if number % 2 == 0 else reversed(models):
                     served = models[name]
-                    turn = self.program.turn(served.path, served.type, points, self.protocol.steps)
+                    turn = self.program.time_turn(served.path, served.type, points, self.protocol.steps)
                     for point, ms in turn.items():
                         turns[point][name].append([Pass(ms, sum(ms))])
                 hear(f"round {number + 1} of {self.protocol.rounds}")

@@ -52,12 +52,12 @@ class Served:
 
     @property
     def run(self) -> Path:
-        """The folder of the run."""
+        """Return the folder of the run."""
         return self.trust.run
 
     @property
     def name(self) -> str:
-        """The dense model's name for a reader."""
+        """Return the dense model's name for a reader."""
         return name_of_model(self.cells[self.dense])
 
 

@@ -55,7 +55,7 @@ class Clock(Protocol):
     name: str
 
     def run(self, work: Workload) -> Pass:
-        """Reset, then time every call."""
+        """Reset a workload, time each of its calls, and return the milliseconds."""
 
 
 class WallClock:

@@ -432,7 +432,7 @@ class Gate:
             return bool(self._waiting or self._been or self._alone is not None)
 
     def start(self, who: int) -> None:
-        """Note that somebody works."""
+        """Note that worker `who` has begun to work."""
         with self._changed:
             self._working.add(who)
 

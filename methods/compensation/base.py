@@ -134,12 +134,12 @@ class CompensatedPruner(Pruner):
 
     @property
     def mlp_solves(self) -> float:
-        """Return the method's own number."""
+        """Return the number of the method alone; a compensation has none."""
         return self.pruner.mlp_solves
 
     @property
     def residual_solves(self) -> float:
-        """Return the method's own number."""
+        """Return the number of the method alone; a compensation has none."""
         return self.pruner.residual_solves
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:

@@ -37,7 +37,7 @@ class Magnitude(OneShot):
     look = Look("blue", "dotted", "^")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
-        """Return s_l of every layer."""
+        """Return the magnitude s_l of every layer."""
 
         def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
             total = 0.0

@@ -114,7 +114,7 @@ class ShortenedLlamaTaylor(OneShot):
         return {"layers": n, "protected_layers": [l for l in range(len(model.layers)) if l not in candidates]}
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
-        """Return I_l of every layer."""
+        """Return the importance I_l of every layer, from gradients."""
         (importances,) = shared_statistics(importance_by_taylor, model, calibration.first(self.tokens))
         return importances.tolist()
 

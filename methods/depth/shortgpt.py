@@ -47,7 +47,7 @@ class ShortGPT(OneShot):
     look = Look("blue", "solid", "o")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
-        """Return BI_l of every layer."""
+        """Return the block influence BI_l of every layer."""
         (BI,) = shared_statistics(influence_of_layers, model, calibration, self.token)
         return BI.tolist()
 

@@ -211,7 +211,7 @@ def run_step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -
 
 
 def refuse_overflow(sound: Tensor) -> None:
-    """Raise Unsupported unless `sound`, (), is true."""
+    """Raise Unsupported for states that have overflown: unless `sound`, (), is true."""
     if not sound:  # here a host waits for its GPU
         raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
 

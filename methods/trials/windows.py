@@ -172,7 +172,7 @@ class CollapseTrial:
 
     @torch.no_grad()
     def fix(self, division: Division) -> None:
-        """Keep the states in front of each window of a division, for trials of divisions that begin like it."""
+        """Keep the states in front of each window of a division, for divisions that begin with the same windows."""
         self.fixed, self.states = division, [self.entry.x]
         for window in division:
             self.states.append(self.wait(self._run(window, self.states[-1])))

@@ -77,7 +77,7 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Return v, (C,)."""
+        """Return v, the variance of each channel, (C,)."""
         return self.M2 / max(1, self.n - 1)
 
 

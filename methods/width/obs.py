@@ -171,7 +171,7 @@ class OBS(WidthPruner):
         return missed
 
     def cut(self, target: CutTarget, H: Tensor) -> Cut:
-        """Return the cut for H without damping, (C, C). The damped H takes its memory."""
+        """Return the cut of a target for H without damping, (C, C). The damped H takes its memory."""
         problem = Problem(target.structure, H, self.damping)
         return problem.without(target.chosen or problem.cheapest(target.how_many, self.score, self.rounds))
 
@@ -233,7 +233,7 @@ class Problem:
         return find_cheapest(self.H, self.W, self.width, count, score=score, rounds=rounds)
 
     def without(self, units: list[int]) -> Cut:
-        """Return the best matrix without these units."""
+        """Return the output matrix without these units that changes the sublayer's output least."""
         H, W = self.H, self.W
         stay = torch.ones(self.structure.size, dtype=torch.bool, device=H.device)
         stay[torch.tensor(units, dtype=torch.long, device=H.device)] = False

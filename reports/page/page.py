@@ -48,7 +48,7 @@ def render_page(
     tables: Mapping[str, Sequence[Table]] | None = None,
     drawings: Iterable[tuple[Figure, str]] | None = None,
 ) -> str:
-    """Return the page as HTML.
+    """Return the page of a run's records as HTML, with its summary, tables, figures and cells.
 
     samples   the samples of the records, for paired tests
     needs     what each method looks at, by its name: "calibration, gradients"

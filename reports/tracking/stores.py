@@ -45,7 +45,7 @@ class MlflowStore:
         return f"the experiment {self._experiment.name} in {self._client.tracking_uri}"
 
     def log(self, entry: TrackerEntry, page: Path) -> bool:
-        """Keep a cell, see reports.tracking.tracker.Tracker."""
+        """Keep a cell with its page, and say whether this record is new (reports.tracking.tracker.Tracker)."""
         from mlflow.entities import Metric, Param
 
         earlier_runs = self._client.search_runs(
@@ -108,7 +108,7 @@ class TrackioStore:
         return f"the project {self._project} in {self._place}"
 
     def log(self, entry: TrackerEntry, page: Path) -> bool:
-        """Keep a cell, see reports.tracking.tracker.Tracker."""
+        """Keep a cell with its page, and say whether this record is new (reports.tracking.tracker.Tracker)."""
         import trackio
 
         for earlier in self._runs():
@@ -186,7 +186,7 @@ class WandbRuns:
         return f"the project {self._project}" + (f" in {self._folder}, offline" if self._mode == OFFLINE else "")
 
     def log(self, entry: TrackerEntry, page: Path) -> bool:
-        """Keep a cell, see reports.tracking.tracker.Tracker.
+        """Keep a cell with its page, and say whether this record is new (reports.tracking.tracker.Tracker).
 
         Online, a cell is always written again, to the same run. Offline runs cannot be read; a run that was written
         after the record was made counts as that of the record.

@@ -52,7 +52,7 @@ def require(name: str) -> None:
 
 
 def open_tracker(name: str) -> Tracker:
-    """Return a tracker of reports.tracking.TRACKERS, opened.
+    """Open the tracker of a name in reports.tracking.TRACKERS, and return it.
 
     Raises UserError if its package is missing, or if it cannot be written to.
     """

@@ -48,7 +48,7 @@ def flags(words: list[str]) -> dict[str, str]:
 
 
 def test_vllm_tells_the_prompt_and_a_step(python, model, tmp_path):
-    found = OtherPython("vllm", str(python), "--enforce-eager", 60).turn(model, "bfloat16", [PREFILL, DECODE], 4)
+    found = OtherPython("vllm", str(python), "--enforce-eager", 60).time_turn(model, "bfloat16", [PREFILL, DECODE], 4)
     assert found[PREFILL][0] == pytest.approx(2.0)  # ms: 2 ns for each of a million bytes
     assert len(found[PREFILL]) == len(found[DECODE]) == 5
     assert found[DECODE][2] == pytest.approx((6 - 2) * 1.02 / 4)  # the calls in the middle: of 5 tokens, less one
@@ -62,7 +62,7 @@ def test_vllm_tells_the_prompt_and_a_step(python, model, tmp_path):
 
 
 def test_sglang_tells_the_prompt_and_a_step(python, model, tmp_path):
-    found = OtherPython("sglang", str(python), "", 60).turn(model, "float16", [PREFILL, DECODE], 4)
+    found = OtherPython("sglang", str(python), "", 60).time_turn(model, "float16", [PREFILL, DECODE], 4)
     assert found == {PREFILL: [pytest.approx(2.0)], DECODE: [pytest.approx(1.0)]}
     first, _ = asked(tmp_path)
     assert first[:2] == ["-m", "sglang.bench_one_batch"]
@@ -94,7 +94,7 @@ def test_an_engine_that_says_something_is_not_ended(python, model, monkeypatch):
     """It takes three seconds in all, and is never silent for two."""
     monkeypatch.setenv("RECORDED_ENGINE", "takes its time")
     with pytest.raises(EngineFailed, match=r"vllm ended: loading 0/6 loading 1/6 .*OutOfMemoryError") as caught:
-        OtherPython("vllm", str(python), "", 2).turn(model, "bfloat16", [PREFILL], 4)
+        OtherPython("vllm", str(python), "", 2).time_turn(model, "bfloat16", [PREFILL], 4)
     assert caught.value.status == "error"
 
 
@@ -114,7 +114,7 @@ def test_what_goes_wrong_is_an_outcome(behaviour, status, reason, *, python, mod
     monkeypatch.setattr(failures, "count_kills", lambda: None)  # as where the system does not say
     limit = 1 if behaviour == "hangs" else 60
     with pytest.raises(EngineFailed, match="vllm") as caught:
-        OtherPython("vllm", str(python), "", limit).turn(model, "bfloat16", [PREFILL], 4)
+        OtherPython("vllm", str(python), "", limit).time_turn(model, "bfloat16", [PREFILL], 4)
     assert (caught.value.status, str(caught.value)[: len(reason)]) == (status, reason)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and _running(python):
