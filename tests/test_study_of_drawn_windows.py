@@ -33,13 +33,11 @@ def run() -> run_folder.Merged:
 
 
 @cache
-def by_ratio() -> dict[float, tested_rows.TestedRow]:
+def by_ratio() -> dict[float, tested_rows.GroupTests]:
     """Return the tests between all methods of each ratio."""
     data = tested_rows.ReportData(run().records, "", run().samples)
     return {
-        group.ratio: tested_rows.contrasts_of_draws(
-            [one for drawn in group.drawn for one in drawn], group, run().samples
-        )
+        group.ratio: tested_rows.GroupTests(group, run().samples, [one for drawn in group.drawn for one in drawn])
         for group in data.groups
         if group.ratio is not None
     }

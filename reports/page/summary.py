@@ -23,7 +23,7 @@ from bench.regression.contrasts import LEVEL, is_shown_higher, pairs_of
 from reports import legend, protocol
 from reports.groups import TableGroup, group_records
 from reports.legend import FlaggedCell
-from reports.tables.rows import TestedRow, contrasts_of_draws, rule_of_better, word_of_ratio
+from reports.tables.rows import GroupTests, word_of_ratio
 from reports.tables.table import Column, Row, Table, cell_of, cell_of_text, column_of, column_of_words
 
 SPEEDS = ("decode_speed", "prefill_speed")
@@ -58,9 +58,9 @@ def summarise_setups(records: Sequence[Record], samples: Samples) -> list[Table]
 
 def _table(groups: Sequence[TableGroup], samples: Samples) -> Table:
     records = [record for group in groups for record in chain(*group.drawn)]
-    tested = [contrasts_of_draws(records, group, samples) for group in groups]
+    tested = [GroupTests(group, samples, records) for group in groups]
     names = [*(f"perplexity_{text}" for text in texts_of_records(records)), *QUANTITIES]
-    contests = [Contest(row, name, samples) for name in names for row in tested]
+    contests = [Contest(row, name) for name in names for row in tested]
     contests = [contest for contest in contests if contest.places]
     flags = [flag for row in tested for flag in _flags_of_group(row)]
     flags += chain.from_iterable(map(_ties, contests))
@@ -88,9 +88,8 @@ def _table(groups: Sequence[TableGroup], samples: Samples) -> Table:
 class Contest:
     """The methods of one ratio compared by one quantity."""
 
-    tested: TestedRow
+    tested: GroupTests
     name: str
-    samples: Samples
 
     @property
     def better(self) -> str:
@@ -115,10 +114,7 @@ class Contest:
 
     def is_better(self, first: int, second: int) -> bool:
         """Say whether a row is shown to be better than another."""
-        if self.name in SPEEDS:
-            return rule_of_better(self.tested.block, self.name, self.better, self.samples)(first, second)
-        more = (first, second) if self.better == "higher" else (second, first)
-        return self.tested.has_more(*more, self.name)
+        return self.tested.is_better(first, second, self.name, self.better)
 
     def row(self) -> Row:
         """Return the row of the summary."""
@@ -141,12 +137,12 @@ class Contest:
         return Row(column_of(self.name).head, method, group.ratio, cells, ratio_of=group.ratio_of)
 
 
-def _flags_of_group(tested: TestedRow) -> Iterator[FlaggedCell]:
+def _flags_of_group(tested: GroupTests) -> Iterator[FlaggedCell]:
     """Yield the flags of the cells of a ratio, and of the order of its rows by perplexity."""
     group = tested.block
     where = _where(group)
     yield from legend.flags_of_records(group.records_with_notes(), (), group.beside, where)
-    for text in list(tested.perplexity)[:1]:
+    for text in texts_of_records(tested.records)[:1]:
         yield from _random(tested, text, {"where": where.strip()})
         yield from _disagreement(tested, f"perplexity_{text}", where)
 
@@ -166,12 +162,12 @@ def _ties(contest: Contest) -> Iterator[FlaggedCell]:
         yield FlaggedCell(legend.SEEDS_DISAGREE, f"{len(pairs) - NAMES} more pairs", values)
 
 
-def _random(tested: TestedRow, text: str, where: dict[str, str]) -> Iterator[FlaggedCell]:
+def _random(tested: GroupTests, text: str, where: dict[str, str]) -> Iterator[FlaggedCell]:
     """Yield the methods that are not shown to be better than every draw of random layers, or shown to be worse."""
     control = [place for place in tested.rows if tested.block.records[place].cell["method"] == RANDOM]
     draws = [number for place in control for number in tested.models(place)]
     rest = [place for place in tested.rows if place not in control] if draws else []
-    tests = tested.perplexity[text]
+    tests = tested.tests(f"perplexity_{text}")
     for place in tested.order(rest, f"perplexity_{text}", "lower"):
         if is_shown_higher(tests, tested.models(place), draws, neutral=1):
             yield FlaggedCell(legend.WORSE_THAN_RANDOM, tested.block.label(place), where)
@@ -179,7 +175,7 @@ def _random(tested: TestedRow, text: str, where: dict[str, str]) -> Iterator[Fla
             yield FlaggedCell(legend.NOT_ABOVE_RANDOM, tested.block.label(place), where)
 
 
-def _disagreement(tested: TestedRow, column: str, where: str) -> Iterator[FlaggedCell]:
+def _disagreement(tested: GroupTests, column: str, where: str) -> Iterator[FlaggedCell]:
     """Yield the most accurate method if it is in the worse half by perplexity; of several, the one with the lowest."""
     rows = tested.block.rows
     accurate = tested.order(tested.eligible(), "average", "higher")

@@ -39,7 +39,7 @@ from reports import legend, protocol
 from reports.groups import TableGroup
 from reports.legend import FlaggedCell
 from reports.tables.pivots import pivot
-from reports.tables.rows import ReportData, TestedRow, contrasts_of_draws, mark_missed
+from reports.tables.rows import GroupTests, ReportData, mark_missed
 from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of, cell_of_text, column_of, mark_best
 
 AVERAGE = "average"
@@ -78,9 +78,9 @@ class ModelRows:
         return str(self.group.records[0].cell["model"])
 
     @cached_property
-    def tested(self) -> TestedRow:
+    def tested(self) -> GroupTests:
         """Return the rows with the tests of all pairs."""
-        return contrasts_of_draws(list(self._records.values()), self.group, self.samples)
+        return GroupTests(self.group, self.samples, list(self._records.values()))
 
     def place(self, method: str) -> int | None:
         """Return the place of a method's row; None without a row."""
@@ -111,14 +111,11 @@ class ModelRows:
         """Return {method: its place} for methods that all have a value, by the tests of all pairs adjusted by Holm."""
         from scipy.stats import rankdata
 
-        higher = quantity_of_column(measure).better == "higher"
+        way = quantity_of_column(measure).better or "lower"
+        better = partial(self.tested.is_better, column=measure, better=way)
         rows = [at for at in map(self.place, methods) if at is not None]
         figures = [self.group.rows[at][measure] for at in rows]
-        ranks = rankdata([-figure if higher else figure for figure in figures]).tolist()
-
-        def better(row: int, other_row: int) -> bool:
-            more, less = (row, other_row) if higher else (other_row, row)
-            return self.tested.has_more(more, less, measure)
+        ranks = rankdata([-figure if way == "higher" else figure for figure in figures]).tolist()
 
         places = {}
         for method, at, rank in zip(methods, rows, ranks, strict=True):

@@ -26,10 +26,10 @@ from reports.groups import TableGroup
 from reports.legend import FlaggedCell
 from reports.tables.rows import (
     TESTS,
+    GroupTests,
     Key,
     ReportData,
     compare_rows,
-    contrasts_in_pairs,
     key_of_row,
     mark_missed,
     sentence_on_order,
@@ -281,7 +281,7 @@ def gains_of_compensations(name: str, group: TableGroup, samples: Samples) -> li
     changed = [place for place in places if where[place].column != NONE and where[place].row in alone]
     both = [(alone[where[place].row], place) for place in changed]
     single = [(a, b) for a, b in both if len(group.models(a)) == len(group.models(b)) == 1]
-    contrasts = contrasts_in_pairs(group, single, name, samples, bounds=True)
+    contrasts = GroupTests(group, samples).test_pairs(single, name, bounds=True)
     change = operator.sub if name in MORE else operator.truediv
     gains = []
     for a, b in both:

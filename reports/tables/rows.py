@@ -5,16 +5,16 @@ best row is first. Rows without a value come next, failed ones last; ties are so
 
 Cells are tested against a reference by the paired tests of bench.regression.contrasts, column by column, with p values
 adjusted for their number. A cell that no sample pairs with the reference has no test and no mark. A row is marked as
-the best if the tests of all pairs show it to be better than the next. `TestedRow` holds the tests of a group for the
+the best if the tests of all pairs show it to be better than the next. `GroupTests` has the tests of a group for the
 summary of the page.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -26,7 +26,6 @@ from bench.records.frame import (
     tasks_with_answers,
     texts_of_records,
 )
-from bench.records.measured import ANSWER_BPB
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model, requested_ratio
@@ -36,6 +35,7 @@ from bench.regression.contrasts import (
     LEVEL,
     Contrasts,
     Places,
+    Seeds,
     contrast_of_averages,
     contrast_of_perplexities,
     is_shown_higher,
@@ -83,7 +83,8 @@ def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData)
     Marks are the best value, a missed ratio, a difference from the reference, and an accuracy that may be that of
     guesses. Tests decide the first and the third.
     """
-    tested = contrasts_of_rows(data.reference, group, [column.name for column in columns], data.samples)
+    tests = GroupTests(group, data.samples)
+    tested = contrasts_of_rows(data.reference, tests, [column.name for column in columns])
     rows, amount = [], column_of_amount(group.ratio_of)
     for place, (record, figures) in enumerate(zip(group.records, group.rows, strict=True)):
         cells = [cell_of(figures, column.name) for column in columns]
@@ -97,7 +98,7 @@ def compare_rows(group: TableGroup, columns: Sequence[Column], data: ReportData)
     eligible = [_may_win(group, place) for place in range(len(group.records))]
     for number, column in enumerate(columns):
         if column.better:
-            is_better = rule_of_better(group, column.name, column.better, data.samples)
+            is_better = partial(_is_best, tests, "average" if column.name == "kept" else column.name, column.better)
             rows = mark_best(rows, number, column.better, eligible, is_better)
     return rows, [*tested.flags, *_guesses(rows, columns, group)]
 
@@ -108,6 +109,11 @@ def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) 
         if any("guess" in row.cells[number].marks for row in rows):
             chance = next(row[f"{column.name}_chance"] for row in group.rows if f"{column.name}_chance" in row)
             yield FlaggedCell(legend.GUESS, column.label, {"chance": quantity_of_column("average").show(chance)})
+
+
+def _is_best(tests: GroupTests, column: str, better: str, first: int, second: int) -> bool:
+    """Say whether a row is shown to be better than another. An accuracy that may be that of guesses is never better."""
+    return not may_be_guessed(tests.block.rows[first], column) and tests.is_better(first, second, column, better)
 
 
 def _may_win(group: TableGroup, place: int) -> bool:
@@ -255,31 +261,31 @@ class TestedCells:
     flags: tuple[FlaggedCell, ...] = ()
 
 
-def contrasts_of_rows(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> TestedCells:
+def contrasts_of_rows(reference: str, tests: GroupTests, columns: Sequence[str]) -> TestedCells:
     """Return the tests of every row of a group against the row of `reference`; no test if the name is empty."""
-    columns = [column for column in columns if quantity_of_column(column).tested]
+    block, columns = tests.block, [column for column in columns if quantity_of_column(column).tested]
     if not reference or not columns:
         return TestedCells()
     place = _reference(reference, block)
     if isinstance(place, str):
         return TestedCells(flags=(FlaggedCell(legend.NO_REFERENCE, reference, {"reason": place}),))
-    differs, untested, tests = set(), [], set()
+    differs, untested, names = set(), [], set()
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
     for column in columns:
         single = [at for at in candidates if len(block.models(at)) == 1]
-        results = contrasts_in_pairs(block, [(place, at) for at in single], column, samples)
+        results = tests.test_pairs([(place, at) for at in single], column)
         p_by_place = {at: contrast.p for (_, at), contrast in results.items()}
         differs |= {
             (at, column)
             for at, p in p_by_place.items()
             if p < LEVEL and not block.order_depends_on_seed(place, at, column)
         }
-        tests |= {contrast.test for contrast in results.values()}
+        names |= {contrast.test for contrast in results.values()}
         if len(p_by_place) < len(candidates):
             untested.append(
                 (quantity_of_column(column).heading, [block.label(at) for at in candidates if at not in p_by_place])
             )
-    return TestedCells(differs, tuple(_flags(block.label(place), differs, untested, tests)))
+    return TestedCells(differs, tuple(_flags(block.label(place), differs, untested, names)))
 
 
 def _reference(reference: str, block: TableGroup) -> int | str:
@@ -310,126 +316,93 @@ def _flags(
         yield FlaggedCell(legend.UNTESTED, label, {"columns": columns})
 
 
-def contrasts_in_pairs(
-    block: TableGroup, places: Sequence[Places], column: str, samples: Samples, *, bounds: bool = False
-) -> Contrasts:
-    """Return the tests of pairs of rows, by their places, as far as samples pair them. Each row is a single model.
-
-    bounds  as of bench.regression.contrasts.contrast_of_averages
-    """
-    models = {at: block.models(at)[0] for pair in places for at in pair}
-    number = {at: next(iter(model.values())) for at, model in models.items()}
-    place, seeds = (
-        {record_number: at for at, record_number in number.items()},
-        {number[at]: model for at, model in models.items()},
-    )
-    pairs = [(number[a], number[b]) for a, b in places]
-    tested = _tests(block, list(models), pairs, column, samples, seeds=seeds, intervals=False, bounds=bounds)
-    return {(place[a], place[b]): contrast for (a, b), contrast in tested.items()}
-
-
-def _tests(
-    block: TableGroup,
-    rows: Iterable[int],
-    pairs: Sequence[Places],
-    column: str,
-    samples: Samples,
-    *,
-    seeds: Mapping[int, Mapping[int, int]],
-    intervals: bool,
-    bounds: bool = False,
-) -> Contrasts:
-    """Return the tests of pairs of models in a column; `pairs` and `seeds` have the numbers of records."""
-    records = {n: record for at in rows for n, record in zip(block.numbers[at], block.drawn[at], strict=True)}
-    if column.startswith("perplexity_"):
-        text = column.removeprefix("perplexity_")
-        return contrast_of_perplexities(records, pairs, samples, text, intervals=intervals, seeds=seeds)
-    quantity, which = quantity_of_column(column), ""
-    tasks = tasks_with_accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
-    if quantity.part == "answers":
-        which = quantity.field
-        tasks = [column.removeprefix(f"{which}_")]
-    elif quantity.over_tasks:
-        which, tasks = column, tasks_with_answers(block.records, column)
-    return contrast_of_averages(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
-
-
-def rule_of_better(block: TableGroup, column: str, better: str, samples: Samples) -> Callable[[int, int], bool]:
-    """Return a function that says whether the first of two rows is shown to be better in a column.
-
-    The tests are those of all pairs of models, adjusted by Holm, as on the page of a run. `kept` is tested as the
-    average is. An accuracy that may be that of guesses is never better. Columns without tests, such as speeds, are
-    compared by their intervals.
-    """
-    column = "average" if column == "kept" else column
-    if not quantity_of_column(column).tested:
-        return partial(_by_intervals, block.rows, column, better)
-    rows = [at for at, record in enumerate(block.records) if record.status == "ok"]
-    seeds = {next(iter(model.values())): model for at in rows for model in block.models(at)}
-
-    @cache
-    def tests() -> Contrasts:
-        return _tests(block, rows, pairs_of(list(seeds)), column, samples, seeds=seeds, intervals=True)
-
-    def is_better(first: int, second: int) -> bool:
-        more = (first, second) if better == "higher" else (second, first)
-        return not may_be_guessed(block.rows[first], column) and has_more(block, tests(), *more, column)
-
-    return is_better
-
-
-def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, first: int, second: int) -> bool:
-    """Say whether the interval of a row's value lies on the better side of another's; False without an interval."""
-    ends = [row.get(f"{column}_{end}") for row in (rows[first], rows[second]) for end in ("low", "high")]
-    present = [float(end) for end in ends if end is not None]
-    if len(present) < len(ends):
-        return False
-    low, high, low_of_another, high_of_another = present
-    return bool(low > high_of_another if better == "higher" else high < low_of_another)
-
-
-def models_of(block: TableGroup, place: int) -> list[int]:
-    """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
-    return [next(iter(model.values())) for model in block.models(place)]
-
-
-def has_more(block: TableGroup, tests: Contrasts, first: int, second: int, column: str) -> bool:
-    """Say whether one row is shown to have more of a column than another, at every seed of the two."""
-    neutral = 1 if column.startswith("perplexity_") else 0
-    more = is_shown_higher(tests, models_of(block, first), models_of(block, second), neutral=neutral)
-    return more and not block.order_depends_on_seed(first, second, column)
-
-
 @dataclass(frozen=True)
-class TestedRow:
+class GroupTests:
     """A group of rows of one ratio with the tests between its cells.
 
-    dense       the place of the dense model's row; None if it has no figures
-    rows        the places of all other rows that have figures
-    perplexity  {text: tests of the perplexity}
-    average     the tests of the average accuracy
-    answers     the tests of the bits per byte of the right answer
+    samples  the samples of all setups
+    records  those whose texts and tasks are tested; none for those of the rows
     """
 
     block: TableGroup
-    dense: int | None
-    rows: list[int]
-    perplexity: dict[str, Contrasts]
-    average: Contrasts
-    answers: Contrasts
+    samples: Samples
+    records: Sequence[Record] = ()
+
+    @cached_property
+    def measured(self) -> list[int]:
+        """Return the places of the rows that have figures."""
+        return [place for place, record in enumerate(self.block.records) if record.status == "ok"]
+
+    @property
+    def dense(self) -> int | None:
+        """Return the place of the dense model's row; None if it has no figures."""
+        return next((place for place in self.measured if self.block.records[place].cell["method"] == "dense"), None)
+
+    @property
+    def rows(self) -> list[int]:
+        """Return the places of all other rows that have figures."""
+        return [place for place in self.measured if self.block.records[place].cell["method"] != "dense"]
 
     def tests(self, column: str) -> Contrasts:
-        """Return the tests of a column of the frame."""
-        whole = {"average": self.average, ANSWER_BPB: self.answers}
-        return whole[column] if column in whole else self.perplexity[column.removeprefix("perplexity_")]
+        """Return the tests of all pairs of models in a column of the frame, by the numbers of `models`."""
+        if column not in self._tests_by_column:
+            seeds = {next(iter(model.values())): model for at in self.measured for model in self.block.models(at)}
+            self._tests_by_column[column] = self._test(pairs_of(list(seeds)), column, seeds, intervals=True)
+        return self._tests_by_column[column]
+
+    @cached_property
+    def _tests_by_column(self) -> dict[str, Contrasts]:
+        """Return the tests that are computed already, empty at first."""
+        return {}
+
+    def test_pairs(self, places: Sequence[Places], column: str, *, bounds: bool = False) -> Contrasts:
+        """Return the tests of pairs of rows, by their places, as far as samples pair them. Each row is a single model.
+
+        bounds  as of bench.regression.contrasts.contrast_of_averages
+        """
+        number = {at: self.models(at)[0] for pair in places for at in pair}
+        place = {record_number: at for at, record_number in number.items()}
+        seeds = {number[at]: self.block.models(at)[0] for at in number}
+        pairs = [(number[a], number[b]) for a, b in places]
+        tested = self._test(pairs, column, seeds, intervals=False, bounds=bounds)
+        return {(place[a], place[b]): contrast for (a, b), contrast in tested.items()}
+
+    def _test(
+        self, pairs: Sequence[Places], column: str, seeds: Seeds, *, intervals: bool, bounds: bool = False
+    ) -> Contrasts:
+        """Return the tests of pairs of models in a column; `pairs` and `seeds` have the numbers of records."""
+        numbers = chain.from_iterable(self.block.numbers)
+        cells = dict(zip(numbers, chain.from_iterable(self.block.drawn), strict=True))
+        records, samples = self.records or self.block.records, self.samples
+        if column.startswith("perplexity_"):
+            text = column.removeprefix("perplexity_")
+            return contrast_of_perplexities(cells, pairs, samples, text, intervals=intervals, seeds=seeds)
+        quantity, which = quantity_of_column(column), ""
+        tasks = tasks_with_accuracies(records) if column == "average" else [column.removeprefix("task_")]
+        if quantity.part == "answers":
+            which = quantity.field
+            tasks = [column.removeprefix(f"{which}_")]
+        elif quantity.over_tasks:
+            which, tasks = column, tasks_with_answers(records, column)
+        return contrast_of_averages(
+            cells, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds
+        )
 
     def models(self, place: int) -> list[int]:
         """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
-        return models_of(self.block, place)
+        return [next(iter(model.values())) for model in self.block.models(place)]
 
     def has_more(self, first: int, second: int, column: str) -> bool:
         """Say whether one row is shown to have more of a column than another, at every seed of the two."""
-        return has_more(self.block, self.tests(column), first, second, column)
+        neutral = 1 if column.startswith("perplexity_") else 0
+        more = is_shown_higher(self.tests(column), self.models(first), self.models(second), neutral=neutral)
+        return more and not self.block.order_depends_on_seed(first, second, column)
+
+    def is_better(self, first: int, second: int, column: str, better: str) -> bool:
+        """Say whether one row is shown to be better than another; by their intervals in a column without tests."""
+        if not quantity_of_column(column).tested:
+            return _is_apart(self.block.rows, column, better, first, second)
+        return self.has_more(*((first, second) if better == "higher" else (second, first)), column)
 
     def eligible(self) -> list[int]:
         """Return the places of the rows that can be the best. A row that removed too little cannot."""
@@ -442,21 +415,11 @@ class TestedRow:
         return sorted(with_value, key=lambda place: sign * self.block.rows[place][column])
 
 
-def contrasts_of_draws(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
-    """Return a group with the tests of every pair of its cells.
-
-    records  the records of its setup
-    samples  the samples of all setups
-    """
-    ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
-    dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
-    cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
-    seeds = {next(iter(model.values())): model for place in ok for model in block.models(place)}
-    pairs = pairs_of(list(seeds))
-    pruned = [place for place in ok if block.records[place].cell["method"] != "dense"]
-    perplexity = {}
-    for text in texts_of_records(records):
-        perplexity[text] = contrast_of_perplexities(cells, pairs, samples, text, seeds=seeds)
-    average = contrast_of_averages(cells, pairs, samples, tasks_with_accuracies(records), seeds=seeds)
-    answers = contrast_of_averages(cells, pairs, samples, tasks_with_answers(records), ANSWER_BPB, seeds=seeds)
-    return TestedRow(block, dense, pruned, perplexity, average, answers)
+def _is_apart(rows: Sequence[Mapping[str, Any]], column: str, better: str, first: int, second: int) -> bool:
+    """Say whether the interval of a row's value lies on the better side of another's; False without an interval."""
+    ends = [row.get(f"{column}_{end}") for row in (rows[first], rows[second]) for end in ("low", "high")]
+    present = [float(end) for end in ends if end is not None]
+    if len(present) < len(ends):
+        return False
+    low, high, low_of_another, high_of_another = present
+    return bool(low > high_of_another if better == "higher" else high < low_of_another)

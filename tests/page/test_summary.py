@@ -25,7 +25,7 @@ from bench.stats.clusters import paired_perplexity
 from reports import legend
 from reports.groups import group_records
 from reports.page.summary import INDEPENDENT, summarise_setups
-from reports.tables.rows import contrasts_of_draws
+from reports.tables.rows import GroupTests
 from reports.tables.table import Table
 
 TASKS = ("hellaswag", "piqa")
@@ -287,16 +287,16 @@ def test_the_guide_has_what_the_page_says_of_twenty_methods():
     agreements, factors = {"answer_bpb": [], "average": []}, []
     (groups,) = group_records(merged.records)
     for group in groups:
-        tested = contrasts_of_draws(merged.records, group, merged.samples)
+        tested = GroupTests(group, merged.samples, merged.records)
         order = tested.order(tested.eligible(), "perplexity_wiki", "lower")
         figures = [group.rows[place] for place in order]
         for name, sign in (("answer_bpb", 1), ("average", -1)):
             pairs = [row["perplexity_wiki"] for row in figures], [sign * row[name] for row in figures]
             agreements[name].append(f"{intervals.kendall(*pairs):.2f}")
         (first, second) = (tested.models(place)[0] for place in order[:2])
-        contrast, turned = tested.perplexity["wiki"].get((first, second)), False
+        contrast, turned = tested.tests("perplexity_wiki").get((first, second)), False
         if contrast is None:
-            contrast, turned = tested.perplexity["wiki"][second, first], True
+            contrast, turned = tested.tests("perplexity_wiki")[second, first], True
         ends = (contrast.estimate, contrast.low, contrast.high)
         factors.append([1 / end for end in (ends[0], ends[2], ends[1])] if turned else ends)
     taus = [f"{', '.join(values[:-1])} and {values[-1]}" for values in agreements.values()]

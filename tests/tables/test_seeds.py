@@ -31,7 +31,7 @@ from reports.page.page import render_page
 from reports.page.summary import summarise_setups
 from reports.report import to_csv, to_terminal
 from reports.tables.cost import MEANS
-from reports.tables.rows import contrasts_of_draws
+from reports.tables.rows import GroupTests
 from reports.tables.views import build_view
 
 TOKENS, WINDOWS = 511, 16
@@ -191,7 +191,7 @@ def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
         "flap": (),
     }
     group = only(records)
-    tested = contrasts_of_draws(records, group, Samples())
+    tested = GroupTests(group, Samples(), records)
     assert sorted(group.label(place) for place in tested.eligible()) == ["flap", "sleb"]
 
 
@@ -320,8 +320,8 @@ def test_no_test_contradicts_the_means_beside_it(tmp_path):
     laco, sleb = (next(n for n, one in enumerate(group.records) if one.cell["method"] == m) for m in ("laco", "sleb"))
     mean = [group.rows[place]["perplexity_wiki"] for place in (laco, sleb)]
     assert mean[0] > mean[1]
-    tests = contrasts_of_draws(records, group, samples)
-    (found,) = (one for pair, one in tests.perplexity["wiki"].items() if len({*pair}) == 2)
+    tests = GroupTests(group, samples, records)
+    (found,) = (one for pair, one in tests.tests("perplexity_wiki").items() if len({*pair}) == 2)
     assert found.test == "draws"
     assert group.order_depends_on_seed(laco, sleb, "perplexity_wiki")
     for one, other in ((laco, sleb), (sleb, laco)):
