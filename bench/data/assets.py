@@ -33,7 +33,7 @@ from typing import Any
 
 from bench.data import kept_folder
 from bench.data.conversion import MEDMCQA, dequantise, dequantise_tied, keep_documents
-from bench.data.kept_folder import is_of_a_full_disk
+from bench.system.failures import is_full_disk
 from methods.console import say
 from methods.errors import UserError
 from methods.files import hash_file, write_atomically
@@ -128,7 +128,7 @@ def download_wheel(wheel: Wheel, destination: Path) -> Path:
         hint = "check the network and pip's index settings"
         if reason.endswith(NO_PIP):
             reason, hint = NO_PIP, f"install it for {sys.executable} (`python -m ensurepip` or `uv pip install pip`)"
-        if is_of_a_full_disk(reason):
+        if is_full_disk(reason):
             place = destination.parent
             raise UserError(
                 f"no space left for {wheel.requirement} in {place}, or where pip unpacks (TMPDIR); make room, or name "

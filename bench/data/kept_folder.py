@@ -6,7 +6,6 @@ at once the second one keeps the first one's. Its manifest holds size and sha256
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from bench.system.failures import is_full_disk
 from methods.errors import UserError, first_line_of
 from methods.files import hash_file
 
@@ -63,14 +63,8 @@ def fill(folder: Path, name: str, write: Fill, holds: Iterable[str] = ()) -> Non
             raise UserError(_refusal(folder.parent, name, error)) from error
 
 
-def is_of_a_full_disk(error: BaseException | str) -> bool:
-    """Say whether an error, or another program's text on one, means that a disk is full."""
-    number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower()
-
-
 def _refusal(folder: Path, name: str, error: Exception) -> str:
-    if is_of_a_full_disk(error):
+    if is_full_disk(error):
         return f"no space left for {name} in {folder}; make room, or name another folder in PRUNEBENCH_CACHE"
     return f"cannot keep {name} in {folder} (PRUNEBENCH_CACHE): {first_line_of(error)}"
 

@@ -49,10 +49,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or NO_MEMORY.search(str(error)) is not None
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Say whether an error means a full disk. Its words count too, since writers of weights wrap the system's error."""
-    kinds = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
+def is_full_disk(error: BaseException | str) -> bool:
+    """Say whether an error, or another program's text on one, means a full disk.
+
+    The words of an error count too, since writers of weights wrap the system's error in their own.
+    """
+    words = ("no space left", os.strerror(errno.EDQUOT).lower())
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+        word in str(error).lower() for word in words
+    )
 
 
 def words_of_room(folders: Iterable[Path]) -> str:
