@@ -14,7 +14,9 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
-from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell, words_of_ratio
+from bench.plan.cell import Cell, words_of_ratio
+from bench.plan.kinds import to_plain
+from bench.plan.protocol import Recipe
 from bench.records import frame
 from bench.records.comparability import (
     FIGURES,
@@ -29,7 +31,7 @@ from bench.records.comparability import (
 )
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import is_finite
-from bench.records.record import Record, requested_ratio
+from bench.records.record import Record
 from bench.stats.draws import draw_stderr, exp_of_log, mean_interval
 
 
@@ -73,8 +75,8 @@ class TableGroup:
     def _label_of(self, place: int) -> str:
         record, mine = self.records[place], seeds_of(self.drawn[place])
         every = seeds_of([draw for drawn in self.drawn for draw in drawn])
-        alone = [peer.cell["method"] for peer in self.records].count("dense") == 1
-        which = [names_of_seeds(mine)] if mine != every and not (alone and record.cell["method"] == "dense") else []
+        alone = [peer.cell.method for peer in self.records].count("dense") == 1
+        which = [names_of_seeds(mine)] if mine != every and not (alone and record.cell.method == "dense") else []
         if record.status != "ok" and "draw" in (cell := identity_of_cell(record)):
             which.append(f"draw {cell['draw']}")
         return label_with_differences(record, self.beside or self.records) + (f" ({', '.join(which)})" if which else "")
@@ -86,7 +88,7 @@ class TableGroup:
         """
         numbers_by_seed: dict[int, list[int]] = {}
         for number, record in zip(self.numbers[place], self.drawn[place], strict=True):
-            numbers_by_seed.setdefault(record.cell["seed"], []).append(number)
+            numbers_by_seed.setdefault(record.cell.seed, []).append(number)
         models: list[dict[int, int]] = [{} for _ in max(numbers_by_seed.values(), key=len)]
         for seed, several in numbers_by_seed.items():
             for model, number in zip(models, several, strict=False):
@@ -110,7 +112,7 @@ class TableGroup:
         for record, drawn in zip(self.records, self.drawn, strict=True):
             by_seed: dict[int, list[Record]] = {}
             for draw in drawn if record.status == "ok" else [record]:
-                by_seed.setdefault(draw.cell["seed"], []).append(draw)
+                by_seed.setdefault(draw.cell.seed, []).append(draw)
             for first, *rest in by_seed.values():
                 misses = [frame.budget_miss(draw.measured) for draw in (first, *rest)]
                 apart = rest if len(set(misses)) > 1 else ()
@@ -135,30 +137,34 @@ def label_with_differences(record: Record, records: Sequence[Record]) -> str:
 
     They are the recipe of its healing, how its ratio is met, and anything else that two cells of one label differ in.
     """
-    ways = {peer.cell["match"] for peer in records if peer.cell["ratio"] is not None and "match" in peer.cell}
-    how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
+    ways = {peer.cell.match for peer in records if peer.cell.ratio is not None}
+    how = f" (match {record.cell.match})" if len(ways) > 1 and record.cell.ratio is not None else ""
     cells = [peer.cell for peer in records]
     return (
-        label_of_cell(record.cell)
+        record.cell.label
         + words_of_recipe_differences(record.cell, cells)
         + how
         + _words_of_differences(record.cell, cells)
     )
 
 
-def _words_of_differences(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+def _words_of_differences(cell: Cell, cells: Sequence[Cell]) -> str:
     """Return the fields that tell a cell from others of its name, such as ' (torch 2.13.0)'; empty without others.
 
     Cells of one name have one label, ratio and seed in one setup. They differ in fields that are no condition of a
     table, such as versions. A label that needs the fields at one ratio has them at every ratio.
     """
-    alike = [peer for peer in cells if peer["method"] == cell["method"] and peer["model"] == cell["model"]]
-    alike = [peer for peer in alike if peer["protocol"] == cell["protocol"]]
-    sharing: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for peer in (peer for peer in alike if label_of_cell(peer) == label_of_cell(cell)):
-        met = None if peer["ratio"] is None else peer.get("match")
-        recipe = recipe_of_cell(peer)
-        shared = (peer["ratio"], base_of_ratio(peer), peer["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
+    alike = [peer for peer in cells if peer.method == cell.method and peer.model == cell.model]
+    alike = [peer for peer in alike if peer.protocol == cell.protocol]
+    sharing: dict[tuple[Any, ...], list[Cell]] = {}
+    for peer in (peer for peer in alike if peer.label == cell.label):
+        shared = (
+            peer.ratio,
+            peer.ratio_of,
+            peer.seed,
+            peer.match if peer.ratio is not None else "",
+            recipe_of_cell(peer),
+        )
         sharing.setdefault(shared, []).append(peer)
     beyond = [list(map(_beyond_tables, group)) for group in sharing.values() if len(group) > 1]
     several = [list(map(_fields_with_values, group)) for group in beyond if group.count(group[0]) < len(group)]
@@ -174,19 +180,15 @@ def _words_of_differences(cell: Mapping[str, Any], cells: Sequence[Mapping[str, 
     return f" ({', '.join(words)})".replace('"', "") if words else ""
 
 
-def _beyond_tables(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _beyond_tables(cell: Cell) -> dict[str, Any]:
     """Return the fields of a cell and its inputs, without the conditions of tables and the choice of a draw."""
-    *earlier, own = [
-        {**stage, "parameters": {**stage["parameters"], "seed": None}} if is_recorded_draw(stage) else stage
-        for stage in (*cell.get("earlier", ()), cell)
-    ]
-    inputs = {
-        n: value
-        for n, value in cell.get("inputs", {}).items()
-        if not is_condition_of(f"inputs.{n}", *FIGURES, "columns")
+    inputs = to_plain(cell.inputs) or {}
+    beyond = {
+        name: value for name, value in inputs.items() if not is_condition_of(f"inputs.{name}", *FIGURES, "columns")
     }
-    fields = {name: value for name, value in own.items() if name not in ("earlier", "protocol")} | {"inputs": inputs}
-    return {"own": fields, **{str(number): stage for number, stage in enumerate(earlier)}}
+    plain = cell.without_draws.plain() | {"inputs": beyond}
+    own = {name: value for name, value in plain.items() if name not in ("earlier", "protocol")}
+    return {"own": own, **{str(number): stage for number, stage in enumerate(plain["earlier"])}}
 
 
 def _fields_with_values(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,13 +207,13 @@ def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str
 
 def name_with_ratio(record: Record, records: Sequence[Record]) -> str:
     """Return the name of a cell in a sentence, with its differences to `records`: 'laco (match exact) at 0.2'."""
-    ratio = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
+    ratio = words_of_ratio(record.cell.ratio, record.cell.ratio_of)
     return label_with_differences(record, records) + (f" at {ratio}" if ratio else "")
 
 
 def seeds_of(records: Sequence[Record]) -> list[int]:
     """Return the seeds of cells, each once, rising."""
-    return sorted({record.cell["seed"] for record in records})
+    return sorted({record.cell.seed for record in records})
 
 
 def suffixes_of_draws(records: Sequence[Record]) -> list[str]:
@@ -223,16 +225,12 @@ def suffixes_of_draws(records: Sequence[Record]) -> list[str]:
     values_by_name: dict[tuple[str, str], set[Any]] = {}
     for record, cell in zip(records, cells, strict=True):
         for kind in ("seed", "draw"):
-            values_by_name.setdefault((label_of_cell(record.cell), kind), set()).add(cell.get(kind))
+            values_by_name.setdefault((record.cell.label, kind), set()).add(cell.get(kind))
     named = []
     for record, cell in zip(records, cells, strict=True):
-        kinds = [
-            kind
-            for kind in ("seed", "draw")
-            if kind in cell and len(values_by_name[label_of_cell(record.cell), kind]) > 1
-        ]
+        kinds = [kind for kind in ("seed", "draw") if kind in cell and len(values_by_name[record.cell.label, kind]) > 1]
         which = ", ".join(f"{kind} {cell[kind]}" for kind in kinds)
-        named.append(f" ({which})" if which and record.cell["method"] != "dense" else "")
+        named.append(f" ({which})" if which and record.cell.method != "dense" else "")
     return named
 
 
@@ -242,7 +240,7 @@ def names_of_draws(records: Sequence[Record]) -> list[str]:
     The number of a draw is the seed of its random choice.
     """
     counts = [f"draw {identity_of_cell(record).get('draw', number)}" for number, record in enumerate(records)]
-    every = [f"seed {record.cell['seed']}" for record in records]
+    every = [f"seed {record.cell.seed}" for record in records]
     if len(set(every)) == 1:
         return counts
     return every if len(set(every)) == len(every) else [", ".join(both) for both in zip(every, counts, strict=True)]
@@ -269,11 +267,9 @@ def _of_setup(
     records: Sequence[Record], rows: Sequence[dict[str, Any]], cells: Sequence[int], different: tuple[str, ...]
 ) -> Iterator[TableGroup]:
     """Yield the groups of one setup, whose records are at the places `cells`."""
-    dense = [number for number in cells if records[number].cell["method"] == "dense"]
-    pruned = [number for number in cells if records[number].cell["method"] != "dense"]
-    ratio_by_number = {
-        number: (requested_ratio(records[number]), base_of_ratio(records[number].cell)) for number in pruned
-    }
+    dense = [number for number in cells if records[number].cell.method == "dense"]
+    pruned = [number for number in cells if records[number].cell.method != "dense"]
+    ratio_by_number = {number: (records[number].cell.ratio, records[number].cell.ratio_of) for number in pruned}
     ratios = sorted(
         set(ratio_by_number.values()), key=lambda ratio: (ratio[0] is None, ratio[1] != "all", ratio[1], ratio[0] or 0)
     )
@@ -350,12 +346,9 @@ def _over_choices(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, 
     return middle, middle - spread, middle + spread, spread
 
 
-Cell = Mapping[str, Any]
-
-
-def recipe_of_cell(cell: Cell) -> Cell | None:
+def recipe_of_cell(cell: Cell) -> Recipe | None:
     """Return the recipe of a cell: its own, or that of the last stage that was healed; None without healing."""
-    recipes = [stage["healing"] for stage in (*cell.get("earlier", ()), cell) if stage.get("healing")]
+    recipes = [stage.healing for stage in cell.stages if stage.healing]
     return recipes[-1] if recipes else None
 
 
@@ -366,8 +359,8 @@ def words_of_recipe_differences(cell: Cell, cells: Iterable[Cell]) -> str:
         return ""
 
     def is_differing(name: str) -> bool:
-        return any(recipe.get(name) != mine[name] for recipe in recipes)
+        return any(getattr(recipe, name) != getattr(mine, name) for recipe in recipes)
 
-    differing = list(filter(is_differing, mine))
-    words = ", ".join(f"{name.replace('_', ' ')} {mine[name]}" for name in differing)
+    differing = filter(is_differing, vars(mine))
+    words = ", ".join(f"{name.replace('_', ' ')} {getattr(mine, name)}" for name in differing)
     return f" ({words})" if words else ""

@@ -155,7 +155,7 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
     figures = [name for name in columns if _has_number(rows, name)]
     if metric not in figures:
         raise _Lacking(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
-    named = [model in (None, record.cell["model"], name_of_model(record)) for record in records]
+    named = [model in (None, record.cell.model, name_of_model(record)) for record in records]
     if not any(named):
         present = ", ".join(dict.fromkeys(map(name_of_model, records)))
         raise _Lacking(f"{run} has no model {model!r}; it has {present}")
@@ -187,13 +187,13 @@ def _not_alike(chosen: Sequence[Record], records: Sequence[Record]) -> str:
     record_by_setup = {of[id(record)]: record for record in chosen}
     if len(record_by_setup) == 1:
         return ""
-    models = {str(record.cell["model"]): name_of_model(record) for record in chosen}
+    models = {str(record.cell.model): name_of_model(record) for record in chosen}
     if len(models) > 1:
         names = models.values() if len(set(models.values())) == len(models) else models
         return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"
     differences, ways = differences_of_setups(records), list[str]()
     for setup, record in record_by_setup.items():
-        ways.append(", ".join([record.cell["device"], record.cell["dtype"], *differences[setup]]))
+        ways.append(", ".join([record.cell.device, record.cell.dtype, *differences[setup]]))
     return f"under several conditions, whose mean says nothing: {'; '.join(ways)}; name runs of one"
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import base_of_ratio, label_of_cell
 from bench.records.comparability import find_dense_peer, find_unlike_versions, group_draws
 from bench.records.frame import MISS, SMALL, STAGES, find_misfits, misses_budget, texts_of_records
 from bench.records.quantities import find_quantity, format_value, list_quantities, quantity_of_column
-from bench.records.record import Record, requested_ratio
+from bench.records.record import Record
 from bench.regression.contrasts import LEVEL
 from methods.counted import QUANTITIES
 from reports.groups import label_with_differences, seeds_of, suffixes_of_draws
@@ -214,8 +213,8 @@ def flags_of_cell(record: Record, name: str, stages: Collection[str] = ()) -> It
 
 def words_of_miss(record: Record) -> str:
     """Return 'requested 30.0 %, budget 28.9 %, achieved 28.1 %', or the same for the quantity of a budget."""
-    show, measured, of = quantity_of_column("ratio").show, record.measured, base_of_ratio(record.cell)
-    requested = requested_ratio(record)
+    show, measured, of = quantity_of_column("ratio").show, record.measured, record.cell.ratio_of
+    requested = record.cell.ratio
     if budget := measured.get("budget"):
         request = "" if requested is None else f"requested {show(1 - requested)}, "
         return f"{request}budget {show(budget['share'])} of {QUANTITIES[of]}, achieved {show(budget['stays'])}"
@@ -237,7 +236,7 @@ def _ended_early(record: Record, name: str) -> Iterator[FlaggedCell]:
     """Yield the flag of a search whose minutes were over before its last generation."""
     generations, planned = (record.decisions.get(key) for key in ("generations", "of_generations"))
     if generations is not None and planned is not None and generations < planned:
-        minutes = record.cell["parameters"].get("minutes")
+        minutes = record.cell.parameters.get("minutes")
         after = f" in {minutes:g} min" if minutes else ""
         yield FlaggedCell(ENDED_EARLY, name, {"generations": generations, "planned": planned, "after": after})
 
@@ -245,9 +244,9 @@ def _ended_early(record: Record, name: str) -> Iterator[FlaggedCell]:
 def _of_latency(record: Record, name: str) -> Iterator[FlaggedCell]:
     """Yield the flags of the table of a budget of latency, and of timings that contradict it."""
     budget = record.measured.get("budget")
-    if not budget or budget["of"] != "latency":
+    if not budget or budget["of"] != "latency" or record.cell.latency is None:
         return
-    about = record.cell["latency"]["about"]
+    about = record.cell.latency.about
     yield from flags_of_latencies(about, name)
     show, stays = quantity_of_column("ratio").show, budget["stays"]
     for point in record.measured.get("speed", {}).get("points", []):
@@ -372,7 +371,7 @@ def describe_columns(
         "accuracy": has_tasks and any(name.startswith(("task_", "score_")) for name in columns),
         "kept": has_tasks and "kept" in columns,
         "speed": "speed" in about and not speeds.isdisjoint(columns),
-        "then": any(record.cell.get("earlier") for record in records),
+        "then": any(record.cell.earlier for record in records),
     }
     words = {word for word, does_occur in occurs.items() if does_occur}
     if seeds and not {"perplexity", "kl", "tasks"}.isdisjoint(about):
@@ -417,7 +416,7 @@ def _flags_of_draws(records: Sequence[Record], *, seeds: bool) -> Iterator[Flagg
     """Yield the flags of rows that are means of several random choices."""
     for places in group_draws(records, seeds=seeds):
         draws = [records[place] for place in places]
-        name, count = label_of_cell(draws[0].cell), len(seeds_of(draws))
+        name, count = draws[0].cell.label, len(seeds_of(draws))
         if len(draws) == count:
             continue
         over = f" over {count} seeds" if count > 1 else ""
@@ -425,5 +424,5 @@ def _flags_of_draws(records: Sequence[Record], *, seeds: bool) -> Iterator[Flagg
         timed = ["speed" in draw.measured for draw in draws]
         if timed[0] and not all(timed):
             yield FlaggedCell(ONE_TIMED, name)
-        elif not timed[0] and draws[0].cell["protocol"]["speed_rounds"] > 0:
+        elif not timed[0] and draws[0].cell.protocol.speed_rounds > 0:
             yield FlaggedCell(TIMED_ELSEWHERE, name)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from bench.plan.cell import base_of_ratio, words_of_amount
+from bench.plan.cell import Cell, words_of_amount
+from bench.plan.protocol import Recipe
 from bench.records.frame import STAGES, main_timing
 from bench.records.measured import is_accuracy
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_bytes, shorten_name
-from bench.records.record import Record, requested_ratio
+from bench.records.record import Record
 from methods.counted import QUANTITIES
-from reports.groups import Cell, names_of_seeds, recipe_of_cell, seeds_of, words_of_recipe_differences
+from reports.groups import names_of_seeds, recipe_of_cell, seeds_of, words_of_recipe_differences
 
 KINDS = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns that a table may have
 CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
@@ -32,23 +33,23 @@ def conditions_of(records: Sequence[Record]) -> list[str]:
     threads = {
         record.environment["threads"]
         for record in records
-        if record.cell["device"] == "cpu" and record.environment.get("threads") is not None
+        if record.cell.device == "cpu" and record.environment.get("threads") is not None
     }
     where = [
         _either(sorted(map(_device, records))) + _processors(records),
-        _either(sorted(record.cell["dtype"] for record in records)),
+        _either(sorted(record.cell.dtype for record in records)),
         *([f"{_either(sorted(threads))} {'thread' if threads == {1} else 'threads'}"] if threads else []),
     ]
-    return [", ".join(where), _either(sorted(record.cell["protocol"]["profile"] for record in records))]
+    return [", ".join(where), _either(sorted(record.cell.protocol.profile for record in records))]
 
 
 def _device(record: Record) -> str:
-    return str(record.environment.get("gpu") or record.cell["device"])
+    return str(record.environment.get("gpu") or record.cell.device)
 
 
 def _processors(records: Sequence[Record]) -> str:
     """Return the processors of cells on a CPU if there are several, in brackets; otherwise nothing."""
-    names = [record.environment.get("cpu") for record in records if record.cell["device"] == "cpu"]
+    names = [record.environment.get("cpu") for record in records if record.cell.device == "cpu"]
     several = sorted({str(name) for name in names if name})
     return f" ({_either(several)})" if len(several) > 1 else ""
 
@@ -64,14 +65,14 @@ def words_of_ratio(records: Sequence[Record]) -> str:
     For a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'. A method whose parameters
     decide has a sentence that says so; the dense model alone has an empty title.
     """
-    pruned = [record for record in records if record.cell["method"] != "dense"]
+    pruned = [record for record in records if record.cell.method != "dense"]
     if not pruned:
         return ""
-    requested = requested_ratio(pruned[0])
+    requested = pruned[0].cell.ratio
     if requested is None:
         return "ratio fixed by the method's parameters"
     budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
-    amount = words_of_amount(requested, base_of_ratio(pruned[0].cell))
+    amount = words_of_amount(requested, pruned[0].cell.ratio_of)
     return amount + (f": {budgets.pop()}" if len(budgets) == 1 else "")
 
 
@@ -79,12 +80,12 @@ def _budget(record: Record) -> str:
     """Return the budget in parameters; in layers too if the request was rounded to whole layers."""
     measured = record.measured
     if budget := measured.get("budget"):
-        rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
+        rounded = ", in whole layers" if record.cell.match == "layers" else ""
         return f"{quantity_of_column('ratio').show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
     removed = measured["ratio_budget"] * measured["dense_parameters"]
     parameters = f"{quantity_of_column('parameters').show(measured['dense_parameters'] - removed)} parameters"
     total = measured.get("dense_layers")
-    if record.cell["match"] == "exact" or not total:
+    if record.cell.match == "exact" or not total:
         return parameters
     layers = removed / (measured["dense_parameters_without_embeddings"] / total)
     whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
@@ -135,17 +136,17 @@ def _tasks(record: Record) -> Iterator[ProtocolRow]:
 
 def _speeds(record: Record) -> Iterator[ProtocolRow]:
     """Yield how the speed in the main table was timed, for each stage of generation."""
-    protocol = record.cell["protocol"]
+    protocol = record.cell.protocol
     for stage, size in STAGES.items():
         if point := main_timing(record, stage):
             facts = [
                 f"{'a prompt of' if stage == 'prefill' else 'one token behind'} {point[size]:,} tokens",
                 f"batch {point['batch']}",
                 "in turns with dense" if "speedup" in point else "timed alone",
-                f"up to {protocol['speed_rounds']} rounds",
-                f"{protocol['cache']} cache",
-                *["compiled"] * bool(protocol["compile"]),
-                *["each step captured once and replayed"] * (point.get("mode") == "graph" and not protocol["compile"]),
+                f"up to {protocol.speed_rounds} rounds",
+                f"{protocol.cache} cache",
+                *["compiled"] * bool(protocol.compile),
+                *["each step captured once and replayed"] * (point.get("mode") == "graph" and not protocol.compile),
             ]
             yield stage, ", ".join(facts)
 
@@ -159,11 +160,11 @@ TELLERS: dict[str, Callable[[Record], Iterator[ProtocolRow]]] = {
 
 def _calibrations(records: Sequence[Record]) -> Iterator[ProtocolRow]:
     for several in group_by_calibration(records):
-        protocol = several[0].cell["protocol"]
+        protocol = several[0].cell.protocol
         yield (
             "calibration",
-            f"{protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens of "
-            f"{protocol['calibration']}, {names_of_seeds(seeds_of(several))}",
+            f"{protocol.calibration_sequences} sequences of {protocol.calibration_length} tokens of "
+            f"{protocol.calibration}, {names_of_seeds(seeds_of(several))}",
         )
 
 
@@ -171,9 +172,9 @@ def group_by_calibration(records: Sequence[Record]) -> list[list[Record]]:
     """Return the pruned records in groups that share a calibration, whatever its seed."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        if record.cell["method"] != "dense":
-            protocol = record.cell["protocol"]
-            groups.setdefault(tuple(protocol[name] for name in CALIBRATION), []).append(record)
+        if record.cell.method != "dense":
+            protocol = record.cell.protocol
+            groups.setdefault(tuple(getattr(protocol, name) for name in CALIBRATION), []).append(record)
     return list(groups.values())
 
 
@@ -187,14 +188,13 @@ def protocol_of_healing(cells: Sequence[Cell]) -> list[ProtocolRow]:
     return list(rows)
 
 
-def words_of_recipe(recipe: Cell) -> str:
+def words_of_recipe(recipe: Recipe) -> str:
     """Return a recipe in words: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki, batches of 8 x 256, ...'."""
-    passes = "" if recipe["passes"] == 1 else f", {recipe['passes']:,} passes"
+    passes = "" if recipe.passes == 1 else f", {recipe.passes:,} passes"
     return (
-        f"{RECIPES[recipe['kind']].format(**recipe)}, {LOSSES[recipe['loss']]}, {recipe['tokens']:,} tokens of "
-        f"{shorten_name(recipe['text'])}{passes}, batches of {recipe['batch']} x {recipe['length']}, learning "
-        "rate up to "
-        f"{recipe['learning_rate']:g}, seed {recipe['seed']}"
+        f"{RECIPES[recipe.kind].format(**vars(recipe))}, {LOSSES[recipe.loss]}, {recipe.tokens:,} tokens of "
+        f"{shorten_name(recipe.text)}{passes}, batches of {recipe.batch} x {recipe.length}, learning rate up to "
+        f"{recipe.highest:g}, seed {recipe.seed}"
     )
 
 

@@ -407,9 +407,8 @@ def names_of(run: Path) -> tuple[str, ...]:
     from bench.records.run_folder import load_run
 
     cells = [record.cell for record in load_run(run)]
-    protocols = [cell["protocol"] for cell in cells]
-    texts = [text for protocol in protocols for text in (protocol["calibration"], *protocol["texts"])]
-    return tuple(dict.fromkeys([*(cell["model"] for cell in cells), *texts]))
+    texts = [text for cell in cells for text in (cell.protocol.calibration, *cell.protocol.texts)]
+    return tuple(dict.fromkeys([*(cell.model for cell in cells), *texts]))
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def write(run: Path) -> None:
 
 
 def _save(run: Path, key: str, record: Record) -> None:
-    save(replace(record, cell=record.cell | {"label": record.cell["method"]}), run / "cells" / f"{key}.json")
+    save(record, run / "cells" / f"{key}.json")
 
 
 def _measured(

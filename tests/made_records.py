@@ -11,7 +11,7 @@ from made_cells import made_cell, made_inputs
 
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe, protocol_of_profile
-from bench.records.record import Record
+from bench.records.record import Record, record_from_plain
 
 TASKS = {"hellaswag": 10042, "piqa": 1838, "winogrande": 1267, "arc_easy": 2376, "openbookqa": 500}
 
@@ -132,12 +132,17 @@ def ok(method: str, ratio: float | None, figures: dict[str, Any], *, budget: int
     if budget:
         figures |= {"ratio_budget": budget * PER_LAYER / DENSE_PARAMETERS}
     decided = changes.pop("decisions", {})
-    asked = cell(method, ratio, **changes)
-    return Record(cell=asked, status="ok", environment=ENVIRONMENT, measured=figures, decisions=decided)
+    return made_record(cell(method, ratio, **changes), environment=ENVIRONMENT, measured=figures, decisions=decided)
 
 
 def failed(status: str, method: str, error: str, **changes: Any) -> Record:
-    return Record(cell=cell(method, 0.3, **changes), status=status, environment=ENVIRONMENT, error=error)
+    return made_record(cell(method, 0.3, **changes), status=status, environment=ENVIRONMENT, error=error)
+
+
+def made_record(asked: dict[str, Any], status: str = "ok", **changes: Any) -> Record:
+    """The record of a plain cell, as it comes from a file."""
+    empty = {"environment": {}, "decisions": {}, "measured": {}, "error": None, "schema": 3}
+    return record_from_plain(empty | {"cell": asked, "status": status} | changes)
 
 
 def checked(figures: dict[str, Any], kl: float | None, copying: float) -> dict[str, Any]:
@@ -249,13 +254,19 @@ MENDED = [
 
 
 def changed(record: Record, *path: str, to: Any) -> Record:
-    """A copy of the record with one value of it replaced."""
-    new = copy.deepcopy(record)
-    place: Any = getattr(new, path[0])
-    for name in path[1:-1]:
+    """A copy of the record with one of its plain values replaced."""
+    new = copy.deepcopy(record.plain())
+    place: Any = new
+    for name in path[:-1]:
         place = place[name]
-    place[path[-1]] = to
-    return new
+    place[path[-1]] = to_plain(to)
+    return record_from_plain(new)
+
+
+def with_cell(record: Record, **changes: Any) -> Record:
+    """The record with other plain values of its cell."""
+    plain = record.plain()
+    return record_from_plain(plain | {"cell": plain["cell"] | to_plain(changes)})
 
 
 def drawn(seed: int, ppl: float, accuracy: float, given: tuple[str, ...] = (), *, timed: bool = True) -> Record:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from made_cells import made_cell
 
 from bench.plan.protocol import protocol_of_profile
 from bench.records.record import Record, save
@@ -50,22 +50,16 @@ def cell(
 ) -> None:
     """Write one cell of `run`; `bits` are those per byte of the right answers of some of the tasks."""
     key = f"{label.replace(':', '-').replace('=', '-')}--{'fixed' if ratio is None else ratio}--{seed}"
-    protocol = asdict(protocol_of_profile("quick", tasks=tuple(tasks or ()), texts=tuple(texts or ())))
-    protocol |= {"prefill": [128], "decode": [], "batches": [1]}
-    asked = {
+    protocol = protocol_of_profile("quick", tasks=tuple(tasks or ()), texts=tuple(texts or ()), decode=())
+    method, _, words = label.partition(":")
+    given = dict(word.split("=") for word in words.split(",") if word)
+    more = {
         "model": "somewhere/model",
-        "display_name": "Model",
-        "method": label.partition(":")[0],
-        "label": label,
-        "parameters": dict(parameters or {}),
-        "ratio": ratio,
-        "match": "layers",
+        "parameters": given | dict(parameters or {}),
+        "given": tuple(given),
         "seed": seed,
-        "device": "cpu",
-        "dtype": "float32",
-        "protocol": protocol,
-        "given": [],
     }
+    asked = made_cell(method, ratio, protocol, **more)
     described = {"date": "2026-01-02T03:04:05+00:00", "commit": "0123456789abcdef", "cpu": "Example CPU", "threads": 2}
     described |= {"versions": VERSIONS, **(environment or {})}
     found: dict[str, Any] = {}
@@ -87,7 +81,8 @@ def cell(
         found |= measured or {}
     decisions = {"calibration": {"sha256": "c" * 64}} if status == "ok" else {}
     error = None if status == "ok" else f"{status}: for a test"
-    save(Record(asked, status, described, decisions, found, error), run / "cells" / f"{key}.json")
+    record = Record(asked, status, described, decisions, found, error, display_name="Model")
+    save(record, run / "cells" / f"{key}.json")
     folder = run / "samples" / key
     folder.mkdir(parents=True, exist_ok=True)
     for name, right in (tasks or {}).items():

@@ -16,11 +16,11 @@ Places = dict[tuple[str, float], dict[str, int]]
 def places(run: Merged) -> Places:
     """Return which records are of a model at a ratio, by method, the dense model's among them."""
     found = Places()
-    dense = {one.cell["model"]: n for n, one in enumerate(run.records) if one.cell["label"] == "dense"}
+    dense = {one.cell.model: n for n, one in enumerate(run.records) if one.cell.label == "dense"}
     for n, one in enumerate(run.records):
-        if one.cell["label"] != "dense":
-            its = found.setdefault((one.cell["model"], one.cell["ratio"]), {"dense": dense[one.cell["model"]]})
-            its[one.cell["label"]] = n
+        if one.cell.label != "dense":
+            its = found.setdefault((one.cell.model, one.cell.ratio), {"dense": dense[one.cell.model]})
+            its[one.cell.label] = n
     return dict(sorted(found.items(), key=lambda each: (MODELS.index(each[0][0]), each[0][1])))
 
 
@@ -58,8 +58,8 @@ def by_seed(
         words, figures = [], []
         for seed in seeds:
             run = run_of(seed)
-            cells = [(n, one.cell) for n, one in enumerate(run.records) if one.cell["model"] == model]
-            at = {cell["label"]: n for n, cell in cells if (cell["ratio"], cell["seed"]) == (ratio, seed)}
+            cells = [(n, one.cell) for n, one in enumerate(run.records) if one.cell.model == model]
+            at = {cell.label: n for n, cell in cells if (cell.ratio, cell.seed) == (ratio, seed)}
             figures.append(figure(run, at[label], name))
             words.append(f"{figures[-1]:{'.3f' if name == 'answers' else '.1f'}}")
             if label != labels[0]:

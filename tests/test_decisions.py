@@ -201,5 +201,5 @@ def test_a_run_says_in_a_line_what_is_wrong_and_goes_on(base, tmp_path, capsys, 
     assert f"astray at 0.3: error: the decisions of astray do not hold: {said}" in lines[0].replace(
         "layer 3 is", "layer 2 is"
     )
-    status = {record.cell["method"]: record.status for record in load_run(tmp_path / "run")}
+    status = {record.cell.method: record.status for record in load_run(tmp_path / "run")}
     assert status == {"dense": "ok", "astray": "error", "drop-tail": "ok"}

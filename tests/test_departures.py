@@ -27,7 +27,7 @@ def page() -> dict[str, list[list[str]]]:
 def decisions(method: str) -> dict[float, dict]:
     """Return what a method of the twenty decided, by its ratio."""
     found = run_folder.read_records(RESULTS / TWENTY).values()
-    return {one.cell["ratio"]: one.decisions for one in found if one.cell["label"] == method}
+    return {one.cell.ratio: one.decisions for one in found if one.cell.label == method}
 
 
 def test_the_perplexities_are_those_of_the_records():
@@ -50,7 +50,7 @@ def windows() -> dict[tuple[str, float, int], tuple[list[float], list[float]]]:
         records = run_folder.read_records(RESULTS / run)
         for key, rows in run_folder.samples(RESULTS / run, "perplexity-wiki").groupby("cell"):
             cell = records[key].cell
-            found[cell["label"], cell["ratio"], cell["seed"]] = (list(rows["nll"]), list(rows["tokens"]))
+            found[cell.label, cell.ratio, cell.seed] = (list(rows["nll"]), list(rows["tokens"]))
     return found
 
 

@@ -41,13 +41,13 @@ def documents(path):
 
 def test_a_run_is_asked_for_read_and_taken_apart(spec, capsys):
     records = bench.run(spec)
-    assert [record.cell["label"] for record in records] == ["dense", "drop-tail", "laco:C=2"]
+    assert [record.cell.label for record in records] == ["dense", "drop-tail", "laco:C=2"]
     assert not (spec.out / "report.md").exists()  # which is the command line's
     assert capsys.readouterr().out == ""
     cells = bench.read(spec.out).set_index("label")
     assert set(cells.index) == {"dense", "drop-tail", "laco:C=2"}
     for record in records:
-        row = cells.loc[record.cell["label"]]
+        row = cells.loc[record.cell.label]
         assert row["status"] == "ok"
         assert row["parameters"] == record.measured["parameters"]
         assert row["ratio"] == record.measured["ratio"]

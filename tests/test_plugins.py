@@ -182,7 +182,7 @@ def test_a_cell_that_fails_says_where_in_the_plugin(lines, said, base, tmp_path,
     assert main([*base, "--plugin", plugin, "--methods", "failing", "--ratio", "0.3", "--no-isolate"]) == 3
     lines = [line for line in capsys.readouterr().err.splitlines() if "Error" in line]
     assert lines == [f"[2/2] failing at 0.3: error: {said}"]
-    (record,) = [record for record in load_run(tmp_path / "run") if record.cell["method"] == "failing"]
+    (record,) = [record for record in load_run(tmp_path / "run") if record.cell.method == "failing"]
     first, _, trace = (record.error or "").partition("\n")
     assert first == said
     assert trace.startswith("Traceback (most recent call last):\n")

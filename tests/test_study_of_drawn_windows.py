@@ -68,7 +68,7 @@ def pairs_shown(ratio: float, column: str) -> tuple[int, int]:
 
 
 def test_the_run_is_whole_and_of_one_protocol():
-    cells = Counter((one.cell["label"], one.cell["ratio"]) for one in run().records if one.cell["label"] != "dense")
+    cells = Counter((one.cell.label, one.cell.ratio) for one in run().records if one.cell.label != "dense")
     assert cells.keys() == {(method, ratio) for method, _ in cells for ratio in RATIOS}
     assert {method for (method, _), draws in cells.items() if draws == 5} == {"drop-random"}
     assert len(run().records) == len(cells) + 3 * 4 + 1
@@ -76,7 +76,7 @@ def test_the_run_is_whole_and_of_one_protocol():
     for one in run().records:
         assert all(of["drawn"] and of["windows"] == 48 for of in one.measured["perplexity"].values())
         assert {task["documents"] for task in one.measured["tasks"].values()} == {100}
-        assert ("EPYC" if one.cell["label"] == "evopress" else "Xeon") in one.environment["cpu"]
+        assert ("EPYC" if one.cell.label == "evopress" else "Xeon") in one.environment["cpu"]
         assert one.environment["threads"] == 1
 
 
@@ -126,7 +126,7 @@ def over(method: str, other: str) -> list[float]:
 @cache
 def lost_on_c4(method: str, ratio: float) -> np.ndarray:
     """Return how many nats per token a method loses beside the dense model, for each window."""
-    at = {(one.cell["label"], one.cell["ratio"]): n for n, one in enumerate(run().records)}
+    at = {(one.cell.label, one.cell.ratio): n for n, one in enumerate(run().records)}
     pruned, dense = (run().samples.of(at[of], "perplexity-c4", "nll") for of in ((method, ratio), ("dense", None)))
     assert pruned is not None and dense is not None
     return np.array((pruned.values - dense.values) / [tokens for _, tokens in dense.units])

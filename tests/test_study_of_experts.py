@@ -31,7 +31,7 @@ def places(model: str, method: str, ratio: float | None) -> list[int]:
     return [
         n
         for n, one in enumerate(data().records)
-        if (one.cell["display_name"], one.cell["method"], one.cell["ratio"]) == (model, method, ratio)
+        if (one.display_name, one.cell.method, one.cell.ratio) == (model, method, ratio)
     ]
 
 

@@ -206,8 +206,8 @@ def test_what_is_said_of_a_tenth_on_the_other_models():
     assert f"`laco-ls` is shown to have {wiki['laco-ls']:.2f} times its perplexity on both texts" in page
     fewer = " and ".join(f"`{label}` {-bits:.3f}" for label, bits in sorted(answers.items(), key=lambda one: one[1]))
     assert answers.keys() == {"llm-streamline", "evopress"} and f"and {fewer} bits less" in page
-    ours = [one for one in run().records if (one.cell["label"], one.cell["ratio"]) == (OURS, 0.1)]
-    gone = {one.cell["model"]: len(one.decisions["removed_layers"]) for one in ours}
+    ours = [one for one in run().records if (one.cell.label, one.cell.ratio) == (OURS, 0.1)]
+    gone = {one.cell.model: len(one.decisions["removed_layers"]) for one in ours}
     assert gone == dict(zip(rows_beside.MODELS, (2, 1, 1), strict=True))
     assert "One layer of 18 or of 24 collapses there, on SmolLM2 two of 30." in page
     assert "At 0.1 it leads on SmolLM2 alone" in text("README.md")
@@ -344,10 +344,8 @@ def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
     }
     said = f"has {min(widths.values()):.2f} to {max(widths.values()):.2f} times the perplexity of `obs` on `wiki`"
     assert len(widths) == 9 and said in page
-    its = [one for one in run().records if one.cell["label"] == "tyr"]
-    (calibration,) = {
-        one.cell["protocol"]["calibration_sequences"] * one.cell["protocol"]["calibration_length"] for one in its
-    }
+    its = [one for one in run().records if one.cell.label == "tyr"]
+    (calibration,) = {one.cell.protocol.calibration_sequences * one.cell.protocol.calibration_length for one in its}
     there, elsewhere = [one.decisions["kl"][-1] for one in its], [one.measured["checks"]["kl"] for one in its]
     factors = [other / own for own, other in zip(there, elsewhere, strict=True)]
     said = f"ends at {min(there):.3f} to {max(there):.3f} nats there, and on other text it is"
@@ -355,7 +353,7 @@ def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
     said = f"{calibration:,} here and 4.2 million in the authors' script: its divergence from the dense model {said}"
     assert said in page
     (most,) = (one for one, many in zip(its, factors, strict=True) if many == max(factors))
-    assert most.cell["model"] == "qwen2.5-coder-0.5b"
+    assert most.cell.model == "qwen2.5-coder-0.5b"
     assert "most on Qwen, which has more channels than there are tokens (4,864)" in page
 
 

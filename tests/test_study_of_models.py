@@ -101,7 +101,7 @@ def tables() -> dict[str, list[str]]:
 def test_the_run_is_whole():
     records = data().records
     assert len(records) == 228
-    assert {record.cell["model"] for record in records} == {"smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b"}
+    assert {record.cell.model for record in records} == {"smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b"}
     assert {record.status for record in records} == {"ok", "unsupported"}
 
 
@@ -190,7 +190,7 @@ def more_windows() -> dict[str, str]:
     acf                  correlation of the difference from one window to the next
     """
     merged = run_folder.load_runs([ROOT / "docs/results/more-windows"])
-    at = {record.cell["method"]: n for n, record in enumerate(merged.records)}
+    at = {record.cell.method: n for n, record in enumerate(merged.records)}
     pair = (at["laco-ls"], at["2ssp"])
     found = contrast_of_perplexities(merged.records, [pair], merged.samples, "wiki")[pair]
     before, after = (merged.samples.of(n, "perplexity-wiki", "nll") for n in pair)
@@ -327,7 +327,7 @@ def of_seed(seed: int, ratio: float = 0.2):
     """Return the run that holds the cells of a seed, and which of its records they are, by method."""
     run = drawn() if seed == 0 else run_folder.load_runs([ROOT / "docs/results/drawn-seeds"])
     cells = enumerate(one.cell for one in run.records)
-    at = {cell["label"]: n for n, cell in cells if (cell["ratio"], cell["seed"]) == (ratio, seed)}
+    at = {cell.label: n for n, cell in cells if (cell.ratio, cell.seed) == (ratio, seed)}
     return run, {label: at[label] for label in BY_SEED if label in at}
 
 
@@ -356,7 +356,7 @@ def test_the_table_of_four_seeds_at_a_larger_ratio_is_what_the_records_say(name)
 def test_the_calibration_text_of_each_seed_is_another_one_and_the_windows_are_the_same():
     runs = [of_seed(seed) for seed in SEEDS]
     records = [run.records[at["laco-ls"]] for run, at in runs]
-    assert len({one.cell["inputs"]["calibration_sha256"] for one in records}) == 4
+    assert len({one.cell.inputs.calibration_sha256 for one in records}) == 4
     assert {tuple(one.decisions["removed_layers"]) for one in records} == {tuple(range(13, 19))}
     assert all(one.measured["perplexity"]["wiki"]["windows"] == 48 for one in records)
 
@@ -380,7 +380,7 @@ STEPS = "laco-ls:divisions=0,finalists=1"
 def search_rows() -> list[str]:
     """Return for each ratio and seed what the search by steps alone and the default take, and what each leaves."""
     run = run_folder.load_runs([ROOT / "docs/results/drawn-windows", ROOT / "docs/results/drawn-seeds"])
-    at = {(one.cell["label"], one.cell["ratio"], one.cell["seed"]): n for n, one in enumerate(run.records)}
+    at = {(one.cell.label, one.cell.ratio, one.cell.seed): n for n, one in enumerate(run.records)}
     lines = []
     for ratio, seed in sorted((ratio, seed) for label, ratio, seed in at if label == STEPS):
         both, words = (at[STEPS, ratio, seed], at["laco-ls", ratio, seed]), []

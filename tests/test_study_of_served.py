@@ -9,6 +9,7 @@ import re
 import pytest
 from pages import ROOT, text
 
+from bench.plan.kinds import to_plain
 from bench.records import served
 from bench.records.run_folder import load_run
 from reports.figures import pareto as figures
@@ -93,8 +94,8 @@ def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
     lines = [line for line in markup.grid_to_markdown(table.groups()[0]).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 5
     assert all(line in page for line in lines)
-    pruned = [record for record in records if record.cell["method"] != "dense"]
-    (told,) = {json.dumps(record.cell["latency"]) for record in pruned}
+    pruned = [record for record in records if record.cell.method != "dense"]
+    (told,) = {json.dumps(to_plain(record.cell.latency)) for record in pruned}
     told = json.loads(told)
     attention, mlp = (told["parts"][part] for part in ("attention", "mlp"))
     assert f"{told['about']['dense_ms']:.0f} ms for a token" in page
@@ -105,7 +106,7 @@ def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
     assert mlp[1][0] / mlp[-1][0] == pytest.approx(0.25, abs=0.01)
     promised = [1 / record.measured["budget"]["stays"] for record in pruned]
     assert f"promises {min(promised):.2f} to {max(promised):.2f} times as fast" in page
-    ppl = {one.cell["method"]: one.measured["perplexity"]["wiki"]["perplexity"] for one in pruned}
+    ppl = {one.cell.method: one.measured["perplexity"]["wiki"]["perplexity"] for one in pruned}
     more = {method: ppl[method] / ppl["shortgpt"] for method in ("2ssp", "flap")}
     less, much = r"`(\w+)` and `(\w+)` have less.*?more, ", r"([\d.]+) times as much .*? and ([\d.]+) times"
     said = re.findall(less + much, page, re.DOTALL)
@@ -114,6 +115,6 @@ def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
     for record, times in zip(pruned, promised, strict=True):
         (point,) = record.measured["speed"]["points"]
         if not point["speedup_low"] <= times <= point["speedup_high"]:
-            outside.append(f"`{record.cell['method']}` ends at {point['speedup_high']:.3f} for {times:.3f}")
+            outside.append(f"`{record.cell.method}` ends at {point['speedup_high']:.3f} for {times:.3f}")
     assert len(outside) == 1
     assert outside[0] in page

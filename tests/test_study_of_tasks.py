@@ -41,7 +41,7 @@ def column(table: Table, name: str) -> dict[str, float]:
 
 def place(model: str, method: str) -> int:
     cells = enumerate(one.cell for one in data(RUN).records)
-    (found,) = (n for n, cell in cells if (cell["model"], cell["method"]) == (model, method))
+    (found,) = (n for n, cell in cells if (cell.model, cell.method) == (model, method))
     return found
 
 
@@ -156,9 +156,9 @@ def test_what_is_said_of_all_methods():
     for at, words in enumerate(("by {:.2f} to {:.2f} in average accuracy", "by {:.2f} to {:.2f} in bits")):
         values = [one[at] for one in found]
         assert words.format(min(values), max(values)) in page
-    records = [record for record in run_folder.load_runs([ALL]).records if record.cell["method"] != "dense"]
+    records = [record for record in run_folder.load_runs([ALL]).records if record.cell.method != "dense"]
     of = {
-        model: {record.cell["method"] for record in records if (record.cell["model"], record.status) == (model, "ok")}
+        model: {record.cell.method for record in records if (record.cell.model, record.status) == (model, "ok")}
         for model in MODELS.values()
     }
     assert [len(methods) for methods in of.values()] == [21, 20, 21]

@@ -116,7 +116,7 @@ def _dtype_to_store(dtype: str, record: Record, trust: Trust) -> torch.dtype:
     """Return the dtype of this name. For "auto" the base is read, which the user has to allow."""
     if dtype == AUTO:
         trust.refuse(record.cell)
-    return dtype_to_save(dtype, record.cell["model"], record.cell["dtype"])
+    return dtype_to_save(dtype, record.cell.model, record.cell.dtype)
 
 
 def _tokenizer(record: Record, trust: Trust, dtype: str | None) -> Any:
@@ -124,7 +124,7 @@ def _tokenizer(record: Record, trust: Trust, dtype: str | None) -> Any:
     if folder := find_saved_model(record, trust, "float32" if dtype in QUANTISED else dtype):
         return pretrained.load_tokenizer(str(folder))
     trust.refuse(record.cell)
-    return pretrained.load_tokenizer(record.cell["model"], record.cell.get("trust_remote_code", False))
+    return pretrained.load_tokenizer(record.cell.model, record.cell.trust_remote_code)
 
 
 def copy_model(source: Path, target: Path, trust: Trust) -> None:
@@ -154,7 +154,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
         words = _tokenizer(record, trust, wish.dtype)
         describe_tokenizer(words, len(words))  # refuses a tokenizer that GGUF does not hold, before a model is made
     pruned = model_of(record, trust, wish.device, dtype)
-    kind = _dtype_to_store(dtype or kept.get("dtype", record.cell["dtype"]), record, trust)
+    kind = _dtype_to_store(dtype or kept.get("dtype", record.cell.dtype), record, trust)
     try:
         if wish.format == HF:
             return _line(wish.to, _write_folder(pruned, kind, wish), record)
@@ -189,7 +189,7 @@ def _write_for_engine(record: Record, model: Decoder, tokenizer: Any, kind: torc
     if wish.format == GGUF:
         from bench.export import gguf_file
 
-        name = pretrained.name_of_model(record.cell["model"])
+        name = pretrained.name_of_model(record.cell.model)
         given = (model, tokenizer, to, kind, name)
         form = gguf_file.write_gguf(*given, multiple=wish.multiple, quantised=quantised).form
     else:
@@ -206,7 +206,7 @@ def _write_for_engine(record: Record, model: Decoder, tokenizer: Any, kind: torc
 
 def _measured_in(record: Record, stored: str) -> str:
     """Return a note on the dtype in which the run computed, where the stored weights have another one."""
-    return f" (measured in {record.cell['dtype']})" if record.cell["dtype"] != stored else ""
+    return f" (measured in {record.cell.dtype})" if record.cell.dtype != stored else ""
 
 
 def _line(folder: Path, manifest: Mapping[str, Any], record: Record) -> str:
@@ -226,14 +226,14 @@ def check_engine(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
     """
     from bench.export import engine_check
 
-    protocol = record.cell["protocol"]
+    protocol = record.cell.protocol
     tokenizer = _tokenizer(record, trust, wish.dtype)
-    text, windows = [*protocol["texts"], protocol["calibration"]][0], None
+    text, windows = [*protocol.texts, protocol.calibration][0], None
     for count in (engine_check.WINDOWS, 1):  # a text may be too short for several
         try:
             trust.refuse_text(text)
             texts.check_text(text)
-            windows = engine_check.windows_of(tokenizer, text, protocol["window"], count)
+            windows = engine_check.windows_of(tokenizer, text, protocol.window, count)
             break
         except UserError as error:
             missing = first_line_of(error)
@@ -328,10 +328,10 @@ def results_of_record(record: Record) -> dict[str, Any]:
     """Return the content of the result file as plain JSON values. Raises UserError for a cell without answers."""
     tasks, texts = record.measured.get("tasks", {}), record.measured.get("perplexity", {})
     if not tasks and not texts:
-        raise UserError(f"{record.cell['label']} was measured on no task and no text")
+        raise UserError(f"{record.cell.label} was measured on no task and no text")
     metrics_by_name = {name: _metrics(task) for name, task in tasks.items()}
     metrics_by_name |= {f"prunebench_{name_of_text(name)}": _of_text(text) for name, text in texts.items()}
-    cell, protocol = record.cell, record.cell["protocol"]
+    cell, protocol = record.cell, record.cell.protocol
     return {
         "results": {name: {"alias": name} | metrics for name, metrics in metrics_by_name.items()},
         "group_subtasks": {name: [] for name in metrics_by_name},
@@ -343,13 +343,15 @@ def results_of_record(record: Record) -> dict[str, Any]:
         },
         "config": {
             "model": "prunebench",
-            "model_args": {name: cell.get(name) for name in ("model", "method", "parameters", "ratio", "ratio_of")},
-            "dtype": cell["dtype"],
-            "device": cell["device"],
-            "window": protocol["window"],
-            "stride": protocol["stride"],
+            "model_args": {
+                name: getattr(cell, name) for name in ("model", "method", "parameters", "ratio", "ratio_of")
+            },
+            "dtype": cell.dtype,
+            "device": cell.device,
+            "window": protocol.window,
+            "stride": protocol.stride,
         },
-        "model_name": f"{cell['model']} {cell['label']}",
+        "model_name": f"{cell.model} {cell.label}",
         "date": record.environment.get("date"),
         "versions_of_packages": record.environment.get("versions", {}),
     }

@@ -7,8 +7,8 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from functools import cache, cached_property
-from typing import Annotated, Any, ClassVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Self
 
 import methods
 from bench.plan.kinds import Count, Meaning, Name, OneOf, Pair, Ratio, Scalar, Sha256, Whole, to_plain
@@ -29,9 +29,19 @@ class Stage:
     healing: Annotated[Recipe | None, Meaning("how it was trained; null or absent: it was not", null=True)] = None
 
     @property
+    def label(self) -> str:
+        """Return the label of this stage alone: its method and the parameters that were given, as in 'laco:C=3'."""
+        return _label_at(self, None)
+
+    @property
     def is_draw(self) -> bool:
         """Say whether this is one of several draws of a random method."""
         return is_drawn(self.parameters, self.given)
+
+    @property
+    def without_draw(self) -> Self:
+        """Return the stage, without the value of its seed where it is one of several draws."""
+        return replace(self, parameters=self.parameters | {"seed": None}) if self.is_draw else self
 
     def refuse_misfit(self) -> None:
         """Raise ValueError for a name that the label needs and no parameter has."""
@@ -156,8 +166,8 @@ class Cell(Stage):
 
     @cached_property
     def label(self) -> str:
-        """Return the label: its method and the parameters that were given, as in 'laco:C=3'."""
-        return label_of_cell(self.plain())
+        """Return the label: 'laco:C=3', 'laco, healed', or behind earlier stages 'laco at 0.25, healed, then laco'."""
+        return ", then ".join([*(_label_at(stage, stage.ratio) for stage in self.earlier), _label_at(self, None)])
 
     @property
     def title(self) -> str:
@@ -198,6 +208,11 @@ class Cell(Stage):
         return Stage(self.method, self.parameters, self.ratio, self.given, self.healing)
 
     @property
+    def stages(self) -> list[Stage]:
+        """Return the earlier stages and the cell itself, the first one first."""
+        return [*self.earlier, self]
+
+    @property
     def parent(self) -> Cell:
         """Return the parent of a chained cell, without inputs."""
         *earlier, last = self.earlier
@@ -213,9 +228,20 @@ class Cell(Stage):
     def is_timed(self) -> bool:
         """Say whether the cell is timed: of several draws only the first, since all remove the same amount."""
         first = (None, seed_of_first_draw(self.seed))
-        stages: list[Stage] = [*self.earlier, self]
-        later = any(stage.is_draw and stage.parameters.get("seed") not in first for stage in stages)
+        later = any(stage.is_draw and stage.parameters.get("seed") not in first for stage in self.stages)
         return self.protocol.speed_rounds > 0 and not later
+
+    @property
+    def without_draws(self) -> Cell:
+        """Return the cell without the draws of random methods, its own and those of earlier stages."""
+        return replace(self.without_draw, earlier=tuple(stage.without_draw for stage in self.earlier))
+
+    def refuse_unmeasurable(self) -> None:
+        """Raise UserError where this version would not measure so, as a record of another version may say."""
+        replace(self.protocol)  # which checks its fields
+        for stage in self.stages:
+            if stage.healing:
+                replace(stage.healing)
 
     def plain(self) -> dict[str, Any]:
         """Return every field as a record holds it; optional fields without a value are left out."""
@@ -250,38 +276,9 @@ def to_slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60] or "unnamed"
 
 
-def cell_from_plain(plain: Mapping[str, Any]) -> Cell:
-    """Return the cell of the values that `Cell.plain` gave, also after JSON; names that no field has are left out."""
-    cell: Cell = _reader(Cell).validate_python(dict(plain))
-    return cell
-
-
-def inputs_from_plain(plain: Mapping[str, Any]) -> Inputs:
-    """Return the inputs of plain values."""
-    inputs: Inputs = _reader(Inputs).validate_python(dict(plain))
-    return inputs
-
-
-def cell_without_inputs(plain: Mapping[str, Any]) -> Cell:
-    """Return the cell of plain values as `cell_from_plain`, but without its inputs, which a run computes anew."""
-    return cell_from_plain({name: value for name, value in plain.items() if name != "inputs"})
-
-
-@cache
-def _reader(owner: type) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(owner)
-
-
 def seed_of_first_draw(seed: int) -> int:
     """Return the seed of a random method's first draw, far enough from other seeds' that no draw is made twice."""
     return 1000 * seed
-
-
-def is_recorded_draw(stage: Mapping[str, Any]) -> bool:
-    """Say whether a stage of a record's cell, as plain values, is one of several draws of a random method."""
-    return is_drawn(stage["parameters"], stage.get("given", ()))
 
 
 def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
@@ -289,25 +286,12 @@ def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
     return "draws" in parameters and "seed" not in given
 
 
-def label_of_cell(cell: Mapping[str, Any]) -> str:
-    """Return the label of a cell: its method and the parameters that were given, behind those of earlier stages.
-
-    'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.plan.cell.Cell.
-    """
-    before = [_label(stage, stage["ratio"]) for stage in cell.get("earlier") or ()]
-    return ", then ".join([*before, _label(cell)])
-
-
-def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
-    given = ",".join(f"{name}={stage['parameters'][name]}" for name in stage.get("given", ()))
-    method = f"{stage['method']}:{given}" if given else str(stage["method"])
+def _label_at(stage: Stage, ratio: float | None) -> str:
+    """Return the label of a stage alone, with its ratio where one is given: 'laco:C=3 at 0.25, healed'."""
+    given = ",".join(f"{name}={stage.parameters[name]}" for name in stage.given)
+    method = f"{stage.method}:{given}" if given else stage.method
     where = "" if ratio is None else f" at {ratio:g}"
-    return f"{method}{where}, healed" if stage.get("healing") else f"{method}{where}"
-
-
-def base_of_ratio(cell: Mapping[str, Any]) -> str:
-    """Return the quantity that the ratio of a record's cell is a share of, as in 'all', 'decoder' or 'macs'."""
-    return str(cell.get("ratio_of", "all"))
+    return f"{method}{where}{', healed' if stage.healing else ''}"
 
 
 def words_of_ratio(ratio: float | None, of: str = "all") -> str:

@@ -64,27 +64,34 @@ def is_needed(owner: type, field: Field[Any]) -> bool:
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value as a record holds it: of a dataclass a dict, without fields that are None and not needed."""
-    if is_dataclass(value) and not isinstance(value, type):
-        plain = {}
-        for each in fields(value):
-            inner = getattr(value, each.name)
-            if inner is not None or is_needed(type(value), each):
-                meaning = each.metadata.get("meaning")
-                plain[meaning.alias if meaning and meaning.alias else each.name] = to_plain(inner)
-        return plain
+    """Return a value as JSON gives it back: of a dataclass a dict, without fields that are None and not needed."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if isinstance(value, Mapping):
         return {name: to_plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return (tuple if isinstance(value, tuple) else list)(map(to_plain, value))
+        return list(map(to_plain, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        inner_by_key = {key: (getattr(value, each.name), needed) for each, key, needed in _keyed_fields(type(value))}
+        return {key: to_plain(inner) for key, (inner, needed) in inner_by_key.items() if inner is not None or needed}
     return str(value) if isinstance(value, PurePath) else value
+
+
+@cache
+def _keyed_fields(owner: type) -> list[tuple[Field[Any], str, bool]]:
+    """Return the fields of a dataclass, each with its key in a record and whether every object there has it."""
+    keyed = []
+    for each in fields(owner):
+        meaning = each.metadata.get("meaning")
+        keyed.append((each, meaning.alias if meaning and meaning.alias else each.name, is_needed(owner, each)))
+    return keyed
 
 
 def value_from_plain(kind: type[T], plain: Any) -> T:
     """Return the object of a dataclass for which `to_plain` gave these values, also after JSON.
 
-    Names that no field has are left out, and values are not checked, which is the work of bench.records.layout. Raises
-    KeyError for a field that is needed and missing.
+    Names that no field has are left out. Values are not checked, which is the work of bench.records.layout: a record of
+    another version may hold what this one would not measure. Raises KeyError for a missing field without a default.
     """
     owner: Any = kind
     value: T = _reader_of(owner)(plain)
@@ -125,22 +132,17 @@ def _read_dict(reader: Callable[[Any], Any], plain: Any) -> Any:
 
 
 def _read_object(owner: Any, plain: Any) -> Any:
-    values = {
-        name: reader(plain[key]) for name, key, reader, needed in _readers_of_fields(owner) if needed or key in plain
-    }
-    return owner(**values)
+    value = object.__new__(owner)  # without __post_init__, which refuses what this version would not measure
+    for name, key, reader, default in _readers_of_fields(owner):
+        vars(value)[name] = reader(plain[key]) if key in plain or default is MISSING else default
+    return value
 
 
 @cache
-def _readers_of_fields(owner: Any) -> list[tuple[str, str, Callable[[Any], Any], bool]]:
-    """Return for each field of a dataclass its name, its key in a record, its reader, and whether it has no default."""
-    hints, readers = get_type_hints(owner, include_extras=True), []
-    for each in fields(owner):
-        meaning = each.metadata.get("meaning")
-        key = meaning.alias if meaning and meaning.alias else each.name
-        needed = each.default is MISSING and each.default_factory is MISSING
-        readers.append((each.name, key, _reader_of(hints[each.name]), needed))
-    return readers
+def _readers_of_fields(owner: Any) -> list[tuple[str, str, Callable[[Any], Any], Any]]:
+    """Return for each field of a dataclass its name, its key in a record, its reader and its default."""
+    hints = get_type_hints(owner, include_extras=True)
+    return [(each.name, key, _reader_of(hints[each.name]), each.default) for each, key, _ in _keyed_fields(owner)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.data import assets, task_loading
 from bench.data.task_sources import OFFLINE
-from bench.plan.cell import label_of_cell
+from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
@@ -40,7 +40,7 @@ class Trust:
         calibrations = [protocol.calibration for protocol, _ in spec.protocols()]
         return cls(folder, spec.trust_remote_code, (*spec.models, *calibrations))
 
-    def refuse(self, cell: Mapping[str, Any], *, measured: bool = False) -> None:
+    def refuse(self, cell: Cell, *, measured: bool = False) -> None:
         """Raise UserError where the `cell` of a record names what the user does not; no such thing is opened before.
 
         measured  whether the cell is measured too, and not only made, so that its other texts and its tasks are read
@@ -52,14 +52,13 @@ class Trust:
             if not self.allows(kind, name):
                 kinds.append(f"a {kind}")
                 flags.append(_flag(name))
-        if cell.get("trust_remote_code") and not self.remote_code:
+        if cell.trust_remote_code and not self.remote_code:
             kinds.append("code of its model")
             flags.append("--trust-remote-code")
         if kinds:
             what, how = " and ".join(dict.fromkeys(kinds)), " ".join(dict.fromkeys(flags))
             raise UserError(
-                f"the record of {label_of_cell(cell)} names {what}, which it cannot allow itself; look at it, "
-                f"then add {how}"
+                f"the record of {cell.label} names {what}, which it cannot allow itself; look at it, then add {how}"
             )
 
     def refuse_text(self, text: str) -> None:
@@ -85,21 +84,21 @@ class Trust:
 OWN: dict[str, Mapping[str, Any]] = {"model": assets.MODELS, "text": assets.TEXTS, "task": OFFLINE}
 
 
-def _names_of_cell(cell: Mapping[str, Any], measured: bool) -> Iterator[tuple[str, str]]:
+def _names_of_cell(cell: Cell, measured: bool) -> Iterator[tuple[str, str]]:
     """Yield what a cell names, each with its kind."""
-    protocol = cell["protocol"]
-    yield "model", cell["model"]
-    yield "text", protocol["calibration"]
+    protocol = cell.protocol
+    yield "model", cell.model
+    yield "text", protocol.calibration
     if not measured:
         return
-    for text in protocol["texts"]:
+    for text in protocol.texts:
         yield "text", text
-    for stage in (*cell.get("earlier", ()), cell):
-        if stage.get("healing"):
-            yield "text", stage["healing"]["text"]
-    for task in protocol["tasks"]:
+    for stage in cell.stages:
+        if stage.healing:
+            yield "text", stage.healing.text
+    for task in protocol.tasks:
         yield "task", task
-    for _, path, *_ in protocol.get("task_data", ()):
+    for _, path, *_ in protocol.task_data:
         yield "file of documents", path
 
 

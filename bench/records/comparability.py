@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from bench.plan.cell import base_of_ratio, is_recorded_draw, words_of_ratio
+from bench.plan.cell import Cell, words_of_ratio
+from bench.plan.kinds import to_plain
 from bench.records.quantities import find_quantity
 from bench.records.record import Record, name_of_model, names_of_models
 
@@ -114,19 +116,18 @@ def _names_in_gate(kind: str) -> tuple[str, ...]:
 GATE = {kind: _names_in_gate(kind) for kind in FIGURES}
 
 
+@cache
 def is_condition_of(place: str, *kinds: str) -> bool:
-    """Say whether a table of any of these kinds depends on a condition; one that is not listed concerns all."""
-    condition = BY_PLACE.get(place)
-    return condition is None or not set(kinds).isdisjoint(condition.table.split())
+    """Say whether a table of any of these kinds depends on a condition."""
+    return not set(kinds).isdisjoint(BY_PLACE[place].table.split())
 
 
-def conditions_for(cell: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
-    """Return the conditions of a record's `cell` that cells must share to be compared in these kinds."""
-    conditions = {
-        name: cell[name] for name in ("model", "device", "dtype", "seed") if is_condition_of(f"cell.{name}", *kinds)
-    }
+def conditions_for(cell: Cell, *kinds: str) -> dict[str, Any]:
+    """Return the conditions of a cell, as plain values, that cells must share to be compared in these kinds."""
+    names = ("model", "device", "dtype", "seed")
+    conditions = {name: getattr(cell, name) for name in names if is_condition_of(f"cell.{name}", *kinds)}
     for part in ("protocol", "inputs"):
-        fields = cell.get(part, {}).items()
+        fields = (to_plain(getattr(cell, part)) or {}).items()
         conditions[part] = {name: value for name, value in fields if is_condition_of(f"{part}.{name}", *kinds)}
     return conditions
 
@@ -153,7 +154,7 @@ def setups_of_records(records: Sequence[Record]) -> list[str]:
     exact = [json.dumps(setup, sort_keys=True) for setup in setups]
     drawn: dict[tuple[str, int], set[str]] = {}
     for record, family, whole in zip(records, alike, exact, strict=True):
-        drawn.setdefault((family, record.cell["seed"]), set()).add(whole)
+        drawn.setdefault((family, record.cell.seed), set()).add(whole)
     unclear = {family for (family, _), several in drawn.items() if len(several) > 1}
     return [whole if family in unclear else family for family, whole in zip(alike, exact, strict=True)]
 
@@ -173,7 +174,7 @@ def setup_of_study(record: Record) -> str:
         for name, value in conditions["protocol"].items()
         if not is_condition_of(f"protocol.{name}", "decision")
     }
-    more = {"protocol": protocol, "inputs": inputs_without_draw(conditions["inputs"]), "match": record.cell["match"]}
+    more = {"protocol": protocol, "inputs": inputs_without_draw(conditions["inputs"]), "match": record.cell.match}
     return json.dumps(conditions | more, sort_keys=True)
 
 
@@ -200,18 +201,19 @@ def conditions_of_gate(record: Record, *, timed: bool | None = None) -> dict[str
 
     timed  whether those of speed apply; None: where the record has a speed
     """
-    cell, values = record.cell, {}
-    parts = {"cell": cell, "protocol": cell["protocol"], "inputs": cell.get("inputs", {}), **vars(record)}
+    cell, values = record.cell, dict[str, Any]()
+    parts = {"protocol": cell.protocol, "inputs": cell.inputs, **vars(record)}
     timed = "speed" in record.measured if timed is None else timed
     for condition in CONDITIONS:
         if (
             condition.gate
             and (timed or condition.gate != "speed")
-            and not (condition.pruned and cell["method"] == "dense")
+            and not (condition.pruned and cell.method == "dense")
         ):
             value: Any = parts
             for name in condition.place.split("."):
-                value = value.get(name, {})
+                value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+            value = to_plain(value)
             if value not in (None, "", {}):
                 values[condition.name] = version_without_build(value) if ".versions." in condition.place else value
     return values
@@ -258,7 +260,7 @@ def _text_of(record: Record, metric: str) -> str | None:
     bare = _without_end(metric)
     quantity = find_quantity(bare)
     if quantity and quantity.part == "checks" and quantity.reads_text and bare in record.measured.get("checks", {}):
-        return next((text for text in record.cell["protocol"].get("texts", ()) if text in scored), None)
+        return next((text for text in record.cell.protocol.texts if text in scored), None)
     if quantity and quantity.part == "text":
         return next((text for text in scored if bare == quantity.name.format(text)), None)
     return None
@@ -267,10 +269,10 @@ def _text_of(record: Record, metric: str) -> str | None:
 def identity_of_cell(record: Record) -> dict[str, Any]:
     """Return label, ratio, seed, and the draw of a random method: they pair a cell with one of another run."""
     cell = record.cell
-    identity = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
-    if (of := base_of_ratio(cell)) != "all":
-        identity["ratio_of"] = of
-    drawn = [stage["parameters"]["seed"] for stage in (*cell.get("earlier", ()), cell) if is_recorded_draw(stage)]
+    identity: dict[str, Any] = {"label": cell.label, "ratio": cell.ratio, "seed": cell.seed}
+    if cell.ratio_of != "all":
+        identity["ratio_of"] = cell.ratio_of
+    drawn = [stage.parameters["seed"] for stage in cell.stages if stage.is_draw]
     if drawn:
         identity["draw"] = drawn[0] if len(set(drawn)) == 1 else ", ".join(map(str, drawn))
     return identity
@@ -291,14 +293,14 @@ def find_dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
     It has the same seed, or else another seed that has drawn the same documents. Of several it is the one whose
     versions differ least.
     """
-    dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
-    same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
+    dense = [peer for peer in peers if peer.cell.method == "dense" and peer.status == "ok"]
+    same_seed = [peer for peer in dense if peer.cell.seed == record.cell.seed]
     candidates = same_seed or [peer for peer in dense if _documents(peer) == _documents(record)]
     return min(candidates, key=lambda peer: len(find_unlike_versions(record, peer)), default=None)
 
 
 def _documents(record: Record) -> Any:
-    return record.cell.get("inputs", {}).get("tasks")
+    return record.cell.inputs and record.cell.inputs.tasks
 
 
 def find_unlike_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
@@ -321,7 +323,7 @@ def differences_of_setups(records: Sequence[Record]) -> dict[str, tuple[str, ...
     groups = group_by_setup(records)
     fields_by_setup = {key: flatten(conditions_of_table(group[0])) for key, group in groups.items()}
     names_of_groups = {key: name_of_model(group[0]) for key, group in groups.items()}
-    names = names_of_models({record.cell["model"] for record in records})
+    names = names_of_models({record.cell.model for record in records})
     in_heading = ("model", "device", "dtype", "protocol.profile")
     varying = names_of_differences(list(fields_by_setup.values()))
     without_inputs = [name for name in varying if name.partition(".")[0] != "inputs"]
@@ -402,27 +404,27 @@ def group_draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[i
     the seeds too. In a row a timed cell comes first, then the lowest seed.
     """
     rows: dict[str, list[int]] = {}
-    seeds = seeds and len({record.cell["seed"] for record in records}) > 1
+    seeds = seeds and len({record.cell.seed for record in records}) > 1
     for number, record in enumerate(records):
-        random = record.status == "ok" and any(map(is_recorded_draw, (*record.cell.get("earlier", ()), record.cell)))
+        random = record.status == "ok" and any(stage.is_draw for stage in record.cell.stages)
         key = _cell_without_draw(record, random=random, seeds=seeds) if random or seeds else str(number)
-        seeds_of_row = {records[place].cell["seed"] for place in rows.get(key, ())}
-        rows.setdefault(key if random or record.cell["seed"] not in seeds_of_row else str(number), []).append(number)
+        seeds_of_row = {records[place].cell.seed for place in rows.get(key, ())}
+        rows.setdefault(key if random or record.cell.seed not in seeds_of_row else str(number), []).append(number)
     return [
-        sorted(numbers, key=lambda n: ("speed" not in records[n].measured, records[n].cell["seed"]))
+        sorted(numbers, key=lambda n: ("speed" not in records[n].measured, records[n].cell.seed))
         for numbers in rows.values()
     ]
 
 
 def _cell_without_draw(record: Record, *, random: bool, seeds: bool) -> str:
     """Return the status, the cell and its inputs as one text, without the draw."""
-    *earlier, cell = [
-        {**stage, "parameters": {**stage["parameters"], "seed": None}} if random and is_recorded_draw(stage) else stage
-        for stage in (*record.cell.get("earlier", ()), record.cell)
-    ]
-    inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
-    drawn = {"seed": None, "inputs": inputs_without_draw(inputs)} if seeds else {"inputs": inputs}
-    return json.dumps([record.status, {**cell, "earlier": earlier, **drawn}], sort_keys=True)
+    cell = record.cell.without_draws if random else record.cell
+    plain = {name: value for name, value in cell.plain().items() if name != "inputs"} | (
+        {"seed": None} if seeds else {}
+    )
+    inputs = {name: value for name, value in (to_plain(cell.inputs) or {}).items() if name != "parent"}
+    plain["inputs"] = inputs_without_draw(inputs) if seeds else inputs
+    return json.dumps([record.status, plain], sort_keys=True)
 
 
 def inputs_without_draw(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,6 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import base_of_ratio, label_of_cell
 from bench.records.answers import CHANCE
 from bench.records.comparability import (
     find_dense_peer,
@@ -49,7 +48,7 @@ from bench.records.comparability import (
 from bench.records.measured import ANSWER_BPB, is_accuracy
 from bench.records.quantities import quantities_of_part
 from bench.records.quantity import Quantity
-from bench.records.record import Record, main_metric_of_task, name_of_model, peak_of_stage, requested_ratio
+from bench.records.record import Record, main_metric_of_task, name_of_model, peak_of_stage
 from bench.stats.intervals import NORMAL_95, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
 
@@ -71,7 +70,7 @@ def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
         whole = _whole(group)
         for record in group:
             row = _row(record, find_dense_peer(record, group), averaged, answered)
-            rows[id(record)] = row | whole if record.cell["method"] == "dense" else row
+            rows[id(record)] = row | whole if record.cell.method == "dense" else row
     return [rows[id(record)] for record in records]
 
 
@@ -176,7 +175,7 @@ def columns_of_tasks(records: Sequence[Record]) -> list[str]:
 
 def _names_measured_by(records: Sequence[Record], block: str, protocol_field: str) -> list[str]:
     names = [name for record in records for name in record.measured.get(block, {})]
-    order = [name for record in records for name in record.cell["protocol"].get(protocol_field, ())]
+    order = [name for record in records for name in getattr(record.cell.protocol, protocol_field)]
     return [name for name in dict.fromkeys([*order, *names]) if name in names]
 
 
@@ -237,16 +236,16 @@ def _identity(record: Record) -> dict[str, Any]:
     cell = record.cell
     return {
         "model": name_of_model(record),
-        "label": label_of_cell(cell),
-        "method": cell["method"],
-        "requested_ratio": requested_ratio(record),
-        "ratio_of": None if requested_ratio(record) is None else base_of_ratio(cell),
-        "seed": cell["seed"],
+        "label": cell.label,
+        "method": cell.method,
+        "requested_ratio": cell.ratio,
+        "ratio_of": None if cell.ratio is None else cell.ratio_of,
+        "seed": cell.seed,
         "draw": identity_of_cell(record).get("draw"),
-        "match": cell["match"],
-        "device": cell["device"],
-        "dtype": cell["dtype"],
-        "profile": cell["protocol"]["profile"],
+        "match": cell.match,
+        "device": cell.device,
+        "dtype": cell.dtype,
+        "profile": cell.protocol.profile,
         "status": record.status,
         "error": record.error,
         "flags": None,  # keeps its place; set when the rest of the row is known
@@ -330,11 +329,11 @@ def _average(
 
 def main_timing(record: Record, stage: str) -> dict[str, Any] | None:
     """Return the point of "prefill" or "decode" at the first batch and first size; None where it was not timed."""
-    protocol = record.cell["protocol"]
+    protocol = record.cell.protocol
     for point in record.measured.get("speed", {}).get("points", ()):
         if point["kind"] == stage and [point["batch"], point[STAGES[stage]]] == [
-            protocol["batches"][0],
-            *protocol[stage][:1],
+            protocol.batches[0],
+            *getattr(protocol, stage)[:1],
         ]:
             return point if "pruned_ms" in point else None
     return None
@@ -423,7 +422,7 @@ def drop_guessed_tasks(records: Sequence[Record]) -> tuple[list[Record], list[st
     kept, sentences = list[Record](), dict[str, None]()
     left_out: dict[int, set[str]] = {}
     for group in group_by_setup(records).values():
-        dense = [record for record in group if record.cell["method"] == "dense" and record.status == "ok"]
+        dense = [record for record in group if record.cell.method == "dense" and record.status == "ok"]
         guessed = {
             name: row
             for record, row in zip(dense, rows_of_records(dense), strict=True)

@@ -24,8 +24,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from bench.plan.cell import Cell, base_of_ratio, label_of_cell, words_of_ratio
-from bench.plan.kinds import Name, OneOf, declare_field, declare_optional_field
+from bench.plan.cell import Cell
+from bench.plan.kinds import Name, OneOf, declare_field, declare_optional_field, value_from_plain
 from bench.records.decided import Decisions
 from bench.records.layout import LayoutOf, layout_of
 from bench.records.measured import Measured
@@ -40,7 +40,7 @@ REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, 
 STATUSES = ("ok", *REFUSED, *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
 LEFT_OUT = "it is left out"  # ends the message on a record that does not fit
-KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
+KEYS = ("status", "environment", "decisions", "measured", "error", "schema")  # behind the cell
 
 
 class InvalidRecord(UserError):
@@ -49,15 +49,16 @@ class InvalidRecord(UserError):
 
 @dataclass(frozen=True)
 class Record:
-    """Holds one cell's outcome. `cell` holds plain JSON values, so that reports need no other module to read it."""
+    """Holds one cell's outcome. `display_name` is the model's name for a reader."""
 
-    cell: dict[str, Any]
+    cell: Cell
     status: str
     environment: dict[str, Any]
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     schema: int = SCHEMA
+    display_name: str | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -69,10 +70,16 @@ class Record:
         if self.status == "ok" and "parameters" not in self.measured:
             raise InvalidRecord("measured.parameters is missing, and status is ok")
 
+    def plain(self) -> dict[str, Any]:
+        """Return the record as its file holds it, with the names of its cell for a reader."""
+        names = {"display_name": self.display_name} if self.display_name is not None else {}
+        cell = self.cell.plain() | names | {"label": self.cell.label}
+        return {"cell": cell} | {name: getattr(self, name) for name in KEYS}
+
 
 def name_of_model(record: Record) -> str:
     """Return the name of a record's model, as tables and pages write it."""
-    return str(record.cell.get("display_name") or record.cell["model"])
+    return record.display_name or record.cell.model
 
 
 def names_of_models(models: Iterable[str]) -> dict[str, str]:
@@ -88,23 +95,12 @@ def names_of_models(models: Iterable[str]) -> dict[str, str]:
     return name_by_model
 
 
-def requested_ratio(record: Record) -> float | None:
-    """Return the requested ratio; None for the dense model."""
-    return None if record.cell["method"] == "dense" else record.cell["ratio"]
-
-
 def peak_of_stage(measured: Mapping[str, Any], stage: str = "") -> int | None:
     """Return the highest bytes of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
     stages = measured.get("peak_memory", {})
     peaks = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
     sizes = [peak.get("allocated_bytes", peak.get("resident_bytes")) for peak in peaks]
     return max(sizes, default=None)
-
-
-def cell_title(record: Record) -> str:
-    """Return the title of a record's cell: 'laco at 0.3'."""
-    ratio = words_of_ratio(requested_ratio(record), base_of_ratio(record.cell))
-    return label_of_cell(record.cell) + (f" at {ratio}" if ratio else "")
 
 
 def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
@@ -119,7 +115,7 @@ def main_metric_of_task(task: Mapping[str, Any]) -> Any:
 
 def save(record: Record, path: Path) -> None:
     """Write a record atomically: the file is there whole or not at all."""
-    write_json(vars(record), path)
+    write_json(record.plain(), path)
 
 
 def write_json(plain: Mapping[str, Any], path: Path) -> None:
@@ -155,9 +151,15 @@ def record_from_json(data: Any, where: str) -> Record:
     if wrong := misfit_of_record(data):
         raise InvalidRecord(f"{where}: {wrong}")
     try:
-        return Record(**{name: data[name] for name in KEYS})
+        return record_from_plain(data)
     except InvalidRecord as error:
         raise InvalidRecord(f"{where}: {error}") from None
+
+
+def record_from_plain(data: Mapping[str, Any]) -> Record:
+    """Return the record of plain values that fit. Names of the cell that this version does not know are left out."""
+    values = {name: data[name] for name in KEYS}
+    return Record(value_from_plain(Cell, data["cell"]), **values, display_name=data["cell"].get("display_name"))
 
 
 def misfit_of_record(data: Any) -> str:
@@ -293,7 +295,7 @@ def without_invalid_values(record: Record) -> Record:
     """Return the record unchanged where it fits; else a failed one without the values that do not fit."""
     lost: Lost = {}
     valid = {name: _plain(getattr(record, name), name, lost) for name in RESULT_FIELDS}
-    data = json.loads(json.dumps(vars(record) | valid))
+    data = json.loads(json.dumps(record.plain() | valid))
     reasons = [f"{what}: {', '.join(dict.fromkeys(paths))}" for what, paths in lost.items()]
     if wrong := misfit_of_layout(data, RecordLayout):
         reasons = reasons or [f"this is no record's: {wrong}"]

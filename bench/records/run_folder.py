@@ -119,7 +119,7 @@ def find_cell(run: Path, name: str, warn: Callable[[str], None] = say) -> tuple[
     every, wrong = _read(run)
     if name in every:
         return name, every[name]
-    keys = [key for key, record in every.items() if record.cell.get("label") == name]
+    keys = [key for key, record in every.items() if record.cell.label == name]
     keys = keys or [key for key in (*every, *wrong) if key.startswith(name)]
     if len(keys) == 1 and keys[0] in wrong:
         raise wrong[keys[0]]
@@ -216,7 +216,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
         wrong |= {f"{run}/{key}": error for key, error in misfits.items()}
         for key, record in sound.items():
             every.append((run, record))
-            same = json.dumps(record.cell, sort_keys=True)
+            same = json.dumps(record.cell.plain(), sort_keys=True)
             again += same in cells
             if same not in cells or _rank(record) > _rank(cells[same][0]):
                 cells[same] = (record, folder_of_samples(run, key))

@@ -105,9 +105,7 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     """Return the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
     measured = record.measured
     if record.status != "ok":
-        return CellResults(
-            identity_of_cell(record), record.status, requested_tasks=tuple(record.cell["protocol"].get("tasks", ()))
-        )
+        return CellResults(identity_of_cell(record), record.status, requested_tasks=tuple(record.cell.protocol.tasks))
     folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
@@ -121,7 +119,7 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
         table = _table((record, folder, files), f"perplexity-{name_of_text(name)}", text["windows"], OF_WINDOWS)
         texts[Path(name).name] = _windows(text, table, f"{run}: {key}: the samples of {name}")
-    about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
+    about = {"model": record.display_name, "commit": record.environment.get("commit")}
     return CellResults(
         identity=identity_of_cell(record),
         status="ok",

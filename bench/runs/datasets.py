@@ -27,8 +27,8 @@ from bench.data.texts import refuse_shared
 from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
 from bench.healing import Text, draw_text
-from bench.plan.cell import Cell, Inputs, inputs_from_plain
-from bench.plan.kinds import to_plain
+from bench.plan.cell import Cell, Inputs
+from bench.plan.kinds import to_plain, value_from_plain
 from bench.plan.protocol import Protocol, Recipe
 from bench.runs.inputs import hash_shared_inputs, with_own_inputs
 from bench.schedule.estimate import Amounts
@@ -266,7 +266,7 @@ def load_datasets(file: Path, cell: Cell, machine: Machine, load_tasks: Callable
         tasks=tasks,
         documents=documents,
         dense=_dense_outputs(cell, held_out, file.parent),
-        inputs=with_own_inputs(inputs_from_plain(facts["inputs"]), cell, machine, tasks, documents),
+        inputs=with_own_inputs(value_from_plain(Inputs, facts["inputs"]), cell, machine, tasks, documents),
         healing={Recipe(**recipe): Text(**text) for recipe, text in facts["healing"]},
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ from bench.data import texts as text_data
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing import REVISION, Text
-from bench.plan.cell import Cell, HealingInput, Inputs, TimedOn, cell_without_inputs
-from bench.plan.kinds import to_plain
+from bench.plan.cell import Cell, HealingInput, Inputs, TimedOn
 from bench.plan.protocol import Recipe
 from bench.records.record import InvalidRecord, Record, load
 from bench.system import environment
@@ -77,9 +76,10 @@ def inputs_of_healing(recipe: Recipe, text: Text) -> HealingInput:
     return HealingInput(text.sha256, str(REVISION), metadata.version("peft") if recipe.kind == "lora" else None)
 
 
-def names_of_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def names_of_differences(before: Inputs | None, after: Inputs | None) -> list[str]:
     """Return the names under which two inputs differ, sorted."""
-    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    names = sorted(field.name for field in fields(Inputs))
+    return [name for name in names if getattr(before, name, None) != getattr(after, name, None)]
 
 
 def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
@@ -98,15 +98,15 @@ def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str,
             yield path.stem, str(error)
             continue
         if cell := cell_by_question.get(question_of_record(record)):
-            changed = ", ".join(names_of_differences(record.cell["inputs"], to_plain(cell.inputs))) or "a default"
+            changed = ", ".join(names_of_differences(record.cell.inputs, cell.inputs)) or "a default"
             yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
 
 
 def question_of_record(record: Record) -> str:
     """Return the question of a record's cell, as Cell.question has it; empty where this version cannot ask it."""
     try:
-        return cell_without_inputs(record.cell).question
-    except (UserError, ValueError):  # pydantic's own error is one
+        return record.cell.question
+    except (UserError, ValueError):
         return ""
 
 

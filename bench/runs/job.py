@@ -171,7 +171,6 @@ def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None 
 
     slots  cells that ran at once on this machine; None: it ran on another, of which nothing is known
     """
-    names = {"display_name": pretrained.name_of_model(cell.model), "label": cell.label}
     described: dict[str, Any] = dict(outcome.get("environment") or {})
     if slots is None:
         described = {"device": cell.device, "dtype": cell.dtype} | described
@@ -180,8 +179,15 @@ def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None 
     described["date"] = environment.date_in_utc()
     if slots and slots > 1:
         described["slots"] = slots
-    decisions, measured = outcome.get("decisions", {}), outcome.get("measured", {})
-    return Record(cell.plain() | names, outcome["status"], described, decisions, measured, outcome["error"])
+    return Record(
+        cell,
+        outcome["status"],
+        described,
+        outcome.get("decisions", {}),
+        outcome.get("measured", {}),
+        outcome["error"],
+        display_name=pretrained.name_of_model(cell.model),
+    )
 
 
 PROGRESS_FILE = "told.json"  # in a part, what its cell has told so far

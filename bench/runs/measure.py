@@ -180,7 +180,7 @@ def _load_parent(
     before, may_stay = record.measured["parameters"], (1 - ratio) * dense.dense_parameters
     if may_stay >= before:
         raise Unsupported(
-            f"{record.cell['label']} has {before:,} parameters, and {may_stay:,.0f} may stay at {ratio:g} of the dense "
+            f"{record.cell.label} has {before:,} parameters, and {may_stay:,.0f} may stay at {ratio:g} of the dense "
             "model, so that there is nothing to remove"
         )
     with outcome.stage("load"):

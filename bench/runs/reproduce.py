@@ -18,7 +18,7 @@ import torch
 
 import methods
 from bench.data import pretrained, texts
-from bench.plan.cell import Cell, cell_without_inputs
+from bench.plan.cell import Cell
 from bench.plan.trust import Trust
 from bench.records import comparability, run_folder
 from bench.records.comparability import identity_of_cell, name_of_identity
@@ -63,7 +63,7 @@ def measure_again(run: Path, name: str, key: str, record: Record) -> CellResults
 
     folder = run / "again" / f"{key}-{re.sub(r'[^0-9]', '', str(record.environment.get('date', '')))[:14]}"
     threads = record.environment.get("threads")
-    if record.cell["device"] == "cpu" and threads:
+    if record.cell.device == "cpu" and threads:
         torch.set_num_threads(threads)
     with _name_cell_in_errors(name):
         cell = cell_of(record)
@@ -84,7 +84,8 @@ def _name_cell_in_errors(name: str) -> Iterator[None]:
 
 def cell_of(record: Record) -> Cell:
     """Return the cell of a record without its inputs, which are computed anew when it runs."""
-    return cell_without_inputs(record.cell)
+    record.cell.refuse_unmeasurable()
+    return dataclasses.replace(record.cell, inputs=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,31 +111,31 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     units are refused. Raises UserError where weights, tokens or decisions are no longer the same, for a cell that was
     trained or goes on from another cell, and for what `trust` does not let the record name.
     """
-    cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
-    own_code = cell.get("trust_remote_code", False)
-    if cell.get("healing") or cell.get("earlier"):
+    cell, measured, protocol = record.cell, record.measured, record.cell.protocol
+    own_code = cell.trust_remote_code
+    if cell.healing or cell.earlier:
         how = "`run --save-models --save-dtype float32` keeps its model whole"
         how = how if measured.get("saved") else "`run --save-models` keeps its model"
-        raise UserError(f"{cell['label']} was trained or goes on from another cell, and is not made again; {how}")
+        raise UserError(f"{cell.label} was trained or goes on from another cell, and is not made again; {how}")
     trust.refuse(record.cell)
-    pretrained.check(cell["model"], own_code)
-    if pretrained.sha256_of_weights(cell["model"]) != measured["weights_sha256"]:
-        raise UserError(f"{cell['model']} is not the model of the record: the sha256 of its weights differs")
-    texts.check_text(protocol["calibration"])
-    on = pretrained.resolve_device(cell["device"] if device == "auto" else device)
-    tokenizer = pretrained.load_tokenizer(cell["model"], own_code)
-    sizes = (protocol["calibration_sequences"], protocol["calibration_length"])
-    block = texts.make_calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
+    pretrained.check(cell.model, own_code)
+    if pretrained.sha256_of_weights(cell.model) != measured["weights_sha256"]:
+        raise UserError(f"{cell.model} is not the model of the record: the sha256 of its weights differs")
+    texts.check_text(protocol.calibration)
+    on = pretrained.resolve_device(cell.device if device == "auto" else device)
+    tokenizer = pretrained.load_tokenizer(cell.model, own_code)
+    sizes = (protocol.calibration_sequences, protocol.calibration_length)
+    block = texts.make_calibration(tokenizer, protocol.calibration, *sizes, cell.seed)
     if block.sha256 != record.decisions["calibration"]["sha256"]:
-        raise UserError(f"the calibration tokens are not those of the record: {protocol['calibration']} has changed")
+        raise UserError(f"the calibration tokens are not those of the record: {protocol.calibration} has changed")
 
     def dense() -> Decoder:
         gc.collect()  # what has been cut in vain, since models refer to themselves
-        return Decoder(pretrained.load(cell["model"], on, getattr(torch, cell["dtype"]), own_code)[0])
+        return Decoder(pretrained.load(cell.model, on, getattr(torch, cell.dtype), own_code)[0])
 
     model = _cut(dense, record)
     if model is None:
-        states = measured.get("calibration_memory_mib", protocol["calibration_memory_mib"])
+        states = measured.get("calibration_memory_mib", protocol.calibration_memory_mib)
         model = dense()
         _prune(
             model,
@@ -157,13 +158,13 @@ def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
 def _prune(model: Decoder, record: Record, block: Calibration) -> None:
     """Prune as the record says. Raises UserError where the method is another version, or other units are removed."""
     cell, measured = record.cell, record.measured
-    if cell["method"] == "dense":
+    if cell.method == "dense":
         return
-    torch.manual_seed(cell["seed"])
+    torch.manual_seed(cell.seed)
     try:
-        pruner = methods.make(cell["method"], cell["parameters"])
+        pruner = methods.make(cell.method, cell.parameters)
     except ValueError as error:
-        raise UserError(f"the record of {cell['label']} is of another version of the method: {error}") from None
+        raise UserError(f"the record of {cell.label} is of another version of the method: {error}") from None
     if isinstance(pruner, CompensatedPruner) and pruner.pruner.only_cuts:
         pruner = dataclasses.replace(pruner, pruner=RecordedRemovals(record.decisions))
     ratio = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
@@ -173,7 +174,7 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
         or parameters(model) != measured["parameters"]
     ):
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
-        raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
+        raise UserError(f"{cell.label} does not remove here what it removed for the record, on {where}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ def save_and_reload(
     """
     folder, dtype = folder_of(run, cell.key), dtype_to_save(cell.protocol.save_dtype, cell.model, cell.dtype)
     shutil.rmtree(folder, ignore_errors=True)  # left by an attempt without a record
-    facts = facts_of_card(cell.plain() | {"label": cell.label}, decisions, measured)
+    facts = facts_of_card(cell, decisions, measured)
     probe = calibration.ids[:1, :PROBE_TOKENS]
     manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=facts, dtype=dtype, probe=probe)
     written = SavedModel(
@@ -77,21 +77,21 @@ def dtype_to_save(name: str, model: str, own: str) -> torch.dtype:
     return dtype
 
 
-def facts_of_card(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of_card(cell: Cell, decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the card says besides the model itself: base, pruning, and figures as far as there are any."""
     base = {
-        "name": pretrained.name_of_model(cell["model"]),
-        "licence": pretrained.licence_of_model(cell["model"]),
+        "name": pretrained.name_of_model(cell.model),
+        "licence": pretrained.licence_of_model(cell.model),
         "weights_sha256": measured.get("weights_sha256"),
         "parameters": measured.get("dense_parameters"),
-        "pruning": _earlier(cell["model"]),
-        "hub": cell["model"] if pretrained.is_on_hub(cell["model"]) else None,
+        "pruning": _earlier(cell.model),
+        "hub": cell.model if pretrained.is_on_hub(cell.model) else None,
     }
     calibration = _without_path(decisions["calibration"])
     pruning = {
-        **{name: cell[name] for name in ("method", "label", "parameters", "match", "seed")},
-        "requested": cell["ratio"],
-        "ratio_of": cell.get("ratio_of"),
+        **{name: getattr(cell, name) for name in ("method", "label", "parameters", "match", "seed")},
+        "requested": cell.ratio,
+        "ratio_of": cell.ratio_of,
         "budget": measured.get("ratio_budget"),
         "quantity": measured.get("budget"),
         "achieved": measured.get("ratio"),

@@ -50,12 +50,12 @@ class KnownSearches:
 
     def start_of(self, cell: Cell) -> SearchStart:
         """Return the longest list of removals that a cell's search can begin with; empty without any."""
-        return self._longest.get(_search(cell.plain()), SearchStart()) if self._longest else SearchStart()
+        return self._longest.get(_search(cell), SearchStart()) if self._longest else SearchStart()
 
 
-def _search(cell: Mapping[str, Any]) -> tuple[str, str]:
+def _search(cell: Cell) -> tuple[str, str]:
     """Return what cells share whose searches are the same, with the revision of their method alone."""
-    numbers, *more = str(cell.get("inputs", {}).get("revision", "")).split(", ")
+    numbers, *more = (cell.inputs.revision if cell.inputs else "").split(", ")
     return search_of(cell), ", ".join([numbers.partition("+")[0], *more])
 
 

@@ -47,7 +47,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from bench.engines.engine import PARTS, InUse
-from bench.plan.cell import Cell, label_of_cell
+from bench.plan.cell import Cell
 from bench.plan.kinds import to_plain, value_from_plain
 from bench.records import packed_run
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, load, save
@@ -298,7 +298,7 @@ def find_record(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tu
         record = load(path)
     except InvalidRecord as error:
         return None, str(error)
-    differing = inputs.names_of_differences(record.cell["inputs"], to_plain(cell.inputs))
+    differing = inputs.names_of_differences(record.cell.inputs, cell.inputs)
     if differing or inputs.question_of_record(record) != cell.question:
         return None, f"{path} is another cell's"
     try:
@@ -394,7 +394,7 @@ def load_model(folder: Path, key: str, record: Record, device: Place, files: Lay
 
     Raises RuntimeError where it is not there.
     """
-    place, dtype = find_model(folder, key), getattr(torch, record.cell["dtype"])
+    place, dtype = find_model(folder, key), getattr(torch, record.cell.dtype)
     if place is not None:
         model = save_load.load(place, dtype=dtype, device=device, check_hashes=False, store=files)
     if place is None or inputs.sha256_of_state(model.model) != record.measured["pruned_sha256"]:
@@ -404,11 +404,11 @@ def load_model(folder: Path, key: str, record: Record, device: Place, files: Lay
 
 def stage_of_record(record: Record) -> dict[str, Any]:
     """Return the fields of a record that describe it as the parent of another cell, see bench.records.measured."""
-    cell = {name: value for name, value in record.cell.items() if name != "earlier"}
+    stage = record.cell.stage
     decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
     return {
-        "label": label_of_cell(cell),
-        **{name: cell[name] for name in ("method", "parameters", "ratio", "healing") if name in cell},
+        "label": stage.label,
+        **{name: value for name, value in to_plain(stage).items() if name != "given"},
         "decisions": decided,
         "measured": {name: record.measured[name] for name in EARLIER if name in record.measured},
     }

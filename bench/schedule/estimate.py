@@ -32,7 +32,7 @@ import torch
 import methods
 from bench.evaluation import checks
 from bench.healing import HELD_OUT
-from bench.plan.cell import Cell, cell_without_inputs
+from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol, Recipe
 from bench.records import run_folder
 from bench.records.record import Record
@@ -230,11 +230,12 @@ class Estimator:
         A record of a model without costs is ignored too, since its seconds say nothing about another model. So is a
         record whose cell this version would not measure, as of a later version in a folder beside the run.
         """
-        if record.status != "ok" or record.cell["model"] not in self.costs:
+        if record.status != "ok" or record.cell.model not in self.costs:
             return
+        cell = record.cell
         try:
-            cell = cell_without_inputs(record.cell)
-        except (UserError, ValueError):  # pydantic's own error is one
+            cell.refuse_unmeasurable()
+        except UserError:
             return
         measured = dict(record.measured.get("seconds", {}))
         if "prune_seconds" in record.measured:

@@ -20,7 +20,6 @@ import heapq
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bench.engines.engine import Result, Session
 from bench.plan.cell import Cell
@@ -178,7 +177,7 @@ def drive(
 
 def search_groups(cells: Sequence[Cell]) -> dict[str, str]:
     """Return {key: its search}, for each cell that may search; cells of one search find the same removals."""
-    return {cell.key: search_of(cell.plain()) for cell in cells if cell.ratio}
+    return {cell.key: search_of(cell) for cell in cells if cell.ratio}
 
 
 def predecessors_of(searches: Mapping[str, str]) -> dict[str, str]:
@@ -191,8 +190,8 @@ def predecessors_of(searches: Mapping[str, str]) -> dict[str, str]:
     return predecessors
 
 
-def search_of(plain: Mapping[str, Any]) -> str:
+def search_of(cell: Cell) -> str:
     """Return the search of a cell as one text: method, parameters and conditions, no ratio and no compensation."""
-    pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
-    own = [plain["method"].partition("+")[0], pruner, comparability.conditions_for(plain, "decision")]
+    pruner = {name: value for name, value in cell.parameters.items() if "." not in name}
+    own = [cell.method.partition("+")[0], pruner, comparability.conditions_for(cell, "decision")]
     return json.dumps(own, sort_keys=True)

@@ -20,11 +20,10 @@ from filelock import FileLock, Timeout
 
 from bench.data import pretrained, texts
 from bench.export import write
-from bench.plan.cell import base_of_ratio, label_of_cell
 from bench.plan.protocol import AUTO, Protocol, ServedProtocol
 from bench.plan.trust import Trust
 from bench.records import run_folder, served
-from bench.records.record import Record, name_of_model, requested_ratio
+from bench.records.record import Record, name_of_model
 from bench.records.served import ServedRecord
 from bench.runs.reproduce import PrunedModel
 from bench.serving.adapters import ExportedModel, NotServed, ServingEngine
@@ -80,7 +79,7 @@ def find_served(trust: Trust, names: Sequence[str] = ()) -> list[Served]:
     chosen = named or with_model
     if not chosen:
         raise UserError(f"{run} has no cell with a model")
-    dense = {_base(record): key for key, record in reversed(with_model.items()) if record.cell["method"] == "dense"}
+    dense = {_base(record): key for key, record in reversed(with_model.items()) if record.cell.method == "dense"}
     models = []
     for base in dict.fromkeys(map(_base, chosen.values())):
         if base not in dense:
@@ -89,12 +88,12 @@ def find_served(trust: Trust, names: Sequence[str] = ()) -> list[Served]:
                 "there too"
             )
         mine = {key: record for key, record in chosen.items() if _base(record) == base}
-        order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
+        order = sorted(mine, key=lambda key: (mine[key].cell.method != "dense", key))
         cells = {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}
         models.append(Served(trust, dense[base], _drop_duplicates(cells)))
     for model in models:
         for record in model.cells.values():
-            if write.find_saved_model(record, trust, record.cell["dtype"]) is None:
+            if write.find_saved_model(record, trust, record.cell.dtype) is None:
                 trust.refuse(record.cell)
     return models
 
@@ -103,7 +102,7 @@ def _drop_duplicates(cells: dict[str, Record]) -> dict[str, Record]:
     """Return the cells without those whose model an earlier one has under the same name."""
     key_by_model = dict[str | tuple[Any, ...], str]()
     for key, record in cells.items():
-        name = (label_of_cell(record.cell), requested_ratio(record), base_of_ratio(record.cell))
+        name = (record.cell.label, record.cell.ratio, record.cell.ratio_of)
         model = record.measured.get("pruned_sha256")
         key_by_model.setdefault((*name, model) if model else key, key)
     return {key: cells[key] for key in key_by_model.values()}
@@ -111,7 +110,7 @@ def _drop_duplicates(cells: dict[str, Record]) -> dict[str, Record]:
 
 def _base(record: Record) -> tuple[str, str]:
     """Return the dense model that a cell is compared with: its name, and the dtype of both."""
-    return record.cell["model"], record.cell["dtype"]
+    return record.cell.model, record.cell.dtype
 
 
 def serve(
@@ -127,7 +126,7 @@ def serve(
     engine.require(protocol)
     texts.check_text(protocol.text)
     dense = to_serve.cells[to_serve.dense]
-    types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in protocol.types))
+    types = list(dict.fromkeys(dense.cell.dtype if kind == AUTO else kind for kind in protocol.types))
     question = _question(protocol, engine)
     conditions = served.conditions_of_engine(question, _environment(engine))
     rows = [(key, kind) for key in to_serve.cells for kind in types]
@@ -143,7 +142,7 @@ def serve(
             if (key, kind) in missing:
                 record, where = (
                     to_serve.cells[key],
-                    f"[{number}/{len(rows)}] {label_of_cell(to_serve.cells[key].cell)}@{kind}",
+                    f"[{number}/{len(rows)}] {to_serve.cells[key].cell.label}@{kind}",
                 )
                 status, error, measured = measurer.measure_row(key, kind, where)
                 if error:
@@ -208,12 +207,12 @@ def _model(record: Record) -> dict[str, Any]:
     sizes = {name: record.measured.get(name) for name in ("pruned_sha256", "ratio", "parameters")}
     return sizes | {
         "name": name_of_model(record),
-        "label": label_of_cell(record.cell),
-        "method": record.cell["method"],
-        "dtype": record.cell["dtype"],
-        "seed": record.cell["seed"],
-        "requested_ratio": requested_ratio(record),
-        "ratio_of": base_of_ratio(record.cell),
+        "label": record.cell.label,
+        "method": record.cell.method,
+        "dtype": record.cell.dtype,
+        "seed": record.cell.seed,
+        "requested_ratio": record.cell.ratio,
+        "ratio_of": record.cell.ratio_of,
     }
 
 
@@ -244,9 +243,8 @@ class _RowMeasurer:
         )
         dense = to_serve.cells[to_serve.dense].cell
         to_serve.trust.refuse(dense)
-        own_code = dense.get("trust_remote_code", False)
-        pretrained.check(dense["model"], own_code)
-        tokenizer = pretrained.load_tokenizer(dense["model"], own_code)
+        pretrained.check(dense.model, dense.trust_remote_code)
+        tokenizer = pretrained.load_tokenizer(dense.model, dense.trust_remote_code)
         self.text = texts.make_evaluation_text(
             tokenizer, protocol.text, protocol.window, protocol.window, protocol.windows, drawn=True
         )
@@ -297,7 +295,7 @@ class _RowMeasurer:
 
     def _export(self, key: str, kind: str) -> ExportedModel:
         model, cell = self._model(key), self.to_serve.cells[key].cell
-        return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.name_of_model(cell["model"]))
+        return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.name_of_model(cell.model))
 
     def _model(self, key: str) -> PrunedModel:
         """Return the model of a cell, saved or made again once for all its types. Raises NotServed."""
@@ -305,7 +303,7 @@ class _RowMeasurer:
             self.model_in_memory = None  # before the next one needs the room
             record = self.to_serve.cells[key]
             try:
-                model = write.model_of(record, self.to_serve.trust, self.device, record.cell["dtype"])
+                model = write.model_of(record, self.to_serve.trust, self.device, record.cell.dtype)
             except UserError as error:
                 raise NotServed("error", str(error)) from None
             self.model_in_memory = (key, model)

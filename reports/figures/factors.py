@@ -14,7 +14,7 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import base_of_ratio, words_of_amount, words_of_ratio
+from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.quantities import format_value, quantity_of_column
 from bench.records.quantity import format_perplexity, is_finite, shorten_name
 from bench.records.record import Record, name_of_model
@@ -275,7 +275,7 @@ def figures_of_calibrations(records: Sequence[Record], needs: Mapping[str, str] 
 
 
 def _name_of_file(study: CalibrationDraws) -> str:
-    ratio = words_of_ratio(study.ratio, base_of_ratio(next(iter(study.records.values())).cell))
+    ratio = words_of_ratio(study.ratio, next(iter(study.records.values())).cell.ratio_of)
     return f"perplexity-by-draw-{ratio}" if ratio else "perplexity-by-draw"
 
 
@@ -283,8 +283,8 @@ def _title(study: CalibrationDraws) -> str:
     """Return the title of a figure, with the model and the conditions that tell it from figures at the same ratio."""
     peers = list(study.records.values())
     amount = "" if study.ratio is None else f" at {study.amount}"
-    protocol = peers[0].cell["protocol"]
-    look = f"calibration of {protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens"
+    protocol = peers[0].cell.protocol
+    look = f"calibration of {protocol.calibration_sequences} sequences of {protocol.calibration_length} tokens"
     return (
         f"perplexity of {name_of_model(peers[0])}{amount} by the draw of the calibration: a dot is one text and seed, "
         f"a bar the mean; {', '.join((*conditions_of(peers), look))}"

@@ -58,12 +58,12 @@ def _kept(block: TableGroup) -> tuple[list[str], Shares]:
     """Return the tasks with an accuracy, and {label: shares of the dense model's accuracy that the method keeps}."""
     columns = [column for column in columns_of_tasks(block.records) if column.startswith("task_")]
     rows = list(zip(block.records, block.rows, strict=True))
-    dense = next((row for record, row in rows if record.cell["method"] == "dense" and record.status == "ok"), None)
+    dense = next((row for record, row in rows if record.cell.method == "dense" and record.status == "ok"), None)
     if dense is None:
         return columns, {}
     shares = {}
     for place, (record, row) in enumerate(rows):
-        if record.cell["method"] != "dense" and any(row.get(column) is not None for column in columns):
+        if record.cell.method != "dense" and any(row.get(column) is not None for column in columns):
             shares[block.label(place)] = [_share(row, dense, column) for column in columns]
     return columns, shares
 
@@ -140,7 +140,7 @@ def _remaining_by_method(block: TableGroup) -> dict[str, Remaining]:
     for place, drawn in enumerate(block.drawn):
         several = [draw for draw in map(remaining_of, drawn) if draw is not None]
         cell = block.records[place].cell
-        if several and cell["method"] != "dense" and not cell.get("healing"):  # healing removes nothing
+        if several and cell.method != "dense" and not cell.healing:  # healing removes nothing
             remaining[block.label(place)] = Remaining(
                 _mean_by_layer([draw.attention for draw in several]),
                 _mean_by_layer([draw.mlp for draw in several]),

@@ -133,9 +133,9 @@ def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
     for block in blocks:
         for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
             if record.status == "ok":
-                ratio = None if record.cell["method"] == "dense" else block.ratio
+                ratio = None if record.cell.method == "dense" else block.ratio
                 of, name = "all" if ratio is None else block.ratio_of, block.label(place)
-                point = PlottedPoint(name, record.cell["method"], ratio, row, block.each[place], of)
+                point = PlottedPoint(name, record.cell.method, ratio, row, block.each[place], of)
                 points.setdefault((*point.curve, ratio), point)
     return list(points.values())
 

@@ -11,10 +11,10 @@ from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount, words_of_ratio
+from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.frame import STAGES, main_timing
 from bench.records.quantity import format_significant
-from bench.records.record import Record, name_of_model, requested_ratio
+from bench.records.record import Record, name_of_model
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, GREY, add_legend, look_of, make_axes, name_in_font, style_of
 from reports.groups import TableGroup
@@ -53,9 +53,9 @@ def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
     """Return a figure for each method with a trace; it has a panel for each ratio."""
     methods: dict[str, list[Record]] = {}
     for record in records:
-        healed = record.cell.get("healing")  # the pruned cell beside it has the same trace
+        healed = record.cell.healing  # the pruned cell beside it has the same trace
         if record.status == "ok" and record.decisions.get("trace") and not healed:
-            methods.setdefault(label_of_cell(record.cell), []).append(record)
+            methods.setdefault(record.cell.label, []).append(record)
     return [
         Figure(
             f"similarity-{place}",
@@ -70,7 +70,7 @@ def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
 def _words_of_trace(record: Record) -> str:
     trace = record.decisions["trace"]
     merged = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
-    amount = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
+    amount = words_of_amount(record.cell.ratio, record.cell.ratio_of)
     where = f"{amount.capitalize()}: " if amount else ""
     threshold = record.decisions.get("threshold")
     above = "" if threshold is None else f" above {threshold:.3f}"
@@ -81,7 +81,7 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
     drawing, panels = make_axes(2.0 + 2.6 * len(records), 3.0, columns=len(records), share_y=True)
     for axis, record in zip(panels, records, strict=True):
         steps = [step for step in record.decisions["trace"] if step["similarity"] is not None]
-        colour = style_of(record.cell["method"]).colour
+        colour = style_of(record.cell.method).colour
         axis.plot(
             [s["pointer"] for s in steps], [s["similarity"] for s in steps], color=colour, linewidth=0.8, zorder=1
         )
@@ -93,7 +93,7 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
         threshold = record.decisions.get("threshold")
         if threshold is not None and math.isfinite(threshold):
             axis.axhline(threshold, color=BLACK, linestyle=":", linewidth=1, label="threshold")
-        axis.set_title(words_of_amount(requested_ratio(record), base_of_ratio(record.cell)))
+        axis.set_title(words_of_amount(record.cell.ratio, record.cell.ratio_of))
         axis.set_xlabel("layer that the others merge into")
         axis.invert_xaxis()
     panels[0].set_ylabel("similarity (cosine)")
@@ -104,7 +104,7 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
 def _learning(block: TableGroup, ratio: str, where: str) -> list[Figure]:
     """Return the figure of the learning curves of healed cells, with the first of several draws; empty without one."""
     curves = {
-        block.label(place): (record.cell["method"], record.measured["healing"]["curve"])
+        block.label(place): (record.cell.method, record.measured["healing"]["curve"])
         for place, record in enumerate(block.records)
         if record.status == "ok" and "healing" in record.measured
     }
@@ -170,7 +170,7 @@ def _calls(record: Record, stage: str) -> Calls | None:
     if not (rounds.get("pruned") and rounds.get("dense")):
         return None
     pruned, dense = chain(*rounds["pruned"]), chain(*rounds["dense"])
-    return Calls(label_of_cell(record.cell), record.cell["method"], list(pruned), list(dense))
+    return Calls(record.cell.label, record.cell.method, list(pruned), list(dense))
 
 
 def _words_of_latency(stage: str, calls: Sequence[Calls]) -> str:

@@ -80,7 +80,7 @@ def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
         whole = [record for group in groups_of_setup for record in chain(*group.drawn)]
         where = [(*protocol.conditions_of(several), *block.apart) for several in (whole, own)]
         both = zip(block.records, block.rows, strict=True)
-        dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
+        dense = next(((r, row) for r, row in both if r.cell.method == "dense" and r.status == "ok"), None)
         for place, numbers in enumerate(block.numbers):
             mine, figures = tuple(block.drawn[place]), tuple(block.each[place])
             ratio, ratio_title = (
@@ -112,7 +112,7 @@ def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def _ratio(block: TableGroup, place: int) -> float | None:
-    return None if block.records[place].cell["method"] == "dense" else block.ratio
+    return None if block.records[place].cell.method == "dense" else block.ratio
 
 
 def ratio_for_filter(ratio: float | None) -> str:

@@ -133,7 +133,7 @@ class Contest:
             cell_of_text(None if dense is None else f"{len(below)} of {len(self.places)}"),
             cell_of_text(f"{len(apart)} of {len(self.tests)}" if self.tests else None),
         )
-        method = group.records[self.best[0]].cell["method"]
+        method = group.records[self.best[0]].cell.method
         return Row(column_of(self.name).head, method, group.ratio, cells, ratio_of=group.ratio_of)
 
 
@@ -164,7 +164,7 @@ def _ties(contest: Contest) -> Iterator[FlaggedCell]:
 
 def _random(tested: GroupTests, text: str, where: dict[str, str]) -> Iterator[FlaggedCell]:
     """Yield the methods that are not shown to be better than every draw of random layers, or shown to be worse."""
-    control = [place for place in tested.rows if tested.block.records[place].cell["method"] == RANDOM]
+    control = [place for place in tested.rows if tested.block.records[place].cell.method == RANDOM]
     draws = [number for place in control for number in tested.models(place)]
     rest = [place for place in tested.rows if place not in control] if draws else []
     tests = tested.tests(f"perplexity_{text}")
@@ -191,8 +191,8 @@ def _cliffs(groups: Sequence[TableGroup], column: str) -> Iterator[FlaggedCell]:
     lines: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
     for group in (group for group in groups if group.ratio is not None):
         cells = list(zip(group.records, group.rows, range(len(group.rows)), strict=True))
-        dense = [("dense", row) for record, row, _ in cells if record.cell["method"] == "dense"][:1]
-        for place in (place for record, _, place in cells if record.cell["method"] != "dense"):
+        dense = [("dense", row) for record, row, _ in cells if record.cell.method == "dense"][:1]
+        for place in (place for record, _, place in cells if record.cell.method != "dense"):
             line = lines.setdefault((group.label(place), group.ratio_of), [*dense])
             line.append((words_of_ratio(group.ratio, group.ratio_of), group.rows[place]))
     for (label, _), line in lines.items():

@@ -20,14 +20,13 @@ from statistics import fmean
 from typing import Any
 
 from bench.data.task_sources import VALIDATION
-from bench.plan.cell import label_of_cell
 from bench.records import frame
 from bench.records.comparability import find_dense_peer, group_by_setup
 from bench.records.frame import column_of_task
 from bench.records.measured import is_accuracy
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_percent, shorten_name
-from bench.records.record import Record, main_metric_of_task, name_of_model, requested_ratio
+from bench.records.record import Record, main_metric_of_task, name_of_model
 from methods.errors import UserError
 from reports import groups, legend, protocol
 from reports.groups import name_with_ratio, seeds_of, suffixes_of_draws
@@ -46,7 +45,7 @@ def differences_of_perplexity(published: PublishedProtocol, record: Record, text
         reasons.append(f"windows that do not overlap published, a stride of {measured['stride']} here")
     if measured.get("drawn"):
         reasons.append("windows one behind the other published, drawn from the text here")
-    every = measured.get("whole") and record.cell["protocol"]["windows"] == 0
+    every = measured.get("whole") and record.cell.protocol.windows == 0
     windows = 0 if every else measured["windows"]
     if published.windows != windows:
         words = {None: "how many windows not known", 0: "the whole text"}
@@ -69,7 +68,7 @@ def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Se
     ]
     if few:
         reasons.append(f"all documents published, {', '.join(few)} here")
-    local = {task for task, *_ in record.cell["protocol"].get("task_data", ())}
+    local = {task for task, *_ in record.cell.protocol.task_data}
     if validation := [name for name in tasks if name in VALIDATION and name not in local]:
         reasons.append(f"the validation sets of {', '.join(validation)} here")
     shots = sorted({task["fewshot"] for task in measured.values()})
@@ -98,15 +97,15 @@ def _metric(published: str | None, task: Mapping[str, Any]) -> bool:
 
 def _common_differences(published: PublishedProtocol, record: Record) -> Iterator[str]:
     """Yield the differences that concern every figure: dtype, earlier stages, healing and calibration."""
-    yield from _difference_of_setting("the dtype", "{}", published.dtype, record.cell["dtype"])
-    if record.cell.get("earlier"):
+    yield from _difference_of_setting("the dtype", "{}", published.dtype, record.cell.dtype)
+    if record.cell.earlier:
         yield "pruned in several steps here"
     if groups.recipe_of_cell(record.cell):
         yield "healed here"
-    if record.cell["method"] == "dense":
+    if record.cell.method == "dense":
         return
-    protocol = record.cell["protocol"]
-    ours = [protocol[name] for name in CALIBRATION]
+    protocol = record.cell.protocol
+    ours = [getattr(protocol, name) for name in CALIBRATION]
     theirs = [getattr(published, name) for name in CALIBRATION]
     if theirs[0] is None:
         yield "the calibration not known of the published"
@@ -181,10 +180,10 @@ def tables_of_published(records: Sequence[Record], papers: Sequence[Paper]) -> l
 
 def _names(records: Sequence[Record]) -> dict[int, str]:
     """Return {id of a record: its name in a title}; with the seed if there are several: 'laco at 0.3 (seed 1)'."""
-    several = len(seeds_of([record for record in records if record.cell["method"] == "dense"])) > 1
+    several = len(seeds_of([record for record in records if record.cell.method == "dense"])) > 1
     return {
         id(record): name_with_ratio(record, records)
-        + (f" (seed {record.cell['seed']})" if several and record.cell["method"] == "dense" else which)
+        + (f" (seed {record.cell.seed})" if several and record.cell.method == "dense" else which)
         for record, which in zip(records, suffixes_of_draws(records), strict=True)
     }
 
@@ -203,12 +202,12 @@ def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[Publi
 
 
 def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
-    own_names = {name_of_model(record), PurePath(record.cell["model"]).name}
+    own_names = {name_of_model(record), PurePath(record.cell.model).name}
     if record.status != "ok" or not own_names & {*names, *(PurePath(name).name for name in names)}:
         return False
-    if record.cell["method"] not in printed.methods:
+    if record.cell.method not in printed.methods:
         return False
-    requested = requested_ratio(record)
+    requested = record.cell.ratio
     return requested is None or printed.ratio is None or abs(record.measured["ratio"] - printed.ratio) <= CLOSE
 
 
@@ -232,7 +231,7 @@ def _table(pair: PublishedPair, number: int, name: str, reading: Sequence[str]) 
         title=f"{name}, published ({pair.paper.name}) and here",
         conditions=tuple(protocol.conditions_of([pair.record])),
         columns=COLUMNS,
-        rows=tuple(replace(row, method=pair.record.cell["method"]) for row in rows),
+        rows=tuple(replace(row, method=pair.record.cell.method) for row in rows),
         notes=tuple(_notes(pair)),
         footnotes=(
             *(f"{pair.paper.name}: {sentence}" for sentence in (f"{pair.paper.source}.", *pair.paper.notes)),
@@ -381,10 +380,7 @@ def _notes(pair: PublishedPair) -> Iterator[str]:
         yield f"another ratio: {show(printed)} published, {show(removed)} here."
     layers = pair.record.measured["layers"]
     if pair.printed.layers not in (None, layers):
-        yield (
-            f"another depth: {pair.printed.layers} layers are published, {label_of_cell(pair.record.cell)} leaves "
-            f"{layers}."
-        )
+        yield (f"another depth: {pair.printed.layers} layers are published, {pair.record.cell.label} leaves {layers}.")
     yield from _words_of_dense_difference(pair)
     yield from _no_difference(pair)
     missing = [name for name in pair.printed.tasks if _mean(_right(pair.record), [name]) is None]

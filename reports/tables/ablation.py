@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell
+from bench.plan.kinds import to_plain
 from bench.records import frame as column_data
 from bench.records.comparability import group_draws, setup_of_study
 from bench.records.frame import columns_with_values, texts_of_records
-from bench.records.record import Record, name_of_model, requested_ratio
+from bench.records.record import Record, name_of_model
 from reports import legend, protocol
 from reports.groups import pool_draws, words_of_recipe_differences
 from reports.legend import FlaggedCell
@@ -115,14 +115,14 @@ def studies_of(records: Sequence[Record]) -> list[Study]:
         groups.setdefault(setup_of_study(record), []).append(number)
     studies = []
     for numbers in groups.values():
-        dense = [n for n in numbers if records[n].cell["method"] == "dense"]
+        dense = [n for n in numbers if records[n].cell.method == "dense"]
         alike: dict[str, list[int]] = {}
         for number in numbers:
             if number not in dense:
                 alike.setdefault(_history_of_cell(records[number]), []).append(number)
         for mine in alike.values():
-            plain = {**records[mine[0]].cell, "given": ()}  # what was given are the factors
-            name = label_of_cell(plain) + words_of_recipe_differences(plain, [records[n].cell for n in numbers])
+            plain = replace(records[mine[0]].cell, given=())  # what was given are the factors
+            name = plain.label + words_of_recipe_differences(plain, [records[n].cell for n in numbers])
             points = []
             for places in group_draws([records[n] for n in mine], seeds=False):
                 several = [rows[mine[place]] for place in places]
@@ -138,12 +138,12 @@ def studies_of(records: Sequence[Record]) -> list[Study]:
 def _history_of_cell(record: Record) -> str:
     """Return the method, what its ratio is a share of, its healing and its earlier stages, as one text."""
     cell = record.cell
-    return json.dumps([cell["method"], base_of_ratio(cell), cell.get("healing"), cell.get("earlier")], sort_keys=True)
+    return json.dumps(to_plain([cell.method, cell.ratio_of, cell.healing, cell.earlier]), sort_keys=True)
 
 
 def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], records: list[Record]) -> Study:
     settings = [_settings(point.record) for point in points]
-    given = dict.fromkeys(name for point in points for name in point.record.cell.get("given", ()))
+    given = dict.fromkeys(name for point in points for name in point.record.cell.given)
     names = dict.fromkeys([*(name for name in given if name not in OUTER), *itertools.chain(*settings)])
     ordered = [*(name for name in names if name not in OUTER), *OUTER]
 
@@ -153,8 +153,8 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
     factors = tuple(filter(is_apart, ordered))
     fixed = {name: settings[0].get(name) for name in ordered if name not in factors}
     first = points[0].record.cell
-    if base_of_ratio(first) != "all":
-        fixed["ratio of"] = base_of_ratio(first)
+    if first.ratio_of != "all":
+        fixed["ratio of"] = first.ratio_of
     keyed: dict[tuple[Any, ...], Setting] = {}
     for setting, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(setting.get(name) for name in factors), point)
@@ -166,18 +166,18 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
     footnotes = legend.describe_columns(records, explained, KINDS, seeds=False)
     measured = protocol.protocol_of_records(records, KINDS, calibration=not looks)
     again = len(points) - len(keyed)
-    return Study(first["method"], name, factors, fixed, keyed, dense, records, tuple(footnotes), tuple(measured), again)
+    return Study(first.method, name, factors, fixed, keyed, dense, records, tuple(footnotes), tuple(measured), again)
 
 
 def _settings(record: Record) -> dict[str, Any]:
     """Return every setting that may be a factor. The seed of a random choice is left out, since draws share a row."""
     cell = record.cell
-    parameters = dict(cell["parameters"])
-    if is_recorded_draw(cell):
+    parameters = dict(cell.parameters)
+    if cell.is_draw:
         parameters.pop("seed", None)
-    settings = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
-    settings |= {heading: cell["protocol"][name] for name, heading in LOOK.items() if name in cell["protocol"]}
-    settings |= {"seed": cell["seed"], "ratio": requested_ratio(record)}
+    settings = {f"{cell.method}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
+    settings |= {heading: getattr(cell.protocol, name) for name, heading in LOOK.items()}
+    settings |= {"seed": cell.seed, "ratio": cell.ratio}
     return {name: _freeze(value) for name, value in settings.items()}
 
 
@@ -267,8 +267,8 @@ def _grid(study: Study, name: str, values: tuple[Any, ...]) -> Table:
     cells = []
     for value in study.axis(first):
         points = {second_value: study.points.get((value, second_value, *values)) for second_value in study.axis(second)}
-        ratios = {requested_ratio(point.record) for point in points.values() if point}
-        of = base_of_ratio(study.records[-1].cell)  # of which a study has one
+        ratios = {point.record.cell.ratio for point in points.values() if point}
+        of = study.records[-1].cell.ratio_of  # of which a study has one
         row = Row(format_factor(value), study.method, ratios.pop() if len(ratios) == 1 else None, ratio_of=of)
         for second_value, point in points.items():
             at = f"{second}={format_factor(second_value)}"

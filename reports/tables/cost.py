@@ -49,14 +49,14 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
     rows = []
     for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):
         share, *rest = (cell_of(row, name) for name in names)
-        cells = [mark_missed(share, row), *rest, *_looks(record, data.needs.get(record.cell["method"]))]
+        cells = [mark_missed(share, row), *rest, *_looks(record, data.needs.get(record.cell.method))]
         count = len(group.drawn[place])
         cells += [TableCell(str(count), value=count)] * has_means
         rows.append(row_of(record, group.label(place), cells))
     columns = [*map(column_of, names), *map(column_of_words, ("calibration", "reads", "gradients"))]
     columns += [Column(CELLS, CELLS)] * has_means
     words = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
-    then = [legend.READING["then"]] * any(record.cell.get("earlier") for record in group.records)
+    then = [legend.READING["then"]] * any(record.cell.earlier for record in group.records)
     footnotes = (PRUNED, *words, *OFFERED, *then, *[MEANS] * has_means, *order.sorting_note(group, BY))
     measured = protocol.protocol_of_records(list(chain(*group.drawn)), ())
     return table_of_group("cost", group, columns, rows, footnotes, measured=measured)
@@ -67,10 +67,10 @@ def _looks(record: Record, needs: str | None) -> list[TableCell]:
 
     needs  what the method looks at; None if that is not known
     """
-    protocol, parameters = record.cell["protocol"], record.cell["parameters"]
-    if needs == "nothing" or record.cell["method"] == "dense":
+    protocol, parameters = record.cell.protocol, record.cell.parameters
+    if needs == "nothing" or record.cell.method == "dense":
         return [cell_of_text("none"), cell_of_text(None), cell_of_text("no")]
-    offered = protocol["calibration_sequences"] * protocol["calibration_length"]
+    offered = protocol.calibration_sequences * protocol.calibration_length
     reads = " ".join(f"{name}={parameters[name]}" for name in READS if name in parameters)
     tokens = TableCell(f"{offered:,} tokens", value=offered)
     if not needs:
@@ -101,7 +101,7 @@ def tables_of_decisions(data: ReportData) -> list[Table]:
 def _shown_draws(group: TableGroup) -> Iterator[tuple[str, Record, dict[str, Any]]]:
     """Yield the name, the record and the row of each draw; of the dense model, which removes nothing, of the first."""
     for place, drawn in enumerate(group.drawn):
-        count = 1 if group.records[place].cell["method"] == "dense" else len(drawn)
+        count = 1 if group.records[place].cell.method == "dense" else len(drawn)
         for record, row in list(zip(drawn, group.each[place], strict=True))[:count]:
             yield _name(group, place, record), record, row
 
@@ -110,8 +110,8 @@ def _name(group: TableGroup, place: int, record: Record) -> str:
     """Return the row's label, with the seed and the draw if there are several."""
     seeds = len(seeds_of(group.drawn[place]))
     which = []
-    if seeds > 1 and record.cell["method"] != "dense":
-        which.append(f"seed {record.cell['seed']}")
+    if seeds > 1 and record.cell.method != "dense":
+        which.append(f"seed {record.cell.seed}")
     if len(group.numbers[place]) > seeds:
         which.append(f"draw {identity_of_cell(record)['draw']}")
     return group.label(place) + (f" ({', '.join(which)})" if which else "")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import label_of_cell
+from bench.plan.cell import Cell
 from bench.records.frame import STAGES, columns_of_quantity, texts_of_records
 from bench.records.quantities import list_quantities, quantity_of_column
 from bench.records.quantity import MISSING, format_significant, is_finite
@@ -132,7 +132,7 @@ def _by_ratio(measure: Column, groups: Sequence[TableGroup], data: ReportData, f
     """Return the table of methods by ratios. A cell that missed its budget has a star; a failed cell has its status."""
     entries, flags = list[Entry](), list[FlaggedCell]()
     for group in groups:
-        is_dense = all(record.cell["method"] == "dense" for record in group.records)
+        is_dense = all(record.cell.method == "dense" for record in group.records)
         name, ratio = "dense" if is_dense else word_of_ratio(group), (group.ratio, group.ratio_of)
         head = replace(measure, label=name, unit="", better=None, ratio_and_base=ratio)
         figures, tests = _figures(group, measure, data)
@@ -202,7 +202,7 @@ def pairs_of_group(group: TableGroup) -> list[CompensationPair]:
     return [_pair(record.cell, group.label(place)) for place, record in enumerate(group.records)]
 
 
-def _pair(cell: Mapping[str, Any], name: str) -> CompensationPair:
+def _pair(cell: Cell, name: str) -> CompensationPair:
     """Return the place of a cell in a grid.
 
     shortgpt+ghost:token=last,ghost.ridge=0.1 is in the row shortgpt:token=last and the column ghost:ridge=0.1. Earlier
@@ -210,14 +210,14 @@ def _pair(cell: Mapping[str, Any], name: str) -> CompensationPair:
 
     name  the cell's label, with everything behind it that sets it apart in its group
     """
-    method, _, compensation = str(cell["method"]).partition("+")
+    method, _, compensation = cell.method.partition("+")
     of_method, of_compensation = dict[str, Any](), dict[str, Any]()
-    for parameter in cell.get("given", ()):
+    for parameter in cell.given:
         is_own = not (compensation and parameter.startswith(f"{compensation}."))
         given = of_method if is_own else of_compensation
-        given[parameter if is_own else parameter.removeprefix(f"{compensation}.")] = cell["parameters"][parameter]
-    alone, healed = label_of_cell({**cell, "earlier": (), "healing": None}), ", healed" if cell.get("healing") else ""
-    front, behind = label_of_cell(cell).removesuffix(alone + healed), healed + name.removeprefix(label_of_cell(cell))
+        given[parameter if is_own else parameter.removeprefix(f"{compensation}.")] = cell.parameters[parameter]
+    alone, healed = replace(cell.stage, healing=None).label, ", healed" if cell.healing else ""
+    front, behind = cell.label.removesuffix(alone + healed), healed + name.removeprefix(cell.label)
     row = f"{front}{_with_parameters(method, of_method)}{behind}"
     return CompensationPair(row, _with_parameters(compensation or NONE, of_compensation), method)
 
@@ -299,7 +299,7 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
     for gain, contrast in tested:
         cell = _change(measure, contrast, is_tied=group.order_depends_on_seed(gain.alone, gain.place, measure.name))
         cell = mark_missed(cell, group.rows[gain.place], group.rows[gain.alone])
-        of = (group.label(gain.place), str(group.records[gain.place].cell["method"]))
+        of = (group.label(gain.place), str(group.records[gain.place].cell.method))
         row = Row(gain.where.row, gain.where.method, group.ratio, ratio_of=group.ratio_of)
         entries.append((row, heads[gain.where.column], replace(cell, of=of)))
     present = {gain.where.column for gain, _ in tested}

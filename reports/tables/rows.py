@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount, words_of_ratio
+from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.frame import (
     column_of_amount,
     may_be_guessed,
@@ -28,7 +28,7 @@ from bench.records.frame import (
 )
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import is_finite
-from bench.records.record import Record, name_of_model, requested_ratio
+from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from bench.regression.contrasts import (
@@ -119,13 +119,13 @@ def _is_best(tests: GroupTests, column: str, better: str, first: int, second: in
 def _may_win(group: TableGroup, place: int) -> bool:
     """Say whether a row can be the best of its ratio. The dense model and a row that removed too little cannot."""
     record = group.records[place]
-    return record.cell["method"] != "dense" and record.status == "ok" and not group.removes_too_little(place)
+    return record.cell.method != "dense" and record.status == "ok" and not group.removes_too_little(place)
 
 
 def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
     """Return the row of a record; a failed one has its status in place of values."""
     failure = None if record.status == "ok" else legend.words_of_status(record)
-    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure, base_of_ratio(record.cell))
+    return Row(label, record.cell.method, record.cell.ratio, tuple(cells), failure, record.cell.ratio_of)
 
 
 def mark_missed(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
@@ -201,7 +201,7 @@ def sort_rows(group: TableGroup, name: str) -> TableGroup:
         record, figure = group.records[place], group.rows[place].get(name)
         failed = record.status != "ok"
         return key_of_row(
-            group.label(place), record.cell["method"], figure, quantity_of_column(name).better if name else None, failed
+            group.label(place), record.cell.method, figure, quantity_of_column(name).better if name else None, failed
         )
 
     order = sorted(range(len(group.records)), key=key)
@@ -231,7 +231,7 @@ def key_of_row(label: str, method: str, figure: Any, better: str | None, failed:
 
 def sorting_note(group: TableGroup, name: str, where: str = "rows") -> list[str]:
     """Return the sentence on the column that the rows of a group are sorted by; empty for a single row."""
-    rows = [Row(group.label(place), record.cell["method"], None) for place, record in enumerate(group.records)]
+    rows = [Row(group.label(place), record.cell.method, None) for place, record in enumerate(group.records)]
     return (
         sentence_on_order(rows, quantity_of_column(name).heading, quantity_of_column(name).better, where)
         if name
@@ -291,7 +291,7 @@ def contrasts_of_rows(reference: str, tests: GroupTests, columns: Sequence[str])
 def _reference(reference: str, block: TableGroup) -> int | str:
     """Return the place of the row that is called `reference`, or whose method has that label; or why there is none."""
     named = [at for at in range(len(block.records)) if block.label(at) == reference]
-    places = named or [at for at, record in enumerate(block.records) if label_of_cell(record.cell) == reference]
+    places = named or [at for at, record in enumerate(block.records) if record.cell.label == reference]
     measured = [at for at in places if block.records[at].status == "ok"]
     amount = words_of_amount(block.ratio, block.ratio_of)
     where = f" at {amount}" if amount else ""
@@ -336,12 +336,12 @@ class GroupTests:
     @property
     def dense(self) -> int | None:
         """Return the place of the dense model's row; None if it has no figures."""
-        return next((place for place in self.measured if self.block.records[place].cell["method"] == "dense"), None)
+        return next((place for place in self.measured if self.block.records[place].cell.method == "dense"), None)
 
     @property
     def rows(self) -> list[int]:
         """Return the places of all other rows that have figures."""
-        return [place for place in self.measured if self.block.records[place].cell["method"] != "dense"]
+        return [place for place in self.measured if self.block.records[place].cell.method != "dense"]
 
     def tests(self, column: str) -> Contrasts:
         """Return the tests of all pairs of models in a column of the frame, by the numbers of `models`."""

@@ -26,14 +26,14 @@ from statistics import fmean
 import numpy as np
 from scipy.special import stdtrit
 
-from bench.plan.cell import base_of_ratio, is_recorded_draw, label_of_cell, words_of_amount
+from bench.plan.cell import words_of_amount
 from bench.plan.protocol import name_of_text
 from bench.records.comparability import setup_of_study
 from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
 from bench.records.measured import ANSWER_BPB
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_percent, format_perplexity, format_significant, shorten_name
-from bench.records.record import Record, name_of_model, requested_ratio
+from bench.records.record import Record, name_of_model
 from bench.records.samples import Sample, Samples
 from bench.regression.pairs import pair_whole, to_windows
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
@@ -113,7 +113,7 @@ class CalibrationDraws:
     @property
     def ratio_of(self) -> str:
         """Return the base of the ratio, such as 'all' or 'decoder'."""
-        return base_of_ratio(next(iter(self.records.values())).cell)
+        return next(iter(self.records.values())).cell.ratio_of
 
     def log(self, place: int) -> float:
         """Return the logarithm of the perplexity of the record at `place`."""
@@ -139,26 +139,26 @@ def draws_of_calibrations(data: ReportData) -> Iterator[CalibrationDraws]:
     """Yield the draws for each ratio and evaluation text that at least two methods have at several seeds."""
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(data.records):
-        if record.cell["method"] != "dense":
-            protocol = record.cell["protocol"]
-            looked_at = [protocol["calibration_sequences"], protocol["calibration_length"]]
-            alike = [setup_of_study(record), *looked_at, requested_ratio(record), base_of_ratio(record.cell)]
+        if record.cell.method != "dense":
+            protocol = record.cell.protocol
+            looked_at = [protocol.calibration_sequences, protocol.calibration_length]
+            alike = [setup_of_study(record), *looked_at, record.cell.ratio, record.cell.ratio_of]
             groups.setdefault(json.dumps(alike), []).append(number)
     for numbers in groups.values():
         records = {number: data.records[number] for number in numbers}
         without = {n for n, record in records.items() if not _is_calibrated(record, data.needs)}
-        left_out = list(dict.fromkeys(label_of_cell(records[n].cell) for n in without))
+        left_out = list(dict.fromkeys(records[n].cell.label for n in without))
         kept = {n: record for n, record in records.items() if n not in without}
         for text in texts_of_records(list(kept.values())):
             cells = _cells(kept, text)
             if sum(_seeds(draws) > 1 for draws in cells.values()) > 1:
-                yield CalibrationDraws(text, requested_ratio(records[numbers[0]]), cells, kept, left_out)
+                yield CalibrationDraws(text, records[numbers[0]].cell.ratio, cells, kept, left_out)
 
 
 def _is_calibrated(record: Record, needs: Mapping[str, str]) -> bool:
     """Say whether a cell varies by the draw of its calibration and by no random choice, as far as that is known."""
-    stages = [*record.cell.get("earlier", ()), record.cell]
-    return not any(map(is_recorded_draw, stages)) and any(needs.get(stage["method"]) != "nothing" for stage in stages)
+    stages = record.cell.stages
+    return not any(stage.is_draw for stage in stages) and any(needs.get(stage.method) != "nothing" for stage in stages)
 
 
 def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int]]:
@@ -167,7 +167,7 @@ def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int
     logs: dict[str, list[float]] = {}
     every = list(records.values())
     for place, record in records.items():
-        draw = (str(record.cell["protocol"]["calibration"]), record.cell["seed"])
+        draw = (str(record.cell.protocol.calibration), record.cell.seed)
         name, perplexity = label_with_differences(record, every), _perplexity(record, text)
         places = places_by_method.setdefault(name, {})
         if draw not in places and math.isfinite(perplexity):
@@ -280,8 +280,8 @@ def _left_out(study: CalibrationDraws) -> Iterator[FlaggedCell]:
     for place, record in study.records.items():
         if place not in in_study:
             flag = legend.REPEATED if math.isfinite(_perplexity(record, study.text)) else legend.NO_PERPLEXITY
-            calibration = f"{record.cell['protocol']['calibration']}, seed {record.cell['seed']}"
-            yield FlaggedCell(flag, label_of_cell(record.cell), {"calibration": calibration})
+            calibration = f"{record.cell.protocol.calibration}, seed {record.cell.seed}"
+            yield FlaggedCell(flag, record.cell.label, {"calibration": calibration})
     for label in study.left_out:
         yield FlaggedCell(legend.UNCALIBRATED, label)
 
@@ -301,7 +301,7 @@ def _of_methods(study: CalibrationDraws) -> Table:
             _spread(own.deviation)[1],
             ahead.get(method, TableCell()),
         ]
-        name = str(study.records[next(iter(draws.values()))].cell["method"])
+        name = str(study.records[next(iter(draws.values()))].cell.method)
         rows.append(Row(method, name, study.ratio, tuple(cells), ratio_of=study.ratio_of))
     return _table(study, "seeds-methods", OF_METHODS, rows, ABOUT_METHODS)
 
@@ -374,7 +374,7 @@ def tables_of_signal(data: ReportData) -> list[Table]:
 
 def _of_group(group: TableGroup, samples: Samples) -> Iterator[Table]:
     measured = [
-        at for at, record in enumerate(group.records) if record.status == "ok" and record.cell["method"] != "dense"
+        at for at, record in enumerate(group.records) if record.status == "ok" and record.cell.method != "dense"
     ]
     figures, kept = _figures(group, measured, samples)
     if len(kept) < FEWEST or not figures:

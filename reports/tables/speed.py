@@ -486,7 +486,7 @@ def _throughputs(record: Record, peers: Sequence[Record], name: str) -> Iterator
     for context in dict.fromkeys(point["context"] for point in points):
         swept = [point for point in points if point["context"] == context]
         if len({point["batch"] for point in swept}) > 1:
-            names = ("dense", "pruned")[: 1 if record.cell["method"] == "dense" else 2]
+            names = ("dense", "pruned")[: 1 if record.cell.method == "dense" else 2]
             fastest = [_fastest(swept, model) for model in names]
             yield _throughput_row(record, name, context, None, fastest)
             if dense is not None and dense is not record:

@@ -90,7 +90,7 @@ class Row:
     method    the name of its method
     ratio     the requested ratio; None for the dense model and for fixed ratios
     failure   why there are no figures, in a word or two; None if there are
-    ratio_of  what the ratio is a share of, as bench.plan.cell.base_of_ratio returns it
+    ratio_of  what the ratio is a share of, as in bench.plan.cell.Cell
     """
 
     label: str

@@ -24,7 +24,6 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.plan.cell import label_of_cell
 from bench.records.frame import STAGES, column_of_amount, columns_of_quantity, columns_of_tasks, columns_with_values
 from bench.records.quantities import list_quantities
 from bench.records.record import Record
@@ -57,7 +56,7 @@ def build_views(
     needs        what each method looks at, by its name: "calibration, gradients"
     served       the served records of the models
     """
-    labels = list(dict.fromkeys(label_of_cell(record.cell) for record in records))
+    labels = list(dict.fromkeys(record.cell.label for record in records))
     data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
     if reference and reference not in labels:
         labels_of_rows = dict.fromkeys(

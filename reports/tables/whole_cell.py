@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
-from bench.plan.cell import base_of_ratio, label_of_cell, words_of_amount
+from bench.plan.cell import words_of_amount
 from bench.records.quantity import format_bytes
-from bench.records.record import Record, name_of_model, requested_ratio
+from bench.records.record import Record, name_of_model
 from reports.tables.table import Column, Row, Table, TableCell
 
 NESTED = (dict, list, tuple)
@@ -31,18 +31,17 @@ class Fact:
 
 def title_of_cell(record: Record) -> str:
     """Return a cell's title, as in 'laco at ratio 0.3 of SmolLM2-135M-Instruct'; with the seed if it is not 0."""
-    amount = words_of_amount(requested_ratio(record), base_of_ratio(record.cell))
+    amount = words_of_amount(record.cell.ratio, record.cell.ratio_of)
     ratio = f" at {amount}" if amount else ""
-    seed = f", seed {record.cell['seed']}" if record.cell["seed"] else ""
-    return f"{label_of_cell(record.cell)}{ratio} of {name_of_model(record)}{seed}"
+    seed = f", seed {record.cell.seed}" if record.cell.seed else ""
+    return f"{record.cell.label}{ratio} of {name_of_model(record)}{seed}"
 
 
 def facts_of(record: Record) -> list[Fact]:
     """Return the parts of a record that are not empty: question, outcome, decisions, measurements and environment."""
-    cell = dict(record.cell)
     outcome = {"status": record.status} | ({"error": record.error} if record.error else {})
     blocks = {
-        "asked": cell,
+        "asked": record.plain()["cell"],
         "outcome": outcome,
         "decided": record.decisions,
         "measured": record.measured,

@@ -18,10 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+from bench.plan.kinds import to_plain
 from bench.records import run_folder
 from bench.records.comparability import find_dense_peer, flatten, setups_of_records
 from bench.records.frame import rows_of_records
-from bench.records.record import FAILED, Record, cell_title
+from bench.records.record import FAILED, Record
 from bench.records.samples import Samples
 from methods.errors import UserError, first_line_of
 from methods.files import write_atomically
@@ -94,7 +95,7 @@ class RunTracking:
 
     def take(self, key: str, record: Record) -> None:
         """Take the record of a cell, and send all cells that need not wait."""
-        if record.cell["method"] == "dense" and record.status == "ok":
+        if record.cell.method == "dense" and record.status == "ok":
             self._dense[key] = record
         self._waiting[key] = record
         for each, waiting in list(self._waiting.items()):
@@ -198,12 +199,12 @@ def entry_of(key: str, record: Record, dense: Record | None, group: str) -> Trac
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     requested = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}
     parameters = {name: value for name, value in row.items() if name not in numbers or name in requested}
-    parameters |= flatten({name: record.cell[name] for name in SETTINGS if record.cell.get(name)})
+    parameters |= flatten({name: value for name in SETTINGS if (value := to_plain(getattr(record.cell, name)))})
     parameters |= flatten({"environment": record.environment})
     healing = record.measured.get("healing", {})
     return TrackerEntry(
         key=key,
-        name=cell_title(record),
+        name=record.cell.title,
         group=group,
         date=str(record.environment.get("date", "")),
         failed=record.status in FAILED,

@@ -297,8 +297,7 @@ def record_of(cell, order, free, *seconds):
 
     decisions = {"removal_order": order, "free_removals": free}
     found = {"search_seconds": list(seconds)}
-    plain = json.loads(json.dumps(cell.plain()))
-    return Record(plain | {"label": cell.label}, "ok", {}, decisions, {"parameters": 1, "prune_seconds": 50.0} | found)
+    return Record(cell, "ok", {}, decisions, {"parameters": 1, "prune_seconds": 50.0} | found)
 
 
 def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import DENSE, LACO, RECORDS, failed
+from made_records import DENSE, LACO, RECORDS, failed, with_cell
 
 from bench.cli.main import main
 from bench.records.record import save
@@ -24,12 +24,12 @@ def names(value: Any) -> list[str]:
     return [name for inner in value for name in names(inner)] if isinstance(value, list) else []
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.cell["method"][:8])
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.cell.method[:8])
 def test_everything_is_there_within_the_line(record):
     text = terminal.text_of_cell(record, "key")
     assert all(width_of(line) <= terminal.LINE for line in text.splitlines())
     assert all(character.isprintable() for line in text.splitlines() for character in line)
-    for block in (record.cell, record.decisions, record.measured, record.environment):
+    for block in (record.plain()["cell"], record.decisions, record.measured, record.environment):
         for name in names(block):
             assert name in text or name == "value" or not name.isprintable(), name
 
@@ -115,14 +115,14 @@ def test_a_name_that_is_not_one_cell_is_a_mistake(run, words, error, capsys):
 
 
 def test_a_cell_may_be_named_by_its_label(run, capsys):
-    labelled = replace(DENSE, cell=DENSE.cell | {"label": "a/b:c=1"})
+    labelled = with_cell(DENSE, method="a/b", parameters={"c": 1}, given=["c"])
     save(labelled, run / "cells" / "a-b-c-1--fixed--3.json")
-    save(replace(LACO, cell=LACO.cell | {"label": "laco"}), run / "cells" / "laco--0.3--2a.json")
+    save(LACO, run / "cells" / "laco--0.3--2a.json")
     (run / "cells" / "laco--0.3--2b.json").unlink()
-    save(replace(DENSE, cell=DENSE.cell | {"label": "dense"}), run / "cells" / "dense--fixed--1.json")
+    save(DENSE, run / "cells" / "dense--fixed--1.json")
     assert main(["show", f"{run}/a/b:c=1"]) == 0
     assert "a-b-c-1--fixed--3" in capsys.readouterr().out
-    published = replace(LACO, cell=LACO.cell | {"label": "laco-published"})
+    published = with_cell(LACO, method="laco-published")
     save(published, run / "cells" / "laco-published--0.3--9.json")
     assert main(["show", str(run), "laco"]) == 0  # a label before the start of a file's name
     assert "\nlaco--0.3--2a\n" in capsys.readouterr().out

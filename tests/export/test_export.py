@@ -62,7 +62,7 @@ def saving(run_with):
 
 
 def by_label(folder) -> dict:
-    return {record.cell["label"].partition(":")[0]: record for record in load_run(folder)}
+    return {record.cell.label.partition(":")[0]: record for record in load_run(folder)}
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -89,7 +89,7 @@ def test_a_run_saves_its_pruned_models_and_says_so(saving, plain):
         assert kept["bytes"] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         assert manifest["pruning"]["requested"] == 0.3
         assert manifest["pruning"]["achieved"] == records[name].measured["ratio"]
-        assert manifest["pruning"]["parameters"] == records[name].cell["parameters"]
+        assert manifest["pruning"]["parameters"] == records[name].cell.parameters
         assert manifest["pruning"]["calibration"]["sha256"] == records[name].decisions["calibration"]["sha256"]
         assert manifest["base"]["name"] == "tiny-llama"
         assert manifest["base"]["weights_sha256"] == records[name].measured["weights_sha256"]
@@ -189,8 +189,8 @@ def test_a_file_is_checked_without_the_base_and_the_text_of_its_run(why, saving,
     asked = []
     monkeypatch.setattr(engine_check, "check_gguf", lambda *given, **how: asked.append(given) or iter(()))
     record = by_label(saving)["drop-tail"]
-    protocol = record.cell["protocol"] | {"texts": [text]}
-    one = replace(record, cell=record.cell | {"model": str(tmp_path / "moved"), "protocol": protocol})
+    protocol = replace(record.cell.protocol, texts=(text,))
+    one = replace(record, cell=replace(record.cell, model=str(tmp_path / "moved"), protocol=protocol))
     assert (
         list(
             export.check_engine(one, Trust(saving, names=(text,)), export.Wish(tmp_path / "model.gguf", format="gguf"))
@@ -460,7 +460,7 @@ def test_what_a_model_folder_says_of_itself(tmp_path, model_folder):
 def test_uniform_cuts_widths_alike_and_says_so_in_the_label(run_with, capsys):
     asked = ["--methods", "llm-pruner:sequences=4,tokens=16,flap,drop-tail", "--ratio", "0.3", "--uniform"]
     folder = run_with(*asked, "--save-models")
-    labels = {record.cell["label"]: record.measured.get("saved") for record in load_run(folder)}
+    labels = {record.cell.label: record.measured.get("saved") for record in load_run(folder)}
     uniform = {"llm-pruner:sequences=4,tokens=16,uniform=True", "flap:uniform=True", "drop-tail"}
     assert set(labels) == uniform | {"dense"}
     assert {labels[label]["loads_with"] for label in uniform} == {"transformers"}
@@ -478,11 +478,11 @@ def test_uniform_is_refused_where_there_is_no_such_variant(model_folder, text_fi
 def test_a_compensation_is_part_of_the_label_and_of_the_ratio(run_with):
     asked = ["--methods", "drop-tail,shortgpt+scale", "--ratio", "0.3", "--compensate", "ghost"]
     folder = run_with(*asked, "--set", "drop-tail+ghost.ghost.ridge=0.5", "--save-models")
-    records = {record.cell["method"]: record for record in load_run(folder)}
+    records = {record.cell.method: record for record in load_run(folder)}
     assert set(records) == {"dense", "drop-tail+ghost", "shortgpt+scale"}
     patched = records["drop-tail+ghost"]
-    assert patched.cell["parameters"]["ghost.ridge"] == 0.5
+    assert patched.cell.parameters["ghost.ridge"] == 0.5
     assert patched.measured["parameters"] > 0
     assert patched.measured["saved"]["loads_with"] == "prunebench"
     assert records["shortgpt+scale"].measured["saved"]["loads_with"] == "transformers"
-    assert patched.cell["inputs"]["revision"] == f"{DropTail.revision}+{Ghost.revision}"
+    assert patched.cell.inputs.revision == f"{DropTail.revision}+{Ghost.revision}"

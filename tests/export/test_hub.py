@@ -62,7 +62,7 @@ def test_a_pushed_model_is_the_written_folder_with_its_figures_as_results(run, h
     assert {"config.json", "model.safetensors", "prunebench.json", "README.md"} < kept["files"].keys()
     for name, content in kept["files"].items():
         assert str(tmp_path.parent).encode() not in content, name
-    [record] = [one for one in load_run(run) if one.cell["method"] == "drop-tail"]
+    [record] = [one for one in load_run(run) if one.cell.method == "drop-tail"]
     card = ModelCard(kept["files"]["README.md"].decode())
     [[text, figures]] = record.measured["perplexity"].items()
     found = {one.metric_type: (one.dataset_type, one.metric_value) for one in card.data.eval_results}

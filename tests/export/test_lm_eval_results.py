@@ -20,7 +20,7 @@ ASKED = ["export", str(RUN), "flap--0.2--d81eab43", "--lm-eval-json", "--to"]
 
 @pytest.fixture(scope="module")
 def record():
-    return next(one for one in load_run(RUN) if one.cell["label"] == "flap" and one.cell["ratio"] == 0.2)
+    return next(one for one in load_run(RUN) if one.cell.label == "flap" and one.cell.ratio == 0.2)
 
 
 def table(content: dict) -> list[list[str]]:

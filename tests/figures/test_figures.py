@@ -17,13 +17,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from made_records import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed, mended
+from made_cells import made_inputs
+from made_records import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed, mended, with_cell
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from PIL import Image
 
 import methods
+from bench.plan.cell import TaskInput, TimedOn
 from bench.records import run_folder
 from bench.records.record import Record
 from methods.files import write_atomically
@@ -138,7 +140,7 @@ def test_every_name_is_shown_as_it_is():
     """No mathematics, no markup, no missing glyph; pytest turns a warning of the font into an error."""
     records = [changed(record, "cell", "method", to=HOSTILE) for record in (MERGED, SLICEGPT)]
     records = [changed(record, "cell", "display_name", to=HOSTILE) for record in [with_rounds(DENSE), *records]]
-    records[2].cell["ratio"] = 0.1
+    records[2] = with_cell(records[2], ratio=0.1)
     for figure in figures_of_report(records):
         drawing = figure.draw()
         shown = [text.get_text() for text in drawing.findobj(lambda one: hasattr(one, "get_text"))]
@@ -151,15 +153,13 @@ def test_every_name_is_shown_as_it_is():
 
 
 def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
-    brief = copy.deepcopy([DENSE, changed(LACO, "cell", "ratio", to=0.1)])
-    for record in brief:
-        record.cell["protocol"] |= {"profile": "curves", "tasks": [], "checks": False, "speed_rounds": 0}
-        record.cell["inputs"] = record.cell.get("inputs", {}) | {"tasks": {}}
+    protocol = replace(LACO.cell.protocol, profile="curves", tasks=(), checks=False, speed_rounds=0)
+    brief = [with_cell(one, protocol=protocol, inputs=made_inputs()) for one in (DENSE, with_cell(LACO, ratio=0.1))]
+    brief = copy.deepcopy(brief)
     brief[1].measured["ratio"] = 0.1
     brief[1].measured["tasks"] = {}
-    timed = copy.deepcopy([DENSE, LACO])
-    for record in timed:
-        record.cell["inputs"] = record.cell.get("inputs", {}) | {"timed_on": {"processor": "one", "threads": 2}}
+    inputs = made_inputs(tasks={"piqa": TaskInput(1, "a")}, timed_on=TimedOn("one", 2))
+    timed = [with_cell(record, inputs=inputs) for record in (DENSE, LACO)]
     found = by_name([*timed, *brief])
     assert "perplexity-wiki-by-ratio-2" not in found
     curve = found["perplexity-wiki-by-ratio"]
@@ -168,8 +168,7 @@ def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
     assert list(line.get_xdata()) == [pytest.approx(10), pytest.approx(100 * LACO.measured["ratio"])]
     assert "average-by-ratio" not in found  # its tasks were not measured at 0.1
     assert {"perplexity-wiki-by-method", "perplexity-wiki-by-method-2"} <= set(found)
-    for record in brief:
-        record.cell["protocol"] |= {"window": 128}
+    brief = [changed(record, "cell", "protocol", "window", to=128) for record in brief]
     assert "perplexity-wiki-by-ratio" not in by_name([DENSE, LACO, *brief])  # one ratio in each
 
 
@@ -402,7 +401,7 @@ def test_names_stand_beside_the_curves_and_on_no_other_name():
 
 def test_the_best_laco_and_the_reference_are_in_colour_and_the_rest_is_grey():
     records = every_method()
-    labels = list(dict.fromkeys(record.cell["method"] for record in records[1:]))
+    labels = list(dict.fromkeys(record.cell.method for record in records[1:]))
     worst = labels[-1]
     expected = {*[one for one in labels if one != "laco"][: BEST - 1], "laco", worst}
     assert expected < set(labels)
@@ -415,7 +414,7 @@ def test_the_best_laco_and_the_reference_are_in_colour_and_the_rest_is_grey():
             assert {label for label, colour in lines.items() if colour != style.LIGHT} == expected
             assert lines[worst] == style.style_of(worst).colour
     assert f"in colour the {BEST} best at the highest ratio and drop and laco" in by_name_of(records, "drop").title
-    few = [record for record in records if record.cell["method"] in ("dense", *labels[: FEW - 1])]
+    few = [record for record in records if record.cell.method in ("dense", *labels[: FEW - 1])]
     assert all(curve.emphasised for curve in by_name_of(few).charts[0].curves)
     assert "in colour" not in by_name_of(few).title
 

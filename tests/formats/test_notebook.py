@@ -50,7 +50,7 @@ def report():
 def test_a_report_is_its_tables_and_what_is_to_be_said_of_them_with_all_escaped(report):
     shown = Elements(report._repr_html_())
     assert f"remark {ATTACK}" in shown.text
-    assert HUGE.cell["method"] in shown.text
+    assert HUGE.cell.method in shown.text
     allowed = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}
     assert shown.names <= allowed
     assert shown.attributes <= {"scope", "value", "colspan"}

@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -102,7 +101,7 @@ def place(tmp_path_factory):
         for key, record in {"dense": DENSE, "laco": LACO}.items():
             path = folder / run / "cells" / f"{key}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(record)))
+            path.write_text(json.dumps(record.plain()))
     packed_run.pack_run(folder / "PACKED", folder / "PACKED")
     (folder / "EMPTY").mkdir()
     (folder / "words.txt").write_text("\n\n".join("w1 w2 w3 w4 w5 w6 w7 w8 " * 8 for _ in range(20)))

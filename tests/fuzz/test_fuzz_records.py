@@ -23,7 +23,7 @@ from made_served import record as served_record
 
 from bench.records import packed_run
 
-PLAIN = [asdict(record) for record in [DENSE, LACO, UNICODE, *FAILED[:2], *MENDED[:3]]]
+PLAIN = [record.plain() for record in [DENSE, LACO, UNICODE, *FAILED[:2], *MENDED[:3]]]
 SERVED = asdict(served_record("laco", points=(point(),)))
 READ = (
     ("report", "RUN"),
@@ -79,7 +79,7 @@ def put(folder: Path, other: bytes) -> None:
     for key, record in {"dense": DENSE, "laco": LACO}.items():
         path = folder / "RUN" / "cells" / f"{key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(record)))
+        path.write_text(json.dumps(record.plain()))
     (folder / "RUN" / "cells" / "other.json").write_bytes(other)
 
 

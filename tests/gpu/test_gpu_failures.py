@@ -100,7 +100,7 @@ def test_a_cell_that_loses_the_gpu_has_crashed_and_says_how(base, tmp_path, monk
     assert main([*base, "--methods", "drop-tail,magnitude", "--ratio", "0.3", "--no-isolate"]) == 2
     assert "without --no-isolate" in capsys.readouterr().err.splitlines()[-1]
     (record,) = load_run(tmp_path / "run")
-    assert (record.status, record.cell["method"]) == ("crashed", "dense")
+    assert (record.status, record.cell.method) == ("crashed", "dense")
     assert "device-side assert" in record.error
 
 

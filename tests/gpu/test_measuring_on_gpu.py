@@ -224,7 +224,7 @@ def figures(base, run, *arguments):
     known = ("perplexity", "checks", "pruned_sha256")
     decided = [{name: value for name, value in one.decisions.items() if name != "earlier"} for one in records]
     return {
-        record.cell["label"]: (decisions, *(record.measured.get(name) for name in known))
+        record.cell.label: (decisions, *(record.measured.get(name) for name in known))
         for record, decisions in zip(records, decided, strict=True)
     }, records
 
@@ -244,7 +244,7 @@ def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(with_checks, tmp_pat
         assert set(peaks) == set(measured["seconds"])
         assert all(set(peak) == {"allocated_bytes", "reserved_bytes"} for peak in peaks.values())
         given = measured.get("calibration_memory_mib")  # of 80 GiB nearly all is free
-        assert given == (None if record.cell["method"] == "dense" else 8 * 1024)
+        assert given == (None if record.cell.method == "dense" else 8 * 1024)
         dense = 4 * measured["dense_parameters"]
         assert dense <= peaks["load"]["allocated_bytes"] <= 1.2 * dense
         if "save" in peaks:

@@ -323,6 +323,6 @@ def test_a_run_heals_by_kl_with_what_the_dense_model_predicted_before_it_was_pru
     heal = ("--heal", "lora", "--heal-loss", "kl", "--heal-tokens", "128", "--heal-length", "16", "--heal-batch", "4")
     run = [*base, "--methods", "drop-tail", "--ratio", "0.3", "--threads", "1", *heal, "--heal-text", str(text_file)]
     assert main(run) == 0
-    (healed,) = [record for record in load_run(tmp_path / "run") if record.cell.get("healing")]
+    (healed,) = [record for record in load_run(tmp_path / "run") if record.cell.healing]
     assert healed.status == "ok"
     assert 0 < healed.measured["healing"]["curve"][-1]["loss"] < healed.measured["healing"]["curve"][-1]["heldout_loss"]

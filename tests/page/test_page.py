@@ -17,6 +17,7 @@ from browser import findings, needs_chromium, opened
 from made_records import DENSE, LACO, RECORDS, changed, drawn, measured, ok
 from pages import ROOT
 
+from bench.records.record import record_from_plain
 from bench.records.run_folder import load_run
 from reports.page.charts import to_inline
 from reports.page.page import render_page, to_json
@@ -73,7 +74,7 @@ def test_equal_records_give_equal_bytes(html):
 
 
 def json_again(records: list[Any]) -> list[Any]:
-    return [type(record)(**json.loads(json.dumps(vars(record)))) for record in records]
+    return [record_from_plain(json.loads(json.dumps(record.plain()))) for record in records]
 
 
 def test_nothing_leads_out_of_the_file(tags):
@@ -117,7 +118,7 @@ def test_data_for_the_script_end_no_element_and_no_line():
 def test_cells_of_two_protocols_are_not_mistaken_for_each_other():
     both = [changed(one, "cell", "protocol", "windows", to=99) for one in (DENSE, LACO)]
     rows, targets = group_rows([DENSE, LACO, *both])
-    windows = {one.id: one.records[0].cell["protocol"]["windows"] for one in rows}
+    windows = {one.id: one.records[0].cell.protocol.windows for one in rows}
     found = sections_of_views(build_views(VIEWS, [DENSE, LACO, *both]), targets)
     assert {one["name"] for one in found} >= {"results", "tasks", "speed", "cost"}
     for table in (table for one in found for table in one["tables"]):

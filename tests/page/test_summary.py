@@ -213,7 +213,7 @@ def test_who_wins_and_how_far_that_is_shown(tmp_path, rng):
     table = summary(records, folders)
     first = min(records[1:3], key=lambda record: record.measured["perplexity"]["wiki"]["perplexity"])
     ppl, average = rows(table)["ppl wiki", "0.3"], rows(table)["average", "0.3"]
-    assert ppl["best"] == first.cell["method"]
+    assert ppl["best"] == first.cell.method
     assert ppl["value"].startswith(f"{first.measured['perplexity']['wiki']['perplexity']:.1f}")
     assert ppl["dense"].startswith(f"{records[0].measured['perplexity']['wiki']['perplexity']:.1f}")
     assert ppl["better"] == average["better"] == "1 of 2, shown"

@@ -15,13 +15,14 @@ from tiny_methods import EXPERTS, METHODS, SPECS, calibration
 
 import methods
 from bench.cli.main import main
-from bench.plan.cell import cell_from_plain
+from bench.plan.cell import Cell
 from bench.plan.fields import parse_budget
 from bench.plan.grid import budget_of_cell, quantity_of_cell
+from bench.plan.kinds import value_from_plain
 from bench.plan.run_spec import RunSpec
 from bench.plan.trust import Trust
 from bench.records.frame import removes_too_little
-from bench.records.record import Record, cell_title
+from bench.records.record import Record
 from bench.records.run_folder import load_run
 from bench.runs.inputs import sha256_of_state
 from bench.runs.reproduce import prune_again
@@ -279,7 +280,7 @@ def test_what_no_model_could_be_is_refused_before_any_work(base, capsys):
 def test_a_budget_is_in_the_key_and_no_other_cell_has_a_word_of_it():
     cell = cell_of("shortgpt", 0.2, "macs")
     assert cell.key.startswith("shortgpt--macs-0.8--")
-    assert cell_from_plain(cell.plain()) == cell
+    assert value_from_plain(Cell, cell.plain()) == cell
     assert cell.key != cell_of("shortgpt", 0.2, "kv").key
     other = cell_of("shortgpt", 0.2, "all")
     assert {*json.loads(other.question)} == {*json.loads(cell.question)} - {"ratio_of"}
@@ -309,7 +310,7 @@ def test_a_run_meets_records_and_makes_again_what_was_asked_for(base, tmp_path, 
     (table,) = build_view("main", [dense, flap, tail])
     texts = {row.method: row.cells[0].text for row in table.rows}
     assert texts.pop("dense") == "100.0 %"
-    missed = {one.cell["method"]: abs(one.measured["budget"]["stays"] - 0.7) > MISSED for one in (flap, tail)}
+    missed = {one.cell.method: abs(one.measured["budget"]["stays"] - 0.7) > MISSED for one in (flap, tail)}
     assert {method: text.endswith("*") for method, text in texts.items()} == missed
     assert missed["drop-tail"]
     run = tmp_path / "run"
@@ -340,7 +341,7 @@ def test_a_missed_budget_is_marked_as_a_missed_ratio_is():
     (said,) = [note for note in table.notes if "sleb" in note]
     assert said.startswith("* missed: ")
     assert "sleb [requested 80.0 %, budget 78.9 % of the MACs per token, achieved 82.0 %]" in said
-    assert cell_title(met) == "flap at macs=0.8"
+    assert met.cell.title == "flap at macs=0.8"
 
 
 def test_a_spec_file_may_name_a_budget(tmp_path):

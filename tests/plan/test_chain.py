@@ -24,8 +24,9 @@ from bench.cli.main import main
 from bench.data import pretrained
 from bench.data import texts as text_data
 from bench.healing import _Training, draw_text, heal
-from bench.plan.cell import Stage, cell_from_plain
-from bench.plan.protocol import Recipe, protocol_of_profile
+from bench.plan.cell import Stage
+from bench.plan.kinds import to_plain
+from bench.plan.protocol import Protocol, Recipe, protocol_of_profile
 from bench.records.record import Record
 from bench.records.run_folder import load_run
 from bench.regression.results import results_of_run
@@ -61,7 +62,7 @@ def healing(options, text_file):
 
 
 def by_label(folder: Path) -> dict:
-    return {record.cell["label"]: record for record in load_run(folder)}
+    return {record.cell.label: record for record in load_run(folder)}
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -217,7 +218,7 @@ def test_text_that_is_measured_on_as_a_whole_is_not_trained_on(options, text_fil
 def test_every_method_is_measured_as_pruned_and_healed_in_one_table(chained):
     folder, table, said = chained
     records = load_run(folder)
-    assert sorted(record.cell["label"] for record in records) == sorted(LABELS)
+    assert sorted(record.cell.label for record in records) == sorted(LABELS)
     assert {record.status for record in records} == {"ok"}
     first, second = table.split("ratio 0.5:")
     assert all(f" {label} " in first for label in ("dense", "drop-tail", "drop-tail, healed", "flap", "flap, healed"))
@@ -233,7 +234,8 @@ def test_a_healed_record_holds_the_recipe_the_curve_and_what_it_took(chained, te
     records = by_label(folder)
     plain, healed = records["flap"], records["flap, healed"]
     found = healed.measured["healing"]
-    assert found["recipe"] == healed.cell["healing"] | {"steps": 4}
+    assert found["recipe"] == healed.cell.healing.as_run()
+    assert found["recipe"]["steps"] == 4
     assert found["recipe"]["learning_rate"] == 0.003
     assert (found["tokens"], [point["tokens"] for point in found["curve"]]) == (256, [0, 64, 128, 192, 256])
     assert found["curve"][-1]["heldout_loss"] < found["curve"][0]["heldout_loss"]
@@ -246,12 +248,13 @@ def test_a_healed_record_holds_the_recipe_the_curve_and_what_it_took(chained, te
     assert healed.measured["parameters"] == plain.measured["parameters"]
     removed = ("removed_layers", "removed_kv_heads", "removed_channels")
     assert all(healed.decisions.get(name) == plain.decisions.get(name) for name in removed)
-    assert "healing" not in plain.cell
+    assert plain.cell.healing is None
     assert "healing" not in plain.measured
-    inputs = healed.cell["inputs"]["healing"]
-    assert set(inputs) == {"text_sha256", "revision", "peft"}
+    inputs = healed.cell.inputs.healing
+    assert inputs.revision
+    assert inputs.peft
     tokenizer = pretrained.load_tokenizer(str(model_folder))
-    assert inputs["text_sha256"] == draw_text(tokenizer, reproduce.cell_of(healed).healing).sha256
+    assert inputs.text_sha256 == draw_text(tokenizer, reproduce.cell_of(healed).healing).sha256
 
 
 def test_a_changed_recipe_or_trainer_is_another_cell(chained, healing, tmp_path, capsys, monkeypatch):
@@ -400,8 +403,8 @@ def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_ch
     healed = records["flap, healed"]
     further, last = (records[f"flap at 0.2, healed, then drop-tail{end}"] for end in ("", ", healed"))
     recipe, tokenizer = reproduce.cell_of(healed).healing, pretrained.load_tokenizer(str(model_folder))
-    protocol = healed.cell["protocol"]
-    block = text_data.make_calibration(tokenizer, protocol["calibration"], 4, 24, 0)
+    protocol = healed.cell.protocol
+    block = text_data.make_calibration(tokenizer, protocol.calibration, 4, 24, 0)
     model = Decoder(pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)[0])
     methods.make("flap").prune(model, block, healed.measured["ratio_budget"])
     heal(model, draw_text(tokenizer, recipe), recipe)
@@ -412,28 +415,26 @@ def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_ch
     for record in (further, last):
         (stage,) = record.decisions["earlier"]
         assert (stage["method"], stage["label"], stage["ratio"]) == ("flap", "flap, healed", 0.2)
-        assert stage["healing"] == healed.cell["healing"]
+        assert stage["healing"] == to_plain(healed.cell.healing)
         assert stage["decisions"]["removed_channels"] == healed.decisions["removed_channels"]
         assert stage["measured"]["pruned_sha256"] == healed.measured["pruned_sha256"]
         assert stage["measured"]["healing"]["curve"] == healed.measured["healing"]["curve"]
-        assert record.cell["inputs"]["parent"] == reproduce.cell_of(healed).key.rpartition("--")[0] + "--" + key_hash(
-            healed
-        )
+        assert record.cell.inputs.parent == reproduce.cell_of(healed).key.rpartition("--")[0] + "--" + key_hash(healed)
         assert record.measured["ratio"] == 1 - record.measured["parameters"] / record.measured["dense_parameters"]
     assert not (chained[0] / "kept").exists()
     assert not (chained[0] / "partial").exists()
 
 
 def key_hash(record) -> str:
-    return cell_from_plain(record.cell).key.rpartition("--")[2]
+    return record.cell.key.rpartition("--")[2]
 
 
 def test_a_record_names_its_cell_whole(chained):
     for record in load_run(chained[0]):
-        cell = cell_from_plain(record.cell)
+        cell = record.cell
         assert reproduce.cell_of(record) == replace(cell, inputs=None)
-        assert cell.label == record.cell["label"]
-        assert (chained[0] / "cells" / f"{cell.key}.json").is_file()
+        plain = json.loads((chained[0] / "cells" / f"{cell.key}.json").read_text())
+        assert plain["cell"]["label"] == cell.label
 
 
 def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing, tmp_path, monkeypatch, capsys):
@@ -519,7 +520,7 @@ def test_a_parent_that_has_less_left_already_is_an_outcome(options, tmp_path):
     arguments = [*options, "--methods", "drop:layers=0-3", "--then", "drop-tail:ratio=0.3"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     (found,) = [record for record in load_run(tmp_path / "run") if record.status != "ok"]
-    assert (found.cell["label"], found.status) == ("drop:layers=0-3, then drop-tail", "unsupported")
+    assert (found.cell.label, found.status) == ("drop:layers=0-3, then drop-tail", "unsupported")
     assert re.search(
         r"drop:layers=0-3 has [\d,]+ parameters, and [\d,]+ may stay at 0.\d+ of the dense model", found.error
     )
@@ -529,7 +530,7 @@ def test_what_is_out_of_reach_behind_another_method_is_an_outcome(options, tmp_p
     arguments = [*options, "--methods", "drop:layers=0-1", "--then", "laco:ratio=0.45"]  # four layers hold no window
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     (found,) = [record for record in load_run(tmp_path / "run") if record.status != "ok"]
-    assert (found.cell["label"], found.status) == ("drop:layers=0-1, then laco", "out_of_reach")
+    assert (found.cell.label, found.status) == ("drop:layers=0-1, then laco", "out_of_reach")
     assert re.match(r"behind drop, ratio 0\.\d+ is out of reach", found.error)
 
 
@@ -538,7 +539,7 @@ def test_a_parent_that_the_run_does_not_have_is_refused(chained, tmp_path):
     with pytest.raises(UserError, match="goes on from flap, which is no cell in front of it"):
         runner.run([cell], tmp_path / "run")
     assert not list(tmp_path.rglob("cells/*"))
-    (record,) = [r for r in runner.run([*cell.ancestors, cell], tmp_path / "run") if r.cell["earlier"]]
+    (record,) = [r for r in runner.run([*cell.ancestors, cell], tmp_path / "run") if r.cell.earlier]
     expected = by_label(chained[0])["flap at 0.2, then drop-tail"].measured
     assert record.measured["pruned_sha256"] == expected["pruned_sha256"]
 
@@ -550,7 +551,7 @@ def test_draws_go_on_from_their_own_draw_and_share_a_row(healing, tmp_path, caps
     records = load_run(tmp_path / "run")
     assert len(records) == 1 + 2 * 5
     for record in records:
-        seeds = {stage["parameters"].get("seed") for stage in (*record.cell.get("earlier", ()), record.cell)}
+        seeds = {stage.parameters.get("seed") for stage in record.cell.stages}
         assert len(seeds) == 1
     table = " ".join(capsys.readouterr().out.split())
     first, second = re.findall(r"standard deviation: (.+?) \[2 draws\]\.", table)
@@ -573,7 +574,7 @@ def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(he
     assert healed.measured["search_seconds"] == plain.measured["search_seconds"]
     assert healed.decisions["removal_order"] == plain.decisions["removal_order"]
     found = [
-        searches.KnownSearches(records.values()).start_of(cell_from_plain(r.cell))
+        searches.KnownSearches(records.values()).start_of(r.cell)
         for r in (healed, records["sleb at 0.2, healed, then sleb"], records["sleb at 0.2, then sleb"])
     ]
     own = [records[f"sleb at 0.2{middle}, then sleb"].decisions for middle in (", healed", "")]
@@ -590,7 +591,9 @@ def test_decisions_behind_decisions_are_in_the_numbers_of_the_dense_model():
     after = {"removed_layers": [1], "removed_attention": [2], "threshold": 0.5, **heads}
     measured = {"dense_layers": 5, "layers": 2}
     earlier = [{"decisions": before, "measured": {"layers": 3}}]
-    record = Record({}, "ok", {}, after | {"earlier": earlier}, measured | {"parameters": 1})
+    record = Record(
+        made_cell("drop", None, Protocol()), "ok", {}, after | {"earlier": earlier}, measured | {"parameters": 1}
+    )
     assert join_decisions(record) == after | {
         "earlier": earlier,
         "removed_layers": [0, 2, 3],  # the second of 1, 3, 4

@@ -19,6 +19,7 @@ from made_records import PER_LAYER, measured, ok
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.plan import validate
+from bench.plan.kinds import to_plain
 from bench.plan.run_spec import RunSpec
 from bench.plan.trust import Trust
 from bench.records.run_folder import load_run
@@ -157,15 +158,15 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
     about = found["about"]
     noisy = [copy for copy in about["copies"] if copy["flags"] == ["noisy"]]
     assert len(noisy) == (len(about["copies"]) + 1) // 2 > 0
-    assert about["machine"]["flags"] == ("busy",)
+    assert about["machine"]["flags"] == ["busy"]
     shown = tables.table_of_latencies(found).footnotes
     several = f"{len(noisy)} of {len(about['copies'])} copies of the table of latencies"
     assert [line for line in shown if line.startswith("! noisy: ") and f"[{several}]" in line]
     assert [line for line in shown if line.startswith("busy: ") and "[1.0 cores taken, 0.0 withheld]" in line]
     assert any("95 % interval" in line and "2.0 %" in line for line in shown)
     six = measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0)
-    record = ok("flap", 0.2, six | {"budget": {"of": "latency", "share": 0.8, "stays": 0.8}}, ratio_of="latency")
-    record.cell["latency"] = found
+    budget = {"of": "latency", "share": 0.8, "stays": 0.8}
+    record = ok("flap", 0.2, six | {"budget": budget}, ratio_of="latency", latency=found)
     flagged = [(cell.flag.word, cell.name + cell.brackets) for cell in legend.flags_of_cell(record, "flap")]
     assert ("noisy", f"flap [{several}]") in flagged
     assert ("busy", "flap (table of latencies) [1.0 cores taken, 0.0 withheld]") in flagged
@@ -180,12 +181,12 @@ def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_p
     dense, flap, tail = load_run(tmp_path / "run")
     table = json.loads((tmp_path / "latency.json").read_text())
     for record in (flap, tail):
-        assert record.cell["latency"] == table
+        assert to_plain(record.cell.latency) == table
         assert record.measured["budget"]["of"] == "latency"
-    assert "latency" not in dense.cell or dense.cell["latency"] == table
+    assert dense.cell.latency is None or to_plain(dense.cell.latency) == table
     assert abs(flap.measured["budget"]["stays"] - 0.7) < 0.02
     trust = Trust(tmp_path / "run", names=names_of(tmp_path / "run"))
-    told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.make_shell(dense.cell["model"]))
+    told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.make_shell(dense.cell.model))
     for record in (flap, tail):
         assert record.measured["budget"]["stays"] == told.ms_of_model(
             prune_again(record, "cpu", trust).model
@@ -231,8 +232,8 @@ def test_a_timing_that_says_otherwise_is_named(speedup, speaks):
     point = {"kind": "decode", "context": 64, "batch": 1, "speedup": speedup}
     point |= {"speedup_low": 0.98 * speedup, "speedup_high": 1.02 * speedup}
     found = {"of": "latency", "share": 0.8, "stays": 0.8, "ratio": 0.2, "tried": [[0.2, 0.8]]}
-    record = ok("flap", 0.2, six | {"budget": found, "speed": {"points": [point]}}, ratio_of="latency")
-    record.cell["latency"] = {"about": {"depth": 64}}
+    table = {"parts": {"attention": [], "mlp": []}, "rest": 1.0, "about": {"depth": 64}}
+    record = ok("flap", 0.2, six | {"budget": found, "speed": {"points": [point]}}, ratio_of="latency", latency=table)
     flagged = [cell for cell in legend.flags_of_records([record]) if cell.flag == legend.LATENCY_OFF]
     wanted = " [80.0 % of a token by the table, timed 90.9 %, 95 % interval 89.1 % to 92.8 %]"
     assert [(cell.name, cell.brackets) for cell in flagged] == ([("flap", wanted)] if speaks else [])

@@ -12,11 +12,11 @@ from made_cells import made_cell
 from made_records import DENSE, PER_LAYER, measured, ok
 
 import methods
-from bench.plan.cell import Cell, cell_from_plain
+from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell
+from bench.plan.kinds import value_from_plain
 from bench.plan.protocol import protocol_of_profile
 from bench.records import comparability
-from bench.records.record import cell_title
 from methods import cards
 from methods.counted import COUNTED, count_quantity, share_of_all
 from methods.model.calibration import Calibration
@@ -89,7 +89,7 @@ def test_only_another_share_is_in_the_key():
     assert other.key != cell.key
     assert other.question != cell.question
     assert other.plain()["ratio_of"] == "decoder"
-    assert cell_from_plain(other.plain()) == other
+    assert value_from_plain(Cell, other.plain()) == other
 
 
 def test_the_dense_model_has_one_cell_whatever_is_counted(base, monkeypatch):
@@ -128,7 +128,7 @@ def test_tables_and_names_say_what_was_asked_for():
     assert [column.name for column in other.columns][:3] == ["ratio", "ratio_without_embeddings", "parameters"]
     assert [cell.text for cell in other.rows[-1].cells[:2]] == ["15.8 %", "20.0 %"]
     assert [row.method for row in other.rows] == ["dense", "flap"]
-    assert cell_title(of_decoder) == "flap at 0.2 of the decoder"
+    assert of_decoder.cell.title == "flap at 0.2 of the decoder"
     assert comparability.identity_of_cell(of_decoder) != comparability.identity_of_cell(
         ok("flap", 0.2, dict(six), budget=6)
     )

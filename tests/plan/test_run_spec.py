@@ -14,7 +14,7 @@ from bench import cli
 from bench.cli.main import main
 from bench.data import pretrained, texts
 from bench.plan import run_spec, validate
-from bench.plan.cell import Cell, cell_from_plain
+from bench.plan.cell import Cell
 from bench.plan.protocol import PROFILES, Protocol, Recipe, SimilarityProtocol, name_of_text, protocol_of_profile
 from bench.plan.run_spec import RunSpec, flags_of_run, spec_from_flags
 from bench.records.run_folder import load_run, read_records
@@ -171,7 +171,7 @@ def test_the_keys_of_shipped_records_are_made_of_the_same_fields(run):
     found = read_records(RESULTS / run)
     assert found
     for key, record in found.items():
-        assert cell_from_plain(record.cell).key == key
+        assert record.cell.key == key
 
 
 COUNT = re.compile(r"(\d+) cells")
@@ -200,7 +200,7 @@ def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     wanted = {
         but_for_the_fit(cell, name) for cell in validate.cells_of_spec(run_spec.load_spec(name, {"device": "cpu"}))
     }
-    shipped = {but_for_the_fit(cell_from_plain(record.cell), name) for record in read_records(RESULTS / name).values()}
+    shipped = {but_for_the_fit(record.cell, name) for record in read_records(RESULTS / name).values()}
     assert shipped == wanted
 
 
@@ -228,7 +228,7 @@ def test_a_ratio_out_of_reach_is_an_outcome_in_a_spec_and_refused_by_hand(base, 
     spec.write_text("methods: [laco, drop-tail]\nratio: 0.6\nthen: laco:ratio=0.7\n")
     assert main([*base, "--spec", str(spec)]) == 0
     out = capsys.readouterr().out
-    found = {record.cell["label"]: record for record in load_run(run)}
+    found = {record.cell.label: record for record in load_run(run)}
     assert {label: record.status for label, record in found.items()} == {
         "dense": "ok",
         "laco": "out_of_reach",

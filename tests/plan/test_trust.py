@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from huggingface_hub import constants
 
 from bench.cli.main import main
 from bench.data import assets
+from bench.plan.cell import Stage
+from bench.plan.protocol import Recipe
 from bench.plan.trust import Trust
 from bench.records import packed_run
 from bench.records.run_folder import load_run
@@ -138,7 +141,7 @@ def test_code_of_a_model_runs_only_where_the_command_says_so(place, sent, capsys
     asked = commands(sent)
     assert main([*asked["gate"], *given, "--trust-remote-code"]) == 1  # measured again it is as large
     assert (place / "ran").exists()
-    assert {record.cell["trust_remote_code"] for record in load_run(next((sent / "again").iterdir()))} == {True}
+    assert {record.cell.trust_remote_code for record in load_run(next((sent / "again").iterdir()))} == {True}
     (place / "ran").unlink()
     capsys.readouterr()
     assert "a saved model holds no code" in refused(capsys, [*asked["export"], *given, "--trust-remote-code"])
@@ -232,15 +235,15 @@ def test_all_that_a_record_names_is_looked_at(place, sent):
     cell = load_run(sent)[0].cell
     trust = Trust(sent, remote_code=True, names=(str(place / "model"), str(place / "words.txt")))
     trust.refuse(cell, measured=True)
-    stage = {"method": "drop-tail", "parameters": {}, "ratio": 0.1, "healing": {"text": "hub:a/b"}}
+    recipe, protocol = Recipe(text="hub:a/b"), cell.protocol
     for more in (
-        {"healing": stage["healing"]},
-        {"earlier": [stage]},
-        {"protocol": cell["protocol"] | {"texts": ["hub:a/b"]}},
-        {"protocol": cell["protocol"] | {"task_data": [["piqa", "hub:a/b", ""]], "tasks": ["piqa"]}},
+        {"healing": recipe},
+        {"earlier": (Stage("drop-tail", {}, 0.1, healing=recipe),)},
+        {"protocol": replace(protocol, texts=("hub:a/b",))},
+        {"protocol": replace(protocol, task_data=(("piqa", "hub:a/b", ""),), tasks=("piqa",))},
     ):
         with pytest.raises(UserError, match="--trust hub:a/b"):
-            trust.refuse(cell | more, measured=True)
+            trust.refuse(replace(cell, **more), measured=True)
 
 
 def test_a_saved_model_is_taken_from_the_folder_of_its_run_alone(model_folder, base, tmp_path, capsys):

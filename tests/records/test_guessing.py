@@ -99,7 +99,7 @@ def test_tasks_in_which_the_dense_model_may_guess_are_left_out_of_every_row():
 
 
 def test_earlier_records_know_their_choices_from_their_samples(capsys):
-    tasks = next(record for record in load_run(STUDY) if record.cell["method"] == "dense").measured["tasks"]
+    tasks = next(record for record in load_run(STUDY) if record.cell.method == "dense").measured["tasks"]
     assert {name: round(task[answers.CHANCE], 2) for name, task in tasks.items()} == CHANCES
     assert main(["report", str(STUDY), "--above-guessing", "--explain"]) == 0
     out, said = capsys.readouterr()
@@ -110,7 +110,7 @@ def test_earlier_records_know_their_choices_from_their_samples(capsys):
 
 def test_how_many_averages_of_the_study_may_be_guessed():
     """docs/studies/twenty-methods.md says so."""
-    found = rows_of_records([record for record in load_run(STUDY) if record.cell["method"] != "drop-random"])
+    found = rows_of_records([record for record in load_run(STUDY) if record.cell.method != "drop-random"])
     counts = [
         sum(may_be_guessed(row, "average") for row in found if row["requested_ratio"] == ratio)
         for ratio in (0.1, 0.2, 0.3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import refused
-from made_records import DENSE, LACO, SLICEGPT
+from made_records import DENSE, LACO, SLICEGPT, with_cell
 
 from bench.cli.main import main
 from bench.records import packed_run, run_folder
@@ -20,7 +20,7 @@ from methods.files import hash_file
 def part(folder: Path, *records: Record) -> Path:
     """A run folder with these records, each with samples of a task."""
     for number, record in enumerate(records):
-        key = f"{record.cell['method']}--{record.cell['ratio']}--{record.cell['seed']}"
+        key = f"{record.cell.method}--{record.cell.ratio}--{record.cell.seed}"
         file = folder / "samples" / key / "piqa.parquet"
         file.parent.mkdir(parents=True)
         pd.DataFrame({"doc_id": [0, 1], "acc": [0.0, float(number)]}).to_parquet(file, index=False)
@@ -60,7 +60,7 @@ def test_the_whole_is_its_parts_packed_or_not(parts, tmp_path, capsys):
 
 
 def test_cells_that_cannot_be_compared_are_joined_and_named(tmp_path, capsys):
-    other = replace(SLICEGPT, cell=SLICEGPT.cell | {"dtype": "bfloat16"})
+    other = with_cell(SLICEGPT, dtype="bfloat16")
     a, b = part(tmp_path / "a", DENSE, LACO), part(tmp_path / "b", other)
     assert main(["merge", str(a), str(b), "--out", str(tmp_path / "whole")]) == 0
     said = capsys.readouterr()

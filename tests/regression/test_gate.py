@@ -713,7 +713,7 @@ def test_real_cells(trained, tmp_path, capsys):
     assert "looks worse; measuring it again" in err
     (folder,) = (dropped / "again").iterdir()
     (second,) = load_run(folder)
-    first = next(record for record in load_run(dropped) if record.cell["method"] == "drop")
+    first = next(record for record in load_run(dropped) if record.cell.method == "drop")
     assert second.cell == first.cell
     assert second.measured["perplexity"] == first.measured["perplexity"]
 
@@ -795,7 +795,7 @@ def test_the_steps_of_the_workflow_measure_gate_and_say(trained, tmp_path):
         shutil.copy(EXAMPLES / file, tmp_path)
     assert stepped(steps["Measure"], tmp_path, small(trained)) == 0
     run = tmp_path / "run"
-    assert {record.cell["method"] for record in load_run(run)} >= {"opposed", "laco", "dense"}
+    assert {record.cell.method for record in load_run(run)} >= {"opposed", "laco", "dense"}
     assert stepped(steps["Gate"], tmp_path) == gate.INCOMPARABLE  # there is no baseline yet
     assert main(["baseline", "accept", str(run), "--out", str(tmp_path / "baseline")]) == 0
     assert stepped(steps["Gate"], tmp_path) == 0

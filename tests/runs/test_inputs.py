@@ -11,7 +11,8 @@ from made_cells import made_cell, made_inputs
 
 import methods
 from bench.cli.main import main
-from bench.plan.cell import cell_from_plain
+from bench.plan.cell import Cell
+from bench.plan.kinds import value_from_plain
 from bench.plan.protocol import Protocol, protocol_of_profile
 from bench.runs import inputs
 from bench.system import environment
@@ -86,7 +87,7 @@ def test_a_value_as_by_default_is_in_no_question_and_any_other_one_is():
 
 def test_a_cell_that_was_json_asks_the_same():
     cell = replace(CELL, given=("tokens",), inputs=made_inputs(texts={"wiki": "a"}))
-    back = cell_from_plain(json.loads(json.dumps(cell.plain())))
+    back = value_from_plain(Cell, json.loads(json.dumps(cell.plain())))
     assert (back, back.question, back.key) == (cell, cell.question, cell.key)
 
 

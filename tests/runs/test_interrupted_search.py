@@ -61,7 +61,7 @@ def test_the_same_command_goes_on_at_the_removal_where_it_stood(method, damage, 
     assert len(steps) == (len(every) if damage else 1)
     assert not (tmp_path / "run" / "partial").exists()
     whole, again = (
-        next(record for record in load_run(tmp_path / name) if record.cell["method"] != "dense")
+        next(record for record in load_run(tmp_path / name) if record.cell.method != "dense")
         for name in ("whole", "run")
     )
     assert again.measured["pruned_sha256"] == whole.measured["pruned_sha256"]

@@ -91,7 +91,7 @@ def test_the_same_command_goes_on_at_the_layer_where_it_stood(method, damage, ba
         assert any(again) != bool(damage)
     assert not (tmp_path / "run" / "partial").exists()
     whole, resumed = (
-        next(record for record in load_run(tmp_path / name) if record.cell["method"] != "dense")
+        next(record for record in load_run(tmp_path / name) if record.cell.method != "dense")
         for name in ("whole", "run")
     )
     assert resumed.measured["pruned_sha256"] == whole.measured["pruned_sha256"]

@@ -43,7 +43,7 @@ def test_a_run_with_a_folder_for_states_measures_what_one_without_does(run, tmp_
         same = [{name: each.measured[name] for name in each.measured if name not in OTHERWISE} for each in (one, other)]
         assert same[0] == same[1]
         assert "states_in" not in one.measured
-        assert other.measured.get("states_in") == (None if other.cell["method"] == "dense" else "files")
+        assert other.measured.get("states_in") == (None if other.cell.method == "dense" else "files")
     assert list(folder.iterdir()) == []
 
 
@@ -57,7 +57,7 @@ def test_a_full_folder_is_the_outcome_of_a_cell_in_a_line(run, tmp_path, monkeyp
     asked = [*run, "--methods", "shortgpt,drop-tail", "--offload", str(folder), "--out", str(tmp_path / "run")]
     assert main(asked) == 3
     (failed,) = (one for one in load_run(tmp_path / "run") if one.status != "ok")
-    assert failed.cell["method"] == "shortgpt"
+    assert failed.cell.method == "shortgpt"
     assert failed.status == "error"
     said = "the folder of --offload takes no more states: No space left on device; name a larger one"
     assert failed.error == said

@@ -203,7 +203,7 @@ def test_a_cell_whose_job_was_ended_keeps_what_it_had_and_goes_on_from_there(bas
 
     engine.next_result = has_what_was_left
     assert main(asked) == 0
-    again = next(record for record in load_run(run) if record.cell["method"] == "sleb")
+    again = next(record for record in load_run(run) if record.cell.method == "sleb")
     assert again.measured["pruned_sha256"] == ended.measured["pruned_sha256"]
     # the log of a search is written every 15 seconds: this one is made again, and its seconds count once
     assert again.measured["prune_seconds"] == pytest.approx(again.measured["seconds"]["prune"])
@@ -365,14 +365,14 @@ def test_other_machines_are_not_looked_at_for_a_dtype(base, parts, monkeypatch):
 def sent(**samples: object) -> dict[str, bytes]:
     """A part as another machine sends it: a record that names these samples."""
     record = changed(DENSE, "measured", "samples", to=samples)
-    return {"cells/k.json": json.dumps(vars(record)).encode()}
+    return {"cells/k.json": json.dumps(record.plain()).encode()}
 
 
 def test_what_another_machine_sends_is_written_nowhere_but_in_the_folder(tmp_path):
     run = tmp_path / "run"
     (run / "cells").mkdir(parents=True)
     record = store.take_in(sent() | {"../../outside": b"", "samples/../../../outside": b""}, run, "k")
-    assert record.cell["method"] == "dense"
+    assert record.cell.method == "dense"
     assert (run / "cells" / "k.json").is_file()
     assert list(tmp_path.rglob("outside")) == []
 
@@ -392,14 +392,14 @@ def test_cells_share_statistics_of_the_dense_model_and_say_what_these_have_cost(
     found = {}
     for name, ratio in (("both", "0.2,0.4"), ("one", "0.4")):
         assert main([*asked, "--ratio", ratio, "--out", str(tmp_path / name)]) == 0
-        found[name] = {(r.cell["label"], r.cell["ratio"]): r for r in load_run(tmp_path / name)}
+        found[name] = {(r.cell.label, r.cell.ratio): r for r in load_run(tmp_path / name)}
     for key, record in found["one"].items():
         again = found["both"][key]
         assert record.decisions | {"earlier": None} == again.decisions | {"earlier": None}
         assert record.measured["pruned_sha256"] == again.measured["pruned_sha256"]
     spent = {
         name: [
-            r.cell["label"]
+            r.cell.label
             for r in cells.values()
             if r.measured.get("prune_seconds", 0) > r.measured["seconds"].get("prune", 0)
         ]

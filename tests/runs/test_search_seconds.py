@@ -21,7 +21,7 @@ METHODS = ("sleb+ghost", "laco-puzzle:steps=2,tokens=48,best=2,collapsed=0.9")
 def pruned(run) -> dict[float, tuple[dict, dict]]:
     """Decisions and figures by ratio."""
     assert {r.status for r in load_run(run)} == {"ok"}
-    return {r.cell["ratio"]: (r.decisions, r.measured) for r in load_run(run) if r.cell["method"] != "dense"}
+    return {r.cell.ratio: (r.decisions, r.measured) for r in load_run(run) if r.cell.method != "dense"}
 
 
 @pytest.mark.parametrize("method", METHODS)

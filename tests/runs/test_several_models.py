@@ -54,7 +54,7 @@ def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(with_checks,
     assert len(both) == 4
     assert main(over(with_checks, models[1], str(tmp_path / "alone"))) == 0
     alone = run_folder.read_records(tmp_path / "alone")
-    assert set(alone) == {key for key, record in both.items() if record.cell["model"] == models[1]}
+    assert set(alone) == {key for key, record in both.items() if record.cell.model == models[1]}
     for key, record in alone.items():
         assert record.measured["perplexity"] == both[key].measured["perplexity"]
         assert record.measured["checks"] == both[key].measured["checks"]

@@ -23,7 +23,7 @@ import pytest
 import torch
 from conftest import tiny
 from ledger_runs import Runner
-from made_records import cell
+from made_records import cell, made_record
 
 import methods
 from bench.cli.main import main
@@ -31,7 +31,7 @@ from bench.data import task_loading
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.records.measured import TaskMetric
-from bench.records.record import Record, load, peak_of_stage
+from bench.records.record import load, peak_of_stage
 from bench.records.run_folder import load_run
 from bench.runs import inputs, measure, store
 from methods.base import REGISTRY
@@ -119,7 +119,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_results(runner, whole, t
         kills += code == -signal.SIGKILL
         before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("cells/*.json")}
         dead = (folder / store.OWNER).exists()
-        finished = {load(path).cell["label"] for path in before}  # each of them whole
+        finished = {load(path).cell.label for path in before}  # each of them whole
         owned += dead
         partial += any(folder.glob("partial/*/*.json"))
         recorded += bool(finished)
@@ -356,7 +356,7 @@ def test_other_weights_have_another_key(asked, model_folder, tmp_path, capsys):
     assert main(arguments) == 0
     assert "this has changed: weights_sha256; moved" in capsys.readouterr().err
     (found,) = load_run(tmp_path / "run")
-    assert found.cell["inputs"]["weights_sha256"] == found.measured["weights_sha256"]
+    assert found.cell.inputs.weights_sha256 == found.measured["weights_sha256"]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     assert main(arguments) == 0
@@ -437,7 +437,7 @@ def test_the_documents_of_a_task_are_in_its_fingerprint(documents, tmp_path):
 
 def test_samples_are_read_by_pandas_and_duckdb(whole):
     (folder,) = whole.glob("samples/slicegpt*")
-    (found,) = [record for record in load_run(whole) if record.cell["method"] == "slicegpt"]
+    (found,) = [record for record in load_run(whole) if record.cell.method == "slicegpt"]
     file = folder / "piqa.parquet"
     table = pd.read_parquet(file)
     columns = {"doc_id", "doc_hash", "prompt_hash", "target_hash", "target", "loglikelihoods", "greedy"}
@@ -493,9 +493,8 @@ def replaced(path: Path) -> None:
 
 def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
     measured = {"parameters": 3, "checks": {"kl": float("nan"), "copying": 0.5}}
-    found = store.write_record(
-        Record(cell("laco", 0.1), "ok", {}, {"losses": [1.0, float("inf")]}, measured), tmp_path, "x"
-    )
+    wrong = made_record(cell("laco", 0.1), decisions={"losses": [1.0, float("inf")]}, measured=measured)
+    found = store.write_record(wrong, tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert (found.status, found.error) == ("error", "not a finite number: decisions.losses, measured.checks.kl")
     assert found.measured == {"parameters": 3, "checks": {"copying": 0.5}}
@@ -503,7 +502,8 @@ def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
 
 def test_what_a_method_writes_and_no_record_holds_fails_its_cell(tmp_path):
     measured = {"parameters": 3, "checks": {"copying": 0.5}}
-    wrong = Record(cell("mine", 0.1), "ok", {}, {"removed_layers": "the last", "note": 1}, measured)
+    removed = {"removed_layers": "the last", "note": 1}
+    wrong = made_record(cell("mine", 0.1), decisions=removed, measured=measured)
     found = store.write_record(wrong, tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert found.error == 'this is no record\'s: decisions.removed_layers is "the last", not a list'
@@ -607,7 +607,7 @@ def test_what_kills_a_process_is_the_outcome_of_its_cell_alone(asked, whole, cop
     limited = [*arguments, "--methods", "ledger-crashes,ledger-swells,drop-tail", "--cell-memory-mib", "2000"]
     assert main(limited) == 3
     said = capsys.readouterr()
-    found = {record.cell["method"]: record for record in load_run(copied)}
+    found = {record.cell.method: record for record in load_run(copied)}
     assert {method: record.status for method, record in found.items()} == {
         "dense": "ok",
         "drop-tail": "ok",
@@ -626,7 +626,7 @@ def test_what_kills_a_process_is_the_outcome_of_its_cell_alone(asked, whole, cop
     assert capsys.readouterr().err.count("has a record") == 2
     slow = [*arguments, "--methods", "ledger-hangs", "--cell-minutes", "0.2"]
     assert main(slow) == 3
-    (hung,) = [record for record in load_run(copied) if record.cell["method"] == "ledger-hangs"]
+    (hung,) = [record for record in load_run(copied) if record.cell.method == "ledger-hangs"]
     assert (hung.status, hung.error[:25]) == ("timed_out", "took longer than 0.2 min ")
 
 
@@ -636,18 +636,18 @@ def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadl
     arguments = [*asked, "--plugin", str(deadly), "--speed-rounds", "6", "--prefill", "4", "--decode", "none"]
     listed = ",".join(["drop-tail", *tells[:2], "ledger-crashes", *tells[2:]])
     assert main([*arguments, "--methods", listed, "--out", str(tmp_path / "run")]) == 3
-    found = {record.cell["label"]: record for record in load_run(tmp_path / "run")}
+    found = {record.cell.label: record for record in load_run(tmp_path / "run")}
     assert found["ledger-crashes"].status == "crashed"
     first, second, third, fourth = (found[label].decisions["pid"] for label in tells)
     assert first == second != third == fourth
     assert os.getpid() not in {first, third}
-    expected = {record.cell["label"]: record for record in load_run(whole)}
+    expected = {record.cell.label: record for record in load_run(whole)}
     for label in ("dense", "drop-tail"):
         for name in ("pruned_sha256", "perplexity", "tasks"):
             assert found[label].measured[name] == expected[label].measured[name]
     alone = [*asked, "--plugin", str(deadly), "--methods", ",".join(tells[:2]), "--isolate"]
     assert main([*alone, "--out", str(tmp_path / "alone")]) == 0
-    alone = {record.decisions["pid"] for record in load_run(tmp_path / "alone") if record.cell["method"] != "dense"}
+    alone = {record.decisions["pid"] for record in load_run(tmp_path / "alone") if record.cell.method != "dense"}
     assert len(alone) == 2
 
 
@@ -655,7 +655,7 @@ def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadl
 def test_a_dense_cell_does_not_have_the_peak_of_the_cell_before(asked, deadly, tmp_path):
     arguments = [*asked, "--plugin", str(deadly), "--methods", "ledger-fills", "--seed", "0,1"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
-    peak = {(r.cell["method"], r.cell["seed"]): peak_of_stage(r.measured) for r in load_run(tmp_path / "run")}
+    peak = {(r.cell.method, r.cell.seed): peak_of_stage(r.measured) for r in load_run(tmp_path / "run")}
     assert peak["ledger-fills", 0] > peak["dense", 1] + 2**28
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import tiny
 from made_cells import made_cell
+from made_records import changed
 
 import methods
 from bench.plan.cell import Cell, Stage
@@ -48,7 +48,7 @@ def record(of: Cell, seconds: dict[str, float], windows: int = 16, documents: in
         "perplexity": {"wiki": {"windows": windows, "window": 512}},
         "tasks": {name: {"documents": documents} for name in ("hellaswag", "piqa")},
     }
-    return Record(json.loads(json.dumps(of.plain())), "ok", {}, {}, found | measured)
+    return Record(of, "ok", {}, {}, found | measured)
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -213,9 +213,8 @@ def test_a_failed_record_teaches_nothing_and_one_of_another_machine_is_not_looke
 @pytest.mark.parametrize(("field", "value"), [("speed_rounds", 3), ("cache", "paged")])
 def test_a_record_that_this_version_would_not_measure_teaches_nothing(field, value):
     """A run beside this one may be of a later version, or of an earlier one with other bounds."""
-    estimator, odd = Estimator(COSTS), record(cell("laco"), {"prune": 999.0})
-    odd.cell["protocol"][field] = value
-    estimator.learn(odd)
+    estimator, like = Estimator(COSTS), record(cell("laco"), {"prune": 999.0})
+    estimator.learn(changed(like, "cell", "protocol", field, to=value))
     assert estimator.estimate(cell("laco"), AMOUNTS).basis == ESTIMATED
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from made_cells import made_cell, made_inputs
@@ -21,8 +20,7 @@ def cell(method: str, ratio: float | None = None, **changes) -> Cell:
 
 
 def record(of: Cell, status: str = "ok", **decisions) -> Record:
-    plain = json.loads(json.dumps(of.plain())) | {"label": of.label}
-    return Record(plain, status, {}, decisions, {"parameters": 1}, None if status == "ok" else "no")
+    return Record(of, status, {}, decisions, {"parameters": 1}, None if status == "ok" else "no")
 
 
 def startable(schedule: Schedule) -> list[Cell]:

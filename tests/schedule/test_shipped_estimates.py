@@ -15,7 +15,6 @@ from statistics import median
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from bench.plan.cell import cell_from_plain
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.schedule.estimate import Amounts, Cost, Estimator
@@ -89,7 +88,7 @@ def shipped() -> dict[tuple[str, Machine], list[Record]]:
     records = defaultdict(list)
     for run in sorted(path.parent for path in RESULTS.glob("*/records.jsonl")):
         for record in run_folder.load_run(run, run_folder.ignore_warning):
-            if record.status == "ok" and record.cell["model"] in CONFIGS:
+            if record.status == "ok" and record.cell.model in CONFIGS:
                 where = record.environment
                 records[run.name, (where["cpu"], where["threads"], where["dtype"])].append(record)
     return dict(records)
@@ -105,8 +104,8 @@ def costs_of(records: list[Record], machine: Machine) -> dict[str, Cost]:
     processor, threads, dtype = machine
     rates = defaultdict(list)
     for record in records:
-        model = record.cell["model"]
-        products = Cost(shape(model), Rates(1.0, 1.0, 1.0), 4).seconds(cell_from_plain(record.cell), Amounts.of(record))
+        model = record.cell.model
+        products = Cost(shape(model), Rates(1.0, 1.0, 1.0), 4).seconds(record.cell, Amounts.of(record))
         if "perplexity" in products:
             rates[model].append(products["perplexity"] / seconds_of(record)["perplexity"])
     exact = EXACT[processor] * threads
@@ -126,9 +125,9 @@ def compare(*, by_records: bool) -> list[Compared]:
                 for record in others:
                     estimator.learn(record)
         for record in records:
-            if record.cell["model"] not in costs:
+            if record.cell.model not in costs:
                 continue
-            cell, took = cell_from_plain(record.cell), seconds_of(record)
+            cell, took = record.cell, seconds_of(record)
             for stage, seconds in estimator.estimate(cell, Amounts.of(record)).stages.items():
                 if seconds and took.get(stage, 0.0) > SHORT:  # no seconds: its parameters have gone since
                     name = f"prune {cell.method.partition('+')[0]}" if stage == "prune" else stage

@@ -240,7 +240,7 @@ def test_only_a_shape_is_unsupported(fresh, monkeypatch):
     model_of = rows.write.model_of
 
     def not_again(record, *how):
-        if record.cell["method"] == "drop-tail":
+        if record.cell.method == "drop-tail":
             raise UserError("the calibration tokens are not those of the record")
         return model_of(record, *how)
 
@@ -334,7 +334,7 @@ def test_llama_cpp_serves_the_models_of_a_run(fresh, capsys):
     found = {one.name: one for one in served.load(fresh / "run")}
     assert found["slicegpt@float32"].status == "unsupported"
     assert "GGUF" in found["slicegpt@float32"].error
-    records = {one.cell["label"]: one for one in run_folder.load_run(fresh / "run")}
+    records = {one.cell.label: one for one in run_folder.load_run(fresh / "run")}
     for label in ("dense", "drop-tail", "wanda-sp"):
         mine = found[f"{label}@float32"].measured
         (text_of_run,) = records[label].measured["perplexity"].values()
@@ -422,7 +422,7 @@ def test_a_model_of_several_seeds_is_served_once(fresh, tmp_path):
         plain = json.loads(file.read_text())
         file.write_text(json.dumps(plain | {"measured": plain["measured"] | {"pruned_sha256": "0" * 64}}))
     (found,) = rows.find_served(trust(tmp_path / "run"))
-    names = [record.cell["label"] for record in found.cells.values()]
+    names = [record.cell.label for record in found.cells.values()]
     assert names == ["dense", "drop-tail", "slicegpt", "wanda-sp", "wanda-sp"]
     several = list(rows.serve(found, asked(fresh, types=("q8_0",)), Recorded()))
     assert [row.model["seed"] for row in several] == [0, 0, 0, 0, 1]
@@ -443,7 +443,7 @@ def test_a_cell_is_beside_the_dense_one_of_its_own_dtype(fresh, tmp_path):
     found = rows.find_served(trust(tmp_path / "run"))
     assert [one.dense.partition("-")[0] for one in found] == ["bfloat16", "float32"]
     for one in found:
-        assert {record.cell["dtype"] for record in one.cells.values()} == {one.dense.partition("-")[0]}
+        assert {record.cell.dtype for record in one.cells.values()} == {one.dense.partition("-")[0]}
     next(cells.glob("bfloat16-dense*")).unlink()
     with pytest.raises(UserError, match="has no cell of the dense model in bfloat16"):
         rows.find_served(trust(tmp_path / "run"))

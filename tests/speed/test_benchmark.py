@@ -1091,7 +1091,7 @@ def command(model_folder, text_file, plugin, tmp_path):
 def test_the_command_times_what_methods_and_plugins_make(command, tmp_path, capsys):
     assert main([*command, "--methods", "wraps,stays", "--pin", "0"]) == 0
     out = capsys.readouterr().out
-    records = {record.cell["method"]: record for record in load_run(tmp_path / "run")}
+    records = {record.cell.method: record for record in load_run(tmp_path / "run")}
     for name in ("dense", "wraps"):
         measured = records[name].measured
         assert not measured["tasks"] and not measured["perplexity"]
@@ -1142,7 +1142,7 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
     assert main(run) == 0
     out = capsys.readouterr().out
     found = [load_run(tmp_path / where) for where in ("beside", "alone")]
-    beside, alone = ({one.cell["method"]: one.measured for one in records} for records in found)
+    beside, alone = ({one.cell.method: one.measured for one in records} for records in found)
     assert alone["dense"]["speed"] == {"points": [], "failed": timed_cell.NO_ROOM}
     assert alone["flap"]["weights_in"] == "files"
     assert alone["flap"]["pruned_sha256"] == beside["flap"]["pruned_sha256"]
@@ -1165,11 +1165,11 @@ def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
     monkeypatch.setattr(timed_cell, "time_beside_dense", lambda model, cell, threads, **_: Speed(points=()))
     chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
     assert main([*command, *chosen]) == 0
-    records = [record for record in load_run(tmp_path / "run") if record.cell["method"] != "dense"]
-    timed = {record.cell["parameters"]["seed"]: "speed" in record.measured for record in records}
+    records = [record for record in load_run(tmp_path / "run") if record.cell.method != "dense"]
+    timed = {record.cell.parameters["seed"]: "speed" in record.measured for record in records}
     assert timed == {5000: True, 5001: False, 5002: False, 9: True}
     assert main([*command, "--methods", "drop-random:draws=1", "--ratio", "0.4"]) == 0
-    (single,) = (one for one in load_run(tmp_path / "run") if one.cell["parameters"].get("draws") == 1)
+    (single,) = (one for one in load_run(tmp_path / "run") if one.cell.parameters.get("draws") == 1)
     assert "speed" in single.measured
 
 

@@ -8,7 +8,20 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from made_records import DENSE, PER_LAYER, RECIPE, changed, checked, drawn, failed, measured, ok, plain_inputs, share
+from made_records import (
+    DENSE,
+    PER_LAYER,
+    RECIPE,
+    changed,
+    checked,
+    drawn,
+    failed,
+    measured,
+    ok,
+    plain_inputs,
+    share,
+    with_cell,
+)
 from made_runs import run_folder
 
 from bench.cli.main import main
@@ -42,7 +55,7 @@ def laco(*, ppl: float = 100.0, layers: int = 4, ratio: float | None = None, see
 
 def dense_of(record: Record, ppl: float = 20.8) -> Record:
     """The dense cell of a record's setup."""
-    found = replace(DENSE, cell=record.cell | {"method": "dense", "parameters": {}, "given": [], "ratio": None})
+    found = replace(DENSE, cell=replace(record.cell, method="dense", parameters={}, given=(), ratio=None))
     return changed(found, "measured", "perplexity", "wiki", "perplexity", to=ppl)
 
 
@@ -232,8 +245,8 @@ def test_draws_of_a_random_method_are_one_cell():
 
 
 def test_a_cell_without_figures_says_why_and_where():
-    lost = failed("out_of_memory", "laco", "full", parameters={**GRID[0].cell["parameters"], "C": 8}, given=("C", "T"))
-    lost = replace(lost, cell=lost.cell | {"ratio": None, "inputs": GRID[0].cell["inputs"]})
+    lost = failed("out_of_memory", "laco", "full", parameters={**GRID[0].cell.parameters, "C": 8}, given=("C", "T"))
+    lost = with_cell(lost, ratio=None, inputs=GRID[0].cell.inputs)
     table = build_view("ablation", [*RECORDS, lost])[0]
     assert table.rows[-1].label == "8"
     assert [cell.text for cell in table.rows[-1].cells] == ["out of memory", "-"]

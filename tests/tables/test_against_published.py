@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from made_records import DENSE, LACO, RECIPE, changed, share
+from made_records import DENSE, LACO, RECIPE, changed, share, with_cell
 from made_runs import run_folder
 
 from bench.cli.main import main
@@ -166,8 +166,7 @@ def test_what_is_paired(paper):
     papers = read_published(str(paper))
     far = changed(RECORDS[1], "measured", "ratio", to=0.2)
     assert [table.rows[0].method for table in tables_of_published([RECORDS[0], far], papers)] == ["dense"]
-    fixed = changed(changed(far, "cell", "ratio", to=None), "cell", "given", to=["T"])
-    fixed = changed(fixed, "cell", "parameters", to={"T": 0.65})
+    fixed = with_cell(far, ratio=None, parameters={"T": 0.65}, given=["T"])
     assert [table.title for table in tables_of_published([RECORDS[0], fixed], papers)][1] == (
         "laco:T=0.65, published (mine) and here"
     )

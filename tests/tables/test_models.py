@@ -191,7 +191,7 @@ def test_a_method_without_a_figure_on_one_model_has_no_mean_and_no_place():
             "drop": [1.3, 1.3],
         }
     )
-    place = next(at for at, one in enumerate(records) if one.cell["model"] == "two" and one.cell["method"] == "sleb")
+    place = next(at for at, one in enumerate(records) if one.cell.model == "two" and one.cell.method == "sleb")
     cut = records[place].cell
     records[place] = Record(cut, "unsupported", records[place].environment, error="no rotation survives the norms")
     one = table(records, CHANGES)
@@ -210,7 +210,7 @@ def test_a_method_without_a_figure_on_one_model_has_no_mean_and_no_place():
 
 def test_a_missed_budget_has_its_sign_and_is_named_with_its_model():
     records = several({"laco": [2.0, 2.0], "flap": [3.0, 3.0]})
-    place = next(at for at, one in enumerate(records) if one.cell["model"] == "two" and one.cell["method"] == "flap")
+    place = next(at for at, one in enumerate(records) if one.cell.model == "two" and one.cell.method == "flap")
     budget = records[place].measured["ratio"] + 0.02
     records[place] = changed(records[place], "measured", "ratio_budget", to=budget)
     one = table(records, CHANGES)
@@ -235,11 +235,11 @@ def test_one_model_alone_is_refused_in_a_sentence(tmp_path, capsys):
 
 def test_models_that_were_measured_otherwise_are_not_set_beside_each_other(tmp_path, capsys):
     records = several({"laco": [2.0, 2.0], "flap": [3.0, 3.0]})
-    longer = [changed(r, "cell", "protocol", "window", to=1024) if r.cell["model"] == "two" else r for r in records]
+    longer = [changed(r, "cell", "protocol", "window", to=1024) if r.cell.model == "two" else r for r in records]
     assert build_view("models", longer) == []
-    run = run_folder(tmp_path / "run", [changed(r, "cell", "display_name", to=r.cell["model"]) for r in longer])
+    run = run_folder(tmp_path / "run", [changed(r, "cell", "display_name", to=r.cell.model) for r in longer])
     assert "one and two share no ratio" in refused(capsys, ["report", str(run), "--view", "models"])
-    timed = [changed(r, "cell", "protocol", "speed_rounds", to=0) if r.cell["model"] == "two" else r for r in records]
+    timed = [changed(r, "cell", "protocol", "speed_rounds", to=0) if r.cell.model == "two" else r for r in records]
     assert len({setup_of_models(record) for record in timed}) == 1  # whether it was timed touches no quality
 
 
@@ -256,7 +256,7 @@ def test_two_models_of_one_name_are_two_models():
     """As of two folders `model`, which would be told apart by nothing else."""
     folders = {"one": "/runs/a/model", "two": "/runs/b/model"}
     records = several({"laco": [2.0, 3.0], "flap": [3.0, 4.0]})
-    moved = [changed(one, "cell", "model", to=folders[one.cell["model"]]) for one in records]
+    moved = [changed(one, "cell", "model", to=folders[one.cell.model]) for one in records]
     one = table(moved, CHANGES)
     assert {name: cell.value for name, cell in cells(one)["laco"].items() if name != "mean"} == {
         "a/model": pytest.approx(2),
@@ -333,8 +333,7 @@ def test_orders_of_measures_agree_where_the_best_of_one_is_the_best_of_the_other
 def test_models_stand_by_their_size_and_wide_intervals_by_that_of_their_ends():
     records = several({"laco": [2.0, 9000.0], "flap": [3.0, 2.0]})
     larger = [
-        changed(r, "measured", "dense_parameters", to=2 * 134_515_008) if r.cell["model"] == "one" else r
-        for r in records
+        changed(r, "measured", "dense_parameters", to=2 * 134_515_008) if r.cell.model == "one" else r for r in records
     ]
     one = table(larger, CHANGES)
     assert [column.label for column in one.columns] == ["two", "one", "mean"]
@@ -343,8 +342,8 @@ def test_models_stand_by_their_size_and_wide_intervals_by_that_of_their_ends():
 
 def test_a_budget_is_called_one():
     records = several({"laco": [2.0, 3.0, 4.0], "flap": [3.0, 2.0, 3.0]})
-    pruned = [changed(one, "cell", "ratio_of", to="macs") for one in records if one.cell["method"] != "dense"]
-    dense = [one for one in records if one.cell["method"] == "dense"]
+    pruned = [changed(one, "cell", "ratio_of", to="macs") for one in records if one.cell.method != "dense"]
+    dense = [one for one in records if one.cell.method == "dense"]
     titles = [one.title for one in build_view("models", [*dense, *pruned]) if one.head == "method"]
     assert titles
     assert all("budget macs=0.7, 3 models" in title for title in titles)
@@ -353,7 +352,7 @@ def test_a_budget_is_called_one():
 def test_the_view_stands_in_every_format_and_on_the_page(tmp_path, capsys):
     records = several({"laco": [2.0, 3.0, 4.0], "flap": [3.0, 2.0, 3.0]})
     for model in MODELS:
-        mine = [record for record in records if record.cell["model"] == model]
+        mine = [record for record in records if record.cell.model == model]
         run_folder(tmp_path / model, mine)
     runs = [str(tmp_path / model) for model in MODELS]
     for form in ("terminal", "markdown", "csv", "latex", "html"):

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from made_cells import made_cell
+from made_cells import made_cell, made_inputs
 from made_records import (
     DENSE,
     FAILED,
@@ -32,6 +32,7 @@ from made_records import (
     checked,
     drawn,
     failed,
+    with_cell,
 )
 
 from bench.plan.protocol import protocol_of_profile
@@ -69,14 +70,14 @@ def of_view(name: str, render: Callable[..., str]) -> Callable[[list[Record]], s
 
 def bare_page(records: list[Record]) -> str:
     """The page of four cells without its figures, style and scripts."""
-    some = [record for record in records if record.cell["method"] in ("dense", "laco", HUGE.cell["method"], "shortgpt")]
+    some = [record for record in records if record.cell.method in ("dense", "laco", HUGE.cell.method, "shortgpt")]
     text = re.sub(r"(?s)(<(style|script)>).*?(</\2>)", r"\1\3", render_page(some, drawings=()))
     return re.sub(r"sha256-[\w+/=]{44}", "sha256-", text)
 
 
 def shown_cells(records: list[Record]) -> str:
     """What `show` prints of a cell that was measured, and of one that was not."""
-    chosen = {record.cell["method"]: record for record in records}
+    chosen = {record.cell.method: record for record in records}
     return "\n".join(cell_text(chosen[method], f"{method}--0.3--00000000") for method in ("laco", "shortgpt"))
 
 
@@ -295,7 +296,7 @@ def test_the_label_is_the_cells():
     asked = made_cell(
         "laco", 0.3, protocol_of_profile("smoke"), parameters={"C": 3, "T": 0.7, "I": 2}, given=("C", "T")
     )
-    record = Record(cell=asked.plain(), status="error", environment={}, error="x")
+    record = Record(cell=asked, status="error", environment={}, error="x")
     assert frame_of_records([record])["label"].tolist() == [asked.label] == ["laco:C=3,T=0.7"]
     assert frame_of_records([record])["model"].tolist() == ["m"]
 
@@ -478,17 +479,17 @@ def test_csv_is_one_line_per_cell_in_full_precision():
 
 
 def test_csv_tells_cells_apart_that_were_not_measured_alike():
-    inputs = {"calibration_sha256": "d" * 64}  # follows from the text, so that it need not be told
-    cell = LACO.cell | {"protocol": LACO.cell["protocol"] | {"calibration": "wiki"}, "inputs": inputs}
-    other = replace(LACO, cell=cell)
-    rows = list(csv_reader.DictReader(io.StringIO(to_csv([DENSE, LACO, other]))))
+    inputs = made_inputs(calibration_sha256="d" * 64)  # follows from the text, so that it need not be told
+    other = with_cell(LACO, protocol=replace(LACO.cell.protocol, calibration="wiki"), inputs=inputs)
+    alike = [with_cell(record, inputs=made_inputs()) for record in (DENSE, LACO)]
+    rows = list(csv_reader.DictReader(io.StringIO(to_csv([*alike, other]))))
     assert [(row["label"], row["conditions"]) for row in rows] == [
         ("dense", 'calibration "c4"'),
         ("laco", 'calibration "c4"'),
         ("laco", 'calibration "wiki"'),
     ]
     assert list(rows[0])[:3] == ["model", "conditions", "label"]
-    weights = [replace(LACO, cell=LACO.cell | {"inputs": {"weights_sha256": digit * 64}}) for digit in "ab"]
+    weights = [with_cell(LACO, inputs=made_inputs(digit * 64)) for digit in "ab"]
     rows = list(csv_reader.DictReader(io.StringIO(to_csv(weights))))
     assert [row["conditions"] for row in rows] == [f'weights_sha256 "{digit * 12}..."' for digit in "ab"]
     assert "conditions" not in to_csv([DENSE, LACO]).splitlines()[0].split(",")

@@ -154,7 +154,7 @@ def test_one_seed_twice_is_no_draw():
 
 def test_what_fails_at_every_seed_is_one_row_and_at_one_seed_is_named():
     records = [cell("laco", 0), cell("laco", 1), *(failed("unsupported", "flap", "no MLP", seed=s) for s in (0, 1))]
-    inputs = [one.cell["inputs"] for one in records[:2]]
+    inputs = [one.cell.inputs for one in records[:2]]
     records[2:] = [changed(one, "cell", "inputs", to=given) for one, given in zip(records[2:], inputs, strict=True)]
     records.append(changed(failed("error", "sleb", "lost", seed=1), "cell", "inputs", to=inputs[1]))
     records.insert(0, cell("sleb", 0, 50.0))
@@ -180,7 +180,7 @@ def short_of_budget(record: Record) -> Record:
 
 def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
     records = [*run({"laco": [80.0, 81.0], "sleb": [90.0, 91.0], "flap": [9500.0, 9600.0]})]
-    laco = next(place for place, one in enumerate(records) if one.cell["method"] == "laco" and one.cell["seed"] == 1)
+    laco = next(place for place, one in enumerate(records) if one.cell.method == "laco" and one.cell.seed == 1)
     records[laco] = short_of_budget(records[laco])
     (table,) = build_view("main", records)
     at = [column.name for column in table.columns].index("perplexity_wiki")
@@ -317,7 +317,7 @@ def test_no_test_contradicts_the_means_beside_it(tmp_path):
     """laco is better at the two seeds that both have, and by the mean of its three seeds worse."""
     records, samples = with_samples(tmp_path, {"laco": [0.0, 2.0, 1200.0], "sleb": [300.0, 310.0]})
     group = only(records)
-    laco, sleb = (next(n for n, one in enumerate(group.records) if one.cell["method"] == m) for m in ("laco", "sleb"))
+    laco, sleb = (next(n for n, one in enumerate(group.records) if one.cell.method == m) for m in ("laco", "sleb"))
     mean = [group.rows[place]["perplexity_wiki"] for place in (laco, sleb)]
     assert mean[0] > mean[1]
     tests = GroupTests(group, samples, records)
@@ -385,7 +385,7 @@ def test_one_seed_is_said_with_the_way_out():
 
 
 def logs_of(records: list[Record], method: str) -> list[float]:
-    found = [one for one in records if one.cell["method"] == method]
+    found = [one for one in records if one.cell.method == method]
     return [math.log(one.measured["perplexity"]["wiki"]["perplexity"]) for one in found]
 
 
@@ -457,9 +457,9 @@ def test_texts_are_a_level_and_missing_cells_are_named():
         for seed in range(3)
     ]
     lost = records.pop(4)
-    records.append(failed("error", "laco", "lost", seed=lost.cell["seed"]))
-    records[-1] = changed(records[-1], "cell", "protocol", to=lost.cell["protocol"])
-    records[-1] = changed(records[-1], "cell", "inputs", to=lost.cell["inputs"])
+    records.append(failed("error", "laco", "lost", seed=lost.cell.seed))
+    records[-1] = changed(records[-1], "cell", "protocol", to=lost.cell.protocol)
+    records[-1] = changed(records[-1], "cell", "inputs", to=lost.cell.inputs)
     sources, methods = build_view("seeds", records)
     assert [row.cells[2].value for row in sources.rows] == [2, 3, 11, 15]
     assert "17 cells of 3 methods, calibrated on c4 and wiki" in sources.title

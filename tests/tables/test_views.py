@@ -37,6 +37,7 @@ from made_records import (
     ok,
     plain_inputs,
     point,
+    with_cell,
 )
 from made_runs import run_folder
 from made_samples import MadeSamples, any_figures
@@ -172,8 +173,8 @@ def under(record: Record, ppl: float = 20.0, ratio: float | None = 0.3, **inputs
     versions = record.environment["versions"] | inputs.get("versions", {})
     for path, value in (
         (("measured", "perplexity", "wiki", "perplexity"), ppl),
-        (("cell", "ratio"), None if record.cell["method"] == "dense" else ratio),
-        (("cell", "inputs"), inputs),
+        (("cell", "ratio"), None if record.cell.method == "dense" else ratio),
+        (("cell", "inputs"), plain_inputs(**inputs)),
         (("environment", "versions"), versions),
     ):
         record = changed(record, *path, to=value)
@@ -202,7 +203,8 @@ def test_cells_of_one_label_ratio_and_seed_are_told_apart_wherever_they_stand(ap
     one, other = (under(LACO, 300.0 + 150 * number, **inputs) for number, inputs in enumerate(apart))
     labels = [f"laco ({name})" if name else "laco" for name in named]
     lower = under(LACO, 50.0, 0.1, **apart[1])  # which alone needs no more than its label
-    for records in ([DENSE, one, other, lower], [DENSE, other, lower, one]):
+    dense = under(DENSE)
+    for records in ([dense, one, other, lower], [dense, other, lower, one]):
         table = build_view("by-ratio", records)[0]
         heads = [column.label for column in table.columns]
         figures = {row.label: dict(zip(heads, [c.value for c in row.cells], strict=True)) for row in table.rows}
@@ -211,7 +213,7 @@ def test_cells_of_one_label_ratio_and_seed_are_told_apart_wherever_they_stand(ap
         assert set(cells("main", "perplexity_wiki", records)) == {"dense", labels[1]}
         plotted = {(one.label, one.ratio, one.row["perplexity_wiki"]) for one in points_of(group_records(records)[0])}
         assert plotted >= {(labels[0], 0.3, 300), (labels[1], 0.3, 450), (labels[1], 0.1, 50)}
-    assert {row.label for row in build_view("main", [DENSE, one, lower])[0].rows} == {"dense", "laco"}
+    assert {row.label for row in build_view("main", [dense, one, lower])[0].rows} == {"dense", "laco"}
 
 
 def test_what_a_compensation_changes_is_of_one_version():
@@ -420,7 +422,7 @@ def test_unlike_setups_have_tables_of_their_own_with_names_of_their_own():
 
 
 def test_other_inputs_are_other_setups_but_another_method_file_is_not():
-    asked = {"weights_sha256": "a", "revision": "x", "versions": {"torch": "1"}}
+    asked = plain_inputs(revision="x", versions={"torch": "1"})
     one = [
         changed(DENSE, "cell", "inputs", to=asked),
         changed(LACO, "cell", "inputs", to=asked | {"revision": "y"}),
@@ -534,10 +536,8 @@ def test_several_draws_are_told_one_by_one():
 
 @pytest.mark.parametrize("own", [{}, {"seed": 7}])
 def test_draws_behind_a_random_method_go_by_the_draw_that_they_go_on_from(own):
-    stages = [drawn(seed, 50.0, 0.4).cell for seed in (3, 5)]
-    names = ("method", "parameters", "given", "ratio")
-    earlier = [[{name: stage[name] for name in names}] for stage in stages]
-    chained = [changed(changed(LACO, "cell", "parameters", to=own), "cell", "earlier", to=one) for one in earlier]
+    stages = [drawn(seed, 50.0, 0.4).cell.stage for seed in (3, 5)]
+    chained = [with_cell(LACO, parameters=own, earlier=[stage]) for stage in stages]
     table = build_view("decisions", [DENSE, *chained])[0]
     assert [row.label for row in table.rows] == [
         "dense",
@@ -597,9 +597,9 @@ def test_a_dagger_says_that_the_paired_tests_reject(pair):
 def test_a_healed_or_chained_cell_has_a_row_of_its_own_in_the_grid():
     recipe = Recipe().as_run()
     alone, ghost = (changed(LACO, "cell", "method", to=name) for name in ("sleb", "sleb+ghost"))
-    healed = [replace(one, cell=one.cell | {"healing": recipe}) for one in (alone, ghost)]
+    healed = [with_cell(one, healing=recipe) for one in (alone, ghost)]
     before = {"method": "laco", "parameters": {}, "ratio": 0.1, "given": ()}
-    chained = replace(ghost, cell=ghost.cell | {"earlier": [before]})
+    chained = with_cell(ghost, earlier=[before])
     found = grid([DENSE, alone, *healed, ghost, chained], "grid-parameters-0.3")
     assert list(found) == ["dense", "sleb", "sleb, healed", "laco at 0.1, then sleb"]
     assert [cell.value is not None for cell in found["laco at 0.1, then sleb"].values()] == [False, True]
@@ -970,20 +970,16 @@ def test_report_names_the_field_that_keeps_runs_apart(tmp_path, capsys):
 
 
 def test_of_another_model_its_tokens_and_weights_are_not_named(tmp_path, capsys):
-    other = [changed(record, "cell", "model", to="other-model") for record in (DENSE, SLICEGPT)]
-    for record in other:
-        record.cell["inputs"] = plain_inputs(tokenizer_sha256="1" * 64)
+    inputs = plain_inputs(tokenizer_sha256="1" * 64)
+    other = [with_cell(record, model="other-model", inputs=inputs) for record in (DENSE, SLICEGPT)]
     _, err = reported(capsys, run_folder(tmp_path / "one", [DENSE, LACO]), run_folder(tmp_path / "other", other))
     assert re.search(r"tables of their own: model is \S+, not \S+\.\n$", err), err
 
 
 def test_a_text_more_is_named_once(tmp_path, capsys):
     other = [changed(record, "cell", "protocol", "texts", to=["wiki", "c4"]) for record in (DENSE, SLICEGPT)]
-    for record in other:
-        record.cell["inputs"] = plain_inputs(texts={"wiki": "0" * 64, "c4": "1" * 64})
-    here = [copy.deepcopy(record) for record in (DENSE, LACO)]
-    for record in here:
-        record.cell["inputs"] = plain_inputs(texts={"wiki": "0" * 64})
+    other = [with_cell(record, inputs=plain_inputs(texts={"wiki": "0" * 64, "c4": "1" * 64})) for record in other]
+    here = [with_cell(record, inputs=plain_inputs(texts={"wiki": "0" * 64})) for record in (DENSE, LACO)]
     _, err = reported(capsys, run_folder(tmp_path / "one", here), run_folder(tmp_path / "other", other))
     assert err.endswith("stand in tables of their own: protocol.texts is wiki+c4, not wiki.\n")
 

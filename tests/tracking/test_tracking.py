@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import refused
 from made_records import cell as asked
-from made_records import measured
+from made_records import made_record, measured
 from read_trackers import READERS
 
 import bench
@@ -83,13 +83,13 @@ def test_a_tracker_has_one_run_for_each_cell_with_what_its_record_says(name, bas
         for own, curves in CURVE.items():
             points = [(point["step"], point[own]) for point in curve if own in point]
             assert shown.history.get(curves, []) == points
-        said_of = {**asked_for, "method": record.cell["method"], "dtype": "float32", "profile": "smoke", "cell": key}
-        said_of |= {"protocol.window": 32, "environment.threads": 1, "label": record.cell["label"]}
+        said_of = {**asked_for, "method": record.cell.method, "dtype": "float32", "profile": "smoke", "cell": key}
+        said_of |= {"protocol.window": 32, "environment.threads": 1, "label": record.cell.label}
         for parameter, value in said_of.items():
             assert _read(shown.parameters[parameter], value) == value
         assert shown.page is not None
         assert shown.page.startswith(b"<!doctype html>")
-        assert record.cell["label"].encode() in shown.page
+        assert record.cell.label.encode() in shown.page
     assert sorted(one.name for one in kept.values()) == ["dense", "drop-tail at 0.3", "drop-tail, healed at 0.3"]
     assert sum(bool(one.history.get(CURVE["heldout_loss"])) for one in kept.values()) == 1
     assert main(run) == 0
@@ -121,7 +121,8 @@ def test_a_newer_record_of_a_cell_takes_the_place_of_its_run(name, tmp_path):
 
 def record(method, ratio, status="ok", date="2026-01-02T03:04:05+00:00"):
     found = measured(0, (19.0, 20.0, 21.0), [0.5] * 5, 50.0) if status == "ok" else {}
-    return Record(asked(method, ratio), status, {"date": date}, {}, found, None if status == "ok" else "why")
+    error = None if status == "ok" else "why"
+    return made_record(asked(method, ratio), status, environment={"date": date}, measured=found, error=error)
 
 
 def test_what_is_offline_in_wandb_is_written_again_for_a_newer_record_alone(tmp_path):
@@ -212,7 +213,7 @@ def test_of_several_models_each_cell_stands_beside_its_own_dense(tmp_path):
 
     def of(model: str, method: str, ratio: float | None, accuracy: float) -> Record:
         figures = measured(0, (19.0, 20.0, 21.0), [accuracy] * 5, 50.0)
-        return Record(asked(method, ratio, model=model, display_name=model.upper()), "ok", {}, {}, figures)
+        return made_record(asked(method, ratio, model=model, display_name=model.upper()), measured=figures)
 
     tracking = tracker.RunTracking("mlflow", Kept(), tmp_path / "run", print)
     tracking.take("dense-a", of("small-a", "dense", None, 0.8))
