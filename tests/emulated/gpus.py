@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emulated.rules import COPIES, VIEWS, flops_of, line, on_cpu, refuse_mixture, wait_of
+from emulated.rules import COPIES, flops_of, line, refuse_mixture, traits_of, wait_of
 from emulated.surroundings import patches
 from emulated.tensors import CPU, Memory, Moved, OnGpu
 from emulated.trees import first, leaves, mapped
@@ -26,7 +25,7 @@ class EmulatedGpus:
         self.launches, self.flops = 0, 0.0
         self.waits: Counter[tuple[str, str]] = Counter()
         self.float64_flops: defaultdict[str, float] = defaultdict(float)
-        self._calls: list[int | None] = []
+        self.calls: list[int | None] = []  # the GPU of whose tensors each call of torch is, or None
 
     def __enter__(self) -> EmulatedGpus:
         self._stack, self.running = contextlib.ExitStack(), True
@@ -98,44 +97,40 @@ class EmulatedGpus:
         kwargs.pop("non_blocking", None)
         if device is not None and device != x.device:
             x = self.moved(x, device)
-        with self.within(getattr(x, "index", None)):
-            return torch.Tensor.to(x, *rest, **kwargs) if rest or kwargs else x
-
-    @contextlib.contextmanager
-    def within(self, index: int | None) -> Iterator[None]:
-        """Say that a call is on tensors of the GPU `index`, or of none."""
-        self._calls.append(index)
+        self.calls.append(getattr(x, "index", None))
         try:
-            yield
+            return torch.Tensor.to(x, *rest, **kwargs) if rest or kwargs else x
         finally:
-            self._calls.pop()
+            self.calls.pop()
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one operation of torch on what the tensors of GPUs really are."""
-        flat = leaves([*args, *kwargs.values()])
-        mine = [one for one in flat if isinstance(one, OnGpu)]
-        others = [one for one in flat if isinstance(one, torch.Tensor) and not isinstance(one, OnGpu)]
-        index = mine[0].index if mine else self._calls[-1] if self._calls and not others else None
+        tensors = [one for one in leaves([*args, *kwargs.values()]) if isinstance(one, torch.Tensor)]
+        mine = [one for one in tensors if isinstance(one, OnGpu)]
+        index = mine[0].index if mine else self.calls[-1] if self.calls and not tensors else None
         if index is None:
             return func(*args, **kwargs)
-        others += [one for one in mine if one.index != index]
-        if mine and others and refuse_mixture(func, args, flat, others):
+        others = [one for one in tensors if not isinstance(one, OnGpu) or one.index != index]
+        if mine and others and refuse_mixture(func, args, tensors, others):
             self.wait("indices copied to the GPU")
-        self._count(func, args, flat, mine)
-        out = on_cpu(func)(*mapped(args, _real), **mapped(kwargs, _real))
+        self._count(func, args, tensors, mine)
+        out = traits_of(func).on_cpu(*mapped(args, _real), **mapped(kwargs, _real))
         if func in COPIES and not isinstance(args[0], OnGpu):
             return args[0]
         known = {id(one.inner): one for one in mine}  # what is changed in place stays what it is
+        if isinstance(out, torch.Tensor):
+            return known[id(out)] if id(out) in known else OnGpu(out, self, index)
         return mapped(out, lambda one: known[id(one)] if id(one) in known else self._wrapped(one, index))
 
     def _wrapped(self, found: Any, index: int) -> Any:
         return OnGpu(found, self, index) if isinstance(found, torch.Tensor) else found
 
-    def _count(self, func: Any, args: Any, flat: list[Any], mine: list[OnGpu]) -> None:
-        self.launches += func.overloadpacket.__name__ not in VIEWS
-        if what := wait_of(func, args):
+    def _count(self, func: Any, args: Any, tensors: list[torch.Tensor], mine: list[OnGpu]) -> None:
+        traits = traits_of(func)
+        self.launches += traits.launches
+        if traits.may_wait and (what := wait_of(func, args)):
             self.wait(what)
-        if flops := flops_of(func, flat):
+        if traits.computes and (flops := flops_of(func, tensors)):
             self.flops += flops
             if mine and mine[0].dtype == torch.float64:
                 self.float64_flops[line()] += flops
@@ -146,6 +141,10 @@ def _real(one: Any) -> Any:
 
 
 class _Dispatch(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to say so for each operation takes time
+
     def __init__(self, gpus: EmulatedGpus) -> None:
         super().__init__()
         self.gpus = gpus
@@ -189,8 +188,11 @@ class _Function(TorchFunctionMode):
         kwargs.pop("pin_memory", None)  # which safetensors asks for on the way to a GPU
         if device is not None and mine is None:
             kwargs["device"] = CPU  # as C++ sees the GPU
-        with self.gpus.within(mine):
+        self.gpus.calls.append(mine)
+        try:
             found = func(*args, **kwargs)
+        finally:
+            self.gpus.calls.pop()
         if device is None or not isinstance(found, torch.Tensor):
             return found
         if device.type == "cuda" and not isinstance(found, OnGpu):  # made there, so that nothing is copied

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +54,39 @@ VIEWS = {  # no kernel is started
 }
 
 
+@dataclass(frozen=True)
+class Traits:
+    """Says of an operation what is the same at each of its calls.
+
+    launches  whether a kernel is started
+    may_wait  whether the host may wait for the GPU (`wait_of`)
+    computes  whether it counts as FLOPs (`flops_of`)
+    on_cpu    what computes on a CPU what it does on a GPU, which counts whole numbers too
+    """
+
+    launches: bool
+    may_wait: bool
+    computes: bool
+    on_cpu: Callable[..., Any]
+
+
+@functools.cache
+def traits_of(func: Any) -> Traits:
+    name = func.overloadpacket.__name__
+    may_wait = name in SIZES or name in FACTORISATIONS or func in INDEXING or func in COPIES
+    computes = name in PRODUCTS or name in FACTORISATIONS or name == "linalg_solve_triangular"
+    return Traits(name not in VIEWS, may_wait, computes, _counts_whole if func is aten.histc.default else func)
+
+
+def _counts_whole(x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+    return aten.histc.default(x.float(), *rest, **named).to(x.dtype)
+
+
 class DeviceMismatch(RuntimeError):
     """Says what torch says as "Expected all tensors to be on the same device"."""
 
 
-def on_cpu(func: Any) -> Any:
-    """Return what computes on a CPU what an operation does on a GPU, which counts whole numbers too."""
-    if func is not aten.histc.default:
-        return func
-    return lambda x, *rest, **named: func(x.float(), *rest, **named).to(x.dtype)
-
-
-def refuse_mixture(func: Any, args: Any, flat: list[Any], others: list[torch.Tensor]) -> bool:
+def refuse_mixture(func: Any, args: Any, tensors: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
     """Raise DeviceMismatch where CUDA would; return whether an index has to be copied to the GPU first.
 
     others  the tensors that lie elsewhere than the first one on a GPU
@@ -77,7 +101,7 @@ def refuse_mixture(func: Any, args: Any, flat: list[Any], others: list[torch.Ten
     are_scalars = all(one.ndim == 0 and one.device.type == "cpu" for one in others)
     if are_scalars and (torch.Tag.pointwise in func.tags or name.startswith(SCALARS)):
         return False
-    shapes = [f"{one.device} {tuple(one.shape)}" for one in flat if isinstance(one, torch.Tensor)]
+    shapes = [f"{one.device} {tuple(one.shape)}" for one in tensors]
     raise DeviceMismatch(f"{func}: expected all tensors to be on the same device, got {shapes}, at {line()}")
 
 
@@ -93,9 +117,9 @@ def wait_of(func: Any, args: Any) -> str | None:
     return name if name in FACTORISATIONS else None
 
 
-def flops_of(func: Any, flat: list[Any]) -> float:
+def flops_of(func: Any, tensors: list[torch.Tensor]) -> float:
     """Return the floating-point operations of a product or a factorisation; 0 for all else."""
-    name, tensors = func.overloadpacket.__name__, [one for one in flat if isinstance(one, torch.Tensor)]
+    name = func.overloadpacket.__name__
     if name in PRODUCTS:
         return 2.0 * tensors[-2].numel() * tensors[-1].shape[-1]
     if name in FACTORISATIONS:

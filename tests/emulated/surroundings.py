@@ -31,8 +31,11 @@ def patches(gpus: EmulatedGpus) -> list[Any]:
 
     def back(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         root = first([tensors], OnGpu)
-        with gpus.within(None if root is None else root.index):
+        gpus.calls.append(None if root is None else root.index)
+        try:
             return backward(tensors, *args, **kwargs)
+        finally:
+            gpus.calls.pop()
 
     return [
         *(mock.patch.object(torch.cuda, name, value) for name, value in _cuda(gpus).items()),

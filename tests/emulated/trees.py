@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+NESTED = (tuple, list, dict)
+
 
 def leaves(found: Iterable[Any]) -> list[Any]:
     """Return what the tuples, lists and dictionaries hold, in their order."""
@@ -33,9 +35,9 @@ def mapped(found: Any, change: Callable[[Any], Any]) -> Any:
     """Return the same tuples, lists and dictionaries of what `change` makes of each thing."""
     kind = type(found)
     if kind is tuple:
-        return tuple([mapped(one, change) for one in found])
+        return tuple([mapped(one, change) if type(one) in NESTED else change(one) for one in found])
     if kind is list:
-        return [mapped(one, change) for one in found]
+        return [mapped(one, change) if type(one) in NESTED else change(one) for one in found]
     if kind is dict:
-        return {name: mapped(one, change) for name, one in found.items()}
+        return {name: mapped(one, change) for name, one in found.items()} if found else found
     return change(found)
