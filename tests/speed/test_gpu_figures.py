@@ -271,6 +271,8 @@ def test_captured_and_eager_steps_stand_side_by_side(monkeypatch):
 def test_a_step_that_cuda_will_not_capture_is_a_failure_of_its_point_alone(monkeypatch):
     """Although torch says it by the error with which it says that a GPU is lost."""
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)  # to the made GPU
+    monkeypatch.setattr(timing, "WARM_UP_MS", 20)
+    monkeypatch.setattr(timing, "MIN_MS", 60)
 
     class Uncaptured(RecordedGraph):
         def capture(self, step, rewind):
