@@ -10,6 +10,8 @@ import numpy as np
 from bench.records.samples import Sample, Samples
 from bench.regression.pairs import Windows
 from bench.regression.results import Answers
+from bench.stats.clusters import paired_perplexities
+from bench.stats.intervals import Contrast
 
 
 class MadeSamples(Samples):
@@ -47,3 +49,9 @@ def made_answers(metric: str, values: np.ndarray, documents: str | Sequence[str]
 def made_windows(nll: np.ndarray, tokens: int = 511, text: str = "text", *, in_a_row: bool = False) -> Windows:
     """Return windows of a text with as many tokens each."""
     return Windows(tuple((place, tokens) for place in range(len(nll))), nll, (text,), in_a_row=in_a_row)
+
+
+def paired_perplexity(before, after, tokens: Sequence[float], *, in_a_row: bool = False) -> Contrast:
+    """Return how many times the first's perplexity the second has, by their nats of each window of so many tokens."""
+    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    return paired_perplexities(differences[None], np.asarray(tokens, dtype=float), in_a_row=in_a_row)[0]

@@ -6,10 +6,10 @@ import json
 import re
 
 import pytest
+from made_samples import paired_perplexity
 from pages import DOCS, report, tables, text
 
 from bench.records import run_folder
-from bench.stats.clusters import paired_perplexity
 
 RESULTS = DOCS / "results"
 RUNS = ("departures", "departures-seeds")

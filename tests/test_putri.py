@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import padded, tiny
+from made_samples import paired_perplexity
 from pages import ROOT, text
 
 import methods
-from bench.stats.clusters import paired_perplexity
 from methods.model.decoder import Decoder, make_twin
 from methods.model.sizes import parameters
 from methods.model.structures import sublayers_of

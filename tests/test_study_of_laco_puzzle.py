@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rows_beside
+from made_samples import paired_perplexity
 from pages import ROOT, text
 
 from bench.records import run_folder
-from bench.stats.clusters import paired_perplexity
 
 PAGE = "docs/studies/laco-puzzle.md"
 OURS = "laco-puzzle"

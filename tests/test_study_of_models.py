@@ -9,13 +9,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from made_samples import paired_perplexity
 from pages import ROOT, text
 from rows_beside import SEEDS, by_seed
 
 from bench.records import run_folder
 from bench.regression import contrasts
 from bench.regression.contrasts import contrast_of_perplexities
-from bench.stats.clusters import paired_perplexity
 from reports.formats import markup
 from reports.tables import models as view
 from reports.tables.models import ModelRows, SharedRatio, ratios_on_all_models

@@ -48,7 +48,6 @@ class ComparedRow:
     before, after   its figures; None where a cell lacks it
     contrast        of a share for accuracy and task, of a ratio for text and speed, else as the figure; None where
                     there is nothing to pair
-    lost, gained    documents that only the first, only the second cell gets right
     is_accuracy     whether a task's figures are one, so that more is better
     differs         conditions in which the cells differ, as (field, words)
     """
@@ -58,8 +57,6 @@ class ComparedRow:
     before: float | None
     after: float | None
     contrast: Contrast | None = None
-    lost: int | None = None
-    gained: int | None = None
     count: int = 0
     is_accuracy: bool = False
     differs: tuple[tuple[str, str], ...] = ()
@@ -97,13 +94,11 @@ class ComparedRow:
         contrast = self.contrast
         if contrast is None:
             return None
-        if self.lost is not None and self.gained is not None and contrast.stderr is None:
-            return stats.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
-        return (
-            None
-            if contrast.stderr is None
-            else stats.detectable_effect(contrast.stderr, contrast.freedom, level, margin)
-        )
+        if contrast.stderr is not None:
+            return stats.detectable_effect(contrast.stderr, contrast.freedom, level, margin)
+        if contrast.lost is None or contrast.gained is None:
+            return None
+        return stats.detectable_share(self.count, (contrast.lost + contrast.gained) / self.count, level, margin=margin)
 
 
 def compare_cells(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
@@ -235,9 +230,8 @@ def _row_of_answers(
     both = Pair(_join(firsts), _join(seconds))
     before, after = (float(sample.values.mean()) for sample in both)
     accuracy = all(answers.is_accuracy for answers in (*firsts, *seconds))
-    row = ComparedRow(kind, metric, before, after, count=len(both.second.units), is_accuracy=accuracy, differs=differs)
     contrast = None if differs else _compare_answers(kind, both, accuracy)
-    return row if contrast is None else replace(row, contrast=contrast, lost=contrast.lost, gained=contrast.gained)
+    return ComparedRow(kind, metric, before, after, contrast, len(both.second.units), accuracy, differs)
 
 
 def _join(answers: Sequence[Answers]) -> Sample:

@@ -305,7 +305,7 @@ def _judge_row(verdict: Verdict, row: ComparedRow) -> Verdict:
         return replace(verdict, word="not worse")
     same = f"every answer is the same, but {row.count:,} documents do not exclude a loss of the margin"
     unclear = "a loss of the margin is neither shown nor excluded"
-    reason = same if row.lost == row.gained == 0 else unclear
+    reason = same if row.contrast and row.contrast.lost == row.contrast.gained == 0 else unclear
     return replace(verdict, word="inconclusive", reason=reason if verdict.gates else "")
 
 

@@ -82,12 +82,6 @@ def degrees_of_freedom(n: int, *, in_a_row: bool) -> int:
     return max(1, round(0.4 * n ** (2 / 3))) if in_a_row else n - 1
 
 
-def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, *, in_a_row: bool = False) -> Contrast:
-    """Return the contrast of two models' perplexities on the same windows, as `paired_perplexities` does of many."""
-    differences = np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float)
-    return paired_perplexities(differences[None], np.asarray(tokens, dtype=float), in_a_row=in_a_row)[0]
-
-
 def paired_perplexities(differences: Floats, tokens: Floats, *, in_a_row: bool = False) -> list[Contrast]:
     """Return for each pair of models how many times the first's perplexity the second has on the same windows.
 

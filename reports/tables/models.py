@@ -40,7 +40,18 @@ from reports.groups import TableGroup
 from reports.legend import FlaggedCell
 from reports.tables.pivots import pivot
 from reports.tables.rows import GroupTests, ReportData, mark_missed
-from reports.tables.table import ARROWS, Column, Row, Table, TableCell, cell_of, cell_of_text, column_of, mark_best
+from reports.tables.table import (
+    ARROWS,
+    Column,
+    Row,
+    Table,
+    TableCell,
+    cell_of,
+    cell_of_text,
+    column_of,
+    is_apart,
+    mark_best,
+)
 
 AVERAGE = "average"
 
@@ -391,8 +402,8 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     if better:
         too_little = {row.label for row in rows for model in shared.models if _too_little(model, row.label)}
         eligible = [row.label not in too_little for row in rows]
-        is_better = partial(_is_apart, [row.cells[count] for row in rows], better)
-        rows = mark_best(rows, count, better, eligible, is_better)
+        means = [row.cells[count] for row in rows]
+        rows = mark_best(rows, count, better, eligible, lambda a, b: is_apart(means[a], means[b], better))
     models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
     amount = words_of_amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
     what = f"{quantity_of_column(measure).heading}, {(TIMES if is_times(measure) else POINTS).heading}, {amount}"
@@ -453,14 +464,6 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
     cells = [_figure(model, method, measure) for model in shared.models]
     cells.append(_cell(measure, mean_of_changes(present)) if mean else TableCell())
     return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
-
-
-def _is_apart(cells: Sequence[TableCell], better: str, first: int, second: int) -> bool:
-    """Say whether the interval of a mean lies on the better side of another's; False without an interval."""
-    (low, high), (low_of_another, high_of_another) = ((cells[at].low, cells[at].high) for at in (first, second))
-    if low is None or high is None or low_of_another is None or high_of_another is None:
-        return False
-    return low > high_of_another if better == "higher" else high < low_of_another
 
 
 def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:

@@ -44,7 +44,7 @@ from bench.regression.contrasts import (
 from reports import legend, protocol
 from reports.groups import TableGroup, group_records
 from reports.legend import FlaggedCell
-from reports.tables.table import Column, Row, Table, TableCell, cell_of, mark_best
+from reports.tables.table import Column, Row, Table, TableCell, cell_of, is_apart, mark_best
 
 
 @dataclass(frozen=True)
@@ -401,7 +401,8 @@ class GroupTests:
     def is_better(self, first: int, second: int, column: str, better: str) -> bool:
         """Say whether one row is shown to be better than another; by their intervals in a column without tests."""
         if not quantity_of_column(column).tested:
-            return _is_apart(self.block.rows, column, better, first, second)
+            rows = self.block.rows
+            return is_apart(cell_of(rows[first], column), cell_of(rows[second], column), better)
         return self.has_more(*((first, second) if better == "higher" else (second, first)), column)
 
     def eligible(self) -> list[int]:
@@ -413,13 +414,3 @@ class GroupTests:
         sign = -1 if better == "higher" else 1
         with_value = [place for place in places if is_finite(self.block.rows[place].get(column))]
         return sorted(with_value, key=lambda place: sign * self.block.rows[place][column])
-
-
-def _is_apart(rows: Sequence[Mapping[str, Any]], column: str, better: str, first: int, second: int) -> bool:
-    """Say whether the interval of a row's value lies on the better side of another's; False without an interval."""
-    ends = [row.get(f"{column}_{end}") for row in (rows[first], rows[second]) for end in ("low", "high")]
-    present = [float(end) for end in ends if end is not None]
-    if len(present) < len(ends):
-        return False
-    low, high, low_of_another, high_of_another = present
-    return bool(low > high_of_another if better == "higher" else high < low_of_another)

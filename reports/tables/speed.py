@@ -17,6 +17,8 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
+
 from bench.plan.cell import words_of_ratio
 from bench.plan.protocol import LLAMA_CPP
 from bench.records.comparability import find_dense_peer
@@ -24,8 +26,9 @@ from bench.records.frame import tokens_of_point
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import MISSING, format_bytes, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model
+from bench.records.samples import Sample
 from bench.records.served import ServedRecord, group_alike
-from bench.stats.clusters import paired_perplexity
+from bench.regression.pairs import Windows, compare_perplexities, pair_whole, to_windows
 from reports import legend, protocol
 from reports.groups import name_with_ratio, suffixes_of_draws
 from reports.legend import FAILED, NOT_TIMED, OF_POINTS, FlaggedCell, flags_of_cell, flags_of_speed
@@ -315,12 +318,18 @@ def _perplexity(quality: dict[str, Any] | None) -> TableCell:
     return TableCell(quantity.show_interval(value, low, high), quantity.show(value), value, low, high)
 
 
+def _windows(quality: dict[str, Any]) -> Windows:
+    """Return the windows of a text that an inference engine scored; their first tokens have no score."""
+    nll = np.array(quality["nll"])
+    return to_windows(Sample(tuple(enumerate([quality["window"] - 1] * len(nll))), nll), quality)
+
+
 def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
     """Return the cell of the ratio of perplexities to the base; empty if their windows differ."""
-    if not quality or not base or quality["sha256"] != base["sha256"]:
+    both = pair_whole(*map(_windows, (base, quality))) if base and quality else None
+    if both is None:
         return TableCell()
-    tokens = [quality["window"] - 1] * len(quality["nll"])
-    contrast = paired_perplexity(base["nll"], quality["nll"], tokens, in_a_row=not quality["drawn"])
+    (contrast,) = compare_perplexities([both])
     words = (
         quantity_of_column("decode_speed")
         .show_interval(contrast.estimate, contrast.low, contrast.high)

@@ -187,6 +187,12 @@ def cell_of(row: Mapping[str, Any], name: str) -> TableCell:
     return TableCell(format_value(row, name), format_value(row, name, spread=False), value, low, high, stderr)
 
 
+def is_apart(first: TableCell, second: TableCell, better: str) -> bool:
+    """Say whether the interval of a value lies on the better side of another's; False without an interval."""
+    above, below = (first, second) if better == "higher" else (second, first)
+    return above.low is not None and below.high is not None and above.low > below.high
+
+
 def cell_text(cell: TableCell, *, brief: bool = False) -> str:
     """Return the text of a cell with the signs of its marks."""
     return (cell.short if brief else cell.text) + signs_of(cell)

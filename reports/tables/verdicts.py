@@ -62,6 +62,7 @@ def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[
     for judged_row in judged:
         row, contrast = judged_row.row, judged_row.row.contrast
         change = [contrast.estimate, contrast.low, contrast.high] if contrast else [None] * 3
+        flips = [contrast.lost, contrast.gained] if contrast else [None] * 2
         p = contrast.p if contrast and not math.isnan(contrast.p) else None
         line = [
             judged_row.cells,
@@ -74,7 +75,7 @@ def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[
             judged_row.p,
             judged_row.verdict,
         ]
-        lines.append([*line, row.lost, row.gained, row.count or None, _detectable(judged_row)])
+        lines.append([*line, *flips, row.count or None, _detectable(judged_row)])
     return CSV_COLUMNS, lines
 
 
@@ -162,7 +163,8 @@ def summarise_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) -> 
 def _texts_of_comparison(judged: JudgedRow) -> list[str]:
     """Return the texts of a row of a comparison, by COMPARE_HEADS."""
     row = judged.row
-    flips = MISSING if row.lost is None else f"{row.lost:,}, {row.gained:,} of {row.count:,}"
+    lost, gained = (row.contrast.lost, row.contrast.gained) if row.contrast else (None, None)
+    flips = MISSING if lost is None else f"{lost:,}, {gained:,} of {row.count:,}"
     detectable = _detectable(judged)
     loss = MISSING if detectable is None else _loss(row, detectable)
     p = MISSING if judged.p is None else "<0.001" if judged.p < 0.001 else f"{judged.p:.3f}"

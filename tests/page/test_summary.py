@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok
+from made_samples import paired_perplexity
 from pages import ROOT, text
 from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import multipletests
@@ -21,7 +22,6 @@ from bench.records.samples import Sample, Samples
 from bench.regression import contrasts
 from bench.regression.contrasts import LEVEL, contrast_of_averages, pairs_of
 from bench.stats import intervals
-from bench.stats.clusters import paired_perplexity
 from reports import legend
 from reports.groups import group_records
 from reports.page.summary import INDEPENDENT, summarise_setups

@@ -278,7 +278,7 @@ def test_an_accuracy_of_shares_is_judged_by_a_test_over_documents(lost, word):
     (verdict,) = gate.judge(shares(0), shares(lost), Margins())
     assert (verdict.metric, verdict.word, verdict.gates) == ("accuracy", word, True)
     (_, alone) = gate.judge(shares(0), shares(lost), Margins(tasks={"mc2": 2.0}))
-    assert (alone.metric, alone.word, alone.row.lost) == ("mc2 acc", word, None)
+    assert (alone.metric, alone.word, alone.row.contrast.lost) == ("mc2 acc", word, None)
     apart = shares(lost)["x"].tasks["mc2"].values - shares(0)["x"].tasks["mc2"].values
     assert alone.row.contrast.estimate == pytest.approx(apart.mean())
     assert alone.row.contrast.stderr == pytest.approx(apart.std(ddof=1) / 20)

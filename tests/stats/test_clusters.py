@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_samples import paired_perplexity
 from pyarrow.parquet import read_table
 from scipy.fft import dct
 from scipy.signal import lfilter
@@ -19,7 +20,6 @@ from bench.stats.clusters import (
     degrees_of_freedom,
     paired_clusters,
     paired_perplexities,
-    paired_perplexity,
     ratio_interval,
     ratio_stderr,
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from made_samples import paired_perplexity
 from made_served import M, W, nats, point, record
 
-from bench.stats.clusters import paired_perplexity
 from reports.figures import pareto as figures
 from reports.tables.speed import tables_of_served
 

@@ -40,7 +40,7 @@ from made_records import (
     with_cell,
 )
 from made_runs import run_folder
-from made_samples import MadeSamples, any_figures
+from made_samples import MadeSamples, any_figures, paired_perplexity
 from scipy.stats import binomtest, ttest_1samp
 
 import methods
@@ -51,7 +51,6 @@ from bench.records.record import Record, peak_of_stage
 from bench.records.run_folder import load_runs
 from bench.records.samples import Sample, Samples
 from bench.regression.pairs import Pair, compare_shares
-from bench.stats.clusters import paired_perplexity
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
