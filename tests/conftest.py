@@ -17,6 +17,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import forked
 import pytest
 import torch
 from baichuan_code import BaichuanConfig, BaichuanForCausalLM
@@ -24,11 +25,10 @@ from hypothesis import HealthCheck, settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from bench.system.worker import Worker
+from bench.system import worker
 from methods.model.calibration import Calibration
 from methods.registry import PLUGIN, REGISTRY
 
-FORKED = {"bench.runs.job", "bench.inference.llama_cpp", "bench.speed.timed_cell"}  # what forked processes import
 VOCABULARY = 128
 LAYERS = 6
 
@@ -297,11 +297,14 @@ def _one_server_imports_for_all_processes():
     begin = ForkServerContext.set_forkserver_preload
 
     def import_all(self: ForkServerContext, names: list[str]) -> None:
-        begin(self, [*names, *FORKED] if FORKED & set(names) else names)
+        begin(self, [*names, *forked.IMPORTED] if set(forked.IMPORTED) & set(names) else names)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ForkServerContext, "set_forkserver_preload", import_all)
-        patch.setattr("bench.engines.engine.Worker", functools.partial(Worker, imported=("bench.runs.job",)))
+        patch.setattr("bench.engines.engine.Worker", functools.partial(worker.Worker, imported=(forked.JOBS,)))
+        with pytest.MonkeyPatch.context() as own:
+            own.delenv("PYTEST_CURRENT_TEST")
+            worker._environment_of_server()  # is that of all tests
         yield
 
 

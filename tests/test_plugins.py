@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -12,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from conftest import refused, tiny
@@ -29,9 +29,8 @@ SOURCE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re
 
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m bench`, with the packages in `folder` installed."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    code = "from bench.__main__ import command; command()"
+    return forked.run(code, arguments, {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 import torch
@@ -27,6 +28,7 @@ from bench import engines
 from bench.cli.main import main
 from bench.engines.engine import PARTS, Machine
 from bench.engines.slurm import ELEMENTS, LOGS, Slurm
+from bench.engines.slurm_queue import ProcessQueue
 from bench.plan.protocol import protocol_of_profile
 from bench.runs.job import run_job_text
 from bench.system import environment
@@ -85,13 +87,32 @@ def begun(folder: Path) -> list[str]:
     return sorted((folder / "begun").read_text().split())
 
 
+class ForkedQueue(ProcessQueue):
+    """Starts processes as submitit does, but from the server of the tests: torch is imported in none of them anew."""
+
+    def submit(self, calls, needs):
+        self.started = [*getattr(self, "started", ()), *(forked.start(*call) for call in calls)]
+        return [str(process.pid) for process in self.started[-len(calls) :]]
+
+    def list_waiting(self):
+        return {str(process.pid): "" for process in self.started if process.is_alive()}
+
+    def cancel(self, names):
+        for process in self.started:
+            if str(process.pid) in names:
+                process.kill()
+        return ()
+
+
 def test_a_run_through_slurm_is_the_local_one_and_a_cell_that_dies_is_an_outcome(base, tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("PYTHONPATH")  # so that the environment is that of the server, and processes are forked
     (tmp_path / "mine.py").write_text(MINE)
     asked = [*base, "--ratio", "0.2", "--threads", "1", "--save-models", "--plugin", str(tmp_path / "mine.py")]
     asked += ["--methods", "shortgpt,dies", "--then", "shortgpt:ratio=0.6"]
     assert main([*asked, "--isolate", "--out", str(tmp_path / "here")]) == 3
     capfd.readouterr()
     monkeypatch.setattr(engines, "engine_of_spec", lambda spec: HERE)
+    monkeypatch.setattr("bench.engines.slurm.ProcessQueue", ForkedQueue)
     assert main([*asked, "--out", str(tmp_path / "there")]) == 3
     found = contents(tmp_path / "there")
     assert found == contents(tmp_path / "here")

@@ -8,11 +8,10 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from made_cells import made_cell, made_inputs
@@ -339,7 +338,7 @@ def test_healing_that_is_killed_goes_on_and_ends_where_an_uninterrupted_one_does
     arguments = [*options, "--methods", "drop-tail", "--ratio", "0.3", "--heal", "lora", *length, "--heal-batch", "2"]
     arguments += ["--no-checks", "--dtype", "float32", "--out"]
     folder = tmp_path / "killed"
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments, str(folder)], capture_output=True, check=False)
+    done = forked.run(KILLED, [*arguments, str(folder)])
     assert done.returncode == -signal.SIGKILL
     (file,) = folder.glob("partial/*/heal-*/heal.safetensors")
     with safe_open(file, "pt") as stored:
