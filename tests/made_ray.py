@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from bench.engines import Ray, ray
-from bench.engines.engine import Conditions
+from bench.engines.engine import SessionNeeds
 from bench.engines.ray import RaySession
 
 TESTS = Path(__file__).parent
@@ -97,7 +97,7 @@ def until(holds, seconds: float = 120.0) -> bool:
 def session(engine: Ray, folder: Path, measure, **how) -> RaySession:
     folder.mkdir(exist_ok=True)
     asked = {"device": "cpu", "timed": False, "threads": 1, "models": False} | how
-    return engine.start(Conditions(folder=folder, fresh=False, work=print, measure=measure, **asked))
+    return engine.start(SessionNeeds(folder=folder, fresh=False, work=print, measure=measure, **asked))
 
 
 def measured(started: RaySession, count: int) -> dict[str, dict]:

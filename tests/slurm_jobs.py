@@ -7,13 +7,13 @@ import signal
 import time
 from pathlib import Path
 
-from bench.engines.engine import Conditions, Job
+from bench.engines.engine import Job, SessionNeeds
 from methods.errors import UserError
 
 
-def conditions(folder: Path, **how) -> Conditions:
+def session_needs(folder: Path, **how) -> SessionNeeds:
     alike = {"device": "cpu", "timed": False, "fresh": False, "threads": 1, "models": False, "work": None}
-    return Conditions(**({"folder": folder, "measure": notes} | alike | how))
+    return SessionNeeds(**({"folder": folder, "measure": notes} | alike | how))
 
 
 def notes(text: str, out: str, place: object = None) -> None:

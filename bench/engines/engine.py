@@ -192,8 +192,8 @@ Measure = Callable[[str, str, Workplace | None], None]
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """Says what all jobs of a run have in common, before the first one.
+class SessionNeeds:
+    """Says what the cells of a run need of the session that measures them, before the first job.
 
     folder   of the run
     device   of its cells
@@ -251,7 +251,7 @@ class Engine(Protocol):
     def is_here(self) -> bool:
         """Say whether cells run on this machine, so that its devices can be looked at."""
 
-    def start(self, conditions: Conditions) -> Session:
+    def start(self, needs: SessionNeeds) -> Session:
         """Begin a session. Raises UserError, within seconds, where the engine cannot run such cells."""
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work, refuse_gpus_of_cpus
+from bench.engines.engine import SOUND, VISIBLE, Job, Machine, Result, SessionNeeds, Work, refuse_gpus_of_cpus
 from bench.system import environment
 from bench.system.worker import Channel, Gate, Worker, end_server
 from methods.errors import UserError
@@ -36,23 +36,21 @@ class Local:
     gpus_per_cell: int = 1
     is_here: ClassVar[bool] = True
 
-    def start(self, conditions: Conditions) -> LocalSession:
+    def start(self, needs: SessionNeeds) -> LocalSession:
         """Begin a session. Raises UserError for more slots than GPUs, and for timed cells on GPUs of several kinds."""
         import torch
 
         gpus = names_of_visible_gpus(torch.cuda.device_count())
-        variables = environments_of_slots(self.slots, conditions.device, gpus, self.gpus_per_cell)
-        if conditions.timed and conditions.device.startswith("cuda"):
+        variables = environments_of_slots(self.slots, needs.device, gpus, self.gpus_per_cell)
+        if needs.timed and needs.device.startswith("cuda"):
             refuse_unlike(len(variables), self.gpus_per_cell)
         every = torch.get_num_threads()
-        shared = threads_of(len(variables), every, conditions.threads)
-        machine = Machine(environment.name_of_processor(torch.device(conditions.device)), every, self.gpus_per_cell)
-        work, on_cpu = conditions.work, torch.device(conditions.device).type == "cpu"
+        shared = threads_of(len(variables), every, needs.threads)
+        machine = Machine(environment.name_of_processor(torch.device(needs.device)), every, self.gpus_per_cell)
+        work, on_cpu = needs.work, torch.device(needs.device).type == "cpu"
         imported = (work.__module__,) if on_cpu else ()  # a process that has found a GPU may not fork
-        session = LocalSession(
-            work, variables, fresh=conditions.fresh, imported=imported, threads=shared, machine=machine
-        )
-        if conditions.soon and conditions.is_apart(session.slots):
+        session = LocalSession(work, variables, fresh=needs.fresh, imported=imported, threads=shared, machine=machine)
+        if needs.soon and needs.is_apart(session.slots):
             session.begin()
         return session
 

@@ -38,12 +38,12 @@ from typing import Any, ClassVar
 from bench.engines.engine import (
     PARTS,
     VISIBLE,
-    Conditions,
     InUse,
     Job,
     Machine,
     Measure,
     Result,
+    SessionNeeds,
     Workplace,
     refuse_gpus_of_cpus,
 )
@@ -93,23 +93,23 @@ class Ray:
         if importlib.util.find_spec("ray") is None:
             raise UserError("--engine ray needs the package ray: pip install 'prunebench[ray]'")
 
-    def start(self, conditions: Conditions) -> RaySession:
+    def start(self, needs: SessionNeeds) -> RaySession:
         """Begin a session. Raises UserError where there is no cluster, or none whose nodes can measure the cells."""
-        on_cpu = not conditions.device.startswith("cuda")
-        refuse_gpus_of_cpus(conditions.device, self.gpus_per_cell, self.accelerator)
+        on_cpu = not needs.device.startswith("cuda")
+        refuse_gpus_of_cpus(needs.device, self.gpus_per_cell, self.accelerator)
         with contextlib.ExitStack() as opened:
             opened.enter_context(connect(self.address))
-            ask = Ask(0 if on_cpu else self.gpus_per_cell, self.accelerator, conditions.threads or 1)
+            ask = Ask(0 if on_cpu else self.gpus_per_cell, self.accelerator, needs.threads or 1)
             nodes = find_suitable_nodes(list_nodes(), ask)
-            site = opened.enter_context(Site.make(conditions.folder, on_cpu, conditions.fresh))
-            looks = look_at_nodes(nodes, site, conditions.device if conditions.timed else None, ask)
+            site = opened.enter_context(Site.make(needs.folder, on_cpu, needs.fresh))
+            looks = look_at_nodes(nodes, site, needs.device if needs.timed else None, ask)
             nodes = find_suitable_nodes([node for node in nodes if node.id in looks], ask)
-            refuse_unlike(nodes, looks, conditions)
-            ask, slots = divide_nodes(nodes, ask, self.slots, conditions.threads)
+            refuse_unlike(nodes, looks, needs)
+            ask, slots = divide_nodes(nodes, ask, self.slots, needs.threads)
             share = Share(ask, slots, (), Machine(None, ask.threads, ask.gpus))
-            if conditions.timed:
-                share = Share(ask, slots, *find_timing_nodes(nodes, looks, ask, conditions.threads))
-            return RaySession(share, site, conditions.measure, opened.pop_all())
+            if needs.timed:
+                share = Share(ask, slots, *find_timing_nodes(nodes, looks, ask, needs.threads))
+            return RaySession(share, site, needs.measure, opened.pop_all())
 
 
 class RaySession:

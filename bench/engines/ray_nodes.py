@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.engines.engine import VISIBLE, Conditions, Machine, Workplace
+from bench.engines.engine import VISIBLE, Machine, SessionNeeds, Workplace
 from bench.system import environment, worker
 from bench.system.worker import Channel
 from methods.console import say
@@ -209,14 +209,14 @@ def find_timing_nodes(
     return timing, Machine(processor, given or min([threads, *usable]), ask.gpus)
 
 
-def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
+def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], needs: SessionNeeds) -> None:
     """Refuse nodes with other versions than this process has, and nodes that need the run's folder and lack it."""
     own_versions = environment.installed_versions()
     for node in nodes:
         environment.refuse_unlike(node.name, looks[node.id].versions, own_versions)
-        if conditions.models and not looks[node.id].sees:
+        if needs.models and not looks[node.id].sees:
             raise UserError(
-                f"cells keep models in {conditions.folder}, which {node.name} does not see; put --out where all nodes "
+                f"cells keep models in {needs.folder}, which {node.name} does not see; put --out where all nodes "
                 "have it, or leave --then and --save-models out"
             )
 

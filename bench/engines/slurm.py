@@ -35,7 +35,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import PARTS, Conditions, InUse, Job, Machine, Measure, Result, refuse_gpus_of_cpus
+from bench.engines.engine import PARTS, InUse, Job, Machine, Measure, Result, SessionNeeds, refuse_gpus_of_cpus
 from bench.engines.slurm_queue import Call, Needs, ProcessQueue, Queue, SlurmQueue
 from bench.records.record import LOST
 from methods.console import say
@@ -86,12 +86,12 @@ class Slurm:
         if missing:
             raise UserError(f"--engine slurm: there is no {missing[0]} on this machine; run it where Slurm takes jobs")
 
-    def start(self, conditions: Conditions) -> SlurmSession:
+    def start(self, needs: SessionNeeds) -> SlurmSession:
         """Begin a session. Raises UserError where GPUs are requested and cells run on the CPU."""
-        refuse_gpus_of_cpus(conditions.device, self.gpus_per_cell, self.accelerator)
-        folder = conditions.folder.absolute() / PARTS / LOGS
+        refuse_gpus_of_cpus(needs.device, self.gpus_per_cell, self.accelerator)
+        folder = needs.folder.absolute() / PARTS / LOGS
         queue = ProcessQueue(folder) if self.cluster == "local" else SlurmQueue(folder, self.parameters())
-        return SlurmSession(self, conditions, queue)
+        return SlurmSession(self, needs, queue)
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of every array, by submitit's names.
@@ -248,9 +248,9 @@ MOST_NAMED = 10  # jobs in a message
 class SlurmSession:
     """Measures jobs as elements of arrays. Jobs that are submitted before a result is waited for are one array."""
 
-    def __init__(self, engine: Slurm, conditions: Conditions, queue: Queue) -> None:
-        self._engine, self._conditions, self._queue = engine, conditions, queue
-        self._folder = conditions.folder.absolute()
+    def __init__(self, engine: Slurm, needs: SessionNeeds, queue: Queue) -> None:
+        self._engine, self._needs, self._queue = engine, needs, queue
+        self._folder = needs.folder.absolute()
         self._parts = self._folder / PARTS
         self._ids = Submitted(self._parts / LOGS / ELEMENTS, engine.cluster)
         self._one_machine = engine.cluster == "local"
@@ -266,8 +266,8 @@ class SlurmSession:
     @functools.cached_property
     def machine(self) -> Machine:
         """Return what the nodes of timed cells are, by a probe on the first free one. Of others nothing is known."""
-        threads, device = self._conditions.threads, self._conditions.device
-        if not self._conditions.timed:
+        threads, device = self._needs.threads, self._needs.device
+        if not self._needs.timed:
             return Machine(None, threads or THREADS, self._engine.gpus_per_cell, not self._one_machine)
         say("cells are timed: a node is asked what it is, as soon as one is free")
         needs = Needs(
@@ -289,7 +289,7 @@ class SlurmSession:
 
     def threads(self, timed: bool) -> int:
         """Return the threads that each job asks Slurm for."""
-        return self._conditions.threads or THREADS
+        return self._needs.threads or THREADS
 
     def has_room(self, timed: bool) -> bool:
         """Say whether a job would start now. A timed one is alone on its node, whatever runs on others."""
@@ -379,8 +379,8 @@ class SlurmSession:
     def _call(self, element: Element) -> Call:
         """Return what a node does for an element."""
         if element.key == PROBE:
-            return write_machine, self._conditions.device, str(element.part)
-        return measure_on_node, self._conditions.measure, str(element.part)
+            return write_machine, self._needs.device, str(element.part)
+        return measure_on_node, self._needs.measure, str(element.part)
 
     def _result(self, element: Element) -> Result | None:
         """Return what became of an element, or None as long as it goes on or begins anew."""

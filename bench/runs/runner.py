@@ -20,13 +20,13 @@ from bench import engines
 from bench.data import pretrained
 from bench.engines import local
 from bench.engines.engine import (
-    Conditions,
     Engine,
     Job,
     Result,
     RunConditions,
     SearchStart,
     Session,
+    SessionNeeds,
     refuse_gpus_of_cpus,
 )
 from bench.plan import grid, validate
@@ -140,8 +140,47 @@ def run(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     engine = engine or local.Local()
-    fresh = bool(limits) if isolate is None else isolate
-    conditions = Conditions(
+    soon = isolate is not False and not any((folder / "cells").glob("*.json"))
+    needs = _needs_of_cells(cells, folder, threads, fresh=bool(limits) if isolate is None else isolate, soon=soon)
+    with store.lock_folder(folder) as dead, store.keep_tidy(folder):
+        if dead:
+            say(dead)
+        with store.make_scratch_folder(folder) as scratch, engine.start(needs) as started:
+            session: Session = started
+            datasets = read_datasets(cells, scratch, session.machine)
+            cells = with_inputs(cells, datasets)
+            _take_in_earlier(cells, folder, engine.is_here)
+            shared = scratch if engine.is_here else None
+            if engine.is_here and (isolate is False or not needs.is_apart(session.slots)):
+                session = local.InThisProcess(partial(_measure_here, datasets), session.machine)
+            else:
+                _hand_over_data(cells, datasets, shared)
+            conditions = RunConditions(
+                folder=folder,
+                scratch=shared,
+                code_sha256=inputs.sha256_of_code(),
+                plugins=tuple(map(Path, methods.files_of_plugins())),
+                limits=Limits(**(limits or {})),
+                memory_gib=room_of(memory, session.slots) / GIB if memory is not None or engine.is_here else None,
+                device_memory_gib=device_memory,
+                offload=offload.resolve() if offload and engine.is_here else offload,
+                free_cores=free_cores,
+                timed_threads=session.machine.threads,
+                variables={name.upper(): value for name, value in settings_of_waiting().items()},
+            )
+            earlier = EarlierCells.find(folder, cells, retry_failed)
+            estimates = _estimate(cells, folder, datasets, session, earlier.ends)
+            loop = CellLoop(cells, session, conditions, earlier, estimates, is_here=engine.is_here, ended=ended)
+            records = loop.measure_all()
+        report(folder, records)
+    return records
+
+
+def _needs_of_cells(
+    cells: Sequence[Cell], folder: Path, threads: int | None, *, fresh: bool, soon: bool
+) -> SessionNeeds:
+    """Return what cells need of the session that measures them; arguments as of `SessionNeeds`."""
+    return SessionNeeds(
         folder=folder,
         device=cells[0].device,
         timed=any(cell.is_timed for cell in cells),
@@ -150,42 +189,8 @@ def run(
         models=any(cell.earlier or cell.protocol.save_dtype for cell in cells),
         work=job.run_job,
         measure=job.run_job_text,
-        soon=isolate is not False and not any((folder / "cells").glob("*.json")),
+        soon=soon,
     )
-    with store.lock_folder(folder) as dead, store.keep_tidy(folder):
-        if dead:
-            say(dead)
-        with store.make_scratch_folder(folder) as scratch, engine.start(conditions) as session:
-            datasets = read_datasets(cells, scratch, session.machine)
-            cells = with_inputs(cells, datasets)
-            _take_in_earlier(cells, folder, engine.is_here)
-            measuring: Session = session
-            if engine.is_here and (isolate is False or not conditions.is_apart(session.slots)):
-                measuring = local.InThisProcess(partial(_measure_here, datasets), session.machine)
-            else:
-                _refuse_own(cells)
-                if engine.is_here:
-                    save_datasets(datasets, scratch)
-            limited = memory is not None or engine.is_here
-            run_conditions = RunConditions(
-                folder=folder,
-                scratch=scratch if engine.is_here else None,
-                code_sha256=inputs.sha256_of_code(),
-                plugins=tuple(map(Path, methods.files_of_plugins())),
-                limits=Limits(**(limits or {})),
-                memory_gib=room_of(memory, measuring.slots) / GIB if limited else None,
-                device_memory_gib=device_memory,
-                offload=offload.resolve() if offload and engine.is_here else offload,
-                free_cores=free_cores,
-                timed_threads=measuring.machine.threads,
-                variables={name.upper(): value for name, value in settings_of_waiting().items()},
-            )
-            earlier = EarlierCells.find(folder, cells, retry_failed)
-            estimates = _estimate(cells, folder, datasets, measuring, earlier.ends)
-            loop = CellLoop(cells, measuring, run_conditions, earlier, estimates, is_here=engine.is_here, ended=ended)
-            records = loop.measure_all()
-        report(folder, records)
-    return records
 
 
 def _take_in_earlier(cells: Sequence[Cell], folder: Path, is_here: bool) -> None:
@@ -371,14 +376,21 @@ def _measure_here(datasets: Mapping[CalibrationSetting, Datasets], channel: Chan
     job.measure_cell(channel, order, datasets[setting_of_calibration(order.cell)])
 
 
-def _refuse_own(cells: Sequence[Cell]) -> None:
-    """Refuse methods that the running script defines itself, which the process that measures them cannot import."""
+def _hand_over_data(
+    cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets], scratch: Path | None
+) -> None:
+    """Write what the run has read into `scratch`, where the processes that measure read it; other machines have none.
+
+    Raises UserError for a method that the running script defines itself, which those processes cannot import.
+    """
     own = {name for name, kind in methods.load().items() if kind.__module__ == "__main__"}
     if used := own & {cell.method.partition("+")[0] for cell in cells}:
         raise UserError(
             f"{min(used)} is defined in the script that runs, which the process that measures it cannot import; put "
             "it into a file and name that in `plugins`, or leave the process out with isolate=False"
         )
+    if scratch:
+        save_datasets(datasets, scratch)
 
 
 def with_inputs(

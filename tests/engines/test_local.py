@@ -26,7 +26,7 @@ from method_source import SEGFAULT, method_source
 from run_contents import contents
 
 from bench.cli.main import main
-from bench.engines.engine import Conditions, Job, SearchStart
+from bench.engines.engine import Job, SearchStart, SessionNeeds
 from bench.engines.local import VISIBLE, Local, LocalSession, environments_of_slots, names_of_visible_gpus, threads_of
 from bench.plan.cell import Stage, TaskInput, TimedOn
 from bench.plan.protocol import Recipe, protocol_of_profile
@@ -209,7 +209,7 @@ def test_slots_on_gpus_of_several_kinds_time_no_cells(engine, timed, refused_wit
             torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="ABAB"[device.index or 0])
         )
         refuses_them = pytest.raises(UserError, match=refused_with) if refused_with else nullcontext()
-        with refuses_them, engine.start(Conditions(tmp_path, "cuda", timed, **how)):
+        with refuses_them, engine.start(SessionNeeds(tmp_path, "cuda", timed, **how)):
             pass
 
 

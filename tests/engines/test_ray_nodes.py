@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.engines.engine import Conditions, Machine
+from bench.engines.engine import Machine, SessionNeeds
 from bench.engines.ray_nodes import (
     Ask,
     Look,
@@ -94,13 +94,13 @@ def test_cells_are_timed_on_nodes_that_are_alike(capsys):
 
 
 def test_nodes_have_the_versions_of_the_run_and_see_what_it_keeps():
-    def conditions(models: bool) -> Conditions:
-        return Conditions(Path("run"), "cpu", False, False, None, models, work=print, measure=print)
+    def session_needs(models: bool) -> SessionNeeds:
+        return SessionNeeds(Path("run"), "cpu", False, False, None, models, work=print, measure=print)
 
     here = environment.installed_versions()
-    refuse_unlike([BARE], {"c": Look(here, False)}, conditions(models=False))
+    refuse_unlike([BARE], {"c": Look(here, False)}, session_needs(models=False))
     with pytest.raises(UserError, match="cells keep models in run, which bare does not see"):
-        refuse_unlike([BARE], {"c": Look(here, False)}, conditions(models=True))
+        refuse_unlike([BARE], {"c": Look(here, False)}, session_needs(models=True))
     other = f"bare has torch 1.0.0 and not {here['torch']}".replace("+", r"\+")
     with pytest.raises(UserError, match=other):
-        refuse_unlike([BARE], {"c": Look(here | {"torch": "1.0.0"}, True)}, conditions(models=False))
+        refuse_unlike([BARE], {"c": Look(here | {"torch": "1.0.0"}, True)}, session_needs(models=False))

@@ -22,7 +22,7 @@ from made_cells import made_cell
 from made_slurm import Enough, MadeSlurm, wait_a_little
 from method_source import KILL, SHORTGPT, method_source
 from run_contents import contents
-from slurm_jobs import conditions
+from slurm_jobs import session_needs
 
 from bench import engines
 from bench.cli.main import main
@@ -40,10 +40,10 @@ DRIVER = """
 import sys
 from pathlib import Path
 from engine_jobs import job
-from slurm_jobs import conditions
+from slurm_jobs import session_needs
 from bench.engines.slurm import Slurm
 
-with Slurm(cluster="local", slots=3).start(conditions(Path(sys.argv[1]))) as session:
+with Slurm(cluster="local", slots=3).start(session_needs(Path(sys.argv[1]))) as session:
     for key, seconds in (("first", 0.0), ("second", 6.0), ("third", 6.0)):
         session.submit(job(key, seconds=seconds))
     print(session.next_result().key, flush=True)
@@ -150,7 +150,7 @@ def test_elements_of_a_run_that_was_killed_are_waited_for(tmp_path):
     assert driver.stdout.readline() == "first\n"
     driver.kill()
     driver.wait()
-    with replace(HERE, slots=3).start(conditions(tmp_path)) as session:
+    with replace(HERE, slots=3).start(session_needs(tmp_path)) as session:
         for key, seconds in (("first", 0.0), ("second", 6.0), ("third", 6.0)):
             session.submit(replace(job(key, seconds=seconds), title="[2/7] of a longer list"))
         assert {session.next_result().key for _ in range(3)} == {"first", "second", "third"}
@@ -159,14 +159,14 @@ def test_elements_of_a_run_that_was_killed_are_waited_for(tmp_path):
         assert not session.has_room(timed=True)
         time.sleep(1)
     assert not processes_of(tmp_path)
-    with HERE.start(conditions(tmp_path)) as session:
+    with HERE.start(session_needs(tmp_path)) as session:
         session.submit(job("second", seconds=0.0, keep_model=True))  # otherwise than before
         assert session.next_result().key == "second"
     assert begun(tmp_path)[:2] == ["first", "second"]
 
 
 def test_whatever_leaves_no_record_is_lost_and_says_what_it_said_last(tmp_path):
-    with HERE.start(conditions(tmp_path)) as session:
+    with HERE.start(session_needs(tmp_path)) as session:
         for key in ("dead", "broken"):
             session.submit(job(key))
         assert not session.has_room(timed=False)
@@ -174,7 +174,7 @@ def test_whatever_leaves_no_record_is_lost_and_says_what_it_said_last(tmp_path):
     assert {one["status"] for one in found.values()} == {"lost"}
     assert found["broken"]["error"].endswith("has left no record; RuntimeError: what nobody has foreseen")
     assert list((tmp_path / PARTS / LOGS).glob("*.err"))
-    with HERE.start(conditions(tmp_path)) as session:  # as with --retry-failed
+    with HERE.start(session_needs(tmp_path)) as session:  # as with --retry-failed
         session.submit(job("dead"))
         assert session.next_result().outcome["status"] == "lost"
     assert begun(tmp_path) == ["broken", "dead", "dead"]
@@ -182,14 +182,14 @@ def test_whatever_leaves_no_record_is_lost_and_says_what_it_said_last(tmp_path):
 
 def test_a_mistake_that_is_no_cells_alone_ends_the_run_and_is_forgotten_when_it_is_mended(tmp_path):
     refused_alike = pytest.raises(UserError, match="there is no such text")
-    with refused_alike, HERE.start(conditions(tmp_path)) as session:
+    with refused_alike, HERE.start(session_needs(tmp_path)) as session:
         session.submit(job("beside", seconds=600.0))
         session.submit(job("wrong"))
         session.next_result()
     _, left = psutil.wait_procs(processes_of(tmp_path), timeout=60.0)  # the one that is refused ends by itself
     assert not left
     (tmp_path / "right").touch()
-    with HERE.start(conditions(tmp_path)) as session:
+    with HERE.start(session_needs(tmp_path)) as session:
         session.submit(job("wrong"))
         result = session.next_result()
         assert (result.key, result.part) == ("wrong", tmp_path / PARTS / "wrong")
@@ -198,7 +198,7 @@ def test_a_mistake_that_is_no_cells_alone_ends_the_run_and_is_forgotten_when_it_
 def test_what_sbatch_is_given(made, tmp_path):
     options = {"time": "120", "account": "abc", "mem_per_cpu": "4G"}
     engine = Slurm("gpu", gpus_per_cell=2, accelerator="h100", slots=5, options=options)
-    with engine.start(conditions(tmp_path, device="cuda", threads=4)) as session:
+    with engine.start(session_needs(tmp_path, device="cuda", threads=4)) as session:
         assert session.machine.gpus == 2  # which the run asks for each job
         for key in ("a", "b", "c"):
             session.submit(job(key, gpus=2, threads=4, timed=key == "c"))
@@ -223,7 +223,7 @@ def test_what_sbatch_is_given(made, tmp_path):
     known = json.loads((tmp_path / PARTS / LOGS / ELEMENTS).read_text())
     assert known["b"] == {"cluster": "slurm", "id": "77_1"}
     plain = replace(engine, gpus_per_cell=1, accelerator=None, slots=None, options={}, partition=None)
-    with plain.start(conditions(tmp_path / "plain", threads=None)) as session:
+    with plain.start(session_needs(tmp_path / "plain", threads=None)) as session:
         assert (session.slots, session.threads(timed=False)) == (1000, 8)
         session.submit(job("a", threads=8))
         with pytest.raises(Enough):
@@ -242,7 +242,7 @@ def test_what_sbatch_is_given(made, tmp_path):
     ],
 )
 def test_slurms_word_for_an_end_is_the_status(made, tmp_path, state, status, said):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         made.place.joinpath("down").touch()  # when nothing can be said of what is in the queue
         with pytest.raises(Enough):
@@ -257,13 +257,13 @@ def test_slurms_word_for_an_end_is_the_status(made, tmp_path, state, status, sai
 
 
 def test_an_array_of_slurm_measures_its_elements_and_one_that_was_cancelled_is_submitted_again(made, tmp_path):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         with pytest.raises(Enough):
             wait_a_little(session)
     assert made.cancelled() == {"77"}
     made.place.joinpath("held").unlink()
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         assert session.machine == Machine(None, 1, queues=True)
         for key in ("a", "b", "c"):
             session.submit(job(key))
@@ -274,14 +274,14 @@ def test_an_array_of_slurm_measures_its_elements_and_one_that_was_cancelled_is_s
 
 def test_timed_cells_stand_on_what_a_node_says_it_is(tmp_path, capsys):
     alone = Slurm(cluster="local", slots=2)
-    with alone.start(conditions(tmp_path, timed=True, threads=None)) as session:
+    with alone.start(session_needs(tmp_path, timed=True, threads=None)) as session:
         assert session.machine.processor == environment.name_of_processor(torch.device("cpu"))
         assert session.machine.threads >= 1
         assert "a node is asked what it is" in capsys.readouterr().err
         session.submit(job("a", timed=True))
         assert not session.has_room(timed=False)
     assert not (tmp_path / PARTS / ".machine").exists()
-    with alone.start(conditions(tmp_path)) as session:
+    with alone.start(session_needs(tmp_path)) as session:
         assert session.machine == Machine(None, 1)
 
 
@@ -346,7 +346,7 @@ def test_a_part_of_another_run_is_refused(tmp_path):
     other.parent.mkdir(parents=True)
     other.write_text("{}")
     refused_alike = pytest.raises(UserError, match="belongs to another run, it holds laco--0")
-    with refused_alike, HERE.start(conditions(tmp_path, measure=run_job_text)) as session:
+    with refused_alike, HERE.start(session_needs(tmp_path, measure=run_job_text)) as session:
         session.submit(job(cell.key, cell=cell))
         session.next_result()
     assert other.exists()

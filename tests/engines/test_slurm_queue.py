@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from engine_jobs import job
 from made_slurm import Enough, MadeSlurm, wait_a_little
-from slurm_jobs import conditions
+from slurm_jobs import session_needs
 
 from bench.engines import slurm
 from bench.engines.engine import PARTS, InUse
@@ -43,7 +43,7 @@ def is_measured(folder, key: str) -> None:
 
 
 def test_what_sbatch_refuses_for_a_while_is_submitted_again_and_cancels_nothing(made, tmp_path, capsys):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
         (made.place / "refuses").write_text("sbatch: error: Batch job submission failed: Socket timed out\n")
@@ -65,12 +65,12 @@ def test_what_sbatch_refuses_for_a_while_is_submitted_again_and_cancels_nothing(
 def test_what_sbatch_refuses_from_the_start_or_for_long_ends_the_run(made, tmp_path, monkeypatch):
     (made.place / "refuses").write_text(LIMIT)
     refused_alike = pytest.raises(UserError, match="Job violates a limit; see --slots, the most")
-    with refused_alike, Slurm().start(conditions(tmp_path)) as session:
+    with refused_alike, Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         session.next_result()
     (made.place / "refuses").unlink()
     monkeypatch.setattr(slurm, "REFUSED_FOR", 0.0)
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
         (made.place / "refuses").write_text(LIMIT)
@@ -94,7 +94,7 @@ def test_what_sbatch_refuses_from_the_start_or_for_long_ends_the_run(made, tmp_p
     ],
 )
 def test_how_a_job_ended_is_known_without_accounts(made, tmp_path, known, log, status):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
         (tmp_path / PARTS / LOGS / "77_0_log.err").write_text(f"{log}\nand what was said behind that\n")
@@ -106,7 +106,7 @@ def test_how_a_job_ended_is_known_without_accounts(made, tmp_path, known, log, s
 
 
 def test_what_may_wait_for_ever_is_said_once(made, tmp_path, capsys):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         for key in "abc":
             session.submit(job(key))
         for name in ("77_0", "77_1"):
@@ -121,7 +121,7 @@ def test_what_may_wait_for_ever_is_said_once(made, tmp_path, capsys):
 
 
 def test_a_job_that_has_ended_is_given_time_for_its_record_and_is_lost_without_it(made, tmp_path):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
         (tmp_path / PARTS / "a" / ENDED).write_text(json.dumps({"refused": None}))
@@ -135,7 +135,7 @@ def test_a_part_that_another_job_measures_is_lost_and_ends_no_run(made, tmp_path
     def is_in_use(text, part, place):
         raise InUse(f"{part} is in use")
 
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
         assert (tmp_path / PARTS / "a" / JOB).exists()
@@ -166,13 +166,13 @@ def test_a_job_that_slurm_takes_away_leaves_its_cell_without_an_outcome(tmp_path
 
 
 def test_nothing_is_removed_while_it_is_not_known_whether_a_job_still_writes_it(made, tmp_path):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
     written = tmp_path / PARTS / "a" / "written"
     written.touch()
     (made.place / "down").touch()
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(session, "next_result", lambda: session.submit(job("a", seconds=1.0)))  # another than before
             waits(session)
@@ -190,7 +190,7 @@ def test_a_job_that_slurm_ends_while_no_run_looks_has_that_outcome_and_is_not_su
 ):
     waits_with(tmp_path, "a")
     made.ends("77", state)
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         if status:
             assert wait_a_little(session).outcome["status"] == status
@@ -199,7 +199,7 @@ def test_a_job_that_slurm_ends_while_no_run_looks_has_that_outcome_and_is_not_su
     assert (made.place / "78.sh").exists() == (status is None)
     shutil.rmtree(tmp_path / PARTS / "a", ignore_errors=True)  # as the run does once there is a record
     for _ in range(2):  # with --retry-failed, the first of which is killed at once
-        session = Slurm().start(conditions(tmp_path))
+        session = Slurm().start(session_needs(tmp_path))
         session.submit(job("a"))
     waits(session)
     assert (made.place / ("79.sh" if status is None else "78.sh")).exists()
@@ -207,7 +207,7 @@ def test_a_job_that_slurm_ends_while_no_run_looks_has_that_outcome_and_is_not_su
 
 def waits_with(folder, *keys: str) -> None:
     """Submit these, and be killed."""
-    session = Slurm().start(conditions(folder))
+    session = Slurm().start(session_needs(folder))
     for key in keys:
         session.submit(job(key))
     waits(session)
@@ -230,7 +230,7 @@ def test_a_run_that_is_killed_while_it_notes_what_it_has_submitted_submits_nothi
         patch.setattr(slurm, "write_atomically", until_then)
         patch.setattr(slurm, "write_atomically", until_then)
         with pytest.raises((Killed, Enough)):
-            session = Slurm().start(conditions(tmp_path))
+            session = Slurm().start(session_needs(tmp_path))
             for key in "abc":
                 session.submit(job(key))
             wait_a_little(session)
@@ -241,7 +241,7 @@ def test_a_run_that_is_killed_while_it_notes_what_it_has_submitted_submits_nothi
 def test_jobs_of_cells_that_are_not_asked_for_any_more_are_named_once(made, tmp_path, capsys):
     waits_with(tmp_path, "a", "b", "c")
     assert "scancel" not in capsys.readouterr().err
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
         waits(session)
@@ -253,7 +253,7 @@ def test_jobs_of_cells_that_are_not_asked_for_any_more_are_named_once(made, tmp_
 
 def test_a_node_that_an_earlier_run_has_asked_is_asked_anew(made, tmp_path):
     for _ in range(2):
-        session = Slurm().start(conditions(tmp_path, timed=True))
+        session = Slurm().start(session_needs(tmp_path, timed=True))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(session, "next_result", lambda session=session: session.machine)
             waits(session)
@@ -263,7 +263,7 @@ def test_a_node_that_an_earlier_run_has_asked_is_asked_anew(made, tmp_path):
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_jobs_that_cannot_be_cancelled_are_named(fails, made, tmp_path, capsys):
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         for key in "ab":
             session.submit(job(key))
         waits(session)
@@ -283,7 +283,7 @@ def test_a_record_that_the_file_system_has_not_shown_yet_is_asked_for_before_a_j
         listed.add(path)
         return iterdir(path)
 
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a"))
         waits(session)
         is_measured(tmp_path, "a")
@@ -299,7 +299,7 @@ def test_what_an_attempt_has_left_outlives_a_job_that_measures_otherwise(made, t
     kept = tmp_path / PARTS / "a" / "partial" / "a" / "prune" / "removals.json"
     kept.parent.mkdir(parents=True)
     kept.touch()
-    with Slurm().start(conditions(tmp_path)) as session:
+    with Slurm().start(session_needs(tmp_path)) as session:
         session.submit(job("a", threads=2))
         waits(session)
     assert kept.exists()

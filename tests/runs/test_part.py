@@ -47,8 +47,8 @@ class Parts:
     jobs: list[str] = field(default_factory=list)
     submitted: Job | None = None
 
-    def start(self, conditions):
-        self.measure = conditions.measure
+    def start(self, needs):
+        self.measure = needs.measure
         return self
 
     def threads(self, timed):

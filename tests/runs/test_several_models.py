@@ -70,10 +70,10 @@ def test_a_process_that_measures_cells_of_several_models_has_the_texts_of_each(
     """
     cache, seen, at_end = dict[Any, Any](), list[str](), list[Callable[[], None]]()
 
-    def start(self, conditions):
+    def start(self, needs):
         def work(line, asked):
             line.cache = cache  # as in a worker, which keeps what it has read
-            conditions.work(line, asked)
+            needs.work(line, asked)
 
         return local.InThisProcess(work, Machine(None, 1))
 
