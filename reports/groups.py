@@ -274,10 +274,10 @@ def _of_setup(
         set(ratio_by_number.values()), key=lambda ratio: (ratio[0] is None, ratio[1] != "all", ratio[1], ratio[0] or 0)
     )
     for ratio, of in ratios or [(None, "all")]:
-        block = [*dense, *(number for number in pruned if ratio_by_number[number] == (ratio, of))]
+        members = [*dense, *(number for number in pruned if ratio_by_number[number] == (ratio, of))]
         numbers, drawn, together = list[list[int]](), list[list[Record]](), list[list[dict[str, Any]]]()
-        for places in group_draws([records[number] for number in block]):
-            numbers.append([block[place] for place in places])
+        for places in group_draws([records[number] for number in members]):
+            numbers.append([members[place] for place in places])
             drawn.append([records[number] for number in numbers[-1]])
             together.append([rows[number] for number in numbers[-1]])
         firsts = [several[0] for several in drawn]

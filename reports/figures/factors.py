@@ -53,7 +53,7 @@ QUALITIES = ("perplexity_", "kl", "average")
 
 def figures_of_studies(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
     """Return a figure for each study and quality."""
-    records = {id(record): record for block in chain(*setups) for record in chain(*block.drawn)}
+    records = {id(record): record for group in chain(*setups) for record in chain(*group.drawn)}
     figures = []
     for study in studies_of(list(records.values())):
         for column in (measure for measure in study.measures() if measure.startswith(QUALITIES)):
@@ -153,17 +153,17 @@ RatioAndGain = tuple[str, Gain]  # the ratio or budget in words; empty where the
 NEAR = (0.3, 2.0)  # times the perplexity of the method alone; a value farther off is written as a number
 
 
-def figures_of_compensations(blocks: Sequence[TableGroup], samples: Samples) -> list[Figure]:
+def figures_of_compensations(groups: Sequence[TableGroup], samples: Samples) -> list[Figure]:
     """Return a figure for each quality that a method has at one ratio both alone and with a compensation."""
     figures = []
-    for column in qualities_of(blocks):
+    for column in qualities_of(groups):
         gains = [
-            (words_of_amount(block.ratio, block.ratio_of), gain)
-            for block in blocks
-            for gain in pivots.gains_of_compensations(column, block, samples)
+            (words_of_amount(group.ratio, group.ratio_of), gain)
+            for group in groups
+            for gain in pivots.gains_of_compensations(column, group, samples)
         ]
         title = (
-            f"{subject_of(column, blocks)} with a compensation, {_beside(column)}; "
+            f"{subject_of(column, groups)} with a compensation, {_beside(column)}; "
             f"{'right' if _is_share(column) else 'left'} of the line the compensation helps"
             f"{'; bars are 95 % intervals, in pairs' * any(gain.contrast for _, gain in gains)}"
         )

@@ -28,19 +28,19 @@ ROW = 0.21  # inches of a method's row
 Shares = dict[str, list[float]]  # method: share for each task
 
 
-def figures_of_depth(blocks: Sequence[TableGroup]) -> list[Figure]:
+def figures_of_depth(groups: Sequence[TableGroup]) -> list[Figure]:
     """Return the map of the accuracy kept of each task and the map of the shares left of each layer.
 
     Each has a panel for each ratio; a map without data is left out.
     """
-    figures, model = [], name_of_model(blocks[0].records[0])
-    every_kept = {_ratio(block): _kept(block) for block in blocks}
+    figures, model = [], name_of_model(groups[0].records[0])
+    every_kept = {_ratio(group): _kept(group) for group in groups}
     kept = {ratio: (tasks, shares) for ratio, (tasks, shares) in every_kept.items() if shares}
     if kept:
         title = f"Accuracy of {model} by task as a share of the dense model's"
         words = " ".join(_words_of_kept(ratio, *tasks_and_shares) for ratio, tasks_and_shares in kept.items())
         figures.append(Figure("tasks-kept", title, words, partial(_draw_kept, kept)))
-    every_remaining = {_ratio(block): _remaining_by_method(block) for block in blocks}
+    every_remaining = {_ratio(group): _remaining_by_method(group) for group in groups}
     over_depth = {ratio: by_method for ratio, by_method in every_remaining.items() if by_method}
     if over_depth:
         title = "What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of"
@@ -50,21 +50,21 @@ def figures_of_depth(blocks: Sequence[TableGroup]) -> list[Figure]:
     return figures
 
 
-def _ratio(block: TableGroup) -> str:
-    return words_of_amount(block.ratio, block.ratio_of) or "ratio fixed"
+def _ratio(group: TableGroup) -> str:
+    return words_of_amount(group.ratio, group.ratio_of) or "ratio fixed"
 
 
-def _kept(block: TableGroup) -> tuple[list[str], Shares]:
+def _kept(group: TableGroup) -> tuple[list[str], Shares]:
     """Return the tasks with an accuracy, and {label: shares of the dense model's accuracy that the method keeps}."""
-    columns = [column for column in columns_of_tasks(block.records) if column.startswith("task_")]
-    rows = list(zip(block.records, block.rows, strict=True))
+    columns = [column for column in columns_of_tasks(group.records) if column.startswith("task_")]
+    rows = list(zip(group.records, group.rows, strict=True))
     dense = next((row for record, row in rows if record.cell.method == "dense" and record.status == "ok"), None)
     if dense is None:
         return columns, {}
     shares = {}
     for place, (record, row) in enumerate(rows):
         if record.cell.method != "dense" and any(row.get(column) is not None for column in columns):
-            shares[block.label(place)] = [_share(row, dense, column) for column in columns]
+            shares[group.label(place)] = [_share(row, dense, column) for column in columns]
     return columns, shares
 
 
@@ -134,14 +134,14 @@ def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, label: str,
     bar.outline.set_linewidth(0.5)
 
 
-def _remaining_by_method(block: TableGroup) -> dict[str, Remaining]:
+def _remaining_by_method(group: TableGroup) -> dict[str, Remaining]:
     """Return {label: shares left of each layer}; the mean of several draws."""
     remaining = {}
-    for place, drawn in enumerate(block.drawn):
+    for place, drawn in enumerate(group.drawn):
         several = [draw for draw in map(remaining_of, drawn) if draw is not None]
-        cell = block.records[place].cell
+        cell = group.records[place].cell
         if several and cell.method != "dense" and not cell.healing:  # healing removes nothing
-            remaining[block.label(place)] = Remaining(
+            remaining[group.label(place)] = Remaining(
                 _mean_by_layer([draw.attention for draw in several]),
                 _mean_by_layer([draw.mlp for draw in several]),
                 several[0].how,

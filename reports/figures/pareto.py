@@ -32,13 +32,13 @@ from reports.tables.speed import first_rate_of, suffixes_of_seeds
 COSTS = {"parameters": "lower", "prefill_speed": "higher", "decode_speed": "higher"}  # and which way is better
 
 
-def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list[Figure]:
+def figures_of_fronts(groups: Sequence[TableGroup], reference: str = "") -> list[Figure]:
     """Return a figure for each quality, with a chart for each cost that several cells have.
 
     reference  the label of a method that is in colour
     """
-    figures, points = [], points_of(blocks)
-    for column in qualities_of(blocks):
+    figures, points = [], points_of(groups)
+    for column in qualities_of(groups):
         measured = _points_with_value(points, column)
         against = [cost for cost in COSTS if len(_points_with_value(measured, cost)) > 1]
         if not against or all(point.method == "dense" for point in measured):
@@ -47,7 +47,7 @@ def figures_of_fronts(blocks: Sequence[TableGroup], reference: str = "") -> list
         timed = tuple(chart for cost, chart in charts.items() if cost != "parameters")  # which the ratio tells too
         every = tuple(charts.values())
         title = (
-            f"{subject_of(column, blocks)} against size and speed; the steps are the front of the cells that no "
+            f"{subject_of(column, groups)} against size and speed; the steps are the front of the cells that no "
             "other one beats in both"
         )
         words = " ".join(_words_of_front(column, cost, measured) for cost in against)

@@ -70,25 +70,25 @@ class PlottedPoint:
 
 
 def figures_of_quality(
-    blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = ""
+    groups: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = ""
 ) -> list[Figure]:
     """Return for each quality a chart of the methods over several ratios, and a figure by method with intervals.
 
     The chart joins all setups that agree in everything that decides the quality, so that it also has cells at which
     perplexity alone was measured. It is among the figures of the first of those setups.
 
-    blocks     the groups of one setup
+    groups     the groups of one setup
     setups     the groups of every setup
     reference  the label of a method that is in colour
     """
     figures = []
-    for column in qualities_of(blocks):
-        what = subject_of(column, blocks)
-        slug, axis = column.replace("_", "-", 1), _axis_of(column, blocks)
+    for column in qualities_of(groups):
+        what = subject_of(column, groups)
+        slug, axis = column.replace("_", "-", 1), _axis_of(column, groups)
         alike = [setup for setup in setups if column in qualities_of(setup) and _axis_of(column, setup) == axis]
         every = _measured(column, chain(*alike))
         line = _without_compensated(every)
-        if alike[0] is blocks and len(_ratios(line)) > len({of for _, of in _ratios(line)}):
+        if alike[0] is groups and len(_ratios(line)) > len({of for _, of in _ratios(line)}):
             coloured = curves_in_colour(column, line, reference)
             title = f"{what} by the share of parameters removed{ALONE if len(line) < len(every) else ''}"
             if len(coloured) < len({point.curve for point in line if point.method != "dense"}):
@@ -96,7 +96,7 @@ def figures_of_quality(
             words = f"{_words_of_quality(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
             charts = (chart_of_quality(column, line, "ratio", "parameters removed (%)", coloured),)
             figures.append(Figure(f"{slug}-by-ratio", title, words, partial(draw_charts, charts), charts))
-        measured = _measured(column, blocks)
+        measured = _measured(column, groups)
         if _ratios(measured):
             title, words = f"{what} {BY_METHOD}", _words_of_quality(column, measured)
             figures.append(Figure(f"{slug}-by-method", title, words, partial(_by_method, column, measured)))
@@ -111,8 +111,8 @@ def _without_compensated(points: list[PlottedPoint]) -> list[PlottedPoint]:
     return [point for point in points if "+" not in point.method or point.method.partition("+")[0] not in alone]
 
 
-def _measured(column: str, blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
-    return [point for point in points_of(blocks) if is_finite(point.row.get(column))]
+def _measured(column: str, groups: Iterable[TableGroup]) -> list[PlottedPoint]:
+    return [point for point in points_of(groups) if is_finite(point.row.get(column))]
 
 
 def _ratios(points: Iterable[PlottedPoint]) -> list[RatioAndBase]:
@@ -121,28 +121,28 @@ def _ratios(points: Iterable[PlottedPoint]) -> list[RatioAndBase]:
     return sorted(ratios, key=lambda ratio: (ratio[0] is None, ratio[1] != "all", ratio[1], ratio[0] or 0))
 
 
-def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
+def _axis_of(column: str, groups: Sequence[TableGroup]) -> str:
     """Return the conditions under which a quality was measured, as text. Only cells with equal texts share an axis."""
-    record, text = blocks[0].records[0], column.removeprefix("perplexity_")
+    record, text = groups[0].records[0], column.removeprefix("perplexity_")
     return f"{column} {setup_of_record(record) if text == column else setup_of_perplexity(record, text)}"
 
 
-def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
+def points_of(groups: Iterable[TableGroup]) -> list[PlottedPoint]:
     """Return every measured row once. The dense model, which is in each group, has one point."""
     points: dict[tuple[str, str, float | None], PlottedPoint] = {}
-    for block in blocks:
-        for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
+    for group in groups:
+        for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):
             if record.status == "ok":
-                ratio = None if record.cell.method == "dense" else block.ratio
-                of, name = "all" if ratio is None else block.ratio_of, block.label(place)
-                point = PlottedPoint(name, record.cell.method, ratio, row, block.each[place], of)
+                ratio = None if record.cell.method == "dense" else group.ratio
+                of, name = "all" if ratio is None else group.ratio_of, group.label(place)
+                point = PlottedPoint(name, record.cell.method, ratio, row, group.each[place], of)
                 points.setdefault((*point.curve, ratio), point)
     return list(points.values())
 
 
-def qualities_of(blocks: Sequence[TableGroup]) -> list[str]:
+def qualities_of(groups: Sequence[TableGroup]) -> list[str]:
     """Return the columns that have figures of their own: the perplexities, then the average accuracy."""
-    records = [record for block in blocks for record in block.records]
+    records = [record for group in groups for record in group.records]
     drawn = [quantity for quantity in list_quantities() if quantity.is_drawn]
     return list(chain.from_iterable(columns_of_quantity(quantity, records) for quantity in drawn))
 
@@ -153,9 +153,9 @@ def title_of_quantity(column: str) -> str:
     return quantity.title or quantity.heading
 
 
-def subject_of(column: str, blocks: Sequence[TableGroup]) -> str:
+def subject_of(column: str, groups: Sequence[TableGroup]) -> str:
     """Return the subject of figures of a quality: 'perplexity on wiki of SmolLM2-135M'."""
-    return f"{title_of_quantity(column)} of {name_of_model(blocks[0].records[0])}"
+    return f"{title_of_quantity(column)} of {name_of_model(groups[0].records[0])}"
 
 
 def axis_scale(column: str) -> float:

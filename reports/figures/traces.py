@@ -38,14 +38,14 @@ class Calls:
     dense: list[float]
 
 
-def figures_of_traces(blocks: Sequence[TableGroup]) -> list[Figure]:
+def figures_of_traces(groups: Sequence[TableGroup]) -> list[Figure]:
     """Return the figures of the similarity of each method that merges layers, then of learning and latency by ratio."""
-    model = name_of_model(blocks[0].records[0])
-    figures = _similarities([record for block in blocks for record in block.records], model)
-    for block in blocks:
-        ratio = words_of_ratio(block.ratio, block.ratio_of) or "fixed"
-        where = f"{model} at {words_of_amount(block.ratio, block.ratio_of) or 'ratio fixed'}"
-        figures += [*_learning(block, ratio, where), *_latencies(block.records, ratio, where)]
+    model = name_of_model(groups[0].records[0])
+    figures = _similarities([record for group in groups for record in group.records], model)
+    for group in groups:
+        ratio = words_of_ratio(group.ratio, group.ratio_of) or "fixed"
+        where = f"{model} at {words_of_amount(group.ratio, group.ratio_of) or 'ratio fixed'}"
+        figures += [*_learning(group, ratio, where), *_latencies(group.records, ratio, where)]
     return figures
 
 
@@ -101,11 +101,11 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
     return drawing
 
 
-def _learning(block: TableGroup, ratio: str, where: str) -> list[Figure]:
+def _learning(group: TableGroup, ratio: str, where: str) -> list[Figure]:
     """Return the figure of the learning curves of healed cells, with the first of several draws; empty without one."""
     curves = {
-        block.label(place): (record.cell.method, record.measured["healing"]["curve"])
-        for place, record in enumerate(block.records)
+        group.label(place): (record.cell.method, record.measured["healing"]["curve"])
+        for place, record in enumerate(group.records)
         if record.status == "ok" and "healing" in record.measured
     }
     if not curves:

@@ -26,7 +26,7 @@ from reports.figures.catalogue import figures_of_report
 from reports.figures.figure import Figure, to_svg
 from reports.groups import names_of_draws, names_of_seeds, seeds_of
 from reports.page.charts import shapes_of_chart, to_inline
-from reports.page.sections import VIEWS, Group, group_rows, ratios_of, sections_of_views, tables_of_summary
+from reports.page.sections import VIEWS, PageRow, list_rows, ratios_of, sections_of_views, tables_of_summary
 from reports.page.summary import summarise_setups
 from reports.tables import whole_cell
 from reports.tables.table import Table
@@ -59,12 +59,12 @@ def render_page(
     drawings  every figure with its SVG, if they are made already or a gallery makes them
     """
     samples = samples or Samples()
-    rows, targets = group_rows(records)
+    rows, targets = list_rows(records)
     tables = build_views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
-    parts = sections_of_views(tables, targets, {group.ratio_title: group.ratio for group in rows})
+    parts = sections_of_views(tables, targets, {row.ratio_title: row.ratio for row in rows})
     style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
     models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
-    summary, cells = tables_of_summary(summarise_setups(records, samples)), [_cell(group) for group in rows]
+    summary, cells = tables_of_summary(summarise_setups(records, samples)), [_cell(row) for row in rows]
     if drawings is None:
         drawings = (
             (figure, to_svg(figure)) for figure in figures_of_report(records, samples, served=served, needs=needs)
@@ -144,13 +144,13 @@ def to_json(value: Any) -> str:
     return text
 
 
-def _data(parts: Sequence[dict[str, Any]], rows: Sequence[Group]) -> dict[str, Any]:
+def _data(parts: Sequence[dict[str, Any]], rows: Sequence[PageRow]) -> dict[str, Any]:
     """Return the data of the script: columns and raw values of tables, titles of cells, and their deviating columns."""
     return {
         "columns": {table["id"]: table["names"] for part in parts for table in part["tables"]},
         "tables": {table["id"]: table["figures"] for part in parts for table in part["tables"]},
-        "titles": {group.id: to_printable(_title(group)) for group in rows},
-        "drawn": {group.id: group.deviating for group in rows if group.deviating},
+        "titles": {row.id: to_printable(_title(row)) for row in rows},
+        "drawn": {row.id: row.deviating for row in rows if row.deviating},
     }
 
 
@@ -193,8 +193,8 @@ def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({figure["title"]: figure for figure in reversed(quality)}.values())[::-1]
 
 
-def _title(group: Group) -> str:
-    first, seeds, draws = group.records[0], seeds_of(group.records), len(group.records)
+def _title(row: PageRow) -> str:
+    first, seeds, draws = row.records[0], seeds_of(row.records), len(row.records)
     if len(seeds) > 1:
         return (
             f"{whole_cell.title_of_cell(first).removesuffix(f', {names_of_seeds(seeds_of([first]))}')}, "
@@ -203,24 +203,24 @@ def _title(group: Group) -> str:
     return whole_cell.title_of_cell(first) + (f", {draws} draws" if draws > 1 else "")
 
 
-def _cell(group: Group) -> dict[str, Any]:
+def _cell(row: PageRow) -> dict[str, Any]:
     """Return everything about the records of one row for the template, with the protocol of their measurement."""
-    first, several = group.records[0], len(group.records) > 1
+    first, several = row.records[0], len(row.records) > 1
     is_measured = first.status == "ok"
-    peers, rows = list(group.records), list(group.rows)
-    if group.dense and group.dense[0] is not first:
-        peers, rows = [group.dense[0], *peers], [group.dense[1], *rows]
+    peers, rows = list(row.records), list(row.rows)
+    if row.dense and row.dense[0] is not first:
+        peers, rows = [row.dense[0], *peers], [row.dense[1], *rows]
     return {
-        "id": group.id,
-        "label": group.label,
-        "ratio": group.ratio,
-        "title": _title(group),
+        "id": row.id,
+        "label": row.label,
+        "ratio": row.ratio,
+        "title": _title(row),
         "failure": "" if is_measured else legend.words_of_status(first),
-        "reading": legend.describe_columns(peers, rows, seeds=len(seeds_of(group.records)) > 1) if is_measured else [],
+        "reading": legend.describe_columns(peers, rows, seeds=len(seeds_of(row.records)) > 1) if is_measured else [],
         "protocol": protocol.protocol_of_records(peers) if is_measured else [],
         "blocks": [
             {"name": block.name + (f", {which}" if several else ""), "inside": _shorten_fact(block).inside}
-            for which, record in zip(names_of_draws(group.records), group.records, strict=True)
+            for which, record in zip(names_of_draws(row.records), row.records, strict=True)
             for block in whole_cell.facts_of(record)
         ],
     }

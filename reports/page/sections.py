@@ -43,7 +43,7 @@ MARKS = {"best": "best", "missed": "missed", "doubtful": "missed"}  # the style 
 
 
 @dataclass(frozen=True)
-class Group:
+class PageRow:
     """Records that share a row, and the id of their part of the page.
 
     label        the label of the row
@@ -67,36 +67,36 @@ class Group:
 Targets = Mapping[tuple[str, ...], str]
 
 
-def group_rows(records: Sequence[Record]) -> tuple[list[Group], Targets]:
+def list_rows(records: Sequence[Record]) -> tuple[list[PageRow], Targets]:
     """Return every row once, and {(model, conditions, label, ratio): id of the row}.
 
     A row has several keys: the conditions of a table of one ratio and of a table of all ratios, and the ratio in both
     forms. A key that two rows share is left out, so that no link is wrong.
     """
-    group_by_numbers: dict[tuple[int, ...], Group] = {}
+    row_by_numbers: dict[tuple[int, ...], PageRow] = {}
     ways: dict[tuple[str, ...], set[str]] = {}
-    for groups_of_setup, block in ((several, block) for several in group_records(records) for block in several):
-        own = list(chain(*block.drawn))
-        whole = [record for group in groups_of_setup for record in chain(*group.drawn)]
-        where = [(*protocol.conditions_of(several), *block.apart) for several in (whole, own)]
-        both = zip(block.records, block.rows, strict=True)
+    for groups_of_setup, group in ((several, group) for several in group_records(records) for group in several):
+        own = list(chain(*group.drawn))
+        whole = [record for member in groups_of_setup for record in chain(*member.drawn)]
+        where = [(*protocol.conditions_of(several), *group.apart) for several in (whole, own)]
+        both = zip(group.records, group.rows, strict=True)
         dense = next(((r, row) for r, row in both if r.cell.method == "dense" and r.status == "ok"), None)
-        for place, numbers in enumerate(block.numbers):
-            mine, figures = tuple(block.drawn[place]), tuple(block.each[place])
+        for place, numbers in enumerate(group.numbers):
+            mine, figures = tuple(group.drawn[place]), tuple(group.each[place])
             ratio, ratio_title = (
-                ratio_for_filter(_ratio(block, place)),
-                words_of_ratio(_ratio(block, place), block.ratio_of),
+                ratio_for_filter(_ratio(group, place)),
+                words_of_ratio(_ratio(group, place), group.ratio_of),
             )
             spread = _deviating(mine, figures)
-            new = Group(
-                f"cell-{len(group_by_numbers)}", block.label(place), ratio, mine, figures, dense, spread, ratio_title
+            new = PageRow(
+                f"cell-{len(row_by_numbers)}", group.label(place), ratio, mine, figures, dense, spread, ratio_title
             )
-            group = group_by_numbers.setdefault(tuple(numbers), new)
-            names = (group.label, name_with_ratio(mine[0], block.beside))
-            for conditions, name, at in product(where, names, (group.ratio, _column_of(group.ratio_title))):
+            page_row = row_by_numbers.setdefault(tuple(numbers), new)
+            names = (page_row.label, name_with_ratio(mine[0], group.beside))
+            for conditions, name, at in product(where, names, (page_row.ratio, _column_of(page_row.ratio_title))):
                 way = _way(name_of_model(mine[0]), conditions, name, at)
-                ways.setdefault(way, set()).add(group.id)
-    return list(group_by_numbers.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
+                ways.setdefault(way, set()).add(page_row.id)
+    return list(row_by_numbers.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
 
 
 def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -111,8 +111,8 @@ def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> 
     return tuple(sorted(beside - missing))
 
 
-def _ratio(block: TableGroup, place: int) -> float | None:
-    return None if block.records[place].cell.method == "dense" else block.ratio
+def _ratio(group: TableGroup, place: int) -> float | None:
+    return None if group.records[place].cell.method == "dense" else group.ratio
 
 
 def ratio_for_filter(ratio: float | None) -> str:
@@ -129,12 +129,12 @@ def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple
     return (model, *conditions, label, ratio)
 
 
-def ratios_of(rows: Sequence[Group]) -> dict[str, list[str]]:
+def ratios_of(rows: Sequence[PageRow]) -> dict[str, list[str]]:
     """Return {ratio that tables are filtered by: all its forms in words}, rising."""
     titles_by_ratio: dict[str, list[str]] = {}
-    for group in rows:
-        if group.ratio and group.ratio_title not in titles_by_ratio.setdefault(group.ratio, []):
-            titles_by_ratio[group.ratio].append(group.ratio_title)
+    for row in rows:
+        if row.ratio and row.ratio_title not in titles_by_ratio.setdefault(row.ratio, []):
+            titles_by_ratio[row.ratio].append(row.ratio_title)
     return dict(sorted(titles_by_ratio.items(), key=lambda item: float(item[0])))
 
 
@@ -144,7 +144,7 @@ def sections_of_views(
     """Return the sections that have a table, for the template.
 
     views         the tables of VIEWS
-    targets       the ids of rows, see `group_rows`
+    targets       the ids of rows, see `list_rows`
     ratio_titles  {ratio in words: the number that tables are filtered by}
     """
     several = len({(table.model, *table.conditions) for tables in views.values() for table in tables}) > 1

@@ -21,7 +21,7 @@ from bench.records.record import record_from_plain
 from bench.records.run_folder import load_run
 from reports.page.charts import to_inline
 from reports.page.page import render_page, to_json
-from reports.page.sections import VIEWS, group_rows, sections_of_views
+from reports.page.sections import VIEWS, list_rows, sections_of_views
 from reports.tables.views import build_views
 
 DRAWS = [drawn(seed, ppl, 0.3) for seed, ppl in ((0, 900.0), (1, 1100.0), (2, 1000.0))]
@@ -117,7 +117,7 @@ def test_data_for_the_script_end_no_element_and_no_line():
 
 def test_cells_of_two_protocols_are_not_mistaken_for_each_other():
     both = [changed(one, "cell", "protocol", "windows", to=99) for one in (DENSE, LACO)]
-    rows, targets = group_rows([DENSE, LACO, *both])
+    rows, targets = list_rows([DENSE, LACO, *both])
     windows = {one.id: one.records[0].cell.protocol.windows for one in rows}
     found = sections_of_views(build_views(VIEWS, [DENSE, LACO, *both]), targets)
     assert {one["name"] for one in found} >= {"results", "tasks", "speed", "cost"}
@@ -130,7 +130,7 @@ def test_cells_of_two_machines_have_links_at_one_ratio_and_at_several():
     low = changed(changed(LACO, "cell", "ratio", to=0.1), "environment", "gpu", to="H100")
     exact = changed(low, "cell", "match", to="exact")
     records = [changed(DENSE, "environment", "gpu", to="H200"), low, exact, LACO]
-    rows, targets = group_rows(records)
+    rows, targets = list_rows(records)
     tables = [table for one in sections_of_views(build_views(VIEWS, records), targets) for table in one["tables"]]
     label = {one.id: one.label for one in rows}
     assert len(tables) > 5

@@ -395,7 +395,7 @@ def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
 
 
 def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
-    groups, targets = sections.group_rows(MENDED)
+    groups, targets = sections.list_rows(MENDED)
     (section,) = (
         one for one in sections.sections_of_views(build_views(("grid",), MENDED), targets) if one["name"] == "grid"
     )
