@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, combinations
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -54,11 +54,6 @@ Seeds = Mapping[int, Mapping[int, int]]  # {place that stands for a model of sev
 Cells = dict[Places, list[Places]]  # {two models: their two cells for each seed that both have}
 
 
-def pairs_of(numbers: Sequence[int]) -> list[Places]:
-    """Return every pair (a, b), a before b in `numbers`."""
-    return list(combinations(numbers, 2))
-
-
 def contrast_of_perplexities(
     records: Records,
     pairs: Sequence[Places],
@@ -78,10 +73,10 @@ def contrast_of_perplexities(
     cells = {places: sides for places, sides in cells.items() if finite.issuperset(chain(*sides))}
     nats = _read_samples(samples, f"perplexity-{name_of_text(text)}", dict.fromkeys(_places(cells), "nll"))
     windows = {n: to_windows(sample, scores[n]) for n, sample in nats.items()}
-    paired = _pair_cells(cells, windows)
-    single = {places: both for places, (both, *rest) in paired.items() if not rest}
+    paired = _pair_cells(cells, [windows])
+    single = {places: by_seed[0] for places, (by_seed,) in paired.items() if len(by_seed) == 1}
     contrasts: dict[Places, Contrast | None] = dict(zip(single, compare_perplexities([*single.values()]), strict=True))
-    for places, by_seed in paired.items():
+    for places, (by_seed,) in paired.items():
         if len(by_seed) > 1 and all(pair_whole(by_seed[0].first, both.first) for both in by_seed):
             contrasts[places] = _compare_perplexities_of_seeds(by_seed)
     if intervals:
@@ -114,15 +109,10 @@ def contrast_of_averages(
 
     cells = {places: sides for places, sides in cells.items() if share_metrics(sides)}
     every_place = _places(cells)
-    paired_by_task = []
+    answers = []
     for at, task in enumerate(tasks):
-        answers = _read_samples(samples, task, {n: metrics[n][at] for n in every_place})
-        paired_by_task.append(_pair_cells(cells, answers))
-    paired = {}
-    for places in cells:
-        if all(places in paired_of_task for paired_of_task in paired_by_task):
-            paired[places] = [paired_of_task[places] for paired_of_task in paired_by_task]
-    contrasts: dict[Places, Contrast | None] = dict(_compare_answers(paired, bounds=bounds))
+        answers.append(_read_samples(samples, task, {n: metrics[n][at] for n in every_place}))
+    contrasts: dict[Places, Contrast | None] = dict(_compare_answers(_pair_cells(cells, answers), bounds=bounds))
     if intervals:
         rest = [places for places in cells if places not in contrasts]
         values = {n: values_of_tasks(records[n], tasks, metrics[n]) for n in every_place}
@@ -161,14 +151,18 @@ def _read_samples(samples: Samples, name: str, metric_by_place: Mapping[int, str
     return {place: sample for place, sample in every.items() if sample is not None}
 
 
-def _pair_cells(cells: Cells, samples: Mapping[int, AnySample]) -> dict[Places, list[Pair[AnySample]]]:
-    """Return {two models: a pair of samples for each seed} of the models whose samples pair whole at every seed."""
+def _pair_cells(
+    cells: Cells, samples_by_task: Sequence[Mapping[int, AnySample]]
+) -> dict[Places, list[list[Pair[AnySample]]]]:
+    """Return {two models: for each task a pair of samples for each seed} of the models whose samples all pair whole."""
     paired = {}
     for places, sides in cells.items():
-        by_seed = [pair_whole(samples.get(a), samples.get(b)) for a, b in sides]
-        whole = [both for both in by_seed if both is not None]
-        if len(whole) == len(sides):
-            paired[places] = whole
+        by_task = []
+        for samples in samples_by_task:
+            by_seed = [pair_whole(samples.get(a), samples.get(b)) for a, b in sides]
+            by_task.append([both for both in by_seed if both is not None])
+        if all(len(by_seed) == len(sides) for by_seed in by_task):
+            paired[places] = by_task
     return paired
 
 
@@ -302,17 +296,3 @@ def _adjust_p(pairs: Iterable[Places], contrasts: Mapping[Places, Contrast | Non
     computed = {places: contrast for places, contrast in tested.items() if contrast is not None}
     adjusted = stats.holm([contrast.p for contrast in computed.values()])
     return {places: replace(contrast, p=p) for (places, contrast), p in zip(computed.items(), adjusted, strict=True)}
-
-
-def is_shown_higher(contrasts: Contrasts, rows: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
-    """Say whether each cell of `rows` is shown to have more than each of `than`; equal cells have `neutral`.
-
-    Several cells are the draws of a random method: the claim is then for every one of them.
-    """
-    return all(_more(contrasts, a, b, neutral) for a in rows for b in than)
-
-
-def _more(contrasts: Contrasts, a: int, b: int, neutral: float) -> bool:
-    if (b, a) in contrasts:
-        return contrasts[b, a].p < LEVEL and contrasts[b, a].estimate > neutral
-    return (a, b) in contrasts and contrasts[a, b].p < LEVEL and contrasts[a, b].estimate < neutral

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from bench.records.comparability import conditions_of_gate, identity_of_cell, na
 from bench.records.frame import STAGES
 from bench.records.measured import ANSWER_BPB, is_accuracy_metric
 from bench.records.record import Record, name_of_model
-from bench.records.sample_tables import OF_WINDOWS
 from bench.records.samples import Sample, SampleFiles, sample_of_table
 from bench.regression.pairs import Windows, to_windows
 from methods.console import say
@@ -109,7 +108,7 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
-        table = _table((record, folder, files), name, task["documents"])
+        table = _table((record, folder, files), name)
         tasks[name] = _answers_of_task(task, name, table, str(task["main"]))
         likely = _answers_of_task(task, name, table, ANSWER_BPB)
         bits |= {name: replace(likely, values=likely.values.round(BITS_DIGITS))} if likely else {}
@@ -117,7 +116,7 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        table = _table((record, folder, files), f"perplexity-{name_of_text(name)}", text["windows"], OF_WINDOWS)
+        table = _table((record, folder, files), f"perplexity-{name_of_text(name)}")
         texts[Path(name).name] = _windows(text, table, f"{run}: {key}: the samples of {name}")
     about = {"model": record.display_name, "commit": record.environment.get("commit")}
     return CellResults(
@@ -145,11 +144,8 @@ def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
 
 def _answers_of_task(task: Mapping[str, Any], name: str, table: Any, metric: str) -> Answers | None:
     """Return the values of a metric of a task with their documents; None where a document has no value."""
-    sample, about = (
-        sample_of_table(table, name, metric),
-        {"version": task.get("version"), "fewshot": task.get("fewshot", 0)},
-    )
-    return None if sample is None else Answers(sample.units, sample.values, metric=metric, **about)
+    sample, version, fewshot = sample_of_table(table, name, metric), task.get("version"), task.get("fewshot", 0)
+    return Answers(sample.units, sample.values, (), metric, version, fewshot) if sample else None
 
 
 def _windows(text: Mapping[str, Any], table: Any, where: str) -> Windows:
@@ -161,27 +157,16 @@ def _windows(text: Mapping[str, Any], table: Any, where: str) -> Windows:
     return replace(windows, values=windows.values.round(NLL_DIGITS))
 
 
-def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed: Sequence[str] = ()) -> Any:
-    """Return the pyarrow.Table of one task or text of a cell.
+def _table(cell: tuple[Record, Path, SampleFiles], name: str) -> Any:
+    """Return the pyarrow.Table of one task or text of a cell: its record, the folder of its samples, and their reader.
 
-    cell    its record, the folder of its samples, and their reader
-    rows    the number of rows that the record names
-    needed  columns that it has to have
-
-    Raises UserError where the table is missing, damaged, not that of the record, of another number of rows, or without
-    a needed column.
+    Raises UserError where the table is missing, damaged, or does not fit the record.
     """
     record, folder, files = cell
     table = files.table(record, folder, name)
     if table is None:
         missing = folder / f"{name}.parquet"
         raise UserError(f"{missing} is missing: a comparison needs the samples of the run, not its records alone")
-    if table.num_rows != rows:
-        raise UserError(
-            f"the samples {name} of {folder} have {table.num_rows} rows, and the record {rows}; copy the run again"
-        )
-    if lacking := [column for column in needed if column not in table.column_names]:
-        raise UserError(f"the samples {name} of {folder} lack the column {lacking[0]!r}; copy the run again")
     return table
 
 

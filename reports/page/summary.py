@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain, combinations, pairwise
 from typing import Any
 
 from bench.plan.cell import words_of_ratio
@@ -19,7 +19,7 @@ from bench.records.quantities import format_value, quantity_of_column
 from bench.records.quantity import is_finite
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
-from bench.regression.contrasts import LEVEL, is_shown_higher, pairs_of
+from bench.regression.contrasts import LEVEL
 from reports import legend, protocol
 from reports.groups import TableGroup, group_records
 from reports.legend import FlaggedCell
@@ -143,7 +143,7 @@ def _flags_of_group(tested: GroupTests) -> Iterator[FlaggedCell]:
     where = _where(group)
     yield from legend.flags_of_records(group.records_with_notes(), (), group.beside, where)
     for text in texts_of_records(tested.records)[:1]:
-        yield from _random(tested, text, {"where": where.strip()})
+        yield from _random(tested, f"perplexity_{text}", {"where": where.strip()})
         yield from _disagreement(tested, f"perplexity_{text}", where)
 
 
@@ -155,23 +155,22 @@ def _ties(contest: Contest) -> Iterator[FlaggedCell]:
     """Yield the pairs of methods whose order by a quantity depends on the seed; the first of many, and a count."""
     group = contest.tested.block
     values = {"quantity": quantity_of_column(contest.name).heading, "where": _where(group)}
-    pairs = [pair for pair in pairs_of(contest.places) if group.order_depends_on_seed(*pair, contest.name)]
+    pairs = [pair for pair in combinations(contest.places, 2) if group.order_depends_on_seed(*pair, contest.name)]
     for first, second in pairs[:NAMES]:
         yield FlaggedCell(legend.SEEDS_DISAGREE, f"{group.label(first)} and {group.label(second)}", values)
     if len(pairs) > NAMES:
         yield FlaggedCell(legend.SEEDS_DISAGREE, f"{len(pairs) - NAMES} more pairs", values)
 
 
-def _random(tested: GroupTests, text: str, where: dict[str, str]) -> Iterator[FlaggedCell]:
+def _random(tested: GroupTests, column: str, where: dict[str, str]) -> Iterator[FlaggedCell]:
     """Yield the methods that are not shown to be better than every draw of random layers, or shown to be worse."""
     control = [place for place in tested.rows if tested.block.records[place].cell.method == RANDOM]
     draws = [number for place in control for number in tested.models(place)]
     rest = [place for place in tested.rows if place not in control] if draws else []
-    tests = tested.tests(f"perplexity_{text}")
-    for place in tested.order(rest, f"perplexity_{text}", "lower"):
-        if is_shown_higher(tests, tested.models(place), draws, neutral=1):
+    for place in tested.order(rest, column, "lower"):
+        if tested.is_shown_higher(tested.models(place), draws, column):
             yield FlaggedCell(legend.WORSE_THAN_RANDOM, tested.block.label(place), where)
-        elif not is_shown_higher(tests, draws, tested.models(place), neutral=1):
+        elif not tested.is_shown_higher(draws, tested.models(place), column):
             yield FlaggedCell(legend.NOT_ABOVE_RANDOM, tested.block.label(place), where)
 
 

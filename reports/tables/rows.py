@@ -15,7 +15,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, combinations, product
 from typing import Any
 
 from bench.plan.cell import words_of_amount, words_of_ratio
@@ -38,8 +38,6 @@ from bench.regression.contrasts import (
     Seeds,
     contrast_of_averages,
     contrast_of_perplexities,
-    is_shown_higher,
-    pairs_of,
 )
 from reports import legend, protocol
 from reports.groups import TableGroup, group_records
@@ -347,7 +345,7 @@ class GroupTests:
         """Return the tests of all pairs of models in a column of the frame, by the numbers of `models`."""
         if column not in self._tests_by_column:
             seeds = {next(iter(model.values())): model for at in self.measured for model in self.block.models(at)}
-            self._tests_by_column[column] = self._test(pairs_of(list(seeds)), column, seeds, intervals=True)
+            self._tests_by_column[column] = self._test(list(combinations(seeds, 2)), column, seeds, intervals=True)
         return self._tests_by_column[column]
 
     @cached_property
@@ -392,10 +390,21 @@ class GroupTests:
         """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
         return [next(iter(model.values())) for model in self.block.models(place)]
 
+    def is_shown_higher(self, models: Sequence[int], than: Sequence[int], column: str) -> bool:
+        """Say whether each of these models is shown to have more of a column than each of `than`.
+
+        Several models are the draws of a random method: the claim is then for every one of them.
+        """
+        tests, neutral = self.tests(column), 1 if column.startswith("perplexity_") else 0
+        for a, b in product(models, than):
+            contrast, sign = (tests[b, a], 1) if (b, a) in tests else (tests.get((a, b)), -1)
+            if contrast is None or not (contrast.p < LEVEL and sign * (contrast.estimate - neutral) > 0):
+                return False
+        return True
+
     def has_more(self, first: int, second: int, column: str) -> bool:
         """Say whether one row is shown to have more of a column than another, at every seed of the two."""
-        neutral = 1 if column.startswith("perplexity_") else 0
-        more = is_shown_higher(self.tests(column), self.models(first), self.models(second), neutral=neutral)
+        more = self.is_shown_higher(self.models(first), self.models(second), column)
         return more and not self.block.order_depends_on_seed(first, second, column)
 
     def is_better(self, first: int, second: int, column: str, better: str) -> bool:
