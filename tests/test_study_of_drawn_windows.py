@@ -47,11 +47,11 @@ def order(ratio: float, column: str) -> list[str]:
     """Return the methods at a ratio, that of the lowest figure first; of the average, that of the highest."""
     rows = by_ratio()[ratio]
     found = rows.order(rows.rows, column, "higher" if column == "average" else "lower")
-    return [rows.block.label(place) for place in found]
+    return [rows.group.label(place) for place in found]
 
 
 def place(ratio: float, method: str) -> int:
-    return next(one for one in by_ratio()[ratio].rows if by_ratio()[ratio].block.label(one) == method)
+    return next(one for one in by_ratio()[ratio].rows if by_ratio()[ratio].group.label(one) == method)
 
 
 def unshown(ratio: float, method: str, column: str) -> list[str]:
@@ -103,7 +103,7 @@ def names(methods: list[str]) -> str:
 
 def figures(column: str, method: str, digits: str = ".1f") -> str:
     """Return a method's figures at the three ratios, as sentences list them."""
-    each = [by_ratio()[ratio].block.rows[place(ratio, method)][column] for ratio in RATIOS]
+    each = [by_ratio()[ratio].group.rows[place(ratio, method)][column] for ratio in RATIOS]
     return listed([f"{one:{digits}}" for one in each])
 
 
@@ -119,7 +119,7 @@ def first_without_a_fit(ratio: float) -> str:
 
 def over(method: str, other: str) -> list[float]:
     """Return at each ratio how many times another method's perplexity on Wikipedia a method has."""
-    rows = {ratio: by_ratio()[ratio].block.rows for ratio in RATIOS}
+    rows = {ratio: by_ratio()[ratio].group.rows for ratio in RATIOS}
     return [rows[ratio][place(ratio, method)][WIKI] / rows[ratio][place(ratio, other)][WIKI] for ratio in RATIOS]
 
 
@@ -145,7 +145,7 @@ def sentences() -> list[str]:
     )
     bits, dense = figures(ANSWER_BPB, ours, ".3f"), said()[ANSWER_BPB, "dense", "0.1"].split()[0]
     on_c4 = [names(unshown(ratio, ours, C4)) for ratio in (0.1, 0.3)]
-    rows = {ratio: by_ratio()[ratio].block.rows for ratio in RATIOS}
+    rows = {ratio: by_ratio()[ratio].group.rows for ratio in RATIOS}
     tyr = over("tyr", "obs")
     blocks, pairs_of_blocks, layers = (over("evopress", one) for one in ("blockpruner", "finercut", "sleb"))
     first = [(ratio, first_without_a_fit(ratio)) for ratio in RATIOS]

@@ -109,7 +109,7 @@ class Contest:
     @cached_property
     def best(self) -> list[int]:
         """Return the rows that share the best value."""
-        values = self.tested.block.rows
+        values = self.tested.group.rows
         return [place for place in self.places if values[place][self.name] == values[self.places[0]][self.name]]
 
     def is_better(self, first: int, second: int) -> bool:
@@ -118,7 +118,7 @@ class Contest:
 
     def row(self) -> Row:
         """Return the row of the summary."""
-        group, dense = self.tested.block, self.tested.dense
+        group, dense = self.tested.group, self.tested.dense
         rest = [place for place in self.places if place not in self.best]
         unbeaten = {place for place in rest for first in self.best if not self.is_better(first, place)}
         beaten = [place for place in rest if place not in unbeaten]
@@ -139,7 +139,7 @@ class Contest:
 
 def _flags_of_group(tested: GroupTests) -> Iterator[FlaggedCell]:
     """Yield the flags of the cells of a ratio, and of the order of its rows by perplexity."""
-    group = tested.block
+    group = tested.group
     where = _where(group)
     yield from legend.flags_of_records(group.records_with_notes(), (), group.beside, where)
     for text in texts_of_records(tested.records)[:1]:
@@ -153,7 +153,7 @@ def _where(group: TableGroup) -> str:
 
 def _ties(contest: Contest) -> Iterator[FlaggedCell]:
     """Yield the pairs of methods whose order by a quantity depends on the seed; the first of many, and a count."""
-    group = contest.tested.block
+    group = contest.tested.group
     values = {"quantity": quantity_of_column(contest.name).heading, "where": _where(group)}
     pairs = [pair for pair in combinations(contest.places, 2) if group.order_depends_on_seed(*pair, contest.name)]
     for first, second in pairs[:NAMES]:
@@ -164,25 +164,25 @@ def _ties(contest: Contest) -> Iterator[FlaggedCell]:
 
 def _random(tested: GroupTests, column: str, where: dict[str, str]) -> Iterator[FlaggedCell]:
     """Yield the methods that are not shown to be better than every draw of random layers, or shown to be worse."""
-    control = [place for place in tested.rows if tested.block.records[place].cell.method == RANDOM]
+    control = [place for place in tested.rows if tested.group.records[place].cell.method == RANDOM]
     draws = [number for place in control for number in tested.models(place)]
     rest = [place for place in tested.rows if place not in control] if draws else []
     for place in tested.order(rest, column, "lower"):
         if tested.is_shown_higher(tested.models(place), draws, column):
-            yield FlaggedCell(legend.WORSE_THAN_RANDOM, tested.block.label(place), where)
+            yield FlaggedCell(legend.WORSE_THAN_RANDOM, tested.group.label(place), where)
         elif not tested.is_shown_higher(draws, tested.models(place), column):
-            yield FlaggedCell(legend.NOT_ABOVE_RANDOM, tested.block.label(place), where)
+            yield FlaggedCell(legend.NOT_ABOVE_RANDOM, tested.group.label(place), where)
 
 
 def _disagreement(tested: GroupTests, column: str, where: str) -> Iterator[FlaggedCell]:
     """Yield the most accurate method if it is in the worse half by perplexity; of several, the one with the lowest."""
-    rows = tested.block.rows
+    rows = tested.group.rows
     accurate = tested.order(tested.eligible(), "average", "higher")
     order = [place for place in tested.order(tested.eligible(), column, "lower") if place in accurate]
     first = next((at for at, place in enumerate(order) if rows[place]["average"] == rows[accurate[0]]["average"]), 0)
     if len(order) > 2 and first + 1 > len(order) / 2:
         values = {"place": first + 1, "count": len(order)}
-        yield FlaggedCell(legend.ORDERS_DISAGREE, tested.block.label(order[first]) + where, values)
+        yield FlaggedCell(legend.ORDERS_DISAGREE, tested.group.label(order[first]) + where, values)
 
 
 def _cliffs(groups: Sequence[TableGroup], column: str) -> Iterator[FlaggedCell]:

@@ -111,7 +111,7 @@ def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) 
 
 def _is_best(tests: GroupTests, column: str, better: str, first: int, second: int) -> bool:
     """Say whether a row is shown to be better than another. An accuracy that may be that of guesses is never better."""
-    return not may_be_guessed(tests.block.rows[first], column) and tests.is_better(first, second, column, better)
+    return not may_be_guessed(tests.group.rows[first], column) and tests.is_better(first, second, column, better)
 
 
 def _may_win(group: TableGroup, place: int) -> bool:
@@ -261,43 +261,43 @@ class TestedCells:
 
 def contrasts_of_rows(reference: str, tests: GroupTests, columns: Sequence[str]) -> TestedCells:
     """Return the tests of every row of a group against the row of `reference`; no test if the name is empty."""
-    block, columns = tests.block, [column for column in columns if quantity_of_column(column).tested]
+    group, columns = tests.group, [column for column in columns if quantity_of_column(column).tested]
     if not reference or not columns:
         return TestedCells()
-    place = _reference(reference, block)
+    place = _reference(reference, group)
     if isinstance(place, str):
         return TestedCells(flags=(FlaggedCell(legend.NO_REFERENCE, reference, {"reason": place}),))
     differs, untested, names = set(), [], set()
-    candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
+    candidates = [at for at, record in enumerate(group.records) if at != place and record.status == "ok"]
     for column in columns:
-        single = [at for at in candidates if len(block.models(at)) == 1]
+        single = [at for at in candidates if len(group.models(at)) == 1]
         results = tests.test_pairs([(place, at) for at in single], column)
         p_by_place = {at: contrast.p for (_, at), contrast in results.items()}
         differs |= {
             (at, column)
             for at, p in p_by_place.items()
-            if p < LEVEL and not block.order_depends_on_seed(place, at, column)
+            if p < LEVEL and not group.order_depends_on_seed(place, at, column)
         }
         names |= {contrast.test for contrast in results.values()}
         if len(p_by_place) < len(candidates):
             untested.append(
-                (quantity_of_column(column).heading, [block.label(at) for at in candidates if at not in p_by_place])
+                (quantity_of_column(column).heading, [group.label(at) for at in candidates if at not in p_by_place])
             )
-    return TestedCells(differs, tuple(_flags(block.label(place), differs, untested, names)))
+    return TestedCells(differs, tuple(_flags(group.label(place), differs, untested, names)))
 
 
-def _reference(reference: str, block: TableGroup) -> int | str:
+def _reference(reference: str, group: TableGroup) -> int | str:
     """Return the place of the row that is called `reference`, or whose method has that label; or why there is none."""
-    named = [at for at in range(len(block.records)) if block.label(at) == reference]
-    places = named or [at for at, record in enumerate(block.records) if record.cell.label == reference]
-    measured = [at for at in places if block.records[at].status == "ok"]
-    amount = words_of_amount(block.ratio, block.ratio_of)
+    named = [at for at in range(len(group.records)) if group.label(at) == reference]
+    places = named or [at for at, record in enumerate(group.records) if record.cell.label == reference]
+    measured = [at for at in places if group.records[at].status == "ok"]
+    amount = words_of_amount(group.ratio, group.ratio_of)
     where = f" at {amount}" if amount else ""
     if not measured:
         return f"no figures{where}"
     if len(measured) > 1:
-        return f"several rows{where}: --reference takes one of {'; '.join(map(block.label, measured))}"
-    if len(block.models(measured[0])) > 1:
+        return f"several rows{where}: --reference takes one of {'; '.join(map(group.label, measured))}"
+    if len(group.models(measured[0])) > 1:
         return "a mean of draws"
     return measured[0]
 
@@ -322,29 +322,29 @@ class GroupTests:
     records  those whose texts and tasks are tested; none for those of the rows
     """
 
-    block: TableGroup
+    group: TableGroup
     samples: Samples
     records: Sequence[Record] = ()
 
     @cached_property
     def measured(self) -> list[int]:
         """Return the places of the rows that have figures."""
-        return [place for place, record in enumerate(self.block.records) if record.status == "ok"]
+        return [place for place, record in enumerate(self.group.records) if record.status == "ok"]
 
     @property
     def dense(self) -> int | None:
         """Return the place of the dense model's row; None if it has no figures."""
-        return next((place for place in self.measured if self.block.records[place].cell.method == "dense"), None)
+        return next((place for place in self.measured if self.group.records[place].cell.method == "dense"), None)
 
     @property
     def rows(self) -> list[int]:
         """Return the places of all other rows that have figures."""
-        return [place for place in self.measured if self.block.records[place].cell.method != "dense"]
+        return [place for place in self.measured if self.group.records[place].cell.method != "dense"]
 
     def tests(self, column: str) -> Contrasts:
         """Return the tests of all pairs of models in a column of the frame, by the numbers of `models`."""
         if column not in self._tests_by_column:
-            seeds = {next(iter(model.values())): model for at in self.measured for model in self.block.models(at)}
+            seeds = {next(iter(model.values())): model for at in self.measured for model in self.group.models(at)}
             self._tests_by_column[column] = self._test(list(combinations(seeds, 2)), column, seeds, intervals=True)
         return self._tests_by_column[column]
 
@@ -360,7 +360,7 @@ class GroupTests:
         """
         number = {at: self.models(at)[0] for pair in places for at in pair}
         place = {record_number: at for at, record_number in number.items()}
-        seeds = {number[at]: self.block.models(at)[0] for at in number}
+        seeds = {number[at]: self.group.models(at)[0] for at in number}
         pairs = [(number[a], number[b]) for a, b in places]
         tested = self._test(pairs, column, seeds, intervals=False, bounds=bounds)
         return {(place[a], place[b]): contrast for (a, b), contrast in tested.items()}
@@ -369,9 +369,9 @@ class GroupTests:
         self, pairs: Sequence[Places], column: str, seeds: Seeds, *, intervals: bool, bounds: bool = False
     ) -> Contrasts:
         """Return the tests of pairs of models in a column; `pairs` and `seeds` have the numbers of records."""
-        numbers = chain.from_iterable(self.block.numbers)
-        cells = dict(zip(numbers, chain.from_iterable(self.block.drawn), strict=True))
-        records, samples = self.records or self.block.records, self.samples
+        numbers = chain.from_iterable(self.group.numbers)
+        cells = dict(zip(numbers, chain.from_iterable(self.group.drawn), strict=True))
+        records, samples = self.records or self.group.records, self.samples
         if column.startswith("perplexity_"):
             text = column.removeprefix("perplexity_")
             return contrast_of_perplexities(cells, pairs, samples, text, intervals=intervals, seeds=seeds)
@@ -388,7 +388,7 @@ class GroupTests:
 
     def models(self, place: int) -> list[int]:
         """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
-        return [next(iter(model.values())) for model in self.block.models(place)]
+        return [next(iter(model.values())) for model in self.group.models(place)]
 
     def is_shown_higher(self, models: Sequence[int], than: Sequence[int], column: str) -> bool:
         """Say whether each of these models is shown to have more of a column than each of `than`.
@@ -405,21 +405,21 @@ class GroupTests:
     def has_more(self, first: int, second: int, column: str) -> bool:
         """Say whether one row is shown to have more of a column than another, at every seed of the two."""
         more = self.is_shown_higher(self.models(first), self.models(second), column)
-        return more and not self.block.order_depends_on_seed(first, second, column)
+        return more and not self.group.order_depends_on_seed(first, second, column)
 
     def is_better(self, first: int, second: int, column: str, better: str) -> bool:
         """Say whether one row is shown to be better than another; by their intervals in a column without tests."""
         if not quantity_of_column(column).tested:
-            rows = self.block.rows
+            rows = self.group.rows
             return is_apart(cell_of(rows[first], column), cell_of(rows[second], column), better)
         return self.has_more(*((first, second) if better == "higher" else (second, first)), column)
 
     def eligible(self) -> list[int]:
         """Return the places of the rows that can be the best. A row that removed too little cannot."""
-        return [place for place in self.rows if not self.block.removes_too_little(place)]
+        return [place for place in self.rows if not self.group.removes_too_little(place)]
 
     def order(self, places: Sequence[int], column: str, better: str) -> list[int]:
         """Return the places with a finite value, the best first; equal ones in the order of the run."""
         sign = -1 if better == "higher" else 1
-        with_value = [place for place in places if is_finite(self.block.rows[place].get(column))]
-        return sorted(with_value, key=lambda place: sign * self.block.rows[place][column])
+        with_value = [place for place in places if is_finite(self.group.rows[place].get(column))]
+        return sorted(with_value, key=lambda place: sign * self.group.rows[place][column])
