@@ -32,7 +32,7 @@ from bench.records.record import Record, metric_of_task, names_of_models
 from bench.records.samples import Samples
 from bench.regression import contrasts
 from bench.regression.contrasts import Places
-from bench.regression.pairs import Pair, compare_means, pair_whole
+from bench.regression.pairs import pair_whole
 from bench.stats.draws import exp_of_log, mean_interval
 from bench.stats.intervals import NORMAL_95, average_stderr, kendall
 from reports import legend, protocol
@@ -301,13 +301,13 @@ def _of_tasks(
     figures = [contrasts.values_of_tasks(records[n], tasks, names) for n in places]
     means = [_mean_of_figures(side) for side in figures]
     over = means if is_times(measure) else [1.0, 1.0]
-    paired = []
+    pairs = []
     for task, name in zip(tasks, names, strict=True):
-        both = pair_whole(*(samples.of(n, task, name) for n in places))
-        scaled = both and (replace(side, values=side.values / mean) for side, mean in zip(both, over, strict=True))
-        paired += [Pair(*scaled)] if scaled else []
+        pairs.append(pair_whole(*(samples.of(n, task, name) for n in places)))
+    paired = [both for both in pairs if both is not None]
     if len(paired) == len(tasks):
-        stderr = compare_means([paired])[0].stderr or 0.0
+        differences = [both.second.values / over[1] - both.first.values / over[0] for both in paired]
+        stderr = average_stderr([math.sqrt(difference.var(ddof=1) / len(difference)) for difference in differences])
     else:
         errors = [average_stderr(list(map(_error, side))) for side in figures]
         stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])
