@@ -199,7 +199,8 @@ def entry_of(key: str, record: Record, dense: Record | None, group: str) -> Trac
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     requested = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}
     parameters = {name: value for name, value in row.items() if name not in numbers or name in requested}
-    parameters |= flatten({name: value for name in SETTINGS if (value := to_plain(getattr(record.cell, name)))})
+    settings = {name: to_plain(getattr(record.cell, name)) for name in SETTINGS}
+    parameters |= flatten({name: value for name, value in settings.items() if value})
     parameters |= flatten({"environment": record.environment})
     healing = record.measured.get("healing", {})
     return TrackerEntry(
