@@ -23,7 +23,6 @@ from bench.records.comparability import (
     differences_of_setups,
     flatten,
     group_draws,
-    identity_of_cell,
     is_condition_of,
     setups_of_records,
     shorten_value,
@@ -77,8 +76,8 @@ class TableGroup:
         every = seeds_of([draw for drawn in self.drawn for draw in drawn])
         alone = [peer.cell.method for peer in self.records].count("dense") == 1
         which = [names_of_seeds(mine)] if mine != every and not (alone and record.cell.method == "dense") else []
-        if record.status != "ok" and "draw" in (cell := identity_of_cell(record)):
-            which.append(f"draw {cell['draw']}")
+        if record.status != "ok" and record.cell.draw is not None:
+            which.append(f"draw {record.cell.draw}")
         return label_with_differences(record, self.beside or self.records) + (f" ({', '.join(which)})" if which else "")
 
     def models(self, place: int) -> list[dict[int, int]]:
@@ -221,16 +220,17 @@ def suffixes_of_draws(records: Sequence[Record]) -> list[str]:
 
     It is ' (seed 1)', ' (draw 2)', ' (seed 1, draw 2)', or ''. The number of a draw is the seed of its random choice.
     """
-    cells = [identity_of_cell(record) for record in records]
+    cells = [record.cell for record in records]
     values_by_name: dict[tuple[str, str], set[Any]] = {}
-    for record, cell in zip(records, cells, strict=True):
-        for kind in ("seed", "draw"):
-            values_by_name.setdefault((record.cell.label, kind), set()).add(cell.get(kind))
+    for cell in cells:
+        for kind, value in (("seed", cell.seed), ("draw", cell.draw)):
+            values_by_name.setdefault((cell.label, kind), set()).add(value)
     named = []
-    for record, cell in zip(records, cells, strict=True):
-        kinds = [kind for kind in ("seed", "draw") if kind in cell and len(values_by_name[record.cell.label, kind]) > 1]
-        which = ", ".join(f"{kind} {cell[kind]}" for kind in kinds)
-        named.append(f" ({which})" if which and record.cell.method != "dense" else "")
+    for cell in cells:
+        values = {"seed": cell.seed, "draw": cell.draw}
+        kinds = [kind for kind in values if values[kind] is not None and len(values_by_name[cell.label, kind]) > 1]
+        which = ", ".join(f"{kind} {values[kind]}" for kind in kinds)
+        named.append(f" ({which})" if which and cell.method != "dense" else "")
     return named
 
 
@@ -239,7 +239,8 @@ def names_of_draws(records: Sequence[Record]) -> list[str]:
 
     The number of a draw is the seed of its random choice.
     """
-    counts = [f"draw {identity_of_cell(record).get('draw', number)}" for number, record in enumerate(records)]
+    draws = [record.cell.draw for record in records]
+    counts = [f"draw {number if draw is None else draw}" for number, draw in enumerate(draws)]
     every = [f"seed {record.cell.seed}" for record in records]
     if len(set(every)) == 1:
         return counts

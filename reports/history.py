@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.records import frame as column_data
 from bench.records import run_folder
-from bench.records.comparability import conditions_of_metric, differences_of_setups, identity_of_cell, setups_of_records
+from bench.records.comparability import conditions_of_metric, differences_of_setups, setups_of_records
 from bench.records.quantities import format_value, quantity_of_column
 from bench.records.record import Record, name_of_model
 from bench.records.samples import SampleFiles
@@ -159,14 +159,13 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
     if not any(named):
         present = ", ".join(dict.fromkeys(map(name_of_model, records)))
         raise _Lacking(f"{run} has no model {model!r}; it has {present}")
-    cells = [identity_of_cell(record) for record in records]
     names = [name_with_ratio(record, records) for record in records]
     numbers = [
         number
-        for number, cell in enumerate(cells)
+        for number, record in enumerate(records)
         if named[number]
-        and label in (None, cell["label"])
-        and ratio in (None, cell["ratio"])
+        and label in (None, record.cell.label)
+        and ratio in (None, record.cell.ratio)
         and rows[number].get(metric) is not None
     ]
     if len({names[number] for number in numbers}) != 1:
@@ -187,7 +186,7 @@ def _not_alike(chosen: Sequence[Record], records: Sequence[Record]) -> str:
     record_by_setup = {of[id(record)]: record for record in chosen}
     if len(record_by_setup) == 1:
         return ""
-    models = {str(record.cell.model): name_of_model(record) for record in chosen}
+    models = {record.cell.model: name_of_model(record) for record in chosen}
     if len(models) > 1:
         names = models.values() if len(set(models.values())) == len(models) else models
         return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
@@ -35,8 +34,8 @@ class Stage:
 
     @property
     def is_draw(self) -> bool:
-        """Say whether this is one of several draws of a random method."""
-        return is_drawn(self.parameters, self.given)
+        """Say whether this is one of several draws of a random method, whose seeds are drawn since none was given."""
+        return "draws" in self.parameters and "seed" not in self.given
 
     @property
     def without_draw(self) -> Self:
@@ -232,6 +231,12 @@ class Cell(Stage):
         return self.protocol.speed_rounds > 0 and not later
 
     @property
+    def draw(self) -> Any:
+        """Return the seed of the random choice; as text where several stages have their own; None without a choice."""
+        seeds = [stage.parameters["seed"] for stage in self.stages if stage.is_draw]
+        return ", ".join(map(str, seeds)) if len(set(seeds)) > 1 else next(iter(seeds), None)
+
+    @property
     def without_draws(self) -> Cell:
         """Return the cell without the draws of random methods, its own and those of earlier stages."""
         return replace(self.without_draw, earlier=tuple(stage.without_draw for stage in self.earlier))
@@ -279,11 +284,6 @@ def to_slug(text: str) -> str:
 def seed_of_first_draw(seed: int) -> int:
     """Return the seed of a random method's first draw, far enough from other seeds' that no draw is made twice."""
     return 1000 * seed
-
-
-def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
-    """Say whether a method with these parameters draws its seeds itself, since none was given."""
-    return "draws" in parameters and "seed" not in given
 
 
 def _label_at(stage: Stage, ratio: float | None) -> str:

@@ -272,10 +272,7 @@ def identity_of_cell(record: Record) -> dict[str, Any]:
     identity: dict[str, Any] = {"label": cell.label, "ratio": cell.ratio, "seed": cell.seed}
     if cell.ratio_of != "all":
         identity["ratio_of"] = cell.ratio_of
-    drawn = [stage.parameters["seed"] for stage in cell.stages if stage.is_draw]
-    if drawn:
-        identity["draw"] = drawn[0] if len(set(drawn)) == 1 else ", ".join(map(str, drawn))
-    return identity
+    return identity if cell.draw is None else identity | {"draw": cell.draw}
 
 
 def name_of_identity(identity: Mapping[str, Any]) -> str:

@@ -43,7 +43,6 @@ from bench.records.comparability import (
     find_dense_peer,
     find_unlike_versions,
     group_by_setup,
-    identity_of_cell,
 )
 from bench.records.measured import ANSWER_BPB, is_accuracy
 from bench.records.quantities import quantities_of_part
@@ -241,7 +240,7 @@ def _identity(record: Record) -> dict[str, Any]:
         "requested_ratio": cell.ratio,
         "ratio_of": None if cell.ratio is None else cell.ratio_of,
         "seed": cell.seed,
-        "draw": identity_of_cell(record).get("draw"),
+        "draw": cell.draw,
         "match": cell.match,
         "device": cell.device,
         "dtype": cell.dtype,

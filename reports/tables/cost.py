@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from bench.records.comparability import identity_of_cell
 from bench.records.frame import columns_with_values
 from bench.records.record import Record
 from reports import legend, protocol
@@ -113,5 +112,5 @@ def _name(group: TableGroup, place: int, record: Record) -> str:
     if seeds > 1 and record.cell.method != "dense":
         which.append(f"seed {record.cell.seed}")
     if len(group.numbers[place]) > seeds:
-        which.append(f"draw {identity_of_cell(record)['draw']}")
+        which.append(f"draw {record.cell.draw}")
     return group.label(place) + (f" ({', '.join(which)})" if which else "")

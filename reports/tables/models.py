@@ -86,7 +86,7 @@ class ModelRows:
     @property
     def model(self) -> str:
         """Return the model's whole path or address."""
-        return str(self.group.records[0].cell.model)
+        return self.group.records[0].cell.model
 
     @cached_property
     def tested(self) -> GroupTests:
@@ -197,7 +197,7 @@ class SharedRatio:
         """Return the name of the method behind the label of its rows."""
         places = ((model, model.place(label)) for model in self.models)
         model, at = next((model, at) for model, at in places if at is not None)
-        return str(model.group.records[at].cell.method)
+        return model.group.records[at].cell.method
 
     def methods(self) -> list[str]:
         """Return every method but the dense model, by the label of its rows."""
@@ -255,13 +255,13 @@ def to_display_scale(measure: str, change: Change) -> Change:
 def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
     """Yield the rows of the models for each ratio at which several models were measured alike."""
     rows_by_ratio: dict[tuple[str, float | None, str], list[ModelRows]] = {}
-    names = names_of_models(str(record.cell.model) for record in data.records)
+    names = names_of_models(record.cell.model for record in data.records)
     for groups in data.setups:
         for group in groups:
             records = [record for drawn in group.drawn for record in drawn]
             if any(record.cell.method != "dense" for record in records):
                 key = setup_of_models(records[0]), group.ratio, group.ratio_of
-                name = names[str(records[0].cell.model)]
+                name = names[records[0].cell.model]
                 rows_by_ratio.setdefault(key, []).append(ModelRows(name, group, data.samples))
     for alike_rows in rows_by_ratio.values():
         most = sorted(

@@ -299,7 +299,7 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
     for gain, contrast in tested:
         cell = _change(measure, contrast, is_tied=group.order_depends_on_seed(gain.alone, gain.place, measure.name))
         cell = mark_missed(cell, group.rows[gain.place], group.rows[gain.alone])
-        of = (group.label(gain.place), str(group.records[gain.place].cell.method))
+        of = (group.label(gain.place), group.records[gain.place].cell.method)
         row = Row(gain.where.row, gain.where.method, group.ratio, ratio_of=group.ratio_of)
         entries.append((row, heads[gain.where.column], replace(cell, of=of)))
     present = {gain.where.column for gain, _ in tested}

@@ -301,7 +301,7 @@ def _of_methods(study: CalibrationDraws) -> Table:
             _spread(own.deviation)[1],
             ahead.get(method, TableCell()),
         ]
-        name = str(study.records[next(iter(draws.values()))].cell.method)
+        name = study.records[next(iter(draws.values()))].cell.method
         rows.append(Row(method, name, study.ratio, tuple(cells), ratio_of=study.ratio_of))
     return _table(study, "seeds-methods", OF_METHODS, rows, ABOUT_METHODS)
 
