@@ -17,7 +17,6 @@ that nothing of its kind went.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from methods.counted import Budget
 from methods.errors import Unsupported, WrongDecisions
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.layer import Layer
+from methods.model.layer import Layer, copy_module
 from methods.model.sizes import parameters
 from methods.model.structures import cut
 
@@ -64,7 +63,7 @@ def prune(pruner: Pruner, model: Decoder, calibration: Calibration, amount: floa
 def make_outline(model: Decoder) -> Decoder:
     """Return a model of the same shapes without weights. It can be cut like the given one."""
     parts = (*model.model.parameters(), *model.model.buffers())
-    return Decoder(copy.deepcopy(model.model, {id(tensor): _without_values(tensor) for tensor in parts}))
+    return Decoder(copy_module(model.model, {id(tensor): _without_values(tensor) for tensor in parts}))
 
 
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:

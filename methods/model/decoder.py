@@ -14,7 +14,6 @@ Letters: V = vocabulary, D = residual width, I = MLP width, H = query heads, G =
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from methods.errors import Unsupported
 from methods.model.architectures import FAMILIES, LISTS, Axis
-from methods.model.layer import Layer, make_linear
+from methods.model.layer import Layer, copy_module, make_linear
 from methods.model.layer_store import LayerStore, cast, move_modules
 from methods.model.parts import Removed
 from methods.model.precision import dtype_by_name
@@ -330,7 +329,7 @@ def make_twin(model: Decoder, config: Any = None) -> Decoder:
     config  configuration of its layers; by default a copy
     """
     shared = {id(tensor): tensor for tensor in (*model.model.parameters(), *model.model.buffers())}
-    module = copy.deepcopy(model.model, shared | ({} if config is None else {id(model.config): config}))
+    module = copy_module(model.model, shared | ({} if config is None else {id(model.config): config}))
     return Decoder(module, model.store)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
@@ -328,10 +329,31 @@ class Layer:
     def _copy(self, instead: dict[int, Any]) -> Layer:
         """Return a copy with this layer's configuration, and with `instead`, by ids, in place of other objects."""
         shared = {id(part.config): part.config for part in self.module.modules() if hasattr(part, "config")}
-        module = copy.deepcopy(self.module, shared | instead)
+        module = copy_module(self.module, shared | instead)
         return Layer(
             module, self.family, self.config, self.head_width, self.group, number=self.number, store=self.store
         )
+
+
+def copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """Return what `copy.deepcopy` makes of a module with this memo, in a third of the time.
+
+    Most of that time would go into the empty dictionaries of hooks, ten for each module.
+    """
+    kind = type(module)
+    if id(module) in memo or hasattr(kind, "__deepcopy__"):
+        return copy.deepcopy(module, memo)
+    memo[id(module)] = copied = kind.__new__(kind)
+    state: dict[str, Any] = {}
+    for name, value in module.__getstate__().items():  # type: ignore[no-untyped-call]
+        if name == "_modules":
+            state[name] = {key: child if child is None else copy_module(child, memo) for key, child in value.items()}
+        elif type(value) is OrderedDict and not value:
+            state[name] = OrderedDict()
+        else:
+            state[name] = copy.deepcopy(value, memo)
+    copied.__setstate__(state)  # type: ignore[no-untyped-call]
+    return copied
 
 
 def _count(module: nn.Module) -> int:
