@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing import REVISION, Text
 from bench.plan.cell import Cell, HealingInput, Inputs, TimedOn
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe
 from bench.records.record import InvalidRecord, Record, load
 from bench.system import environment
@@ -78,8 +79,8 @@ def inputs_of_healing(recipe: Recipe, text: Text) -> HealingInput:
 
 def names_of_differences(before: Inputs | None, after: Inputs | None) -> list[str]:
     """Return the names under which two inputs differ, sorted."""
-    names = sorted(field.name for field in fields(Inputs))
-    return [name for name in names if getattr(before, name, None) != getattr(after, name, None)]
+    first, second = to_plain(before) or {}, to_plain(after) or {}
+    return sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
 
 
 def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:

@@ -146,7 +146,7 @@ def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Mod
             healing=inputs.inputs_of_healing(recipe, datasets.healing[recipe]) if recipe else None,
             parent=before.parent,
         )
-        if changed := inputs.names_of_differences(to_plain(before), to_plain(now)):
+        if changed := inputs.names_of_differences(before, now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
         dtype = getattr(torch, cell.dtype)
         loaded = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
