@@ -256,14 +256,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
     A variable that a library sets when a test imports it does not outlive the test.
     """
-    before = dict(os.environ)
-    del os.environ["PYTEST_CURRENT_TEST"]
+    variables, before = os.environ, dict(os.environ)  # a test may put another object into the place of the first
+    del variables["PYTEST_CURRENT_TEST"]
     try:
         return (yield)
     finally:
-        if os.environ != before:
-            os.environ.clear()
-            os.environ.update(before)
+        for name in variables.keys() - before.keys():
+            del variables[name]
+        variables.update(before)
 
 
 @pytest.fixture(autouse=True, scope="session")
