@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from bench.plan.kinds import to_plain
 from bench.records.comparability import find_dense_peer, find_unlike_versions, group_draws
 from bench.records.frame import MISS, SMALL, STAGES, find_misfits, misses_budget, texts_of_records
 from bench.records.quantities import find_quantity, format_value, list_quantities, quantity_of_column
 from bench.records.record import Record
+from bench.records.speed_results import PointTiming, Speed
 from bench.regression.contrasts import LEVEL
 from methods.counted import QUANTITIES
 from reports.groups import label_with_differences, seeds_of, suffixes_of_draws
@@ -215,12 +217,12 @@ def words_of_miss(record: Record) -> str:
     """Return 'requested 30.0 %, budget 28.9 %, achieved 28.1 %', or the same for the quantity of a budget."""
     show, measured, of = quantity_of_column("ratio").show, record.measured, record.cell.ratio_of
     requested = record.cell.ratio
-    if budget := measured.get("budget"):
+    if budget := measured.budget:
         request = "" if requested is None else f"requested {show(1 - requested)}, "
-        return f"{request}budget {show(budget['share'])} of {QUANTITIES[of]}, achieved {show(budget['stays'])}"
+        return f"{request}budget {show(budget.share)} of {QUANTITIES[of]}, achieved {show(budget.stays)}"
     counted = "" if of == "all" else f" of the {of}"
     request = "" if requested is None else f"requested {show(requested)}{counted}, "
-    return f"{request}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
+    return f"{request}budget {show(measured.ratio_budget or 0.0)}, achieved {show(measured.ratio or 0.0)}"
 
 
 def _misfits(record: Record, name: str) -> Iterator[FlaggedCell]:
@@ -243,18 +245,18 @@ def _ended_early(record: Record, name: str) -> Iterator[FlaggedCell]:
 
 def _of_latency(record: Record, name: str) -> Iterator[FlaggedCell]:
     """Yield the flags of the table of a budget of latency, and of timings that contradict it."""
-    budget = record.measured.get("budget")
-    if not budget or budget["of"] != "latency" or record.cell.latency is None:
+    budget = record.measured.budget
+    if not budget or budget.of != "latency" or record.cell.latency is None:
         return
     about = record.cell.latency.about
     yield from flags_of_latencies(about, name)
-    show, stays = quantity_of_column("ratio").show, budget["stays"]
-    for point in record.measured.get("speed", {}).get("points", []):
-        is_of_table = point["kind"] == "decode" and (point["context"], point["batch"]) == (about["depth"], 1)
-        if is_of_table and "speedup" in point:
-            low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
+    show, stays = quantity_of_column("ratio").show, budget.stays
+    for point in record.measured.timed_points:
+        is_of_table = point.kind == "decode" and (point.context, point.batch) == (about["depth"], 1)
+        if is_of_table and point.interval is not None:
+            middle, high, low = (1 / value for value in point.interval)
             if not low - MISS <= stays <= high + MISS:
-                timed = f"{show(1 / point['speedup'])}, 95 % interval {show(low)} to {show(high)}"
+                timed = f"{show(middle)}, 95 % interval {show(low)} to {show(high)}"
                 yield FlaggedCell(LATENCY_OFF, name, {"stays": show(stays), "timed": timed})
 
 
@@ -272,33 +274,33 @@ def flags_of_latencies(about: Mapping[str, Any], name: str) -> Iterator[FlaggedC
 
 def flags_of_speed(record: Record, name: str, stages: Collection[str] = tuple(STAGES)) -> Iterator[FlaggedCell]:
     """Yield why the speed of a cell at the given stages of generation is missing or in doubt."""
-    speed = record.measured.get("speed", {})
-    points = [point for point in speed.get("points", []) if point["kind"] in stages]
-    failures = [speed["failed"]] if "failed" in speed else []
-    failures += dict.fromkeys(point["failed"] for point in points if "failed" in point)
+    speed = record.measured.speed or Speed()
+    points = [point for point in record.measured.timed_points if point.kind in stages]
+    failures = [speed.failed] if speed.failed is not None else []
+    failures += dict.fromkeys(point.failed for point in points if point.failed is not None)
     for failure in failures:
         yield FlaggedCell(NOT_TIMED, name, {"failure": failure})
-    if alone := [f"{point['kind']} at batch {point['batch']}" for point in points if _is_alone(point)]:
+    if alone := [f"{point.kind} at batch {point.batch}" for point in points if _is_alone(point)]:
         yield FlaggedCell(ALONE, name, {"points": ", ".join(dict.fromkeys(alone))})
     for word, flag in OF_POINTS.items():
-        if flagged := [_point(point, word) for point in points if word in point.get("flags", ())]:
+        if flagged := [_point(point, word) for point in points if word in (point.flags or ())]:
             yield FlaggedCell(flag, name, {"points": ", ".join(dict.fromkeys(flagged))})
-    machine = speed.get("machine", {})
+    machine = to_plain(speed.machine) or {}
     for word in machine.get("flags", ()):
         yield FlaggedCell(OF_MACHINE[word], name, machine)
 
 
-def _is_alone(point: Mapping[str, Any]) -> bool:
+def _is_alone(point: PointTiming) -> bool:
     """Say whether a point has a time of the pruned model alone."""
-    return "dense" in point.get("out_of_memory", ()) and "pruned_ms" in point
+    return "dense" in (point.out_of_memory or ()) and point.pruned_ms is not None
 
 
-def _point(point: Mapping[str, Any], word: str) -> str:
+def _point(point: PointTiming, word: str) -> str:
     """Return 'decode at batch 8'; for a noisy timing with the variation of the less steady model."""
-    widest = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
+    widest = max(point.dense_cv or 0.0, point.pruned_cv or 0.0)
     beside = f" (± {quantity_of_column('kept').show(widest)})" if word == "noisy" else ""
-    mode = f", {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
-    return f"{point['kind']} at batch {point['batch']}{mode}{beside}"
+    mode = f", {point.mode}" if point.mode is not None and point.kind == "decode" else ""
+    return f"{point.kind} at batch {point.batch}{mode}{beside}"
 
 
 def flags_of_records(
@@ -403,11 +405,11 @@ def words_of_seeds(records: Sequence[Record]) -> set[str]:
 def _words_of_perplexity(records: Sequence[Record], rows: Sequence[Row]) -> set[str]:
     """Return the words in READING on the intervals of perplexities."""
     cells = [format_value(row, f"perplexity_{text}") for row in rows for text in texts_of_records(records)]
-    results = [result for record in records for result in record.measured.get("perplexity", {}).values()]
+    results = [result for record in records for result in record.measured.text_scores.values()]
     occurs = {
         "half": any("±" in cell for cell in cells),
         "ends": any("[" in cell for cell in cells),
-        "in_a_row": any(result["windows"] > 1 and not result["drawn"] for result in results),
+        "in_a_row": any(result.windows > 1 and not result.drawn for result in results),
     }
     return {word for word, does_occur in occurs.items() if does_occur}
 
@@ -421,7 +423,7 @@ def _flags_of_draws(records: Sequence[Record], *, seeds: bool) -> Iterator[Flagg
             continue
         over = f" over {count} seeds" if count > 1 else ""
         yield FlaggedCell(DRAWS if count == 1 else DRAWS_OF_SEEDS, name, {"draws": f"{len(draws)} draws{over}"})
-        timed = ["speed" in draw.measured for draw in draws]
+        timed = [draw.measured.speed is not None for draw in draws]
         if timed[0] and not all(timed):
             yield FlaggedCell(ONE_TIMED, name)
         elif not timed[0] and draws[0].cell.protocol.speed_rounds > 0:

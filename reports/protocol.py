@@ -12,7 +12,6 @@ from typing import Any
 from bench.plan.cell import Cell, words_of_amount
 from bench.plan.protocol import Recipe
 from bench.records.frame import STAGES, main_timing
-from bench.records.measured import is_accuracy
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_bytes, shorten_name
 from bench.records.record import Record
@@ -71,23 +70,25 @@ def words_of_ratio(records: Sequence[Record]) -> str:
     requested = pruned[0].cell.ratio
     if requested is None:
         return "ratio fixed by the method's parameters"
-    budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
+    budgets = set(filter(None, map(_words_of_budget, pruned)))
     amount = words_of_amount(requested, pruned[0].cell.ratio_of)
     return amount + (f": {budgets.pop()}" if len(budgets) == 1 else "")
 
 
-def _budget(record: Record) -> str:
-    """Return the budget in parameters; in layers too if the request was rounded to whole layers."""
+def _words_of_budget(record: Record) -> str:
+    """Return the budget in parameters; in layers too if the request was rounded to whole layers; empty without one."""
     measured = record.measured
-    if budget := measured.get("budget"):
+    if budget := measured.budget:
         rounded = ", in whole layers" if record.cell.match == "layers" else ""
-        return f"{quantity_of_column('ratio').show(budget['share'])} of {QUANTITIES[budget['of']]}{rounded}"
-    removed = measured["ratio_budget"] * measured["dense_parameters"]
-    parameters = f"{quantity_of_column('parameters').show(measured['dense_parameters'] - removed)} parameters"
-    total = measured.get("dense_layers")
+        return f"{quantity_of_column('ratio').show(budget.share)} of {QUANTITIES[budget.of]}{rounded}"
+    dense, inner, total = measured.dense_parameters, measured.dense_parameters_without_embeddings, measured.dense_layers
+    if measured.ratio_budget is None or dense is None or inner is None:
+        return ""
+    removed = measured.ratio_budget * dense
+    parameters = f"{quantity_of_column('parameters').show(dense - removed)} parameters"
     if record.cell.match == "exact" or not total:
         return parameters
-    layers = removed / (measured["dense_parameters_without_embeddings"] / total)
+    layers = removed / (inner / total)
     whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
     return f"{round(layers)} of {total} layers, {parameters}" if whole else parameters
 
@@ -107,15 +108,15 @@ def protocol_of_records(
 
 def _perplexities(record: Record) -> Iterator[ProtocolRow]:
     """Yield for each text its windows, how they lie in it, and how many tokens count."""
-    for text, result in record.measured.get("perplexity", {}).items():
-        windows = result["windows"]
+    for text, result in record.measured.text_scores.items():
+        windows = result.windows
         facts = [
-            f"{windows:,} {'window' if windows == 1 else 'windows'} of {result['window']:,} tokens",
-            *[("drawn from the text" if result["drawn"] else "one behind the other")] * (windows > 1),
-            f"stride {result['stride']:,}",
-            BOS.get(result["bos"], result["bos"]),
-            f"{result['tokens']:,} tokens scored",
-            *["of every document of the text"] * bool(result.get("whole")),
+            f"{windows:,} {'window' if windows == 1 else 'windows'} of {result.window:,} tokens",
+            *[("drawn from the text" if result.drawn else "one behind the other")] * (windows > 1),
+            f"stride {result.stride:,}",
+            BOS.get(result.bos, result.bos),
+            f"{result.tokens:,} tokens scored",
+            *["of every document of the text"] * bool(result.whole),
         ]
         yield quantity_of_column(f"perplexity_{text}").heading, ", ".join(facts)
 
@@ -123,12 +124,12 @@ def _perplexities(record: Record) -> Iterator[ProtocolRow]:
 def _tasks(record: Record) -> Iterator[ProtocolRow]:
     """Yield for the tasks that are measured alike their metric, documents and shots."""
     tasks_by_facts: dict[str, list[str]] = {}
-    for task, result in record.measured.get("tasks", {}).items():
-        documents = result["documents"]
-        every = "all " if documents == result.get("available") else ""
+    for task, result in record.measured.task_scores.items():
+        documents = result.documents
+        every = "all " if documents == result.available else ""
         count = f"{every}{documents:,} {'document' if documents == 1 else 'documents'}"
-        apart = "" if is_accuracy(result) else ", not in the average"
-        facts = f"{result['main']}, {count}, {result['fewshot']}-shot{apart}"
+        apart = "" if result.is_accuracy else ", not in the average"
+        facts = f"{result.main}, {count}, {result.fewshot}-shot{apart}"
         tasks_by_facts.setdefault(facts, []).append(shorten_name(task))
     for facts, tasks in tasks_by_facts.items():
         yield ", ".join(tasks), facts
@@ -137,16 +138,16 @@ def _tasks(record: Record) -> Iterator[ProtocolRow]:
 def _speeds(record: Record) -> Iterator[ProtocolRow]:
     """Yield how the speed in the main table was timed, for each stage of generation."""
     protocol = record.cell.protocol
-    for stage, size in STAGES.items():
+    for stage in STAGES:
         if point := main_timing(record, stage):
             facts = [
-                f"{'a prompt of' if stage == 'prefill' else 'one token behind'} {point[size]:,} tokens",
-                f"batch {point['batch']}",
-                "in turns with dense" if "speedup" in point else "timed alone",
+                f"{'a prompt of' if stage == 'prefill' else 'one token behind'} {point.tokens:,} tokens",
+                f"batch {point.batch}",
+                "in turns with dense" if point.speedup is not None else "timed alone",
                 f"up to {protocol.speed_rounds} rounds",
                 f"{protocol.cache} cache",
                 *["compiled"] * bool(protocol.compile),
-                *["each step captured once and replayed"] * (point.get("mode") == "graph" and not protocol.compile),
+                *["each step captured once and replayed"] * (point.mode == "graph" and not protocol.compile),
             ]
             yield stage, ", ".join(facts)
 

@@ -34,7 +34,7 @@ def join_decisions(record: Record) -> dict[str, Any]:
     Empty if an earlier stage does not say which layers it has removed.
     """
     decided: dict[str, Any] = {}
-    layers = record.measured.get("dense_layers", 0)
+    layers = record.measured.dense_layers or 0
     for stage in record.decisions.get("earlier", ()):
         decided = _behind(decided, stage["decisions"], layers)
         if layers - len(decided.get("removed_layers", ())) != stage["measured"]["layers"]:
@@ -67,7 +67,7 @@ def remaining_of(record: Record) -> Remaining | None:
     An attention's share is that of its key/value heads, an MLP's that of its channels or experts. A residual stream of
     d of D columns leaves d / D of every matrix.
     """
-    decided, layers = join_decisions(record), record.measured.get("dense_layers")
+    decided, layers = join_decisions(record), record.measured.dense_layers
     if record.status != "ok" or not layers:
         return None
     if {"d", "width"} <= set(decided):

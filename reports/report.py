@@ -103,7 +103,7 @@ def speed_to_terminal(records: Sequence[Record]) -> str:
 
 def speed_to_markdown(records: Sequence[Record]) -> list[str]:
     """Return the section on speed of a report; empty if the main table has everything that was timed."""
-    points = [point for record in records for point in record.measured.get("speed", {}).get("points", ())]
+    points = [point for record in records for point in record.measured.timed_points]
     in_main = [main_timing(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):
         return []

@@ -269,6 +269,13 @@ def with_cell(record: Record, **changes: Any) -> Record:
     return record_from_plain(plain | {"cell": plain["cell"] | to_plain(changes)})
 
 
+def with_measured(record: Record, **changes: Any) -> Record:
+    """The record with other plain values of what it measured; a field of None is absent."""
+    plain = record.plain()
+    values = plain["measured"] | to_plain(changes)
+    return record_from_plain(plain | {"measured": {name: value for name, value in values.items() if value is not None}})
+
+
 def drawn(seed: int, ppl: float, accuracy: float, given: tuple[str, ...] = (), *, timed: bool = True) -> Record:
     figures = measured(4 * PER_LAYER, (ppl - 1, ppl, ppl + 1), [accuracy] * 5, 20.0)
     if not timed:

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from made_cells import made_cell
 
+from bench.plan.kinds import value_from_plain
 from bench.plan.protocol import protocol_of_profile
+from bench.records.measured import Measured
 from bench.records.record import Record, save
 
 VERSIONS = {"torch": "2.13.0", "transformers": "5.24.0", "lm_eval": "0.4.13", "prunebench": "0.1.0"}
@@ -81,7 +83,7 @@ def cell(
         found |= measured or {}
     decisions = {"calibration": {"sha256": "c" * 64}} if status == "ok" else {}
     error = None if status == "ok" else f"{status}: for a test"
-    record = Record(asked, status, described, decisions, found, error, display_name="Model")
+    record = Record(asked, status, described, decisions, value_from_plain(Measured, found), error, display_name="Model")
     save(record, run / "cells" / f"{key}.json")
     folder = run / "samples" / key
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def rows(run: Merged, base: str, labels: Collection[str]) -> list[str]:
     records, lines = run.records, []
     for (model, ratio), every in places(run).items():
         at = {label: n for label, n in every.items() if label in labels}
-        for label in sorted(at, key=lambda each: records[at[each]].measured["perplexity"]["wiki"]["perplexity"]):
+        for label in sorted(at, key=lambda each: records[at[each]].measured.text_scores["wiki"].perplexity):
             words = []
             for name in ("wiki", "c4", "answers"):
                 words.append(f"{figure(run, at[label], name):{'.3f' if name == 'answers' else '.1f'}}")
@@ -76,8 +76,8 @@ def figure(run: Merged, place: int, name: str) -> float:
     """Return the perplexity of a record on a text, or the bits per byte of the right answers of all its tasks."""
     measured = run.records[place].measured
     if name != "answers":
-        return float(measured["perplexity"][name]["perplexity"])
-    bits = [task["answer_bpb"]["value"] for task in measured["tasks"].values()]
+        return float(measured.text_scores[name].perplexity)
+    bits = [task.answer_bpb.value for task in measured.task_scores.values()]
     return float(sum(bits) / len(bits))
 
 
@@ -86,6 +86,6 @@ def _beside(run: Merged, pair: tuple[int, int], name: str) -> str:
     if name != "answers":
         found = contrasts.contrast_of_perplexities(run.records, [pair], run.samples, name)[pair]
         return f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    tasks = list(run.records[pair[0]].measured["tasks"])
+    tasks = list(run.records[pair[0]].measured.task_scores)
     found = contrasts.contrast_of_averages(run.records, [pair], run.samples, tasks, "answer_bpb", bounds=True)[pair]
     return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

@@ -175,9 +175,9 @@ def test_the_table_of_inheritance_is_what_its_records_say():
     (table,) = (table for table in tables(text("docs/studies/healing.md")) if table[0][-1] == "random at 0.2")
     curves = {}
     for record in run_folder.read_records(ROOT / "docs/results/inherit").values():
-        if "healing" in record.measured:
-            curve = record.measured["healing"]["curve"]
-            curves[record.cell.method, record.cell.ratio] = {point["tokens"]: point for point in curve}
+        if record.measured.healing is not None:
+            curve = record.measured.healing.curve
+            curves[record.cell.method, record.cell.ratio] = {point.tokens: point for point in curve}
     columns = [(method, ratio) for ratio in (0.1, 0.2) for method in ("laco", "laco+reinitialize")]
     assert len(table) == 6
     for tokens, *shown in table[1:]:
@@ -219,9 +219,9 @@ def test_the_table_of_speeds_is_what_its_records_say():
 def test_what_is_said_of_speeds_beside_predictions_is_what_the_records_say():
     shares: dict[str, list[float]] = {}
     for record in run_folder.read_records(ROOT / "docs/results/speed").values():
-        for point in record.measured["speed"]["points"] if record.cell.method != "dense" else ():
-            share = 100 * (point["speedup"] - 1) / (point["speedup_by_macs"] - 1)
-            shares.setdefault(f"{record.cell.method} {point['kind']}", []).append(share)
+        for point in record.measured.speed.points if record.cell.method != "dense" else ():
+            share = 100 * (point.speedup - 1) / (point.speedup_by_macs - 1)
+            shares.setdefault(f"{record.cell.method} {point.kind}", []).append(share)
     page = text("docs/studies/speed.md")
     flap, minitron = (shares[f"{method} prefill"][1] for method in ("flap", "minitron-width"))
     assert f"`flap` has {flap:.0f} % of its prediction and `minitron-width` {minitron:.0f} %." in page
@@ -235,7 +235,7 @@ def test_the_sample_of_the_start_page_is_what_the_records_print():
     merged = run_folder.load_runs([ROOT / "docs" / "results" / "smollm2-135m"])
     methods = {"dense": None, "laco": 0.3, "slicegpt": 0.3}
     shown = [one for one in merged.records if methods.get(one.cell.method, 0) == one.cell.ratio]
-    assert {(one.cell.dtype, one.measured["perplexity"]["wiki"].get("drawn")) for one in shown} <= {
+    assert {(one.cell.dtype, one.measured.text_scores["wiki"].drawn) for one in shown} <= {
         ("float32", False),
         ("float32", None),
     }

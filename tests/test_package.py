@@ -13,7 +13,6 @@ import pytest
 import bench
 from bench.cli.main import main
 from bench.plan.protocol import Recipe
-from bench.records.record import main_metric_of_task
 from methods.errors import UserError
 
 
@@ -49,11 +48,11 @@ def test_a_run_is_asked_for_read_and_taken_apart(spec, capsys):
     for record in records:
         row = cells.loc[record.cell.label]
         assert row["status"] == "ok"
-        assert row["parameters"] == record.measured["parameters"]
-        assert row["ratio"] == record.measured["ratio"]
-        ((text, perplexity),) = record.measured["perplexity"].items()
-        assert row[f"perplexity_{text}"] == perplexity["perplexity"]
-        assert row["average"] == main_metric_of_task(record.measured["tasks"]["piqa"])["value"]
+        assert row["parameters"] == record.measured.parameters
+        assert row["ratio"] == record.measured.ratio
+        ((text, perplexity),) = record.measured.text_scores.items()
+        assert row[f"perplexity_{text}"] == perplexity.perplexity
+        assert row["average"] == record.measured.task_scores["piqa"].main_metric.value
     answers = bench.samples(spec.out, "piqa")
     assert answers.groupby("cell")["doc_id"].nunique().to_dict() == dict.fromkeys(bench.read(spec.out)["cell"], 6)
     bench.run(spec)

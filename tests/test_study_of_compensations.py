@@ -87,9 +87,9 @@ def test_the_table_of_sinks_is_what_its_records_say():
     }
     found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
     for record in run_folder.read_records(ROOT / "docs/results/sinks").values():
-        for name, figures in record.measured["perplexity"].items():
+        for name, figures in record.measured.text_scores.items():
             draw = record.cell.protocol.calibration, record.cell.seed
-            found.setdefault((record.cell.label, name), {})[draw] = figures["perplexity"]
+            found.setdefault((record.cell.label, name), {})[draw] = figures.perplexity
     (table,) = (table for table in tables(text("docs/studies/compensation.md")) if table[0][0] == "sinks")
     for label, *shown in table[1:]:
         mending = label.partition("+")[2]

@@ -74,8 +74,8 @@ def test_the_run_is_whole_and_of_one_protocol():
     assert len(run().records) == len(cells) + 3 * 4 + 1
     assert {one.status for one in run().records} == {"ok"}
     for one in run().records:
-        assert all(of["drawn"] and of["windows"] == 48 for of in one.measured["perplexity"].values())
-        assert {task["documents"] for task in one.measured["tasks"].values()} == {100}
+        assert all(of.drawn and of.windows == 48 for of in one.measured.text_scores.values())
+        assert {task.documents for task in one.measured.task_scores.values()} == {100}
         assert ("EPYC" if one.cell.label == "evopress" else "Xeon") in one.environment["cpu"]
         assert one.environment["threads"] == 1
 

@@ -36,7 +36,7 @@ def places(model: str, method: str, ratio: float | None) -> list[int]:
 
 
 def perplexity(record: Record, name: str) -> float:
-    return float(record.measured["perplexity"][name]["perplexity"])
+    return float(record.measured.text_scores[name].perplexity)
 
 
 def mean(values: list[float]) -> float:

@@ -45,8 +45,8 @@ def test_the_table_is_what_the_records_say():
     assert "\n".join(rows()) in text(PAGE)
     for one in run().records:
         assert one.status == "ok"
-        assert {task["documents"] for task in one.measured["tasks"].values()} == {100}
-        assert all(of["drawn"] and of["windows"] == 48 for of in one.measured["perplexity"].values())
+        assert {task.documents for task in one.measured.task_scores.values()} == {100}
+        assert all(of.drawn and of.windows == 48 for of in one.measured.text_scores.values())
 
 
 def of_all_models() -> list[str]:
@@ -346,7 +346,7 @@ def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
     assert len(widths) == 9 and said in page
     its = [one for one in run().records if one.cell.label == "tyr"]
     (calibration,) = {one.cell.protocol.calibration_sequences * one.cell.protocol.calibration_length for one in its}
-    there, elsewhere = [one.decisions["kl"][-1] for one in its], [one.measured["checks"]["kl"] for one in its]
+    there, elsewhere = [one.decisions["kl"][-1] for one in its], [one.measured.checks.kl for one in its]
     factors = [other / own for own, other in zip(there, elsewhere, strict=True)]
     said = f"ends at {min(there):.3f} to {max(there):.3f} nats there, and on other text it is"
     said += f" {min(elsewhere):.2f} to {max(elsewhere):.2f}, {min(factors):.0f} to {max(factors):.0f} times as much"

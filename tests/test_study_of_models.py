@@ -358,7 +358,7 @@ def test_the_calibration_text_of_each_seed_is_another_one_and_the_windows_are_th
     records = [run.records[at["laco-ls"]] for run, at in runs]
     assert len({one.cell.inputs.calibration_sha256 for one in records}) == 4
     assert {tuple(one.decisions["removed_layers"]) for one in records} == {tuple(range(13, 19))}
-    assert all(one.measured["perplexity"]["wiki"]["windows"] == 48 for one in records)
+    assert all(one.measured.text_scores["wiki"].windows == 48 for one in records)
 
 
 def test_what_is_said_of_four_seeds():
@@ -386,7 +386,7 @@ def search_rows() -> list[str]:
         both, words = (at[STEPS, ratio, seed], at["laco-ls", ratio, seed]), []
         for number in both:
             one = run.records[number]
-            figures = (one.measured["perplexity"][name]["perplexity"] for name in ("wiki", "c4"))
+            figures = (one.measured.text_scores[name].perplexity for name in ("wiki", "c4"))
             taken = (
                 one.decisions["removal_order"][-1].removeprefix("finally ").removeprefix("layers ").replace("+", ", ")
             )

@@ -106,7 +106,7 @@ def test_every_table_stands_in_the_page():
     page = text(PAGE)
     assert list(of_five()) == list(MODELS.values())
     assert len(rows_of_figures()) == 2 * len(TASKS) + 2
-    assert {task["documents"] for one in data(RUN).records for task in one.measured["tasks"].values()} == {500}
+    assert {task.documents for one in data(RUN).records for task in one.measured.task_scores.values()} == {500}
     for rows in (rows_of_figures(), rows_of_pairs(), rows_of_models()):
         assert "\n".join(rows) in page
 

@@ -31,7 +31,7 @@ from bench.inference import llama_cpp
 from bench.plan.protocol import AUTO, QUANTISED, name_of_text
 from bench.plan.trust import Trust
 from bench.records import run_folder
-from bench.records.measured import ANSWER_BPB
+from bench.records.measured import ANSWER_BPB, SavedModel, TaskScore, TextScore
 from bench.records.record import Record
 from bench.runs.reproduce import PrunedModel, prune_again
 from bench.runs.saving import dtype_to_save
@@ -91,16 +91,16 @@ def model_of(record: Record, trust: Trust, device: str, dtype: str | None) -> Pr
 
 def find_saved_model(record: Record, trust: Trust, dtype: str | None) -> Path | None:
     """Return the folder of a saved model that holds all that `dtype` does; None for one that was rounded further."""
-    kept = record.measured.get("saved", {})
+    kept = record.measured.saved or SavedModel()
     if (folder := _folder(record, trust)) is None:
         return None
-    exact = "rounding" not in kept or kept["dtype"] == "float32"
-    return folder if exact or _resolve_dtype(dtype, record, trust) in (None, kept["dtype"]) else None
+    exact = kept.rounding is None or kept.dtype == "float32"
+    return folder if exact or _resolve_dtype(dtype, record, trust) in (None, kept.dtype) else None
 
 
 def _folder(record: Record, trust: Trust) -> Path | None:
     """Return the folder of a saved model, or None. Raises UserError for one that is not in the folder of its run."""
-    name = record.measured.get("saved", {}).get("folder")
+    name = (record.measured.saved or SavedModel()).folder
     if name is None or not save_load.is_checkpoint(folder := trust.run / name):
         return None
     trust.refuse_outside(folder)
@@ -141,9 +141,9 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     _refuse_target(wish)
     if wish.dtype in QUANTISED:
         llama_cpp.require(f"{wish.dtype} is written by llama.cpp")
-    kept, folder = record.measured.get("saved", {}), _folder(record, trust)
+    kept, folder = record.measured.saved or SavedModel(), _folder(record, trust)
     same_files = not wish.pad and wish.most == save_load.SHARD_BYTES
-    unchanged = same_files and _resolve_dtype(wish.dtype, record, trust) in (None, kept.get("dtype"))
+    unchanged = same_files and _resolve_dtype(wish.dtype, record, trust) in (None, kept.dtype)
     if wish.format == HF and folder and unchanged:
         copy_model(folder, wish.to, trust)
         return _line(wish.to, save_load.read_manifest(wish.to), record)
@@ -154,7 +154,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
         words = _tokenizer(record, trust, wish.dtype)
         describe_tokenizer(words, len(words))  # refuses a tokenizer that GGUF does not hold, before a model is made
     pruned = model_of(record, trust, wish.device, dtype)
-    kind = _dtype_to_store(dtype or kept.get("dtype", record.cell.dtype), record, trust)
+    kind = _dtype_to_store(dtype or kept.dtype or record.cell.dtype, record, trust)
     try:
         if wish.format == HF:
             return _line(wish.to, _write_folder(pruned, kind, wish), record)
@@ -326,7 +326,7 @@ def write_lm_eval_results(run: Path, cell: str, to: Path) -> str:
 
 def results_of_record(record: Record) -> dict[str, Any]:
     """Return the content of the result file as plain JSON values. Raises UserError for a cell without answers."""
-    tasks, texts = record.measured.get("tasks", {}), record.measured.get("perplexity", {})
+    tasks, texts = record.measured.task_scores, record.measured.text_scores
     if not tasks and not texts:
         raise UserError(f"{record.cell.label} was measured on no task and no text")
     metrics_by_name = {name: _metrics(task) for name, task in tasks.items()}
@@ -335,12 +335,10 @@ def results_of_record(record: Record) -> dict[str, Any]:
     return {
         "results": {name: {"alias": name} | metrics for name, metrics in metrics_by_name.items()},
         "group_subtasks": {name: [] for name in metrics_by_name},
-        "versions": {name: task["version"] for name, task in tasks.items()},
-        "n-shot": {name: task["fewshot"] for name, task in tasks.items()},
+        "versions": {name: task.version for name, task in tasks.items()},
+        "n-shot": {name: task.fewshot for name, task in tasks.items()},
         "higher_is_better": {name: dict(map(_direction, metrics)) for name, metrics in metrics_by_name.items()},
-        "n-samples": {
-            name: {"original": task["available"], "effective": task["documents"]} for name, task in tasks.items()
-        },
+        "n-samples": {name: {"original": task.available, "effective": task.documents} for name, task in tasks.items()},
         "config": {
             "model": "prunebench",
             "model_args": {
@@ -357,20 +355,20 @@ def results_of_record(record: Record) -> dict[str, Any]:
     }
 
 
-def _metrics(task: dict[str, Any]) -> dict[str, Any]:
+def _metrics(task: TaskScore) -> dict[str, Any]:
     """Return the metrics of a task as lm-eval names them, METRIC,FILTER and METRIC_stderr,FILTER."""
     value_by_name = {}
-    right = {ANSWER_BPB: task[ANSWER_BPB]} if ANSWER_BPB in task else {}
-    for name, figure in {**task["metrics"], **right}.items():
+    for name, figure in task.every_metric().items():
         metric, _, chosen = name.partition(",")
-        value_by_name[f"{metric},{chosen or 'none'}"] = figure["value"]
-        if "stderr" in figure:
-            value_by_name[f"{metric}_stderr,{chosen or 'none'}"] = figure["stderr"]
+        value_by_name[f"{metric},{chosen or 'none'}"] = figure.value
+        if figure.stderr is not None:
+            value_by_name[f"{metric}_stderr,{chosen or 'none'}"] = figure.stderr
     return value_by_name
 
 
-def _of_text(text: dict[str, Any]) -> dict[str, Any]:
-    return {f"{label},none": text[name] for name, label in OF_TEXTS.items() if name in text}
+def _of_text(text: TextScore) -> dict[str, Any]:
+    values = {f"{label},none": getattr(text, name) for name, label in OF_TEXTS.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _direction(metric: str) -> tuple[str, bool]:

@@ -203,7 +203,7 @@ def conditions_of_gate(record: Record, *, timed: bool | None = None) -> dict[str
     """
     cell, values = record.cell, dict[str, Any]()
     parts = {"protocol": cell.protocol, "inputs": cell.inputs, **vars(record)}
-    timed = "speed" in record.measured if timed is None else timed
+    timed = record.measured.speed is not None if timed is None else timed
     for condition in CONDITIONS:
         if (
             condition.gate
@@ -230,7 +230,7 @@ def version_without_build(version: str) -> str:
 def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
     """Return the conditions, text and documents that must be equal for a metric to be compared over runs."""
     quantity, text = find_quantity(_without_end(metric)), _text_of(record, metric)
-    kind = quantity.conditions if quantity else "size" if metric in record.measured else "task"
+    kind = quantity.conditions if quantity else "size" if getattr(record.measured, metric, None) is not None else "task"
     costs, kind = kind == "cost", "speed" if kind == "cost" else kind
     names = {
         condition.name
@@ -242,10 +242,10 @@ def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
         name: value for name, value in conditions_of_gate(record, timed=kind == "speed").items() if name in names
     }
     if text:
-        conditions["text"] = record.measured["perplexity"][text]["sha256"]
-    for task, result in record.measured.get("tasks", {}).items():
+        conditions["text"] = record.measured.text_scores[text].sha256
+    for task, result in record.measured.task_scores.items():
         if (quantity and quantity.part == "mean") or f"_{task}" in metric:
-            conditions[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
+            conditions[task] = (result.main, result.version, result.documents, result.fewshot)
     return conditions
 
 
@@ -256,10 +256,15 @@ def _without_end(metric: str) -> str:
 
 def _text_of(record: Record, metric: str) -> str | None:
     """Return the text of a perplexity; of a check the first text, since it reads its windows; else None."""
-    scored = record.measured.get("perplexity", {})
+    scored = record.measured.text_scores
     bare = _without_end(metric)
     quantity = find_quantity(bare)
-    if quantity and quantity.part == "checks" and quantity.reads_text and bare in record.measured.get("checks", {}):
+    if (
+        quantity
+        and quantity.part == "checks"
+        and quantity.reads_text
+        and getattr(record.measured.checks, bare, None) is not None
+    ):
         return next((text for text in record.cell.protocol.texts if text in scored), None)
     if quantity and quantity.part == "text":
         return next((text for text in scored if bare == quantity.name.format(text)), None)
@@ -408,7 +413,7 @@ def group_draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[i
         seeds_of_row = {records[place].cell.seed for place in rows.get(key, ())}
         rows.setdefault(key if random or record.cell.seed not in seeds_of_row else str(number), []).append(number)
     return [
-        sorted(numbers, key=lambda n: ("speed" not in records[n].measured, records[n].cell.seed))
+        sorted(numbers, key=lambda n: (records[n].measured.speed is None, records[n].cell.seed))
         for numbers in rows.values()
     ]
 

@@ -35,19 +35,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.records.answers import CHANCE
 from bench.records.comparability import (
     find_dense_peer,
     find_unlike_versions,
     group_by_setup,
 )
-from bench.records.measured import ANSWER_BPB, is_accuracy
+from bench.records.measured import ANSWER_BPB, Measured, TaskMetric, TaskScore
 from bench.records.quantities import quantities_of_part
 from bench.records.quantity import Quantity
-from bench.records.record import Record, main_metric_of_task, name_of_model, peak_of_stage
+from bench.records.record import Record, name_of_model, peak_of_stage
+from bench.records.speed_results import PointTiming
 from bench.stats.intervals import NORMAL_95, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
 
@@ -75,7 +76,7 @@ def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _whole(group: Sequence[Record]) -> dict[str, float]:
     """Return the dense model's columns for the budgets of its group, since it keeps all of their quantities."""
-    budgets = {record.measured["budget"]["of"] for record in group if "budget" in record.measured}
+    budgets = {record.measured.budget.of for record in group if record.measured.budget is not None}
     return {f"{of}_stays": 1.0 for of in sorted(budgets)}
 
 
@@ -113,12 +114,12 @@ def misses_budget(record: Record) -> bool:
     return by is not None and abs(by) > MISS
 
 
-def budget_miss(measured: Mapping[str, Any]) -> float | None:
+def budget_miss(measured: Measured) -> float | None:
     """Return the achieved minus the budgeted ratio, as a share of the dense model's; None where there was no budget."""
-    if "budget" in measured:
-        return float(measured["budget"]["share"] - measured["budget"]["stays"])
-    ratio, budget = measured.get("ratio"), measured.get("ratio_budget")
-    return None if ratio is None or budget is None else float(ratio - budget)
+    if measured.budget is not None:
+        return measured.budget.share - measured.budget.stays
+    ratio, budget = measured.ratio, measured.ratio_budget
+    return None if ratio is None or budget is None else ratio - budget
 
 
 def column_of_amount(of: str) -> str:
@@ -128,12 +129,14 @@ def column_of_amount(of: str) -> str:
 
 def texts_of_records(records: Sequence[Record]) -> list[str]:
     """Return the texts with a perplexity, in the protocol's order."""
-    return _names_measured_by(records, "perplexity", "texts")
+    names = [name for record in records for name in record.measured.text_scores]
+    return _in_order_of_protocol(names, [record.cell.protocol.texts for record in records])
 
 
 def tasks_of_records(records: Sequence[Record]) -> list[str]:
     """Return the tasks with a result, in the protocol's order."""
-    return _names_measured_by(records, "tasks", "tasks")
+    names = [name for record in records for name in record.measured.task_scores]
+    return _in_order_of_protocol(names, [record.cell.protocol.tasks for record in records])
 
 
 def tasks_with_accuracies(records: Sequence[Record]) -> list[str]:
@@ -153,29 +156,27 @@ def columns_of_quantity(quantity: Quantity, records: Sequence[Record]) -> list[s
 
 def tasks_with_answers(records: Sequence[Record], field: str = ANSWER_BPB) -> list[str]:
     """Return the tasks with a field, such as the right answer's bits per byte, in any record, in their order."""
-    tasks = [record.measured.get("tasks", {}) for record in records]
-    names = {name for results in tasks for name, task in results.items() if field in task}
+    tasks = [record.measured.task_scores for record in records]
+    names = {name for results in tasks for name, task in results.items() if getattr(task, field) is not None}
     return [name for name in tasks_of_records(records) if name in names]
 
 
-def column_of_task(name: str, task: Mapping[str, Any]) -> str:
+def column_of_task(name: str, task: TaskScore) -> str:
     """Return the column of a task's main metric."""
-    return f"{'task' if is_accuracy(task) else 'score'}_{name}"
+    return f"{'task' if task.is_accuracy else 'score'}_{name}"
 
 
 def columns_of_tasks(records: Sequence[Record]) -> list[str]:
     """Return the columns of the tasks' main metrics, in the protocol's order, accuracies first."""
     results = [
-        (name, record.measured.get("tasks", {}).get(name)) for name in tasks_of_records(records) for record in records
+        (name, record.measured.task_scores.get(name)) for name in tasks_of_records(records) for record in records
     ]
     columns = dict.fromkeys(column_of_task(name, result) for name, result in results if result)
     return sorted(columns, key=lambda column: column.startswith("score_"))
 
 
-def _names_measured_by(records: Sequence[Record], block: str, protocol_field: str) -> list[str]:
-    names = [name for record in records for name in record.measured.get(block, {})]
-    order = [name for record in records for name in getattr(record.cell.protocol, protocol_field)]
-    return [name for name in dict.fromkeys([*order, *names]) if name in names]
+def _in_order_of_protocol(names: Sequence[str], orders: Sequence[Sequence[str]]) -> list[str]:
+    return [name for name in dict.fromkeys([*chain(*orders), *names]) if name in names]
 
 
 def _row(
@@ -188,16 +189,16 @@ def _row(
     """
     measured = record.measured
     row = _identity(record) | _amounts(measured) | _values("size", measured)
-    for text, score in measured.get("perplexity", {}).items():
+    for text, score in measured.text_scores.items():
         row |= _values("text", score, text)
-    row |= _values("checks", measured["checks"]) if "checks" in measured else {}
-    for task, result in measured.get("tasks", {}).items():
+    row |= _values("checks", measured.checks) if measured.checks is not None else {}
+    for task, result in measured.task_scores.items():
         row |= _task(column_of_task(task, result), result)
     for quantity in quantities_of_part("answers"):
-        row |= _answers(quantity, measured.get("tasks", {}), answered[quantity.field])
+        row |= _answers(quantity, measured.task_scores, answered[quantity.field])
     row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, averaged)
     row |= _speed(record) | _values("cost", measured)
-    row |= _values("healing", measured["healing"]) if "healing" in measured else {}
+    row |= _values("healing", measured.healing) if measured.healing is not None else {}
     if (to_prune := peak_of_stage(measured, "prune")) is not None:
         row["prune_memory_bytes"] = to_prune
     row["peak_memory_bytes"] = peak_of_stage(measured)
@@ -210,8 +211,8 @@ def _row(
     return row | {"flags": " ".join(flags) or None}
 
 
-def _values(part: str, result: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """Return the columns of all quantities of a part, from the result that has their fields.
+def _values(part: str, result: object, name: str = "") -> dict[str, Any]:
+    """Return the columns of all quantities of a part, from the result that has them as fields.
 
     name  of the text or task whose result it is
     """
@@ -221,14 +222,13 @@ def _values(part: str, result: Mapping[str, Any], name: str = "") -> dict[str, A
     return row
 
 
-def _value(quantity: Quantity, result: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+def _value(quantity: Quantity, result: object, name: str = "") -> dict[str, Any]:
     """Return the columns of a quantity: its value, and the ends of its interval or its standard error."""
-    column, value = quantity.name.format(name), result.get(quantity.field)
+    column, value = quantity.name.format(name), getattr(result, quantity.field)
     if quantity.spread == "stderr":
-        value = value or {}
-        return {column: value.get("value"), f"{column}_stderr": value.get("stderr")}
+        return {column: value and value.value, f"{column}_stderr": value and value.stderr}
     ends = ("_low", "_high") if quantity.spread == "interval" else ()
-    return {column: value} | {f"{column}{end}": result.get(f"{quantity.field}{end}") for end in ends}
+    return {column: value} | {f"{column}{end}": getattr(result, f"{quantity.field}{end}") for end in ends}
 
 
 def _identity(record: Record) -> dict[str, Any]:
@@ -251,96 +251,104 @@ def _identity(record: Record) -> dict[str, Any]:
     }
 
 
-def _amounts(measured: Mapping[str, Any]) -> dict[str, Any]:
+def _amounts(measured: Measured) -> dict[str, Any]:
     """Return what was removed beside what was asked for."""
-    row = {"ratio": measured.get("ratio"), "ratio_budget": measured.get("ratio_budget"), "miss": budget_miss(measured)}
-    if budget := measured.get("budget"):
-        row |= {f"{budget['of']}_stays": budget["stays"], f"{budget['of']}_budget": budget["share"]}
+    row: dict[str, Any] = {
+        "ratio": measured.ratio,
+        "ratio_budget": measured.ratio_budget,
+        "miss": budget_miss(measured),
+    }
+    if budget := measured.budget:
+        row |= {f"{budget.of}_stays": budget.stays, f"{budget.of}_budget": budget.share}
     return row
 
 
-def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
-    main, documents = task["main"], task["documents"]
-    metrics = task["metrics"]
-    value = metrics[main]["value"]
+def _task(column: str, task: TaskScore) -> dict[str, Any]:
+    main, documents = task.main, task.documents
+    metrics = task.metrics
+    value = metrics[main].value
     low, high = None, None
     right = value * documents
     if main in ("acc", "acc_norm") and documents and abs(right - round(right)) < 1e-6:  # else no count of answers
         low, high = wilson(round(right), documents)
     row = {
         column: value,
-        f"{column}_stderr": metrics[main].get("stderr"),
+        f"{column}_stderr": metrics[main].stderr,
         f"{column}_low": low,
         f"{column}_high": high,
         f"{column}_metric": main,
         f"{column}_documents": documents,
     }
-    if low is not None and task.get(CHANCE) is not None:
-        row[f"{column}_chance"] = task[CHANCE]
+    if low is not None and task.chance is not None:
+        row[f"{column}_chance"] = task.chance
     for name, metric in metrics.items():
-        row[f"{column}_{name}"] = metric["value"]
-        row[f"{column}_{name}_stderr"] = metric.get("stderr")
+        row[f"{column}_{name}"] = metric.value
+        row[f"{column}_{name}_stderr"] = metric.stderr
     return row
 
 
-def _accuracies(record: Record) -> dict[str, dict[str, Any]]:
-    return {name: task for name, task in record.measured.get("tasks", {}).items() if is_accuracy(task)}
+def _accuracies(record: Record) -> dict[str, TaskScore]:
+    return {name: task for name, task in record.measured.task_scores.items() if task.is_accuracy}
 
 
-def _answers(quantity: Quantity, tasks: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _answers(quantity: Quantity, tasks: Mapping[str, TaskScore], names: Sequence[str]) -> dict[str, Any]:
     """Return the columns of a quantity of each task that has it, and of its mean over the named tasks."""
-    answers = {name: task for name, task in tasks.items() if quantity.field in task}
+    answers = {name: getattr(task, quantity.field) for name, task in tasks.items()}
+    answers = {name: answer for name, answer in answers.items() if answer is not None}
     row: dict[str, Any] = {}
-    for name, task in answers.items():
-        row |= _value(quantity, task, name)
+    for name in answers:
+        row |= _value(quantity, tasks[name], name)
     if quantity.over_tasks and names:
-        row |= _mean(quantity.field, {name: task[quantity.field] for name, task in answers.items()}, names)
+        row |= _mean(quantity.field, answers, names)
     return row
 
 
-def _mean(column: str, results: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, float | None]:
+def _mean(column: str, results: Mapping[str, TaskMetric], names: Sequence[str]) -> dict[str, float | None]:
     """Return the unweighted mean over the named tasks with its standard error; None unless each has a result."""
     row: dict[str, float | None] = {column: None, f"{column}_stderr": None}
     if not names or any(name not in results for name in names):
         return row
-    row[column] = fmean(results[name]["value"] for name in names)
-    if all(results[name].get("stderr") is not None for name in names):
-        row[f"{column}_stderr"] = average_stderr([results[name]["stderr"] for name in names])
+    row[column] = fmean(results[name].value for name in names)
+    stderrs = [results[name].stderr for name in names]
+    errors = [stderr for stderr in stderrs if stderr is not None]
+    if len(errors) == len(names):
+        row[f"{column}_stderr"] = average_stderr(errors)
     return row
 
 
 def _average(
-    measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: Sequence[str]
+    measured: Mapping[str, TaskScore], dense: Mapping[str, TaskScore], names: Sequence[str]
 ) -> dict[str, float | None]:
     """Return the unweighted average over the named tasks and its share of the dense model's."""
-    row = _mean("average", {name: main_metric_of_task(task) for name, task in measured.items()}, names) | {"kept": None}
+    row = _mean("average", {name: task.main_metric for name, task in measured.items()}, names) | {"kept": None}
     average = row["average"]
     if average is None:
         return row
-    if all(measured[task].get(CHANCE) is not None for task in names):
-        row["average_chance"] = fmean(measured[task][CHANCE] for task in names)
-    conditions = ("main", "version", "documents", "fewshot")
-    if all(task in dense and _is_same(measured[task], dense[task], conditions) for task in names):
-        baseline = fmean(main_metric_of_task(dense[task])["value"] for task in names)
+    by_task = [measured[task].chance for task in names]
+    chances = [chance for chance in by_task if chance is not None]
+    if len(chances) == len(names):
+        row["average_chance"] = fmean(chances)
+    if all(task in dense and _is_same(measured[task], dense[task]) for task in names):
+        baseline = fmean(dense[task].main_metric.value for task in names)
         row["kept"] = average / baseline if baseline else None
     return row
 
 
-def main_timing(record: Record, stage: str) -> dict[str, Any] | None:
+def main_timing(record: Record, stage: str) -> PointTiming | None:
     """Return the point of "prefill" or "decode" at the first batch and first size; None where it was not timed."""
     protocol = record.cell.protocol
-    for point in record.measured.get("speed", {}).get("points", ()):
-        if point["kind"] == stage and [point["batch"], point[STAGES[stage]]] == [
+    for point in record.measured.timed_points:
+        if point.kind == stage and [point.batch, point.tokens] == [
             protocol.batches[0],
             *getattr(protocol, stage)[:1],
         ]:
-            return point if "pruned_ms" in point else None
+            return point if point.pruned_ms is not None else None
     return None
 
 
-def tokens_of_point(point: Mapping[str, Any]) -> int:
+def tokens_of_point(point: PointTiming) -> int:
     """Return the tokens that one timed call computes, over all sequences of its batch."""
-    return int(point["batch"]) * int(point["length"] if point["kind"] == "prefill" else 1)
+    return point.batch * (point.tokens if point.kind == "prefill" else 1)
 
 
 def _speed(record: Record) -> dict[str, float | None]:
@@ -348,18 +356,20 @@ def _speed(record: Record) -> dict[str, float | None]:
     row: dict[str, float | None] = {}
     for stage in STAGES:
         point = main_timing(record, stage)
-        if point is not None:
-            row[f"{stage}_speed"] = point.get("speedup")
-            row |= {f"{stage}_speed_{end}": point.get(f"speedup_{end}") for end in ("low", "high")}
+        if point is not None and point.pruned_ms is not None:
+            row[f"{stage}_speed"] = point.speedup
+            row |= {f"{stage}_speed_low": point.speedup_low, f"{stage}_speed_high": point.speedup_high}
             if stage == "prefill":
-                row["prefill_tokens_per_second"] = 1000 * tokens_of_point(point) / point["pruned_ms"]
+                row["prefill_tokens_per_second"] = 1000 * tokens_of_point(point) / point.pruned_ms
             else:
-                row["decode_ms_per_token"] = point["pruned_ms"]
+                row["decode_ms_per_token"] = point.pruned_ms
     return row
 
 
-def _is_same(first: Mapping[str, Any], second: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return all(first.get(name) == second.get(name) for name in names)
+def _is_same(first: TaskScore, second: TaskScore) -> bool:
+    """Say whether a task was answered alike: by the same metric, on as many documents behind as many examples."""
+    names = ("main", "version", "documents", "fewshot")
+    return all(getattr(first, name) == getattr(second, name) for name in names)
 
 
 def _column(values: list[Any]) -> pd.Series[Any]:
@@ -436,13 +446,13 @@ def drop_guessed_tasks(records: Sequence[Record]) -> tuple[list[Record], list[st
                 f"[{low:.1f}, {high:.1f}], and guesses have {100 * row[f'{column}_chance']:.1f} %"
             ] = None
     for record in records:
-        tasks = record.measured.get("tasks", {})
+        tasks = record.measured.task_scores
         stay = {name: task for name, task in tasks.items() if name not in left_out[id(record)]}
-        kept.append(record if stay == tasks else replace(record, measured=record.measured | {"tasks": stay}))
+        kept.append(record if stay == tasks else replace(record, measured=replace(record.measured, tasks=stay)))
     return kept, list(sentences)
 
 
 def _tasks_of_guesses(record: Record, row: Mapping[str, Any]) -> list[str]:
     """Return the tasks of a cell in which its accuracy may be that of guesses."""
-    tasks = record.measured.get("tasks", {})
+    tasks = record.measured.task_scores
     return [name for name, task in tasks.items() if may_be_guessed(row, column_of_task(name, task))]

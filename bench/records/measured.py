@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -47,7 +46,7 @@ from bench.records.quantity import (
     format_seconds,
     format_significant,
 )
-from bench.records.speed_results import Speed
+from bench.records.speed_results import PointTiming, Speed
 from methods.counted import QUANTITIES
 
 CONTINUATIONS = "copying, counting, repetition, distinct 2-grams: of greedy continuations."
@@ -57,11 +56,6 @@ LIKELIHOOD = (
 )
 ANSWER_BPB = "answer_bpb"  # the metric of the right answer's bits per byte
 ACCURACY = re.compile(r"(^|_)acc(_|$)")
-
-
-def is_accuracy(task: Mapping[str, Any]) -> bool:
-    """Say whether a task's main metric is an accuracy. Accuracies alone are averaged over tasks."""
-    return is_accuracy_metric(task["main"])
 
 
 def is_accuracy_metric(metric: str) -> bool:
@@ -268,6 +262,20 @@ class TaskScore:
         note=LIKELIHOOD,
         title="bits per byte of the right answer {}",
     )
+
+    def every_metric(self) -> dict[str, TaskMetric]:
+        """Return the metrics by name, with the right answer's bits per byte where they are known."""
+        return self.metrics | ({ANSWER_BPB: self.answer_bpb} if self.answer_bpb else {})
+
+    @property
+    def main_metric(self) -> TaskMetric:
+        """Return the metric that tables show."""
+        return self.metrics[self.main]
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Say whether the main metric is an accuracy. Accuracies alone are averaged over tasks."""
+        return is_accuracy_metric(self.main)
 
     def refuse_misfit(self) -> None:
         """Raise ValueError for a task without its main metric, and for an accuracy that is no share."""
@@ -501,6 +509,21 @@ class Measured:
     samples: dict[str, SampleFile] | None = declare_optional_field(
         "by file name without its ending", "bench.runs.store"
     )
+
+    @property
+    def text_scores(self) -> dict[str, TextScore]:
+        """Return the scores of texts by name; empty where none was measured."""
+        return self.perplexity or {}
+
+    @property
+    def task_scores(self) -> dict[str, TaskScore]:
+        """Return the scores of tasks by name; empty where none was measured."""
+        return self.tasks or {}
+
+    @property
+    def timed_points(self) -> tuple[PointTiming, ...]:
+        """Return the sizes at which the model was timed; empty where it was not."""
+        return (self.speed.points or ()) if self.speed else ()
 
     def refuse_misfit(self) -> None:
         """Raise ValueError for a budget of a model whose size is not there."""

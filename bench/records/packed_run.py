@@ -266,7 +266,8 @@ def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any
                 raise InvalidRecord(f"{path} has not the rows of {line.key} that were packed; copy the run again")
             tables[line.key, name] = table = files[name][line.key]
             refuse_other_rows(path, line.key, table, line.rows)
-            refuse_other_figures(f"{path}: {line.key}", name, table, line.plain["measured"])
+            if isinstance(line.record, Record):
+                refuse_other_figures(f"{path}: {line.key}", name, table, line.record.measured)
     return tables
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar
 
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bench.plan.cell import Cell
-from bench.plan.kinds import Name, OneOf, declare_field, declare_optional_field, value_from_plain
+from bench.plan.kinds import Name, OneOf, declare_field, declare_optional_field, to_plain, value_from_plain
 from bench.records.decided import Decisions
 from bench.records.layout import LayoutOf, layout_of
 from bench.records.measured import Measured
@@ -55,7 +55,7 @@ class Record:
     status: str
     environment: dict[str, Any]
     decisions: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
     error: str | None = None
     schema: int = SCHEMA
     display_name: str | None = None
@@ -67,14 +67,14 @@ class Record:
             raise InvalidRecord("error is a reason, not null, and status is ok")
         if self.status != "ok" and self.error is None:
             raise InvalidRecord(f"error is null, not a reason, and status is {self.status}")
-        if self.status == "ok" and "parameters" not in self.measured:
+        if self.status == "ok" and self.measured.parameters is None:
             raise InvalidRecord("measured.parameters is missing, and status is ok")
 
     def plain(self) -> dict[str, Any]:
         """Return the record as its file holds it, with the names of its cell for a reader."""
         names = {"display_name": self.display_name} if self.display_name is not None else {}
         cell = self.cell.plain() | names | {"label": self.cell.label}
-        return {"cell": cell} | {name: getattr(self, name) for name in KEYS}
+        return {"cell": cell} | {name: to_plain(getattr(self, name)) for name in KEYS}
 
 
 def name_of_model(record: Record) -> str:
@@ -95,22 +95,12 @@ def names_of_models(models: Iterable[str]) -> dict[str, str]:
     return name_by_model
 
 
-def peak_of_stage(measured: Mapping[str, Any], stage: str = "") -> int | None:
+def peak_of_stage(measured: Measured, stage: str = "") -> int | None:
     """Return the highest bytes of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
-    stages = measured.get("peak_memory", {})
+    stages = measured.peak_memory or {}
     peaks = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
-    sizes = [peak.get("allocated_bytes", peak.get("resident_bytes")) for peak in peaks]
-    return max(sizes, default=None)
-
-
-def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
-    """Return {value, stderr} of a metric of a task, or of a quantity such as answer_bpb; None without one."""
-    return task["metrics"].get(metric) or task.get(metric)
-
-
-def main_metric_of_task(task: Mapping[str, Any]) -> Any:
-    """Return {value, stderr} of the metric of a task that tables show."""
-    return task["metrics"][task["main"]]
+    sizes = [peak.resident_bytes if peak.allocated_bytes is None else peak.allocated_bytes for peak in peaks]
+    return max((size for size in sizes if size is not None), default=None)
 
 
 def save(record: Record, path: Path) -> None:
@@ -158,7 +148,7 @@ def record_from_json(data: Any, where: str) -> Record:
 
 def record_from_plain(data: Mapping[str, Any]) -> Record:
     """Return the record of plain values that fit. Names of the cell that this version does not know are left out."""
-    values = {name: data[name] for name in KEYS}
+    values = {name: data[name] for name in KEYS} | {"measured": value_from_plain(Measured, data["measured"])}
     return Record(value_from_plain(Cell, data["cell"]), **values, display_name=data["cell"].get("display_name"))
 
 
@@ -294,8 +284,9 @@ Lost = dict[str, list[str]]  # {what is wrong: the paths of such values}
 def without_invalid_values(record: Record) -> Record:
     """Return the record unchanged where it fits; else a failed one without the values that do not fit."""
     lost: Lost = {}
-    valid = {name: _plain(getattr(record, name), name, lost) for name in RESULT_FIELDS}
-    data = json.loads(json.dumps(record.plain() | valid))
+    plain = record.plain()
+    valid = {name: _plain(plain[name], name, lost) for name in RESULT_FIELDS}
+    data = json.loads(json.dumps(plain | valid))
     reasons = [f"{what}: {', '.join(dict.fromkeys(paths))}" for what, paths in lost.items()]
     if wrong := misfit_of_layout(data, RecordLayout):
         reasons = reasons or [f"this is no record's: {wrong}"]
@@ -303,8 +294,7 @@ def without_invalid_values(record: Record) -> Record:
             pass
     if not reasons:
         return record
-    kept = {name: data[name] for name in RESULT_FIELDS}
-    return replace(record, status="error", error=record.error or "; ".join(reasons), **kept)
+    return record_from_plain(data | {"status": "error", "error": record.error or "; ".join(reasons)})
 
 
 def _plain(value: Any, path: str, lost: Lost) -> Any:

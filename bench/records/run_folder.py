@@ -179,8 +179,8 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 def refuse_unfit_samples(run: Path, records: Mapping[str, Record], files: SampleFiles) -> None:
     """Raise InvalidRecord where values of a run's records, {key: record}, do not follow from its samples."""
     for key, record in records.items():
-        texts = (f"perplexity-{name_of_text(text)}" for text in record.measured.get("perplexity", {}))
-        for name in (*record.measured.get("tasks", {}), *texts):
+        texts = (f"perplexity-{name_of_text(text)}" for text in record.measured.text_scores)
+        for name in (*record.measured.task_scores, *texts):
             files.table(record, folder_of_samples(run, key), name)
 
 
@@ -238,7 +238,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
 def _is_of(row: ServedRecord, sound: Mapping[str, Record]) -> bool:
     """Say whether a served record is of the model that its cell has now, and not of a superseded record."""
     record = sound.get(row.key)
-    return record is not None and row.model.get("pruned_sha256") == record.measured.get("pruned_sha256")
+    return record is not None and row.model.get("pruned_sha256") == record.measured.pruned_sha256
 
 
 def _rank(record: Record) -> tuple[bool, str]:

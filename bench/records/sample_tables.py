@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.plan.protocol import name_of_text
-from bench.records.measured import ANSWER_BPB
+from bench.records.measured import ANSWER_BPB, Measured, TaskScore
 from bench.records.record import InvalidRecord
 from methods.errors import first_line_of
 from methods.files import hash_file
@@ -98,35 +98,35 @@ def sha256_of_rows(table: Any) -> str:
     return hashlib.sha256(json.dumps(columns, default=str).encode()).hexdigest()
 
 
-def refuse_damaged(folder: Path, measured: Mapping[str, Any]) -> None:
+def refuse_damaged(folder: Path, measured: Measured) -> None:
     """Raise InvalidRecord where a file of samples that a record's `measured` names is missing or not the same file."""
-    for name in measured.get("samples", {}):
+    for name in measured.samples or {}:
         if not is_file(path := folder / f"{name}.parquet"):
             raise InvalidRecord(f"{path} is missing or not the file that was written; copy the run again")
         refuse_other_file(path, measured)
 
 
-def refuse_unfit(folder: Path, measured: Mapping[str, Any]) -> None:
+def refuse_unfit(folder: Path, measured: Measured) -> None:
     """Raise InvalidRecord where the files of a cell's samples do not fit its record's `measured`."""
     refuse_damaged(folder, measured)
     for path in sorted(folder.glob("*.parquet")):
         refuse_unfit_file(path, measured)
 
 
-def refuse_unfit_file(path: Path, measured: Mapping[str, Any]) -> None:
+def refuse_unfit_file(path: Path, measured: Measured) -> None:
     """Raise InvalidRecord if a file of samples has another hash than the record says, or gives other values."""
     refuse_other_file(path, measured)
     table = read_table(path, columns_of_figures(path.stem, measured))
     refuse_other_figures(str(path), path.stem, table, measured)
 
 
-def refuse_other_file(path: Path, measured: Mapping[str, Any]) -> None:
+def refuse_other_file(path: Path, measured: Measured) -> None:
     """Raise InvalidRecord if a cell's file of samples has another hash than the record's `measured` says.
 
     A record that names no samples at all is held to its figures alone.
     """
-    named = measured.get("samples", {})
-    if named and (path.stem not in named or sha256_of_samples(path) != named[path.stem]["sha256"]):
+    named = measured.samples or {}
+    if named and (path.stem not in named or sha256_of_samples(path) != named[path.stem].sha256):
         raise InvalidRecord(f"{path} is missing or not the file that was written; copy the run again")
 
 
@@ -148,7 +148,7 @@ def sha256_of_samples(path: Path) -> str:
         raise InvalidRecord(f"{path} cannot be read: {first_line_of(error)}") from None
 
 
-def refuse_other_figures(where: str, name: str, table: Any, measured: Mapping[str, Any]) -> None:
+def refuse_other_figures(where: str, name: str, table: Any, measured: Measured) -> None:
     """Raise InvalidRecord unless a record's values follow from its rows.
 
     where  the file and cell of the rows; the message begins with it
@@ -162,40 +162,39 @@ def refuse_other_figures(where: str, name: str, table: Any, measured: Mapping[st
             )
 
 
-def columns_of_figures(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
+def columns_of_figures(name: str, measured: Measured) -> tuple[str, ...]:
     """Return the columns of the samples of a task or text from which values of a record follow."""
-    return (*OF_WINDOWS, *(metric for metric, _ in _means(measured.get("tasks", {}).get(name, {}))))
+    return (*OF_WINDOWS, *(metric for metric, _ in _means(measured.task_scores.get(name))))
 
 
-def _figures(name: str, table: Any, measured: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+def _figures(name: str, table: Any, measured: Measured) -> Iterator[tuple[str, float, float]]:
     """Yield (name, value in the record, value by the rows)."""
-    for text, entry in measured.get("perplexity", {}).items():
+    for text, entry in measured.text_scores.items():
         if name == f"perplexity-{name_of_text(text)}" and set(OF_WINDOWS) <= set(table.column_names):
             nll, tokens = (_numbers(table[column]) for column in OF_WINDOWS)
-            yield "the number of windows", entry["windows"], len(nll)
-            yield "the number of tokens", entry["tokens"], float(tokens.sum())
+            yield "the number of windows", entry.windows, len(nll)
+            yield "the number of tokens", entry.tokens, float(tokens.sum())
             nats = float(nll.sum() / tokens.sum()) if tokens.sum() else math.nan
-            yield "the logarithm of the perplexity", math.log(entry["perplexity"]), nats
-            if "nll_per_token" in entry:
-                yield "nll_per_token", entry["nll_per_token"], nats
-    task = measured.get("tasks", {}).get(name, {})
+            yield "the logarithm of the perplexity", math.log(entry.perplexity), nats
+            if entry.nll_per_token is not None:
+                yield "nll_per_token", entry.nll_per_token, nats
+    task = measured.task_scores.get(name)
     if task and table.num_columns:  # of no column no number of rows is known
-        yield "the number of documents", task["documents"], table.num_rows
+        yield "the number of documents", task.documents, table.num_rows
     for metric, value in _means(task):
         if metric in table.column_names:
             values = _numbers(table[metric].drop_null())
             yield metric, value, float(values.mean()) if len(values) else math.nan
 
 
-def _means(task: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the metrics of a task that are means over its documents, with their values.
+def _means(task: TaskScore | None) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of a task that are means over its documents, with their values; none without a task.
 
     These have a standard error, except in a task of one document.
     """
-    right = {ANSWER_BPB: task[ANSWER_BPB]} if ANSWER_BPB in task else {}
-    for metric, entry in {**task.get("metrics", {}), **right}.items():
-        if metric in MEANS or entry.get("stderr") is not None:
-            yield metric, entry["value"]
+    for metric, entry in task.every_metric().items() if task else ():
+        if metric in MEANS or entry.stderr is not None:
+            yield metric, entry.value
 
 
 def _numbers(column: Any) -> NDArray[np.float64]:

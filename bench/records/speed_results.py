@@ -178,6 +178,11 @@ class SizedPoint:
         "graph: each decode step captured once and replayed; eager: launched; absent: nothing captured"
     )
 
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of a prompt, or those that stand before the first that is generated."""
+        return (self.length if self.kind == "prefill" else self.context) or 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUps:

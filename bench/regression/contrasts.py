@@ -23,13 +23,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from bench.plan.protocol import name_of_text
-from bench.records.measured import is_accuracy
-from bench.records.record import Record, metric_of_task
+from bench.records.measured import TaskMetric, TextScore
+from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from bench.regression.pairs import (
     AnySample,
@@ -68,8 +67,9 @@ def contrast_of_perplexities(
     seeds  of the places that stand for a model of several seeds
     """
     cells = _cells_of_pairs(pairs, seeds or {})
-    scores = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(cells)}
-    finite = {n for n, score in scores.items() if math.isfinite(score.get("perplexity", math.inf))}
+    every = {n: records[n].measured.text_scores.get(text) for n in _places(cells)}
+    scores = {n: score for n, score in every.items() if score is not None}
+    finite = {n for n, score in scores.items() if math.isfinite(score.perplexity)}
     cells = {places: sides for places, sides in cells.items() if finite.issuperset(chain(*sides))}
     nats = _read_samples(samples, f"perplexity-{name_of_text(text)}", dict.fromkeys(_places(cells), "nll"))
     windows = {n: to_windows(sample, scores[n]) for n, sample in nats.items()}
@@ -178,11 +178,9 @@ def _compare_perplexities_of_seeds(pairs: Sequence[Pair[Windows]]) -> Contrast:
     return _to_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
 
 
-def _compare_independent_perplexities(
-    scores: Mapping[int, Mapping[str, Any]], sides: Sequence[Places]
-) -> Contrast | None:
+def _compare_independent_perplexities(scores: Mapping[int, TextScore], sides: Sequence[Places]) -> Contrast | None:
     """Test two perplexities as if independent, on logarithms; None without the intervals of both."""
-    logs = [math.log(scores[b]["perplexity"] / scores[a]["perplexity"]) for a, b in sides]
+    logs = [math.log(scores[b].perplexity / scores[a].perplexity) for a, b in sides]
     ends = _compare_independent(logs, {n: _stderr_of_log(scores[n]) for n in chain(*sides)}, sides)
     return ends and _to_ratio(ends, "intervals")
 
@@ -201,9 +199,9 @@ def _compare_independent(
     return difference, difference - half, difference + half, stats.normal_p(difference, stderr)
 
 
-def _stderr_of_log(score: Mapping[str, Any]) -> float | None:
+def _stderr_of_log(score: TextScore) -> float | None:
     """Return the standard error of a perplexity's logarithm, half of its interval over 1.96; None without it."""
-    low, high = score.get("perplexity_low"), score.get("perplexity_high")
+    low, high = score.perplexity_low, score.perplexity_high
     return None if low is None or high is None else math.log(high / low) / (2 * NORMAL_95)
 
 
@@ -220,20 +218,20 @@ def _to_ratio(log_ratio: tuple[float, float, float, float], test: str) -> Contra
 
 def _metrics_of_tasks(record: Record, tasks: Sequence[str], metric: str) -> list[str]:
     """Return the metric of each task, without `metric` its accuracy; empty where a task has none."""
-    measured = record.measured.get("tasks", {})
+    measured = record.measured.task_scores
     metrics = []
     for task in tasks:
         score = measured.get(task)
-        if score is None or not (metric_of_task(score, metric) is not None if metric else is_accuracy(score)):
+        if score is None or not (metric in score.every_metric() if metric else score.is_accuracy):
             return []
-        metrics.append(metric or score["main"])
+        metrics.append(metric or score.main)
     return metrics
 
 
-def values_of_tasks(record: Record, tasks: Sequence[str], metrics: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Return {value, stderr} of the metric of each task."""
-    measured = record.measured["tasks"]
-    return [metric_of_task(measured[task], metric) for task, metric in zip(tasks, metrics, strict=True)]
+def values_of_tasks(record: Record, tasks: Sequence[str], metrics: Sequence[str]) -> list[TaskMetric]:
+    """Return the metric of each task. Raises KeyError for a task without it."""
+    measured = record.measured.task_scores
+    return [measured[task].every_metric()[metric] for task, metric in zip(tasks, metrics, strict=True)]
 
 
 def _compare_answers(paired: Mapping[Places, Sequence[Sequence[Pair[Sample]]]], *, bounds: bool) -> Contrasts:
@@ -275,13 +273,13 @@ def _compare_answers_of_seeds(pairs_by_task: Sequence[Sequence[Pair[Sample]]]) -
 
 
 def _compare_independent_averages(
-    values: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Places]
+    values: Mapping[int, Sequence[TaskMetric]], sides: Sequence[Places]
 ) -> Contrast | None:
     """Test two averages as if independent, by the standard errors of the values of their tasks; None without these."""
     averages, stderrs = dict[int, float](), dict[int, float | None]()
     for n in chain(*sides):
-        averages[n] = fmean(value["value"] for value in values[n])
-        errors = [value["stderr"] for value in values[n] if value.get("stderr") is not None]
+        averages[n] = fmean(value.value for value in values[n])
+        errors = [value.stderr for value in values[n] if value.stderr is not None]
         stderrs[n] = stats.average_stderr(errors) if len(errors) == len(values[n]) else None
     ends = _compare_independent([averages[b] - averages[a] for a, b in sides], stderrs, sides)
     return ends and Contrast(ends[0], math.nan, math.nan, ends[3], test="intervals")

@@ -12,27 +12,26 @@ other values   a normal test on the differences of documents, every task weighin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.comparability import values_of_fields
+from bench.records.measured import TextScore
 from bench.records.samples import Sample
 from bench.stats import clusters
 from bench.stats import intervals as stats
 from bench.stats.intervals import NORMAL_95, Contrast
 
-TEXT_CONDITIONS = ("sha256", "window", "stride")  # of windows that can be paired
 AnySample = TypeVar("AnySample", bound=Sample)
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Windows(Sample):
-    """Holds the nats of each window of a text, with its TEXT_CONDITIONS as the source.
+    """Holds the nats of each window of a text, with sha256, window and stride as the source.
 
     in_a_row  whether the windows follow each other, or else are drawn
     """
@@ -56,10 +55,10 @@ class Windows(Sample):
             return float(np.exp(self.values.sum() / sum(self.tokens)))
 
 
-def to_windows(sample: Sample, score: Mapping[str, Any]) -> Windows:
+def to_windows(sample: Sample, score: TextScore) -> Windows:
     """Return a sample as windows of the text that a record's score describes."""
-    source = tuple(values_of_fields(score, TEXT_CONDITIONS))
-    return Windows(sample.units, sample.values, source, in_a_row=not score["drawn"])
+    source = (score.sha256, score.window, score.stride)
+    return Windows(sample.units, sample.values, source, in_a_row=not score.drawn)
 
 
 class Pair(NamedTuple, Generic[AnySample]):

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ import numpy as np
 from bench.plan.protocol import name_of_text
 from bench.records import run_folder
 from bench.records.comparability import conditions_of_gate, identity_of_cell, name_of_identity
-from bench.records.frame import STAGES
-from bench.records.measured import ANSWER_BPB, is_accuracy_metric
+from bench.records.measured import ANSWER_BPB, Measured, TaskScore, TextScore, is_accuracy_metric
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Sample, SampleFiles, sample_of_table
 from bench.regression.pairs import Windows, to_windows
@@ -107,13 +106,13 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
         return CellResults(identity_of_cell(record), record.status, requested_tasks=tuple(record.cell.protocol.tasks))
     folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
-    for name, task in measured.get("tasks", {}).items():
+    for name, task in measured.task_scores.items():
         table = _table((record, folder, files), name)
-        tasks[name] = _answers_of_task(task, name, table, str(task["main"]))
+        tasks[name] = _answers_of_task(task, name, table, task.main)
         likely = _answers_of_task(task, name, table, ANSWER_BPB)
         bits |= {name: replace(likely, values=likely.values.round(BITS_DIGITS))} if likely else {}
     texts: dict[str, Windows] = {}
-    for name, text in measured.get("perplexity", {}).items():
+    for name, text in measured.text_scores.items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
         table = _table((record, folder, files), f"perplexity-{name_of_text(name)}")
@@ -133,22 +132,23 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     )
 
 
-def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(measured: Measured) -> dict[str, int]:
     """Return the sizes by name; that of the multiply-accumulates has their context, since they depend on it."""
-    sizes = {name: measured[name] for name in SIZES if name in measured}
+    sizes = {name: getattr(measured, name) for name in SIZES}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
     if "macs_per_token" in sizes:
-        macs, context = sizes.pop("macs_per_token"), measured.get("macs_context")
+        macs, context = sizes.pop("macs_per_token"), measured.macs_context
         sizes["macs_per_token" if context is None else f"macs_per_token in {context}"] = macs
     return sizes
 
 
-def _answers_of_task(task: Mapping[str, Any], name: str, table: Any, metric: str) -> Answers | None:
+def _answers_of_task(task: TaskScore, name: str, table: Any, metric: str) -> Answers | None:
     """Return the values of a metric of a task with their documents; None where a document has no value."""
-    sample, version, fewshot = sample_of_table(table, name, metric), task.get("version"), task.get("fewshot", 0)
+    sample, version, fewshot = sample_of_table(table, name, metric), task.version, task.fewshot
     return Answers(sample.units, sample.values, (), metric, version, fewshot) if sample else None
 
 
-def _windows(text: Mapping[str, Any], table: Any, where: str) -> Windows:
+def _windows(text: TextScore, table: Any, where: str) -> Windows:
     """Return the windows of a text. Raises UserError for impossible values; its message begins with `where`."""
     sample = sample_of_table(table, "", "nll")
     windows = to_windows(sample, text) if sample else None
@@ -170,11 +170,10 @@ def _table(cell: tuple[Record, Path, SampleFiles], name: str) -> Any:
     return table
 
 
-def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, float]]]:
+def _speeds(measured: Measured) -> list[tuple[str, tuple[float, float, float]]]:
     speeds = []
-    for point in measured.get("speed", {}).get("points", ()):
-        if "speedup_low" in point:
-            mode = f", {point['mode']}" if "mode" in point else ""
-            name = f"{point['kind']} {point[STAGES[point['kind']]]}, batch {point['batch']}{mode}"
-            speeds.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
+    for point in measured.timed_points:
+        if point.interval is not None:
+            mode = f", {point.mode}" if point.mode is not None else ""
+            speeds.append((f"{point.kind} {point.tokens}, batch {point.batch}{mode}", point.interval))
     return speeds

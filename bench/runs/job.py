@@ -33,6 +33,8 @@ from bench.data import pretrained, task_loading
 from bench.engines.engine import PARTS, SOUND, InUse, Job, Machine, Result, Workplace
 from bench.evaluation.forwards import Sweeping
 from bench.plan.cell import Cell
+from bench.plan.kinds import value_from_plain
+from bench.records.measured import Measured
 from bench.records.record import LOST, Record
 from bench.runs import inputs, store
 from bench.runs.datasets import (
@@ -184,7 +186,7 @@ def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None 
         outcome["status"],
         described,
         outcome.get("decisions", {}),
-        outcome.get("measured", {}),
+        value_from_plain(Measured, outcome.get("measured", {})),
         outcome["error"],
         display_name=pretrained.name_of_model(cell.model),
     )

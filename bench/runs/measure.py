@@ -130,8 +130,8 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
             outcome.measured = replace(outcome.measured, checks=values)
     if outcome.files and pretrained.sha256_of_weights(cell.model) != outcome.measured.weights_sha256:
         raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
-    if outcome.measured.saved is not None:
-        complete_card(to_plain(outcome.measured), folder)
+    if outcome.measured.saved and outcome.measured.saved.folder:
+        complete_card(outcome.measured, folder / outcome.measured.saved.folder)
 
 
 def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Module, Any]:
@@ -177,7 +177,7 @@ def _load_parent(
     key, (ratio, dense) = str(cell.parent_key), target
     record = load(folder / "cells" / f"{key}.json")
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage_of_record(record)]
-    before, may_stay = record.measured["parameters"], (1 - ratio) * dense.dense_parameters
+    before, may_stay = record.measured.parameters or 0, (1 - ratio) * dense.dense_parameters
     if may_stay >= before:
         raise Unsupported(
             f"{record.cell.label} has {before:,} parameters, and {may_stay:,.0f} may stay at {ratio:g} of the dense "
@@ -287,7 +287,7 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
                 tokenizer,
                 calibration=datasets.calibration,
                 decisions=outcome.decisions,
-                measured=to_plain(outcome.measured),
+                measured=outcome.measured,
                 run=folder,
                 place=outcome.devices,
                 files=outcome.files,

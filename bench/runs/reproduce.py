@@ -115,11 +115,11 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     own_code = cell.trust_remote_code
     if cell.healing or cell.earlier:
         how = "`run --save-models --save-dtype float32` keeps its model whole"
-        how = how if measured.get("saved") else "`run --save-models` keeps its model"
+        how = how if measured.saved else "`run --save-models` keeps its model"
         raise UserError(f"{cell.label} was trained or goes on from another cell, and is not made again; {how}")
     trust.refuse(record.cell)
     pretrained.check(cell.model, own_code)
-    if pretrained.sha256_of_weights(cell.model) != measured["weights_sha256"]:
+    if pretrained.sha256_of_weights(cell.model) != measured.weights_sha256:
         raise UserError(f"{cell.model} is not the model of the record: the sha256 of its weights differs")
     texts.check_text(protocol.calibration)
     on = pretrained.resolve_device(cell.device if device == "auto" else device)
@@ -135,7 +135,7 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
 
     model = _cut(dense, record)
     if model is None:
-        states = measured.get("calibration_memory_mib", protocol.calibration_memory_mib)
+        states = measured.calibration_memory_mib or protocol.calibration_memory_mib
         model = dense()
         _prune(
             model,
@@ -151,8 +151,8 @@ def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
         return None
     model = dense()
     _cut_what_is_named(model, record.decisions)
-    same = parameters(model) == record.measured["parameters"]
-    return model if same and inputs.sha256_of_state(model.model) == record.measured.get("pruned_sha256") else None
+    same = parameters(model) == record.measured.parameters
+    return model if same and inputs.sha256_of_state(model.model) == record.measured.pruned_sha256 else None
 
 
 def _prune(model: Decoder, record: Record, block: Calibration) -> None:
@@ -167,12 +167,9 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
         raise UserError(f"the record of {cell.label} is of another version of the method: {error}") from None
     if isinstance(pruner, CompensatedPruner) and pruner.pruner.only_cuts:
         pruner = dataclasses.replace(pruner, pruner=RecordedRemovals(record.decisions))
-    ratio = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
+    ratio = measured.budget.ratio if measured.budget is not None else (measured.ratio_budget or 0.0)
     decided = decisions.prune(pruner, model, block, ratio)
-    if (
-        _cuts_of_decisions(decided) != _cuts_of_decisions(record.decisions)
-        or parameters(model) != measured["parameters"]
-    ):
+    if _cuts_of_decisions(decided) != _cuts_of_decisions(record.decisions) or parameters(model) != measured.parameters:
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
         raise UserError(f"{cell.label} does not remove here what it removed for the record, on {where}")
 

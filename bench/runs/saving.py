@@ -13,7 +13,8 @@ from torch import nn
 
 from bench.data import pretrained
 from bench.plan.cell import Cell
-from bench.records.measured import SavedModel
+from bench.plan.kinds import to_plain
+from bench.records.measured import Measured, SavedModel
 from bench.system import memory
 from methods.checkpoint import save_load
 from methods.model.calibration import Calibration
@@ -37,7 +38,7 @@ def save_and_reload(
     *,
     calibration: Calibration,
     decisions: Mapping[str, Any],
-    measured: Mapping[str, Any],
+    measured: Measured,
     run: Path,
     place: Place,
     files: LayerStore | None = None,
@@ -65,9 +66,9 @@ def save_and_reload(
     return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place, store=files), written
 
 
-def complete_card(measured: Mapping[str, Any], run: Path) -> None:
+def complete_card(measured: Measured, folder: Path) -> None:
     """Write into the card of a saved model what has been measured since it was saved."""
-    save_load.complete(run / measured["saved"]["folder"], {"measured": _figures(measured)})
+    save_load.complete(folder, {"measured": _figures(measured)})
 
 
 def dtype_to_save(name: str, model: str, own: str) -> torch.dtype:
@@ -77,13 +78,13 @@ def dtype_to_save(name: str, model: str, own: str) -> torch.dtype:
     return dtype
 
 
-def facts_of_card(cell: Cell, decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of_card(cell: Cell, decisions: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
     """Return what the card says besides the model itself: base, pruning, and figures as far as there are any."""
     base = {
         "name": pretrained.name_of_model(cell.model),
         "licence": pretrained.licence_of_model(cell.model),
-        "weights_sha256": measured.get("weights_sha256"),
-        "parameters": measured.get("dense_parameters"),
+        "weights_sha256": measured.weights_sha256,
+        "parameters": measured.dense_parameters,
         "pruning": _earlier(cell.model),
         "hub": cell.model if pretrained.is_on_hub(cell.model) else None,
     }
@@ -92,12 +93,12 @@ def facts_of_card(cell: Cell, decisions: Mapping[str, Any], measured: Mapping[st
         **{name: getattr(cell, name) for name in ("method", "label", "parameters", "match", "seed")},
         "requested": cell.ratio,
         "ratio_of": cell.ratio_of,
-        "budget": measured.get("ratio_budget"),
-        "quantity": measured.get("budget"),
-        "achieved": measured.get("ratio"),
+        "budget": measured.ratio_budget,
+        "quantity": to_plain(measured.budget),
+        "achieved": measured.ratio,
         "calibration": calibration,
         "decisions": {name: value for name, value in decisions.items() if name not in ("calibration", "earlier")},
-        "healing": _without_path(measured["healing"]["recipe"]) if "healing" in measured else None,
+        "healing": _without_path(to_plain(measured.healing.recipe)) if measured.healing else None,
         "earlier": [_stage(stage) for stage in decisions.get("earlier", [])] or None,
     }
     facts = {
@@ -134,10 +135,10 @@ def _earlier(model: str) -> list[dict[str, Any]]:
     return [*manifest.get("base", {}).get("pruning", []), *last.get("earlier", []), last]
 
 
-def _figures(measured: Mapping[str, Any]) -> dict[str, Any]:
-    figures = {name: measured[name] for name in ("perplexity", "tasks") if measured.get(name)}
+def _figures(measured: Measured) -> dict[str, Any]:
+    """Return the scores of texts and tasks as plain values, and of which model they are; {} without any."""
+    texts = {_name(text): to_plain(score) for text, score in measured.text_scores.items()}
+    figures = ({"perplexity": texts} if texts else {}) | ({"tasks": to_plain(measured.tasks)} if measured.tasks else {})
     if not figures:
         return {}
-    if "perplexity" in figures:
-        figures["perplexity"] = {_name(text): figure for text, figure in figures["perplexity"].items()}
-    return figures | {"model": RELOADED if "saved" in measured else IN_MEMORY}
+    return figures | {"model": RELOADED if measured.saved is not None else IN_MEMORY}

@@ -41,7 +41,7 @@ class KnownSearches:
     def add(self, record: Record) -> None:
         """Take in a record, if it is one of a search."""
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
-        seconds: Seconds = tuple(record.measured.get("search_seconds", ()))[: len(order)]
+        seconds: Seconds = (record.measured.search_seconds or ())[: len(order)]
         if record.status != "ok" or not order or len(seconds) < len(order):
             return
         search = _search(record.cell)

@@ -50,6 +50,7 @@ from bench.engines.engine import PARTS, InUse
 from bench.plan.cell import Cell
 from bench.plan.kinds import to_plain, value_from_plain
 from bench.records import packed_run
+from bench.records.measured import SampleFile
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, load, save
 from bench.records.sample_tables import refuse_damaged
 from bench.runs import inputs
@@ -196,14 +197,14 @@ class Pieces:
         }
         write_atomically(self.folder / f"{name}.json", json.dumps(piece))
 
-    def publish(self, samples: Path) -> dict[str, dict[str, Any]]:
-        """Copy the samples of every piece to the folder `samples`; return {name: {rows, sha256}} for the record."""
+    def publish(self, samples: Path) -> dict[str, SampleFile]:
+        """Copy the samples of every piece to the folder `samples`; return {name: its file} for the record."""
         shutil.rmtree(samples, ignore_errors=True)  # left by an attempt that failed
         published = {}
         for path in sorted(self.folder.glob("*.json")):
             if piece := self._read(path.stem):
                 write_atomically(samples / f"{path.stem}.parquet", path.with_suffix(".parquet").read_bytes())
-                published[path.stem] = {"rows": piece["rows"], "sha256": piece["sha256"]}
+                published[path.stem] = SampleFile(rows=piece["rows"], sha256=piece["sha256"])
         return published
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -230,9 +231,9 @@ def write_record(record: Record, folder: Path, key: str) -> Record:
     record = without_invalid_values(record)
     if record.status != LOST:
         move_pieces(folder / PARTS / key, folder, key)
-    published = pieces_of(folder, key, record.measured.get("pruned_sha256")).publish(folder / "samples" / key)
+    published = pieces_of(folder, key, record.measured.pruned_sha256).publish(folder / "samples" / key)
     if published:
-        record = replace(record, measured=record.measured | {"samples": published})
+        record = replace(record, measured=replace(record.measured, samples=published))
     save(record, folder / "cells" / f"{key}.json")
     remove_pieces(folder, key, record.status)
     return record
@@ -397,20 +398,20 @@ def load_model(folder: Path, key: str, record: Record, device: Place, files: Lay
     place, dtype = find_model(folder, key), getattr(torch, record.cell.dtype)
     if place is not None:
         model = save_load.load(place, dtype=dtype, device=device, check_hashes=False, store=files)
-    if place is None or inputs.sha256_of_state(model.model) != record.measured["pruned_sha256"]:
+    if place is None or inputs.sha256_of_state(model.model) != record.measured.pruned_sha256:
         raise RuntimeError(f"the model of {key}, from which this cell goes on, is not the one that was measured")
     return model
 
 
 def stage_of_record(record: Record) -> dict[str, Any]:
     """Return the fields of a record that describe it as the parent of another cell, see bench.records.measured."""
-    stage = record.cell.stage
+    stage, measured = record.cell.stage, to_plain(record.measured)
     decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
     return {
         "label": stage.label,
         **{name: value for name, value in to_plain(stage).items() if name != "given"},
         "decisions": decided,
-        "measured": {name: record.measured[name] for name in EARLIER if name in record.measured},
+        "measured": {name: measured[name] for name in EARLIER if name in measured},
     }
 
 

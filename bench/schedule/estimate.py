@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -35,6 +36,7 @@ from bench.healing import HELD_OUT
 from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol, Recipe
 from bench.records import run_folder
+from bench.records.measured import Measured
 from bench.records.record import Record
 from bench.schedule.memory_needs import bytes_of, make_pruner, shape_of
 from bench.schedule.order import predecessors_of, search_groups
@@ -81,10 +83,10 @@ class Amounts:
     @classmethod
     def of(cls, record: Record) -> Amounts:
         """Return the amounts that a record's cell was measured on."""
-        texts = record.measured.get("perplexity", {}).values()
-        tasks = record.measured.get("tasks", {}).items()
-        tokens = sum(text["windows"] * text["window"] for text in texts)
-        return cls(tokens, {name: task["documents"] for name, task in tasks})
+        texts = record.measured.text_scores.values()
+        tasks = record.measured.task_scores.items()
+        tokens = sum(text.windows * text.window for text in texts)
+        return cls(tokens, {name: task.documents for name, task in tasks})
 
 
 @dataclass(frozen=True)
@@ -237,9 +239,9 @@ class Estimator:
             cell.refuse_unmeasurable()
         except UserError:
             return
-        measured = dict(record.measured.get("seconds", {}))
-        if "prune_seconds" in record.measured:
-            measured["prune"] = record.measured["prune_seconds"]  # with the search that it went on from
+        measured = dict(record.measured.seconds or {})
+        if record.measured.prune_seconds is not None:
+            measured["prune"] = record.measured.prune_seconds  # with the search that it went on from
         for stage, computed in self.costs[cell.model].seconds(cell, Amounts.of(record)).items():
             if measured.get(stage, 0.0) > 0 and computed > 0:
                 for kind in _kinds_of_work(stage, cell):
@@ -363,8 +365,8 @@ def read_records_nearby(folder: Path) -> Iterator[Record]:
         with suppress(UserError, OSError):
             for record in run_folder.load_run(run, run_folder.ignore_warning):
                 if record.status == "ok":
-                    measured = {name: record.measured[name] for name in LEARNT if name in record.measured}
-                    yield replace(record, decisions={}, measured=measured)
+                    measured: dict[str, Any] = {name: getattr(record.measured, name) for name in LEARNT}
+                    yield replace(record, decisions={}, measured=Measured(**measured))
 
 
 RECENT = 32  # finished cells whose time beside their stages counts
@@ -420,7 +422,7 @@ class Forecast:
         if began is None:
             self._take(work)
             return
-        real = record.measured.get("seconds", {})
+        real = record.measured.seconds or {}
         if record.status == "ok":
             for stage, seconds in real.items():
                 if (kind := _kind(stage, cell)) in work:

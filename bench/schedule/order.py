@@ -42,7 +42,7 @@ class CellEnd:
     @classmethod
     def of(cls, record: Record) -> CellEnd:
         """Return how the cell of a record has ended."""
-        removed = record.measured.get("parameters") != record.measured.get("dense_parameters")
+        removed = record.measured.parameters != record.measured.dense_parameters
         no_search = record.status == "ok" and removed and "removal_order" not in record.decisions
         return cls(record.status, (record.error or "").partition("\n")[0], no_search)
 

@@ -103,7 +103,7 @@ def _drop_duplicates(cells: dict[str, Record]) -> dict[str, Record]:
     key_by_model = dict[str | tuple[Any, ...], str]()
     for key, record in cells.items():
         name = (record.cell.label, record.cell.ratio, record.cell.ratio_of)
-        model = record.measured.get("pruned_sha256")
+        model = record.measured.pruned_sha256
         key_by_model.setdefault((*name, model) if model else key, key)
     return {key: cells[key] for key in key_by_model.values()}
 
@@ -204,7 +204,7 @@ def _question(protocol: ServedProtocol, engine: ServingEngine) -> dict[str, Any]
 
 def _model(record: Record) -> dict[str, Any]:
     """Return what a served record says of its cell."""
-    sizes = {name: record.measured.get(name) for name in ("pruned_sha256", "ratio", "parameters")}
+    sizes = {name: getattr(record.measured, name) for name in ("pruned_sha256", "ratio", "parameters")}
     return sizes | {
         "name": name_of_model(record),
         "label": record.cell.label,

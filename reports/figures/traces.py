@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.frame import STAGES, main_timing
+from bench.records.measured import LearningPoint
 from bench.records.quantity import format_significant
 from bench.records.record import Record, name_of_model
 from reports.figures.figure import Figure
@@ -104,9 +105,9 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
 def _learning(group: TableGroup, ratio: str, where: str) -> list[Figure]:
     """Return the figure of the learning curves of healed cells, with the first of several draws; empty without one."""
     curves = {
-        group.label(place): (record.cell.method, record.measured["healing"]["curve"])
+        group.label(place): (record.cell.method, record.measured.healing.curve)
         for place, record in enumerate(group.records)
-        if record.status == "ok" and "healing" in record.measured
+        if record.status == "ok" and record.measured.healing is not None
     }
     if not curves:
         return []
@@ -121,19 +122,18 @@ def _learning(group: TableGroup, ratio: str, where: str) -> list[Figure]:
     ]
 
 
-def _words_of_learning(name: str, curve: Sequence[dict[str, float]]) -> str:
+def _words_of_learning(name: str, curve: Sequence[LearningPoint]) -> str:
     first, last = curve[0], curve[-1]
-    losses = f"from {first['heldout_loss']:.2f} to {last['heldout_loss']:.2f}"
-    return f"{name} {losses} after {last['tokens']:,} tokens"
+    return f"{name} from {first.heldout_loss:.2f} to {last.heldout_loss:.2f} after {last.tokens:,} tokens"
 
 
-def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Drawing:
+def _draw_learning(curves: Mapping[str, tuple[str, Sequence[LearningPoint]]]) -> Drawing:
     drawing, (axis,) = make_axes(5.6, 3.4)
     for label, (method, curve) in curves.items():
-        tokens = [point["tokens"] for point in curve]
+        tokens = [point.tokens for point in curve]
         own = look_of(method, label)
-        axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name_in_font(label), **own)
-        low, high = [point["heldout_loss_low"] for point in curve], [point["heldout_loss_high"] for point in curve]
+        axis.plot(tokens, [point.heldout_loss for point in curve], label=name_in_font(label), **own)
+        low, high = [point.heldout_loss_low for point in curve], [point.heldout_loss_high for point in curve]
         axis.fill_between(tokens, low, high, color=own["color"], alpha=0.12, linewidth=0)
     axis.set_xlabel("tokens trained on")
     axis.set_ylabel("held-out loss (nats per token)")
@@ -165,11 +165,11 @@ def _latencies(records: Sequence[Record], ratio: str, where: str) -> list[Figure
 
 
 def _calls(record: Record, stage: str) -> Calls | None:
-    point: dict[str, Any] | None = main_timing(record, stage)
-    rounds = (point or {}).get("rounds", {})
-    if not (rounds.get("pruned") and rounds.get("dense")):
+    point = main_timing(record, stage)
+    rounds = point.rounds if point else None
+    if not (rounds and rounds.pruned and rounds.dense):
         return None
-    pruned, dense = chain(*rounds["pruned"]), chain(*rounds["dense"])
+    pruned, dense = chain(*rounds.pruned), chain(*rounds.dense)
     return Calls(record.cell.label, record.cell.method, list(pruned), list(dense))
 
 

@@ -23,10 +23,10 @@ from bench.data.task_sources import VALIDATION
 from bench.records import frame
 from bench.records.comparability import find_dense_peer, group_by_setup
 from bench.records.frame import column_of_task
-from bench.records.measured import is_accuracy
+from bench.records.measured import TaskScore
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_percent, shorten_name
-from bench.records.record import Record, main_metric_of_task, name_of_model
+from bench.records.record import Record, name_of_model
 from methods.errors import UserError
 from reports import groups, legend, protocol
 from reports.groups import name_with_ratio, seeds_of, suffixes_of_draws
@@ -39,39 +39,37 @@ CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
 
 def differences_of_perplexity(published: PublishedProtocol, record: Record, text: str) -> list[str]:
     """Return why a perplexity of the record is not the same figure as the printed one; empty if it is."""
-    measured = record.measured["perplexity"][text]
-    reasons = list(_difference_of_setting("the window", "windows of {} tokens", published.window, measured["window"]))
-    if published.window is not None and measured["stride"] != measured["window"]:
-        reasons.append(f"windows that do not overlap published, a stride of {measured['stride']} here")
-    if measured.get("drawn"):
+    measured = record.measured.text_scores[text]
+    reasons = list(_difference_of_setting("the window", "windows of {} tokens", published.window, measured.window))
+    if published.window is not None and measured.stride != measured.window:
+        reasons.append(f"windows that do not overlap published, a stride of {measured.stride} here")
+    if measured.drawn:
         reasons.append("windows one behind the other published, drawn from the text here")
-    every = measured.get("whole") and record.cell.protocol.windows == 0
-    windows = 0 if every else measured["windows"]
+    every = measured.whole and record.cell.protocol.windows == 0
+    windows = 0 if every else measured.windows
     if published.windows != windows:
         words = {None: "how many windows not known", 0: "the whole text"}
         theirs, ours = (words.get(count, f"{count} windows") for count in (published.windows, windows))
         reasons.append(f"{theirs}{' published' * (published.windows is not None)}, {ours} here")
     return [
         *reasons,
-        *_difference_of_setting("BOS", "BOS {}", published.bos, measured["bos"]),
+        *_difference_of_setting("BOS", "BOS {}", published.bos, measured.bos),
         *_common_differences(published, record),
     ]
 
 
 def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str]) -> list[str]:
     """Return why the accuracies of tasks cannot be compared with the printed ones; empty if they can."""
-    measured = {name: record.measured["tasks"][name] for name in tasks}
+    measured = {name: record.measured.task_scores[name] for name in tasks}
     version = record.environment.get("versions", {}).get("lm_eval")
     reasons = list(_difference_of_setting("the version of lm-eval", "lm-eval {}", published.lm_eval, version))
-    few = [
-        f"{name} {task['documents']:,} of {task['available']:,}" for name, task in measured.items() if _is_part(task)
-    ]
+    few = [f"{name} {task.documents:,} of {task.available:,}" for name, task in measured.items() if _is_part(task)]
     if few:
         reasons.append(f"all documents published, {', '.join(few)} here")
     local = {task for task, *_ in record.cell.protocol.task_data}
     if validation := [name for name in tasks if name in VALIDATION and name not in local]:
         reasons.append(f"the validation sets of {', '.join(validation)} here")
-    shots = sorted({task["fewshot"] for task in measured.values()})
+    shots = sorted({task.fewshot for task in measured.values()})
     reasons += _difference_of_setting(
         "the number of examples", "{} examples", published.fewshot, shots[0] if len(shots) == 1 else shots
     )
@@ -79,20 +77,20 @@ def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Se
     if published.metric is None:
         reasons.append("which metrics not known of the published")
     elif metrics != {True}:
-        mains = sorted({task["main"] for task in measured.values()})
+        mains = sorted({task.main for task in measured.values()})
         reasons.append(f"{published.metric} published, {' and '.join(mains)} here")
     return [*reasons, *_common_differences(published, record)]
 
 
-def _is_part(task: Mapping[str, Any]) -> bool:
-    return bool(task["documents"] < task["available"])
+def _is_part(task: TaskScore) -> bool:
+    return task.documents < task.available
 
 
-def _metric(published: str | None, task: Mapping[str, Any]) -> bool:
+def _metric(published: str | None, task: TaskScore) -> bool:
     """Say whether a task's main metric is the printed one."""
     if published == "acc_norm or acc":
-        return bool(task["main"] == ("acc_norm" if "acc_norm" in task["metrics"] else "acc"))
-    return bool(task["main"] == published)
+        return task.main == ("acc_norm" if "acc_norm" in task.metrics else "acc")
+    return task.main == published
 
 
 def _common_differences(published: PublishedProtocol, record: Record) -> Iterator[str]:
@@ -208,7 +206,7 @@ def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
     if record.cell.method not in printed.methods:
         return False
     requested = record.cell.ratio
-    return requested is None or printed.ratio is None or abs(record.measured["ratio"] - printed.ratio) <= CLOSE
+    return requested is None or printed.ratio is None or abs((record.measured.ratio or 0.0) - printed.ratio) <= CLOSE
 
 
 def _both(pair: PublishedPair) -> bool:
@@ -258,8 +256,8 @@ def _perplexities(pair: PublishedPair) -> Iterator[Row]:
     for word, printed in pair.printed.perplexity.items():
         text = _text(pair.record, word)
         cell = TableCell() if text is None else cell_of(pair.row, f"perplexity_{text}")
-        measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
-        dense = measured[text]["perplexity"] if text in measured else None
+        measured = pair.dense.measured.text_scores if pair.dense else {}
+        dense = measured[text].perplexity if text in measured else None
         dense_figures = pair.printed_dense.perplexity.get(word), dense
         alike = text is not None and not [
             *differences_of_perplexity(pair.protocol, pair.record, text),
@@ -272,14 +270,14 @@ def _perplexities(pair: PublishedPair) -> Iterator[Row]:
 
 def _text(record: Record, word: str) -> str | None:
     """Return the first measured text whose name holds the printed word."""
-    return next((name for name in record.measured.get("perplexity", {}) if word in name), None)
+    return next((name for name in record.measured.text_scores if word in name), None)
 
 
 def _accuracies(pair: PublishedPair) -> Iterator[Row]:
     """Yield a row for each printed task, and one for the printed average."""
     shares, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
     for name, printed in pair.printed.tasks.items():
-        column = column_of_task(name, pair.record.measured["tasks"][name]) if name in shares else ""
+        column = column_of_task(name, pair.record.measured.task_scores[name]) if name in shares else ""
         cell = cell_of(pair.row, column) if column else _share(_mean(shares, [name]))
         dense_figures = pair.printed_dense.tasks.get(name), _mean(dense, [name])
         yield _row(
@@ -321,8 +319,8 @@ def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
 
 def _right(record: Record) -> dict[str, float]:
     """Return {task: its accuracy by its main metric}."""
-    tasks = record.measured.get("tasks", {})
-    return {name: main_metric_of_task(task)["value"] for name, task in tasks.items() if is_accuracy(task)}
+    tasks = record.measured.task_scores
+    return {name: task.main_metric.value for name, task in tasks.items() if task.is_accuracy}
 
 
 def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
@@ -374,11 +372,11 @@ def _cell_of_kept(value: Any, dense: float | None) -> TableCell:
 
 def _notes(pair: PublishedPair) -> Iterator[str]:
     """Yield the known differences between the cell and the printed row."""
-    removed, printed = pair.record.measured["ratio"], pair.printed.ratio
+    removed, printed = pair.record.measured.ratio or 0.0, pair.printed.ratio
     if printed is not None and _words_of_ratio_difference(pair):
         show = quantity_of_column("ratio").show
         yield f"another ratio: {show(printed)} published, {show(removed)} here."
-    layers = pair.record.measured["layers"]
+    layers = pair.record.measured.layers
     if pair.printed.layers not in (None, layers):
         yield (f"another depth: {pair.printed.layers} layers are published, {pair.record.cell.label} leaves {layers}.")
     yield from _words_of_dense_difference(pair)
@@ -390,7 +388,7 @@ def _notes(pair: PublishedPair) -> Iterator[str]:
 
 def _words_of_ratio_difference(pair: PublishedPair) -> list[str]:
     """Return a sentence if the cell and the printed row have different ratios; otherwise nothing."""
-    removed, printed = pair.record.measured["ratio"], pair.printed.ratio
+    removed, printed = pair.record.measured.ratio or 0.0, pair.printed.ratio
     return [] if printed is None or abs(removed - printed) <= APART else ["another ratio"]
 
 

@@ -25,10 +25,10 @@ from scipy.special import stdtrit
 from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.comparability import find_dense_peer, setup_of_models
 from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
-from bench.records.measured import ANSWER_BPB
+from bench.records.measured import ANSWER_BPB, TaskMetric
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import Quantity, format_percent, format_perplexity, is_finite
-from bench.records.record import Record, metric_of_task, names_of_models
+from bench.records.record import Record, names_of_models
 from bench.records.samples import Samples
 from bench.regression import contrasts
 from bench.regression.contrasts import Places
@@ -270,7 +270,7 @@ def ratios_on_all_models(data: ReportData) -> Iterator[SharedRatio]:
         chosen = {model.model: model for model in reversed(most)}
         kept = [model for model in alike_rows if chosen[model.model] is model]
         if len(kept) > 1:
-            kept.sort(key=lambda model: max(r.measured.get("dense_parameters", 0) for r in model.group.records))
+            kept.sort(key=lambda model: max(r.measured.dense_parameters or 0 for r in model.group.records))
             yield SharedRatio(kept, [model.name for model in alike_rows if chosen[model.model] is not model])
 
 
@@ -278,7 +278,7 @@ def _of_text(records: Mapping[int, Record], places: Places, text: str, samples: 
     """Return the change of perplexity from the first cell, the dense model, to the second, as a logarithm."""
     contrast = contrasts.contrast_of_perplexities(records, [places], samples, text).get(places)
     if contrast is None:
-        dense, pruned = (records[n].measured["perplexity"][text]["perplexity"] for n in places)
+        dense, pruned = (records[n].measured.text_scores[text].perplexity for n in places)
         return Change(math.log(pruned / dense), math.nan, math.nan)
     logs = [
         math.log(end) if 0 < end < math.inf else math.nan for end in (contrast.estimate, contrast.low, contrast.high)
@@ -294,12 +294,12 @@ def _of_tasks(
     For bits per byte it is the logarithm of their ratio. To first order its error is that of the difference of the two,
     each divided by its mean. None if the two were not measured by the same metrics.
     """
-    dense, pruned = (records[n].measured["tasks"] for n in places)
-    names = [measure if measure == ANSWER_BPB else str(dense[task]["main"]) for task in tasks]
-    if any(metric_of_task(pruned[task], name) is None for name, task in zip(names, tasks, strict=True)):
+    dense, pruned = (records[n].measured.task_scores for n in places)
+    names = [measure if measure == ANSWER_BPB else str(dense[task].main) for task in tasks]
+    if any(name not in pruned[task].every_metric() for name, task in zip(names, tasks, strict=True)):
         return None
     figures = [contrasts.values_of_tasks(records[n], tasks, names) for n in places]
-    means = [_mean_of_figures(side) for side in figures]
+    means = [_mean_of_metrics(side) for side in figures]
     over = means if is_times(measure) else [1.0, 1.0]
     pairs = []
     for task, name in zip(tasks, names, strict=True):
@@ -309,21 +309,20 @@ def _of_tasks(
         differences = [both.second.values / over[1] - both.first.values / over[0] for both in paired]
         stderr = average_stderr([math.sqrt(difference.var(ddof=1) / len(difference)) for difference in differences])
     else:
-        errors = [average_stderr(list(map(_error, side))) for side in figures]
+        errors = [average_stderr(list(map(_stderr_of_metric, side))) for side in figures]
         stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])
     value = math.log(means[1] / means[0]) if is_times(measure) else means[1] - means[0]
     return Change(value, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr)
 
 
-def _mean_of_figures(figures: Sequence[Mapping[str, float]]) -> float:
+def _mean_of_metrics(metrics: Sequence[TaskMetric]) -> float:
     """Return the mean of tasks' values."""
-    return fmean(figure["value"] for figure in figures)
+    return fmean(metric.value for metric in metrics)
 
 
-def _error(figure: Mapping[str, float | None]) -> float:
+def _stderr_of_metric(metric: TaskMetric) -> float:
     """Return the standard error of a task's value; NaN without one."""
-    error = figure.get("stderr")
-    return math.nan if error is None else error
+    return math.nan if metric.stderr is None else metric.stderr
 
 
 TIMES = Quantity(

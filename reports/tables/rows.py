@@ -135,7 +135,7 @@ def mark_missed(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
 
 def ratio_cell(record: Record) -> TableCell:
     """Return the cell of the share of parameters that was removed."""
-    ratio = record.measured.get("ratio")
+    ratio = record.measured.ratio
     return TableCell() if ratio is None else TableCell(quantity_of_column("ratio").show(ratio), value=ratio)
 
 

@@ -117,7 +117,7 @@ class CalibrationDraws:
 
     def log(self, place: int) -> float:
         """Return the logarithm of the perplexity of the record at `place`."""
-        return math.log(self.records[place].measured["perplexity"][self.text]["perplexity"])
+        return math.log(self.records[place].measured.text_scores[self.text].perplexity)
 
     def pairs_of_methods(self) -> Iterator[tuple[tuple[str, str], Draw, int, int]]:
         """Yield every pair of methods at every draw that both have: the pair, the draw, the two places."""
@@ -181,7 +181,8 @@ def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int
 
 def _perplexity(record: Record, text: str) -> float:
     """Return the perplexity of a record on a text; infinity without one."""
-    return float(record.measured.get("perplexity", {}).get(text, {}).get("perplexity", math.inf))
+    score = record.measured.text_scores.get(text)
+    return score.perplexity if score else math.inf
 
 
 def _seeds(draws: Mapping[Draw, int]) -> int:
@@ -231,10 +232,10 @@ def _windows(study: CalibrationDraws) -> VarianceComponent:
     """Return the mean variance of a cell over its windows, from Student's interval of its perplexity."""
     variances, freedom = [], 0
     for place in (place for draws in study.cells.values() for place in draws.values()):
-        figures = study.records[place].measured["perplexity"][study.text]
-        if figures.get("perplexity_low") and figures.get("windows", 0) > 1:
-            wide = math.log(figures["perplexity_high"] / figures["perplexity_low"]) / 2
-            freedom = degrees_of_freedom(figures["windows"], in_a_row=not figures["drawn"])
+        score = study.records[place].measured.text_scores[study.text]
+        if score.perplexity_low and score.perplexity_high and score.windows > 1:
+            wide = math.log(score.perplexity_high / score.perplexity_low) / 2
+            freedom = degrees_of_freedom(score.windows, in_a_row=not score.drawn)
             variances.append((wide / float(stdtrit(freedom, 0.975))) ** 2)
     return VarianceComponent(fmean(variances) if variances else None, freedom)
 
@@ -245,7 +246,7 @@ def _windows_of_differences(study: CalibrationDraws, samples: Samples) -> Varian
     for _, _, a, b in study.pairs_of_methods():
         both = pair_whole(*(samples.of(place, name, "nll") for place in (a, b)))
         if both:
-            windows = to_windows(both.first, study.records[a].measured["perplexity"][study.text])
+            windows = to_windows(both.first, study.records[a].measured.text_scores[study.text])
             _, stderr, freedom = ratio_stderr(both.differences, windows.tokens, in_a_row=windows.in_a_row)
             variances.append(stderr**2)
     return VarianceComponent(fmean(variances) if variances else None, freedom)
@@ -418,7 +419,7 @@ def _figures(
     """
     number = {at: next(iter(group.models(at)[0].values())) for at in places}
     records = [group.records[at] for at in places]
-    mains = {task: records[0].measured["tasks"][task]["main"] for task in tasks_with_accuracies(records[:1])}
+    mains = {task: records[0].measured.task_scores[task].main for task in tasks_with_accuracies(records[:1])}
     columns = [*mains.items(), *((task, ANSWER_BPB) for task in tasks_with_answers(records[:1]))]
     kept, samples_by_name = list(places), dict[tuple[str, str], dict[int, Sample | None]]()
     for task, metric in columns:

@@ -12,7 +12,7 @@ by sizes: bytes of weights and of cache, the peak of memory, and whether the wid
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 
 from bench.plan.cell import words_of_ratio
+from bench.plan.kinds import value_from_plain
 from bench.plan.protocol import LLAMA_CPP
 from bench.records.comparability import find_dense_peer
 from bench.records.frame import tokens_of_point
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import MISSING, format_bytes, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model
-from bench.records.samples import Sample
 from bench.records.served import ServedRecord, group_alike
-from bench.regression.pairs import Windows, compare_perplexities, pair_whole, to_windows
+from bench.records.speed_results import MatrixWidths, MemoryAlone, PointMemory, PointTiming, SizedPoint
+from bench.regression.pairs import Windows, compare_perplexities, pair_whole
 from reports import legend, protocol
 from reports.groups import name_with_ratio, suffixes_of_draws
 from reports.legend import FAILED, NOT_TIMED, OF_POINTS, FlaggedCell, flags_of_cell, flags_of_speed
@@ -140,7 +141,7 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     points = [_served_points(record) for record in records]
     keys: dict[str, Any] = {}
     for point in chain(*points):
-        keys.setdefault(point["kind"], _key(point))
+        keys.setdefault(point.kind, _key(point))
     key_by_kind = {kind: keys.get(kind) for kind in KINDS}
     columns = [
         Column(c.name, c.label.format(shorten_name(protocol["text"])), better=c.better, brief=c.brief) for c in FIGURES
@@ -169,7 +170,7 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         notes,
         (footnote, ABOUT_QUALITY, sizes_of, *about),
     )
-    timed = {(at, point["kind"], _key(point)) for at, served in enumerate(points) for point in served}
+    timed = {(at, point.kind, _key(point)) for at, served in enumerate(points) for point in served}
     if max(Counter((at, kind) for at, kind, _ in timed).values(), default=0) > 1:
         lines = [
             _served_row(record, names[id(record)], _cells_of_served_point(record, point))
@@ -195,13 +196,13 @@ def _machine(record: ServedRecord, threads: str) -> tuple[str, ...]:
     return tuple(filter(None, (processor, threads, f"cells in {dtype}" if dtype else "")))
 
 
-def _served_points(record: ServedRecord) -> list[dict[str, Any]]:
-    return list(record.measured.get("points", []))
+def _served_points(record: ServedRecord) -> list[PointTiming]:
+    return [value_from_plain(PointTiming, point) for point in record.measured.get("points", [])]
 
 
-def _key(point: dict[str, Any]) -> tuple[str, int, int]:
+def _key(point: SizedPoint) -> tuple[str, int, int]:
     """Return the key of a point: kind, tokens, batch."""
-    return point["kind"], point["length" if point["kind"] == "prefill" else "context"], point["batch"]
+    return point.kind, point.tokens, point.batch or 0
 
 
 def _names(records: Sequence[ServedRecord]) -> list[str]:
@@ -249,9 +250,9 @@ def _figures(record: ServedRecord, base: ServedRecord | None, key_by_kind: dict[
     return [*cells, _size(max((size for _, size in _memory(record)), default=None))]
 
 
-def _cells_of_served_point(record: ServedRecord, point: dict[str, Any]) -> list[TableCell]:
+def _cells_of_served_point(record: ServedRecord, point: PointTiming) -> list[TableCell]:
     kind, tokens, batch = _key(point)
-    ms, by = point.get("pruned_ms"), "speedup_by_macs" if kind == "prefill" else "speedup_by_bytes"
+    ms, by = point.pruned_ms, "speedup_by_macs" if kind == "prefill" else "speedup_by_bytes"
     return [
         cell_of_text(f"{kind} {tokens:,}"),
         TableCell(str(batch), value=batch),
@@ -263,36 +264,36 @@ def _cells_of_served_point(record: ServedRecord, point: dict[str, Any]) -> list[
     ]
 
 
-def rate_of(point: dict[str, Any]) -> float | None:
+def rate_of(point: PointTiming) -> float | None:
     """Return the tokens per second of a point, over all its sequences; None if it was not timed."""
-    if "pruned_ms" not in point:
+    if point.pruned_ms is None:
         return None
     kind, tokens, batch = _key(point)
-    return 1000 * batch * (tokens if kind == "prefill" else 1) / float(point["pruned_ms"])
+    return 1000 * batch * (tokens if kind == "prefill" else 1) / float(point.pruned_ms)
 
 
 def first_rate_of(record: ServedRecord) -> float | None:
     """Return the tokens per second that a model generates at the first batch and depth; None if it was not timed."""
-    timed = [point for point in _served_points(record) if point["kind"] == "decode"]
+    timed = [point for point in _served_points(record) if point.kind == "decode"]
     return rate_of(timed[0]) if timed else None
 
 
-def _rate(point: dict[str, Any] | None) -> TableCell:
+def _rate(point: PointTiming | None) -> TableCell:
     rate = rate_of(point) if point else None
     return TableCell() if rate is None else TableCell(format_significant(rate), value=rate)
 
 
-def _speedup(point: dict[str, Any] | None) -> TableCell:
-    if not point or "speedup" not in point:
-        return TableCell("failed" if point and "failed" in point else MISSING)
-    value, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
-    doubtful = bool(point.get("flags"))
+def _speedup(point: PointTiming | None) -> TableCell:
+    if not point or point.interval is None:
+        return TableCell("failed" if point and point.failed is not None else MISSING)
+    value, low, high = point.interval
+    doubtful = bool(point.flags)
     words = quantity_of_column("decode_speed").show_interval(value, low, high) + "!" * doubtful
     return TableCell(words, value=value, low=low, high=high, marks=("doubtful",) if doubtful else ())
 
 
-def _cell_of_prediction(point: dict[str, Any] | None, by: str) -> TableCell:
-    value = (point or {}).get(by)
+def _cell_of_prediction(point: PointTiming | None, by: str) -> TableCell:
+    value = getattr(point, by, None)
     return TableCell() if value is None else TableCell(quantity_of_column("decode_speed").show(value), value=value)
 
 
@@ -302,10 +303,10 @@ def _size(size: int | None) -> TableCell:
 
 def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
     """Yield the key of each point with the bytes that the engine's process took for the model."""
-    memory = record.measured.get("memory", {})
-    for point in memory.get("points", ()):
-        if "resident_bytes" in point:
-            yield _key(point), point["resident_bytes"] - memory["resident_before_bytes"]
+    memory = value_from_plain(MemoryAlone, record.measured.get("memory", {}))
+    for point in memory.points or ():
+        if point.resident_bytes is not None:
+            yield _key(point), point.resident_bytes - (memory.resident_before_bytes or 0)
 
 
 def _perplexity(quality: dict[str, Any] | None) -> TableCell:
@@ -321,7 +322,9 @@ def _perplexity(quality: dict[str, Any] | None) -> TableCell:
 def _windows(quality: dict[str, Any]) -> Windows:
     """Return the windows of a text that an inference engine scored; their first tokens have no score."""
     nll = np.array(quality["nll"])
-    return to_windows(Sample(tuple(enumerate([quality["window"] - 1] * len(nll))), nll), quality)
+    source = (quality["sha256"], quality["window"], quality.get("stride"))
+    units = tuple(enumerate([quality["window"] - 1] * len(nll)))
+    return Windows(units, nll, source, in_a_row=not quality["drawn"])
 
 
 def _times(quality: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
@@ -347,9 +350,9 @@ def _served_flags(record: ServedRecord, name: str) -> Iterator[FlaggedCell]:
     for point in _served_points(record):
         kind, tokens, batch = _key(point)
         where = f"{kind} {tokens:,} at batch {batch}"
-        if "failed" in point:
-            yield FlaggedCell(NOT_TIMED, name, {"failure": f"{where}: {point['failed']}"})
-        for word in () if "failed" in point else point.get("flags", ()):
+        if point.failed is not None:
+            yield FlaggedCell(NOT_TIMED, name, {"failure": f"{where}: {point.failed}"})
+        for word in () if point.failed is not None else point.flags or ():
             yield FlaggedCell(OF_POINTS[word], name, {"points": where})
 
 
@@ -417,7 +420,7 @@ def tables_of_speed(data: ReportData) -> list[Table]:
             id(record): name_with_ratio(record, peers) + which
             for record, which in zip(peers, suffixes_of_draws(peers), strict=True)
         }
-        reached = any("pruned_matrix_rate" in point for record in peers for point in _timed_points(record))
+        reached = any(p.pruned_matrix_rate is not None for record in peers for p in record.measured.timed_points)
         timed = [
             row_of(
                 record,
@@ -425,12 +428,12 @@ def tables_of_speed(data: ReportData) -> list[Table]:
                 [ratio_cell(record), *_cells_of_point(point), *(_cells_of_reached(point) if reached else ())],
             )
             for record in peers
-            for point in _timed_points(record)
+            for point in record.measured.timed_points
         ]
         sizes = [
             row_of(record, names[id(record)], [ratio_cell(record), *_sizes(record)])
             for record in peers
-            if "weight_bytes" in record.measured
+            if record.measured.weight_bytes is not None
         ]
         about = (
             *ABOUT_TIMES,
@@ -462,21 +465,16 @@ def _flags(record: Record, name: str) -> Iterator[FlaggedCell]:
     return flags_of_speed(record, name) if record.status == "ok" else flags_of_cell(record, name)
 
 
-def _timed_points(record: Record) -> list[dict[str, Any]]:
-    return record.measured.get("speed", {}).get("points", [])
-
-
-def _cells_of_point(point: dict[str, Any]) -> list[TableCell]:
+def _cells_of_point(point: PointTiming) -> list[TableCell]:
     """Return the cells of one size and batch; one that ran out of memory or failed has that in place of its value."""
-    size = point["length"] if point["kind"] == "prefill" else point["context"]
-    mode = f" {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
-    cells = [cell_of_text(f"{point['kind']} {size:,}{mode}"), TableCell(str(point["batch"]), value=point["batch"])]
-    without = point.get("out_of_memory", [])
+    mode = f" {point.mode}" if point.mode is not None and point.kind == "decode" else ""
+    cells = [cell_of_text(f"{point.kind} {point.tokens:,}{mode}"), TableCell(str(point.batch), value=point.batch)]
+    without = point.out_of_memory or ()
     lost = f"no memory: {without[0] if len(without) == 1 else 'both'}" if without else MISSING
-    if "pruned_ms" not in point:
-        return [*cells, *[TableCell()] * 3, TableCell("failed" if "failed" in point else lost), TableCell()]
-    ms, each = point["pruned_ms"], tokens_of_point(point)
-    figures = (ms, ms * point["batch"] / each, 1000 * each / ms)
+    if point.pruned_ms is None:
+        return [*cells, *[TableCell()] * 3, TableCell("failed" if point.failed is not None else lost), TableCell()]
+    ms, each = point.pruned_ms, tokens_of_point(point)
+    figures = (ms, ms * point.batch / each, 1000 * each / ms)
     return [
         *cells,
         *(TableCell(format_significant(value), value=value) for value in figures),
@@ -490,11 +488,11 @@ def _throughputs(record: Record, peers: Sequence[Record], name: str) -> Iterator
     A context has rows if a GPU decoded several batches behind it. Only measured batches count. The memory is what the
     dense model takes at its fastest batch.
     """
-    points = [point for point in _timed_points(record) if point.get("mode") == "graph"]
+    points = [point for point in record.measured.timed_points if point.mode == "graph"]
     dense = find_dense_peer(record, peers)
-    for context in dict.fromkeys(point["context"] for point in points):
-        swept = [point for point in points if point["context"] == context]
-        if len({point["batch"] for point in swept}) > 1:
+    for context in dict.fromkeys(point.tokens for point in points):
+        swept = [point for point in points if point.tokens == context]
+        if len({point.batch for point in swept}) > 1:
             names = ("dense", "pruned")[: 1 if record.cell.method == "dense" else 2]
             fastest = [_fastest(swept, model) for model in names]
             yield _throughput_row(record, name, context, None, fastest)
@@ -502,38 +500,43 @@ def _throughputs(record: Record, peers: Sequence[Record], name: str) -> Iterator
                 yield from _row_in_equal_memory(record, dense, name, swept)
 
 
-def _row_in_equal_memory(record: Record, dense: Record, name: str, swept: Sequence[dict[str, Any]]) -> Iterator[Row]:
+def _row_in_equal_memory(record: Record, dense: Record, name: str, swept: Sequence[PointTiming]) -> Iterator[Row]:
     """Yield the row of the fastest batches in the memory that the dense model takes; none if that is not known."""
-    context, reserved, takes = swept[0]["context"], _reserved(record), _reserved(dense)
-    best = _fastest([point for point in swept if (context, point["batch"]) in takes], "dense")
+    context, reserved, takes = swept[0].tokens, _reserved(record), _reserved(dense)
+    best = _fastest([point for point in swept if (context, point.batch) in takes], "dense")
     if best is None:
         return
-    room = takes[context, best["batch"]]
-    fitting = [point for point in swept if reserved.get((context, point["batch"]), room + 1) <= room]
+    room = takes[context, best.batch]
+    fitting = [point for point in swept if reserved.get((context, point.batch), room + 1) <= room]
     if most := _fastest(fitting, "pruned"):
         yield _throughput_row(record, name, context, room, [best, most])
 
 
-def _fastest(points: Sequence[dict[str, Any]], model: str) -> dict[str, Any] | None:
+def _fastest(points: Sequence[PointTiming], model: str) -> PointTiming | None:
     """Return the point with the most tokens per second of a model; None if it was not timed."""
-    timed = [point for point in points if f"{model}_ms" in point]
+    timed = [point for point in points if model in point.ms_by_model()]
     return max(timed, key=lambda point: _rate_of_model(point, model), default=None)
 
 
-def _rate_of_model(point: dict[str, Any], model: str) -> float:
+def _rate_of_model(point: PointTiming, model: str) -> float:
     """Return the tokens per second of a decode step, over all sequences."""
-    return float(1000 * point["batch"] / point[f"{model}_ms"])
+    return 1000 * point.batch / point.ms_by_model()[model]
 
 
 def _reserved(record: Record) -> dict[tuple[int, int], int]:
     """Return {(context, batch): bytes that a model alone reserved for captured steps}."""
-    points = record.measured.get("speed", {}).get("memory", {}).get("points", ())
-    field = "peak_reserved_bytes"
-    return {(p["context"], p["batch"]): p[field] for p in points if p.get("mode") == "graph" and field in p}
+    sizes = [(p, p.peak_reserved_bytes) for p in _memory_alone(record) if p.mode == "graph"]
+    return {(p.tokens, p.batch or 0): size for p, size in sizes if size is not None}
+
+
+def _memory_alone(record: Record) -> tuple[PointMemory, ...]:
+    """Return the sizes at which the memory of a cell's model alone was measured; none where it was not."""
+    speed = record.measured.speed
+    return (speed.memory.points or ()) if speed and speed.memory else ()
 
 
 def _throughput_row(
-    record: Record, name: str, context: int, memory: int | None, fastest: Sequence[dict[str, Any] | None]
+    record: Record, name: str, context: int, memory: int | None, fastest: Sequence[PointTiming | None]
 ) -> Row:
     cells = [TableCell(f"{context:,}", value=context), _size(memory)]
     for model, point in zip(("dense", "pruned"), [*fastest, None][:2], strict=True):
@@ -541,53 +544,49 @@ def _throughput_row(
             cells += [TableCell(), TableCell()]
         else:
             rate = _rate_of_model(point, model)
-            cells += [TableCell(f"{rate:,.0f}", value=rate), TableCell(str(point["batch"]), value=point["batch"])]
+            cells += [TableCell(f"{rate:,.0f}", value=rate), TableCell(str(point.batch), value=point.batch)]
     return row_of(record, name, cells)
 
 
-def _cells_of_reached(point: dict[str, Any]) -> Iterator[TableCell]:
+def _cells_of_reached(point: PointTiming) -> Iterator[TableCell]:
     """Yield the cells of the 99th percentile of the calls, and of the shares of the GPU's rates."""
     for column in REACHED:
-        value = point.get(column.name)
+        value = getattr(point, column.name)
         show = format_significant if column.name.endswith("p99") else quantity_of_column("kept").show
         yield TableCell() if value is None else TableCell(show(value), value=value)
 
 
-def _cells_of_speedup(point: dict[str, Any], lost: str) -> list[TableCell]:
+def _cells_of_speedup(point: PointTiming, lost: str) -> list[TableCell]:
     """Return the cells of the speed-up over the dense model, and of the speed-up that the removed work would bring.
 
     lost  the text in place of a missing speed-up
     """
     show = quantity_of_column("prefill_speed")
-    work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
+    work = [value for value in (point.speedup_by_macs, point.speedup_by_bytes) if value is not None]
     expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
-    if "speedup" not in point:
+    if point.interval is None:
         return [TableCell(lost), expected]
-    figure, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
-    spread = show.show_interval(figure, low, high) + "!" * bool(point.get("flags"))
-    marks = ("doubtful",) if point.get("flags") else ()
+    figure, low, high = point.interval
+    spread = show.show_interval(figure, low, high) + "!" * bool(point.flags)
+    marks = ("doubtful",) if point.flags else ()
     return [TableCell(spread, value=figure, low=low, high=high, marks=marks), expected]
 
 
 def _sizes(record: Record) -> list[TableCell]:
     """Return the cells of sizes: bytes of weights, of a token's cache, at the peak; and the divisor of the widths."""
-    measured, speed = record.measured, record.measured.get("speed", {})
-    peaks = [
-        point[name]
-        for point in speed.get("memory", {}).get("points", ())
-        for name in ("peak_allocated_bytes", "peak_resident_bytes")
-        if name in point
-    ]
-    sizes = (measured.get("weight_bytes"), measured.get("kv_bytes_per_token"), max(peaks, default=None))
+    measured, points = record.measured, _memory_alone(record)
+    peaks = [peak for point in points for peak in (point.peak_allocated_bytes, point.peak_resident_bytes)]
+    highest = max((peak for peak in peaks if peak is not None), default=None)
+    sizes = (measured.weight_bytes, measured.kv_bytes_per_token, highest)
     return [
         *(TableCell() if size is None else TableCell(format_bytes(size), value=size) for size in sizes),
-        _widths(speed),
+        _widths((measured.speed and measured.speed.widths) or {}),
     ]
 
 
-def _widths(speed: dict[str, Any]) -> TableCell:
+def _widths(widths: Mapping[str, MatrixWidths]) -> TableCell:
     """Return the cell of what widths divide by: '64', or '64; qkv 8' if the widths of a role differ from most."""
-    tiles = {role: width["multiple_of"] for role, width in speed.get("widths", {}).items()}
+    tiles = {role: width.multiple_of for role, width in widths.items()}
     if not tiles:
         return cell_of_text(None)
     usual = max(tiles.values(), key=list(tiles.values()).count)

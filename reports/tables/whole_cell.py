@@ -44,7 +44,7 @@ def facts_of(record: Record) -> list[Fact]:
         "asked": record.plain()["cell"],
         "outcome": outcome,
         "decided": record.decisions,
-        "measured": record.measured,
+        "measured": record.plain()["measured"],
         "environment": record.environment,
     }
     return [_fact(name, block) for name, block in blocks.items() if block]

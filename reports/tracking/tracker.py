@@ -22,6 +22,7 @@ from bench.plan.kinds import to_plain
 from bench.records import run_folder
 from bench.records.comparability import find_dense_peer, flatten, setups_of_records
 from bench.records.frame import rows_of_records
+from bench.records.measured import LearningPoint
 from bench.records.record import FAILED, Record
 from bench.records.samples import Samples
 from methods.errors import UserError, first_line_of
@@ -188,9 +189,10 @@ class TrackerEntry:
         return self.curve[-1][0] + 1 if self.curve else 0
 
 
-def _renamed(point: Mapping[str, Any]) -> dict[str, Any]:
+def _renamed(point: LearningPoint) -> dict[str, Any]:
     """Return the values of a point of a curve by the names of the tracker."""
-    return {name: point[own] for own, name in CURVE.items() if own in point}
+    values = {name: getattr(point, own) for own, name in CURVE.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def entry_of(key: str, record: Record, dense: Record | None, group: str) -> TrackerEntry:
@@ -202,7 +204,7 @@ def entry_of(key: str, record: Record, dense: Record | None, group: str) -> Trac
     settings = {name: to_plain(getattr(record.cell, name)) for name in SETTINGS}
     parameters |= flatten({name: value for name, value in settings.items() if value})
     parameters |= flatten({"environment": record.environment})
-    healing = record.measured.get("healing", {})
+    curve = record.measured.healing.curve if record.measured.healing else ()
     return TrackerEntry(
         key=key,
         name=record.cell.title,
@@ -212,5 +214,5 @@ def entry_of(key: str, record: Record, dense: Record | None, group: str) -> Trac
         parameters={"cell": key, "run_folder": group}
         | {name: value for name, value in parameters.items() if value not in (None, {})},
         metrics={name: value for name, value in numbers.items() if name not in requested},
-        curve=[(point["step"], _renamed(point)) for point in healing.get("curve", ())],
+        curve=[(point.step, _renamed(point)) for point in curve],
     )

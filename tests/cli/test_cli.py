@@ -293,11 +293,12 @@ def test_an_unsupported_model_is_an_outcome_and_a_crash_is_a_failure(base, capsy
 
 
 def record_of(cell, order, free, *seconds):
+    from bench.records.measured import Measured
     from bench.records.record import Record
 
     decisions = {"removal_order": order, "free_removals": free}
-    found = {"search_seconds": list(seconds)}
-    return Record(cell, "ok", {}, decisions, {"parameters": 1, "prune_seconds": 50.0} | found)
+    measured = Measured(search_seconds=seconds, parameters=1, prune_seconds=50.0)
+    return Record(cell, "ok", {}, decisions, measured)
 
 
 def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():

@@ -29,7 +29,7 @@ def test_everything_is_there_within_the_line(record):
     text = terminal.text_of_cell(record, "key")
     assert all(width_of(line) <= terminal.LINE for line in text.splitlines())
     assert all(character.isprintable() for line in text.splitlines() for character in line)
-    for block in (record.plain()["cell"], record.decisions, record.measured, record.environment):
+    for block in (record.plain()["cell"], record.decisions, record.plain()["measured"], record.environment):
         for name in names(block):
             assert name in text or name == "value" or not name.isprintable(), name
 

@@ -8,7 +8,7 @@ import hashlib
 import pytest
 import torch
 from conftest import MIXTURES, padded, tiny
-from made_records import DENSE, PER_LAYER, measured, ok
+from made_records import DENSE, PER_LAYER, measured, ok, with_measured
 from tiny_methods import EXPERTS, calibration
 
 import methods
@@ -260,7 +260,7 @@ def test_reports_tell_what_is_left_of_experts_and_which_parameters_are_active():
     assert removed.remaining_of(record) == removed.Remaining((1.0, 1.0, 1.0), (0.75, 1.0, 0.75), "units")
     assert removed.removals_of(record) == {"experts": "0 to 2 of a layer, mean 1.3"}
     for active, shown in ((2e6, True), (3e6, False)):
-        one = dataclasses.replace(record, measured=record.measured | {"active_parameters": active})
+        one = with_measured(record, active_parameters=active)
         (table,) = build_view("main", [DENSE, one])
         assert ("active_parameters" in [column.name for column in table.columns]) == shown
 

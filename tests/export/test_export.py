@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import names_of, tiny, trusting_all
+from made_records import with_measured
 from transformers import AutoModelForCausalLM
 from uneven_models import bpe
 
@@ -80,23 +81,23 @@ def refused(capsys, *arguments: str) -> str:
 def test_a_run_saves_its_pruned_models_and_says_so(saving, plain):
     records, unsaved = by_label(saving), by_label(plain)
     assert not (plain / "models").exists()
-    assert "saved" not in records["dense"].measured
+    assert records["dense"].measured.saved is None
     for name in ("drop-tail", "slicegpt", "llm-pruner"):
-        kept = records[name].measured["saved"]
-        folder = saving / kept["folder"]
+        kept = records[name].measured.saved
+        folder = saving / kept.folder
         manifest = save_load.read_manifest(folder)
-        assert kept["loads_with"] == manifest["loads_with"] == ("transformers" if name == "drop-tail" else "prunebench")
-        assert kept["bytes"] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        assert kept.loads_with == manifest["loads_with"] == ("transformers" if name == "drop-tail" else "prunebench")
+        assert kept.bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         assert manifest["pruning"]["requested"] == 0.3
-        assert manifest["pruning"]["achieved"] == records[name].measured["ratio"]
+        assert manifest["pruning"]["achieved"] == records[name].measured.ratio
         assert manifest["pruning"]["parameters"] == records[name].cell.parameters
         assert manifest["pruning"]["calibration"]["sha256"] == records[name].decisions["calibration"]["sha256"]
         assert manifest["base"]["name"] == "tiny-llama"
-        assert manifest["base"]["weights_sha256"] == records[name].measured["weights_sha256"]
+        assert manifest["base"]["weights_sha256"] == records[name].measured.weights_sha256
         # the words of the text stand for a path, which the card does not tell
         assert manifest["pruning"]["calibration"]["source"] == "words.txt"
         (figures,) = manifest["measured"]["perplexity"].values()
-        assert figures["perplexity"] == unsaved[name].measured["perplexity"].popitem()[1]["perplexity"]
+        assert figures["perplexity"] == unsaved[name].measured.text_scores.popitem()[1].perplexity
         assert manifest["measured"]["model"] == RELOADED
         assert f"{figures['perplexity']:.3f}" in (folder / "README.md").read_text()
 
@@ -127,26 +128,26 @@ def test_a_saved_model_is_measured_as_it_loads_again(run_with, plain, monkeypatc
     monkeypatch.setattr(export.save_load, "load", other)
     folder = run_with("--methods", "drop-tail", "--ratio", "0.3", "--save-models")
     measured, expected = by_label(folder)["drop-tail"].measured, by_label(plain)["drop-tail"].measured
-    assert measured["perplexity"].popitem()[1]["perplexity"] != expected["perplexity"].popitem()[1]["perplexity"]
-    assert measured["parameters"] == expected["parameters"]
+    assert measured.text_scores.popitem()[1].perplexity != expected.text_scores.popitem()[1].perplexity
+    assert measured.parameters == expected.parameters
 
 
 def test_a_saved_dtype_is_in_the_record_the_card_and_the_key(run_with, plain):
     folder = run_with("--methods", "drop-tail", "--ratio", "0.3", "--save-dtype", "bfloat16")
     record = by_label(folder)["drop-tail"]
-    assert record.measured["saved"]["dtype"] == "bfloat16"
-    assert record.measured["saved"]["rounding"]["kl"] > 0
+    assert record.measured.saved.dtype == "bfloat16"
+    assert record.measured.saved.rounding["kl"] > 0
     assert {path.stem for path in (folder / "cells").iterdir()}.isdisjoint(
         {path.stem for path in (plain / "cells").iterdir()}
     )
-    kept = save_load.load(folder / record.measured["saved"]["folder"])
+    kept = save_load.load(folder / record.measured.saved.folder)
     assert {parameter.dtype for parameter in kept.model.parameters()} == {torch.bfloat16}
 
 
 def test_a_model_is_made_anew_from_its_record(plain, saving, tmp_path, capsys):
     """Bit for bit the model that another run saved."""
     for name in ("drop-tail", "slicegpt", "llm-pruner"):
-        kept = saving / by_label(saving)[name].measured["saved"]["folder"]
+        kept = saving / by_label(saving)[name].measured.saved.folder
         assert main(["export", str(plain), *trusting_all(plain), name, "--to", str(tmp_path / name)]) == 0
         made = save_load.read_manifest(tmp_path / name)
         assert made["weights"] == save_load.read_manifest(kept)["weights"]
@@ -155,7 +156,7 @@ def test_a_model_is_made_anew_from_its_record(plain, saving, tmp_path, capsys):
 
 
 def test_a_saved_model_is_copied(saving, tmp_path):
-    kept = saving / by_label(saving)["slicegpt"].measured["saved"]["folder"]
+    kept = saving / by_label(saving)["slicegpt"].measured.saved.folder
     assert main(["export", str(saving), *trusting_all(saving), "slicegpt", "--to", str(tmp_path / "copy")]) == 0
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (kept, tmp_path / "copy")]
     assert contents[0] == contents[1]
@@ -165,8 +166,8 @@ def test_a_saved_model_is_taken_unless_it_was_rounded(saving, monkeypatch):
     """A cell in bfloat16 that is saved in bfloat16 loses nothing, and one that was healed is not made again at all."""
     monkeypatch.setattr(export, "prune_again", lambda *_: "made again")
     record, trust = by_label(saving)["drop-tail"], Trust(saving, names=names_of(saving))
-    exact = record.measured["saved"] | {"dtype": "bfloat16"}
-    rounded = exact | {"rounding": {"kl": 0.1}}
+    exact = replace(record.measured.saved, dtype="bfloat16")
+    rounded = replace(exact, rounding={"kl": 0.1})
     for saved, asked, taken in (
         (exact, "auto", True),
         (exact, "float32", True),
@@ -174,10 +175,10 @@ def test_a_saved_model_is_taken_unless_it_was_rounded(saving, monkeypatch):
         (rounded, "float32", False),
         (rounded, "auto", False),
     ):
-        one = replace(record, measured=record.measured | {"saved": saved})
+        one = with_measured(record, saved=saved)
         assert (export.model_of(one, trust, "cpu", asked) != "made again") == taken
     monkeypatch.setattr(named, "dtype_of_weights", lambda model: "bfloat16")  # which "auto" then means
-    one = replace(record, measured=record.measured | {"saved": rounded})
+    one = with_measured(record, saved=rounded)
     assert export.model_of(one, trust, "cpu", "auto") != "made again"
 
 
@@ -204,7 +205,7 @@ def test_a_file_is_checked_without_the_base_and_the_text_of_its_run(why, saving,
 
 def test_a_copy_is_checked(saving, tmp_path, capsys):
     run = shutil.copytree(saving, tmp_path / "run")
-    kept = run / by_label(run)["slicegpt"].measured["saved"]["folder"]
+    kept = run / by_label(run)["slicegpt"].measured.saved.folder
     weights = kept / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "bytes and should have" in refused(capsys, "export", run, "slicegpt", "--to", tmp_path / "copy")
@@ -218,7 +219,7 @@ def test_export_pads_rounds_and_shards(plain, tmp_path, ids):
     manifest = save_load.read_manifest(target)
     assert (manifest["loads_with"], manifest["dtype"]) == ("transformers", "float16")
     assert manifest["rounding"]["tokens"] == 24
-    assert manifest["padding"]["parameters"] == by_label(plain)["llm-pruner"].measured["parameters"]
+    assert manifest["padding"]["parameters"] == by_label(plain)["llm-pruner"].measured.parameters
     assert AutoModelForCausalLM.from_pretrained(target)(ids).logits.isfinite().all()
 
 
@@ -347,7 +348,7 @@ def test_a_cell_without_a_model_says_why(plain, tmp_path, capsys):
 def test_verify_prints_a_line_for_each_check(saving, tmp_path, capsys):
     for name in ("drop-tail", "slicegpt", "llm-pruner"):
         capsys.readouterr()
-        assert main(["verify", str(saving / by_label(saving)[name].measured["saved"]["folder"])]) == 0
+        assert main(["verify", str(saving / by_label(saving)[name].measured.saved.folder)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[1] for line in lines] == [
             "files:",
@@ -406,7 +407,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
 def test_verify_finds_what_is_wrong(spoil, saving, tmp_path, capsys):
-    source = saving / by_label(saving)["drop-tail"].measured["saved"]["folder"]
+    source = saving / by_label(saving)["drop-tail"].measured.saved.folder
     folder = shutil.copytree(source, tmp_path / "model")
     spoil(folder)
     capsys.readouterr()
@@ -420,14 +421,14 @@ def test_verify_finds_what_is_wrong(spoil, saving, tmp_path, capsys):
 
 def test_a_saved_model_is_a_model_of_the_command_line(run_with, saving, text_file, capsys, tmp_path):
     """Pruned once more, saved once more; the card tells both steps."""
-    first = saving / by_label(saving)["llm-pruner"].measured["saved"]["folder"]
+    first = saving / by_label(saving)["llm-pruner"].measured.saved.folder
     run = run_with("--methods", "drop-tail", "--ratio", "0.2", "--save-models", model=first)
     records = by_label(run)
-    assert records["dense"].measured["parameters"] == by_label(saving)["llm-pruner"].measured["parameters"]
-    (before,) = records["dense"].measured["perplexity"].values()
-    (after,) = by_label(saving)["llm-pruner"].measured["perplexity"].values()
-    assert before["perplexity"] == after["perplexity"]
-    second = run / records["drop-tail"].measured["saved"]["folder"]
+    assert records["dense"].measured.parameters == by_label(saving)["llm-pruner"].measured.parameters
+    (before,) = records["dense"].measured.text_scores.values()
+    (after,) = by_label(saving)["llm-pruner"].measured.text_scores.values()
+    assert before.perplexity == after.perplexity
+    second = run / records["drop-tail"].measured.saved.folder
     steps = save_load.read_manifest(second)["base"]["pruning"]
     assert [step["method"] for step in steps] == ["llm-pruner"]
     assert "The base had itself been pruned" in (second / "README.md").read_text()
@@ -460,10 +461,10 @@ def test_what_a_model_folder_says_of_itself(tmp_path, model_folder):
 def test_uniform_cuts_widths_alike_and_says_so_in_the_label(run_with, capsys):
     asked = ["--methods", "llm-pruner:sequences=4,tokens=16,flap,drop-tail", "--ratio", "0.3", "--uniform"]
     folder = run_with(*asked, "--save-models")
-    labels = {record.cell.label: record.measured.get("saved") for record in load_run(folder)}
+    labels = {record.cell.label: record.measured.saved for record in load_run(folder)}
     uniform = {"llm-pruner:sequences=4,tokens=16,uniform=True", "flap:uniform=True", "drop-tail"}
     assert set(labels) == uniform | {"dense"}
-    assert {labels[label]["loads_with"] for label in uniform} == {"transformers"}
+    assert {labels[label].loads_with for label in uniform} == {"transformers"}
 
 
 def test_uniform_is_refused_where_there_is_no_such_variant(model_folder, text_file, capsys, tmp_path):
@@ -482,7 +483,7 @@ def test_a_compensation_is_part_of_the_label_and_of_the_ratio(run_with):
     assert set(records) == {"dense", "drop-tail+ghost", "shortgpt+scale"}
     patched = records["drop-tail+ghost"]
     assert patched.cell.parameters["ghost.ridge"] == 0.5
-    assert patched.measured["parameters"] > 0
-    assert patched.measured["saved"]["loads_with"] == "prunebench"
-    assert records["shortgpt+scale"].measured["saved"]["loads_with"] == "transformers"
+    assert patched.measured.parameters > 0
+    assert patched.measured.saved.loads_with == "prunebench"
+    assert records["shortgpt+scale"].measured.saved.loads_with == "transformers"
     assert patched.cell.inputs.revision == f"{DropTail.revision}+{Ghost.revision}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
+from made_records import with_measured
 from pages import ROOT
 
 from bench.cli.main import main
 from bench.export.write import results_of_record
-from bench.records.record import metric_of_task
 from bench.records.run_folder import load_run
 from methods.errors import UserError
 
@@ -38,31 +37,31 @@ def test_lm_evals_own_table_shows_the_figures_of_the_record(record, tmp_path, ca
     for line in table(json.loads(to.read_text(encoding="utf-8")))[2:]:
         task = line[1] or task
         shown[task, line[5]] = line
-    for name, figures in record.measured["tasks"].items():
+    for name, figures in record.measured.task_scores.items():
         for metric in ("acc", "acc_norm", "answer_bpb"):
-            figure = metric_of_task(figures, metric)
+            figure = figures.every_metric().get(metric)
             if figure is None:
                 continue
             row = shown[name, metric]
-            assert row[7] == f"{figure['value']:.4f}"
-            assert row[9] == f"{figure['stderr']:.4f}"
+            assert row[7] == f"{figure.value:.4f}"
+            assert row[9] == f"{figure.stderr:.4f}"
             assert row[6] == ("↓" if metric == "answer_bpb" else "↑")
-            assert row[2] == (f"{figures['version']:g}" if row[1] else "")  # once for a task
-            assert row[4] == str(figures["fewshot"])
-    perplexity = record.measured["perplexity"]["wiki"]["perplexity"]
+            assert row[2] == (f"{figures.version:g}" if row[1] else "")  # once for a task
+            assert row[4] == str(figures.fewshot)
+    perplexity = record.measured.text_scores["wiki"].perplexity
     assert shown["prunebench_wiki", "token_perplexity"][6:8] == ["↓", f"{perplexity:.4f}"]
 
 
 def test_the_file_says_what_was_asked_and_of_how_many_documents(record):
     content = results_of_record(record)
     assert content["config"]["model_args"]["method"] == "flap"
-    for name, task in record.measured["tasks"].items():
-        assert content["n-samples"][name] == {"original": task["available"], "effective": task["documents"]}
+    for name, task in record.measured.task_scores.items():
+        assert content["n-samples"][name] == {"original": task.available, "effective": task.documents}
 
 
 def test_a_text_of_a_file_is_called_by_its_name_alone(record):
-    texts = {"/home/me/letters.txt": record.measured["perplexity"]["wiki"]}
-    content = json.dumps(results_of_record(replace(record, measured=record.measured | {"perplexity": texts})))
+    texts = {"/home/me/letters.txt": record.measured.text_scores["wiki"]}
+    content = json.dumps(results_of_record(with_measured(record, perplexity=texts)))
     assert "prunebench_letters" in content
     assert "/home" not in content
 
@@ -71,7 +70,7 @@ def test_a_metric_behind_a_filter_keeps_its_name(record):
     tasks = {"gsm8k": {"main": "exact_match,strict-match"}}
     tasks["gsm8k"]["metrics"] = {"exact_match,strict-match": {"value": 0.5, "stderr": 0.1}}
     tasks["gsm8k"] |= {"version": 3.0, "documents": 10, "available": 10, "fewshot": 5}
-    content = results_of_record(replace(record, measured=record.measured | {"tasks": tasks}))
+    content = results_of_record(with_measured(record, tasks=tasks))
     assert content["results"]["gsm8k"] == {
         "alias": "gsm8k",
         "exact_match,strict-match": 0.5,
@@ -81,7 +80,7 @@ def test_a_metric_behind_a_filter_keeps_its_name(record):
 
 def test_what_has_no_figures_or_no_place_is_one_line(record, tmp_path, capsys):
     with pytest.raises(UserError, match="flap was measured on no task and no text"):
-        results_of_record(replace(record, measured=record.measured | {"tasks": {}, "perplexity": {}}))
+        results_of_record(with_measured(record, tasks={}, perplexity={}))
     there = tmp_path / "there.json"
     there.write_text("mine")
     for arguments, said in (

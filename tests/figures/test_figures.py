@@ -18,7 +18,19 @@ from xml.etree import ElementTree
 
 import pytest
 from made_cells import made_inputs
-from made_records import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed, mended, with_cell
+from made_records import (
+    DENSE,
+    LACO,
+    MENDED,
+    RECORDS,
+    SLICEGPT,
+    changed,
+    drawn,
+    failed,
+    mended,
+    with_cell,
+    with_measured,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
@@ -26,6 +38,7 @@ from PIL import Image
 
 import methods
 from bench.plan.cell import TaskInput, TimedOn
+from bench.plan.kinds import to_plain
 from bench.records import run_folder
 from bench.records.record import Record
 from methods.files import write_atomically
@@ -43,15 +56,14 @@ HOSTILE = r"a_b&c%$\frac{$#{}~\`<script>alert(1)</script>剪枝--"
 
 
 def with_rounds(record: Record) -> Record:
-    new = copy.deepcopy(record)
-    draw = random.Random(0)
-    for point in new.measured["speed"]["points"]:
+    draw, points = random.Random(0), []
+    for point in record.measured.timed_points:
         calls = {
-            side: [[point[f"{side}_ms"] * draw.uniform(0.9, 1.1) for _ in range(4)] for _ in range(6)]
-            for side in ("dense", "pruned")
+            side: [[ms * draw.uniform(0.9, 1.1) for _ in range(4)] for _ in range(6)]
+            for side, ms in point.ms_by_model().items()
         }
-        point["rounds"] = calls
-    return new
+        points.append(to_plain(point) | {"rounds": calls})
+    return changed(record, "measured", "speed", "points", to=points)
 
 
 TRACE = [
@@ -155,9 +167,7 @@ def test_every_name_is_shown_as_it_is():
 def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
     protocol = replace(LACO.cell.protocol, profile="curves", tasks=(), checks=False, speed_rounds=0)
     brief = [with_cell(one, protocol=protocol, inputs=made_inputs()) for one in (DENSE, with_cell(LACO, ratio=0.1))]
-    brief = copy.deepcopy(brief)
-    brief[1].measured["ratio"] = 0.1
-    brief[1].measured["tasks"] = {}
+    brief[1] = with_measured(brief[1], ratio=0.1, tasks={})
     inputs = made_inputs(tasks={"piqa": TaskInput(1, "a")}, timed_on=TimedOn("one", 2))
     timed = [with_cell(record, inputs=inputs) for record in (DENSE, LACO)]
     found = by_name([*timed, *brief])
@@ -165,7 +175,7 @@ def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
     curve = found["perplexity-wiki-by-ratio"]
     assert curve.description.endswith("Points of 2 setups that agree in all that decides it.")
     (line,) = (line for line in curve.draw().axes[0].lines if line.get_label() == "laco")
-    assert list(line.get_xdata()) == [pytest.approx(10), pytest.approx(100 * LACO.measured["ratio"])]
+    assert list(line.get_xdata()) == [pytest.approx(10), pytest.approx(100 * LACO.measured.ratio)]
     assert "average-by-ratio" not in found  # its tasks were not measured at 0.1
     assert {"perplexity-wiki-by-method", "perplexity-wiki-by-method-2"} <= set(found)
     brief = [changed(record, "cell", "protocol", "window", to=128) for record in brief]
@@ -427,7 +437,7 @@ def by_name_of(records: list[Record], reference: str = "") -> Figure:
 
 def test_what_removed_too_little_is_not_in_colour_for_its_figure():
     records = every_method()
-    flattered = [changed(r, "measured", "ratio_budget", to=r.measured["ratio"] + 0.1) for r in records[-2:]]
+    flattered = [changed(r, "measured", "ratio_budget", to=r.measured.ratio + 0.1) for r in records[-2:]]
     flattered = [changed(r, "measured", "perplexity", "wiki", "perplexity", to=1.0) for r in flattered]
     (curve,) = (
         one for one in by_name_of([*records[:-2], *flattered]).charts[0].curves if 1.0 in dict(one.points).values()
@@ -574,7 +584,7 @@ def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
     )
     records = [DENSE, LACO, low, high]
     drawing = by_name(records)["perplexity-wiki-by-ratio"].draw()
-    top = 1000 * DENSE.measured["perplexity"]["wiki"]["perplexity"]
+    top = 1000 * DENSE.measured.text_scores["wiki"].perplexity
     assert drawing.axes[0].get_ylim()[1] == pytest.approx(top)
     assert names(by_name(records)["perplexity-wiki-by-ratio"])[-1] == "drop-tail 3.0e9 \N{UPWARDS ARROW}"
     panels = by_name(records)["perplexity-wiki-by-method"].draw().axes

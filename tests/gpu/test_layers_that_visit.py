@@ -116,14 +116,16 @@ def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, 
         assert found.status == want.status == "ok"
         decided = [{name: value for name, value in one.decisions.items() if name != "earlier"} for one in (want, found)]
         assert decided[0] == decided[1]
-        assert found.measured["weights_in"] == "files"
+        assert found.measured.weights_in == "files"
         for name in ("perplexity", "pruned_sha256", "tasks"):
-            assert found.measured.get(name) == want.measured.get(name)
-        divergence = [{name: one.measured["checks"].get(name) for name in ("kl", "agreement")} for one in (want, found)]
+            assert getattr(found.measured, name) == getattr(want.measured, name)
+        divergence = [
+            {name: getattr(one.measured.checks, name) for name in ("kl", "agreement")} for one in (want, found)
+        ]
         assert divergence[0] == divergence[1]
-        layer = 4 * found.measured["dense_parameters_without_embeddings"] / found.measured["dense_layers"]
-        around = 4 * (found.measured["dense_parameters"] - found.measured["dense_parameters_without_embeddings"])
-        assert around <= found.measured["peak_memory"]["load"]["allocated_bytes"] <= 1.1 * around + layer
+        layer = 4 * found.measured.dense_parameters_without_embeddings / found.measured.dense_layers
+        around = 4 * (found.measured.dense_parameters - found.measured.dense_parameters_without_embeddings)
+        assert around <= found.measured.peak_memory["load"].allocated_bytes <= 1.1 * around + layer
 
 
 @pytest.mark.parametrize(

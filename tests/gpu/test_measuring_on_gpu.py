@@ -224,7 +224,7 @@ def figures(base, run, *arguments):
     known = ("perplexity", "checks", "pruned_sha256")
     decided = [{name: value for name, value in one.decisions.items() if name != "earlier"} for one in records]
     return {
-        record.cell.label: (decisions, *(record.measured.get(name) for name in known))
+        record.cell.label: (decisions, *(getattr(record.measured, name) for name in known))
         for record, decisions in zip(records, decided, strict=True)
     }, records
 
@@ -240,15 +240,15 @@ def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(with_checks, tmp_pat
         assert gpus.memories[0].peak == 0
     assert found == expected
     for record in records:
-        measured, peaks = record.measured, record.measured["peak_memory"]
-        assert set(peaks) == set(measured["seconds"])
+        measured, peaks = record.measured, record.measured.peak_memory
+        assert set(peaks) == set(measured.seconds)
         assert all(set(peak) == {"allocated_bytes", "reserved_bytes"} for peak in peaks.values())
-        given = measured.get("calibration_memory_mib")  # of 80 GiB nearly all is free
+        given = measured.calibration_memory_mib  # of 80 GiB nearly all is free
         assert given == (None if record.cell.method == "dense" else 8 * 1024)
-        dense = 4 * measured["dense_parameters"]
-        assert dense <= peaks["load"]["allocated_bytes"] <= 1.2 * dense
+        dense = 4 * measured.dense_parameters
+        assert dense <= peaks["load"].allocated_bytes <= 1.2 * dense
         if "save" in peaks:
-            assert peaks["save"]["allocated_bytes"] <= 1.5 * measured["weight_bytes"]  # with the logits of the probe
+            assert peaks["save"].allocated_bytes <= 1.5 * measured.weight_bytes  # with the logits of the probe
 
 
 @pytest.mark.nightly
@@ -262,12 +262,12 @@ def test_a_model_that_is_spread_over_two_gpus_is_measured_as_on_the_cpu(with_che
         found, records = figures(with_checks, tmp_path / "gpu", *further, *ON_GPU, "cuda", *timed)
         assert all(memory.peak for memory in gpus.memories)
     assert found == expected
-    speeds = [record.measured["speed"] for record in records if "speed" in record.measured]
+    speeds = [record.measured.speed for record in records if record.measured.speed is not None]
     assert len(speeds) >= 3
-    assert all("spread over several GPUs" in speed["failed"] for speed in speeds)
+    assert all("spread over several GPUs" in speed.failed for speed in speeds)
     for record in records:
-        assert set(record.measured["peak_memory"]) == set(record.measured["seconds"])
-        for stage, peak in record.measured["peak_memory"].items():
-            each = [one["allocated_bytes"] for one in peak["each"]]
-            assert peak["allocated_bytes"] == sum(each)
+        assert set(record.measured.peak_memory) == set(record.measured.seconds)
+        for stage, peak in record.measured.peak_memory.items():
+            each = [one.allocated_bytes for one in peak.each]
+            assert peak.allocated_bytes == sum(each)
             assert max(each) <= 0.75 * sum(each) or stage != "load"

@@ -325,4 +325,4 @@ def test_a_run_heals_by_kl_with_what_the_dense_model_predicted_before_it_was_pru
     assert main(run) == 0
     (healed,) = [record for record in load_run(tmp_path / "run") if record.cell.healing]
     assert healed.status == "ok"
-    assert 0 < healed.measured["healing"]["curve"][-1]["loss"] < healed.measured["healing"]["curve"][-1]["heldout_loss"]
+    assert 0 < healed.measured.healing.curve[-1].loss < healed.measured.healing.curve[-1].heldout_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok
+from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok, with_measured
 from made_samples import paired_perplexity
 from pages import ROOT, text
 from scipy.stats import binomtest, norm, ttest_1samp
@@ -141,9 +142,8 @@ def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng, in_a_row)
             right["piqa"] = right["piqa"] * 0.7
         records.append(made(tmp_path / str(number), f"m{number}", nll, right))
         folders.append(tmp_path / str(number))
-    for record in records:
-        record.measured["perplexity"]["wiki"]["drawn"] = not in_a_row
-    records[4].measured["perplexity"]["wiki"]["sha256"] = "other"
+    records = [changed(one, "measured", "perplexity", "wiki", "drawn", to=not in_a_row) for one in records]
+    records[4] = changed(records[4], "measured", "perplexity", "wiki", "sha256", to="other")
     pairs, samples = list(combinations(range(9), 2)), Samples(folders)
     for test in (
         lambda pairs: contrasts.contrast_of_perplexities(records, pairs, samples, "wiki"),
@@ -179,9 +179,9 @@ def test_without_samples_in_common_figures_are_taken_as_independent(tmp_path, rn
     (rough,) = contrasts.contrast_of_perplexities(
         records, [(1, 2)], Samples([None, folders[1], None, None]), "wiki"
     ).values()
-    one, other = (records[n].measured["perplexity"]["wiki"] for n in (1, 2))
-    stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / 3.92 for f in (one, other)]
-    log = math.log(other["perplexity"] / one["perplexity"])
+    one, other = (records[n].measured.text_scores["wiki"] for n in (1, 2))
+    stderrs = [math.log(f.perplexity_high / f.perplexity_low) / 3.92 for f in (one, other)]
+    log = math.log(other.perplexity / one.perplexity)
     assert rough.p == pytest.approx(2 * norm.sf(abs(log) / math.hypot(*stderrs)), rel=1e-6)
     assert (rough.paired, rough.estimate) == (False, pytest.approx(paired.estimate))
     assert rough.p > paired.p
@@ -199,9 +199,7 @@ def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
         records.append(made(tmp_path / method, method, rng.normal(1800, 9, 8), right))
         folders.append(tmp_path / method)
     (found,) = contrast_of_averages(records, [(0, 1)], Samples(folders), TASKS).values()
-    means = [
-        np.mean([record.measured["tasks"][t]["metrics"]["acc_norm"]["value"] for t in TASKS]) for record in records
-    ]
+    means = [np.mean([record.measured.task_scores[t].metrics["acc_norm"].value for t in TASKS]) for record in records]
     assert found.estimate == pytest.approx(means[1] - means[0])
     assert found.estimate < 0  # although two answers more documents rightly
     tables = [[pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS] for f in folders]
@@ -212,11 +210,11 @@ def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
 def test_who_wins_and_how_far_that_is_shown(tmp_path, rng):
     records, folders = a_run(tmp_path, rng)
     table = summary(records, folders)
-    first = min(records[1:3], key=lambda record: record.measured["perplexity"]["wiki"]["perplexity"])
+    first = min(records[1:3], key=lambda record: record.measured.text_scores["wiki"].perplexity)
     ppl, average = rows(table)["ppl wiki", "0.3"], rows(table)["average", "0.3"]
     assert ppl["best"] == first.cell.method
-    assert ppl["value"].startswith(f"{first.measured['perplexity']['wiki']['perplexity']:.1f}")
-    assert ppl["dense"].startswith(f"{records[0].measured['perplexity']['wiki']['perplexity']:.1f}")
+    assert ppl["value"].startswith(f"{first.measured.text_scores['wiki'].perplexity:.1f}")
+    assert ppl["dense"].startswith(f"{records[0].measured.text_scores['wiki'].perplexity:.1f}")
     assert ppl["better"] == average["better"] == "1 of 2, shown"
     assert average["dense_better"] == "3 of 3"  # 20 points over 400 documents are a loss
     assert ppl["apart"].endswith(" of 6")
@@ -326,7 +324,7 @@ def test_of_equal_models_none_is_shown_to_be_better():
 
 def test_the_best_is_not_one_that_removed_too_little(tmp_path, rng):
     records, folders = a_run(tmp_path, rng)
-    good = changed(records[1], "measured", "ratio", to=records[1].measured["ratio"] - 0.02)
+    good = changed(records[1], "measured", "ratio", to=records[1].measured.ratio - 0.02)
     table = summary([records[0], good, *records[2:]], folders)
     assert rows(table)["ppl wiki", "0.3"]["best"] == "close"
     assert rows(table)["ppl wiki", "0.3"]["better"] == "1 of 1, shown"
@@ -390,8 +388,8 @@ def test_cells_without_figures_are_named_with_their_ratio():
 
 def test_seeds_that_miss_their_budget_on_both_sides_do_not_cancel():
     records = [changed(at(0.3, "laco", 90.0), "cell", "seed", to=seed) for seed in (0, 1)]
-    for record, miss in zip(records, (-0.02, 0.02), strict=True):
-        record.measured["ratio"] += miss
+    for number, miss in enumerate((-0.02, 0.02)):
+        records[number] = with_measured(records[number], ratio=records[number].measured.ratio + miss)
     shown = cells_of_flag(legend.MISSED, summary([DENSE, *records]))
     assert "laco (seed 0) at 0.3 [requested 30.0 %, budget 28.9 %, achieved 26.9 %]" in shown
     assert "laco (seed 1) at 0.3 [requested 30.0 %, budget 28.9 %, achieved 30.9 %]" in shown
@@ -407,9 +405,9 @@ def test_the_summary_is_the_same_in_any_order_of_the_records():
 def test_speed_is_compared_by_its_intervals():
     def fast(method: str, speedup: float, half: float) -> Record:
         record = at(0.3, method, 90.0)
-        for point in record.measured["speed"]["points"]:
-            point |= {"speedup": speedup, "speedup_low": speedup - half, "speedup_high": speedup + half}
-        return record
+        ends = {"speedup": speedup, "speedup_low": speedup - half, "speedup_high": speedup + half}
+        points = [replace(point, **ends) for point in record.measured.timed_points]
+        return with_measured(record, speed=replace(record.measured.speed, points=points))
 
     found = rows(summary([DENSE, fast("quick", 1.5, 0.02), fast("near", 1.48, 0.02), fast("slow", 0.9, 0.02)]))
     speed = found["decode", "0.3"]

@@ -301,21 +301,21 @@ def test_a_run_meets_records_and_makes_again_what_was_asked_for(base, tmp_path, 
     assert main([*base, *asked]) == 0
     assert "macs=0.7" in capsys.readouterr().out
     dense, flap, tail = load_run(tmp_path / "run")
-    assert "budget" not in dense.measured
+    assert dense.measured.budget is None
     for record in (flap, tail):
-        found, all_of = record.measured["budget"], dense.measured["macs_per_token"]
-        assert "ratio_budget" not in record.measured
-        assert (found["of"], found["share"]) == ("macs", pytest.approx(0.7))
-        assert found["stays"] == record.measured["macs_per_token"] / all_of
+        found, all_of = record.measured.budget, dense.measured.macs_per_token
+        assert record.measured.ratio_budget is None
+        assert (found.of, found.share) == ("macs", pytest.approx(0.7))
+        assert found.stays == record.measured.macs_per_token / all_of
     (table,) = build_view("main", [dense, flap, tail])
     texts = {row.method: row.cells[0].text for row in table.rows}
     assert texts.pop("dense") == "100.0 %"
-    missed = {one.cell.method: abs(one.measured["budget"]["stays"] - 0.7) > MISSED for one in (flap, tail)}
+    missed = {one.cell.method: abs(one.measured.budget.stays - 0.7) > MISSED for one in (flap, tail)}
     assert {method: text.endswith("*") for method, text in texts.items()} == missed
     assert missed["drop-tail"]
     run = tmp_path / "run"
     again = prune_again(flap, "cpu", Trust(run, names=names_of(run)))
-    assert sha256_of_state(again.model.model) == flap.measured["pruned_sha256"]
+    assert sha256_of_state(again.model.model) == flap.measured.pruned_sha256
     assert main([*base, *asked, "--plan"]) == 0
     assert "has a record" in capsys.readouterr().out
 

@@ -26,6 +26,7 @@ from bench.healing import _Training, draw_text, heal
 from bench.plan.cell import Stage
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Protocol, Recipe, protocol_of_profile
+from bench.records.measured import Measured
 from bench.records.record import Record
 from bench.records.run_folder import load_run
 from bench.regression.results import results_of_run
@@ -232,23 +233,23 @@ def test_a_healed_record_holds_the_recipe_the_curve_and_what_it_took(chained, te
     folder, _, _ = chained
     records = by_label(folder)
     plain, healed = records["flap"], records["flap, healed"]
-    found = healed.measured["healing"]
-    assert found["recipe"] == healed.cell.healing.as_run()
-    assert found["recipe"]["steps"] == 4
-    assert found["recipe"]["learning_rate"] == 0.003
-    assert (found["tokens"], [point["tokens"] for point in found["curve"]]) == (256, [0, 64, 128, 192, 256])
-    assert found["curve"][-1]["heldout_loss"] < found["curve"][0]["heldout_loss"]
-    assert found["tokens_per_second"] == pytest.approx(256 / found["seconds"])
-    assert 0 < found["seconds"] < healed.measured["seconds"]["heal"]
-    assert set(healed.measured["peak_memory"]) == set(healed.measured["seconds"]) > {"prune", "heal"}
-    assert found["start_sha256"] == plain.measured["pruned_sha256"]  # it begins where the row above it is
-    assert healed.measured["pruned_sha256"] != plain.measured["pruned_sha256"]
-    assert healed.measured["perplexity"] != plain.measured["perplexity"]
-    assert healed.measured["parameters"] == plain.measured["parameters"]
+    found = healed.measured.healing
+    assert found.recipe == healed.cell.healing.as_run()
+    assert found.recipe["steps"] == 4
+    assert found.recipe["learning_rate"] == 0.003
+    assert (found.tokens, [point.tokens for point in found.curve]) == (256, [0, 64, 128, 192, 256])
+    assert found.curve[-1].heldout_loss < found.curve[0].heldout_loss
+    assert found.tokens_per_second == pytest.approx(256 / found.seconds)
+    assert 0 < found.seconds < healed.measured.seconds["heal"]
+    assert set(healed.measured.peak_memory) == set(healed.measured.seconds) > {"prune", "heal"}
+    assert found.start_sha256 == plain.measured.pruned_sha256  # it begins where the row above it is
+    assert healed.measured.pruned_sha256 != plain.measured.pruned_sha256
+    assert healed.measured.text_scores != plain.measured.text_scores
+    assert healed.measured.parameters == plain.measured.parameters
     removed = ("removed_layers", "removed_kv_heads", "removed_channels")
     assert all(healed.decisions.get(name) == plain.decisions.get(name) for name in removed)
     assert plain.cell.healing is None
-    assert "healing" not in plain.measured
+    assert plain.measured.healing is None
     inputs = healed.cell.inputs.healing
     assert inputs.revision
     assert inputs.peft
@@ -290,19 +291,19 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
     assert main([*arguments, "--then", "drop-tail:ratio=0.5", "--out", str(folder)]) == 0
     records = by_label(folder)
     healed, plain = records["drop-tail, healed"], records["drop-tail"]
-    saved = folder / healed.measured["saved"]["folder"]
-    assert healed.measured["saved"]["loads_with"] == "transformers"
+    saved = folder / healed.measured.saved.folder
+    assert healed.measured.saved.loads_with == "transformers"
     stock = AutoModelForCausalLM.from_pretrained(saved)
     assert not [name for name, _ in stock.named_parameters() if "lora" in name]
     ids = torch.randint(3, 120, (2, 20), generator=torch.Generator().manual_seed(0))
     found = stock(ids).logits.detach()
     assert torch.equal(found, save_load.load(saved).model(ids).logits)
-    assert runner.inputs.sha256_of_state(save_load.load(saved).model) == healed.measured["pruned_sha256"]
-    without = AutoModelForCausalLM.from_pretrained(folder / plain.measured["saved"]["folder"])(ids).logits.detach()
+    assert runner.inputs.sha256_of_state(save_load.load(saved).model) == healed.measured.pruned_sha256
+    without = AutoModelForCausalLM.from_pretrained(folder / plain.measured.saved.folder)(ids).logits.detach()
     assert float((found - without).abs().max()) > 1e-3
     # and that is what training in memory comes to
     recipe, tokenizer = reproduce.cell_of(healed).healing, pretrained.load_tokenizer(str(model_folder))
-    model = save_load.load(folder / plain.measured["saved"]["folder"])
+    model = save_load.load(folder / plain.measured.saved.folder)
     heal(model, draw_text(tokenizer, recipe), recipe)
     assert torch.allclose(found, model.model(ids).logits, atol=1e-5)
     card = (saved / "README.md").read_text()
@@ -310,9 +311,9 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
     # what goes on from it starts with it, and not with a copy of its own
     further = records["drop-tail at 0.3, healed, then drop-tail"]
     cut = save_load.load(saved)
-    cut.set_layers(cut.layers[: further.measured["layers"]])
-    assert runner.inputs.sha256_of_state(cut.model) == further.measured["pruned_sha256"]
-    card = (folder / further.measured["saved"]["folder"] / "README.md").read_text()
+    cut.set_layers(cut.layers[: further.measured.layers])
+    assert runner.inputs.sha256_of_state(cut.model) == further.measured.pruned_sha256
+    card = (folder / further.measured.saved.folder / "README.md").read_text()
     assert "Before that the model had been pruned, in this order:\n\n- drop-tail, healed, ratio 0." in card
     assert not (folder / "kept").exists()
 
@@ -352,11 +353,11 @@ def test_healing_that_is_killed_goes_on_and_ends_where_an_uninterrupted_one_does
     assert not (folder / "partial").exists()
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     one, other = (by_label(place)["drop-tail, healed"] for place in (folder, tmp_path / "whole"))
-    curves = [record.measured["healing"]["curve"] for record in (one, other)]
-    assert [point["step"] for point in curves[0]] == [point["step"] for point in curves[1]]
-    assert curves[0][-1]["loss"] == pytest.approx(curves[1][-1]["loss"], abs=1e-3)
-    assert curves[0][-1]["heldout_loss"] == pytest.approx(curves[1][-1]["heldout_loss"], abs=1e-3)
-    assert one.measured["pruned_sha256"] == other.measured["pruned_sha256"]
+    curves = [record.measured.healing.curve for record in (one, other)]
+    assert [point.step for point in curves[0]] == [point.step for point in curves[1]]
+    assert curves[0][-1].loss == pytest.approx(curves[1][-1].loss, abs=1e-3)
+    assert curves[0][-1].heldout_loss == pytest.approx(curves[1][-1].heldout_loss, abs=1e-3)
+    assert one.measured.pruned_sha256 == other.measured.pruned_sha256
 
 
 def test_a_healed_cell_that_fails_later_is_not_trained_again(healing, tmp_path, monkeypatch):
@@ -378,9 +379,7 @@ def test_a_healed_cell_that_fails_later_is_not_trained_again(healing, tmp_path, 
     assert main([*arguments, "--retry-failed"]) == 0
     record = by_label(folder)["drop-tail, healed"]
     assert (record.status, not (folder / "partial").exists()) == ("ok", True)
-    assert (
-        record.measured["healing"]["curve"][-1]["heldout_loss"] < record.measured["healing"]["curve"][0]["heldout_loss"]
-    )
+    assert record.measured.healing.curve[-1].heldout_loss < record.measured.healing.curve[0].heldout_loss
 
 
 # --- chained cells
@@ -391,8 +390,8 @@ def test_a_chain_of_removals_that_do_not_look_ends_where_one_removal_does(chaine
     assert main([*options, "--methods", "drop-tail", "--ratio", "0.5", "--out", str(tmp_path / "run")]) == 0
     one, two = by_label(tmp_path / "run")["drop-tail"], by_label(chained[0])["drop-tail at 0.2, then drop-tail"]
     for name in ("pruned_sha256", "parameters", "ratio", "ratio_budget", "layers", "perplexity", "dense_parameters"):
-        assert one.measured[name] == two.measured[name], name
-    assert one.measured["checks"] == two.measured["checks"]  # beside the same dense model
+        assert getattr(one.measured, name) == getattr(two.measured, name), name
+    assert one.measured.checks == two.measured.checks  # beside the same dense model
     assert removals_of(one) == removals_of(two) == {"layers": "3-5"}
     assert remaining_of(one) == remaining_of(two)
 
@@ -405,21 +404,21 @@ def test_a_chained_cell_begins_with_the_healed_model_and_its_record_keeps_the_ch
     protocol = healed.cell.protocol
     block = text_data.make_calibration(tokenizer, protocol.calibration, 4, 24, 0)
     model = Decoder(pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)[0])
-    methods.make("flap").prune(model, block, healed.measured["ratio_budget"])
+    methods.make("flap").prune(model, block, healed.measured.ratio_budget)
     heal(model, draw_text(tokenizer, recipe), recipe)
-    assert runner.inputs.sha256_of_state(model.model) == healed.measured["pruned_sha256"]
-    model.set_layers(model.layers[: further.measured["layers"]])
-    assert runner.inputs.sha256_of_state(model.model) == further.measured["pruned_sha256"]
-    assert last.measured["healing"]["start_sha256"] == further.measured["pruned_sha256"]
+    assert runner.inputs.sha256_of_state(model.model) == healed.measured.pruned_sha256
+    model.set_layers(model.layers[: further.measured.layers])
+    assert runner.inputs.sha256_of_state(model.model) == further.measured.pruned_sha256
+    assert last.measured.healing.start_sha256 == further.measured.pruned_sha256
     for record in (further, last):
         (stage,) = record.decisions["earlier"]
         assert (stage["method"], stage["label"], stage["ratio"]) == ("flap", "flap, healed", 0.2)
         assert stage["healing"] == to_plain(healed.cell.healing)
         assert stage["decisions"]["removed_channels"] == healed.decisions["removed_channels"]
-        assert stage["measured"]["pruned_sha256"] == healed.measured["pruned_sha256"]
-        assert stage["measured"]["healing"]["curve"] == healed.measured["healing"]["curve"]
+        assert stage["measured"]["pruned_sha256"] == healed.measured.pruned_sha256
+        assert stage["measured"]["healing"]["curve"] == healed.plain()["measured"]["healing"]["curve"]
         assert record.cell.inputs.parent == reproduce.cell_of(healed).key.rpartition("--")[0] + "--" + key_hash(healed)
-        assert record.measured["ratio"] == 1 - record.measured["parameters"] / record.measured["dense_parameters"]
+        assert record.measured.ratio == 1 - record.measured.parameters / record.measured.dense_parameters
     assert not (chained[0] / "kept").exists()
     assert not (chained[0] / "partial").exists()
 
@@ -473,8 +472,8 @@ def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing,
         said = capsys.readouterr().err
         assert "drop-tail, healed at 0.2: another cell goes on from its model, which is not kept; it runs again" in said
         after = by_label(folder)
-        assert {k: r.measured["pruned_sha256"] for k, r in before.items()} == {
-            k: r.measured["pruned_sha256"] for k, r in after.items()
+        assert {k: r.measured.pruned_sha256 for k, r in before.items()} == {
+            k: r.measured.pruned_sha256 for k, r in after.items()
         }
 
 
@@ -489,9 +488,8 @@ def test_a_chain_in_processes_of_its_own_comes_to_the_same(chained, healing, tmp
     arguments = [*healing, "--methods", "drop-tail", "--ratio", "0.2", "--isolate"]
     assert main([*arguments, "--then", "drop-tail:ratio=0.5", "--out", str(folder)]) == 0
     found = by_label(folder)[label].measured
-    assert [found[name] for name in ("pruned_sha256", "perplexity", "checks")] == [
-        expected[name] for name in ("pruned_sha256", "perplexity", "checks")
-    ]
+    for name in ("pruned_sha256", "perplexity", "checks"):
+        assert getattr(found, name) == getattr(expected, name)
 
 
 def test_a_cell_whose_parent_failed_says_so_and_runs_when_that_one_does(healing, tmp_path, monkeypatch):
@@ -540,7 +538,7 @@ def test_a_parent_that_the_run_does_not_have_is_refused(chained, tmp_path):
     assert not list(tmp_path.rglob("cells/*"))
     (record,) = [r for r in runner.run([*cell.ancestors, cell], tmp_path / "run") if r.cell.earlier]
     expected = by_label(chained[0])["flap at 0.2, then drop-tail"].measured
-    assert record.measured["pruned_sha256"] == expected["pruned_sha256"]
+    assert record.measured.pruned_sha256 == expected.pruned_sha256
 
 
 def test_draws_go_on_from_their_own_draw_and_share_a_row(healing, tmp_path, capsys):
@@ -568,9 +566,9 @@ def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(he
     assert main([*arguments, "--then", "sleb:ratio=0.5", "--out", str(tmp_path / "run")]) == 0
     records = by_label(tmp_path / "run")
     plain, healed = records["sleb"], records["sleb, healed"]
-    inherited = healed.measured["prune_seconds"] - healed.measured["seconds"]["prune"]
-    assert inherited == pytest.approx(plain.measured["search_seconds"][-1])  # it is counted, and not repeated
-    assert healed.measured["search_seconds"] == plain.measured["search_seconds"]
+    inherited = healed.measured.prune_seconds - healed.measured.seconds["prune"]
+    assert inherited == pytest.approx(plain.measured.search_seconds[-1])  # it is counted, and not repeated
+    assert healed.measured.search_seconds == plain.measured.search_seconds
     assert healed.decisions["removal_order"] == plain.decisions["removal_order"]
     found = [
         searches.KnownSearches(records.values()).start_of(r.cell)
@@ -588,10 +586,13 @@ def test_decisions_behind_decisions_are_in_the_numbers_of_the_dense_model():
     before = {"removed_layers": [0, 2], "removed_mlp": [1]}
     heads = {"removed_kv_heads": [[0], [], [1]], "kv_heads": [1, 2, 1]}
     after = {"removed_layers": [1], "removed_attention": [2], "threshold": 0.5, **heads}
-    measured = {"dense_layers": 5, "layers": 2}
     earlier = [{"decisions": before, "measured": {"layers": 3}}]
     record = Record(
-        made_cell("drop", None, Protocol()), "ok", {}, after | {"earlier": earlier}, measured | {"parameters": 1}
+        made_cell("drop", None, Protocol()),
+        "ok",
+        {},
+        after | {"earlier": earlier},
+        Measured(parameters=1, dense_layers=5, layers=2),
     )
     assert join_decisions(record) == after | {
         "earlier": earlier,
@@ -612,8 +613,8 @@ def test_reports_show_the_curve_the_cost_and_the_recipe(chained, tmp_path, capsy
     found = {figure.name: figure for figure in figures_of_report(records)}
     assert {"healing-0.2", "healing-0.5"} <= set(found)
     said = found["healing-0.2"].description
-    curve = by_label(chained[0])["flap, healed"].measured["healing"]["curve"]
-    ends = f"from {curve[0]['heldout_loss']:.2f} to {curve[-1]['heldout_loss']:.2f} after 256 tokens"
+    curve = by_label(chained[0])["flap, healed"].measured.healing.curve
+    ends = f"from {curve[0].heldout_loss:.2f} to {curve[-1].heldout_loss:.2f} after 256 tokens"
     assert f"flap, healed {ends}" in said
     save_figure(found["healing-0.2"], tmp_path / "healing.svg")
     (cost, _) = build_view("cost", records)

@@ -397,7 +397,7 @@ def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
     assert (dense.method, pruned.method, healed.method) == ("dense", "laco", "laco")
     assert (dense.healing, pruned.healing) == (None, None)
     _, measured = run_folder.find_cell(Path(__file__).parents[2] / "docs/results/smollm2-135m-healed", "laco-healed")
-    assert healed.healing.as_run() == measured.measured["healing"]["recipe"]
+    assert healed.healing.as_run() == measured.measured.healing.recipe
     assert (healed.ratio, healed.protocol.windows) == (measured.cell.ratio, measured.cell.protocol.windows)
 
 

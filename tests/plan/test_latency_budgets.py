@@ -182,13 +182,13 @@ def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_p
     table = json.loads((tmp_path / "latency.json").read_text())
     for record in (flap, tail):
         assert to_plain(record.cell.latency) == table
-        assert record.measured["budget"]["of"] == "latency"
+        assert record.measured.budget.of == "latency"
     assert dense.cell.latency is None or to_plain(dense.cell.latency) == table
-    assert abs(flap.measured["budget"]["stays"] - 0.7) < 0.02
+    assert abs(flap.measured.budget.stays - 0.7) < 0.02
     trust = Trust(tmp_path / "run", names=names_of(tmp_path / "run"))
     told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.make_shell(dense.cell.model))
     for record in (flap, tail):
-        assert record.measured["budget"]["stays"] == told.ms_of_model(
+        assert record.measured.budget.stays == told.ms_of_model(
             prune_again(record, "cpu", trust).model
         ) / told.ms_of_model(whole)
     assert main([*run, "--plan"]) == 0

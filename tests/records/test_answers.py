@@ -36,12 +36,12 @@ def test_every_document_counts_alike():
 def test_the_figure_of_every_record_follows_from_its_samples(study):
     files, count = SampleFiles(), 0
     for key, record in study.items():
-        for task, result in record.measured.get("tasks", {}).items():
+        for task, result in record.measured.task_scores.items():
             table = files.table(None, run_folder.folder_of_samples(STUDY, key), task)
             figures = np.array(table["answer_bpb"].to_pylist())
-            assert len(figures) == result["documents"]
-            assert result["answer_bpb"]["value"] == pytest.approx(figures.mean())
-            assert result["answer_bpb"]["stderr"] == pytest.approx(figures.std(ddof=1) / math.sqrt(len(figures)))
+            assert len(figures) == result.documents
+            assert result.answer_bpb.value == pytest.approx(figures.mean())
+            assert result.answer_bpb.stderr == pytest.approx(figures.std(ddof=1) / math.sqrt(len(figures)))
             count += 1
     assert count == 5 * 73
 
@@ -63,4 +63,4 @@ def test_figures_per_document_stand_beside_their_documents(study):
     samples = Samples([run_folder.folder_of_samples(STUDY, key) for key in keys])
     one, other = (samples.of(place, "piqa", "answer_bpb") for place in (0, 1))
     assert one.units == other.units
-    assert one.values.mean() == pytest.approx(study[keys[0]].measured["tasks"]["piqa"]["answer_bpb"]["value"])
+    assert one.values.mean() == pytest.approx(study[keys[0]].measured.task_scores["piqa"].answer_bpb.value)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from made_records import with_cell
+from made_records import with_cell, with_measured
 
 from bench.plan.cell import Inputs
 from bench.plan.protocol import Protocol
@@ -81,8 +81,7 @@ def test_what_does_not_apply_is_absent(record):
     dense = run_folder.find_cell(STUDY, "dense")[1]
     assert "calibration" in comparability.conditions_of_gate(record)
     assert "calibration" not in comparability.conditions_of_gate(dense)
-    measured = {name: value for name, value in record.measured.items() if name != "speed"}
-    untimed = comparability.conditions_of_gate(dataclasses.replace(record, measured=measured))
+    untimed = comparability.conditions_of_gate(with_measured(record, speed=None))
     assert {"cpu", "threads"} & untimed.keys() == set()
     assert {"cpu", "threads"} <= comparability.conditions_of_gate(record).keys()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import refused
+from made_records import changed
 from made_runs import answers, cell, nats
 from pages import ROOT
 
@@ -158,8 +159,9 @@ def test_the_figures_of_every_shipped_record_follow_from_its_samples(run):
     found = run_folder.read_records(run)
     run_folder.refuse_unfit_samples(run, found, SampleFiles())
     key, record = next(iter(found.items()))
-    if perplexity := record.measured.get("perplexity"):
-        next(iter(perplexity.values()))["perplexity"] *= 1.01
+    if texts := record.measured.text_scores:
+        text, score = next(iter(texts.items()))
+        record = changed(record, "measured", "perplexity", text, "perplexity", to=1.01 * score.perplexity)
         if (run / "samples").is_dir():
             with pytest.raises(InvalidRecord, match="by these rows"):
                 run_folder.refuse_unfit_samples(run, {key: record}, SampleFiles())

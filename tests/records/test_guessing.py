@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_records import DENSE, measured, ok
+from made_records import DENSE, measured, ok, with_measured
 
 from bench.cli.main import main
 from bench.records import answers
 from bench.records.frame import drop_guessed_tasks, may_be_guessed, rows_of_records
+from bench.records.measured import TaskMetric
 from bench.records.run_folder import load_run
 from bench.stats.intervals import wilson
 from reports.formats import latex, terminal
@@ -24,10 +25,9 @@ CHANCES = dict.fromkeys(("hellaswag", "arc_easy", "openbookqa"), 0.25) | dict.fr
 
 def guessing(record, **chances):
     """The record, with the accuracy of guesses of each task."""
-    tasks = {
-        name: task | {answers.CHANCE: (CHANCES | chances)[name]} for name, task in record.measured["tasks"].items()
-    }
-    return replace(record, measured=record.measured | {"tasks": tasks})
+    own = CHANCES | chances
+    tasks = {name: replace(task, chance=own[name]) for name, task in record.measured.task_scores.items()}
+    return with_measured(record, tasks=tasks)
 
 
 def pruned(accuracies, ratio=0.1):
@@ -64,10 +64,10 @@ def test_nothing_is_said_where_the_choices_are_not_known():
 def test_a_score_that_is_no_accuracy_is_not_held_against_guesses():
     record = guessing(DENSE)
     tasks = {
-        name: task | {"metrics": {"mcc": {"value": -0.1}}, "main": "mcc"}
-        for name, task in record.measured["tasks"].items()
+        name: replace(task, metrics={"mcc": TaskMetric(value=-0.1)}, main="mcc")
+        for name, task in record.measured.task_scores.items()
     }
-    record = replace(record, measured=record.measured | {"tasks": tasks})
+    record = with_measured(record, tasks=tasks)
     assert not any(name.endswith("_chance") for name in rows_of_records([record])[0])
     assert drop_guessed_tasks([record]) == ([record], [])
 
@@ -90,7 +90,9 @@ def test_tables_mark_what_may_be_guessed_and_say_what_guesses_have():
 def test_tasks_in_which_the_dense_model_may_guess_are_left_out_of_every_row():
     good = pruned([0.45, 0.72, 0.7, 0.6, 0.44])
     kept, said = drop_guessed_tasks([guessing(DENSE), good])
-    assert [list(record.measured["tasks"]) for record in kept] == [["hellaswag", "piqa", "arc_easy", "openbookqa"]] * 2
+    assert [list(record.measured.task_scores) for record in kept] == [
+        ["hellaswag", "piqa", "arc_easy", "openbookqa"]
+    ] * 2
     assert said == [
         "winogrande is left out: the dense SmolLM2-135M-Instruct has 50.0 % [40.4, 59.6], and guesses have 50.0 %"
     ]
@@ -99,8 +101,8 @@ def test_tasks_in_which_the_dense_model_may_guess_are_left_out_of_every_row():
 
 
 def test_earlier_records_know_their_choices_from_their_samples(capsys):
-    tasks = next(record for record in load_run(STUDY) if record.cell.method == "dense").measured["tasks"]
-    assert {name: round(task[answers.CHANCE], 2) for name, task in tasks.items()} == CHANCES
+    tasks = next(record for record in load_run(STUDY) if record.cell.method == "dense").measured.task_scores
+    assert {name: round(task.chance, 2) for name, task in tasks.items()} == CHANCES
     assert main(["report", str(STUDY), "--above-guessing", "--explain"]) == 0
     out, said = capsys.readouterr()
     assert [line.partition(" ")[0] for line in said.splitlines()] == ["winogrande", "openbookqa"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import refused
-from made_records import DENSE, LACO, SLICEGPT, with_cell
+from made_records import DENSE, LACO, SLICEGPT, with_cell, with_measured
 
 from bench.cli.main import main
+from bench.plan.kinds import to_plain
 from bench.records import packed_run, run_folder
 from bench.records.record import Record, save
 from methods.files import hash_file
@@ -26,8 +26,8 @@ def part(folder: Path, *records: Record) -> Path:
         pd.DataFrame({"doc_id": [0, 1], "acc": [0.0, float(number)]}).to_parquet(file, index=False)
         figures = {"documents": 2, "main": "acc", "metrics": {"acc": {"value": number / 2}}}
         found = {"samples": {"piqa": {"rows": 2, "sha256": hash_file(file)}}}
-        found["tasks"] = {"piqa": record.measured["tasks"]["piqa"] | figures}
-        save(replace(record, measured=record.measured | found), folder / "cells" / f"{key}.json")
+        found["tasks"] = {"piqa": to_plain(record.measured.task_scores["piqa"]) | figures}
+        save(with_measured(record, **found), folder / "cells" / f"{key}.json")
     return folder
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import refused
+from made_records import with_measured
 from made_runs import answers, cell, nats, speed
 
 from bench.cli.main import main
@@ -38,7 +38,7 @@ def run(tmp_path):
             one.stem: {"rows": len(pd.read_parquet(one)), "sha256": hash_file(one)} for one in samples(folder, path)
         }
         record = load(path)
-        save(replace(record, measured=record.measured | ({"samples": found} if found else {})), path)
+        save(with_measured(record, samples=found or None), path)
     return folder
 
 
@@ -119,10 +119,10 @@ def test_other_bytes_of_the_same_rows_are_named_anew(run):
     """As where another version of Parquet writes the files."""
     packed_run.pack_run(run, run)
     text = (run / "records.jsonl").read_text()
-    wanted = run_folder.read_records(run)["dense--fixed--0"].measured["samples"]["piqa"]["sha256"]
+    wanted = run_folder.read_records(run)["dense--fixed--0"].measured.samples["piqa"].sha256
     (run / "records.jsonl").write_text(text.replace(wanted, "0" * 64))
     packed_run.unpack_run(run)
-    assert load(run / "cells" / "dense--fixed--0.json").measured["samples"]["piqa"]["sha256"] == wanted
+    assert load(run / "cells" / "dense--fixed--0.json").measured.samples["piqa"].sha256 == wanted
 
 
 def test_samples_that_were_changed_are_found_out(run, capsys):

@@ -42,8 +42,9 @@ def hesitant(monkeypatch):
         function.cache_clear()
     records = []
     for record, value in ((DENSE, 1.25), (LACO, 1.5)):
-        task = record.measured["tasks"]["piqa"] | {"hesitation": {"value": value, "stderr": 0.125}}
-        records.append(replace(record, measured=record.measured | {"tasks": record.measured["tasks"] | {"piqa": task}}))
+        tasks = {name: Task(**vars(task)) for name, task in record.measured.task_scores.items()}
+        tasks["piqa"] = replace(tasks["piqa"], hesitation=measured.TaskMetric(value=value, stderr=0.125))
+        records.append(replace(record, measured=Measured(**vars(record.measured) | {"tasks": tasks})))
     yield records
     monkeypatch.undo()
     for function in (list_quantities, find_quantity, quantity_of_column):
@@ -65,7 +66,11 @@ def test_a_declared_field_is_all_that_a_new_quantity_needs(hesitant):
 
 
 def test_without_a_value_no_table_has_the_column(hesitant):
-    rows = frame.rows_of_records([DENSE, LACO])
+    records = []
+    for record in hesitant:
+        tasks = {name: replace(task, hesitation=None) for name, task in record.measured.task_scores.items()}
+        records.append(replace(record, measured=replace(record.measured, tasks=tasks)))
+    rows = frame.rows_of_records(records)
     assert not any(name.startswith("hesitation") for row in rows for name in row)
     assert list(legend.describe_quantities("answers", rows)) == list(legend.describe_quantities("tasks", rows))
 

@@ -325,7 +325,7 @@ def test_a_run_of_which_nothing_is_left_does_not_end_a_report_of_two(tmp_path, c
 
 def test_a_served_model_of_a_run_that_is_given_twice_stands_once(tmp_path):
     run = put(tmp_path / "run", dense=DENSE)
-    model = {"pruned_sha256": DENSE.measured.get("pruned_sha256")}
+    model = {"pruned_sha256": DENSE.measured.pruned_sha256}
     dense = replace(served_record(), key="dense")
     first, other = (replace(dense, type=kind, model=dense.model | model) for kind in ("bfloat16", "q8_0"))
     again = replace(other, environment=other.environment | {"date": "2026-12-31T00:00:00+00:00"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import replace
@@ -35,8 +34,8 @@ WHOLE = changed(
 
 def finished(record: Record, folder) -> Record:
     """Finish a cell, with samples of a piece as they were kept before."""
-    pieces = store.pieces_of(folder, "x", record.measured.get("pruned_sha256"))
-    pieces.keep("piqa", {}, pd.DataFrame({"acc": [1.0]}))
+    pieces = store.pieces_of(folder, "x", record.measured.pruned_sha256)
+    pieces.keep("piqa", None, pd.DataFrame({"acc": [1.0]}))
     found = store.write_record(record, folder, "x")
     assert found == load(folder / "cells" / "x.json")
     return found
@@ -44,7 +43,7 @@ def finished(record: Record, folder) -> Record:
 
 def without(*paths: tuple[str, ...]) -> dict:
     """What is measured of the whole record, but for what stands at the paths."""
-    left = copy.deepcopy(WHOLE.measured)
+    left = WHOLE.plain()["measured"]
     for *above, name in paths:
         place = left
         for step in above:
@@ -69,16 +68,17 @@ def test_what_is_measured_beside_a_figure_that_is_no_number_stays(path, lost, va
     found = finished(changed(WHOLE, "measured", *path, to=value), tmp_path)
     named = ".".join(name for name in ("measured", *path) if isinstance(name, str))
     assert (found.status, found.error) == ("error", f"not a finite number: {named}")
-    kept = {name: one for name, one in found.measured.items() if name != "samples"}
+    kept = found.plain()["measured"]
+    del kept["samples"]
     assert kept == without(*([lost] if lost else []))
-    assert list(found.measured["samples"]) == ["piqa"]
+    assert list(found.measured.samples) == ["piqa"]
     assert (tmp_path / "samples" / "x" / "piqa.parquet").is_file()
 
 
 def test_a_main_metric_that_is_no_number_takes_its_task_with_it(tmp_path):
-    main = WHOLE.measured["tasks"]["piqa"]["main"]
+    main = WHOLE.measured.task_scores["piqa"].main
     found = finished(changed(WHOLE, "measured", "tasks", "piqa", "metrics", main, "value", to=math.nan), tmp_path)
-    assert found.measured["tasks"] == without(("tasks", "piqa"))["tasks"] != {}
+    assert found.plain()["measured"]["tasks"] == without(("tasks", "piqa"))["tasks"] != {}
 
 
 @pytest.mark.parametrize("value", [np.float32(1.5), torch.ones(2), {1, 2}])
@@ -89,7 +89,7 @@ def test_a_value_that_json_has_none_of_fails_the_cell_and_is_named(value, tmp_pa
     kind = type(value).__name__
     assert found.error == f"not a value of JSON: decisions.mine.scores ({kind}), decisions.mine.best ({kind})"
     assert (found.status, found.decisions) == ("error", {"removed_layers": [1], "mine": {"scores": [0.5, None]}})
-    assert found.measured["tasks"] == WHOLE.measured["tasks"]
+    assert found.measured.task_scores == WHOLE.measured.task_scores
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_a_list_is_left_out_whole(decisions, left, tmp_path):
     found = finished(replace(WHOLE, decisions=decisions), tmp_path)
     assert (found.status, found.decisions) == ("error", left)
     assert found.error.startswith("this is no record's: ")
-    assert found.measured["tasks"] == WHOLE.measured["tasks"]
+    assert found.measured.task_scores == WHOLE.measured.task_scores
 
 
 def test_what_fits_is_written_as_it_is(tmp_path):
     found = finished(WHOLE, tmp_path)
-    assert found.measured == WHOLE.measured | {"samples": found.measured["samples"]}
+    assert found.measured == replace(WHOLE.measured, samples=found.measured.samples)
     assert json.loads((tmp_path / "cells" / "x.json").read_text())["status"] == "ok"

@@ -27,7 +27,9 @@ from torch import nn
 
 from bench.cli.main import main
 from bench.records import run_folder
+from bench.records.measured import Measured
 from bench.records.run_folder import load_run
+from bench.records.speed_results import PointTiming, Speed
 from bench.regression import baseline, gate
 from bench.regression.gate import Margins
 from bench.regression.results import CellResults, _speeds, results_of_run
@@ -307,13 +309,13 @@ def test_a_single_task_that_is_not_right_or_wrong_is_shown(count):
 def test_captured_and_launched_steps_are_judged_apart():
     """On a GPU both are timed at a point; the one that was timed last does not stand for both."""
 
-    def point(mode: str, ratio: float) -> dict[str, object]:
-        found = {"kind": "decode", "context": 1024, "batch": 1, "mode": mode, "speedup": ratio}
-        return found | {"speedup_low": ratio - 0.01, "speedup_high": ratio + 0.01}
+    def point(mode: str, ratio: float) -> PointTiming:
+        ends = {"speedup": ratio, "speedup_low": ratio - 0.01, "speedup_high": ratio + 0.01}
+        return PointTiming(kind="decode", context=1024, batch=1, mode=mode, **ends)
 
     def side(graph: float, *eager: float) -> dict[str, CellResults]:
-        points = [point("graph", graph), *(point("eager", one) for one in eager)]
-        return {"x": CellResults(IDENTITY, "ok", speed=dict(_speeds({"speed": {"points": points}})))}
+        points = (point("graph", graph), *(point("eager", one) for one in eager))
+        return {"x": CellResults(IDENTITY, "ok", speed=dict(_speeds(Measured(speed=Speed(points=points)))))}
 
     words = {v.metric: v.word for v in gate.judge(side(1.5, 1.05), side(1.2, 1.05), Margins())}
     name = "speed, decode 1024, batch 1"
@@ -715,7 +717,7 @@ def test_real_cells(trained, tmp_path, capsys):
     (second,) = load_run(folder)
     first = next(record for record in load_run(dropped) if record.cell.method == "drop")
     assert second.cell == first.cell
-    assert second.measured["perplexity"] == first.measured["perplexity"]
+    assert second.measured.text_scores == first.measured.text_scores
 
     other = measured(trained, tmp_path / "other", "dense", text="other")
     assert main([*arguments, str(other)]) == 4

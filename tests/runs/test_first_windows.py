@@ -20,11 +20,11 @@ def test_windows_are_those_that_were_asked_for(with_checks, tmp_path, process, f
     found = load_run(tmp_path / "run")
     assert len(found) == 2
     for record in found:
-        (scored,) = record.measured["perplexity"].values()
-        assert (scored["drawn"], scored["sha256"]) == (drawn, expected.sha256)
+        (scored,) = record.measured.text_scores.values()
+        assert (scored.drawn, scored.sha256) == (drawn, expected.sha256)
         assert record.cell.protocol.windows_drawn is drawn
     (pruned,) = [record for record in found if record.cell.method == "drop-tail"]
-    assert pruned.measured["checks"]["drawn"] is drawn
+    assert pruned.measured.checks.drawn is drawn
 
 
 def test_all_windows_are_the_same_cells_however_they_are_asked_for(base, tmp_path, capsys):

@@ -64,11 +64,11 @@ def test_the_same_command_goes_on_at_the_removal_where_it_stood(method, damage, 
         next(record for record in load_run(tmp_path / name) if record.cell.method != "dense")
         for name in ("whole", "run")
     )
-    assert again.measured["pruned_sha256"] == whole.measured["pruned_sha256"]
+    assert again.measured.pruned_sha256 == whole.measured.pruned_sha256
     assert again.decisions == whole.decisions
     assert [name for name in whole.decisions if name.startswith("removed_")]
-    assert len(again.measured.get("search_seconds", ())) == len(whole.measured.get("search_seconds", ()))
-    assert again.measured["prune_seconds"] > again.measured["seconds"]["prune"] or damage
+    assert len(again.measured.search_seconds or ()) == len(whole.measured.search_seconds or ())
+    assert again.measured.prune_seconds > again.measured.seconds["prune"] or damage
 
 
 @pytest.mark.parametrize("method", ["sleb", "laco-ls", "laco-puzzle", "sleb+ghost"])

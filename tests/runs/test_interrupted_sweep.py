@@ -94,11 +94,9 @@ def test_the_same_command_goes_on_at_the_layer_where_it_stood(method, damage, ba
         next(record for record in load_run(tmp_path / name) if record.cell.method != "dense")
         for name in ("whole", "run")
     )
-    assert resumed.measured["pruned_sha256"] == whole.measured["pruned_sha256"]
+    assert resumed.measured.pruned_sha256 == whole.measured.pruned_sha256
     assert resumed.decisions == whole.decisions
-    assert (resumed.measured["prune_seconds"] > resumed.measured["seconds"]["prune"]) == (
-        damage in ("", "micro-batches")
-    )
+    assert (resumed.measured.prune_seconds > resumed.measured.seconds["prune"]) == (damage in ("", "micro-batches"))
 
 
 def test_states_go_on_in_other_micro_batches(tmp_path, monkeypatch):

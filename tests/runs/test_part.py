@@ -103,7 +103,7 @@ def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tm
         neighbour = replace(order, run=replace(order.run, **given))
         part.run_job_text(neighbour.to_json(), str(tmp_path / str(len(given))), workplace)
         (record,) = load_run(tmp_path / str(len(given)))
-        found.append((record.environment.get("slots"), record.measured.get("weights_in")))
+        found.append((record.environment.get("slots"), record.measured.weights_in))
     assert found == [(None, None), (10**6, "files"), (10**6, None)]
 
 
@@ -192,7 +192,7 @@ def test_a_cell_whose_job_was_ended_keeps_what_it_had_and_goes_on_from_there(bas
     assert main(asked) == 3
     ended = next(record for record in load_run(run) if record.status == "timed_out")
     assert {"date", "device", "dtype"} < set(ended.environment)
-    assert list(ended.measured["samples"]) == [path.stem for path in run.glob("samples/sleb*/*.parquet")]
+    assert list(ended.measured.samples) == [path.stem for path in run.glob("samples/sleb*/*.parquet")]
     (kept,) = run.glob("partial/*/prune/removals.json")
     assert not (run / PARTS).exists()
     found = kept.read_bytes()
@@ -204,9 +204,9 @@ def test_a_cell_whose_job_was_ended_keeps_what_it_had_and_goes_on_from_there(bas
     engine.next_result = has_what_was_left
     assert main(asked) == 0
     again = next(record for record in load_run(run) if record.cell.method == "sleb")
-    assert again.measured["pruned_sha256"] == ended.measured["pruned_sha256"]
+    assert again.measured.pruned_sha256 == ended.measured.pruned_sha256
     # the log of a search is written every 15 seconds: this one is made again, and its seconds count once
-    assert again.measured["prune_seconds"] == pytest.approx(again.measured["seconds"]["prune"])
+    assert again.measured.prune_seconds == pytest.approx(again.measured.seconds["prune"])
     assert not list(run.glob("part*"))
 
 
@@ -396,12 +396,10 @@ def test_cells_share_statistics_of_the_dense_model_and_say_what_these_have_cost(
     for key, record in found["one"].items():
         again = found["both"][key]
         assert record.decisions | {"earlier": None} == again.decisions | {"earlier": None}
-        assert record.measured["pruned_sha256"] == again.measured["pruned_sha256"]
+        assert record.measured.pruned_sha256 == again.measured.pruned_sha256
     spent = {
         name: [
-            r.cell.label
-            for r in cells.values()
-            if r.measured.get("prune_seconds", 0) > r.measured["seconds"].get("prune", 0)
+            r.cell.label for r in cells.values() if (r.measured.prune_seconds or 0) > r.measured.seconds.get("prune", 0)
         ]
         for name, cells in found.items()
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_records import with_measured
 
 import methods
 from bench.cli.main import main
@@ -117,13 +118,13 @@ def records(model_folder, text_file, tmp_path_factory, plugin):
         decoder, block = Decoder(model), texts.make_calibration(tokenizer, text, 4, 24, 0)
         torch.manual_seed(0)
         parameters = {switch: True} if switch else {}
-        decided = decisions.prune(methods.make(method, parameters), decoder, block, example.measured["ratio_budget"])
+        decided = decisions.prune(methods.make(method, parameters), decoder, block, example.measured.ratio_budget)
         measured = vars(sizes.sizes_of(decoder, 8)) | {"pruned_sha256": sha256_of_state(model)}
         found[name] = replace(
             example,
             cell=replace(example.cell, method=method, parameters=parameters, given=tuple(parameters)),
             decisions=json.loads(json.dumps(decided)) | {"calibration": example.decisions["calibration"]},
-            measured=example.measured | measured,
+            measured=replace(example.measured, **measured),
         )
     return found
 
@@ -134,7 +135,7 @@ def trust_in(record):
 
 
 def is_the_model_of(record):
-    return sha256_of_state(prune_again(record, "cpu", trust_in(record)).model.model) == record.measured["pruned_sha256"]
+    return sha256_of_state(prune_again(record, "cpu", trust_in(record)).model.model) == record.measured.pruned_sha256
 
 
 def test_what_is_cut_alone_is_made_again_from_what_the_record_names(records, monkeypatch):
@@ -194,6 +195,5 @@ def test_a_machine_that_removes_something_else_is_told_so(records, monkeypatch):
     """Where no sha256 proves that what the record names is the model, so that the method is asked again."""
     monkeypatch.setattr(wanda_sp, "score_units", lambda structure, _: -torch.arange(float(structure.size)))
     record = records["wanda-sp"]
-    unproven = {name: value for name, value in record.measured.items() if name != "pruned_sha256"}
     with pytest.raises(UserError, match="wanda-sp does not remove here what it removed for the record, on "):
-        prune_again(replace(record, measured=unproven), "cpu", trust_in(record))
+        prune_again(with_measured(record, pruned_sha256=None), "cpu", trust_in(record))

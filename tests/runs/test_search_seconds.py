@@ -9,6 +9,7 @@ import pytest
 from tiny_methods import calibration
 
 from bench.cli.main import main
+from bench.plan.kinds import to_plain
 from bench.records.run_folder import load_run
 from bench.runs import searches
 from bench.runs.searches import SearchTimes
@@ -21,7 +22,7 @@ METHODS = ("sleb+ghost", "laco-puzzle:steps=2,tokens=48,best=2,collapsed=0.9")
 def pruned(run) -> dict[float, tuple[dict, dict]]:
     """Decisions and figures by ratio."""
     assert {r.status for r in load_run(run)} == {"ok"}
-    return {r.cell.ratio: (r.decisions, r.measured) for r in load_run(run) if r.cell.method != "dense"}
+    return {r.cell.ratio: (r.decisions, to_plain(r.measured)) for r in load_run(run) if r.cell.method != "dense"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,7 +42,7 @@ def test_a_cell_inherits_the_seconds_of_the_removals_that_it_shares(method, rati
     assert shared > 0
     until = donor[1]["search_seconds"]
     assert len(until) == free
-    assert until == sorted(until)
+    assert list(until) == sorted(until)
     assert until[-1] < donor[1]["prune_seconds"]  # which has what follows the search as well
     inherited = behind[1]["prune_seconds"] - behind[1]["seconds"]["prune"]
     assert inherited == pytest.approx(until[shared - 1])

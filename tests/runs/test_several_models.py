@@ -56,8 +56,8 @@ def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(with_checks,
     alone = run_folder.read_records(tmp_path / "alone")
     assert set(alone) == {key for key, record in both.items() if record.cell.model == models[1]}
     for key, record in alone.items():
-        assert record.measured["perplexity"] == both[key].measured["perplexity"]
-        assert record.measured["checks"] == both[key].measured["checks"]
+        assert record.measured.text_scores == both[key].measured.text_scores
+        assert record.measured.checks == both[key].measured.checks
 
 
 @pytest.mark.parametrize("reads_anew", [False, True], ids=["as the run has read", "anew"])

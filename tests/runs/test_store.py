@@ -30,6 +30,7 @@ from bench.cli.main import main
 from bench.data import task_loading
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
+from bench.plan.kinds import to_plain
 from bench.records.measured import TaskMetric
 from bench.records.record import load, peak_of_stage
 from bench.records.run_folder import load_run
@@ -356,7 +357,7 @@ def test_other_weights_have_another_key(asked, model_folder, tmp_path, capsys):
     assert main(arguments) == 0
     assert "this has changed: weights_sha256; moved" in capsys.readouterr().err
     (found,) = load_run(tmp_path / "run")
-    assert found.cell.inputs.weights_sha256 == found.measured["weights_sha256"]
+    assert found.cell.inputs.weights_sha256 == found.measured.weights_sha256
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     assert main(arguments) == 0
@@ -383,7 +384,7 @@ def test_a_model_that_changes_under_a_run_fails_its_cell(asked, tmp_path, monkey
     monkeypatch.setattr(measure.pretrained, "sha256_of_weights", lambda name, **_: next(hashes))
     assert main([*asked, "--methods", "dense", "--out", str(tmp_path / "run")]) == 3
     (found,) = load_run(tmp_path / "run")
-    assert (found.status, found.measured.get("parameters")) == ("error", None)
+    assert (found.status, found.measured.parameters) == ("error", None)
     assert "this has changed since the run began: weights_sha256" in found.error
 
 
@@ -442,15 +443,15 @@ def test_samples_are_read_by_pandas_and_duckdb(whole):
     table = pd.read_parquet(file)
     columns = {"doc_id", "doc_hash", "prompt_hash", "target_hash", "target", "loglikelihoods", "greedy"}
     assert columns | {"acc", "acc_norm"} <= set(table.columns)
-    assert len(table) == found.measured["samples"]["piqa"]["rows"] == found.measured["tasks"]["piqa"]["documents"]
+    assert len(table) == found.measured.samples["piqa"].rows == found.measured.task_scores["piqa"].documents
     query = f"SELECT avg(acc), count(*), max(len(loglikelihoods)) FROM '{file}'"
     accuracy, count, choices = duckdb.sql(query).fetchall()[0]
-    assert (accuracy, count, choices) == (found.measured["tasks"]["piqa"]["metrics"]["acc"]["value"], 8, 2)
+    assert (accuracy, count, choices) == (found.measured.task_scores["piqa"].metrics["acc"].value, 8, 2)
     windows = folder / "perplexity-words.parquet"
     nll, tokens = duckdb.sql(f"SELECT sum(nll), sum(tokens) FROM '{windows}'").fetchall()[0]
-    (figures,) = found.measured["perplexity"].values()
-    assert nll / tokens == pytest.approx(figures["nll_per_token"], rel=1e-6)
-    assert tokens == figures["tokens"]
+    (figures,) = found.measured.text_scores.values()
+    assert nll / tokens == pytest.approx(figures.nll_per_token, rel=1e-6)
+    assert tokens == figures.tokens
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -497,7 +498,7 @@ def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
     found = store.write_record(wrong, tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert (found.status, found.error) == ("error", "not a finite number: decisions.losses, measured.checks.kl")
-    assert found.measured == {"parameters": 3, "checks": {"copying": 0.5}}
+    assert to_plain(found.measured) == {"parameters": 3, "checks": {"copying": 0.5}}
 
 
 def test_what_a_method_writes_and_no_record_holds_fails_its_cell(tmp_path):
@@ -507,7 +508,7 @@ def test_what_a_method_writes_and_no_record_holds_fails_its_cell(tmp_path):
     found = store.write_record(wrong, tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert found.error == 'this is no record\'s: decisions.removed_layers is "the last", not a list'
-    assert (found.status, found.decisions, found.measured) == ("error", {"note": 1}, measured)
+    assert (found.status, found.decisions, to_plain(found.measured)) == ("error", {"note": 1}, measured)
 
 
 def test_a_record_that_does_not_fit_is_measured_again(runner, whole, copied):
@@ -617,7 +618,7 @@ def test_what_kills_a_process_is_the_outcome_of_its_cell_alone(asked, whole, cop
     }
     assert found["ledger-crashes"].error == "killed by SIGSEGV while it pruned"
     assert found["ledger-swells"].error == "used more than 2000 MiB while it pruned, and ended"
-    assert found["ledger-swells"].measured["dense_layers"] == 6  # what was known before
+    assert found["ledger-swells"].measured.dense_layers == 6  # what was known before
     assert "crashed: killed by SIGSEGV" in said.err
     # measured in a process of its own, to the same last digit
     assert {name: value for name, value in contents(copied).items() if name in expected} == expected
@@ -644,7 +645,7 @@ def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadl
     expected = {record.cell.label: record for record in load_run(whole)}
     for label in ("dense", "drop-tail"):
         for name in ("pruned_sha256", "perplexity", "tasks"):
-            assert found[label].measured[name] == expected[label].measured[name]
+            assert getattr(found[label].measured, name) == getattr(expected[label].measured, name)
     alone = [*asked, "--plugin", str(deadly), "--methods", ",".join(tells[:2]), "--isolate"]
     assert main([*alone, "--out", str(tmp_path / "alone")]) == 0
     alone = {record.decisions["pid"] for record in load_run(tmp_path / "alone") if record.cell.method != "dense"}

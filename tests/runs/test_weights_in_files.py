@@ -6,6 +6,7 @@ import shutil
 
 from bench.cli.main import main
 from bench.evaluation.forwards import Sweeping
+from bench.plan.kinds import to_plain
 from bench.records.run_folder import load_run
 from bench.runs import job, measure
 from bench.schedule import memory_needs
@@ -34,15 +35,17 @@ def test_a_run_in_files_measures_what_one_in_memory_does(with_checks, tmp_path, 
     assert [sweeping.room for sweeping in rooms[3:]] == [memory_needs.STATES] * 3
     for one, other in zip(*found, strict=True):
         assert (one.status, one.decisions) == (other.status, other.decisions)
-        assert other.measured["weights_in"] == "files"
-        assert "weights_in" not in one.measured
-        same = [{name: each.measured[name] for name in each.measured if name not in OTHERWISE} for each in (one, other)]
-        generated = {name for name in one.measured["checks"] if name not in DIVERGENCE}
+        assert other.measured.weights_in == "files"
+        assert one.measured.weights_in is None
+        measured = [to_plain(each.measured) for each in (one, other)]
+        same = [{name: each[name] for name in each if name not in OTHERWISE} for each in measured]
+        checks = [each["checks"] for each in measured]
+        generated = {name for name in checks[0] if name not in DIVERGENCE}
         assert generated == {"copying", "counting", "repetition", "distinct_1", "distinct_2"}
-        assert {"kl", "agreement"} <= other.measured["checks"].keys() or one.cell.method == "dense"
-        same[0]["checks"] = {name: one.measured["checks"][name] for name in one.measured["checks"].keys() - generated}
+        assert {"kl", "agreement"} <= checks[1].keys() or one.cell.method == "dense"
+        same[0]["checks"] = {name: checks[0][name] for name in checks[0].keys() - generated}
         assert same[0] == same[1]
-        assert all(peak["anonymous_bytes"] > 0 for peak in other.measured["peak_memory"].values())
+        assert all(peak.anonymous_bytes > 0 for peak in other.measured.peak_memory.values())
     assert not list(tmp_path.glob("*/.run-*"))
 
 

@@ -13,6 +13,7 @@ from made_records import changed
 import methods
 from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import Recipe, protocol_of_profile
+from bench.records.measured import Measured, TaskScore, TextScore
 from bench.records.record import Record
 from bench.schedule import estimate
 from bench.schedule.estimate import ESTIMATED, MEASURED, Amounts, Cost, Estimator, format_duration, is_of_machine
@@ -42,13 +43,15 @@ def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
 
 
 def record(of: Cell, seconds: dict[str, float], windows: int = 16, documents: int = 100, **measured) -> Record:
+    text = {"perplexity": 20.0, "tokens": 511 * windows, "drawn": True, "stride": 512, "bos": "none", "sha256": "a"}
+    task = {"main": "acc", "metrics": {}, "version": 1, "available": 10_000, "fewshot": 0}
     found = {
         "parameters": 1,
         "seconds": seconds,
-        "perplexity": {"wiki": {"windows": windows, "window": 512}},
-        "tasks": {name: {"documents": documents} for name in ("hellaswag", "piqa")},
+        "perplexity": {"wiki": TextScore(**text, windows=windows, window=512)},
+        "tasks": {name: TaskScore(**task, documents=documents) for name in ("hellaswag", "piqa")},
     }
-    return Record(of, "ok", {}, {}, found | measured)
+    return Record(of, "ok", {}, {}, Measured(**found | measured))
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -9,6 +9,7 @@ from made_cells import made_cell
 
 from bench.plan.cell import Cell
 from bench.plan.protocol import protocol_of_profile
+from bench.records.measured import Measured
 from bench.records.record import Record
 from bench.runs.plan import SimulatedSession
 from bench.schedule.estimate import Estimate, Forecast, format_duration
@@ -58,7 +59,7 @@ def test_the_end_is_right_to_a_third_after_the_first_cells(slots, timed, off_by)
 
     def end(result) -> None:
         schedule.finish(result.key, CellEnd("ok"))
-        measured = {"parameters": 1, "seconds": took[result.key]}
+        measured = Measured(parameters=1, seconds=took[result.key])
         forecast.end(schedule.cells[result.key], Record(ANY, "ok", {}, {}, measured))
         expected.append((session.now, session.now + forecast.seconds()))
 
@@ -79,9 +80,9 @@ def test_a_cell_that_never_ran_counts_no_more():
         forecast.add(one)
     forecast.begin(first.key)
     clock[0] = 10.0
-    forecast.end(first, Record(ANY, "ok", {}, {}, {"parameters": 1, "seconds": {"tasks": 10.0}}))
+    forecast.end(first, Record(ANY, "ok", {}, {}, Measured(parameters=1, seconds={"tasks": 10.0})))
     assert forecast.seconds() == pytest.approx(20.0)
-    forecast.end(second, Record(ANY, "error", {}, {}, {}, "its parent failed"))
+    forecast.end(second, Record(ANY, "error", {}, error="its parent failed"))
     assert forecast.seconds() == pytest.approx(10.0)
     assert forecast.line(clock=lambda: 0.0).endswith(", in 10 s")
 
@@ -96,7 +97,7 @@ def test_cells_that_wait_in_a_queue_have_no_end_that_anyone_knows():
         forecast.begin(one.key)
     for number, one in enumerate(every):
         clock[0] = 10.0 * (number // 4 + 1)
-        forecast.end(one, Record(ANY, "ok", {}, {}, {"parameters": 1, "seconds": {"tasks": 10.0}}))
+        forecast.end(one, Record(ANY, "ok", {}, {}, Measured(parameters=1, seconds={"tasks": 10.0})))
         assert (forecast.seconds(), forecast.line()) == (None, "")
 
 

@@ -150,7 +150,7 @@ def test_an_estimate_is_what_the_records_beside_the_run_took(base, tmp_path, cap
         if "prune_seconds" in plain["measured"]:
             plain["measured"]["prune_seconds"] = took
         path.write_text(json.dumps(plain))
-        assert load(path).measured["seconds"]
+        assert load(path).measured.seconds
     shutil.move(tmp_path / "run", tmp_path / "earlier")
     capsys.readouterr()
     assert main([*asked, "--plan"]) == 0

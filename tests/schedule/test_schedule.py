@@ -8,6 +8,7 @@ from made_cells import made_cell, made_inputs
 
 from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import protocol_of_profile
+from bench.records.measured import Measured
 from bench.records.record import Record
 from bench.schedule.order import CellEnd, Schedule
 
@@ -20,7 +21,7 @@ def cell(method: str, ratio: float | None = None, **changes) -> Cell:
 
 
 def record(of: Cell, status: str = "ok", **decisions) -> Record:
-    return Record(of, status, {}, decisions, {"parameters": 1}, None if status == "ok" else "no")
+    return Record(of, status, {}, decisions, Measured(parameters=1), None if status == "ok" else "no")
 
 
 def startable(schedule: Schedule) -> list[Cell]:

@@ -95,8 +95,8 @@ def shipped() -> dict[tuple[str, Machine], list[Record]]:
 
 
 def seconds_of(record: Record) -> dict[str, float]:
-    found = dict(record.measured.get("seconds", {}))
-    return found | ({"prune": record.measured["prune_seconds"]} if "prune_seconds" in record.measured else {})
+    found, prune = dict(record.measured.seconds or {}), record.measured.prune_seconds
+    return found | ({} if prune is None else {"prune": prune})
 
 
 def costs_of(records: list[Record], machine: Machine) -> dict[str, Cost]:

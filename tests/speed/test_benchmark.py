@@ -1094,28 +1094,23 @@ def test_the_command_times_what_methods_and_plugins_make(command, tmp_path, caps
     records = {record.cell.method: record for record in load_run(tmp_path / "run")}
     for name in ("dense", "wraps"):
         measured = records[name].measured
-        assert not measured["tasks"] and not measured["perplexity"]
-        found = measured["speed"]
-        assert "failed" not in found
-        assert [(point["kind"], point["batch"]) for point in found["points"]] == [("prefill", 1), ("decode", 1)]
-        for point in found["points"]:
-            assert {len(rounds) for rounds in point["rounds"].values()} == {6}
-            assert point["speedup_low"] <= point["speedup"] <= point["speedup_high"]
-            assert point["speedup_by_macs"] == 1 if name == "dense" else point["speedup_by_macs"] > 1
-        assert found["setup"] == {
-            "threads": 1,
-            "cores": 1,
-            "devices": ["cpu"],
-            "clock": "monotonic",
-            "attention": "sdpa",
-        }
-        assert [point["kind"] for point in found["memory"]["points"]] == ["prefill", "decode"]
-        assert all(point["peak_resident_bytes"] > 2**27 for point in found["memory"]["points"])
-        assert found["widths"]["up"]["multiple_of"] == 8
-        assert "before" in found["machine"]
+        assert not measured.task_scores and not measured.text_scores
+        found = measured.speed
+        assert found.failed is None
+        assert [(point.kind, point.batch) for point in found.points] == [("prefill", 1), ("decode", 1)]
+        for point in found.points:
+            assert len(point.rounds.dense) == len(point.rounds.pruned) == 6
+            assert point.speedup_low <= point.speedup <= point.speedup_high
+            assert point.speedup_by_macs == 1 if name == "dense" else point.speedup_by_macs > 1
+        own = {"threads": 1, "cores": 1, "devices": ("cpu",), "clock": "monotonic", "attention": "sdpa"}
+        assert found.setup == TimedSetup(**own)
+        assert [point.kind for point in found.memory.points] == ["prefill", "decode"]
+        assert all(point.peak_resident_bytes > 2**27 for point in found.memory.points)
+        assert found.widths["up"].multiple_of == 8
+        assert found.machine.before is not None
     assert records["stays"].status == "ok"
-    assert "cannot be sent to another process" in records["stays"].measured["speed"]["failed"]
-    assert records["stays"].measured["speed"]["points"] == []
+    assert "cannot be sent to another process" in records["stays"].measured.speed.failed
+    assert records["stays"].measured.timed_points == ()
     assert "stays [LlamaForCausalLM cannot be sent" in out.replace("\n  ", " ")
     assert sum(line.startswith("wraps ") for line in out.splitlines()) == 3  # two points and one row of sizes
 
@@ -1125,7 +1120,7 @@ def test_speed_is_part_of_a_run_and_its_failure_is_no_failure_of_the_cell(comman
     monkeypatch.setattr(isolation, "run", lambda *_, **options: options["hear"]({"setup": TimedSetup()}) or killed)
     assert main([*command, "--methods", "drop:layers=1"]) == 0
     for record in load_run(tmp_path / "run"):
-        assert record.measured["speed"] == {"points": [], "setup": {}, "failed": "killed by SIGKILL"}
+        assert record.measured.speed == Speed(points=(), setup=TimedSetup(), failed="killed by SIGKILL")
     out = " ".join(capsys.readouterr().out.split())
     assert "its speed is missing: dense, drop:layers=1 [killed by SIGKILL]." in out
 
@@ -1143,10 +1138,11 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
     out = capsys.readouterr().out
     found = [load_run(tmp_path / where) for where in ("beside", "alone")]
     beside, alone = ({one.cell.method: one.measured for one in records} for records in found)
-    assert alone["dense"]["speed"] == {"points": [], "failed": timed_cell.NO_ROOM}
-    assert alone["flap"]["weights_in"] == "files"
-    assert alone["flap"]["pruned_sha256"] == beside["flap"]["pruned_sha256"]
-    for one, other in zip(beside["flap"]["speed"]["points"], alone["flap"]["speed"]["points"], strict=True):
+    assert alone["dense"].speed == Speed(points=(), failed=timed_cell.NO_ROOM)
+    assert alone["flap"].weights_in == "files"
+    assert alone["flap"].pruned_sha256 == beside["flap"].pruned_sha256
+    points = [map(to_plain, each["flap"].timed_points) for each in (beside, alone)]
+    for one, other in zip(*points, strict=True):
         work = {name: value for name, value in one.items() if name.startswith(("speedup_by", "kind", "batch"))}
         assert {name: other[name] for name in work} == work
         assert other["out_of_memory"] == ["dense"]
@@ -1166,11 +1162,11 @@ def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
     chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
     assert main([*command, *chosen]) == 0
     records = [record for record in load_run(tmp_path / "run") if record.cell.method != "dense"]
-    timed = {record.cell.parameters["seed"]: "speed" in record.measured for record in records}
+    timed = {record.cell.parameters["seed"]: record.measured.speed is not None for record in records}
     assert timed == {5000: True, 5001: False, 5002: False, 9: True}
     assert main([*command, "--methods", "drop-random:draws=1", "--ratio", "0.4"]) == 0
     (single,) = (one for one in load_run(tmp_path / "run") if one.cell.parameters.get("draws") == 1)
-    assert "speed" in single.measured
+    assert single.measured.speed is not None
 
 
 # --- what a user may ask, and what is shown

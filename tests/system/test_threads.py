@@ -173,7 +173,7 @@ def test_a_run_says_with_how_few_threads_each_stage_was_measured(base, tmp_path,
     monkeypatch.setattr(FreeCores, "count_free_cores", lambda self: 1)
     assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", "--threads", "auto"]) == 0
     (pruned,) = [record for record in load_run(tmp_path / "run") if record.cell.method == "drop-tail"]
-    assert pruned.measured["threads"] == dict.fromkeys(pruned.measured["seconds"], 1)
+    assert pruned.measured.threads == dict.fromkeys(pruned.measured.seconds, 1)
 
 
 def test_auto_is_of_this_machine(base, capsys):

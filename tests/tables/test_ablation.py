@@ -21,10 +21,12 @@ from made_records import (
     plain_inputs,
     share,
     with_cell,
+    with_measured,
 )
 from made_runs import run_folder
 
 from bench.cli.main import main
+from bench.plan.kinds import to_plain
 from bench.records.quantities import quantity_of_column
 from bench.records.record import Record
 from reports.figures import catalogue, factors
@@ -255,7 +257,7 @@ def test_a_cell_without_figures_says_why_and_where():
 
 def test_a_missed_ratio_has_its_star():
     missed = [laco(C=C, T=T, ratio=0.1) for C in (2, 3) for T in TS]
-    missed[0].measured["ratio_budget"] = missed[0].measured["ratio"] + 0.01
+    missed[0] = with_measured(missed[0], ratio_budget=missed[0].measured.ratio + 0.01)
     cells = {row.label: row.cells for row in build_view("ablation", missed)[0].rows}
     assert [cell.text.endswith("*") for cell in cells["2"]] == [True, False]
 
@@ -309,10 +311,12 @@ def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
 
 def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_unit():
     cells = [laco(ratio=0.1, seed=seed) for seed in (0, 1, 2)]
-    dense = [dense_of(record) for record in cells]
-    for record, accuracy in zip(dense, (0.4, 0.6, 0.5), strict=True):
-        for task in record.measured["tasks"].values():
+    dense = []
+    for record, accuracy in zip(cells, (0.4, 0.6, 0.5), strict=True):
+        tasks = to_plain(dense_of(record).measured.tasks)
+        for task in tasks.values():
             task["metrics"][task["main"]] = share(accuracy)
+        dense.append(with_measured(dense_of(record), tasks=tasks))
     found = {figure.name: figure for figure in factors.figures_of_studies(group_records([*dense, *cells]))}
     axis = found["ablation-laco-average"].draw().axes[0]
     lines = [(line.get_label(), line.get_ydata()[0]) for line in axis.lines if line.get_label().startswith("dense")]

@@ -52,7 +52,7 @@ PAPER = {
 
 def whole(record: Record) -> Record:
     """The record as if every document of its tasks had been asked."""
-    tasks = {name: one | {"documents": one["available"]} for name, one in record.measured["tasks"].items()}
+    tasks = {name: replace(one, documents=one.available) for name, one in record.measured.task_scores.items()}
     return changed(record, "measured", "tasks", to=tasks)
 
 
@@ -68,7 +68,7 @@ def of_llama(record: Record, **tasks: float) -> Record:
     found = changed(changed(record, "cell", "display_name", to=LLAMA), "cell", "model", to=LLAMA)
     own = {name: {"metrics": {"acc": share(value)}, "main": "acc"} for name, value in tasks.items()}
     rest = {"version": 1, "documents": 100, "available": 100, "fewshot": 0}
-    return changed(found, "measured", "tasks", to=found.measured["tasks"] | {k: v | rest for k, v in own.items()})
+    return changed(found, "measured", "tasks", to=found.measured.task_scores | {k: v | rest for k, v in own.items()})
 
 
 RECORDS = [
@@ -152,8 +152,8 @@ def test_titles_tell_cells_apart(paper):
 
 def test_reasons_are_of_the_text_whose_difference_is_shown(tmp_path):
     """Another text, whose name has the printed word too, does not say that there is none."""
-    wiki = RECORDS[1].measured["perplexity"]["wiki"]
-    texts = {"wiki": wiki, "wiki103": wiki | {"window": 1024, "stride": 1024}}
+    wiki = RECORDS[1].measured.text_scores["wiki"]
+    texts = {"wiki": wiki, "wiki103": replace(wiki, window=1024, stride=1024)}
     record = changed(RECORDS[1], "measured", "perplexity", to=texts)
     for several, shown in ((texts, True), (dict(reversed(texts.items())), False)):
         record = changed(record, "measured", "perplexity", to=several)
@@ -304,7 +304,7 @@ def test_orders_of_removal_are_compared_as_sets(tmp_path):
         if one.title.startswith("shortgpt")
     ]
     assert found["layers among the first 4 to go"]["here"] == 3
-    front = {"decisions": {"removed_layers": [10, 11]}, "measured": {"layers": cell.measured["dense_layers"] - 2}}
+    front = {"decisions": {"removed_layers": [10, 11]}, "measured": {"layers": cell.measured.dense_layers - 2}}
     chained = replace(cell, decisions={"earlier": [front], "removed_layers": [10, 18]})  # 12 and 20 of the dense model
     (found,) = [
         rows(one)

@@ -211,7 +211,7 @@ def test_a_method_without_a_figure_on_one_model_has_no_mean_and_no_place():
 def test_a_missed_budget_has_its_sign_and_is_named_with_its_model():
     records = several({"laco": [2.0, 2.0], "flap": [3.0, 3.0]})
     place = next(at for at, one in enumerate(records) if one.cell.model == "two" and one.cell.method == "flap")
-    budget = records[place].measured["ratio"] + 0.02
+    budget = records[place].measured.ratio + 0.02
     records[place] = changed(records[place], "measured", "ratio_budget", to=budget)
     one = table(records, CHANGES)
     assert {name: cell.text.endswith("*") for name, cell in cells(one)["flap"].items()} == {

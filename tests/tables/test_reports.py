@@ -33,10 +33,12 @@ from made_records import (
     drawn,
     failed,
     with_cell,
+    with_measured,
 )
 
 from bench.plan.protocol import protocol_of_profile
 from bench.records.frame import frame_of_records
+from bench.records.measured import Measured
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_perplexity
 from bench.records.record import Record, save
@@ -144,8 +146,8 @@ def test_figures_by_hand():
 
 
 def test_checks_have_a_row_of_figures_and_a_table_of_their_own():
-    dense = replace(DENSE, measured=checked(DENSE.measured, None, 1.0))
-    pruned = replace(LACO, measured=checked(LACO.measured, 2.0743, 0.0))
+    dense = with_measured(DENSE, **checked({}, None, 1.0))
+    pruned = with_measured(LACO, **checked({}, 2.0743, 0.0))
     table = frame_of_records([dense, pruned, FIXED]).set_index("label")
     laco = table.loc["laco"]
     assert (laco["kl"], laco["kl_low"], laco["kl_high"]) == pytest.approx((2.0743, 0.9 * 2.0743, 1.1 * 2.0743))
@@ -176,11 +178,10 @@ def test_the_dense_row_is_its_own_baseline():
 def test_a_missed_budget_is_flagged_and_half_a_percent_is_not():
     assert row(RECORDS, "slicegpt")["miss"] == pytest.approx(-0.008)
     assert row(RECORDS, "slicegpt")["flags"] == "missed_ratio"
-    close = copy.deepcopy(LACO)
-    close.measured["ratio_budget"] = close.measured["ratio"] + 0.0049
+    close = with_measured(LACO, ratio_budget=LACO.measured.ratio + 0.0049)
     assert row([DENSE, close], "laco")["flags"] is None
     assert "*" not in to_terminal([DENSE, close])
-    close.measured["ratio_budget"] = close.measured["ratio"] - 0.0051
+    close = with_measured(LACO, ratio_budget=LACO.measured.ratio - 0.0051)
     assert row([DENSE, close], "laco")["flags"] == "missed_ratio"
     assert "28.9 %*" in to_terminal([DENSE, close])
 
@@ -247,7 +248,7 @@ def test_a_draw_that_was_named_or_failed_has_a_row_of_its_own():
 
 
 def test_no_dense_cell_no_comparison():
-    for records in ([LACO], [LACO, replace(DENSE, status="error", error="x", measured={})]):
+    for records in ([LACO], [LACO, replace(DENSE, status="error", error="x", measured=Measured())]):
         found = row(records, "laco")
         assert found["flags"] == "no_dense_cell"
         assert pd.isna(found["kept"])
@@ -256,8 +257,8 @@ def test_no_dense_cell_no_comparison():
 
 
 def test_an_average_needs_every_task():
-    some = copy.deepcopy(LACO)
-    del some.measured["tasks"]["piqa"]
+    tasks = LACO.measured.task_scores
+    some = with_measured(LACO, tasks={name: task for name, task in tasks.items() if name != "piqa"})
     found = row([DENSE, some], "laco")
     assert pd.isna(found["average"])
     assert pd.isna(found["kept"])
@@ -310,7 +311,7 @@ def test_terminal_lines_fit_and_hold_no_control_character():
     ]
     records = [*RECORDS, *wide, failed("error", "y" * 99, "boom " * 200 + "z" * 150)]
     records += [
-        changed(record, "measured", "perplexity", "f" * 80, to=record.measured["perplexity"]["wiki"]) for record in wide
+        changed(record, "measured", "perplexity", "f" * 80, to=record.measured.text_scores["wiki"]) for record in wide
     ]
     text = to_terminal(records)
     lines = text.split("\n")
@@ -333,9 +334,7 @@ def test_terminal_uses_the_whole_line_and_no_more(letter):
 def test_terminal_has_one_table_where_it_fits():
     few = []
     for record in (DENSE, LACO):
-        small = copy.deepcopy(record)
-        small.measured["tasks"] = {"piqa": small.measured["tasks"]["piqa"]}
-        few.append(small)
+        few.append(with_measured(record, tasks={"piqa": record.measured.task_scores["piqa"]}))
     heads = [line for line in to_terminal(few).splitlines() if line.startswith("method")]
     assert [head.split() for head in heads] == [
         [
@@ -372,11 +371,7 @@ def test_terminal_repeats_dense_on_top_of_each_ratio_rising():
 
 
 def test_columns_and_notes_of_what_was_not_measured_are_left_out():
-    bare = []
-    for record in (DENSE, LACO):
-        small = copy.deepcopy(record)
-        del small.measured["tasks"], small.measured["speed"]
-        bare.append(small)
+    bare = [with_measured(record, tasks=None, speed=None) for record in (DENSE, LACO)]
     text = " ".join(to_terminal(bare).split())
     assert not re.search("average|kept|prefill|decode|accurac|standard error|missing", text)
     drawn_windows = "16 windows of 512 tokens, drawn from the text, stride 512"
@@ -407,10 +402,8 @@ def test_cells_that_disagree_are_both_described():
 
 
 def test_one_window_has_no_interval():
-    single = copy.deepcopy(DENSE)
-    wiki = single.measured["perplexity"]["wiki"]
-    del wiki["perplexity_low"], wiki["perplexity_high"]
-    wiki["windows"] = 1
+    wiki = replace(DENSE.measured.text_scores["wiki"], perplexity_low=None, perplexity_high=None, windows=1)
+    single = with_measured(DENSE, perplexity={"wiki": wiki})
     text = to_terminal([single])
     assert "20.8 " in text
     assert re.search("ppl wiki +1 window of", text)
@@ -420,11 +413,9 @@ def test_one_window_has_no_interval():
 def test_many_tasks_and_documents_go_on_below():
     many = []
     for record in (DENSE, LACO):
-        wide = copy.deepcopy(record)
-        wide.measured["tasks"] = {
-            f"mmlu_subject_{n}": wide.measured["tasks"]["piqa"] | {"documents": 100 + n} for n in range(12)
-        }
-        many.append(wide)
+        task = record.measured.task_scores["piqa"]
+        tasks = {f"mmlu_subject_{n}": replace(task, documents=100 + n) for n in range(12)}
+        many.append(with_measured(record, tasks=tasks))
     text = to_terminal(many)
     assert all(text.count(f"mmlu_subject_{n} ") + text.count(f"mmlu_subject_{n}\n") >= 1 for n in range(12))
     assert all(re.search(f"mmlu_subject_{n} .*, 10{n} documents", text) for n in (1, 2))
@@ -471,8 +462,8 @@ def test_csv_is_one_line_per_cell_in_full_precision():
     assert len(text.splitlines()) == len(RECORDS) + 1
     assert sorted(entry["status"] for entry in rows) == sorted(record.status for record in RECORDS)
     by_label = {entry["label"]: entry for entry in rows}
-    assert float(by_label["laco"]["ratio"]) == LACO.measured["ratio"]
-    assert by_label["laco"]["parameters"] == str(LACO.measured["parameters"])
+    assert float(by_label["laco"]["ratio"]) == LACO.measured.ratio
+    assert by_label["laco"]["parameters"] == str(LACO.measured.parameters)
     assert "<script>alert(1)</script>|x" in by_label
     assert by_label["flap"]["ratio"] == by_label["flap"]["average"] == ""
     assert all(re.fullmatch(r"[\w,.-]+", name) for name in rows[0])

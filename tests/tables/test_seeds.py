@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import DENSE, PER_LAYER, RECIPE, changed, drawn, failed, measured, ok, plain_inputs
+from made_records import DENSE, PER_LAYER, RECIPE, changed, drawn, failed, measured, ok, plain_inputs, with_measured
 from made_runs import run_folder
 from scipy.stats import t
 
@@ -165,7 +165,7 @@ def test_what_fails_at_every_seed_is_one_row_and_at_one_seed_is_named():
 
 def test_a_ratio_that_is_missed_at_one_seed_is_marked_and_named():
     second = cell("laco", 1)
-    second = changed(second, "measured", "ratio_budget", to=second.measured["ratio"] + 0.01)
+    second = changed(second, "measured", "ratio_budget", to=second.measured.ratio + 0.01)
     text = to_terminal([cell("laco", 0), second])
     assert "%*" in text
     assert len([line for line in text.splitlines() if line.startswith("* missed: ")]) == 1
@@ -175,7 +175,7 @@ def test_a_ratio_that_is_missed_at_one_seed_is_marked_and_named():
 
 def short_of_budget(record: Record) -> Record:
     """The record with a budget of one percent of the model more than it has removed."""
-    return changed(record, "measured", "ratio_budget", to=record.measured["ratio"] + 0.01)
+    return changed(record, "measured", "ratio_budget", to=record.measured.ratio + 0.01)
 
 
 def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
@@ -242,9 +242,9 @@ def test_every_view_and_the_page_take_several_seeds(tmp_path):
 
 def test_the_cost_says_that_it_is_a_mean_and_memory_is_the_highest_of_all():
     records = run({"laco": [80.0, 81.0]})
-    for record, seconds, memory in zip(records[2:], (10.0, 30.0), (9 * 2**30, 2**30), strict=True):
+    for at, seconds, memory in ((2, 10.0, 9 * 2**30), (3, 30.0, 2**30)):
         stages = {"prune": {"resident_bytes": memory // 2}, "checks": {"resident_bytes": memory}}
-        record.measured.update(prune_seconds=seconds, peak_memory=stages)
+        records[at] = with_measured(records[at], prune_seconds=seconds, peak_memory=stages)
     (table,) = build_view("cost", records)
     found = dict(zip([one.name for one in table.columns], table.rows[1].cells, strict=True))
     names = ("prune_seconds", "peak_memory_bytes", "prune_memory_bytes")
@@ -259,8 +259,8 @@ def test_the_cost_says_that_it_is_a_mean_and_memory_is_the_highest_of_all():
 
 def test_the_page_titles_a_cell_by_all_its_seeds_whichever_was_timed():
     records = run({"laco": [80.0, 81.0]})
-    for record in records[::2]:
-        del record.measured["speed"]  # of seed 0
+    for at in range(0, len(records), 2):
+        records[at] = with_measured(records[at], speed=None)  # of seed 0
     html = render_page(records, drawings=())
     assert "laco at ratio 0.3 of SmolLM2-135M-Instruct, seeds 0, 1" in html
     assert "seed 1, seeds" not in html
@@ -386,7 +386,7 @@ def test_one_seed_is_said_with_the_way_out():
 
 def logs_of(records: list[Record], method: str) -> list[float]:
     found = [one for one in records if one.cell.method == method]
-    return [math.log(one.measured["perplexity"]["wiki"]["perplexity"]) for one in found]
+    return [math.log(one.measured.text_scores["wiki"].perplexity) for one in found]
 
 
 def test_the_components_are_those_of_the_figures(tmp_path):
@@ -433,7 +433,7 @@ def test_windows_are_paired_whatever_their_text_is_called(tmp_path, text):
     (known, _) = build_view("seeds", records, samples=samples)
     for folder in tmp_path.iterdir():
         (folder / "perplexity-wiki.parquet").rename(folder / f"perplexity-{name_of_text(text)}.parquet")
-    renamed = [changed(one, "measured", "perplexity", to={text: one.measured["perplexity"]["wiki"]}) for one in records]
+    renamed = [changed(one, "measured", "perplexity", to={text: one.measured.text_scores["wiki"]}) for one in records]
     (found, _) = build_view("seeds", renamed, samples=samples)
     assert known.rows[3].cells[3].value == found.rows[3].cells[3].value > 0
 

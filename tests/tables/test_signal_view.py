@@ -22,9 +22,9 @@ def shown(records, samples):
 
 
 def test_each_figure_of_each_task_and_their_means_have_a_row():
-    tasks = LACO.measured["tasks"]
+    tasks = LACO.measured.task_scores
     rows, table = shown(RECORDS, MadeSamples(any_figures))
-    each = [f"{task} {one['main']}" for task, one in tasks.items()]
+    each = [f"{task} {one.main}" for task, one in tasks.items()]
     assert list(rows) == [*each, *(f"{task} bpb" for task in tasks), "average", "bpb"]
     places = range(1, 6)  # behind the dense model, which is no method
     right = separation_of([np.array([any_figures(at, "piqa", "") for at in places])], 20)

@@ -38,6 +38,7 @@ from made_records import (
     plain_inputs,
     point,
     with_cell,
+    with_measured,
 )
 from made_runs import run_folder
 from made_samples import MadeSamples, any_figures, paired_perplexity
@@ -125,7 +126,7 @@ def test_neither_dense_nor_what_removed_too_little_is_the_best():
         "laco": ("best",),
         "sleb": (),
     }
-    more = changed(SLICEGPT, "measured", "ratio", to=LACO.measured["ratio"] + 0.008)
+    more = changed(SLICEGPT, "measured", "ratio", to=LACO.measured.ratio + 0.008)
     assert cells("main", "perplexity_wiki", [DENSE, LACO, more, third])["slicegpt"].marks == ("best",)
 
 
@@ -154,7 +155,7 @@ def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
     exact = changed(changed(LACO, "cell", "match", to="exact"), "measured", "perplexity", "wiki", "perplexity", to=70.0)
     (perplexity, *_) = build_view("by-ratio", [DENSE, LACO, exact])
     assert {row.label: row.cells[0].value for row in perplexity.rows if row.label != "dense"} == {
-        "laco (match layers)": LACO.measured["perplexity"]["wiki"]["perplexity"],
+        "laco (match layers)": LACO.measured.text_scores["wiki"].perplexity,
         "laco (match exact)": 70.0,
     }
     healed = [
@@ -380,7 +381,7 @@ def test_no_table_of_a_share_of_the_decoder_has_a_space_in_its_name():
 
 def test_plus_none_is_the_method_alone_and_a_missed_ratio_has_a_star():
     records = [changed(LACO, "cell", "method", to=name) for name in ("sleb+none", "sleb+ghost")]
-    records[1] = changed(records[1], "measured", "ratio", to=LACO.measured["ratio"] - 0.008)
+    records[1] = changed(records[1], "measured", "ratio", to=LACO.measured.ratio - 0.008)
     found = grid([DENSE, *records], "grid-parameters-0.3")["sleb"]
     assert (found["none"].text, found["ghost"].text) == ("95.6 M", "95.6 M*")
 
@@ -512,7 +513,7 @@ def test_what_is_left_is_what_the_pruned_model_holds(method, ratio):
     mlp = [sum(m.weight.numel() for m in (*layer.up, layer.down)) for layer in decoder.layers]
     ids = torch.randint(3, 128, (4, 24), generator=torch.Generator().manual_seed(0))
     decided = methods.make(method).prune(decoder, Calibration(ids, torch.ones_like(ids, dtype=torch.bool)), ratio)
-    record = replace(LACO, decisions=json.loads(json.dumps(decided)), measured=LACO.measured | {"dense_layers": 6})
+    record = replace(with_measured(LACO, dense_layers=6), decisions=json.loads(json.dumps(decided)))
     found = remaining_of(record)
     expected = sum(
         size * share
@@ -549,9 +550,7 @@ def test_draws_behind_a_random_method_go_by_the_draw_that_they_go_on_from(own):
 def test_what_a_random_choice_lacks_is_no_mean_but_for_the_speed():
     """One choice alone is timed, which a note says; of all else a mean is over every choice."""
     draws = [drawn(seed, 50.0, 0.4, timed=seed == 0) for seed in range(3)]
-    lacking = [
-        replace(one, measured=checked(one.measured, kl, 0.5)) for one, kl in zip(draws, (1.0, 2.0, None), strict=True)
-    ]
+    lacking = [with_measured(one, **checked({}, kl, 0.5)) for one, kl in zip(draws, (1.0, 2.0, None), strict=True)]
     ((group,),) = group_records(lacking)
     (row,) = group.rows
     assert (row["kl"], row["kl_low"], row["kl_high"]) == (None, None, None)
@@ -572,7 +571,7 @@ def sampled(folder, right: list[int], nll: list[float], documents: list[str]):
 @pytest.fixture
 def pair(tmp_path):
     """Two cells with 100 answers to one task, of which 3 were lost and 15 gained, and eight windows."""
-    one = changed(LACO, "measured", "tasks", to={"piqa": LACO.measured["tasks"]["piqa"]})
+    one = changed(LACO, "measured", "tasks", to={"piqa": LACO.measured.task_scores["piqa"]})
     other = changed(one, "cell", "method", to="sleb")
     documents = [f"{number:064x}" for number in range(100)]
     before = [1] * 40 + [0] * 60
@@ -638,13 +637,13 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     assert found["grid-gain-perplexity_wiki-0.3"].title.startswith(
         "ppl wiki, times that of the method alone ↓, ratio 0.3"
     )
-    missing = changed(records[1], "measured", "ratio", to=records[1].measured["ratio"] - 0.008)
+    missing = changed(records[1], "measured", "ratio", to=records[1].measured.ratio - 0.008)
     other = changed(records[1], "cell", "method", to="sleb+scale")
     tables = build_view("grid", [records[0], missing, other], samples=Samples(folders))
     (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
     assert table.rows[0].cells[0].marks == ("differs", "missed")
     assert [note for note in table.notes if note.startswith("* missed") and ": sleb+ghost [requested" in note]
-    alone = changed(records[0], "measured", "ratio", to=records[0].measured["ratio"] - 0.008)
+    alone = changed(records[0], "measured", "ratio", to=records[0].measured.ratio - 0.008)
     twice = build_view("grid", [alone, missing, other], samples=Samples([*folders, folders[1]]))
     (table,) = (one for one in twice if one.name == "grid-gain-average-0.3")
     (note,) = [note for note in table.notes if note.startswith("* missed")]
@@ -703,7 +702,7 @@ def test_the_best_is_bold_where_pairs_of_windows_show_it_though_intervals_meet(p
 def test_an_accuracy_that_may_be_of_guesses_is_not_the_best_nor_what_is_kept_of_it(chance, marks):
     def of(method: str, right: float) -> Record:
         task = {"main": "acc", "metrics": {"acc": {"value": right, "stderr": 0.02}}, "documents": 400, "fewshot": 0}
-        task["chance"] = chance
+        task |= {"chance": chance, "version": 1, "available": 400}
         return changed(changed(LACO, "cell", "method", to=method), "measured", "tasks", to={"piqa": task})
 
     records = [of("dense", 0.9), of("laco", 0.6), of("sleb", 0.3)]
@@ -814,7 +813,7 @@ def test_a_reference_without_figures_is_said(reference):
 
 
 def test_notes_name_cells_as_their_rows():
-    short = changed(LACO, "measured", "ratio", to=LACO.measured["ratio"] - 0.02)
+    short = changed(LACO, "measured", "ratio", to=LACO.measured.ratio - 0.02)
     exact = changed(short, "cell", "match", to="exact")
     for name in ("main", "by-ratio", "cost"):
         table = build_view(name, [DENSE, short, exact])[0]
@@ -1017,8 +1016,7 @@ def test_a_report_stays_in_its_folder_whatever_a_text_is_called(tmp_path, capsys
     monkeypatch.setattr("reports.figures.figure.render_figure", lambda _, kinds=FORMATS: dict.fromkeys(kinds, empty))
     texts = ("../up/wiki.txt", "up-wiki.txt", "..")
     records = [changed(one, "cell", "protocol", "texts", to=list(texts)) for one in MENDED if one.status == "ok"]
-    for record in records:
-        record.measured["perplexity"] = {text: record.measured["perplexity"]["wiki"] for text in texts}
+    records = [with_measured(one, perplexity=dict.fromkeys(texts, one.measured.text_scores["wiki"])) for one in records]
     folder = run_folder(tmp_path / "run", records)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     reported(capsys, folder, "--out", tmp_path / "a" / "out")

@@ -77,11 +77,11 @@ def test_a_tracker_has_one_run_for_each_cell_with_what_its_record_says(name, bas
         shown = kept[key]
         assert shown.ended
         assert shown.group == "run"
-        curve = record.measured.get("healing", {}).get("curve", [])
+        curve = record.measured.healing.curve if record.measured.healing else ()
         assert {column: shown.metrics[_as(name, column)] for column in numbers} == numbers
         assert shown.metrics.keys() - set(CURVE.values()) == {_as(name, column) for column in numbers}
         for own, curves in CURVE.items():
-            points = [(point["step"], point[own]) for point in curve if own in point]
+            points = [(one.step, value) for one in curve if (value := getattr(one, own)) is not None]
             assert shown.history.get(curves, []) == points
         said_of = {**asked_for, "method": record.cell.method, "dtype": "float32", "profile": "smoke", "cell": key}
         said_of |= {"protocol.window": 32, "environment.threads": 1, "label": record.cell.label}
