@@ -183,8 +183,8 @@ def test_the_table_of_inheritance_is_what_its_records_say():
     for tokens, *shown in table[1:]:
         for column, cell in zip(columns, shown, strict=True):
             point = curves[column][int(tokens.replace(",", ""))]
-            half = (point["heldout_loss_high"] - point["heldout_loss_low"]) / 2
-            assert cell == f"{point['heldout_loss']:.2f} ± {half:.2f}", (column, tokens)
+            half = (point.heldout_loss_high - point.heldout_loss_low) / 2
+            assert cell == f"{point.heldout_loss:.2f} ± {half:.2f}", (column, tokens)
 
 
 def test_the_tables_of_lacos_settings_are_what_their_records_say():

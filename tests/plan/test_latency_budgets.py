@@ -165,7 +165,7 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
     assert [line for line in shown if line.startswith("busy: ") and "[1.0 cores taken, 0.0 withheld]" in line]
     assert any("95 % interval" in line and "2.0 %" in line for line in shown)
     six = measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0)
-    budget = {"of": "latency", "share": 0.8, "stays": 0.8}
+    budget = {"of": "latency", "share": 0.8, "stays": 0.8, "ratio": 0.2}
     record = ok("flap", 0.2, six | {"budget": budget}, ratio_of="latency", latency=found)
     flagged = [(cell.flag.word, cell.name + cell.brackets) for cell in legend.flags_of_cell(record, "flap")]
     assert ("noisy", f"flap [{several}]") in flagged
