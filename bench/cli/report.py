@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VIEWS = (
     *("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions"),
-    *("ablation", "seeds", "signal", "models", "served"),
+    *("ablation", "calibration", "seeds", "signal", "models", "served"),
 )
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 

@@ -57,6 +57,9 @@ TASK_DATA = (
     "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
     "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
 )
+CALIBRATION_TOKENS = (
+    "in place of --calibration-sequences: how many tokens in all, as in 4k,64k (k is 1,024); several sweep"
+)
 SEARCH = "end each search (evopress, tyr) with what it has found after N minutes; by default it is not ended"
 ISOLATE = (
     "each cell in a process of its own; by default cells that are timed or on a GPU share one until one fails in it"
@@ -193,6 +196,7 @@ class RunSpec:
         "quick", f"{', '.join(PROFILES)}; by default {{default}}, see `list profiles`", group="measure"
     )
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    calibration_tokens: Sequence[str] = option((), CALIBRATION_TOKENS, "LIST", group="measure")
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
     device: str = where_option("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = where_option("auto", DTYPE)
@@ -351,7 +355,7 @@ class RunSpec:
 
     def protocols(self) -> list[tuple[Protocol, int]]:
         """Return (protocol, seed) for each combination of the calibrations and the seeds."""
-        changes = dict(self.protocol)
+        changes = self._protocol_in_sequences()
         if "window" in changes:
             changes.setdefault("stride", changes["window"])
         if self.save_models:
@@ -362,12 +366,47 @@ class RunSpec:
             for *values, seed in itertools.product(*swept.values(), self.seeds)
         ]
 
+    def _protocol_in_sequences(self) -> dict[str, Any]:
+        """Return the changes of the protocol, with `calibration_tokens` as numbers of sequences.
+
+        Raises UserError for tokens that are no whole number of sequences, and where both are given.
+        """
+        changes = dict(self.protocol)
+        if not self.calibration_tokens:
+            return changes
+        if "calibration_sequences" in changes:
+            raise UserError("--calibration-tokens and --calibration-sequences say the same; give one of them")
+        given_length = changes.get("calibration_length")
+        lengths = () if given_length is None else values_of_field("calibration_length", given_length)
+        if len(lengths) > 1:
+            raise UserError("--calibration-tokens takes one --calibration-length, since it is cut into such sequences")
+        named = {"calibration_length": lengths[0]} if lengths else {}
+        length = protocol_of_profile(self.profile, **named).calibration_length
+        sequences = []
+        for word in self.calibration_tokens:
+            tokens = parse_tokens(word)
+            if tokens % length or not tokens:
+                raise UserError(
+                    f"--calibration-tokens are whole sequences of {length} tokens (--calibration-length); {word} is "
+                    f"{tokens / length:g} of them"
+                )
+            sequences.append(tokens // length)
+        return changes | {"calibration_sequences": sequences}
+
     def folder(self) -> Path:
         """Return the folder of the run's results."""
         what = self.name or "-".join(dict.fromkeys(choice.method for choice in self.method_choices()))
         what = f"speed-{what}" if self.profile == "speed" else what
         models = "-".join(model.rstrip("/").rsplit("/", 1)[-1] for model in self.models)
         return self.out or Path("results") / f"{time.strftime('%Y-%m-%d')}-{to_slug(what)}-{to_slug(models)}"
+
+
+def parse_tokens(word: str) -> int:
+    """Return the number of tokens that a word says: '64k' is 65,536. Raises UserError for any other word."""
+    number = word.lower().removesuffix("k")
+    if not number.isascii() or not number.isdecimal():
+        raise UserError(f"--calibration-tokens are numbers, or thousands of 1,024 as in 64k; got {word!r}")
+    return int(number) * (1024 if number != word else 1)
 
 
 def values_of_field(name: str, given: Any) -> tuple[Any, ...]:

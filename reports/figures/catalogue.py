@@ -19,10 +19,11 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports.figures import factors, heatmaps, pareto, quality, traces
+from reports.figures import calibration, factors, heatmaps, pareto, quality, traces
 from reports.figures.figure import Figure, save_figure
 from reports.figures.pareto import figures_of_served as of_served
 from reports.groups import group_records
+from reports.tables.rows import ReportData
 from reports.text import names_of_files, to_printable
 
 PATIENCE = 300.0  # seconds for the figures of one process; most take a second
@@ -105,6 +106,7 @@ def figures_of_report(
         figures += [replace(figure, name=f"{figure.name}-{number + 1}") if number else figure for figure in of_setup]
     figures += [
         *factors.figures_of_studies(setups),
+        *calibration.figures_of_curves(ReportData(records, needs=needs or {})),
         *factors.figures_of_calibrations(records, needs),
         *of_served(served),
     ]

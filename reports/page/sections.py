@@ -31,6 +31,7 @@ SECTIONS = (  # name, title, view, and the group of columns if the view has seve
     ("cost", "Cost of pruning", "cost", ""),
     ("decisions", "What went", "decisions", ""),
     ("ablation", "Ablation", "ablation", ""),
+    ("calibration", "Calibration tokens", "calibration", ""),
     ("seeds", "Draw of the calibration", "seeds", ""),
     ("models", "Several models", "models", "changes"),
     ("places", "Places", "models", "places"),

@@ -146,7 +146,7 @@ def draws_of_calibrations(data: ReportData) -> Iterator[CalibrationDraws]:
             groups.setdefault(json.dumps(alike), []).append(number)
     for numbers in groups.values():
         records = {number: data.records[number] for number in numbers}
-        without = {n for n, record in records.items() if not _is_calibrated(record, data.needs)}
+        without = {n for n, record in records.items() if not is_calibrated(record, data.needs)}
         left_out = list(dict.fromkeys(records[n].cell.label for n in without))
         kept = {n: record for n, record in records.items() if n not in without}
         for text in texts_of_records(list(kept.values())):
@@ -155,7 +155,7 @@ def draws_of_calibrations(data: ReportData) -> Iterator[CalibrationDraws]:
                 yield CalibrationDraws(text, records[numbers[0]].cell.ratio, cells, kept, left_out)
 
 
-def _is_calibrated(record: Record, needs: Mapping[str, str]) -> bool:
+def is_calibrated(record: Record, needs: Mapping[str, str]) -> bool:
     """Say whether a cell varies by the draw of its calibration and by no random choice, as far as that is known."""
     stages = record.cell.stages
     return not any(stage.is_draw for stage in stages) and any(needs.get(stage.method) != "nothing" for stage in stages)

@@ -11,6 +11,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     cost         what pruning took: seconds, memory, tokens, gradients
     decisions    which layers, attentions, MLPs, heads and channels were removed
     ablation     one factor against another among the cells of one method
+    calibration  quality by the number of calibration tokens, and how many suffice
     seeds        how much of a perplexity is the method, the calibration's text and seed, and the windows
     served       models in an inference engine: quality, size and speed, by the type of their weights
     signal       how well each task and each of its figures tells the methods of a ratio apart
@@ -32,7 +33,7 @@ from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup
-from reports.tables import ablation, cost, models, pivots, seeds, speed
+from reports.tables import ablation, calibration, cost, models, pivots, seeds, speed
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Column, Table, column_of
@@ -180,6 +181,7 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "cost": cost.tables_of_cost,
     "decisions": cost.tables_of_decisions,
     "ablation": ablation.tables_of_studies,
+    "calibration": calibration.tables_of_calibrations,
     "seeds": seeds.tables_of_seeds,
     "models": models.tables_of_models,
     "signal": seeds.tables_of_signal,

@@ -116,6 +116,36 @@ def test_what_methods_look_at_multiplies(base, text_file, tmp_path, cells_of):
     assert {cell.protocol.calibration_length for cell in found} == {24}
 
 
+@pytest.mark.parametrize(
+    "given, sequences",
+    [
+        ({"calibration_tokens": "1k,4k"}, {4, 16}),
+        ({"calibration_tokens": "512"}, {2}),
+        ({"calibration_tokens": ["1K"], "calibration_length": 64}, {16}),
+        ({"calibration_tokens": "1k,1024"}, {4}),
+    ],
+)
+def test_calibration_tokens_are_whole_sequences(given, sequences):
+    spec = RunSpec("flap", ratios=[0.2], **given)
+    assert {protocol.calibration_sequences for protocol, _ in spec.protocols()} == sequences
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"calibration_tokens": "1000"}, "are whole sequences of 256 tokens .*; 1000 is 3.90625 of them"),
+        ({"calibration_tokens": "0"}, "0 is 0 of them"),
+        ({"calibration_tokens": "1m"}, "are numbers, or thousands of 1,024 as in 64k; got '1m'"),
+        ({"calibration_tokens": "-1k"}, "got '-1k'"),
+        ({"calibration_tokens": "1k", "calibration_sequences": 4}, "say the same; give one of them"),
+        ({"calibration_tokens": "1k", "calibration_length": "64,128"}, "takes one --calibration-length"),
+    ],
+)
+def test_calibration_tokens_that_cannot_be(given, message):
+    with pytest.raises(UserError, match=message):
+        RunSpec("flap", ratios=[0.2], **given)
+
+
 def test_a_file_with_a_comma_in_its_name_is_one_text(base, text_file, tmp_path, cells_of):
     odd = tmp_path / "a,b.txt"
     odd.write_text(text_file.read_text())
