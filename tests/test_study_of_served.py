@@ -104,17 +104,17 @@ def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
     assert attention[1][0] / attention[-1][0] == pytest.approx(1 / 3, abs=0.01)
     assert mlp[1][1] / mlp[-1][1] == pytest.approx(0.5, abs=0.005)
     assert mlp[1][0] / mlp[-1][0] == pytest.approx(0.25, abs=0.01)
-    promised = [1 / record.measured["budget"]["stays"] for record in pruned]
+    promised = [1 / record.measured.budget.stays for record in pruned]
     assert f"promises {min(promised):.2f} to {max(promised):.2f} times as fast" in page
-    ppl = {one.cell.method: one.measured["perplexity"]["wiki"]["perplexity"] for one in pruned}
+    ppl = {one.cell.method: one.measured.text_scores["wiki"].perplexity for one in pruned}
     more = {method: ppl[method] / ppl["shortgpt"] for method in ("2ssp", "flap")}
     less, much = r"`(\w+)` and `(\w+)` have less.*?more, ", r"([\d.]+) times as much .*? and ([\d.]+) times"
     said = re.findall(less + much, page, re.DOTALL)
     assert said == [(*more, *(f"{times:.1f}" for times in more.values()))]
     outside = []
     for record, times in zip(pruned, promised, strict=True):
-        (point,) = record.measured["speed"]["points"]
-        if not point["speedup_low"] <= times <= point["speedup_high"]:
-            outside.append(f"`{record.cell.method}` ends at {point['speedup_high']:.3f} for {times:.3f}")
+        (point,) = record.measured.timed_points
+        if not point.speedup_low <= times <= point.speedup_high:
+            outside.append(f"`{record.cell.method}` ends at {point.speedup_high:.3f} for {times:.3f}")
     assert len(outside) == 1
     assert outside[0] in page

@@ -337,8 +337,8 @@ def test_llama_cpp_serves_the_models_of_a_run(fresh, capsys):
     records = {one.cell.label: one for one in run_folder.load_run(fresh / "run")}
     for label in ("dense", "drop-tail", "wanda-sp"):
         mine = found[f"{label}@float32"].measured
-        (text_of_run,) = records[label].measured["perplexity"].values()
-        assert mine["perplexity"]["perplexity"] == pytest.approx(text_of_run["perplexity"], rel=1e-4)
+        (text_of_run,) = records[label].measured.text_scores.values()
+        assert mine["perplexity"]["perplexity"] == pytest.approx(text_of_run.perplexity, rel=1e-4)
         assert [(point["kind"], point["batch"]) for point in mine["points"]] == [("prefill", 2), ("decode", 2)]
         for point in mine["points"]:
             assert point["speedup_low"] <= point["speedup"] <= point["speedup_high"]
