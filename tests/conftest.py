@@ -325,7 +325,7 @@ def bars(monkeypatch):
         one.update = lambda: setattr(one, "done", one.done + 1)
         yield one
 
-    monkeypatch.setattr("methods.console.tqdm", bar)
+    monkeypatch.setattr("tqdm.tqdm", bar)
     return shown
 
 

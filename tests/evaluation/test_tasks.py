@@ -12,7 +12,7 @@ from bench.data import pretrained, task_loading, task_sources
 from bench.evaluation import tasks
 from bench.plan.kinds import to_plain
 from bench.records import frame
-from bench.records.measured import TaskMetric
+from bench.records.measured import TaskMetric, TaskScore
 
 # task: documents, then of the first one a piece of its prompt and the right choice
 KNOWN = {
@@ -304,11 +304,11 @@ def test_a_task_that_sums_over_several_right_choices_has_neither_bits_nor_an_acc
     assert figures.metrics["acc"].value == pytest.approx(0.5)
     assert (figures.chance, figures.answer_bpb) == (None, None)
     assert "answer_bpb" not in samples
-    row = frame._task(
-        "task_truthfulqa_mc2", to_plain(replace(figures, metrics={"acc": TaskMetric(value=0.45)}, documents=817))
-    )
+    row = frame._task("task_truthfulqa_mc2", replace(figures, metrics={"acc": TaskMetric(value=0.45)}, documents=817))
     assert (row["task_truthfulqa_mc2_low"], row["task_truthfulqa_mc2_high"]) == (None, None)  # no count of answers
-    piqa = {"main": "acc", "metrics": {"acc": {"value": 0.45}}, "documents": 100}
+    piqa = TaskScore(
+        main="acc", metrics={"acc": TaskMetric(value=0.45)}, version=1, documents=100, available=100, fewshot=0
+    )
     assert frame._task("task_piqa", piqa)["task_piqa_low"] > 0.3
 
 

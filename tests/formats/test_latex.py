@@ -50,6 +50,8 @@ def test_tables_are_whole_and_ascii(name):
     records = MENDED if name == "grid" else [*RECORDS, again]
     records = records + [changed(record, "cell", "seed", to=1) for record in records] * (name == "seeds")
     records = records + [changed(record, "cell", "model", to="other_model") for record in records] * (name == "models")
+    more_tokens = [changed(record, "cell", "protocol", "calibration_sequences", to=64) for record in records]
+    records = records + more_tokens * (name == "calibration")
     points = [made_served.point("prefill"), made_served.point()]
     served = [made_served.record(points=points), made_served.record("laco_2", "q8_0", points=points)]
     records = records + [changed(LACO, "cell", "method", to=f"own_{n}") for n in range(4)] * (name == "signal")

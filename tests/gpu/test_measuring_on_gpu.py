@@ -19,6 +19,7 @@ from bench.cli.main import main
 from bench.data import pretrained
 from bench.evaluation import checks, layer_similarity, scoring
 from bench.healing import DensePredictions, Text
+from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.run_folder import load_run
 from bench.runs import inputs
@@ -242,7 +243,7 @@ def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(with_checks, tmp_pat
     for record in records:
         measured, peaks = record.measured, record.measured.peak_memory
         assert set(peaks) == set(measured.seconds)
-        assert all(set(peak) == {"allocated_bytes", "reserved_bytes"} for peak in peaks.values())
+        assert all(set(to_plain(peak)) == {"allocated_bytes", "reserved_bytes"} for peak in peaks.values())
         given = measured.calibration_memory_mib  # of 80 GiB nearly all is free
         assert given == (None if record.cell.method == "dense" else 8 * 1024)
         dense = 4 * measured.dense_parameters

@@ -77,7 +77,7 @@ def test_removals_are_noted_with_the_seconds_of_those_before(clock, tmp_path):
     times.note(["a", "b", "x", "y"])
     decided = {"removal_order": ["a", "b", "x", "y"], "free_removals": 3}
     assert times.inherited_seconds(decided) == 3.0  # c is of no use to it
-    assert times.seconds_until_each(decided) == [1.0, 3.0, 8.0]
+    assert times.seconds_until_each(decided) == (1.0, 3.0, 8.0)
     assert times.inherited_seconds({}) == 0.0  # of a method that names no order
     kept = {"order": ["a", "b", "x", "y"], "seconds": [1.0, 3.0, 8.0, 10.0], "inherited": 3}
     assert json.loads(file.read_text()) == kept
@@ -89,7 +89,7 @@ def test_removals_are_noted_with_the_seconds_of_those_before(clock, tmp_path):
     for count in (2, 3, 4):
         again.note(["a", "b", "x", "y"][:count])
     assert json.loads(file.read_text()) == kept
-    assert again.seconds_until_each(decided) == [1.0, 3.0, 8.0]
+    assert again.seconds_until_each(decided) == (1.0, 3.0, 8.0)
     assert again.inherited_seconds(decided) == 1.0  # the log of the search knows what the others have cost
     clock[0] += 4
     again.note(["a", "b", "x", "y", "z"])
@@ -104,7 +104,7 @@ def test_another_try_of_a_budget_counts_no_removal_of_the_first(clock, tmp_path)
     times.note(["a", "finally z"])
     clock[0] += 2
     times.note(["a", "b"])
-    assert times.seconds_until_each({"removal_order": ["a", "b", "c"], "free_removals": 2}) == [1.0, 3.0]
+    assert times.seconds_until_each({"removal_order": ["a", "b", "c"], "free_removals": 2}) == (1.0, 3.0)
 
 
 def test_a_file_without_the_seconds_of_each_removal_counts_as_none(tmp_path):

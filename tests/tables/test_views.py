@@ -862,6 +862,8 @@ def test_html_shows_every_text_as_it_is(name):
     records = [changed(record, "cell", "display_name", to=HOSTILE) for record in records]
     records += [changed(record, "cell", "seed", to=1) for record in records] * (name == "seeds")
     records += [changed(record, "cell", "model", to=HOSTILE) for record in records] * (name == "models")
+    more_tokens = [changed(record, "cell", "protocol", "calibration_sequences", to=64) for record in records]
+    records += more_tokens * (name == "calibration")
     records += [changed(LACO, "cell", "method", to=f"{HOSTILE}{n}") for n in range(4)] * (name == "signal")
     samples, reader = MadeSamples(any_figures), Reader()
     reader.feed(
