@@ -31,6 +31,8 @@ def test_a_task_without_examples_reads_the_documents_that_are_scored_and_no_othe
     task = task_loading.load_tasks(["hellaswag"])["hellaswag"]
     task.build_all_requests(samples=[7, 4_000])
     assert {row for rows in reads for row in rows} == {0, 7, 4_000}  # lm-eval looks at the first one for its types
+    assert task.fewshot_docs() is None  # which lm-eval lists whole, beside these reads
+    assert not hasattr(task, "sampler")
 
 
 def test_groups_expand_and_repeat_nothing():
