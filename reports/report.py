@@ -96,9 +96,12 @@ def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def speed_to_terminal(records: Sequence[Record]) -> str:
-    """Return the tables of speed for a terminal: everything that was timed, and the sizes that explain it."""
-    return terminal.render(build_view("speed", records))
+def speed_to_terminal(records: Sequence[Record], *, explain: bool = True) -> str:
+    """Return the tables of speed for a terminal: everything that was timed, and the sizes that explain it.
+
+    explain  whether all notes are shown, see reports.formats.terminal.render
+    """
+    return terminal.render(build_view("speed", records), explain=explain)
 
 
 def speed_to_markdown(records: Sequence[Record]) -> list[str]:

@@ -124,7 +124,7 @@ def _speed(arguments: argparse.Namespace) -> int:
     )
     folder = spec.folder()
     named.refuse_missing(spec, folder)
-    return _measure_and_print(spec, folder, lambda spec, records: speed_to_terminal(records))
+    return _measure_and_print(spec, folder, lambda spec, records: speed_to_terminal(records, explain=False))
 
 
 def _measure_and_print(
@@ -168,15 +168,14 @@ def _print_plan(spec: RunSpec) -> int:
 
 
 def _text_of_records(spec: RunSpec, records: list[Record]) -> str:
-    """Return the output of a run: of a sweep one factor against another, where there are several."""
+    """Return the output of a run, of a sweep one factor against another, with few notes: `report` has them all."""
     from bench.plan import grid
-    from reports import report
     from reports.formats import terminal
     from reports.tables import views
 
     swept = grid.is_sweep(replace(spec, seeds=spec.seeds[:1]))  # seeds alone are the draws of a mean
     factors = views.build_view("ablation", records) if swept else []
-    return terminal.render(factors) if factors else report.to_terminal(records)
+    return terminal.render(factors or views.build_view("main", records), explain=False)
 
 
 def add_cell(commands: Any) -> None:
