@@ -54,7 +54,7 @@ class MethodPage:
         """Return the page: what it does, its sources, the equations, departures, parameters, cost."""
         summary, _, body = self.head.partition("\n")
         facts = [("File", f"`{self.path}`"), ("Command", f"`{self._command()}`")]
-        for label, attribute in (("Looks at", "needs"), ("Cost", "cost")):
+        for label, attribute in (("Looks at", "needs"), ("Cost", "cost"), ("Its authors read", "paper_reads")):
             facts += [(label, said)] if (said := self._said(attribute)) else []
         without = sorted({family for card in self.cards for family in card.without})
         if not self.plus:
@@ -75,7 +75,7 @@ class MethodPage:
         check = authors_code.read_comparisons().get(self.stem)
         if not check:
             return []
-        whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
+        whose = "the authors' code" if check.by_the_authors else "other people's code"
         whom = "" if len(check.methods) == len(self.cards) else f"{self.checked}: "
         said = [
             f"{whom}Compared with runs of {whose} ({_places(check)}; {check.runs}): {escaped(check.compared)}.",

@@ -71,6 +71,7 @@ class Pruner(ABC):
 
     # What lists, figures, the doctor and the tests take from it.
     paper_ratio: ClassVar[str] = ""  # what the ratio of its paper is a share of
+    paper_reads: ClassVar[str] = ""  # calibration of its authors' script, named behind it, or of its paper
     look: ClassVar[Look | None] = None  # None: one that follows from the name
     tiny: ClassVar[str] = ""  # parameters with which it prunes a model of six layers within a second: "C=3,I=1"
     revision: ClassVar[int] = 1  # raised by every change that alters a decision: earlier records are old then

@@ -127,6 +127,7 @@ class Card:
     axes: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     paper_ratio: str = ""
+    paper_reads: str = ""
     look: Look | None = None
     follows: str = ""
     tiny: str = ""

@@ -64,8 +64,7 @@ def _methods(verbose: bool) -> list[str]:
             cost_here = took[card.name]
             spent, on = f"{cost_here['seconds']:,.5g} s and {cost_here['gib']:g} GiB", cost_here.get("cpu", "")
             lines.append(f"{'':<{wide}}took {spent} to prune the default model{f' on an {on}' if on else ''}*")
-        if card.paper_ratio:
-            lines.append(f"{'':<{wide}}its paper's ratio is of {card.paper_ratio}")
+        lines += [f"{'':<{wide}}{line}" for line in _paper(card)]
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
             lines += _authors(card)
@@ -73,11 +72,18 @@ def _methods(verbose: bool) -> list[str]:
     lines.append("A compensation follows a method behind a plus, as in shortgpt+ghost:ghost.ridge=0.1")
     for card in methods.cards_of_compensations():
         lines.append(f"{f'+{card.name}':<{wide}}{card.summary}")
+        lines += [f"{'':<{wide}}{line}" for line in _paper(card)]
         if verbose:
             lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
             lines += _authors(card)
     lines.append(f"* {CONDITIONS.format(cpu=measured['cpu'].replace('(R)', ''))}")
     return lines
+
+
+def _paper(card: Card) -> list[str]:
+    """Return lines on what the ratio of a method's paper is a share of, and on what its authors read."""
+    ratio = [f"its paper's ratio is of {card.paper_ratio}"] if card.paper_ratio else []
+    return [*ratio, f"its authors read {card.paper_reads}"] if card.paper_reads else ratio
 
 
 def _authors(card: Card) -> list[str]:
@@ -87,7 +93,7 @@ def _authors(card: Card) -> list[str]:
     lines, check = [], read_comparisons().get(card.module.rpartition(".")[2])
     if check and card.name in check.methods:
         code = " and ".join(f"{name} at {commit[:7]}" if commit else name for name, commit in check.code)
-        whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
+        whose = "the authors' code" if check.by_the_authors else "other people's code"
         lines.append(f"    checked against {whose} ({code}), runs: {check.runs}; {check.compared}")
         lines.append(f"        largest differences: {check.apart}")
         lines += [f"        put in for that: {sentence}" for sentence in check.put_in]

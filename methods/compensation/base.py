@@ -61,6 +61,7 @@ class Compensation(ABC):
     holds: ClassVar[Holds] = Holds(states=9, squares=0.8, steps=0.5)  # beside what the method holds, in its place
 
     # What lists, figures and the doctor take from it.
+    paper_reads: ClassVar[str] = ""  # calibration of its authors' script, named behind it, or of its paper
     leaves: ClassVar[tuple[str, ...]] = ()  # shapes that it adds to the method's, by the names of bench.export.write
     look: ClassVar[Look | None] = (
         None  # of its row where methods stand in one each; None: one that follows from its name

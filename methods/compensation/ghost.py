@@ -45,6 +45,7 @@ class Ghost(ResidualMap):
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     forwards = 0.9
+    paper_reads = "32 x 2,048 tokens of C4"  # scripts/run_examples.sh
     look = Look("blue", "solid", "D")
 
     def fit(self, batches: list[BoundaryStates]) -> Fitted:

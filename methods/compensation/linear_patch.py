@@ -45,6 +45,7 @@ class LinearPatch(ResidualMap):
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     forwards = 0.81
+    paper_reads = "128 x 2,048 tokens of WikiText-2"  # layer_select.py
     look = Look("orange", "solid", "s")
 
     def fit(self, batches: list[BoundaryStates]) -> Fitted:

@@ -65,6 +65,7 @@ class ReplaceMe(Compensation):
 
     needs_one_mlp = True
     forwards = 0.99
+    paper_reads = "8,000 examples of SlimOrca in sequences of up to 1,024 tokens"  # reproduce/*_lstsq.yaml
     look = Look("vermillion", "solid", "o")
 
     def parameters_added(self, pruning: Pruning) -> int:

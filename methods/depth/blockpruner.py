@@ -36,6 +36,7 @@ class BlockPruner(GreedyBlocks):
 
     tokens: Tokens = 512  # calibration tokens that are read
 
-    cost = "about L forwards per block removed"
+    cost = "about L forwards over 512 tokens per block removed"
+    paper_reads = "32 examples of Alpaca in sequences of 2,048 tokens; 256 in the paper"  # block_search.sh
     look = Look("purple", "solid", "o")
     tiny = "tokens=48"

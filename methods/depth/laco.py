@@ -87,10 +87,11 @@ class LaCo(Pruner):
     sentences: Count = 5  # calibration sequences that are compared; the authors' code has five, the paper says ten
     tokens: Count = 16  # leading tokens of each that are used
 
-    cost = "about a forward of the layers behind it per window tried"
+    cost = "about a forward of the layers behind it over 5 x 16 tokens per window tried"
     holds = Holds(steps=0, all_layers=1, layers=0.8)
     axes = ("layers", "channels")  # which one layer takes over from others
     paper_ratio = "all parameters"
+    paper_reads = "5 sentences of Wikipedia"  # laco_llama-13b.ipynb
     look = Look("vermillion", "solid", "o")
     tiny = "C=3,I=1"
 
@@ -174,6 +175,7 @@ class LaCoPublished(LaCo):
     clamp: bool = True
     sentences: Count = 10
 
+    cost = "about a forward of the layers behind it over 10 x 16 tokens per window tried"
     holds = Holds(steps=0, all_layers=1, layers=1.2)
     look = Look("vermillion", "dashed", "s")
 

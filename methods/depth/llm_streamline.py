@@ -18,16 +18,16 @@ eighth of the sequences, the last ones, are not trained on, and f is what missed
 the first. Of a single sequence nothing can be held back: f is trained on what it is judged by, and the record says
 nothing of what it misses.
 
-Departures from the authors' code. It trains on 100,000 sequences of 2,048 tokens, once; here the run's calibration
-tokens are read several times, so that its figures are not this method's: more of them (--calibration-sequences) are
-what it wants. Batches of 128 sequences, a weight decay of 0.001 and gradients clipped to norm 5 are not taken over, nor
-is its schedule, laid out for eight times the steps that are taken: 8 % of them are a warm-up, and the rate hardly falls
-afterwards. The recipe is that of healing, with no decay and gradients of norm 1 at most. The highest rate is theirs,
-2e-4, at the width of their models, 4,096, and in inverse proportion at others (Yang, Hu and others 2022, arXiv
-2203.03466). The code compares the state behind the last layer, which the final norm has changed, with states that no
-norm has changed; here it is taken in front of the norm. Its other ways, a loss of the next token and two layers for a
-run, are not built. `sinks=apart` lets attention sinks weigh as a population of their own: where they arise inside the
-run, nearly all of the squares are theirs.
+Departures from the authors' code. It trains once, on some 66,000 documents in sequences of 2,048 tokens; here the run's
+calibration tokens are read several times, so that its figures are not this method's: more of them
+(--calibration-sequences) are what it wants. Batches of 128 sequences, a weight decay of 0.001 and gradients clipped to
+norm 5 are not taken over, nor is its schedule, laid out for eight times the steps that are taken: 8 % of them are a
+warm-up, and the rate hardly falls afterwards. The recipe is that of healing, with no decay and gradients of norm 1 at
+most. The highest rate is theirs, 2e-4, at the width of their models, 4,096, and in inverse proportion at others (Yang,
+Hu and others 2022, arXiv 2203.03466). The code compares the state behind the last layer, which the final norm has
+changed, with states that no norm has changed; here it is taken in front of the norm. Its other ways, a loss of the next
+token and two layers for a run, are not built. `sinks=apart` lets attention sinks weigh as a population of their own:
+where they arise inside the run, nearly all of the squares are theirs.
 
 Cost. A forward for the states between all layers, of all tokens, which are held; up to another one to the two ends of
 the run, and for each pass a forward and a backward pass of one layer. Memory holds its weights in float32, their
@@ -78,6 +78,7 @@ class LLMStreamline(Pruner):
     cost = "up to 2 forwards, and 16 forward and backward passes of one layer"
     holds = Holds(all_layers=1, layers=5, parks="all_layers")
     paper_ratio = "layers, by their number"
+    paper_reads = "about 66,000 documents of SlimPajama in sequences of 2,048 tokens"  # args.py
     look = Look("blue", "long", "p")
     tiny = "passes=2"
 

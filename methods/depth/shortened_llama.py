@@ -57,9 +57,10 @@ class ShortenedLlama(OneShot):
     keep_last: Layers = 0  # layers at the end that stay; the authors' code keeps 2
     tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
-    cost = "half a forward per layer"
+    cost = "half a forward over 1,280 tokens per layer"
     holds = Holds(all_layers=1.5, steps=2, logits=3)
     reuses = "statistics"
+    paper_reads = "10 x 128 tokens of BookCorpus"  # script/prune_llama2-7b_crit-*.sh
     look = Look("green", "solid", "o")
 
     def tokens_read(self, tokens: int) -> int:
@@ -94,9 +95,10 @@ class ShortenedLlamaTaylor(OneShot):
     tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
     looks_at = "gradients"
-    cost = "4 forwards"
+    cost = "4 forwards over 1,280 tokens"
     holds = Holds(all_layers=1, layers=1, logits=9)
     reuses = "statistics"
+    paper_reads = "10 x 128 tokens of BookCorpus"  # script/prune_llama2-7b_crit-*.sh
     look = Look("green", "dashed", "s")
 
     def tokens_read(self, tokens: int) -> int:

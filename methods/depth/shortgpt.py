@@ -1,7 +1,7 @@
 """Drop the layers that turn the hidden state least: ShortGPT.
 
 Men, Xu, Zhang, Wang, Lin, Lu, Han, Chen 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You
-Expect", arXiv 2403.03853. The authors have released no code.
+Expect", arXiv 2403.03853. Code: icip-cas/ShortGPT, of the authors' laboratory.
 
 The block influence of layer l compares what enters it with what leaves it:
 
@@ -12,8 +12,9 @@ more than it does. The n layers with the lowest influence go at once, and no inf
 the lower stays. One score for each layer of the dense model cannot know that two layers stand in for each other;
 methods/depth/sleb.py scores again after each removal.
 
-Departures from the paper. None: it averages over all positions and protects no layer, which is the default here.
-`token=last` compares the last token of each sequence alone, as some later work does.
+Departures from the authors' code. There what leaves the last layer is taken behind the final norm. As there, all
+positions count and no layer is protected. `token=last` compares the last token of each sequence alone, as some later
+work does.
 
 Measured. docs/studies/departures.md compares `token=last`, which ports use, with the default.
 """
@@ -44,6 +45,7 @@ class ShortGPT(OneShot):
     keep_first: Layers = 0  # layers at the front that stay
     keep_last: Layers = 0  # layers at the end that stay
 
+    paper_reads = "50 books of PG19 in sequences of 256 tokens"  # shortgpt/run_shortgpt.py
     look = Look("blue", "solid", "o")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:

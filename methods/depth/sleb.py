@@ -48,10 +48,11 @@ class SLEB(Pruner):
     keep_last: Layers = 1  # layers at the end that stay
     tokens: Tokens = 2048  # calibration tokens that are read
 
-    cost = "about L/2 forwards per layer removed"
+    cost = "about L/2 forwards over 2,048 tokens per layer removed"
     reuses = "removals"
     only_cuts = True
     paper_ratio = "layers, by their number"
+    paper_reads = "128 lines of WikiText-2 in sequences of 2,048 tokens"  # sleb.py, utils/data_utils.py
     look = Look("green", "mixed", "D")
     tiny = "tokens=96"
 

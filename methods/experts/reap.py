@@ -90,6 +90,7 @@ class LowestExperts(Pruner):
 class Reap(LowestExperts):
     """Remove the experts of least output where they are taken, weighed by the router (Lasby et al. 2025)."""
 
+    paper_reads = "1,024 x 2,048 tokens of evol-codealpaca-v1"  # experiments/pruning-cli.sh
     look = Look("blue", "mixed", "P")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:

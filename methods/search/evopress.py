@@ -74,6 +74,7 @@ class EvoPress(Pruner):
     only_cuts = True
     leaves = ("attentions", "mlps")
     paper_ratio = "attentions and MLPs, by their number"
+    paper_reads = "131,072 tokens of FineWeb-Edu in sequences of up to 8,192 tokens"  # run_drop_search.sh
     look = Look("purple", "mixed", "D")
     tiny = "generations=3,offspring=4,initial=6,tokens=48"
 

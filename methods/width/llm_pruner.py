@@ -99,12 +99,13 @@ class LLMPruner(WidthPruner):
     uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
 
     looks_at = "gradients"
-    cost = "4 forwards per step"
+    cost = "4 forwards over 10 x 64 tokens per step"
     holds = Holds(all_layers=1, layers=1, logits=9)
     only_cuts = True
     axes = ("heads", "channels")
     leaves = ("heads",)
     paper_ratio = "the heads and channels of the layers that are not protected"
+    paper_reads = "10 x 64 tokens of BookCorpus; 10 x 128 in the paper"  # hf_prune.py
     look = Look("sky", "solid", "o")
     tiny = "sequences=4,tokens=16"
 

@@ -99,6 +99,7 @@ class OBS(WidthPruner):
     axes = ("heads", "channels")
     leaves = ("equal widths",)
     paper_ratio = "the heads and channels"
+    paper_reads = "128 x 2,048 tokens of C4"  # README.md, opt_prune.py
     look = Look("orange", "dashed", "h")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:

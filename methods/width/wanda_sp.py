@@ -59,6 +59,7 @@ class WandaSP(WidthPruner):
     axes = ("heads", "channels")
     leaves = ("equal widths",)
     paper_ratio = "the decoder"
+    paper_reads = "128 x 128 tokens of C4"  # lib/prune.py, main.py
     look = Look("sky", "dotted", "^")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
