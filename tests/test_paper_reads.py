@@ -18,7 +18,7 @@ SHAPE = re.compile(
     rf"(?:; {NUMBER}(?: x {NUMBER})? (?:in|for) [a-z ]+)?"
 )
 NOT_STATED = {
-    "angular": "the authors released no code, and no number was found in what their paper says",
+    "angular": "the authors released no code, and their paper names no number",
     "magnitude": "the paper is one of initialisation, without code, and names no number of sequences that was found",
     "expert-norm": "the paper names C4, and no number that was found",
     "expert-frequency": "a control without a paper of its own",
