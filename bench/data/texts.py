@@ -2,7 +2,7 @@
 
 A text is one of bench.data.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or
 hub:DATASET[:CONFIG[:SPLIT]], a dataset of the hub with a column `text` (a document per row, split `test` if none is
-named).
+named). A calibration is a text, or a mixture of several (bench.data.mixture).
 
 Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is named on both sides, is
 halved. Repeated documents are dropped. Those at even positions are for calibration, and those at odd ones for
@@ -14,11 +14,11 @@ Where a tokenizer itself begins a text with its BOS token, so does every sequenc
 
 Two texts of different names may still be one: a copy or a part of the other, or the same dataset from another place.
 A compensation would then be tested on its own calibration, so `refuse_shared` compares them. It compares the sequences
-that are fitted and the windows that are scored, as characters without white space, so that tokens, line breaks and the
-order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so, is always found, one below
-PASSAGE never: licences and set phrases are not contamination. Where windows are drawn and hold less than two such
-passages, half a window is looked for, but no less than FEWEST characters. Of the default texts, a passage of C4 and one
-of Wikipedia have at most nine tokens in common.
+that are fitted, those of each text of a mixture, and the windows that are scored. It compares them as characters
+without white space, so that tokens, line breaks and the order of documents do not matter. A passage of PASSAGE + STEP
+characters, sixty words or so, is always found, one below PASSAGE never: licences and set phrases are not contamination.
+Where windows are drawn and hold less than two such passages, half a window is looked for, but no less than FEWEST
+characters. Of the texts that ship, none has a passage of another.
 
 Before a data set of the hub is read, the user learns how large it is.
 
@@ -35,10 +35,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
+from bench.data.mixture import rows_of_texts, texts_of_calibration
 from methods.console import say
 from methods.errors import UserError, first_line_of
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 
 SEPARATOR = "\n\n"
+SEPARATORS = {"c4": "\n", "stories": "<|endoftext|>"}  # between the documents of a file, where a mark stands there
 BATCH = 64  # documents that are tokenised together
 LONGEST = 16  # characters per token that no text has on average
 REACH = 2048  # windows at the beginning of a text among which is drawn; no more of a long text need be tokenised
@@ -83,6 +86,12 @@ class EvaluationText:
     drawn: bool
 
 
+def check_calibration(calibration: str) -> None:
+    """Refuse a calibration with a text that cannot be read, before any work. Raises UserError as `check_text`."""
+    for text in texts_of_calibration(calibration):
+        check_text(text)
+
+
 def check_text(text: str) -> None:
     """Refuse a text that cannot be read, before any work. Raises UserError, which lists the known ones."""
     if text in assets.TEXTS:
@@ -96,14 +105,26 @@ def check_text(text: str) -> None:
         raise UserError(f"no text {text!r}; {hint}give {names}, a UTF-8 file or hub:DATASET[:CONFIG[:SPLIT]]")
 
 
-def make_calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
+def make_calibration(tokenizer: Any, calibration: str, sequences: int, length: int, seed: int) -> Calibration:
     """Return N = `sequences` of T = `length` tokens from the calibration documents, in an order drawn with `seed`.
 
-    Raises UserError when the text is too short.
+    Of a mixture each text has its own draw with the seed, as long as its share is. Raises UserError when a text is too
+    short.
     """
     import torch
 
     from methods.model.calibration import Calibration
+
+    ids = torch.empty(sequences, length, dtype=torch.long)
+    for text, rows in rows_of_texts(calibration, sequences).items():
+        ids[rows] = _draw_sequences(tokenizer, text, len(rows), length, seed)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return Calibration(ids=ids, mask=mask, source=calibration, seed=seed, sha256=_sha256(ids, mask))
+
+
+def _draw_sequences(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> torch.Tensor:
+    """Return (N, T) token ids from the calibration documents of one text."""
+    import torch
 
     documents, _ = split_halves(text)
     random.Random(seed).shuffle(documents)
@@ -116,14 +137,12 @@ def make_calibration(tokenizer: Any, text: str, sequences: int, length: int, see
             f"{sequences} x {content} = {sequences * content} were asked for"
         )
     block = torch.tensor(tokens[: sequences * content]).view(sequences, content)
-    ids = torch.cat([torch.tensor(bos, dtype=torch.long).expand(sequences, -1), block], dim=1)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    return Calibration(ids=ids, mask=mask, source=text, seed=seed, sha256=_sha256(ids, mask))
+    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(sequences, -1), block], dim=1)
 
 
 def is_whole(text: str, calibration: str) -> bool:
-    """Say whether `text` is evaluated whole: it is none of assets.TEXTS, and not the text of the calibration."""
-    return text not in assets.TEXTS and not is_same_text(text, calibration)
+    """Say whether `text` is evaluated whole: it is none of assets.TEXTS, and no text of the calibration."""
+    return text not in assets.TEXTS and not any(is_same_text(text, each) for each in texts_of_calibration(calibration))
 
 
 def is_same_text(first: str, second: str) -> bool:
@@ -300,11 +319,14 @@ def _content(text: str) -> str:
 
 
 def _split(text: str, content: str) -> list[str]:
-    """Return articles of `wiki` between <doc ...> tags, lines of `c4`, or paragraphs of any other text."""
+    """Return the documents of a text: articles of `wiki`, lines of `c4`, and so on; paragraphs of any other text."""
     if text == "wiki":
         return re.findall(r"<doc [^>]*>(.*?)</doc>", content, flags=re.DOTALL)
-    if text == "c4":
-        return content.split("\n")
+    if text in assets.FIRST_LINES:
+        lines, starts = content.split("\n"), [line - 1 for line in assets.FIRST_LINES[text]]
+        return ["\n".join(lines[start:end]) for start, end in pairwise([*starts, len(lines)])]
+    if text in SEPARATORS:
+        return content.split(SEPARATORS[text])
     return re.split(r"\n\s*\n", content)
 
 
@@ -338,26 +360,32 @@ STEP = 64  # from passage to passage
 
 
 def refuse_shared(tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterable[EvaluationText], fitted: str) -> None:
-    """Raise UserError where a passage of ids (N, T), sequences of the text `source`, is evaluated in another text.
+    """Raise UserError where a passage of ids (N, T), the sequences of `source`, is evaluated in another text.
 
+    source  a text or a mixture. Of a mixture the sequences of each text are compared with all texts but this one
     fitted  what is done to it: "calibrated on", "trained on"
     """
-    bare = ""
-    for text in texts:
-        if is_same_text(source, text.text):
-            continue
-        bare = bare or _bare(tokenizer, ids)
-        held_out = _bare(tokenizer, text.ids[_once(text.scored)])
-        half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
-        size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
-        passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
-        contained = _find_passages(passages, held_out, size)
-        count = sum(passage in contained for passage in passages)
-        if count:
-            raise UserError(
-                f"{source}, which is {fitted}, is in part the text {text.text}, which is evaluated: {count} of "
-                f"{len(passages)} passages stand there; give another text, or one name for both, which is then halved"
-            )
+    evaluated = list(texts)
+    for text, rows in rows_of_texts(source, len(ids)).items():
+        foreign = [each for each in evaluated if not is_same_text(text, each.text)]
+        bare = _bare(tokenizer, ids[rows]) if foreign else ""
+        for each in foreign:
+            _refuse_shared_passages(tokenizer, bare, text, each, fitted)
+
+
+def _refuse_shared_passages(tokenizer: Any, bare: str, source: str, text: EvaluationText, fitted: str) -> None:
+    """Raise UserError where a passage of `bare`, what is read of the text `source`, is evaluated in another text."""
+    held_out = _bare(tokenizer, text.ids[_once(text.scored)])
+    half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
+    size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
+    passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
+    contained = _find_passages(passages, held_out, size)
+    count = sum(passage in contained for passage in passages)
+    if count:
+        raise UserError(
+            f"{source}, which is {fitted}, is in part the text {text.text}, which is evaluated: {count} of "
+            f"{len(passages)} passages stand there; give another text, or one name for both, which is then halved"
+        )
 
 
 def _find_passages(passages: Iterable[str], held_out: str, size: int) -> set[str]:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from bench.data import pretrained, texts
+from bench.data.mixture import texts_of_calibration
 from bench.export.formats import GGUF, HF
 from bench.inference import llama_cpp
 from bench.plan.protocol import AUTO, QUANTISED, name_of_text
@@ -228,7 +229,7 @@ def check_engine(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
 
     protocol = record.cell.protocol
     tokenizer = _tokenizer(record, trust, wish.dtype)
-    text, windows = [*protocol.texts, protocol.calibration][0], None
+    text, windows = [*protocol.texts, *texts_of_calibration(protocol.calibration)][0], None
     for count in (engine_check.WINDOWS, 1):  # a text may be too short for several
         try:
             trust.refuse_text(text)

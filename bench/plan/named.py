@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.data import pretrained, task_loading, task_sources, texts
+from bench.data.mixture import texts_of_calibration
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
@@ -25,7 +26,8 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
     local = task_sources.parse_task_data(spec.task_data)
     task_loading.refuse_unknown(task_loading.split_groups(first.tasks, local), local)
     healed_on = [spec.healing.text] if spec.healing else []
-    for text in dict.fromkeys([*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]):
+    calibrated_on = [text for protocol, _ in protocols for text in texts_of_calibration(protocol.calibration)]
+    for text in dict.fromkeys([*first.texts, *calibrated_on, *healed_on]):
         if not text.startswith("hub:"):
             texts.check_text(text)
     for model in spec.models:

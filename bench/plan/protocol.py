@@ -26,6 +26,7 @@ from urllib.parse import quote
 
 from annotated_types import MinLen
 
+from bench.data.mixture import rows_of_texts
 from bench.data.task_sources import QUICK_TASKS
 from bench.plan.fields import check_fields, option
 from bench.plan.kinds import (
@@ -159,6 +160,7 @@ MIN_ROUNDS = 6  # the fewest with a signed-rank interval of 95 % (bench.stats.in
 
 DTYPES = "auto (the base's), float32, bfloat16, float16"
 ALL = "0 (for all) or positive"
+CALIBRATION = "text that methods look at, or a mixture as in c4:0.5,wiki:0.3,code:0.2; several sweep"
 SWEEP = "0 for no sweep, or the largest batch of one"
 FIRST = "from the start of a text, and not drawn from it"
 SHOTS = "a number of examples, or 0"
@@ -201,9 +203,7 @@ class Protocol:
     windows_drawn: Annotated[bool, Meaning("whether they are drawn from the text; else they are the first ones")] = (
         measure_option(True, FIRST, flag="first-windows")
     )
-    calibration: Annotated[Name, Meaning("text that methods look at")] = measure_option(
-        "c4", "text that methods look at; several sweep", "LIST"
-    )
+    calibration: Annotated[Name, Meaning("text that methods look at")] = measure_option("c4", CALIBRATION, "LIST")
     calibration_sequences: Annotated[Positive, Meaning("of that text")] = measure_option(
         16, "how many; several sweep", "LIST", least=1
     )
@@ -269,6 +269,7 @@ class Protocol:
         check_fields(self)
         if self.stride > self.window:
             raise UserError(f"--stride lies between 1 and the window, {self.window}; got {self.stride}")
+        rows_of_texts(self.calibration, self.calibration_sequences)  # refuses too few for a mixture
         names = [name_of_text(text) for text in self.texts]
         if doubled := [text for text in self.texts if names.count(name_of_text(text)) > 1]:
             raise UserError(f"{' and '.join(doubled)} share a name, by which samples are kept; rename one of them")

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from bench.data.mixture import split_calibrations
 from bench.plan.cell import to_slug
 from bench.plan.fields import (
     MethodChoice,
@@ -410,8 +411,8 @@ def parse_tokens(word: str) -> int:
 
 
 def values_of_field(name: str, given: Any) -> tuple[Any, ...]:
-    """Return the values of a field that sweeps. A file's name may hold commas."""
-    values = (given,) if isinstance(given, str) and Path(given).is_file() else split_list(given)
+    """Return the values of a field that sweeps. Raises UserError for none, and for shares of no mixture."""
+    values = split_calibrations(given) if name == "calibration" else split_list(given)
     if not values:
         raise UserError(f"--{name.replace('_', '-')} is given nothing; name one value or several, as in 1,2")
     return values

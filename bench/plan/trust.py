@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import assets, task_loading
+from bench.data.mixture import texts_of_calibration
 from bench.data.task_sources import OFFLINE
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
@@ -37,8 +38,8 @@ class Trust:
     @classmethod
     def of_run(cls, spec: RunSpec, folder: Path) -> Trust:
         """Return the trust of a run in the records of its folder: they may name what its own flags name."""
-        calibrations = [protocol.calibration for protocol, _ in spec.protocols()]
-        return cls(folder, spec.trust_remote_code, (*spec.models, *calibrations))
+        names = [text for protocol, _ in spec.protocols() for text in texts_of_calibration(protocol.calibration)]
+        return cls(folder, spec.trust_remote_code, (*spec.models, *names))
 
     def refuse(self, cell: Cell, *, measured: bool = False) -> None:
         """Raise UserError where the `cell` of a record names what the user does not; no such thing is opened before.
@@ -88,7 +89,8 @@ def _names_of_cell(cell: Cell, measured: bool) -> Iterator[tuple[str, str]]:
     """Yield what a cell names, each with its kind."""
     protocol = cell.protocol
     yield "model", cell.model
-    yield "text", protocol.calibration
+    for text in texts_of_calibration(protocol.calibration):
+        yield "text", text
     if not measured:
         return
     for text in protocol.texts:

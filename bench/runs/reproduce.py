@@ -48,7 +48,8 @@ def find_measurable_cells(run: Path, names: Iterable[str], trust: Trust) -> dict
             trust.refuse(record.cell, measured=True)
             cell = cell_of(record)
             pretrained.check(cell.model, cell.trust_remote_code)
-            for text in (cell.protocol.calibration, *cell.protocol.texts):
+            texts.check_calibration(cell.protocol.calibration)
+            for text in cell.protocol.texts:
                 texts.check_text(text)
     return chosen
 
@@ -121,7 +122,7 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     pretrained.check(cell.model, own_code)
     if pretrained.sha256_of_weights(cell.model) != measured.weights_sha256:
         raise UserError(f"{cell.model} is not the model of the record: the sha256 of its weights differs")
-    texts.check_text(protocol.calibration)
+    texts.check_calibration(protocol.calibration)
     on = pretrained.resolve_device(cell.device if device == "auto" else device)
     tokenizer = pretrained.load_tokenizer(cell.model, own_code)
     sizes = (protocol.calibration_sequences, protocol.calibration_length)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bench.data import pretrained
+from bench.data.mixture import shares_of_calibration
 from bench.plan.cell import Cell
 from bench.plan.kinds import to_plain
 from bench.records.measured import Measured, SavedModel
@@ -115,7 +116,10 @@ def _without_path(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(text: str) -> str:
-    """Return the name of a text; of a file without its folder."""
+    """Return the name of a text or of a mixture; of a file without its folder."""
+    shares = shares_of_calibration(text)
+    if len(shares) > 1:
+        return ",".join(str(each._replace(text=_name(each.text))) for each in shares)
     return Path(text).name if Path(text).is_file() else text
 
 

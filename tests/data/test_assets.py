@@ -254,6 +254,8 @@ def test_every_offer_has_an_asset_with_package_and_licence():
         assert all(len(sum_) == 64 for sum_ in (asset.sha256, *(wheel.sha256 for wheel in asset.wheels)))
         assert len({wheel.requirement for wheel in asset.wheels}) == len(asset.wheels)
         assert asset.joined is not None or len(asset.wheels) == 1
+    later = {offer.file for offer in assets.TEXTS.values()} - {"wiki.utf8", "c4.utf8"}
+    assert later == set(assets.ASSETS["text"].holds), "a folder that was kept without them is fetched again"
 
 
 @pytest.fixture

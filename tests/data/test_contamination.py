@@ -193,10 +193,14 @@ def test_the_texts_that_ship_share_no_passage(calibration):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(assets.fetch_model("smollm2-135m"))
-    block = text_data.make_calibration(tokenizer, calibration, 160, 256, 0)
+    sequences = {"technical": 76, "stories": 121, "code": 147}.get(calibration, 160)
+    block = text_data.make_calibration(tokenizer, calibration, sequences, 256, 0)
     texts = [text_data.make_evaluation_text(tokenizer, text, 512, 512, 0) for text in assets.TEXTS]
     refuse_shared(tokenizer, block.ids, block.source, texts, "calibrated on")
     even, odd = text_data.split_halves(calibration)
     evaluated = text_data.SEPARATOR.join(odd)
     assert not [one for one in even if len(one) >= text_data.SHORTEST and one in evaluated]
-    assert len(odd) == {"wiki": 1174, "c4": 55}[calibration]
+    assert (
+        len(odd)
+        == {"wiki": 1174, "c4": 55, "code": 27, "technical": 6, "multilingual": 57, "stories": 158}[calibration]
+    )

@@ -98,7 +98,28 @@ def test_the_sides_of_the_known_texts_are_disjoint_and_alike_in_size(text):
 def test_the_known_texts_begin_as_they_should():
     assert texts._documents("wiki")[0].startswith("2007 European Parliament election in Romania\n\nRomania elected")
     assert texts._documents("c4")[0].startswith("Restore from larger disk to smaller disk | MacRumors Forums")
-    assert (len(texts._documents("wiki")), len(texts._documents("c4"))) == (2349, 113)
+    assert texts._documents("stories")[1].startswith("Once upon a time, there was a little car named Beep.")
+    counts = {"wiki": 2349, "c4": 113, "code": 56, "technical": 13, "multilingual": 117, "stories": 317}
+    assert {text: len(texts._documents(text)) for text in assets.TEXTS} == counts
+    for text, count in counts.items():
+        assert f"{count:,} " in assets.TEXTS[text].description
+
+
+@pytest.mark.default_model
+@pytest.mark.parametrize("text", assets.FIRST_LINES)
+def test_documents_without_a_mark_between_them_are_whole_paragraphs(text):
+    """Each begins behind a blank line, or in `multilingual` with a line that is a text of its own."""
+    lines = assets.fetch_text(text).read_text(encoding="utf-8").split("\n")
+    for first in assets.FIRST_LINES[text][1:]:
+        assert lines[first - 1].strip()
+        assert text == "multilingual" or not lines[first - 2].strip() or lines[first - 1].startswith("module j")
+    beginnings = {
+        "code": ("class PromptFormat:", "To understand this example, you should"),
+        "technical": ("Philosophy of mind is a branch", "VBScript ("),
+        "multilingual": ("Het zonnestelsel is het planetenstelsel", "Die Sonnestelsel bestaan"),
+    }
+    for beginning in beginnings[text]:
+        assert any(document.startswith(beginning) for document in texts._documents(text))
 
 
 def test_calibration_is_the_same_for_the_same_seed(file):
@@ -220,7 +241,9 @@ def test_a_tokenizer_without_offsets_is_refused(file):
 def test_check_names_what_is_known(file):
     for text in (*assets.TEXTS, file):
         texts.check_text(text)
-    with pytest.raises(UserError, match=r"no text 'wikki'; did you mean wiki\? give wiki, c4, a UTF-8 file or hub:"):
+    with pytest.raises(
+        UserError, match=r"no text 'wikki'; did you mean wiki\? give wiki, c4, code, .* a UTF-8 file or hub:"
+    ):
         texts.check_text("wikki")
     with pytest.raises(UserError, match="no text"):
         texts.check_text("nowhere.txt")
