@@ -337,7 +337,7 @@ class Norm:
         norm: Any = layer.post_norm(which)
         return cls(norm.weight.detach().to(layer.device).double() + layer.family.gain_offset, epsilon_of(norm))
 
-    def put_behind(self, layer: Layer, which: int) -> None:
+    def write_gains(self, layer: Layer, which: int) -> None:
         """Give the norm of a layer these gains."""
         norm: Any = layer.post_norm(which)
         old = norm.weight

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
 CONDITIONS = (
-    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run on one core of two of an "
-    "{cpu} with AMX where no other is named, most with other work on the other core; the memory is that of the process "
+    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run. It had one core of two of "
+    "an {cpu} with AMX where no other is named; the other core was mostly at work. The memory is that of the process "
     "in no file, with the model. A method without such a line was not measured so"
 )
 WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", "formats")
@@ -229,8 +229,9 @@ def add_doctor(commands: Any) -> None:
         help="say whether this machine gives right numbers",
         description=(
             "Look at this machine: its speed, every method on a tiny model beside stored results, the scorer beside "
-            "lm-eval's, a model timed against itself, saved models, and on a GPU its memory and its copies. Prints one "
-            "table; the exit code is 1 where something is wrong. Nothing is fetched, and nothing is left behind."
+            "lm-eval's, a model timed against itself, and saved models. On a GPU look at its memory and its copies "
+            "too. Prints one table; the exit code is 1 where something is wrong. Nothing is fetched, and nothing is "
+            "left behind."
         ),
     )
     doctor.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")

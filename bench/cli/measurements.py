@@ -86,10 +86,10 @@ def add_serve_speed(commands: Any) -> None:
     command = commands.add_parser(
         "serve-speed",
         help="time the models of a run in an inference engine",
-        description="Export each model of a run in several types of weights, hold what the engine computes against "
-        "this suite, and have the engine score a text and be timed, in turns with the dense model. The table is the "
-        "one of `report RUN --view served`; the same command goes on where it stopped, "
-        "and another one adds its rows.",
+        description="Export each model of a run in several types of weights, and compare what the engine computes with "
+        "what this suite computes. Then have the engine score a text, and time it in turns with the dense model. The "
+        "table is the one of `report RUN --view served`; the same command goes on where it stopped, and another one "
+        "adds its rows.",
     )
     command.add_argument("run", type=Path, metavar="RUN", help="a run folder, whose served.jsonl is written")
     command.add_argument("cells", nargs="*", metavar="CELL", help="keys or labels; by default all cells with a model")

@@ -29,7 +29,7 @@ from bench.records.sample_tables import (
     CELL,
     read_packed_tables,
     read_table,
-    refuse_other_figures,
+    refuse_rows_of_other_values,
     refuse_unfit,
     sha256_of_rows,
 )
@@ -267,7 +267,7 @@ def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any
             tables[line.key, name] = table = files[name][line.key]
             refuse_other_rows(path, line.key, table, line.rows)
             if isinstance(line.record, Record):
-                refuse_other_figures(f"{path}: {line.key}", name, table, line.record.measured)
+                refuse_rows_of_other_values(f"{path}: {line.key}", name, table, line.record.measured)
     return tables
 
 

@@ -117,7 +117,7 @@ def refuse_unfit_file(path: Path, measured: Measured) -> None:
     """Raise InvalidRecord if a file of samples has another hash than the record says, or gives other values."""
     refuse_other_file(path, measured)
     table = read_table(path, columns_of_figures(path.stem, measured))
-    refuse_other_figures(str(path), path.stem, table, measured)
+    refuse_rows_of_other_values(str(path), path.stem, table, measured)
 
 
 def refuse_other_file(path: Path, measured: Measured) -> None:
@@ -148,7 +148,7 @@ def sha256_of_samples(path: Path) -> str:
         raise InvalidRecord(f"{path} cannot be read: {first_line_of(error)}") from None
 
 
-def refuse_other_figures(where: str, name: str, table: Any, measured: Measured) -> None:
+def refuse_rows_of_other_values(where: str, name: str, table: Any, measured: Measured) -> None:
     """Raise InvalidRecord unless a record's values follow from its rows.
 
     where  the file and cell of the rows; the message begins with it

@@ -22,7 +22,7 @@ from bench.records.sample_tables import (
     is_finite_throughout,
     read_packed_tables,
     read_table,
-    refuse_other_figures,
+    refuse_rows_of_other_values,
     refuse_unfit_file,
     require_columns,
 )
@@ -100,7 +100,7 @@ class SampleFiles:
             if run not in self._rows:
                 self._rows[run] = packed_run.rows_of_cells(run)
             packed_run.refuse_other_rows(packed, folder.name, table, self._rows[run].get(folder.name, {}))
-            refuse_other_figures(f"{packed}: {folder.name}", name, table, record.measured)
+            refuse_rows_of_other_values(f"{packed}: {folder.name}", name, table, record.measured)
             self._fitting.add(folder / name)
         return table.select([column for column in table.column_names if not columns or column in columns])
 

@@ -207,7 +207,7 @@ def lock_served(run: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineAsked:
+class EngineProtocol:
     """Says what an inference engine was asked, of every model alike."""
 
     SOURCE: ClassVar[str] = "bench.plan.protocol"
@@ -310,7 +310,7 @@ class ServedLayout:
     key: Name = declare_field("of the cell whose model it is")
     type: Name = declare_field("of its matrices in the file: float32, bfloat16, float16, q8_0 or q4_0")
     base: Name = declare_field("type of the dense model that it was timed beside")
-    protocol: EngineAsked = declare_field("how the engine was asked")
+    protocol: EngineProtocol = declare_field("how the engine was asked")
     model: ModelServed = declare_field("which it is")
     status: Annotated[str, OneOf(SERVED_STATUSES)] = declare_field(
         "unsupported: no format of the engine holds the model; error: the model is not made again, or a check did not "

@@ -84,11 +84,11 @@ def _listen_for_signals(more: str, leave: Leave | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
-    heard, wakeup = os.pipe()
+    read_end, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     with _raise_signals() as handled:
-        threading.Thread(target=_listen, args=(heard, handled, more, leave), daemon=True).start()
+        threading.Thread(target=_listen, args=(read_end, handled, more, leave), daemon=True).start()
         try:
             yield
         finally:
@@ -151,15 +151,15 @@ def _end_processes() -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _listen(heard: int, handled: frozenset[int], more: str, leave: Leave | None) -> None:
+def _listen(read_end: int, handled: frozenset[int], more: str, leave: Leave | None) -> None:
     """End the process GRACE seconds after a first signal, at once after a second; return when the pipe is closed."""
     first, since = 0, 0.0
     while True:
         seconds = max(0.0, since + GRACE - time.monotonic()) if first else None
-        ready, _, _ = select.select([heard], [], [], seconds)
-        signals = os.read(heard, 64) if ready else b""
+        ready, _, _ = select.select([read_end], [], [], seconds)
+        signals = os.read(read_end, 64) if ready else b""
         if ready and not signals:
-            os.close(heard)
+            os.close(read_end)
             return
         came = [number for number in signals if number in handled]
         if first and (not ready or (came and time.monotonic() - since > AT_ONCE)):

@@ -114,7 +114,7 @@ class ReplaceMe(Compensation):
         fitted_map, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
         scale = norm.g / norm.divisor  # of each channel that the matrix gives, in what T was fitted to
         fold_map(layer.down if layer.has_mlp else layer.out, scale[:, None] * fitted_map.W)
-        fitted_map.norm.put_behind(layer, which)
+        fitted_map.norm.write_gains(layer, which)
         return Repair(lambda each: each.y - each.n + fitted_map(norm.undo(each.n)), fitted=fitted)
 
 

@@ -81,7 +81,7 @@ class Scale(Compensation):
                 for which, matrix in outputs_of_layer(layer):
                     if layer.family.post_norms:
                         norm = Norm.behind(layer, which)
-                        Norm(norm.g / c, norm.epsilon).put_behind(layer, which)
+                        Norm(norm.g / c, norm.epsilon).write_gains(layer, which)
                     else:
                         divide_output(matrix, c)
             return Repair(lambda each: each.y, gain=factors[-1])

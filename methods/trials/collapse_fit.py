@@ -184,7 +184,7 @@ class Collapse:
         old, norm = whole.down.weight, Norm.behind(whole, 1)
         fitted_map, fitted = fit_normed(rows, self.how.ridge, old.T, self.how.sinks, norm)
         layer.down.weight = nn.Parameter(fitted_map.W.T.to(old.dtype).contiguous(), old.requires_grad)
-        fitted_map.norm.put_behind(layer, 1)
+        fitted_map.norm.write_gains(layer, 1)
         layer.settle()
         added = (layer.post_norm(1)(layer.down(step.channels)) for step in steps)
         after = [self.wait(rest + addition) for addition, rest in zip(added, rests, strict=True)]

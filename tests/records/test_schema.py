@@ -357,7 +357,7 @@ def test_the_models_have_the_fields_of_what_is_asked():
     def names(owner: Any, but: str = "") -> set[str]:
         return {field.name for field in fields(owner)} - {but}
 
-    assert names(served.EngineAsked) == names(ServedProtocol, "types") | {"version", "threads"}
+    assert names(served.EngineProtocol) == names(ServedProtocol, "types") | {"version", "threads"}
 
 
 def test_a_cell_of_a_record_has_the_fields_of_a_cell_and_its_names():
