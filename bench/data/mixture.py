@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from methods.errors import UserError
 
+QUESTIONS = "task:"  # in front of a task whose questions are a text
 FORM = "as in c4:0.5,wiki:0.3,code:0.2"
 ITEM = re.compile(r"(?P<text>.+):(?P<share>[+-]?\d*\.?\d+)", re.DOTALL)
 
@@ -129,3 +130,8 @@ def rows_of_texts(calibration: str, sequences: int) -> dict[str, list[int]]:
             "--calibration-sequences, or a larger share"
         )
     return rows
+
+
+def task_of_text(text: str) -> str | None:
+    """Return the task whose questions a text is made of: 'piqa' of task:piqa; None for any other text."""
+    return text.removeprefix(QUESTIONS) or None if text.startswith(QUESTIONS) else None

@@ -2,7 +2,8 @@
 
 A text is one of bench.data.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or
 hub:DATASET[:CONFIG[:SPLIT]], a dataset of the hub with a column `text` (a document per row, split `test` if none is
-named). A calibration is a text, or a mixture of several (bench.data.mixture).
+named). A calibration is a text, or a mixture of several (bench.data.mixture). It may also read the
+questions of a task (bench.data.questions).
 
 Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is named on both sides, is
 halved. Repeated documents are dropped. Those at even positions are for calibration, and those at odd ones for
@@ -39,8 +40,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets
-from bench.data.mixture import rows_of_texts, texts_of_calibration
+from bench.data import assets, task_loading
+from bench.data.mixture import QUESTIONS, rows_of_texts, task_of_text, texts_of_calibration
+from bench.data.task_sources import GROUPS
 from methods.console import say
 from methods.errors import UserError, first_line_of
 
@@ -86,18 +88,29 @@ class EvaluationText:
     drawn: bool
 
 
-def check_calibration(calibration: str) -> None:
-    """Refuse a calibration with a text that cannot be read, before any work. Raises UserError as `check_text`."""
-    for text in texts_of_calibration(calibration):
-        check_text(text)
+def check_calibrations(calibrations: Iterable[str], *, ask_hub: bool = True) -> None:
+    """Refuse calibrations with a text that cannot be had, before any work, as `check_text` does. Raises UserError."""
+    for text in dict.fromkeys(text for calibration in calibrations for text in texts_of_calibration(calibration)):
+        if task := task_of_text(text):
+            task_loading.refuse_unknown(GROUPS.get(task, (task,)))
+        elif text == QUESTIONS:
+            raise UserError(f"{text} is written with a task behind it, as in {text}piqa; see `list tasks`")
+        else:
+            check_text(text, ask_hub=ask_hub)
 
 
-def check_text(text: str) -> None:
-    """Refuse a text that cannot be read, before any work. Raises UserError, which lists the known ones."""
+def check_text(text: str, *, ask_hub: bool = True) -> None:
+    """Refuse a text that cannot be read, before any work. Raises UserError, which lists the known ones.
+
+    ask_hub  whether a text of the hub is looked for there
+    """
     if text in assets.TEXTS:
         return
+    if task_of_text(text):
+        raise UserError(f"{text} is for --calibration alone; give {', '.join(assets.TEXTS)} or a UTF-8 file")
     if text.startswith("hub:"):
-        check_hub_text(text)
+        if ask_hub:
+            check_hub_text(text)
     elif not _is_readable(Path(text)):
         near = difflib.get_close_matches(text, assets.TEXTS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -105,8 +118,15 @@ def check_text(text: str) -> None:
         raise UserError(f"no text {text!r}; {hint}give {names}, a UTF-8 file or hub:DATASET[:CONFIG[:SPLIT]]")
 
 
-def make_calibration(tokenizer: Any, calibration: str, sequences: int, length: int, seed: int) -> Calibration:
+Draw = Callable[[str, int], "torch.Tensor"]  # (text, N) -> (N, T) token ids
+
+
+def make_calibration(
+    tokenizer: Any, calibration: str, sequences: int, length: int, seed: int, *, draw: Draw | None = None
+) -> Calibration:
     """Return N = `sequences` of T = `length` tokens from the calibration documents, in an order drawn with `seed`.
+
+    draw  returns the sequences of a text; None: `draw_sequences`
 
     Of a mixture each text has its own draw with the seed, as long as its share is. Raises UserError when a text is too
     short.
@@ -115,27 +135,45 @@ def make_calibration(tokenizer: Any, calibration: str, sequences: int, length: i
 
     from methods.model.calibration import Calibration
 
+    draw = draw or functools.partial(draw_sequences, tokenizer, length=length, seed=seed)
     ids = torch.empty(sequences, length, dtype=torch.long)
     for text, rows in rows_of_texts(calibration, sequences).items():
-        ids[rows] = _draw_sequences(tokenizer, text, len(rows), length, seed)
+        ids[rows] = draw(text, len(rows))
     mask = torch.ones_like(ids, dtype=torch.bool)
     return Calibration(ids=ids, mask=mask, source=calibration, seed=seed, sha256=_sha256(ids, mask))
 
 
-def _draw_sequences(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> torch.Tensor:
-    """Return (N, T) token ids from the calibration documents of one text."""
-    import torch
+def draw_sequences(tokenizer: Any, text: str, sequences: int, *, length: int, seed: int) -> torch.Tensor:
+    """Return (N, T) token ids from the calibration half of a text. Raises UserError when it is too short."""
+    return pack_documents(tokenizer, text, split_halves(text)[0], sequences, length=length, seed=seed)
 
-    documents, _ = split_halves(text)
-    random.Random(seed).shuffle(documents)
-    bos = _bos(tokenizer)
-    content = length - len(bos)
-    tokens, _, _ = _tokenise(tokenizer, _with_separators(documents), sequences * content)
+
+def pack_documents(
+    tokenizer: Any, text: str, documents: Iterable[str], sequences: int, *, length: int, seed: int
+) -> torch.Tensor:
+    """Return (N, T) token ids from documents of a text, in an order drawn with `seed`, one behind the other.
+
+    Raises UserError when they are too short.
+    """
+    ordered = list(documents)
+    random.Random(seed).shuffle(ordered)
+    content = length - len(find_bos(tokenizer))
+    tokens, _, _ = _tokenise(tokenizer, _with_separators(ordered), sequences * content)
     if len(tokens) < sequences * content:
+        which = "in questions that are not scored" if text.startswith(QUESTIONS) else "(every second document)"
         raise UserError(
-            f"text {text} has {len(tokens)} tokens for calibration (every second document), but "
+            f"text {text} has {len(tokens)} tokens for calibration {which}, but "
             f"{sequences} x {content} = {sequences * content} were asked for"
         )
+    return cut_into_sequences(tokenizer, tokens, sequences, length)
+
+
+def cut_into_sequences(tokenizer: Any, tokens: list[int], sequences: int, length: int) -> torch.Tensor:
+    """Return (N, T) ids: the first tokens, of which there are enough, behind the BOS token where there is one."""
+    import torch
+
+    bos = find_bos(tokenizer)
+    content = length - len(bos)
     block = torch.tensor(tokens[: sequences * content]).view(sequences, content)
     return torch.cat([torch.tensor(bos, dtype=torch.long).expand(sequences, -1), block], dim=1)
 
@@ -168,7 +206,7 @@ def make_evaluation_text(
     """
     import torch
 
-    bos = _bos(tokenizer)
+    bos = find_bos(tokenizer)
     content = window - len(bos)
     stride = min(stride, content)
     drawn = drawn and windows > 0
@@ -219,7 +257,7 @@ def _sha256(ids: torch.Tensor, mask: torch.Tensor) -> str:
     return hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
 
 
-def _bos(tokenizer: Any) -> list[int]:
+def find_bos(tokenizer: Any) -> list[int]:
     """Return [BOS token] if the tokenizer itself begins a text with it, else []."""
     first = tokenizer("a")["input_ids"][0]
     return [first] if first == tokenizer.bos_token_id else []
@@ -368,14 +406,14 @@ def refuse_shared(tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterabl
     evaluated = list(texts)
     for text, rows in rows_of_texts(source, len(ids)).items():
         foreign = [each for each in evaluated if not is_same_text(text, each.text)]
-        bare = _bare(tokenizer, ids[rows]) if foreign else ""
+        bare = text_without_spaces(tokenizer, ids[rows]) if foreign else ""
         for each in foreign:
             _refuse_shared_passages(tokenizer, bare, text, each, fitted)
 
 
 def _refuse_shared_passages(tokenizer: Any, bare: str, source: str, text: EvaluationText, fitted: str) -> None:
     """Raise UserError where a passage of `bare`, what is read of the text `source`, is evaluated in another text."""
-    held_out = _bare(tokenizer, text.ids[_once(text.scored)])
+    held_out = text_without_spaces(tokenizer, text.ids[_once(text.scored)])
     half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
     size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
     passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
@@ -400,7 +438,7 @@ def _once(scored: torch.Tensor) -> torch.Tensor:
     return once
 
 
-def _bare(tokenizer: Any, ids: torch.Tensor) -> str:
+def text_without_spaces(tokenizer: Any, ids: torch.Tensor) -> str:
     """Return the text of tokens, without white space and special tokens."""
     return "".join(tokenizer.decode(ids.flatten(), skip_special_tokens=True).split())
 

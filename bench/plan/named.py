@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.data import pretrained, task_loading, task_sources, texts
-from bench.data.mixture import texts_of_calibration
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
@@ -26,10 +25,9 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
     local = task_sources.parse_task_data(spec.task_data)
     task_loading.refuse_unknown(task_loading.split_groups(first.tasks, local), local)
     healed_on = [spec.healing.text] if spec.healing else []
-    calibrated_on = [text for protocol, _ in protocols for text in texts_of_calibration(protocol.calibration)]
-    for text in dict.fromkeys([*first.texts, *calibrated_on, *healed_on]):
-        if not text.startswith("hub:"):
-            texts.check_text(text)
+    for text in dict.fromkeys([*first.texts, *healed_on]):
+        texts.check_text(text, ask_hub=False)
+    texts.check_calibrations((protocol.calibration for protocol, _ in protocols), ask_hub=False)
     for model in spec.models:
         if not pretrained.is_on_hub(model):
             pretrained.check(model, spec.trust_remote_code)

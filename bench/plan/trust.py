@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import assets, task_loading
-from bench.data.mixture import texts_of_calibration
-from bench.data.task_sources import OFFLINE
+from bench.data.mixture import task_of_text, texts_of_calibration
+from bench.data.task_sources import GROUPS, OFFLINE
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
@@ -38,7 +38,7 @@ class Trust:
     @classmethod
     def of_run(cls, spec: RunSpec, folder: Path) -> Trust:
         """Return the trust of a run in the records of its folder: they may name what its own flags name."""
-        names = [text for protocol, _ in spec.protocols() for text in texts_of_calibration(protocol.calibration)]
+        names = [name for protocol, _ in spec.protocols() for _, name in _names_of_calibration(protocol.calibration)]
         return cls(folder, spec.trust_remote_code, (*spec.models, *names))
 
     def refuse(self, cell: Cell, *, measured: bool = False) -> None:
@@ -89,8 +89,11 @@ def _names_of_cell(cell: Cell, measured: bool) -> Iterator[tuple[str, str]]:
     """Yield what a cell names, each with its kind."""
     protocol = cell.protocol
     yield "model", cell.model
-    for text in texts_of_calibration(protocol.calibration):
-        yield "text", text
+    calibrated_on = list(_names_of_calibration(protocol.calibration))
+    yield from calibrated_on
+    for task, path, *_ in protocol.task_data:
+        if measured or ("task", task) in calibrated_on:
+            yield "file of documents", path
     if not measured:
         return
     for text in protocol.texts:
@@ -100,8 +103,15 @@ def _names_of_cell(cell: Cell, measured: bool) -> Iterator[tuple[str, str]]:
             yield "text", stage.healing.text
     for task in protocol.tasks:
         yield "task", task
-    for _, path, *_ in protocol.task_data:
-        yield "file of documents", path
+
+
+def _names_of_calibration(calibration: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts and the tasks that a calibration reads, each with its kind."""
+    for text in texts_of_calibration(calibration):
+        if task := task_of_text(text):
+            yield from (("task", name) for name in GROUPS.get(task, (task,)))
+        else:
+            yield "text", text
 
 
 def _flag(name: str) -> str:

@@ -15,7 +15,6 @@ import torch
 
 import methods
 from bench.data import pretrained, task_loading, task_sources, texts
-from bench.data.mixture import texts_of_calibration
 from bench.plan import grid
 from bench.plan.cell import Cell, LatencyParts, LatencyTable
 from bench.plan.fields import MethodChoice
@@ -134,8 +133,8 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     if is_here:
         check_cores(first.pin)
     healed_on = [spec.healing.text] if spec.healing else []
-    calibrated_on = [text for protocol, _ in protocols for text in texts_of_calibration(protocol.calibration)]
-    read = [*first.texts, *calibrated_on, *healed_on]
+    texts.check_calibrations((protocol.calibration for protocol, _ in protocols))
+    read = [*first.texts, *healed_on]
     every, (ratios, of) = list[Cell](), spec.amounts
     for model in spec.models:
         target = prepare_target(spec, model, read, is_here=is_here)

@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.data import pretrained, task_loading, texts
+from bench.data import pretrained, questions, task_loading, texts
+from bench.data.mixture import rows_of_texts, task_of_text
 from bench.data.texts import refuse_shared
 from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
@@ -202,9 +203,7 @@ class DatasetReader:
         """
         p, tokenizer = cell.protocol, self.tokenizer
         loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
-        block = texts.make_calibration(
-            tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed
-        )
+        block = draw_calibration(cell, tokenizer)
         held_out = {
             text: self._text(
                 text, p.window, p.stride, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
@@ -216,6 +215,7 @@ class DatasetReader:
         for text in healing.values():
             refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
         documents = {name: task_loading.draw_documents(task, p.documents, cell.seed) for name, task in loaded.items()}
+        questions.refuse_scored_questions(_questions_of_calibration(tokenizer, block), loaded, documents)
         inputs = hash_shared_inputs(
             cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )
@@ -228,6 +228,31 @@ class DatasetReader:
             inputs=inputs,
             healing=healing,
         )
+
+
+def draw_calibration(cell: Cell, tokenizer: Any) -> Calibration:
+    """Return the calibration of a cell. Raises UserError when a text is too short or cannot be had."""
+    p = cell.protocol
+
+    def draw(text: str, sequences: int) -> Tensor:
+        if task_of_text(text) is None:
+            return texts.draw_sequences(tokenizer, text, sequences, length=p.calibration_length, seed=cell.seed)
+        documents = questions.read_unscored_questions(text, p.task_data, p.documents, cell.seed)
+        return texts.pack_documents(tokenizer, text, documents, sequences, length=p.calibration_length, seed=cell.seed)
+
+    return texts.make_calibration(
+        tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed, draw=draw
+    )
+
+
+def _questions_of_calibration(tokenizer: Any, block: Calibration) -> dict[str, str]:
+    """Return what is read of each text that is made of questions, without white space, by the text's name."""
+    rows_by_text = rows_of_texts(block.source, len(block.ids))
+    return {
+        text: texts.text_without_spaces(tokenizer, block.ids[rows])
+        for text, rows in rows_by_text.items()
+        if task_of_text(text)
+    }
 
 
 def _dense_outputs(

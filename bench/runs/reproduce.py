@@ -25,6 +25,7 @@ from bench.records.comparability import identity_of_cell, name_of_identity
 from bench.records.record import Record
 from bench.regression.results import CellResults, results_of_run
 from bench.runs import inputs
+from bench.runs.datasets import draw_calibration
 from bench.runs.saving import PROBE_TOKENS, facts_of_card
 from methods import decisions
 from methods.compensation.base import CompensatedPruner
@@ -48,7 +49,7 @@ def find_measurable_cells(run: Path, names: Iterable[str], trust: Trust) -> dict
             trust.refuse(record.cell, measured=True)
             cell = cell_of(record)
             pretrained.check(cell.model, cell.trust_remote_code)
-            texts.check_calibration(cell.protocol.calibration)
+            texts.check_calibrations([cell.protocol.calibration])
             for text in cell.protocol.texts:
                 texts.check_text(text)
     return chosen
@@ -122,11 +123,10 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     pretrained.check(cell.model, own_code)
     if pretrained.sha256_of_weights(cell.model) != measured.weights_sha256:
         raise UserError(f"{cell.model} is not the model of the record: the sha256 of its weights differs")
-    texts.check_calibration(protocol.calibration)
+    texts.check_calibrations([protocol.calibration])
     on = pretrained.resolve_device(cell.device if device == "auto" else device)
     tokenizer = pretrained.load_tokenizer(cell.model, own_code)
-    sizes = (protocol.calibration_sequences, protocol.calibration_length)
-    block = texts.make_calibration(tokenizer, protocol.calibration, *sizes, cell.seed)
+    block = draw_calibration(cell, tokenizer)
     if block.sha256 != record.decisions["calibration"]["sha256"]:
         raise UserError(f"the calibration tokens are not those of the record: {protocol.calibration} has changed")
 

@@ -1,0 +1,149 @@
+"""Reads the questions of tasks, without their answers, to calibrate on: `task:piqa`.
+
+A question is the prompt that lm-eval's definition makes of a document, without examples. Where the choices stand in
+place of a prompt, as in WinoGrande, it is what they begin with alike.
+
+No document is read that a cell scores. Of a task with a training split the questions are of that; of MMLU, whose test
+sets are scored, of the stored validation sets. Otherwise they are of the documents beside those that `--documents`
+draws with the seed of the cell. Documents may share a passage, as several questions of BoolQ do: those that share one
+with a scored one are left out. `refuse_scored_questions` looks once more at what was made of them, and at the questions
+of all tasks that are scored.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from bench.data import task_loading
+from bench.data.mixture import task_of_text
+from bench.data.task_sources import GROUPS, MMLU, OFFLINE, has_splits, read_documents
+from bench.data.texts import PASSAGE, STEP
+from methods.errors import UserError
+
+SHORTEST = 32  # characters without white space of a question that is looked for inside others
+VALIDATION = "validation"  # the stored split of MMLU that nobody scores
+
+
+@functools.lru_cache(maxsize=8)
+def read_unscored_questions(text: str, data: task_loading.Data, documents: int, seed: int) -> tuple[str, ...]:
+    """Return the questions that are not scored of the task of a text, such as task:piqa; of a group, of all its tasks.
+
+    data       files of tasks' documents, as of bench.data.task_sources.parse_task_data
+    documents  of each task that are scored, as drawn with `seed`; 0: all
+
+    Raises UserError where all documents are scored, or where the task's documents cannot be had.
+    """
+    name = task_of_text(text) or ""
+    names = GROUPS.get(name, (name,))
+    local = [entry for entry in data if entry[0] in names]
+    questions = list[str]()
+    with _read_alike():
+        for task_name, task in task_loading.load_tasks(names, local).items():
+            questions += _questions_of_task(task_name, task, local, task_loading.draw_documents(task, documents, seed))
+    if not questions:
+        count = f"--documents {documents}" if documents else "--documents 0, which is all"
+        raise UserError(f"{text} has no question that is not scored ({count}); give fewer --documents, or another text")
+    return tuple(dict.fromkeys(questions))
+
+
+@contextmanager
+def _read_alike() -> Iterator[None]:
+    """Let definitions that shuffle the choices of a document shuffle them the same way in every process."""
+    before = random.getstate()
+    random.seed(task_loading.SHUFFLE_SEED)
+    try:
+        with task_loading.silence_lm_eval():
+            yield
+    finally:
+        random.setstate(before)
+
+
+def _questions_of_task(name: str, task: Any, data: task_loading.Data, scored: Sequence[int]) -> list[str]:
+    """Return the questions of one task but for those at the positions that are scored, and what shares a passage."""
+    unscored = _read_training_documents(name, task, data)
+    if unscored is None:
+        unscored = _read_positions(task, sorted(set(range(len(task.eval_docs))) - set(scored)))
+    pieces = pieces_of_questions(question_of_document(task, doc) for doc in _read_positions(task, scored))
+    return list(_without_pieces((question_of_document(task, doc) for doc in unscored), pieces))
+
+
+def question_of_document(task: Any, document: Any) -> str:
+    """Return the prompt of a document; where its choices are whole sentences, the words that they begin with."""
+    if task.multiple_input:
+        alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*task.doc_to_choice(document), strict=False))
+        return "".join(letters[0] for letters in alike).rpartition(" ")[0]
+    return str(task.doc_to_text(document)).strip()
+
+
+def _read_training_documents(name: str, task: Any, data: task_loading.Data) -> Iterable[Any] | None:
+    """Return the documents of a task that are for training, or are never scored; None where there are none."""
+    from datasets import Dataset
+
+    folders = {entry[0]: Path(entry[1]) for entry in data}
+    if name in folders:
+        stored = read_documents(folders[name], "train") if has_splits(folders[name]) else None
+    elif name in MMLU:
+        stored = Dataset.from_file(str(OFFLINE[name].file(VALIDATION)), in_memory=True)
+    elif name in OFFLINE:
+        stored = None
+    else:
+        return task.training_docs() if task.has_training_docs() else None
+    return None if stored is None else task_loading.Documents(stored, task.config.process_docs)
+
+
+def _read_positions(task: Any, positions: Sequence[int]) -> Iterable[Any]:
+    """Return the documents of a task at some positions of those that are evaluated."""
+    docs = task.eval_docs
+    if isinstance(docs, task_loading.Documents):
+        return docs.read(positions) if positions else ()
+    return (docs[position] for position in positions)
+
+
+def pieces_of_questions(questions: Iterable[str]) -> set[str]:
+    """Return what is looked for of scored questions, without white space: each whole, or the passages of a long one."""
+    pieces = set[str]()
+    for question in questions:
+        bare = _bare(question)
+        pieces.update(bare[start : start + PASSAGE] for start in range(0, max(1, len(bare) - PASSAGE + 1), STEP))
+    return pieces
+
+
+def _without_pieces(questions: Iterable[str], pieces: set[str]) -> Iterator[str]:
+    """Yield the questions that neither equal a piece nor hold one of SHORTEST characters or more."""
+    long = [piece for piece in pieces if len(piece) >= SHORTEST]
+    for question in questions:
+        bare = _bare(question)
+        if bare not in pieces and not any(piece in bare for piece in long):
+            yield question
+
+
+def refuse_scored_questions(
+    texts: Mapping[str, str], tasks: Mapping[str, Any], documents: Mapping[str, Sequence[int]]
+) -> None:
+    """Raise UserError where what is calibrated on holds a question that a task scores.
+
+    texts      what is read of each text that is made of questions, without white space, by the text's name
+    documents  the positions of what each task scores
+    """
+    for name, task in tasks.items() if texts else ():
+        with _read_alike():
+            scored = (question_of_document(task, doc) for doc in _read_positions(task, documents[name]))
+            pieces = [piece for piece in pieces_of_questions(scored) if len(piece) >= SHORTEST]
+        for text, content in texts.items():
+            count = sum(piece in content for piece in pieces)
+            if count:
+                raise UserError(
+                    f"{text}, which is calibrated on, has in part what {name} asks: {count} of {len(pieces)} pieces of "
+                    "its questions stand there; give another text, or leave the task out"
+                )
+
+
+def _bare(text: str) -> str:
+    """Return a text without white space."""
+    return "".join(text.split())
