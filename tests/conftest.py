@@ -17,6 +17,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import browser
 import forked
 import pytest
 import torch
@@ -346,6 +347,13 @@ def ids():
 
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 3)]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser, of which each test opens a page of its own."""
+    with browser.started() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from browser import opened
+from browser import opened, started
 from PIL import Image
 
 from bench.records import run_folder
@@ -28,13 +28,12 @@ def main(folder: Path, *runs: Path) -> None:
     """Write every picture of the page of some runs into `folder`."""
     merged = run_folder.load_runs([*runs])
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, started() as browser:
         path = Path(scratch) / "report.html"
         path.write_text(render_page(merged.records, samples=merged.samples, remarks=merged.remarks), encoding="utf-8")
         for name, (width, height, theme, section) in PICTURES.items():
-            with opened(
-                viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
-            ) as view:
+            context = {"viewport": {"width": width, "height": height}, "color_scheme": theme}
+            with opened(browser, **context, reduced_motion="reduce") as view:
                 view.goto(f"{path.as_uri()}#{section}")
                 view.screenshot(path=folder / name)
                 with Image.open(folder / name) as picture:  # a third of the bytes, by colours that nobody misses

@@ -92,8 +92,8 @@ def test_the_build_refuses_a_broken_link_a_broken_anchor_and_a_page_in_no_list(t
 
 @needs_chromium
 @pytest.mark.parametrize(("width", "theme"), [(400, "dark"), (1400, "light")])
-def test_pages_can_be_read_and_ask_nothing_of_other_hosts(address, width, theme):
-    with opened(viewport={"width": width, "height": 900}, color_scheme=theme) as view:
+def test_pages_can_be_read_and_ask_nothing_of_other_hosts(address, width, theme, chromium):
+    with opened(chromium, viewport={"width": width, "height": 900}, color_scheme=theme) as view:
         for path in LOOKED_AT:
             view.goto(address + path, wait_until="load")
             assert view.evaluate("document.documentElement.scrollWidth") <= width, path
@@ -104,8 +104,8 @@ def test_pages_can_be_read_and_ask_nothing_of_other_hosts(address, width, theme)
 
 
 @needs_chromium
-def test_the_search_answers_without_another_host(address):
-    with opened(viewport={"width": 1400, "height": 900}) as view:
+def test_the_search_answers_without_another_host(address, chromium):
+    with opened(chromium, viewport={"width": 1400, "height": 900}) as view:
         view.goto(address + "index.html")
         view.evaluate("document.querySelector('label[for=__search]').click()")
         view.get_by_text("Type to start searching").wait_for(timeout=60_000, state="attached")

@@ -181,14 +181,14 @@ def test_the_newest_run_is_served_until_it_is_interrupted(run, tmp_path):
 
 
 @needs_chromium
-def test_an_open_page_renews_itself_keeps_its_filter_and_says_when_the_server_is_gone(run):
+def test_an_open_page_renews_itself_keeps_its_filter_and_says_when_the_server_is_gone(run, chromium):
     save(DENSE, run / "cells" / "dense--fixed--0.json")
     save(LACO, run / "cells" / "laco--0.3--1.json")
     served = server.open_server(run, 0, {})
     thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        with opened() as view:
+        with opened(chromium) as view:
             view.set_default_timeout(60_000)
             view.goto(f"http://127.0.0.1:{served.server_port}/")
             assert view.locator("#live").inner_text() == "live"
