@@ -92,12 +92,20 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    """Behind the last test of a file, keep what that has imported out of searches for garbage."""
+    """Behind the last test of a file, take back the variables that it has set, and freeze what it has imported."""
     try:
         return (yield)
     finally:
         if nextitem is None or nextitem.path != item.path:
+            restore_variables(worker._environment_of_server())
             keep_out_of_searches()
+
+
+def restore_variables(before: dict[str, str]) -> None:
+    """Give the environment the variables that it had before, but for pytest's own, which stays."""
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def keep_out_of_searches() -> None:
@@ -255,7 +263,8 @@ def padded(rows: list[list[int]]) -> Calibration:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Let all tests have one environment, so that their processes can be forked from one server.
 
-    A variable that a library sets when a test imports it does not outlive the test.
+    A variable that a library sets when a test imports it does not outlive the test. Where a fixture imports it, as that
+    of a Ray cluster does, no test of the file forks, and those of other files do.
     """
     variables, before = os.environ, dict(os.environ)  # a test may put another object into the place of the first
     del variables["PYTEST_CURRENT_TEST"]

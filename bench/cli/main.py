@@ -210,11 +210,11 @@ def _parser(program: str) -> Parser:
 
 def _versions(_: object) -> str:
     """Return the versions that results depend on, a line each."""
-    from bench.system import environment
+    from bench.system import versions
 
     python = ".".join(map(str, sys.version_info[:3]))
     return "\n".join(
-        f"{name} {version}" for name, version in (environment.installed_versions() | {"python": python}).items()
+        f"{name} {version}" for name, version in (versions.installed_versions() | {"python": python}).items()
     )
 
 

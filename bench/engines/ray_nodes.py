@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines.engine import VISIBLE, Machine, SessionNeeds, Workplace
-from bench.system import environment, worker
+from bench.system import versions, worker
 from bench.system.worker import Channel
 from methods.console import say
 from methods.errors import UserError
@@ -211,9 +211,9 @@ def find_timing_nodes(
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], needs: SessionNeeds) -> None:
     """Refuse nodes with other versions than this process has, and nodes that need the run's folder and lack it."""
-    own_versions = environment.installed_versions()
+    own_versions = versions.installed_versions()
     for node in nodes:
-        environment.refuse_unlike(node.name, looks[node.id].versions, own_versions)
+        versions.refuse_unlike(node.name, looks[node.id].versions, own_versions)
         if needs.models and not looks[node.id].sees:
             raise UserError(
                 f"cells keep models in {needs.folder}, which {node.name} does not see; put --out where all nodes "
@@ -223,13 +223,13 @@ def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], needs: Sessi
 
 def look_at_node(site: Site, device: str | None) -> Look:
     """Return the look of a task at its node. device: of timed cells; a process of its own names the processor."""
-    versions = environment.installed_versions()
+    installed = versions.installed_versions()
     if device is None:
-        return Look(versions, site.is_visible(), os.nice(0))
+        return Look(installed, site.is_visible(), os.nice(0))
     facts = dict[str, Any]()
     with worker.Worker({VISIBLE: ""} if site.on_cpu else {}) as process:
         failure = process.run(_name_processor, (device,), limits=worker.Limits(seconds=NAMING), hear=facts.update)
-    return Look(versions, site.is_visible(), os.nice(0), **facts, failure=failure.reason if failure else None)
+    return Look(installed, site.is_visible(), os.nice(0), **facts, failure=failure.reason if failure else None)
 
 
 def _name_processor(line: Channel, device: str) -> None:

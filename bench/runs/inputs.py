@@ -27,7 +27,7 @@ from bench.plan.cell import Cell, HealingInput, Inputs, TimedOn
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe
 from bench.records.record import InvalidRecord, Record, load
-from bench.system import environment
+from bench.system import environment, versions
 from bench.system.threads import settings_of_waiting
 from methods.errors import UserError
 from methods.model.calibration import Calibration
@@ -54,7 +54,7 @@ def hash_shared_inputs(
         texts={name: text.sha256 for name, text in texts.items()},
         tasks={},
         revision="",
-        versions=environment.installed_versions(),
+        versions=versions.installed_versions(),
     )
     return with_own_inputs(of_texts, cell, machine, loaded_tasks, documents)
 

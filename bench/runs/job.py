@@ -48,7 +48,7 @@ from bench.runs.datasets import (
 from bench.runs.measure import CellProgress, try_cell
 from bench.schedule.memory_needs import GIB, bytes_of_card, needs_of, room_for_states, room_of
 from bench.speed import timed_cell
-from bench.system import environment, interrupt, memory
+from bench.system import environment, interrupt, memory, versions
 from bench.system.threads import FreeCores
 from bench.system.worker import Channel
 from methods.console import say
@@ -164,8 +164,8 @@ def folder_of_statistics(cell: Cell, scratch: Path) -> Path:
 
 def _refuse_other_code(cell: Cell, code_sha256: str) -> None:
     """Refuse a machine whose packages or code are not those of the run."""
-    own = environment.installed_versions() | {CODE: inputs.sha256_of_code()[:12]}
-    environment.refuse_unlike(platform.node(), own, cell.filled_inputs.versions | {CODE: code_sha256[:12]})
+    own = versions.installed_versions() | {CODE: inputs.sha256_of_code()[:12]}
+    versions.refuse_unlike(platform.node(), own, cell.filled_inputs.versions | {CODE: code_sha256[:12]})
 
 
 def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None = 1) -> Record:

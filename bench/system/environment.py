@@ -3,9 +3,6 @@
 A description holds versions, commit, device, threads and memory, but no host name, user name or path. Unknown values
 are absent. No function that describes raises an error, since a run is worth more than its description, but
 `name_of_processor`: its answer decides which records may serve.
-
-`installed_versions` returns the packages that an answer stands on, without importing them. `refuse_unlike` refuses a
-machine that has others.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +24,6 @@ import psutil
 import torch
 
 from bench.system import gpu, memory, threads
-from methods.errors import UserError
 
 T = TypeVar("T")
 
@@ -201,32 +197,3 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-COMPARED_PACKAGES = ("prunebench", "torch", "transformers", "lm_eval")
-
-
-def installed_versions() -> dict[str, str]:
-    """Return {package: version}, with "none" for a package that is missing."""
-    version_by_package = dict.fromkeys(COMPARED_PACKAGES, "none")
-    for package in COMPARED_PACKAGES:
-        try:
-            version_by_package[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return version_by_package
-
-
-def refuse_unlike(machine: str, versions: Mapping[str, str], run: Mapping[str, str]) -> None:
-    """Refuse a machine whose packages differ from those of the run, or anything else that has a version.
-
-    machine   what the message calls it
-    versions  {name: version} of that machine
-    run       {name: version} of the run
-
-    Raises UserError, which names both versions.
-    """
-    if unlike := [
-        f"{name} {versions.get(name)} and not {run[name]}" for name in run if versions.get(name) != run[name]
-    ]:
-        raise UserError(f"{machine} has {', '.join(unlike)}, which the run has; install the same there")

@@ -17,7 +17,7 @@ from bench.engines.ray_nodes import (
     node_from_plain,
     refuse_unlike,
 )
-from bench.system import environment
+from bench.system import versions
 from methods.errors import UserError
 
 BIG = Node("b", "big", cpus=16, gpus=4, accelerators=("H100",), timing=True)
@@ -97,7 +97,7 @@ def test_nodes_have_the_versions_of_the_run_and_see_what_it_keeps():
     def session_needs(models: bool) -> SessionNeeds:
         return SessionNeeds(Path("run"), "cpu", False, False, None, models, work=print, measure=print)
 
-    here = environment.installed_versions()
+    here = versions.installed_versions()
     refuse_unlike([BARE], {"c": Look(here, False)}, session_needs(models=False))
     with pytest.raises(UserError, match="cells keep models in run, which bare does not see"):
         refuse_unlike([BARE], {"c": Look(here, False)}, session_needs(models=True))
