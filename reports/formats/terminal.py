@@ -46,7 +46,7 @@ def render(tables: Sequence[Table], *, colour: bool = False, explain: bool = Tru
     if not explain:
         room = LEGEND - min(LEGEND, len(tables[-1].notes))
         left_out = sum(len(table.notes[LEGEND:]) for table in tables) + len(footer[room:]) + len(protocol)
-        footer = [*footer[:room], *[f"`report --explain` shows {left_out} more lines."] * bool(left_out)]
+        footer = [*footer[:room], *[f"more lines, with `report --explain`: {left_out}."] * bool(left_out)]
     parts.append(_bullets(footer))
     if explain and protocol:
         parts.append(_protocol_lines(protocol))

@@ -62,7 +62,7 @@ def test_a_terminal_shows_the_first_eight_lines_and_counts_the_rest():
     assert "flag 7: " in short
     assert not re.search("flag 8|Read it|windows", short)
     assert re.search("flag 11(?s:.*)Read it(?s:.*)ppl +windows", whole)
-    (count,) = re.findall(r"`report --explain` shows (\d+) more lines\.", short)
+    (count,) = re.findall(r"more lines, with `report --explain`: (\d+)\.", short)
     assert int(count) == 4 + 1 + 1 + sum(line.startswith("the ") for line in whole.splitlines())
     assert "--explain" not in whole
 
