@@ -21,6 +21,9 @@ Letters: D = residual width of the base, d, e = what is left of it in and behind
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,8 +63,7 @@ class PrunedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     def base(self) -> PreTrainedConfig:
         """Return the configuration of the architecture that has been pruned, with the layers that are left."""
-        given = dict(self.base_config or {})
-        base: PreTrainedConfig = CONFIG_MAPPING[given.pop("model_type")].from_dict(given)
+        base = config_of_base(self.base_config or {})
         base.dtype, base._attn_implementation = self.dtype, self._attn_implementation
         return base
 
@@ -99,7 +101,6 @@ def class_that_cuts(config: PrunedConfig) -> Any:
 
 def describe(model: Decoder) -> PrunedConfig:
     """Return the configuration that describes `model`."""
-    whole = Decoder(make_empty(model.config.from_dict(model.config.to_dict()))).layers
     layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
     if any(maps):
         layers = [facts | {"maps": places} for facts, places in zip(layers, maps, strict=True)]
@@ -107,7 +108,7 @@ def describe(model: Decoder) -> PrunedConfig:
     if any(ranks):
         layers = [facts | {"ranks": of_layer} for facts, of_layer in zip(layers, ranks, strict=True)]
     scales = [getattr(layer.attn, "scaling", None) for layer in model.layers]
-    if any(scale not in (None, getattr(base.attn, "scaling", None)) for scale, base in zip(scales, whole, strict=True)):
+    if has_own_scales(scales, model.config):
         layers = [facts | {"scaling": scale} for facts, scale in zip(layers, scales, strict=True)]
     sliced = isinstance(model.layers[-1].module, SlicedLayer)
     base = {name: value for name, value in model.config.to_diff_dict().items() if name != "dtype"}
@@ -124,6 +125,31 @@ def describe(model: Decoder) -> PrunedConfig:
     )
     described._attn_implementation = model.config._attn_implementation
     return described
+
+
+def has_own_scales(scales: Sequence[float | None], config: PreTrainedConfig) -> bool:
+    """Say whether an attention scales its scores by another number than in the stock model. None is no number."""
+    if not any(scales):
+        return False
+    stock = scales_of_stock(config.to_json_string())
+    return any(scale not in (None, of_stock) for scale, of_stock in zip(scales, stock, strict=True))
+
+
+@functools.lru_cache(maxsize=16)
+def scales_of_stock(config: str) -> tuple[float | None, ...]:
+    """Return what each layer of the stock model of a configuration, as JSON, scales the scores of its attention by.
+
+    None stands for a layer without such a number.
+    """
+    layers = Decoder(make_empty(config_of_base(json.loads(config)))).layers
+    return tuple(getattr(layer.attn, "scaling", None) for layer in layers)
+
+
+def config_of_base(values: Mapping[str, Any]) -> PreTrainedConfig:
+    """Return the configuration of these values, of the class that transformers has for its model_type."""
+    given = dict(values)
+    config: PreTrainedConfig = CONFIG_MAPPING[given.pop("model_type")].from_dict(given)
+    return config
 
 
 def _facts(layer: Layer) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -106,7 +107,7 @@ def build_from_tensors(config: PreTrainedConfig, stored: dict[str, Tensor], dtyp
     The loader of transformers would first take room for a second model on a GPU. Raises ValueError for a tensor that
     is missing or left over.
     """
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         options = {"dtype": dtype, "trust_remote_code": False}
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)  # type: ignore[no-untyped-call]
     unknown = model.load_state_dict(stored, strict=False, assign=True).unexpected_keys

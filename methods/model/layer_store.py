@@ -81,7 +81,8 @@ class LayerStore:
 
     def _settle(self, parameters: Sequence[Tensor]) -> None:
         on_host = [each for each in parameters if each.device.type == "cpu" and each.numel()]
-        files, distinct = _mapped_files(), {id(parameter): parameter for parameter in on_host}
+        files = _mapped_files() if on_host else []  # which takes a millisecond
+        distinct = {id(parameter): parameter for parameter in on_host}
         new = [parameter for parameter in distinct.values() if not _lies_in(files, parameter)]
         if new:
             for parameter, tensor in zip(new, self._move([parameter.detach() for parameter in new]), strict=True):
