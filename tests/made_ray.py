@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -49,6 +49,15 @@ class MadeCluster:
         self.address = str(self.made.address)
         for _ in range(2):
             self.made.add_node(num_cpus=2, num_gpus=2, resources={"timing": 1})
+        self._connection = ExitStack()
+
+    def connect(self) -> None:
+        """Connect as a session does, unless there is a connection, which sessions then use and leave as it is."""
+        self._connection.enter_context(ray.connect(self.address))
+
+    def disconnect(self) -> None:
+        """End the connection, if there is one."""
+        self._connection.close()
 
     @contextmanager
     def nodes(self, count: int, **what) -> Iterator[dict[str, object]]:
@@ -69,6 +78,7 @@ def made_cluster() -> Iterator[MadeCluster]:
         surround_cluster(patch, **{MARK: (mark := secrets.token_hex(8))})
         made = MadeCluster()
         yield made
+        made.disconnect()
         made.made.shutdown()
         assert until(lambda: not cells_of(mark))
 

@@ -37,13 +37,40 @@ KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[MadeCluster]:
+def started_cluster() -> Iterator[MadeCluster]:
     with made_cluster() as made:
         yield made
 
 
-def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(cluster, tmp_path):
-    with session(Ray(cluster.address), tmp_path, ray_jobs.meets, device="cuda") as started:
+@pytest.fixture
+def connected(started_cluster) -> MadeCluster:
+    """The cluster with a connection that tests share, since Ray starts other processes for each."""
+    started_cluster.connect()
+    return started_cluster
+
+
+@pytest.fixture
+def cluster(started_cluster) -> MadeCluster:
+    """The cluster without a connection, for tests of what a run does at its beginning and its end."""
+    started_cluster.disconnect()
+    return started_cluster
+
+
+def test_a_cell_on_a_gpu_has_a_process_of_its_own_that_sees_the_gpu_of_its_task(connected, tmp_path):
+    found = []
+    with session(Ray(connected.address), tmp_path, ray_jobs.tells_child, device="cuda") as started:
+        for number, seconds in enumerate((0.6, 0.1, 0.4, 0.1, 0.3, 0.1, 0.2, 0.1, 0.1, 0.1)):
+            if not started.has_room(timed=False):
+                found += measured(started, 1).values()
+                assert not psutil.pid_exists(found[-1]["child"])  # or it would hold memory of another cell's GPU
+            started.submit(job(str(number), folder=tmp_path, gpus=1, seconds=seconds))
+        found += measured(started, 10 - len(found)).values()
+    assert [one["child_gpus"] for one in found] == [one["gpus"] for one in found]
+    assert len({one["child"] for one in found}) == len(found)
+
+
+def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(connected, tmp_path):
+    with session(Ray(connected.address), tmp_path, ray_jobs.meets, device="cuda") as started:
         assert (started.slots, started.threads(timed=False)) == (4, 1)
         for key in "abcd":
             assert started.has_room(timed=False)
@@ -52,11 +79,11 @@ def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(clu
         found = measured(started, 4).values()  # each of which waits until all have begun
     assert len({(one["node"], one["gpus"]) for one in found}) == 4
     assert {one["gpus"] for one in found} == {"0", "1"}
-    with session(Ray(cluster.address, gpus_per_cell=2), tmp_path, ray_jobs.naps, device="cuda") as started:
+    with session(Ray(connected.address, gpus_per_cell=2), tmp_path, ray_jobs.naps, device="cuda") as started:
         assert (started.slots, started.machine.gpus) == (2, 2)
         started.submit(job("both", folder=tmp_path, gpus=2, seconds=0.0))
         assert measured(started, 1)["both"]["gpus"] in ("0,1", "1,0")
-    with session(Ray(cluster.address, slots=3), tmp_path, ray_jobs.naps) as started:
+    with session(Ray(connected.address, slots=3), tmp_path, ray_jobs.naps) as started:
         assert started.slots == 3
         started.submit(job("cpu", folder=tmp_path, seconds=0.0))
         found = measured(started, 1)["cpu"]
@@ -70,66 +97,24 @@ def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(clu
     assert not (tmp_path / ".seen").exists()
 
 
-def test_a_node_that_is_killed_costs_time_and_no_result(cluster, tmp_path):
-    kind = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:made-up": 1}}
-    with cluster.nodes(2, **kind) as nodes:
-        engine = Ray(cluster.address, accelerator="made-up")
-        with session(engine, tmp_path, ray_jobs.stays_once, device="cuda") as started:
-            assert started.slots == 2
-            started.submit(job("a", folder=tmp_path, gpus=1, seconds=0.0))
-            assert until(lambda: tries(tmp_path, "a"))
-            first = tries(tmp_path, "a")[0]
-            cluster.made.remove_node(nodes[first["node"]], allow_graceful=False)
-            found = measured(started, 1)["a"]
-            assert len(tries(tmp_path, "a")) == 2
-            assert found["node"] in nodes
-            assert found["node"] != first["node"]
-            assert until(lambda: not psutil.pid_exists(first["pid"]))
+def test_cells_on_the_cpu_share_a_process_that_sees_no_gpu(connected, tmp_path):
+    with session(Ray(connected.address, slots=1), tmp_path, ray_jobs.tells_child) as started:
+        found = []
+        for key in "abc":
+            started.submit(job(key, folder=tmp_path, seconds=0.0))
+            found += measured(started, 1).values()
+    assert {one["child_gpus"] for one in found} == {""}
+    assert len({one["child"] for one in found}) < len(found)
 
 
-@pytest.mark.nightly
-def test_what_is_lost_again_and_again_is_lost_and_what_fails_by_itself_is_an_error(cluster, tmp_path):
-    with session(Ray(cluster.address), tmp_path, ray_jobs.falls) as started:
+def test_a_part_that_another_task_measures_is_lost_and_ends_no_run(connected, tmp_path):
+    with session(Ray(connected.address), tmp_path, ray_jobs.is_in_use) as started:
         started.submit(job("a", folder=tmp_path))
-        result = started.next_result()
-        assert (result.outcome["status"], result.part) == ("lost", None)
-        assert "after 2 more tries" in result.outcome["error"]
-        assert len(tries(tmp_path, "a")) == 3
-    with session(Ray(cluster.address), tmp_path, ray_jobs.fails) as started:
-        started.submit(job("b", folder=tmp_path))
-        assert started.next_result().outcome == {"status": "error", "error": "RuntimeError: no such thing"}
+        assert started.next_result().outcome == {"status": "lost", "error": "the part is in use"}
 
 
-def test_a_node_without_memory_ends_a_cell_twice_and_not_for_ever(cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
-    for pause in (5, 25):  # between two looks at the memory: a busy machine may need more of it to begin a try
-        folder = tmp_path / str(pause)
-        folder.mkdir()
-        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", str(1000 * pause))
-        with cluster.nodes(1, num_cpus=1, num_gpus=1, resources={"accelerator_type:small": 1}):
-            engine = Ray(cluster.address, accelerator="small")
-            with session(engine, folder, ray_jobs.fills_memory, device="cuda") as started:
-                started.submit(job("a", folder=folder, gpus=1))
-                assert started.next_result().outcome["status"] == "out_of_memory"
-        if (begun := len(tries(folder, "a"))) == 2:
-            break
-    assert begun == 2
-
-
-def test_what_runs_when_a_session_ends_is_gone_with_its_children(cluster, tmp_path):
-    with session(Ray(cluster.address), tmp_path, ray_jobs.has_child) as started:
-        for key in "ab":
-            started.submit(job(key, folder=tmp_path, seconds=600.0))
-        assert until(lambda: len(list(tmp_path.glob("?.child"))) == 2)
-        time.sleep(0.5)
-        pids = [int(path.read_text()) for path in tmp_path.glob("?.child")]
-        assert all(map(psutil.pid_exists, pids))
-    assert until(lambda: not any(map(psutil.pid_exists, pids)))
-    assert until(lambda: not cells_of(os.environ[MARK]))
-
-
-def test_a_timed_cell_has_its_node_to_itself(cluster, tmp_path):
-    with session(Ray(cluster.address), tmp_path, ray_jobs.naps, timed=True) as started:
+def test_a_timed_cell_has_its_node_to_itself(connected, tmp_path):
+    with session(Ray(connected.address), tmp_path, ray_jobs.naps, timed=True) as started:
         assert started.machine.threads == 1  # as the user said; the node's CPUs are its own nevertheless
         assert started.machine.processor
         assert started.slots == 4
@@ -145,6 +130,80 @@ def test_a_timed_cell_has_its_node_to_itself(cluster, tmp_path):
             started.submit(job(key, folder=tmp_path, seconds=1.0, timed=True))
         last = sorted(measured(started, 3).values(), key=lambda one: one["began"])
         assert any(last[2]["began"] >= one["ended"] and last[2]["node"] == one["node"] for one in last[:2])
+
+
+def test_a_node_that_is_killed_costs_time_and_no_result(connected, tmp_path):
+    kind = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:made-up": 1}}
+    with connected.nodes(2, **kind) as nodes:
+        engine = Ray(connected.address, accelerator="made-up")
+        with session(engine, tmp_path, ray_jobs.stays_once, device="cuda") as started:
+            assert started.slots == 2
+            started.submit(job("a", folder=tmp_path, gpus=1, seconds=0.0))
+            assert until(lambda: tries(tmp_path, "a"))
+            first = tries(tmp_path, "a")[0]
+            connected.made.remove_node(nodes[first["node"]], allow_graceful=False)
+            found = measured(started, 1)["a"]
+            assert len(tries(tmp_path, "a")) == 2
+            assert found["node"] in nodes
+            assert found["node"] != first["node"]
+            assert until(lambda: not psutil.pid_exists(first["pid"]))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_timed_cells_are_not_waited_for_where_no_node_is_left_that_times(connected, tmp_path, monkeypatch, count):
+    monkeypatch.setattr(ray, "WAIT", 0.5)
+    monkeypatch.setattr(ray, "NO_NODE", 2.0)
+    with (
+        connected.nodes(1, num_cpus=3),
+        connected.nodes(count, num_cpus=3, resources={"timing": 1}) as timing,
+        session(Ray(connected.address), tmp_path, ray_jobs.naps, threads=3, timed=True) as started,
+    ):
+        for node in timing.values():
+            connected.made.remove_node(node, allow_graceful=False)
+        started.submit(job("a", folder=tmp_path, threads=3, timed=True))
+        with pytest.raises(UserError, match="no node is left that can take a cell"):
+            started.next_result()
+
+
+def test_a_node_without_memory_ends_a_cell_twice_and_not_for_ever(connected, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    for pause in (5, 25):  # between two looks at the memory: a busy machine may need more of it to begin a try
+        folder = tmp_path / str(pause)
+        folder.mkdir()
+        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", str(1000 * pause))
+        with connected.nodes(1, num_cpus=1, num_gpus=1, resources={"accelerator_type:small": 1}):
+            engine = Ray(connected.address, accelerator="small")
+            with session(engine, folder, ray_jobs.fills_memory, device="cuda") as started:
+                started.submit(job("a", folder=folder, gpus=1))
+                assert started.next_result().outcome["status"] == "out_of_memory"
+        if (begun := len(tries(folder, "a"))) == 2:
+            break
+    assert begun == 2
+
+
+@pytest.mark.nightly
+def test_what_is_lost_again_and_again_is_lost_and_what_fails_by_itself_is_an_error(connected, tmp_path):
+    with session(Ray(connected.address), tmp_path, ray_jobs.falls) as started:
+        started.submit(job("a", folder=tmp_path))
+        result = started.next_result()
+        assert (result.outcome["status"], result.part) == ("lost", None)
+        assert "after 2 more tries" in result.outcome["error"]
+        assert len(tries(tmp_path, "a")) == 3
+    with session(Ray(connected.address), tmp_path, ray_jobs.fails) as started:
+        started.submit(job("b", folder=tmp_path))
+        assert started.next_result().outcome == {"status": "error", "error": "RuntimeError: no such thing"}
+
+
+def test_what_runs_when_a_session_ends_is_gone_with_its_children(cluster, tmp_path):
+    with session(Ray(cluster.address), tmp_path, ray_jobs.has_child) as started:
+        for key in "ab":
+            started.submit(job(key, folder=tmp_path, seconds=600.0))
+        assert until(lambda: len(list(tmp_path.glob("?.child"))) == 2)
+        time.sleep(0.5)
+        pids = [int(path.read_text()) for path in tmp_path.glob("?.child")]
+        assert all(map(psutil.pid_exists, pids))
+    assert until(lambda: not any(map(psutil.pid_exists, pids)))
+    assert until(lambda: not cells_of(os.environ[MARK]))
 
 
 def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_not_tried_again(
