@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -189,35 +190,56 @@ def but_for_the_fit(cell: Cell, name: str) -> str:
     return replace(cell, parameters=parameters).question
 
 
+@functools.cache
+def cells_of_shipped(name: str) -> list[Cell]:
+    """The cells of a shipped spec on made texts, and on a made model of as many layers as the default one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "check_text", lambda text, **_: None)
+        patch.setattr(pretrained, "check", lambda name, trust: None)
+        patch.setattr(
+            pretrained, "make_shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048)
+        )
+        return validate.cells_of_spec(run_spec.load_spec(name, {"device": "cpu"}))
+
+
 @pytest.mark.parametrize("name", [*STUDIES, "compensation", "compensation-calibration", "sinks"])
-def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
-    """On made texts, and a made model of as many layers as the default one."""
-    monkeypatch.setattr(texts, "check_text", lambda text: None)
-    monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
-    monkeypatch.setattr(
-        pretrained, "make_shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048)
-    )
-    wanted = {
-        but_for_the_fit(cell, name) for cell in validate.cells_of_spec(run_spec.load_spec(name, {"device": "cpu"}))
-    }
+def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name):
+    wanted = {but_for_the_fit(cell, name) for cell in cells_of_shipped(name)}
     shipped = {but_for_the_fit(record.cell, name) for record in read_records(RESULTS / name).values()}
     assert shipped == wanted
 
 
 @pytest.mark.parametrize("name", [name for name, said in run_spec.shipped_specs().items() if COUNT.search(said)])
-def test_a_spec_has_as_many_cells_as_is_said(name, monkeypatch):
+def test_a_spec_has_as_many_cells_as_is_said(name):
     """Without the dense model's, which are measured in addition."""
-    monkeypatch.setattr(texts, "check_text", lambda text: None)
-    monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
-    monkeypatch.setattr(
-        pretrained, "make_shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048)
-    )
-    found = [
-        cell for cell in validate.cells_of_spec(run_spec.load_spec(name, {"device": "cpu"})) if cell.method != "dense"
-    ]
+    found = [cell for cell in cells_of_shipped(name) if cell.method != "dense"]
     guide = (RESULTS.parent / "guides" / "sweeps.md").read_text(encoding="utf-8")
     assert f"| `{name}` | {len(found)} |" in guide
     assert int(COUNT.findall(run_spec.shipped_specs()[name])[0]) == len(found)
+
+
+SIZES = {  # cells, and dense ones
+    "compensation": (87, 3),
+    "compensation-calibration": (15, 1),
+    "departures": (52, 1),
+    "laco-ablation": (33, 1),
+    "laco-calibration": (42, 6),
+    "laco-ls-ablation": (19, 1),
+    "laco-range": (16, 1),
+    "ratio-curves": (65, 1),
+    "seeds": (110, 10),
+    "sinks": (130, 10),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_studies_are_as_large_as_they_say_and_have_no_tasks(name):
+    """On a model of 30 layers nothing is out of reach."""
+    found = cells_of_shipped(name)
+    assert (len(found), sum(cell.method == "dense" for cell in found)) == SIZES[name]
+    assert str(len(found) - SIZES[name][1]) in run_spec.shipped_specs()[name]
+    assert found[0].protocol.tasks == ()
+    assert found[0].protocol.speed_rounds == 0
 
 
 # --- out of reach

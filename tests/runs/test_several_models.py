@@ -129,7 +129,7 @@ def test_the_gate_refuses_a_run_of_several_models(base, models, tmp_path, capsys
 
 
 def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
-    monkeypatch.setattr(texts, "check_text", lambda text: None)
+    monkeypatch.setattr(texts, "check_text", lambda text, **_: None)
     monkeypatch.setattr(pretrained, "check", lambda model, trust: None)
     monkeypatch.setattr(
         pretrained, "make_shell", lambda model, trust: tiny("llama", layers=30, max_position_embeddings=2048)
