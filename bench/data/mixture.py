@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from methods.errors import UserError
 
 QUESTIONS = "task:"  # in front of a task whose questions are a text
+OWN = "self"  # the text that the dense model writes itself, and with a colon that behind the questions of a task
 FORM = "as in c4:0.5,wiki:0.3,code:0.2"
 ITEM = re.compile(r"(?P<text>.+):(?P<share>[+-]?\d*\.?\d+)", re.DOTALL)
 
@@ -133,5 +134,11 @@ def rows_of_texts(calibration: str, sequences: int) -> dict[str, list[int]]:
 
 
 def task_of_text(text: str) -> str | None:
-    """Return the task whose questions a text is made of: 'piqa' of task:piqa; None for any other text."""
-    return text.removeprefix(QUESTIONS) or None if text.startswith(QUESTIONS) else None
+    """Return the task whose questions a text has: 'piqa' of task:piqa and self:piqa; None for any other text."""
+    start = next((start for start in (QUESTIONS, f"{OWN}:") if text.startswith(start)), None)
+    return text.removeprefix(start) or None if start else None
+
+
+def is_own_text(text: str) -> bool:
+    """Say whether the dense model writes a text itself."""
+    return text == OWN or text.startswith(f"{OWN}:")

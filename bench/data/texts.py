@@ -2,8 +2,8 @@
 
 A text is one of bench.data.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or
 hub:DATASET[:CONFIG[:SPLIT]], a dataset of the hub with a column `text` (a document per row, split `test` if none is
-named). A calibration is a text, or a mixture of several (bench.data.mixture). It may also read the
-questions of a task (bench.data.questions).
+named). A calibration is a text, or a mixture of several (bench.data.mixture). It may also read the questions of a task
+(bench.data.questions), and what the dense model writes itself (bench.data.own_text).
 
 Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is named on both sides, is
 halved. Repeated documents are dropped. Those at even positions are for calibration, and those at odd ones for
@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets, task_loading
-from bench.data.mixture import QUESTIONS, rows_of_texts, task_of_text, texts_of_calibration
+from bench.data.mixture import OWN, QUESTIONS, is_own_text, rows_of_texts, task_of_text, texts_of_calibration
 from bench.data.task_sources import GROUPS
 from methods.console import say
 from methods.errors import UserError, first_line_of
@@ -93,9 +93,9 @@ def check_calibrations(calibrations: Iterable[str], *, ask_hub: bool = True) -> 
     for text in dict.fromkeys(text for calibration in calibrations for text in texts_of_calibration(calibration)):
         if task := task_of_text(text):
             task_loading.refuse_unknown(GROUPS.get(task, (task,)))
-        elif text == QUESTIONS:
+        elif text in (QUESTIONS, f"{OWN}:"):
             raise UserError(f"{text} is written with a task behind it, as in {text}piqa; see `list tasks`")
-        else:
+        elif text != OWN:
             check_text(text, ask_hub=ask_hub)
 
 
@@ -106,7 +106,7 @@ def check_text(text: str, *, ask_hub: bool = True) -> None:
     """
     if text in assets.TEXTS:
         return
-    if task_of_text(text):
+    if is_own_text(text) or task_of_text(text):
         raise UserError(f"{text} is for --calibration alone; give {', '.join(assets.TEXTS)} or a UTF-8 file")
     if text.startswith("hub:"):
         if ask_hub:

@@ -161,8 +161,8 @@ MIN_ROUNDS = 6  # the fewest with a signed-rank interval of 95 % (bench.stats.in
 DTYPES = "auto (the base's), float32, bfloat16, float16"
 ALL = "0 (for all) or positive"
 CALIBRATION = (
-    "text that methods look at, a task's questions that are not scored as task:piqa, or a mixture as in "
-    "c4:0.5,wiki:0.3,code:0.2; several sweep"
+    "text that methods look at; task:piqa: a task's questions that are not scored; self or self:piqa: what the dense "
+    "model writes, behind such questions; c4:0.5,wiki:0.3,code:0.2: a mixture; several sweep"
 )
 SWEEP = "0 for no sweep, or the largest batch of one"
 FIRST = "from the start of a text, and not drawn from it"

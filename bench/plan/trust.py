@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import assets, task_loading
-from bench.data.mixture import task_of_text, texts_of_calibration
+from bench.data.mixture import is_own_text, task_of_text, texts_of_calibration
 from bench.data.task_sources import GROUPS, OFFLINE
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
@@ -110,7 +110,7 @@ def _names_of_calibration(calibration: str) -> Iterator[tuple[str, str]]:
     for text in texts_of_calibration(calibration):
         if task := task_of_text(text):
             yield from (("task", name) for name in GROUPS.get(task, (task,)))
-        else:
+        elif not is_own_text(text):
             yield "text", text
 
 

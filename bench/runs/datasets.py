@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.data import pretrained, questions, task_loading, texts
-from bench.data.mixture import rows_of_texts, task_of_text
 from bench.data.texts import refuse_shared
 from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
@@ -31,6 +30,7 @@ from bench.healing import Text, draw_text
 from bench.plan.cell import Cell, Inputs
 from bench.plan.kinds import to_plain, value_from_plain
 from bench.plan.protocol import Protocol, Recipe
+from bench.runs.calibration import WRITTEN_HERE, OwnTexts, draw_calibration, questions_of_calibration
 from bench.runs.inputs import hash_shared_inputs, with_own_inputs
 from bench.schedule.estimate import Amounts
 from bench.system import memory
@@ -186,11 +186,12 @@ def put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 class DatasetReader:
     """Reads what the cells of a run need through the tokenizer of their model, and each text and task only once.
 
-    `scratch` is a folder for what need not outlive the run, `machine` where timed cells run.
+    `scratch` is a folder for what need not outlive the run, `machine` where timed cells run. `own` says where a text of
+    the dense model is written.
     """
 
-    def __init__(self, cell: Cell, scratch: Path, machine: Machine) -> None:
-        self.scratch, self.machine = scratch, machine
+    def __init__(self, cell: Cell, scratch: Path, machine: Machine, own: OwnTexts) -> None:
+        self.scratch, self.machine, self.own = scratch, machine, own
         self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
         self._tasks = functools.cache(task_loading.load_tasks)
         self._text = functools.cache(functools.partial(texts.make_evaluation_text, self.tokenizer))
@@ -203,7 +204,7 @@ class DatasetReader:
         """
         p, tokenizer = cell.protocol, self.tokenizer
         loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
-        block = draw_calibration(cell, tokenizer)
+        block = draw_calibration(cell, tokenizer, self.own)
         held_out = {
             text: self._text(
                 text, p.window, p.stride, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
@@ -215,7 +216,7 @@ class DatasetReader:
         for text in healing.values():
             refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
         documents = {name: task_loading.draw_documents(task, p.documents, cell.seed) for name, task in loaded.items()}
-        questions.refuse_scored_questions(_questions_of_calibration(tokenizer, block), loaded, documents)
+        questions.refuse_scored_questions(questions_of_calibration(tokenizer, block), loaded, documents)
         inputs = hash_shared_inputs(
             cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )
@@ -228,31 +229,6 @@ class DatasetReader:
             inputs=inputs,
             healing=healing,
         )
-
-
-def draw_calibration(cell: Cell, tokenizer: Any) -> Calibration:
-    """Return the calibration of a cell. Raises UserError when a text is too short or cannot be had."""
-    p = cell.protocol
-
-    def draw(text: str, sequences: int) -> Tensor:
-        if task_of_text(text) is None:
-            return texts.draw_sequences(tokenizer, text, sequences, length=p.calibration_length, seed=cell.seed)
-        documents = questions.read_unscored_questions(text, p.task_data, p.documents, cell.seed)
-        return texts.pack_documents(tokenizer, text, documents, sequences, length=p.calibration_length, seed=cell.seed)
-
-    return texts.make_calibration(
-        tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed, draw=draw
-    )
-
-
-def _questions_of_calibration(tokenizer: Any, block: Calibration) -> dict[str, str]:
-    """Return what is read of each text that is made of questions, without white space, by the text's name."""
-    rows_by_text = rows_of_texts(block.source, len(block.ids))
-    return {
-        text: texts.text_without_spaces(tokenizer, block.ids[rows])
-        for text, rows in rows_by_text.items()
-        if task_of_text(text)
-    }
 
 
 def _dense_outputs(
@@ -296,10 +272,12 @@ def load_datasets(file: Path, cell: Cell, machine: Machine, load_tasks: Callable
     )
 
 
-def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
+def read_datasets(
+    cells: Sequence[Cell], scratch: Path, machine: Machine, own: OwnTexts = WRITTEN_HERE
+) -> dict[CalibrationSetting, Datasets]:
     """Return the data of each model, protocol and seed of a run, whose timed cells run on one kind of machine."""
     first_of_each = {cell.model: cell for cell in cells}
-    readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}
+    readers = {model: DatasetReader(cell, scratch, machine, own) for model, cell in first_of_each.items()}
     recipes = {cell.healing for cell in cells if cell.healing}
     one_of_each = {setting_of_calibration(cell): cell for cell in cells}
     return {setting: readers[cell.model].read(cell, recipes) for setting, cell in one_of_each.items()}

@@ -37,6 +37,7 @@ from bench.plan.kinds import value_from_plain
 from bench.records.measured import Measured
 from bench.records.record import LOST, Record
 from bench.runs import inputs, store
+from bench.runs.calibration import OwnTexts
 from bench.runs.datasets import (
     DatasetReader,
     Datasets,
@@ -88,7 +89,8 @@ def find_datasets(job: Job, cache: dict[Any, Any]) -> Datasets:
             cache[setting] = load_datasets(file, cell, machine, load_tasks)
         else:
             if cell.model not in cache:
-                cache[cell.model] = DatasetReader(cell, scratch, machine)
+                own = OwnTexts(True, job.run.memory_gib, job.run.device_memory_gib)
+                cache[cell.model] = DatasetReader(cell, scratch, machine, own)
             cache[setting] = cache[cell.model].read(cell, [cell.healing] if cell.healing else [])
         gc.freeze()  # what stays as long as the process; to look for garbage in it after each cell takes 0.15 s
         atexit.register(gc.unfreeze)  # or libraries report it as leaked when the process ends

@@ -25,6 +25,7 @@ from bench.plan.cell import Cell
 from bench.plan.named import refuse_file
 from bench.plan.run_spec import RunSpec
 from bench.runs import store
+from bench.runs.calibration import OwnTexts
 from bench.runs.datasets import read_datasets, setting_of_calibration
 from bench.runs.runner import with_inputs
 from bench.schedule.estimate import (
@@ -157,7 +158,8 @@ def plan_spec(spec: RunSpec) -> Plan:
         if device.type == "cuda" and any(cell.is_timed for cell in cells):
             local.refuse_unlike(slots, spec.gpus_per_cell)
     start = time.perf_counter()
-    datasets = read_datasets(cells, Path(), Machine(environment.name_of_processor(device) if is_here else None, every))
+    machine = Machine(environment.name_of_processor(device) if is_here else None, every)
+    datasets = read_datasets(cells, Path(), machine, OwnTexts(may_write=False))
     cells, read = with_inputs(cells, datasets, download=False), time.perf_counter() - start
     if spec.offload and is_here:
         check_offload(spec.offload)

@@ -25,7 +25,7 @@ from bench.records.comparability import identity_of_cell, name_of_identity
 from bench.records.record import Record
 from bench.regression.results import CellResults, results_of_run
 from bench.runs import inputs
-from bench.runs.datasets import draw_calibration
+from bench.runs.calibration import WRITTEN_HERE, draw_calibration
 from bench.runs.saving import PROBE_TOKENS, facts_of_card
 from methods import decisions
 from methods.compensation.base import CompensatedPruner
@@ -126,7 +126,7 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     texts.check_calibrations([protocol.calibration])
     on = pretrained.resolve_device(cell.device if device == "auto" else device)
     tokenizer = pretrained.load_tokenizer(cell.model, own_code)
-    block = draw_calibration(cell, tokenizer)
+    block = draw_calibration(cell, tokenizer, WRITTEN_HERE)
     if block.sha256 != record.decisions["calibration"]["sha256"]:
         raise UserError(f"the calibration tokens are not those of the record: {protocol.calibration} has changed")
 

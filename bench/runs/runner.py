@@ -34,7 +34,14 @@ from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
 from bench.runs import inputs, job, store
-from bench.runs.datasets import CalibrationSetting, Datasets, read_datasets, save_datasets, setting_of_calibration
+from bench.runs.calibration import OwnTexts
+from bench.runs.datasets import (
+    CalibrationSetting,
+    Datasets,
+    read_datasets,
+    save_datasets,
+    setting_of_calibration,
+)
 from bench.runs.searches import KnownSearches, read_valid_records
 from bench.schedule.estimate import Estimate, Forecast, estimate_cells, read_records_nearby
 from bench.schedule.memory_needs import GIB, find_misfits, refuse_misfits, room_of
@@ -147,7 +154,7 @@ def run(
             say(dead)
         with store.make_scratch_folder(folder) as scratch, engine.start(needs) as started:
             session: Session = started
-            datasets = read_datasets(cells, scratch, session.machine)
+            datasets = read_datasets(cells, scratch, session.machine, OwnTexts(True, memory, device_memory))
             cells = with_inputs(cells, datasets)
             _take_in_earlier(cells, folder, engine.is_here)
             shared = scratch if engine.is_here else None
