@@ -20,6 +20,7 @@ CARDS = {card.name: card for card in methods.cards_of_methods()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
 METHOD_PAGES = {page.stem: page for page in generator().method_pages.PAGES}
 CONTROLS = {"layer_drop", "reinitialize"}
+READ_ONCE = ["README.md", "docs/index.md", *sorted(f"docs/guides/{path.name}" for path in DOCS.glob("guides/*.md"))]
 SOURCED = sorted(set(METHOD_PAGES) - CONTROLS - {"laco_ls", "laco_puzzle"})  # which are this project's own
 
 
@@ -110,6 +111,25 @@ def test_every_question_of_the_tree_leads_to_a_file_that_exists():
 def test_links_to_files_lead_somewhere(page):
     found = re.findall(r"\]\(((?!http)[^)#]+)", text(page))
     assert [path for path in found if not (ROOT / path).exists()] == []
+
+
+def sentences(page: str) -> list[str]:
+    """Return the sentences of a page without its tables and blocks of code; code within a line is one word."""
+    prose = re.sub(r"^ *```.*?^ *```|^\|[^\n]*$", "", text(page), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"`[^`]*`", "CODE", re.sub(r"\]\([^)]*\)", "]", prose))
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", prose)
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.:;?!])[*\")]*\s+(?=[A-Z*\[])", " ".join(paragraph.split()))
+    ]
+
+
+@pytest.mark.parametrize("page", READ_ONCE)
+def test_no_sentence_has_more_than_30_words(page):
+    read = sentences(page)
+    assert len(read) > 10
+    assert [sentence for sentence in read if len(sentence.split()) > 30] == []
 
 
 def test_the_tables_of_twenty_methods_are_what_their_records_say():

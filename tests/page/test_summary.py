@@ -271,14 +271,18 @@ def test_the_guide_has_what_the_page_says_of_twenty_methods():
     found, guide = rows(summary(merged.records, merged.samples)), " ".join(text("docs/guides/reports.md").split())
     study = " ".join(text("docs/studies/twenty-methods.md").split())
 
+    def numbers(name: str, column: str) -> list[str]:
+        return [found[name, ratio][column].partition(" of ")[0] for ratio in ("0.1", "0.2", "0.3")]
+
     def counts(name: str, column: str) -> str:
-        *first, last = (found[name, ratio][column].partition(" of ")[0] for ratio in ("0.1", "0.2", "0.3"))
+        *first, last = numbers(name, column)
         return f"{', '.join(first)} and {last}"
 
-    accuracy, bits, perplexity = (counts(name, "apart") for name in ("average", "bpb", "ppl wiki"))
+    titles = {"average": "average accuracy", "bpb": "bits per byte", "ppl wiki": "perplexity on Wikipedia"}
+    for name, title in titles.items():
+        assert f"| {title} | {' | '.join(numbers(name, 'apart'))} |" in guide
+    accuracy, perplexity = (counts(name, "apart") for name in ("average", "ppl wiki"))
     assert {found["bpb", ratio]["apart"].partition(" of ")[2] for ratio in ("0.1", "0.2", "0.3")} == {"300"}
-    assert f"accuracy is shown to differ in {accuracy} at 0.1, 0.2 and 0.3" in guide
-    assert f"the bits in {bits}, and the perplexity on Wikipedia in {perplexity}." in guide
     assert f"is shown to differ in {perplexity}, the average in {accuracy}." in study
     assert {found["ppl wiki", ratio]["best"] for ratio in ("0.1", "0.2", "0.3")} == {"laco-ls"}
     below = counts("ppl wiki", "better")
@@ -298,8 +302,8 @@ def test_the_guide_has_what_the_page_says_of_twenty_methods():
             contrast, turned = tested.tests("perplexity_wiki")[second, first], True
         ends = (contrast.estimate, contrast.low, contrast.high)
         factors.append([1 / end for end in (ends[0], ends[2], ends[1])] if turned else ends)
-    taus = [f"{', '.join(values[:-1])} and {values[-1]}" for values in agreements.values()]
-    assert "is {} for the bits, and {} for the accuracy".format(*taus) in guide
+    for title, taus in zip(("bits per byte", "average accuracy"), agreements.values(), strict=True):
+        assert f"| {title} | {' | '.join(taus)} |" in guide
     for times in factors:
         value, low, high = (quantity_of_column("prefill_speed").format(end, times[0]) for end in times)
         forms = (f"{value} [{low}, {high}]", f"{value} times its perplexity [{low}, {high}]")
