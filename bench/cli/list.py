@@ -126,7 +126,12 @@ def _texts(verbose: bool) -> list[str]:
     from bench.data import assets
 
     lines = [_offer(name, offer) for name, offer in assets.TEXTS.items()]
-    return [*lines, "A UTF-8 file and hub:DATASET[:CONFIG[:SPLIT]] work too."]
+    return [
+        *lines,
+        "A UTF-8 file and hub:DATASET[:CONFIG[:SPLIT]] work too.",
+        "For --calibration alone: task:NAME, the questions of a task that are not scored; self and self:NAME, what the "
+        "dense model writes, behind such questions; mixtures by shares, as c4:0.5,wiki:0.3,code:0.2.",
+    ]
 
 
 def _offer(name: str, offer: Any) -> str:

@@ -23,7 +23,7 @@ from methods.errors import UserError
 QUESTIONS = "task:"  # in front of a task whose questions are a text
 OWN = "self"  # the text that the dense model writes itself, and with a colon that behind the questions of a task
 FORM = "as in c4:0.5,wiki:0.3,code:0.2"
-ITEM = re.compile(r"(?P<text>.+):(?P<share>[+-]?\d*\.?\d+)", re.DOTALL)
+ITEM = re.compile(r"(?P<text>.+):(?P<share>[+-]?\d*\.?\d+)", re.DOTALL | re.ASCII)
 
 
 class TextShare(NamedTuple):
@@ -64,11 +64,19 @@ def _split_items(given: Any) -> list[str]:
     """Return the items of a list of calibrations."""
     items = list[str]()
     for word in [given] if isinstance(given, str) or not isinstance(given, Iterable) else given:
-        if isinstance(word, str) and not Path(word).is_file():
+        if isinstance(word, str) and not _is_file(word):
             items += filter(None, map(str.strip, word.split(",")))
         else:
             items.append(word)
     return items
+
+
+def _is_file(name: str) -> bool:
+    """Say whether a name is that of a file; it may be one that no file can have."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _parse_share(item: Any) -> TextShare | None:
@@ -76,7 +84,7 @@ def _parse_share(item: Any) -> TextShare | None:
 
     Of a data set of the hub a number that is no share may be the name of a config.
     """
-    match = ITEM.fullmatch(item) if isinstance(item, str) and not Path(item).is_file() else None
+    match = ITEM.fullmatch(item) if isinstance(item, str) and not _is_file(item) else None
     if match is None:
         return None
     share = Decimal(match["share"])

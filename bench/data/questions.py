@@ -17,12 +17,11 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from bench.data import task_loading
 from bench.data.mixture import task_of_text
-from bench.data.task_sources import GROUPS, MMLU, OFFLINE, has_splits, read_documents
+from bench.data.task_sources import GROUPS, MMLU, OFFLINE
 from bench.data.texts import PASSAGE, STEP
 from methods.errors import UserError
 
@@ -82,19 +81,19 @@ def question_of_document(task: Any, document: Any) -> str:
 
 
 def _read_training_documents(name: str, task: Any, data: task_loading.Data) -> Iterable[Any] | None:
-    """Return the documents of a task that are for training, or are never scored; None where there are none."""
+    """Return the documents of a task that are for training or for examples, and never scored; None without such."""
     from datasets import Dataset
 
-    folders = {entry[0]: Path(entry[1]) for entry in data}
-    if name in folders:
-        stored = read_documents(folders[name], "train") if has_splits(folders[name]) else None
-    elif name in MMLU:
+    if name in {entry[0] for entry in data}:
+        examples: Iterable[Any] | None = task.dataset["examples"]  # of another split of the folder
+        return examples
+    if name in MMLU:
         stored = Dataset.from_file(str(OFFLINE[name].file(VALIDATION)), in_memory=True)
-    elif name in OFFLINE:
-        stored = None
-    else:
-        return task.training_docs() if task.has_training_docs() else None
-    return None if stored is None else task_loading.Documents(stored, task.config.process_docs)
+        return task_loading.Documents(stored, task.config.process_docs)
+    if name in OFFLINE or not task.has_training_docs():
+        return None
+    trained_on: Iterable[Any] = task.training_docs()
+    return trained_on
 
 
 def _read_positions(task: Any, positions: Sequence[int]) -> Iterable[Any]:

@@ -88,6 +88,7 @@ def test_a_file_may_have_commas_and_colons_in_its_name(tmp_path, monkeypatch):
     for name in ("a,b.txt", "data:0.5", "plain.txt"):
         (tmp_path / name).write_text("words", encoding="utf-8")
     assert split_calibrations("a,b.txt") == ("a,b.txt",)
+    assert split_calibrations("a" * 5000) == ("a" * 5000,), "which no file can be called"
     assert split_calibrations(["a,b.txt", "data:0.5", "plain.txt:0.5", "c4:0.5"]) == (
         *("a,b.txt", "data:0.5"),
         "plain.txt:0.5,c4:0.5",

@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from byte_tokens import byte_tokenizer
@@ -89,6 +90,37 @@ def test_a_split_for_training_is_taken_whole_even_where_all_is_scored(tmp_path):
     assert {question.split("\n")[0] for question in every} == {
         f"Question: goal {sentence(at)}" for at in range(100, 112)
     }
+
+
+def test_documents_for_training_are_read_in_the_form_of_the_task(tmp_path):
+    """HellaSwag's definition makes the question of several columns."""
+    rows = [
+        {
+            **{"ind": at, "activity_label": "Sailing", "ctx_a": f"a boat {sentence(at)}.", "ctx_b": "it", "label": "0"},
+            **{"ctx": f"a boat {sentence(at)}. it", "endings": ["sinks", "floats", "flies", "sings"], "split": "x"},
+            **{"source_id": f"s~{at}", "split_type": "indomain"},
+        }
+        for at in range(8)
+    ]
+    write_rows(tmp_path / "hellaswag/validation.jsonl", rows[:4])
+    write_rows(tmp_path / "hellaswag/train.jsonl", rows[4:])
+    every = read_unscored_questions("task:hellaswag", parse_task_data([f"hellaswag={tmp_path / 'hellaswag'}"]), 0, 0)
+    assert set(every) == {f"Sailing: a boat {sentence(at)}. It" for at in range(4, 8)}
+
+
+def test_a_task_of_the_hub_is_asked_from_its_training_split(monkeypatch):
+    task = SimpleNamespace(
+        eval_docs=[{"q": "scored"}],
+        has_training_docs=lambda: True,
+        training_docs=lambda: [{"q": "one"}, {"q": "scored"}, {"q": "two"}],
+        doc_to_text=lambda document: document["q"],
+        multiple_input=0,
+    )
+    monkeypatch.setattr(task_loading, "load_tasks", lambda names, data: dict.fromkeys(names, task))
+    assert read_unscored_questions("task:race", (), 0, 987) == ("one", "two")
+    task.has_training_docs = lambda: False
+    with pytest.raises(UserError, match="task:race has no question that is not scored"):
+        read_unscored_questions("task:race", (), 0, 988)
 
 
 @pytest.mark.default_model
