@@ -54,7 +54,7 @@ def test_a_forward_of_the_scorer_waits_for_nothing():
     questions = sorted({(tuple(row[:12] + other[:3]), 3) for row in IDS.tolist() for other in IDS.tolist()})
     counts = {}
     with EmulatedGpus() as gpus:
-        model = model_of("llama").to("cuda")
+        model = model_of("llama", layers=LAYERS).to("cuda")
         for batch_tokens in (16, 64):
             forwards = []
             handle = model.register_forward_pre_hook(lambda *_, forwards=forwards: forwards.append(1))
@@ -69,7 +69,7 @@ def test_a_forward_of_the_scorer_waits_for_nothing():
 
 def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_check_of_overflow():
     with EmulatedGpus() as gpus:
-        decoder = Decoder(model_of("llama").to("cuda"))
+        decoder = Decoder(model_of("llama", layers=LAYERS).to("cuda"))
         gpus.waits.clear()
         taken = sum(count for (count,) in collect_by_layer(decoder, CALIBRATION, counted))
         batches = len(CALIBRATION.batches(8 * WIDTH + 4 * 48, torch.float32))
@@ -83,7 +83,7 @@ def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_che
 def test_a_trial_waits_once_for_each_micro_batch(method, monkeypatch):
     monkeypatch.setattr(trials, "TOKENS_AT_ONCE", 8)  # pieces whose losses are summed
     with EmulatedGpus() as gpus:
-        decoder = Decoder(model_of("llama").to("cuda"))
+        decoder = Decoder(model_of("llama", layers=LAYERS).to("cuda"))
         gpus.waits.clear()
         found = methods.make(method).prune(decoder, CALIBRATION, 0.3)
         removed, blocks = len(found["removal_order"]), LAYERS if method == "sleb" else 2 * LAYERS
@@ -94,7 +94,7 @@ def test_a_trial_waits_once_for_each_micro_batch(method, monkeypatch):
 @pytest.mark.parametrize("method", ["drop-tail", "laco", "shortgpt", "llm-pruner", "sleb"])
 def test_what_solves_no_equations_multiplies_nothing_in_float64(method):
     with EmulatedGpus() as gpus:
-        methods.make(method).prune(Decoder(model_of("llama", torch.bfloat16).to("cuda")), CALIBRATION, 0.3)
+        methods.make(method).prune(Decoder(model_of("llama", torch.bfloat16, LAYERS).to("cuda")), CALIBRATION, 0.3)
         assert not gpus.float64_flops
 
 
@@ -109,7 +109,7 @@ def test_the_peak_of_pruning_is_the_weights_and_about_what_states_may_take(metho
     """
     waiting = 4 * WIDTH * CALIBRATION.ids.numel() if method in ("magnitude", "shortgpt", "flap", "slicegpt") else 0
     with EmulatedGpus() as gpus:
-        decoder = Decoder(model_of("llama").to("cuda"))
+        decoder = Decoder(model_of("llama", layers=LAYERS).to("cuda"))
         weights = gpus.memories[0].now
         torch.cuda.reset_peak_memory_stats()
         methods.make(method).prune(decoder, CALIBRATION, 0.3)
@@ -120,7 +120,7 @@ def test_the_peak_of_pruning_is_the_weights_and_about_what_states_may_take(metho
 def test_states_take_what_they_may_in_every_dtype(dtype):
     """So that half as many bytes a number are twice as many tokens at once."""
     with EmulatedGpus() as gpus:
-        decoder = Decoder(model_of("llama", dtype).to("cuda"))
+        decoder = Decoder(model_of("llama", dtype, LAYERS).to("cuda"))
         taken = peak_beside_the_weights(decoder, gpus, lambda one: collect_by_layer(one, CALIBRATION, counted))
         waiting = dtype.itemsize * WIDTH * CALIBRATION.ids.numel()  # states between two layers
         assert 0.6 * CALIBRATION.memory < taken <= waiting + 1.1 * CALIBRATION.memory
@@ -187,7 +187,7 @@ def test_work_in_float64_does_not_grow_with_the_tokens_of_a_model_in_half_precis
     counted = []
     for rows in (4, 8):
         with EmulatedGpus() as gpus:
-            decoder = Decoder(model_of("llama", torch.bfloat16).to("cuda"))
+            decoder = Decoder(model_of("llama", torch.bfloat16, LAYERS).to("cuda"))
             methods.make(method, settings).prune(decoder, first(rows, 24), 0.3)
             counted.append(sum(gpus.float64_flops.values()))
     assert counted[0] == counted[1]

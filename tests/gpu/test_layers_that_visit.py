@@ -103,6 +103,7 @@ def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, 
     """But for what is generated, and for what lies there when it is loaded: what is around the layers."""
     asked = [*with_checks, "--methods", "flap,slicegpt,shortgpt+ghost", "--ratio", "0.3"]
     asked += ["--dtype", "float32", "--no-isolate"]
+    monkeypatch.setattr("bench.evaluation.checks.STEPS", 8)  # on the CPU alone
     asked += ["--save-models"] if saved else ["--then", "llm-pruner:ratio=0.5"]
     assert main([*asked, "--out", str(tmp_path / "cpu")]) == 0
     monkeypatch.setattr(job, "needs_of", lambda cell, memory, card, **_: MemoryNeeds(0, 0, card is not None))
@@ -146,8 +147,8 @@ def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, 
     ],
 )
 def test_the_gpu_holds_a_few_layers_at_a_time_and_what_is_counted_is_about_what_is_taken(name, tmp_path):
-    """At a shape whose layers outweigh all else, of which the whole model would be 24."""
-    options = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 24, "max_position_embeddings": 64}
+    """At a shape whose layers outweigh all else, of which the whole model would be 16."""
+    options = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 16, "max_position_embeddings": 64}
     model = tiny("llama", **options)
     footprint = Footprint(Shape.of(Decoder(model)), 4)
     protocol = replace(

@@ -233,8 +233,9 @@ def figures(base, run, *arguments):
 ON_GPU = ("--dtype", "float32", "--no-isolate", "--device")
 
 
-def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(with_checks, tmp_path):
+def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(with_checks, tmp_path, monkeypatch):
     """With models that are saved and loaded again, for which there is one model in memory and no second one."""
+    monkeypatch.setattr(checks, "STEPS", 8)
     expected, _ = figures(with_checks, tmp_path / "cpu")
     with EmulatedGpus(count=2) as gpus:
         found, records = figures(with_checks, tmp_path / "gpu", *ON_GPU, "cuda:1")

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from emulated import EmulatedGpus
-from places import CUDA, devices_of, model_of, spread
+from places import CUDA, devices_of, layers_for, model_of, spread
 from tiny_methods import EXPERTS, SPECS
 
 import methods
@@ -73,9 +73,9 @@ WHEREVER += [pytest.param(*cell.values, torch.float32, marks=pytest.mark.nightly
 
 @pytest.mark.parametrize(("family", "name", "settings", "dtype"), ON_ONE)
 def test_a_method_decides_on_a_gpu_what_it_decides_on_the_cpu(family, name, settings, dtype):
-    expected, logits = pruned(name, model_of(family, dtype), settings)
+    expected, logits = pruned(name, model_of(family, dtype, layers_for(name)), settings)
     with EmulatedGpus():
-        model = model_of(family, dtype).to("cuda")
+        model = model_of(family, dtype, layers_for(name)).to("cuda")
         decided, found = pruned(name, model, settings)
         assert {parameter.device for parameter in model.parameters()} == {CUDA}
     assert decided == expected
@@ -85,14 +85,14 @@ def test_a_method_decides_on_a_gpu_what_it_decides_on_the_cpu(family, name, sett
 @pytest.mark.parametrize(("family", "name", "settings", "dtype"), WHEREVER)
 def test_a_method_decides_wherever_layers_lie_what_it_decides_on_the_cpu(family, name, settings, dtype, tmp_path):
     """On two GPUs, and in files from where they visit one."""
-    expected, logits = pruned(name, model_of(family, dtype), settings)
+    expected, logits = pruned(name, model_of(family, dtype, layers_for(name)), settings)
     with EmulatedGpus(count=2) as gpus:
-        decided, found = pruned(name, spread(model_of(family, dtype)), settings)
+        decided, found = pruned(name, spread(model_of(family, dtype, layers_for(name))), settings)
         assert all(memory.now for memory in gpus.memories)
     assert decided == expected
     assert torch.equal(found, logits)
     with EmulatedGpus():
-        decoder = Decoder(model_of(family, dtype), LayerStore(tmp_path, CUDA))
+        decoder = Decoder(model_of(family, dtype, layers_for(name)), LayerStore(tmp_path, CUDA))
         assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
         decided = methods.make(name, settings).prune(decoder, CALIBRATION, 0.3)
         assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from emulated import EmulatedGpus
 from emulated.mutants import mutated
-from places import model_of, spread
+from places import layers_for, model_of, spread
 
 import methods
 from bench import healing
@@ -33,7 +33,7 @@ def on_one(model):
 def prune(name, settings, place):
     name, waiting, _ = name.partition(", waiting on the host")
     block = replace(CALIBRATION, memory=1) if waiting else CALIBRATION
-    return methods.make(name, settings).prune(Decoder(place(model_of("llama"))), block, 0.3)
+    return methods.make(name, settings).prune(Decoder(place(model_of("llama", layers=layers_for(name)))), block, 0.3)
 
 
 def score(place, family="llama"):
