@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 
@@ -24,6 +25,7 @@ from methods.search.puzzle import (
     Narrow,
     Program,
     Puzzle,
+    Ranks,
     choices_of_layers,
     contributions_of_units,
     cost_of_choice,
@@ -42,8 +44,24 @@ FAMILIES = ("llama", "gpt2", "gemma2", "phi")
 def with_choice(family: str, choice: Replacements) -> Decoder:
     """A model that has really lost what a choice leaves out."""
     model = Decoder(tiny(family))
-    cut(model, to_decisions(choice, model, ranking(contributions_of_units(model, TOKENS))))
+    cut(model, to_decisions(choice, model, dense_ranking(family)))
     return model
+
+
+@functools.cache
+def dense_ranking(family: str) -> Ranks:
+    return ranking(contributions_of_units(Decoder(tiny(family)), TOKENS))
+
+
+@functools.cache
+@torch.no_grad()
+def dense_logarithms(family: str) -> torch.Tensor:
+    return logarithms(Decoder(tiny(family)))
+
+
+def logarithms(model: Decoder) -> torch.Tensor:
+    """The log-probabilities of each token that has a successor."""
+    return model.model(TOKENS.ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
 
 
 def damages_of(model: Decoder, widths: tuple[int, int], score: str = "kl") -> list[torch.Tensor]:
@@ -53,10 +71,7 @@ def damages_of(model: Decoder, widths: tuple[int, int], score: str = "kl") -> li
 @torch.no_grad()
 def kl_of(family: str, pruned: Decoder) -> float:
     """KL(dense || pruned) per token that has a successor."""
-    p, q = (
-        each.model(TOKENS.ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
-        for each in (Decoder(tiny(family)), pruned)
-    )
+    p, q = dense_logarithms(family), logarithms(pruned)
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
