@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +30,11 @@ BETWEEN = read_words("Words between two nouns")
 PREFIXES = {"is", "has", "may", "to", "with", "without"}
 
 
-def parse_sources() -> Iterator[tuple[str, ast.Module]]:
-    """Yield the path and the syntax tree of every file of the packages."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_bytes())
+@functools.cache
+def parse_sources() -> list[tuple[str, ast.Module]]:
+    """Return the path and the syntax tree of every file of the packages."""
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return [(path.relative_to(ROOT).as_posix(), ast.parse(path.read_bytes())) for path in paths]
 
 
 def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import pickletools
@@ -433,7 +432,7 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "glm4_moe"])
 def test_a_model_in_bfloat16_that_computes_something_else_by_little_is_refused(family, tmp_path):
-    model = Decoder(copy.deepcopy(tiny(family)))
+    model = Decoder(tiny(family))
     model.cast(torch.bfloat16)
     saved(model, tmp_path / "whole")
     hook = model.layers[0].module.register_forward_hook(lambda module, args, out: out * 1.03)
@@ -448,7 +447,7 @@ def test_a_model_in_bfloat16_that_computes_something_else_by_little_is_refused(f
 
 
 def test_transposed_matrices_in_bfloat16_may_sum_in_another_order(tmp_path, monkeypatch):
-    model, logits_of = Decoder(copy.deepcopy(tiny("gpt2"))), transformers_compat.compute_logits
+    model, logits_of = Decoder(tiny("gpt2")), transformers_compat.compute_logits
     model.cast(torch.bfloat16)
     monkeypatch.setattr(
         transformers_compat, "compute_logits", lambda one, ids: logits_of(one, ids) * (1 if one is model else 1.01)
@@ -459,7 +458,7 @@ def test_transposed_matrices_in_bfloat16_may_sum_in_another_order(tmp_path, monk
 def test_a_model_in_float64_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(weight_files, "write_weights", lambda *_: pytest.fail("weights were written"))
     with pytest.raises(CheckpointError, match="a model is stored in float32, bfloat16, float16; got float64; give one"):
-        saved(Decoder(copy.deepcopy(tiny("llama")).double()), tmp_path)
+        saved(Decoder(tiny("llama").double()), tmp_path)
     with pytest.raises(CheckpointError, match="got float64"):
         saved(Decoder(tiny("llama")), tmp_path, dtype=torch.float64)
     assert list(tmp_path.iterdir()) == []

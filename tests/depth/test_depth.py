@@ -130,7 +130,7 @@ def test_perplexity_without_each_layer_alone(family, kept):
     given = {"keep_first": str(kept[0]), "keep_last": str(kept[1])}
     found, scores = pruned("shortened-llama", given, family, 2, calibration(memory=1)), []
     for gone in range(6):
-        model = Decoder(copy.deepcopy(tiny(family)))
+        model = Decoder(tiny(family))
         model.set_layers([layer for l, layer in enumerate(model.layers) if l != gone])
         with torch.no_grad():
             scores.append(float(loss(model.model, calibration().ids, calibration().mask)))

@@ -97,7 +97,7 @@ def distance(kind: str, dense: torch.Tensor, found: torch.Tensor, targets: torch
 
 
 def without(family: str, gone: list[Sublayer]) -> Decoder:
-    model = Decoder(copy.deepcopy(tiny(family)))
+    model = Decoder(tiny(family))
     remove_sublayers(model, gone)
     return model
 
@@ -208,7 +208,7 @@ def test_a_search_for_eight_of_thirty_layers_costs_half_the_forwards():
 @pytest.mark.parametrize("loss", ["nll", "kl", "js"])
 def test_a_trial_is_given_up_only_above_the_lowest(loss):
     """The text is what the model says without one of its MLPs, and so surely that others need a few tokens to lose."""
-    model = Decoder(copy.deepcopy(tiny("llama")))
+    model = Decoder(tiny("llama"))
     model.model.model.norm.weight.data *= 30
     author, ids = Decoder(copy.deepcopy(model.model)), torch.arange(3, 9)[:, None]
     remove_sublayers(author, [Sublayer("mlp", 2)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ def ratio_of(layers: int) -> float:
 @torch.no_grad()
 def idle(*numbers: int) -> Decoder:
     """A model whose layers of these numbers add nothing."""
-    model = Decoder(copy.deepcopy(tiny("llama")))
+    model = Decoder(tiny("llama"))
     for number in numbers:
         layer = model.layers[number]
         layer.out.weight.zero_()
@@ -130,7 +129,7 @@ def test_the_same_seed_gives_the_same_layer_and_another_seed_another():
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox", "mixtral"])
 def test_half_precision_is_trained_in_float32_and_given_back(family, dtype):
     """Also of families whose layers are given a mask or positions, and of a mixture of experts."""
-    model = Decoder(copy.deepcopy(tiny(family)).to(dtype))
+    model = Decoder(tiny(family).to(dtype))
     required = [one.requires_grad for one in model.embed.parameters()]
     missed = LLMStreamline(passes=2, learning_rate=1e-3).train(model, calibration(), 1, 3)
     assert {one.dtype for one in model.model.parameters()} == {dtype}

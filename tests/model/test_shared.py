@@ -46,7 +46,7 @@ def variants(name: str) -> list[dict[str, str]]:
 def decided(name: str, parameters: dict[str, str], ratio: float, tokens: Calibration) -> object:
     """What a method decides on a tiny model, or with which words it refuses."""
     try:
-        return methods.make(name, parameters).prune(Decoder(tiny("llama")), tokens, ratio)
+        return methods.make(name, parameters).prune(Decoder(tiny("llama", layers=4)), tokens, ratio)
     except OutOfReach as reason:
         return str(reason)
 

@@ -125,7 +125,7 @@ def test_a_narrowed_layer_is_one_whose_other_units_give_nothing(family):
     left = Narrow(ranks)(layer, narrowed)
     assert left.down.in_features == channels // 3
     assert all(torch.equal(one, before[name]) for name, one in layer.module.state_dict().items())
-    zeroed = Decoder(copy.deepcopy(tiny(family))).layers[1]
+    zeroed = Decoder(tiny(family)).layers[1]
     zeroed.down.weight.data[:, ranks[1, "channels"][channels // 3 :]] = 0
     if heads > 1:
         each = zeroed.out.in_features // heads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import accumulate
 
 import pytest
@@ -285,7 +284,7 @@ def test_a_model_that_has_lost_blocks_can_be_pruned_further():
 
 
 def test_nothing_is_looked_at_for_nothing():
-    model = Decoder(copy.deepcopy(tiny("llama")))
+    model = Decoder(tiny("llama"))
     decisions = FLAP().prune(model, None, 0.0)
     assert decisions["channels"] == [48] * LAYERS
 
