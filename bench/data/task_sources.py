@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
+from bench.data.skills import QUICK_SKILLS, SKILLS, SOURCES
 from methods.errors import UserError, first_line_of
 from methods.files import hash_file
 
@@ -58,7 +59,22 @@ class Offline:
         return (folder.with_name(split) if split else folder) / "data-00000-of-00001.arrow"
 
 
-OFFLINE = {
+@dataclass(frozen=True)
+class BySkill:
+    """Names a task by skill, whose definition is the suite's own (bench.data.skills).
+
+    examples  the split that examples are taken from: none, since they stand in front of the questions
+    """
+
+    name: str
+    examples: None = None
+
+    def read(self) -> datasets.Dataset:
+        """Return its documents, whose columns bench.data.conversion.keep_requests describes."""
+        return _read(assets.fetch_documents(self.name))
+
+
+OFFLINE: dict[str, Offline | BySkill] = {
     "hellaswag": Offline("hellaswag/hellaswag.yaml", "hellaswag/none/validation"),
     "piqa": Offline("piqa/piqa.yaml", "piqa/plain_text/validation"),
     "winogrande": Offline("winogrande/default.yaml", "winogrande/winogrande_xl/validation"),
@@ -80,6 +96,7 @@ OFFLINE = {
 OFFLINE |= {
     name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test", examples="dev") for name in MMLU
 }
+OFFLINE |= {name: BySkill(name) for name in SOURCES}
 HUB = {  # known by name, their documents on the hub only: lm-eval's YAML file
     "race": "race/race.yaml",
     "wsc": "super_glue/wsc/default.yaml",
@@ -95,7 +112,8 @@ GROUPS = {
     "mmlu": tuple(MMLU),
     "cmmlu": tuple(CMMLU),
     "laco": LACO,
-}
+    "skills": QUICK_SKILLS,
+} | SKILLS
 
 
 def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]:

@@ -10,7 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, silence_lm_eval
+from bench.data.task_loading import (
+    SHUFFLE_SEED,
+    Documents,
+    has_one_right_choice,
+    position_of_answer,
+    silence_lm_eval,
+)
 from bench.plan.cell import TaskInput
 from bench.records import answers
 from bench.records.measured import ANSWER_BPB, TaskMetric, TaskScore
@@ -50,7 +56,7 @@ def evaluate(
     The samples have one row per document: doc_id, doc_hash, prompt_hash and target_hash as lm-eval writes them;
     target, the position of the right choice, or the text where there are no choices; loglikelihoods and greedy, one
     per choice, or responses where text is generated; and every metric that is a number for one document, with
-    answer_bpb where one of the choices is right (bench.records.answers).
+    answer_bpb where one text is right (bench.records.answers), which is the main one of a task without others.
     """
     from lm_eval.evaluator import evaluate as run
 
@@ -66,7 +72,7 @@ def evaluate(
         metrics = _metrics(task, outcome["results"][name], rows)
         has_choices = has_one_right_choice(task) and all(isinstance(target, int) for target in rows["target"])
         scores[name] = TaskScore(
-            main=next((main for main in ("acc_norm", "acc") if main in metrics), next(iter(metrics))),
+            main=next((main for main in ("acc_norm", "acc") if main in metrics), next(iter(metrics), ANSWER_BPB)),
             metrics=metrics,
             version=outcome["versions"][name],
             documents=len(rows),
@@ -98,9 +104,10 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
     if all(isinstance(response, tuple) for response in responses):
         row["loglikelihoods"] = [float(loglikelihood) for loglikelihood, _ in responses]
         row["greedy"] = [bool(greedy) for _, greedy in responses]
-        if has_one_right_choice(task) and isinstance(row["target"], int):
-            size = _scored_bytes(*sample["arguments"][row["target"]])
-            row[ANSWER_BPB] = answers.bits_per_byte(row["loglikelihoods"][row["target"]], size)
+        right = position_of_answer(task, row["target"])
+        if right is not None:
+            size = _scored_bytes(*sample["arguments"][right])
+            row[ANSWER_BPB] = answers.bits_per_byte(row["loglikelihoods"][right], size)
     elif all(isinstance(response, float) for response in responses):
         row["loglikelihoods"] = responses
     else:

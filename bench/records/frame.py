@@ -265,15 +265,14 @@ def _amounts(measured: Measured) -> dict[str, Any]:
 
 def _task(column: str, task: TaskScore) -> dict[str, Any]:
     main, documents = task.main, task.documents
-    metrics = task.metrics
-    value = metrics[main].value
+    value, stderr = task.main_metric.value, task.main_metric.stderr
     low, high = None, None
     right = value * documents
     if main in ("acc", "acc_norm") and documents and abs(right - round(right)) < 1e-6:  # else no count of answers
         low, high = wilson(round(right), documents)
     row = {
         column: value,
-        f"{column}_stderr": metrics[main].stderr,
+        f"{column}_stderr": stderr,
         f"{column}_low": low,
         f"{column}_high": high,
         f"{column}_metric": main,
@@ -281,7 +280,7 @@ def _task(column: str, task: TaskScore) -> dict[str, Any]:
     }
     if low is not None and task.chance is not None:
         row[f"{column}_chance"] = task.chance
-    for name, metric in metrics.items():
+    for name, metric in task.metrics.items():
         row[f"{column}_{name}"] = metric.value
         row[f"{column}_{name}_stderr"] = metric.stderr
     return row

@@ -241,7 +241,7 @@ class TaskScore:
 
     SOURCE: ClassVar[str] = "bench.evaluation.tasks"
 
-    main: Name = declare_field("which of the metrics stands in tables")
+    main: Name = declare_field("which of the metrics stands in tables; answer_bpb where there is no other")
     metrics: dict[str, TaskMetric] = declare_field("of lm-eval by name, with its filter behind a comma")
     version: Scalar = declare_field("of lm-eval's definition of the task")
     documents: Count = declare_field("that were answered")
@@ -252,7 +252,7 @@ class TaskScore:
     )
     answer_bpb: TaskMetric | None = declare_quantity(
         "bpb {}",
-        "bits per byte of the right answer, of a task with choices",
+        "bits per byte of the right answer, of a task with choices or one reference",
         format_bits,
         source="bench.records.answers",
         better="lower",
@@ -270,7 +270,7 @@ class TaskScore:
     @property
     def main_metric(self) -> TaskMetric:
         """Return the metric that tables show."""
-        return self.metrics[self.main]
+        return self.every_metric()[self.main]
 
     @property
     def is_accuracy(self) -> bool:
@@ -279,7 +279,7 @@ class TaskScore:
 
     def refuse_misfit(self) -> None:
         """Raise ValueError for a task without its main metric, and for an accuracy that is no share."""
-        if self.main not in self.metrics:
+        if self.main not in self.metrics and not (self.main == ANSWER_BPB and self.answer_bpb is not None):
             raise ValueError(f"has the main metric {self.main!r}, and no figure of that name")
         for name, metric in self.metrics.items():
             if is_accuracy_metric(name) and not 0 <= metric.value <= 1:

@@ -226,13 +226,16 @@ def judge(
 
 def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequence[ComparedRow]) -> None:
     """Raise UserError for a margin of a task that no cell measures, or that has no accuracy."""
-    tasks = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.requested_tasks))
+    tasks = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.bits, *cell.requested_tasks))
     if unknown := [task for task in margins.tasks if task not in tasks]:
         names = ", ".join(tasks) or "none"
         raise UserError(f"--margins: tasks has {unknown[0]}, which no cell measured; there are {names}")
     for row in rows:
         if row.kind == "task" and row.task in margins.tasks and row.after is not None and not row.is_accuracy:
             raise UserError(f"--margins: {row.metric} is no accuracy and cannot gate")
+    for task in margins.tasks:
+        if any(task in cell.bits and task not in cell.tasks for cell in cells):
+            raise UserError(f"--margins: {task} has no accuracy and cannot gate; answer_bpb is its margin")
 
 
 def _weight(verdict: Verdict) -> float:

@@ -59,7 +59,7 @@ class CellResults:
     about            model, commit: for a reader
     speed            (speed-up, low, high) by the name of the timed size
     untested         tasks that have no value per document
-    bits             bits per byte of the right answer, of each task with choices
+    bits             bits per byte of the right answer, of each task with choices or one reference
     requested_tasks  the protocol's tasks, where the cell has no values
     """
 
@@ -108,7 +108,8 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.task_scores.items():
         table = _table((record, folder, files), name)
-        tasks[name] = _answers_of_task(task, name, table, task.main)
+        if task.main != ANSWER_BPB:
+            tasks[name] = _answers_of_task(task, name, table, task.main)
         likely = _answers_of_task(task, name, table, ANSWER_BPB)
         bits |= {name: replace(likely, values=likely.values.round(BITS_DIGITS))} if likely else {}
     texts: dict[str, Windows] = {}

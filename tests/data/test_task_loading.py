@@ -41,7 +41,9 @@ def test_groups_expand_and_repeat_nothing():
 
 
 def test_an_unknown_task_gets_the_near_and_the_known_ones():
-    with pytest.raises(UserError, match=r"no task 'hellaswg'; did you mean hellaswag\? offline there are .*piqa.*mmlu"):
+    with pytest.raises(
+        UserError, match=r"no task 'hellaswg'; did you mean hellaswag or hellaswag_rc\? offline there are .*piqa.*mmlu"
+    ):
         task_loading.check_tasks(["piqa", "hellaswg"])
 
 

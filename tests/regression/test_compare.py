@@ -216,6 +216,15 @@ def test_a_document_that_was_asked_twice_counts_once():
     assert twice.estimate == once.estimate == pytest.approx(-8 / 30)
 
 
+def test_a_task_that_has_bits_alone_is_one_row_and_its_worsening_is_known(tmp_path, capsys):
+    for run, more in (("a", 0), ("b", 0.2)):
+        bits = {"gsm8k_bpb": LIKELY + more * np.linspace(0.5, 1.5, len(LIKELY))}
+        cell(tmp_path / run, tasks=bits, bits=bits, metric="answer_bpb")
+    found = rows(capsys, str(tmp_path / "a"), str(tmp_path / "b"))
+    of_task = {metric: row["verdict"] for (_, metric), row in found.items() if metric.startswith("gsm8k_bpb")}
+    assert of_task == {"gsm8k_bpb bpb": "worse"}
+
+
 def test_a_metric_of_no_known_direction_only_differs(tmp_path, capsys):
     cell(tmp_path / "a", tasks={"summary": nats(1)}, metric="bleu")
     cell(tmp_path / "b", tasks={"summary": nats(1) + 30}, metric="bleu")
