@@ -40,7 +40,7 @@ from methods.errors import Unwritable, UserError
 from methods.files import WRITING, write_atomically
 
 TIMINGS = ("seconds", "prune_seconds", "search_seconds", "peak_memory")
-KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "8"))
+KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "6"))
 
 
 @pytest.fixture(scope="session")
@@ -701,9 +701,10 @@ def is_running(text: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.nightly)]
-)
+NIGHTLY = [pytest.param(number, marks=pytest.mark.nightly) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *NIGHTLY])  # SIGTERM ends runs in test_killed_runs.py too
 def test_a_signal_ends_the_run_and_its_processes_and_leaves_nothing_half_done(number, asked, copied, whole, deadly):
     command = [*asked, "--out", str(copied), "--plugin", str(deadly), "--methods", "ledger-hangs", "--isolate"]
     process = subprocess.Popen(
