@@ -5,8 +5,9 @@ what it has written itself. The questions count as part of the text, as they do 
 begins with its BOS token, or with its end-of-text token where it has none; that first token is no part of the text.
 
 Documents are sampled at temperature 1, from all tokens, until the model ends them or they have LONGEST tokens. They
-are kept as token ids, one behind the other with the tokens that end them, since to write and read them as characters
-would make other tokens of some. Where the questions are used up, the model begins again with the first.
+are kept as token ids, one behind the other, since to write and read them as characters would make other tokens of some.
+Behind each stands the token that ends it, or an empty line where the model has not ended it. Where the questions are
+used up, the model begins again with the first.
 
 A text is written once for each model, seed and list of questions, in batches of BATCH documents that have a seed each.
 So a larger number of tokens begins with a smaller one, whatever was asked for before. Another processor samples other
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets, pretrained
-from bench.data.texts import find_bos
+from bench.data.texts import SEPARATOR, find_bos
 from bench.system import memory
 from methods.console import make_bar, say
 from methods.errors import UserError, first_line_of
@@ -157,10 +158,10 @@ def _sample(model: Any, tokenizer: Any, prompts: Prompts) -> list[list[int]]:
             rows = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     finally:
         model.generation_config = before
-    documents = []
+    documents, gap = [], tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
     for (_, question), row in zip(prompts, rows[:, longest:].tolist(), strict=True):
-        end = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))
-        documents.append([*question, *row[:end]])
+        end = next((at + 1 for at, token in enumerate(row) if token in ends), None)
+        documents.append([*question, *row[:end], *(gap if end is None else ())])
     return documents
 
 

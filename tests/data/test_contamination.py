@@ -186,16 +186,22 @@ def test_a_merge_is_not_judged_on_the_text_that_it_is_made_on(model_folder, tmp_
     assert "copy.txt, which is" in capsys.readouterr().err
 
 
-@pytest.mark.default_model
-@pytest.mark.parametrize("calibration", assets.TEXTS)
-def test_the_texts_that_ship_share_no_passage(calibration):
-    """All of the calibration half with all of the evaluation half of the other text; of the same, no document."""
+@pytest.fixture(scope="module")
+def shipped():
+    """The default tokenizer, and all windows of every text that ships."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(assets.fetch_model("smollm2-135m"))
+    return tokenizer, [text_data.make_evaluation_text(tokenizer, text, 512, 512, 0) for text in assets.TEXTS]
+
+
+@pytest.mark.default_model
+@pytest.mark.parametrize("calibration", assets.TEXTS)
+def test_the_texts_that_ship_share_no_passage(calibration, shipped):
+    """All of the calibration half with all of the evaluation half of the other text; of the same, no document."""
+    tokenizer, texts = shipped
     sequences = {"technical": 76, "stories": 121, "code": 147}.get(calibration, 160)
     block = text_data.make_calibration(tokenizer, calibration, sequences, 256, 0)
-    texts = [text_data.make_evaluation_text(tokenizer, text, 512, 512, 0) for text in assets.TEXTS]
     refuse_shared(tokenizer, block.ids, block.source, texts, "calibrated on")
     even, odd = text_data.split_halves(calibration)
     evaluated = text_data.SEPARATOR.join(odd)

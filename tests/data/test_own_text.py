@@ -103,6 +103,21 @@ def test_a_prompt_is_continued_with_the_model_s_own_likelihoods(cache, author, t
     assert all(len(document) <= own_text.LONGEST for batch in documents for document in batch)
 
 
+def test_an_empty_line_stands_behind_a_document_that_the_model_has_not_ended(cache, author, tokenizer, monkeypatch):
+    model, _ = pretrained.load(author.model, author.device, author.dtype)
+    gap = tokenizer.convert_tokens_to_ids(["<unk>"])
+    rows = torch.tensor([[0, 7, tokenizer.eos_token_id, 0], [0, 7, 8, 9]])
+    monkeypatch.setattr(model, "generate", lambda **_: rows)
+    prompts = [([tokenizer.bos_token_id], [])] * 2
+
+    class Gapped(type(tokenizer)):
+        def __call__(self, text, **_):
+            return {"input_ids": gap} if text == "\n\n" else super().__call__(text)
+
+    monkeypatch.setattr(tokenizer, "__class__", Gapped)
+    assert own_text._sample(model, tokenizer, prompts) == [[7, tokenizer.eos_token_id], [7, 8, 9, *gap]]
+
+
 def test_a_tokenizer_without_a_beginning_or_an_end_is_refused(author):
     class Bare:
         bos_token_id = eos_token_id = None

@@ -137,15 +137,14 @@ def test_mmlu_is_asked_from_its_validation_sets_and_winogrande_up_to_the_gap(mon
 
 
 @pytest.mark.default_model
-@pytest.mark.parametrize("name", ["piqa", "boolq", "winogrande", "copa"])
+@pytest.mark.parametrize("name", ["piqa", "winogrande", "copa"])
 def test_no_scored_question_stands_in_what_is_read(name):
     task = task_loading.load_tasks([name])[name]
     documents = {name: task_loading.draw_documents(task, 50, 0)}
     bare = "".join("".join(read_unscored_questions(f"task:{name}", (), 50, 0)).split())
     questions.refuse_scored_questions({f"task:{name}": bare}, {name: task}, documents)
     with pytest.raises(UserError, match=rf"task:{name}, which is calibrated on, has in part what {name} asks: "):
-        every = {name: list(range(len(task.eval_docs)))}
-        questions.refuse_scored_questions({f"task:{name}": bare}, {name: task}, every)
+        questions.refuse_scored_questions({f"task:{name}": bare}, {name: task}, {name: list(range(60))})
 
 
 def test_pieces_are_whole_questions_or_passages_of_long_ones():
