@@ -141,6 +141,14 @@ def _offer(name: str, offer: Any) -> str:
     return f"{name:<20}{offer.title}: {offer.description} ({asset.source}, {asset.licence})"
 
 
+def _series_of_name(name: str) -> str:
+    """Return the name of the series that a task by skill is of, as in mt_mbpp_*; of any other task its own."""
+    from bench.data.skills import SERIES
+
+    series = SERIES.match(name)
+    return f"{series[0]}*" if series else name
+
+
 def _tasks(verbose: bool) -> list[str]:
     from bench.data import skills
     from bench.data import task_sources as tasks
@@ -156,7 +164,7 @@ def _tasks(verbose: bool) -> list[str]:
         source_by_task["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"
         source_by_task["skills"] = f"{len(skills.QUICK_SKILLS)} tasks of all skills, by name with --verbose"
         for group, names in skills.NAMES_BY_GROUP.items():
-            words = dict.fromkeys(f"{series[0]}*" if (series := skills.SERIES.match(name)) else name for name in names)
+            words = dict.fromkeys(map(_series_of_name, names))
             source_by_task[group] = f"{len(skills.SKILLS[group])} tasks: {', '.join(words)}"
     wide = 2 + max(map(len, source_by_task))
     return [

@@ -5,9 +5,9 @@ place of a prompt, as in WinoGrande, it is what they begin with alike.
 
 No document is read that a cell scores. Of a task with a training split the questions are of that; of MMLU, whose test
 sets are scored, of the stored validation sets. Otherwise they are of the documents beside those that `--documents`
-draws with the seed of the cell. Documents may share a passage, as several questions of BoolQ do: those that share one
-with a scored one are left out. `refuse_scored_questions` looks once more at what was made of them, and at the questions
-of all tasks that are scored.
+draws with the seed of the cell. Documents may share a passage, as several questions of BoolQ do, and tasks of a group
+may share documents: those that share a passage with a scored one are left out. `refuse_scored_questions` looks once
+more at what was made of them, and at the questions of all tasks that are scored.
 """
 
 from __future__ import annotations
@@ -41,14 +41,19 @@ def read_unscored_questions(text: str, data: task_loading.Data, documents: int, 
     name = task_of_text(text) or ""
     names = GROUPS.get(name, (name,))
     local = [entry for entry in data if entry[0] in names]
-    questions = list[str]()
     with _read_alike():
-        for task_name, task in task_loading.load_tasks(names, local).items():
-            questions += _questions_of_task(task_name, task, local, task_loading.draw_documents(task, documents, seed))
+        tasks = task_loading.load_tasks(names, local)
+        drawn = {each: task_loading.draw_documents(task, documents, seed) for each, task in tasks.items()}
+        pieces, unscored = set[str](), list[str]()
+        for each, task in tasks.items():
+            scored = _read_positions(task, drawn[each])
+            pieces |= pieces_of_questions(question_of_document(task, doc) for doc in scored)
+            unscored += (question_of_document(task, doc) for doc in _read_unscored(each, task, local, drawn[each]))
+        questions = tuple(dict.fromkeys(_without_pieces(unscored, pieces)))
     if not questions:
         count = f"--documents {documents}" if documents else "--documents 0, which is all"
         raise UserError(f"{text} has no question that is not scored ({count}); give fewer --documents, or another text")
-    return tuple(dict.fromkeys(questions))
+    return questions
 
 
 @contextmanager
@@ -63,15 +68,6 @@ def _read_alike() -> Iterator[None]:
         random.setstate(before)
 
 
-def _questions_of_task(name: str, task: Any, data: task_loading.Data, scored: Sequence[int]) -> list[str]:
-    """Return the questions of one task but for those at the positions that are scored, and what shares a passage."""
-    unscored = _read_training_documents(name, task, data)
-    if unscored is None:
-        unscored = _read_positions(task, sorted(set(range(len(task.eval_docs))) - set(scored)))
-    pieces = pieces_of_questions(question_of_document(task, doc) for doc in _read_positions(task, scored))
-    return list(_without_pieces((question_of_document(task, doc) for doc in unscored), pieces))
-
-
 def question_of_document(task: Any, document: Any) -> str:
     """Return the prompt of a document; where its choices are whole sentences, the words that they begin with."""
     if task.multiple_input:
@@ -80,21 +76,22 @@ def question_of_document(task: Any, document: Any) -> str:
     return str(task.doc_to_text(document)).strip()
 
 
-def _read_training_documents(name: str, task: Any, data: task_loading.Data) -> Iterable[Any] | None:
-    """Return the documents of a task that are for training or for examples, and never scored; None without such."""
+def _read_unscored(name: str, task: Any, data: task_loading.Data, scored: Sequence[int]) -> Iterable[Any]:
+    """Return the documents of a task for training or for examples, else those at no position that is scored."""
     from datasets import Dataset
 
-    if name in {entry[0] for entry in data}:
-        examples: Iterable[Any] | None = task.dataset["examples"]  # of another split of the folder
-        return examples
+    examples: Iterable[Any] | None = None
     offline = OFFLINE.get(name)
-    if isinstance(offline, Offline) and name in MMLU:
+    if name in {entry[0] for entry in data}:
+        examples = task.dataset["examples"]  # of another split of the folder
+    elif isinstance(offline, Offline) and name in MMLU:
         stored = Dataset.from_file(str(offline.file(VALIDATION)), in_memory=True)
-        return task_loading.Documents(stored, task.config.process_docs)
-    if offline is not None or not task.has_training_docs():
-        return None
-    trained_on: Iterable[Any] = task.training_docs()
-    return trained_on
+        examples = task_loading.Documents(stored, task.config.process_docs)
+    elif offline is None and task.has_training_docs():
+        examples = task.training_docs()
+    if examples is not None:
+        return examples
+    return _read_positions(task, sorted(set(range(len(task.eval_docs))) - set(scored)))
 
 
 def _read_positions(task: Any, positions: Sequence[int]) -> Iterable[Any]:

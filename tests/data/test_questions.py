@@ -108,6 +108,23 @@ def test_documents_for_training_are_read_in_the_form_of_the_task(tmp_path):
     assert set(every) == {f"Sailing: a boat {sentence(at)}. It" for at in range(4, 8)}
 
 
+def test_what_one_task_of_a_group_scores_is_not_read_of_another(tmp_path, monkeypatch):
+    """As MATH-500 is a part of the tests of MATH."""
+    paths = [
+        write_rows(tmp_path / f"{name}.jsonl", documents_of_piqa(start, 20)) for name, start in (("a", 0), ("b", 9))
+    ]
+    tasks = {}
+    for name, path in zip(("one", "two"), paths, strict=True):
+        tasks[name] = task_loading.load_tasks(["piqa"], parse_task_data([f"piqa={path}"]))["piqa"]
+        monkeypatch.setitem(questions.OFFLINE, name, questions.OFFLINE["piqa"])
+    monkeypatch.setitem(questions.GROUPS, "both", ("one", "two"))
+    monkeypatch.setattr(task_loading, "load_tasks", lambda names, data: {name: tasks[name] for name in names})
+    drawn = task_loading.draw_documents(tasks["one"], 6, 5)
+    scored = set(drawn) | {9 + at for at in drawn}
+    expected = {f"Question: goal {sentence(at)}\nAnswer:" for at in range(29) if at not in scored}
+    assert set(read_unscored_questions("task:both", (), 6, 5)) == expected
+
+
 def test_a_task_of_the_hub_is_asked_from_its_training_split(monkeypatch):
     task = SimpleNamespace(
         eval_docs=[{"q": "scored"}],
