@@ -121,7 +121,7 @@ def sentences(page: str) -> list[str]:
     return [
         sentence
         for paragraph in paragraphs
-        for sentence in re.split(r"(?<=[.:;?!])[*\")]*\s+(?=[A-Z*\[])", " ".join(paragraph.split()))
+        for sentence in re.split(r"(?<=[.:;?!])[*\")]*\s+(?=[A-Z0-9*\[±])", " ".join(paragraph.split()))
     ]
 
 
