@@ -115,7 +115,7 @@ def test_links_to_files_lead_somewhere(page):
 
 def sentences(page: str) -> list[str]:
     """Return the sentences of a page without its tables and blocks of code; code within a line is one word."""
-    prose = re.sub(r"^ *```.*?^ *```|^\|[^\n]*$", "", text(page), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^ *```.*?^ *```|^ *\|[^\n]*$", "", text(page), flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"`[^`]*`", "CODE", re.sub(r"\]\([^)]*\)", "]", prose))
     paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", prose)
     return [

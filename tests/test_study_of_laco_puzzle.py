@@ -26,6 +26,12 @@ UNUSED = ROOT / "docs/studies/unused_windows.jsonl"  # made by docs/studies/unus
 
 
 @cache
+def prose() -> str:
+    """Return the page with a space where it breaks its lines."""
+    return " ".join(text(PAGE).split())
+
+
+@cache
 def run() -> run_folder.Merged:
     return run_folder.load_runs([ROOT / "docs/results" / name for name in ("drawn-windows", "later-methods")])
 
@@ -140,11 +146,10 @@ def times(figures: list[tuple[float, float, float]]) -> str:
 
 
 def more_than_ours(found: list[list[tuple[float, float, float]]]) -> str:
-    """Return what is said of a method that has more than ours of all three, by model and ratio."""
-    wiki, c4, bits = ([its[which] for its in found] for which in range(3))
-    more = [estimate for estimate, *_ in bits]
-    said = f"{times(wiki)} its perplexity on `wiki`, {times(c4)} on `c4`"
-    return f"{said}, and {min(more):.3f} to {max(more):.3f} bits more"
+    """Return the cells of a method that has more than ours of all three: perplexities in times, bits more."""
+    columns = ([its[which][0] for its in found] for which in range(3))
+    forms = ("{:.2f} to {:.2f}", "{:.2f} to {:.2f}", "{:.3f} to {:.3f}")
+    return " | ".join(form.format(min(column), max(column)) for form, column in zip(forms, columns, strict=True))
 
 
 def test_what_is_said_of_answers():
@@ -154,19 +159,19 @@ def test_what_is_said_of_answers():
     every = [interval(line.strip("| ").split(" | ")[5].partition(", ")[2]) for line in others]
     assert len(every) == len(said) - len(places()) > 6 * 7
     assert all(estimate > 0 for estimate, *_ in every)
-    page, bits = text(PAGE), {}
+    page, bits = prose(), {}
     for label in ("2ssp+refit", "laco-ls"):
         bits[label] = {(model, at): its[2] for at in ("0.2", "0.3") for model, its in beside_ours(label, at).items()}
         assert len(bits[label]) == 6
     estimates = [estimate for estimate, low, _ in bits["2ssp+refit"].values() if low > 0]
     assert len(estimates) == 6
-    said = f"({min(estimates):.3f} to {max(estimates):.3f} bits per byte more at 0.2 and 0.3), beside `laco-ls` on"
+    said = f"({min(estimates):.3f} to {max(estimates):.3f} bits per byte more at 0.2 and 0.3). Beside `laco-ls` it is"
     assert said in page
     shown = {place: estimate for place, (estimate, low, _) in bits["laco-ls"].items() if low > 0}
     assert {model for model, _ in shown} == {"smollm2-135m", "gemma3-270m"} and len(shown) == 4
-    assert f"({min(shown.values()):.3f} to {max(shown.values()):.3f}); on Qwen" in page
+    assert f"({min(shown.values()):.3f} to {max(shown.values()):.3f}). On Qwen" in page
     (qwen,) = {f"{estimate:.3f}" for place, (estimate, *_) in bits["laco-ls"].items() if place not in shown}
-    assert f"on Qwen `laco-ls` has {qwen} more at both ratios, which the pair does not show" in page
+    assert f"On Qwen `laco-ls` has {qwen} more at both ratios, which the pair does not show" in page
     assert "shown beside `2ssp+refit` in six of six and beside `laco-ls` in four" in text("README.md")
 
 
@@ -177,7 +182,7 @@ def test_what_is_said_of_a_tenth():
     figures = [[interval(cell.partition(", ")[2]) for cell in line.strip("| ").split(" | ")[3:]] for line in others]
     assert all(wiki[1] > 1 and c4[1] > 1 and bits[1] > 0 for wiki, c4, bits in figures)
     said = [min(of[at][0] for of in figures) for at in range(3)]
-    assert "({:.2f} and {:.2f} times and {:.3f} bits at least)".format(*said) in text(PAGE)
+    assert "({:.2f} and {:.2f} times and {:.3f} bits at least)".format(*said) in prose()
 
 
 @cache
@@ -193,19 +198,18 @@ def below_ours_at_a_tenth(model: str) -> list[dict[str, float]]:
 
 
 def test_what_is_said_of_a_tenth_on_the_other_models():
-    page = " ".join(text(PAGE).split())
+    page = prose()
     assert below_ours_at_a_tenth("smollm2-135m") == [{}, {}, {}]
     wiki, c4, answers = below_ours_at_a_tenth("gemma3-270m")
     fewer = ", ".join(f"`{label}` {-bits:.3f}" for label, bits in sorted(answers.items(), key=lambda one: one[1]))
-    assert f"On Gemma five of ten are shown to have fewer bits ({fewer})" in page
+    assert not wiki and f"| Gemma | {fewer} | `puzzle+refit` {c4.pop('puzzle+refit'):.2f} on `c4` |" in page
     assert (len(answers), sum(line.startswith("| gemma3-270m | 0.1 |") for line in rows())) == (5, 11)
-    assert not wiki and f"`puzzle+refit` a lower perplexity on `c4` ({c4.pop('puzzle+refit'):.2f} times)" in page
     assert not c4
     wiki, c4, answers = below_ours_at_a_tenth("qwen2.5-coder-0.5b")
     assert wiki.keys() == c4.keys() == {"laco-ls"} and len({f"{one['laco-ls']:.2f}" for one in (wiki, c4)}) == 1
-    assert f"`laco-ls` is shown to have {wiki['laco-ls']:.2f} times its perplexity on both texts" in page
-    fewer = " and ".join(f"`{label}` {-bits:.3f}" for label, bits in sorted(answers.items(), key=lambda one: one[1]))
-    assert answers.keys() == {"llm-streamline", "evopress"} and f"and {fewer} bits less" in page
+    fewer = ", ".join(f"`{label}` {-bits:.3f}" for label, bits in sorted(answers.items(), key=lambda one: one[1]))
+    assert answers.keys() == {"llm-streamline", "evopress"}
+    assert f"| Qwen | {fewer} | `laco-ls` {wiki['laco-ls']:.2f} on both texts |" in page
     ours = [one for one in run().records if (one.cell.label, one.cell.ratio) == (OURS, 0.1)]
     gone = {one.cell.model: len(one.decisions["removed_layers"]) for one in ours}
     assert gone == dict(zip(rows_beside.MODELS, (2, 1, 1), strict=True))
@@ -214,7 +218,7 @@ def test_what_is_said_of_a_tenth_on_the_other_models():
 
 
 def test_what_is_said_of_perplexity_at_the_larger_ratio():
-    page, layers = text(PAGE), beside_ours("laco-ls", "0.3")
+    page, layers = prose(), beside_ours("laco-ls", "0.3")
     every = [pair for its in layers.values() for pair in its[:2]]
     assert len(every) == 6 and all(low > 1 for _, low, _ in every)
     assert f"on all three models and both texts** ({times(every)} as high)" in page
@@ -223,7 +227,7 @@ def test_what_is_said_of_perplexity_at_the_larger_ratio():
     assert len(shown) == 5
     assert f"below `2ssp+refit` in five of six ({times(shown)})" in page
     estimate, low, high = widths["gemma3-270m"][0]
-    assert low < 1 < high and f"on `wiki` of Gemma `2ssp+refit` has {estimate:.2f} times its perplexity" in page
+    assert low < 1 < high and f"On `wiki` of Gemma `2ssp+refit` has {estimate:.2f} times its perplexity" in page
     program = {
         (model, which): its[which] for model, its in beside_ours("puzzle+refit", "0.3").items() for which in (0, 1)
     }
@@ -234,7 +238,7 @@ def test_what_is_said_of_perplexity_at_the_larger_ratio():
 
 
 def test_what_is_said_of_perplexity_at_the_smaller_ratio():
-    page, layers, widths = text(PAGE), beside_ours("laco-ls", "0.2"), beside_ours("2ssp+refit", "0.2")
+    page, layers, widths = prose(), beside_ours("laco-ls", "0.2"), beside_ours("2ssp+refit", "0.2")
     every = [pair for its in layers.values() for pair in its[:2]]
     above, below = (sum(low > 1 for _, low, _ in every), sum(high < 1 for *_, high in every))
     assert (above, below) == (2, 0)
@@ -242,9 +246,8 @@ def test_what_is_said_of_perplexity_at_the_smaller_ratio():
     gemma = [f"{estimate:.2f}" for estimate, *_ in widths.pop("gemma3-270m")[:2]]
     others = [pair for its in widths.values() for pair in its[:2]]
     assert len(others) == 4 and all(low > 1 for _, low, _ in others)
-    assert (
-        f"`2ssp+refit` has {times(others)} on SmolLM2 and Qwen, shown each time; on Gemma {' and '.join(gemma)}" in page
-    )
+    said = f"`2ssp+refit` has {times(others)} on SmolLM2 and Qwen, shown each time. On Gemma it has"
+    assert f"{said} {' and '.join(gemma)}." in page
 
 
 def test_what_is_said_of_the_program_with_a_refit_at_the_smaller_ratio():
@@ -255,20 +258,20 @@ def test_what_is_said_of_the_program_with_a_refit_at_the_smaller_ratio():
     assert below == its["gemma3-270m"][0]
     estimate, low, high = below
     said = f"`puzzle+refit` has {times(every)}, of which the pair shows one of six, below it: `wiki` of Gemma"
-    assert f"{said} ({estimate:.2f} [{low:.2f}, {high:.2f}])" in text(PAGE)
+    assert f"{said} ({estimate:.2f} [{low:.2f}, {high:.2f}])" in prose()
     assert "`puzzle+refit` is shown below it on Wikipedia of Gemma" in text("README.md")
 
 
 def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
-    page, trained = text(PAGE), beside_ours("llm-streamline", "0.2")
+    page, trained = prose(), beside_ours("llm-streamline", "0.2")
     near = [estimate for model in ("smollm2-135m", "qwen2.5-coder-0.5b") for estimate, *_ in trained[model][:2]]
     assert f"within {max(near):.2f} times of `laco-puzzle` on SmolLM2 and Qwen" in page
     ((far, *_), *_), ((farthest, *_), *_) = trained["gemma3-270m"], beside_ours("llm-streamline", "0.3")["smollm2-135m"]
-    assert f"on Gemma it has {far:.1f} times its perplexity on `wiki`" in page
+    assert f"On Gemma it has {far:.1f} times its perplexity on `wiki`" in page
     later = beside_ours("llm-streamline", "0.3")
     gemma, qwen = (later[model][0][0] for model in ("gemma3-270m", "qwen2.5-coder-0.5b"))
     said = f"{farthest:.0f} times on SmolLM2, {gemma:.1f} times on Gemma and {qwen:.2f} times on Qwen"
-    assert f"at 0.3 it has {said}" in page
+    assert f"At 0.3 it has {said}" in page
     last = [
         line.split("`")[1]
         for line, after in zip(rows(), [*rows()[1:], "| - | `dense`"], strict=True)
@@ -280,11 +283,11 @@ def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
 
 def test_what_is_said_of_exact_removals_and_of_a_program_without_a_refit_behind_it():
     """By the words of the page, broken where it breaks them."""
-    page, unshown = " ".join(text(PAGE).split()), set()
+    page, unshown = prose(), set()
     for label in ("obs", "puzzle"):
         found = {(model, at): its for at in ("0.2", "0.3") for model, its in beside_ours(label, at).items()}
         assert len(found) == 6
-        said = f"`{label}` has {more_than_ours(list(found.values()))}"
+        said = f"| `{label}` on all three models | 0.2, 0.3 | {more_than_ours(list(found.values()))} |"
         assert said in page, said
         for place, its in found.items():
             for which, (_, low, _) in enumerate(its):
@@ -294,49 +297,33 @@ def test_what_is_said_of_exact_removals_and_of_a_program_without_a_refit_behind_
     assert "Each is shown by the pair, but for the perplexities of `puzzle` on SmolLM2 at 0.2." in page
 
 
-def searches() -> str:
-    """Return what is said of the searches beside ours at each ratio, on the two models that have all of them."""
-    said = []
+def test_what_is_said_of_searches():
+    """Each is shown beside ours on two models, at each ratio, and on the third at 0.3."""
+    page = prose()
     for label in ("tyr", "evopress"):
         every = [beside_ours(label, at) for at in ("0.1", "0.2", "0.3")]
         found = [its[model] for its in every for model in ("smollm2-135m", "gemma3-270m")]
-        assert all(wiki[1] > 1 and c4[1] > 1 and bits[1] > 0 for wiki, c4, bits in found)
-        said.append(f"`{label}` has {more_than_ours(found)}")
-    return "; ".join(said)
+        for wiki, c4, bits in (*found, every[2]["qwen2.5-coder-0.5b"]):
+            assert wiki[1] > 1 and c4[1] > 1 and bits[1] > 0
+        assert f"| `{label}` on SmolLM2 and Gemma | 0.1, 0.2, 0.3 | {more_than_ours(found)} |" in page
 
 
-def test_what_is_said_of_searches():
-    page = " ".join(text(PAGE).split())
-    said = "**Searches are behind it on SmolLM2 and Gemma at each ratio, on Qwen at 0.3**"
+def test_what_is_said_of_searches_on_the_third_model():
+    """By answers not each is shown there."""
+    rows, shown = list[str](), 0
     for label in ("tyr", "evopress"):
-        wiki, c4, bits = beside_ours(label, "0.3")["qwen2.5-coder-0.5b"]
-        assert wiki[1] > 1 and c4[1] > 1 and bits[1] > 0
-    assert f"{said}: {searches()}. Each is shown by the pair." in page
-    assert f"Each is shown by the pair. On Qwen, at 0.1, 0.2 and 0.3, {searches_on_qwen()}." in page
-
-
-def searches_on_qwen() -> str:
-    """Return what is said of the searches on the third model, where by answers not each is shown."""
-    said, behind, ahead = [], [], []
-    for label in ("tyr", "evopress"):
-        its = {at: beside_ours(label, at)["qwen2.5-coder-0.5b"] for at in ("0.1", "0.2", "0.3")}
-        assert all(wiki[0] > 1 and c4[0] > 1 for wiki, c4, _ in its.values())
-        wiki, c4 = (listed([f"{one[which][0]:.2f}" for one in its.values()]) for which in (0, 1))
-        said.append(f"`{label}` has {wiki} times its perplexity on `wiki` and {c4} times on `c4`")
-        behind += [f"`{label}` at {at} ({bits[0]:.3f} bits more)" for at, (_, _, bits) in its.items() if bits[1] > 0]
-        ahead += [f"`{label}` at {at} ({-bits[0]:.3f} bits less)" for at, (_, _, bits) in its.items() if bits[2] < 0]
-    shown = f"by answers the pair shows {NUMBERS[len(behind + ahead)]} of six"
-    return f"{', '.join(said)}; {shown}: behind it {listed(behind)}, in front of it {listed(ahead)}"
-
-
-def listed(words: list[str]) -> str:
-    """Return words as a sentence lists them: "a, b and c"."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
+        for at in ("0.1", "0.2", "0.3"):
+            wiki, c4, (bits, low, high) = beside_ours(label, at)["qwen2.5-coder-0.5b"]
+            assert wiki[0] > 1 and c4[0] > 1
+            is_shown = low > 0 or high < 0
+            shown += is_shown
+            rows.append(f"| `{label}` | {at} | {wiki[0]:.2f} | {c4[0]:.2f} | {f'{bits:.3f}' if is_shown else '-'} |")
+    assert "\n".join(rows) in text(PAGE)
+    assert f"On Qwen the pair shows {NUMBERS[shown]} of six by answers." in prose()
 
 
 def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
-    page = " ".join(text(PAGE).split())
+    page = prose()
     widths = {
         place: rows_beside.figure(run(), at["tyr"], "wiki") / rows_beside.figure(run(), at["obs"], "wiki")
         for place, at in rows_beside.places(run()).items()
@@ -348,9 +335,9 @@ def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
     (calibration,) = {one.cell.protocol.calibration_sequences * one.cell.protocol.calibration_length for one in its}
     there, elsewhere = [one.decisions["kl"][-1] for one in its], [one.measured.checks.kl for one in its]
     factors = [other / own for own, other in zip(there, elsewhere, strict=True)]
-    said = f"ends at {min(there):.3f} to {max(there):.3f} nats there, and on other text it is"
+    said = f"ends at {min(there):.3f} to {max(there):.3f} nats there. On other text it is"
     said += f" {min(elsewhere):.2f} to {max(elsewhere):.2f}, {min(factors):.0f} to {max(factors):.0f} times as much"
-    said = f"{calibration:,} here and 4.2 million in the authors' script: its divergence from the dense model {said}"
+    said = f"{calibration:,} here and 4.2 million in the authors' script. Its divergence from the dense model {said}"
     assert said in page
     (most,) = (one for one, many in zip(its, factors, strict=True) if many == max(factors))
     assert most.cell.model == "qwen2.5-coder-0.5b"
@@ -359,7 +346,7 @@ def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
 
 def test_what_is_said_of_three_draws_on_the_other_model():
     """By wiki, c4 and answers: by how many draws ours is shown in front of another, and the other in front of ours."""
-    found, page = dict[tuple[str, str], tuple[int, int]](), text(PAGE)
+    found, page = dict[tuple[str, str], tuple[int, int]](), prose()
     for name in ("wiki", "c4", "answers"):
         ours, *others = (line.strip("| ").split(" | ") for line in seeds_of_gemma(name))
         for label, *cells, _ in others:
@@ -391,4 +378,4 @@ def test_what_is_said_of_shares():
     at = {line.split(" | ")[2]: line.split(" | ")[4] for line in shares() if line.startswith("| 0.2 | 0 |")}
     third, nothing = (at[share].split(",")[0] for share in ("0.33", "0"))
     assert third == nothing
-    assert f"({third} on `wiki` in place of {at['0.67']})" in text(PAGE)
+    assert f"({third} on `wiki` in place of {at['0.67']})" in prose()

@@ -165,7 +165,7 @@ def test_what_is_said_of_laco_ls():
     assert len(lead()) == 18
     assert "18 of 18 comparisons" in page
     shown = [line for line in lead() if "°" not in line]
-    assert f"show {len(shown)} of these leads, all of them by answers; by perplexity none is shown" in page
+    assert f"show {len(shown)} of these leads, all of them by answers. By perplexity none is shown" in page
     assert all("answer bpb" in line for line in shown)
     for model in ratios()[0.1].models[1:]:
         assert ordered(model, BPB)[0] != "laco-ls"
@@ -210,16 +210,17 @@ def more_windows() -> dict[str, str]:
 
 def test_what_is_said_of_more_windows():
     page, said = text(PAGE), more_windows()
-    assert (
-        "`2ssp` has {more} times its perplexity on Gemma at 0.2, with an interval of {low} to {high}".format(**said)
-        in page
+    open_lead = "`2ssp` has {more} times its perplexity on Gemma at 0.2, with an interval of {low} to {high}"
+    assert open_lead.format(**said) in page
+    rows = (
+        "| the first 16 | {first} |",
+        "| the next 40 | {second} |",
+        "| the 168 behind them | {rest} |",
+        "| all 224 | {more} [{low}, {high}] (p {p}) |",
+        "| all 224, taken for independent | {more} [{alow}, {ahigh}] (p {ap}) |",
     )
-    assert (
-        "give `2ssp` {first} times the perplexity of `laco-ls`, the next 40 {second}, and the 168 behind them {rest}; "
-        "all 224 {more} [{low}, {high}]\n(p {p};".format(**said)
-    ) in page
+    assert "\n".join(rows).format(**said) in page
     assert "(a correlation of {acf} here)".format(**said) in page
-    assert "would have\ngiven [{alow}, {ahigh}] (p {ap})".format(**said) in page
     assert float(said["more"]) < 1 < float(said["high"])
 
 
@@ -251,7 +252,7 @@ def test_what_is_said_of_places():
         *([15, 10, 3], [7, 6, 4], [4, 4, 4]),
     ]
     assert "holds for {}, {} and {} of 20 methods".format(*moved(WIKI)) in page
-    assert "by answers for {}, {} and {}:".format(*moved(BPB)) in page
+    assert "by answers for {}, {} and {}.".format(*moved(BPB)) in page
     assert f"By answers {moved(BPB)[1]} of 20 methods change places" in page
     assert f"leave open there, by perplexity {moved(WIKI)[1]}." in page
 
