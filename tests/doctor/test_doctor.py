@@ -110,12 +110,14 @@ def test_a_scorer_that_loses_a_token_is_named(monkeypatch, tmp_path):
 
 def test_layers_that_keep_their_places_in_the_cache_are_named(monkeypatch):
     monkeypatch.setattr("methods.model.decoder._slots", lambda layers: [layer.attn.layer_idx for layer in layers])
+    monkeypatch.setattr(pruning, "FORMS", {name: pruning.FORMS[name] for name in ("dense", "drop")})
     found = examined("--only", "checkpoints")
     assert found.code == 1
     assert "save and generate, drop" in found.wrong
     figure = found.wrong["save and generate, drop"]["figure"]
     assert "generated with a cache" in figure or "IndexError" in figure  # as transformers' cache takes it
     assert "save and generate, dense" not in found.wrong
+    assert len(found.found["findings"]) == 2
 
 
 def test_a_check_that_fails_as_a_whole_is_wrong_and_the_others_go_on(monkeypatch):
