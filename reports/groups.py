@@ -31,6 +31,7 @@ from bench.records.comparability import (
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import is_finite
 from bench.records.record import Record
+from bench.records.samples import Samples
 from bench.stats.draws import draw_stderr, exp_of_log, mean_interval
 
 
@@ -252,12 +253,14 @@ def names_of_seeds(several: Sequence[int]) -> str:
     return f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}"
 
 
-def group_records(records: Sequence[Record]) -> list[list[TableGroup]]:
+def group_records(records: Sequence[Record], samples: Samples | None = None) -> list[list[TableGroup]]:
     """Return for each setup a group for each ratio, rising; methods with a fixed ratio are the last group.
 
     The dense model is on top of each group.
+
+    samples  of the records, in their order; without them no row has flips
     """
-    rows, different = frame.rows_of_records(records), differences_of_setups(records)
+    rows, different = frame.rows_of_records(records, samples), differences_of_setups(records)
     groups: dict[str, list[int]] = {}
     for number, key in enumerate(setups_of_records(records)):
         groups.setdefault(key, []).append(number)

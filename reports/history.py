@@ -19,9 +19,9 @@ import numpy as np
 from bench.records import frame as column_data
 from bench.records import run_folder
 from bench.records.comparability import conditions_of_metric, differences_of_setups, setups_of_records
-from bench.records.quantities import format_value, quantity_of_column
+from bench.records.quantities import find_quantity, format_value, quantity_of_column
 from bench.records.record import Record, name_of_model
-from bench.records.samples import SampleFiles
+from bench.records.samples import SampleFiles, Samples
 from bench.stats.intervals import NORMAL_95
 from methods.console import say
 from methods.errors import UserError
@@ -150,7 +150,9 @@ def _cells_of_choice(run: Path, choice: FigureChoice) -> list[tuple[Record, dict
     except UserError as error:
         raise _Lacking(str(error)) from None
     records = list(record_by_key.values())
-    rows = column_data.rows_of_records(records)
+    quantity, folders = find_quantity(metric), [run_folder.folder_of_samples(run, key) for key in record_by_key]
+    samples = Samples(folders, records, files) if quantity and quantity.part == "flips" else None
+    rows = column_data.rows_of_records(records, samples)
     columns = column_data.columns_of_rows(rows)
     figures = [name for name in columns if _has_number(rows, name)]
     if metric not in figures:

@@ -21,6 +21,7 @@ from bench.records.comparability import differences_of_setups, setups_of_records
 from bench.records.frame import columns_of_rows, main_timing, rows_of_records
 from bench.records.record import Record, name_of_model
 from bench.records.run_folder import Merged
+from bench.records.samples import Samples
 from methods.cards import needs_of_methods
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -38,18 +39,22 @@ LINE = terminal.LINE
 
 
 def write_report(folder: Path, records: Sequence[Record]) -> None:
-    """Write report.md and report.csv into `folder`, each atomically."""
-    write_atomically(folder / "report.md", to_markdown(records))
-    write_atomically(folder / "report.csv", to_csv(records))
+    """Write report.md and report.csv of the records of the run in `folder`, each atomically."""
+    samples = Samples([run_folder.folder_of_samples(folder, record.cell.key) for record in records], records)
+    write_atomically(folder / "report.md", to_markdown(records, build_view("main", records, samples=samples)))
+    write_atomically(folder / "report.csv", to_csv(records, samples))
 
 
-def to_csv(records: Sequence[Record]) -> str:
+def to_csv(records: Sequence[Record], samples: Samples | None = None) -> str:
     """Return the frame as CSV in full precision, one line per cell in the order of the tables.
 
     If there are several setups, the column `conditions` says in what they differ: 'calibration "wiki"'.
+
+    samples  of the records, in their order; without them there are no flips
     """
+    row_by_id = dict(zip(map(id, records), rows_of_records(records, samples), strict=True))
     records = order.records_of(ReportData(records).groups)
-    rows, different = rows_of_records(records), differences_of_setups(records)
+    rows, different = [row_by_id[id(record)] for record in records], differences_of_setups(records)
     if any(different.values()):
         rows = [
             {"model": row["model"], "conditions": ", ".join(different[key])} | row

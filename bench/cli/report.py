@@ -140,7 +140,7 @@ def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, lis
         "markdown": lambda: (
             report_text.to_markdown(merged.records, flat, merged.notes) if whole else markup.render_markdown(flat)
         ),
-        "csv": lambda: report_text.to_csv(merged.records) if whole else markup.render_csv(flat),
+        "csv": lambda: report_text.to_csv(merged.records, merged.samples) if whole else markup.render_csv(flat),
         "latex": lambda: latex.render(flat, standalone=arguments.standalone),
         "html": lambda: markup.render_html(flat),
     }
@@ -160,7 +160,7 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.to_markdown(merged.records, tables["main"], merged.notes))
-    write_atomically(folder / "report.csv", report_text.to_csv(merged.records))
+    write_atomically(folder / "report.csv", report_text.to_csv(merged.records, merged.samples))
     for table in chain(*tables.values()):
         write_atomically(folder / f"{table.name}.tex", latex.render([table], standalone=standalone))
     html = page.render_page(

@@ -244,7 +244,7 @@ def conditions_of_metric(record: Record, metric: str) -> dict[str, Any]:
     if text:
         conditions["text"] = record.measured.text_scores[text].sha256
     for task, result in record.measured.task_scores.items():
-        if (quantity and quantity.part == "mean") or f"_{task}" in metric:
+        if (kind == "task" and quantity and not quantity.is_each) or f"_{task}" in metric:
             conditions[task] = (result.main, result.version, result.documents, result.fewshot)
     return conditions
 

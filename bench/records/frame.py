@@ -15,9 +15,9 @@ task_K_chance, average_chance     the accuracy of guesses, where it is known and
 task_K_M, task_K_M_stderr         every other metric
 
 An accuracy of acc or acc_norm has Wilson's interval. A mean over tasks is missing unless each was measured, and `kept`
-unless tasks, metrics and documents are the dense cell's. Speeds are those of the first batch and size that were asked
-for. A highest memory is what is allocated on GPUs, and on a CPU that of the process. Columns of healing are missing
-where no cell was healed.
+unless tasks, metrics and documents are the dense cell's. Flips (bench.records.flips) need the samples of both cells.
+Speeds are those of the first batch and size that were asked for. A highest memory is what is allocated on GPUs, and on
+a CPU that of the process. Columns of healing are missing where no cell was healed.
 
 Misfits. A compensation and LaCo-LS fit to sequences; a record says how well each fit holds on others.
 
@@ -44,10 +44,13 @@ from bench.records.comparability import (
     find_unlike_versions,
     group_by_setup,
 )
+from bench.records.flips import KINDS as FLIPS
+from bench.records.flips import find_flips
 from bench.records.measured import ANSWER_BPB, Measured, TaskMetric, TaskScore
 from bench.records.quantities import quantities_of_part
 from bench.records.quantity import Quantity
 from bench.records.record import Record, name_of_model, peak_of_stage
+from bench.records.samples import Samples
 from bench.records.speed_results import PointTiming
 from bench.stats.intervals import NORMAL_95, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
@@ -60,8 +63,11 @@ MISS = MISSED  # the largest share of the dense model by which a method may miss
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
 
 
-def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return a row for each record, in their order; what was not measured is None or absent."""
+def rows_of_records(records: Sequence[Record], samples: Samples | None = None) -> list[dict[str, Any]]:
+    """Return a row for each record, in their order; what was not measured is None or absent.
+
+    samples  of the records, in their order; without them no row has flips
+    """
     rows: dict[int, dict[str, Any]] = {}
     for group in group_by_setup(records).values():
         averaged = tasks_with_accuracies(group)
@@ -71,6 +77,8 @@ def rows_of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
         for record in group:
             row = _row(record, find_dense_peer(record, group), averaged, answered)
             rows[id(record)] = row | whole if record.cell.method == "dense" else row
+    if samples is not None:
+        _add_flips(rows, records, samples)
     return [rows[id(record)] for record in records]
 
 
@@ -80,11 +88,11 @@ def _whole(group: Sequence[Record]) -> dict[str, float]:
     return {f"{of}_stays": 1.0 for of in sorted(budgets)}
 
 
-def frame_of_records(records: Sequence[Record]) -> pd.DataFrame:
+def frame_of_records(records: Sequence[Record], samples: Samples | None = None) -> pd.DataFrame:
     """Return the rows of the records as a data frame, with the columns that the head of this file lists."""
     import pandas as pd
 
-    rows = rows_of_records(records)
+    rows = rows_of_records(records, samples)
     columns = {}
     for name in columns_of_rows(rows):
         columns[name] = _column([row.get(name) for row in rows])
@@ -151,7 +159,8 @@ def columns_of_quantity(quantity: Quantity, records: Sequence[Record]) -> list[s
         return [quantity.name]
     if quantity.part == "text":
         return [quantity.name.format(text) for text in texts_of_records(records)]
-    return [quantity.name.format(task) for task in tasks_with_answers(records, quantity.field)]
+    tasks = tasks_with_answers(records, quantity.field) if quantity.path else tasks_with_accuracies(records)
+    return [quantity.name.format(task) for task in tasks]
 
 
 def tasks_with_answers(records: Sequence[Record], field: str = ANSWER_BPB) -> list[str]:
@@ -331,6 +340,40 @@ def _average(
         baseline = fmean(dense[task].main_metric.value for task in names)
         row["kept"] = average / baseline if baseline else None
     return row
+
+
+def _add_flips(rows: Mapping[int, dict[str, Any]], records: Sequence[Record], samples: Samples) -> None:
+    """Add the columns of flips to the rows of pruned cells, {id of a record: row}, of each task and their means."""
+    place_by_id = {id(record): place for place, record in enumerate(records)}
+    for group in group_by_setup(records).values():
+        metrics: dict[int, dict[str, dict[str, TaskMetric]]] = {}
+        for record in group:
+            dense = find_dense_peer(record, group) if record.cell.method != "dense" else None
+            if dense is not None:
+                places = place_by_id[id(dense)], place_by_id[id(record)]
+                metrics[id(record)] = _flips(record, dense, samples, places)
+        for kind in FLIPS:
+            tasks = list(dict.fromkeys(chain.from_iterable(by_kind[kind] for by_kind in metrics.values())))
+            for key, by_kind in metrics.items():
+                for task, metric in by_kind[kind].items():
+                    rows[key] |= {f"{kind}_{task}": metric.value, f"{kind}_{task}_stderr": metric.stderr}
+                rows[key] |= _mean(kind, by_kind[kind], tasks) if tasks else {}
+
+
+def _flips(
+    record: Record, dense: Record, samples: Samples, places: tuple[int, int]
+) -> dict[str, dict[str, TaskMetric]]:
+    """Return the flips of a cell by kind and task, of tasks that it and its dense cell answered alike.
+
+    places  of the dense cell and of this one among the records of the samples
+    """
+    flips: dict[str, dict[str, TaskMetric]] = {kind: {} for kind in FLIPS}
+    answered = _accuracies(dense)
+    for task, score in _accuracies(record).items():
+        if task in answered and _is_same(score, answered[task]):
+            for kind, metric in find_flips(samples, *places, task, score.main).items():
+                flips[kind][task] = metric
+    return flips
 
 
 def main_timing(record: Record, stage: str) -> PointTiming | None:

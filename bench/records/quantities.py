@@ -33,6 +33,37 @@ TASK = Quantity(
     note="",
 )
 STAYS = Quantity("{}_stays", "", "share of the dense model's that stays", format_percent, "%", part="amount")
+FLIPPED = Quantity(
+    *("flips_{}", "flips {}", "answers that are lost or gained", format_percent, "%", False, "lower"),
+    spread="stderr",
+    part="flips",
+    note="",
+)
+LOST = replace(
+    FLIPPED,
+    name="lost_{}",
+    heading="lost {}",
+    meaning="answers that the dense model has right, and this one wrong",
+    view_columns="",
+)
+GAINED = replace(
+    LOST,
+    name="gained_{}",
+    heading="gained {}",
+    meaning="answers that the dense model has wrong, and this one right",
+    better=None,
+)
+CHANGED = replace(
+    LOST,
+    name="changed_{}",
+    heading="changed {}",
+    meaning="answers whose likeliest choice is not the dense model's",
+)
+FLIPS = (FLIPPED, LOST, GAINED, CHANGED)
+FLIPS_NOTE = (
+    "flips: answers that are right in the dense model and wrong here (lost), or the reverse (gained), ± one "
+    "standard error, every task weighing alike; changed: another choice is the likeliest."
+)
 DERIVED = (  # by bench.records.frame, from other values of a record and of the dense model's
     Quantity("miss", "miss", "how much more was removed than the budget asks for", format_percent, "%", part="amount"),
     replace(STAYS, name="bytes_stays", heading="bytes"),
@@ -55,6 +86,18 @@ DERIVED = (  # by bench.records.frame, from other values of a record and of the 
         is_wide=True,
         is_drawn=True,
         title="average accuracy",
+    ),
+    *FLIPS,
+    *(
+        replace(
+            quantity,
+            name=quantity.name.removesuffix("_{}"),
+            heading=quantity.heading.removesuffix(" {}"),
+            meaning=f"{quantity.meaning}, mean over tasks",
+            view_columns="flips",
+            note=FLIPS_NOTE if quantity is FLIPPED else "",
+        )
+        for quantity in FLIPS
     ),
     Quantity(
         *("kept", "kept", "the average as a share of the dense model's", format_whole_percent, "%"),

@@ -36,6 +36,7 @@ PARTS = {  # in the order of tables
     "checks": Part("text", "checks", "checks"),
     "task": Part("task", "tasks"),
     "answers": Part("task", "answers", "answers"),
+    "flips": Part("task", "flips", "flips"),
     "mean": Part("task", "tasks", "summary"),
     "speed": Part("speed", "speed", "summary"),
     "size": Part("size"),
@@ -90,7 +91,7 @@ class Quantity:
     reads_text: bool = True
     over_tasks: bool = False
     tested: bool = False
-    view_columns: Literal["", "quality", "summary", "checks", "cost", "answers"] | None = None
+    view_columns: Literal["", "quality", "summary", "checks", "cost", "answers", "flips"] | None = None
     is_wide: bool = False
     is_drawn: bool = False
     note: str | None = None

@@ -152,7 +152,8 @@ def read(run: Path | str) -> pd.DataFrame:
     A record that does not fit is left out, with a line on stderr. Raises UserError where it is no run folder.
     """
     records = read_records(Path(run))
-    frame = columns.frame_of_records(list(records.values()))
+    samples = Samples([folder_of_samples(Path(run), key) for key in records], list(records.values()))
+    frame = columns.frame_of_records(list(records.values()), samples)
     frame.insert(0, CELL, list(records))
     return frame
 

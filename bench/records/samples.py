@@ -1,4 +1,4 @@
-"""Reads the samples of cells: a row for each document of a task or window of a text.
+"""Reads the samples of cells, a row for each document of a task or window of a text, and pairs those of two cells.
 
 The samples of a cell are named by the folder RUN/samples/KEY. A run in progress has that folder, with NAME.parquet for
 each task or text. A packed run (bench.records.packed_run) has RUN/samples/NAME.parquet for all cells instead.
@@ -6,11 +6,11 @@ each task or text. A packed run (bench.records.packed_run) has RUN/samples/NAME.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from bench.records.sample_tables import (
 
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
 UNITS = (*HASHES, "doc_id", "tokens")  # columns that tell documents or windows apart
+LIKELIEST = "likeliest"  # the place of the likeliest choice of a document, which follows from a column
+COLUMN_OF_FIGURE = {LIKELIEST: "loglikelihoods"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,53 @@ class Sample:
     def take(self, places: Sequence[int]) -> Self:
         """Return the sample of the units at these places."""
         return replace(self, units=tuple(self.units[place] for place in places), values=self.values[list(places)])
+
+
+AnySample = TypeVar("AnySample", bound=Sample)
+
+
+class Pair(NamedTuple, Generic[AnySample]):
+    """Holds two samples of the same documents or windows in the same order."""
+
+    first: AnySample
+    second: AnySample
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        """Return the second's value minus the first's of each unit."""
+        return self.second.values - self.first.values
+
+
+def pair(first: AnySample, second: AnySample) -> Pair[AnySample]:
+    """Return two samples on the units that both have, in the order of the first.
+
+    A unit that comes several times is paired as often as both have it. Units of two sources are never the same.
+    """
+    if first.source != second.source:
+        return Pair(first.take(()), second.take(()))
+    if first.units is second.units or first.units == second.units:
+        return Pair(first, second)
+    place_by_unit = {unit: place for place, unit in enumerate(_number_units(second.units))}
+    shared = [(at, unit) for at, unit in enumerate(_number_units(first.units)) if unit in place_by_unit]
+    return Pair(first.take([at for at, _ in shared]), second.take([place_by_unit[unit] for _, unit in shared]))
+
+
+def _number_units(units: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+    """Return each unit with the number of equal ones in front of it."""
+    count_by_unit: dict[Hashable, int] = {}
+    numbered = []
+    for unit in units:
+        count_by_unit[unit] = count_by_unit.get(unit, 0) + 1
+        numbered.append((unit, count_by_unit[unit]))
+    return numbered
+
+
+def pair_whole(first: AnySample | None, second: AnySample | None) -> Pair[AnySample] | None:
+    """Return two samples as `pair` does if they have the same units in any order; else None."""
+    if first is None or second is None or first.source != second.source:
+        return None
+    same = first.units is second.units or first.sorted_units == second.sorted_units
+    return pair(first, second) if same else None
 
 
 class SampleFiles:
@@ -128,20 +177,22 @@ class Samples:
     def of(self, number: int, name: str, figure: str) -> Sample | None:
         """Return a column of each document of a task, or window of "perplexity-TEXT", of the record at a place.
 
-        None where there are fewer than two rows, where one lacks the value, and where no column of UNITS tells the rows
-        apart. Raises InvalidRecord where a file is damaged or does not fit its record.
+        Of a document there is also LIKELIEST. None where there are fewer than two rows, where one lacks the value, and
+        where no column of UNITS tells the rows apart. Raises InvalidRecord where a file is damaged or does not fit its
+        record.
         """
         key = (number, name, figure)
         if key not in self._read:
             folder = self._folders[number] if number < len(self._folders) else None
-            table = self._files.table(self._records[number], folder, name, (*UNITS, figure)) if folder else None
+            columns = (*UNITS, COLUMN_OF_FIGURE.get(figure, figure))
+            table = self._files.table(self._records[number], folder, name, columns) if folder else None
             sample = None if table is None or table.num_rows < 2 else sample_of_table(table, name, figure)
             self._read[key] = sample and replace(sample, units=self._units.setdefault(sample.units, sample.units))
         return self._read[key]
 
 
 def sample_of_table(table: Any, name: str, figure: str) -> Sample | None:
-    """Return a column of a pyarrow.Table of samples of a task or text.
+    """Return a column of a pyarrow.Table of samples of a task or text, or LIKELIEST.
 
     None where it is missing, is empty or lacks a finite value, and where no column of UNITS tells the rows apart.
     """
@@ -153,7 +204,13 @@ def sample_of_table(table: Any, name: str, figure: str) -> Sample | None:
         units += (f"{name} {number}" for number in table["doc_id"].to_pylist())
     elif "tokens" in columns:
         units += enumerate(table["tokens"].to_pylist())
-    if not units or figure not in columns:
+    column = COLUMN_OF_FIGURE.get(figure, figure)
+    if not units or column not in columns:
         return None
-    values = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
+    rows = table[column].to_pylist()  # to_numpy would import pandas
+    if figure == LIKELIEST:
+        if min(map(len, rows)) < 2:
+            return None
+        rows = [likelihoods.index(max(likelihoods)) for likelihoods in rows]
+    values = np.array(rows, dtype=float)
     return Sample(tuple(units), values) if is_finite_throughout(values) else None

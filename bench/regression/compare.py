@@ -1,6 +1,6 @@
 """Compares two cells, metric by metric: a row for each says what the second cell has more.
 
-    CellResults, CellResults -> [ComparedRow]   by the pairs and tests of bench.regression.pairs
+    CellResults, CellResults -> [ComparedRow]   by the tests of bench.regression.pairs
 
 A row has its interval over the same documents and windows. bench.regression.gate judges the rows, by chance or against
 margins.
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from bench.records.comparability import GATE
-from bench.records.samples import Sample
-from bench.regression.pairs import Pair, compare_perplexities, compare_shares, pair, pair_whole
+from bench.records.samples import Pair, Sample, pair, pair_whole
+from bench.regression.pairs import compare_perplexities, compare_shares
 from bench.regression.results import Answers, CellResults
 from bench.stats import clusters
 from bench.stats import intervals as stats

@@ -29,15 +29,12 @@ import numpy as np
 from bench.plan.protocol import name_of_text
 from bench.records.measured import TaskMetric, TextScore
 from bench.records.record import Record
-from bench.records.samples import Sample, Samples
+from bench.records.samples import AnySample, Pair, Sample, Samples, pair_whole
 from bench.regression.pairs import (
-    AnySample,
-    Pair,
     Windows,
     compare_means,
     compare_perplexities,
     compare_shares,
-    pair_whole,
     to_windows,
 )
 from bench.stats import clusters, draws

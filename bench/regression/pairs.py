@@ -1,8 +1,8 @@
-"""Pairs the samples of two cells on the documents or windows that both have, and tests their difference.
+"""Tests the difference of two cells by pairs of their samples.
 
-Tables, the view models, `compare` and the gate pair and test here. Margins are the gate's alone.
+Tables, the view models, `compare` and the gate test here. Margins are the gate's alone.
 
-    Sample, Sample -> Pair -> Contrast   by the tests of bench.stats
+    Sample, Sample -> Pair (bench.records.samples) -> Contrast   by the tests of bench.stats
 
 perplexity     Student's test on windows (bench.stats.clusters.paired_perplexities)
 right answers  McNemar's exact test on documents
@@ -14,18 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.records.measured import TextScore
-from bench.records.samples import Sample
+from bench.records.samples import Pair, Sample
 from bench.stats import clusters
 from bench.stats import intervals as stats
 from bench.stats.intervals import NORMAL_95, Contrast
 
-AnySample = TypeVar("AnySample", bound=Sample)
 Item = TypeVar("Item")
 
 
@@ -59,50 +57,6 @@ def to_windows(sample: Sample, score: TextScore) -> Windows:
     """Return a sample as windows of the text that a record's score describes."""
     source = (score.sha256, score.window, score.stride)
     return Windows(sample.units, sample.values, source, in_a_row=not score.drawn)
-
-
-class Pair(NamedTuple, Generic[AnySample]):
-    """Holds two samples of the same documents or windows in the same order."""
-
-    first: AnySample
-    second: AnySample
-
-    @property
-    def differences(self) -> NDArray[np.float64]:
-        """Return the second's value minus the first's of each unit."""
-        return self.second.values - self.first.values
-
-
-def pair(first: AnySample, second: AnySample) -> Pair[AnySample]:
-    """Return two samples on the units that both have, in the order of the first.
-
-    A unit that comes several times is paired as often as both have it. Units of two sources are never the same.
-    """
-    if first.source != second.source:
-        return Pair(first.take(()), second.take(()))
-    if first.units is second.units or first.units == second.units:
-        return Pair(first, second)
-    place_by_unit = {unit: place for place, unit in enumerate(_number_units(second.units))}
-    shared = [(at, unit) for at, unit in enumerate(_number_units(first.units)) if unit in place_by_unit]
-    return Pair(first.take([at for at, _ in shared]), second.take([place_by_unit[unit] for _, unit in shared]))
-
-
-def _number_units(units: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
-    """Return each unit with the number of equal ones in front of it."""
-    count_by_unit: dict[Hashable, int] = {}
-    numbered = []
-    for unit in units:
-        count_by_unit[unit] = count_by_unit.get(unit, 0) + 1
-        numbered.append((unit, count_by_unit[unit]))
-    return numbered
-
-
-def pair_whole(first: AnySample | None, second: AnySample | None) -> Pair[AnySample] | None:
-    """Return two samples as `pair` does if they have the same units in any order; else None."""
-    if first is None or second is None or first.source != second.source:
-        return None
-    same = first.units is second.units or first.sorted_units == second.sorted_units
-    return pair(first, second) if same else None
 
 
 def compare_perplexities(pairs: Sequence[Pair[Windows]]) -> list[Contrast]:

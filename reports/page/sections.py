@@ -24,6 +24,7 @@ SECTIONS = (  # name, title, view, and the group of columns if the view has seve
     ("grid", "Compensations", "grid", ""),
     ("tasks", "Tasks", "per-task", ""),
     ("answers", "Right answers", "per-task", "answers"),
+    ("flips", "Flips", "per-task", "flips"),
     ("signal", "Signal and noise", "signal", ""),
     ("checks", "Checks", "main", "checks"),
     ("speed", "Speed", "speed", ""),

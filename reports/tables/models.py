@@ -29,10 +29,9 @@ from bench.records.measured import ANSWER_BPB, TaskMetric
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import Quantity, format_percent, format_perplexity, is_finite
 from bench.records.record import Record, names_of_models
-from bench.records.samples import Samples
+from bench.records.samples import Samples, pair_whole
 from bench.regression import contrasts
 from bench.regression.contrasts import Places
-from bench.regression.pairs import pair_whole
 from bench.stats.draws import exp_of_log, mean_interval
 from bench.stats.intervals import NORMAL_95, average_stderr, kendall
 from reports import legend, protocol

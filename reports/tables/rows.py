@@ -53,6 +53,7 @@ class ReportData:
     samples    the samples of the records; tests read them
     needs      what each method looks at, by its name: "calibration, gradients"
     served     the served records of the models
+    has_flips  whether the rows have flips; they need the samples of all cells
     """
 
     records: Sequence[Record]
@@ -60,12 +61,13 @@ class ReportData:
     samples: Samples = field(default_factory=Samples)
     needs: Mapping[str, str] = field(default_factory=dict)
     served: Sequence[ServedRecord] = ()
+    has_flips: bool = False
 
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
         """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
         setups = []
-        for groups in group_records(self.records):
+        for groups in group_records(self.records, self.samples if self.has_flips else None):
             setups.append([sort_rows(group, sorting_quantity(group)) for group in groups])
         return setups
 

@@ -34,8 +34,8 @@ from bench.records.measured import ANSWER_BPB
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_percent, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model
-from bench.records.samples import Sample, Samples
-from bench.regression.pairs import pair_whole, to_windows
+from bench.records.samples import Sample, Samples, pair_whole
+from bench.regression.pairs import to_windows
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
 from bench.stats.draws import (
     DRAWS,

@@ -27,9 +27,10 @@ from bench.records.frame import tokens_of_point
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import MISSING, format_bytes, format_perplexity, format_significant, shorten_name
 from bench.records.record import Record, name_of_model
+from bench.records.samples import pair_whole
 from bench.records.served import ServedRecord, group_alike
 from bench.records.speed_results import MatrixWidths, MemoryAlone, PointMemory, PointTiming, SizedPoint
-from bench.regression.pairs import Windows, compare_perplexities, pair_whole
+from bench.regression.pairs import Windows, compare_perplexities
 from reports import legend, protocol
 from reports.groups import name_with_ratio, suffixes_of_draws
 from reports.legend import FAILED, NOT_TIMED, OF_POINTS, FlaggedCell, flags_of_cell, flags_of_speed

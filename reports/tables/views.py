@@ -3,8 +3,8 @@
 records -> frame -> groups of cells (one per setup and ratio, the dense model on top) -> [Table]
 
     main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
-    per-task     a table per ratio: the main metric of each task and the bits per byte of its right answers, with their
-                 standard errors
+    per-task     a table per ratio: the main metric of each task, the bits per byte of its right answers, and the
+                 answers that flipped, with their standard errors
     by-ratio     a table per measure: methods by ratios
     grid         a table per ratio and measure: methods by compensations
     speed        everything that was timed, and the sizes that explain it
@@ -58,7 +58,9 @@ def build_views(
     served       the served records of the models
     """
     labels = list(dict.fromkeys(record.cell.label for record in records))
-    data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
+    names = tuple(names)
+    has_flips = not WITH_FLIPS.isdisjoint(names)
+    data = ReportData(records, reference or "", samples or Samples(), needs or {}, served, has_flips)
     if reference and reference not in labels:
         labels_of_rows = dict.fromkeys(
             [*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))]
@@ -89,13 +91,14 @@ def _main(data: ReportData) -> list[Table]:
         return [
             *(column_of(name, "quality") for name in (*ratio_columns(group), *size_columns(group))),
             *_columns_of("quality", group),
+            column_of("flips", "quality", detail=True),
             *(column_of(name, "tasks", brief=True) for name in columns_of_tasks(group.records)),
             *(replace(column, group="quality") for column in _columns_of("summary", group)),
             *(replace(column, detail=True) for column in _columns_of("checks", group)),
             *(replace(column, detail=True) for column in _columns_of("cost", group)),
         ]
 
-    return _by_group("main", data, columns, protocol.KINDS)
+    return _by_group("main", data, columns, (*protocol.KINDS, "flips"))
 
 
 def _columns_of(kind: str, group: TableGroup) -> list[Column]:
@@ -134,9 +137,10 @@ def _per_task(data: ReportData) -> list[Table]:
             *(column_of(name) for name in (*columns_of_tasks(group.records), "average", "kept")),
             *_columns_of("answers", group),
             *(column_of(name, "answers", brief=True) for name in means),
+            *_columns_of("flips", group),
         ]
 
-    return _by_group("per-task", data, columns, ("tasks", "answers"), "average")
+    return _by_group("per-task", data, columns, ("tasks", "answers", "flips"), "average")
 
 
 def _by_group(
@@ -172,6 +176,7 @@ def _by_group(
     return tables
 
 
+WITH_FLIPS = {"main", "per-task"}
 VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,

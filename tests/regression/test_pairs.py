@@ -13,10 +13,10 @@ from made_samples import made_answers, made_windows
 
 from bench.cli.main import main
 from bench.records.run_folder import load_runs
-from bench.records.samples import Sample
+from bench.records.samples import Pair, Sample, pair, pair_whole
 from bench.regression import gate
 from bench.regression.gate import Margins
-from bench.regression.pairs import Pair, compare_means, compare_perplexities, compare_shares, pair, pair_whole
+from bench.regression.pairs import compare_means, compare_perplexities, compare_shares
 from bench.regression.results import results_of_run
 from reports.tables.views import build_view
 

@@ -50,8 +50,8 @@ from bench.plan.protocol import Recipe
 from bench.records.frame import frame_of_records
 from bench.records.record import Record, peak_of_stage
 from bench.records.run_folder import load_runs
-from bench.records.samples import Sample, Samples
-from bench.regression.pairs import Pair, compare_shares
+from bench.records.samples import Pair, Sample, Samples
+from bench.regression.pairs import compare_shares
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
