@@ -82,7 +82,14 @@ NAMES_BY_GROUP = {
     "skill-code": ("codex_humaneval", "codex_mbpp", "basic_skills_coding", *(f"mt_mbpp_{name}" for name in LANGUAGES)),
     "skill-copying": (COPYCOLORS, "basic_skills_string_operations"),
 }
-SKILLS = {group: tuple(chain.from_iterable(FORMS[name] for name in names)) for group, names in NAMES_BY_GROUP.items()}
+
+
+def _forms_of_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tasks of some names, in all their forms."""
+    return tuple(chain.from_iterable(FORMS[name] for name in names))
+
+
+SKILLS = {group: _forms_of_names(names) for group, names in NAMES_BY_GROUP.items()}
 SERIES = re.compile("minerva_math_|mt_mbpp_")  # the beginnings of names that lists give once
 QUICK_SKILLS = (
     *("jeopardy_bpb", "naturalqs_open_bpb", "basic_skills_common_knowledge_rc", "basic_skills_common_knowledge_mc"),
