@@ -76,9 +76,9 @@ def check_cached_generation(model: Decoder, ids: torch.Tensor) -> None:
     """Token by token with a cache, a model computes what it computes of the whole text."""
     whole = logits(model, ids)
     with torch.no_grad():
-        start = model.model(ids[:, :12], use_cache=True)
+        start = model.model(ids[:, :16], use_cache=True)
         steps, cache = [start.logits], start.cache
-        for t in range(12, ids.shape[1]):
+        for t in range(16, ids.shape[1]):
             out = model.model(ids[:, t : t + 1], cache=cache, use_cache=True)
             steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))

@@ -367,9 +367,9 @@ def test_a_compensated_model_counts_caches_and_comes_back(pair, family, ids, tmp
     model, decisions = compensated(pair, family, 0.3)
     whole = logits(model, ids)
     with torch.no_grad():
-        out = model.model(ids[:, :12], use_cache=True)
+        out = model.model(ids[:, :16], use_cache=True)
         steps = [out.logits]
-        for t in range(12, ids.shape[1]):
+        for t in range(16, ids.shape[1]):
             out = model.model(ids[:, t : t + 1], cache=out.cache, use_cache=True)
             steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
