@@ -23,7 +23,7 @@ from methods.checkpoint import save_load
 from methods.model.decoder import Decoder
 
 # Loads every folder below argv[1] as argv[2] says and writes its logits and greedy tokens beside it. "both" loads it by
-# the Auto classes, which importing methods.checkpoint is to teach, and then by this project.
+# the Auto classes, which importing methods.checkpoint is to teach, and then by this project. Refuses those in argv[3:].
 CHILD = """
 import sys, warnings
 from pathlib import Path
@@ -54,14 +54,26 @@ for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if how == "both":
             assert torch.equal(checkpoint.load(folder).model(ids).logits, found["logits"]), folder
     save_file(found, root / f"{folder.name}.out.safetensors")
+for folder in sys.argv[3:]:
+    try:
+        AutoModelForCausalLM.from_pretrained(folder)
+    except ValueError as error:
+        assert "`prunebench`" in str(error), error
+    else:
+        sys.exit(f"{folder} was loaded")
 known = {name.partition(".")[0] for name in sys.modules} & {"methods", "bench", "reports"}
 sys.exit(f"imported {known}" if how in ("stock", "absent") and known else 0)
 """
 
 
-def child(root: Path, how: str, python: str = sys.executable) -> dict[str, dict[str, torch.Tensor]]:
-    """{folder: what the process made of it}; it starts outside the project, so that nothing is found by accident."""
-    command = [python, "-c", CHILD, str(root), how]
+def child(
+    root: Path, how: str, python: str = sys.executable, refused: Path | None = None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """{folder: what the process made of it}; it starts outside the project, so that nothing is found by accident.
+
+    refused  a folder that it is to refuse
+    """
+    command = [python, "-c", CHILD, str(root), how, *([] if refused is None else [str(refused)])]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return {file.name.removesuffix(".out.safetensors"): load_file(file) for file in root.glob("*.out.safetensors")}
@@ -112,9 +124,14 @@ def stock(families, tmp_path_factory):
     return root, models
 
 
-def test_stock_transformers_loads_what_is_said_to_be_stock(stock, ids):
+def test_stock_transformers_loads_what_is_said_to_be_stock_and_refuses_the_rest(stock, ids, tmp_path):
+    """Without this project it makes no other model of a folder that is not said to be stock."""
     root, models = stock
-    compare(child(root, "stock"), models, ids)
+    model, _ = pruned("llm-pruner", "llama", 0.3)
+    save_load.save(model, tmp_path / "uneven", tokenizer=byte_tokenizer())
+    compare(child(root, "stock", refused=tmp_path / "uneven"), models, ids)
+    config = json.loads((tmp_path / "uneven" / "config.json").read_text())
+    assert "auto_map" not in json.dumps(config)
 
 
 @pytest.mark.other_environment
@@ -154,19 +171,6 @@ def uneven(families, tmp_path_factory):
 def test_a_fresh_process_loads_every_kind(uneven, ids):
     root, models = uneven
     compare(child(root, "both"), models, ids)
-
-
-def test_what_is_not_said_to_be_stock_is_not(tmp_path):
-    """Without this project transformers refuses the folder, rather than making another model of it."""
-    model, _ = pruned("llm-pruner", "llama", 0.3)
-    save_load.save(model, tmp_path / "model", tokenizer=byte_tokenizer())
-    code = "import sys; from transformers import AutoModelForCausalLM as A; A.from_pretrained(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(tmp_path / "model")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "`prunebench`" in done.stderr
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert "auto_map" not in json.dumps(config)
 
 
 def test_a_reason_of_numbering_is_a_true_one(tmp_path, ids):
