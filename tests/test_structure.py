@@ -59,7 +59,9 @@ def test_only_the_command_line_knows_argparse():
     assert all(path.is_relative_to(ROOT / "bench" / "cli") for path in knows)
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["list", "families"], ["list", "tasks"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["--version"], ["run", "--help"], ["list", "families"], ["list", "tasks"]]
+)
 def test_help_and_lists_import_nothing_heavy(command):
     code = (
         "import sys; from bench.cli.main import main\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,15 @@ from bench.engines.ray_nodes import (
 from bench.system import versions
 from methods.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 BIG = Node("b", "big", cpus=16, gpus=4, accelerators=("H100",), timing=True)
 SMALL = Node("s", "small", cpus=4, gpus=1, timing=True)
 BARE = Node("c", "bare", cpus=8, gpus=0)
+
+
+def test_a_task_imports_no_torch_to_look_at_its_node():
+    code = "import sys, bench.engines.ray; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_node_is_what_ray_says_of_it():
