@@ -24,6 +24,7 @@ LONGER = {"drawn-windows.md", "twenty-methods.md"}  # studies with sentences tha
 PROSE = sorted(path for folder in ("guides", "studies") for path in (DOCS / folder).glob("*.md"))
 READ_ONCE = [
     "README.md",
+    "CONTRIBUTING.md",
     "docs/index.md",
     *(f"docs/{path.relative_to(DOCS)}" for path in PROSE if path.name not in LONGER),
 ]
