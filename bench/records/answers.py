@@ -3,10 +3,10 @@
     bits per byte = -log2 p(right continuation | question) / its bytes
     chance        = mean over documents of 1 / choices, the accuracy of guesses
 
-The continuation is the text that was scored, with the space in front of it, in UTF-8. A task's value is the mean over
-its documents, so that a long answer counts as much as a short one. It is OLMES' bits_per_byte_corr (Y. Gu et al.,
-"OLMES: a standard for language model evaluations", 2024). D. Heineman et al., "Signal and noise", 2025, compare it with
-accuracy.
+The continuation is the text that was scored, with the space in front of it, in UTF-8. It is the right choice, or
+the one reference of a task without choices. A task's value is the mean over its documents, so that a long answer counts
+as much as a short one. It is OLMES' bits_per_byte_corr (Y. Gu et al., "OLMES: a standard for language model
+evaluations", 2024). D. Heineman et al., "Signal and noise", 2025, compare it with accuracy.
 
 Samples hold it in the column answer_bpb.
 """

@@ -102,6 +102,7 @@ def test_names_are_none_of_lm_eval_s_and_groups_are_whole():
     assert len(skills.QUICK_SKILLS) == len(set(skills.QUICK_SKILLS)) == 25
     assert all(set(skills.QUICK_SKILLS) & set(names) for names in skills.SKILLS.values())
     assert skills.SOURCES.keys() <= OFFLINE.keys()
+    assert {*map(conversion.file_of_task, skills.SOURCES)} == {*assets.ASSETS["skills"].holds}
     assert GROUPS["commonsense"][0] == "boolq", "the older group keeps its meaning"
 
 

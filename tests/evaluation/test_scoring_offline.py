@@ -46,8 +46,9 @@ def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
     got, want = samples[name], reference[name]
     assert len(got) == min(DOCUMENTS, len(task.eval_docs))
     assert got["prompt_hash"].tolist() == want["prompt_hash"].tolist()
+    drift = 2e-5 if name in REFERENCE_TASKS else 0.0  # that of lm-eval's softmax, over the hundred tokens of a solution
     for mine, other in zip(got["loglikelihoods"], want["loglikelihoods"], strict=True):
-        assert np.abs(np.array(mine) - np.array(other)).max() <= 1e-3
+        assert np.abs(np.array(mine) - np.array(other)).max() <= 1e-3 + drift * np.abs(other).max()
     assert got["greedy"].tolist() == want["greedy"].tolist()
     metrics = [column for column in got.columns if column.startswith("acc")]
     assert bool(metrics) != (name in REFERENCE_TASKS)

@@ -441,6 +441,20 @@ def test_a_margin_of_a_task_whose_only_cell_failed_leaves_the_cell_failed(measur
     assert gated(capsys, tmp_path / "baseline", tmp_path / "run", "--margins", str(margins_file))[0] == 2
 
 
+def test_a_task_that_has_bits_alone_gates_by_them_and_takes_no_margin_of_its_own(tmp_path, capsys):
+    for run, more in (("base", 0.0), ("run", 0.3)):
+        bits = {"gsm8k_bpb": nats(1, 400) / 1500 + more}
+        cell(tmp_path / run, tasks=bits, bits=bits, metric="answer_bpb")
+    assert main(["baseline", "accept", str(tmp_path / "base"), "--out", str(tmp_path / "baseline")]) == 0
+    capsys.readouterr()
+    assert gated(capsys, tmp_path / "baseline", tmp_path / "run")[0] == 1
+    assert gated(capsys, tmp_path / "baseline", tmp_path / "base")[0] == 0
+    (tmp_path / "margins.yaml").write_text("tasks: {gsm8k_bpb: 2.0}")
+    order = ["gate", "--baseline", str(tmp_path / "baseline"), str(tmp_path / "run")]
+    assert main([*order, "--margins", str(tmp_path / "margins.yaml")]) == 2
+    assert "gsm8k_bpb has no accuracy and cannot gate; answer_bpb is its margin" in capsys.readouterr().err
+
+
 def test_no_baseline_is_4_and_a_mistake_is_2(base, tmp_path, capsys):
     run = str(laco(tmp_path / "run"))
     (tmp_path / "empty").mkdir()
