@@ -190,6 +190,7 @@ def _confirm(
     if not suspects:
         return first
     import methods
+    from bench.regression.results import add_flips
     from bench.runs import reproduce
 
     try:
@@ -201,7 +202,7 @@ def _confirm(
     for title in suspects:
         say(f"{title}: looks worse; measuring it again")
         second[names[title]] = reproduce.measure_again(place, names[title], *suspected[names[title]])
-    verdicts = gate.judge(base, second, options.margins, options.mapping)
+    verdicts = gate.judge(base, add_flips(second), options.margins, options.mapping)
     return gate.keep_confirmed(first, {(v.cell, v.metric): v for v in verdicts if v.cell in suspects})
 
 

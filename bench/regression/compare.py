@@ -26,6 +26,7 @@ from bench.stats.intervals import Contrast
 from methods.errors import UserError
 
 BITS = ("bits", "bits of a task")
+LOWER_IS_BETTER = (*BITS, "flips")
 OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
 FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
 
@@ -43,11 +44,12 @@ def parse_allowed(text: str) -> tuple[str, ...]:
 class ComparedRow:
     """Holds one metric of two cells.
 
-    kind            "size", "accuracy" and "bits" (over the documents of all tasks), "task" and "bits of a task", "text"
-                    or "speed"; bits are those per byte of the right answer
+    kind            "size", "accuracy", "bits" and "flips" (over the documents of all tasks), "task" and "bits of a
+                    task", "text" or "speed"; bits are those per byte of the right answer, flips those of the dense
+                    model's answers
     before, after   its figures; None where a cell lacks it
-    contrast        of a share for accuracy and task, of a ratio for text and speed, else as the figure; None where
-                    there is nothing to pair
+    contrast        of a share for accuracy, task and flips, of a ratio for text and speed, else as the figure; None
+                    where there is nothing to pair
     is_accuracy     whether a task's figures are one, so that more is better
     differs         conditions in which the cells differ, as (field, words)
     """
@@ -78,7 +80,7 @@ class ComparedRow:
         interval = (self.contrast.estimate, self.contrast.low, self.contrast.high)
         if self.kind in ("accuracy", "task"):
             return interval
-        if self.kind in BITS:
+        if self.kind in LOWER_IS_BETTER:
             return -interval[0], -interval[2], -interval[1]
         with np.errstate(divide="ignore"):
             a, b, c = np.log(interval).tolist()
@@ -107,7 +109,11 @@ def compare_cells(before: CellResults, after: CellResults, allowed: Collection[s
     for name in dict.fromkeys([*after.sizes, *before.sizes]):
         differs = _conditions("size", before, after, allowed)
         rows.append(ComparedRow("size", name, before.sizes.get(name), after.sizes.get(name), differs=differs))
-    rows += [*_task_rows(before, after, allowed), *_bits_rows(before, after, allowed)]
+    common = _conditions("task", before, after, allowed)
+    rows += _task_rows(before, after, common, allowed)
+    rows += _rows_over_tasks("bits", ("answer", "bpb"), (before.bits, after.bits), common, allowed)
+    if not before.identity["label"] == after.identity["label"] == "dense":
+        rows += _rows_over_tasks("flips", ("", "flips"), (before.flips, after.flips), common, allowed)[:1]
     for name in dict.fromkeys([*after.texts, *before.texts]):
         rows.append(_text(name, before, after, allowed))
     for name in dict.fromkeys([*after.speed, *before.speed]):
@@ -131,9 +137,13 @@ def _words(before: Any, after: Any) -> str:
     return " and ".join(text[:12] if len(text) == 64 else text for text in (old, new))
 
 
-def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
-    """Return a row for the accuracy over all tasks that both cells have, then a row for each task."""
-    common = _conditions("task", before, after, allowed)
+def _task_rows(
+    before: CellResults, after: CellResults, common: tuple[tuple[str, str], ...], allowed: Collection[str]
+) -> list[ComparedRow]:
+    """Return a row for the accuracy over all tasks that both cells have, then a row for each task.
+
+    common  conditions of all tasks that differ
+    """
     single = []
     paired: list[tuple[Answers, Answers]] = []
     for name in dict.fromkeys([*after.tasks, *before.tasks]):
@@ -157,27 +167,38 @@ def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]
     return [_row_of_answers("accuracy", "accuracy", paired, differs), *single]
 
 
-def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
-    """Return a row for the answers' bits per byte over all tasks that both cells have, then a row for each."""
-    common = _conditions("task", before, after, allowed)
+def _rows_over_tasks(
+    kind: str,
+    names: tuple[str, str],
+    sides: tuple[Mapping[str, Answers], Mapping[str, Answers]],
+    common: tuple[tuple[str, str], ...],
+    allowed: Collection[str],
+) -> list[ComparedRow]:
+    """Return a row over the documents of all tasks that both sides have, then a row for each task.
+
+    names   the words in front of the metric's name and the name; a row of a task has the task in front
+    common  conditions of all tasks that differ
+    """
+    (first, metric), (before, after) = names, sides
+    whole = f"{first} {metric}".strip()
     single, paired = list[ComparedRow](), list[tuple[Answers, Answers]]()
-    for name in (name for name in after.bits if name in before.bits):
-        old, new = before.bits[name], after.bits[name]
+    for name in (name for name in after if name in before):
+        old, new = before[name], after[name]
         differs = common + _task_differs(old, new, allowed)
         paired.append((old, new) if differs else _pair_documents(old, new))
-        single.append(_row_of_answers("bits of a task", f"{name} bpb", paired[-1:], differs))
+        single.append(_row_of_answers(f"{kind} of a task", f"{name} {metric}", paired[-1:], differs))
     if paired:
         differs = tuple(dict.fromkeys(pair for row in single for pair in row.differs))
-        return [_row_of_answers("bits", "answer bpb", paired, differs), *single]
-    left, right = (_mean_bits(side) for side in (before, after))
-    differs = _disjoint("documents", before.bits, after.bits, allowed)
-    only = ComparedRow("bits", "answer bpb", left, right, differs=differs)
+        return [_row_of_answers(kind, whole, paired, differs), *single]
+    left, right = map(_mean_of_documents, sides)
+    differs = _disjoint("documents", before, after, allowed)
+    only = ComparedRow(kind, whole, left, right, differs=differs)
     return [only] if left is not None or right is not None else []
 
 
-def _mean_bits(cell: CellResults) -> float | None:
-    """Return the mean bits per byte over the documents of all tasks of a cell; None without any."""
-    every = [answers.values for answers in cell.bits.values()]
+def _mean_of_documents(answers_by_task: Mapping[str, Answers]) -> float | None:
+    """Return the mean over the documents of all tasks; None without any."""
+    every = [answers.values for answers in answers_by_task.values()]
     return float(np.concatenate(every).mean()) if every else None
 
 

@@ -13,10 +13,10 @@ change for the better (shares, bits, or the logarithm of a ratio), m its margin,
     incomparable  measured under other conditions, on other documents or other text
     failed        the cell has no figures
 
-p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies, bits per byte and perplexities that
-gate. A model that is no worse so fails by any of them in at most LEVEL / 2 of gates. WEIGHTS are their shares of the
-level. An accuracy's is the largest, since the tests of the others show far smaller losses. Sizes have no margin: fewer
-is better, more is worse.
+p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies, bits per byte, flips and perplexities
+that gate. A model that is no worse so fails by any of them in at most LEVEL / 2 of gates. WEIGHTS are their shares of
+the level. An accuracy's is the largest, since the tests of the others show far smaller losses. Sizes have no margin:
+fewer is better, more is worse.
 
 `compare` asks of each row what the second cell has more, and whether that can be told from chance.
 
@@ -36,13 +36,13 @@ import numpy as np
 from bench.plan import run_spec
 from bench.records import run_folder
 from bench.regression.compare import ComparedRow, compare_cells, parse_allowed
-from bench.regression.results import CellResults, results_of_cell, results_of_run
+from bench.regression.results import CellResults, results_of_named_cell, results_of_run
 from bench.stats import intervals
 from methods.errors import UserError
 
 LEVEL = 0.04  # of the two-sided tests together; half of it is for losses
 ALPHA = 0.05  # below which an adjusted p value is called a difference
-WEIGHTS = {"accuracy": 9.0, "task": 9.0, "bits": 3.0, "text": 1.0}
+WEIGHTS = {"accuracy": 9.0, "task": 9.0, "bits": 3.0, "flips": 3.0, "text": 1.0}
 REGRESSION, INCOMPLETE, INCOMPARABLE = 1, 3, 4  # exit codes
 CELL = "cell"  # the metric of a verdict on a cell as a whole
 
@@ -51,6 +51,7 @@ CELL = "cell"  # the metric of a verdict on a cell as a whole
 class Margins:
     """Says what may be lost: points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
 
+    flips   points by which more answers may have flipped from the dense model's
     sizes   whether sizes gate
     tasks   points, of tasks that gate by themselves too
     allow   conditions that may differ (bench.regression.compare.FIELDS)
@@ -60,6 +61,7 @@ class Margins:
     answer_bpb: float | None = 0.01
     perplexity: float | None = 1.0
     speed: float | None = 5.0
+    flips: float | None = None
     sizes: bool = True
     tasks: Mapping[str, float] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
@@ -72,6 +74,8 @@ class Margins:
             return None if self.speed is None else -math.log1p(-self.speed / 100)
         if row.kind == "bits":
             return self.answer_bpb
+        if row.kind == "flips":
+            return None if self.flips is None else self.flips / 100
         points = self.tasks.get(row.task, self.accuracy) if row.kind == "task" else self.accuracy
         return None if points is None else points / 100
 
@@ -213,7 +217,7 @@ def judge(
         for row in rows:
             if row.kind == "task" and alone and row.task not in margins.tasks:
                 continue  # the accuracy over all tasks says the same
-            if row.kind == "bits of a task":
+            if row.kind == "bits of a task" or (row.kind == "flips" and margins.flips is None):
                 continue  # `compare` shows them
             gates = margins.gates(row) and not (mapped and row.kind == "size")  # other methods meet a budget otherwise
             verdicts.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
@@ -230,6 +234,8 @@ def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequen
     if unknown := [task for task in margins.tasks if task not in tasks]:
         names = ", ".join(tasks) or "none"
         raise UserError(f"--margins: tasks has {unknown[0]}, which no cell measured; there are {names}")
+    if margins.flips is not None and rows and not any(row.kind == "flips" for row in rows):
+        raise UserError("--margins: flips are of the dense model's answers, and neither run has its dense cell")
     for row in rows:
         if row.kind == "task" and row.task in margins.tasks and row.after is not None and not row.is_accuracy:
             raise UserError(f"--margins: {row.metric} is no accuracy and cannot gate")
@@ -386,8 +392,7 @@ def _side(named: str) -> dict[str, CellResults]:
     if parts is None:
         raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
     run, key_text = parts
-    key, record = run_folder.find_cell(run, key_text)
-    cell = results_of_cell(record, run, key)
+    cell = results_of_named_cell(run, key_text)
     return {cell.name: cell}
 
 
@@ -405,9 +410,13 @@ def reason_for_refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None
 
 
 def judge_rows(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[JudgedRow]:
-    """Return every row with its verdict; p values are adjusted (intervals.holm) for their number in the table."""
+    """Return every row with its verdict; p values are adjusted (intervals.holm) for their number in the table.
+
+    Flips go by their interval. They are of the same answers as the accuracy, and would take power from its test.
+    """
     every = [(cells, row) for cells, compared in pairs.items() for row in _without_repetition(compared)]
-    tested = [number for number, (_, row) in enumerate(every) if row.contrast and not np.isnan(row.contrast.p)]
+    with_p = [number for number, (_, row) in enumerate(every) if row.contrast and not np.isnan(row.contrast.p)]
+    tested = [number for number in with_p if every[number][1].kind != "flips"]
     adjusted = intervals.holm([every[number][1].contrast.p for number in tested])  # type: ignore[union-attr]
     p = dict(zip(tested, adjusted, strict=True))
     judged = []

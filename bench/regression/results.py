@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,17 @@ import numpy as np
 
 from bench.plan.protocol import name_of_text
 from bench.records import run_folder
-from bench.records.comparability import conditions_of_gate, identity_of_cell, name_of_identity
+from bench.records.comparability import (
+    CONDITIONS,
+    conditions_of_gate,
+    find_dense_peer,
+    identity_of_cell,
+    name_of_identity,
+    setups_of_records,
+)
 from bench.records.measured import ANSWER_BPB, Measured, TaskScore, TextScore, is_accuracy_metric
 from bench.records.record import Record, name_of_model
-from bench.records.samples import Sample, SampleFiles, sample_of_table
+from bench.records.samples import Sample, SampleFiles, pair_whole, sample_of_table
 from bench.regression.pairs import Windows, to_windows
 from methods.console import say
 from methods.errors import UserError
@@ -28,6 +35,7 @@ SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
 MOST_NATS = 700  # per token; a float still holds its exponential
 NLL_DIGITS = 4  # behind the point, of a window's nats: the order of sums changes less
 BITS_DIGITS = 4  # likewise of a document's bits per byte
+SHARED_WITH_DENSE = tuple(row.name for row in CONDITIONS if "task" in row.gate.split() and not row.pruned)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,11 @@ class Answers(Sample):
     def is_accuracy(self) -> bool:
         """Say whether the values are accuracies."""
         return is_accuracy_metric(self.metric)
+
+    def is_comparable(self, answers: Answers) -> bool:
+        """Say whether other answers to the task are right or wrong by the same metric, as these are."""
+        same = (self.metric, self.version, self.fewshot) == (answers.metric, answers.version, answers.fewshot)
+        return same and self.is_accuracy and self.is_right_or_wrong and answers.is_right_or_wrong
 
     @property
     def unprompted(self) -> Answers:
@@ -60,6 +73,7 @@ class CellResults:
     speed            (speed-up, low, high) by the name of the timed size
     untested         tasks that have no value per document
     bits             bits per byte of the right answer, of each task with choices or one reference
+    flips            of each task 1 for an answer that is right where the dense cell's is wrong, or the reverse; else 0
     requested_tasks  the protocol's tasks, where the cell has no values
     """
 
@@ -74,6 +88,7 @@ class CellResults:
     untested: tuple[str, ...] = ()
     bits: dict[str, Answers] = field(default_factory=dict)
     requested_tasks: tuple[str, ...] = ()
+    flips: dict[str, Answers] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -96,7 +111,50 @@ def results_of_run(run: Path, warn: Callable[[str], None] = say) -> dict[str, Ce
             which = f"of {' and '.join(models)}" if len(models) > 1 else "which other settings set apart"
             raise UserError(f"{run} has several cells {results.name!r}, {which}; name one as RUN/CELL")
         results_by_name[results.name] = results
-    return results_by_name
+    return add_flips(results_by_name)
+
+
+def add_flips(cells: Mapping[str, CellResults]) -> dict[str, CellResults]:
+    """Return the cells of a run by their names, each with its flips if its dense cell is among them."""
+    dense_cells = [cell for cell in cells.values() if cell.identity["label"] == "dense"]
+    by_name = {}
+    for name, cell in cells.items():
+        same_seed = [dense for dense in dense_cells if dense.identity["seed"] == cell.identity["seed"]]
+        dense = next(iter(same_seed or dense_cells), None)
+        by_name[name] = replace(cell, flips=_flips(dense, cell)) if dense else cell
+    return by_name
+
+
+def _flips(dense: CellResults, cell: CellResults) -> dict[str, Answers]:
+    """Return the flips of each task that both cells answered on the same documents under the same conditions."""
+    if any(dense.conditions.get(name) != cell.conditions.get(name) for name in SHARED_WITH_DENSE):
+        return {}
+    flips = {}
+    for task, answers in cell.tasks.items():
+        both = pair_whole(dense.tasks.get(task), answers)
+        if both is not None and both.first.is_comparable(both.second):
+            flips[task] = replace(both.second, values=np.abs(both.differences))
+    return flips
+
+
+def results_of_named_cell(run: Path, name: str) -> CellResults:
+    """Return the results of a cell of a run by its key, the start of one, or its label, with its flips.
+
+    They are absent where the samples of the dense cell are missing or damaged. Raises UserError for those of the cell.
+    """
+    key, record = run_folder.find_cell(run, name)
+    cell = results_of_cell(record, run, key)
+    records = run_folder.read_records(run, run_folder.ignore_warning)
+    setups = dict(zip(records, setups_of_records(list(records.values())), strict=True))
+    peers = {peer: records[peer] for peer in records if setups[peer] == setups[key]}
+    dense = find_dense_peer(records[key], list(peers.values()))
+    if dense is None:
+        return cell
+    try:
+        dense_cell = results_of_cell(dense, run, next(peer for peer in peers if peers[peer] is dense))
+    except UserError:
+        return cell
+    return add_flips({"dense": dense_cell, "cell": cell})["cell"]
 
 
 def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:

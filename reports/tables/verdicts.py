@@ -32,6 +32,7 @@ FINDABLE = (
     "tests, given what changed here."
 )
 BITS_NOTE = "answer bpb: bits per byte of the right answer; lower is better."
+FLIPS_NOTE = "flips: answers that are right where the dense model's are wrong, or the reverse; lower is better."
 MARGIN = "margin: the loss that is tolerated. (word): shown, but does not count."
 COMPARE_HEADS = ("metric", "A", "B", "change", "95 % interval", "p", "verdict", "lost, gained", "detectable")
 GATE_HEADS = ("metric", "baseline", "now", "change", "95 % interval", "margin", "verdict", "detectable")
@@ -62,8 +63,7 @@ def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[
     for judged_row in judged:
         row, contrast = judged_row.row, judged_row.row.contrast
         change = [contrast.estimate, contrast.low, contrast.high] if contrast else [None] * 3
-        flips = [contrast.lost, contrast.gained] if contrast else [None] * 2
-        p = contrast.p if contrast and not math.isnan(contrast.p) else None
+        p = contrast.p if contrast and not math.isnan(contrast.p) and row.kind != "flips" else None
         line = [
             judged_row.cells,
             row.kind,
@@ -75,7 +75,7 @@ def csv_of_comparison(judged: Sequence[JudgedRow]) -> tuple[Sequence[str], list[
             judged_row.p,
             judged_row.verdict,
         ]
-        lines.append([*line, *flips, row.count or None, _detectable(judged_row)])
+        lines.append([*line, *_lost_and_gained(row), row.count or None, _detectable(judged_row)])
     return CSV_COLUMNS, lines
 
 
@@ -110,7 +110,8 @@ def _group_by_name(items: Iterable[Item], name: Callable[[Item], str]) -> list[t
 def _footnotes(rows: Sequence[JudgedRow] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
     """Return the meaning of the columns, for the kinds of rows that occur; `more` comes last."""
     kinds = {judged.row.kind for judged in rows if judged.row is not None}
-    return (PAIRED, *[BITS_NOTE] * ("bits" in kinds), *[TIMED] * ("speed" in kinds), *more)
+    notes = [*[BITS_NOTE] * ("bits" in kinds), *[FLIPS_NOTE] * ("flips" in kinds)]
+    return (PAIRED, *notes, *[TIMED] * ("speed" in kinds), *more)
 
 
 def _reasons(verdicts: Iterable[Verdict]) -> list[str]:
@@ -163,12 +164,18 @@ def summarise_verdicts(verdicts: Sequence[Verdict], *, strict: bool = False) -> 
 def _texts_of_comparison(judged: JudgedRow) -> list[str]:
     """Return the texts of a row of a comparison, by COMPARE_HEADS."""
     row = judged.row
-    lost, gained = (row.contrast.lost, row.contrast.gained) if row.contrast else (None, None)
-    flips = MISSING if lost is None else f"{lost:,}, {gained:,} of {row.count:,}"
+    lost, gained = _lost_and_gained(row)
+    counts = MISSING if lost is None else f"{lost:,}, {gained:,} of {row.count:,}"
     detectable = _detectable(judged)
     loss = MISSING if detectable is None else _loss(row, detectable)
     p = MISSING if judged.p is None else "<0.001" if judged.p < 0.001 else f"{judged.p:.3f}"
-    return [row.metric, *_figures(row, rounded=True), p, judged.verdict, flips, loss]
+    return [row.metric, *_figures(row, rounded=True), p, judged.verdict, counts, loss]
+
+
+def _lost_and_gained(row: ComparedRow) -> tuple[int | None, int | None]:
+    """Return the answers that only the first, only the second cell has right; None where the row counts none."""
+    contrast = row.contrast if row.kind != "flips" else None
+    return (contrast.lost, contrast.gained) if contrast else (None, None)
 
 
 def _detectable(judged: JudgedRow) -> float | None:
