@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import torch
-from conftest import LAYERS, tiny
+from conftest import tiny
+from tiny_methods import FEW_LAYERS
 
 from methods.model import decoder as spreading
 from methods.model.decoder import Decoder
 
 BOTH = [torch.device("cuda", number) for number in range(2)]
 CUDA = BOTH[0]
-FEW_LAYERS = 4  # two for each of two GPUs
-
-
-def layers_for(method: str) -> int:
-    """Return how many layers a model has that a method is tried on; LaCo merges windows of several."""
-    return LAYERS if method in ("laco", "laco-published") else FEW_LAYERS
 
 
 def model_of(family: str, dtype: torch.dtype = torch.float32, layers: int = FEW_LAYERS) -> torch.nn.Module:

@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from conftest import FAMILIES, LATER, VOCABULARY, tiny
+from conftest import FAMILIES, LATER, LAYERS, VOCABULARY, tiny
 
 import methods
 from methods import decisions
@@ -29,6 +29,14 @@ KINDS = ("laco-ls", "blockpruner", "2ssp", "llm-pruner", "slicegpt", "svd-llm", 
 SHAPED = [
     pytest.param(*cell, marks=[] if cell[0] in KINDS or cell[1] == "llama" else [pytest.mark.nightly]) for cell in CELLS
 ]
+
+
+FEW_LAYERS = 4  # two for each of two GPUs
+
+
+def layers_for(method: str) -> int:
+    """How many layers a model has that a method is tried on in several places; LaCo merges windows of several."""
+    return LAYERS if method.partition("+")[0] in ("laco", "laco-published") else FEW_LAYERS
 
 
 def calibration(seed: int = 0) -> Calibration:

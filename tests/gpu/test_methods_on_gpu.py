@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from emulated import EmulatedGpus
-from places import CUDA, devices_of, layers_for, model_of, spread
-from tiny_methods import EXPERTS, SPECS
+from places import CUDA, devices_of, model_of, spread
+from tiny_methods import EXPERTS, SPECS, layers_for
 
 import methods
 from methods.model.activations import enter

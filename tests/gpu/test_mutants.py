@@ -12,7 +12,8 @@ import pytest
 import torch
 from emulated import EmulatedGpus
 from emulated.mutants import mutated
-from places import layers_for, model_of, spread
+from places import model_of, spread
+from tiny_methods import layers_for
 
 import methods
 from bench import healing

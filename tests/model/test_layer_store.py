@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, tiny
-from tiny_methods import EXPERTS, SPECS
+from tiny_methods import EXPERTS, SPECS, layers_for
 
 import methods
 from bench.data import pretrained
@@ -47,8 +46,8 @@ def in_memory(model: torch.nn.Module) -> list[str]:
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_method_does_the_same_to_a_model_in_files(family, name, calibration, tmp_path):
-    pruner, model = methods.make(name, SPECS.get(name)), tiny(family)
-    one, other = Decoder(copy.deepcopy(model)), Decoder(model, LayerStore(tmp_path))
+    pruner, models = methods.make(name, SPECS.get(name)), [tiny(family, layers=layers_for(name)) for _ in range(2)]
+    one, other = Decoder(models[0]), Decoder(models[1], LayerStore(tmp_path))
     decided = pruner.prune(one, calibration, RATIO)
     assert pruner.prune(other, calibration, RATIO) == decided
     assert sha256_of_state(other.model) == sha256_of_state(one.model)
