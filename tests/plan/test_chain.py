@@ -215,7 +215,7 @@ def test_text_that_is_measured_on_as_a_whole_is_not_trained_on(options, text_fil
 # --- healed cells
 
 
-def test_every_method_is_measured_as_pruned_and_healed_in_one_table(chained):
+def test_every_method_is_measured_as_pruned_and_healed_in_one_table(chained, capsys):
     folder, table, said = chained
     records = load_run(folder)
     assert sorted(record.cell.label for record in records) == sorted(LABELS)
@@ -225,7 +225,8 @@ def test_every_method_is_measured_as_pruned_and_healed_in_one_table(chained):
     assert "then" not in first
     assert "drop-tail at 0.2, healed," in second
     recipe = "healed LoRA of rank 8, for the next token, 256 tokens of words.txt, batches of 4 x 16,"
-    assert " ".join(table.split()).count(recipe) == 1
+    assert main(["report", str(folder), "--explain"]) == 0
+    assert " ".join(capsys.readouterr().out.split()).count(recipe) == 1
     assert "healing by lora on 256 tokens" in said
 
 
@@ -264,9 +265,9 @@ def test_a_changed_recipe_or_trainer_is_another_cell(chained, healing, tmp_path,
     assert main(arguments) == 0
     assert capsys.readouterr().err.count("has a record") == 3
     assert main([*arguments, "--heal-passes", "2"]) == 0
-    out, err = capsys.readouterr()
-    assert err.count("has a record") == 2
-    assert "2 passes" in out
+    assert capsys.readouterr().err.count("has a record") == 2
+    assert main(["report", str(folder), "--explain"]) == 0
+    assert "2 passes" in capsys.readouterr().out
     monkeypatch.setattr(fingerprint, "REVISION", 2)
     assert main(arguments) == 0
     assert "is old, since this has changed: healing; moved to superseded/" in capsys.readouterr().err

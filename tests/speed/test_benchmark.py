@@ -1153,8 +1153,10 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
     assert f"dense [{timed_cell.NO_ROOM}]" in out.replace("\n  ", " ")
     assert "alone: The dense model had no room in memory" in out.replace("\n  ", " ")
     assert "flap at 0.3 [prefill at batch 1, decode at batch 1]" in out.replace("\n  ", " ")
-    assert "in turns with dense" not in out
-    assert "one token behind 4 tokens, batch 1, timed alone, up to 6 rounds" in " ".join(out.split())
+    assert main(["report", str(tmp_path / "alone"), "--explain"]) == 0
+    explained = capsys.readouterr().out
+    assert "in turns with dense" not in explained
+    assert "one token behind 4 tokens, batch 1, timed alone, up to 6 rounds" in " ".join(explained.split())
 
 
 def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
