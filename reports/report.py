@@ -74,9 +74,12 @@ def _write_out(values: Sequence[Any]) -> list[str]:
     return ["" if value is None else repr(float(value)) if numbers else str(value) for value in values]
 
 
-def to_terminal(records: Sequence[Record]) -> str:
-    """Return the main view in lines of at most 100 columns."""
-    return terminal.render(build_view("main", records))
+def to_terminal(records: Sequence[Record], *, explain: bool = True) -> str:
+    """Return the main view in lines of at most 100 columns.
+
+    explain  whether all notes are shown, see reports.formats.terminal.render
+    """
+    return terminal.render(build_view("main", records), explain=explain)
 
 
 def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:

@@ -171,11 +171,12 @@ def _text_of_records(spec: RunSpec, records: list[Record]) -> str:
     """Return the output of a run, of a sweep one factor against another, with few notes: `report` has them all."""
     from bench.plan import grid
     from reports.formats import terminal
+    from reports.report import to_terminal
     from reports.tables import views
 
     swept = grid.is_sweep(replace(spec, seeds=spec.seeds[:1]))  # seeds alone are the draws of a mean
     factors = views.build_view("ablation", records) if swept else []
-    return terminal.render(factors or views.build_view("main", records), explain=False)
+    return terminal.render(factors, explain=False) if factors else to_terminal(records, explain=False)
 
 
 def add_cell(commands: Any) -> None:

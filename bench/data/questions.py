@@ -95,7 +95,7 @@ def _read_unscored(name: str, task: Any, data: task_loading.Data, scored: Sequen
 
 
 def _read_positions(task: Any, positions: Sequence[int]) -> Iterable[Any]:
-    """Return the documents of a task at some positions of those that are evaluated."""
+    """Return the documents at these positions among those on which a task is evaluated, counted from 0."""
     docs = task.eval_docs
     if isinstance(docs, task_loading.Documents):
         return docs.read(positions) if positions else ()

@@ -169,7 +169,10 @@ def pack_documents(
 
 
 def cut_into_sequences(tokenizer: Any, tokens: list[int], sequences: int, length: int) -> torch.Tensor:
-    """Return (N, T) ids: the first tokens, of which there are enough, behind the BOS token where there is one."""
+    """Return (N, T) token ids: the tokens cut into sequences in their order, each behind the BOS token if there is one.
+
+    There are at least N times T tokens, less those of BOS. What is left over is dropped.
+    """
     import torch
 
     bos = find_bos(tokenizer)

@@ -211,6 +211,7 @@ def test_a_run_prints_a_table_and_writes_what_it_promises(with_checks, capsys, t
     out, err = capsys.readouterr()
     assert "tiny-llama   ratio 0.2: 1 of 6 layers" in out
     assert "[1/8] dense" in err
+    assert "more lines, with `report --explain`: " in out  # at most eight stand here
     cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "cells").glob("*.json"))]
     assert len(cells) == 8
     for cell in cells:
