@@ -163,14 +163,16 @@ def _tasks(verbose: bool) -> list[str]:
         source_by_task["mmlu"] = f"{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco"
         source_by_task["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"
         source_by_task["skills"] = f"{len(skills.QUICK_SKILLS)} tasks of all skills, by name with --verbose"
+        source_by_task["written"] = f"{len(skills.WRITTEN)} tasks with a written answer: {', '.join(skills.WRITTEN)}"
         for group, names in skills.NAMES_BY_GROUP.items():
             words = dict.fromkeys(map(_series_of_name, names))
             source_by_task[group] = f"{len(skills.SKILLS[group])} tasks: {', '.join(words)}"
     wide = 2 + max(map(len, source_by_task))
     return [
         *(f"{name:<{wide}}{about}".rstrip() for name, about in source_by_task.items()),
-        "quick, commonsense, laco, mmlu, cmmlu, skills and skill-* are groups, and names for --tasks as well.",
-        "Tasks by skill end in their form: boolq_rc and boolq_mc (an answer's text, its letter), squad_bpb (a text).",
+        "quick, commonsense, laco, mmlu, cmmlu, skills, written and skill-* are groups, and names for --tasks as well.",
+        "Tasks by skill end in their form: boolq_rc and boolq_mc (an answer's text, its letter), squad_bpb (a text), "
+        "squad_gen (the model writes).",
         "Any other task of lm-eval works too, with its data from the hub or from --task-data.",
     ]
 

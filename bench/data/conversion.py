@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from bench.data.skills import SOURCES
+from bench.data.skills import COPYCOLORS, SOURCES, TRIVIA, WRITTEN_TASKS
 from methods.console import say
 from methods.errors import UserError
 
@@ -21,6 +22,10 @@ DOCUMENTS = "documents-1"  # the folder of the tasks by skill; another conversio
 REQUEST_FILES = ("config.json", "requests.jsonl.gz")
 UNCONDITIONAL = 1_000_000  # the first number of requests that score an answer without its question
 PARAGRAPH = "\n\n"
+CHOICE = re.compile(r"^ ([A-Z])\. (.*)\n", re.MULTILINE)  # of a question that lists its choices
+LETTER = re.compile(r"(?<=Answer: )[A-Z]$")
+TRIVIA_FILE = "data-00000-of-00001.arrow"
+EXAMPLES = 5  # documents of a data set without requests that stand in front of the others
 
 
 def dequantise(folder: Path) -> None:
@@ -92,9 +97,9 @@ def file_of_task(name: str) -> str:
 def keep_requests(folder: Path) -> None:
     """Turn the requests of each task by skill into a file of its documents, and drop the requests.
 
-    Every document has these columns. One of a task in form bpb has `reference` too, one of another task `choices` and
-    `right`, the position of the right one. Where the choices differ in front of the answer, as in WinoGrande, they are
-    `questions` with one `ending`.
+    Every document has these columns. One of a task in form bpb has `reference` too, one in form gen `answers`, all that
+    are right, and one of another task `choices` and `right`, the position of the right one. Where the choices differ in
+    front of the answer, as in WinoGrande, they are `questions` with one `ending`.
 
         id        of the data set, as text
         preface   what stands in front of the question: instructions, examples
@@ -109,22 +114,47 @@ def keep_requests(folder: Path) -> None:
     say(f"converting the requests of {len(SOURCES)} tasks, once")
     (folder / DOCUMENTS).mkdir()
     for name, source in SOURCES.items():
-        config = json.loads((folder / source / "config.json").read_text(encoding="utf-8"))["task_config"]
-        documents = list(_read_documents(folder / source / "requests.jsonl.gz"))
-        rows = [document | {"examples": config["num_shots"]} for document in divide_prefaces(documents)]
+        if name == f"{TRIVIA}_gen":
+            rows = read_trivia(folder / source / TRIVIA_FILE)
+        else:
+            config = json.loads((folder / source / "config.json").read_text(encoding="utf-8"))["task_config"]
+            documents = list(_read_documents(folder / source / "requests.jsonl.gz", name in WRITTEN_TASKS))
+            rows = [document | {"examples": config["num_shots"]} for document in divide_prefaces(documents)]
         table = pyarrow.Table.from_pylist(rows)
         pyarrow.parquet.write_table(table, folder / file_of_task(name), compression="zstd", compression_level=12)
     for source in {Path(source).parts[0] for source in SOURCES.values()}:
         shutil.rmtree(folder / source)
 
 
-def _read_documents(requests: Path) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a file of requests. A question has all that stands in front of the answer."""
+def read_trivia(file: Path) -> list[dict[str, Any]]:
+    """Return the documents of TriviaQA's data set, with its first ones in front of the others as examples."""
+    import pyarrow
+
+    with pyarrow.OSFile(str(file)) as stream:
+        table = pyarrow.ipc.open_stream(stream).read_all().select(["question_id", "question", "answer"])
+    documents = [
+        {
+            "id": row["question_id"],
+            "question": f"Question: {row['question']}\nAnswer:",
+            "answers": list(dict.fromkeys([row["answer"]["value"], *row["answer"]["aliases"]])),
+        }
+        for row in table.to_pylist()
+    ]
+    examples = "".join(f"{row['question']} {row['answers'][0]}{PARAGRAPH}" for row in documents[:EXAMPLES])
+    return [row | {"preface": examples, "examples": EXAMPLES} for row in documents[EXAMPLES:]]
+
+
+def _read_documents(requests: Path, is_written: bool) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a file of requests. A question has all that stands in front of the answer.
+
+    is_written  whether the documents are those of form gen
+    """
+    make_document = written_document_of_requests if is_written else document_of_requests
     with gzip.open(requests, "rt", encoding="utf-8") as lines:
         conditional = (line for line in map(json.loads, lines) if line["doc_id"] < UNCONDITIONAL)
         for number, group in groupby(conditional, key=itemgetter("doc_id")):
             try:
-                yield document_of_requests(list(group))
+                yield make_document(list(group))
             except ValueError as error:
                 raise UserError(f"{'/'.join(requests.parts[-3:-1])}: document {number} {error}") from None
 
@@ -150,6 +180,31 @@ def document_of_requests(requests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(set(contexts)) == 1:
         return identity | {"question": contexts[0], "choices": choices, "right": right}
     return identity | {"questions": contexts, "ending": choices[0], "right": right}
+
+
+def written_document_of_requests(requests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the document in form gen that requests were made of, with all texts that their label says are right.
+
+    Where letters were scored, the choices go from the question, and the examples have their answers written out.
+
+    Raises ValueError as `document_of_requests` does.
+    """
+    document, label = document_of_requests(requests), requests[0]["label"]
+    question = document["question"]
+    if isinstance(label, int):
+        answers = [document["choices"][label]]
+    else:
+        answers = list(dict.fromkeys([label] if isinstance(label, str) else label))
+    if requests[0]["task_name"].startswith(COPYCOLORS):
+        answers = [dict(CHOICE.findall(question.rpartition(PARAGRAPH)[2]))[answers[0]]]
+        question = PARAGRAPH.join(map(write_out_letter, question.split(PARAGRAPH)))
+    return {"id": document["id"], "question": question, "answers": answers}
+
+
+def write_out_letter(paragraph: str) -> str:
+    """Return a question without its choices, and with the text of one in place of its letter behind "Answer:"."""
+    texts = dict(CHOICE.findall(paragraph))
+    return LETTER.sub(lambda letter: texts[letter[0]], CHOICE.sub("", paragraph))
 
 
 def divide_prefaces(documents: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -3,15 +3,17 @@
     NAME_bpb  one text is right, and its bits per byte are measured: a solution, a program, a short answer
     NAME_rc   the text of every choice is scored behind the question, as in most tasks of lm-eval
     NAME_mc   the choices stand in the question, and their letters are scored
+    NAME_gen  the model writes the answer, and it is right or wrong as a whole (bench.data.written)
 
-Both forms of a task have the same documents in the same order, so that a draw of one is a draw of both. The wheel holds
-the prompts with the examples in front of them (Y. Gu et al., "OLMES: a standard for language model evaluations", 2024).
-The names end in the form, since lm-eval has tasks of other prompts under most of the others.
+All forms of a task have the same documents in the same order, so that a draw of one is a draw of the others. The wheel
+holds the prompts with the examples in front of them (Y. Gu et al., "OLMES: a standard for language model evaluations",
+2024). The names end in the form, since lm-eval has tasks of other prompts under most of the others.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from itertools import chain
 
 REFERENCES = {
@@ -60,18 +62,54 @@ CHOICES = {  # the folder of each form, "rc" or "mc"
     "lab_bench_protocolqa": "lab_bench_protocolqa/{}_3shot",
 }
 COPYCOLORS = "copycolors"  # which has letters alone
+TRIVIA = "trivia_qa"  # which the wheel has as a data set, without requests
+
+
+@dataclass(frozen=True)
+class Written:
+    """Says how an answer is written.
+
+    source  the folder in the wheel
+    judged  how it is told whether it is right, see bench.data.written.JUDGES
+    until   what ends it, as in lm-eval; a line where every example has one line
+    tokens  the most that it has
+    """
+
+    source: str
+    judged: str
+    until: tuple[str, ...] = ("\n",)
+    tokens: int = 32
+
+
+WRITTEN = {
+    "jeopardy": Written(REFERENCES["jeopardy"], "words"),
+    "naturalqs_open": Written(REFERENCES["naturalqs_open"], "words"),
+    TRIVIA: Written("trivia_qa/rc.wikipedia.nocontext/validation", "words"),
+    "squad": Written(REFERENCES["squad"], "words", tokens=48),
+    "gsm8k": Written(REFERENCES["gsm8k"], "number", ("Question:", "</s>", "<|im_end|>", "\n\n"), tokens=256),
+    COPYCOLORS: Written("copycolors/10way", "text", tokens=16),
+}
+WRITTEN |= {
+    f"basic_skills_{part}": Written(CHOICES[f"basic_skills_{part}"].format("rc"), judged)
+    for part, judged in (
+        *(("arithmetic", "text"), ("common_knowledge", "words"), ("pattern", "text"), ("string_operations", "text")),
+    )
+}
 DIFFERING = "winogrande_rc"  # its choices stand in the question, in front of the same ending
 FORMS: dict[str, tuple[str, ...]] = {COPYCOLORS: (f"{COPYCOLORS}_mc",)}
 FORMS |= {name: (f"{name}_bpb",) for name in REFERENCES} | {name: (f"{name}_rc", f"{name}_mc") for name in CHOICES}
+FORMS |= {name: (*FORMS.get(name, ()), f"{name}_gen") for name in WRITTEN}
 REFERENCE_TASKS = tuple(f"{name}_bpb" for name in REFERENCES)
 SOURCES = {f"{name}_bpb": source for name, source in REFERENCES.items()}  # of each task, its folder in the wheel
 SOURCES |= {f"{name}_{form}": source.format(form) for name, source in CHOICES.items() for form in ("rc", "mc")}
-SOURCES |= {f"{COPYCOLORS}_mc": f"{COPYCOLORS}/10way"}
+SOURCES |= {f"{COPYCOLORS}_mc": WRITTEN[COPYCOLORS].source}
+WRITTEN_TASKS = {f"{name}_gen": written for name, written in WRITTEN.items()}
+SOURCES |= {task: written.source for task, written in WRITTEN_TASKS.items()}
 # "skill-" keeps the older group `commonsense` and lm-eval's own tag `arithmetic` what they are.
 NAMES_BY_GROUP = {
     "skill-knowledge": (
-        *("jeopardy", "naturalqs_open", "basic_skills_common_knowledge", "sciq", "arc_easy", "medmcqa", "medqa_en"),
-        *("lab_bench_dbqa", "lab_bench_protocolqa"),
+        *("jeopardy", "naturalqs_open", TRIVIA, "basic_skills_common_knowledge", "sciq", "arc_easy", "medmcqa"),
+        *("medqa_en", "lab_bench_dbqa", "lab_bench_protocolqa"),
     ),
     "skill-reading": ("squad", "drop", "coqa", "boolq", "qasper_yesno", "sciriff_yesno"),
     "skill-language": ("lambada", "hellaswag"),

