@@ -129,10 +129,18 @@ def _tasks(record: Record) -> Iterator[ProtocolRow]:
         every = "all " if documents == result.available else ""
         count = f"{every}{documents:,} {'document' if documents == 1 else 'documents'}"
         apart = "" if result.is_accuracy else ", not in the average"
-        facts = f"{result.main}, {count}, {result.fewshot}-shot{apart}"
+        facts = f"{result.main}, {count}, {result.fewshot}-shot{_words_of_chat(record)}{apart}"
         tasks_by_facts.setdefault(facts, []).append(shorten_name(task))
     for facts, tasks in tasks_by_facts.items():
         yield ", ".join(tasks), facts
+
+
+def _words_of_chat(record: Record) -> str:
+    """Return how prompts were turns of a chat, with the system text; nothing where they were plain text."""
+    chat = record.cell.protocol.chat
+    if chat is None:
+        return ""
+    return ", in the chat template" + (f", system {chat.system!r}" if chat.system else "")
 
 
 def _speeds(record: Record) -> Iterator[ProtocolRow]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from made_cells import made_cell
+from made_cells import made_cell, made_inputs
 
 from bench.plan.kinds import value_from_plain
 from bench.plan.protocol import protocol_of_profile
@@ -48,9 +49,13 @@ def cell(
     metric: str = "acc",
     seed: int = 0,
     fewshot: int = 0,
+    system: str = "",
     parameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one cell of `run`; `bits` are those per byte of the right answers of some of the tasks."""
+    """Write one cell of `run`; `bits` are those per byte of the right answers of some of the tasks.
+
+    `system` is the system text of prompts that are a chat; empty: they are none.
+    """
     key = f"{label.replace(':', '-').replace('=', '-')}--{'fixed' if ratio is None else ratio}--{seed}"
     protocol = protocol_of_profile("quick", tasks=tuple(tasks or ()), texts=tuple(texts or ()), decode=())
     method, _, words = label.partition(":")
@@ -61,6 +66,9 @@ def cell(
         "given": tuple(given),
         "seed": seed,
     }
+    if system:
+        protocol = replace(protocol, apply_chat_template=True, system=system)
+        more["inputs"] = made_inputs(chat_template_sha256="d" * 64)
     asked = made_cell(method, ratio, protocol, **more)
     described = {"date": "2026-01-02T03:04:05+00:00", "commit": "0123456789abcdef", "cpu": "Example CPU", "threads": 2}
     described |= {"versions": VERSIONS, **(environment or {})}
@@ -89,7 +97,7 @@ def cell(
     folder.mkdir(parents=True, exist_ok=True)
     for name, right in (tasks or {}).items():
         hashes = [hashlib.sha256(f"{questions} {name} {n}".encode()).hexdigest() for n in range(len(right))]
-        prompts = [f"{one} {fewshot}" for one in hashes] if fewshot else hashes
+        prompts = [f"{one} {fewshot} {system}" for one in hashes] if fewshot or system else hashes
         columns = {"doc_id": range(len(right)), "doc_hash": hashes, "prompt_hash": prompts, "target_hash": hashes}
         likely = {"answer_bpb": bits[name]} if bits and name in bits else {}
         pd.DataFrame(columns | {metric: right} | likely).to_parquet(folder / f"{name}.parquet")

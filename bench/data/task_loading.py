@@ -8,7 +8,7 @@ definitions of the suite's own (`make_definition`), for the same classes of lm-e
 
 All tasks run zero-shot unless lm-eval's definition of the task says otherwise or examples are asked for. Examples come
 from a split of their own, never from the documents that are evaluated; a task without one is refused. A task by skill
-has its examples in front of each question as they are stored, and takes no others.
+has its examples in front of each question as they are stored, and takes no others. In a chat all of that is one turn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import functools
 import logging
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -359,8 +359,8 @@ def make_task(definition: dict[str, Any], documents: Any, examples: Any, *, proc
 
         def fewshot_context(self, doc: Any, num_fewshot: int, **options: Any) -> Any:
             """Return the prompt of a document, or of each choice where those differ in front of the answer."""
-            prompt = super().fewshot_context(doc, 0 if preface else num_fewshot, **options)
-            return _put_preface(doc.get(preface) or "", prompt)
+            make_prompt = functools.partial(super().fewshot_context, doc, 0 if preface else num_fewshot)
+            return _put_preface(doc.get(preface), make_prompt, options)
 
         @property
         def eval_docs(self) -> Documents:
@@ -387,9 +387,21 @@ def _preface_of_definition(definition: dict[str, Any]) -> str | None:
     return metadata.get("preface") if isinstance(metadata, dict) else None
 
 
-def _put_preface(preface: str, prompt: Any) -> Any:
-    """Return a prompt, or each prompt of a list, behind a preface."""
-    return [preface + text for text in prompt] if isinstance(prompt, list) else preface + prompt
+def _put_preface(preface: str | None, make_prompt: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Return the prompt that is made with some options, or each of a list, behind a preface; in a chat in its turn."""
+    before = preface or ""
+    if render := options.get("chat_template"):
+        return make_prompt(**options | {"chat_template": functools.partial(_render_behind_preface, render, before)})
+    prompt = make_prompt(**options)
+    return [before + text for text in prompt] if isinstance(prompt, list) else before + prompt
+
+
+def _render_behind_preface(
+    render: Callable[..., str], preface: str, turns: Sequence[dict[str, str]], **options: Any
+) -> str:
+    """Return a chat whose last turn, the question, stands behind a preface."""
+    *before, question = turns
+    return render([*before, question | {"content": preface + question["content"]}], **options)
 
 
 class Documents(Sequence[dict[str, Any]]):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.data.chat import Chat
 from bench.data.task_loading import (
     SHUFFLE_SEED,
     Documents,
@@ -47,11 +48,12 @@ def fingerprint_of_task(task: Any, documents: Sequence[int]) -> TaskInput:
 
 
 def evaluate(
-    lm: Any, tasks: dict[str, Any], documents: dict[str, list[int]]
+    lm: Any, tasks: dict[str, Any], documents: dict[str, list[int]], chat: Chat | None = None
 ) -> tuple[dict[str, TaskScore], dict[str, pd.DataFrame]]:
     """Return the scores and the samples of lm-eval's evaluator on the `documents` of each task, both by task.
 
-    A standard error is given where a metric is the mean over documents.
+    Prompts are the turns of `chat`; without one they are plain text. A standard error is given where a metric is the
+    mean over documents.
 
     The samples have one row per document: doc_id, doc_hash, prompt_hash and target_hash as lm-eval writes them;
     target, the position of the right choice, or the text where there are no choices; loglikelihoods and greedy, one
@@ -65,7 +67,8 @@ def evaluate(
         task.set_fewshot_seed(FEWSHOT_SEED)  # every model gets the same examples
     subsets = {name: ids for name, ids in documents.items() if len(ids) < len(tasks[name].eval_docs)}
     with silence_lm_eval():
-        outcome = run(lm, {"tasks": tasks}, samples=subsets, bootstrap_iters=0, log_samples=True)
+        options = chat.options if chat else {}
+        outcome = run(lm, {"tasks": tasks}, samples=subsets, bootstrap_iters=0, log_samples=True, **options)
     scores, samples = {}, {}
     for name, task in tasks.items():
         rows = samples[name] = _table(task, outcome["samples"][name])

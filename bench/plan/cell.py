@@ -96,6 +96,9 @@ class Inputs:
         ),
     ] = None
     tokenizer_sha256: Annotated[Sha256, Meaning("of the tokenizer's vocabulary, rules and special tokens")]
+    chat_template_sha256: Annotated[
+        Sha256 | None, Meaning("of the tokenizer's chat template and of a chat in it; absent where prompts are no chat")
+    ] = None
     calibration_sha256: Annotated[Sha256, Meaning("of the calibration tokens and their mask")]
     texts: Annotated[dict[str, Sha256], Meaning("by name, of the tokens of the windows and of what is scored of them")]
     tasks: Annotated[dict[str, TaskInput], Meaning("by name")]

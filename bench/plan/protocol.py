@@ -26,6 +26,7 @@ from urllib.parse import quote
 
 from annotated_types import MinLen
 
+from bench.data.chat import Chat
 from bench.data.mixture import rows_of_texts
 from bench.data.task_sources import QUICK_TASKS
 from bench.plan.fields import check_fields, option
@@ -164,6 +165,7 @@ CALIBRATION = (
     "text that methods look at; task:piqa: a task's questions that are not scored; self or self:piqa: what the dense "
     "model writes, behind such questions; c4:0.5,wiki:0.3,code:0.2: a mixture; several sweep"
 )
+CHAT = "whether prompts of tasks are turns of the model's chat template; texts and the calibration never are"
 SWEEP = "0 for no sweep, or the largest batch of one"
 FIRST = "from the start of a text, and not drawn from it"
 SHOTS = "a number of examples, or 0"
@@ -258,6 +260,12 @@ class Protocol:
     fewshot: Annotated[Count, Meaning("examples in front of each question; 0: as many as the task says")] = (
         measure_option(0, "examples in front of each question; by default none", "N", least=0, right_value=SHOTS)
     )
+    apply_chat_template: Annotated[bool, Meaning(CHAT, later=True)] = measure_option(
+        False, "prompts of tasks as turns of a chat, as in lm-eval"
+    )
+    system: Annotated[str, Meaning("text of the system turn of that chat; empty: none", later=True)] = measure_option(
+        "", "text of the system turn, with --apply-chat-template", "TEXT"
+    )
     task_data: Annotated[
         tuple[tuple[str, str, str], ...], Meaning("[task, path, sha256] of tasks whose documents are local files")
     ] = ()
@@ -272,6 +280,8 @@ class Protocol:
         check_fields(self)
         if self.stride > self.window:
             raise UserError(f"--stride lies between 1 and the window, {self.window}; got {self.stride}")
+        if self.system and not self.apply_chat_template:
+            raise UserError("--system is a turn of a chat, and prompts are none; add --apply-chat-template")
         rows_of_texts(self.calibration, self.calibration_sequences)  # refuses too few for a mixture
         names = [name_of_text(text) for text in self.texts]
         if doubled := [text for text in self.texts if names.count(name_of_text(text)) > 1]:
@@ -286,6 +296,11 @@ class Protocol:
             raise UserError(f"--mode graph captures uncompiled steps on a static cache; {wrong}")
         if self.speed_rounds and not (self.prefill or self.decode):
             raise UserError("speed needs a prompt length or a depth of context to be timed at; both are none")
+
+    @property
+    def chat(self) -> Chat | None:
+        """Return the chat whose turns the prompts of tasks are; None where they are plain text."""
+        return Chat(self.system) if self.apply_chat_template else None
 
     @property
     def macs_context(self) -> int:

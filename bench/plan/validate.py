@@ -15,6 +15,7 @@ import torch
 
 import methods
 from bench.data import pretrained, task_loading, task_sources, texts
+from bench.data.chat import check_template
 from bench.plan import grid
 from bench.plan.cell import Cell, LatencyParts, LatencyTable
 from bench.plan.fields import MethodChoice
@@ -145,6 +146,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
                 save_load.refuse_own_code(target.decoder)
             except CheckpointError as error:
                 raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
+        _check_chat(first, model, trust=spec.trust_remote_code)
         for protocol in {protocol for protocol, _ in protocols}:
             _refuse_longer(protocol, target)
         for protocol, seed in protocols:
@@ -165,6 +167,12 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every
+
+
+def _check_chat(protocol: Protocol, model: str, *, trust: bool) -> None:
+    """Refuse a model whose tokenizer cannot make the chat of a protocol."""
+    if protocol.chat:
+        check_template(pretrained.load_tokenizer(model, trust), model, protocol.chat)
 
 
 def _refuse_longer(protocol: Protocol, target: Target) -> None:

@@ -53,6 +53,7 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("inputs.config_sha256", f"{EVERY} decision", EVERY, "config"),
         ("cell.dtype", f"{EVERY} decision", EVERY, "dtype"),
         ("inputs.tokenizer_sha256", f"{EVERY} decision", "text task", "tokenizer"),
+        ("inputs.chat_template_sha256", "task", "task", "chat_template"),
         ("inputs.calibration_sha256", f"{EVERY} decision"),
         ("decisions.calibration.sha256", "", "text task", "calibration", True),
         ("protocol.calibration", f"{EVERY} decision"),
@@ -94,6 +95,8 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("protocol.tasks", "task columns"),
         ("protocol.documents", "task"),
         ("protocol.fewshot", "task"),
+        ("protocol.apply_chat_template", "task"),  # the gate goes by the template's hash
+        ("protocol.system", "task", "task", "system"),
         ("protocol.task_data", "task"),
         ("inputs.tasks", "task"),
         ("protocol.profile", "columns"),

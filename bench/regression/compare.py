@@ -28,6 +28,7 @@ from methods.errors import UserError
 BITS = ("bits", "bits of a task")
 LOWER_IS_BETTER = (*BITS, "flips")
 OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
+PROMPTING = frozenset({"fewshot", "chat_template", "system"})  # which all prompts of a task share
 FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
 
 
@@ -212,7 +213,7 @@ def _disjoint(
 
 
 def _task_differs(before: Answers, after: Answers, allowed: Collection[str]) -> tuple[tuple[str, str], ...]:
-    if "fewshot" in allowed:
+    if not PROMPTING.isdisjoint(allowed):
         before, after = _without_prompts(before, after)
     same = before.sorted_units == after.sorted_units
     values = {
@@ -239,8 +240,8 @@ def _pair_documents(before: Answers, after: Answers) -> Pair[Answers]:
 
 
 def _without_prompts(before: Answers, after: Answers) -> tuple[Answers, Answers]:
-    """Return both; without prompts where their numbers of examples differ, since no prompt is equal then."""
-    return (before, after) if before.fewshot == after.fewshot else (before.unprompted, after.unprompted)
+    """Return both; without prompts where their examples, template or system text differ, as no prompt is equal then."""
+    return (before, after) if before.prompting == after.prompting else (before.unprompted, after.unprompted)
 
 
 def _row_of_answers(

@@ -40,11 +40,15 @@ SHARED_WITH_DENSE = tuple(row.name for row in CONDITIONS if "task" in row.gate.s
 
 @dataclass(frozen=True)
 class Answers(Sample):
-    """Holds a value of each answer to one task; an accuracy is from 0 to 1, mostly 1 and 0 for right and wrong."""
+    """Holds a value of each answer to one task; an accuracy is from 0 to 1, mostly 1 and 0 for right and wrong.
+
+    prompting  what all prompts share: the number of examples, the hash of a chat template, and the system text
+    """
 
     metric: str = ""
     version: Any = None
     fewshot: int = 0
+    prompting: tuple[Any, ...] = ()
 
     @property
     def is_accuracy(self) -> bool:
@@ -163,12 +167,14 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     if record.status != "ok":
         return CellResults(identity_of_cell(record), record.status, requested_tasks=tuple(record.cell.protocol.tasks))
     folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
+    conditions = conditions_of_gate(record)
+    chat = (conditions.get("chat_template"), conditions.get("system"))
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.task_scores.items():
         table = _table((record, folder, files), name)
         if task.main != ANSWER_BPB:
-            tasks[name] = _answers_of_task(task, name, table, task.main)
-        likely = _answers_of_task(task, name, table, ANSWER_BPB)
+            tasks[name] = _answers_of_task(task, name, table, (task.main, chat))
+        likely = _answers_of_task(task, name, table, (ANSWER_BPB, chat))
         bits |= {name: replace(likely, values=likely.values.round(BITS_DIGITS))} if likely else {}
     texts: dict[str, Windows] = {}
     for name, text in measured.text_scores.items():
@@ -180,7 +186,7 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     return CellResults(
         identity=identity_of_cell(record),
         status="ok",
-        conditions=conditions_of_gate(record),
+        conditions=conditions,
         about={name: value for name, value in about.items() if value is not None},
         sizes=_sizes(measured),
         tasks={name: answers for name, answers in tasks.items() if answers is not None},
@@ -201,10 +207,14 @@ def _sizes(measured: Measured) -> dict[str, int]:
     return sizes
 
 
-def _answers_of_task(task: TaskScore, name: str, table: Any, metric: str) -> Answers | None:
-    """Return the values of a metric of a task with their documents; None where a document has no value."""
-    sample, version, fewshot = sample_of_table(table, name, metric), task.version, task.fewshot
-    return Answers(sample.units, sample.values, (), metric, version, fewshot) if sample else None
+def _answers_of_task(task: TaskScore, name: str, table: Any, about: tuple[str, tuple[Any, Any]]) -> Answers | None:
+    """Return the values of a metric of a task with their documents; None where a document has no value.
+
+    about  the metric, and the chat of the prompts: the hash of its template and its system text
+    """
+    (metric, chat), version, fewshot = about, task.version, task.fewshot
+    sample = sample_of_table(table, name, metric)
+    return Answers(sample.units, sample.values, (), metric, version, fewshot, (fewshot, *chat)) if sample else None
 
 
 def _windows(text: TextScore, table: Any, where: str) -> Windows:

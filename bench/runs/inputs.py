@@ -20,6 +20,7 @@ from torch import nn
 import methods
 from bench.data import pretrained
 from bench.data import texts as text_data
+from bench.data.chat import sha256_of_template
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing import REVISION, Text
@@ -50,6 +51,7 @@ def hash_shared_inputs(
     of_texts = Inputs(
         weights_sha256="",
         tokenizer_sha256=_tokenizer_sha256(tokenizer),
+        chat_template_sha256=sha256_of_template(tokenizer) if cell.protocol.apply_chat_template else None,
         calibration_sha256=calibration.sha256,
         texts={name: text.sha256 for name, text in texts.items()},
         tasks={},

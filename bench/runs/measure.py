@@ -348,7 +348,8 @@ def _accuracy(
         with outcome.stage("tasks"):
             score = pieces.recall(name, TaskScore)
             if score is None:
-                answered, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
+                documents, chat = {name: datasets.documents[name]}, cell.protocol.chat
+                answered, samples = tasks.evaluate(lm, {name: task}, documents, chat)
                 score = answered[name]
                 pieces.keep(name, score, samples[name])
             scores[name] = score

@@ -8,7 +8,7 @@ import random
 import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import jsonschema
 import pytest
@@ -86,12 +86,20 @@ def changed(record: Record, path: str, to: Any) -> dict[str, Any]:
     return new
 
 
+def later_settings() -> dict[str, Any]:
+    """The settings of a protocol that records of earlier versions lack, with their defaults."""
+    hints = get_type_hints(Protocol, include_extras=True)
+    meanings = {name: [extra for extra in get_args(hint) if isinstance(extra, Meaning)] for name, hint in hints.items()}
+    return {field.name: field.default for field in fields(Protocol) if any(m.later for m in meanings[field.name])}
+
+
 @pytest.mark.parametrize("run", RESULTS, ids=lambda run: run.name)
 def test_every_shipped_record_fits(run, capsys):
     found = packed_run.read_lines(run)
     assert [str(line.record) for line in found if not isinstance(line.record, Record)] == []
     for line in found:
         line.plain["measured"].get("healing", {}).pop("peak_memory_bytes", None)  # in five, which no layout names
+        line.plain["cell"]["protocol"] = later_settings() | line.plain["cell"]["protocol"]
     assert [line.key for line in found if line.record.plain() != line.plain] == []  # and would be written as it is
     written = (run / served.FILE).read_text().count("\n") if (run / served.FILE).is_file() else 0
     assert len(served.load(run)) == written
@@ -364,7 +372,8 @@ def test_a_cell_of_a_record_has_the_fields_of_a_cell_and_its_names():
     defined = schema.schema_of_layout(RecordLayout)["$defs"]
     for name, owner, more in (("RecordedCell", Cell, {"display_name", "label"}), ("Protocol", Protocol, set())):
         assert set(defined[name]["properties"]) == {field.name for field in fields(owner)} | more
-    assert set(defined["Protocol"]["required"]) == {field.name for field in fields(Protocol)}
+    assert set(defined["Protocol"]["required"]) == {field.name for field in fields(Protocol)} - later_settings().keys()
+    assert later_settings().keys() >= {"apply_chat_template", "system"}
     assert {"type": "null"} not in defined["RecordedCell"]["properties"]["latency"].get("anyOf", [])
 
 

@@ -205,6 +205,19 @@ def test_other_numbers_of_examples_are_compared_on_the_same_documents_where_that
     assert "documents" in capsys.readouterr().err
 
 
+def test_answers_in_a_chat_are_compared_with_those_in_none_where_that_is_allowed(tmp_path, capsys):
+    for run, right, system in (("a", RIGHT, ""), ("b", changed(RIGHT, 10, 3), "Answer."), ("c", RIGHT, "Please.")):
+        cell(tmp_path / run, tasks={"piqa": right}, system=system)
+    plain, chat, please = (str(tmp_path / run) for run in "abc")
+    assert main(["compare", plain, chat]) == 4
+    assert main(["compare", plain, chat, "--allow", "chat_template,fewshot"]) == 4
+    assert "system" in capsys.readouterr().err
+    assert main(["compare", chat, please, "--allow", "chat_template"]) == 4
+    for before, after, allowed in ((plain, chat, "chat_template,system,tokenizer"), (please, chat, "system")):
+        row = rows(capsys, before, after, "--allow", allowed)["dense, seed 0", "piqa acc"]
+        assert (row["documents"], row["lost"], row["gained"]) == ("400", "10", "3")
+
+
 def test_a_document_that_was_asked_twice_counts_once():
     def row(ids: list[str]) -> ComparedRow:
         sides = (np.ones(30), (np.arange(30) >= 8).astype(float))
