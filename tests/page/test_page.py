@@ -396,6 +396,16 @@ def test_a_page_of_setups_with_long_names_is_no_wider_than_a_phone(tmp_path: Pat
         assert view.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+@needs_chromium
+def test_text_too_pale_is_found_on_each_ground(chromium):
+    grey = '<p style="color: #888">same</p>'
+    dark, pale = (f'<div style="background: {ground}">{grey}</div>' for ground in ("#000", "#ddd"))
+    with opened(chromium) as view:
+        for content, count in ((f"<p>dark</p><p>dark</p>{dark}", 0), (dark + grey + dark + grey + pale + pale, 2)):
+            view.set_content(f'<html lang="en"><title>A page</title><main>{content}</main></html>')
+            assert [found.count("<p ") for found in findings(view)] == [count] * bool(count)
+
+
 def curves(view: Any, state: str, chart: int = 0) -> list[str]:
     """The labels of the curves of a chart that are in a state, such as "on"."""
     found = view.locator(".chart").nth(chart).locator(f".curve.{state}")
