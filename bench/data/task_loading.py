@@ -24,7 +24,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.data import assets, skills, task_sources
+from bench.data import assets, instructions, skills, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE, BySkill
 from bench.data.written import JUDGES, METRICS
 from methods.console import say
@@ -155,7 +155,12 @@ def _load_offline(name: str) -> Any:
 
 
 def make_definition(name: str) -> dict[str, Any]:
-    """Return the definition of a task by skill, of documents as bench.data.conversion.keep_requests describes them."""
+    """Return the definition of a task by skill, of documents as bench.data.conversion.keep_requests describes them.
+
+    That of the task `instructions` is for the documents of bench.data.instructions.
+    """
+    if name == instructions.NAME:
+        return instructions.make_definition()
     written: dict[str, Any] = {}
     if name in skills.WRITTEN_TASKS:
         form = skills.WRITTEN_TASKS[name]
@@ -198,9 +203,9 @@ def _definition(name: str) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     refuse_undefined(name)
-    if name in skills.SOURCES:
-        return make_definition(name)
     offline = OFFLINE.get(name)
+    if isinstance(offline, BySkill):
+        return make_definition(name)
     if isinstance(offline, task_sources.Offline) or name in HUB:
         path = DEFINITIONS / (offline.definition if isinstance(offline, task_sources.Offline) else HUB[name])
     else:

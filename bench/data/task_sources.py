@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets
+from bench.data import assets, instructions
 from bench.data.skills import QUICK_SKILLS, SKILLS, SOURCES, WRITTEN_TASKS
 from methods.errors import UserError, first_line_of
 from methods.files import hash_file
@@ -61,7 +61,7 @@ class Offline:
 
 @dataclass(frozen=True)
 class BySkill:
-    """Names a task by skill, whose definition is the suite's own (bench.data.skills).
+    """Names a task whose definition is the suite's own: one by skill (bench.data.skills), or bench.data.instructions.
 
     examples  the split that examples are taken from: none, since they stand in front of the questions
     """
@@ -70,7 +70,11 @@ class BySkill:
     examples: None = None
 
     def read(self) -> datasets.Dataset:
-        """Return its documents, whose columns bench.data.conversion.keep_requests describes."""
+        """Return its documents, whose columns bench.data.conversion.keep_requests describes, or those of prompts."""
+        import datasets
+
+        if self.name == instructions.NAME:
+            return datasets.Dataset.from_list(instructions.make_documents())
         return _read(assets.fetch_documents(self.name))
 
 
@@ -96,7 +100,7 @@ OFFLINE: dict[str, Offline | BySkill] = {
 OFFLINE |= {
     name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test", examples="dev") for name in MMLU
 }
-OFFLINE |= {name: BySkill(name) for name in SOURCES}
+OFFLINE |= {name: BySkill(name) for name in (*SOURCES, instructions.NAME)}
 HUB = {  # known by name, their documents on the hub only: lm-eval's YAML file
     "race": "race/race.yaml",
     "wsc": "super_glue/wsc/default.yaml",

@@ -22,7 +22,7 @@ from bench.evaluation import tasks
 from bench.evaluation.scoring import Scorer, make_stock_scorer
 
 DOCUMENTS = int(os.environ.get("PRUNEBENCH_DOCUMENTS", "4"))
-CASES = [(name, 0) for name in OFFLINE if name not in (*MMLU, *SOURCES, "nq_open")]
+CASES = [(name, 0) for name in OFFLINE if name not in (*MMLU, *SOURCES, "nq_open", "instructions")]
 CASES += [(name, 0) for name in QUICK_SKILLS]
 CASES += [("mmlu_anatomy", 0), ("mmlu_world_religions", 5)]
 AT_ONCE = ("piqa", "arc_easy", "winogrande", "boolq", "openbookqa", "mmlu_world_religions")  # one of each form
@@ -60,5 +60,5 @@ def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
 
 def test_every_offline_task_is_compared():
     compared = {name for name, _ in CASES}
-    assert {name for name in OFFLINE if name not in (*MMLU, *SOURCES)} - compared == {"nq_open"}
+    assert {name for name in OFFLINE if name not in (*MMLU, *SOURCES)} - compared == {"nq_open", "instructions"}
     assert ("mmlu_world_religions", 5) in CASES
