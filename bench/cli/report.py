@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VIEWS = (
     *("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions"),
-    *("ablation", "calibration", "seeds", "signal", "models", "served"),
+    *("ablation", "calibration", "seeds", "signal", "skills", "models", "served"),
 )
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
@@ -100,6 +100,8 @@ def _tables_of_arguments(arguments: argparse.Namespace, merged: Merged) -> dict[
         raise UserError("no two methods of these runs have several calibration seeds; run them with --seed 0,1,2")
     if arguments.view == "signal" and not tables["signal"]:
         raise UserError("no four methods of these runs answered the same documents at one ratio, with samples of them")
+    if arguments.view == "skills" and not tables["skills"]:
+        raise UserError("no samples of these runs are of tasks by skill; run a method with --tasks skills")
     if arguments.view == "models" and not tables["models"]:
         from bench.records.record import name_of_model
 

@@ -15,7 +15,8 @@ task_K_chance, average_chance     the accuracy of guesses, where it is known and
 task_K_M, task_K_M_stderr         every other metric
 
 An accuracy of acc or acc_norm has Wilson's interval. A mean over tasks is missing unless each was measured, and `kept`
-unless tasks, metrics and documents are the dense cell's. Flips (bench.records.flips) need the samples of both cells.
+unless tasks, metrics and documents are the dense cell's. Flips (bench.records.flips) and losses of skills
+(bench.records.skill_losses) need the samples of both cells.
 Speeds are those of the first batch and size that were asked for. A highest memory is what is allocated on GPUs, and on
 a CPU that of the process. Columns of healing are missing where no cell was healed.
 
@@ -51,8 +52,9 @@ from bench.records.quantities import quantities_of_part
 from bench.records.quantity import Quantity
 from bench.records.record import Record, name_of_model, peak_of_stage
 from bench.records.samples import Samples
+from bench.records.skill_losses import LossFinder, tasks_by_skill
 from bench.records.speed_results import PointTiming
-from bench.stats.intervals import NORMAL_95, average_stderr, wilson
+from bench.stats.intervals import NORMAL_95, Contrast, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, 
 def rows_of_records(records: Sequence[Record], samples: Samples | None = None) -> list[dict[str, Any]]:
     """Return a row for each record, in their order; what was not measured is None or absent.
 
-    samples  of the records, in their order; without them no row has flips
+    samples  of the records, in their order; without them no row has flips, nor losses of skills
     """
     rows: dict[int, dict[str, Any]] = {}
     for group in group_by_setup(records).values():
@@ -79,6 +81,7 @@ def rows_of_records(records: Sequence[Record], samples: Samples | None = None) -
             rows[id(record)] = row | whole if record.cell.method == "dense" else row
     if samples is not None:
         _add_flips(rows, records, samples)
+        _add_losses(rows, records, samples)
     return [rows[id(record)] for record in records]
 
 
@@ -336,7 +339,7 @@ def _average(
     chances = [chance for chance in by_task if chance is not None]
     if len(chances) == len(names):
         row["average_chance"] = fmean(chances)
-    if all(task in dense and _is_same(measured[task], dense[task]) for task in names):
+    if all(measured[task].is_answered_like(dense.get(task)) for task in names):
         baseline = fmean(dense[task].main_metric.value for task in names)
         row["kept"] = average / baseline if baseline else None
     return row
@@ -370,10 +373,31 @@ def _flips(
     flips: dict[str, dict[str, TaskMetric]] = {kind: {} for kind in FLIPS}
     answered = _accuracies(dense)
     for task, score in _accuracies(record).items():
-        if task in answered and _is_same(score, answered[task]):
+        if score.is_answered_like(answered.get(task)):
             for kind, metric in find_flips(samples, *places, task, score.main).items():
                 flips[kind][task] = metric
     return flips
+
+
+def _add_losses(rows: Mapping[int, dict[str, Any]], records: Sequence[Record], samples: Samples) -> None:
+    """Add what pruned cells lose of each skill to their rows, {id of a record: row}, and what dense ones have of it."""
+    place_by_id, finder = {id(record): place for place, record in enumerate(records)}, LossFinder(records, samples)
+    for group in group_by_setup(records).values():
+        tasks = tasks_by_skill(group)
+        for record in group if tasks else ():
+            dense = find_dense_peer(record, group)
+            if dense is None:
+                continue
+            first, second = place_by_id[id(dense)], place_by_id[id(record)]
+            for column, contrast in finder.find(tasks, first, first, second).items():
+                if column.startswith("skill_above_") == (record is dense):
+                    rows[id(record)] |= _columns_of_contrast(column, contrast)
+
+
+def _columns_of_contrast(column: str, contrast: Contrast) -> dict[str, float | None]:
+    """Return the columns of an estimate, its interval and its standard error."""
+    ends = {"": contrast.estimate, "_low": contrast.low, "_high": contrast.high, "_stderr": contrast.stderr}
+    return {f"{column}{end}": value for end, value in ends.items()}
 
 
 def main_timing(record: Record, stage: str) -> PointTiming | None:
@@ -406,12 +430,6 @@ def _speed(record: Record) -> dict[str, float | None]:
             else:
                 row["decode_ms_per_token"] = point.pruned_ms
     return row
-
-
-def _is_same(first: TaskScore, second: TaskScore) -> bool:
-    """Say whether a task was answered alike: by the same metric, on as many documents behind as many examples."""
-    names = ("main", "version", "documents", "fewshot")
-    return all(getattr(first, name) == getattr(second, name) for name in names)
 
 
 def _column(values: list[Any]) -> pd.Series[Any]:

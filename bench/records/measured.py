@@ -277,6 +277,11 @@ class TaskScore:
         """Say whether the main metric is an accuracy. Accuracies alone are averaged over tasks."""
         return is_accuracy_metric(self.main)
 
+    def is_answered_like(self, score: TaskScore | None) -> bool:
+        """Say whether a score is by the same main metric, on as many documents behind as many examples."""
+        names = ("main", "version", "documents", "fewshot")
+        return score is not None and all(getattr(self, name) == getattr(score, name) for name in names)
+
     def refuse_misfit(self) -> None:
         """Raise ValueError for a task without its main metric, and for an accuracy that is no share."""
         if self.main not in self.metrics and not (self.main == ANSWER_BPB and self.answer_bpb is not None):

@@ -64,6 +64,45 @@ FLIPS_NOTE = (
     "flips: answers that are right in the dense model and wrong here (lost), or the reverse (gained), ± one "
     "standard error, every task weighing alike; changed: another choice is the likeliest."
 )
+SKILL_LOSS = replace(
+    FLIPPED,
+    name="skill_loss_{}",
+    heading="{} lost",
+    meaning="accuracy that is lost, of what the dense model has above guesses",
+    spread="interval",
+    part="skills",
+)
+SKILL_LOSSES = (
+    SKILL_LOSS,
+    replace(
+        SKILL_LOSS,
+        name="skill_text_{}",
+        heading="{} text lost",
+        meaning=f"{SKILL_LOSS.meaning}, where texts of choices are scored",
+    ),
+    replace(
+        SKILL_LOSS,
+        name="skill_letter_{}",
+        heading="{} letter lost",
+        meaning=f"{SKILL_LOSS.meaning}, where letters of the same choices are scored",
+    ),
+    replace(
+        SKILL_LOSS,
+        name="skill_bits_{}",
+        heading="{} bits added",
+        meaning="bits per byte of right answers that are added, of the dense model's",
+    ),
+    *(
+        replace(
+            SKILL_LOSS,
+            name=f"skill_above_{forms}{{}}",
+            heading=f"{{}} {forms.replace('_', ' ')}above guesses",
+            meaning=f"accuracy of the dense model minus that of guesses{where}",
+            better=None,
+        )
+        for forms, where in {"": "", "text_": ", of texts of choices", "letter_": ", of their letters"}.items()
+    ),
+)
 DERIVED = (  # by bench.records.frame, from other values of a record and of the dense model's
     Quantity("miss", "miss", "how much more was removed than the budget asks for", format_percent, "%", part="amount"),
     replace(STAYS, name="bytes_stays", heading="bytes"),
@@ -99,6 +138,7 @@ DERIVED = (  # by bench.records.frame, from other values of a record and of the 
         )
         for quantity in FLIPS
     ),
+    *SKILL_LOSSES,
     Quantity(
         *("kept", "kept", "the average as a share of the dense model's", format_whole_percent, "%"),
         better="higher",

@@ -37,6 +37,7 @@ PARTS = {  # in the order of tables
     "task": Part("task", "tasks"),
     "answers": Part("task", "answers", "answers"),
     "flips": Part("task", "flips", "flips"),
+    "skills": Part("task", "skills"),
     "mean": Part("task", "tasks", "summary"),
     "speed": Part("speed", "speed", "summary"),
     "size": Part("size"),

@@ -26,6 +26,7 @@ SECTIONS = (  # name, title, view, and the group of columns if the view has seve
     ("answers", "Right answers", "per-task", "answers"),
     ("flips", "Flips", "per-task", "flips"),
     ("signal", "Signal and noise", "signal", ""),
+    ("skills", "Skills", "skills", ""),
     ("checks", "Checks", "main", "checks"),
     ("speed", "Speed", "speed", ""),
     ("size", "Size and throughput", "main", "cost"),

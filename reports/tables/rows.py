@@ -49,11 +49,11 @@ from reports.tables.table import Column, Row, Table, TableCell, cell_of, is_apar
 class ReportData:
     """The data from which the tables of a report are made.
 
-    reference  the label of the method, or of the row, that others are tested against; empty for no tests
-    samples    the samples of the records; tests read them
-    needs      what each method looks at, by its name: "calibration, gradients"
-    served     the served records of the models
-    has_flips  whether the rows have flips; they need the samples of all cells
+    reference    the label of the method, or of the row, that others are tested against; empty for no tests
+    samples      the samples of the records; tests read them
+    needs        what each method looks at, by its name: "calibration, gradients"
+    served       the served records of the models
+    has_answers  whether the rows have flips and losses of skills; they need the samples of all cells
     """
 
     records: Sequence[Record]
@@ -61,13 +61,13 @@ class ReportData:
     samples: Samples = field(default_factory=Samples)
     needs: Mapping[str, str] = field(default_factory=dict)
     served: Sequence[ServedRecord] = ()
-    has_flips: bool = False
+    has_answers: bool = False
 
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
         """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
         setups = []
-        for groups in group_records(self.records, self.samples if self.has_flips else None):
+        for groups in group_records(self.records, self.samples if self.has_answers else None):
             setups.append([sort_rows(group, sorting_quantity(group)) for group in groups])
         return setups
 

@@ -15,6 +15,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     seeds        how much of a perplexity is the method, the calibration's text and seed, and the windows
     served       models in an inference engine: quality, size and speed, by the type of their weights
     signal       how well each task and each of its figures tells the methods of a ratio apart
+    skills       what each method loses of each skill, as a share of what the dense model has of it
     models       what a method does to each of several models, its places there, and how far orders agree
 """
 
@@ -33,7 +34,7 @@ from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup
-from reports.tables import ablation, calibration, cost, models, pivots, seeds, speed
+from reports.tables import ablation, calibration, cost, models, pivots, seeds, skills, speed
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Column, Table, column_of
@@ -59,8 +60,8 @@ def build_views(
     """
     labels = list(dict.fromkeys(record.cell.label for record in records))
     names = tuple(names)
-    has_flips = not WITH_FLIPS.isdisjoint(names)
-    data = ReportData(records, reference or "", samples or Samples(), needs or {}, served, has_flips)
+    has_answers = not WITH_ANSWERS.isdisjoint(names)
+    data = ReportData(records, reference or "", samples or Samples(), needs or {}, served, has_answers)
     if reference and reference not in labels:
         labels_of_rows = dict.fromkeys(
             [*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))]
@@ -176,7 +177,7 @@ def _by_group(
     return tables
 
 
-WITH_FLIPS = {"main", "per-task"}
+WITH_ANSWERS = {"main", "per-task", "skills"}
 VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
@@ -190,5 +191,6 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "seeds": seeds.tables_of_seeds,
     "models": models.tables_of_models,
     "signal": seeds.tables_of_signal,
+    "skills": skills.tables_of_skills,
     "served": lambda data: speed.tables_of_served(data.served),
 }
