@@ -8,8 +8,7 @@
 
 bench.stats.losses has the formulas, and bench.data.skills has the skills. Every task of a skill weighs alike; its two
 forms are one task of the loss, since their documents are the same. Bits are those of texts (rc and bpb): a letter's
-say how sure a model is of a choice, which its accuracy says too.
-Answers that are written (gen) are in none.
+say how sure a model is of a choice, which its accuracy says too. Answers that are written (gen) are in none.
 
 No record holds them. A row of the frame has them wherever there are samples of both cells, as it has flips.
 """
