@@ -102,10 +102,9 @@ def read(
     reader: nn.Module = before or model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if sweeping is None:
         for call, about in calls:
-            with _gather(reader, call.positions) as states:
-                call.run(model)
+            states = read_states(model, call, reader)
             bar.update(call.tokens)
-            yield about, states[0]
+            yield about, states
         return
     sweep = _Sweep(model, reader, sweeping.store)
     for chunk in sweep.chunks(calls, sweeping.room):
@@ -114,6 +113,29 @@ def read(
         while chunk:  # what has been read is let go
             entered, about = chunk.pop()
             yield about, sweep.leave(entered)
+
+
+def read_states(model: PreTrainedModel, call: Call, reader: nn.Module) -> Tensor:
+    """Call a model, and return the states at the call's positions as a module behind the layers gets them, (M, D)."""
+    with _gather(reader, call.positions) as states:
+        call.run(model)
+    return states[0]
+
+
+def to_masks(model: PreTrainedModel, visible: Tensor, distance: Tensor) -> Tensor | dict[str, Tensor]:
+    """Return what a model takes for a mask: an additive (1, 1, T, P), or one per type of its layers.
+
+    visible   bool (T, P), which of the P tokens each of the T tokens sees
+    distance  (T, P), how far in front of it they lie
+    """
+    window = getattr(model.config, "sliding_window", None)
+    near = visible if window is None else visible & (distance < window)
+    zeros = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
+    lowest = torch.finfo(model.dtype).min  # not -inf: softmax kernels have trouble with blocks of nothing else
+    full, sliding = (zeros.masked_fill(~allowed, lowest)[None, None] for allowed in (visible, near))
+    if getattr(model.config, "layer_types", None):
+        return {"full_attention": full, "sliding_attention": sliding}
+    return sliding
 
 
 @contextmanager

@@ -21,7 +21,7 @@ M = positions that go through the head, D = residual width, V = vocabulary, W = 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, partialmethod
@@ -29,10 +29,12 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.evaluation.forwards import Call, Past, Sweeping, read
+from bench.evaluation.forwards import Call, Past, Sweeping, read, to_masks
+from bench.evaluation.writing import divide_prompts, write_behind
 from bench.records.measured import Perplexity
 from bench.stats.clusters import ratio_interval
 from bench.stats.draws import exp_of_log
@@ -49,13 +51,15 @@ Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and 
 
 
 class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
-    """Computes the log-likelihoods of lm-eval's HFLM faster; generation and prompts are HFLM's own.
+    """Computes the log-likelihoods of lm-eval's HFLM faster, and what it writes; prompts are HFLM's own.
 
     batch_tokens bounds the tokens of one forward. max_length (default: HFLM's length of the model) is where a context
-    is cut from the left; stderr says so. batch_size is how many prompts generate together. `check` says whether the
-    model is tried on a small tree, which takes a model whose rounding stays small. `sweeping` is that of
-    bench.evaluation.forwards.read, for log-likelihoods. Raises UserError for a model that does not honour an attention
-    mask over a tree.
+    is cut from the left; stderr says so. `check` says whether the model is tried on a small tree, which takes a model
+    whose rounding stays small. `sweeping` is that of bench.evaluation.forwards.read, for log-likelihoods. Raises
+    UserError for a model that does not honour an attention mask over a tree.
+
+    HFLM itself draws texts, in batches of batch_size, and writes where the model's own settings say more than which
+    tokens end a text, such as a penalty of repetitions.
     """
 
     def __init__(
@@ -90,6 +94,59 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         answers = dict(zip(distinct, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True))
         return [answers[question] for question in questions]
 
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model writes behind the context of each of lm-eval's requests, up to its stop strings."""
+        eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+        ends = [_greedy_end(request.args[1], eos, self.max_gen_toks) for request in requests]
+        if None in ends or not _is_plainly_greedy(self.model):
+            return super().generate_until(requests, disable_tqdm)
+        texts = dict[tuple[str, Any], str]()
+        for end in dict.fromkeys(filter(None, ends)):
+            contexts = [request.args[0] for request, own in zip(requests, ends, strict=True) if own == end]
+            texts |= {(context, end): text for context, text in self._write(list(dict.fromkeys(contexts)), end).items()}
+        return [texts[request.args[0], end] for request, end in zip(requests, ends, strict=True) if end]
+
+    def _write(self, contexts: Sequence[str], end: End) -> dict[str, str]:
+        """Return what the model writes behind each context, without what ended it."""
+        room = self.max_length - end.most
+        if room <= 0:
+            raise UserError(f"a task writes up to {end.most} tokens, and the model has {self.max_length} positions")
+        prompts = {context: tuple(self.tok_batch_encode([context])[0][0].tolist()) for context in contexts}
+        if cut := sum(len(prompt) > room for prompt in prompts.values()):
+            say(f"{cut} of {len(prompts)} prompts are longer than {room} tokens and lose their beginning")
+        prompts = {context: prompt[-room:] for context, prompt in prompts.items()}
+        distinct, limit = sorted(set(prompts.values())), tokens_in_one_way(self.model.config)
+        whole = sorted((prompt for prompt in distinct if len(prompt) + end.most > limit), key=len)
+        shared = [prompt for prompt in distinct if len(prompt) + end.most <= limit]
+        size = _tokens_of_forward(self.model, self.batch_tokens)
+        written, has_ended = dict[tuple[int, ...], list[int]](), self._ending(end)
+        for together in ([shared] if shared else []) + [[prompt] for prompt in whole]:
+            total = sum(map(len, divide_prompts(together))) + end.most * len(together)
+            with console.make_bar(total, "writing", "token") as bar:
+                size_of_forward = size if together is shared else len(together[0])
+                tokens = write_behind(self.model, together, end.most, has_ended, size=size_of_forward, bar=bar)
+            written |= zip(together, tokens, strict=True)
+        return {context: self._to_text(written[prompt], end) for context, prompt in prompts.items()}
+
+    def _ending(self, end: End) -> Callable[[Sequence[int]], bool]:
+        """Return what says whether tokens end, by their last one or by a stop string among the last ones."""
+        own = self.model.generation_config.eos_token_id
+        ids = {self.eot_token_id, *(own if isinstance(own, list) else [own])}
+        reach = 2 + max((len(text.encode()) for text in end.until), default=0)  # a token has a byte at least
+
+        def has_ended(tokens: Sequence[int]) -> bool:
+            text = self.tok_decode(tokens[-reach:], skip_special_tokens=False)
+            return tokens[-1] in ids or any(stop in text for stop in end.until)
+
+        return has_ended
+
+    def _to_text(self, tokens: Sequence[int], end: End) -> str:
+        """Return the text of tokens up to the first stop string."""
+        text: str = self.tok_decode(tokens)
+        for stop in end.until:
+            text = text.partition(stop)[0]
+        return text
+
     def _question(self, context: list[int], continuation: list[int]) -> Question:
         """Return a request, truncated as HFLM does: the continuation stays whole, the context loses its beginning."""
         if not context or not 0 < len(continuation) <= self.max_length:
@@ -105,6 +162,44 @@ def make_stock_scorer(
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
 
 
+@dataclass(frozen=True)
+class End:
+    """Says what ends a text that is written: stop strings, or the most tokens."""
+
+    until: tuple[str, ...]
+    most: int
+
+
+def _greedy_end(settings: dict[str, Any], eos: str, most: int) -> End | None:
+    """Return what ends the text of a request, by its settings in lm-eval; None where it is not written greedily.
+
+    eos   a further stop string
+    most  tokens where the settings say nothing
+    """
+    plain = normalize_gen_kwargs(settings, most)
+    until = tuple(filter(None, handle_stop_sequences(plain.pop("until", None), eos)))
+    most, draws, temperature = plain.pop("max_gen_toks"), plain.pop("do_sample"), plain.pop("temperature", 0.0)
+    return None if draws or temperature or plain else End(until, most)
+
+
+PLAIN = {  # settings of a model's own generation without a part in the next token of a greedy text
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "use_cache"),
+    *("do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens", "output_attentions"),
+    *("output_hidden_states", "return_dict_in_generate", "cache_implementation"),
+}
+
+
+def _is_plainly_greedy(model: PreTrainedModel) -> bool:
+    """Say whether the likeliest token is the next one, by the model's own settings of generation."""
+    return PLAIN.issuperset(model.generation_config.to_diff_dict())
+
+
+def _tokens_of_forward(model: PreTrainedModel, batch_tokens: int) -> int:
+    """Return the most tokens of one forward whose tokens do not all see each other."""
+    size = max(1, batch_tokens)
+    return min(size, CPU_CHUNK // model.dtype.itemsize) if model.device.type == "cpu" else size
+
+
 @torch.no_grad()
 def score(
     model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int, sweeping: Sweeping | None = None
@@ -114,8 +209,7 @@ def score(
     batch_tokens bounds the tokens of one forward; `sweeping` is that of bench.evaluation.forwards.read.
     """
     sums, misses = torch.zeros(len(questions), dtype=torch.float64), torch.zeros(len(questions), dtype=torch.long)
-    limit, size = tokens_in_one_way(model.config), max(1, batch_tokens)
-    size = min(size, CPU_CHUNK // model.dtype.itemsize) if model.device.type == "cpu" else size
+    limit, size = tokens_in_one_way(model.config), _tokens_of_forward(model, batch_tokens)
     whole = [number for number, (tokens, _) in enumerate(questions) if len(tokens) - 1 > limit]
     whole.sort(key=lambda number: len(questions[number][0]))  # what "dynamic" has grown to it keeps
     shared = sorted(set(range(len(questions))) - set(whole))
@@ -358,12 +452,4 @@ def _length_of_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def make_masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, visible: Tensor) -> Tensor | dict[str, Tensor]:
     """Return the masks of (T,) `nodes` over (P + T,) `visible`: an additive (1, 1, T, P + T), or one per layer type."""
     query, key = nodes[:, None], visible[None, :]
-    ancestor = (key <= query) & (query < tree.end[key])
-    window = getattr(model.config, "sliding_window", None)
-    near = ancestor if window is None else ancestor & (tree.depth[query] - tree.depth[key] < window)
-    zeros = torch.zeros(ancestor.shape, dtype=model.dtype, device=nodes.device)
-    lowest = torch.finfo(model.dtype).min  # not -inf: softmax kernels have trouble with blocks of nothing else
-    full, sliding = (zeros.masked_fill(~allowed, lowest)[None, None] for allowed in (ancestor, near))
-    if getattr(model.config, "layer_types", None):
-        return {"full_attention": full, "sliding_attention": sliding}
-    return sliding
+    return to_masks(model, (key <= query) & (query < tree.end[key]), tree.depth[query] - tree.depth[key])

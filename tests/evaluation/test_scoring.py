@@ -9,6 +9,7 @@ import math
 import random
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -197,11 +198,51 @@ def test_texts_are_scored_like_lm_eval(tokenizer):
     assert ours.loglikelihood_rolling(rolling) == pytest.approx(want, abs=1e-3)
 
 
-def test_generation_is_lm_evals(tokenizer):
+def writing(*pairs):
+    """Requests that ask for text behind contexts, by (context, settings)."""
+    return [Instance("generate_until", {}, pair, number) for number, pair in enumerate(pairs)]
+
+
+def test_what_is_written_is_lm_evals(tokenizer):
     model = tiny("llama")
-    prompts = [Instance("generate_until", {}, ("w5 w6 w7", {"until": ["w9"], "max_gen_toks": 5}), 0)]
-    want = make_stock_scorer(model, tokenizer).generate_until(prompts, disable_tqdm=True)
-    assert Scorer(model, tokenizer).generate_until(prompts, disable_tqdm=True) == want
+    ours, theirs = Scorer(model, tokenizer, 16, MAX_LENGTH), make_stock_scorer(model, tokenizer, 1, MAX_LENGTH)
+    words = " ".join(f"w{number}" for number in range(20, 40))
+    prompts = ("w5 w6 w7", f"{words} w5", "w5 w6 w7", f"{words} {words}")  # one is there twice, the last is cut
+    free = {"until": [], "max_gen_toks": 10}
+    texts = theirs.generate_until(writing(*((prompt, free) for prompt in prompts)), disable_tqdm=True)
+    middle = texts[0].split()[3:5]
+    ends: list[Any] = [["w9", " ".join(middle)], middle[1]]
+    ends = [free, *({"until": until, "max_gen_toks": 10, "do_sample": False, "temperature": 0.0} for until in ends)]
+    asked = writing(*((prompt, end) for end in ends for prompt in prompts))
+    got = ours.generate_until(asked)
+    assert got == [theirs.generate_until([each], disable_tqdm=True)[0] for each in asked]
+    assert got[: len(prompts)] == texts
+    assert all(len(got[place]) < len(texts[0]) for place in (4, 8))
+
+
+@pytest.mark.parametrize("family", sorted(TURNED))
+def test_what_is_written_beyond_a_limit_of_positions_is_generates(tokenizer, family):
+    prompts = ["w5 w6 w7", *(" ".join(f"w{n}" for n in range(start, start + 14)) for start in (20, 40))]
+    asked = writing(*((prompt, {"until": [], "max_gen_toks": 6}) for prompt in prompts))
+    got = Scorer(turned(family), tokenizer, 4, MAX_LENGTH).generate_until(asked)
+    theirs = make_stock_scorer(turned(family), tokenizer, 1, MAX_LENGTH)
+    assert got == theirs.generate_until(asked, disable_tqdm=True)
+
+
+def test_texts_that_are_drawn_or_penalised_are_lm_evals_own(tokenizer, monkeypatch):
+    monkeypatch.setattr(make_stock_scorer(tiny("llama"), tokenizer).__class__, "generate_until", lambda *_: ["own"])
+    greedy, drawn = {"until": [], "max_gen_toks": 3}, {"until": [], "max_gen_toks": 3, "temperature": 0.7}
+    scorer = Scorer(tiny("llama"), tokenizer)
+    assert scorer.generate_until(writing(("w5", greedy))) != ["own"]
+    assert scorer.generate_until(writing(("w5", drawn))) == ["own"]
+    scorer.model.generation_config.repetition_penalty = 1.1
+    assert scorer.generate_until(writing(("w5", greedy))) == ["own"]
+
+
+def test_a_task_that_writes_more_than_the_model_has_positions_is_one_line(tokenizer):
+    scorer = Scorer(tiny("llama"), tokenizer, 16, MAX_LENGTH)
+    with pytest.raises(UserError, match="writes up to 40 tokens, and the model has 40 positions"):
+        scorer.generate_until(writing(("w5", {"until": [], "max_gen_toks": 40})))
 
 
 def test_order_and_batch_do_not_change_answers(tokenizer):
