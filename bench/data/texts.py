@@ -35,7 +35,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ SEPARATORS = {"c4": "\n", "stories": "<|endoftext|>"}  # between the documents o
 BATCH = 64  # documents that are tokenised together
 LONGEST = 16  # characters per token that no text has on average
 REACH = 2048  # windows at the beginning of a text among which is drawn; no more of a long text need be tokenised
+LEAST_LONG = 2  # windows within documents, since one has no interval
 DRAW = 0  # seed of the draw of windows, which are the same for every model and every seed of a method
 SHORTEST = 200  # characters of a document that is looked for inside others
 SEARCHED = 2**22  # characters of a text in which that is done; the time grows with their square
@@ -75,6 +76,7 @@ class EvaluationText:
     text    the source as it was asked for
     bos     "every window" if each begins with the BOS token, else "none"
     drawn   whether the windows are drawn, from the first REACH ones and in the order of the draw; else in a row
+    within  whether each window lies in one document; else the documents of the text are joined
     """
 
     ids: torch.Tensor
@@ -86,6 +88,10 @@ class EvaluationText:
     text: str
     bos: str
     drawn: bool
+    within: bool = False
+
+
+Tokenised = tuple[list[int], list[int], list[int]]  # tokens, the UTF-8 bytes of each, and the words that begin in it
 
 
 def check_calibrations(calibrations: Iterable[str], *, ask_hub: bool = True) -> None:
@@ -207,18 +213,16 @@ def make_evaluation_text(
 
     Tokens behind the last whole window are dropped. Raises UserError when the text is too short.
     """
-    import torch
-
-    bos = find_bos(tokenizer)
-    content = window - len(bos)
+    content = window - len(find_bos(tokenizer))
     stride = min(stride, content)
     drawn = drawn and windows > 0
     reach = max(REACH, windows) if drawn else windows
     enough = (reach - 1) * stride + content if windows > 0 else None
     if whole:
-        tokens, sizes, words = _tokenise_whole(tokenizer, text, enough)
+        tokenised = _tokenise_whole(tokenizer, text, enough)
     else:
-        tokens, sizes, words = _tokenise(tokenizer, _with_separators(split_halves(text)[1]), enough)
+        tokenised = _tokenise(tokenizer, _with_separators(split_halves(text)[1]), enough)
+    tokens, _, _ = tokenised
     available = max(0, (len(tokens) - content) // stride + 1)
     available = min(available, reach or available)
     if available < max(1, windows):
@@ -228,6 +232,50 @@ def make_evaluation_text(
         )
     drawn = drawn and windows < available
     chosen = _choose(available, windows, drawn)
+    return _cut_windows(tokenizer, text, tokenised, chosen, window, stride=stride, drawn=drawn)
+
+
+def make_long_text(
+    tokenizer: Any, text: str, window: int, windows: int, *, drawn: bool = False, whole: bool = False
+) -> EvaluationText:
+    """Return M = `windows` of W = `window` tokens, each within one document, as `make_evaluation_text` draws them.
+
+    No two windows share a token. A text that is evaluated whole, or has too few such windows, is joined as it is there.
+    Raises UserError when it is too short for that too.
+    """
+    content = window - len(find_bos(tokenizer))
+    tokenised = ([], [], []) if whole else _tokenise_long_documents(tokenizer, split_halves(text)[1], content)
+    available = len(tokenised[0]) // content
+    if available < max(windows, LEAST_LONG):
+        return make_evaluation_text(tokenizer, text, window, window, windows, drawn=drawn, whole=whole)
+    drawn = drawn and 0 < windows < available
+    chosen = _choose(available, windows, drawn)
+    joined = _cut_windows(tokenizer, text, tokenised, chosen, window, stride=content, drawn=drawn)
+    return replace(joined, within=True)
+
+
+def _tokenise_long_documents(tokenizer: Any, documents: Iterable[str], content: int) -> Tokenised:
+    """Return as `_tokenise` the windows of `content` tokens of each document; what is left behind its last one goes."""
+    joined: Tokenised = ([], [], [])
+    for document in documents:
+        if len(document.encode()) < content:  # a token has a byte at least
+            continue
+        columns = _tokenise(tokenizer, [document], None)
+        end = len(columns[0]) // content * content
+        for whole, column in zip(joined, columns, strict=True):
+            whole.extend(column[:end])
+    return joined
+
+
+def _cut_windows(
+    tokenizer: Any, text: str, tokenised: Tokenised, chosen: list[int], window: int, *, stride: int, drawn: bool
+) -> EvaluationText:
+    """Return the chosen windows of a tokenised text by their numbers; a window begins every `stride` tokens."""
+    import torch
+
+    tokens, sizes, words = tokenised
+    bos = find_bos(tokenizer)
+    content = window - len(bos)
     block = torch.tensor(tokens).unfold(0, content, stride)[chosen]
     ids = torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(chosen), -1), block], dim=1)
     scored = torch.zeros_like(ids, dtype=torch.bool)
@@ -266,7 +314,7 @@ def find_bos(tokenizer: Any) -> list[int]:
     return [first] if first == tokenizer.bos_token_id else []
 
 
-def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list[int], list[int], list[int]]:
+def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> Tokenised:
     """Return the tokens of a text in one piece, or of its beginning that holds `enough`; lists as of `_tokenise`."""
     content = _content(text)
     if enough is not None and len(content) > LONGEST * enough:
@@ -276,7 +324,7 @@ def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list
     return _tokenise(tokenizer, [content], None)
 
 
-def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple[list[int], list[int], list[int]]:
+def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> Tokenised:
     """Return the token ids of joined documents, the UTF-8 bytes of each token, and the words that begin in it.
 
     Ends after the batch of documents in which `enough` tokens are reached; None reads all.

@@ -20,6 +20,7 @@ M = positions that go through the head, D = residual width, V = vocabulary, W = 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -33,9 +34,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bench.data.texts import EvaluationText
 from bench.evaluation.forwards import Call, Past, Sweeping, read, to_masks
 from bench.evaluation.writing import divide_prompts, write_behind
-from bench.records.measured import Perplexity
+from bench.records.measured import Perplexity, RangeScore
 from bench.stats.clusters import ratio_interval
 from bench.stats.draws import exp_of_log
 from methods import console
@@ -348,25 +350,50 @@ def compute_perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int,
     (bench.stats.clusters.ratio_interval) of one window, or where it reaches beyond a float.
     drawn: whether the windows are drawn from the text, or else follow each other.
     """
+    total = float(nll_sums.double().sum())
+    return Perplexity(
+        bits_per_byte=total / math.log(2) / bytes,
+        byte_perplexity=exp_of_log(total / bytes),
+        word_perplexity=math.exp(total / words) if words and total / words < 700 else None,
+        words=words,
+        **_perplexity_per_token(nll_sums, counts, drawn=drawn),
+    )
+
+
+def _perplexity_per_token(nll_sums: Tensor, counts: Tensor, *, drawn: bool) -> dict[str, Any]:
+    """Return what `Perplexity` and `RangeScore` share; arguments as of `compute_perplexity`."""
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())
     low = high = None
     if len(counts) > 1:
         ends = ratio_interval(nll_sums.tolist(), counts.tolist(), in_a_row=not drawn)
         with suppress(OverflowError):
             low, high = map(math.exp, ends)
-    return Perplexity(
-        perplexity=exp_of_log(total / tokens),
-        perplexity_low=low,
-        perplexity_high=high,
-        bits_per_byte=total / math.log(2) / bytes,
-        byte_perplexity=exp_of_log(total / bytes),
-        word_perplexity=math.exp(total / words) if words and total / words < 700 else None,
-        nll_per_token=total / tokens,
-        tokens=tokens,
-        words=words,
-        windows=len(counts),
-        drawn=drawn,
+    return {
+        "perplexity": exp_of_log(total / tokens),
+        "perplexity_low": low,
+        "perplexity_high": high,
+        "nll_per_token": total / tokens,
+        "tokens": tokens,
+        "windows": len(counts),
+        "drawn": drawn,
+    }
+
+
+def score_range(nll: Tensor, text: EvaluationText, first: int, end: int) -> tuple[RangeScore, Tensor, Tensor]:
+    """Return the score of the positions from `first` to `end` of long windows, and their (M,) nats and tokens.
+
+    nll  (M, W) as `nll_of_windows` returns it for the windows of `text`, so that every range is of the same forwards
+    """
+    at = slice(first, end)
+    sums, counts = nll[:, at].sum(1), text.scored[:, at].sum(1)
+    score = RangeScore(
+        window=text.ids.shape[1],
+        within=text.within,
+        bos=text.bos,
+        sha256=hashlib.sha256(f"{text.sha256} {first}-{end}".encode()).hexdigest(),
+        **_perplexity_per_token(sums, counts, drawn=text.drawn),
     )
+    return score, sums, counts
 
 
 Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation

@@ -87,6 +87,16 @@ def _keyed_fields(owner: type) -> list[tuple[Field[Any], str, bool]]:
     return keyed
 
 
+@cache
+def defaults_of_later_fields(owner: type) -> dict[str, Any]:
+    """Return the defaults of the fields of a dataclass that records of earlier versions lack, as plain values."""
+    defaults = {}
+    for name, hint in get_type_hints(owner, include_extras=True).items():
+        if any(isinstance(each, Meaning) and each.later for each in get_args(hint)):
+            defaults[name] = to_plain(getattr(owner, name))
+    return defaults
+
+
 def value_from_plain(kind: type[T], plain: Any) -> T:
     """Return the object of a dataclass for which `to_plain` gave these values, also after JSON.
 

@@ -16,6 +16,7 @@ Letters: N = training sequences, H = held-out sequences, T = tokens of a sequenc
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
@@ -169,6 +170,9 @@ CHAT = "whether prompts of tasks are turns of the model's chat template; texts a
 SWEEP = "0 for no sweep, or the largest batch of one"
 FIRST = "from the start of a text, and not drawn from it"
 SHOTS = "a number of examples, or 0"
+FIRST_RANGE = 512  # tokens; each further range of positions is as long as all before it
+POSITIONS = f"also perplexity by position: 0-{FIRST_RANGE}, {FIRST_RANGE}-{2 * FIRST_RANGE}, ... of windows this long"
+LONG = f"0 for none, or more than {FIRST_RANGE}, the tokens of the first range"
 STATES = "for the states of a micro-batch; 0, the default on CUDA: an eighth of what is free"
 STATES_WANTED = "a number of MiB, or 0 for an eighth of what is free"
 
@@ -208,6 +212,9 @@ class Protocol:
     windows_drawn: Annotated[bool, Meaning("whether they are drawn from the text; else they are the first ones")] = (
         measure_option(True, FIRST, flag="first-windows")
     )
+    positions: Annotated[
+        Tokens, Meaning("of a long window, for perplexity by position; 0: none is measured", later=True)
+    ] = measure_option(0, POSITIONS, "TOKENS", least=0, right_value=LONG)
     calibration: Annotated[Name, Meaning("text that methods look at")] = measure_option("c4", CALIBRATION, "LIST")
     calibration_sequences: Annotated[Positive, Meaning("of that text")] = measure_option(
         16, "how many; several sweep", "LIST", least=1
@@ -283,6 +290,10 @@ class Protocol:
         if self.system and not self.apply_chat_template:
             raise UserError("--system is a turn of a chat, and prompts are none; add --apply-chat-template")
         rows_of_texts(self.calibration, self.calibration_sequences)  # refuses too few for a mixture
+        if 0 < self.positions <= FIRST_RANGE:
+            raise UserError(f"--positions is {LONG}; got {self.positions}")
+        if self.positions and not self.texts:
+            raise UserError("--positions is of the windows of --texts, and there are none; name a text")
         names = [name_of_text(text) for text in self.texts]
         if doubled := [text for text in self.texts if names.count(name_of_text(text)) > 1]:
             raise UserError(f"{' and '.join(doubled)} share a name, by which samples are kept; rename one of them")
@@ -460,6 +471,32 @@ class ServedProtocol:
             raise UserError(f"--engine-args are words as in a shell; got {self.engine_args!r}: {wrong_words}") from None
         if self.engine != LLAMA_CPP and (quantised := [kind for kind in self.types if kind in QUANTISED]):
             raise UserError(f"{quantised[0]} is a type of llama.cpp's; {self.engine} is given {', '.join(TYPES[:4])}")
+
+
+def ranges_of_window(length: int) -> list[tuple[int, int]]:
+    """Return (first, end) of each range of positions of a window of `length` tokens, the last as long as is left."""
+    ranges = [(0, min(FIRST_RANGE, length))]
+    while ranges[-1][1] < length:
+        end = ranges[-1][1]
+        ranges.append((end, min(2 * end, length)))
+    return ranges
+
+
+def name_of_range(text: str, first: int, end: int) -> str:
+    """Return the name of a range of positions of a text: 'wiki:512-1024'."""
+    return f"{text}:{first}-{end}"
+
+
+def split_range(name: str) -> tuple[str, str]:
+    """Return ('wiki', '512-1024') of the name of a range, and (TEXT, '') of that of a text."""
+    text, colon, positions = name.rpartition(":")
+    return (text, positions) if colon and re.fullmatch(r"\d+-\d+", positions) else (name, "")
+
+
+def name_of_samples(name: str) -> str:
+    """Return the name of the samples of a text, or of a range of positions of it."""
+    text, positions = split_range(name)
+    return f"positions-{name_of_text(text)}-{positions}" if positions else f"perplexity-{name_of_text(text)}"
 
 
 def name_of_text(text: str) -> str:

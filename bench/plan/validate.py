@@ -178,7 +178,8 @@ def _check_chat(protocol: Protocol, model: str, *, trust: bool) -> None:
 def _refuse_longer(protocol: Protocol, target: Target) -> None:
     """Refuse sequences that are longer than a model takes, since it was not made for such positions."""
     window = protocol.window if protocol.texts else 0  # without texts nothing is cut into windows
-    for flag, length in {"--window": window, "--calibration-length": protocol.calibration_length}.items():
+    lengths = {"--window": window, "--positions": protocol.positions}
+    for flag, length in (lengths | {"--calibration-length": protocol.calibration_length}).items():
         if length > (most := getattr(target.decoder.config, "max_position_embeddings", length)):
             raise UserError(f"{flag} {length} is more than the {most} tokens that the model takes")
 

@@ -101,6 +101,7 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("inputs.tasks", "task"),
         ("protocol.profile", "columns"),
         ("protocol.texts", "columns"),
+        ("protocol.positions", "columns"),
         ("protocol.checks", "columns"),
         ("cell.seed", "decision"),
         ("inputs.versions", "decision"),  # which a table marks, see `other_versions`

@@ -144,6 +144,11 @@ def texts_of_records(records: Sequence[Record]) -> list[str]:
     return _in_order_of_protocol(names, [record.cell.protocol.texts for record in records])
 
 
+def ranges_of_records(records: Sequence[Record]) -> list[str]:
+    """Return the ranges of positions with a perplexity, text by text, the first positions first."""
+    return list(dict.fromkeys(name for record in records for name in record.measured.range_scores))
+
+
 def tasks_of_records(records: Sequence[Record]) -> list[str]:
     """Return the tasks with a result, in the protocol's order."""
     names = [name for record in records for name in record.measured.task_scores]
@@ -162,6 +167,8 @@ def columns_of_quantity(quantity: Quantity, records: Sequence[Record]) -> list[s
         return [quantity.name]
     if quantity.part == "text":
         return [quantity.name.format(text) for text in texts_of_records(records)]
+    if quantity.part == "positions":
+        return [quantity.name.format(name) for name in ranges_of_records(records)]
     tasks = tasks_with_answers(records, quantity.field) if quantity.path else tasks_with_accuracies(records)
     return [quantity.name.format(task) for task in tasks]
 
@@ -203,6 +210,8 @@ def _row(
     row = _identity(record) | _amounts(measured) | _values("size", measured)
     for text, score in measured.text_scores.items():
         row |= _values("text", score, text)
+    for name, range_score in measured.range_scores.items():
+        row |= _values("positions", range_score, name)
     row |= _values("checks", measured.checks) if measured.checks is not None else {}
     for task, result in measured.task_scores.items():
         row |= _task(column_of_task(task, result), result)

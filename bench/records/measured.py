@@ -54,6 +54,10 @@ LIKELIHOOD = (
     "bpb: bits per byte of the right answer, ± one standard error, every document and every task weighing alike; how "
     "likely that answer is, which follows perplexity more than what is chosen."
 )
+BY_POSITION = (
+    "ppl TEXT:FIRST-END: per token, of the tokens at these positions of long windows. A later range has more context, "
+    "and other tokens too: only beside the dense model at the same range does it say what pruning does."
+)
 ANSWER_BPB = "answer_bpb"  # the metric of the right answer's bits per byte
 ACCURACY = re.compile(r"(^|_)acc(_|$)")
 
@@ -221,6 +225,42 @@ class TextScore(Perplexity):
     whole: bool | None = declare_optional_field(
         "all of the text, and not only every second document", "bench.data.texts"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeScore:
+    """Says how well the model predicts the tokens at a range of positions of a text's long windows."""
+
+    SOURCE: ClassVar[str] = "bench.evaluation.scoring"
+
+    perplexity: Above = declare_quantity(
+        "ppl {}",
+        "per token at a range of positions of long windows",
+        format_perplexity,
+        name="position_perplexity_{}",
+        better="lower",
+        spread="interval",
+        average="log mean",
+        tested=True,
+        note=BY_POSITION,
+        title="perplexity on {}",
+        is_needed=True,
+    )
+    perplexity_low: Above | None = declare_optional_field("lower end of its 95 % interval over windows")
+    perplexity_high: Above | None = declare_optional_field("upper end of its 95 % interval over windows")
+    nll_per_token: Nats = declare_field("mean negative log-likelihood")
+    tokens: Tokens = declare_field("that are scored")
+    windows: Count = declare_field("that were read, the same for all ranges of a text")
+    drawn: bool = declare_field(DRAWN)
+    window: Tokens = declare_field("of a long window")
+    within: bool = declare_field("whether each window lies in one document, or else in joined ones", "bench.data.texts")
+    bos: str = declare_field("as of a text", "bench.data.texts")
+    sha256: Sha256 = declare_field("of the windows and of the range")
+
+    @property
+    def stride(self) -> int:
+        """Return the tokens from window to window, which share none."""
+        return self.window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -497,6 +537,9 @@ class Measured:
     )
     healing: Healing | None = declare_optional_field("how it was trained; absent unless healed")
     perplexity: dict[str, TextScore] | None = declare_optional_field("by text")
+    positions: dict[str, RangeScore] | None = declare_optional_field(
+        "by range of positions of a text's long windows, TEXT:FIRST-END"
+    )
     tasks: dict[str, TaskScore] | None = declare_optional_field("by task")
     speed: Speed | None = declare_optional_field("absent unless asked for, and of several draws in all but the first")
     checks: Checks | None = declare_optional_field(
@@ -519,6 +562,16 @@ class Measured:
     def text_scores(self) -> dict[str, TextScore]:
         """Return the scores of texts by name; empty where none was measured."""
         return self.perplexity or {}
+
+    @property
+    def range_scores(self) -> dict[str, RangeScore]:
+        """Return the scores of ranges of positions by name, as in 'wiki:512-1024'; empty where none was measured."""
+        return self.positions or {}
+
+    @property
+    def scores_of_windows(self) -> dict[str, TextScore | RangeScore]:
+        """Return the scores of texts, and of ranges of positions, by name: all that has a sample for each window."""
+        return {**self.text_scores, **self.range_scores}
 
     @property
     def task_scores(self) -> dict[str, TaskScore]:

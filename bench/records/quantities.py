@@ -24,7 +24,8 @@ from bench.records.quantity import (
     shorten_name,
 )
 
-PART_OF_PLACE = {"perplexity.{}": "text", "tasks.{}": "answers", "checks": "checks", "healing": "healing"}
+PART_OF_PLACE = {"perplexity.{}": "text", "positions.{}": "positions", "tasks.{}": "answers"}
+PART_OF_PLACE |= {part: part for part in ("checks", "healing")}
 TASK = Quantity(
     *("task_{}", "{}", "main metric of a task, where it is an accuracy", format_percent, "%", False, "higher"),
     spread="stderr",

@@ -33,6 +33,7 @@ class Part:
 PARTS = {  # in the order of tables
     "amount": Part("size"),
     "text": Part("text", "perplexity", "quality"),
+    "positions": Part("text", "positions"),
     "checks": Part("text", "checks", "checks"),
     "task": Part("task", "tasks"),
     "answers": Part("task", "answers", "answers"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.plan.protocol import name_of_text
+from bench.plan.protocol import name_of_samples
 from bench.records import frame as columns
 from bench.records import packed_run, served
 from bench.records.comparability import (
@@ -180,7 +180,7 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 def refuse_unfit_samples(run: Path, records: Mapping[str, Record], files: SampleFiles) -> None:
     """Raise InvalidRecord where values of a run's records, {key: record}, do not follow from its samples."""
     for key, record in records.items():
-        texts = (f"perplexity-{name_of_text(text)}" for text in record.measured.text_scores)
+        texts = map(name_of_samples, record.measured.scores_of_windows)
         for name in (*record.measured.task_scores, *texts):
             files.table(record, folder_of_samples(run, key), name)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.plan.protocol import name_of_text
+from bench.plan.protocol import name_of_samples
 from bench.records.measured import ANSWER_BPB, Measured, TaskScore
 from bench.records.record import InvalidRecord
 from methods.errors import first_line_of
@@ -169,8 +169,8 @@ def columns_of_figures(name: str, measured: Measured) -> tuple[str, ...]:
 
 def _figures(name: str, table: Any, measured: Measured) -> Iterator[tuple[str, float, float]]:
     """Yield (name, value in the record, value by the rows)."""
-    for text, entry in measured.text_scores.items():
-        if name == f"perplexity-{name_of_text(text)}" and set(OF_WINDOWS) <= set(table.column_names):
+    for text, entry in measured.scores_of_windows.items():
+        if name == name_of_samples(text) and set(OF_WINDOWS) <= set(table.column_names):
             nll, tokens = (_numbers(table[column]) for column in OF_WINDOWS)
             yield "the number of windows", entry.windows, len(nll)
             yield "the number of tokens", entry.tokens, float(tokens.sum())

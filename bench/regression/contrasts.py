@@ -26,8 +26,8 @@ from statistics import fmean
 
 import numpy as np
 
-from bench.plan.protocol import name_of_text
-from bench.records.measured import TaskMetric, TextScore
+from bench.plan.protocol import name_of_samples
+from bench.records.measured import RangeScore, TaskMetric, TextScore
 from bench.records.record import Record
 from bench.records.samples import AnySample, Pair, Sample, Samples, pair_whole
 from bench.regression.pairs import (
@@ -58,18 +58,24 @@ def contrast_of_perplexities(
     *,
     intervals: bool = True,
     seeds: Seeds | None = None,
+    base: str = "",
 ) -> Contrasts:
     """Return {pair: contrast} of cells with a finite perplexity of the text; without `intervals` only of those paired.
 
+    text   a text, or a range of positions of one
     seeds  of the places that stand for a model of several seeds
+    base   a range of the same windows: the contrast is then that of the text over that of the base
     """
     cells = _cells_of_pairs(pairs, seeds or {})
-    every = {n: records[n].measured.text_scores.get(text) for n in _places(cells)}
+    every = {n: records[n].measured.scores_of_windows.get(text) for n in _places(cells)}
     scores = {n: score for n, score in every.items() if score is not None}
     finite = {n for n, score in scores.items() if math.isfinite(score.perplexity)}
     cells = {places: sides for places, sides in cells.items() if finite.issuperset(chain(*sides))}
-    nats = _read_samples(samples, f"perplexity-{name_of_text(text)}", dict.fromkeys(_places(cells), "nll"))
+    nats = _read_samples(samples, name_of_samples(text), dict.fromkeys(_places(cells), "nll"))
     windows = {n: to_windows(sample, scores[n]) for n, sample in nats.items()}
+    if base:
+        bases = _read_samples(samples, name_of_samples(base), dict.fromkeys(windows, "nll"))
+        windows = {n: windows[n].relative_to(sample) for n, sample in bases.items()}
     paired = _pair_cells(cells, [windows])
     single = {places: by_seed[0] for places, (by_seed,) in paired.items() if len(by_seed) == 1}
     contrasts: dict[Places, Contrast | None] = dict(zip(single, compare_perplexities([*single.values()]), strict=True))
@@ -175,7 +181,9 @@ def _compare_perplexities_of_seeds(pairs: Sequence[Pair[Windows]]) -> Contrast:
     return _to_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
 
 
-def _compare_independent_perplexities(scores: Mapping[int, TextScore], sides: Sequence[Places]) -> Contrast | None:
+def _compare_independent_perplexities(
+    scores: Mapping[int, TextScore | RangeScore], sides: Sequence[Places]
+) -> Contrast | None:
     """Test two perplexities as if independent, on logarithms; None without the intervals of both."""
     logs = [math.log(scores[b].perplexity / scores[a].perplexity) for a, b in sides]
     ends = _compare_independent(logs, {n: _stderr_of_log(scores[n]) for n in chain(*sides)}, sides)
@@ -196,7 +204,7 @@ def _compare_independent(
     return difference, difference - half, difference + half, stats.normal_p(difference, stderr)
 
 
-def _stderr_of_log(score: TextScore) -> float | None:
+def _stderr_of_log(score: TextScore | RangeScore) -> float | None:
     """Return the standard error of a perplexity's logarithm, half of its interval over 1.96; None without it."""
     low, high = score.perplexity_low, score.perplexity_high
     return None if low is None or high is None else math.log(high / low) / (2 * NORMAL_95)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.records.measured import TextScore
+from bench.records.measured import RangeScore, TextScore
 from bench.records.samples import Pair, Sample
 from bench.stats import clusters
 from bench.stats import intervals as stats
@@ -46,6 +46,11 @@ class Windows(Sample):
         """Return the scored tokens of each window."""
         return [tokens for _, tokens in self.units]
 
+    def relative_to(self, base: Sample) -> Windows:
+        """Return the nats per token of each window less those of its tokens in another range, as windows of a token."""
+        values = self.values / self.tokens - base.values / [tokens for _, tokens in base.units]
+        return replace(self, units=tuple((place, 1) for place, _ in self.units), values=values)
+
     @property
     def perplexity(self) -> float:
         """Return the perplexity per token; infinite where a float cannot hold it."""
@@ -53,8 +58,8 @@ class Windows(Sample):
             return float(np.exp(self.values.sum() / sum(self.tokens)))
 
 
-def to_windows(sample: Sample, score: TextScore) -> Windows:
-    """Return a sample as windows of the text that a record's score describes."""
+def to_windows(sample: Sample, score: TextScore | RangeScore) -> Windows:
+    """Return a sample as windows of the text, or of the range of positions, that a record's score describes."""
     source = (score.sha256, score.window, score.stride)
     return Windows(sample.units, sample.values, source, in_a_row=not score.drawn)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.plan.protocol import name_of_text
+from bench.plan.protocol import name_of_samples
 from bench.records import run_folder
 from bench.records.comparability import (
     CONDITIONS,
@@ -24,7 +24,7 @@ from bench.records.comparability import (
     name_of_identity,
     setups_of_records,
 )
-from bench.records.measured import ANSWER_BPB, Measured, TaskScore, TextScore, is_accuracy_metric
+from bench.records.measured import ANSWER_BPB, Measured, RangeScore, TaskScore, TextScore, is_accuracy_metric
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Sample, SampleFiles, pair_whole, sample_of_table
 from bench.regression.pairs import Windows, to_windows
@@ -177,10 +177,10 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
         likely = _answers_of_task(task, name, table, (ANSWER_BPB, chat))
         bits |= {name: replace(likely, values=likely.values.round(BITS_DIGITS))} if likely else {}
     texts: dict[str, Windows] = {}
-    for name, text in measured.text_scores.items():
+    for name, text in measured.scores_of_windows.items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        table = _table((record, folder, files), f"perplexity-{name_of_text(name)}")
+        table = _table((record, folder, files), name_of_samples(name))
         texts[Path(name).name] = _windows(text, table, f"{run}: {key}: the samples of {name}")
     about = {"model": record.display_name, "commit": record.environment.get("commit")}
     return CellResults(
@@ -217,7 +217,7 @@ def _answers_of_task(task: TaskScore, name: str, table: Any, about: tuple[str, t
     return Answers(sample.units, sample.values, (), metric, version, fewshot, (fewshot, *chat)) if sample else None
 
 
-def _windows(text: TextScore, table: Any, where: str) -> Windows:
+def _windows(text: TextScore | RangeScore, table: Any, where: str) -> Windows:
     """Return the windows of a text. Raises UserError for impossible values; its message begins with `where`."""
     sample = sample_of_table(table, "", "nll")
     windows = to_windows(sample, text) if sample else None

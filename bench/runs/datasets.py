@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.data import pretrained, questions, task_loading, texts
-from bench.data.texts import refuse_shared
+from bench.data.texts import EvaluationText, refuse_shared
 from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
 from bench.healing import Text, draw_text
@@ -105,6 +105,7 @@ class Datasets:
     statistics         those of the dense model that cells share; None where the model that is pruned is another
     keep               whether a later cell goes on from the model of the cell that is measured
     timed_threads      torch's while a cell is timed
+    long_texts         the long windows of each text, for perplexity by position; empty where none is asked for
     """
 
     calibration: Calibration
@@ -118,11 +119,12 @@ class Datasets:
     statistics: KeptStatistics | None = None
     keep: bool = False
     timed_threads: int = 1
+    long_texts: dict[str, EvaluationText] = field(default_factory=dict)
 
     @property
     def amounts(self) -> Amounts:
         """Return how much cells are measured on. Their time is estimated from that."""
-        tokens = sum(text.ids.numel() for text in self.texts.values())
+        tokens = sum(text.ids.numel() for text in (*self.texts.values(), *self.long_texts.values()))
         return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
 
     def save(self, file: Path) -> None:
@@ -133,6 +135,7 @@ class Datasets:
                 name: getattr(block, name) for name in ("ids", "mask", "source", "seed", "sha256", "memory")
             },
             "texts": {name: vars(text) for name, text in self.texts.items()},
+            "long_texts": {name: vars(text) for name, text in self.long_texts.items()},
             "documents": self.documents,
             "inputs": to_plain(self.inputs),
             "healing": [(vars(recipe), vars(text)) for recipe, text in self.healing.items()],
@@ -195,6 +198,7 @@ class DatasetReader:
         self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
         self._tasks = functools.cache(task_loading.load_tasks)
         self._text = functools.cache(functools.partial(texts.make_evaluation_text, self.tokenizer))
+        self._long_text = functools.cache(functools.partial(texts.make_long_text, self.tokenizer))
 
     def read(self, cell: Cell, recipes: Iterable[Recipe] = ()) -> Datasets:
         """Read what `cell` is calibrated and measured on, and the texts of the recipes by which cells are healed.
@@ -211,14 +215,22 @@ class DatasetReader:
             )
             for text in p.texts
         }
-        refuse_shared(tokenizer, block.ids, block.source, held_out.values(), "calibrated on")
+        long_texts = {
+            text: self._long_text(
+                text, p.positions, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
+            )
+            for text in (p.texts if p.positions else ())
+        }
+        every_text = [*held_out.values(), *long_texts.values()]
+        refuse_shared(tokenizer, block.ids, block.source, every_text, "calibrated on")
         healing = {recipe: draw_text(tokenizer, recipe) for recipe in recipes}
         for text in healing.values():
-            refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
+            refuse_shared(tokenizer, text.train, text.source, every_text, "trained on")
         documents = {name: task_loading.draw_documents(task, p.documents, cell.seed) for name, task in loaded.items()}
         questions.refuse_scored_questions(questions_of_calibration(tokenizer, block), loaded, documents)
+        hashed = held_out | {f"{text}:{p.positions}": windows for text, windows in long_texts.items()}
         inputs = hash_shared_inputs(
-            cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
+            cell, tokenizer, self.machine, calibration=block, texts=hashed, loaded_tasks=loaded, documents=documents
         )
         return Datasets(
             calibration=replace(block, memory=p.calibration_memory_mib * 2**20),
@@ -228,6 +240,7 @@ class DatasetReader:
             dense=_dense_outputs(cell, held_out, self.scratch),
             inputs=inputs,
             healing=healing,
+            long_texts=long_texts,
         )
 
 
@@ -260,7 +273,7 @@ def load_datasets(file: Path, cell: Cell, machine: Machine, load_tasks: Callable
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dictionary)
         facts, p = put_tensors(json.loads(stored.metadata()["facts"]), tensors), cell.protocol
     tasks, documents = load_tasks(p.tasks, p.task_data, p.fewshot), facts["documents"]
-    held_out = {name: texts.EvaluationText(**text) for name, text in facts["texts"].items()}
+    held_out, long_texts = (_read_texts(facts[name]) for name in ("texts", "long_texts"))
     return Datasets(
         calibration=Calibration(**facts["calibration"]),
         texts=held_out,
@@ -269,7 +282,13 @@ def load_datasets(file: Path, cell: Cell, machine: Machine, load_tasks: Callable
         dense=_dense_outputs(cell, held_out, file.parent),
         inputs=with_own_inputs(value_from_plain(Inputs, facts["inputs"]), cell, machine, tasks, documents),
         healing={Recipe(**recipe): Text(**text) for recipe, text in facts["healing"]},
+        long_texts=long_texts,
     )
+
+
+def _read_texts(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, EvaluationText]:
+    """Return texts by name from the fields of each."""
+    return {name: EvaluationText(**text) for name, text in facts.items()}
 
 
 def read_datasets(

@@ -35,9 +35,9 @@ from bench.healing import DensePredictions, Text
 from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain, value_from_plain
-from bench.plan.protocol import Recipe, name_of_text
+from bench.plan.protocol import Recipe, name_of_range, name_of_samples, ranges_of_window
 from bench.records.decided import WhatWent
-from bench.records.measured import BudgetMet, Checks, Healing, Measured, PeakOfStage, TaskScore, TextScore
+from bench.records.measured import BudgetMet, Checks, Healing, Measured, PeakOfStage, RangeScore, TaskScore, TextScore
 from bench.records.record import load, misfit_of_layout
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets
@@ -118,6 +118,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
     outcome.say(f"measuring {count / 1e6:.1f} M parameters")
     pieces = store.pieces_of(folder, cell.key, outcome.measured.pruned_sha256)
     _perplexity(cell, decoder.model, datasets, outcome, pieces)
+    _positions(cell, decoder.model, datasets, outcome, pieces)
     _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
     if cell.is_timed:
         with outcome.alone(), outcome.stage("speed"):
@@ -304,7 +305,7 @@ def _perplexity(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellP
     scores = dict[str, TextScore]()
     outcome.measured = replace(outcome.measured, perplexity=scores)  # which is filled text by text
     for name, text in datasets.texts.items():
-        piece = f"perplexity-{name_of_text(name)}"
+        piece = name_of_samples(name)
         with outcome.stage("perplexity"):
             score = pieces.recall(piece, TextScore)
             if score is None:
@@ -328,6 +329,24 @@ def _score_text(
         whole=texts.is_whole(name, cell.protocol.calibration),
     )
     return score, pd.DataFrame({"nll": nll.tolist(), "tokens": counts.tolist()})
+
+
+def _positions(cell: Cell, model: Any, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
+    """Measure the perplexity of each range of positions, all those of a text by one forward of each of its windows."""
+    scores = dict[str, RangeScore]()
+    for name, text in datasets.long_texts.items():
+        with outcome.stage("perplexity"):
+            ranges = {name_of_range(name, *ends): ends for ends in ranges_of_window(text.ids.shape[1])}
+            kept = {each: pieces.recall(name_of_samples(each), RangeScore) for each in ranges}
+            scores |= {each: score for each, score in kept.items() if score is not None}
+            outcome.measured = replace(outcome.measured, positions=scores)
+            if None not in kept.values():
+                continue
+            nll = scoring.nll_of_windows(model, text.ids, text.scored, cell.protocol.batch_tokens, outcome.sweeping)
+            for each, ends in ranges.items():
+                scores[each], sums, counts = scoring.score_range(nll, text, *ends)
+                samples = pd.DataFrame({"nll": sums.tolist(), "tokens": counts.tolist()})
+                pieces.keep(name_of_samples(each), scores[each], samples)
 
 
 def _accuracy(

@@ -86,6 +86,7 @@ class Amounts:
         texts = record.measured.text_scores.values()
         tasks = record.measured.task_scores.items()
         tokens = sum(text.windows * text.window for text in texts)
+        tokens += sum(score.tokens for score in record.measured.range_scores.values())
         return cls(tokens, {name: task.documents for name, task in tasks})
 
 

@@ -316,6 +316,11 @@ def _flags(
         yield FlaggedCell(legend.UNTESTED, label, {"columns": columns})
 
 
+def is_perplexity(column: str) -> bool:
+    """Say whether a column is the perplexity of a text, or of a range of positions."""
+    return column.startswith(("perplexity_", "position_perplexity_"))
+
+
 @dataclass(frozen=True)
 class GroupTests:
     """A group of rows of one ratio with the tests between its cells.
@@ -355,28 +360,36 @@ class GroupTests:
         """Return the tests that are computed already, empty at first."""
         return {}
 
-    def test_pairs(self, places: Sequence[Places], column: str, *, bounds: bool = False) -> Contrasts:
+    def test_pairs(self, places: Sequence[Places], column: str, *, bounds: bool = False, base: str = "") -> Contrasts:
         """Return the tests of pairs of rows, by their places, as far as samples pair them. Each row is a single model.
 
         bounds  as of bench.regression.contrasts.contrast_of_averages
+        base    a range of positions, as of contrast_of_perplexities
         """
         number = {at: self.models(at)[0] for pair in places for at in pair}
         place = {record_number: at for at, record_number in number.items()}
         seeds = {number[at]: self.group.models(at)[0] for at in number}
         pairs = [(number[a], number[b]) for a, b in places]
-        tested = self._test(pairs, column, seeds, intervals=False, bounds=bounds)
+        tested = self._test(pairs, column, seeds, intervals=False, bounds=bounds, base=base)
         return {(place[a], place[b]): contrast for (a, b), contrast in tested.items()}
 
     def _test(
-        self, pairs: Sequence[Places], column: str, seeds: Seeds, *, intervals: bool, bounds: bool = False
+        self,
+        pairs: Sequence[Places],
+        column: str,
+        seeds: Seeds,
+        *,
+        intervals: bool,
+        bounds: bool = False,
+        base: str = "",
     ) -> Contrasts:
         """Return the tests of pairs of models in a column; `pairs` and `seeds` have the numbers of records."""
         numbers = chain.from_iterable(self.group.numbers)
         cells = dict(zip(numbers, chain.from_iterable(self.group.drawn), strict=True))
         records, samples = self.records or self.group.records, self.samples
-        if column.startswith("perplexity_"):
-            text = column.removeprefix("perplexity_")
-            return contrast_of_perplexities(cells, pairs, samples, text, intervals=intervals, seeds=seeds)
+        if is_perplexity(column):
+            text = column.partition("perplexity_")[2]
+            return contrast_of_perplexities(cells, pairs, samples, text, intervals=intervals, seeds=seeds, base=base)
         quantity, which = quantity_of_column(column), ""
         tasks = tasks_with_accuracies(records) if column == "average" else [column.removeprefix("task_")]
         if quantity.part == "answers":
@@ -397,7 +410,7 @@ class GroupTests:
 
         Several models are the draws of a random method: the claim is then for every one of them.
         """
-        tests, neutral = self.tests(column), 1 if column.startswith("perplexity_") else 0
+        tests, neutral = self.tests(column), 1 if is_perplexity(column) else 0
         for a, b in product(models, than):
             contrast, sign = (tests[b, a], 1) if (b, a) in tests else (tests.get((a, b)), -1)
             if contrast is None or not (contrast.p < LEVEL and sign * (contrast.estimate - neutral) > 0):

@@ -11,6 +11,8 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from bench.plan.cell import words_of_amount
+from bench.plan.kinds import defaults_of_later_fields
+from bench.plan.protocol import Protocol
 from bench.records.quantity import format_bytes
 from bench.records.record import Record, name_of_model
 from reports.tables.table import Column, Row, Table, TableCell
@@ -38,10 +40,15 @@ def title_of_cell(record: Record) -> str:
 
 
 def facts_of(record: Record) -> list[Fact]:
-    """Return the parts of a record that are not empty: question, outcome, decisions, measurements and environment."""
+    """Return the parts of a record that are not empty: question, outcome, decisions, measurements and environment.
+
+    A setting that earlier versions did not have is left out where it has its default.
+    """
+    cell, later = record.plain()["cell"], defaults_of_later_fields(Protocol)
+    settings = {name: value for name, value in cell["protocol"].items() if name not in later or value != later[name]}
     outcome = {"status": record.status} | ({"error": record.error} if record.error else {})
     blocks = {
-        "asked": record.plain()["cell"],
+        "asked": cell | {"protocol": settings},
         "outcome": outcome,
         "decided": record.decisions,
         "measured": record.plain()["measured"],

@@ -8,7 +8,7 @@ import random
 import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar
 
 import jsonschema
 import pytest
@@ -23,7 +23,7 @@ from pages import ROOT, generator
 
 from bench.cli.main import main
 from bench.plan.cell import Cell, Stage
-from bench.plan.kinds import Meaning, to_plain, value_from_plain
+from bench.plan.kinds import Meaning, defaults_of_later_fields, to_plain, value_from_plain
 from bench.plan.protocol import Protocol, Recipe, ServedProtocol
 from bench.records import packed_run, run_folder, schema, served
 from bench.records.measured import Measured
@@ -88,9 +88,7 @@ def changed(record: Record, path: str, to: Any) -> dict[str, Any]:
 
 def later_settings() -> dict[str, Any]:
     """The settings of a protocol that records of earlier versions lack, with their defaults."""
-    hints = get_type_hints(Protocol, include_extras=True)
-    meanings = {name: [extra for extra in get_args(hint) if isinstance(extra, Meaning)] for name, hint in hints.items()}
-    return {field.name: field.default for field in fields(Protocol) if any(m.later for m in meanings[field.name])}
+    return defaults_of_later_fields(Protocol)
 
 
 @pytest.mark.parametrize("run", RESULTS, ids=lambda run: run.name)
@@ -373,7 +371,7 @@ def test_a_cell_of_a_record_has_the_fields_of_a_cell_and_its_names():
     for name, owner, more in (("RecordedCell", Cell, {"display_name", "label"}), ("Protocol", Protocol, set())):
         assert set(defined[name]["properties"]) == {field.name for field in fields(owner)} | more
     assert set(defined["Protocol"]["required"]) == {field.name for field in fields(Protocol)} - later_settings().keys()
-    assert later_settings().keys() >= {"apply_chat_template", "system"}
+    assert later_settings().keys() >= {"apply_chat_template", "positions", "system"}
     assert {"type": "null"} not in defined["RecordedCell"]["properties"]["latency"].get("anyOf", [])
 
 
