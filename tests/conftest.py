@@ -75,11 +75,17 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what a nightly run alone has, unless it is one; begin with what starts processes and waits for them."""
     items.sort(key=lambda item: min(map(place_of, (item.path.name, item.path.parent.name))))
+    if "PRUNEBENCH_VLLM_PYTHON" not in os.environ:
+        leave_out(config, items, [item for item in items if item.get_closest_marker("vllm")])
     if config.getoption("--nightly"):
         return
-    left_out = [item for item in items if is_nightly(item)]
+    leave_out(config, items, [item for item in items if is_nightly(item)])
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item], left_out: list[pytest.Item]) -> None:
+    """Deselect some items, in place."""
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not is_nightly(item)]
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 def place_of(name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import cli
 from bench.cli import NOT_AS_SAID, OK
-from bench.export.formats import FORMATS, GGUF, HF
+from bench.export.formats import FORMATS, GGUF, HETEROGENEOUS, HF
 from bench.plan.protocol import QUANTISED, SAVE_DTYPES
 from methods.errors import UserError
 
@@ -131,7 +131,7 @@ def _check(arguments: argparse.Namespace) -> None:
         f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}": arguments.shard_mb < 1,
         "--shard-mb is for folders; --format gguf writes one file": arguments.shard_mb != SHARD_MB and form == GGUF,
         f"multiple is a number of channels, at least 1; got {arguments.multiple}": arguments.multiple < 1,
-        "--multiple is for --format gguf and nemotron-nas": arguments.multiple > 1 and form == HF,
+        "--multiple is for --format gguf and nemotron-nas": arguments.multiple > 1 and form in (HF, HETEROGENEOUS),
         f"save-dtype {dtype} is for --format gguf": dtype in QUANTISED and form != GGUF,
         f"save-dtype is {', '.join(dtypes)}; got {dtype!r}": dtype not in (None, *dtypes),
     }

@@ -207,12 +207,11 @@ def _formats(verbose: bool) -> list[str]:
     from bench.export import formats
 
     rows = formats.table_of_formats()
-    columns = list(zip(*rows, strict=True))
-    wide = [2 + max(map(len, columns[at])) for at in (0, 2, 3)]
+    columns = [column for at, column in enumerate(zip(*rows, strict=True)) if at != 1]
+    widths = [2 + max(map(len, column)) for column in columns]
     lines = []
     for removed, by, *holds in rows:
-        first, second, third = holds
-        lines.append(f"{removed:<{wide[0]}}{first:<{wide[1]}}{second:<{wide[2]}}{third}".rstrip())
+        lines.append("".join(f"{text:<{wide}}" for text, wide in zip((removed, *holds), widths, strict=True)).rstrip())
         lines += [f"    {by}"] if (removed, by) != rows[0][:2] else []
     return [*lines, *(f"{name} is read by {who}" for name, who in formats.READ_BY.items())]
 

@@ -92,6 +92,7 @@ def load(
     from transformers.utils import logging
 
     from methods.checkpoint import save_load
+    from methods.checkpoint.pruned_config import PrunedConfig
     from methods.checkpoint.transformers_compat import load_with_all_weights
     from methods.model import decoder
     from methods.model.decoder import Decoder
@@ -106,6 +107,8 @@ def load(
         stored_dtype = dtype if store is None else "auto"
         options |= {"dtype": stored_dtype, "use_safetensors": True}
         try:
+            if isinstance(config := _config(name, trust_remote_code), PrunedConfig):
+                options["config"] = config
             model = load_with_all_weights(AutoModelForCausalLM, folder, left_over=True, **options)
         except ValueError as error:
             raise UserError(f"{name} does not load: {first_line_of(error)}; copy or download it again") from error
@@ -256,12 +259,17 @@ def _source(name: str, trust_remote_code: bool = False, *, weights: bool = False
 
 
 def _config(name: str, trust_remote_code: bool) -> Any:
+    """Return the configuration of a model; a PrunedConfig where a folder of any form says that layers differ."""
     from transformers import AutoConfig
 
-    import methods.checkpoint.pruned_config  # noqa: F401  # registers the configuration of models whose layers differ
+    from methods.checkpoint import heterogeneous  # registers PrunedConfig too
+    from methods.model.architectures import FAMILIES
 
     folder, options = _source(name, trust_remote_code)
-    return AutoConfig.from_pretrained(folder, **options)
+    config = AutoConfig.from_pretrained(folder, **options)
+    if config.is_heterogeneous and config.model_type in FAMILIES:
+        return heterogeneous.pruned_config_of(config)
+    return config
 
 
 def _is_gguf(name: str) -> bool:

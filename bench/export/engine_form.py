@@ -1,12 +1,11 @@
-"""Lays a pruned model out as inference engines take it, and writes it as a folder of the architecture Nemotron-NAS.
+"""Lays a pruned model out as inference engines take it, and writes folders of Nemotron-NAS and `per_layer_config`.
 
 Engines know layers by their sizes alone. A layer without attention and MLP adds nothing and is left out. Where an
 engine cannot do without an attention, an MLP or a bias, one of zeros stands there, which adds nothing either.
 
-MLX-LM loads the folder. vLLM and SGLang know the architecture too, and do not load the folder unchanged: they read
-`block_configs` as objects, which a class of configurations makes that comes as code with NVIDIA's models
-(configuration_decilm.py). transformers has none for the model type nemotron-nas, and no code travels with a model here.
-TensorRT-LLM has not been tried.
+MLX-LM loads the folder, and vLLM where this package is its plugin (bench.inference.vllm_plugin). SGLang knows the
+architecture too, and does not load the folder: it reads `block_configs` as objects, which a class of configurations
+makes that comes as code with NVIDIA's models (configuration_decilm.py). TensorRT-LLM has not been tried.
 
 config.json has the fields of Llama, and `block_configs` with what each layer holds:
 
@@ -35,11 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.checkpoint import weight_files
-from methods.checkpoint.pruned_config import describe, make_empty
+from methods.checkpoint.heterogeneous import heterogeneous_form_of
+from methods.checkpoint.pruned_config import Uneven, describe, make_empty
 from methods.checkpoint.transformers_compat import reason_for_own_code, tensors_to_store
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+from methods.model.precision import dtype_by_name
 
 
 @dataclass(frozen=True)
@@ -191,14 +192,36 @@ def write_nemotron(
     Raises UserError, and leaves nothing behind, for a model that the format cannot hold.
     """
     form = nemotron_form_of(model, multiple)
+    config = config_of_form(model, form) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     with weight_files.write_folder_whole(folder) as inside:
         weight_files.write_weights(inside, form.tensors, lambda _: dtype, shard_bytes)
-        config = config_of_form(model, form) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-        (inside / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        if model.model.generation_config is not None:
-            model.model.generation_config.to_json_file(inside / "generation_config.json")
-        tokenizer.save_pretrained(inside)
+        _write_rest(inside, model, json.dumps(config, indent=1) + "\n", tokenizer)
     return form
+
+
+def _write_rest(folder: Path, model: Decoder, config: str, tokenizer: Any) -> None:
+    """Write what a folder holds beside its weights."""
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    if model.model.generation_config is not None:
+        model.model.generation_config.to_json_file(folder / "generation_config.json")
+    tokenizer.save_pretrained(folder)
+
+
+def write_heterogeneous(model: Decoder, tokenizer: Any, folder: Path, dtype: torch.dtype, *, shard_bytes: int) -> int:
+    """Write `model` with its tokenizer into `folder`, weights in `dtype`, as a stock class with `per_layer_config`.
+
+    Returns how many numbers are zeros, as biases are that other layers have. Raises UserError, and leaves nothing
+    behind, for a model that is more than the sizes of its layers (methods.checkpoint.heterogeneous).
+    """
+    try:
+        config, tensors, zeros = heterogeneous_form_of(model)
+    except Uneven as error:
+        raise UserError(f"per_layer_config does not hold this model: {error}") from error
+    config.dtype = dtype
+    with weight_files.write_folder_whole(folder) as inside:
+        weight_files.write_weights(inside, tensors, dtype_by_name(model.model, dtype), shard_bytes)
+        _write_rest(inside, model, config.to_json_string(), tokenizer)
+    return zeros
 
 
 def nemotron_form_of(model: Decoder, multiple: int = 1) -> EngineForm:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from methods.cards import cards_of_compensations, cards_of_methods
 
-HF, GGUF, NEMOTRON_NAS = FORMATS = ("hf", "gguf", "nemotron-nas")
+HF, GGUF, NEMOTRON_NAS, HETEROGENEOUS = FORMATS = ("hf", "gguf", "nemotron-nas", "heterogeneous")
 READ_BY = {
-    HF: "transformers alone where the table says stock, else this project",
+    HF: "transformers alone where the table says stock, else this project; vLLM with this project as its plugin",
     GGUF: "llama.cpp and what builds on it; Llama-like models: llama, mistral, qwen2, qwen3",
-    NEMOTRON_NAS: "MLX-LM; vLLM and SGLang only with NVIDIA's configuration class; Llama-like models: llama, mistral",
+    NEMOTRON_NAS: "MLX-LM; vLLM with this project as its plugin; Llama-like models: llama, mistral",
+    HETEROGENEOUS: "this project; transformers has the configuration, `per_layer_config`, and no model for it yet",
 }
 
 
@@ -22,19 +23,20 @@ class HeldShape:
     hf: str
     gguf: str
     nemotron_nas: str
+    heterogeneous: str
 
 
 SHAPES = {  # by the names that methods and compensations give in `leaves`
-    "layers": HeldShape("whole layers", "stock", "stock", "yes"),
-    "equal widths": HeldShape("as many heads and channels in every layer", "stock", "stock", "yes"),
-    "experts": HeldShape("as many experts in every layer", "stock", "no", "no"),
-    "attentions": HeldShape("attentions", "prunebench", "deci", "yes"),
-    "mlps": HeldShape("MLPs", "prunebench", "deci, with 32 channels of zeros", "yes"),
-    "channels": HeldShape("channels, in each layer others", "prunebench", "deci", "yes"),
-    "heads": HeldShape("heads, in each layer others", "prunebench", "deci", "no"),
-    "ranks": HeldShape("rank of each matrix", "prunebench", "no", "no"),
-    "residual": HeldShape("residual width", "prunebench", "no", "no"),
-    "maps": HeldShape("anything, with a map in its place", "prunebench", "no", "no"),
+    "layers": HeldShape("whole layers", "stock", "stock", "yes", "stock"),
+    "equal widths": HeldShape("as many heads and channels in every layer", "stock", "stock", "yes", "stock"),
+    "experts": HeldShape("as many experts in every layer", "stock", "no", "no", "stock"),
+    "attentions": HeldShape("attentions", "prunebench", "deci", "yes", "yes"),
+    "mlps": HeldShape("MLPs", "prunebench", "deci, with 32 channels of zeros", "yes", "yes"),
+    "channels": HeldShape("channels, in each layer others", "prunebench", "deci", "yes", "yes"),
+    "heads": HeldShape("heads, in each layer others", "prunebench", "deci", "no", "not for llama"),
+    "ranks": HeldShape("rank of each matrix", "prunebench", "no", "no", "no"),
+    "residual": HeldShape("residual width", "prunebench", "no", "no", "no"),
+    "maps": HeldShape("anything, with a map in its place", "prunebench", "no", "no", "no"),
 }
 
 
@@ -47,6 +49,7 @@ def makers_of(shape: str) -> list[str]:
 def table_of_formats() -> list[tuple[str, ...]]:
     """Return the rows of the table, its heading first."""
     rows = [
-        (row.removed, ", ".join(makers_of(shape)), row.hf, row.gguf, row.nemotron_nas) for shape, row in SHAPES.items()
+        (row.removed, ", ".join(makers_of(shape)), row.hf, row.gguf, row.nemotron_nas, row.heterogeneous)
+        for shape, row in SHAPES.items()
     ]
     return [("removed", "by", *FORMATS), *rows]

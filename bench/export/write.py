@@ -27,7 +27,7 @@ import torch
 
 from bench.data import pretrained, texts
 from bench.data.mixture import texts_of_calibration
-from bench.export.formats import GGUF, HF
+from bench.export.formats import GGUF, HETEROGENEOUS, HF
 from bench.inference import llama_cpp
 from bench.plan.protocol import AUTO, QUANTISED, name_of_text
 from bench.plan.trust import Trust
@@ -186,21 +186,23 @@ def _write_folder(pruned: PrunedModel, kind: torch.dtype, wish: Wish) -> Mapping
 
 def _write_for_engine(record: Record, model: Decoder, tokenizer: Any, kind: torch.dtype, wish: Wish) -> str:
     """Write a model in the format of an inference engine, and return a line on it."""
-    to, quantised = wish.to, wish.dtype if wish.dtype in QUANTISED else None
+    to, quantised, given = wish.to, wish.dtype if wish.dtype in QUANTISED else None, (model, tokenizer, wish.to, kind)
     if wish.format == GGUF:
         from bench.export import gguf_file
 
         name = pretrained.name_of_model(record.cell.model)
-        given = (model, tokenizer, to, kind, name)
-        form = gguf_file.write_gguf(*given, multiple=wish.multiple, quantised=quantised).form
+        added = gguf_file.write_gguf(*given, name, multiple=wish.multiple, quantised=quantised).form.zeros
+    elif wish.format == HETEROGENEOUS:
+        from bench.export import engine_form
+
+        added = engine_form.write_heterogeneous(*given, shard_bytes=wish.most)
     else:
         from bench.export import engine_form
 
-        sizes = {"shard_bytes": wish.most, "multiple": wish.multiple}
-        form = engine_form.write_nemotron(model, tokenizer, to, kind, **sizes)
+        added = engine_form.write_nemotron(*given, shard_bytes=wish.most, multiple=wish.multiple).zeros
     files = [to] if to.is_file() else to.glob("*.safetensors")
     size = sum(file.stat().st_size for file in files) / 1e6
-    zeros = f", {form.zeros:,} zeros where something is gone" if form.zeros else ""
+    zeros = f", {added:,} zeros where something is gone" if added else ""
     stored = quantised or str(kind).removeprefix("torch.")
     return f"{to}: {size:.1f} MB, matrices in {stored}{_measured_in(record, stored)}{zeros}"
 

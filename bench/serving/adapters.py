@@ -3,9 +3,8 @@
 `ByLlamaCpp` serves GGUF files on the CPU. `ByOtherPython` serves Hugging Face folders of a stock shape by vLLM or
 SGLang, in the Python that has them. `ServingEngine` says what an engine must offer.
 
-Layers of sizes of their own are refused by the latter. Both engines know them as Nemotron-NAS. They load its
-configuration by a class that comes as code with NVIDIA's models and with no folder of this suite
-(bench.export.engine_form).
+Layers of sizes of their own are refused by the latter. vLLM itself serves them by the plugin
+(bench.inference.vllm_plugin), which no row has been measured with.
 
 vLLM and SGLang serve the dense and the pruned model in turns, whole processes each, since the engine fills a GPU with
 one. This has not been run: there was no such engine, and its tests have a recorded one.
@@ -172,10 +171,7 @@ class ByOtherPython:
         return ExportedModel(path, HF, kind, size)
 
     def _not_stock(self, reason: object) -> UserError:
-        return UserError(
-            f"{self.name} loads folders that transformers alone loads, and {reason}; it has no configuration class for "
-            "Nemotron-NAS, which holds layers of sizes of their own"
-        )
+        return UserError(f"{self.name} is given folders that transformers alone loads, and {reason}")
 
     def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
         """Return the engine's perplexity of a text, checked against that of this program."""

@@ -5,6 +5,7 @@
 
 save_load            a `Decoder` as a folder, and back; checks of such a folder
 pruned_config        the configuration of a model whose layers differ, and of stock classes that have one width
+heterogeneous        the same in stock configurations: transformers' `per_layer_config`
 transformers_compat  which models stock transformers can hold, and zeros that make more of them so
 weight_files         safetensors, sharded and checked
 model_card           the README of a saved model
