@@ -338,9 +338,9 @@ def test_export_writes_nemotron_nas(byte_run, tmp_path, capsys):
 
 def test_export_writes_layers_into_a_stock_configuration(byte_run, tmp_path, capsys):
     target = tmp_path / "own"
-    words = ["export", str(byte_run), *trusting_all(byte_run), "drop-tail", "--to", str(target)]
-    assert "--multiple is for --format gguf" in refused(capsys, *words, "--format", "heterogeneous", "--multiple", "8")
-    assert main([*words, "--format", "heterogeneous", "--save-dtype", "bfloat16"]) == 0
+    words = [*trusting_all(byte_run), "drop-tail", "--to", str(target), "--format", "heterogeneous"]
+    assert "--multiple is for --format gguf" in refused(capsys, "export", byte_run, *words, "--multiple", "8")
+    assert main(["export", str(byte_run), *words, "--save-dtype", "bfloat16"]) == 0
     size = (target / "model.safetensors").stat().st_size / 1e6
     assert capsys.readouterr().out == f"{target}: {size:.1f} MB, matrices in bfloat16 (measured in float32)\n"
     assert json.loads((target / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
