@@ -376,7 +376,7 @@ def describe_columns(
         "then": any(record.cell.earlier for record in records),
     }
     words = {word for word, does_occur in occurs.items() if does_occur}
-    if seeds and not {"perplexity", "kl", "tasks"}.isdisjoint(about):
+    if seeds and not {"perplexity", "positions", "kl", "tasks"}.isdisjoint(about):
         words |= words_of_seeds(records)
     if "perplexity" in about:
         words |= _words_of_perplexity(records, rows)

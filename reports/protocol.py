@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.plan.cell import Cell, words_of_amount
-from bench.plan.protocol import Recipe
+from bench.plan.protocol import Recipe, split_range
 from bench.records.frame import STAGES, main_timing
+from bench.records.measured import RangeScore, TextScore
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_bytes, shorten_name
 from bench.records.record import Record
@@ -109,16 +110,30 @@ def protocol_of_records(
 def _perplexities(record: Record) -> Iterator[ProtocolRow]:
     """Yield for each text its windows, how they lie in it, and how many tokens count."""
     for text, result in record.measured.text_scores.items():
-        windows = result.windows
         facts = [
-            f"{windows:,} {'window' if windows == 1 else 'windows'} of {result.window:,} tokens",
-            *[("drawn from the text" if result.drawn else "one behind the other")] * (windows > 1),
+            *_facts_of_windows(result),
             f"stride {result.stride:,}",
             BOS.get(result.bos, result.bos),
             f"{result.tokens:,} tokens scored",
             *["of every document of the text"] * bool(result.whole),
         ]
         yield quantity_of_column(f"perplexity_{text}").heading, ", ".join(facts)
+
+
+def _facts_of_windows(result: TextScore | RangeScore) -> Iterator[str]:
+    """Yield how many windows there are and how long they are; of several, how they lie in the text."""
+    windows = result.windows
+    yield f"{windows:,} {'window' if windows == 1 else 'windows'} of {result.window:,} tokens"
+    if windows > 1:
+        yield "drawn from the text" if result.drawn else "one behind the other"
+
+
+def _positions(record: Record) -> Iterator[ProtocolRow]:
+    """Yield for each text its long windows, and whether each lies in one document."""
+    for name, result in record.measured.range_scores.items():
+        within = "each within a document" if result.within else "of joined documents"
+        facts = [*_facts_of_windows(result), within, BOS.get(result.bos, result.bos)]
+        yield f"{quantity_of_column(f'perplexity_{split_range(name)[0]}').heading} by position", ", ".join(facts)
 
 
 def _tasks(record: Record) -> Iterator[ProtocolRow]:
@@ -162,6 +177,7 @@ def _speeds(record: Record) -> Iterator[ProtocolRow]:
 
 TELLERS: dict[str, Callable[[Record], Iterator[ProtocolRow]]] = {
     "perplexity": _perplexities,
+    "positions": _positions,
     "tasks": _tasks,
     "speed": _speeds,
 }

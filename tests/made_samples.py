@@ -25,7 +25,9 @@ class MadeSamples(Samples):
         figures = self._made(number, name, figure)
         if figures is None:
             return None
-        units = enumerate([511] * len(figures)) if name.startswith("perplexity-") else range(len(figures))
+        units = (
+            enumerate([511] * len(figures)) if name.startswith(("perplexity-", "positions-")) else range(len(figures))
+        )
         return Sample(tuple(units), np.asarray(figures, dtype=float))
 
 

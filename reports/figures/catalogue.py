@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports.figures import calibration, factors, heatmaps, pareto, quality, traces
+from reports.figures import calibration, factors, heatmaps, pareto, positions, quality, traces
 from reports.figures.figure import Figure, save_figure
 from reports.figures.pareto import figures_of_served as of_served
 from reports.groups import group_records
@@ -100,6 +100,7 @@ def figures_of_report(
             *quality.figures_of_quality(setup, setups, reference),
             *pareto.figures_of_fronts(setup, reference),
             *factors.figures_of_compensations(setup, samples or Samples()),
+            *positions.figures_of_positions(setup, samples or Samples()),
             *heatmaps.figures_of_depth(setup),
             *traces.figures_of_traces(setup),
         ]

@@ -22,6 +22,7 @@ SECTIONS = (  # name, title, view, and the group of columns if the view has seve
     ("results", "Results", "main", "quality"),
     ("by-ratio", "By ratio", "by-ratio", ""),
     ("grid", "Compensations", "grid", ""),
+    ("positions", "By position", "positions", ""),
     ("tasks", "Tasks", "per-task", ""),
     ("answers", "Right answers", "per-task", "answers"),
     ("flips", "Flips", "per-task", "flips"),

@@ -297,7 +297,9 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
         return []
     entries, heads = list[Entry](), _heads(group, replace(measure, name=f"gain_{measure.name}"))
     for gain, contrast in tested:
-        cell = _change(measure, contrast, is_tied=group.order_depends_on_seed(gain.alone, gain.place, measure.name))
+        cell = cell_of_change(
+            contrast, measure.name, is_tied=group.order_depends_on_seed(gain.alone, gain.place, measure.name)
+        )
         cell = mark_missed(cell, group.rows[gain.place], group.rows[gain.alone])
         of = (group.label(gain.place), group.records[gain.place].cell.method)
         row = Row(gain.where.row, gain.where.method, group.ratio, ratio_of=group.ratio_of)
@@ -323,10 +325,13 @@ def _grid_of_gains(measure: Column, group: TableGroup, samples: Samples) -> list
     ]
 
 
-def _change(measure: Column, contrast: Contrast, *, is_tied: bool) -> TableCell:
-    """Return the cell of a change; it is marked if a test has shown it and all seeds agree on its direction."""
+def cell_of_change(contrast: Contrast, name: str, *, is_tied: bool = False) -> TableCell:
+    """Return the cell of a change of a column; it is marked if a test has shown it.
+
+    is_tied  whether seeds disagree on its direction, so that it is not marked
+    """
     figures = (contrast.estimate, contrast.low, contrast.high)
-    form, scale = {"average": ("+.1f", 100), "answer_bpb": ("+.3f", 1)}.get(measure.name, ("", 1))
+    form, scale = {"average": ("+.1f", 100), "answer_bpb": ("+.3f", 1)}.get(name, ("", 1))
     value, low, high = (format(scale * number, form) if form else format_significant(number) for number in figures)
     cell = TableCell(f"{value} [{low}, {high}]", value, *figures)
     return cell.with_mark("differs") if contrast.p < LEVEL and not is_tied else cell

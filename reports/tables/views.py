@@ -3,6 +3,7 @@
 records -> frame -> groups of cells (one per setup and ratio, the dense model on top) -> [Table]
 
     main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
+    positions    two tables per ratio and text: perplexity by position in long windows, and times the dense model's
     per-task     a table per ratio: the main metric of each task, the bits per byte of its right answers, and the
                  answers that flipped, with their standard errors
     by-ratio     a table per measure: methods by ratios
@@ -34,7 +35,7 @@ from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup
-from reports.tables import ablation, calibration, cost, models, pivots, seeds, skills, speed
+from reports.tables import ablation, calibration, cost, models, pivots, positions, seeds, skills, speed
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Column, Table, column_of
@@ -181,6 +182,7 @@ WITH_ANSWERS = {"main", "per-task", "skills"}
 VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
+    "positions": positions.tables_of_positions,
     "by-ratio": pivots.tables_by_ratio,
     "grid": pivots.grids_of_compensations,
     "speed": speed.tables_of_speed,
