@@ -45,6 +45,12 @@ def add(commands: Any) -> None:
         "--reference", metavar="METHOD", help="mark what differs from it, by paired tests on the samples"
     )
     report.add_argument(
+        "--pair",
+        nargs=2,
+        metavar="METHOD",
+        help="with --out: whose skills one chart sets side by side; by default the best of two families",
+    )
+    report.add_argument(
         "--against", metavar="NAME|FILE", help="published figures beside these; published for all that are known"
     )
     report.add_argument(
@@ -65,6 +71,8 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError("--out writes every view and format: leave --view and --format out")
     if arguments.against and (arguments.view or arguments.out or arguments.reference):
         raise UserError("--against is a table of its own: leave --view, --reference and --out out")
+    if arguments.pair and not arguments.out:
+        raise UserError("--pair is about a figure: add --out DIR")
     arguments.view = arguments.view or ("against" if arguments.against else "main")
     arguments.format = arguments.format or "terminal"
     from bench.records import run_folder
@@ -79,7 +87,7 @@ def _report(arguments: argparse.Namespace) -> int:
     for remark in (*merged.left_out, *apart):
         say(remark)
     if arguments.out:
-        _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
+        _write(arguments, merged)
     else:
         print(_render(arguments, merged, _tables_of_arguments(arguments, merged)), end="")
     return OK
@@ -149,8 +157,8 @@ def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, lis
     return renderers[arguments.format]()
 
 
-def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
-    """Write everything into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
+def _write(arguments: argparse.Namespace, merged: Merged) -> None:
+    """Write into --out the page, the report, the frame, LaTeX of every table, and all figures."""
     from methods.cards import needs_of_methods
     from methods.files import write_atomically
     from reports import report as report_text
@@ -158,13 +166,18 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     from reports.formats import latex
     from reports.page import page
 
-    drawn = figures_of_report(merged.records, merged.samples, reference or "", merged.served, needs=needs_of_methods())
+    folder, reference = arguments.out, arguments.reference
+    drawn = figures_of_report(
+        *(merged.records, merged.samples, reference or "", merged.served),
+        needs=needs_of_methods(),
+        pair=arguments.pair or (),
+    )
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.to_markdown(merged.records, tables["main"], merged.notes))
     write_atomically(folder / "report.csv", report_text.to_csv(merged.records, merged.samples))
     for table in chain(*tables.values()):
-        write_atomically(folder / f"{table.name}.tex", latex.render([table], standalone=standalone))
+        write_atomically(folder / f"{table.name}.tex", latex.render([table], standalone=arguments.standalone))
     html = page.render_page(
         merged.records,
         samples=merged.samples,

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports.figures import calibration, factors, heatmaps, pareto, positions, quality, traces
+from reports.figures import calibration, factors, heatmaps, pareto, positions, quality, skills, traces
 from reports.figures.figure import Figure, save_figure
 from reports.figures.pareto import figures_of_served as of_served
 from reports.groups import group_records
@@ -86,6 +86,7 @@ def figures_of_report(
     served: Sequence[ServedRecord] = (),
     *,
     needs: Mapping[str, str] | None = None,
+    pair: Sequence[str] = (),
 ) -> list[Figure]:
     """Return the figures that the records have data for, in the order of a report.
 
@@ -93,6 +94,9 @@ def figures_of_report(
     reference  the label of a method that charts show in colour
     served     what inference engines made of the models
     needs      what each method looks at, by its name: "calibration, gradients"
+    pair       the labels of the two methods whose skills are set side by side; none for the best of two families
+
+    Raises UserError for a label of the pair that no row has.
     """
     setups, figures = group_records(records), list[Figure]()
     for number, setup in enumerate(setups):
@@ -109,6 +113,7 @@ def figures_of_report(
         *factors.figures_of_studies(setups),
         *calibration.figures_of_curves(ReportData(records, needs=needs or {})),
         *factors.figures_of_calibrations(records, needs),
+        *skills.figures_of_skills(ReportData(records, samples=samples or Samples(), has_answers=True), pair),
         *of_served(served),
     ]
     names = names_of_files(figure.name for figure in figures)

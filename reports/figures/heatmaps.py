@@ -111,13 +111,13 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
                 )
         tilted: dict[str, Any] = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
         axis.set_xticks(range(len(tasks)), [name_in_font(quantity_of_column(task).heading) for task in tasks], **tilted)
-        _frame(axis, labels, ratio)
+        write_names(axis, labels, ratio)
     if image is not None:
-        _bar(drawing, panels, image, "of the dense model's accuracy", extend="both")
+        draw_colour_bar(drawing, panels, image, "of the dense model's accuracy", extend="both")
     return drawing
 
 
-def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
+def write_names(axis: Axes, labels: Sequence[str], ratio: str) -> None:
     """Write the methods' names and the title, and remove the lines of the axes."""
     axis.set_yticks(range(len(labels)), [name_in_font(label) for label in labels])
     axis.set_title(ratio)
@@ -126,7 +126,9 @@ def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, label: str, extend: str = "neither") -> None:
+def draw_colour_bar(
+    drawing: Drawing, panels: Sequence[Axes], image: AxesImage, label: str, extend: str = "neither"
+) -> None:
     """Draw the scale of a map's colours, in per cent."""
     bar = drawing.colorbar(image, ax=list(panels), pad=0.02, aspect=25, extend=extend)
     bar.set_label(label)
@@ -203,8 +205,8 @@ def _draw_depth(over_depth: dict[str, dict[str, Remaining]]) -> Drawing:
         axis.set(xlim=extent[:2], ylim=extent[2:])
         for place in (place for place, label in enumerate(labels) if label not in by_label):
             axis.text(layers / 2 - 0.5, place, "not measured", ha="center", va="center", fontsize=6.5, color=GREY)
-        _frame(axis, labels, ratio)
+        write_names(axis, labels, ratio)
         axis.set_xlabel("layer of the dense model\nabove: attention, below: MLP")
     if image is not None:
-        _bar(drawing, panels, image, "share left")
+        draw_colour_bar(drawing, panels, image, "share left")
     return drawing

@@ -85,16 +85,20 @@ class SkillLosses:
         p_values = {}
         for place in (place for place in self.pruned if not self.group.is_drawn(place)):
             for column in self.columns:
-                cell = cell_of(self.group.rows[place], column.name)
+                cell = self.cell(place, column)
                 if isinstance(cell.value, float) and cell.stderr is not None:
                     estimate = math.log1p(cell.value) if column.kind == "bits" else cell.value
                     p_values[place, column] = normal_p(estimate, cell.stderr)
         p_adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
         return {at for at, p in p_adjusted.items() if p < LEVEL and not self._holds_zero(*at)}
 
+    def cell(self, place: int, column: SkillColumn) -> TableCell:
+        """Return the loss of a row, with its interval and its standard error."""
+        return cell_of(self.group.rows[place], column.name)
+
     def _holds_zero(self, place: int, column: SkillColumn) -> bool:
         """Say whether the interval of a loss holds 0. That of several seeds has their draw in it, which p lacks."""
-        cell = cell_of(self.group.rows[place], column.name)
+        cell = self.cell(place, column)
         return cell.low is None or cell.high is None or cell.low <= 0 <= cell.high
 
     def mark(self, row: Row, place: int) -> Row:
