@@ -16,7 +16,7 @@ task_K_M, task_K_M_stderr         every other metric
 
 An accuracy of acc or acc_norm has Wilson's interval. A mean over tasks is missing unless each was measured, and `kept`
 unless tasks, metrics and documents are the dense cell's. Flips (bench.records.flips) and losses of skills
-(bench.records.skill_losses) need the samples of both cells.
+(bench.records.skill_losses) need the samples of both cells, and what is written (bench.records.written) its own.
 Speeds are those of the first batch and size that were asked for. A highest memory is what is allocated on GPUs, and on
 a CPU that of the process. Columns of healing are missing where no cell was healed.
 
@@ -54,6 +54,7 @@ from bench.records.record import Record, name_of_model, peak_of_stage
 from bench.records.samples import Samples
 from bench.records.skill_losses import LossFinder, tasks_by_skill
 from bench.records.speed_results import PointTiming
+from bench.records.written import find_share_of_written, name_of_written_task
 from bench.stats.intervals import NORMAL_95, Contrast, average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
 
@@ -68,7 +69,7 @@ STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, 
 def rows_of_records(records: Sequence[Record], samples: Samples | None = None) -> list[dict[str, Any]]:
     """Return a row for each record, in their order; what was not measured is None or absent.
 
-    samples  of the records, in their order; without them no row has flips, nor losses of skills
+    samples  of the records, in their order; without them no row has flips, losses of skills and what is written
     """
     rows: dict[int, dict[str, Any]] = {}
     for group in group_by_setup(records).values():
@@ -82,6 +83,7 @@ def rows_of_records(records: Sequence[Record], samples: Samples | None = None) -
     if samples is not None:
         _add_flips(rows, records, samples)
         _add_losses(rows, records, samples)
+        _add_written(rows, records, samples)
     return [rows[id(record)] for record in records]
 
 
@@ -407,6 +409,20 @@ def _columns_of_contrast(column: str, contrast: Contrast) -> dict[str, float | N
     """Return the columns of an estimate, its interval and its standard error."""
     ends = {"": contrast.estimate, "_low": contrast.low, "_high": contrast.high, "_stderr": contrast.stderr}
     return {f"{column}{end}": value for end, value in ends.items()}
+
+
+def _add_written(rows: Mapping[int, dict[str, Any]], records: Sequence[Record], samples: Samples) -> None:
+    """Add to the rows, {id of a record: row}, how many answers of each task are chosen right and written right too."""
+    for place, record in enumerate(records):
+        accuracies = _accuracies(record)
+        for task, score in accuracies.items():
+            written = accuracies.get(name_of_written_task(task) or "")
+            if written is not None and written.available == score.available:
+                share = find_share_of_written(samples, place, task, (score.main, written.main))
+                column = f"written_{task}"
+                rows[id(record)] |= (
+                    {column: share.value, f"{column}_low": share.low, f"{column}_high": share.high} if share else {}
+                )
 
 
 def main_timing(record: Record, stage: str) -> PointTiming | None:

@@ -141,6 +141,14 @@ DERIVED = (  # by bench.records.frame, from other values of a record and of the 
     ),
     *SKILL_LOSSES,
     Quantity(
+        *("written_{}", "written of {}", "answers chosen right that are written right too", format_percent, "%", False),
+        better="higher",
+        spread="interval",
+        part="written",
+        note="written of: of the answers that are chosen right, how many are right too where the model writes them, ± "
+        "half the 95 % interval.",
+    ),
+    Quantity(
         *("kept", "kept", "the average as a share of the dense model's", format_whole_percent, "%"),
         better="higher",
         part="mean",

@@ -39,6 +39,7 @@ PARTS = {  # in the order of tables
     "answers": Part("task", "answers", "answers"),
     "flips": Part("task", "flips", "flips"),
     "skills": Part("task", "skills"),
+    "written": Part("task", "written", "written"),
     "mean": Part("task", "tasks", "summary"),
     "speed": Part("speed", "speed", "summary"),
     "size": Part("size"),
@@ -93,7 +94,7 @@ class Quantity:
     reads_text: bool = True
     over_tasks: bool = False
     tested: bool = False
-    view_columns: Literal["", "quality", "summary", "checks", "cost", "answers", "flips"] | None = None
+    view_columns: Literal["", "quality", "summary", "checks", "cost", "answers", "flips", "written"] | None = None
     is_wide: bool = False
     is_drawn: bool = False
     note: str | None = None

@@ -74,7 +74,7 @@ def _left_out(tables: Sequence[Table]) -> Iterator[str]:
     spreads = dict[str, None]()
     for column, at, table in columns:
         if column.brief and any(row.cells[at].short != row.cells[at].text for row in table.rows):
-            is_task = column.name.startswith(("task_", "score_", "answer_bpb_", "flips_"))
+            is_task = column.name.startswith(("task_", "score_", "answer_bpb_", "flips_", "written_"))
             spreads["the tasks" if is_task else column.label] = None
     details = dict.fromkeys(column.label for column, _, _ in columns if column.detail)
     if spreads:

@@ -26,6 +26,7 @@ SECTIONS = (  # name, title, view, and the group of columns if the view has seve
     ("tasks", "Tasks", "per-task", ""),
     ("answers", "Right answers", "per-task", "answers"),
     ("flips", "Flips", "per-task", "flips"),
+    ("written", "Chosen and written", "per-task", "written"),
     ("signal", "Signal and noise", "signal", ""),
     ("skills", "Skills", "skills", ""),
     ("checks", "Checks", "main", "checks"),

@@ -5,7 +5,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
     positions    two tables per ratio and text: perplexity by position in long windows, and times the dense model's
     per-task     a table per ratio: the main metric of each task, the bits per byte of its right answers, and the
-                 answers that flipped, with their standard errors
+                 answers that flipped, with their standard errors, and those that are chosen and written right
     by-ratio     a table per measure: methods by ratios
     grid         a table per ratio and measure: methods by compensations
     speed        everything that was timed, and the sizes that explain it
@@ -140,9 +140,10 @@ def _per_task(data: ReportData) -> list[Table]:
             *_columns_of("answers", group),
             *(column_of(name, "answers", brief=True) for name in means),
             *_columns_of("flips", group),
+            *_columns_of("written", group),
         ]
 
-    return _by_group("per-task", data, columns, ("tasks", "answers", "flips"), "average")
+    return _by_group("per-task", data, columns, ("tasks", "answers", "flips", "written"), "average")
 
 
 def _by_group(
