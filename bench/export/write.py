@@ -351,6 +351,7 @@ def results_of_record(record: Record) -> dict[str, Any]:
             "device": cell.device,
             "window": protocol.window,
             "stride": protocol.stride,
+            **(protocol.chat.options if protocol.chat else {}),
         },
         "model_name": f"{cell.model} {cell.label}",
         "date": record.environment.get("date"),

@@ -74,6 +74,8 @@ def differences_of_tasks(published: PublishedProtocol, record: Record, tasks: Se
         "the number of examples", "{} examples", published.fewshot, shots[0] if len(shots) == 1 else shots
     )
     metrics = {_metric(published.metric, task) for task in measured.values()}
+    if record.cell.protocol.chat:
+        reasons.append("prompts in a chat template here")
     if published.metric is None:
         reasons.append("which metrics not known of the published")
     elif metrics != {True}:

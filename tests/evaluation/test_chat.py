@@ -5,12 +5,14 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from byte_tokens import byte_tokenizer
 from conftest import refused, tiny
 from datasets import Dataset
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import hash_string
 
 from bench.cli.main import main
 from bench.data import chat, task_loading
@@ -219,7 +221,8 @@ def test_a_record_says_which_chat_and_serves_no_other(words, tmp_path, capsys):
         template.write_text(text)
         assert main(arguments) == 0
         assert changed in capsys.readouterr().err
-    records = list(run_folder.read_records(run, run_folder.ignore_warning).values())
+    record_by_key = run_folder.read_records(run, run_folder.ignore_warning)
+    records = list(record_by_key.values())
     plain, templated = sorted(records, key=lambda record: record.cell.protocol.apply_chat_template)
     assert plain.cell.protocol.chat is None
     assert "chat_template_sha256" not in plain.plain()["cell"]["inputs"], "as in records of before"
@@ -228,4 +231,9 @@ def test_a_record_says_which_chat_and_serves_no_other(words, tmp_path, capsys):
     assert len(set(comparability.setups_of_records(records))) == 2
     assert len({comparability.setup_of_perplexity(record, "words.txt") for record in records}) == 1
     assert plain.measured.text_scores == templated.measured.text_scores, "a text is never made into turns"
+    question = "Question: w0 w3\nAnswer:"
+    for key, record in record_by_key.items():
+        samples = pd.read_parquet(run_folder.folder_of_samples(run, key) / "piqa.parquet")
+        chat_of_question = f"<system>{SYSTEM}\n<user>{question}\n<assistant>\n "
+        assert samples["prompt_hash"][0] == hash_string(chat_of_question if record.cell.protocol.chat else question)
     assert "0-shot, in the chat template, system 'Answer briefly.'" in (run / "report.md").read_text()

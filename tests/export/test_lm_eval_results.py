@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from made_records import with_measured
+from made_records import with_cell, with_measured
 from pages import ROOT
 
 from bench.cli.main import main
@@ -57,6 +58,13 @@ def test_the_file_says_what_was_asked_and_of_how_many_documents(record):
     assert content["config"]["model_args"]["method"] == "flap"
     for name, task in record.measured.task_scores.items():
         assert content["n-samples"][name] == {"original": task.available, "effective": task.documents}
+
+
+def test_the_file_says_that_prompts_were_a_chat(record):
+    assert "apply_chat_template" not in results_of_record(record)["config"]
+    protocol = replace(record.cell.protocol, apply_chat_template=True, system="Answer.")
+    config = results_of_record(with_cell(record, protocol=protocol))["config"]
+    assert (config["apply_chat_template"], config["system_instruction"]) == (True, "Answer.")
 
 
 def test_a_text_of_a_file_is_called_by_its_name_alone(record):

@@ -228,6 +228,14 @@ def test_what_was_measured_otherwise_has_no_difference_and_says_why(field, tmp_p
     assert found["layers"] == -1  # a size is what it is
 
 
+def test_answers_in_a_chat_have_no_difference_from_those_in_none(tmp_path):
+    records = [with_cell(whole(one), protocol=replace(one.cell.protocol, apply_chat_template=True)) for one in RECORDS]
+    found, said = differences(records, read(printed(), tmp_path))
+    assert found["hellaswag"] is None
+    assert found["ppl wiki"] is not None
+    assert "prompts in a chat template here" in said
+
+
 @pytest.mark.parametrize("field", UNKNOWN)
 def test_what_is_not_known_of_the_published_has_no_difference(field, tmp_path):
     found, said = differences([whole(one) for one in RECORDS], read(printed(**{field: None}), tmp_path))
