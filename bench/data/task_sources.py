@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets, instructions
+from bench.data import assets, instructions, needle
 from bench.data.skills import QUICK_SKILLS, SKILLS, SOURCES, WRITTEN_TASKS
 from methods.errors import UserError, first_line_of
 from methods.files import hash_file
@@ -61,7 +61,7 @@ class Offline:
 
 @dataclass(frozen=True)
 class BySkill:
-    """Names a task whose definition is the suite's own: one by skill (bench.data.skills), or bench.data.instructions.
+    """Names a task whose definition is the suite's own: by skill (bench.data.skills), `instructions` or a needle's.
 
     examples  the split that examples are taken from: none, since they stand in front of the questions
     """
@@ -75,6 +75,9 @@ class BySkill:
 
         if self.name == instructions.NAME:
             return datasets.Dataset.from_list(instructions.make_documents())
+        if self.name in needle.CONTEXTS:
+            articles = list(dict.fromkeys(map(str.strip, assets.read_text(needle.TEXT))))
+            return datasets.Dataset.from_list(needle.make_documents(self.name, articles[1::2]))
         return _read(assets.fetch_documents(self.name))
 
 
@@ -100,7 +103,7 @@ OFFLINE: dict[str, Offline | BySkill] = {
 OFFLINE |= {
     name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test", examples="dev") for name in MMLU
 }
-OFFLINE |= {name: BySkill(name) for name in (*SOURCES, instructions.NAME)}
+OFFLINE |= {name: BySkill(name) for name in (*SOURCES, instructions.NAME, *needle.CONTEXTS)}
 HUB = {  # known by name, their documents on the hub only: lm-eval's YAML file
     "race": "race/race.yaml",
     "wsc": "super_glue/wsc/default.yaml",
@@ -118,6 +121,7 @@ GROUPS = {
     "laco": LACO,
     "skills": QUICK_SKILLS,
     "written": tuple(WRITTEN_TASKS),
+    "needle": needle.SHORT,
 } | SKILLS
 
 

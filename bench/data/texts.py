@@ -32,11 +32,9 @@ import difflib
 import functools
 import hashlib
 import random
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
 
 
 SEPARATOR = "\n\n"
-SEPARATORS = {"c4": "\n", "stories": "<|endoftext|>"}  # between the documents of a file, where a mark stands there
 BATCH = 64  # documents that are tokenised together
 LONGEST = 16  # characters per token that no text has on average
 REACH = 2048  # windows at the beginning of a text among which is drawn; no more of a long text need be tokenised
@@ -376,9 +373,9 @@ def _documents(text: str) -> list[str]:
     if text.startswith("hub:"):
         documents = read_hub_documents(text)
     elif text in assets.TEXTS:
-        documents = _split(text, assets.fetch_text(text).read_text(encoding="utf-8"))
+        documents = assets.read_text(text)
     else:
-        documents = _split(text, _read(Path(text)))
+        documents = assets.split_paragraphs(_read(Path(text)))
     stripped = dict.fromkeys(document.strip() for document in documents)
     return [document for document in stripped if document]
 
@@ -405,18 +402,6 @@ def split_halves(text: str) -> tuple[list[str], list[str]]:
 def _content(text: str) -> str:
     """Return the content of a text: a file's, or the rows of a dataset with an empty line between them."""
     return SEPARATOR.join(read_hub_documents(text)) if text.startswith("hub:") else _read(Path(text))
-
-
-def _split(text: str, content: str) -> list[str]:
-    """Return the documents of a text: articles of `wiki`, lines of `c4`, and so on; paragraphs of any other text."""
-    if text == "wiki":
-        return re.findall(r"<doc [^>]*>(.*?)</doc>", content, flags=re.DOTALL)
-    if text in assets.FIRST_LINES:
-        lines, starts = content.split("\n"), [line - 1 for line in assets.FIRST_LINES[text]]
-        return ["\n".join(lines[start:end]) for start, end in pairwise([*starts, len(lines)])]
-    if text in SEPARATORS:
-        return content.split(SEPARATORS[text])
-    return re.split(r"\n\s*\n", content)
 
 
 def _read(path: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 import methods
 from bench.data import pretrained, task_loading, task_sources, texts
 from bench.data.chat import check_template
+from bench.data.needle import CONTEXTS
 from bench.plan import grid
 from bench.plan.cell import Cell, LatencyParts, LatencyTable
 from bench.plan.fields import MethodChoice
@@ -148,7 +149,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
                 raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
         _check_chat(first, model, trust=spec.trust_remote_code)
         for protocol in {protocol for protocol, _ in protocols}:
-            _refuse_longer(protocol, target)
+            _refuse_longer(replace(protocol, tasks=names), target)
         for protocol, seed in protocols:
             common = {
                 "model": model,
@@ -179,6 +180,7 @@ def _refuse_longer(protocol: Protocol, target: Target) -> None:
     """Refuse sequences that are longer than a model takes, since it was not made for such positions."""
     window = protocol.window if protocol.texts else 0  # without texts nothing is cut into windows
     lengths = {"--window": window, "--positions": protocol.positions}
+    lengths |= {f"--tasks {task}: a context of": CONTEXTS[task] for task in protocol.tasks if task in CONTEXTS}
     for flag, length in (lengths | {"--calibration-length": protocol.calibration_length}).items():
         if length > (most := getattr(target.decoder.config, "max_position_embeddings", length)):
             raise UserError(f"{flag} {length} is more than the {most} tokens that the model takes")
