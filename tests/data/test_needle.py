@@ -76,7 +76,8 @@ def test_no_haystack_is_calibrated_on(documents):
         sentences = needle.END_OF_SENTENCE.split(document["question"])[2:-4]
         known = sum(sentence in evaluation for sentence in sentences)  # the last one of an article may lack its stop
         assert known > len(sentences) / 2
-        assert sum(len(sentence) > 40 and sentence in calibration for sentence in sentences) <= 1  # of a formula
+        shared = sum(len(sentence) > 40 and sentence in calibration for sentence in sentences)
+        assert shared <= len(sentences) / 4  # formulas, as of years in review
 
 
 def test_the_task_is_a_choice_among_ten_codes_and_a_short_reader_loses_the_depths_that_it_does_not_reach():
