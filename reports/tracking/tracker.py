@@ -122,8 +122,10 @@ class RunTracking:
         with self._warn_of_errors(), redirect_stdout(sys.stderr), TemporaryDirectory() as scratch:
             dense = self._dense_of(record)
             path = Path(scratch) / PAGE
-            write_atomically(path, self._page(key, record, dense))
-            sent = self._tracker.log(entry_of(key, record, dense, self._folder.name), path)
+            beside = {each: peer for each, peer in self._dense.items() if peer is dense} | {key: record}
+            samples = self._samples(beside)
+            write_atomically(path, page.render_page(list(beside.values()), samples=samples))
+            sent = self._tracker.log(entry_of(key, record, dense, self._folder.name, samples), path)
             self._new, self._sent_before = self._new + sent, self._sent_before + (not sent)
 
     def _dense_of(self, record: Record) -> Record | None:
@@ -143,10 +145,10 @@ class RunTracking:
             rest = "no more is sent; the records are kept, and the same command sends what is missing"
             self._warn(f"{self._name}: {first_line_of(error)}; {rest}")
 
-    def _page(self, key: str, record: Record, dense: Record | None) -> str:
-        beside = {each: peer for each, peer in self._dense.items() if peer is dense} | {key: record}
-        folders = [run_folder.folder_of_samples(self._folder, each) for each in beside]
-        return page.render_page(list(beside.values()), samples=Samples(folders, list(beside.values())))
+    def _samples(self, records: Mapping[str, Record]) -> Samples:
+        """Return the samples of records by their keys, in their order."""
+        folders = [run_folder.folder_of_samples(self._folder, key) for key in records]
+        return Samples(folders, list(records.values()))
 
 
 REQUESTED = ("requested_ratio", "seed", "draw", "ratio_budget")  # numbers of a row that are settings and not measured
@@ -195,9 +197,15 @@ def _renamed(point: LearningPoint) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def entry_of(key: str, record: Record, dense: Record | None, group: str) -> TrackerEntry:
-    """Return the entry of a record for a tracker; `dense` is the record that its values are compared with, if any."""
-    row = rows_of_records([record] if dense in (None, record) else [record, dense])[0]
+def entry_of(
+    key: str, record: Record, dense: Record | None, group: str, samples: Samples | None = None
+) -> TrackerEntry:
+    """Return the entry of a record for a tracker; `dense` is the record that its values are compared with, if any.
+
+    samples  of the dense record and of this one, in this order; without them there are no flips or losses of skills
+    """
+    records = [dense, record] if dense not in (None, record) else [record]
+    row = rows_of_records(records, samples)[-1]
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     requested = {name for name in numbers if name in REQUESTED or name.endswith("_budget")}
     parameters = {name: value for name, value in row.items() if name not in numbers or name in requested}

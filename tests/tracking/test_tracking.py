@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import made_skills
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import refused
 from made_records import cell as asked
-from made_records import made_record, measured
+from made_records import changed, made_record, measured
 from read_trackers import READERS
 
 import bench
@@ -263,3 +266,27 @@ def test_trackio_does_not_ask_the_hub_who_the_user_is(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert tracker.open_tracker("trackio").log(entry_of("alone", record("laco", 0.3), None, "mine"), page)
     assert constants.HF_HUB_OFFLINE is False
+
+
+def test_a_tracker_has_what_is_lost_of_each_skill_and_flips_from_the_samples_of_both_cells(tmp_path):
+    task, sent = "basic_skills_arithmetic_rc", dict[str, Mapping[str, float]]()
+
+    class Kept:
+        where = "memory"
+
+        def log(self, entry, page):
+            sent[entry.key] = entry.metrics
+            return True
+
+    right = {"dense": [1.0] * 20 + [0.0] * 20, "laco": [1.0] * 16 + [0.0] * 24}
+    tracking = tracker.RunTracking("mlflow", Kept(), tmp_path / "run", print)
+    for key, answers in right.items():
+        folder = tmp_path / "run/samples" / key
+        folder.mkdir(parents=True)
+        table = pd.DataFrame({"doc_hash": [str(number) for number in range(40)], "acc": answers, "answer_bpb": 1.0})
+        table.to_parquet(folder / f"{task}.parquet")
+        cell = made_skills.record(key, {task: 0.25}, documents=40)
+        tracking.take(key, changed(cell, "measured", "tasks", task, "metrics", "acc", "value", to=sum(answers) / 40))
+    assert sent["laco"]["skill_loss_arithmetic"] == pytest.approx(0.1 / 0.25)
+    assert sent["laco"]["flips"] == pytest.approx(0.1)
+    assert sent["dense"]["skill_above_arithmetic"] == pytest.approx(0.25)
