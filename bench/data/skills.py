@@ -135,8 +135,8 @@ QUICK_SKILLS = (
     *("lambada_bpb", "hellaswag_rc"),
     *("piqa_rc", "winogrande_rc", "commonsense_qa_rc", "commonsense_qa_mc"),
     *("basic_skills_logical_reasoning_rc", "basic_skills_logical_reasoning_mc", "basic_skills_pattern_rc"),
-    *("basic_skills_arithmetic_rc", "basic_skills_arithmetic_mc"),
+    *("basic_skills_arithmetic_rc", "basic_skills_arithmetic_mc", "basic_skills_arithmetic_gen"),
     *("gsm8k_bpb", "minerva_math_algebra_bpb"),
     *("codex_humaneval_bpb", "codex_mbpp_bpb", "basic_skills_coding_rc"),
-    *("copycolors_mc", "basic_skills_string_operations_rc"),
+    *("copycolors_mc", "copycolors_gen", "basic_skills_string_operations_rc"),
 )

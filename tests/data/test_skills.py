@@ -99,7 +99,7 @@ def test_names_are_none_of_lm_eval_s_and_groups_are_whole():
     assert not [name for name in (*skills.SOURCES, *skills.SKILLS) if name.encode() in definitions]
     assert not re.search(rb"(task|tag|group): *-? *skills\s", definitions)
     assert sorted(name for names in skills.SKILLS.values() for name in names) == sorted(skills.SOURCES)
-    assert len(skills.QUICK_SKILLS) == len(set(skills.QUICK_SKILLS)) == 25
+    assert len(skills.QUICK_SKILLS) == len(set(skills.QUICK_SKILLS)) == 27
     assert all(set(skills.QUICK_SKILLS) & set(names) for names in skills.SKILLS.values())
     assert skills.SOURCES.keys() <= OFFLINE.keys()
     assert {*map(conversion.file_of_task, skills.SOURCES)} == {*assets.ASSETS["skills"].holds}

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from bench.data import pretrained, task_loading
-from bench.data.skills import QUICK_SKILLS, REFERENCE_TASKS, SOURCES
+from bench.data.skills import QUICK_SKILLS, REFERENCE_TASKS, SOURCES, WRITTEN_TASKS
 from bench.data.task_sources import MMLU, OFFLINE
 from bench.evaluation import tasks
 from bench.evaluation.scoring import Scorer, make_stock_scorer
 
 DOCUMENTS = int(os.environ.get("PRUNEBENCH_DOCUMENTS", "4"))
 CASES = [(name, 0) for name in OFFLINE if name not in (*MMLU, *SOURCES, "nq_open", "instructions")]
-CASES += [(name, 0) for name in QUICK_SKILLS]
+CASES += [(name, 0) for name in QUICK_SKILLS if name not in WRITTEN_TASKS]
 CASES += [("mmlu_anatomy", 0), ("mmlu_world_religions", 5)]
 AT_ONCE = ("piqa", "arc_easy", "winogrande", "boolq", "openbookqa", "mmlu_world_religions")  # one of each form
 ASKED = [case if case[0] in AT_ONCE else pytest.param(*case, marks=pytest.mark.nightly) for case in CASES]

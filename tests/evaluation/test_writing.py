@@ -9,7 +9,10 @@ import torch
 from conftest import FAMILIES, VOCABULARY, tiny
 from tiny_methods import pruned
 
+from bench.data import pretrained, task_loading
 from bench.evaluation import writing
+from bench.evaluation.scoring import Scorer, make_stock_scorer
+from bench.evaluation.tasks import evaluate
 from bench.evaluation.writing import divide_prompts, write_behind
 from methods import console
 
@@ -86,3 +89,15 @@ def test_a_prompt_that_has_ended_is_read_no_more():
     assert write(model, prompts, eos) == want
     # every beginning once, and of what is written all but each last token, which nothing is behind
     assert sum(counts) == sum(map(len, divide_prompts(prompts))) + sum(len(tokens) - 1 for tokens in want)
+
+
+@pytest.mark.nightly
+@pytest.mark.default_model
+def test_the_default_model_writes_what_lm_eval_writes():
+    model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
+    scorers = Scorer(model, tokenizer), make_stock_scorer(model, tokenizer, 1)
+    for name in ("jeopardy_gen", "basic_skills_string_operations_gen", "gsm8k_gen"):
+        task = task_loading.load_tasks([name])[name]
+        documents = {name: task_loading.draw_documents(task, 4, 0)}
+        (_, ours), (_, theirs) = (evaluate(lm, {name: task}, documents) for lm in scorers)
+        assert ours[name]["responses"].tolist() == theirs[name]["responses"].tolist()
