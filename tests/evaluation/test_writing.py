@@ -91,6 +91,16 @@ def test_a_prompt_that_has_ended_is_read_no_more():
     assert sum(counts) == sum(map(len, divide_prompts(prompts))) + sum(len(tokens) - 1 for tokens in want)
 
 
+def test_a_prompt_that_has_ended_leaves_the_cache(monkeypatch):
+    monkeypatch.setattr(writing, "AT_ONCE", 1)
+    model, prompts, widths = tiny("llama"), draw_prompts(), []
+    model.register_forward_pre_hook(
+        lambda _model, _args, given: widths.append(given["attention_mask"].shape[-1]), with_kwargs=True
+    )
+    write(model, prompts)
+    assert widths[-1] == len(prompts[-1]) + MOST - 1  # the last token is read by none
+
+
 @pytest.mark.nightly
 @pytest.mark.default_model
 def test_the_default_model_writes_what_lm_eval_writes():
