@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 VIEWS = (
-    *("main", "per-task", "positions", "by-ratio", "grid", "speed", "cost", "decisions"),
+    *("main", "per-task", "positions", "needle", "by-ratio", "grid", "speed", "cost", "decisions"),
     *("ablation", "calibration", "seeds", "signal", "skills", "models", "served"),
 )
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")

@@ -106,6 +106,7 @@ def figures_of_report(
             *factors.figures_of_compensations(setup, samples or Samples()),
             *positions.figures_of_positions(setup, samples or Samples()),
             *heatmaps.figures_of_depth(setup),
+            *heatmaps.figures_of_needles(setup, samples or Samples()),
             *traces.figures_of_traces(setup),
         ]
         figures += [replace(figure, name=f"{figure.name}-{number + 1}") if number else figure for figure in of_setup]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from bench.data.needle import DEPTHS
 from bench.plan.cell import words_of_amount
 from bench.records.frame import columns_of_tasks
 from bench.records.quantities import quantity_of_column
 from bench.records.record import name_of_model
+from bench.records.samples import Samples
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, GREY, make_axes, name_in_font
 from reports.groups import TableGroup
 from reports.removed import Remaining, remaining_of, to_ranges
+from reports.tables.needle import DepthScore, scores_by_depth, tasks_with_needle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,6 +137,60 @@ def draw_colour_bar(
     bar.set_label(label)
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     bar.outline.set_linewidth(0.5)
+
+
+def figures_of_needles(groups: Sequence[TableGroup], samples: Samples) -> list[Figure]:
+    """Return for each ratio the map of the codes that each method finds, by context and depth."""
+    figures = []
+    for group in groups:
+        by_context = {}
+        for task in tasks_with_needle(group):
+            scores = {
+                group.label(at): scores_by_depth(samples, group.numbers[at], task) for at in range(len(group.rows))
+            }
+            if found := {label: of_label for label, of_label in scores.items() if of_label}:
+                by_context[task.removeprefix("needle_")] = found
+        if by_context and any(record.cell.method != "dense" for record in group.records):
+            model = name_of_model(group.records[0])
+            title = f"Codes that {model} finds in a haystack by context and depth, {_ratio(group)}; guesses find 10 %"
+            words = " ".join(_words_of_needles(context, found) for context, found in by_context.items())
+            figures.append(Figure(f"needle-{group.ratio}", title, words, partial(_draw_needles, by_context)))
+    return figures
+
+
+def _words_of_needles(context: str, scores: dict[str, dict[int, DepthScore]]) -> str:
+    """Return a sentence with the share of codes that each method finds at each depth."""
+    words = []
+    for label, by_depth in scores.items():
+        words.append(f"{label} {', '.join(f'{100 * score.accuracy:.0f}' for score in by_depth.values())} %")
+    return f"Context {context}, by depth: {'; '.join(words)}."
+
+
+def _draw_needles(by_context: dict[str, dict[str, dict[int, DepthScore]]]) -> Drawing:
+    """Draw a panel for each context: methods by depths, with the share in per cent in each field."""
+    labels = list(dict.fromkeys(chain.from_iterable(by_context.values())))
+    drawing, panels = make_axes(
+        2.8 + 1.9 * len(by_context), 1.4 + ROW * len(labels), columns=len(by_context), share_y=True
+    )
+    image = None
+    for axis, (context, scores) in zip(panels, by_context.items(), strict=True):
+        grid = [_accuracies(scores.get(label, {})) for label in labels]
+        image = axis.imshow(grid, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for y, x in product(range(len(labels)), range(len(DEPTHS))):
+            if not math.isnan(share := grid[y][x]):
+                colour = "white" if share > 0.6 else "black"
+                axis.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+        axis.set_xticks(range(len(DEPTHS)), [f"{depth} %" for depth in DEPTHS])
+        write_names(axis, labels, f"context {context}")
+        axis.set_xlabel("depth")
+    if image is not None:
+        draw_colour_bar(drawing, panels, image, "codes that are found")
+    return drawing
+
+
+def _accuracies(scores: dict[int, DepthScore]) -> list[float]:
+    """Return the accuracy at each depth; NaN where none was measured."""
+    return [scores[depth].accuracy if depth in scores else math.nan for depth in DEPTHS]
 
 
 def _remaining_by_method(group: TableGroup) -> dict[str, Remaining]:

@@ -23,6 +23,8 @@ SECTIONS = (  # name, title, view, and the group of columns if the view has seve
     ("by-ratio", "By ratio", "by-ratio", ""),
     ("grid", "Compensations", "grid", ""),
     ("positions", "By position", "positions", ""),
+    ("needle", "Needle by depth", "needle", "accuracy"),
+    ("needle-bits", "Bits of the needle", "needle", "bits"),
     ("tasks", "Tasks", "per-task", ""),
     ("answers", "Right answers", "per-task", "answers"),
     ("flips", "Flips", "per-task", "flips"),

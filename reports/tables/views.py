@@ -4,6 +4,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
 
     main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
     positions    two tables per ratio and text: perplexity by position in long windows, and times the dense model's
+    needle       a table per ratio and context: how often a code is found, by depth
     per-task     a table per ratio: the main metric of each task, the bits per byte of its right answers, and the
                  answers that flipped, with their standard errors, and those that are chosen and written right
     by-ratio     a table per measure: methods by ratios
@@ -35,7 +36,7 @@ from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup
-from reports.tables import ablation, calibration, cost, models, pivots, positions, seeds, skills, speed
+from reports.tables import ablation, calibration, cost, models, needle, pivots, positions, seeds, skills, speed
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
 from reports.tables.table import Column, Table, column_of
@@ -184,6 +185,7 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
     "positions": positions.tables_of_positions,
+    "needle": needle.tables_of_needles,
     "by-ratio": pivots.tables_by_ratio,
     "grid": pivots.grids_of_compensations,
     "speed": speed.tables_of_speed,
