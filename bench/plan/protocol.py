@@ -29,6 +29,7 @@ from annotated_types import MinLen
 
 from bench.data.chat import Chat
 from bench.data.mixture import rows_of_texts
+from bench.data.skills import SKILLS
 from bench.data.task_sources import QUICK_TASKS
 from bench.plan.fields import check_fields, option
 from bench.plan.kinds import (
@@ -334,7 +335,7 @@ PROFILES: dict[str, dict[str, Any]] = {  # the fields in which each differs from
     },
     "quick": {},
     "full": {
-        "tasks": (*QUICK_TASKS, "arc_challenge", "boolq"),
+        "tasks": (*QUICK_TASKS, "arc_challenge", "boolq", *SKILLS),
         "documents": 0,
         "texts": ("wiki", "c4"),
         "window": 1024,

@@ -13,6 +13,7 @@ from lm_eval.api.model import LM
 from bench.data import assets, conversion, skills, task_loading, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, OFFLINE
 from bench.evaluation.tasks import evaluate
+from bench.plan.protocol import protocol_of_profile
 from methods.errors import UserError
 
 EXAMPLES = "Question: One?\nAnswer: 1\n\nQuestion: Two?\nAnswer: 2\n\n"
@@ -198,3 +199,9 @@ def test_the_quick_set_is_answered():
     assert [score.fewshot for score in scores.values()] == [5, 5, 5]
     assert [score.chance for score in scores.values()] == [None, 0.5, 0.1]
     assert tasks["jeopardy_bpb"].instances[0].args[0].startswith("Category: HISTORY\nQuestion: Under the 1814")
+
+
+def test_the_profile_full_has_every_task_of_every_skill_in_all_forms():
+    names = task_loading.split_groups(protocol_of_profile("full").tasks)
+    assert {form for forms in skills.SKILLS.values() for form in forms} < set(names)
+    assert len(names) == len(set(names)) == 7 + len(skills.SOURCES)
