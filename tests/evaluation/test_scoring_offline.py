@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from bench.data import pretrained, task_loading
+from bench.data.chat import Chat
 from bench.data.skills import QUICK_SKILLS, REFERENCE_TASKS, SOURCES, WRITTEN_TASKS
 from bench.data.task_sources import MMLU, OFFLINE
 from bench.evaluation import tasks
@@ -40,9 +41,20 @@ def scorers():
 
 @pytest.mark.parametrize(("name", "fewshot"), ASKED)
 def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
+    hold_to_stock_scorer(scorers, name, fewshot)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "fewshot"), [("winogrande", 0), ("mmlu_world_religions", 5), ("gsm8k_bpb", 0)])
+def test_scores_in_a_chat_are_those_of_lm_eval(scorers, name, fewshot):
+    assert "<|im_start|>system\nAnswer." in hold_to_stock_scorer(scorers, name, fewshot, Chat("Answer."))
+
+
+def hold_to_stock_scorer(scorers, name, fewshot, chat=None):
+    """Assert that both scorers give the same answers, and return the first prompt."""
     task = task_loading.load_tasks([name], fewshot=fewshot)[name]
     documents = {name: task_loading.draw_documents(task, DOCUMENTS, 0)}
-    (ours, samples), (theirs, reference) = (tasks.evaluate(lm, {name: task}, documents) for lm in scorers)
+    (ours, samples), (theirs, reference) = (tasks.evaluate(lm, {name: task}, documents, chat) for lm in scorers)
     got, want = samples[name], reference[name]
     assert len(got) == min(DOCUMENTS, len(task.eval_docs))
     assert got["prompt_hash"].tolist() == want["prompt_hash"].tolist()
@@ -56,6 +68,7 @@ def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
     bits, reference_bits = (vars(scores[name].answer_bpb) for scores in (ours, theirs))
     assert bits == pytest.approx(reference_bits, rel=1e-3)
     assert replace(ours[name], answer_bpb=None) == replace(theirs[name], answer_bpb=None)
+    return task.instances[0].args[0]
 
 
 def test_every_offline_task_is_compared():
