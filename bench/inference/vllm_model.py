@@ -22,6 +22,14 @@ from methods.model.parts import Removed
 SLIDING = "sliding_attention"
 
 
+class HeadsApart(Attention):  # type: ignore[misc]
+    """Gives each head's output an axis of its own, as GPT-2's attention takes it: it would join tokens otherwise."""
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """Return the outputs, (1, T, heads, width)."""
+        return super().forward(*args, **options).view(1, -1, self.num_heads, self.head_size)
+
+
 class PrunedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]  # there may be no vLLM here
     """Computes a folder of the model type prunebench."""
 
@@ -29,6 +37,11 @@ class PrunedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]  # there
         parallel, config = vllm_config.parallel_config, vllm_config.model_config.hf_config
         refuse_parallel(config, parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+    def _create_hf_to_vllm_mapper(self) -> None:
+        """Leave no tensor of the folder out. GPT-2's patterns of what to leave out match the biases of its attentions."""
+        self.model._keys_to_ignore_on_load_unexpected = None
+        super()._create_hf_to_vllm_mapper()
 
     def recursive_replace(self) -> None:
         """Give each attention the number of its layer, and replace modules by those of vLLM.
@@ -48,11 +61,12 @@ class PrunedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]  # there
     def _create_attention_instances(self, prefix: str = "") -> None:
         """Give each attention that is left one of vLLM's, which stands for its keys and values in the cache."""
         config, shards = self.text_config, self.tp_group.world_size
+        kind = HeadsApart if config.base_config["model_type"] == "gpt2" else Attention
         kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
         for number, (name, fuser) in sorted(self.attention_fusers.items()):
             module, facts = self.get_submodule(name), config.per_layer_config[number]
             scale, sinks = fuser.scale(module), fuser.sinks(module)
-            attention = Attention(
+            attention = kind(
                 num_heads=facts.num_attention_heads // shards,
                 head_size=config.head_dim,
                 scale=config.head_dim**-0.5 if scale is None else scale,

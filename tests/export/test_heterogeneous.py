@@ -23,7 +23,6 @@ GONE = "attention 0, mlp 2, attention 4, mlp 4"
 KINDS = {
     "channels": lambda: uneven("llama", heads=()),
     "heads": lambda: uneven("qwen2", gone=GONE),
-    "norms of heads": lambda: uneven("qwen3", gone=GONE),
     "one number of heads": lambda: uneven("mistral", heads=(0, 1, 2, 3, 4, 5), tie_word_embeddings=False),
     "biases": lambda: uneven("llama", heads=(), biases=True, gone=GONE),
     "fewer layers": lambda: droped("llama"),

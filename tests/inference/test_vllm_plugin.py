@@ -50,7 +50,6 @@ KINDS = {
     "parts gone": lambda: uneven("llama", gone="attention 0, mlp 2, attention 4, mlp 4", biases=True),
     "GPT-2's names": lambda: uneven("gpt2", gone="attention 1"),
     "a fused matrix": lambda: uneven("phi3"),
-    "ranks": lambda: pruned("svd-llm", "llama", 0.3)[0],
     "the residual": lambda: pruned("slicegpt", "llama", 0.3)[0],
 }
 
