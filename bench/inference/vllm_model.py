@@ -39,7 +39,7 @@ class PrunedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]  # there
         super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def _create_hf_to_vllm_mapper(self) -> None:
-        """Leave no tensor of the folder out. GPT-2's patterns of what to leave out match the biases of its attentions."""
+        """Leave no tensor of the folder out, as GPT-2's patterns would, which match the biases of its attentions."""
         self.model._keys_to_ignore_on_load_unexpected = None
         super()._create_hf_to_vllm_mapper()
 

@@ -104,7 +104,10 @@ SHAPES = {
     "maps": (mapped, as_saved),
     "nemotron-nas": (lambda: by_method("llm-drop", "llama"), as_nemotron),
     **{family: (lambda family=family: uneven(family), as_saved) for family in FAMILIES},
-    **{family: (lambda family=family: mixture(family), as_saved) for family in ("mixtral", "qwen3_moe", "olmoe")},
+    **{
+        family: (lambda family=family: mixture(family), as_saved)
+        for family in ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
+    },
 }
 
 
