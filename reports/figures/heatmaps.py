@@ -148,12 +148,12 @@ def figures_of_needles(groups: Sequence[TableGroup], samples: Samples) -> list[F
             scores = {
                 group.label(at): scores_by_depth(samples, group.numbers[at], task) for at in range(len(group.rows))
             }
-            if found := {label: of_label for label, of_label in scores.items() if of_label}:
-                by_context[task.removeprefix("needle_")] = found
+            if filled := {label: of_label for label, of_label in scores.items() if of_label}:
+                by_context[task.removeprefix("needle_")] = filled
         if by_context and any(record.cell.method != "dense" for record in group.records):
             model = name_of_model(group.records[0])
             title = f"Codes that {model} finds in a haystack by context and depth, {_ratio(group)}; guesses find 10 %"
-            words = " ".join(_words_of_needles(context, found) for context, found in by_context.items())
+            words = " ".join(_words_of_needles(context, filled) for context, filled in by_context.items())
             figures.append(Figure(f"needle-{group.ratio}", title, words, partial(_draw_needles, by_context)))
     return figures
 

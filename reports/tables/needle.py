@@ -51,24 +51,24 @@ def tasks_with_needle(group: TableGroup) -> list[str]:
 
 def scores_by_depth(samples: Samples, numbers: Sequence[int], task: str) -> dict[int, DepthScore]:
     """Return {depth: score} of a row from the samples of its records, by their numbers; {} unless each has samples."""
-    found: dict[int, list[float]] = {}
+    right: dict[int, list[float]] = {}
     bits: dict[int, list[float]] = {}
     for number in numbers:
         columns = [samples.of(number, task, name) for name in ("doc_id", "acc", ANSWER_BPB)]
-        known = [column.values.tolist() for column in columns if column is not None]
-        if len(known) < len(columns):
+        values = [column.values.tolist() for column in columns if column is not None]
+        if len(values) < len(columns):
             return {}
-        for document, is_right, per_byte in zip(*known, strict=True):
+        for document, is_right, per_byte in zip(*values, strict=True):
             depth = depth_of_document(int(document))
-            found.setdefault(depth, []).append(is_right)
+            right.setdefault(depth, []).append(is_right)
             bits.setdefault(depth, []).append(per_byte)
-    return {depth: _score(found[depth], bits[depth], is_drawn=len(numbers) > 1) for depth in sorted(found)}
+    return {depth: _score(right[depth], bits[depth], is_drawn=len(numbers) > 1) for depth in sorted(right)}
 
 
-def _score(found: Sequence[float], bits: Sequence[float], *, is_drawn: bool) -> DepthScore:
+def _score(right: Sequence[float], bits: Sequence[float], *, is_drawn: bool) -> DepthScore:
     if is_drawn:
-        return DepthScore(fmean(found), None, None, fmean(bits), None)
-    return DepthScore(fmean(found), *wilson(round(sum(found)), len(found)), *mean_stderr(bits))
+        return DepthScore(fmean(right), None, None, fmean(bits), None)
+    return DepthScore(fmean(right), *wilson(round(sum(right)), len(right)), *mean_stderr(bits))
 
 
 def tables_of_needles(data: ReportData) -> list[Table]:
