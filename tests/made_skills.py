@@ -12,6 +12,19 @@ from bench.records.record import Record
 
 LEAVES = {"dense": 1.0, "shortgpt": 0.5, "flap": 0.7, "laco": 0.9}  # of what the dense model knows above guesses
 CHANCE = {"copycolors_mc": 0.1, "boolq_rc": 0.5, "piqa_rc": 0.5, "winogrande_rc": 0.5}
+PARTS_OF_A_RANGE = (
+    *(
+        "perplexity",
+        "perplexity_low",
+        "perplexity_high",
+        "nll_per_token",
+        "tokens",
+        "windows",
+        "drawn",
+        "bos",
+        "sha256",
+    ),
+)
 
 
 def record(method: str, tasks: Mapping[str, float], documents: int = 10, seed: int = 0, ratio: float = 0.2) -> Record:
@@ -28,11 +41,18 @@ def record(method: str, tasks: Mapping[str, float], documents: int = 10, seed: i
     return first if method == "dense" else changed(first, "cell", "ratio", to=ratio)
 
 
-def with_skill(cell: Record) -> Record:
-    """Return a record with one of its tasks as a task by skill too, and a failed one unchanged."""
-    tasks = cell.plain()["measured"].get("tasks", {})
-    more = {"boolq_rc": tasks["piqa"] | {"chance": 0.5}} if "piqa" in tasks else {}
-    return changed(cell, "measured", "tasks", to=tasks | more) if more else cell
+def with_what_a_view_needs(cell: Record, view: str) -> Record:
+    """Return a record that a view of its own tasks or texts shows, made of what it has; a failed one unchanged."""
+    measured = cell.plain()["measured"]
+    tasks, texts = measured.get("tasks", {}), measured.get("perplexity", {})
+    if view == "positions" and "wiki" in texts:
+        shared = {name: texts["wiki"][name] for name in PARTS_OF_A_RANGE}
+        made = {f"wiki:{each}": shared | {"window": 1024, "within": True} for each in ("0-512", "512-1024")}
+        return changed(cell, "measured", "positions", to=made)
+    name, chance = {"skills": ("boolq_rc", 0.5), "needle": ("needle_1k", 0.1)}.get(view, ("", 0.0))
+    if name and "piqa" in tasks:
+        return changed(cell, "measured", "tasks", to=tasks | {name: tasks["piqa"] | {"chance": chance}})
+    return cell
 
 
 def samples_of(values: Mapping[tuple[int, str, str], Sequence[float]]) -> MadeSamples:

@@ -262,12 +262,14 @@ def _config(name: str, trust_remote_code: bool) -> Any:
     """Return the configuration of a model; a PrunedConfig where a folder of any form says that layers differ."""
     from transformers import AutoConfig
 
-    from methods.checkpoint import heterogeneous  # registers PrunedConfig too
+    from methods.checkpoint import pruned_config  # noqa: F401  registers PrunedConfig
     from methods.model.architectures import FAMILIES
 
     folder, options = _source(name, trust_remote_code)
     config = AutoConfig.from_pretrained(folder, **options)
     if config.is_heterogeneous and config.model_type in FAMILIES:
+        from methods.checkpoint import heterogeneous
+
         return heterogeneous.pruned_config_of(config)
     return config
 

@@ -11,6 +11,8 @@ import pytest
 from made_records import DENSE, LACO, RECORDS, failed, with_cell
 
 from bench.cli.main import main
+from bench.plan.kinds import defaults_of_later_fields
+from bench.plan.protocol import Protocol
 from bench.records.record import save
 from reports.formats import terminal
 from reports.tables import whole_cell
@@ -29,7 +31,10 @@ def test_everything_is_there_within_the_line(record):
     text = terminal.text_of_cell(record, "key")
     assert all(width_of(line) <= terminal.LINE for line in text.splitlines())
     assert all(character.isprintable() for line in text.splitlines() for character in line)
-    for block in (record.plain()["cell"], record.decisions, record.plain()["measured"], record.environment):
+    cell = record.plain()["cell"]
+    for name, default in defaults_of_later_fields(Protocol).items():
+        assert cell["protocol"].pop(name) == default  # of which cells of before say nothing
+    for block in (cell, record.decisions, record.plain()["measured"], record.environment):
         for name in names(block):
             assert name in text or name == "value" or not name.isprintable(), name
 

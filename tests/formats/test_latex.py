@@ -14,7 +14,7 @@ import made_served
 import pytest
 from made_records import DENSE, LACO, MENDED, RECORDS, changed, failed
 from made_samples import MadeSamples, any_figures
-from made_skills import with_skill
+from made_skills import with_what_a_view_needs
 
 from bench.records.record import Record
 from reports.formats import markup
@@ -56,7 +56,7 @@ def test_tables_are_whole_and_ascii(name):
     points = [made_served.point("prefill"), made_served.point()]
     served = [made_served.record(points=points), made_served.record("laco_2", "q8_0", points=points)]
     records = records + [changed(LACO, "cell", "method", to=f"own_{n}") for n in range(4)] * (name == "signal")
-    records = list(map(with_skill, records)) if name == "skills" else records
+    records = [with_what_a_view_needs(record, name) for record in records]
     text = render(build_view(name, records, samples=MadeSamples(any_figures), served=served))
     assert text.isascii()
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\toprule") > 0

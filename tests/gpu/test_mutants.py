@@ -107,7 +107,7 @@ ILLEGAL = [
     ("bench/evaluation/scoring.py", "torch.cat(missed).cpu()", "torch.cat(missed)", "score"),
     ("bench/evaluation/scoring.py", "kept = torch.arange(0, device=model.device)", "kept = torch.arange(0)", "score"),
     ("bench/evaluation/scoring.py", "forward.nodes.stop, device=model.device)", "forward.nodes.stop)", "score"),
-    ("bench/evaluation/scoring.py", "dtype=model.dtype, device=nodes.device)", "dtype=model.dtype)", "score"),
+    ("bench/evaluation/forwards.py", "dtype=model.dtype, device=visible.device)", "dtype=model.dtype)", "score"),
     ("bench/evaluation/scoring.py", "ids[block].to(model.device)", "ids[block]", "read"),
     ("bench/evaluation/checks.py", "stored.get_tensor(str(row)).to(model.device)", "stored.get_tensor(str(row))",
      "diverge"),

@@ -255,11 +255,11 @@ def test_a_folder_that_is_removed_while_its_run_goes_on_ends_that_in_one_line(as
 def test_finished_pieces_of_an_interrupted_cell_are_not_measured_again(asked, whole, tmp_path, monkeypatch):
     evaluate, answered = tasks.evaluate, []
 
-    def interrupted(lm, wanted, documents):
+    def interrupted(lm, wanted, *more):
         answered.append(*wanted)
         if len(answered) == 2:
             raise KeyboardInterrupt
-        return evaluate(lm, wanted, documents)
+        return evaluate(lm, wanted, *more)
 
     monkeypatch.setattr(tasks, "evaluate", interrupted)
     arguments = [*asked, "--out", str(tmp_path / "run")]
@@ -370,7 +370,7 @@ def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
 
     def stands_on(rounds: int, turns: str) -> dict:
         monkeypatch.setenv("GOMP_SPINCOUNT", turns)
-        protocol = SimpleNamespace(speed_rounds=rounds)
+        protocol = SimpleNamespace(speed_rounds=rounds, apply_chat_template=False)
         cell = SimpleNamespace(model="any", device="cpu", trust_remote_code=False, protocol=protocol)
         read = {"calibration": SimpleNamespace(sha256=""), "texts": {}, "loaded_tasks": {}, "documents": {}}
         return inputs.hash_shared_inputs(cell, None, Machine("this", 2), **read)
@@ -664,10 +664,10 @@ def test_failed_cells_run_again_when_asked(asked, tmp_path, capsys, monkeypatch)
     arguments = [*asked, "--methods", "drop-tail", "--out", str(tmp_path / "run")]
     evaluate = tasks.evaluate
 
-    def fails(lm, wanted, documents):
+    def fails(lm, wanted, *more):
         if "winogrande" in wanted:
             raise MemoryError("no more")
-        return evaluate(lm, wanted, documents)
+        return evaluate(lm, wanted, *more)
 
     monkeypatch.setattr(tasks, "evaluate", fails)
     assert main(arguments) == 3

@@ -42,7 +42,7 @@ from made_records import (
 )
 from made_runs import run_folder
 from made_samples import MadeSamples, any_figures, paired_perplexity
-from made_skills import with_skill
+from made_skills import with_what_a_view_needs
 from scipy.stats import binomtest, ttest_1samp
 
 import methods
@@ -866,7 +866,7 @@ def test_html_shows_every_text_as_it_is(name):
     more_tokens = [changed(record, "cell", "protocol", "calibration_sequences", to=64) for record in records]
     records += more_tokens * (name == "calibration")
     records += [changed(LACO, "cell", "method", to=f"{HOSTILE}{n}") for n in range(4)] * (name == "signal")
-    records = list(map(with_skill, records)) if name == "skills" else records
+    records = [with_what_a_view_needs(record, name) for record in records]
     samples, reader = MadeSamples(any_figures), Reader()
     reader.feed(
         markup.render_html(build_view(name, records, samples=samples, served=[made_served.record(HOSTILE, HOSTILE)]))
