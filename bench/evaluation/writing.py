@@ -126,7 +126,7 @@ def write_behind(
 
 
 class _Cache:
-    """Reads nodes, and keeps those that later ones look at."""
+    """Runs the model over nodes, and keeps the keys and values of those that later nodes see."""
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
         self.model, self.size = model, size

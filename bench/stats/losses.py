@@ -77,7 +77,10 @@ def _blocks(forms: Sequence[FormAnswers]) -> list[Sequence[FormAnswers]]:
 
 
 def _fieller(means: Floats, variances: Floats) -> tuple[float, float]:
-    """Return the ends of Fieller's interval of the ratio of two means, the second of which is shown to be above 0."""
+    """Return the ends of Fieller's interval of the first mean over the second, which is shown to be above 0.
+
+    variances  (2, 2), of the means and between them
+    """
     squares = np.outer(means, means) - NORMAL_95**2 * variances
     (c, b), (_, a) = squares.tolist()
     half = math.sqrt(max(0.0, b * b - a * c))

@@ -73,7 +73,10 @@ def _config_of_layers(model: Decoder) -> PreTrainedConfig:
 
 
 def _whole_sizes(model: Decoder, layers: list[dict[str, Any]]) -> dict[str, int]:
-    """Return the sizes that all layers have, and those that the model's configuration leaves to others, as GPT-2's."""
+    """Return the sizes that are alike in all layers, and the largest of each that the configuration leaves None.
+
+    GPT-2's leaves the width of its MLPs None, which is then four times the residual's.
+    """
     whole, config = dict[str, int](), model.config
     for name in (*HEADS, model.family.mlp_width):
         sizes = [layer[name] for layer in layers if name in layer]
