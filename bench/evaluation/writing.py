@@ -109,7 +109,7 @@ def write_behind(
             *((row, row + 1, len(prompts[row]) + len(written[row]) - 1, written[row][-1]) for row in active)
         )
         ends = list(range(len(active)))  # places of the nodes that say which token is next
-        while waiting < len(prompts) and (not active or cache.has_room(len(active), nodes, begins[waiting], size)):
+        while waiting < len(prompts) and (not active or cache.has_room(len(active), nodes, begins[waiting])):
             nodes += begins[waiting]
             ends.append(len(nodes) - 1)
             active.append(waiting)
@@ -126,7 +126,7 @@ def write_behind(
 
 
 class _Cache:
-    """Runs the model over nodes, and keeps the keys and values of those that later nodes see."""
+    """Gives tokens to the model, and keeps the keys and values of those that later tokens look at."""
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
         self.model, self.size = model, size
@@ -134,10 +134,10 @@ class _Cache:
         self.past, self.nodes = Past(), Nodes.of()
         self.stay: Numbers = np.arange(0)
 
-    def has_room(self, active: int, nodes: Nodes, more: Nodes, size: int) -> bool:
+    def has_room(self, active: int, nodes: Nodes, more: Nodes) -> bool:
         """Say whether a further prompt may begin in the forward of `nodes`, with `more`."""
         kept = len(self.stay) + len(nodes) + len(more)
-        return active < AT_ONCE and len(nodes) + len(more) <= size and kept <= KEPT
+        return active < AT_ONCE and len(nodes) + len(more) <= self.size and kept <= KEPT
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let go of the nodes that are of none of these prompts, given in order, when the next forward reads."""
