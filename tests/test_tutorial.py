@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from typing import Any
 
 import nbformat
 import pytest
 from tutorial import FIGURE, NOTEBOOK, executed
+
+import bench
 
 
 def outputs(notebook, kind):
@@ -42,6 +46,25 @@ def printed(notebook):
     return ["".join(pieces) for pieces in every if pieces]
 
 
+def test_its_cells_run_on_a_tiny_model(model_folder, text_file, tmp_path, monkeypatch, capsys):
+    texts = {"texts": str(text_file), "calibration": str(text_file), "window": 32, "calibration_length": 24}
+    monkeypatch.setattr(bench, "RunSpec", functools.partial(bench.RunSpec, model=str(model_folder), **texts))
+    monkeypatch.chdir(tmp_path)
+    names, stored = dict[str, Any](), nbformat.read(NOTEBOOK, as_version=4)
+    for cell in stored.cells:
+        if cell.cell_type == "code":
+            of_this_text = cell.source.replace("perplexity_wiki", f"perplexity_{text_file}").replace(
+                "-wiki-by-method", ""
+            )
+            exec(of_this_text, names)
+    lines, wanted = capsys.readouterr().out.splitlines(), "".join(printed(stored)).splitlines()
+    assert lines[0] == wanted[0] == str(["ok"] * 5)
+    assert len(lines) == len(wanted)  # statuses, layers that went, names of figures
+    assert sorted(names["cells"]["label"]) == sorted(record.cell.label for record in names["records"])
+    assert (tmp_path / "tutorial.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+@pytest.mark.nightly
 @pytest.mark.default_model
 def test_the_tutorial_runs_and_finds_what_it_shows(tmp_path):
     stored = nbformat.read(NOTEBOOK, as_version=4)

@@ -149,7 +149,7 @@ def test_a_node_that_is_killed_costs_time_and_no_result(connected, tmp_path):
             assert until(lambda: not psutil.pid_exists(first["pid"]))
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_timed_cells_are_not_waited_for_where_no_node_is_left_that_times(connected, tmp_path, monkeypatch, count):
     monkeypatch.setattr(ray, "WAIT", 0.5)
     monkeypatch.setattr(ray, "NO_NODE", 2.0)

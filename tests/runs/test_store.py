@@ -40,7 +40,7 @@ from methods.errors import Unwritable, UserError
 from methods.files import WRITING, write_atomically
 
 TIMINGS = ("seconds", "prune_seconds", "search_seconds", "peak_memory")
-KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "6"))
+KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "4"))
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,11 @@ CASES += [
 CASES += [(WEIGHTS, "float32", name, {}) for name in EXPERTS]
 CASES += [(STATES, "bfloat16", "reap", {}), (LOGITS, "float32", "reap", {})]
 CASES += [(LOGITS, "float32", name, {}) for name in ("slicegpt", "llm-pruner", "sleb", "finercut", "laco-ls")]
-LONG = ("tyr", "laco-puzzle")  # searches over what obs and puzzle, which are here too, take memory for
-CASES = [pytest.param(*case, marks=pytest.mark.nightly) if case[2] in LONG else case for case in CASES]
+# searches over what obs, puzzle and finercut, which are here too, take memory for
+LONG = [
+    case for case in CASES if case[2] in ("tyr", "laco-puzzle", "evopress") or case[:3] == (STATES, "bfloat16", "obs")
+]
+CASES = [pytest.param(*case, marks=pytest.mark.nightly) if case in LONG else case for case in CASES]
 
 
 @pytest.mark.parametrize(("shape", "dtype", "name", "settings"), CASES, ids=str)

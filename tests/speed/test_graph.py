@@ -113,7 +113,14 @@ def test_a_window_that_fills_within_a_pass_is_refused():
     assert all(layer.is_sliding for layer in make_capturable_cache(config, 8, 12).layers)
 
 
-@pytest.mark.parametrize("method", [None, "slicegpt", "flap", "llm-drop", "shortgpt+ghost"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        None,
+        "slicegpt",
+        *(pytest.param(one, marks=pytest.mark.nightly) for one in ("flap", "llm-drop", "shortgpt+ghost")),
+    ],
+)
 def test_a_step_is_traced_to_one_graph_that_is_never_traced_anew(method):
     model = tiny("llama") if method is None else pruned(method, "llama", 0.3)[0].model
     traced = []
