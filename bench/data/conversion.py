@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from bench.data import programs
 from bench.data.skills import COPYCOLORS, SOURCES, TRIVIA, WRITTEN_TASKS
 from methods.console import say
 from methods.errors import UserError
@@ -108,9 +109,6 @@ def keep_requests(folder: Path) -> None:
 
     Raises UserError for a document without a reference or a right choice.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     say(f"converting the requests of {len(SOURCES)} tasks, once")
     (folder / DOCUMENTS).mkdir()
     for name, source in SOURCES.items():
@@ -120,10 +118,26 @@ def keep_requests(folder: Path) -> None:
             config = json.loads((folder / source / "config.json").read_text(encoding="utf-8"))["task_config"]
             documents = list(_read_documents(folder / source / "requests.jsonl.gz", name in WRITTEN_TASKS))
             rows = [document | {"examples": config["num_shots"]} for document in divide_prefaces(documents)]
-        table = pyarrow.Table.from_pylist(rows)
-        pyarrow.parquet.write_table(table, folder / file_of_task(name), compression="zstd", compression_level=12)
+        _write_documents(rows, folder / file_of_task(name))
     for source in {Path(source).parts[0] for source in SOURCES.values()}:
         shutil.rmtree(folder / source)
+
+
+def keep_programs(folder: Path) -> None:
+    """Turn the requests of each task of programs into a file of its documents (bench.data.programs), and drop them."""
+    (folder / DOCUMENTS).mkdir()
+    for name, source in programs.SOURCES.items():
+        with gzip.open(folder / source / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:
+            rows = [programs.document_of_request(json.loads(line)) for line in lines]
+        _write_documents(rows, folder / file_of_task(name))
+        shutil.rmtree(folder / Path(source).parts[0])
+
+
+def _write_documents(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, compression="zstd", compression_level=12)
 
 
 def read_trivia(file: Path) -> list[dict[str, Any]]:

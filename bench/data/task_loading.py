@@ -24,7 +24,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.data import assets, instructions, needle, skills, task_sources
+from bench.data import assets, instructions, needle, programs, skills, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE, BySkill
 from bench.data.written import JUDGES, METRICS
 from methods.console import say
@@ -157,10 +157,13 @@ def _load_offline(name: str) -> Any:
 def make_definition(name: str) -> dict[str, Any]:
     """Return the definition of a task by skill, of documents as bench.data.conversion.keep_requests describes them.
 
-    Those of `instructions` and of a needle are for the documents of bench.data.instructions and bench.data.needle.
+    Those of `instructions`, of programs and of a needle are for the documents of bench.data.instructions,
+    bench.data.programs and bench.data.needle.
     """
     if name == instructions.NAME:
         return instructions.make_definition()
+    if name in programs.SOURCES:
+        return programs.make_definition(name)
     written: dict[str, Any] = {}
     if name in skills.WRITTEN_TASKS:
         form = skills.WRITTEN_TASKS[name]
@@ -190,7 +193,7 @@ def make_definition(name: str) -> dict[str, Any]:
 
 def output_type_of_task(name: str) -> str:
     """Return what lm-eval calls the requests of a task by skill."""
-    if name in skills.WRITTEN_TASKS:
+    if name in skills.WRITTEN_TASKS or name in programs.SOURCES:
         return "generate_until"
     return "loglikelihood" if name in skills.REFERENCE_TASKS else "multiple_choice"
 
@@ -319,7 +322,7 @@ def _refuse_unlabelled(task: Any) -> None:
 
     It is raised for one without a text to score, too.
     """
-    if task.OUTPUT_TYPE == "loglikelihood" or task.config.task in skills.WRITTEN_TASKS:
+    if task.OUTPUT_TYPE == "loglikelihood" or task.config.task in (*skills.WRITTEN_TASKS, *programs.SOURCES):
         for number, document in enumerate(task.eval_docs):
             if not task.doc_to_target(document):
                 raise Unlabelled(f"document {number} has no reference; leave out documents without one")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets, instructions, needle
+from bench.data import assets, instructions, needle, programs
 from bench.data.skills import QUICK_SKILLS, SKILLS, SOURCES, WRITTEN_TASKS
 from methods.errors import UserError, first_line_of
 from methods.files import hash_file
@@ -61,7 +61,7 @@ class Offline:
 
 @dataclass(frozen=True)
 class BySkill:
-    """Names a task whose definition is the suite's own: by skill (bench.data.skills), `instructions` or a needle's.
+    """Names a task whose definition is the suite's own: by skill, of programs, `instructions` or a needle's.
 
     examples  the split that examples are taken from: none, since they stand in front of the questions
     """
@@ -103,7 +103,7 @@ OFFLINE: dict[str, Offline | BySkill] = {
 OFFLINE |= {
     name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test", examples="dev") for name in MMLU
 }
-OFFLINE |= {name: BySkill(name) for name in (*SOURCES, instructions.NAME, *needle.CONTEXTS)}
+OFFLINE |= {name: BySkill(name) for name in (*SOURCES, *programs.SOURCES, instructions.NAME, *needle.CONTEXTS)}
 HUB = {  # known by name, their documents on the hub only: lm-eval's YAML file
     "race": "race/race.yaml",
     "wsc": "super_glue/wsc/default.yaml",
@@ -121,6 +121,7 @@ GROUPS = {
     "laco": LACO,
     "skills": QUICK_SKILLS,
     "written": tuple(WRITTEN_TASKS),
+    "programs": tuple(programs.SOURCES),
     "needle": needle.SHORT,
 } | SKILLS
 

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from bench.data import programs
 from bench.data.mixture import split_calibrations
 from bench.plan.cell import to_slug
 from bench.plan.fields import (
@@ -199,6 +200,7 @@ class RunSpec:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     calibration_tokens: Sequence[str] = option((), CALIBRATION_TOKENS, "LIST", group="measure")
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
+    confirm_run_unsafe_code: bool = option(False, "execute what models write, of the tasks `programs`", group="measure")
     device: str = where_option("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = where_option("auto", DTYPE)
     threads: int | Literal["auto"] | None = where_option(
@@ -441,7 +443,7 @@ def spec_from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
 
 SHIPPED = Path(__file__).parent.parent / "specs"
 OWN = ("description", "base")  # keys that are no flags
-BY_HAND = "trust-remote-code"  # what a file that others wrote cannot switch on
+BY_HAND = ("trust-remote-code", programs.FLAG)  # what a file that others wrote cannot switch on
 
 
 def shipped_specs() -> dict[str, str]:
@@ -519,7 +521,7 @@ def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         flag = str(key).replace("_", "-")
         if flag in OWN:
             continue
-        if flag == BY_HAND:
+        if flag in BY_HAND:
             raise UserError(f"{path}: {key} is not taken from a file; give --{flag} on the command line")
         if flag not in flags_of_run():
             hint = hint_of_similar_name(flag, [*sorted(flags_of_run()), *OWN])

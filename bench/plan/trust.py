@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.data import assets, task_loading
+from bench.data import assets, programs, task_loading
 from bench.data.mixture import is_own_text, task_of_text, texts_of_calibration
 from bench.data.task_sources import GROUPS, OFFLINE
 from bench.plan.cell import Cell
@@ -29,17 +29,19 @@ class Trust:
     run          its folder
     remote_code  whether code that comes with a model may run, where the record says that it did
     names        models, texts, tasks and documents beside those of this suite, as records write them or as paths
+    programs     whether programs that a model writes may run, where a task asks for them
     """
 
     run: Path
     remote_code: bool = False
     names: tuple[str, ...] = ()
+    programs: bool = False
 
     @classmethod
     def of_run(cls, spec: RunSpec, folder: Path) -> Trust:
         """Return the trust of a run in the records of its folder: they may name what its own flags name."""
         names = [name for protocol, _ in spec.protocols() for _, name in _names_of_calibration(protocol.calibration)]
-        return cls(folder, spec.trust_remote_code, (*spec.models, *names))
+        return cls(folder, spec.trust_remote_code, (*spec.models, *names), spec.confirm_run_unsafe_code)
 
     def refuse(self, cell: Cell, *, measured: bool = False) -> None:
         """Raise UserError where the `cell` of a record names what the user does not; no such thing is opened before.
@@ -56,6 +58,9 @@ class Trust:
         if cell.trust_remote_code and not self.remote_code:
             kinds.append("code of its model")
             flags.append("--trust-remote-code")
+        if measured and not self.programs and any(task in programs.SOURCES for task in cell.protocol.tasks):
+            kinds.append("programs that a model writes")
+            flags.append(f"--{programs.FLAG}")
         if kinds:
             what, how = " and ".join(dict.fromkeys(kinds)), " ".join(dict.fromkeys(flags))
             raise UserError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import methods
-from bench.data import pretrained, task_loading, task_sources, texts
+from bench.data import pretrained, programs, task_loading, task_sources, texts
 from bench.data.chat import check_template
 from bench.data.needle import CONTEXTS
 from bench.plan import grid
@@ -131,9 +131,13 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
         raise UserError(str(error)) from None
     _check_search_minutes(spec, [*choices, *(stage.choice for stage in stages)])
     local, first = task_sources.parse_task_data(spec.task_data), protocols[0][0]
+    programs.refuse_unconfirmed(
+        task_loading.split_groups(first.tasks, local), is_confirmed=spec.confirm_run_unsafe_code
+    )
     names = task_loading.check_tasks(first.tasks, local, first.fewshot)
     if is_here:
         check_cores(first.pin)
+        programs.refuse_open_guard(names)
     healed_on = [spec.healing.text] if spec.healing else []
     texts.check_calibrations((protocol.calibration for protocol, _ in protocols))
     read = [*first.texts, *healed_on]

@@ -65,7 +65,7 @@ ACCURACY = re.compile(r"(^|_)acc(_|$)")
 def is_accuracy_metric(metric: str) -> bool:
     """Say whether a metric is the share of documents that were answered right."""
     name = metric.partition(",")[0]  # lm-eval names a filter behind a comma
-    return name in ("exact_match", "em", "mc1", "mc2") or ACCURACY.search(name) is not None
+    return name in ("exact_match", "em", "mc1", "mc2", "pass_at_1") or ACCURACY.search(name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
