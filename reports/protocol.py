@@ -22,8 +22,20 @@ from reports.groups import names_of_seeds, recipe_of_cell, seeds_of, words_of_re
 KINDS = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns that a table may have
 CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
-RECIPES = {"lora": "LoRA of rank {rank}", "full": "all parameters"}
+RECIPES = {
+    "lora": "LoRA of rank {rank}",
+    "full": "all parameters",
+    "norms": "the norms' parameters",
+    "beside": "the layers beside a cut",
+}
 LOSSES = {"next-token": "for the next token", "kl": "towards the dense model's predictions"}
+FURTHER = {  # what a recipe has beside its loss, where it is not the default
+    "top": "{:,} likeliest tokens and the rest as one",
+    "temperature": "temperature {:g}",
+    "hidden": "{:g} of the last states' cosine",
+    "attention": "{:g} of the last attention's relations",
+    "patience": "until {} points bring no lower held-out loss",
+}
 
 ProtocolRow = tuple[str, str]
 
@@ -216,8 +228,13 @@ def protocol_of_healing(cells: Sequence[Cell]) -> list[ProtocolRow]:
 def words_of_recipe(recipe: Recipe) -> str:
     """Return a recipe in words: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki, batches of 8 x 256, ...'."""
     passes = "" if recipe.passes == 1 else f", {recipe.passes:,} passes"
+    further = "".join(
+        f", {words.format(getattr(recipe, name))}"
+        for name, words in FURTHER.items()
+        if getattr(recipe, name) != getattr(Recipe, name)
+    )
     return (
-        f"{RECIPES[recipe.kind].format(**vars(recipe))}, {LOSSES[recipe.loss]}, {recipe.tokens:,} tokens of "
+        f"{RECIPES[recipe.kind].format(**vars(recipe))}, {LOSSES[recipe.loss]}{further}, {recipe.tokens:,} tokens of "
         f"{shorten_name(recipe.text)}{passes}, batches of {recipe.batch} x {recipe.length}, learning rate up to "
         f"{recipe.highest:g}, seed {recipe.seed}"
     )

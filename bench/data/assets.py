@@ -153,6 +153,7 @@ def download_wheel(wheel: Wheel, destination: Path) -> Path:
     return wheels[0]
 
 
+PREDICTIONS = "predictions-"  # begins folders of the cache with what a dense model predicts (bench.healing.teacher)
 HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 
 
@@ -388,6 +389,14 @@ def folder_of_cache() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("PRUNEBENCH_CACHE") or user_cache_dir("prunebench"))
+
+
+def room_for_predictions() -> int:
+    """Return the bytes that predictions may take in the cache: what is free, and what predictions take there now."""
+    cache = folder_of_cache()
+    place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    kept = sum(file.stat().st_size for file in cache.glob(f"{PREDICTIONS}*/*"))
+    return shutil.disk_usage(place).free + kept
 
 
 def folder_of_asset(name: str) -> Path:

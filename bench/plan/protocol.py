@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import torch
 
 
-KINDS = {"lora": 1e-3, "full": 1e-4}  # and their usual learning rates
+KINDS = {"lora": 1e-3, "full": 1e-4, "norms": 1e-3, "beside": 1e-4}  # and their usual learning rates
 RATES = ", ".join(f"{rate:g} for {kind}" for kind, rate in KINDS.items())
 PREDICTED = "two tokens or more, since the first is not predicted"
 SMALLEST = math.ulp(0.0)  # the number next to 0
@@ -69,9 +69,10 @@ class Recipe:
     PREFIX: ClassVar = "heal-"  # of its flags
     WHOLE: ClassVar = True
 
-    kind: Annotated[Literal["lora", "full"], Meaning("lora: adapters; full: every weight")] = heal_option(
-        "lora", "measure every method as pruned, and healed; by default not", flag="heal"
-    )
+    kind: Annotated[
+        Literal["lora", "full", "norms", "beside"],
+        Meaning("lora: adapters; full: every weight; norms: of norms alone; beside: of the layers beside a cut alone"),
+    ] = heal_option("lora", "measure every method as pruned, and healed; by default not", flag="heal")
     text: Annotated[Name, Meaning("whose calibration half is trained on")] = heal_option(
         "wiki", "whose calibration half is trained on, by default {default}", "TEXT"
     )
@@ -96,6 +97,24 @@ class Recipe:
     rank: Annotated[Positive, Meaning("of the adapters")] = heal_option(
         8, "of LoRA's matrices, by default {default}", "N", least=1
     )
+    top: Annotated[
+        Count, Meaning("likeliest tokens of the dense model that kl looks at, kept on disk; 0: all", later=True)
+    ] = heal_option(0, "with kl: the likeliest tokens, kept on disk; the rest are one; by default all", "K", least=0)
+    temperature: Annotated[Amount, Meaning("of both distributions of kl, whose square it is times", later=True)] = (
+        heal_option(1.0, "with kl: of both models, by default 1", "T", least=SMALLEST, right_value="a positive number")
+    )
+    hidden: Annotated[Amount, Meaning("weight of 1 - cosine between what both heads read, beside kl", later=True)] = (
+        heal_option(0.0, "with kl: weight of the cosine of the last states", "WEIGHT", least=0)
+    )
+    attention: Annotated[
+        Amount, Meaning("weight of the divergence of the relations in the last attention, beside kl", later=True)
+    ] = heal_option(0.0, "with kl: weight of the last attention's relations", "WEIGHT", least=0)
+    patience: Annotated[
+        Count, Meaning("points without a lower held-out loss after which training ends; 0: it does not", later=True)
+    ] = heal_option(0, "points without a lower held-out loss that end it, by default none", "N", least=0)
+    recompute: Annotated[
+        bool, Meaning("whether each layer is computed once more on the way back, in less memory", later=True)
+    ] = heal_option(False, "each layer once more on the way back, in less memory")
     points: Annotated[Positive, Meaning("of the learning curve, besides the one before training")] = 10
     seed: Annotated[Whole, Meaning("of the draw of text, of its order, and of the adapters")] = 0
 
@@ -103,6 +122,9 @@ class Recipe:
         check_fields(self)
         if self.points < 1:
             raise UserError(f"points of healing is a positive number; got {self.points}")
+        for name in ("top", "temperature", "hidden", "attention"):
+            if self.loss != "kl" and getattr(self, name) != getattr(Recipe, name):
+                raise UserError(f"--heal-{name} is of what the dense model predicts; add --heal-loss kl")
         if self.tokens < self.passes * self.length:
             raise UserError(
                 f"healing needs a sequence of {self.length} tokens in each pass, {self.passes * self.length} in all; "
@@ -118,6 +140,11 @@ class Recipe:
     def steps(self) -> int:
         """Return the number of steps of the optimiser."""
         return self.passes * math.ceil(self.sequences / self.batch)
+
+    @property
+    def bytes_of_top(self) -> int:
+        """Return the bytes on disk of the likeliest tokens of all training sequences; 0 where none are kept there."""
+        return self.sequences * (self.length - 1) * 4 * (2 * self.top + 1) if self.top else 0
 
     @property
     def highest(self) -> float:

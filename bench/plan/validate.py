@@ -15,6 +15,7 @@ import torch
 
 import methods
 from bench.data import pretrained, programs, task_loading, task_sources, texts
+from bench.data.assets import folder_of_cache, room_for_predictions
 from bench.data.chat import check_template
 from bench.data.needle import CONTEXTS
 from bench.plan import grid
@@ -146,6 +147,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
         target = prepare_target(spec, model, read, is_here=is_here)
         if spec.healing:
             _check_healing(spec.healing, [protocol for protocol, _ in protocols], target)
+            _check_room(spec.healing, is_here=is_here)
         if first.save_dtype or stages:  # which go on from a model that the run has kept
             try:
                 save_load.refuse_own_code(target.decoder)
@@ -226,7 +228,11 @@ def _check_search_minutes(spec: RunSpec, choices: Iterable[MethodChoice]) -> Non
 
 
 def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target) -> None:
-    """Refuse a text that is measured on, a dtype that cannot be trained in, and sequences longer than the model's."""
+    """Refuse a recipe that this model or this machine cannot follow.
+
+    It is a text that is measured on, a dtype that cannot be trained in, sequences longer than the model's, and more
+    likely tokens than there are.
+    """
     refuse_recipe(recipe, target.dtype, dense=True)  # which is loaded where the loss needs it
     for protocol in protocols:
         for text in protocol.texts:
@@ -237,6 +243,17 @@ def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target
                 )
     if recipe.length > (most := getattr(target.decoder.config, "max_position_embeddings", recipe.length)):
         raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
+    if recipe.top >= (size := target.decoder.embed.num_embeddings):
+        raise UserError(f"--heal-top {recipe.top} leaves none of the model's {size} tokens; leave it out, to keep all")
+
+
+def _check_room(recipe: Recipe, *, is_here: bool) -> None:
+    """Refuse predictions of the dense model for which the disk of this machine has no room, if cells run on it."""
+    if is_here and recipe.bytes_of_top > (room := room_for_predictions()):
+        raise UserError(
+            f"--heal-top {recipe.top} takes {recipe.bytes_of_top / 1e6:,.0f} MB for {recipe.tokens:,} tokens, and "
+            f"{room / 1e6:,.0f} MB are free in {folder_of_cache()}; name another folder in PRUNEBENCH_CACHE"
+        )
 
 
 def _stage_cells(stage: grid.NextStage, decoder: Decoder, common: dict[str, Any]) -> list[Cell]:

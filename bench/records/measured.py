@@ -159,6 +159,9 @@ class Healing:
         is_needed=True,
     )
     tokens_per_second: Amount | None = declare_optional_field("of training")
+    outside_top: Share | None = declare_optional_field(
+        "probability that the dense model gives to tokens that kl does not tell apart, a mean over tokens"
+    )
     curve: Annotated[tuple[LearningPoint, ...], MinLen(1)] = declare_field("of learning", "bench.healing")
 
 

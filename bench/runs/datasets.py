@@ -26,7 +26,7 @@ from bench.data import pretrained, questions, task_loading, texts
 from bench.data.texts import EvaluationText, refuse_shared
 from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
-from bench.healing import Text, draw_text
+from bench.healing.training import Text, draw_text
 from bench.plan.cell import Cell, Inputs
 from bench.plan.kinds import to_plain, value_from_plain
 from bench.plan.protocol import Protocol, Recipe

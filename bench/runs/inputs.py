@@ -23,7 +23,7 @@ from bench.data import texts as text_data
 from bench.data.chat import sha256_of_template
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
-from bench.healing import REVISION, Text
+from bench.healing.training import REVISION, Text
 from bench.plan.cell import Cell, HealingInput, Inputs, TimedOn
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe

@@ -27,11 +27,11 @@ import torch
 from torch import nn
 
 import methods
-from bench import healing
 from bench.data import pretrained, texts
 from bench.evaluation import checks, scoring, tasks
 from bench.evaluation.forwards import Sweeping
-from bench.healing import DensePredictions, Text
+from bench.healing.teacher import DensePredictions, predict
+from bench.healing.training import Text, heal
 from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain, value_from_plain
@@ -248,8 +248,10 @@ def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: CellPr
     """Return what the dense model predicts for the text of healing, where the loss needs that."""
     if cell.healing is None or cell.healing.loss != "kl":
         return None
+    text, measured = datasets.healing[cell.healing], outcome.measured
+    identity = f"{measured.weights_sha256} {text.sha256} {cell.dtype} {outcome.devices[0].type}"
     with outcome.stage("heal"):
-        return DensePredictions(dense, datasets.healing[cell.healing].train)
+        return predict(dense, text.train, cell.healing, identity)
 
 
 def _heal(
@@ -261,7 +263,7 @@ def _heal(
     with outcome.stage("heal"):
         start = inputs.sha256_of_state(decoder.model)
         place = store.pieces_of(folder, cell.key, start).healing
-        curve = healing.heal(decoder, text, recipe, dense=dense, folder=place)
+        curve = heal(decoder, text, recipe, dense=dense, folder=place)
     end = curve[-1]
     trained = Healing(
         recipe=recipe.as_run(),
@@ -270,6 +272,7 @@ def _heal(
         seconds=end.seconds,
         tokens=end.tokens,
         tokens_per_second=end.tokens / end.seconds,
+        outside_top=dense.outside if dense else None,
         curve=tuple(curve),
     )
     outcome.measured = replace(outcome.measured, healing=trained)

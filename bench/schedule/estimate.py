@@ -32,7 +32,7 @@ import torch
 
 import methods
 from bench.evaluation import checks
-from bench.healing import HELD_OUT
+from bench.healing.training import HELD_OUT
 from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol, Recipe
 from bench.records import run_folder

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import methods
-from bench import healing
 from bench.data import pretrained
+from bench.healing import training
 from bench.plan.cell import Cell
 from bench.schedule.pruning_memory import FLOAT32, PruningMemory
 from bench.schedule.shape import Shape
@@ -244,21 +244,25 @@ class Footprint:
         """Return the bytes of the model, of trained weights with gradients and moments, and of one micro-batch."""
         assert cell.healing is not None
         recipe, shape, b = cell.healing, self.shape, self.bytes_each
-        most = healing.LOGITS if cell.device.startswith("cuda") else healing.LOGITS_ON_CPU
+        most = training.LOGITS if cell.device.startswith("cuda") else training.LOGITS_ON_CPU
         tokens = recipe.length * max(1, min(recipe.batch, most // (shape.vocabulary * recipe.length)))
         kept = shape.kept(shape.share(cell.ratio, cell.ratio_of))
         layers, D, I = shape.layers * kept, shape.width, shape.mlp
         adapters = layers * recipe.rank * (7 * D + 3 * I + 2 * shape.heads + shape.keys)
-        trained = pruned_weights + 4 * FLOAT32 * adapters if recipe.kind == "lora" else 4 * FLOAT32 * pruned_weights / b
+        few = {"lora": 4 * FLOAT32 * adapters, "norms": 4 * FLOAT32 * layers * 4 * D}
+        trained = 4 * FLOAT32 * pruned_weights / b  # at most, of layers beside a cut
+        trained = pruned_weights + few[recipe.kind] if recipe.kind in few else trained
         cast = FLOAT32 * (6 * D + I) if recipe.kind == "lora" and b < FLOAT32 else 0  # for adapters, which are float32
         logits = 3 * FLOAT32 + (b if b < FLOAT32 else 0)
-        passed = tokens * (layers * (b * (10 * D + 4 * I) + cast) + shape.vocabulary * logits)
+        layer = b * (10 * D + 4 * I) + cast
+        inside = layers * b * D + layer if recipe.recompute else layers * layer
+        passed = tokens * (inside + shape.vocabulary * logits)
         dense = tokens * shape.vocabulary * 3 * FLOAT32 if recipe.loss == "kl" else 0
         return round(trained + passed + dense + self._kept_head(cell))
 
     def _kept_head(self, cell: Cell) -> int:
         """Return the bytes of the dense model's head where healing needs its predictions; else 0."""
-        kept = cell.healing is not None and cell.healing.loss == "kl"
+        kept = cell.healing is not None and cell.healing.loss == "kl" and not cell.healing.top
         return self.bytes_each * self.shape.head if kept else 0
 
     def _parked(self, cell: Cell, *, in_files: bool = False) -> int:
@@ -266,7 +270,9 @@ class Footprint:
         width, recipe = self.shape.width, cell.healing
         pruning = self.pruning(cell, in_files=in_files)
         states = 0 if self.offload else pruning.parked
-        read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
+        in_memory = recipe is not None and recipe.loss == "kl" and not recipe.top
+        kept = width + (width + self.shape.keys if recipe and recipe.attention else 0)
+        read = self.bytes_each * recipe.sequences * recipe.length * kept if recipe and in_memory else 0
         if not pruning.on_gpu:
             return states + read
         # of a checkpoint of healing, which is copied as a whole: all weights in float32 with both their moments

@@ -8,8 +8,7 @@ from conftest import LAYERS, padded, tiny
 from transformers import AutoModelForCausalLM
 
 import methods
-from bench import healing
-from bench.healing import Text
+from bench.healing.training import Text, heal
 from bench.plan.protocol import Recipe
 from methods.model.decoder import Decoder
 from methods.model.inserted import LowRank
@@ -104,6 +103,6 @@ def test_training_starts_at_a_uniform_guess_and_sees_the_same_steps():
     ids = (torch.randint(3, 100, (24, 1), generator=torch.Generator().manual_seed(3)) + torch.arange(16)) % 100
     text = Text(ids[:16], ids[16:], "made here", "0" * 64)
     recipe = Recipe(kind="full", tokens=16 * 16, length=16, batch=4, points=2)
-    curves = [healing.heal(pruned(name)[0], text, recipe) for name in ("laco", "laco+reinitialize")]
+    curves = [heal(pruned(name)[0], text, recipe) for name in ("laco", "laco+reinitialize")]
     assert [point.tokens for point in curves[0]] == [point.tokens for point in curves[1]]
     assert curves[1][0].heldout_loss == pytest.approx(float(torch.tensor(128.0).log()), abs=0.1)

@@ -12,7 +12,7 @@ from made_records import DENSE, PER_LAYER, measured, ok, with_measured
 from tiny_methods import EXPERTS, calibration
 
 import methods
-from bench import healing
+from bench.healing.trainable import make_trainable
 from bench.plan.protocol import Recipe
 from methods.errors import OutOfReach, Unsupported
 from methods.experts.reap import experts_to_go, lowest_of_groups, sum_routed_outputs
@@ -268,7 +268,7 @@ def test_reports_tell_what_is_left_of_experts_and_which_parameters_are_active():
 def test_adapters_lie_beside_the_attention_of_a_mixture():
     model = Decoder(tiny("mixtral", layers=2))
     before = {name: one.clone() for name, one in model.model.named_parameters()}
-    with healing.make_trainable(model, Recipe(kind="lora", tokens=64, length=16, batch=2)) as weights:
+    with make_trainable(model, Recipe(kind="lora", tokens=64, length=16, batch=2)) as weights:
         assert len(weights) == 2 * 2 * 4
         assert all("attn" in name for name in weights)
     assert before.keys() == dict(model.model.named_parameters()).keys()

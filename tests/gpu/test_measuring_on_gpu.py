@@ -14,11 +14,12 @@ from made_cells import made_cell
 from places import model_of, spread
 
 import methods
-from bench import healing
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.evaluation import checks, layer_similarity, scoring
-from bench.healing import DensePredictions, Text
+from bench.healing import training
+from bench.healing.teacher import DensePredictions
+from bench.healing.training import Text
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.run_folder import load_run
@@ -93,7 +94,7 @@ def test_checks(place, dtype, tmp_path):
 @pytest.mark.parametrize("how", TRAININGS, ids=str)
 def test_healing(how, place, tmp_path, monkeypatch):
     """Interrupted halfway, it goes on from its checkpoint to the same model."""
-    train = healing._Training._train
+    train = training._Training._train
 
     def killed(self):
         if self.step == 1:
@@ -104,14 +105,14 @@ def test_healing(how, place, tmp_path, monkeypatch):
         model, recipe = Decoder(place(model_of("llama"))), replace(RECIPE, **how)
         dense = DensePredictions(model, TEXT.train) if recipe.loss == "kl" else None
         methods.make("shortgpt").prune(model, CALIBRATION, 0.3)
-        curve = healing.heal(model, TEXT, recipe, dense=dense, folder=folder)
+        curve = training.heal(model, TEXT, recipe, dense=dense, folder=folder)
         curve = [replace(point, seconds=0.0) for point in curve]
         return curve, {name: value.detach().cpu() for name, value in model.model.named_parameters()}
 
     curve, weights = healed(lambda model: model, tmp_path / "cpu")
     with EmulatedGpus(count=2):
         with monkeypatch.context() as patched:
-            patched.setattr(healing._Training, "_train", killed)
+            patched.setattr(training._Training, "_train", killed)
             with pytest.raises(KeyboardInterrupt):
                 healed(place, tmp_path / "gpu")
         for _ in range(2):  # from halfway, then from the end

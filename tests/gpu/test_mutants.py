@@ -16,9 +16,10 @@ from places import model_of, spread
 from tiny_methods import layers_for
 
 import methods
-from bench import healing
 from bench.evaluation import checks, scoring
-from bench.healing import DensePredictions, Text
+from bench.healing import training
+from bench.healing.teacher import DensePredictions
+from bench.healing.training import Text
 from bench.plan.protocol import Recipe
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -63,7 +64,7 @@ def diverge(place, folder):
 def heal(place):
     text, model = Text(IDS[:4], IDS[4:], "made here", "0" * 64), Decoder(place(model_of("llama")))
     recipe = Recipe(kind="lora", loss="kl", tokens=96, length=24, batch=4, points=1)
-    curve = healing.heal(model, text, recipe, dense=DensePredictions(model, text.train))
+    curve = training.heal(model, text, recipe, dense=DensePredictions(model, text.train))
     return [point.heldout_loss for point in curve]
 
 
@@ -113,10 +114,10 @@ ILLEGAL = [
      "diverge"),
     ("bench/evaluation/scoring.py", "-logarithms.cpu()", "-logarithms", "read"),
     ("bench/evaluation/checks.py", "window[None, :-1].to(model.device)", "window[None, :-1]", "diverge"),
-    ("bench/healing.py", "self.text.train[rows].to(self.device)", "self.text.train[rows]", "heal"),
-    ("bench/healing.py", "piece.to(dense.embed.weight.device)", "piece", "heal"),
-    ("bench/healing.py", "[rows].to(self.head.weight.device)", "[rows]", "heal"),
-    ("bench/healing.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
+    ("bench/healing/training.py", "self.text.train[rows].to(self.device)", "self.text.train[rows]", "heal"),
+    ("bench/healing/teacher.py", "piece.to(dense.embed.weight.device)", "piece", "heal"),
+    ("bench/healing/teacher.py", "[rows].to(self.head.weight.device)", "[rows]", "heal"),
+    ("bench/healing/training.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
 ]  # fmt: skip
 ILLEGAL_ON_TWO = [
     ("methods/trials/blocks.py", "state.to(layer.device)", "state", "blockpruner"),

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from conftest import padded, tiny
+from conftest import tiny
+from tiny_healing import CALIBRATION, IDS, SMALL, TEXT, pruned, timeless, weights
 from torch import nn
 
 import methods
-from bench import healing
 from bench.cli.main import main
-from bench.healing import HELD_OUT, DensePredictions, Text, draw_text
+from bench.healing import training
+from bench.healing.teacher import DensePredictions, predict
+from bench.healing.trainable import make_trainable
+from bench.healing.training import HELD_OUT, Text, draw_text, heal
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Recipe
 from bench.records.run_folder import load_run
@@ -26,12 +28,6 @@ from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.inserted import factors_of
 
-GENERATOR = torch.Generator().manual_seed(3)
-# Each token follows from the one before, so that there is something to learn.
-IDS = (torch.randint(3, 100, (24, 1), generator=GENERATOR) + torch.arange(16)) % 100
-TEXT = Text(IDS[:16], IDS[16:], "made here", "0" * 64)
-SMALL = {"tokens": 16 * 16, "length": 16, "batch": 4, "points": 2}
-CALIBRATION = padded(torch.randint(3, 128, (8, 24), generator=GENERATOR).tolist())
 PRUNED = [
     ("llama", "laco", 0.3),
     ("llama", "slicegpt", 0.3),
@@ -44,27 +40,12 @@ PRUNED = [
 ]
 
 
-def pruned(family="llama", method="laco", ratio=0.3):
-    model = Decoder(tiny(family))
-    methods.make(method).prune(model, CALIBRATION, ratio)
-    return model
-
-
-def timeless(curve):
-    """The curve without the one thing that no two trainings share."""
-    return [replace(point, seconds=0.0) for point in curve]
-
-
-def weights(model):
-    return {name: value.detach().clone() for name, value in model.model.named_parameters()}
-
-
 @pytest.mark.parametrize("kind", ("lora", "full"))
 @pytest.mark.parametrize(("family", "method", "ratio"), PRUNED)
 def test_a_healed_model_is_a_plain_pruned_model_that_loads_again(family, method, ratio, kind, tmp_path):
     model = pruned(family, method, ratio)
     before, types = weights(model), [type(module) for module in model.model.modules()]
-    curve = healing.heal(model, TEXT, Recipe(kind=kind, learning_rate=3e-3, **SMALL))
+    curve = heal(model, TEXT, Recipe(kind=kind, learning_rate=3e-3, **SMALL))
     after = weights(model)
     assert [(name, w.shape, w.dtype) for name, w in after.items()] == [
         (name, w.shape, w.dtype) for name, w in before.items()
@@ -94,7 +75,7 @@ def test_the_curve_is_what_the_model_gives():
         return float(dense(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
     start = loss(model, TEXT.held_out)
-    curve = healing.heal(model, TEXT, Recipe(**SMALL))
+    curve = heal(model, TEXT, Recipe(**SMALL))
     assert [(point.step, point.tokens) for point in curve] == [(0, 0), (2, 128), (4, 256)]
     assert curve[0].heldout_loss == pytest.approx(start, rel=1e-5)
     assert curve[-1].heldout_loss == pytest.approx(loss(model, TEXT.held_out), rel=1e-5)
@@ -105,7 +86,7 @@ def test_the_curve_is_what_the_model_gives():
 
 def test_the_interval_of_the_held_out_loss_is_that_of_sequences_in_a_row():
     model = pruned()
-    curve = healing.heal(model, TEXT, Recipe(**SMALL))
+    curve = heal(model, TEXT, Recipe(**SMALL))
     with torch.no_grad():
         logits = model.model(TEXT.held_out, use_cache=False).logits[:, :-1].transpose(1, 2)
     sums = nn.functional.cross_entropy(logits, TEXT.held_out[:, 1:], reduction="none").sum(1).tolist()
@@ -123,7 +104,7 @@ def test_moments_are_updated_one_tensor_after_the_other(monkeypatch):
 
     AdamW = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", noted)
-    healing.heal(pruned(), TEXT, Recipe(kind="full", **SMALL))
+    heal(pruned(), TEXT, Recipe(kind="full", **SMALL))
     assert [options["foreach"] for options in made] == [False]
 
 
@@ -139,7 +120,7 @@ def test_full_training_is_adamw_by_hand():
         nn.utils.clip_grad_norm_(twin.model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-    healing.heal(model, TEXT, recipe)
+    heal(model, TEXT, recipe)
     assert all(
         torch.allclose(a, b, atol=1e-5) for a, b in zip(weights(model).values(), weights(twin).values(), strict=True)
     )
@@ -148,26 +129,26 @@ def test_full_training_is_adamw_by_hand():
 def test_small_forwards_change_nothing(monkeypatch):
     one, other = pruned(), pruned()
     recipe = Recipe(kind="full", **SMALL)
-    curve = healing.heal(one, TEXT, recipe)
-    monkeypatch.setattr(healing, "LOGITS_ON_CPU", 1)  # a sequence at a time
-    assert healing.heal(other, TEXT, recipe)[-1].heldout_loss == pytest.approx(curve[-1].heldout_loss, abs=1e-4)
+    curve = heal(one, TEXT, recipe)
+    monkeypatch.setattr(training, "LOGITS_ON_CPU", 1)  # a sequence at a time
+    assert heal(other, TEXT, recipe)[-1].heldout_loss == pytest.approx(curve[-1].heldout_loss, abs=1e-4)
 
 
 def test_kl_is_zero_against_itself_and_draws_near_the_dense_model():
     dense = Decoder(tiny("llama"))
     recipe = Recipe(kind="full", loss="kl", learning_rate=3e-3, tokens=8 * 256, passes=8, length=16, batch=4, points=8)
     kept = DensePredictions(dense, TEXT.train)
-    same = healing.heal(Decoder(copy.deepcopy(dense.model)), TEXT, Recipe(loss="kl", kind="full", **SMALL), dense=kept)
+    same = heal(Decoder(copy.deepcopy(dense.model)), TEXT, Recipe(loss="kl", kind="full", **SMALL), dense=kept)
     assert same[1].loss == pytest.approx(0, abs=1e-5)
-    curve = healing.heal(pruned(), TEXT, recipe, dense=kept)
+    curve = heal(pruned(), TEXT, recipe, dense=kept)
     assert 0 < curve[-1].loss < 0.7 * curve[1].loss
 
 
-class SecondModel:
+class SecondModel(DensePredictions):
     """Predicts with the dense model itself, as a second one beside the pruned model would."""
 
     def __init__(self, dense):
-        self.dense = dense
+        self.dense, self.recipe = dense, Recipe(loss="kl")
 
     @torch.no_grad()
     def logits(self, rows):
@@ -185,69 +166,88 @@ class SecondModel:
 )
 def test_kl_needs_no_second_model_and_has_the_losses_of_one(family, method, kind, monkeypatch):
     """What is kept is of the dense model, whatever pruning and training then do to the model that it was."""
-    monkeypatch.setattr("bench.healing.LOGITS_OF_DENSE", 128 * 16 * 3)  # three sequences at a time
+    monkeypatch.setattr("bench.healing.teacher.LOGITS_OF_DENSE", 128 * 16 * 3)  # three sequences at a time
     model, recipe = Decoder(tiny(family)), Recipe(kind=kind, loss="kl", learning_rate=3e-3, **SMALL)
     kept = DensePredictions(model, TEXT.train)
     methods.make(method).prune(model, CALIBRATION, 0.3)
     other, dense = Decoder(copy.deepcopy(model.model)), SecondModel(Decoder(tiny(family)))
-    curve, expected = (healing.heal(one, TEXT, recipe, dense=of) for one, of in ((model, kept), (other, dense)))
+    curve, expected = (heal(one, TEXT, recipe, dense=of) for one, of in ((model, kept), (other, dense)))
     assert [each.loss for each in curve[1:]] == pytest.approx([each.loss for each in expected[1:]], rel=1e-4)
     torch.testing.assert_close(kept.logits([5, 0]), dense.logits([5, 0]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ("lora", "full"))
-def test_training_that_was_interrupted_ends_as_if_it_had_not_been(kind, tmp_path, monkeypatch):
-    recipe = Recipe(kind=kind, learning_rate=3e-3, tokens=2 * 256, passes=2, length=16, batch=4, points=4)
-    whole = pruned()
-    wanted = timeless(healing.heal(whole, TEXT, recipe))
-    train = healing._Training._train
+ADDED = {"loss": "kl", "top": 20, "temperature": 2.0, "hidden": 0.5, "attention": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "further"),
+    [
+        ("lora", {}),
+        ("full", {}),
+        ("norms", ADDED),
+        ("beside", ADDED | {"top": 0}),
+        ("lora", ADDED | {"recompute": True, "patience": 3}),
+    ],
+)
+def test_training_that_was_interrupted_ends_as_if_it_had_not_been(kind, further, tmp_path, monkeypatch):
+    recipe = Recipe(kind=kind, learning_rate=3e-3, tokens=2 * 256, passes=2, length=16, batch=4, points=4, **further)
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
+
+    def heal_again(model, folder=None):
+        """Heal as a new process does, which asks the dense model itself."""
+        dense = predict(Decoder(tiny("llama")), TEXT.train, recipe, "dense") if further else None
+        return heal(model, TEXT, recipe, dense=dense, folder=folder)
+
+    whole, tmp_path = pruned(), tmp_path / "pieces"
+    wanted = timeless(heal_again(whole))
+    train = training._Training._train
 
     def killed(self):
         if self.step == 5:
             raise KeyboardInterrupt
         train(self)
 
-    monkeypatch.setattr(healing._Training, "_train", killed)
+    monkeypatch.setattr(training._Training, "_train", killed)
     with pytest.raises(KeyboardInterrupt):
-        healing.heal(pruned(), TEXT, recipe, folder=tmp_path)
-    monkeypatch.setattr(healing._Training, "_train", train)
+        heal_again(pruned(), tmp_path)
+    monkeypatch.setattr(training._Training, "_train", train)
     assert [path.name for path in tmp_path.iterdir()] == ["heal.safetensors"]
     steps = []
-    monkeypatch.setattr(healing._Training, "_train", lambda self: steps.append(self.step) or train(self))
+    monkeypatch.setattr(training._Training, "_train", lambda self: steps.append(self.step) or train(self))
     model = pruned()
-    assert timeless(healing.heal(model, TEXT, recipe, folder=tmp_path)) == wanted
+    assert timeless(heal_again(model, tmp_path)) == wanted
     assert steps == [4, 5, 6, 7]
     assert all(torch.equal(a, b) for a, b in zip(weights(model).values(), weights(whole).values(), strict=True))
     finished = pruned()
-    again = healing.heal(finished, TEXT, recipe, folder=tmp_path)
+    again = heal_again(finished, tmp_path)
     assert timeless(again) == wanted
     seconds = [point.seconds for point in again]
     assert seconds[0] == 0
     assert all(before < after for before, after in pairwise(seconds))  # over both attempts
-    assert torch.equal(weights(finished)["model.layers.0.mlp.down_proj.weight"], model.layers[0].down.weight)
+    assert all(torch.equal(a, b) for a, b in zip(weights(finished).values(), weights(model).values(), strict=True))
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    healing.heal(pruned(), TEXT, Recipe(**SMALL), folder=tmp_path)
+    heal(pruned(), TEXT, Recipe(**SMALL), folder=tmp_path)
     for model, recipe, text in (
         (pruned(), Recipe(**SMALL, seed=1), TEXT),
         (pruned(ratio=0.5), Recipe(**SMALL), TEXT),
         (pruned(), Recipe(**SMALL), Text(TEXT.train, TEXT.held_out, "other", "1" * 64)),
     ):
         with pytest.raises(UserError, match="another training"):
-            healing.heal(model, text, recipe, folder=tmp_path)
+            heal(model, text, recipe, folder=tmp_path)
     (tmp_path / "heal.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="no checkpoint"):
-        healing.heal(pruned(), TEXT, Recipe(**SMALL), folder=tmp_path)
+        heal(pruned(), TEXT, Recipe(**SMALL), folder=tmp_path)
 
 
 def test_a_bfloat16_model_stays_one_and_learns():
     for kind in ("lora", "full"):
         model = Decoder(pruned().model.to(torch.bfloat16))
         recipe = Recipe(kind=kind, learning_rate=3e-3, tokens=4 * 256, passes=4, length=16, batch=4, points=1)
-        with healing.make_trainable(Decoder(copy.deepcopy(model.model)), recipe) as trained:
+        with make_trainable(Decoder(copy.deepcopy(model.model)), recipe) as trained:
             assert {weight.dtype for weight in trained.values()} == {torch.float32}
-        curve = healing.heal(model, TEXT, recipe)
+        curve = heal(model, TEXT, recipe)
         assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
         assert curve[-1].heldout_loss < curve[0].heldout_loss
         with torch.no_grad():  # of the model that is given back, whose weights have been rounded again
@@ -261,13 +261,13 @@ def test_a_loss_that_is_no_number_ends_it():
     with torch.no_grad():
         model.layers[0].down.weight.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="step 0"):
-        healing.heal(model, TEXT, Recipe(**SMALL))
+        heal(model, TEXT, Recipe(**SMALL))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kind": "none"}, "lora or full"),
+        ({"kind": "none"}, "lora, full, norms or beside"),
         ({"loss": "mse"}, "next-token or kl"),
         ({"tokens": 10}, "needs a sequence"),
         ({"batch": 0}, "positive"),
@@ -282,9 +282,9 @@ def test_a_recipe_that_cannot_be_is_refused(wrong, message):
 
 def test_float16_and_a_missing_dense_model_are_refused():
     with pytest.raises(UserError, match="bfloat16"):
-        healing.heal(Decoder(tiny("llama").half()), TEXT, Recipe(**SMALL))
+        heal(Decoder(tiny("llama").half()), TEXT, Recipe(**SMALL))
     with pytest.raises(UserError, match="dense"):
-        healing.heal(pruned(), TEXT, Recipe(loss="kl", **SMALL))
+        heal(pruned(), TEXT, Recipe(loss="kl", **SMALL))
 
 
 def test_every_sequence_is_seen_once_in_each_pass_and_the_rate_rises_and_falls():

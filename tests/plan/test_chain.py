@@ -22,7 +22,7 @@ import methods
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.data import texts as text_data
-from bench.healing import _Training, draw_text, heal
+from bench.healing.training import _Training, draw_text, heal
 from bench.plan.cell import Stage
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Protocol, Recipe, protocol_of_profile
@@ -322,7 +322,7 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
 KILLED = """
 import os, signal, sys
 from bench.cli.main import main
-from bench.healing import _Training
+from bench.healing.training import _Training
 
 def save(self, *arguments, write=_Training._save):
     write(self, *arguments)

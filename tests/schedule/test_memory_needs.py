@@ -17,9 +17,9 @@ from tiny_methods import EXPERTS, METHODS, TINY
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
-from bench import healing
 from bench.cli.main import main
-from bench.healing import DensePredictions, Text
+from bench.healing.teacher import DensePredictions
+from bench.healing.training import Text, heal
 from bench.plan.cell import Cell
 from bench.plan.protocol import Recipe, protocol_for_cuda, protocol_of_profile
 from bench.schedule import memory_needs
@@ -142,7 +142,7 @@ def test_what_healing_needs_is_about_what_it_takes(how):
         decoder = Decoder(tiny("llama", **options).to("cuda"))
         torch.cuda.reset_peak_memory_stats()
         dense = DensePredictions(decoder, text.train) if recipe.loss == "kl" else None
-        healing.heal(decoder, text, recipe, dense=dense)
+        heal(decoder, text, recipe, dense=dense)
         taken = gpus.memories[0].peak - footprint.weights
     needed = footprint.stages(cell("dense", healing=recipe, ratio=None))["heal"] - footprint.weights
     assert LOW * taken <= needed <= HIGH * taken, (needed, taken)

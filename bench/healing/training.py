@@ -1,20 +1,20 @@
-"""Heals a pruned model: draws the text, keeps what the dense model predicts for it, and trains.
+"""Heals a pruned model: draws the text, trains, and goes on from where it was interrupted.
 
 The recipe's kind says what is trained, and its loss says towards what:
 
-lora   low-rank adapters beside the matrices of every layer, but those of experts, merged into them at the end
-       (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, by the library peft)
-full   all parameters
+lora    low-rank adapters beside the matrices of every layer, but those of experts, merged into them at the end
+        (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, by the library peft)
+full    all parameters
+norms   those of the norms
+beside  those of the layers in front of and behind removed ones, and of layers that lack an attention or an MLP
 
 next-token   loss of the next token of the text, nats per token
-kl           Kullback-Leibler divergence of the next token from the dense model's, nats per token (Hinton et al. 2015)
-
-Predictions. There is no second model while one is trained. What the dense model's head reads is noted before pruning,
-when the dense model is on the device anyway. It waits in the host's memory: D numbers a token, where the predictions
-themselves would be V. On the device there is a copy of the head.
+kl           Kullback-Leibler divergence of the next token from the dense model's, nats per token, and what the recipe
+             adds to it (bench.healing.teacher)
 
 Training. AdamW runs at the learning rate of bench.plan.protocol, with gradients clipped to norm 1, no weight decay and
-no dropout. Weights that are trained are float32, adapters as well; a bfloat16 model computes in bfloat16.
+no dropout. A step is divided into forwards whose logits fit, and its gradients are summed. Weights that are trained are
+float32, adapters as well; a bfloat16 model computes in bfloat16.
 
 Checkpoints. The loop is written out here since a checkpoint of the Trainer, and of accelerate, is a pickle. Ours is one
 safetensors file, renamed into place: trained weights, moments of AdamW, and the curve so far. The order of the
@@ -23,19 +23,17 @@ never interrupted: to the last bit on a CPU. On a GPU attention's backward pass 
 equal up to rounding.
 
 Letters: N = training sequences, H = held-out sequences, B = sequences of a step, T = tokens of a sequence,
-D = residual width, V = vocabulary.
+V = vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,21 +43,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench.healing.teacher import DensePredictions, collect_states
+from bench.healing.trainable import make_trainable
 from bench.plan.protocol import Recipe, refuse_recipe
 from bench.records.measured import LearningPoint
 from bench.stats.clusters import ratio_interval
 from methods import console
 from methods.errors import UserError
-from methods.model.activations import collect_inputs
-from methods.model.decoder import Decoder, cap_logits, gpus_of
-from methods.model.inserted import factors_of
+from methods.model.decoder import Decoder
 
-LOGITS_OF_DENSE = 2**26  # the most that one forward of the dense model gives
 HELD_OUT = 8  # sequences
-ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
 LOGITS = 2**26  # the most of one forward, 256 MiB in float32
 LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor is quicker, and takes half the memory
-ADAPTER = "healing"
 CHECKPOINT = "heal.safetensors"
 PROGRESS = ("step", "tokens", "seconds", "curve")  # of training, in a checkpoint beside weights and moments
 REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
@@ -83,30 +78,13 @@ def draw_text(tokenizer: Any, recipe: Recipe) -> Text:
     return Text(block.ids[:-HELD_OUT], block.ids[-HELD_OUT:], block.source, block.sha256)
 
 
-class DensePredictions:
-    """Holds the inputs of the dense model's head for each training sequence, (N, T - 1, D) on the CPU, and the head."""
-
-    @torch.no_grad()
-    def __init__(self, dense: Decoder, ids: Tensor) -> None:
-        """Run the dense model on ids, (N, T)."""
-        self.head = copy.deepcopy(dense.head).requires_grad_(False)
-        self.config = dense.config
-        read = list[Tensor]()
-        pieces = torch.split(ids, max(1, LOGITS_OF_DENSE // (dense.embed.num_embeddings * ids.shape[1])))
-        for piece in console.show_progress(pieces, "reading the text of healing", "batch"):
-            with collect_inputs(dense.head) as inputs:
-                dense.model(input_ids=piece.to(dense.embed.weight.device), use_cache=False)
-            read.append(inputs[0][:, :-1].cpu())
-        self.read = torch.cat(read)
-
-    @torch.no_grad()
-    def logits(self, rows: list[int]) -> Tensor:
-        """Return the dense model's logits for each token but the first of these sequences: (B, T - 1, V) in float32."""
-        return cap_logits(self.head(self.read[rows].to(self.head.weight.device)), self.config).float()
-
-
 def heal(
-    model: Decoder, text: Text, recipe: Recipe, *, dense: DensePredictions | None = None, folder: Path | None = None
+    model: Decoder,
+    text: Text,
+    recipe: Recipe,
+    *,
+    dense: DensePredictions | None = None,
+    folder: Path | None = None,
 ) -> list[LearningPoint]:
     """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
 
@@ -115,59 +93,23 @@ def heal(
 
     `loss` of a point is the mean of the recipe's loss since the point before, and None at step 0. `heldout_loss` is
     that of the next token, whatever the recipe's loss. Its interval is over sequences that follow each other in their
-    text. The last point is of the model that is returned, with adapters merged and in its own dtype.
+    text. The last point is of the model that is returned, with adapters merged and in its own dtype. Where the recipe
+    has a patience, training ends after so many points without a lower held-out loss.
 
-    Raises UserError as `refuse_recipe` does and for a checkpoint of another training, FloatingPointError where the loss
-    is no finite number.
+    Raises UserError as `refuse_recipe` does and for a checkpoint of another training, Unsupported for a model that has
+    no weights of the recipe's kind or no states of its loss, FloatingPointError where the loss is no finite number.
     """
     dtype = model.embed.weight.dtype
     refuse_recipe(recipe, dtype, dense)
     with make_trainable(model, recipe) as weights:
         training = _Training(model, text, recipe, dense, weights)
-        training.half = recipe.kind == "full" and dtype == torch.bfloat16
+        training.half = recipe.kind != "lora" and dtype == torch.bfloat16
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         training.run(folder / CHECKPOINT if folder is not None else None)
     training.half = False
     training.curve[-1] |= training.held_out()
     return [LearningPoint(**point) for point in training.curve]
-
-
-@contextmanager
-def make_trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Parameter]]:
-    """Give the weights to train, {name: parameter}: adapters, merged at the end, or all weights in float32."""
-    inner = model.model
-    before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in inner.named_parameters()}
-    tuner: Any = None
-    if recipe.kind == "lora":
-        tuner = _adapters(model, recipe)
-    else:
-        for parameter in inner.parameters():
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-    yield {name: parameter for name, parameter in inner.named_parameters() if parameter.requires_grad}
-    if tuner is not None:
-        tuner.merge_and_unload()
-    for name, parameter in inner.named_parameters():
-        dtype, required = before[name]
-        parameter.data, parameter.grad = parameter.data.to(dtype), None
-        parameter.requires_grad_(required)
-
-
-def _adapters(model: Decoder, recipe: Recipe) -> Any:
-    """Put an adapter beside every linear layer of every decoder layer; matrices of experts are none."""
-    from peft import LoraConfig, LoraModel
-    from peft.tuners.tuners_utils import cast_adapter_dtype
-
-    names = {id(module): name for name, module in model.model.named_modules()}
-    matrices = [matrix for layer in model.layers for matrix in factors_of(list(layer.named_matrices().values()))]
-    targets = [names[id(matrix)] for matrix in matrices]
-    config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
-    with torch.random.fork_rng(gpus_of(model.model)):
-        torch.manual_seed(recipe.seed)
-        tuner = LoraModel(model.model, config, ADAPTER)
-    cast_adapter_dtype(model.model, ADAPTER)  # to float32
-    return tuner
 
 
 class _Training:
@@ -199,7 +141,7 @@ class _Training:
         if not self.curve:
             self._point()
         with console.make_bar(self.recipe.steps, "healing", "step", done=self.step) as bar:
-            while self.step < self.recipe.steps:
+            while self.step < self.recipe.steps and not self._is_over():
                 start = time.perf_counter()
                 self._train()
                 self.seconds += time.perf_counter() - start
@@ -209,6 +151,12 @@ class _Training:
                     bar.set_postfix_str(f"held-out loss {self.curve[-1]['heldout_loss']:.3f}")
                     if file is not None:
                         self._save(file, identity)
+
+    def _is_over(self) -> bool:
+        """Say whether the held-out loss has not fallen for as many points as the recipe's patience has."""
+        losses = [point["heldout_loss"] for point in self.curve]
+        patience = self.recipe.patience
+        return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
     def _train(self) -> None:
         """Take one step."""
@@ -233,11 +181,12 @@ class _Training:
 
     def _loss(self, ids: Tensor, rows: list[int]) -> Tensor:
         """Return the loss of the sequences `rows`, summed over all tokens but each one's first: (B, T) -> ()."""
-        logits = self._logits(ids)
+        with collect_states(self.model, self.recipe, reads_head=self.recipe.hidden > 0) as take:
+            logits = self._logits(ids)
+            states = take()
         if self.recipe.loss == "next-token" or self.dense is None:
             return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-        target = self.dense.logits(rows).to(logits.device).log_softmax(-1)
-        return nn.functional.kl_div(logits.log_softmax(-1), target, reduction="sum", log_target=True)
+        return self.dense.loss(logits, states, rows)
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Predict each token but the first: (B, T) -> (B, T - 1, V) in float32."""
