@@ -115,6 +115,8 @@ def protocol_of_records(
     calibration  whether the calibration is told
     """
     rows = [row for kind, tell in TELLERS.items() if kind in about for record in records for row in tell(record)]
+    if not {"perplexity", "tasks"}.isdisjoint(about):
+        rows += [row for record in records for row in _servers(record)]
     rows += _calibrations(records) if calibration else []
     return list(dict.fromkeys([*rows, *protocol_of_healing([record.cell for record in records])]))
 
@@ -168,6 +170,16 @@ def _words_of_chat(record: Record) -> str:
     if chat is None:
         return ""
     return ", in the chat template" + (f", system {chat.system!r}" if chat.system else "")
+
+
+def _servers(record: Record) -> Iterator[ProtocolRow]:
+    """Yield the server that scored the cell, and how far its log-probabilities are from this suite's."""
+    if engine := record.cell.inputs and record.cell.inputs.scored_by:
+        facts = [f"{engine.name} {engine.version}".strip(), f"by {engine.way}"]
+        if near := record.measured.agreement:
+            apart = f"{near.mean:.1g} nats apart in the mean and {near.largest:.1g} at most"
+            facts.append(f"held against the weights on {near.tokens:,} tokens: {apart}")
+        yield "scored by", ", ".join(facts)
 
 
 def _speeds(record: Record) -> Iterator[ProtocolRow]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+from bench.plan.address import ServerAddress
 from bench.plan.cell import Cell
 from bench.plan.kinds import to_plain
 from bench.records.record import REFUSED
@@ -110,6 +111,7 @@ class RunConditions:
     free_cores    whether a job has fewer threads where other programs use cores, looked at before each stage but timing
     timed_threads torch's while a cell is timed. The inputs of a timed cell hold them (bench.runs.inputs)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
+    server        that scores the cells; None: the process that measures does
     """
 
     folder: Path
@@ -125,6 +127,7 @@ class RunConditions:
     free_cores: bool = False
     timed_threads: int = 1
     variables: dict[str, str] = field(default_factory=dict)
+    server: ServerAddress | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ Some models turn all positions of a forward by other frequencies where the last 
 (`tokens_in_one_way`). Keys that wait in a cache would then be turned differently from the queries that look at them.
 Whatever is longer is therefore read in one forward, whose tokens `batch_tokens` does not bound.
 
+A `Backend` computes these likelihoods, and what is written: `OwnModel` the model in this process, as above, and the
+server behind an address (bench.inference.endpoint) the one that it serves.
+
 Letters: N = nodes of a tree, T = nodes of one forward, P = ancestors in the cache, K = (node, answer token) pairs,
 M = positions that go through the head, D = residual width, V = vocabulary, W = tokens of a window.
 """
@@ -26,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, partialmethod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -36,20 +39,76 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.data.texts import EvaluationText
 from bench.evaluation.forwards import Call, Past, Sweeping, read, to_masks
-from bench.evaluation.writing import divide_prompts, write_behind
+from bench.evaluation.writing import Tokens, divide_prompts, write_behind
 from bench.records.measured import Perplexity, RangeScore
 from bench.stats.clusters import ratio_interval
 from bench.stats.draws import exp_of_log
 from methods import console
 from methods.console import say
-from methods.errors import UserError
+from methods.errors import Unsupported, UserError
 from methods.model.decoder import cap_logits
 from methods.model.precision import rows_in_cache
+
+Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
 
 LOGITS = 2**27  # the most logits at once: 512 MiB in float32
 CPU_CHUNK = 1024  # nodes, times bytes of a number, that keep a CPU busy; more add attention between strangers
 
 Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
+
+
+class Backend(Protocol):
+    """Computes what scores stand on."""
+
+    def score_questions(self, questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
+        """Return a float64 log-likelihood and a bool greedy flag of each of the sorted, distinct questions."""
+
+    def nll_of_windows(self, ids: Tensor, scored: Tensor) -> Tensor:
+        """Return the nats of each scored token of (M, W) windows, float64 on the CPU; zero where not scored."""
+
+    def write_behind(
+        self, prompts: Sequence[Tokens], most: int, until: Sequence[str], has_ended: Callable[[Sequence[int]], bool]
+    ) -> list[list[int]]:
+        """Return the greedy tokens behind each of the sorted, distinct prompts, `most` at most.
+
+        They end with the first token with which they have ended. `until` are the stop strings that say so.
+        """
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """Computes by a model in this process, in forwards of `batch_tokens` tokens.
+
+    `sweeping` is that of bench.evaluation.forwards.read, for log-likelihoods.
+    """
+
+    model: PreTrainedModel
+    batch_tokens: int
+    sweeping: Sweeping | None = None
+
+    def score_questions(self, questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
+        """Return what `Backend` says."""
+        return score(self.model, questions, self.batch_tokens, self.sweeping)
+
+    def nll_of_windows(self, ids: Tensor, scored: Tensor) -> Tensor:
+        """Return what `Backend` says."""
+        return nll_of_windows(self.model, ids, scored, self.batch_tokens, self.sweeping)
+
+    def write_behind(
+        self, prompts: Sequence[Tokens], most: int, until: Sequence[str], has_ended: Callable[[Sequence[int]], bool]
+    ) -> list[list[int]]:
+        """Return what `Backend` says."""
+        limit, size = tokens_in_one_way(self.model.config), _tokens_of_forward(self.model, self.batch_tokens)
+        whole = sorted((prompt for prompt in prompts if len(prompt) + most > limit), key=len)
+        shared = [prompt for prompt in prompts if len(prompt) + most <= limit]
+        written = dict[Tokens, list[int]]()
+        for together in ([shared] if shared else []) + [[prompt] for prompt in whole]:
+            total = sum(map(len, divide_prompts(together))) + most * len(together)
+            with console.make_bar(total, "writing", "token") as bar:
+                size_of_forward = size if together is shared else len(together[0])
+                tokens = write_behind(self.model, together, most, has_ended, size=size_of_forward, bar=bar)
+            written |= zip(together, tokens, strict=True)
+        return [written[prompt] for prompt in prompts]
 
 
 class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
@@ -60,8 +119,11 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     whose rounding stays small. `sweeping` is that of bench.evaluation.forwards.read, for log-likelihoods. Raises
     UserError for a model that does not honour an attention mask over a tree.
 
+    backend: what computes in place of the model, whose configuration and tokenizer still make the prompts.
+
     HFLM itself draws texts, in batches of batch_size, and writes where the model's own settings say more than which
-    tokens end a text, such as a penalty of repetitions.
+    tokens end a text, such as a penalty of repetitions. A backend in the model's place goes by such settings itself,
+    and draws none.
     """
 
     def __init__(
@@ -74,9 +136,10 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         *,
         check: bool = True,
         sweeping: Sweeping | None = None,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
-        self.batch_tokens, self.sweeping = batch_tokens, sweeping
+        self.is_own, self.backend = backend is None, backend or OwnModel(model, batch_tokens, sweeping)
         if check:
             _check(model, sweeping)
 
@@ -92,7 +155,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
             say(f"{cut} of {len(requests)} prompts are longer than {self.max_length} tokens and lose their beginning")
         distinct = sorted(set(questions))
-        sums, greedy = score(self.model, distinct, self.batch_tokens, self.sweeping)
+        sums, greedy = self.backend.score_questions(distinct)
         answers = dict(zip(distinct, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True))
         return [answers[question] for question in questions]
 
@@ -100,7 +163,9 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         """Return what the model writes behind the context of each of lm-eval's requests, up to its stop strings."""
         eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
         ends = [_greedy_end(request.args[1], eos, self.max_gen_toks) for request in requests]
-        if None in ends or not _is_plainly_greedy(self.model):
+        if None in ends and not self.is_own:
+            raise Unsupported("a task draws what is written, and --scorer endpoint asks for the likeliest tokens alone")
+        if self.is_own and (None in ends or not _is_plainly_greedy(self.model)):
             return super().generate_until(requests, disable_tqdm)
         texts = dict[tuple[str, Any], str]()
         for end in dict.fromkeys(filter(None, ends)):
@@ -117,17 +182,9 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         if cut := sum(len(prompt) > room for prompt in prompts.values()):
             say(f"{cut} of {len(prompts)} prompts are longer than {room} tokens and lose their beginning")
         prompts = {context: prompt[-room:] for context, prompt in prompts.items()}
-        distinct, limit = sorted(set(prompts.values())), tokens_in_one_way(self.model.config)
-        whole = sorted((prompt for prompt in distinct if len(prompt) + end.most > limit), key=len)
-        shared = [prompt for prompt in distinct if len(prompt) + end.most <= limit]
-        size = _tokens_of_forward(self.model, self.batch_tokens)
-        written, has_ended = dict[tuple[int, ...], list[int]](), self._ending(end)
-        for together in ([shared] if shared else []) + [[prompt] for prompt in whole]:
-            total = sum(map(len, divide_prompts(together))) + end.most * len(together)
-            with console.make_bar(total, "writing", "token") as bar:
-                size_of_forward = size if together is shared else len(together[0])
-                tokens = write_behind(self.model, together, end.most, has_ended, size=size_of_forward, bar=bar)
-            written |= zip(together, tokens, strict=True)
+        distinct = sorted(set(prompts.values()))
+        tokens = self.backend.write_behind(distinct, end.most, end.until, self._ending(end))
+        written = dict(zip(distinct, tokens, strict=True))
         return {context: self._to_text(written[prompt], end) for context, prompt in prompts.items()}
 
     def _ending(self, end: End) -> Callable[[Sequence[int]], bool]:
@@ -394,9 +451,6 @@ def score_range(nll: Tensor, text: EvaluationText, first: int, end: int) -> tupl
         **_perplexity_per_token(sums, counts, drawn=text.drawn),
     )
     return score, sums, counts
-
-
-Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
 
 
 @dataclass(frozen=True)

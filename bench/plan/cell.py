@@ -81,6 +81,17 @@ class HealingInput:
     peft: Annotated[str | None, Meaning("its version, for LoRA")] = None
 
 
+@dataclass(frozen=True)
+class ScoringEngine:
+    """Says what scored a cell in place of this suite."""
+
+    SOURCE: ClassVar = "bench.inference.endpoint"
+
+    name: Annotated[str, Meaning("of the inference engine, as its server says")]
+    version: Annotated[str, Meaning("that its server reports; empty where it reports none")]
+    way: Annotated[str, Meaning("how it gives log-probabilities of a prompt: prompt_logprobs or echo")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Says what the answer stands on beyond what was asked for, all of it a part of the cell's key."""
@@ -115,6 +126,7 @@ class Inputs:
     parent: Annotated[
         str | None, Meaning("key of the cell whose model is pruned further, of a cell that goes on from others alone")
     ] = None
+    scored_by: Annotated[ScoringEngine | None, Meaning("of a cell that a server scored alone")] = None
 
 
 @dataclass(frozen=True)

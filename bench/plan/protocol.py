@@ -31,6 +31,7 @@ from bench.data.chat import Chat
 from bench.data.mixture import rows_of_texts
 from bench.data.skills import SKILLS
 from bench.data.task_sources import QUICK_TASKS
+from bench.plan.address import ENDPOINT
 from bench.plan.fields import check_fields, option
 from bench.plan.kinds import (
     Amount,
@@ -290,8 +291,9 @@ class Protocol:
         2048, "tokens of one forward when scoring", "TOKENS", least=1
     )
     scorer: Annotated[
-        Literal["shared", "stock"], Meaning("shared: every common prefix once; stock: lm-eval's own backend")
-    ] = measure_option("shared", "stock: lm-eval's own backend, for checking")
+        Literal["shared", "stock", "endpoint"],
+        Meaning("shared: every common prefix once; stock: lm-eval's own backend; endpoint: a server"),
+    ] = measure_option("shared", "stock: lm-eval's own backend, for checking; endpoint: the server at --endpoint")
     fewshot: Annotated[Count, Meaning("examples in front of each question; 0: as many as the task says")] = (
         measure_option(0, "examples in front of each question; by default none", "N", least=0, right_value=SHOTS)
     )
@@ -335,6 +337,20 @@ class Protocol:
             raise UserError(f"--mode graph captures uncompiled steps on a static cache; {wrong}")
         if self.speed_rounds and not (self.prefill or self.decode):
             raise UserError("speed needs a prompt length or a depth of context to be timed at; both are none")
+        self._refuse_both()
+
+    def _refuse_both(self) -> None:
+        """Raise UserError where a server scores and this process is to be timed or checked beside it."""
+        if self.is_served and (self.speed_rounds or self.checks):
+            wrong = "--speed-rounds times" if self.speed_rounds else "checks are of"
+            raise UserError(
+                f"{wrong} the model in this process, and --scorer endpoint scores by a server; leave it out"
+            )
+
+    @property
+    def is_served(self) -> bool:
+        """Say whether a server scores in place of this process."""
+        return self.scorer == ENDPOINT
 
     @property
     def chat(self) -> Chat | None:

@@ -28,6 +28,7 @@ from typing import Any, Literal, TypeVar
 
 from bench.data import programs
 from bench.data.mixture import split_calibrations
+from bench.plan.address import ENDPOINT, KEY, ServerAddress, parse_url
 from bench.plan.cell import to_slug
 from bench.plan.fields import (
     MethodChoice,
@@ -83,6 +84,10 @@ BUDGET = (
 )
 TABLE = "that tells --budget latency, as the command latency-table has measured it"
 
+SERVER = (
+    "an OpenAI-compatible server that scores the dense model, as in http://127.0.0.1:8000; with --scorer endpoint. A "
+    f"key for it is read from the variable {KEY}"
+)
 ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
 
@@ -201,6 +206,12 @@ class RunSpec:
     calibration_tokens: Sequence[str] = option((), CALIBRATION_TOKENS, "LIST", group="measure")
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
     confirm_run_unsafe_code: bool = option(False, "execute what models write, of the tasks `programs`", group="measure")
+    endpoint: str = option("", SERVER, "URL", group="measure")
+    endpoint_model: str = option("", "the model's name there; by default the only one", "NAME", group="measure")
+    endpoint_requests: int = option(8, "that wait there at once, by default {default}", "N", group="measure", least=1)
+    endpoint_seconds: int = option(
+        300, "without a word after which it counts as hanging, by default {default}", "N", group="measure", least=1
+    )
     device: str = where_option("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = where_option("auto", DTYPE)
     threads: int | Literal["auto"] | None = where_option(
@@ -253,6 +264,7 @@ class RunSpec:
         self._refuse_two_amounts()
         self._refuse_unknown_methods()
         self.protocols()
+        self._refuse_server()
 
     def _refuse_seeds(self) -> None:
         """Raise UserError where there is no seed, or one outside the limits."""
@@ -323,6 +335,31 @@ class RunSpec:
             except ValueError as error:
                 raise UserError(str(error)) from None
 
+    def _refuse_server(self) -> None:
+        """Raise UserError for a server without its address, and for cells that are not of its one dense model."""
+        is_served = self.protocol.get("scorer") == ENDPOINT
+        if bool(self.endpoint) != is_served:
+            missing = "--endpoint URL says which" if is_served else "add --scorer endpoint"
+            raise UserError(f"--scorer endpoint is the server at --endpoint, and one of them is missing: {missing}")
+        if not is_served:
+            return
+        parse_url(self.endpoint)
+        if len(self.models) > 1 or [choice.method for choice in self.method_choices()] != ["dense"]:
+            raise UserError(
+                "--scorer endpoint scores the one model that stands there; give --methods dense, and as --model its "
+                "folder or name, with the weights that the server has"
+            )
+        if self.engine != "local":
+            raise UserError("--scorer endpoint is asked by this machine; leave --engine out")
+
+    @property
+    def server(self) -> ServerAddress | None:
+        """Return the address of the server that scores; None where this process does."""
+        if not self.endpoint:
+            return None
+        how = self.endpoint_model, self.endpoint_requests, self.endpoint_seconds
+        return ServerAddress(parse_url(self.endpoint), *how)
+
     @property
     def fixed_threads(self) -> int | None:
         """Return the threads of each cell where the user gave a number; else None."""
@@ -363,6 +400,8 @@ class RunSpec:
             changes.setdefault("stride", changes["window"])
         if self.save_models:
             changes.setdefault("save_dtype", "auto")
+        if changes.get("scorer") == ENDPOINT:  # nothing is measured in this process
+            changes = {"speed_rounds": 0, "checks": False} | changes
         swept = {name: values_of_field(name, changes.pop(name)) for name in SWEPT if name in changes}
         return [
             (protocol_of_profile(self.profile, **changes, **dict(zip(swept, values, strict=True))), seed)

@@ -69,6 +69,7 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("protocol.save_dtype", EVERY, "text task", "save_dtype", True),
         ("environment.versions.lm_eval", "", "task", "lm_eval"),
         ("protocol.scorer", "text task", "task", "scorer"),
+        ("inputs.scored_by", "text task", "text task", "scored_by"),
         ("environment.cpu", "", "speed", "cpu"),
         ("environment.threads", "", "speed", "threads"),
         ("environment.omp_wait_policy", "", "speed", "omp_wait_policy"),
@@ -189,6 +190,7 @@ def setup_of_models(record: Record) -> str:
     """
     conditions = conditions_for(record.cell, "text", "task")
     inputs = {"tasks": inputs_without_draw(conditions["inputs"]).get("tasks"), "protocol": conditions["protocol"]}
+    inputs["scored_by"] = conditions["inputs"].get("scored_by")
     return json.dumps(inputs | {name: conditions[name] for name in ("device", "dtype")}, sort_keys=True)
 
 

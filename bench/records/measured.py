@@ -438,6 +438,17 @@ class SampleFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Says how far the log-likelihoods of a server are from this suite's own, on a sample of what the cell scored."""
+
+    SOURCE: ClassVar[str] = "bench.evaluation.agreement"
+
+    tokens: Tokens = declare_field("of the sample")
+    mean: Nats = declare_field("of the differences, each without its sign; of an answer that of its sum")
+    largest: Nats = declare_field("of the differences at single tokens of windows, and in the mean of each answer")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Holds the figures of a cell."""
 
@@ -539,6 +550,7 @@ class Measured:
         "for the states of a micro-batch, where that followed from the memory that was free; absent for dense"
     )
     healing: Healing | None = declare_optional_field("how it was trained; absent unless healed")
+    agreement: Agreement | None = declare_optional_field("with the server that scored; absent where this suite did")
     perplexity: dict[str, TextScore] | None = declare_optional_field("by text")
     positions: dict[str, RangeScore] | None = declare_optional_field(
         "by range of positions of a text's long windows, TEXT:FIRST-END"
@@ -554,8 +566,8 @@ class Measured:
         "bench.system.threads",
     )
     seconds: dict[str, Seconds] | None = declare_optional_field(
-        "by stage: load, prune, heal, save, perplexity, tasks, speed, checks; what an interrupted attempt had finished "
-        "takes none"
+        "by stage: load, prune, heal, save, agreement, perplexity, tasks, speed, checks; what an interrupted attempt "
+        "had finished takes none"
     )
     samples: dict[str, SampleFile] | None = declare_optional_field(
         "by file name without its ending", "bench.runs.store"

@@ -128,6 +128,7 @@ def measure_cell(channel: Channel, job: Job, datasets: Datasets) -> None:
         channel.alone,
         devices,
         cores=FreeCores(job.threads) if run.free_cores and devices[0].type == "cpu" else None,
+        server=run.server,
     )
     statistics = None
     if not cell.earlier:  # what is pruned is the dense model

@@ -28,10 +28,15 @@ from torch import nn
 
 import methods
 from bench.data import pretrained, texts
-from bench.evaluation import checks, scoring, tasks
+from bench.evaluation import agreement, checks, scoring, tasks
+from bench.evaluation.agreement import Unlike
 from bench.evaluation.forwards import Sweeping
+from bench.evaluation.scoring import Backend
 from bench.healing.teacher import DensePredictions, predict
 from bench.healing.training import Text, heal
+from bench.inference import endpoint
+from bench.inference.endpoint import NoAnswer
+from bench.plan.address import ServerAddress
 from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain, value_from_plain
@@ -53,7 +58,10 @@ from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
 from methods.model.sizes import DenseSizes, dense_sizes_of, sizes_of
 
-OUTCOMES = {Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "error", WrongDecisions: "error"}
+OUTCOMES: dict[type[Exception], str] = {
+    **{Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "error", WrongDecisions: "error"},
+    **{NoAnswer: "error", Unlike: "error"},
+}
 
 
 def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress, parents: Path) -> None:
@@ -117,9 +125,11 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
     decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
     outcome.say(f"measuring {count / 1e6:.1f} M parameters")
     pieces = store.pieces_of(folder, cell.key, outcome.measured.pruned_sha256)
-    _perplexity(cell, decoder.model, datasets, outcome, pieces)
-    _positions(cell, decoder.model, datasets, outcome, pieces)
-    _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
+    backend = _backend(cell, (decoder.model, tokenizer), datasets, outcome)
+    _perplexity(cell, backend, datasets, outcome, pieces)
+    _positions(backend, datasets, outcome, pieces)
+    lm = _make_scorer(cell, (decoder.model, tokenizer), backend, outcome) if datasets.tasks else None
+    _accuracy(cell, lm, datasets, outcome, pieces)
     if cell.is_timed:
         with outcome.alone(), outcome.stage("speed"):
             threads, alone = datasets.timed_threads, outcome.timed_alone
@@ -146,6 +156,7 @@ def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Mod
             revision=before.revision,
             healing=inputs.inputs_of_healing(recipe, datasets.healing[recipe]) if recipe else None,
             parent=before.parent,
+            scored_by=before.scored_by,  # `_backend` asks for it
         )
         if changed := inputs.names_of_differences(before, now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
@@ -304,7 +315,32 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
     return decoder
 
 
-def _perplexity(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
+def _backend(cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, outcome: CellProgress) -> Backend:
+    """Return what scores the cell: the model in this process, or a server once its likelihoods are those of the model.
+
+    Raises NoAnswer and Unlike for a server that cannot score it, and RuntimeError where it has become another one.
+    """
+    (model, tokenizer), tokens = loaded, cell.protocol.batch_tokens
+    own = scoring.OwnModel(model, tokens, outcome.sweeping)
+    if not cell.protocol.is_served:
+        return own
+    assert outcome.server is not None, "a cell that a server scores has its address"
+    outcome.say("holding the server's log-probabilities against these weights")
+    with outcome.stage("agreement"):
+        server = endpoint.connect(outcome.server, tokenizer)
+        if server.engine != cell.filled_inputs.scored_by:
+            raise RuntimeError("this has changed since the run began: scored_by")
+        collector = agreement.Collector()
+        lm = scoring.Scorer(model, tokenizer, tokens, sweeping=outcome.sweeping, backend=collector)
+        for name, task in datasets.tasks.items():
+            tasks.evaluate(lm, {name: task}, {name: datasets.documents[name][:1]}, cell.protocol.chat)
+        text, answers = next(iter(datasets.texts.values()), None), agreement.draw_answers(collector.questions)
+        difference = agreement.compare_backends(server, own, text, answers, cell.dtype)
+        outcome.measured = replace(outcome.measured, agreement=difference)
+    return server
+
+
+def _perplexity(cell: Cell, backend: Backend, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
     scores = dict[str, TextScore]()
     outcome.measured = replace(outcome.measured, perplexity=scores)  # which is filled text by text
     for name, text in datasets.texts.items():
@@ -312,16 +348,14 @@ def _perplexity(cell: Cell, model: nn.Module, datasets: Datasets, outcome: CellP
         with outcome.stage("perplexity"):
             score = pieces.recall(piece, TextScore)
             if score is None:
-                score, samples = _score_text(cell, model, name, text, outcome.sweeping)
+                score, samples = _score_text(cell, backend, name, text)
                 pieces.keep(piece, score, samples)
             scores[name] = score
 
 
-def _score_text(
-    cell: Cell, model: Any, name: str, text: texts.EvaluationText, sweeping: Sweeping | None
-) -> tuple[TextScore, pd.DataFrame]:
+def _score_text(cell: Cell, backend: Backend, name: str, text: texts.EvaluationText) -> tuple[TextScore, pd.DataFrame]:
     """Return the score of a text, and of each window: nll, in nats, and tokens that are scored."""
-    nll = scoring.nll_of_windows(model, text.ids, text.scored, cell.protocol.batch_tokens, sweeping).sum(1)
+    nll = backend.nll_of_windows(text.ids, text.scored).sum(1)
     counts = text.scored.sum(1)
     score = TextScore(
         **vars(scoring.compute_perplexity(nll, counts, text.bytes, text.words, drawn=text.drawn)),
@@ -334,7 +368,7 @@ def _score_text(
     return score, pd.DataFrame({"nll": nll.tolist(), "tokens": counts.tolist()})
 
 
-def _positions(cell: Cell, model: Any, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
+def _positions(backend: Backend, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
     """Measure the perplexity of each range of positions, all those of a text by one forward of each of its windows."""
     scores = dict[str, RangeScore]()
     for name, text in datasets.long_texts.items():
@@ -345,27 +379,27 @@ def _positions(cell: Cell, model: Any, datasets: Datasets, outcome: CellProgress
             outcome.measured = replace(outcome.measured, positions=scores)
             if None not in kept.values():
                 continue
-            nll = scoring.nll_of_windows(model, text.ids, text.scored, cell.protocol.batch_tokens, outcome.sweeping)
+            nll = backend.nll_of_windows(text.ids, text.scored)
             for each, ends in ranges.items():
                 scores[each], sums, counts = scoring.score_range(nll, text, *ends)
                 samples = pd.DataFrame({"nll": sums.tolist(), "tokens": counts.tolist()})
                 pieces.keep(name_of_samples(each), scores[each], samples)
 
 
-def _accuracy(
-    cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, outcome: CellProgress, pieces: store.Pieces
-) -> None:
+def _make_scorer(cell: Cell, loaded: tuple[Any, Any], backend: Backend, outcome: CellProgress) -> Any:
+    """Return what answers tasks for lm-eval."""
+    if cell.protocol.scorer == "stock":
+        return scoring.make_stock_scorer(*loaded)
+    # of the dense model alone: a damaged model can magnify rounding beyond any bound
+    check, tokens = cell.method == "dense", cell.protocol.batch_tokens
+    server = backend if cell.protocol.is_served else None
+    return scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping, backend=server)
+
+
+def _accuracy(cell: Cell, lm: Any, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
     """Answer each task by itself, so that its answers depend on no other task of the run."""
     scores = dict[str, TaskScore]()
     outcome.measured = replace(outcome.measured, tasks=scores)  # which is filled task by task
-    if not datasets.tasks:
-        return
-    if cell.protocol.scorer == "stock":
-        lm = scoring.make_stock_scorer(*loaded)
-    else:
-        # of the dense model alone: a damaged model can magnify rounding beyond any bound
-        check, tokens = cell.method == "dense", cell.protocol.batch_tokens
-        lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping)
     for name, task in datasets.tasks.items():
         with outcome.stage("tasks"):
             score = pieces.recall(name, TaskScore)
@@ -391,6 +425,7 @@ DOING = {
     "prune": "while it pruned",
     "heal": "while it healed",
     "save": "while it saved the model and loaded it again",
+    "agreement": "while it held the server against its weights",
     "perplexity": "while it measured perplexity",
     "tasks": "while it answered tasks",
     "speed": "while it was timed",
@@ -411,6 +446,7 @@ class CellProgress:
     cores    by which the number of threads goes in each stage but timing; None: it stays
     files    where the model's weights lie instead of the memory, and sweeping how it is scored then; None: in memory
     timed_alone  whether the dense model is not timed, since there is no room for it
+    server   that scores in place of this process; None: this process scores
     """
 
     send: Callable[[dict[str, Any]], object]
@@ -421,6 +457,7 @@ class CellProgress:
     files: LayerStore | None = None
     sweeping: Sweeping | None = None
     timed_alone: bool = False
+    server: ServerAddress | None = None
     cores: FreeCores | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)

@@ -27,7 +27,7 @@ from bench.plan.run_spec import RunSpec
 from bench.runs import store
 from bench.runs.calibration import OwnTexts
 from bench.runs.datasets import read_datasets, setting_of_calibration
-from bench.runs.runner import with_inputs
+from bench.runs.runner import find_scoring_engine, with_inputs
 from bench.schedule.estimate import (
     ESTIMATED,
     Estimate,
@@ -160,7 +160,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     start = time.perf_counter()
     machine = Machine(environment.name_of_processor(device) if is_here else None, every)
     datasets = read_datasets(cells, Path(), machine, OwnTexts(may_write=False))
-    cells, read = with_inputs(cells, datasets, download=False), time.perf_counter() - start
+    scored_by = find_scoring_engine(cells, spec.server)
+    cells, read = with_inputs(cells, datasets, scored_by, download=False), time.perf_counter() - start
     if spec.offload and is_here:
         check_offload(spec.offload)
     served = store.find_records(folder, cells, spec.retry_failed)

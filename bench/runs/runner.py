@@ -29,8 +29,10 @@ from bench.engines.engine import (
     SessionNeeds,
     refuse_gpus_of_cpus,
 )
+from bench.inference import endpoint
 from bench.plan import grid, validate
-from bench.plan.cell import Cell
+from bench.plan.address import ServerAddress
+from bench.plan.cell import Cell, ScoringEngine
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
 from bench.runs import inputs, job, store
@@ -103,6 +105,7 @@ def run_spec(
             memory=spec.memory_gib,
             device_memory=spec.device_memory_gib,
             offload=spec.offload,
+            server=spec.server,
             report=report,
             ended=ended,
         )
@@ -126,6 +129,7 @@ def run(
     memory: float | None = None,
     device_memory: float | None = None,
     offload: Path | None = None,
+    server: ServerAddress | None = None,
     report: Report = lambda folder, records: None,
     ended: Ending = ignore_end,
 ) -> list[Record]:
@@ -139,14 +143,17 @@ def run(
              programs leave cores, looked at before each stage but timing
     memory   GiB of the host's memory that each cell may take, and device_memory of its GPU's; None: what there is
     offload  folder of the machine that measures, for states that wait between layers; None: they wait in memory
+    server   that scores the cells whose protocol says so
     report   is given the folder and the records at the end, while the folder is still held
     ended    is given the key of each cell as soon as its record is written, or found in the folder
 
-    Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
-    the engine cannot have what cells need, states cannot be put into `offload`, or the disk takes no more.
+    Raises UserError where the server cannot score, another run holds the folder, a text is shorter than asked, a
+    task's documents cannot be had, the engine cannot have what cells need, states cannot be put into `offload`, or the
+    disk takes no more.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     engine = engine or local.Local()
+    scored_by = find_scoring_engine(cells, server)
     soon = isolate is not False and not any((folder / "cells").glob("*.json"))
     needs = _needs_of_cells(cells, folder, threads, fresh=bool(limits) if isolate is None else isolate, soon=soon)
     with store.lock_folder(folder) as dead, store.keep_tidy(folder):
@@ -155,7 +162,7 @@ def run(
         with store.make_scratch_folder(folder) as scratch, engine.start(needs) as started:
             session: Session = started
             datasets = read_datasets(cells, scratch, session.machine, OwnTexts(True, memory, device_memory))
-            cells = with_inputs(cells, datasets)
+            cells = with_inputs(cells, datasets, scored_by)
             _take_in_earlier(cells, folder, engine.is_here)
             shared = scratch if engine.is_here else None
             if engine.is_here and (isolate is False or not needs.is_apart(session.slots)):
@@ -174,6 +181,7 @@ def run(
                 free_cores=free_cores,
                 timed_threads=session.machine.threads,
                 variables={name.upper(): value for name, value in settings_of_waiting().items()},
+                server=server,
             )
             earlier = EarlierCells.find(folder, cells, retry_failed)
             estimates = _estimate(cells, folder, datasets, session, earlier.ends)
@@ -400,8 +408,31 @@ def _hand_over_data(
         save_datasets(datasets, scratch)
 
 
+def find_scoring_engine(cells: Sequence[Cell], address: ServerAddress | None) -> ScoringEngine | None:
+    """Return what stands behind the address at which cells are scored; None where this process scores them.
+
+    Raises UserError for a server that cannot score them, and where the address is not known.
+    """
+    served = [cell.protocol for cell in cells if cell.protocol.is_served]
+    if not served:
+        return None
+    if address is None:
+        raise UserError("this was scored by a server whose address no record holds, and is not measured again here")
+    try:
+        server = endpoint.connect(address)
+        for protocol in served:
+            server.refuse_longer(1 + max(protocol.window * bool(protocol.texts), protocol.positions))
+    except endpoint.NoAnswer as reason:
+        raise UserError(f"the server at --endpoint {address.url} {reason}") from None
+    return server.engine
+
+
 def with_inputs(
-    cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets], *, download: bool = True
+    cells: Sequence[Cell],
+    datasets: Mapping[CalibrationSetting, Datasets],
+    scored_by: ScoringEngine | None,
+    *,
+    download: bool = True,
 ) -> list[Cell]:
     """Return the cells with their inputs. Raises UserError where the parent of a cell is missing."""
     models = {cell.model for cell in cells}
@@ -417,6 +448,7 @@ def with_inputs(
             revision=revisions[cell.method],
             healing=inputs.inputs_of_healing(recipe, own_datasets.healing[recipe]) if recipe else None,
             parent=grid.key_of_parent(cell, keys) if cell.earlier else None,
+            scored_by=scored_by if cell.protocol.is_served else None,
         )
         with_hashes.append(replace(cell, inputs=filled))
         keys[cell.question] = with_hashes[-1].key

@@ -265,6 +265,8 @@ ANY = ("any",)  # kind of work: measurements of any cell
 
 def _kinds_of_work(stage: str, cell: Cell) -> Iterator[tuple[str, ...]]:
     """Yield the kinds of work that a stage of a cell belongs to, the most alike first."""
+    if cell.protocol.is_served and stage in ("perplexity", "tasks"):
+        stage = f"{stage} by a server"  # whose rate says nothing of this machine
     alike = (cell.method,) if stage == "prune" else tuple(cell.protocol.tasks) if stage == "tasks" else ()
     settings = [cell.method, cell.parameters, cell.ratio, bool(cell.healing), len(cell.earlier)]
     yield stage, cell.model, *alike, json.dumps(settings, sort_keys=True, default=str)

@@ -321,12 +321,12 @@ def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     """Pruning can leave a model that magnifies rounding beyond any bound, which says nothing of the mask."""
     asked = []
     monkeypatch.setattr(measure.scoring, "Scorer", lambda *args, **options: asked.append(options))
-    protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
+    protocol = SimpleNamespace(scorer="shared", batch_tokens=16, is_served=False)
     cell = SimpleNamespace(method=method, protocol=protocol)
-    answered = SimpleNamespace(recall=lambda name, kind: {"main": "acc"})
     outcome = measure.CellProgress(*[lambda told: None] * 3, nullcontext, sweeping=Sweeping(2**20))
-    measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
-    assert asked == [{"batch_tokens": 16, "check": method == "dense", "sweeping": Sweeping(2**20)}]
+    measure._make_scorer(cell, (None, None), None, outcome)
+    options = {"batch_tokens": 16, "check": method == "dense", "sweeping": Sweeping(2**20), "backend": None}
+    assert asked == [options]
 
 
 def test_the_length_is_the_model_s_positions_and_what_is_longer_is_told(tokenizer, capsys):

@@ -27,6 +27,7 @@ PLAIN = {  # of places that hold no single value
     "inputs.texts": {"wiki": "x"},
     "inputs.tasks": {"piqa": {"version": "x", "sha256": "x"}},
     "inputs.timed_on": {"processor": "x", "threads": 1},
+    "inputs.scored_by": {"name": "vllm", "version": "0.32.0", "way": "echo"},
     "inputs.healing": {"text_sha256": "x", "revision": "x"},
 }
 
