@@ -198,6 +198,13 @@ def output_type_of_task(name: str) -> str:
     return "loglikelihood" if name in skills.REFERENCE_TASKS else "multiple_choice"
 
 
+def most_tokens_of_answer(name: str) -> int:
+    """Return the most tokens that a model writes as an answer to a task by skill or the like; 0 for any other task."""
+    if not isinstance(OFFLINE.get(name), BySkill):
+        return 0
+    return int(make_definition(name).get("generation_kwargs", {}).get("max_gen_toks", 0))
+
+
 def _definition(name: str) -> dict[str, Any]:
     """Return the definition of a task for local documents.
 

@@ -183,13 +183,23 @@ def _check_chat(protocol: Protocol, model: str, *, trust: bool) -> None:
 
 
 def _refuse_longer(protocol: Protocol, target: Target) -> None:
-    """Refuse sequences that are longer than a model takes, since it was not made for such positions."""
+    """Refuse sequences that are longer than a model takes, since it was not made for such positions.
+
+    An answer that a task lets it write has to leave room for the prompt.
+    """
+    most = getattr(target.decoder.config, "max_position_embeddings", None)
+    if most is None:
+        return
     window = protocol.window if protocol.texts else 0  # without texts nothing is cut into windows
     lengths = {"--window": window, "--positions": protocol.positions}
     lengths |= {f"--tasks {task}: a context of": CONTEXTS[task] for task in protocol.tasks if task in CONTEXTS}
     for flag, length in (lengths | {"--calibration-length": protocol.calibration_length}).items():
-        if length > (most := getattr(target.decoder.config, "max_position_embeddings", length)):
+        if length > most:
             raise UserError(f"{flag} {length} is more than the {most} tokens that the model takes")
+    for task in protocol.tasks:
+        if (tokens := task_loading.most_tokens_of_answer(task)) >= most:
+            room = f"of the {most} tokens that the model takes none is left for the prompt"
+            raise UserError(f"--tasks {task}: a written answer has up to {tokens} tokens, and {room}")
 
 
 def _protocol_on_target(target: Target, protocol: Protocol, given: Collection[str]) -> Protocol:

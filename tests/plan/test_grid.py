@@ -387,6 +387,18 @@ def test_sequences_that_are_longer_than_a_model_takes_are_refused(field):
             validate._refuse_longer(longer, found)
 
 
+@pytest.mark.parametrize(("task", "tokens"), [("instructions", 128), ("gsm8k_gen", 256), ("codex_mbpp_gen", 512)])
+def test_an_answer_that_leaves_a_model_no_room_for_the_prompt_is_refused(task, tokens):
+    target = validate.Target(Decoder(tiny("llama")), torch.device("cpu"), torch.float32)  # which takes 128 tokens
+    sizes = {"window": 128, "stride": 64, "calibration_length": 128}
+    validate._refuse_longer(protocol_of_profile("quick", tasks=("squad_gen", "piqa", "triviaqa"), **sizes), target)
+    words = (
+        f"--tasks {task}: a written answer has up to {tokens} tokens, and of the 128 tokens that the model takes none"
+    )
+    with pytest.raises(UserError, match=words):
+        validate._refuse_longer(protocol_of_profile("quick", tasks=("piqa", task), **sizes), target)
+
+
 @pytest.mark.nightly
 @pytest.mark.default_model
 def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
