@@ -14,7 +14,15 @@ from typing import Any
 
 from bench.plan.kinds import to_plain
 from bench.records.comparability import find_dense_peer, find_unlike_versions, group_draws
-from bench.records.frame import MISS, SMALL, STAGES, find_misfits, misses_budget, texts_of_records
+from bench.records.frame import (
+    MISS,
+    SMALL,
+    STAGES,
+    find_misfits,
+    keep_standard_tasks,
+    misses_budget,
+    texts_of_records,
+)
 from bench.records.quantities import find_quantity, format_value, list_quantities, quantity_of_column
 from bench.records.record import Record
 from bench.records.speed_results import PointTiming, Speed
@@ -351,6 +359,7 @@ READING = {  # how to read columns and marks, the most important first
     "ends": "[low, high] beside a perplexity is its 95 % interval, where the sides differ in length.",
     "in_a_row": "Windows one behind the other are alike, so that their intervals are wider than of drawn ones.",
     "accuracy": "Accuracies are in %; ± is one standard error; the average weighs every task alike.",
+    "standard": "Means over tasks are of those that lm-eval defines; the suite's own, as those by skill, stand apart.",
     "kept": "kept is the average as a share of the dense model's.",
     "speed": "prefill and decode are times as fast as the dense model; ± or [low, high] is the 95 % interval.",
     "then": "A label with 'then' is of a model that was pruned further; its ratio is of the dense model in total.",
@@ -371,6 +380,7 @@ def describe_columns(
     occurs = {
         "no_dense": has_tasks and any(row.get("average") is not None and row.get("kept") is None for row in rows),
         "accuracy": has_tasks and any(name.startswith(("task_", "score_")) for name in columns),
+        "standard": has_tasks and any(map(_has_tasks_apart, records)),
         "kept": has_tasks and "kept" in columns,
         "speed": "speed" in about and not speeds.isdisjoint(columns),
         "then": any(record.cell.earlier for record in records),
@@ -386,6 +396,12 @@ def describe_columns(
         *describe_quantities(columns, {*about} - {"speed"}),
         *describe_flags(_flags_of_draws(records, seeds=seeds)),
     ]
+
+
+def _has_tasks_apart(record: Record) -> bool:
+    """Say whether the means over the tasks of a record leave tasks out."""
+    tasks = list(record.measured.task_scores)
+    return keep_standard_tasks(tasks) != tasks
 
 
 def describe_quantities(columns: Collection[str], about: Collection[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.plan.cell import Cell, words_of_amount
 from bench.plan.protocol import Recipe, split_range
-from bench.records.frame import STAGES, main_timing
+from bench.records.frame import STAGES, keep_standard_tasks, main_timing, tasks_with_accuracies
 from bench.records.measured import RangeScore, TextScore
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import format_bytes, shorten_name
@@ -153,11 +153,12 @@ def _positions(record: Record) -> Iterator[ProtocolRow]:
 def _tasks(record: Record) -> Iterator[ProtocolRow]:
     """Yield for the tasks that are measured alike their metric, documents and shots."""
     tasks_by_facts: dict[str, list[str]] = {}
+    averaged = keep_standard_tasks(tasks_with_accuracies([record]))
     for task, result in record.measured.task_scores.items():
         documents = result.documents
         every = "all " if documents == result.available else ""
         count = f"{every}{documents:,} {'document' if documents == 1 else 'documents'}"
-        apart = "" if result.is_accuracy else ", not in the average"
+        apart = "" if task in averaged else ", not in the average"
         facts = f"{result.main}, {count}, {result.fewshot}-shot{_words_of_chat(record)}{apart}"
         tasks_by_facts.setdefault(facts, []).append(shorten_name(task))
     for facts, tasks in tasks_by_facts.items():

@@ -40,6 +40,8 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from bench.data.skills import SOURCES
+from bench.data.task_sources import OFFLINE, BySkill
 from bench.records.comparability import (
     find_dense_peer,
     find_unlike_versions,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MOST_BY_SKILL = 10  # tasks by skill that have columns of their own where tables and figures have one for each task
 MISS = MISSED  # the largest share of the dense model by which a method may miss its budget unmarked
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
 
@@ -73,9 +76,9 @@ def rows_of_records(records: Sequence[Record], samples: Samples | None = None) -
     """
     rows: dict[int, dict[str, Any]] = {}
     for group in group_by_setup(records).values():
-        averaged = tasks_with_accuracies(group)
+        averaged = keep_standard_tasks(tasks_with_accuracies(group))
         fields = [quantity.field for quantity in quantities_of_part("answers")]
-        answered = {field: tasks_with_answers(group, field) for field in fields}
+        answered = {field: keep_standard_tasks(tasks_with_answers(group, field)) for field in fields}
         whole = _whole(group)
         for record in group:
             row = _row(record, find_dense_peer(record, group), averaged, answered)
@@ -163,6 +166,21 @@ def tasks_with_accuracies(records: Sequence[Record]) -> list[str]:
     return [name for name in tasks_of_records(records) if name in names]
 
 
+def keep_standard_tasks(tasks: Sequence[str]) -> list[str]:
+    """Return the tasks that a mean over tasks is of: those that lm-eval defines, or all where it defines none.
+
+    The suite's own come in several forms of the same documents, and would weigh more than all of the rest.
+    """
+    return [task for task in tasks if not isinstance(OFFLINE.get(task), BySkill)] or list(tasks)
+
+
+def keep_shown_tasks(records: Sequence[Record]) -> list[str]:
+    """Return the tasks with a result that tables show one by one: without those by skill, where these are many."""
+    tasks = tasks_of_records(records)
+    not_by_skill = [task for task in tasks if task not in SOURCES]
+    return tasks if len(tasks) - len(not_by_skill) <= MOST_BY_SKILL else not_by_skill
+
+
 def columns_of_quantity(quantity: Quantity, records: Sequence[Record]) -> list[str]:
     """Return the columns of a quantity: one, or one for each text or task that has it in any record."""
     if not quantity.is_each:
@@ -183,17 +201,21 @@ def tasks_with_answers(records: Sequence[Record], field: str = ANSWER_BPB) -> li
 
 
 def column_of_task(name: str, task: TaskScore) -> str:
-    """Return the column of a task's main metric."""
+    """Return the column of a task's main metric; that of its bits per byte where it has no other."""
+    if task.main == ANSWER_BPB:
+        return f"{ANSWER_BPB}_{name}"
     return f"{'task' if task.is_accuracy else 'score'}_{name}"
 
 
-def columns_of_tasks(records: Sequence[Record]) -> list[str]:
-    """Return the columns of the tasks' main metrics, in the protocol's order, accuracies first."""
-    results = [
-        (name, record.measured.task_scores.get(name)) for name in tasks_of_records(records) for record in records
-    ]
+def columns_of_tasks(records: Sequence[Record], tasks: Sequence[str] | None = None) -> list[str]:
+    """Return the columns of the main metrics of tasks, accuracies first.
+
+    tasks  None for all of the records, in the protocol's order
+    """
+    names = tasks_of_records(records) if tasks is None else tasks
+    results = [(name, record.measured.task_scores.get(name)) for name in names for record in records]
     columns = dict.fromkeys(column_of_task(name, result) for name, result in results if result)
-    return sorted(columns, key=lambda column: column.startswith("score_"))
+    return sorted(columns, key=lambda column: not column.startswith("task_"))
 
 
 def _in_order_of_protocol(names: Sequence[str], orders: Sequence[Sequence[str]]) -> list[str]:
@@ -367,7 +389,8 @@ def _add_flips(rows: Mapping[int, dict[str, Any]], records: Sequence[Record], sa
                 places = place_by_id[id(dense)], place_by_id[id(record)]
                 metrics[id(record)] = _flips(record, dense, samples, places)
         for kind in FLIPS:
-            tasks = list(dict.fromkeys(chain.from_iterable(by_kind[kind] for by_kind in metrics.values())))
+            every = dict.fromkeys(chain.from_iterable(by_kind[kind] for by_kind in metrics.values()))
+            tasks = keep_standard_tasks(list(every))
             for key, by_kind in metrics.items():
                 for task, metric in by_kind[kind].items():
                     rows[key] |= {f"{kind}_{task}": metric.value, f"{kind}_{task}_stderr": metric.stderr}

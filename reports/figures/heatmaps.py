@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data.needle import DEPTHS
 from bench.plan.cell import words_of_amount
-from bench.records.frame import columns_of_tasks
+from bench.records.frame import columns_of_tasks, keep_shown_tasks
 from bench.records.quantities import quantity_of_column
 from bench.records.record import name_of_model
 from bench.records.samples import Samples
@@ -58,8 +58,12 @@ def _ratio(group: TableGroup) -> str:
 
 
 def _kept(group: TableGroup) -> tuple[list[str], Shares]:
-    """Return the tasks with an accuracy, and {label: shares of the dense model's accuracy that the method keeps}."""
-    columns = [column for column in columns_of_tasks(group.records) if column.startswith("task_")]
+    """Return the tasks with an accuracy, and {label: shares of the dense model's accuracy that the method keeps}.
+
+    Tasks by skill, where they are many, have figures of their own (reports.figures.skills).
+    """
+    every = columns_of_tasks(group.records, keep_shown_tasks(group.records))
+    columns = [column for column in every if column.startswith("task_")]
     rows = list(zip(group.records, group.rows, strict=True))
     dense = next((row for record, row in rows if record.cell.method == "dense" and record.status == "ok"), None)
     if dense is None:

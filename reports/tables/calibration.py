@@ -19,6 +19,7 @@ from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.comparability import setup_of_study
 from bench.records.frame import (
     columns_with_values,
+    keep_standard_tasks,
     rows_of_records,
     tasks_with_accuracies,
     tasks_with_answers,
@@ -127,10 +128,10 @@ class CalibrationCurves:
             text = column.removeprefix("perplexity_")
             return contrast_of_perplexities(self.records, pairs, data.samples, text, seeds=seeds)
         if column == "average":
-            tasks = tasks_with_accuracies(self.every)
+            tasks = keep_standard_tasks(tasks_with_accuracies(self.every))
             return contrast_of_averages(self.records, pairs, data.samples, tasks, seeds=seeds)
         if column == "answer_bpb":
-            tasks = tasks_with_answers(self.every, column)
+            tasks = keep_standard_tasks(tasks_with_answers(self.every, column))
             return contrast_of_averages(self.records, pairs, data.samples, tasks, column, seeds=seeds)
         return {}
 

@@ -24,7 +24,7 @@ from scipy.special import stdtrit
 
 from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.comparability import find_dense_peer, setup_of_models
-from bench.records.frame import tasks_with_accuracies, tasks_with_answers, texts_of_records
+from bench.records.frame import keep_standard_tasks, tasks_with_accuracies, tasks_with_answers, texts_of_records
 from bench.records.measured import ANSWER_BPB, TaskMetric
 from bench.records.quantities import quantity_of_column
 from bench.records.quantity import Quantity, format_percent, format_perplexity, is_finite
@@ -157,7 +157,8 @@ class ModelRows:
     def tasks(self) -> dict[str, list[str]]:
         """Return {measure that is a mean over tasks: its tasks}."""
         every = list(self._records.values())
-        return {ANSWER_BPB: tasks_with_answers(every), AVERAGE: tasks_with_accuracies(every)}
+        tasks = {ANSWER_BPB: tasks_with_answers(every), AVERAGE: tasks_with_accuracies(every)}
+        return {measure: keep_standard_tasks(names) for measure, names in tasks.items()}
 
     def _change(self, number: int, measure: str) -> Change | None:
         """Return what one cell changes; None if the dense model of its seed has no value."""

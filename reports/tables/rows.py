@@ -21,6 +21,7 @@ from typing import Any
 from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.frame import (
     column_of_amount,
+    keep_standard_tasks,
     may_be_guessed,
     tasks_with_accuracies,
     tasks_with_answers,
@@ -391,12 +392,13 @@ class GroupTests:
             text = column.partition("perplexity_")[2]
             return contrast_of_perplexities(cells, pairs, samples, text, intervals=intervals, seeds=seeds, base=base)
         quantity, which = quantity_of_column(column), ""
-        tasks = tasks_with_accuracies(records) if column == "average" else [column.removeprefix("task_")]
+        averaged = keep_standard_tasks(tasks_with_accuracies(records))
+        tasks = averaged if column == "average" else [column.removeprefix("task_")]
         if quantity.part == "answers":
             which = quantity.field
             tasks = [column.removeprefix(f"{which}_")]
         elif quantity.over_tasks:
-            which, tasks = column, tasks_with_answers(records, column)
+            which, tasks = column, keep_standard_tasks(tasks_with_answers(records, column))
         return contrast_of_averages(
             cells, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds
         )

@@ -1,7 +1,9 @@
 """The view skills: what each method loses of each skill, as shares of what the dense model has of it.
 
 Each ratio has a table of the accuracy that is lost, one that tells texts of choices from their letters, and one of the
-bits per byte that are added (bench.records.skill_losses). The methods stand in the order of the main table.
+bits per byte that are added (bench.records.skill_losses). Where tasks were written too, a further table has how many of
+the answers that are chosen right are written right (bench.records.written). The methods stand in the order of the main
+table.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from bench.records.frame import columns_of_quantity, columns_with_values
+from bench.records.quantities import DERIVED
 from bench.records.skill_losses import SKILLS, SkillColumn, tasks_by_skill
 from bench.regression.contrasts import LEVEL
 from bench.stats.intervals import holm, normal_p
@@ -21,6 +25,7 @@ from reports.groups import TableGroup
 from reports.tables.rows import ReportData, compare_rows, sorting_note, sorting_quantity, table_of_group, word_of_ratio
 from reports.tables.table import Row, Table, TableCell, cell_of, column_of
 
+WRITTEN = next(quantity for quantity in DERIVED if quantity.part == "written")
 GUESSES = "guesses"  # in place of a share, where the dense model is not shown to be above them
 ABOVE = "dense, above guesses"
 TITLES = {  # of the kinds of loss that share a table
@@ -28,6 +33,7 @@ TITLES = {  # of the kinds of loss that share a table
     ("text", "letter"): "accuracy lost where texts of choices are scored, and where their letters are",
     ("bits",): "bits per byte of right answers added, in % of the dense model's",
 }
+FORMS_OF_CHOICE = {"rc": "text", "mc": "letter"}
 WORDS = {"text": ", text", "letter": ", letter"}  # behind a skill in a heading
 ABOUT = {
     "loss": "lost: (dense - pruned) / (dense - guesses) of the accuracies, so that 0 % is the dense model, and 100 % "
@@ -37,6 +43,12 @@ ABOUT = {
     "bits": "bits added: pruned / dense - 1, the geometric mean over the tasks of a skill, without those of letters. "
     "Guessing has no bits per byte, so that this is no share of what guesses leave.",
 }
+WRITTEN_TITLE = "of the answers chosen right, those that are written right too"
+ABOUT_WRITTEN = (
+    "a value: of the documents whose answer a model chooses right, by its text or by its letter, the share that it "
+    "writes right too.",
+    "intervals: 95 %, Wilson's, of the documents that the model itself chooses right, which differ between models.",
+)
 FIELLER = "intervals: 95 %, by Fieller's theorem, of the documents that both models answered."
 NORMAL = "intervals: 95 %, normal on the logarithm, of the documents that both models answered."
 DIFFERS = f"†: differs from the dense model, p < {LEVEL} (normal tests on documents, adjusted by Holm for a table)."
@@ -119,8 +131,48 @@ class SkillLosses:
 def tables_of_skills(data: ReportData) -> list[Table]:
     """Return the tables of each ratio for which there are samples of tasks by skill."""
     groups = data.groups if tasks_by_skill(data.records) else []
-    every = [SkillLosses(group, kinds) for group in groups for kinds in TITLES]
-    return [_table(losses, data) for losses in every if losses.columns and losses.pruned]
+    tables = list[Table]()
+    for group in groups:
+        every = [SkillLosses(group, kinds) for kinds in TITLES]
+        tables += [_table(losses, data) for losses in every if losses.columns and losses.pruned]
+        tables += _tables_of_written(group, data)
+    return tables
+
+
+def columns_of_written(group: TableGroup) -> list[str]:
+    """Return the columns with shares of answers that are written right, of each task that a row has one for."""
+    return columns_with_values(group.rows, columns_of_quantity(WRITTEN, group.records))
+
+
+def name_of_written_column(column: str) -> str:
+    """Return the heading of such a column: 'arithmetic, text' of written_basic_skills_arithmetic_rc."""
+    name, _, form = column.removeprefix("written_").removeprefix("basic_skills_").rpartition("_")
+    return f"{name.replace('_', ' ')}{WORDS[FORMS_OF_CHOICE[form]]}"
+
+
+def _tables_of_written(group: TableGroup, data: ReportData) -> list[Table]:
+    """Return the table of the answers that are chosen and written right; none where no task has both forms."""
+    columns = [replace(column_of(name), label=name_of_written_column(name)) for name in columns_of_written(group)]
+    if not columns:
+        return []
+    rows, tests = compare_rows(group, columns, data)
+    records = list(chain(*group.drawn))
+    table = table_of_group(
+        "skills",
+        group,
+        columns,
+        rows,
+        [
+            *ABOUT_WRITTEN,
+            *(legend.READING[word] for word in sorted(legend.words_of_seeds(records))),
+            *sorting_note(group, sorting_quantity(group)),
+        ],
+        name=f"skills-written-{word_of_ratio(group)}",
+        title=f"{WRITTEN_TITLE}, {protocol.words_of_ratio(group.records)}",
+        remarks=legend.describe_flags(tests),
+        measured=protocol.protocol_of_records(records, ("tasks",)),
+    )
+    return [table]
 
 
 def _table(losses: SkillLosses, data: ReportData) -> Table:

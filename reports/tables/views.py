@@ -28,11 +28,20 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.records.frame import STAGES, column_of_amount, columns_of_quantity, columns_of_tasks, columns_with_values
+from bench.records.frame import (
+    STAGES,
+    column_of_amount,
+    columns_of_quantity,
+    columns_of_tasks,
+    columns_with_values,
+    keep_shown_tasks,
+    tasks_of_records,
+)
 from bench.records.quantities import list_quantities
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
+from bench.records.skill_losses import SKILLS, SkillColumn
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup
@@ -95,13 +104,21 @@ def _main(data: ReportData) -> list[Table]:
             *(column_of(name, "quality") for name in (*ratio_columns(group), *size_columns(group))),
             *_columns_of("quality", group),
             column_of("flips", "quality", detail=True),
-            *(column_of(name, "tasks", brief=True) for name in columns_of_tasks(group.records)),
+            *(column_of(name, "tasks", brief=True) for name in _columns_of_main_tasks(group)),
             *(replace(column, group="quality") for column in _columns_of("summary", group)),
             *(replace(column, detail=True) for column in _columns_of("checks", group)),
             *(replace(column, detail=True) for column in _columns_of("cost", group)),
         ]
 
     return _by_group("main", data, columns, (*protocol.KINDS, "flips"))
+
+
+def _columns_of_main_tasks(group: TableGroup) -> list[str]:
+    """Return a column for each task; where those by skill are many, one for each skill in their place."""
+    tasks = keep_shown_tasks(group.records)
+    losses = [SkillColumn("loss", skill).name for skill in SKILLS]
+    is_folded = len(tasks) < len(tasks_of_records(group.records))
+    return [*columns_of_tasks(group.records, tasks), *(losses if is_folded else [])]
 
 
 def _columns_of(kind: str, group: TableGroup) -> list[Column]:
@@ -135,10 +152,11 @@ def size_columns(group: TableGroup) -> list[str]:
 
 def _per_task(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
+        tasks = columns_of_tasks(group.records)
         means = [quantity.name for quantity in list_quantities() if quantity.over_tasks and not quantity.is_each]
         return [
-            *(column_of(name) for name in (*columns_of_tasks(group.records), "average", "kept")),
-            *_columns_of("answers", group),
+            *(column_of(name) for name in (*tasks, "average", "kept")),
+            *(column for column in _columns_of("answers", group) if column.name not in tasks),
             *(column_of(name, "answers", brief=True) for name in means),
             *_columns_of("flips", group),
             *_columns_of("written", group),
@@ -166,6 +184,7 @@ def _by_group(
         flags = legend.flags_of_records(sorted_group.records_with_notes(), stages, sorted_group.beside)
         records = list(chain(*sorted_group.drawn))
         footnotes = legend.describe_columns(records, list(chain(*sorted_group.each)), about)
+        footnotes += [FOLDED] * any(column.name.startswith(SKILL_LOSS) for column in present)
         tables.append(
             table_of_group(
                 name,
@@ -180,6 +199,11 @@ def _by_group(
     return tables
 
 
+SKILL_LOSS = SkillColumn("loss", "").name
+FOLDED = (
+    "X lost: what is lost of a skill's accuracy above guesses, in place of its many tasks; the views skills and "
+    "per-task have more."
+)
 WITH_ANSWERS = {"main", "per-task", "skills"}
 VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,

@@ -52,6 +52,16 @@ def cells(tmp_path):
     return [record("dense"), record("laco")], folders
 
 
+def test_the_view_skills_has_a_table_of_them(cells):
+    records, folders = cells
+    *_, table = build_view("skills", records, samples=Samples(folders))
+    assert table.name.startswith("skills-written-")
+    assert [column.label for column in table.columns] == ["arithmetic, text"]
+    assert {row.label: row.cells[0].value for row in table.rows} == {"dense": pytest.approx(2 / 6), "laco": 0}
+    assert (table.rows[0].cells[0].low, table.rows[0].cells[0].high) == wilson(2, 6)
+    assert any("Wilson" in note for note in table.footnotes)
+
+
 def test_of_what_is_chosen_right_a_share_is_written_right(cells):
     records, folders = cells
     dense, pruned = rows_of_records(records, Samples(folders))
