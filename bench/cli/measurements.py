@@ -120,7 +120,11 @@ def require_engine(protocol: ServedProtocol) -> None:
     """Raise UserError where the engine is missing, before any work."""
     from bench.serving import adapters
 
-    adapters.engine_of_protocol(protocol, None).require(protocol)
+    engine = adapters.engine_of_protocol(protocol, None)
+    try:
+        engine.require(protocol)
+    finally:
+        engine.end()
 
 
 def serve(
@@ -146,13 +150,16 @@ def serve(
 
     models, engine = find_served(trust, cells), adapters.engine_of_protocol(protocol, threads)
     records, refused = [], list[DenseNotServed]()
-    for model in models:
-        try:
-            records += list(rows.serve(model, protocol, engine, device=device))
-        except DenseNotServed as error:
-            refused.append(error)
-            if len(models) > 1:
-                say(f"{model.name}: {error}")
+    try:
+        for model in models:
+            try:
+                records += list(rows.serve(model, protocol, engine, device=device))
+            except DenseNotServed as error:
+                refused.append(error)
+                if len(models) > 1:
+                    say(f"{model.name}: {error}")
+    finally:
+        engine.end()
     if len(refused) == len(models):
         raise refused[0]
     print(terminal.render(tables.tables_of_served(records)), end="")

@@ -469,7 +469,7 @@ class SimilarityProtocol:
 AUTO = "auto"  # the dtype of the cell
 QUANTISED = ("q8_0", "q4_0")  # types that llama.cpp itself writes into a GGUF file
 TYPES = (AUTO, "float32", "bfloat16", "float16", *QUANTISED)
-LLAMA_CPP, VLLM, SGLANG = ("llama.cpp", "vllm", "sglang")
+LLAMA_CPP, VLLM = ("llama.cpp", "vllm")
 
 
 @dataclass(frozen=True)
@@ -481,9 +481,9 @@ class ServedProtocol:
     `windows` of `window` tokens are scored by the engine.
     """
 
-    engine: Literal["llama.cpp", "vllm", "sglang"] = option("llama.cpp", "what serves the models, by default {default}")
-    engine_python: str = option("", "that has vllm or sglang, as in /opt/vllm/bin/python", "PATH")
-    engine_args: str = option("", "for vllm or sglang, as in --engine-args=--enforce-eager", "WORDS")
+    engine: Literal["llama.cpp", "vllm"] = option("llama.cpp", "what serves the models, by default {default}")
+    engine_python: str = option("", "that has vllm, as in /opt/vllm/bin/python", "PATH")
+    engine_args: str = option("", "for vllm, as in --engine-args=--enforce-eager", "WORDS")
     types: tuple[str, ...] = option(
         (AUTO, "q8_0"), f"of weights, by default auto,q8_0: {', '.join(TYPES)}; auto is as in the cell", "LIST"
     )

@@ -212,8 +212,8 @@ class EngineProtocol:
 
     SOURCE: ClassVar[str] = "bench.plan.protocol"
 
-    engine: Name = declare_field("llama.cpp, vllm or sglang")
-    engine_python: str | None = declare_optional_field("interpreter that has vllm or sglang")
+    engine: Name = declare_field("llama.cpp or vllm")
+    engine_python: str | None = declare_optional_field("interpreter that has vllm")
     engine_args: str | None = declare_optional_field("words for those")
     prefill: tuple[Tokens, ...] | None = declare_optional_field("prompt lengths that are timed")
     decode: tuple[Tokens, ...] | None = declare_optional_field("depths of context behind which tokens are generated")
@@ -272,7 +272,7 @@ class EngineFound:
 
     SOURCE: ClassVar[str] = "bench.inference"
 
-    name: str | None = declare_optional_field("llama.cpp, vllm or sglang")
+    name: str | None = declare_optional_field("llama.cpp or vllm")
     version: str | None = declare_optional_field("of its package")
     commit: str | None = declare_optional_field("of its source")
     system: str | None = declare_optional_field("instructions of the processor that it uses")

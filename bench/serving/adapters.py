@@ -1,23 +1,21 @@
 """Adapts inference engines to one interface, by which the models of a run are served.
 
-`ByLlamaCpp` serves GGUF files on the CPU. `ByOtherPython` serves Hugging Face folders of a stock shape by vLLM or
-SGLang, in the Python that has them. `ServingEngine` says what an engine must offer.
-
-Layers of sizes of their own are refused by the latter. vLLM itself serves them by the plugin
-(bench.inference.vllm_plugin), which no row has been measured with.
-
-vLLM and SGLang serve the dense and the pruned model in turns, whole processes each, since the engine fills a GPU with
-one. This has not been run: there was no such engine, and its tests have a recorded one.
+`ByLlamaCpp` serves GGUF files on the CPU. `ByVllm` serves Hugging Face folders of every shape, on what vLLM computes on
+in the Python that has it. `ServingEngine` says what an engine must offer.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
+import shlex
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,21 +26,23 @@ from bench.data.texts import EvaluationText
 from bench.evaluation.scoring import nll_of_windows
 from bench.export import engine_check, gguf_file
 from bench.export.formats import GGUF, HF
-from bench.inference import llama_cpp
-from bench.inference.other_python import EngineFailed, OtherPython
+from bench.inference import llama_cpp, vllm_process
+from bench.inference.vllm_process import EngineFailed, VllmProcess
 from bench.plan.kinds import to_plain
-from bench.plan.protocol import LLAMA_CPP, QUANTISED, ServedProtocol
+from bench.plan.protocol import LLAMA_CPP, QUANTISED, VLLM, ServedProtocol
+from bench.records.speed_results import PointTiming
 from bench.runs.reproduce import PrunedModel
-from bench.speed.benchmark import summarise_rounds
-from bench.speed.timing import Pass, WarmUp
-from bench.speed.workloads import TimedPoint
+from bench.speed import timing
+from bench.speed.benchmark import is_narrow, summarise_rounds
+from bench.speed.timing import Pass, WarmUp, Workload
+from bench.speed.workloads import TimedPoint, bytes_of_step
 from bench.stats.clusters import ratio_interval
 from bench.stats.draws import exp_of_log
+from bench.system import environment
 from bench.system.memory import give_back
 from bench.system.threads import count_usable_cores
 from methods.checkpoint import save_load
-from methods.checkpoint.pruned_config import Uneven, describe
-from methods.checkpoint.transformers_compat import config_of_uniform
+from methods.checkpoint.save_load import Check
 from methods.errors import UserError
 from methods.model.decoder import place_of
 
@@ -55,6 +55,9 @@ class ByLlamaCpp:
     def __init__(self, protocol: ServedProtocol, threads: int) -> None:
         self.protocol, self.threads, self.minutes = protocol, threads, protocol.silence / 60
         self.version = llama_cpp.version_of_package() if llama_cpp.is_installed() else ""
+
+    def end(self) -> None:
+        """Do nothing: each task has had a process of its own."""
 
     def computes_on(self) -> dict[str, Any]:
         """Return the device, always the CPU."""
@@ -129,75 +132,95 @@ def _words_of_point(point: dict[str, Any]) -> str:
     return f"{what}: {1000 * each / point['pruned_ms']:,.1f} tokens/s, {point['speedup']:.2f} times the dense model's"
 
 
-AGREES = 0.05  # share by which an engine's perplexity may differ, since its kernels round in another way
+EXACT = 1e-3  # nats by which vLLM's log-probability of a token may differ, all in float32
+ROUNDED = 0.02  # and the mean of all tokens, in other types, in which kernels round at other places
+AS_EXACT = 3  # times as far from float64 as this suite's float32 an engine may be, for models that float32 fails
+ON_A_GPU = {"gpu_memory_utilization": 0.45}  # of the dense and of the pruned model, which lie there side by side
 
 
-class ByOtherPython:
-    """Exports folders, and has an engine's own benchmark time them."""
+class ByVllm:
+    """Exports folders, and has one process of vLLM's hold the dense and the pruned model, and time them in turns."""
+
+    name = VLLM
 
     def __init__(self, protocol: ServedProtocol, threads: int) -> None:
         self.protocol, self.threads = protocol, threads
-        self.name: str = protocol.engine
-        self.program = OtherPython(protocol.engine, protocol.engine_python, protocol.engine_args, protocol.silence)
+        options = vllm_process.parse_options(shlex.split(protocol.engine_args))
+        python, silence = protocol.engine_python, protocol.silence
+        self.process = VllmProcess(python, options, threads=threads, silence=silence)
         self.version = ""
         self._device: dict[str, Any] = {}
-        self._ours: tuple[Callable[[], PrunedModel | None], float] = (lambda: None), math.nan
+        self._ours: tuple[Callable[[], PrunedModel | None], torch.Tensor] = (lambda: None), torch.empty(0)
 
     def require(self, protocol: ServedProtocol) -> None:
-        """Ask the other Python for its version and device. Raises UserError where it has no such engine."""
+        """Ask vLLM for its version and device. Raises UserError where the other Python has no vLLM."""
         if not protocol.engine_python:
             raise UserError(f"{self.name} runs in a Python of its own: --engine-python PATH/bin/python")
         try:
-            self.version, self._device = self.program.version(), self.program.device()
+            answer = self.process.exchange("describe")
         except EngineFailed as error:
             raise UserError(f"{protocol.engine_python} has no {self.name}: {error}") from None
+        self.version, self._device = answer["version"], answer["device"]
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.end()
 
     def computes_on(self) -> dict[str, Any]:
-        """Return the device that the other Python has named."""
+        """Return the device that vLLM has named."""
         return self._device
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
-        """Write a model as a folder for stock transformers. Raises NotServed where no stock class holds it."""
-        try:
-            config_of_uniform(model.model, describe(model.model))
-        except Uneven as error:
-            raise self._not_stock(error) from None
-        dtype = getattr(torch, kind)
+        """Write a model as a folder. Raises UserError where it needs this suite's plugin, and vLLM cannot have it."""
+        dtype, own = getattr(torch, kind), model.model.embed.weight.dtype
         manifest = save_load.save(model.model, path, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
-        if manifest["loads_with"] != "transformers":  # the stock class was tried and does not load it
+        if manifest["loads_with"] != "transformers" and (trouble := self._trouble_of_plugin()):
             shutil.rmtree(path)
-            raise self._not_stock(manifest["reason"])
+            raise UserError(f"{manifest['reason']}, and this vLLM takes no such folders: {trouble}")
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        return ExportedModel(path, HF, kind, size)
+        sizes = itertools.product(self.protocol.batches, self.protocol.decode)
+        bytes_by_point = dict[TimedPoint, int]()
+        for point in [TimedPoint("decode", batch, tokens) for batch, tokens in sizes]:
+            bytes_by_point[point] = bytes_of_step(model.model, point) * dtype.itemsize // own.itemsize
+        return ExportedModel(path, HF, kind, size, bytes_by_point.__getitem__)
 
-    def _not_stock(self, reason: object) -> UserError:
-        return UserError(f"{self.name} is given folders that transformers alone loads, and {reason}")
-
-    def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
-        """Return the engine's perplexity of a text, checked against that of this program."""
-        ours = self._perplexity(model, text)
+    def _trouble_of_plugin(self) -> str:
+        """Return why vLLM cannot be given pruned models of every shape; empty where it can. Raises NotServed."""
         try:
-            nll = self.program.likelihoods(exported.path, exported.type, text.ids.tolist())
+            return str(self.process.exchange("check_plugin")["trouble"])
         except EngineFailed as error:
             raise NotServed(error.status, str(error)) from None
-        figures = perplexity_of_windows(nll, text)
-        share = figures["perplexity"] / ours - 1
-        count, length = text.ids.shape
-        which = f"the {count} windows of {length:,} tokens that the run measured ({figures['tokens']:,} scored)"
-        figure = f"{figures['perplexity']:.5g}, and transformers has {ours:.5g}, on {which}"
-        agrees = abs(share) <= AGREES  # not so of a share that is no number
-        checks = [[f"{self.name} perplexity", agrees, figure]]
-        if not agrees:
-            raise NotServed("error", f"{self.name} perplexity: {figure}", {"checks": checks})
-        return {"checks": checks, "perplexity": figures}
 
-    def _perplexity(self, model: PrunedModel, text: EvaluationText) -> float:
-        """Return the perplexity by transformers, once for all types of a model. The GPU is then left to the engine."""
+    def quality(self, exported: ExportedModel, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        """Return vLLM's perplexity of a text, once its log-probability of each token agrees with this program's."""
+        ours = self._nats(model, text)
+        try:
+            self._load("pruned", exported)
+            logs = self.process.exchange("score", name="pruned", sequences=text.ids.tolist())["logs"]
+        except EngineFailed as error:
+            raise NotServed(error.status, str(error)) from None
+        theirs = -torch.tensor(logs, dtype=torch.float64)  # (M, W - 1)
+        if exported.type == "float32" and model.model.embed.weight.dtype == torch.float32:
+            check = compare_tokens(ours, theirs, lambda: _nats_in_float64(model, text))
+        else:
+            check = compare_means(ours, theirs)
+        checks = [[f"{self.name} tokens", check.passed, check.outcome]]
+        if not check.passed:
+            raise NotServed("error", f"{self.name} tokens: {check.outcome}", {"checks": checks})
+        return {"checks": checks, "perplexity": perplexity_of_windows(theirs.sum(1).tolist(), text)}
+
+    def _load(self, name: str, exported: ExportedModel) -> None:
+        """Have a model held with room for what is asked of it. Raises EngineFailed."""
+        protocol = self.protocol
+        longest = max(protocol.window, *protocol.prefill, *(tokens + protocol.steps for tokens in protocol.decode))
+        on_device = ON_A_GPU if self._device["device"] == "cuda" else {}
+        self.process.load(name, exported.path, dtype=exported.type, max_model_len=longest + 1, **on_device)
+
+    def _nats(self, model: PrunedModel, text: EvaluationText) -> torch.Tensor:
+        """Return this program's nats of each token but the first, once for all types. The GPU is then left to vLLM."""
         if self._ours[0]() is not model:
-            inner, scored = model.model.model, torch.ones_like(text.ids, dtype=torch.bool)
-            scored[:, 0] = False
-            nats = float(nll_of_windows(inner, text.ids, scored, text.ids.shape[1]).sum())
-            self._ours = weakref.ref(model), exp_of_log(nats / int(scored.sum()))  # the next model needs the room
+            inner = model.model.model
+            self._ours = weakref.ref(model), _nats_of_tokens(inner, text)  # the next model needs the room
             if len(place := place_of(inner)) == 1:
                 inner.to("cpu")
                 give_back(place)
@@ -206,24 +229,85 @@ class ByOtherPython:
     def speed(
         self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
-        """Return the speed of a model beside that of the dense model, each timed in turns."""
-        models = {"dense": dense, "pruned": exported}
-        turns: dict[TimedPoint, dict[str, list[list[Pass]]]] = {}
-        for point in points:
-            turns[point] = {name: [] for name in models}
+        """Return the speed of a model beside that of the dense model. Both are held, and take turns."""
         engine = {"name": self.name, "version": self.version, "arguments": self.protocol.engine_args}
+        measured: dict[str, Any] = {"engine": engine | {"threads": self.threads}, "points": []}
+        before = environment.state_of_machine()
         try:
-            for number in range(self.protocol.rounds):
-                for name in models if number % 2 == 0 else reversed(models):
-                    served = models[name]
-                    turn = self.program.time_turn(served.path, served.type, points, self.protocol.steps)
-                    for point, ms in turn.items():
-                        turns[point][name].append([Pass(ms, sum(ms))])
-                hear(f"round {number + 1} of {self.protocol.rounds}")
+            self._load("dense", dense)
+            self._load("pruned", exported)
+            for point in points:
+                measured["points"].append(to_plain(self._time_in_turns(point)))
+                hear(_words_of_point(measured["points"][-1]))
         except EngineFailed as error:
-            raise NotServed(error.status, str(error), {"engine": engine}) from None
-        warm = {name: WarmUp(0, True, 0.0) for name in models}  # each process warms up by itself
-        return {"engine": engine, "points": [to_plain(summarise_rounds(each, turns[each], warm)) for each in points]}
+            raise NotServed(error.status, str(error), measured) from None
+        return measured | {"machine": environment.load_between_states(before, environment.state_of_machine())}
+
+    def _time_in_turns(self, point: TimedPoint) -> PointTiming:
+        """Warm both models up at a point and time them in turns. Raises EngineFailed."""
+        steps = self.protocol.steps if point.kind == "decode" else 0
+        works, warm, clock = dict[str, Workload](), dict[str, WarmUp](), _ClockOfVllm()
+        for name in ("dense", "pruned"):
+            works[name] = Workload(partial(self._time_pass, name, point, steps), lambda: None, max(steps, 1))
+            warm[name] = timing.warm_up(works[name], clock, long=self._device["device"] != "cpu")
+        passes = timing.passes_per_turn(works, warm, self.protocol.rounds)
+        return summarise_rounds(
+            point, timing.time_rounds(works, clock, self.protocol.rounds, passes, enough=is_narrow), warm
+        )
+
+    def _time_pass(self, name: str, point: TimedPoint, steps: int) -> Pass:
+        """Return a pass as vLLM's process has timed it: of a prompt one call. Raises EngineFailed."""
+        answer = self.process.exchange("time_pass", name=name, batch=point.batch, tokens=point.tokens, steps=steps)
+        ms = answer["ms"][1:] if steps else answer["ms"][:1]
+        if not ms:
+            raise EngineFailed("error", f"vllm computes {point} in more calls than its tokens; give more --steps")
+        return Pass(ms, sum(ms))
+
+
+class _ClockOfVllm:
+    """Reads what vLLM's process has timed itself."""
+
+    name = "monotonic"
+
+    def run(self, work: Workload) -> Pass:
+        """Return the pass that is the step's answer."""
+        answer = work.step()
+        assert isinstance(answer, Pass)
+        return answer
+
+
+def compare_tokens(ours: torch.Tensor, theirs: torch.Tensor, in_float64: Callable[[], torch.Tensor]) -> Check:
+    """Return whether nats (M, W - 1) in float32 agree token by token.
+
+    in_float64  gives ours once more, for a model on which float32 alone differs by more than EXACT
+    """
+    off = (theirs - ours).abs()
+    words = f"differ by {off.max():.1e} nats at most and {off.mean():.1e} in the mean, of {off.numel():,} tokens"
+    if off.max() <= EXACT or not off.isfinite().all():
+        return Check("tokens", bool(off.max() <= EXACT), words)
+    exact = in_float64()
+    mine, its = float((ours - exact).abs().max()), float((theirs - exact).abs().max())
+    return Check(
+        "tokens", its <= max(EXACT, AS_EXACT * mine), f"{words}; from float64 by {its:.1e}, and ours {mine:.1e}"
+    )
+
+
+def compare_means(ours: torch.Tensor, theirs: torch.Tensor) -> Check:
+    """Return whether nats (M, W - 1), of which some are rounded more than float32, agree in the mean."""
+    off, apart = (theirs - ours).abs(), float((theirs.mean() - ours.mean()).abs())
+    words = f"means differ by {apart:.1e} nats, tokens by {off.max():.1e} at most, of {off.numel():,}"
+    return Check("tokens", apart <= ROUNDED, words)
+
+
+def _nats_of_tokens(model: Any, text: EvaluationText) -> torch.Tensor:
+    """Return the nats of each token but the first of a text's windows, (M, W - 1) float64."""
+    scored = torch.ones_like(text.ids, dtype=torch.bool)
+    scored[:, 0] = False
+    return nll_of_windows(model, text.ids, scored, text.ids.shape[1])[:, 1:]
+
+
+def _nats_in_float64(model: PrunedModel, text: EvaluationText) -> torch.Tensor:
+    return _nats_of_tokens(copy.deepcopy(model.model.model).double(), text)
 
 
 def engine_of_protocol(protocol: ServedProtocol, threads: int | None) -> ServingEngine:
@@ -231,7 +315,7 @@ def engine_of_protocol(protocol: ServedProtocol, threads: int | None) -> Serving
     threads = threads or count_usable_cores()
     if protocol.engine == LLAMA_CPP:
         return ByLlamaCpp(protocol, threads)
-    return ByOtherPython(protocol, threads)
+    return ByVllm(protocol, threads)
 
 
 class NotServed(Exception):
@@ -281,6 +365,9 @@ class ServingEngine(Protocol):
 
     def computes_on(self) -> dict[str, Any]:
         """Return `device` of the engine, and of GPUs `gpu` and `gpus`, as in a record's environment."""
+
+    def end(self) -> None:
+        """End what still runs."""
 
     def require(self, protocol: ServedProtocol) -> None:
         """Raise UserError where the engine is missing or cannot do what the protocol says."""

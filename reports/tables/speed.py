@@ -111,20 +111,15 @@ ABOUT_QUALITY = (
     "windows, paired, with its 95 % interval."
 )
 ABOUT_SPEED = (
-    "times as fast: the dense model in {base} over this one, both {turns}, with the 95 % interval; {predicted}."
-)
-ABOUT_LLAMA_CPP = (  # how models take turns, what is predicted, and what the sizes count
-    "in one process and in turns",
+    "times as fast: the dense model in {base} over this one, both in one process and in turns, with the 95 % interval; "
     "by bytes: what the bytes of weights and cache that a step reads would bring alone, by work: multiply-accumulates "
-    "(a prompt), bytes (a step)",
+    "(a prompt), bytes (a step)."
+)
+ABOUT_LLAMA_CPP = (  # what the sizes count
     "weights: of the file, with the vocabulary. memory: what the engine's process takes with this model alone, above "
-    "what it had before it was read.",
+    "what it had before it was read."
 )
-ABOUT_OTHERS = (
-    "in turns, of which each is a process of its own",
-    "by work: multiply-accumulates of a prompt",
-    "weights: of the safetensors files. Memory is not measured, since the engine fills a GPU with its cache.",
-)
+ABOUT_VLLM = "weights: of the safetensors files. Memory is not measured, since the engine fills it with its cache."
 KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # the words of a footnote in front of their sizes
 
 
@@ -155,8 +150,8 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         f"{'; '.join(sizes)}; up to "
         f"{protocol['rounds']} rounds, {protocol['steps']} tokens a pass."
     )
-    turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
-    about = (ABOUT_SPEED.format(base=first.base, turns=turns, predicted=predicted),)
+    sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_VLLM
+    about = (ABOUT_SPEED.format(base=first.base),)
     flags = chain.from_iterable(_served_flags(record, names[id(record)]) for record in records)
     notes = tuple(legend.describe_flags(flags))
     title = f"served by {protocol['engine']}, beside dense@{first.base}"

@@ -6,12 +6,12 @@ import dataclasses
 import errno
 import json
 import os
-import stat
 import sys
 from collections import Counter
+from pathlib import Path
 
+import psutil
 import pytest
-import recorded_engine
 from conftest import names_of, tiny, trusting_all
 from uneven_models import bpe
 
@@ -62,10 +62,14 @@ class Recorded:
 
     def __init__(self, refuses=(), fails=(), *, device=None, trouble=None):
         self.refuses, self.fails, self.did = refuses, fails, []
+        self.ended = False
         self.device, self.trouble = device or {"device": "cpu"}, trouble or {}
 
     def computes_on(self):
         return self.device
+
+    def end(self):
+        self.ended = True
 
     def require(self, asked):
         self.did.append("require")
@@ -92,15 +96,12 @@ class Recorded:
 
 
 @pytest.fixture
-def python_with_engines(place, tmp_path, monkeypatch):
-    """A Python that has vLLM, recorded, whose likelihoods are those of the dense model."""
-    path = tmp_path / "python"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {recorded_engine.__file__} "$@"\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("RECORDED_NOTES", str(tmp_path / "notes"))
-    monkeypatch.setattr(adapters, "AGREES", 1e9)
-    monkeypatch.setenv("RECORDED_NATS", "[100.0]")
-    return path
+def stub_of_vllm(tmp_path, monkeypatch):
+    """This Python has vLLM, of which a stub stands that computes nothing like the models."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "stub"))
+    monkeypatch.setenv("STUB_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setattr(adapters, "EXACT", 1e9)
+    monkeypatch.setattr(adapters.ByVllm, "_trouble_of_plugin", lambda _: "there is no plugin")
 
 
 def serve(place, engine, wanted=(), **more):
@@ -170,6 +171,7 @@ def test_a_model_that_is_not_served_keeps_no_other_one_from_it(fresh, monkeypatc
         refusal = "the dense model, beside which all are timed, is not exported: GGUF is written for llama\n"
         assert f"{f'{model.name}' if code == 3 else 'prunebench'}: {refusal}" in err
         assert ("drop-tail@q8_0" in out) == (code == 3)
+        assert mine.ended
 
 
 def test_a_base_model_that_is_gone_is_one_line(fresh, tmp_path):
@@ -347,24 +349,30 @@ def test_llama_cpp_serves_the_models_of_a_run(fresh, capsys):
     assert found["wanda-sp@q8_0"].status == "ok", found["wanda-sp@q8_0"].error
 
 
-def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engines, capsys, monkeypatch):
+def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, stub_of_vllm, capsys, tmp_path, monkeypatch):
     text = ["--text", str(fresh / "words.txt"), "--windows", "2", "--window", "32", "--prefill", "16", "--decode", "8"]
-    other = ["--engine", "vllm", "--engine-python", str(python_with_engines), "--types", "auto", "--rounds", "6"]
+    other = ["--engine", "vllm", "--engine-python", sys.executable, "--types", "auto", "--rounds", "6"]
     cells = [str(fresh / "run"), "dense", "drop-tail", "slicegpt"]
     text += trusting_all(fresh / "run")
     assert main(["serve-speed", *cells, *text, *other]) == 0
     assert "drop-tail@float32" in capsys.readouterr().out
     found = {one.model["label"]: one for one in served.load(fresh / "run")}
-    assert found["slicegpt"].status == "unsupported"
+    assert (found["slicegpt"].status, found["slicegpt"].error[-18:]) == ("unsupported", "there is no plugin")
     assert found["drop-tail"].measured["format"] == "hf"
+    shrunk = found["dense"].measured["bytes"] / found["drop-tail"].measured["bytes"]
     for point in found["drop-tail"].measured["points"]:
-        shrunk = found["dense"].measured["bytes"] / found["drop-tail"].measured["bytes"]
-        assert point["speedup"] == pytest.approx(shrunk, rel=1e-2)
+        assert point["speedup"] == pytest.approx(shrunk)
+        assert (point["kind"] == "decode") == (point.get("speedup_by_bytes", 0) > 1)
     assert found["dense"].measured["points"][0]["speedup"] == 1
-    monkeypatch.setattr(adapters, "AGREES", 0.05)
+    engine = {"name": "vllm", "version": "0.33.0", "arguments": ""}
+    assert found["dense"].measured["engine"] == engine | {"threads": found["dense"].protocol["threads"]}
+    notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    processes = {note["process"] for note in notes if "process" in note}
+    assert len(processes) == 1  # for the dense model, twice, and the pruned one
+    assert not any(map(psutil.pid_exists, processes))
+    monkeypatch.setattr(adapters, "EXACT", 1e-3)
     assert main(["serve-speed", *cells, *text, *other, "--steps", "3"]) == 2
-    assert "vllm perplexity: " in capsys.readouterr().err  # the recorded nats are nobody's
-    assert found["dense"].measured["engine"] == {"name": "vllm", "version": "0.33.0", "arguments": ""}
+    assert "vllm tokens: differ by" in capsys.readouterr().err  # the stub's likelihoods are nobody's
 
 
 def refused(capsys, *arguments) -> str:
@@ -390,7 +398,9 @@ def test_mistakes_are_one_line(fresh, capsys, monkeypatch, tmp_path):
     assert '--engine-args are words as in a shell; got "--foo \'bar": no closing quot' in refused(capsys, run, *words)
     nobody = ["--engine", "vllm", "--types", "auto", "--engine-python", tmp_path / "none"]
     assert "has no vllm" in refused(capsys, run, *nobody)
-    assert "q8_0 is a type of llama.cpp's" in refused(capsys, run, "--engine", "sglang", "--engine-python", "python")
+    assert "q8_0 is a type of llama.cpp's" in refused(capsys, run, "--engine", "vllm", "--engine-python", "python")
+    short = ["--engine", "vllm", "--types", "auto", "--engine-args=-tp 2"]
+    assert "--engine-args: '-tp' belongs to no flag" in refused(capsys, run, *short)
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     assert "pip install 'prunebench[llama]'" in refused(capsys, run)
 

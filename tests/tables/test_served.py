@@ -140,10 +140,11 @@ def test_the_sentences_are_those_of_the_engine():
     (their,) = tables_of_served([other])
     assert own.conditions == ("llama.cpp 1", "2 threads")
     assert their.conditions == ("vllm 1", "2 x NVIDIA H100")
-    for words in ("both in one process and in turns", "weights: of the file, with the vocabulary", "memory: what the"):
+    for words in ("weights: of the file, with the vocabulary", "memory: what the"):
         assert words in " ".join(own.footnotes)
         assert words not in " ".join(their.footnotes)
-    assert "both in turns, of which each is a process of its own" in " ".join(their.footnotes)
+    assert "weights: of the safetensors files" in " ".join(their.footnotes)
+    assert all("both in one process and in turns" in " ".join(table.footnotes) for table in (own, their))
 
 
 def test_cells_of_two_dtypes_are_beside_the_dense_ones_of_their_own():
