@@ -5,8 +5,9 @@ code of the green door is 4817." It stands at a depth of 0, 25, 50, 75 or 100 % 
 is asked for the code. The right one of ten codes has to be the likeliest, so that guesses have an accuracy of 10 %. Its
 bits per byte say how likely it is. The other nine stand nowhere in the context.
 
-A context has 3.75 characters for each token that its task is named for. So every model reads the same documents, and a
-usual tokenizer needs fewer tokens. The five depths of a haystack share its beginning, which is read once.
+A context has 3.75 characters for each token that its task is named for. A usual tokenizer needs fewer tokens for that,
+and so models read the same documents. Where one needs more, it has fewer characters, until none has more tokens than
+its task is named for (`fit_documents`). The five depths of a haystack share its beginning, which is read once.
 
 Document n of a task is at depth DEPTHS[n % 5] of haystack n // 5.
 """
@@ -32,12 +33,32 @@ COLOURS = ("red", "blue", "green", "yellow", "white", "black", "grey", "brown", 
 THINGS = ("door", "box", "gate", "locker", "suitcase", "cabinet", "drawer", "chest", "safe", "shed")
 
 
-def make_documents(name: str, articles: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the documents of a task, all depths of a haystack one behind the other, from the articles of a text."""
+def fit_documents(name: str, articles: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
+    """Return the documents of a task, each of which has at most as many tokens as the task is named for."""
+    characters = CHARACTERS
+    while True:
+        documents = make_documents(name, articles, characters)
+        most = max(_count_tokens(document, tokenizer) for document in documents)
+        if most <= CONTEXTS[name]:
+            return documents
+        characters *= 0.99 * CONTEXTS[name] / most
+
+
+def _count_tokens(document: dict[str, Any], tokenizer: Any) -> int:
+    """Return the tokens of a question with the longest of its choices behind it."""
+    answers = [len(tokenizer(f" {choice}")["input_ids"]) for choice in document["choices"]]
+    return len(tokenizer(document["question"])["input_ids"]) + max(answers)
+
+
+def make_documents(name: str, articles: Sequence[str], characters: float = CHARACTERS) -> list[dict[str, Any]]:
+    """Return the documents of a task, all depths of a haystack one behind the other, from the articles of a text.
+
+    characters  of each token that the task is named for
+    """
     documents = list[dict[str, Any]]()
     for number in range(HAYSTACKS):
         draw = random.Random(f"{SEED} {name} {number}")
-        documents += _documents_of_haystack(draw, articles, round(CHARACTERS * CONTEXTS[name]))
+        documents += _documents_of_haystack(draw, articles, round(characters * CONTEXTS[name]))
     return documents
 
 

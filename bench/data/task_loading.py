@@ -91,11 +91,12 @@ def _refuse_examples(name: str, has_split: bool) -> None:
 
 
 def load_tasks(
-    names: Iterable[str], data: Data = (), fewshot: int = 0, *, every_document: bool = False
+    names: Iterable[str], data: Data = (), fewshot: int = 0, tokenizer: Any = None, *, every_document: bool = False
 ) -> dict[str, Any]:
     """Return lm-eval's Task of each name, ready to evaluate. Raises UserError when its documents cannot be had.
 
     fewshot         examples in front of each question; 0 leaves that to the definition
+    tokenizer       of the model, by which a needle's context is cut to the tokens that its task is named for
     every_document  also make the prompt of every document, so that a bad one is found now
     """
     local = {name: Path(path) for name, path, _ in data}
@@ -105,7 +106,7 @@ def load_tasks(
             if name in local:
                 loaded = {name: load_local_task(name, _definition(name), local[name], every_document)}
             else:
-                loaded = {name: _load_offline(name)} if name in OFFLINE else _load_from_hub(name)
+                loaded = {name: _load_offline(name, tokenizer)} if name in OFFLINE else _load_from_hub(name)
             for task in loaded.values():
                 _set_fewshot(task, fewshot)
             tasks |= loaded
@@ -139,13 +140,13 @@ def draw_documents(task: Any, documents: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(available), documents))
 
 
-def _load_offline(name: str) -> Any:
+def _load_offline(name: str, tokenizer: Any = None) -> Any:
     from datasets import Dataset
     from lm_eval.tasks._yaml_loader import load_yaml
 
     offline = OFFLINE[name]
     if isinstance(offline, BySkill):
-        documents = offline.read()
+        documents = offline.read(tokenizer)
         return make_task(make_definition(name) | {"num_fewshot": documents[0]["examples"]}, documents, None)
     documents = Dataset.from_file(str(offline.file()), in_memory=True)
     for column, stored in offline.integers.items():

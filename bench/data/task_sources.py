@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +70,19 @@ class BySkill:
     name: str
     examples: None = None
 
-    def read(self) -> datasets.Dataset:
-        """Return its documents, whose columns bench.data.conversion.keep_requests describes, or those of prompts."""
+    def read(self, tokenizer: Any = None) -> datasets.Dataset:
+        """Return its documents, whose columns bench.data.conversion.keep_requests describes, or those of prompts.
+
+        tokenizer  by which a needle's are cut to the tokens that their task is named for; None: they are not
+        """
         import datasets
 
         if self.name == instructions.NAME:
             return datasets.Dataset.from_list(instructions.make_documents())
         if self.name in needle.CONTEXTS:
             articles = list(dict.fromkeys(map(str.strip, assets.read_text(needle.TEXT))))
-            return datasets.Dataset.from_list(needle.make_documents(self.name, articles[1::2]))
+            fit = partial(needle.fit_documents, tokenizer=tokenizer) if tokenizer else needle.make_documents
+            return datasets.Dataset.from_list(fit(self.name, articles[1::2]))
         return _read(assets.fetch_documents(self.name))
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.data import pretrained, questions, task_loading, texts
+from bench.data.needle import CONTEXTS
 from bench.data.texts import EvaluationText, refuse_shared
 from bench.engines.engine import Machine, SearchStart
 from bench.evaluation import checks
@@ -207,7 +208,7 @@ class DatasetReader:
         name, or when a task's documents cannot be had.
         """
         p, tokenizer = cell.protocol, self.tokenizer
-        loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
+        loaded = _load_tasks(cell, self._tasks, tokenizer)
         block = draw_calibration(cell, tokenizer, self.own)
         held_out = {
             text: self._text(
@@ -244,6 +245,15 @@ class DatasetReader:
         )
 
 
+def _load_tasks(cell: Cell, load_tasks: Callable[..., dict[str, Any]], tokenizer: Any = None) -> dict[str, Any]:
+    """Return the tasks of a cell; only those with a needle depend on the tokenizer, that of its model by default."""
+    p = cell.protocol
+    if CONTEXTS.keys().isdisjoint(p.tasks):
+        return load_tasks(p.tasks, p.task_data, p.fewshot)
+    tokenizer = tokenizer or pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
+    return load_tasks(p.tasks, p.task_data, p.fewshot, tokenizer)
+
+
 def _dense_outputs(
     cell: Cell, held_out: Mapping[str, texts.EvaluationText], scratch: Path
 ) -> checks.DenseOutputs | None:
@@ -271,8 +281,8 @@ def load_datasets(file: Path, cell: Cell, machine: Machine, load_tasks: Callable
     """Return the data that a run has saved for a cell, with the tasks, which this process reads and hashes itself."""
     with safe_open(file, "pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no dictionary)
-        facts, p = put_tensors(json.loads(stored.metadata()["facts"]), tensors), cell.protocol
-    tasks, documents = load_tasks(p.tasks, p.task_data, p.fewshot), facts["documents"]
+        facts = put_tensors(json.loads(stored.metadata()["facts"]), tensors)
+    tasks, documents = _load_tasks(cell, load_tasks), facts["documents"]
     held_out, long_texts = (_read_texts(facts[name]) for name in ("texts", "long_texts"))
     return Datasets(
         calibration=Calibration(**facts["calibration"]),

@@ -46,6 +46,22 @@ def test_documents_are_pinned(documents):
     assert hashlib.sha256(content).hexdigest()[:16] == "872ea0e23e826b22"
 
 
+def test_a_tokenizer_with_few_characters_a_token_gets_a_shorter_context(documents):
+    """One of usual length gets the same documents as any other."""
+
+    def by(size):
+        return lambda text: {"input_ids": [0, *range(0, len(text), size)]}  # with a token that begins a text
+
+    assert list(OFFLINE["needle_512"].read(by(4))) == documents
+    for size in (3, 1):
+        (task,) = task_loading.load_tasks(["needle_512"], tokenizer=by(size)).values()
+        shorter = list(task.eval_docs)
+        tokens = [len(by(size)(f"{each['question']} {each['choices'][0]}")["input_ids"]) for each in shorter]
+        assert 0.6 * 512 < max(tokens) <= 512
+        assert [each["depth"] for each in shorter] == [each["depth"] for each in documents]
+        assert all(each["choices"][each["right"]] in each["question"] for each in shorter)
+
+
 def test_one_fact_stands_at_its_depth_in_a_context_of_the_right_size(documents):
     assert len(documents) == needle.HAYSTACKS * len(needle.DEPTHS)
     for number, document in enumerate(documents):
