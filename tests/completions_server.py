@@ -22,13 +22,18 @@ class CompletionsHandler(BaseHTTPRequestHandler):
     models: tuple[str, ...] = ("tiny",)
     key = ""
     longest: int | None = 2048
+    elsewhere = ""  # an address to which it redirects
     busy = 0  # requests that are answered with 503 first
     replies: Any = None  # makes another reply of a right one
     lock: Lock
     requests: list[Any]
 
     def do_GET(self) -> None:
-        if self.path == "/version" and self.version:
+        if self.elsewhere:
+            self.send_response(302)
+            self.send_header("Location", self.elsewhere)
+            self.end_headers()
+        elif self.path == "/version" and self.version:
             self._say(200, {"version": self.version})
         elif self.path == "/v1/models" and self._has_key():
             listed = [{"id": name, "owned_by": "vllm", "max_model_len": self.longest} for name in self.models]
@@ -46,7 +51,7 @@ class CompletionsHandler(BaseHTTPRequestHandler):
         if busy or not self._has_key():
             self._say(503 if busy else 401, {"error": {"message": f"not for {self.headers.get('Authorization')}"}})
         elif self.way == "none" and body.get("echo"):
-            self._say(400, {"error": {"message": "Only no echo is supported"}})
+            self._say(400, {"error": {"message": f"Only no echo is supported, {self.headers.get('Authorization')}"}})
         else:
             reply = {"choices": [choice]}
             replies = type(self).replies  # of the class: it takes no self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from threading import Barrier, BrokenBarrierError
 from types import SimpleNamespace
@@ -149,6 +150,19 @@ def test_an_address_that_is_none_is_refused(words, capsys, monkeypatch):
     monkeypatch.setenv(KEY, f"{SECRET}\n")
     said = refused(capsys, by_server(words, "http://127.0.0.1:9"))
     assert KEY in said and SECRET not in said
+
+
+def test_the_key_does_not_go_along_with_a_redirect(loaded, monkeypatch):
+    monkeypatch.setenv(KEY, SECRET)
+    shown = []
+    with (
+        serve_completions(*loaded, do_GET=lambda handler: shown.append(handler.headers)) as (target, _),
+        ExitStack() as on,
+    ):
+        url, _ = on.enter_context(serve_completions(*loaded, elsewhere=f"{target}/v1/models"))
+        with pytest.raises(endpoint.NoAnswer, match=r"sends to another address \(status 302\)"):
+            endpoint.connect(ServerAddress(url))
+    assert shown == []
 
 
 def after(count, reply):
