@@ -258,24 +258,35 @@ def add_doctor(commands: Any) -> None:
     )
     doctor.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
     doctor.add_argument("--only", default="", metavar="LIST", help=f"of {', '.join(CHECKS)}; by default all")
+    doctor.add_argument(
+        "--engine", choices=("vllm",), help="check instead whether it computes pruned models of every shape, in minutes"
+    )
+    doctor.add_argument(
+        "--engine-python", default="", metavar="PATH", help="that has the engine, as in /opt/vllm/bin/python"
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON for a bug report instead of the table")
     doctor.set_defaults(command=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from bench.data import pretrained
-    from bench.doctor import examination, finding, machine
+    from bench.doctor import examination, finding, machine, serving
     from methods.console import say
 
     device = pretrained.resolve_device(arguments.device)
     only = [name for name in arguments.only.split(",") if name]
     if arguments.only and not only:
         raise UserError(f"--only is given nothing; name one of {', '.join(CHECKS)} or several")
-    findings = examination.examine(device, only)
+    if arguments.engine and only:
+        raise UserError("--only names checks of this machine, and --engine checks an engine alone")
+    findings = (
+        list(serving.check_vllm(arguments.engine_python)) if arguments.engine else examination.examine(device, only)
+    )
     if arguments.json:
         print(json.dumps(finding.document_of_findings(findings, machine.describe(device)), indent=1, allow_nan=False))
     else:
         print(finding.format_findings(findings))
     wrong = examination.names_of_wrong(findings)
-    say(f"wrong on this machine: {'; '.join(wrong)}" if wrong else "nothing is wrong on this machine")
+    where = f"with {arguments.engine}" if arguments.engine else "on this machine"
+    say(f"wrong {where}: {'; '.join(wrong)}" if wrong else f"nothing is wrong {where}")
     return NOT_AS_SAID if wrong else OK

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from bench.system import failures
 from methods.errors import UserError
 
+EXACT = 1e-3  # nats by which vLLM's log-probability of a token may differ from this suite's, all in float32
 CHUNK = 2**16  # bytes that are read at once
 KEPT_LETTERS, SHOWN_LETTERS = 20_000, 300  # of what vLLM wrote last, and of the reason that is given
 SETTINGS = {  # of the process; those that the user has set are kept
