@@ -16,12 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bench.plan.fields import parse_ratios, split_list
 from bench.records import run_folder
 from bench.records.comparability import differences_of_setups, setups_of_records
 from bench.records.frame import columns_of_rows, main_timing, rows_of_records
 from bench.records.record import Record, name_of_model
 from bench.records.run_folder import Merged
 from bench.records.samples import Samples
+from bench.records.selection import Selection
 from methods.cards import needs_of_methods
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -123,14 +125,17 @@ def speed_to_markdown(records: Sequence[Record]) -> list[str]:
     return ["## Speed", *sections, markup.bullets_to_markdown(footnotes_of(tables))]
 
 
-def report(*runs: Path | str) -> RunReport:
+def report(*runs: Path | str, methods: Any = (), ratio: Any = (), model: Any = ()) -> RunReport:
     """Return the report of one or several run folders. Runs that can be compared share their tables.
 
-    Raises UserError if one is no run folder, or if no record fits.
+    methods, ratio, model  what is reported of them, as text with commas, as one value, or as a list; by default all
+
+    Raises UserError if one is no run folder, if no record fits, and if no record has a method, ratio or model.
     """
     if not runs:
         raise UserError('a report is of runs: name their folders, as in report("results/mine")')
-    return RunReport(run_folder.load_runs([Path(run) for run in runs]))
+    selection = Selection(split_list(methods), parse_ratios(ratio), split_list(model))
+    return RunReport(run_folder.load_runs([Path(run) for run in runs], selection))
 
 
 class RunReport:
@@ -155,17 +160,16 @@ class RunReport:
         """Return {name: title} of each figure that the records have data for."""
         return {name: figure.title for name, figure in self._drawn.items()}
 
-    def table(self, name: str = "main", reference: str | None = None) -> ShownTables:
+    def table(self, name: str = "main", reference: str | None = None, sort: str = "") -> ShownTables:
         """Return the tables of a view, as `python -m bench report --view` names it.
 
         reference  the label of a method; values that differ from its values in paired tests are marked
+        sort       the column of `bench.read` that orders rows; empty for that of the view
 
-        Raises UserError for an unknown view, and for a reference that no record has.
+        Raises UserError for an unknown view, for a reference that no record has, and for a column without a number.
         """
-        merged = self._merged
-        return ShownTables(
-            build_view(name, merged.records, reference, merged.samples, needs_of_methods(), served=merged.served)
-        )
+        merged, more = self._merged, {"served": self._merged.served, "sort": sort}
+        return ShownTables(build_view(name, merged.records, reference, merged.samples, needs_of_methods(), **more))
 
     def figure(self, name: str) -> ShownFigure:
         """Return the figure of a name, or the first whose name starts with it. Raises UserError if there is none."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli import OK
+from bench.plan.fields import split_names
 from methods.console import say
 from methods.errors import UserError
 
@@ -24,6 +25,7 @@ VIEWS = (
     *("main", "per-task", "positions", "needle", "by-ratio", "grid", "speed", "cost", "decisions"),
     *("ablation", "calibration", "seeds", "signal", "skills", "models", "served"),
 )
+SORTED = ("main", "per-task", "speed", "cost", "decisions", "skills", "all")  # views that --sort orders
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
@@ -39,6 +41,10 @@ def add(commands: Any) -> None:
         ),
     )
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, as in results/2026-01-31-laco")
+    report.add_argument("--methods", type=split_names, default=(), metavar="LIST", help="these methods or labels alone")
+    report.add_argument("--ratio", default=(), metavar="LIST", help="these ratios alone")
+    report.add_argument("--model", type=split_names, default=(), metavar="LIST", help="these models alone")
+    report.add_argument("--sort", metavar="COLUMN", default="", help="order rows by this column of --format csv")
     report.add_argument("--view", choices=(*VIEWS, "all"), help="by default main")
     report.add_argument("--format", choices=FORMATS, help="by default terminal")
     report.add_argument(
@@ -71,25 +77,30 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError("--out writes every view and format: leave --view and --format out")
     if arguments.against and (arguments.view or arguments.out or arguments.reference):
         raise UserError("--against is a table of its own: leave --view, --reference and --out out")
+    if arguments.sort and (arguments.against or (arguments.view or "main") not in SORTED):
+        raise UserError(f"--sort orders the views {', '.join(SORTED)}; others have an order of their own")
     if arguments.pair and not arguments.out:
         raise UserError("--pair is about a figure: add --out DIR")
     arguments.view = arguments.view or ("against" if arguments.against else "main")
     arguments.format = arguments.format or "terminal"
+    from bench.plan.fields import parse_ratios
     from bench.records import run_folder
+    from bench.records.selection import Selection
 
-    merged = run_folder.load_runs(arguments.runs)
+    selection = Selection(arguments.methods, parse_ratios(arguments.ratio), arguments.model)
+    merged = run_folder.load_runs(arguments.runs, selection)
     if arguments.above_guessing:
         from bench.records.frame import drop_guessed_tasks
 
         records, remarks = drop_guessed_tasks(merged.records)
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *remarks])
     apart = merged.remarks if arguments.view != "models" else ()  # these remarks say that models stand apart
+    shown = "" if arguments.out else _render(arguments, merged, _tables_of_arguments(arguments, merged))
     for remark in (*merged.left_out, *apart):
         say(remark)
     if arguments.out:
         _write(arguments, merged)
-    else:
-        print(_render(arguments, merged, _tables_of_arguments(arguments, merged)), end="")
+    print(shown, end="")
     return OK
 
 
@@ -101,7 +112,7 @@ def _tables_of_arguments(arguments: argparse.Namespace, merged: Merged) -> dict[
 
         papers = read_published(arguments.against)
         return {"against": against.tables_of_published(merged.records, papers)}
-    tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
+    tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments)
     if arguments.view == "ablation" and not tables["ablation"]:
         raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
     if arguments.view == "seeds" and not tables["seeds"]:
@@ -128,11 +139,12 @@ def _tables_of_arguments(arguments: argparse.Namespace, merged: Merged) -> dict[
     return tables
 
 
-def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
+def _tables(merged: Merged, names: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, list[Table]]:
     from methods.cards import needs_of_methods
     from reports.tables.views import build_views
 
-    return build_views(names, merged.records, reference, merged.samples, needs_of_methods(), served=merged.served)
+    more: dict[str, Any] = {"served": merged.served, "sort": arguments.sort}
+    return build_views(names, merged.records, arguments.reference, merged.samples, needs_of_methods(), **more)
 
 
 def _render(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
@@ -172,7 +184,7 @@ def _write(arguments: argparse.Namespace, merged: Merged) -> None:
         needs=needs_of_methods(),
         pair=arguments.pair or (),
     )
-    tables = _tables(merged, VIEWS, reference)
+    tables = _tables(merged, VIEWS, arguments)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.to_markdown(merged.records, tables["main"], merged.notes))
     write_atomically(folder / "report.csv", report_text.to_csv(merged.records, merged.samples))

@@ -31,6 +31,7 @@ from bench.records.comparability import (
 from bench.records.record import LEFT_OUT, InvalidRecord, Record, load
 from bench.records.sample_tables import CELL, refuse_unfit
 from bench.records.samples import SampleFiles, Samples
+from bench.records.selection import EVERY, Selection
 from bench.records.served import ServedRecord
 from methods.checkpoint.weight_files import write_folder_whole
 from methods.console import say
@@ -206,15 +207,22 @@ class Merged:
         return [*self.left_out, *self.remarks]
 
 
-def load_runs(runs: Sequence[Path]) -> Merged:
-    """Return several runs as one. Raises UserError where one is no run folder, and where no record fits."""
+def load_runs(runs: Sequence[Path], selection: Selection = EVERY) -> Merged:
+    """Return several runs as one.
+
+    selection  which of their cells; by default all
+
+    Raises UserError where one is no run folder, where no record fits, and where the selection names what none has.
+    """
     cells: dict[str, tuple[Record, Path]] = {}
-    every = list[tuple[Path, Record]]()
+    every, whole = list[tuple[Path, Record]](), list[Record]()
     again, left_out, wrong = 0, list[str](), dict[str, InvalidRecord]()
     rows, rows_left_out, files = list[ServedRecord](), list[str](), SampleFiles()
     for run in runs:
         sound, misfits = _read(run)
         wrong |= {f"{run}/{key}": error for key, error in misfits.items()}
+        whole += sound.values()
+        sound = {key: record for key, record in sound.items() if selection.selects(record)}
         for key, record in sound.items():
             every.append((run, record))
             same = json.dumps(record.cell.plain(), sort_keys=True)
@@ -222,7 +230,8 @@ def load_runs(runs: Sequence[Path]) -> Merged:
             if same not in cells or _rank(record) > _rank(cells[same][0]):
                 cells[same] = (record, folder_of_samples(run, key))
         rows += [row for row in served.load(run, rows_left_out.append) if row.key in misfits or _is_of(row, sound)]
-    packed_run.refuse_none_left(runs[0], cells, wrong)
+    packed_run.refuse_none_left(runs[0], whole, wrong)
+    selection.refuse_unknown(whole)
     _warn_of(wrong, left_out.append)
     records = [record for record, _ in cells.values()]
     kept = Samples([folder for _, folder in cells.values()], records, files)

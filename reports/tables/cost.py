@@ -12,7 +12,7 @@ from reports import legend, protocol
 from reports.groups import TableGroup, seeds_of
 from reports.removed import WENT, removals_of
 from reports.tables import rows as order
-from reports.tables.rows import ReportData, mark_missed, row_of, sort_rows, sorting_quantity, table_of_group
+from reports.tables.rows import ReportData, mark_missed, row_of, sort_rows, table_of_group
 from reports.tables.table import Column, Table, TableCell, cell_of, cell_of_text, column_of, column_of_words
 
 READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than all the calibration
@@ -37,7 +37,7 @@ THRESHOLD = "threshold: of the similarity, above which layers are merged."
 
 def tables_of_cost(data: ReportData) -> list[Table]:
     """Return a table for each group: seconds, memory, calibration tokens and gradients."""
-    return [_cost(sort_rows(group, BY), data) for group in data.groups]
+    return [_cost(sort_rows(group, data.sorting_quantity(group, BY)), data) for group in data.groups]
 
 
 def _cost(group: TableGroup, data: ReportData) -> Table:
@@ -56,7 +56,14 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
     columns += [Column(CELLS, CELLS)] * has_means
     words = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
     then = [legend.READING["then"]] * any(record.cell.earlier for record in group.records)
-    footnotes = (PRUNED, *words, *OFFERED, *then, *[MEANS] * has_means, *order.sorting_note(group, BY))
+    footnotes = (
+        PRUNED,
+        *words,
+        *OFFERED,
+        *then,
+        *[MEANS] * has_means,
+        *order.sorting_note(group, data.sorting_quantity(group, BY)),
+    )
     measured = protocol.protocol_of_records(list(chain(*group.drawn)), ())
     return table_of_group("cost", group, columns, rows, footnotes, measured=measured)
 
@@ -91,7 +98,7 @@ def tables_of_decisions(data: ReportData) -> list[Table]:
             texts = [cell_of_text(removed.get(column)) for column in present]
             rows.append(row_of(record, name, [mark_missed(cell_of(row, "ratio"), row), *texts]))
         threshold = [THRESHOLD] * ("threshold" in present)
-        footnotes = (NUMBERED, *threshold, *order.sorting_note(group, sorting_quantity(group)))
+        footnotes = (NUMBERED, *threshold, *order.sorting_note(group, data.sorting_quantity(group)))
         columns = [column_of("ratio"), *map(column_of_words, present)]
         tables.append(table_of_group("decisions", group, columns, rows, footnotes))
     return tables

@@ -55,6 +55,7 @@ class ReportData:
     needs        what each method looks at, by its name: "calibration, gradients"
     served       the served records of the models
     has_answers  whether the rows have flips and losses of skills; they need the samples of all cells
+    sort         the column of the frame that orders the rows of each group; empty for that of each view
     """
 
     records: Sequence[Record]
@@ -63,14 +64,19 @@ class ReportData:
     needs: Mapping[str, str] = field(default_factory=dict)
     served: Sequence[ServedRecord] = ()
     has_answers: bool = False
+    sort: str = ""
 
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
         """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
         setups = []
         for groups in group_records(self.records, self.samples if self.has_answers else None):
-            setups.append([sort_rows(group, sorting_quantity(group)) for group in groups])
+            setups.append([sort_rows(group, self.sorting_quantity(group)) for group in groups])
         return setups
+
+    def sorting_quantity(self, group: TableGroup, *preferred: str) -> str:
+        """Return the column that orders a group: `sort` where any row has it, else that of the view."""
+        return sorting_quantity(group, *[self.sort] * bool(self.sort), *preferred)
 
     @property
     def groups(self) -> list[TableGroup]:
@@ -191,8 +197,13 @@ def sorting_quantity(group: TableGroup, *preferred: str) -> str:
     preferred  columns to try before the perplexities, the divergence and the average
     """
     names = [*preferred, *(f"perplexity_{text}" for text in texts_of_records(group.records)), "kl", "average"]
-    finite = {name for row in group.rows for name in names if is_finite(row.get(name))}
+    finite = {name for row in group.rows for name in names if is_number(row.get(name))}
     return next((name for name in names if name in finite), "")
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value of the frame is a finite number, and no word."""
+    return isinstance(value, int | float) and is_finite(value)
 
 
 def sort_rows(group: TableGroup, name: str) -> TableGroup:

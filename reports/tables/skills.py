@@ -22,7 +22,7 @@ from bench.regression.contrasts import LEVEL
 from bench.stats.intervals import holm, normal_p
 from reports import legend, protocol
 from reports.groups import TableGroup
-from reports.tables.rows import ReportData, compare_rows, sorting_note, sorting_quantity, table_of_group, word_of_ratio
+from reports.tables.rows import ReportData, compare_rows, sorting_note, table_of_group, word_of_ratio
 from reports.tables.table import Row, Table, TableCell, cell_of, column_of
 
 WRITTEN = next(quantity for quantity in DERIVED if quantity.part == "written")
@@ -191,7 +191,7 @@ def _table(losses: SkillLosses, data: ReportData) -> Table:
         *[DIFFERS] * bool(losses.differing),
         *[GUESSED] * any(map(losses.is_guessed, losses.columns)),
         *(legend.READING[word] for word in sorted(legend.words_of_seeds(records))),
-        *sorting_note(group, sorting_quantity(group)),
+        *sorting_note(group, data.sorting_quantity(group)),
     ]
     return table_of_group(
         "skills",

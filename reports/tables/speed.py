@@ -35,7 +35,7 @@ from reports import legend, protocol
 from reports.groups import name_with_ratio, suffixes_of_draws
 from reports.legend import FAILED, NOT_TIMED, OF_POINTS, FlaggedCell, flags_of_cell, flags_of_speed
 from reports.tables import rows as order
-from reports.tables.rows import ReportData, ratio_cell, records_of, row_of, sort_rows, sorting_quantity
+from reports.tables.rows import ReportData, ratio_cell, records_of, row_of, sort_rows
 from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
 
 COLUMNS = (Column("parameters", "parameters"), Column("ms", "ms"), Column("share", "of a token"))
@@ -407,7 +407,7 @@ def tables_of_speed(data: ReportData) -> list[Table]:
     """Return for each setup the table of what was timed and the table of sizes; a table without rows is left out."""
     tables = []
     for groups in data.setups:
-        measures = [sorting_quantity(group, "decode_speed", "prefill_speed") for group in groups]
+        measures = [data.sorting_quantity(group, "decode_speed", "prefill_speed") for group in groups]
         fastest = [sort_rows(*pair) for pair in zip(groups, measures, strict=True)]
         peers = records_of(fastest)
         how = [order.sorting_note(*pair, where="rows of a ratio") for pair in zip(groups, measures, strict=True)]

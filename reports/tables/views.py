@@ -28,10 +28,12 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from bench.plan.fields import hint_of_similar_name
 from bench.records.frame import (
     STAGES,
     column_of_amount,
     columns_of_quantity,
+    columns_of_rows,
     columns_of_tasks,
     columns_with_values,
     keep_shown_tasks,
@@ -47,7 +49,7 @@ from reports import legend, protocol
 from reports.groups import TableGroup
 from reports.tables import ablation, calibration, cost, models, needle, pivots, positions, seeds, skills, speed
 from reports.tables import rows as order
-from reports.tables.rows import ReportData, compare_rows, sort_rows, sorting_quantity, table_of_group
+from reports.tables.rows import ReportData, compare_rows, sort_rows, table_of_group
 from reports.tables.table import Column, Table, column_of
 from reports.text import names_of_files
 
@@ -60,19 +62,25 @@ def build_views(
     needs: Mapping[str, str] | None = None,
     *,
     served: Sequence[ServedRecord] = (),
+    sort: str = "",
 ) -> dict[str, list[Table]]:
-    """Return the tables of each view. Raises UserError for an unknown view and for a reference that no record has.
+    """Return the tables of each view.
 
     reference    a method's label, as in "laco" or "laco:C=3", or a row's whole label if several rows have that of the
                  method, as in "laco (match exact)"; differences to it are tested if there are samples
     samples      the samples of the records
     needs        what each method looks at, by its name: "calibration, gradients"
     served       the served records of the models
+    sort         the column of the frame that orders rows in views without an order of their own; empty for none
+
+    Raises UserError for an unknown view, for a reference that no record has, and for a column without a number.
     """
     labels = list(dict.fromkeys(record.cell.label for record in records))
     names = tuple(names)
     has_answers = not WITH_ANSWERS.isdisjoint(names)
-    data = ReportData(records, reference or "", samples or Samples(), needs or {}, served, has_answers)
+    data = ReportData(records, reference or "", samples or Samples(), needs or {}, served, has_answers, sort)
+    if sort:
+        _refuse_unsortable(sort, data)
     if reference and reference not in labels:
         labels_of_rows = dict.fromkeys(
             [*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))]
@@ -85,6 +93,15 @@ def build_views(
             raise UserError(f"no view {name!r}; there are {', '.join(VIEWS)}")
         tables_by_view[name] = _number_names(VIEWS[name](data))
     return tables_by_view
+
+
+def _refuse_unsortable(name: str, data: ReportData) -> None:
+    rows = list(chain.from_iterable(group.rows for group in data.groups))
+    numbers = [column for column in columns_of_rows(rows) if any(order.is_number(row.get(column)) for row in rows)]
+    if name not in numbers:
+        usual = ", ".join(column for column in ("average", "answer_bpb", "parameters") if column in numbers)
+        hint = hint_of_similar_name(name, numbers) or f"; `report --format csv` has the columns, such as {usual}"
+        raise UserError(f"no column {name!r} has numbers to sort by{hint}")
 
 
 def build_view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list[Table]:
@@ -178,7 +195,7 @@ def _by_group(
         offered = columns(group)
         filled = columns_with_values(group.rows, [column.name for column in offered])
         present = [column for column in offered if column.name in filled] or offered[:1]
-        by = sorting_quantity(group, *preferred)
+        by = data.sorting_quantity(group, *preferred)
         sorted_group = sort_rows(group, by)
         rows, tests = compare_rows(sorted_group, present, data)
         flags = legend.flags_of_records(sorted_group.records_with_notes(), stages, sorted_group.beside)
