@@ -95,12 +95,12 @@ def _report(arguments: argparse.Namespace) -> int:
         records, remarks = drop_guessed_tasks(merged.records)
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *remarks])
     apart = merged.remarks if arguments.view != "models" else ()  # these remarks say that models stand apart
-    shown = "" if arguments.out else _render(arguments, merged, _tables_of_arguments(arguments, merged))
+    output = "" if arguments.out else _render(arguments, merged, _tables_of_arguments(arguments, merged))
     for remark in (*merged.left_out, *apart):
         say(remark)
     if arguments.out:
         _write(arguments, merged)
-    print(shown, end="")
+    print(output, end="")
     return OK
 
 

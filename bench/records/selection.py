@@ -53,13 +53,13 @@ class Selection:
 EVERY = Selection()
 
 
-def _is_close(ratio: float | None, wanted: float) -> bool:
-    return ratio is not None and math.isclose(ratio, wanted, abs_tol=1e-9)
+def _is_close(ratio: float | None, selected: float) -> bool:
+    return ratio is not None and math.isclose(ratio, selected, abs_tol=1e-9)
 
 
-def _refuse(kind: str, name: str, known: Sequence[str], shown: Sequence[str]) -> None:
-    if name not in known:
-        hint = hint_of_similar_name(name, known) or f"; there are {_join(shown)}"
+def _refuse(kind: str, name: str, names: Sequence[str], labels: Sequence[str]) -> None:
+    if name not in names:
+        hint = hint_of_similar_name(name, names) or f"; there are {_join(labels)}"
         raise UserError(f"no cell is of the {kind} {name!r}{hint}")
 
 

@@ -165,7 +165,7 @@ def _tables_of_written(group: TableGroup, data: ReportData) -> list[Table]:
         [
             *ABOUT_WRITTEN,
             *(legend.READING[word] for word in sorted(legend.words_of_seeds(records))),
-            *sorting_note(group, sorting_quantity(group)),
+            *sorting_note(group, data.sorting_quantity(group)),
         ],
         name=f"skills-written-{word_of_ratio(group)}",
         title=f"{WRITTEN_TITLE}, {protocol.words_of_ratio(group.records)}",
