@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 VIEWS = (
-    *("main", "per-task", "positions", "needle", "by-ratio", "grid", "speed", "cost", "decisions"),
+    *("main", "per-task", "positions", "needle", "by-ratio", "grid", "speed", "cost", "recovery", "decisions"),
     *("ablation", "calibration", "seeds", "signal", "skills", "models", "served"),
 )
 SORTED = ("main", "per-task", "speed", "cost", "decisions", "skills", "all")  # views that --sort orders

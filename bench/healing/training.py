@@ -33,7 +33,8 @@ import json
 import math
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ from torch import Tensor, nn
 
 from bench.healing.teacher import DensePredictions, collect_states
 from bench.healing.trainable import make_trainable
+from bench.plan.kinds import to_plain, value_from_plain
 from bench.plan.protocol import Recipe, refuse_recipe
-from bench.records.measured import LearningPoint
+from bench.records.measured import LearningPoint, PointScore
 from bench.stats.clusters import ratio_interval
 from methods import console
 from methods.errors import UserError
@@ -85,11 +87,13 @@ def heal(
     *,
     dense: DensePredictions | None = None,
     folder: Path | None = None,
+    score_texts: Callable[[], dict[str, PointScore]] = dict,
 ) -> list[LearningPoint]:
     """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
 
-    dense   predictions of the model before pruning for text.train, for loss "kl"
-    folder  for the checkpoint; training goes on from a checkpoint of the same model and recipe
+    dense        predictions of the model before pruning for text.train, for loss "kl"
+    folder       for the checkpoint; training goes on from a checkpoint of the same model and recipe
+    score_texts  measures the texts of the run on the model as it is, where the recipe says so
 
     `loss` of a point is the mean of the recipe's loss since the point before, and None at step 0. `heldout_loss` is
     that of the next token, whatever the recipe's loss. Its interval is over sequences that follow each other in their
@@ -103,13 +107,14 @@ def heal(
     refuse_recipe(recipe, dtype, dense)
     with make_trainable(model, recipe) as weights:
         training = _Training(model, text, recipe, dense, weights)
+        training.score_texts = score_texts
         training.half = recipe.kind != "lora" and dtype == torch.bfloat16
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         training.run(folder / CHECKPOINT if folder is not None else None)
     training.half = False
     training.curve[-1] |= training.held_out()
-    return [LearningPoint(**point) for point in training.curve]
+    return [value_from_plain(LearningPoint, point) for point in training.curve]
 
 
 class _Training:
@@ -125,6 +130,8 @@ class _Training:
     ) -> None:
         self.model, self.text, self.recipe, self.dense, self.weights = model, text, recipe, dense, weights
         self.device = model.embed.weight.device
+        self.measured_at = set(map(recipe.step_at, recipe.at))  # steps
+        self.score_texts: Callable[[], dict[str, PointScore]] = dict
         self.half = False  # the weights are float32 while they are trained, and products are bfloat16
         # one tensor after the other, also on a GPU: lists would take 4 bytes more for each number that is trained
         self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0, foreach=False)
@@ -137,7 +144,8 @@ class _Training:
         identity = self._identity()
         if file is not None and file.exists():
             self._resume(file, identity)
-        points = {round(self.recipe.steps * k / self.recipe.points) for k in range(self.recipe.points + 1)}
+        recipe = self.recipe
+        points = {round(recipe.steps * k / recipe.points) for k in range(recipe.points + 1)} | self.measured_at
         if not self.curve:
             self._point()
         with console.make_bar(self.recipe.steps, "healing", "step", done=self.step) as bar:
@@ -190,9 +198,13 @@ class _Training:
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Predict each token but the first: (B, T) -> (B, T - 1, V) in float32."""
-        with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
+        with self._casting():
             logits: Tensor = self.model.model(input_ids=ids, use_cache=False).logits[:, :-1]
         return logits.float()
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        """Return a context in which products are bfloat16, where the weights that are trained are not."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -211,9 +223,12 @@ class _Training:
 
     def _point(self) -> None:
         """Add a point to the learning curve."""
-        point: dict[str, float] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        point: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         if self.losses[1]:
             point["loss"] = self.losses[0] / self.losses[1]
+        if self.step in self.measured_at:
+            with self._casting():
+                point["texts"] = to_plain(self.score_texts())
         self.curve.append(point | self.held_out())
         self.losses = [0.0, 0]
 

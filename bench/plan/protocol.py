@@ -116,6 +116,9 @@ class Recipe:
     recompute: Annotated[
         bool, Meaning("whether each layer is computed once more on the way back, in less memory", later=True)
     ] = heal_option(False, "each layer once more on the way back, in less memory")
+    at: Annotated[
+        tuple[Count, ...], Meaning("tokens trained on after which the texts are measured; empty: not", later=True)
+    ] = heal_option((), "tokens after which the texts are measured too, as in 0,10000,30000", "LIST", least=0)
     points: Annotated[Positive, Meaning("of the learning curve, besides the one before training")] = 10
     seed: Annotated[Whole, Meaning("of the draw of text, of its order, and of the adapters")] = 0
 
@@ -126,6 +129,8 @@ class Recipe:
         for name in ("top", "temperature", "hidden", "attention"):
             if self.loss != "kl" and getattr(self, name) != getattr(Recipe, name):
                 raise UserError(f"--heal-{name} is of what the dense model predicts; add --heal-loss kl")
+        if self.at and max(self.at) > self.tokens:
+            raise UserError(f"--heal-at {max(self.at)} is beyond the {self.tokens} tokens of --heal-tokens")
         if self.tokens < self.passes * self.length:
             raise UserError(
                 f"healing needs a sequence of {self.length} tokens in each pass, {self.passes * self.length} in all; "
@@ -141,6 +146,11 @@ class Recipe:
     def steps(self) -> int:
         """Return the number of steps of the optimiser."""
         return self.passes * math.ceil(self.sequences / self.batch)
+
+    def step_at(self, tokens: int) -> int:
+        """Return the number of steps after which so many tokens have been trained on, at most all steps."""
+        passes, rest = divmod(math.ceil(tokens / self.length), self.sequences)
+        return min(self.steps, passes * (self.steps // self.passes) + math.ceil(rest / self.batch))
 
     @property
     def bytes_of_top(self) -> int:

@@ -108,6 +108,17 @@ class PeakOfStage(PeakOfDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PointScore:
+    """Says how well the model in training predicted a text of the run."""
+
+    SOURCE: ClassVar[str] = "bench.runs.measure"
+
+    perplexity: Above = declare_field("per token")
+    perplexity_low: Above | None = declare_optional_field("lower end of its 95 % interval over windows")
+    perplexity_high: Above | None = declare_optional_field("upper end of its 95 % interval over windows")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearningPoint:
     """Says where training stood at a point of the learning curve."""
 
@@ -120,6 +131,7 @@ class LearningPoint:
     heldout_loss: Nats = declare_field("on held-out sequences")
     heldout_loss_low: Nats = declare_field("lower end of its 95 % interval")
     heldout_loss_high: Nats = declare_field("upper end of its 95 % interval")
+    texts: dict[str, PointScore] | None = declare_optional_field("of the run by name, where the recipe measures them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,16 +33,26 @@ from bench.evaluation.agreement import Unlike
 from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import Backend
 from bench.healing.teacher import DensePredictions, predict
-from bench.healing.training import Text, heal
+from bench.healing.training import heal
 from bench.inference import endpoint
 from bench.inference.endpoint import NoAnswer
 from bench.plan.address import ServerAddress
 from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain, value_from_plain
-from bench.plan.protocol import Recipe, name_of_range, name_of_samples, ranges_of_window
+from bench.plan.protocol import name_of_range, name_of_samples, ranges_of_window
 from bench.records.decided import WhatWent
-from bench.records.measured import BudgetMet, Checks, Healing, Measured, PeakOfStage, RangeScore, TaskScore, TextScore
+from bench.records.measured import (
+    BudgetMet,
+    Checks,
+    Healing,
+    Measured,
+    PeakOfStage,
+    PointScore,
+    RangeScore,
+    TaskScore,
+    TextScore,
+)
 from bench.records.record import load, misfit_of_layout
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets
@@ -120,7 +130,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
     decoder = _prune(cell, decoder, amount, searches.resume_search(datasets, folder, cell.key), outcome)
     count = _count_sizes(cell, decoder, sizes, outcome)
     if cell.healing:
-        _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
+        _heal(cell, decoder, datasets, outcome, dense=dense, folder=folder)
         del dense
     decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
     outcome.say(f"measuring {count / 1e6:.1f} M parameters")
@@ -266,15 +276,32 @@ def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: CellPr
 
 
 def _heal(
-    cell: Cell, decoder: Decoder, how: tuple[Recipe, Text, DensePredictions | None], folder: Path, outcome: CellProgress
+    cell: Cell,
+    decoder: Decoder,
+    datasets: Datasets,
+    outcome: CellProgress,
+    *,
+    dense: DensePredictions | None,
+    folder: Path,
 ) -> None:
     """Train the pruned model in place. Its checkpoint is among the pieces of the cell."""
-    recipe, text, dense = how
+    assert cell.healing is not None
+    recipe, text = cell.healing, datasets.healing[cell.healing]
+
+    def score_texts() -> dict[str, PointScore]:
+        scores = {}
+        for name, windows in datasets.texts.items():
+            score, _ = _score_text(cell, scoring.OwnModel(decoder.model, cell.protocol.batch_tokens), name, windows)
+            scores[name] = PointScore(
+                perplexity=score.perplexity, perplexity_low=score.perplexity_low, perplexity_high=score.perplexity_high
+            )
+        return scores
+
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
     with outcome.stage("heal"):
         start = inputs.sha256_of_state(decoder.model)
         place = store.pieces_of(folder, cell.key, start).healing
-        curve = heal(decoder, text, recipe, dense=dense, folder=place)
+        curve = heal(decoder, text, recipe, dense=dense, folder=place, score_texts=score_texts)
     end = curve[-1]
     trained = Healing(
         recipe=recipe.as_run(),

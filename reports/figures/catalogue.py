@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports.figures import calibration, factors, heatmaps, pareto, positions, quality, skills, traces
+from reports.figures import calibration, factors, heatmaps, pareto, positions, quality, recovery, skills, traces
 from reports.figures.figure import Figure, save_figure
 from reports.figures.pareto import figures_of_served as of_served
 from reports.groups import group_records
@@ -108,6 +108,7 @@ def figures_of_report(
             *heatmaps.figures_of_depth(setup),
             *heatmaps.figures_of_needles(setup, samples or Samples()),
             *traces.figures_of_traces(setup),
+            *recovery.figures_of_recovery(setup),
         ]
         figures += [replace(figure, name=f"{figure.name}-{number + 1}") if number else figure for figure in of_setup]
     figures += [

@@ -35,6 +35,7 @@ SECTIONS = (  # name, title, view, and the group of columns if the view has seve
     ("speed", "Speed", "speed", ""),
     ("size", "Size and throughput", "main", "cost"),
     ("cost", "Cost of pruning", "cost", ""),
+    ("recovery", "Recovery", "recovery", ""),
     ("decisions", "What went", "decisions", ""),
     ("ablation", "Ablation", "ablation", ""),
     ("calibration", "Calibration tokens", "calibration", ""),

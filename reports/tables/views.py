@@ -11,6 +11,8 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     grid         a table per ratio and measure: methods by compensations
     speed        everything that was timed, and the sizes that explain it
     cost         what pruning took: seconds, memory, tokens, gradients
+    recovery     two tables per ratio and text: perplexity by the tokens of healing, and the tokens, work and time in
+                 which a method comes near the dense model
     decisions    which layers, attentions, MLPs, heads and channels were removed
     ablation     one factor against another among the cells of one method
     calibration  quality by the number of calibration tokens, and how many suffice
@@ -47,7 +49,19 @@ from bench.records.skill_losses import SKILLS, SkillColumn
 from methods.errors import UserError
 from reports import legend, protocol
 from reports.groups import TableGroup
-from reports.tables import ablation, calibration, cost, models, needle, pivots, positions, seeds, skills, speed
+from reports.tables import (
+    ablation,
+    calibration,
+    cost,
+    models,
+    needle,
+    pivots,
+    positions,
+    recovery,
+    seeds,
+    skills,
+    speed,
+)
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, compare_rows, sort_rows, table_of_group
 from reports.tables.table import Column, Table, column_of
@@ -231,6 +245,7 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "grid": pivots.grids_of_compensations,
     "speed": speed.tables_of_speed,
     "cost": cost.tables_of_cost,
+    "recovery": recovery.tables_of_recovery,
     "decisions": cost.tables_of_decisions,
     "ablation": ablation.tables_of_studies,
     "calibration": calibration.tables_of_calibrations,

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.plan.cell import words_of_amount
 from bench.plan.kinds import defaults_of_later_fields
-from bench.plan.protocol import Protocol
+from bench.plan.protocol import Protocol, Recipe
 from bench.records.quantity import format_bytes
 from bench.records.record import Record, name_of_model
 from reports.tables.table import Column, Row, Table, TableCell
@@ -44,17 +44,25 @@ def facts_of(record: Record) -> list[Fact]:
 
     A setting that earlier versions did not have is left out where it has its default.
     """
-    cell, later = record.plain()["cell"], defaults_of_later_fields(Protocol)
-    settings = {name: value for name, value in cell["protocol"].items() if name not in later or value != later[name]}
+    cell = record.plain()["cell"]
+    settings = {"protocol": _without_later(Protocol, cell["protocol"])}
+    if "healing" in cell:
+        settings["healing"] = _without_later(Recipe, cell["healing"])
     outcome = {"status": record.status} | ({"error": record.error} if record.error else {})
     blocks = {
-        "asked": cell | {"protocol": settings},
+        "asked": cell | settings,
         "outcome": outcome,
         "decided": record.decisions,
         "measured": record.plain()["measured"],
         "environment": record.environment,
     }
     return [_fact(name, block) for name, block in blocks.items() if block]
+
+
+def _without_later(owner: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those at their default that earlier versions did not have."""
+    later = defaults_of_later_fields(owner)
+    return {name: value for name, value in settings.items() if name not in later or value != later[name]}
 
 
 def _fact(name: str, value: Any) -> Fact:

@@ -25,6 +25,7 @@ from bench.healing.teacher import (
 from bench.healing.trainable import find_layers_beside_cuts, make_trainable
 from bench.healing.training import heal
 from bench.plan.protocol import Recipe
+from bench.records.run_folder import load_run
 from methods.errors import Unsupported, UserError
 from methods.model.decoder import Decoder
 
@@ -227,6 +228,8 @@ def test_training_ends_where_the_held_out_loss_has_not_fallen_for_as_many_points
         (("--heal-loss", "kl", "--heal-top", "128"), "--heal-top 128 leaves none of the model's 128 tokens"),
         (("--heal-loss", "kl", "--heal-temperature", "0"), "--heal-temperature is a positive number; got 0"),
         (("--heal-patience", "-1"), "--heal-patience is 0 or positive"),
+        (("--heal-at", "0,129"), "--heal-at 129 is beyond the 128 tokens of --heal-tokens"),
+        (("--heal-at", "0", "--texts", "none"), "--heal-at measures the texts of --texts"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused_before_any_work(flags, message, base, text_file, capsys):
@@ -266,3 +269,30 @@ def test_a_disk_that_fills_up_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.healing.teacher.save_file", full)
     with pytest.raises(UserError, match="no space left for what the dense model predicts"):
         predict(Decoder(tiny("llama")), TEXT.train, Recipe(loss="kl", top=8, **SMALL), "dense")
+
+
+def test_a_run_measures_its_texts_while_it_heals(base, text_file, tmp_path):
+    few = ("--heal-tokens", "128", "--heal-length", "16", "--heal-batch", "4", "--heal-text", str(text_file))
+    run = [*base, "--methods", "drop-tail", "--ratio", "0.3", "--heal", "full", "--heal-at", "0,64,128", *few]
+    assert main(run) == 0
+    dense, plain, trained = sorted(
+        load_run(tmp_path / "run"), key=lambda each: (bool(each.cell.ratio), len(each.cell.label))
+    )
+    curve = trained.measured.healing.curve
+    measured = {point.tokens: point.texts for point in curve if point.texts is not None}
+    assert list(measured) == [0, 64, 128]
+    ((text, start),) = measured[0].items()
+    assert start.perplexity == pytest.approx(plain.measured.text_scores[text].perplexity, rel=1e-5)
+    assert measured[128][text].perplexity == pytest.approx(trained.measured.text_scores[text].perplexity, rel=1e-5)
+    assert start.perplexity_low == pytest.approx(plain.measured.text_scores[text].perplexity_low, rel=1e-5)
+    assert measured[64][text].perplexity != start.perplexity
+    assert dense.measured.healing is None
+
+
+def test_points_are_at_the_first_step_with_so_many_tokens():
+    recipe = Recipe(tokens=3 * 10 * 16, passes=3, length=16, batch=4)  # steps of 4, 4 and 2 sequences
+    tokens = [0, *torch.tensor([4, 4, 2] * 3).cumsum(0).mul(16).tolist()]
+    for asked in range(3 * 10 * 16 + 1):
+        step = recipe.step_at(asked)
+        assert tokens[step] >= asked
+        assert step == 0 or tokens[step - 1] < asked

@@ -1,0 +1,77 @@
+"""Figures of recovery: perplexity by the tokens of healing, and by the seconds of pruning and healing together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bench.plan.cell import words_of_amount
+from bench.records.quantity import format_count, format_seconds, format_significant, shorten_name
+from bench.records.record import name_of_model
+from reports.figures.figure import Figure
+from reports.figures.style import BLACK, add_legend, look_of, make_axes, name_in_font, set_log_ticks
+from reports.groups import TableGroup
+from reports.tables.recovery import RecoveryCurve, curves_by_text, find_dense_perplexity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+
+def figures_of_recovery(groups: Sequence[TableGroup]) -> list[Figure]:
+    """Return a figure for each ratio and text that was measured while models were trained."""
+    figures = []
+    for group in groups:
+        for text, curves in curves_by_text(group).items():
+            amount = words_of_amount(group.ratio, group.ratio_of) or "ratio of its own"
+            title = (
+                f"perplexity on {shorten_name(text)} of {name_of_model(group.records[0])} while it is healed, "
+                f"{amount}, by tokens and by seconds of pruning and healing; bands are 95 % intervals over windows"
+            )
+            dense = find_dense_perplexity(group, text)
+            words = f"{amount}: {' '.join(map(_words_of_curve, curves))}"
+            name = f"recovery-{shorten_name(text)}-{group.ratio}"
+            figures.append(Figure(name, title, words, partial(_draw, curves, dense)))
+    return figures
+
+
+def _words_of_curve(curve: RecoveryCurve) -> str:
+    first, last = curve.points[0], curve.points[-1]
+    tokens = f"{format_count(last.tokens + curve.tokens_before)} tokens"
+    seconds = format_seconds(curve.seconds_before + last.seconds)
+    start, end = format_significant(first.perplexity), format_significant(last.perplexity)
+    return f"{curve.label} from {start} to {end} after {tokens} and {seconds} s."
+
+
+def _draw(curves: Sequence[RecoveryCurve], dense: float | None) -> Drawing:
+    drawing, panels = make_axes(8.6, 3.6, columns=2)
+    for curve in curves:
+        _draw_curve(panels[0], curve, [curve.tokens_before + point.tokens for point in curve.points])
+        _draw_curve(panels[1], curve, [curve.seconds_before + point.seconds for point in curve.points])
+    for axis, heading in zip(panels, ("tokens of healing", "seconds of pruning and healing"), strict=True):
+        if dense is not None:
+            axis.axhline(dense, color=BLACK, linestyle=":", linewidth=1.2, label="dense")
+        axis.set_yscale("log")
+        set_log_ticks(axis.yaxis, _extent(curves, dense), 8)
+        axis.set_xlabel(heading)
+        axis.locator_params(axis="x", nbins=5)
+        axis.xaxis.set_major_formatter(lambda amount, _: f"{amount:,.0f}")
+    panels[0].set_ylabel("perplexity, lower is better")
+    add_legend(drawing, panels)
+    return drawing
+
+
+def _draw_curve(axis: Axes, curve: RecoveryCurve, places: Sequence[float]) -> None:
+    look = look_of(curve.record.cell.method, curve.label)
+    axis.plot(places, [point.perplexity for point in curve.points], label=name_in_font(curve.label), **look)
+    low = [point.perplexity if point.low is None else point.low for point in curve.points]
+    high = [point.perplexity if point.high is None else point.high for point in curve.points]
+    axis.fill_between(places, low, high, color=look["color"], alpha=0.12, linewidth=0)
+
+
+def _extent(curves: Sequence[RecoveryCurve], dense: float | None) -> list[float]:
+    """Return the lowest and the highest perplexity, a little apart."""
+    values = [point.perplexity for curve in curves for point in curve.points]
+    values += [] if dense is None else [dense]
+    return [min(values), max(*values, 2 * min(values))]
