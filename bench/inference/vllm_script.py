@@ -121,7 +121,9 @@ def main() -> None:
         try:
             answer = getattr(models, request.pop("do"))(**request)
         except Exception as error:
-            answer = {"status": failures.status_of_error(error), "reason": failures.reason_of_error(error)}
+            rest = " ".join(" ".join(str(error).strip().splitlines()[1:]).split())  # pydantic's first line says nothing
+            reason = f"{failures.reason_of_error(error)} {rest}".strip()
+            answer = {"status": failures.status_of_error(error), "reason": reason}
         print(json.dumps(answer), file=answers, flush=True)
 
 

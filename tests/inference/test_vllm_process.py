@@ -126,7 +126,7 @@ def test_an_engine_that_says_something_is_not_ended(models, start, tmp_path):
 
 WRONG = {
     "hangs": ("timed_out", "vllm said nothing for 1 s, and was ended"),
-    "raises": ("error", "ValueError: No available memory for the cache blocks."),
+    "raises": ("error", "ValueError: No available memory for the cache blocks. Try increasing it."),
     "raises for a worker": ("error", "ValueError: heads do not divide"),
     "has no memory": ("out_of_memory", "out of memory (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00"),
     "says no UTF-8": ("error", "vllm ended: ValueError: \ufffd\ufffd broken"),
