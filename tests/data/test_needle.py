@@ -78,6 +78,25 @@ def test_one_fact_stands_at_its_depth_in_a_context_of_the_right_size(documents):
         assert (behind == "") is (document["depth"] == 100)
 
 
+def test_a_haystack_has_no_code_of_its_own_and_no_sentence_of_figures():
+    """Its codes are drawn before its sentences, so that those of other articles are known here."""
+    plain = [f"Nothing is said of any number in the article on {word * 9}." for word in ("tea", "snow", "bread")] * 40
+    codes = {code for document in needle.make_documents("needle_512", plain) for code in document["choices"]}
+    articles = [f"{'A word and ' * 11}the number {code}. In {code}, {code} and {code}." for code in sorted(codes)]
+    documents = needle.make_documents("needle_512", articles)
+    assert {code for document in documents for code in document["choices"]} == codes
+    for document in documents:
+        text = document["question"]
+        assert sum(text.count(code) for code in codes) > 10
+        assert [text.count(code) for code in document["choices"]] == [n == document["right"] for n in range(10)]
+        assert "In " not in text
+
+
+def test_tokens_are_those_of_a_question_with_its_answer(documents):
+    question, choices = documents[0]["question"], documents[0]["choices"]
+    assert needle._count_tokens(documents[0], lambda text: {"input_ids": text}) == len(f"{question} {choices[0]}")
+
+
 def test_depths_of_a_haystack_differ_in_the_place_of_the_fact_alone(documents):
     first = documents[: len(needle.DEPTHS)]
     assert len({tuple(document["choices"]) for document in first}) == 1
