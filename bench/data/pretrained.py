@@ -132,6 +132,12 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def find_folder(name: str) -> Path:
+    """Return the folder of a model with its weights, in the layout of Hugging Face."""
+    folder, _ = _source(name, weights=True)
+    return folder
+
+
 def sha256_of_weights(name: str, *, download: bool = True) -> str:
     """Return the sha256 of the weight file, or of the list of sha256 and names where there are several.
 

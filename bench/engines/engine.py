@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-from bench.plan.address import ServerAddress
+from bench.plan.address import ServerAddress, VllmPython
 from bench.plan.cell import Cell
 from bench.plan.kinds import to_plain
 from bench.records.record import REFUSED
@@ -127,7 +127,7 @@ class RunConditions:
     free_cores: bool = False
     timed_threads: int = 1
     variables: dict[str, str] = field(default_factory=dict)
-    server: ServerAddress | None = None
+    server: ServerAddress | VllmPython | None = None
 
 
 @dataclass(frozen=True)

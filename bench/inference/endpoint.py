@@ -11,8 +11,6 @@ since some servers take 0 tokens for any number. The context is read for every a
 prefixes: those do not keep what log-probabilities of a prompt stand on.
 
 What a server does wrong is `NoAnswer`, whose words name neither its address nor the key.
-
-Letters: M = windows, W = tokens of a window.
 """
 
 from __future__ import annotations
@@ -31,9 +29,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from bench.inference.predictor import Ids, NoAnswer, Predicted, Predictor, cut_at_end
 from bench.plan.address import KEY, ServerAddress
 from bench.plan.cell import ScoringEngine
 from methods import console
@@ -45,13 +41,6 @@ STOPS = 4  # stop strings of a request, since OpenAI takes no more; the others a
 LETTERS = 200  # of what a server says
 PROBE = (3, 4, 5, 6)  # tokens that every vocabulary has
 VERSIONS = {"version": "version", "get_server_info": "version", "props": "build_info"}  # of vLLM, SGLang, llama.cpp
-
-Ids = Sequence[int]
-Predicted = list[tuple[float, bool]]  # log-probability of each token but the first, and whether it is the likeliest
-
-
-class NoAnswer(Exception):
-    """Says what a server does in place of an answer that can be used."""
 
 
 def connect(address: ServerAddress, tokenizer: Any = None) -> Endpoint:
@@ -106,7 +95,7 @@ def _find_version(server: _Server) -> str:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class Endpoint(Predictor):
     """Scores by a server, as a Backend of bench.evaluation.scoring.
 
     engine    of the server, which inputs of cells name
@@ -122,23 +111,6 @@ class Endpoint:
     requests: int
     tokenizer: Any
 
-    def score_questions(self, questions: Sequence[tuple[Ids, int]]) -> tuple[Tensor, Tensor]:
-        """Return a float64 log-likelihood and a bool greedy flag of each question: tokens, how many of them answer."""
-        predicted = self._predict_all([tokens for tokens, _ in questions], "scoring")
-        sums, greedy = [], []
-        for (_, length), each in zip(questions, predicted, strict=True):
-            sums.append(sum(logarithm for logarithm, _ in each[-length:]))
-            greedy.append(all(likeliest for _, likeliest in each[-length:]))
-        return torch.tensor(sums, dtype=torch.float64), torch.tensor(greedy, dtype=torch.bool)
-
-    def nll_of_windows(self, ids: Tensor, scored: Tensor) -> Tensor:
-        """Return the nats of each scored token of (M, W) windows, float64; zero where not scored."""
-        nll = torch.zeros(ids.shape, dtype=torch.float64)
-        predicted = self._predict_all(ids.tolist(), "perplexity")
-        for row, each in zip(nll, predicted, strict=True):
-            row[1:] = -torch.tensor([logarithm for logarithm, _ in each], dtype=torch.float64)
-        return torch.where(scored, nll, 0.0)
-
     def write_behind(
         self, prompts: Sequence[Ids], most: int, until: Sequence[str], has_ended: Callable[[Ids], bool]
     ) -> list[list[int]]:
@@ -150,14 +122,14 @@ class Endpoint:
             self.refuse_longer(len(prompt) + most)
         body = {"max_tokens": most, "stop": list(until[:STOPS]), "return_token_ids": True}
         choices = self._answer_all([{**body, "prompt": list(prompt)} for prompt in prompts], "writing")
-        return [_cut_at_end(self._read_ids(choice)[:most], has_ended) for choice in choices]
+        return [cut_at_end(self._read_ids(choice)[:most], has_ended) for choice in choices]
 
     def refuse_longer(self, tokens: int) -> None:
         """Raise NoAnswer for a request of more tokens than the server takes, since it would be cut or refused."""
         if self.longest is not None and tokens > self.longest:
             raise NoAnswer(f"takes {self.longest:,} tokens, and a request has {tokens:,} with those that it generates")
 
-    def _predict_all(self, sequences: Sequence[Ids], what: str) -> list[Predicted]:
+    def predict_all(self, sequences: Sequence[Ids], what: str) -> list[Predicted]:
         """Return the predictions of each token but the first of token sequences."""
         asking, read = WAYS[self.engine.way]
         for ids in sequences:
@@ -208,11 +180,6 @@ class Endpoint:
                 choices[number] = choice
                 bar.update()
         return choices
-
-
-def _cut_at_end(ids: list[int], has_ended: Callable[[Ids], bool]) -> list[int]:
-    """Return tokens up to the first with which they have ended."""
-    return next((ids[:count] for count in range(1, len(ids)) if has_ended(ids[:count])), ids)
 
 
 def _read_prompt_logprobs(choice: Mapping[str, Any], ids: Ids) -> Predicted:

@@ -75,17 +75,28 @@ class HeldModels:
         return {}
 
     def score(self, name: str, sequences: list[list[int]]) -> dict[str, list[list[float]]]:
-        """Return the log-probabilities of each sequence's tokens but its first."""
+        """Return the log-probabilities of each sequence's tokens but its first, and their ranks, 1 the likeliest."""
         from vllm import SamplingParams
 
         prompts = [{"prompt_token_ids": ids} for ids in sequences]
         wish = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         answers = self.models[name].generate(prompts, wish, use_tqdm=True)  # the bar shows that the process is alive
-        logs = []
+        logs, ranks = [], []
         for ids, answer in zip(sequences, answers, strict=True):
             scores = answer.prompt_logprobs
-            logs.append([scores[at][ids[at]].logprob for at in range(1, len(ids))])
-        return {"logs": logs}
+            own = [scores[at][ids[at]] for at in range(1, len(ids))]
+            logs.append([score.logprob for score in own])
+            ranks.append([score.rank for score in own])
+        return {"logs": logs, "ranks": ranks}
+
+    def write(self, name: str, prompts: list[list[int]], most: int, until: list[str]) -> dict[str, list[list[int]]]:
+        """Return the greedy tokens behind each prompt, `most` at most, up to the first of the stop strings."""
+        from vllm import SamplingParams
+
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        wish = SamplingParams(max_tokens=most, temperature=0.0, stop=until)
+        answers = self.models[name].generate(inputs, wish, use_tqdm=True)
+        return {"tokens": [list(answer.outputs[0].token_ids) for answer in answers]}
 
     def time_pass(self, name: str, batch: int, tokens: int, steps: int) -> dict[str, list[float]]:
         """Return the milliseconds until `batch` prompts of `tokens` tokens have their first token, then of each step.

@@ -1,4 +1,4 @@
-"""Says where a server stands that scores in place of this process: `ServerAddress`."""
+"""Says what scores in place of this process: the server behind a `ServerAddress`, or the vLLM of a `VllmPython`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ class ServerAddress:
     model: str = ""
     requests: int = 8
     seconds: int = 300
+
+
+@dataclass(frozen=True)
+class VllmPython:
+    """Names the Python that has vLLM, which holds the model of each cell. No record holds any of it.
+
+    arguments  of vLLM, as words of a shell
+    seconds    without a word after which it counts as hanging
+    """
+
+    python: str
+    arguments: str = ""
+    seconds: int = 600
 
 
 def parse_url(url: str) -> str:

@@ -199,6 +199,7 @@ SaveDtype = Literal["", "auto", "float32", "bfloat16", "float16"]
 SAVE_DTYPES: tuple[str, ...] = get_args(SaveDtype)
 MIN_ROUNDS = 6  # the fewest with a signed-rank interval of 95 % (bench.stats.intervals); from 12 on one may be spoilt
 
+SCORER = "stock: lm-eval's own backend, for checking; endpoint: the server at --endpoint; vllm: that of --vllm-python"
 DTYPES = "auto (the base's), float32, bfloat16, float16"
 ALL = "0 (for all) or positive"
 CALIBRATION = (
@@ -301,9 +302,9 @@ class Protocol:
         2048, "tokens of one forward when scoring", "TOKENS", least=1
     )
     scorer: Annotated[
-        Literal["shared", "stock", "endpoint"],
-        Meaning("shared: every common prefix once; stock: lm-eval's own backend; endpoint: a server"),
-    ] = measure_option("shared", "stock: lm-eval's own backend, for checking; endpoint: the server at --endpoint")
+        Literal["shared", "stock", "endpoint", "vllm"],
+        Meaning("shared: every common prefix once; stock: lm-eval's own backend; endpoint: a server; vllm"),
+    ] = measure_option("shared", SCORER)
     fewshot: Annotated[Count, Meaning("examples in front of each question; 0: as many as the task says")] = (
         measure_option(0, "examples in front of each question; by default none", "N", least=0, right_value=SHOTS)
     )
@@ -353,14 +354,12 @@ class Protocol:
         """Raise UserError where a server scores and this process is to be timed or checked beside it."""
         if self.is_served and (self.speed_rounds or self.checks):
             wrong = "--speed-rounds times" if self.speed_rounds else "checks are of"
-            raise UserError(
-                f"{wrong} the model in this process, and --scorer endpoint scores by a server; leave it out"
-            )
+            raise UserError(f"{wrong} the model in this process, and --scorer {self.scorer} asks another; leave it out")
 
     @property
     def is_served(self) -> bool:
-        """Say whether a server scores in place of this process."""
-        return self.scorer == ENDPOINT
+        """Say whether an inference engine scores in place of this process."""
+        return self.scorer in (ENDPOINT, VLLM)
 
     @property
     def chat(self) -> Chat | None:

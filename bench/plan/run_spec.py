@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar
 
 from bench.data import programs
 from bench.data.mixture import split_calibrations
-from bench.plan.address import ENDPOINT, KEY, ServerAddress, parse_url
+from bench.plan.address import ENDPOINT, KEY, ServerAddress, VllmPython, parse_url
 from bench.plan.cell import to_slug
 from bench.plan.fields import (
     MethodChoice,
@@ -43,7 +43,7 @@ from bench.plan.fields import (
     split_list,
     split_repeated,
 )
-from bench.plan.protocol import KINDS, PROFILES, Protocol, Recipe, protocol_of_profile
+from bench.plan.protocol import KINDS, PROFILES, VLLM, Protocol, Recipe, protocol_of_profile
 from methods import base, registry
 from methods.counted import Counted
 from methods.errors import UserError
@@ -88,6 +88,7 @@ SERVER = (
     "an OpenAI-compatible server that scores the dense model, as in http://127.0.0.1:8000; with --scorer endpoint. A "
     f"key for it is read from the variable {KEY}"
 )
+VLLM_PYTHON = "that has vLLM, which scores the model of each cell; with --scorer vllm"
 ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
 
@@ -212,6 +213,8 @@ class RunSpec:
     endpoint_seconds: int = option(
         300, "without a word after which it counts as hanging, by default {default}", "N", group="measure", least=1
     )
+    vllm_python: str = option("", VLLM_PYTHON, "PATH", group="measure")
+    vllm_args: str = option("", "of vLLM, as in --vllm-args=--enforce-eager", "WORDS", group="measure")
     device: str = where_option("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = where_option("auto", DTYPE)
     threads: int | Literal["auto"] | None = where_option(
@@ -338,6 +341,10 @@ class RunSpec:
     def _refuse_server(self) -> None:
         """Raise UserError for a server without its address, and for cells that are not of its one dense model."""
         is_served = self.protocol.get("scorer") == ENDPOINT
+        if bool(self.vllm_python) != (self.protocol.get("scorer") == VLLM):
+            raise UserError("--scorer vllm is that of --vllm-python, as in /opt/vllm/bin/python; give both of them")
+        if self.engine != "local" and (is_served or self.vllm_python):
+            raise UserError(f"--scorer {self.protocol['scorer']} is asked by this machine; leave --engine out")
         if bool(self.endpoint) != is_served:
             missing = "--endpoint URL says which" if is_served else "add --scorer endpoint"
             raise UserError(f"--scorer endpoint is the server at --endpoint, and one of them is missing: {missing}")
@@ -349,12 +356,12 @@ class RunSpec:
                 "--scorer endpoint scores the one model that stands there; give --methods dense, and as --model its "
                 "folder or name, with the weights that the server has"
             )
-        if self.engine != "local":
-            raise UserError("--scorer endpoint is asked by this machine; leave --engine out")
 
     @property
-    def server(self) -> ServerAddress | None:
-        """Return the address of the server that scores; None where this process does."""
+    def server(self) -> ServerAddress | VllmPython | None:
+        """Return what scores; None where this process does."""
+        if self.vllm_python:
+            return VllmPython(self.vllm_python, self.vllm_args)
         if not self.endpoint:
             return None
         how = self.endpoint_model, self.endpoint_requests, self.endpoint_seconds
@@ -400,8 +407,10 @@ class RunSpec:
             changes.setdefault("stride", changes["window"])
         if self.save_models:
             changes.setdefault("save_dtype", "auto")
-        if changes.get("scorer") == ENDPOINT:  # nothing is measured in this process
+        if changes.get("scorer") in (ENDPOINT, VLLM):  # nothing is measured in this process
             changes = {"speed_rounds": 0, "checks": False} | changes
+        if changes.get("scorer") == VLLM:  # which reads each model from a folder
+            changes.setdefault("save_dtype", "auto")
         swept = {name: values_of_field(name, changes.pop(name)) for name in SWEPT if name in changes}
         return [
             (protocol_of_profile(self.profile, **changes, **dict(zip(swept, values, strict=True))), seed)

@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import Backend
 from bench.healing.teacher import DensePredictions, predict
 from bench.healing.training import heal
-from bench.inference import endpoint
-from bench.inference.endpoint import NoAnswer
-from bench.plan.address import ServerAddress
+from bench.inference import endpoint, vllm_scorer
+from bench.inference.endpoint import Endpoint
+from bench.inference.predictor import NoAnswer
+from bench.inference.vllm_scorer import VllmModel
+from bench.plan.address import ServerAddress, VllmPython
 from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain, value_from_plain
@@ -135,11 +137,11 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
     decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
     outcome.say(f"measuring {count / 1e6:.1f} M parameters")
     pieces = store.pieces_of(folder, cell.key, outcome.measured.pruned_sha256)
-    backend = _backend(cell, (decoder.model, tokenizer), datasets, outcome)
-    _perplexity(cell, backend, datasets, outcome, pieces)
-    _positions(backend, datasets, outcome, pieces)
-    lm = _make_scorer(cell, (decoder.model, tokenizer), backend, outcome) if datasets.tasks else None
-    _accuracy(cell, lm, datasets, outcome, pieces)
+    with _open_backend(cell, (decoder.model, tokenizer), datasets, folder, outcome) as backend:
+        _perplexity(cell, backend, datasets, outcome, pieces)
+        _positions(backend, datasets, outcome, pieces)
+        lm = _make_scorer(cell, (decoder.model, tokenizer), backend, outcome) if datasets.tasks else None
+        _accuracy(cell, lm, datasets, outcome, pieces)
     if cell.is_timed:
         with outcome.alone(), outcome.stage("speed"):
             threads, alone = datasets.timed_threads, outcome.timed_alone
@@ -166,7 +168,7 @@ def _load(cell: Cell, datasets: Datasets, outcome: CellProgress) -> tuple[nn.Mod
             revision=before.revision,
             healing=inputs.inputs_of_healing(recipe, datasets.healing[recipe]) if recipe else None,
             parent=before.parent,
-            scored_by=before.scored_by,  # `_backend` asks for it
+            scored_by=before.scored_by,  # `_open_engine` asks for it
         )
         if changed := inputs.names_of_differences(before, now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
@@ -342,29 +344,49 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
     return decoder
 
 
-def _backend(cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, outcome: CellProgress) -> Backend:
-    """Return what scores the cell: the model in this process, or a server once its likelihoods are those of the model.
+@contextmanager
+def _open_backend(
+    cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, folder: Path, outcome: CellProgress
+) -> Iterator[Backend]:
+    """Give what scores the cell: the model in this process, or an engine once its likelihoods are those of the model.
 
-    Raises NoAnswer and Unlike for a server that cannot score it, and RuntimeError where it has become another one.
+    Raises NoAnswer and Unlike for an engine that cannot score it, and RuntimeError where it has become another one.
     """
     (model, tokenizer), tokens = loaded, cell.protocol.batch_tokens
     own = scoring.OwnModel(model, tokens, outcome.sweeping)
     if not cell.protocol.is_served:
-        return own
-    assert outcome.server is not None, "a cell that a server scores has its address"
-    outcome.say("holding the server's log-probabilities against these weights")
-    with outcome.stage("agreement"):
-        server = endpoint.connect(outcome.server, tokenizer)
-        if server.engine != cell.filled_inputs.scored_by:
+        yield own
+        return
+    outcome.say("holding the engine's log-probabilities against these weights")
+    with ExitStack() as stack:
+        with outcome.stage("agreement"):
+            engine = stack.enter_context(_open_engine(cell, tokenizer, folder, outcome))
+            collector = agreement.Collector()
+            lm = scoring.Scorer(model, tokenizer, tokens, sweeping=outcome.sweeping, backend=collector)
+            for name, task in datasets.tasks.items():
+                tasks.evaluate(lm, {name: task}, {name: datasets.documents[name][:1]}, cell.protocol.chat)
+            text, answers = next(iter(datasets.texts.values()), None), agreement.draw_answers(collector.questions)
+            difference = agreement.compare_backends(engine, own, text, answers, cell.dtype)
+            outcome.measured = replace(outcome.measured, agreement=difference)
+        yield engine
+
+
+@contextmanager
+def _open_engine(cell: Cell, tokenizer: Any, folder: Path, outcome: CellProgress) -> Iterator[Backend]:
+    """Give the inference engine that scores the cell. One of this machine ends behind the block."""
+    assert outcome.server is not None, "a cell that an engine scores says where it is"
+    with ExitStack() as stack:
+        engine: Endpoint | VllmModel
+        if isinstance(outcome.server, VllmPython):
+            saved = outcome.measured.saved
+            model = folder / saved.folder if saved and saved.folder else pretrained.find_folder(cell.model)
+            opened = vllm_scorer.open_model(outcome.server, model, cell.dtype, torch.get_num_threads())
+            engine = stack.enter_context(opened)
+        else:
+            engine = endpoint.connect(outcome.server, tokenizer)
+        if engine.engine != cell.filled_inputs.scored_by:
             raise RuntimeError("this has changed since the run began: scored_by")
-        collector = agreement.Collector()
-        lm = scoring.Scorer(model, tokenizer, tokens, sweeping=outcome.sweeping, backend=collector)
-        for name, task in datasets.tasks.items():
-            tasks.evaluate(lm, {name: task}, {name: datasets.documents[name][:1]}, cell.protocol.chat)
-        text, answers = next(iter(datasets.texts.values()), None), agreement.draw_answers(collector.questions)
-        difference = agreement.compare_backends(server, own, text, answers, cell.dtype)
-        outcome.measured = replace(outcome.measured, agreement=difference)
-    return server
+        yield engine
 
 
 def _perplexity(cell: Cell, backend: Backend, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
@@ -484,7 +506,7 @@ class CellProgress:
     files: LayerStore | None = None
     sweeping: Sweeping | None = None
     timed_alone: bool = False
-    server: ServerAddress | None = None
+    server: ServerAddress | VllmPython | None = None
     cores: FreeCores | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)

@@ -29,9 +29,10 @@ from bench.engines.engine import (
     SessionNeeds,
     refuse_gpus_of_cpus,
 )
-from bench.inference import endpoint
+from bench.inference import endpoint, vllm_scorer
+from bench.inference.predictor import NoAnswer
 from bench.plan import grid, validate
-from bench.plan.address import ServerAddress
+from bench.plan.address import ServerAddress, VllmPython
 from bench.plan.cell import Cell, ScoringEngine
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
@@ -129,7 +130,7 @@ def run(
     memory: float | None = None,
     device_memory: float | None = None,
     offload: Path | None = None,
-    server: ServerAddress | None = None,
+    server: ServerAddress | VllmPython | None = None,
     report: Report = lambda folder, records: None,
     ended: Ending = ignore_end,
 ) -> list[Record]:
@@ -408,7 +409,7 @@ def _hand_over_data(
         save_datasets(datasets, scratch)
 
 
-def find_scoring_engine(cells: Sequence[Cell], address: ServerAddress | None) -> ScoringEngine | None:
+def find_scoring_engine(cells: Sequence[Cell], address: ServerAddress | VllmPython | None) -> ScoringEngine | None:
     """Return what stands behind the address at which cells are scored; None where this process scores them.
 
     Raises UserError for a server that cannot score them, and where the address is not known.
@@ -417,13 +418,16 @@ def find_scoring_engine(cells: Sequence[Cell], address: ServerAddress | None) ->
     if not served:
         return None
     if address is None:
-        raise UserError("this was scored by a server whose address no record holds, and is not measured again here")
+        raise UserError("this was scored by an engine whose place no record holds, and is not measured again here")
+    name = f"vLLM of {address.python}" if isinstance(address, VllmPython) else f"server at --endpoint {address.url}"
     try:
+        if isinstance(address, VllmPython):
+            return vllm_scorer.find_engine(address)
         server = endpoint.connect(address)
         for protocol in served:
             server.refuse_longer(1 + max(protocol.window * bool(protocol.texts), protocol.positions))
-    except endpoint.NoAnswer as reason:
-        raise UserError(f"the server at --endpoint {address.url} {reason}") from None
+    except NoAnswer as reason:
+        raise UserError(f"the {name} {reason}") from None
     return server.engine
 
 

@@ -94,7 +94,8 @@ def test_a_step_gives_every_sequence_a_token(models, start, monkeypatch):
 def test_each_token_of_a_prompt_has_a_log_probability(models, start, tmp_path):
     vllm = start()
     vllm.load("pruned", models[1])
-    assert vllm.exchange("score", name="pruned", sequences=[[5, 6, 7], [8, 9]]) == {"logs": [[-1, -2], [-1]]}
+    scores = {"logs": [[-1, -2], [-1]], "ranks": [[1, 2], [1]]}
+    assert vllm.exchange("score", name="pruned", sequences=[[5, 6, 7], [8, 9]]) == scores
     assert notes(tmp_path, "prompts") == [[{"prompt_token_ids": [5, 6, 7]}, {"prompt_token_ids": [8, 9]}]]
     assert notes(tmp_path, "params")[0]["prompt_logprobs"] == 0
 

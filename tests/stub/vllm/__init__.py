@@ -45,12 +45,17 @@ class LLM:
 
     def generate(self, prompts: list[dict], params: SamplingParams, use_tqdm: bool) -> list[SimpleNamespace]:
         note(prompts=prompts, params=params.given)
-        return [SimpleNamespace(prompt_logprobs=scores(prompt["prompt_token_ids"])) for prompt in prompts]
+        answers = []
+        for prompt in prompts:
+            ids = prompt["prompt_token_ids"]
+            written = [SimpleNamespace(token_ids=tuple(ids[::-1][: params.given["max_tokens"]]))]
+            answers.append(SimpleNamespace(prompt_logprobs=scores(ids), outputs=written))
+        return answers
 
 
 def scores(ids: list[int]) -> list[dict | None]:
     top = {0: SimpleNamespace(logprob=0.0)}
-    return [None] + [top | {ids[n]: SimpleNamespace(logprob=-float(n))} for n in range(1, len(ids))]
+    return [None] + [top | {ids[n]: SimpleNamespace(logprob=-float(n), rank=n)} for n in range(1, len(ids))]
 
 
 class Engine:
