@@ -111,7 +111,8 @@ def build_views(
 
 def _refuse_unsortable(name: str, data: ReportData) -> None:
     rows = list(chain.from_iterable(group.rows for group in data.groups))
-    numbers = [column for column in columns_of_rows(rows) if any(order.is_number(row.get(column)) for row in rows)]
+    numeric = {column for row in rows for column, value in row.items() if order.is_number(value)}
+    numbers = [column for column in columns_of_rows(rows) if column in numeric]
     if name not in numbers:
         usual = ", ".join(column for column in ("average", "answer_bpb", "parameters") if column in numbers)
         hint = hint_of_similar_name(name, numbers) or f"; `report --format csv` has the columns, such as {usual}"
