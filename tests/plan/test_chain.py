@@ -235,7 +235,7 @@ def test_a_healed_record_holds_the_recipe_the_curve_and_what_it_took(chained, te
     records = by_label(folder)
     plain, healed = records["flap"], records["flap, healed"]
     found = healed.measured.healing
-    assert found.recipe == healed.cell.healing.as_run()
+    assert found.recipe == to_plain(healed.cell.healing.as_run())
     assert found.recipe["steps"] == 4
     assert found.recipe["learning_rate"] == 0.003
     assert (found.tokens, [point.tokens for point in found.curve]) == (256, [0, 64, 128, 192, 256])
@@ -447,7 +447,7 @@ def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing,
             raise KeyboardInterrupt
         return prune(cell, *rest)
 
-    monkeypatch.setattr(measure.healing, "heal", lambda *a, **k: healed.append(1) or train(*a, **k))
+    monkeypatch.setattr(measure, "heal", lambda *a, **k: healed.append(1) or train(*a, **k))
     monkeypatch.setattr(measure, "_prune", interrupted)
     assert main(arguments) == 130
     (model,) = (folder / "kept").iterdir()  # of the healed cell alone; the pruned one's is not needed any more
@@ -501,7 +501,7 @@ def test_a_cell_whose_parent_failed_says_so_and_runs_when_that_one_does(healing,
     def fails(*_, **__):
         raise MemoryError("no more")
 
-    monkeypatch.setattr(measure.healing, "heal", fails)
+    monkeypatch.setattr(measure, "heal", fails)
     assert main(arguments) == 3
     records = by_label(tmp_path / "run")
     assert (records["drop-tail"].status, records["drop-tail at 0.2, then drop-tail"].status) == ("ok", "ok")
@@ -509,7 +509,7 @@ def test_a_cell_whose_parent_failed_says_so_and_runs_when_that_one_does(healing,
     for label in ("drop-tail at 0.2, healed, then drop-tail", "drop-tail at 0.2, healed, then drop-tail, healed"):
         assert records[label].status == "error"
         assert records[label].error == "there is no model of drop-tail, healed to go on from: out_of_memory, no more"
-    monkeypatch.setattr(measure.healing, "heal", train)
+    monkeypatch.setattr(measure, "heal", train)
     assert main([*arguments, "--retry-failed"]) == 0
     assert {record.status for record in load_run(tmp_path / "run")} == {"ok"}
 
