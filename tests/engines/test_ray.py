@@ -132,6 +132,7 @@ def test_a_timed_cell_has_its_node_to_itself(connected, tmp_path):
         assert any(last[2]["began"] >= one["ended"] and last[2]["node"] == one["node"] for one in last[:2])
 
 
+@pytest.mark.nightly  # tests/runs/test_store.py kills runs
 def test_a_node_that_is_killed_costs_time_and_no_result(connected, tmp_path):
     kind = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:made-up": 1}}
     with connected.nodes(2, **kind) as nodes:
@@ -149,7 +150,8 @@ def test_a_node_that_is_killed_costs_time_and_no_result(connected, tmp_path):
             assert until(lambda: not psutil.pid_exists(first["pid"]))
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("count", [1, 2])
 def test_timed_cells_are_not_waited_for_where_no_node_is_left_that_times(connected, tmp_path, monkeypatch, count):
     monkeypatch.setattr(ray, "WAIT", 0.5)
     monkeypatch.setattr(ray, "NO_NODE", 2.0)
