@@ -198,14 +198,14 @@ def _table_of_levels(group: TableGroup, text: str, curves: Sequence[RecoveryCurv
     columns = [
         Column("within", "within", key=True),
         Column("tokens", "tokens", better="lower"),
-        Column("work", "work", "FLOP", better="lower"),
+        Column("work", "work", better="lower"),
         Column("time", "time", better="lower"),
     ]
     rows = []
     for curve in curves:
         law = curve.fit(dense)
         for share in WITHIN:
-            within = TableCell(f"{share:.0%}", value=share)
+            within = TableCell(f"{100 * share:.0f} %", value=share)
             reached = law.find_tokens(math.log1p(share)) if law else None
             rows.append(row_of(curve.record, curve.label, [within, *_cells_of_level(curve, reached)]))
     title = f"coming near the dense model on {shorten_name(text)}, {protocol.words_of_ratio(group.records)}"
@@ -221,12 +221,12 @@ def _cells_of_level(curve: RecoveryCurve, reached: tuple[float, float, float] | 
     seconds = [curve.seconds_at(each) for each in reached]
     work = [curve.work_before + (curve.work_per_token or 0.0) * each for each in tokens]
     cells = [_cell_with_ends(tokens, format_count)]
-    cells.append(TableCell() if curve.work_per_token is None else _cell_with_ends(work, format_significant))
-    return [*cells, _cell_with_ends(seconds, format_seconds)]
+    cells.append(TableCell() if curve.work_per_token is None else _cell_with_ends(work, format_significant, " FLOP"))
+    return [*cells, _cell_with_ends(seconds, format_seconds, " s")]
 
 
-def _cell_with_ends(amounts: Sequence[float], show: Callable[[float], str]) -> TableCell:
-    """Return the cell of an amount and the ends of its interval."""
+def _cell_with_ends(amounts: Sequence[float], show: Callable[[float], str], unit: str = "") -> TableCell:
+    """Return the cell of an amount with its unit, and the ends of its interval."""
     brief, *ends = (show(each) if each < LARGE else f"{each:.1e}" for each in amounts)
     value, low, high = amounts
-    return TableCell(f"{brief} [{', '.join(ends)}]", brief, value, low, high)
+    return TableCell(f"{brief}{unit} [{', '.join(ends)}]", f"{brief}{unit}", value, low, high)

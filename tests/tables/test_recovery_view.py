@@ -47,7 +47,7 @@ def test_a_row_has_the_perplexity_at_each_number_of_tokens_and_at_the_end():
 
 def test_tokens_work_and_time_to_a_level_are_those_by_hand():
     _, levels = build_view("recovery", [DENSE_AT_WORK, healed()])
-    assert [row.cells[0].text for row in levels.rows] == ["50%", "25%", "10%"]
+    assert [row.cells[0].text for row in levels.rows] == ["50 %", "25 %", "10 %"]
     excess = [math.log(PERPLEXITY[t] / 20.8) for t in TOKENS]
     for row, share in zip(levels.rows, (0.5, 0.25, 0.1), strict=True):
         _, tokens, work, time = row.cells
@@ -57,6 +57,7 @@ def test_tokens_work_and_time_to_a_level_are_those_by_hand():
         # 2 x (forward, and back for activations and weights) x 100 a token, and a dense forward of 4,000 distinct ones
         assert work.value == pytest.approx(600 * tokens.value + 2 * 150 * 4000)
         assert time.value == pytest.approx(26.31 + tokens.value / 200)
+        assert (" FLOP [" in work.text, " s [" in time.text) == (True, True)
 
 
 def test_work_follows_from_what_is_trained_and_how():
