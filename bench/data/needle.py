@@ -34,7 +34,7 @@ THINGS = ("door", "box", "gate", "locker", "suitcase", "cabinet", "drawer", "che
 
 
 def fit_documents(name: str, articles: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the documents of a task, each of which has at most as many tokens as the task is named for."""
+    """Return the documents of a task. Each has at most as many tokens as the task is named for."""
     characters = CHARACTERS
     while True:
         documents = make_documents(name, articles, characters)

@@ -148,7 +148,7 @@ class Endpoint(Predictor):
         return tokens
 
     def _answer_all(self, bodies: Sequence[Mapping[str, Any]], what: str) -> list[Any]:
-        """Return the server's choice for each request, in order, of which some wait at once.
+        """Return the server's choice for each request, in their order. Several requests wait at once.
 
         Threads are daemons, so that a program that is ended does not wait for a server that hangs.
         """

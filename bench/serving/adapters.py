@@ -292,7 +292,7 @@ def compare_tokens(ours: torch.Tensor, theirs: torch.Tensor, in_float64: Callabl
 
 
 def compare_means(ours: torch.Tensor, theirs: torch.Tensor) -> Check:
-    """Return whether nats (M, W - 1), of which some are rounded more than float32, agree in the mean."""
+    """Return whether nats (M, W - 1) agree in the mean, as is asked of types that are rounded more than float32."""
     off, apart = (theirs - ours).abs(), float((theirs.mean() - ours.mean()).abs())
     words = f"means differ by {apart:.1e} nats, tokens by {off.max():.1e} at most, of {off.numel():,}"
     return Check("tokens", apart <= ROUNDED, words)

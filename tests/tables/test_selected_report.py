@@ -14,6 +14,7 @@ from bench.cli.main import main
 from bench.records.record import name_of_model
 
 STUDY = DOCS / "results" / "laco-puzzle-seeds"
+RATIOS = DOCS / "results" / "ratio-curves"
 
 
 def lines(capsys, *arguments):
@@ -38,13 +39,18 @@ def test_selected_lines_are_those_of_the_whole_report(records, capsys):
     ]
 
 
-def test_ratios_and_models_are_selected_and_the_dense_model_stays(records, capsys):
-    ratio, model = next(record.cell.ratio for record in records if record.cell.ratio), name_of_model(records[0])
-    some = lines(capsys, "--ratio", str(ratio), "--model", model)
-    assert {line["requested_ratio"] for line in some} == {"", str(ratio)}
-    assert {line["method"] for line in some} > {"dense"}
-    alone = bench.report(STUDY, methods="dense", ratio=[ratio], model=model)._merged.records
-    assert {record.cell.method for record in alone} == {"dense"}
+def test_ratios_are_selected_and_the_dense_model_stays():
+    every, some = (bench.report(RATIOS, ratio=ratio)._merged.records for ratio in ((), "0.2,0.3"))
+    assert {record.cell.ratio for record in every} > {None, 0.2, 0.3}
+    assert {record.cell.ratio for record in some} == {None, 0.2, 0.3}
+    assert len(some) == sum(record.cell.ratio in (None, 0.2, 0.3) for record in every)
+
+
+def test_models_are_selected(records):
+    first, second = dict.fromkeys(map(name_of_model, records))
+    some = bench.report(STUDY, model=second)._merged.records
+    assert {name_of_model(record) for record in some} == {second}
+    assert len(some) == len(records) - sum(name_of_model(record) == first for record in records)
 
 
 def test_rows_go_by_any_column_and_the_note_says_which(records):
