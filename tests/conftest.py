@@ -36,7 +36,7 @@ LAYERS = 6
 
 # tests/fuzz has so many inputs in all: the same ones every time, or with --hypothesis-profile nightly others each time.
 QUIETLY = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("suite", max_examples=500, derandomize=True, **QUIETLY)
+settings.register_profile("suite", max_examples=200, derandomize=True, **QUIETLY)
 settings.register_profile("nightly", max_examples=10_000, print_blob=True, **QUIETLY)
 settings.load_profile("suite")
 

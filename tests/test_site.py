@@ -103,6 +103,7 @@ def test_pages_can_be_read_and_ask_nothing_of_other_hosts(address, width, theme,
         assert view.complaints == []
 
 
+@pytest.mark.nightly
 @needs_chromium
 def test_the_search_answers_without_another_host(address, chromium):
     with opened(chromium, viewport={"width": 1400, "height": 900}) as view:

@@ -75,6 +75,7 @@ def raising(error: BaseException):
     return raises
 
 
+@pytest.mark.nightly
 def test_an_output_that_takes_nothing_is_one_line(run):
     words = f"{sys.executable} -m bench report {run}"
     for to, said in ((">&-", "standard output is closed"), ("> /dev/full", "standard output takes no more")):

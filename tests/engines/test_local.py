@@ -74,6 +74,7 @@ def test_two_slots_give_what_one_gives_and_a_cell_that_dies_disturbs_no_other(ba
     assert capfd.readouterr().err.count("has a record") == 13
 
 
+@pytest.mark.nightly
 def test_no_import_of_a_slot_looks_for_a_gpu():
     """From a process that has looked none may be forked, and what a slot sees is hidden behind its imports."""
     code = f"""

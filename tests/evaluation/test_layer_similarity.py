@@ -151,6 +151,7 @@ def arguments(model_folder, text_file, tmp_path):
     return ["similarity", str(model_folder), *small, *texts, "--out", str(tmp_path / "out")]
 
 
+@pytest.mark.nightly
 def test_the_command_writes_what_it_prints_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
     assert main([*arguments, "--format", "json"]) == 0
     study = json.loads(capsys.readouterr().out)

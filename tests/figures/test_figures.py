@@ -290,6 +290,7 @@ for count in (1, 3):
 """
 
 
+@pytest.mark.nightly
 def test_figures_that_are_drawn_side_by_side_have_the_same_bytes(tmp_path):
     """In a process of its own, since one with threads is not forked; what goes wrong in a fork its parent says."""
     done = subprocess.run(

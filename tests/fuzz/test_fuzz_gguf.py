@@ -79,6 +79,7 @@ def rewritten(file: Path, changes: list[tuple[str, Any]], without: int | None, t
     return to.read_bytes()
 
 
+@pytest.mark.nightly
 @share(0.06)
 @given(
     form=st.sampled_from(FORMS),

@@ -62,6 +62,7 @@ def examined(monkeypatch, capsys, tmp_path):
     return call
 
 
+@pytest.mark.nightly
 def test_every_row_of_the_table_is_right_on_two_gpus(examined):
     code, found = examined()
     assert code == 0

@@ -59,6 +59,7 @@ def test_every_method_does_the_same_with_states_in_files(family, name, calibrati
     assert list(tmp_path.iterdir()) == []  # files have no name
 
 
+@pytest.mark.nightly
 @LINUX
 def test_anonymous_memory_is_without_the_states_that_wait(tmp_path):
     """Nine sets of states of all tokens are there when a cut is judged, and next to none of them in memory."""

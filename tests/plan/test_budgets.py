@@ -76,7 +76,9 @@ def made(method: str):
     return methods.make(method, SPECS[method])
 
 
-@pytest.mark.parametrize("of", QUANTITIES)
+@pytest.mark.parametrize(
+    "of", [of if of in ("bytes", "kv") else pytest.param(of, marks=pytest.mark.nightly) for of in QUANTITIES]
+)
 def test_every_method_comes_as_near_to_a_budget_as_it_can_or_says_why_not(of):
     sizes = {"bytes": weight_bytes, "kv": kv_bytes_per_token, "macs": lambda model: macs_per_token(model, CONTEXT)}
     sizes["latency"] = TABLE.ms_of_model

@@ -215,6 +215,7 @@ def test_text_that_is_measured_on_as_a_whole_is_not_trained_on(options, text_fil
 # --- healed cells
 
 
+@pytest.mark.nightly
 def test_every_method_is_measured_as_pruned_and_healed_in_one_table(chained, capsys):
     folder, table, said = chained
     records = load_run(folder)

@@ -239,6 +239,7 @@ def test_a_timing_that_says_otherwise_is_named(speedup, speaks):
     assert [(cell.name, cell.brackets) for cell in flagged] == ([("flap", wanted)] if speaks else [])
 
 
+@pytest.mark.nightly
 def test_the_command_writes_a_table_and_shows_it(model_folder, tmp_path, capsys):
     out = tmp_path / "latency.json"
     command = ["latency-table", str(model_folder), "--decode", "4", "--dtype", "float32"]

@@ -82,10 +82,12 @@ def test_a_loss_is_found_in_most_trials_beside_perplexity_and_bits():
     assert trials(0.7 * 0.06, 0.3 * 0.06, seed=2, windows=16, times=600) > 0.76
 
 
+@pytest.mark.nightly
 def test_equal_models_with_as_many_flips_rarely_fail():
     assert trials(0.03, 0.03, seed=3, times=1500) < 0.02
 
 
+@pytest.mark.nightly
 def test_equal_models_rarely_fail_beside_perplexity_and_bits():
     assert trials(0.03, 0.03, seed=4, windows=16, times=1500) < 0.02
 
@@ -803,6 +805,7 @@ def stepped(step: dict[str, str], there: Path, more: Sequence[str] = ()) -> int:
     return done.returncode
 
 
+@pytest.mark.nightly
 def test_the_steps_of_the_workflow_measure_gate_and_say(trained, tmp_path):
     own = shlex.join(trusting(*(trained / name for name in ("model", "text.txt", "piqa.jsonl"))))
     named = {step["name"]: step["run"] for step in STEPS if "name" in step}

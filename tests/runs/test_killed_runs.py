@@ -110,6 +110,7 @@ def ended_again_and_again(runner, tmp_path: Path, asked: list[str], deaths: int,
     return met
 
 
+@pytest.mark.nightly
 def test_a_search_a_chain_and_healing_that_are_ended_at_writes_come_to_the_same(runner, tmp_path):
     met = ended_again_and_again(runner, tmp_path, QUICK, deaths=len(SIGNALS), in_a_run=5)
     assert set(met) == set(SIGNALS)

@@ -93,6 +93,7 @@ def parts(tmp_path, monkeypatch, workplace):
     return chosen_for
 
 
+@pytest.mark.nightly
 def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tmp_path, parts, workplace):
     """Of which a millionth is less than any model takes, so that its weights lie in files."""
     engine = parts(as_bytes=False)
@@ -107,6 +108,7 @@ def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tm
     assert found == [(None, None), (10**6, "files"), (10**6, None)]
 
 
+@pytest.mark.nightly
 def test_a_run_whose_jobs_queue_says_no_end(base, tmp_path, parts, capsys):
     engine = parts(as_bytes=False)
     engine.machine = Machine(None, 1, queues=True)
@@ -172,6 +174,7 @@ class UntilItsEnd(Workplace):
         return super().run(target, arguments, hear=until_then, **how)
 
 
+@pytest.mark.nightly
 def test_a_cell_whose_job_was_ended_keeps_what_it_had_and_goes_on_from_there(base, tmp_path, parts):
     engine, run = parts(False), tmp_path / "run"
     engine.place = run / PARTS  # which other machines see

@@ -781,6 +781,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.nightly
 def test_a_notebook_goes_on_behind_an_interrupt_and_a_command_ends_soon():
     found = subprocess.run(
         [sys.executable, "-c", HEARS + CAUGHT], capture_output=True, text=True, timeout=50, check=False

@@ -60,9 +60,11 @@ CASES += [
 CASES += [(WEIGHTS, "float32", name, {}) for name in EXPERTS]
 CASES += [(STATES, "bfloat16", "reap", {}), (LOGITS, "float32", "reap", {})]
 CASES += [(LOGITS, "float32", name, {}) for name in ("slicegpt", "llm-pruner", "sleb", "finercut", "laco-ls")]
-# searches over what obs, puzzle and finercut, which are here too, take memory for
+# searches over what puzzle, sleb and blockpruner, which are here too, take memory for, and obs but for one case
 LONG = [
-    case for case in CASES if case[2] in ("tyr", "laco-puzzle", "evopress") or case[:3] == (STATES, "bfloat16", "obs")
+    case
+    for case in CASES
+    if case[2] in ("tyr", "laco-puzzle", "evopress", "finercut") or case[:3] == (WEIGHTS, "float32", "obs")
 ]
 CASES = [pytest.param(*case, marks=pytest.mark.nightly) if case in LONG else case for case in CASES]
 

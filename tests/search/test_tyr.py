@@ -95,6 +95,7 @@ def test_matrices_of_one_factor_are_those_that_are_solved_for_one_by_one(kind):
         assert V.is_contiguous()
 
 
+@pytest.mark.nightly
 def test_swaps_keep_the_parameters_and_stay_among_the_levels():
     model, tyr, left, _ = started(levels=5)
     left |= {(l, "kv_heads"): 1 + l % 2 for l in range(LAYERS)}

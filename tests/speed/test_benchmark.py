@@ -801,6 +801,7 @@ def forget_server():
     isolation._environment_of_server.cache_clear()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
 def test_a_process_begins_with_what_it_needs_imported_and_is_an_outcome_as_any_other(new_server):
     needed = ("speed_children", "colorsys")  # of which no other process of the tests needs the last
