@@ -75,19 +75,6 @@ def test_a_methods_page_names_authors_year_address_and_departures(stem):
     assert "## Departures from the" in page or stem == "refit"
 
 
-def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys):
-    from bench.cli.main import main
-
-    (source,) = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL)
-    (tmp_path / "mine.py").write_text(source)
-    arguments = ["run", "--methods", "drop-first,drop-tail", "--plugin", str(tmp_path / "mine.py"), "--ratio", "0.2"]
-    small = ["--window", "32", "--windows", "2", "--calibration-sequences", "2", "--calibration-length", "16"]
-    texts = ["--texts", str(text_file), "--calibration", str(text_file), "--tasks", "none", "--speed-rounds", "0"]
-    model = ["--model", str(model_folder), "--profile", "smoke", "--out", str(tmp_path / "run")]
-    assert main([*arguments, *small, *texts, *model]) == 0
-    assert "drop-first" in capsys.readouterr().out
-
-
 def folders() -> set[str]:
     """Return the folders of the packages that hold files."""
     packages = [path for package in ("bench", "methods", "reports") for path in (ROOT / package).rglob("*")]
@@ -95,15 +82,8 @@ def folders() -> set[str]:
     return {folder for folder in held if "/__" not in folder}
 
 
-def test_the_tree_of_the_docs_and_of_the_readme_is_the_tree():
+def test_the_tree_of_the_docs_is_the_tree():
     assert {row[0] for row in tables(text("docs/tree.md"))[0][1:]} == folders() - {"bench/"} | {"tests/", "docs/"}
-    (drawn,) = re.findall(r"```text\n(bench/ .*?)```", text("README.md"), re.DOTALL)
-    package, shown = "", set()
-    for line in drawn.splitlines():
-        name = line.split()[0]
-        package = package if line.startswith(" ") else name
-        shown.add(package + name if line.startswith(" ") else name)
-    assert shown == folders() | {"tests/", "docs/"}
 
 
 def test_every_question_of_the_tree_leads_to_a_file_that_exists():

@@ -15,6 +15,7 @@ from reports.tables import rows as tested_rows
 
 RUN, PAGE = "drawn-windows", "docs/studies/drawn-windows.md"
 WIKI, C4 = "perplexity_wiki", "perplexity_c4"
+OURS = "laco-puzzle"
 RATIOS = (0.1, 0.2, 0.3)
 
 
@@ -181,26 +182,16 @@ def sentences() -> list[str]:
     ]
 
 
-def told_apart() -> str:
-    """Return how many pairs of methods at 0.2 each measure of the README's table tells apart, as it says it."""
-    average, wiki, bits = (pairs_shown(0.2, column)[0] for column in ("average", WIKI, ANSWER_BPB))
-    every = pairs_shown(0.2, WIKI)[1]
-    return (
-        f"Of {every} pairs of methods at 0.2 accuracy is shown to tell {average} apart, perplexity {wiki}, and "
-        f"[bits per byte of the right answer](docs/guides/reports.md#bits-per-byte-of-the-right-answer) {bits}."
-    )
-
-
 def test_the_readme_has_the_same_figures():
     page = text("README.md")
-    assert told_apart() in page
-    (table,) = (table for table in tables(page) if "ppl at 0.1" in table[0])
-    asked = [(WIKI, "0.1"), (WIKI, "0.2"), (WIKI, "0.3"), (ANSWER_BPB, "0.2"), ("average", "0.2")]
-    every, named = ["dense", *order(0.2, WIKI)], [method for method, *_ in table[1:]]
-    assert named == [method for method in every if method in named]
-    assert f"These are {len(named)} of {len(every)} rows" in page
-    for method, *shown in table[1:]:
-        assert shown == [said()[name, method, ratio] for name, ratio in asked], method
+    (average, every), (bits, _) = (pairs_shown(0.2, column) for column in ("average", ANSWER_BPB))
+    assert f"At 0.2 it separates {average} of {every} pairs. Bits per byte separate {bits} (" in page
+    quick, best = ({name: said()[name, label, "0.2"] for name in (WIKI, "prune_seconds")} for label in ("flap", OURS))
+    seconds = [round(float(one["prune_seconds"].removesuffix(" s"))) for one in (quick, best)]
+    assert f"It takes {seconds[0]} s on SmolLM2 where `{OURS}` takes {seconds[1]} s." in page
+    perplexities = [one[WIKI].split()[0] for one in (quick, best)]
+    assert "By one draw its perplexity is {} in place of {}.".format(*perplexities) in page
+    assert f"`drop-random` has a perplexity of {said()[WIKI, 'drop-random', '0.2'].split()[0]} at 0.2." in page
 
 
 def test_what_is_said_is_what_the_records_say():

@@ -54,6 +54,9 @@ def test_the_claims_are_what_the_records_say(records):
     assert f"has {times(small, base):.2f} times the dense perplexity where the best of them has {best:.2f}" in text(
         "README.md"
     )
+    faster = [figure(records[f"{name}@bfloat16"], "speedup") for name in ("sleb", "shortgpt", "flap")]
+    said = "are {:.2f} and {:.2f} times as fast as the dense one. `flap` is {:.2f}."
+    assert said.format(*faster) in text("README.md")
     both, four = records["2ssp@q8_0"], records["dense@q4_0"]
     assert f"generates {figure(small, 'pruned_ms') / figure(both, 'pruned_ms'):.2f} times as many tokens" in page
     assert f"from a file of {both.measured['bytes'] / small.measured['bytes']:.2f} times the bytes" in page
