@@ -40,7 +40,7 @@ def cell(method: str, ratio: float | None, **changes: Any) -> dict[str, Any]:
     asked = made_cell(
         method,
         ratio,
-        protocol_of_profile("quick"),
+        protocol_of_profile("quick", calibration_sequences=16),
         model="smollm2-135m",
         parameters=changes.pop("parameters", {}),
         given=changes.pop("given", ()),

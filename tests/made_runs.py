@@ -57,7 +57,9 @@ def cell(
     `system` is the system text of prompts that are a chat; empty: they are none.
     """
     key = f"{label.replace(':', '-').replace('=', '-')}--{'fixed' if ratio is None else ratio}--{seed}"
-    protocol = protocol_of_profile("quick", tasks=tuple(tasks or ()), texts=tuple(texts or ()), decode=())
+    protocol = protocol_of_profile(
+        "quick", tasks=tuple(tasks or ()), texts=tuple(texts or ()), decode=(), calibration_sequences=16
+    )
     method, _, words = label.partition(":")
     given = dict(word.split("=") for word in words.split(",") if word)
     more = {

@@ -14,6 +14,8 @@ from bench.plan.kinds import Count, Meaning, Name, OneOf, Pair, Ratio, Scalar, S
 from bench.plan.protocol import Protocol, Recipe
 from methods.counted import QUANTITIES
 
+FIRST_DEFAULTS = {"calibration_sequences": 16}  # of fields that have another default since: no key changes by that
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -190,14 +192,15 @@ class Cell(Stage):
 
     @cached_property
     def question(self) -> str:
-        """Return the question as one text, without defaults and inputs: equal for cells that ask the same."""
+        """Return the question as one text, without first defaults and inputs: equal for cells that ask the same."""
         return json.dumps(_changed_fields(self), sort_keys=True)
 
     @cached_property
     def key(self) -> str:
         """Return a readable file name that ends in a hash of the question and the inputs.
 
-        A field or parameter that a later version adds changes no key, as long as it has its default.
+        A field or parameter that a later version adds changes no key, as long as it has its default; nor does a
+        default that changes, which FIRST_DEFAULTS remembers.
         """
         hashed = [self.question, to_plain(self.inputs) or {}]
         digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
@@ -280,14 +283,16 @@ def _changed_fields(part: Stage | Protocol | Recipe) -> dict[str, Any]:
             changed[attribute.name] = methods.find_changed_parameters(part.method, value)  # type: ignore[union-attr]
         elif attribute.name == "earlier":
             changed |= {attribute.name: [_changed_fields(stage) for stage in value]} if value else {}
-        elif attribute.name != "inputs" and value != _default(attribute):
+        elif attribute.name != "inputs" and value != _unkeyed_value(attribute):
             is_part = isinstance(value, Protocol | Recipe)
             changed[attribute.name] = _changed_fields(value) if is_part else to_plain(value)
     return changed
 
 
-def _default(attribute: Field[Any]) -> Any:
-    """Return the default of a dataclass field; MISSING where it has none."""
+def _unkeyed_value(attribute: Field[Any]) -> Any:
+    """Return the value of a field that no key has: the first default that it had; MISSING where it has none."""
+    if attribute.name in FIRST_DEFAULTS:
+        return FIRST_DEFAULTS[attribute.name]
     return attribute.default if attribute.default_factory is MISSING else attribute.default_factory()
 
 

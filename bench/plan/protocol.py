@@ -257,7 +257,7 @@ class Protocol:
     ] = measure_option(0, POSITIONS, "TOKENS", least=0, right_value=LONG)
     calibration: Annotated[Name, Meaning("text that methods look at")] = measure_option("c4", CALIBRATION, "LIST")
     calibration_sequences: Annotated[Positive, Meaning("of that text")] = measure_option(
-        16, "how many; several sweep", "LIST", least=1
+        64, "how many; several sweep", "LIST", least=1
     )
     calibration_length: Annotated[Tokens, Meaning("of each sequence")] = measure_option(
         256, "tokens of each; several sweep", "LIST", least=2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,14 @@ def labels(cells: list[Cell]) -> list[str]:
 
 def test_the_key_of_a_cell_is_that_of_shipped_records():
     """Records that were measured still count, whatever fields and parameters are added later."""
-    protocol = protocol_of_profile("quick", windows_drawn=False)
+    protocol = protocol_of_profile("quick", windows_drawn=False, calibration_sequences=16)
     parameters, inputs = {"C": 4, "I": 2, "T": None}, made_inputs("ab", versions={"torch": "2.13.0"})
     cell = made_cell("laco", 0.3, protocol, model="smollm2-135m", parameters=parameters, given=("C",), inputs=inputs)
     assert cell.key == "laco-C-4--0.3--13e93a71"
+    asks = json.loads(replace(cell, protocol=replace(protocol, calibration_sequences=64)).question)["protocol"]
+    assert asks == json.loads(cell.question)["protocol"] | {
+        "calibration_sequences": 64
+    }  # today's default is in the key
 
 
 def test_one_value_is_asked_for_as_ever(base, cells_of):
