@@ -53,7 +53,7 @@ def _commands() -> str:
     lines = [
         "# Commands",
         "",
-        "This page is made of what `python -m bench COMMAND --help` prints. [Running](guides/running.md#exit-codes)",
+        "This page is made of what `python -m bench COMMAND --help` prints. [Runs](reference/runs.md#how-a-cell-ends)",
         "explains the exit codes.",
         "",
         "| command | does |",
@@ -238,7 +238,7 @@ def measured_costs() -> str:
 
 
 def with_formats(guide: str) -> str:
-    """Return docs/guides/checkpoints.md with the table of formats as bench.export.write has it."""
+    """Return docs/reference/formats.md with the table of formats as bench.export.write has it."""
     from bench.export import formats
 
     heading, *rows = (f"| {' | '.join(row)} |" for row in formats.table_of_formats())
@@ -254,7 +254,7 @@ if __name__ == "__main__":
         (ROOT / "docs" / file).write_text(schema, encoding="utf-8")
     (ROOT / "docs" / "quantities.md").write_text(quantities_page(), encoding="utf-8")
     (ROOT / "bench" / "schedule" / "measured_costs.json").write_text(measured_costs(), encoding="utf-8")
-    guide = ROOT / "docs" / "guides" / "checkpoints.md"
+    guide = ROOT / "docs" / "reference" / "formats.md"
     guide.write_text(with_formats(guide.read_text(encoding="utf-8")), encoding="utf-8")
     from bench.doctor import pruning
 

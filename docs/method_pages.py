@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from methods import cards as authors_code  # noqa: E402
 from methods import registry  # noqa: E402  # of this checkout, whatever is installed
-from methods.cards import Card, CodeComparison, cards_of_module, departures_of, words_of_timing  # noqa: E402
+from methods.cards import Card, CodeComparison, cards_of_module, words_of_timing  # noqa: E402
 
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
 
@@ -79,7 +79,7 @@ class MethodPage:
         whom = "" if len(check.methods) == len(self.cards) else f"{self.checked}: "
         said = [
             f"{whom}Compared with runs of {whose} ({_places(check)}; {check.runs}): {escaped(check.compared)}.",
-            f"The largest [differences](../studies/checked.md): {check.apart}.",
+            f"The largest [differences](../checks.md): {check.apart}.",
         ]
         if check.put_in:
             said.append("For the comparison the code's choice is put in: " + escaped(" ".join(check.put_in)))
@@ -138,7 +138,7 @@ def _places(check: CodeComparison) -> str:
 
 
 def checked() -> str:
-    """Return the tables of docs/studies/checked.md on authors' code: what was compared, how fast, and departures."""
+    """Return the table of docs/checks.md on authors' code: what was compared, and how far both are apart."""
     checks = authors_code.read_comparisons()
     pages = [page for page in method_pages() if page.stem in checks]
     lines = [
@@ -151,18 +151,6 @@ def checked() -> str:
         apart = [f"{check.largest[kind]:.1e}" if kind in check.largest else "-" for kind in ("scores", "logits")]
         compared = escaped(check.compared)
         lines.append(f"| {page.checked} | {_places(check)}{port} | {check.runs} | {compared} | {' | '.join(apart)} |")
-    lines += ["", f"Seconds: {escaped(words_of_timing())}.", ""]
-    lines += ["| method | work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {page.checked} | {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |"
-        for page in pages
-        for one in checks[page.stem].speed
-    ]
-    lines += ["", "| method | departs from the code or the paper | put in for the comparison |", "| --- | --- | --- |"]
-    for page in pages:
-        departs = " ".join(departures_of(f"{page.folder}.{page.stem}"))
-        put_in = " ".join(checks[page.stem].put_in)
-        lines.append(f"| {page.names} | {escaped(departs)} | {escaped(put_in) or '-'} |")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ from methods.model.structures import cut
 
 WHOLE = ("removed_layers", "removed_attention", "removed_mlp")
 UNITS = ("kv_heads", "channels", "experts")
-WHERE = "docs/guides/plugins.md says what `prune` answers"
+WHERE = "docs/guides/add-method.md says what `prune` answers"
 
 
 def prune(pruner: Pruner, model: Decoder, calibration: Calibration, amount: float | Budget) -> dict[str, Any]:

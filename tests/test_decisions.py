@@ -116,7 +116,7 @@ def test_an_answer_that_is_not_what_was_done_is_refused(changed, said, only_cuts
     with pytest.raises(WrongDecisions, match=f"^the decisions of mine do not hold: .*{said}") as refusal:
         asked(lambda answer: answer | changed, names_all=only_cuts)
     assert "\n" not in str(refusal.value)
-    assert "docs/guides/plugins.md" in str(refusal.value)
+    assert "docs/guides/add-method.md" in str(refusal.value)
 
 
 def test_an_answer_that_is_none_is_refused():

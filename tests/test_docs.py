@@ -21,11 +21,13 @@ LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
 METHOD_PAGES = {page.stem: page for page in generator().method_pages.PAGES}
 CONTROLS = {"layer_drop", "reinitialize"}
 LONGER = {"drawn-windows.md", "twenty-methods.md"}  # studies with sentences that are held to records as they stand
-PROSE = sorted(path for folder in ("guides", "studies") for path in (DOCS / folder).glob("*.md"))
+PROSE = sorted(path for folder in ("guides", "reference", "studies") for path in (DOCS / folder).glob("*.md"))
 READ_ONCE = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/index.md",
+    "docs/install.md",
+    "docs/checks.md",
     *(f"docs/{path.relative_to(DOCS)}" for path in PROSE if path.name not in LONGER),
 ]
 SOURCED = sorted(set(METHOD_PAGES) - CONTROLS - {"laco_ls", "laco_puzzle"})  # which are this project's own

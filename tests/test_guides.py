@@ -61,7 +61,7 @@ def test_a_flag_that_begins_a_value_of_its_own_is_no_command_of_a_page():
 
 
 def test_the_table_of_profiles_says_what_each_is_calibrated_on():
-    (table,) = (table for table in tables(text("docs/guides/running.md")) if table[0][0] == "profile")
+    (table,) = (table for table in tables(text("docs/reference/inputs.md")) if table[0][0] == "profile")
     said = {row[0].partition("`")[0]: row[-1] for row in table[1:]}
     found = {name: protocol_of_profile(name) for name in PROFILES}
     assert said == {
@@ -71,7 +71,7 @@ def test_the_table_of_profiles_says_what_each_is_calibrated_on():
 
 
 def test_methods_that_read_less_of_the_calibration_do_by_default():
-    (table,) = (table for table in tables(text("docs/guides/running.md")) if table[0][-1] == "reads by default")
+    (table,) = (table for table in tables(text("docs/reference/inputs.md")) if table[0][-1] == "reads by default")
     cards = {card.name: {name: default for name, default, _ in card.parameters} for card in methods.cards_of_methods()}
     assert cards["blockpruner"]["tokens"] == cards["finercut"]["tokens"]
     assert {name: reads for name, reads in table[1:]} == {
@@ -88,13 +88,13 @@ def test_groups_of_tasks_are_offline_where_the_guide_says_so():
     assert offline == {"quick", "commonsense", "mmlu", "skills", "written", "programs", "needle", *skills.SKILLS}
     from_hub = set(task_sources.GROUPS["laco"]) - set(task_sources.OFFLINE) - set(task_sources.GROUPS["cmmlu"])
     assert from_hub == {"race", "wsc"}
-    guide = text("docs/guides/running.md")
+    guide = text("docs/reference/inputs.md")
     assert "The groups `quick`, `commonsense` and `mmlu` are offline;" in guide
     assert "so do `race`, `wsc` and `cmmlu` of the group `laco`" in guide
 
 
 def test_the_guide_names_the_methods_that_have_no_uniform_variant():
-    guide = text("docs/guides/checkpoints.md")
+    guide = text("docs/reference/formats.md")
     (said,) = re.findall(r"load with transformers anyway\. (.*?) have no such variant", guide, re.DOTALL)
     excepted = dict(re.findall(r"`([\w-]+)` \(except `([\w=]+)`\)", said))
     needed = {"drop": {"layers": "3"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import runpy
@@ -23,7 +24,7 @@ from bench.system.interrupt import EndedBySignal
 from methods import Decoder, OutOfReach
 from methods.model.sizes import layer_parameters, parameters
 
-PAGE = Path(__file__).parent.parent / "docs" / "guides" / "plugins.md"
+PAGE = Path(__file__).parent.parent / "docs" / "guides" / "add-method.md"
 SOURCE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
 
 
@@ -31,6 +32,15 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m bench`, with the packages in `folder` installed."""
     code = "from bench.__main__ import command; command()"
     return forked.run(code, arguments, {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
+
+
+def test_the_page_names_what_modules_offer():
+    rows = re.findall(r"^\| `(methods\.[\w.]+)` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 7
+    for module, offer in rows:
+        names = re.findall(r"`(\w+)`", offer)
+        assert names
+        assert not [name for name in names if not hasattr(importlib.import_module(module), name)]
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ class PrintAndExit(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code, as docs/guides/running.md lists them."""
+    """Run one command and return the exit code, as docs/reference/runs.md lists them."""
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # or what goes there would go to stdout
     if sys.stdout is None:

@@ -32,7 +32,7 @@ SERVED = "serve the models by it afterwards, as serve-speed does by default, and
 PLAN = "print the cells, what each will take in time and memory, and when all end; run nothing"
 TRACK = (
     "log every cell as a run of a tracker, with its parameters, metrics, learning curve and page; mlflow, trackio and "
-    "wandb write where their own environment variables say, see docs/guides/tracking.md"
+    "wandb write where their own environment variables say, see docs/reference/runs.md"
 )
 MODEL = flags_of_run()["model"].default
 HEADINGS = {

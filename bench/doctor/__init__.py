@@ -1,4 +1,4 @@
-"""Checks whether this machine gives right numbers. Run it first on a new machine (docs/guides/doctor.md)."""
+"""Checks whether this machine gives right numbers. Run it first on a new machine (docs/checks.md)."""
 
 from __future__ import annotations
 

@@ -368,7 +368,7 @@ def _check(address: str) -> None:
     if done.returncode and "oken" in done.stderr:
         raise UserError(
             f"the Ray cluster at {address} does not accept this machine's token; every node needs the same "
-            "~/.ray/auth_token or RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token (see docs/guides/engines.md)"
+            "~/.ray/auth_token or RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token (see docs/reference/machines.md)"
         )
     if done.returncode:
         raise UserError(

@@ -89,7 +89,7 @@ SERVER = (
     f"key for it is read from the variable {KEY}"
 )
 VLLM_PYTHON = "that has vLLM, which scores the model of each cell; with --scorer vllm"
-ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
+ENGINE = "local is this machine, ray a cluster, see docs/reference/machines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
 
 HELP = "see `python -m bench run --help`"

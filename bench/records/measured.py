@@ -549,7 +549,7 @@ class Measured:
         "bench.runs.searches",
     )
     weights_in: str | None = declare_optional_field(
-        "files, where the weights lay in files and not in memory (docs/guides/memory.md)"
+        "files, where the weights lay in files and not in memory (docs/guides/large-models.md)"
     )
     states_in: str | None = declare_optional_field(
         "files, where states that waited while it pruned had a folder for them (--offload)"

@@ -1,6 +1,6 @@
 """Describes `environment` and `speed` of a record, and what the machine did while a model was timed.
 
-A pruned model is timed in turns with the dense one (docs/guides/speed.md).
+A pruned model is timed in turns with the dense one (docs/reference/measures.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ decode   forwards of one token for each sequence on a cache that holds `context`
 Both models are timed in turns (bench.speed.timing), those of a cell in a process of their own (bench.speed.timed_cell).
 The speed-up is dense over pruned milliseconds, from the medians of each round (bench.stats.intervals.paired_ratio).
 Token ids are random and the same for both models, and no end of sequence ends a pass early. Results have the layout of
-bench.records.speed_results; docs/guides/speed.md describes the protocol.
+bench.records.speed_results; docs/reference/measures.md describes the protocol.
 
 Each point (bench.speed.workloads) is an outcome of its own. One that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.

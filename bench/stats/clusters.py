@@ -7,7 +7,7 @@ clusters do; otherwise they are drawn at random from it.
 
 On 224 windows of Wikipedia in a row (docs/results/more-windows), the interval of 16 neighbours that takes them for
 drawn ones held the ratio of two perplexities over the whole text 73 times of 100, that of `in_a_row` 92 times, and of
-16 windows that were drawn 95 times, at half the length (docs/guides/reports.md).
+16 windows that were drawn 95 times, at half the length (docs/reference/measures.md).
 
 Resampling. Values of any kind per document are tested by drawing again. This needs scipy.stats, which takes long to
 import, and so bench.stats.intervals does without it.

@@ -17,7 +17,7 @@ from methods.model.decoder import Decoder
 from methods.model.inserted import maps_of
 
 HEADS, CHANNELS = "heads, in each layer others", "channels, in each layer others"
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "checkpoints.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
 
 
 def rows_of(method):

@@ -88,7 +88,7 @@ def test_heads_depend_on_each_other_where_the_row_says_so(family, depends):
 def test_the_guide_repeats_the_table_and_list_prints_it(capsys):
     heading, *rows = architectures.table_of_families()
     lines = [f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *rows)]
-    assert "\n".join(lines) in text("docs/guides/running.md")
+    assert "\n".join(lines) in text("docs/reference/inputs.md")
     assert main(["list", "families"]) == 0
     printed = capsys.readouterr().out
     for name, axes, reasons in rows:

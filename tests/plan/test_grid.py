@@ -447,7 +447,7 @@ def test_the_papers_settings_are_the_published_ones():
     for name in ("llama2-7b", "llama2-13b", "baichuan2-7b"):
         spec = run_spec.load_spec(f"laco-paper-{name}", {})
         seen[spec.model] = ([one.given for one in grid.choices_of_spec(spec) if one.method == "laco"], spec.ratios)
-    published = {  # C, I, T as docs/guides/sweeps.md has them
+    published = {  # C, I, T by notes on the paper and by the authors' notebook
         "meta-llama/Llama-2-7b-hf": ("4", "2", "0.65"),
         "meta-llama/Llama-2-13b-hf": ("6", "2", "0.75"),
         "baichuan-inc/Baichuan2-7B-Base": ("4", "2", "0.7"),

@@ -13,7 +13,6 @@ import pytest
 from made_records import DENSE, LACO, changed
 
 from bench.records.frame import rows_of_records
-from bench.records.run_folder import folder_of_samples, read_records
 from bench.records.samples import Samples
 from reports.report import to_csv
 from reports.tables.views import build_view
@@ -170,17 +169,3 @@ def test_draws_of_a_method_share_a_row_with_the_mean_of_their_flips(tmp_path):
     (table,) = build_view("main", records, samples=Samples(folders))
     (place,) = [at for at, column in enumerate(table.columns) if column.name == "flips"]
     assert [row.cells[place].value for row in table.rows] == [None, pytest.approx(0.15)]
-
-
-def test_the_example_of_the_guide_is_what_its_records_say():
-    run = ROOT / "docs/results/smollm2-135m"
-    every = read_records(run)
-    named = {key: record for key, record in every.items() if key.startswith(("dense", "finercut--0.1"))}
-    samples = Samples([folder_of_samples(run, key) for key in named], list(named.values()))
-    rows = {row["method"]: row for row in rows_of_records(list(named.values()), samples)}
-    assert list(rows) == ["dense", "finercut"]
-    row, guide = rows["finercut"], " ".join((ROOT / "docs/guides/reports.md").read_text(encoding="utf-8").split())
-    assert f"`finercut` answers {100 * row['average']:.1f} % of 500 documents right" in guide
-    assert f"the dense model {100 * rows['dense']['average']:.1f} %." in guide
-    assert f"Yet {100 * row['flips']:.1f} ± {100 * row['flips_stderr']:.1f} % of the answers have flipped" in guide
-    assert f"{100 * row['lost']:.1f} % are lost, and {100 * row['gained']:.1f} % gained" in guide

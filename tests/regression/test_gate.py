@@ -754,7 +754,7 @@ def test_the_commands_of_the_page_and_the_workflow_are_commands():
     from bench.cli.main import _parse
 
     steps = [line for step in STEPS for line in step.get("run", "").splitlines()]
-    lines = [*(DOCS / "guides" / "regression.md").read_text().splitlines(), *steps]
+    lines = [*(DOCS / "guides" / "gate.md").read_text().splitlines(), *steps]
     commands = [line.strip() for line in lines if line.strip().startswith("python -m bench ")]
     assert len(commands) > 10
     for command in commands:
@@ -834,7 +834,7 @@ def test_the_steps_of_the_workflow_measure_gate_and_say(trained, tmp_path):
 
 
 def test_the_margins_of_the_page_are_the_defaults(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "guides" / "regression.md").read_text(), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "guides" / "gate.md").read_text(), re.DOTALL)
     (tmp_path / "margins.yaml").write_text(text)
     assert gate.read_margins(tmp_path / "margins.yaml") == Margins()
     assert gate.read_margins(EXAMPLES / "margins.yaml") == Margins(speed=None)

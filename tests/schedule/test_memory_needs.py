@@ -288,7 +288,7 @@ def test_8_billion_parameters_are_pruned_on_a_small_gpu_that_their_layers_visit(
 def test_the_table_of_layers_that_visit_is_what_the_formula_says(eight_billion):
     sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
     footprints = eight_billion, llama(**sizes)
-    rows = [line.split("|") for line in text("docs/guides/memory.md").splitlines() if line.count("|") == 6]
+    rows = [line.split("|") for line in text("docs/guides/large-models.md").splitlines() if line.count("|") == 6]
     rows = [[each.strip(" `") for each in row[1:-1]] for row in rows[2:]]
     assert len(rows) == 7
     for method, *figures in rows:
