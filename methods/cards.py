@@ -101,11 +101,32 @@ def departures_of(module: str) -> list[str]:
     return re.split(r"(?<=\.) (?=[A-Z0-9`])", " ".join(match[1].split())) if match else []
 
 
+@dataclass(frozen=True)
+class Head:
+    """Holds the parts of a module's head: what it does, authors with title and address, and the line of an equation."""
+
+    summary: str
+    source: str
+    equation: str
+
+
+def head_of(module: str) -> Head:
+    """Return the parts of the head of a module ("depth.sleb"); the equation is its first indented line, or empty."""
+    head = ast.get_docstring(ast.parse(source_of(module))) or ""
+    summary, source, *_ = [" ".join(part.split()) for part in re.split(r"\n{2,}", head)] + [""]
+    equation = re.search(r"^    (.*)", head, re.MULTILINE)
+    return Head(summary, source, " ".join(equation[1].split()) if equation else "")
+
+
 def _data() -> Any:
     return json.loads(DATA.read_text(encoding="utf-8"))
 
 
 METHODS = Path(__file__).parent
+FAMILY_BY_SHAPE = {
+    **{"layers": "depth", "attentions": "sublayer", "mlps": "sublayer", "heads": "width", "channels": "width"},
+    **{"equal widths": "width", "residual": "residual", "ranks": "low-rank", "experts": "experts"},
+}
 WORDS = {"gradients": "calibration, gradients"}  # how a list shows `looks_at`; all other values are shown unchanged
 
 
@@ -146,6 +167,13 @@ class Card:
     def tiny_parameters(self) -> dict[str, str]:
         """Return the parameters, as text, with which it prunes a tiny model within a second."""
         return dict(pair.split("=") for pair in self.tiny.split(",") if pair)
+
+    @property
+    def family(self) -> str:
+        """Return what it removes, in a word of FAMILY_BY_SHAPE, or "mixed" for several; empty where nothing says it."""
+        families = {FAMILY_BY_SHAPE[shape] for shape in self.leaves if shape in FAMILY_BY_SHAPE}
+        families = {"experts"} if "experts" in self.axes else families
+        return families.pop() if len(families) == 1 else "mixed" * bool(families)
 
     @property
     def without(self) -> tuple[str, ...]:

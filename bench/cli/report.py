@@ -40,10 +40,7 @@ def add(commands: Any) -> None:
             "figure."
         ),
     )
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, as in results/2026-01-31-laco")
-    report.add_argument("--methods", type=split_names, default=(), metavar="LIST", help="these methods or labels alone")
-    report.add_argument("--ratio", default=(), metavar="LIST", help="these ratios alone")
-    report.add_argument("--model", type=split_names, default=(), metavar="LIST", help="these models alone")
+    _add_selection(report)
     report.add_argument("--sort", metavar="COLUMN", default="", help="order rows by this column of --format csv")
     report.add_argument("--view", choices=(*VIEWS, "all"), help="by default main")
     report.add_argument("--format", choices=FORMATS, help="by default terminal")
@@ -68,6 +65,53 @@ def add(commands: Any) -> None:
     report.add_argument("--standalone", action="store_true", help="LaTeX as a whole document and not as a fragment")
     report.add_argument("--out", type=Path, metavar="DIR", help="write report.html, .md, .csv, *.tex, figures there")
     report.set_defaults(command=_report)
+    site = commands.add_parser(
+        "site",
+        help="write a page on which methods are compared",
+        description=(
+            "Write DIR/index.html: one file on finished runs that needs no server and requests nothing. It has a "
+            "picture of quality against cost, a table in which methods that are not shown to differ share a letter, "
+            "the test of any two methods, and a card of each."
+        ),
+    )
+    _add_selection(site)
+    site.add_argument("--title", default="", metavar="TEXT", help="of the page; by default the models")
+    site.add_argument("--out", type=Path, required=True, metavar="DIR", help="write index.html there")
+    site.set_defaults(command=_site)
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    """Add the runs, and the options that choose from their cells."""
+    add = command.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, as in results/2026-01-31-laco")
+    add("--methods", type=split_names, default=(), metavar="LIST", help="these methods or labels alone")
+    add("--ratio", default=(), metavar="LIST", help="these ratios alone")
+    add("--model", type=split_names, default=(), metavar="LIST", help="these models alone")
+
+
+def _load(arguments: argparse.Namespace) -> Merged:
+    """Return the chosen cells of the runs as one. Raises UserError."""
+    from bench.plan.fields import parse_ratios
+    from bench.records import run_folder
+    from bench.records.selection import Selection
+
+    selection = Selection(arguments.methods, parse_ratios(arguments.ratio), arguments.model)
+    return run_folder.load_runs(arguments.runs, selection)
+
+
+def _site(arguments: argparse.Namespace) -> int:
+    from methods.cards import needs_of_methods
+    from methods.files import write_atomically
+    from reports.page import page
+
+    merged = _load(arguments)
+    for remark in merged.left_out:
+        say(remark)
+    extras: dict[str, Any] = {"samples": merged.samples, "remarks": merged.notes, "served": merged.served}
+    html = page.render_page(merged.records, arguments.title, needs=needs_of_methods(), **extras)
+    write_atomically(arguments.out / "index.html", html)
+    say(f"{arguments.out / 'index.html'}: {len(html.encode()) / 1e6:.1f} MB, opens in any browser")
+    return OK
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -83,12 +127,7 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError("--pair is about a figure: add --out DIR")
     arguments.view = arguments.view or ("against" if arguments.against else "main")
     arguments.format = arguments.format or "terminal"
-    from bench.plan.fields import parse_ratios
-    from bench.records import run_folder
-    from bench.records.selection import Selection
-
-    selection = Selection(arguments.methods, parse_ratios(arguments.ratio), arguments.model)
-    merged = run_folder.load_runs(arguments.runs, selection)
+    merged = _load(arguments)
     if arguments.above_guessing:
         from bench.records.frame import drop_guessed_tasks
 
@@ -195,7 +234,7 @@ def _write(arguments: argparse.Namespace, merged: Merged) -> None:
         samples=merged.samples,
         remarks=merged.notes,
         tables=tables,
-        drawings=gallery.drawings(),
     )
+    gallery.end()
     write_atomically(folder / "report.html", html)
     say(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -30,10 +30,10 @@ PATIENCE = 300.0  # seconds for the figures of one process; most take a second
 
 
 class Gallery:
-    """The files of figures in a folder: making a gallery begins to write them, `drawings` waits for them."""
+    """The files of figures in a folder: making a gallery begins to write them, `end` waits for them."""
 
     def __init__(self, figures: Sequence[Figure], folder: Path) -> None:
-        self.figures, self.folder = figures, folder
+        self.folder = folder
         self._shares: list[tuple[BaseProcess, Sequence[Figure]]] = []
         count = min(_processes(), len(figures))
         shares = [figures[first::count] for first in range(count)] if count > 1 else []
@@ -44,15 +44,13 @@ class Gallery:
         if not shares:
             self._draw(figures)
 
-    def drawings(self) -> Iterator[tuple[Figure, str]]:
-        """Yield every figure with its SVG, once all are written. Raises Unwritable if the disk takes no file."""
+    def end(self) -> None:
+        """Return once all figures are written. Raises Unwritable if the disk takes no file."""
         for process, share in self._shares:
             process.join(PATIENCE)
             if process.exitcode != 0:
                 process.kill()
                 self._draw(share)  # raises the error that the process had, unless it has gone
-        for figure in self.figures:
-            yield figure, (self.folder / f"{figure.name}.svg").read_text(encoding="utf-8")
 
     def _draw(self, figures: Sequence[Figure]) -> None:
         for figure in figures:

@@ -2,7 +2,7 @@
 
 A few curves are in colour, all others are grey, and a curve's name stands at its end. In colour are the `BEST` methods
 at the highest ratio, LaCo, and the method that `--reference` names; all curves if they are few. matplotlib draws a
-`Chart` for papers (`draw_charts`), and reports.page.charts draws it for the page.
+`Chart` for papers (`draw_charts`).
 """
 
 from __future__ import annotations

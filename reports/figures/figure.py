@@ -35,7 +35,7 @@ class Figure:
     title        what it shows, as in a caption
     description  what a reader sees in it, for those who cannot see it; made from the numbers
     draw         makes the drawing
-    charts       the charts that the page draws by itself in place of the drawing; empty if it shows the drawing
+    charts       the charts of which it is drawn; empty for a drawing of another kind
     """
 
     name: str

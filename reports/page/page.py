@@ -1,9 +1,10 @@
-"""One HTML page about a run, in a single file that loads nothing else: summary, tables, figures, every cell.
+"""One HTML page about runs, in a single file that requests nothing: the explorer, other views, conditions, environment.
 
-records -> summary, views, figures, cells -> templates/page.html, with its style and scripts inside
+records -> data of the explorer, views -> templates/page.html, with its style, scripts and libraries inside
 
-Equal records give equal bytes. The template escapes every text. Data for the script stand in a block of JSON. The
-page's content security policy lets it run and load only its own parts.
+Equal records give equal bytes. The template escapes every text. Data for the script stand in a block of JSON, and its
+elements are made of text. The page's content security policy lets it run its own scripts alone, and load nothing. The
+libraries, which draw, are left out where fewer than two cells could be drawn.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -21,24 +22,29 @@ from markupsafe import Markup
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports import legend, protocol
-from reports.figures.catalogue import figures_of_report
-from reports.figures.figure import Figure, to_svg
-from reports.groups import names_of_draws, names_of_seeds, seeds_of
-from reports.page.charts import shapes_of_chart, to_inline
-from reports.page.sections import VIEWS, PageRow, list_rows, ratios_of, sections_of_views, tables_of_summary
-from reports.page.summary import summarise_setups
-from reports.tables import whole_cell
+from reports import protocol
+from reports.formats.markup import render_html
+from reports.page.explorer import data_of_explorer
 from reports.tables.table import Table
 from reports.tables.views import build_views
 from reports.text import to_printable
 
-LONG = 600  # characters of a value that the page shows; `show` prints all
+VIEWS = {  # that the explorer does not have, with their titles
+    **{"models": "Several models", "grid": "Compensations", "skills": "Skills"},
+    **{"positions": "Perplexity by position", "needle": "A needle in a haystack", "speed": "Speed at every size"},
+    **{
+        "served": "Served by an inference engine",
+        "recovery": "Recovery by healing",
+        "ablation": "One factor at a time",
+    },
+    **{"calibration": "Calibration tokens", "seeds": "Draws of the calibration", "signal": "Signal and noise"},
+}
+LIBRARIES = ("d3", "plot")  # in reports/page/vendored, in the order in which they load
 
 
 def render_page(
     records: Sequence[Record],
-    title: str | None = None,
+    title: str = "",
     *,
     samples: Samples | None = None,
     needs: Mapping[str, str] | None = None,
@@ -46,56 +52,51 @@ def render_page(
     served: Sequence[ServedRecord] = (),
     live: str = "",
     tables: Mapping[str, Sequence[Table]] | None = None,
-    drawings: Iterable[tuple[Figure, str]] | None = None,
 ) -> str:
-    """Return the page of a run's records as HTML, with its summary, tables, figures and cells.
+    """Return the page of records as HTML.
 
-    samples   the samples of the records, for paired tests
-    needs     what each method looks at, by its name: "calibration, gradients"
-    remarks   sentences on the records as a whole, such as which runs cannot be compared
-    served    the served records of the models
-    live      the ETag of a page that is served; its script asks whether the ETag still holds
-    tables    the tables of reports.page.sections.VIEWS, if they are made already
-    drawings  every figure with its SVG, if they are made already or a gallery makes them
+    samples  the samples of the records, for paired tests
+    needs    what each method looks at, by its name: "calibration, gradients"
+    remarks  sentences on the records as a whole, such as which runs cannot be compared
+    served   the served records of the models
+    live     the ETag of a page that is served; its script asks whether the ETag still holds
+    tables   the tables of VIEWS, if they are made already
     """
     samples = samples or Samples()
-    rows, targets = list_rows(records)
     tables = build_views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
-    parts = sections_of_views(tables, targets, {row.ratio_title: row.ratio for row in rows})
-    style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
+    style, theme, script = (_read("templates", name) for name in ("page.css", "theme.js", "page.js"))
     models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
-    summary, cells = tables_of_summary(summarise_setups(records, samples)), [_cell(row) for row in rows]
-    if drawings is None:
-        drawings = (
-            (figure, to_svg(figure)) for figure in figures_of_report(records, samples, served=served, needs=needs)
-        )
-    drawn = [_drawing(*figure_and_svg) for figure_and_svg in drawings]  # last, since a gallery may still write them
-    first = _first(drawn)
-    rest = [figure for figure in drawn if figure not in first]
+    drawn = sum(record.status == "ok" and record.cell.method != "dense" for record in records)
+    libraries = [_library(name) for name in LIBRARIES if drawn > 1]
+    scripts = [theme, *(library["source"] for library in libraries), script]
     return (
         _environment()
         .get_template("page.html")
         .render(
             title=title or (f"Structured pruning of {models}" if models else "No record yet"),
             conditions=_conditions(records),
-            policy=_policy(style, [theme, script], live),
+            policy=_policy(scripts, live),
             remarks=remarks,
             live=live,
             style=Markup(style),
             theme_script=Markup(theme),
             script=Markup(script),
-            links=_links(parts, first, rest),
-            first=first,
-            summary=summary,
-            ratios=ratios_of(rows),
-            sections=parts,
-            figures=rest,
-            cells=cells,
+            libraries=libraries,
+            is_filled=bool(records),
+            others=[
+                (VIEWS[name], Markup(render_html(tables[name]))) for name in VIEWS if _is_worth_showing(tables, name)
+            ],
             environment=list(protocol.describe_environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
-            data=Markup(to_json(_data([{"tables": summary}, *parts], rows))),
+            data=Markup(to_json(data_of_explorer(records, samples))),
         )
     )
+
+
+def _is_worth_showing(tables: Mapping[str, Sequence[Table]], name: str) -> bool:
+    """Say whether a view has tables with more than the explorer: those of speed only where something was timed."""
+    several = tables.get(name, ())
+    return any(name != "speed" or not table.name.startswith("speed-sizes") for table in several)
 
 
 def _environment() -> Environment:
@@ -114,17 +115,24 @@ def _visible(value: Any) -> Any:
     return to_printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _template(name: str) -> str:
-    return (files("reports.page") / "templates" / name).read_text(encoding="utf-8")
+def _read(folder: str, name: str) -> str:
+    return (files("reports.page") / folder / name).read_text(encoding="utf-8")
 
 
-def _policy(style: str, scripts: Sequence[str], live: str) -> str:
-    """Return the content security policy: the given style and scripts, pictures inside the page, and nothing else."""
+def _library(name: str) -> dict[str, str]:
+    """Return the source of a library, as markup, and its licence."""
+    return {
+        "source": Markup(_read("vendored", f"{name}.min.js").strip()),
+        "licence": _read("vendored", f"{name}.LICENSE.txt"),
+    }
+
+
+def _policy(scripts: Sequence[str], live: str) -> str:
+    """Return the content security policy: the given scripts, styles inside the page, and nothing else."""
     rules = [
         "default-src 'none'",
-        f"style-src {_hash_of(style)}",
+        "style-src 'unsafe-inline'",  # of the picture, which the library styles
         f"script-src {' '.join(map(_hash_of, scripts))}",
-        "img-src data:",
         *(["connect-src 'self'"] if live else []),
         "base-uri 'none'",
         "form-action 'none'",
@@ -144,91 +152,8 @@ def to_json(value: Any) -> str:
     return text
 
 
-def _data(parts: Sequence[dict[str, Any]], rows: Sequence[PageRow]) -> dict[str, Any]:
-    """Return the data of the script: columns and raw values of tables, titles of cells, and their deviating columns."""
-    return {
-        "columns": {table["id"]: table["names"] for part in parts for table in part["tables"]},
-        "tables": {table["id"]: table["figures"] for part in parts for table in part["tables"]},
-        "titles": {row.id: to_printable(_title(row)) for row in rows},
-        "drawn": {row.id: row.deviating for row in rows if row.deviating},
-    }
-
-
-def _links(parts: Sequence[dict[str, Any]], first: Sequence[Any], rest: Sequence[Any]) -> list[tuple[str, str]]:
-    links = [
-        *[("charts", "At a glance")] * bool(first),
-        ("summary", "In short"),
-        *((part["name"], part["title"]) for part in parts),
-    ]
-    return [*links, *[("figures", "Figures")] * bool(rest), *[("cells", "Every cell")] * bool(parts)]
-
-
 def _conditions(records: Sequence[Record]) -> list[str]:
     """Return the conditions of the records, then the days on which they were measured."""
     conditions = dict.fromkeys(part for record in records for part in protocol.conditions_of([record]))
     dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
     return [*conditions, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
-
-
-def _drawing(figure: Figure, element: str) -> dict[str, Any]:
-    """Return a figure for the template: its charts if it has any, otherwise its SVG."""
-    charts, picture = (
-        [shapes_of_chart(chart) for chart in figure.charts],
-        "" if figure.charts else Markup(to_inline(element)),
-    )
-    title, _, beside = figure.title.partition("; ")
-    return {
-        "title": title,
-        "beside": beside[:1].upper() + beside[1:],
-        "description": figure.description,
-        "charts": charts,
-        "svg": picture,
-        "quality": charts[0]["y"] if charts else figure.name,
-    }
-
-
-def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the figures at the top, which are those of the first quality; the first of several with one title."""
-    quality = [figure for figure in drawn if figure["quality"] == drawn[0]["quality"]]
-    return list({figure["title"]: figure for figure in reversed(quality)}.values())[::-1]
-
-
-def _title(row: PageRow) -> str:
-    first, seeds, draws = row.records[0], seeds_of(row.records), len(row.records)
-    if len(seeds) > 1:
-        return (
-            f"{whole_cell.title_of_cell(first).removesuffix(f', {names_of_seeds(seeds_of([first]))}')}, "
-            f"{names_of_seeds(seeds)}"
-        )
-    return whole_cell.title_of_cell(first) + (f", {draws} draws" if draws > 1 else "")
-
-
-def _cell(row: PageRow) -> dict[str, Any]:
-    """Return everything about the records of one row for the template, with the protocol of their measurement."""
-    first, several = row.records[0], len(row.records) > 1
-    is_measured = first.status == "ok"
-    peers, rows = list(row.records), list(row.rows)
-    if row.dense and row.dense[0] is not first:
-        peers, rows = [row.dense[0], *peers], [row.dense[1], *rows]
-    return {
-        "id": row.id,
-        "label": row.label,
-        "ratio": row.ratio,
-        "title": _title(row),
-        "failure": "" if is_measured else legend.words_of_status(first),
-        "reading": legend.describe_columns(peers, rows, seeds=len(seeds_of(row.records)) > 1) if is_measured else [],
-        "protocol": protocol.protocol_of_records(peers) if is_measured else [],
-        "blocks": [
-            {"name": block.name + (f", {which}" if several else ""), "inside": _shorten_fact(block).inside}
-            for which, record in zip(names_of_draws(row.records), row.records, strict=True)
-            for block in whole_cell.facts_of(record)
-        ],
-    }
-
-
-def _shorten_fact(fact: whole_cell.Fact) -> whole_cell.Fact:
-    """Return a fact with very long values shortened, such as the numbers of a thousand channels."""
-    value = fact.value
-    if len(value) > LONG:
-        value = f"{value[:LONG].rpartition(' ')[0]} … (`python -m bench show` prints all of it)"
-    return whole_cell.Fact(fact.name, value, tuple(_shorten_fact(inside) for inside in fact.inside), fact.table)

@@ -51,10 +51,10 @@ def test_report(words, run, tmp_path, benchmark):
         assert "minitron-width" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_page_with_its_figures_in_one_process(run, benchmark):
+def test_page_in_one_process(run, benchmark):
     merged = load_runs([run])
     text = benchmark.pedantic(lambda: render_page(merged.records, samples=merged.samples), rounds=3)
-    assert text.count("<svg") == 16
+    assert len(text.encode()) < 1_500_000
 
 
 def test_reading_a_run(run, benchmark):

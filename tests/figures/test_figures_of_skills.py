@@ -10,11 +10,9 @@ from made_skills import LEAVES, answered
 from bench.cli.main import main
 from bench.records.samples import Samples
 from methods.errors import UserError
-from reports.figures.figure import to_svg
 from reports.figures.heatmaps import ROW
 from reports.figures.skills import PALE, figures_of_skills
 from reports.figures.style import LIGHT, style_of
-from reports.page.charts import to_inline
 from reports.tables.rows import ReportData
 from reports.tables.views import build_view
 
@@ -78,11 +76,6 @@ def test_the_two_methods_are_of_two_families_unless_a_reader_names_others():
 def test_one_method_has_a_map_alone_and_other_tasks_have_no_figure():
     assert [figure.name for figure in figures_of_skills(data_of({"dense": 1.0, "laco": 0.9}))] == ["skills-0.2"]
     assert figures_of_skills(ReportData(RECORDS, samples=Samples(), has_answers=True)) == []
-
-
-def test_the_page_shows_the_map_on_paper_as_it_does_every_map():
-    (figure,) = figures_of_skills(data_of({"dense": 1.0, "laco": 0.9}))
-    assert 'class="paper"' in to_inline(to_svg(figure))
 
 
 def test_a_pair_without_a_folder_is_refused(tmp_path, capsys):

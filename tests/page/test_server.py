@@ -194,7 +194,7 @@ def test_an_open_page_renews_itself_keeps_its_filter_and_says_when_the_server_is
             assert view.locator("#live").inner_text() == "live"
             view.get_by_role("searchbox").fill("slice laco")
             save(SLICEGPT, run / "cells" / "slicegpt--0.3--2.json")
-            view.locator("#results-0 tr[data-method=slicegpt]").wait_for()
+            view.locator("#table tbody button", has_text="slicegpt").wait_for()
             assert view.get_by_role("searchbox").input_value() == "slice laco"
             assert view.complaints == []
             (run / "cells" / "laco--0.3--1.json").write_text("{")

@@ -634,7 +634,7 @@ def test_reports_show_the_curve_the_cost_and_the_recipe(chained, tmp_path, capsy
     assert all(word in shown for word in ("heldout_loss", "learning_rate", "tokens_per_second", "start_sha256"))
     assert main(["report", str(chained[0]), "--out", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "<dt>healed</dt><dd>LoRA of rank 8" in page
+    assert "LoRA of rank 8" in page
     assert (tmp_path / "report" / "healing-0.2.svg").is_file() or list((tmp_path / "report").rglob("healing-0.2.svg"))
 
 

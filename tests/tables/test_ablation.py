@@ -334,10 +334,8 @@ def test_words_stand_side_by_side_on_the_axis():
     assert list(axis.lines[0].get_ydata()) == [50.0, 60.0]
 
 
-def test_the_page_has_the_section_and_its_filter_knows_the_method():
+def test_the_page_has_the_tables_where_there_are_any():
     from reports.page.page import render_page
 
-    text = render_page(RECORDS)
-    assert '<section id="ablation"' in text
-    assert '<tr data-method="laco" data-ratio="">' in text
-    assert '<section id="ablation"' not in render_page([DENSE])
+    assert "<summary>One factor at a time</summary>" in render_page(RECORDS)
+    assert "<summary>One factor at a time</summary>" not in render_page([DENSE])

@@ -71,9 +71,9 @@ def of_view(name: str, render: Callable[..., str]) -> Callable[[list[Record]], s
 
 
 def bare_page(records: list[Record]) -> str:
-    """The page of four cells without its figures, style and scripts."""
+    """The page of four cells without its style and scripts, but with the data of these."""
     some = [record for record in records if record.cell.method in ("dense", "laco", HUGE.cell.method, "shortgpt")]
-    text = re.sub(r"(?s)(<(style|script)>).*?(</\2>)", r"\1\3", render_page(some, drawings=()))
+    text = re.sub(r'(?s)(<(style|script|pre)(?: tabindex="0")?>).*?(</\2>)', r"\1\3", render_page(some))
     return re.sub(r"sha256-[\w+/=]{44}", "sha256-", text)
 
 

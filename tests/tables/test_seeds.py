@@ -27,11 +27,12 @@ from reports.figures import catalogue
 from reports.figures.factors import figures_of_calibrations as draws_figures
 from reports.formats.terminal import render
 from reports.groups import TableGroup, group_records
+from reports.page.explorer import data_of_explorer
 from reports.page.page import render_page
-from reports.page.summary import summarise_setups
 from reports.report import to_csv, to_terminal
 from reports.tables.cost import MEANS
 from reports.tables.rows import GroupTests
+from reports.tables.ties import BETTER, Ties
 from reports.tables.views import build_view
 
 TOKENS, WINDOWS = 511, 16
@@ -64,10 +65,14 @@ def only(records: list[Record]) -> TableGroup:
 
 
 def best_by_perplexity(records: list[Record], samples: Samples | None = None) -> tuple[str | None, str | None, str]:
-    """The best method of the page's summary, how many others it is better than, and the notes and footnotes."""
-    (table,) = summarise_setups(records, samples or Samples())
-    _, best, _, _, better, *_ = (cell.value for cell in table.rows[0].cells)
-    return best, better, "\n".join((*table.notes, *table.footnotes))
+    """The first method by perplexity, how many others it is shown to be better than, and the notes of the page."""
+    group = group_records(records)[0][0]
+    ties = Ties(GroupTests(group, samples or Samples(), records), "perplexity_wiki")
+    first, *rest = ties.order
+    better = [ties.verdict(first, place) for place in rest].count(BETTER)
+    amount = data_of_explorer(records, samples or Samples())["setups"][0]["amounts"][0]
+    words = f"{better} of {len(rest)}, shown" if rest else None
+    return group.label(first), words, "\n".join((*amount["notes"], *amount["reading"]))
 
 
 def one_line(text: str) -> str:
@@ -101,7 +106,7 @@ def test_a_mean_needs_every_seed_and_an_interval_may_be_endless():
     assert row["perplexity_wiki"] == pytest.approx(10**151.5)
     assert row["perplexity_wiki_high"] == math.inf
     assert "laco" in to_terminal(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}))
-    assert "laco" in render_page(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}), drawings=())
+    assert "laco" in render_page(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}))
 
 
 def test_an_average_has_the_error_of_both_draws():
@@ -233,9 +238,8 @@ def test_every_view_and_the_page_take_several_seeds(tmp_path):
         assert build_view(name, records), name
     speed = render(build_view("speed", records))
     assert "laco at 0.3 (seed 2)" in speed
-    html = render_page(records, drawings=())
-    assert "laco at ratio 0.3 of SmolLM2-135M-Instruct, seeds 0, 1, 2" in html
-    assert "Draw of the calibration" in html
+    html = render_page(records)
+    assert "Draws of the calibration" in html
     folder = run_folder(tmp_path / "run", records)
     assert load_runs([folder]).remarks == []
 
@@ -255,15 +259,6 @@ def test_the_cost_says_that_it_is_a_mean_and_memory_is_the_highest_of_all():
     assert ([row.cells[-1].value for row in table.rows], table.columns[-1].name) == ([1, 3], "cells")
     (table,) = build_view("cost", [DENSE, drawn(0, 100.0, 0.3)])
     assert (table.columns[-1].name, MEANS in table.footnotes) == ("gradients", False)
-
-
-def test_the_page_titles_a_cell_by_all_its_seeds_whichever_was_timed():
-    records = run({"laco": [80.0, 81.0]})
-    for at in range(0, len(records), 2):
-        records[at] = with_measured(records[at], speed=None)  # of seed 0
-    html = render_page(records, drawings=())
-    assert "laco at ratio 0.3 of SmolLM2-135M-Instruct, seeds 0, 1" in html
-    assert "seed 1, seeds" not in html
 
 
 # --- tests between methods
@@ -377,8 +372,7 @@ def test_a_rank_that_changes_with_the_seed_is_a_tie(tmp_path):
 
 
 def test_one_seed_is_said_with_the_way_out():
-    _, _, text = best_by_perplexity([DENSE, cell("laco", 0), cell("sleb", 0, 90.0)])
-    assert legend.ONE_SEED in text
+    assert legend.ONE_SEED in render_page([DENSE, cell("laco", 0), cell("sleb", 0, 90.0)])
 
 
 # --- the view

@@ -8,8 +8,7 @@ from made_skills import LEAVES, answered
 
 from bench.data.skills import QUICK_SKILLS
 from reports.formats import terminal
-from reports.page.page import render_page
-from reports.page.sections import VIEWS
+from reports.page.page import VIEWS, render_page
 from reports.tables.skills import ABOVE, GUESSES
 from reports.tables.views import build_view, build_views
 
@@ -65,7 +64,7 @@ def test_a_skill_that_the_dense_model_guesses_says_so_in_place_of_a_share():
 
 def test_runs_without_tasks_by_skill_have_no_table_and_no_section():
     assert build_view("skills", RECORDS) == []
-    assert 'id="skills"' not in render_page(RECORDS, drawings=())
+    assert "<summary>Skills</summary>" not in render_page(RECORDS)
     records, _ = answered(QUICK_SKILLS, documents=40)
     assert build_view("skills", records) == []
 
@@ -75,6 +74,6 @@ def test_terminal_and_page_show_every_table():
     tables = build_views(VIEWS, records, samples=samples)
     text = terminal.render(tables["skills"])
     assert text.count("dense, above guesses") >= 2
-    page = render_page(records, samples=samples, tables=tables, drawings=())
-    assert 'id="skills"' in page
+    page = render_page(records, samples=samples, tables=tables)
+    assert "<summary>Skills</summary>" in page
     assert page.count("dense, above guesses") >= 2

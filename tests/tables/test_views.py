@@ -62,8 +62,6 @@ from reports.figures.figure import FORMATS
 from reports.figures.quality import points_of
 from reports.formats import latex, markup, terminal
 from reports.groups import group_records
-from reports.page import sections
-from reports.page.page import render_page
 from reports.removed import remaining_of, to_ranges
 from reports.report import to_csv
 from reports.report import to_markdown as report_markdown
@@ -396,27 +394,6 @@ def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
     assert labels["flap+ghost"] == ("flap+ghost", "", "unsupported")
 
 
-def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
-    groups, targets = sections.list_rows(MENDED)
-    (section,) = (
-        one for one in sections.sections_of_views(build_views(("grid",), MENDED), targets) if one["name"] == "grid"
-    )
-    labels = {group.id: (group.label, group.ratio) for group in groups} | {"": None}
-    for number, ratio in ((0, "0.2"), (6, "0.3")):
-        rows = {row["label"]: row["cells"] for row in section["tables"][number]["rows"]}
-        leads = [labels[cell["target"]] for cell in rows["shortgpt"]]
-        names = (
-            ["shortgpt", "shortgpt+replaceme"]
-            if ratio == "0.2"
-            else ["shortgpt", "shortgpt+ghost", "shortgpt+replaceme"]
-        )
-        assert [one for one in leads if one] == [(name, ratio) for name in names]
-        assert labels[rows["dense"][0]["target"]] == ("dense", "")
-        assert section["tables"][number]["ratio"] == ratio
-    assert labels[rows["flap"][1]["target"]] == ("flap+ghost", "0.3")
-    assert labels[rows["flap"][2]["target"]] is None
-
-
 def test_unlike_setups_have_tables_of_their_own_with_names_of_their_own():
     other = [changed(record, "cell", "dtype", to="bfloat16") for record in (DENSE, LACO)]
     names = [table.name for table in build_view("main", [DENSE, LACO, *other])]
@@ -683,9 +660,6 @@ def test_every_renderer_shows_the_dagger(pair):
         "task_piqa",
         "average",
     }
-    shown = render_page(records, samples=Samples(folders), tables={"main": tables}, drawings=())
-    assert len(re.findall(r"<td[^>]*>[^<]*(?:<small>[^<]*)?†", shown)) == 2  # its tasks are those of another view
-    assert "† differs: " in shown
 
 
 def test_the_best_is_bold_where_pairs_of_windows_show_it_though_intervals_meet(pair, tmp_path):

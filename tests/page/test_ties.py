@@ -1,4 +1,4 @@
-"""The summary of the page: its rows and flags; the tests behind them against scipy and statsmodels."""
+"""Groups of ties, the best and the warnings of the page; the tests behind them against scipy and statsmodels."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from bench.regression.contrasts import LEVEL, contrast_of_averages
 from bench.stats import intervals
 from reports import legend
 from reports.groups import group_records
-from reports.page.summary import INDEPENDENT, summarise_setups
+from reports.page.explorer import data_of_explorer
 from reports.tables.rows import GroupTests
-from reports.tables.table import Table
+from reports.tables.ties import BETTER, TIED, UNTESTED, WORSE, Ties, letters_of_ties
 
 TASKS = ("hellaswag", "piqa")
 BEST_TWO = {"laco": 100.0, "flap": 200.0}  # their perplexities
@@ -69,26 +69,31 @@ def made(
     return ok(method, ratio, figures, budget=LAYERS, **more)
 
 
-def summary(records: list[Record], samples: Samples | list[Path | None] | None = None) -> Table:
-    """The summary of records of one setup."""
-    (table,) = summarise_setups(records, samples if isinstance(samples, Samples) else Samples(samples or ()))
-    return table
+def ties(records: list[Record], column: str = "perplexity_wiki", samples: Any = ()) -> Ties:
+    """The rows of the records' only ratio, compared in a column."""
+    samples = samples if isinstance(samples, Samples) else Samples(samples)
+    ((group,),) = group_records(records, samples)
+    return Ties(GroupTests(group, samples, records), column)
 
 
-def rows(table: Table) -> dict[tuple[str, str], dict[str, str]]:
-    """The cells of a summary by quantity and ratio."""
-    names = [column.name for column in table.columns]
-    return {
-        (row.label.split(" (")[0].rstrip(" ↑↓"), row.cells[0].text): dict(
-            zip(names, (cell.text for cell in row.cells), strict=True)
-        )
-        for row in table.rows
-    }
+def labels(tie: Ties, places: list[int]) -> list[str]:
+    return [tie.tests.group.label(place) for place in places]
 
 
-def cells_of_flag(flag: legend.Flag, table: Table) -> str:
-    """The cells of a flag in the legend; empty if it does not occur."""
-    lines = [note for note in table.notes if note.startswith(f"{flag.head}: ")]
+def beaten(tie: Ties) -> tuple[list[str], int]:
+    """The methods with the best value, and how many others the first is shown to be better than."""
+    rows = tie.tests.group.rows
+    best = [place for place in tie.order if rows[place][tie.column] == rows[tie.order[0]][tie.column]]
+    rest = [place for place in tie.order if place not in best]
+    return labels(tie, best), [tie.verdict(best[0], place) for place in rest].count(BETTER)
+
+
+def cells_of_flag(flag: legend.Flag, records: list[Record]) -> str:
+    """The cells of a flag in the warnings of the page; empty if it does not occur."""
+    notes = list[str]()
+    for setup in data_of_explorer(records, Samples())["setups"]:
+        notes += [*setup["notes"], *(note for amount in setup["amounts"] for note in amount["notes"])]
+    lines = [note for note in notes if note.startswith(f"{flag.head}: ")]
     return "".join(line.removeprefix(f"{flag.head}: {flag.sentence.removesuffix('.')}: ") for line in lines)
 
 
@@ -209,17 +214,52 @@ def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
 
 def test_who_wins_and_how_far_that_is_shown(tmp_path, rng):
     records, folders = a_run(tmp_path, rng)
-    table = summary(records, folders)
     first = min(records[1:3], key=lambda record: record.measured.text_scores["wiki"].perplexity)
-    ppl, average = rows(table)["ppl wiki", "0.3"], rows(table)["average", "0.3"]
-    assert ppl["best"] == first.cell.method
-    assert ppl["value"].startswith(f"{first.measured.text_scores['wiki'].perplexity:.1f}")
-    assert ppl["dense"].startswith(f"{records[0].measured.text_scores['wiki'].perplexity:.1f}")
-    assert ppl["better"] == average["better"] == "1 of 2, shown"
-    assert average["dense_better"] == "3 of 3"  # 20 points over 400 documents are a loss
-    assert ppl["apart"].endswith(" of 6")
-    assert INDEPENDENT not in table.footnotes
-    assert INDEPENDENT in summary(records).footnotes
+    ppl, average = (ties(records, column, folders) for column in ("perplexity_wiki", "average"))
+    assert beaten(ppl) == ([first.cell.method], 1)
+    assert {label for label in labels(ppl, ppl.best)} == {"good", "close"}
+    assert beaten(average)[1] == 1
+    dense = average.tests.dense
+    assert [average.verdict(dense, place) for place in average.order] == [BETTER] * 3  # 20 points of 400 documents
+    assert [average.verdict(place, dense) for place in average.order] == [WORSE] * 3
+    letters = {ppl.tests.group.label(place): words for place, words in ppl.letters.items()}
+    assert letters == {"good": "a", "close": "a", "bad": "b"}
+
+
+def test_rows_share_a_letter_exactly_if_they_are_not_apart(rng):
+    """Also of relations that no order explains, as those of tests are."""
+    for count in (1, 2, 7, 12):
+        apart = rng.uniform(size=(count, count)) < 0.5
+        words = letters_of_ties(count, lambda a, b, apart=apart: bool(apart[a, b]))
+        sets = [spelt(each) for each in words]
+        for a, b in combinations(range(count), 2):
+            assert bool(sets[a] & sets[b]) is not bool(apart[a, b])
+        assert all(sets)
+    assert letters_of_ties(6, lambda a, b: b - a > 3) == ["a", "a b", "a-c", "a-c", "b c", "c"]
+    assert letters_of_ties(28, lambda a, b: True)[25:] == ["z", "a2", "b2"]
+
+
+def spelt(words: str) -> set[str]:
+    """The letters that words such as 'a c-e' name."""
+    names = [f"{letter}{number}" for number in ("", 2, 3, 4) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    ends = [word.split("-") for word in words.split()]
+    return {name for first, *last in ends for name in names[names.index(first) : names.index((last or [first])[0]) + 1]}
+
+
+def test_what_has_no_interval_is_not_tested_and_a_guess_is_never_among_the_best():
+    records = [DENSE, at(0.3, "a", 30.0, 0.9), at(0.3, "b", 31.0, 0.88), at(0.3, "c", 90.0, 0.36)]
+    for column in ("copying", "prune_seconds", "parameters"):
+        tie = ties(records, column)
+        assert (tie.is_tested, tie.best, tie.letters) == (False, [], {}), column
+        assert tie.verdict(1, 2) == UNTESTED
+    assert labels(ties(records, "average"), ties(records, "average").best) == ["a", "b"]
+    guesses = [DENSE, *(at(0.3, name, 30.0, 0.36) for name in "ab"), at(0.3, "c", 30.0, 0.1)]
+    tie = ties(guesses, "average")
+    assert (tie.verdict(1, 2), labels(tie, tie.best)) == (TIED, ["a", "b"])
+    tie = ties(guesses, "average")
+    for row in tie.tests.group.rows:
+        row["average_chance"] = 0.35
+    assert tie.best == []
 
 
 class Made(Samples):
@@ -258,34 +298,47 @@ def test_bits_per_byte_are_tested_on_the_same_documents(tmp_path, rng):
     assert (same.estimate, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
-def test_the_summary_says_whose_right_answers_are_the_likeliest(tmp_path, rng):
-    found = rows(summary(*with_bits(tmp_path, rng)))
-    bits = found["bpb", "0.3"]
-    assert (bits["best"], bits["better"], bits["dense_better"]) == ("near", "1 of 1, shown", "1 of 2")
-    assert [found[name, "0.3"]["apart"] for name in ("average", "bpb", "ppl wiki")] == ["0 of 3", "2 of 3", "0 of 3"]
+def test_ties_say_whose_right_answers_are_the_likeliest(tmp_path, rng):
+    records, samples = with_bits(tmp_path, rng)
+    bits = ties(records, "answer_bpb", samples)
+    assert beaten(bits) == (["near"], 1)
+    apart = {name: pairs_apart(ties(records, name, samples)) for name in ("average", "answer_bpb", "perplexity_wiki")}
+    assert apart == {"average": (0, 3), "answer_bpb": (2, 3), "perplexity_wiki": (0, 3)}
+
+
+def pairs_apart(tie: Ties) -> tuple[int, int]:
+    """How many pairs of models a column tells apart, and of how many."""
+    tests = tie.tests.tests(tie.column)
+    return sum(contrast.p < LEVEL for contrast in tests.values()), len(tests)
 
 
 def test_the_study_has_what_the_page_says_of_twenty_methods():
     """How many pairs each figure tells apart, and how much the best is ahead of the next."""
     merged = run_folder.load_runs([ROOT / "docs/results/smollm2-135m"])
-    found = rows(summary(merged.records, merged.samples))
+    (groups,) = group_records(merged.records)
+    names = {"average": "average", "bpb": "answer_bpb", "ppl wiki": "perplexity_wiki"}
+    found = {
+        (name, f"{group.ratio:g}"): Ties(GroupTests(group, merged.samples, merged.records), column)
+        for group in groups
+        for name, column in names.items()
+    }
     study = " ".join(text("docs/studies/twenty-methods.md").split())
 
     def numbers(name: str, column: str) -> list[str]:
-        return [found[name, ratio][column].partition(" of ")[0] for ratio in ("0.1", "0.2", "0.3")]
+        counts = {"apart": lambda tie: pairs_apart(tie)[0], "better": lambda tie: beaten(tie)[1]}
+        return [str(counts[column](found[name, ratio])) for ratio in ("0.1", "0.2", "0.3")]
 
     def counts(name: str, column: str) -> str:
         *first, last = numbers(name, column)
         return f"{', '.join(first)} and {last}"
 
     accuracy, perplexity = (counts(name, "apart") for name in ("average", "ppl wiki"))
-    assert {found["bpb", ratio]["apart"].partition(" of ")[2] for ratio in ("0.1", "0.2", "0.3")} == {"300"}
+    assert {pairs_apart(found["bpb", ratio])[1] for ratio in ("0.1", "0.2", "0.3")} == {300}
     assert f"is shown to differ in {perplexity}, the average in {accuracy}." in study
-    assert {found["ppl wiki", ratio]["best"] for ratio in ("0.1", "0.2", "0.3")} == {"laco-ls"}
+    assert {beaten(found["ppl wiki", ratio])[0][0] for ratio in ("0.1", "0.2", "0.3")} == {"laco-ls"}
     below = counts("ppl wiki", "better")
     assert f"show it to be below {below} of the 19 others at 0.1, 0.2 and 0.3" in study
     factors = []
-    (groups,) = group_records(merged.records)
     for group in groups:
         tested = GroupTests(group, merged.samples, merged.records)
         order = tested.order(tested.eligible(), "perplexity_wiki", "lower")
@@ -299,11 +352,6 @@ def test_the_study_has_what_the_page_says_of_twenty_methods():
         value, low, high = (quantity_of_column("prefill_speed").format(end, times[0]) for end in times)
         forms = (f"{value} [{low}, {high}]", f"{value} times its perplexity [{low}, {high}]")
         assert any(form in study for form in forms), forms
-
-
-def test_bits_that_were_not_measured_have_no_row(tmp_path, rng):
-    records, folders = a_run(tmp_path, rng)
-    assert "bpb" not in {quantity for quantity, _ in rows(summary(records, folders))}
 
 
 def test_of_equal_models_none_is_shown_to_be_better():
@@ -320,10 +368,9 @@ def test_of_equal_models_none_is_shown_to_be_better():
 def test_the_best_is_not_one_that_removed_too_little(tmp_path, rng):
     records, folders = a_run(tmp_path, rng)
     good = changed(records[1], "measured", "ratio", to=records[1].measured.ratio - 0.02)
-    table = summary([records[0], good, *records[2:]], folders)
-    assert rows(table)["ppl wiki", "0.3"]["best"] == "close"
-    assert rows(table)["ppl wiki", "0.3"]["better"] == "1 of 1, shown"
-    assert "good at 0.3 [requested 30.0 %, budget 28.9 %, achieved 26.9 %]" in cells_of_flag(legend.MISSED, table)
+    records = [records[0], good, *records[2:]]
+    assert beaten(ties(records, samples=folders)) == (["close"], 1)
+    assert "good [requested 30.0 %, budget 28.9 %, achieved 26.9 %]" in cells_of_flag(legend.MISSED, records)
 
 
 def at(ratio: float, method: str, ppl: float, accuracy: float = 0.4) -> Record:
@@ -332,69 +379,74 @@ def at(ratio: float, method: str, ppl: float, accuracy: float = 0.4) -> Record:
 
 
 def test_a_cliff_is_a_step_of_ten_and_no_less():
-    table = summary([DENSE, at(0.1, "steep", 200.0), at(0.2, "steep", 2_100.0), at(0.3, "steep", 3_000.0)])
-    assert cells_of_flag(legend.CLIFF, table) == "steep [ppl wiki from 0.1 to 0.2: 200 to 2,100]."
-    table = summary([DENSE, at(0.1, "steep", 209.0)])
-    assert cells_of_flag(legend.CLIFF, table) == "steep [ppl wiki from dense to 0.1: 20.8 to 209]."
+    steep = [DENSE, at(0.1, "steep", 200.0), at(0.2, "steep", 2_100.0), at(0.3, "steep", 3_000.0)]
+    assert cells_of_flag(legend.CLIFF, steep) == "steep [ppl wiki from 0.1 to 0.2: 200 to 2,100]."
+    assert (
+        cells_of_flag(legend.CLIFF, [DENSE, at(0.1, "steep", 209.0)])
+        == "steep [ppl wiki from dense to 0.1: 20.8 to 209]."
+    )
 
 
 def test_a_cliff_is_between_ratios_of_one_thing():
     decoder = changed(at(0.1, "steep", 2_500.0), "cell", "ratio_of", to="decoder")
-    table = summary([DENSE, at(0.3, "steep", 200.0), decoder])
-    assert cells_of_flag(legend.CLIFF, table) == "steep [ppl wiki from dense to 0.1 of the decoder: 20.8 to 2,500]."
+    cells = cells_of_flag(legend.CLIFF, [DENSE, at(0.3, "steep", 200.0), decoder])
+    assert cells == "steep [ppl wiki from dense to 0.1 of the decoder: 20.8 to 2,500]."
 
 
-def test_methods_with_the_best_value_share_the_row():
-    found = rows(summary([DENSE, at(0.3, "a", 30.0, 0.5), at(0.3, "b", 30.0, 0.5), at(0.3, "c", 90.0, 0.4)]))
-    ppl = found["ppl wiki", "0.3"]
-    assert (ppl["best"], ppl["value"], ppl["dense"]) == ("a, b", "30.0 ± 1.5", "20.8 ± 0.9")
-    assert ppl["better"].endswith(" of 1, shown")
-    assert found["average", "0.3"]["best"] == "a, b"
-    found = rows(summary([DENSE, *(at(0.3, name, 30.0, 0.5) for name in "abc")]))
-    assert (found["ppl wiki", "0.3"]["best"], found["ppl wiki", "0.3"]["better"]) == ("a, b, c", "-")
+def test_methods_with_the_best_value_share_the_first_group():
+    two = ties([DENSE, at(0.3, "a", 30.0, 0.5), at(0.3, "b", 30.0, 0.5), at(0.3, "c", 90.0, 0.4)])
+    assert (labels(two, two.best), list(two.letters.values())) == (["a", "b"], ["a", "a", "b"])
+    every = ties([DENSE, *(at(0.3, name, 30.0, 0.5) for name in "abc")])
+    assert (every.best, set(every.letters.values())) == ([], {"a"})  # of all alike none is marked
 
 
 def test_perplexity_and_accuracy_disagree_where_they_do():
     agree = [DENSE, at(0.3, "a", 30.0, 0.5), at(0.3, "b", 60.0, 0.45), at(0.3, "c", 90.0, 0.4)]
-    assert not cells_of_flag(legend.ORDERS_DISAGREE, summary(agree))
+    assert not cells_of_flag(legend.ORDERS_DISAGREE, agree)
     reverse = [DENSE, at(0.3, "a", 30.0, 0.3), at(0.3, "b", 60.0, 0.45), at(0.3, "c", 90.0, 0.5)]
-    assert cells_of_flag(legend.ORDERS_DISAGREE, summary(reverse)) == "c at 0.3 [3 of 3]."
+    assert cells_of_flag(legend.ORDERS_DISAGREE, reverse) == "c at 0.3 [3 of 3]."
     shared = [DENSE, at(0.3, "a", 60.0, 0.5), at(0.3, "b", 30.0, 0.5), at(0.3, "c", 90.0, 0.4)]
-    assert not cells_of_flag(legend.ORDERS_DISAGREE, summary(shared))  # one of the most accurate has the lowest
+    assert not cells_of_flag(legend.ORDERS_DISAGREE, shared)  # one of the most accurate has the lowest
 
 
 def test_random_layers_are_a_bar_for_every_method():
     draws = [drawn(seed, ppl, 0.3) for seed, ppl in enumerate((900.0, 1_000.0, 5_000.0))]
     others = [at(0.1, "better", 50.0), at(0.1, "middle", 2_000.0), at(0.1, "worse", 90_000.0)]
-    table = summary([DENSE, *others, *draws])
-    assert cells_of_flag(legend.NOT_ABOVE_RANDOM, table) == "middle [at 0.1]."
-    assert cells_of_flag(legend.WORSE_THAN_RANDOM, table) == "worse [at 0.1]."
-    table = summary([DENSE, *others])
-    assert not cells_of_flag(legend.NOT_ABOVE_RANDOM, table) + cells_of_flag(legend.WORSE_THAN_RANDOM, table)
+    every = [DENSE, *others, *draws]
+    assert cells_of_flag(legend.NOT_ABOVE_RANDOM, every) == "middle [at 0.1]."
+    assert cells_of_flag(legend.WORSE_THAN_RANDOM, every) == "worse [at 0.1]."
+    rest = [DENSE, *others]
+    assert not cells_of_flag(legend.NOT_ABOVE_RANDOM, rest) + cells_of_flag(legend.WORSE_THAN_RANDOM, rest)
 
 
-def test_cells_without_figures_are_named_with_their_ratio():
+def test_cells_without_figures_are_named():
     both = [failed("error", "flap", "no", seed=seed) for seed in (0, 1)]
-    table = summary([DENSE, at(0.3, "laco", 90.0), *both, changed(both[0], "cell", "ratio", to=0.5)])
-    shown = cells_of_flag(legend.FAILED, table)
-    assert shown == "flap at 0.3, flap at 0.5 [error: no]."
-    assert rows(table)["ppl wiki", "0.3"]["better"] == "-"  # there is nothing to compare it with
+    records = [DENSE, at(0.3, "laco", 90.0), *both]
+    assert cells_of_flag(legend.FAILED, records) == "flap [error: no]."
+    assert ties(records).best == []  # there is nothing to compare it with
+    assert cells_of_flag(legend.FAILED, [failed("error", "flap", "no")]) == "flap [error: no]."
 
 
 def test_seeds_that_miss_their_budget_on_both_sides_do_not_cancel():
     records = [changed(at(0.3, "laco", 90.0), "cell", "seed", to=seed) for seed in (0, 1)]
     for number, miss in enumerate((-0.02, 0.02)):
         records[number] = with_measured(records[number], ratio=records[number].measured.ratio + miss)
-    shown = cells_of_flag(legend.MISSED, summary([DENSE, *records]))
-    assert "laco (seed 0) at 0.3 [requested 30.0 %, budget 28.9 %, achieved 26.9 %]" in shown
-    assert "laco (seed 1) at 0.3 [requested 30.0 %, budget 28.9 %, achieved 30.9 %]" in shown
+    cells = cells_of_flag(legend.MISSED, [DENSE, *records])
+    assert "laco (seed 0) [requested 30.0 %, budget 28.9 %, achieved 26.9 %]" in cells
+    assert "laco (seed 1) [requested 30.0 %, budget 28.9 %, achieved 30.9 %]" in cells
 
 
-def test_the_summary_is_the_same_in_any_order_of_the_records():
+def test_the_groups_are_the_same_in_any_order_of_the_records():
     records = [changed(at(0.3, m, ppl + s), "cell", "seed", to=s) for m, ppl in BEST_TWO.items() for s in (0, 1)]
-    expected = rows(summary([DENSE, *records]))
+
+    def letters(records: list[Record]) -> dict[str, str]:
+        tie = ties(records)
+        return {tie.tests.group.label(place): words for place, words in tie.letters.items()}
+
+    expected = letters([DENSE, *records])
+    assert len(expected) == 2
     for order in ((1, 2, 3, 0), (3, 0, 1, 2), (2, 3, 0, 1)):
-        assert rows(summary([DENSE, *(records[number] for number in order)])) == expected
+        assert letters([DENSE, *(records[number] for number in order)]) == expected
 
 
 def test_speed_is_compared_by_its_intervals():
@@ -404,13 +456,6 @@ def test_speed_is_compared_by_its_intervals():
         points = [replace(point, **ends) for point in record.measured.timed_points]
         return with_measured(record, speed=replace(record.measured.speed, points=points))
 
-    found = rows(summary([DENSE, fast("quick", 1.5, 0.02), fast("near", 1.48, 0.02), fast("slow", 0.9, 0.02)]))
-    speed = found["decode", "0.3"]
-    assert (speed["best"], speed["value"], speed["better"]) == ("quick", "1.50x ± 0.02", "1 of 2, shown")
-    assert (speed["dense_better"], speed["apart"]) == ("1 of 3", "-")
-
-
-def test_without_a_pruned_model_there_is_no_summary():
-    assert summarise_setups([], Samples()) == []
-    assert summarise_setups([DENSE], Samples()) == []
-    assert cells_of_flag(legend.FAILED, summary([failed("error", "flap", "no")])) == "flap at 0.3 [error: no]."
+    tie = ties([DENSE, fast("quick", 1.5, 0.02), fast("near", 1.48, 0.02), fast("slow", 0.9, 0.02)], "decode_speed")
+    assert beaten(tie) == (["quick"], 1)
+    assert labels(tie, tie.best) == ["quick", "near"]
