@@ -31,6 +31,15 @@ from bench.records.quantities import list_quantities  # noqa: E402
 from bench.records.schema import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
 
 MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
+ENDINGS = ("quantis", "optimis", "minimis", "maximis", "normalis", "initialis", "regularis", "summaris", "standardis")
+AMERICAN = {word: f"{word[:-1]}z" for word in (*ENDINGS, "tokenis", "factoris", "serialis", "penalis", "unrecognis")}
+AMERICAN |= {
+    "behaviour": "behavior",
+    "colour": "color",
+    "neighbour": "neighbor",
+    "centre": "center",
+    "licence": "license",
+}
 OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")
 
 
@@ -214,6 +223,23 @@ def on_post_page(output: str, page: Any, config: Mapping[str, Any]) -> str:
     if outside := OUTSIDE.search(output):
         raise PluginError(f"{page.file.src_path} asks for something outside: {output[outside.start() :][:120]}")
     return output
+
+
+def on_post_build(config: Mapping[str, Any]) -> None:
+    """Let the search find words that are spelt otherwise in Britain and in America by both spellings."""
+    path = Path(config["site_dir"]) / "search" / "search_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    for entry in index["docs"]:
+        if more := other_spellings(f"{entry['title']} {entry['text']}"):
+            entry["text"] += f" <p>{' '.join(more)}</p>"
+    path.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def other_spellings(text: str) -> list[str]:
+    """Return the second spellings of words of a text, as quantize for quantise, but for those that it has too."""
+    words = {word.lower() for word in re.findall(r"\w+", text)}
+    pairs = [*AMERICAN.items(), *((american, british) for british, american in AMERICAN.items())]
+    return sorted({word.replace(*pair) for word in words for pair in pairs if pair[0] in word} - words)
 
 
 def measured_costs() -> str:

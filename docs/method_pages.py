@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import equations  # noqa: E402
 
 from methods import cards as authors_code  # noqa: E402
 from methods import registry  # noqa: E402  # of this checkout, whatever is installed
@@ -155,11 +157,11 @@ def checked() -> str:
 
 
 def markdown(docstring: str) -> str:
-    """Return a docstring as Markdown: equations stay indented, known openings become headings, sources become links."""
+    """Return a docstring as Markdown: equations are set, known openings become headings, sources become links."""
     blocks = []
     for block in re.split(r"\n{2,}", docstring.strip("\n")):
         if block.startswith("    "):
-            blocks.append(block)
+            blocks.append(equations.render_block(block) if equations.is_equation(block) else block)
             continue
         opening = re.match(HEADINGS, block)
         blocks += [f"## {opening[1]}"] if opening else []

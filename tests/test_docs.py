@@ -58,7 +58,7 @@ def test_every_method_and_compensation_has_a_page():
 @pytest.mark.parametrize("stem", sorted(METHOD_PAGES))
 def test_a_methods_page_has_what_it_must_say(stem):
     page = METHOD_PAGES[stem].markdown()
-    assert re.search(r"^    \S", page, re.MULTILINE), "an equation"
+    assert re.search(r"^    \S" if stem in CONTROLS else r'^<pre class="equation" data-tex="\S', page, re.MULTILINE)
     assert "| File | `methods/" in page
     assert "| Looks at |" in page or METHOD_PAGES[stem].plus
     assert "## Cost" in page or "| Cost |" in page or "| Looks at | nothing |" in page or stem in CONTROLS
@@ -252,7 +252,8 @@ def test_the_sample_of_the_start_page_is_what_the_records_print():
     page = text("docs/index.md")
     sample = page[page.index("```text\n") + 8 :]
     assert printed.startswith(sample[: sample.index("```")])
-    assert "--methods laco,slicegpt --ratio 0.3 --dtype float32 --first-windows" in page
+    assert "--methods laco,slicegpt --ratio 0.3 --dtype float32 --first-windows --calibration-sequences 16" in page
+    assert {one.cell.protocol.calibration_sequences for one in shown} == {16}
 
 
 def test_generated_pages_name_every_command_and_every_part_of_a_record():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import configparser
 import functools
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -29,6 +31,17 @@ LOOKED_AT = (
     "record.html",
     "api.html",
 )
+
+
+# KaTeX raises where it cannot read one; the strict one also where TeX could not.
+DRAW_EACH = """all => all.map(tex => katex.renderToString(tex, {throwOnError: true, strict: "error"})).length"""
+
+
+def tex_of_all_methods(site: Path) -> Iterator[str]:
+    """Yield the TeX of each equation on the pages of methods, as a browser reads it."""
+    for page in sorted((site / "methods").glob("*.html")):
+        for tex in re.findall(r'<pre class="equation" data-tex="([^"]*)"', page.read_text(encoding="utf-8")):
+            yield html.unescape(tex)
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -92,10 +105,13 @@ def test_the_build_refuses_a_broken_link_a_broken_anchor_and_a_page_in_no_list(t
 
 @needs_chromium
 @pytest.mark.parametrize(("width", "theme"), [(400, "dark"), (1400, "light")])
-def test_pages_can_be_read_and_ask_nothing_of_other_hosts(address, width, theme, chromium):
+def test_pages_can_be_read_and_ask_nothing_of_other_hosts(site, address, width, theme, chromium):
     with opened(chromium, viewport={"width": width, "height": 900}, color_scheme=theme) as view:
         for path in LOOKED_AT:
             view.goto(address + path, wait_until="load")
+            if path == "methods/laco.html":
+                view.locator("div.equation .katex").first.wait_for(state="attached", timeout=60_000)
+                assert view.evaluate(DRAW_EACH, list(tex_of_all_methods(site))) > 30
             assert view.evaluate("document.documentElement.scrollWidth") <= width, path
             hindering = findings(view, "article")  # but that Chromium itself lets the keyboard reach what scrolls
             assert [found for found in hindering if "scrollable-region-focusable" not in found] == [], path
