@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Lock, Thread
 from typing import Any
 
 import torch
+from stream_server import QuietServer
 
 
 class CompletionsHandler(BaseHTTPRequestHandler):
@@ -92,13 +93,6 @@ class CompletionsHandler(BaseHTTPRequestHandler):
         self.wfile.write(sent)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing on stderr."""
-
-
-class QuietServer(ThreadingHTTPServer):
-    """Says nothing of a request that ends without an answer."""
-
-    def handle_error(self, *_: object) -> None:
         """Say nothing on stderr."""
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bench import cli
 from bench.cli import FAILED_CELLS, OK
 from bench.plan.fields import options_of_class as options_of
+from bench.plan.load import ALONE, LoadProtocol
 from bench.plan.protocol import ServedProtocol, SimilarityProtocol
 from bench.plan.run_spec import RunSpec, flags_of_run, spec_from_flags
 
@@ -78,7 +79,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     return OK
 
 
-SERVED_FLAGS = options_of(ServedProtocol)
+SERVED_FLAGS, LOAD_FLAGS = options_of(ServedProtocol), options_of(LoadProtocol)
 
 
 def add_serve_speed(commands: Any) -> None:
@@ -94,6 +95,10 @@ def add_serve_speed(commands: Any) -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="a run folder, whose served.jsonl is written")
     command.add_argument("cells", nargs="*", metavar="CELL", help="keys or labels; by default all cells with a model")
     cli.add_flags(command, SERVED_FLAGS)
+    under_load = command.add_argument_group(
+        "under load", "the engine's own server, on this machine alone, in place of prompts and tokens of one batch"
+    )
+    cli.add_flags(under_load, LOAD_FLAGS)
     command.add_argument("--threads", type=int, metavar="N", help="of the engine; by default all cores")
     command.add_argument("--device", default="auto", help="to make models again on; auto: as in the record")
     command.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
@@ -102,10 +107,13 @@ def add_serve_speed(commands: Any) -> None:
 
 
 def _serve_speed(arguments: argparse.Namespace) -> int:
-    protocol = ServedProtocol(**cli.given_fields(arguments, SERVED_FLAGS))
+    given, load = (cli.given_fields(arguments, flags) for flags in (SERVED_FLAGS, LOAD_FLAGS))
+    protocol = ServedProtocol(**given, load=LoadProtocol(**load) if load else None)
     import methods
     from methods.errors import UserError
 
+    if load and (wrong := [option.flag for option in SERVED_FLAGS if option.field in given and option.field in ALONE]):
+        raise UserError(f"--{wrong[0]} times a model alone, and a load times its server; leave one of them out")
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"--threads is a positive number; got {arguments.threads}")
     try:

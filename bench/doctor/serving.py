@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 import methods
 from bench.doctor.finding import Finding, finding_of_check, without_paths
 from bench.doctor.pruning import VOCABULARY, draw_tokens, draw_uniform, make_calibration, make_tokenizer
-from bench.inference.vllm_process import EXACT, EngineFailed, VllmProcess
+from bench.inference.engine_process import EngineFailed
+from bench.inference.vllm_process import EXACT, VllmProcess
 from methods.checkpoint import save_load
 from methods.checkpoint.transformers_compat import compute_logits
 from methods.console import say

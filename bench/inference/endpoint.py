@@ -290,7 +290,7 @@ class _Server:
             return NoAnswer(f"has nothing at /{path}")
         with suppress(OSError, http.client.HTTPException):
             return NoAnswer(
-                f"refuses a request (status {error.code}): {self._words_of(_message_of(error.read(2**16)))}"
+                f"refuses a request (status {error.code}): {self._words_of(message_of_error(error.read(2**16)))}"
             )
         return NoAnswer(f"refuses a request (status {error.code})")
 
@@ -309,7 +309,7 @@ def _first_choice(answer: Mapping[str, Any]) -> dict[str, Any]:
     return choices[0]
 
 
-def _message_of(body: bytes) -> str:
+def message_of_error(body: bytes) -> str:
     """Return the message of an error as OpenAI writes it, or all of another one."""
     text = body.decode(errors="replace")
     with suppress(ValueError, LookupError, TypeError):

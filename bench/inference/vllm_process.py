@@ -10,21 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import selectors
-import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.system import failures
+from bench.inference.engine_process import (
+    CAUSE_ABOVE,
+    KEPT_LETTERS,
+    SHOWN_LETTERS,
+    EngineFailed,
+    EngineProcess,
+    find_cause,
+)
 from methods.errors import UserError
 
 EXACT = 1e-3  # nats by which vLLM's log-probability of a token may differ from this suite's, all in float32
 CHUNK = 2**16  # bytes that are read at once
-KEPT_LETTERS, SHOWN_LETTERS = 20_000, 300  # of what vLLM wrote last, and of the reason that is given
 SETTINGS = {  # of the process; those that the user has set are kept
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB for each model on a CPU, otherwise most of the memory
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines in turns would bind their threads to the same cores
@@ -33,16 +36,6 @@ SETTINGS = {  # of the process; those that the user has set are kept
 EAGER = "enforce_eager"
 # What reads log-probabilities of a prompt is compiled by g++ otherwise, also where models are not.
 UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
-ERROR = re.compile(r"(?:^|\s)(\w*(?:Error|Exception): .*)", re.MULTILINE)
-CAUSE_ABOVE = "root cause above"  # is in what vLLM raises in place of the error of a process that it has started
-
-
-class EngineFailed(Exception):
-    """Says that the engine gave no answer: `status` of bench.records.served."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
@@ -73,6 +66,15 @@ def _value(word: str) -> Any:
         return word
 
 
+def environment_of_vllm(threads: int, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment of a process of vLLM's: what this one has goes before what is usual.
+
+    options  arguments of vllm.LLM
+    """
+    eager = UNCOMPILED if options.get(EAGER) else {}
+    return {**SETTINGS, **eager, **os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
 class VllmProcess:
     """Keeps the process, and says which models it holds.
 
@@ -85,9 +87,7 @@ class VllmProcess:
     def __init__(self, python: str, options: Mapping[str, Any], *, threads: int, silence: int) -> None:
         self.python, self.options, self.threads, self.silence = python, dict(options), threads, silence
         self.folders: dict[str, tuple[Path, dict[str, Any]]] = {}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._packages: tempfile.TemporaryDirectory[str] | None = None
-        self._kills: int | None = None
+        self._process: EngineProcess | None = None
 
     def load(self, name: str, folder: Path, **options: Any) -> None:
         """Have a folder held as `name`, in the place of what had that name. Raises EngineFailed.
@@ -103,14 +103,14 @@ class VllmProcess:
     def exchange(self, do: str, **request: Any) -> dict[str, Any]:
         """Return the answer to a request, as bench.inference.vllm_script describes it. Raises EngineFailed."""
         if self._process is None:
-            self._start()
-        assert self._process is not None
-        assert self._process.stdin is not None
+            self._process = self._start()
+        running = self._process.process
+        assert running.stdin is not None
         line, written = b"", bytearray()
         try:
             with contextlib.suppress(BrokenPipeError):  # the process has ended, and its last words say why
-                self._process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
-            line = self._listen(self._process, written)
+                running.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
+            line = self._listen(running, written)
             answer = json.loads(line)
             reason = str(answer.get("reason", ""))
         except TimeoutError:
@@ -123,7 +123,7 @@ class VllmProcess:
             raise
         if reason:
             self.end()
-            cause = _cause(_text(written)) if CAUSE_ABOVE in reason else ""
+            cause = find_cause(_text(written)) if CAUSE_ABOVE in reason else ""
             raise EngineFailed(answer["status"], (cause or reason)[:SHOWN_LETTERS])
         return dict(answer)
 
@@ -132,39 +132,11 @@ class VllmProcess:
         process, self._process = self._process, None
         self.folders.clear()
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
-        if self._packages is not None:
-            self._packages.cleanup()
-            self._packages = None
+            process.end()
 
-    def _start(self) -> None:
-        """Start the process in a group of its own, with the packages of this project alone beside those of vLLM."""
-        self._packages = tempfile.TemporaryDirectory(prefix="vllm-")
-        for home in failures.OURS:
-            (Path(self._packages.name) / home.name).symlink_to(home)
-        path = os.pathsep.join(filter(None, [self._packages.name, os.environ.get("PYTHONPATH")]))
-        own = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(self.threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        eager = UNCOMPILED if self.options.get(EAGER) else {}
-        self._kills = failures.count_kills()
-        try:
-            self._process = subprocess.Popen(
-                [self.python, "-m", "bench.inference.vllm_script"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                env={**SETTINGS, **eager, **os.environ, **own},
-                start_new_session=True,
-            )
-        except OSError as error:
-            self.end()
-            raise EngineFailed("error", f"{self.python} cannot be run: {error.strerror}") from None
+    def _start(self) -> EngineProcess:
+        environment = environment_of_vllm(self.threads, self.options) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        return EngineProcess(self.python, ["-m", "bench.inference.vllm_script"], environment)
 
     def _listen(self, process: subprocess.Popen[bytes], written: bytearray) -> bytes:
         """Return the line that a process answers, and less where it ends. Raises TimeoutError.
@@ -192,27 +164,17 @@ class VllmProcess:
 
     def _explain_end(self, line: str, written: str) -> NoReturn:
         """Raise EngineFailed for a process that ended, or that answers nonsense."""
-        process, kills = self._process, self._kills
+        process = self._process
         assert process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(self.silence if not line.endswith("\n") else 0)
-        code = process.poll()
+            process.process.wait(self.silence if not line.endswith("\n") else 0)
+        code = process.process.poll()
         self.end()
-        last = _cause(written) or " ".join((line + written).split())
-        last = last[-SHOWN_LETTERS:]
         if code is None:
             raise EngineFailed("error", f"vllm answers {line.strip()[:SHOWN_LETTERS]!r}, which is no JSON object")
-        if code < 0:
-            death = failures.failure_of_death(code, "while it ran", kills)
-            raise EngineFailed(death.status, f"vllm {death.reason}: {last}")
-        raise EngineFailed(failures.status_of_error(RuntimeError(written)), f"vllm ended: {last}")
+        last = find_cause(written) or " ".join((line + written).split())
+        raise process.failure_of_end(code, written, last[-SHOWN_LETTERS:], "vllm")
 
 
 def _text(written: bytearray) -> str:
     return written.decode("utf-8", "replace")
-
-
-def _cause(written: str) -> str:
-    """Return the last error that vLLM's processes have written and that points to no other; empty without one."""
-    errors = ERROR.findall(written)
-    return next((error.strip() for error in reversed(errors) if CAUSE_ABOVE not in error), "")

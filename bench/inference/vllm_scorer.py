@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.inference import vllm_process
+from bench.inference.engine_process import EngineFailed
 from bench.inference.predictor import Ids, NoAnswer, Predicted, Predictor, cut_at_end
-from bench.inference.vllm_process import EngineFailed, VllmProcess
+from bench.inference.vllm_process import VllmProcess
 from bench.plan.address import VllmPython
 from bench.plan.cell import ScoringEngine
 from bench.plan.protocol import VLLM

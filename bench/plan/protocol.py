@@ -44,6 +44,7 @@ from bench.plan.kinds import (
     Whole,
     WholeSeconds,
 )
+from bench.plan.load import LoadProtocol
 from methods.errors import UserError, first_line_of
 
 if TYPE_CHECKING:
@@ -487,7 +488,8 @@ class ServedProtocol:
 
     The dense model in the first of `types` is what every row is compared with. `prefill` are prompt lengths, `decode`
     depths of context, `batches` sequences at once, `steps` the tokens that a pass generates for each of them. A text's
-    `windows` of `window` tokens are scored by the engine.
+    `windows` of `window` tokens are scored by the engine. With a `load` the engine's server is timed under it, and no
+    prompts and steps are timed alone.
     """
 
     engine: Literal["llama.cpp", "vllm"] = option("llama.cpp", "what serves the models, by default {default}")
@@ -509,6 +511,7 @@ class ServedProtocol:
     silence: int = option(
         600, "without a word after which the engine is ended, by default {default}", "SECONDS", least=1
     )
+    load: LoadProtocol | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

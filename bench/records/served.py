@@ -35,6 +35,7 @@ from bench.plan.kinds import (
     declare_field,
     declare_optional_field,
 )
+from bench.records.load_results import LevelTiming, LoadAsked
 from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, misfit_of_layout, read_content, read_json
 from bench.records.speed_results import Environment, MachineMeanwhile, MemoryAlone, PointTiming
 from methods.console import say
@@ -226,6 +227,7 @@ class EngineProtocol:
     silence: Count | None = declare_optional_field("seconds without a word after which the engine is ended")
     version: str = declare_field("of the engine")
     threads: Count = declare_field("of the engine")
+    load: LoadAsked | None = declare_optional_field("under which the engine's server was timed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +279,7 @@ class EngineFound:
     commit: str | None = declare_optional_field("of its source")
     system: str | None = declare_optional_field("instructions of the processor that it uses")
     threads: Count | None = declare_optional_field("with which it computes")
+    slots: Count | None = declare_optional_field("of llama.cpp's server: requests that it computes at once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +300,7 @@ class ServedFound:
         "each size; dense is the dense model in the type `base`, pruned this one; prefill at batch 1 is the time to "
         "the first token"
     )
+    load: tuple[LevelTiming, ...] | None = declare_optional_field("each level of load, in place of points")
     machine: MachineMeanwhile | None = declare_optional_field("what else the machine did while both were timed")
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
+import os
 import shlex
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,15 +29,17 @@ from bench.data.texts import EvaluationText
 from bench.evaluation.scoring import nll_of_windows
 from bench.export import engine_check, gguf_file
 from bench.export.formats import GGUF, HF
-from bench.inference import llama_cpp, vllm_process
-from bench.inference.vllm_process import EXACT, EngineFailed, VllmProcess
+from bench.inference import llama_cpp, server, vllm_process
+from bench.inference.engine_process import EngineFailed
+from bench.inference.server import ServerProcess
+from bench.inference.vllm_process import EXACT, VllmProcess
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import LLAMA_CPP, QUANTISED, VLLM, ServedProtocol
 from bench.records.speed_results import PointTiming
 from bench.runs.reproduce import PrunedModel
 from bench.speed import timing
 from bench.speed.benchmark import is_narrow, summarise_rounds
-from bench.speed.timing import Pass, WarmUp, Workload
+from bench.speed.timing import ClockOfEngine, Pass, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, bytes_of_step
 from bench.stats.clusters import ratio_interval
 from bench.stats.draws import exp_of_log
@@ -54,7 +59,8 @@ class ByLlamaCpp:
 
     def __init__(self, protocol: ServedProtocol, threads: int) -> None:
         self.protocol, self.threads, self.minutes = protocol, threads, protocol.silence / 60
-        self.version = llama_cpp.version_of_package() if llama_cpp.is_installed() else ""
+        version = server.version_of_llama_server if protocol.load else llama_cpp.version_of_package
+        self.version = version() if llama_cpp.is_installed() else ""
 
     def end(self) -> None:
         """Do nothing: each task has had a process of its own."""
@@ -66,6 +72,10 @@ class ByLlamaCpp:
     def require(self, protocol: ServedProtocol) -> None:
         """Raise UserError where llama.cpp is not installed."""
         llama_cpp.require(f"models are served by {self.name}")
+        if protocol.load and not self.version:
+            raise UserError(
+                f"{self.name}'s server is that of {server.LLAMA_SERVER}, which is missing: {llama_cpp.INSTALL}"
+            )
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
         """Write a model as a GGUF file. Raises NotServed where the format does not hold it."""
@@ -103,6 +113,12 @@ class ByLlamaCpp:
         if failed or answer is None:
             raise NotServed("error", "; ".join(failed) or "llama.cpp was not asked", {"checks": checks})
         return {"checks": checks, "perplexity": perplexity_of_windows(answer.nll[1:].tolist(), text)}
+
+    def make_server(self, exported: ExportedModel, context: int, slots: int) -> ServerProcess:
+        """Return the server of a file, not yet started."""
+        words = [json.dumps({"threads": self.threads, "slots": slots, "context": context})]
+        silence = self.protocol.silence
+        return ServerProcess(self.name, sys.executable, exported.path, words, os.environ, silence=silence)
 
     def speed(
         self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
@@ -225,6 +241,17 @@ class ByVllm:
                 give_back(place)
         return self._ours[1]
 
+    def make_server(self, exported: ExportedModel, context: int, slots: int) -> ServerProcess:
+        """Return the server of a folder, not yet started. The process ends, since the server needs its room."""
+        self.process.end()
+        given = shlex.split(self.protocol.engine_args)
+        words = ["--dtype", exported.type, "--max-model-len", str(context), "--no-enable-prefix-caching"]
+        if self._device["device"] == "cuda":
+            words += [f"--{name.replace('_', '-')}={value}" for name, value in ON_A_GPU.items()]
+        environment = vllm_process.environment_of_vllm(self.threads, self.process.options)
+        python, silence = self.protocol.engine_python, self.protocol.silence
+        return ServerProcess(self.name, python, exported.path, [*words, *given], environment, silence=silence)
+
     def speed(
         self, dense: ExportedModel, exported: ExportedModel, points: Sequence[TimedPoint], hear: Callable[[str], object]
     ) -> dict[str, Any]:
@@ -245,7 +272,7 @@ class ByVllm:
     def _time_in_turns(self, point: TimedPoint) -> PointTiming:
         """Warm both models up at a point and time them in turns. Raises EngineFailed."""
         steps = self.protocol.steps if point.kind == "decode" else 0
-        works, warm, clock = dict[str, Workload](), dict[str, WarmUp](), _ClockOfVllm()
+        works, warm, clock = dict[str, Workload](), dict[str, WarmUp](), ClockOfEngine()
         for name in ("dense", "pruned"):
             works[name] = Workload(partial(self._time_pass, name, point, steps), lambda: None, max(steps, 1))
             warm[name] = timing.warm_up(works[name], clock, long=self._device["device"] != "cpu")
@@ -261,18 +288,6 @@ class ByVllm:
         if not ms:
             raise EngineFailed("error", f"vllm computes {point} in more calls than its tokens; give more --steps")
         return Pass(ms, sum(ms))
-
-
-class _ClockOfVllm:
-    """Reads what vLLM's process has timed itself."""
-
-    name = "monotonic"
-
-    def run(self, work: Workload) -> Pass:
-        """Return the pass that is the step's answer."""
-        answer = work.step()
-        assert isinstance(answer, Pass)
-        return answer
 
 
 def compare_tokens(ours: torch.Tensor, theirs: torch.Tensor, in_float64: Callable[[], torch.Tensor]) -> Check:
@@ -387,6 +402,13 @@ class ServingEngine(Protocol):
         """Return `engine`, `memory`, `points` and `machine` of bench.records.served. Raises NotServed.
 
         hear  gets a line on each point once it is timed
+        """
+
+    def make_server(self, exported: ExportedModel, context: int, slots: int) -> ServerProcess:
+        """Return the engine's own server of a model, not yet started.
+
+        context  tokens that a request may have with those that it generates
+        slots    requests that wait for an answer at once
         """
 
 

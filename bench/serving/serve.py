@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from bench.data import pretrained, texts
 from bench.export import write
+from bench.plan.kinds import to_plain
+from bench.plan.load import ALONE
 from bench.plan.protocol import AUTO, Protocol, ServedProtocol
 from bench.plan.trust import Trust
 from bench.records import run_folder, served
@@ -27,6 +29,7 @@ from bench.records.record import Record, name_of_model
 from bench.records.served import ServedRecord
 from bench.runs.reproduce import PrunedModel
 from bench.serving.adapters import ExportedModel, NotServed, ServingEngine
+from bench.serving.load import RequestSource, describe_load, read_requests, time_under_load
 from bench.speed import workloads
 from bench.speed.workloads import TimedPoint
 from bench.system import environment, failures
@@ -197,9 +200,11 @@ def _environment(engine: ServingEngine, kind: str = "") -> dict[str, Any]:
 
 def _question(protocol: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
     """Return what all rows of a protocol ask, with the engine that answers, as JSON gives it back."""
-    fields = {name: value for name, value in asdict(protocol).items() if name != "types"}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    return plain | {"version": engine.version, "threads": engine.threads}
+    left_out = ("types", "load", *(ALONE if protocol.load else ()))
+    fields = {name: value for name, value in vars(protocol).items() if name not in left_out}
+    load = {"load": describe_load(protocol.load)} if protocol.load else {}
+    plain: dict[str, Any] = to_plain(fields | {"version": engine.version, "threads": engine.threads} | load)
+    return plain
 
 
 def _model(record: Record) -> dict[str, Any]:
@@ -248,6 +253,7 @@ class _RowMeasurer:
         self.text = texts.make_evaluation_text(
             tokenizer, protocol.text, protocol.window, protocol.window, protocol.windows, drawn=True
         )
+        self.requests = self._source_of_requests(tokenizer)
         self.points = workloads.points_of_protocol(
             Protocol(prefill=protocol.prefill, decode=protocol.decode, batches=protocol.batches)
         )
@@ -255,6 +261,20 @@ class _RowMeasurer:
         self.model_in_memory: tuple[str, PrunedModel] | None = None
         self.dense: ExportedModel | None = None
         self.work: dict[TimedPoint, int] = {}
+
+    def _source_of_requests(self, tokenizer: Any) -> RequestSource | None:
+        """Return what makes the requests of a load; None without one. Raises UserError for longer ones than fit."""
+        load, cell = self.protocol.load, self.to_serve.cells[self.to_serve.dense].cell
+        if load is None:
+            return None
+        from_file = read_requests(Path(load.requests), tokenizer) if load.requests else ()
+        source = RequestSource(load, len(tokenizer), from_file)
+        config: Any = pretrained.make_shell(cell.model, cell.trust_remote_code).config
+        most = getattr(config.get_text_config(), "max_position_embeddings", None) or source.context
+        if source.context > most:
+            longest = f"the longest request has {source.context} tokens with those that it generates"
+            raise UserError(f"{longest}, and the model takes {most}")
+        return source
 
     def measure_row(self, key: str, kind: str, where: str) -> tuple[str, str | None, dict[str, Any]]:
         """Return the status of a row, why it is not ok, and what was measured."""
@@ -284,14 +304,21 @@ class _RowMeasurer:
             say(f"{where}: {self.engine.name} computes {exported.bytes / 1e6:,.1f} MB")
             measured |= self.engine.quality(exported, self._model(key), self.text)
             say(f"{where}: timing")
-            measured |= self.engine.speed(self.dense, exported, self.points, lambda point: say(f"{where}: {point}"))
-            self._predict(measured["points"], exported)
+            measured |= self._time(self.dense, exported, lambda words: say(f"{where}: {words}"))
             return "ok", None, measured
         except NotServed as error:
             return error.status, str(error), measured | error.measured
         finally:
             if exported is not self.dense:
                 exported.remove()
+
+    def _time(self, dense: ExportedModel, exported: ExportedModel, hear: Callable[[str], object]) -> dict[str, Any]:
+        """Return what was timed of a model: points, or levels of load. Raises NotServed."""
+        if self.requests:
+            return time_under_load(self.engine, dense, exported, self.protocol, self.requests, hear=hear)
+        speed = self.engine.speed(dense, exported, self.points, hear)
+        self._predict(speed["points"], exported)
+        return speed
 
     def _export(self, key: str, kind: str) -> ExportedModel:
         model, cell = self._model(key), self.to_serve.cells[key].cell

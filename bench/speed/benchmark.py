@@ -330,10 +330,14 @@ def summarise_rounds(
             highest: dict[str, Any] = {f"{name}_p{share}": cuts[share - 1] for share in shares}
             result = replace(result, **highest)
     if len(passes) > 1:
-        speedup, low, high = _speedup(passes)
-        low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
+        speedup, low, high = widen_interval(*_speedup(passes))
         result = replace(result, speedup=speedup, speedup_low=low, speedup_high=high)
     return result
+
+
+def widen_interval(ratio: float, low: float, high: float) -> tuple[float, float, float]:
+    """Return a ratio of times with an interval that reaches RESOLUTION to each side at least."""
+    return ratio, min(low, ratio * (1 - RESOLUTION)), max(high, ratio * (1 + RESOLUTION))
 
 
 def is_narrow(passes: dict[str, list[list[Pass]]]) -> bool:

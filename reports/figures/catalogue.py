@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from reports.figures import calibration, factors, heatmaps, pareto, positions, quality, recovery, skills, traces
+from reports.figures import calibration, factors, heatmaps, load, pareto, positions, quality, recovery, skills, traces
 from reports.figures.figure import Figure, save_figure
 from reports.figures.pareto import figures_of_served as of_served
 from reports.groups import group_records
@@ -114,7 +114,8 @@ def figures_of_report(
         *calibration.figures_of_curves(ReportData(records, needs=needs or {})),
         *factors.figures_of_calibrations(records, needs),
         *skills.figures_of_skills(ReportData(records, samples=samples or Samples(), has_answers=True), pair),
-        *of_served(served),
+        *of_served([record for record in served if "load" not in record.protocol]),
+        *load.figures_of_load(served),
     ]
     names = names_of_files(figure.name for figure in figures)
     return [

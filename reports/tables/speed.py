@@ -3,7 +3,7 @@
 The table of latencies shows the milliseconds of a generated token that a part of each size takes.
 
 The view served shows models in an inference engine: quality, size and speed, with a row for each type of weights. A
-second table has every size and batch if several of a kind were timed.
+second table has every size and batch if several of a kind were timed. Models under load have a table of their own.
 
 The view speed shows everything that was timed, with one row per cell, size and batch. A second table explains the first
 by sizes: bytes of weights and of cache, the peak of memory, and whether the widths of the matrices suit the kernels.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -35,6 +36,7 @@ from reports import legend, protocol
 from reports.groups import name_with_ratio, suffixes_of_draws
 from reports.legend import FAILED, NOT_TIMED, OF_POINTS, FlaggedCell, flags_of_cell, flags_of_speed
 from reports.tables import rows as order
+from reports.tables import under_load
 from reports.tables.rows import ReportData, ratio_cell, records_of, row_of, sort_rows
 from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
 
@@ -97,6 +99,7 @@ FIGURES = (
     Column("predicted", "by bytes"),
     Column("memory", "memory"),
 )
+QUALITY = 4  # of these columns say what a model is and how well it predicts
 POINTS = (
     Column("timed", "timed", words=True, key=True),
     Column("batch", "batch", key=True),
@@ -124,8 +127,37 @@ KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # the words of a f
 
 
 def tables_of_served(records: Sequence[ServedRecord]) -> list[Table]:
-    """Return the tables of each group of models that were served alike, see `_of`."""
-    return [table for several in group_alike(records) for table in _of(several)]
+    """Return the tables of each group of models that were served alike, see `_of`; of those under load one table."""
+    tables = list[Table]()
+    for several in group_alike(records):
+        tables += [_table_of_load(several)] if "load" in several[0].protocol else _of(several)
+    return tables
+
+
+def _table_of_load(records: Sequence[ServedRecord]) -> Table:
+    """Return the table of models that were served alike under load, a row for each level."""
+    first, base = records[0], next((record for record in records if record.is_base), None)
+    protocol, load, rows = first.protocol, first.protocol["load"], list[Row]()
+    text = shorten_name(protocol["text"])
+    for record, name in zip(records, _names(records), strict=True):
+        for cells in under_load.cells_of_levels(record):
+            rows.append(_served_row(record, name, [*_quality(record, base), *cells]))
+    quality = [replace(column, label=column.label.format(text)) for column in FIGURES[:QUALITY]]
+    flags = chain.from_iterable(map(_served_flags, records, _names(records)))
+    requests = f"{under_load.describe_load(load)}; up to {protocol['rounds']} rounds"
+    windows = f"{protocol['windows']} windows of {protocol['window']} tokens of {text}"
+    about = (f"{windows}; {requests}.", ABOUT_QUALITY, under_load.ABOUT, under_load.ABOUT_TIMES.format(base=first.base))
+    return Table(
+        name="served-load",
+        view="served",
+        model=first.model["name"],
+        title=f"served under load by {protocol['engine']}, beside dense@{first.base}",
+        conditions=(_engine(first), *_machine(first, f"{protocol['threads']} threads")),
+        columns=(*quality, *under_load.COLUMNS),
+        rows=tuple(rows),
+        notes=tuple(legend.describe_flags(flags)),
+        footnotes=tuple(filter(None, (*about, under_load.describe_limits(load)))),
+    )
 
 
 def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
@@ -230,14 +262,19 @@ def _served_row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> 
     return Row(name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure, of)
 
 
-def _figures(record: ServedRecord, base: ServedRecord | None, key_by_kind: dict[str, Any]) -> list[TableCell]:
+def _quality(record: ServedRecord, base: ServedRecord | None) -> list[TableCell]:
+    """Return the cells of the first QUALITY columns."""
     ratio, measured = record.model["ratio"], record.measured
-    cells = [
+    return [
         TableCell() if ratio is None else TableCell(quantity_of_column("ratio").show(ratio), value=ratio),
         _size(measured.get("bytes")),
         _perplexity(measured.get("perplexity")),
         _times(measured.get("perplexity"), base.measured.get("perplexity") if base else None),
     ]
+
+
+def _figures(record: ServedRecord, base: ServedRecord | None, key_by_kind: dict[str, Any]) -> list[TableCell]:
+    cells = _quality(record, base)
     point_by_key = {_key(point): point for point in _served_points(record)}
     for kind in KINDS:
         point = point_by_key.get(key_by_kind[kind])
@@ -343,6 +380,9 @@ def _served_flags(record: ServedRecord, name: str) -> Iterator[FlaggedCell]:
     """Yield why a model has no figures, and which of its timings failed or are in doubt."""
     if record.error:
         yield FlaggedCell(FAILED, name, {"status": record.status.replace("_", " "), "reason": record.error})
+    for level in under_load.levels_of(record):
+        for word in level.flags:
+            yield FlaggedCell(OF_POINTS[word], name, {"points": level.name})
     for point in _served_points(record):
         kind, tokens, batch = _key(point)
         where = f"{kind} {tokens:,} at batch {batch}"

@@ -9,7 +9,7 @@ import torch
 from bench.cli.main import main
 from bench.doctor import serving
 from bench.export import formats
-from bench.inference.vllm_process import EngineFailed
+from bench.inference.engine_process import EngineFailed
 from methods.checkpoint import save_load
 from methods.checkpoint.transformers_compat import compute_logits
 

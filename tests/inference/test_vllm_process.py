@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.inference.vllm_process import EngineFailed, VllmProcess, parse_options
+from bench.inference.engine_process import EngineFailed
+from bench.inference.vllm_process import VllmProcess, parse_options
 from bench.system import failures
 from methods.errors import UserError
 

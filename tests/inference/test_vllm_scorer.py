@@ -14,8 +14,8 @@ from conftest import refused
 
 from bench.cli.main import main
 from bench.inference import vllm_scorer
+from bench.inference.engine_process import EngineFailed
 from bench.inference.predictor import NoAnswer
-from bench.inference.vllm_process import EngineFailed
 from bench.plan.address import VllmPython
 from bench.plan.cell import ScoringEngine
 from bench.records.run_folder import load_run, samples

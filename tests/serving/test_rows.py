@@ -8,24 +8,31 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import names_of, tiny, trusting_all
+from stream_server import stream, write_words
 from uneven_models import bpe
 
 from bench.cli import run as run_command
 from bench.cli.main import main
 from bench.inference import llama_cpp
-from bench.plan.kinds import to_plain
+from bench.inference.server import ServerProcess
+from bench.plan.kinds import to_plain, value_from_plain
+from bench.plan.load import LoadProtocol
 from bench.plan.protocol import ServedProtocol
 from bench.plan.trust import Trust
 from bench.records import packed_run, run_folder, served
+from bench.records.load_results import LevelTiming
 from bench.serving import adapters
 from bench.serving import serve as rows
 from bench.serving.adapters import ExportedModel, NotServed
 from methods.errors import CheckpointError, Unwritable, UserError
+from reports.figures.load import figures_of_load
+from reports.tables.speed import tables_of_served
 
 engine = pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs the extra `llama`")
 
@@ -481,3 +488,74 @@ def test_a_damaged_line_is_named(tmp_path, capsys):
     (tmp_path / served.FILE).write_text(json.dumps({"schema": 2}) + "\n")
     assert served.load(tmp_path) == []
     assert "served.jsonl: line 1: key is missing, and" in capsys.readouterr().err
+
+
+class Loaded(Recorded):
+    """An engine whose servers are one of the tests', which computes nothing."""
+
+    def __init__(self, port):
+        super().__init__()
+        self.port = port
+
+    @contextmanager
+    def make_server(self, exported, context, slots):
+        server = ServerProcess(self.name, "python", exported.path, [], {}, silence=30)
+        server.port, server.key = self.port, "sesame-17"
+        self.did.append(f"serve {exported.path.name[:5]} {context} {slots}")
+        yield server
+
+
+LOAD = {"concurrency": (1, 2), "requests_per_turn": 2, "prompt_tokens": "3-5", "output_tokens": "2-4"}
+
+
+def test_models_under_load_have_rows_of_their_own_in_one_table_and_one_figure(fresh):
+    alone = serve(fresh, Recorded(), ["drop-tail"])
+    load = LoadProtocol(**LOAD, rate=(500.0,), slo=("ttft=60s", "tpot=60s"))
+    with stream(key="sesame-17") as (port, handler):
+        mine = Loaded(port)
+        rows_of_load = serve(fresh, mine, ["drop-tail"], types=("float32",), load=load)
+        sent = len(handler.requests)
+        assert serve(fresh, Loaded(port), ["drop-tail"], types=("float32",), load=load) == rows_of_load
+        assert len(handler.requests) == sent  # not measured again
+    assert sent % (2 * 2 * 2) == 0 and "serve dense 9 2" in mine.did and "serve drop- 9 2" in mine.did
+    kept = served.load(fresh / "run", pytest.fail)  # each fits the layout
+    assert kept == [*alone.values(), *rows_of_load.values()]
+    pruned = rows_of_load["drop-tail@float32"]
+    assert "prefill" not in pruned.protocol and pruned.protocol["load"]["limits"] == {"ttft": 60_000, "tpot": 60_000}
+    levels = [value_from_plain(LevelTiming, level) for level in pruned.measured["load"]]
+    assert [level.name for level in levels] == ["1 at once", "2 at once", "500 per second"]
+    assert all(level.pruned.goodput == level.pruned.requests_per_second for level in levels)
+    assert "points" not in pruned.measured and pruned.measured["checks"]
+    tables = {table.name: table for table in tables_of_served(kept)}
+    assert set(tables) == {"served", "served-load"}
+    table = tables["served-load"]
+    column = [each.name for each in table.columns].index("rate")
+    assert [row.cells[column].value for row in table.rows[3:]] == [level.pruned.tokens_per_second for level in levels]
+    assert "goodput: requests per second within ttft 60,000 ms, tpot 60,000 ms." in table.footnotes
+    (figure,) = figures_of_load(kept)
+    assert [curve.label for curve in figure.charts[0].curves] == ["dense@float32", "drop-tail at 0.3@float32"]
+    assert figure.charts[0].curves[1].points[1] == (levels[1].pruned.tokens_per_second, levels[1].pruned.ttft_ms[0])
+
+
+def test_a_server_that_fails_under_load_is_an_outcome_of_its_row_and_keeps_what_was_timed(fresh):
+    count = []
+
+    def break_off(handler, body, send):
+        count.append(body)
+        write_words(handler, body, send, extra=len(count) > 2 * 2 * 7)  # once the first level is timed
+
+    with (
+        stream(key="sesame-17", behave=break_off) as (port, _),
+        pytest.raises(rows.DenseNotServed, match="tokens where"),
+    ):
+        serve(fresh, Loaded(port), ["drop-tail"], types=("float32",), load=LoadProtocol(**LOAD))
+    (row,) = served.load(fresh / "run", pytest.fail)
+    assert (row.status, len(row.measured["load"])) == ("error", 1)
+    assert "sesame-17" not in (fresh / "run" / served.FILE).read_text()
+
+
+def test_requests_that_are_longer_than_the_model_takes_are_refused_before_any_work(fresh):
+    mine = Recorded()
+    with pytest.raises(UserError, match=r"longest request has 100004 tokens .* and the model takes \d+"):
+        serve(fresh, mine, ["drop-tail"], load=LoadProtocol(**LOAD | {"prompt_tokens": "100000"}))
+    assert mine.did == ["require"]
