@@ -33,19 +33,34 @@ def add(commands: Any) -> None:
 def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
-        help="what differs between two runs or cells",
+        help="what differs between two runs or cells, or two outputs of lm-eval",
         description=(
-            "Compare two runs cell by cell, or two cells, on the same documents and windows: difference, interval, "
-            "verdict. Exit code 4 where they were measured under different conditions."
+            "Compare two runs cell by cell, two cells, or what lm-eval itself has written of two models, on the same "
+            "documents and windows: difference, interval, verdict. Exit code 4 where they were measured under "
+            "different conditions."
         ),
     )
     for side in ("a", "b"):
         compare.add_argument(
-            side, metavar=side.upper(), help="a run folder, or RUN/CELL by key, start of one, or label"
+            side,
+            metavar=side.upper(),
+            help="a run folder, RUN/CELL by key, start of one, or label, or a results_*.json",
         )
+    _add_samples(compare)
     compare.add_argument("--allow", default="", metavar="LIST", help="conditions that may differ, as in torch,cpu")
     compare.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
     compare.set_defaults(command=_compare)
+
+
+def _add_samples(parser: Any) -> None:
+    parser.add_argument(
+        "--samples",
+        nargs=2,
+        type=Path,
+        default=(None, None),
+        metavar=("A", "B"),
+        help="folders or files with the samples of two outputs of lm-eval, where they do not lie beside them",
+    )
 
 
 def _add_baseline(commands: Any) -> None:
@@ -69,8 +84,10 @@ def _add_gate(commands: Any) -> None:
             "3 missing or failed cells, 4 not comparable or no baseline."
         ),
     )
-    gate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    gate.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="of `baseline accept`, or any run")
+    gate.add_argument("run", type=Path, metavar="RUN", help="a run folder, or lm-eval's results_*.json")
+    gate.add_argument(
+        "--baseline", type=Path, required=True, metavar="DIR", help="of `baseline accept`, any run, or another output"
+    )
     gate.add_argument(
         "--margins", type=Path, metavar="FILE", help="YAML; by default 1 point, 0.01 bits, 1 %%, 5 %%, sizes exact"
     )
@@ -109,7 +126,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     allowed = parse_allowed(arguments.allow)
     pairs = {}
-    for name, before, after in pair_cells(arguments.a, arguments.b):
+    for name, before, after in pair_cells(arguments.a, arguments.b, arguments.samples):
         if before.status == after.status == "ok":
             pairs[name] = compare_cells(before, after, allowed)
         else:
@@ -138,24 +155,27 @@ def _accept(arguments: argparse.Namespace) -> int:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
+    from bench.records import run_folder
     from bench.regression import baseline, gate
     from bench.regression.gate import read_margins
+    from bench.regression.lm_eval_output import find_results_file, read_output
     from bench.regression.results import results_of_run
     from methods.files import write_atomically
     from reports.formats import markup, terminal
     from reports.tables import verdicts
 
     may_lose = read_margins(arguments.margins)
+    is_output = not run_folder.is_run(arguments.run) and find_results_file(arguments.run) is not None
     try:
-        base = baseline.read_baseline(arguments.baseline)
+        base = read_output(arguments.baseline) if is_output else baseline.read_baseline(arguments.baseline)
     except baseline.NoBaseline as error:
         say(f"prunebench: {error}")
         return NO_COMPARISON
-    run = results_of_run(arguments.run)
+    run = read_output(arguments.run) if is_output else results_of_run(arguments.run)
     labels = [cell.identity["label"] for cell in run.values()]
     mapping = gate.parse_mapping(arguments.map, labels, [cell.identity["label"] for cell in base.values()])
     verdict_list = gate.judge(base, run, may_lose, mapping)
-    if not arguments.no_confirm:
+    if not arguments.no_confirm and not is_output:  # what lm-eval has scored, this suite cannot measure again
         verdict_list = _confirm(
             verdict_list, base, run, _Options(cli.trust_of(arguments), arguments.plugin, may_lose, mapping)
         )

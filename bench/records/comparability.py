@@ -287,12 +287,13 @@ def identity_of_cell(record: Record) -> dict[str, Any]:
 
 
 def name_of_identity(identity: Mapping[str, Any]) -> str:
-    """Return an `identity` as messages and tables write it: 'laco at 0.1, seed 0'."""
+    """Return an `identity` as messages and tables write it: 'laco at 0.1, seed 0'; without a seed that is None."""
     ratio = (
         "" if identity["ratio"] is None else f" at {words_of_ratio(identity['ratio'], identity.get('ratio_of', 'all'))}"
     )
     draw = f", draw {identity['draw']}" if "draw" in identity else ""
-    return f"{identity['label']}{ratio}, seed {identity['seed']}{draw}"
+    seed = "" if identity["seed"] is None else f", seed {identity['seed']}"
+    return f"{identity['label']}{ratio}{seed}{draw}"
 
 
 def find_dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:

@@ -36,6 +36,7 @@ import numpy as np
 from bench.plan import run_spec
 from bench.records import run_folder
 from bench.regression.compare import ComparedRow, compare_cells, parse_allowed
+from bench.regression.lm_eval_output import find_results_file, results_of_lm_eval
 from bench.regression.results import CellResults, results_of_named_cell, results_of_run
 from bench.stats import intervals
 from methods.errors import UserError
@@ -368,9 +369,14 @@ class JudgedRow:
     detectable: float | None = None
 
 
-def pair_cells(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
-    """Return (name, cell of A, cell of B) of two cells, or of the cells of two runs by label, ratio and seed."""
-    cells_of_a, cells_of_b = _side(a), _side(b)
+def pair_cells(
+    a: str, b: str, samples: Sequence[Path | None] = (None, None)
+) -> list[tuple[str, CellResults, CellResults]]:
+    """Return (name, cell of A, cell of B) of two cells, or of the cells of two runs by label, ratio and seed.
+
+    samples  where those of A and of B lie, which lm-eval has scored; None: beside its results
+    """
+    cells_of_a, cells_of_b = _side(a, samples[0]), _side(b, samples[1])
     if not any(run_folder.is_run(Path(named)) for named in (a, b)):
         (first,), (second,) = cells_of_a.values(), cells_of_b.values()
         pairs = [(first.name if first.name == second.name else f"{first.name} → {second.name}", first, second)]
@@ -384,15 +390,18 @@ def pair_cells(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
     return pairs
 
 
-def _side(named: str) -> dict[str, CellResults]:
-    """Return the cells of a run folder, or the one cell of RUN/CELL, by its key, the start of one, or its label."""
+def _side(named: str, samples: Path | None = None) -> dict[str, CellResults]:
+    """Return the cells of a run folder, the one cell of RUN/CELL, or that of lm-eval's output."""
     if run_folder.is_run(Path(named)):
         return results_of_run(Path(named))
     parts = run_folder.split_name(named)
-    if parts is None:
-        raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
-    run, key_text = parts
-    cell = results_of_named_cell(run, key_text)
+    file = find_results_file(Path(named)) if parts is None else None
+    if file is not None:
+        cell = results_of_lm_eval(file, samples)
+    elif parts is not None:
+        cell = results_of_named_cell(*parts)
+    else:
+        raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL, nor lm-eval's results_*.json")
     return {cell.name: cell}
 
 
