@@ -121,6 +121,14 @@ def test_no_sentence_has_more_than_30_words(page):
     assert [sentence for sentence in read if len(sentence.split()) > 30] == []
 
 
+def test_what_is_no_study_is_short():
+    """A guide is read from its first line to its last, and what flags do is said by `--help` alone."""
+    pages = [ROOT / "README.md", *DOCS.glob("*.md"), *(path for path in PROSE if path.parent.name != "studies")]
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in pages}
+    assert {name: count for name, count in lines.items() if count > 170} == {}
+    assert sum(lines.values()) <= 2000
+
+
 def test_the_tables_of_twenty_methods_are_what_their_records_say():
     said = {
         (line["measure"], line["label"], line["requested_ratio"]): line["shown"]
