@@ -66,7 +66,6 @@ def small(model_folder, text_file, tmp_path):
     ]
 
 
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True:UserWarning")
 @pytest.mark.parametrize("way", ["file", "package"])
 def test_the_method_of_the_page_stands_in_the_table(way, package, small, capsys):
     """A package is installed for a process of its own; a file is loaded in this one."""
