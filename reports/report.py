@@ -42,7 +42,7 @@ LINE = terminal.LINE
 
 def write_report(folder: Path, records: Sequence[Record]) -> None:
     """Write report.md and report.csv of the records of the run in `folder`, each atomically."""
-    samples = Samples([run_folder.folder_of_samples(folder, record.cell.key) for record in records], records)
+    samples = samples_of_run(folder, records)
     write_atomically(folder / "report.md", to_markdown(records, build_view("main", records, samples=samples)))
     write_atomically(folder / "report.csv", to_csv(records, samples))
 
@@ -76,12 +76,18 @@ def _write_out(values: Sequence[Any]) -> list[str]:
     return ["" if value is None else repr(float(value)) if numbers else str(value) for value in values]
 
 
-def to_terminal(records: Sequence[Record], *, explain: bool = True) -> str:
+def to_terminal(records: Sequence[Record], samples: Samples | None = None, *, explain: bool = True) -> str:
     """Return the main view in lines of at most 100 columns.
 
+    samples  of the records, in their order, for paired tests
     explain  whether all notes are shown, see reports.formats.terminal.render
     """
-    return terminal.render(build_view("main", records), explain=explain)
+    return terminal.render(build_view("main", records, samples=samples), explain=explain)
+
+
+def samples_of_run(folder: Path, records: Sequence[Record]) -> Samples:
+    """Return the samples of a run's records, in their order."""
+    return Samples([run_folder.folder_of_samples(folder, record.cell.key) for record in records], records)
 
 
 def to_markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:

@@ -7,11 +7,14 @@ flag that is not given leaves no value behind.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.plan.fields import Option
 from bench.plan.run_spec import BY_HAND, flags_of_run
+from methods.console import say
 
 if TYPE_CHECKING:
     from bench.plan.trust import Trust
@@ -52,6 +55,14 @@ def given_flags(arguments: argparse.Namespace, options: Iterable[Option]) -> dic
 def given_fields(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
     """Return the values of the flags in the command, by the names of their fields."""
     return {option.field: vars(arguments)[option.flag] for option in options if option.flag in arguments}
+
+
+def say_next(*runs: Path) -> None:
+    """Print the commands that show more of runs, on stderr where a person reads it."""
+    if sys.stderr.isatty():
+        folders = " ".join(map(str, runs))
+        say(f"next: `python -m bench report {folders} --explain` says how it was measured,")
+        say(f"`python -m bench site {folders} --out DIR` writes a page that compares the methods")
 
 
 def add_trust(parser: Any) -> None:

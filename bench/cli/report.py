@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli import OK
+from bench.cli import OK, say_next
 from bench.plan.fields import split_names
 from methods.console import say
 from methods.errors import UserError
@@ -140,6 +140,8 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.out:
         _write(arguments, merged)
     print(output, end="")
+    if output and arguments.view == "main" and arguments.format == "terminal":
+        say_next(*arguments.runs)
     return OK
 
 

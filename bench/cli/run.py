@@ -124,11 +124,11 @@ def _speed(arguments: argparse.Namespace) -> int:
     )
     folder = spec.folder()
     named.refuse_missing(spec, folder)
-    return _measure_and_print(spec, folder, lambda spec, records: speed_to_terminal(records, explain=False))
+    return _measure_and_print(spec, folder, lambda spec, records, _: speed_to_terminal(records, explain=False))
 
 
 def _measure_and_print(
-    spec: RunSpec, folder: Path, describe: Callable[[RunSpec, list[Record]], str], track: str | None = None
+    spec: RunSpec, folder: Path, describe: Callable[[RunSpec, list[Record], Path], str], track: str | None = None
 ) -> int:
     """Run the cells, send each to the tracker `track` if there is one, and print `describe` of the records."""
     from bench.records.record import FAILED
@@ -141,7 +141,8 @@ def _measure_and_print(
     records = runner.run_spec(spec, report=report.write_report, ended=ended, folder=folder)
     if tracking:
         tracking.finish()
-    print(describe(spec, records), end="")
+    print(describe(spec, records, folder), end="")
+    cli.say_next(folder)
     print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return FAILED_CELLS if any(record.status in FAILED for record in records) else OK
 
@@ -167,16 +168,18 @@ def _print_plan(spec: RunSpec) -> int:
     return OK
 
 
-def _text_of_records(spec: RunSpec, records: list[Record]) -> str:
+def _text_of_records(spec: RunSpec, records: list[Record], folder: Path) -> str:
     """Return the output of a run, of a sweep one factor against another, with few notes: `report` has them all."""
     from bench.plan import grid
     from reports.formats import terminal
-    from reports.report import to_terminal
+    from reports.report import samples_of_run, to_terminal
     from reports.tables import views
 
     swept = grid.is_sweep(replace(spec, seeds=spec.seeds[:1]))  # seeds alone are the draws of a mean
     factors = views.build_view("ablation", records) if swept else []
-    return terminal.render(factors, explain=False) if factors else to_terminal(records, explain=False)
+    if factors:
+        return terminal.render(factors, explain=False)
+    return to_terminal(records, samples_of_run(folder, records), explain=False)
 
 
 def add_cell(commands: Any) -> None:

@@ -20,7 +20,7 @@ LINE = 100  # columns of a terminal
 LABEL = 28  # columns of a method's name; a longer one goes on in the next line
 WORDS = 34  # columns of a cell of words; a longer one goes on in the next line
 GAP = "  "
-LEGEND = 8  # notes under a table, unless all are to be explained
+LEGEND = 8  # lines under a table, unless all are to be explained
 COLOURS = {"missed": "33", "doubtful": "33", "best": "1"}  # escape codes by mark, the last one wins
 FAILED = "31"
 
@@ -33,21 +33,23 @@ def render(tables: Sequence[Table], *, colour: bool = False, explain: bool = Tru
     Columns that do not fit stand in a grid below.
 
     colour   whether escape codes show the best values
-    explain  whether all notes and footnotes are shown; otherwise a table has at most LEGEND of them below it, and the
-             last line counts the rest
+    explain  whether all notes and footnotes are shown; otherwise a table has at most LEGEND lines of them below it, and
+             one more line counts the rest
     """
-    parts = []
+    parts, left_out, room = list[list[str]](), 0, LEGEND
     for table in tables:
         parts.append(_heading(table))
+        parts.append(_bullets(table.lead))
         parts += _pages(table, colour)
-        parts.append(_bullets(table.notes if explain else table.notes[:LEGEND]))
+        lines, count = (_bullets(table.notes), 0) if explain else _fit_lines(table.notes, LEGEND)
+        parts.append(lines)
+        left_out, room = left_out + count, LEGEND - len(lines)
     footer = [*(legend_of(tables) if colour else ()), *footnotes_of(tables), *_left_out(tables)]
     protocol = protocol_of(tables)
-    if not explain:
-        room = LEGEND - min(LEGEND, len(tables[-1].notes))
-        left_out = sum(len(table.notes[LEGEND:]) for table in tables) + len(footer[room:]) + len(protocol)
-        footer = [*footer[:room], *[f"more lines, with `report --explain`: {left_out}."] * bool(left_out)]
-    parts.append(_bullets(footer))
+    lines, count = (_bullets(footer), 0) if explain else _fit_lines(footer, room)
+    if not explain and (left_out := left_out + count + len(protocol)):
+        lines += _bullets([f"more lines, with `report --explain`: {left_out}."])
+    parts.append(lines)
     if explain and protocol:
         parts.append(_protocol_lines(protocol))
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
@@ -85,6 +87,18 @@ def _left_out(tables: Sequence[Table]) -> Iterator[str]:
 
 def _bullets(sentences: Iterable[str]) -> list[str]:
     return [line for sentence in sentences for line in wrap(to_printable(sentence), LINE, indent=GAP)]
+
+
+def _fit_lines(sentences: Sequence[str], room: int) -> tuple[list[str], int]:
+    """Return the lines of the sentences that fit, and how many do not; of a first one that is longer its start."""
+    lines = list[str]()
+    for number, sentence in enumerate(sentences):
+        wrapped = _bullets([sentence])
+        if len(lines) + len(wrapped) > room:
+            start = [*wrapped[: room - 1], f"{wrapped[room - 1][: LINE - 4]} ..."] if room > 1 and not lines else []
+            return [*lines, *start], len(sentences) - number
+        lines += wrapped
+    return lines, 0
 
 
 def _protocol_lines(protocol: Sequence[tuple[str, str]]) -> list[str]:

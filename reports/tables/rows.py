@@ -164,11 +164,13 @@ def table_of_group(
     title: str = "",
     remarks: Sequence[str] | None = None,
     measured: Sequence[protocol.ProtocolRow] = (),
+    lead: Sequence[str] = (),
 ) -> Table:
     """Return the table of a view for one group; by default it is named and titled by the ratio.
 
     remarks   the notes of the table; None for the flags of its cells
     measured  the rows of the protocol
+    lead      sentences on which row is first
     """
     return Table(
         name=name or f"{view}-{word_of_ratio(group)}",
@@ -185,6 +187,7 @@ def table_of_group(
         ),
         footnotes=tuple(footnotes),
         protocol=tuple(measured),
+        lead=tuple(lead),
     )
 
 

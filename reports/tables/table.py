@@ -118,6 +118,7 @@ class Table:
     footnotes   sentences about all tables of the view: how to read them and how they were measured
     head        the heading of the rows' labels: "method", or the name of a parameter
     protocol    how the values were measured: pairs of a quantity and the words on it
+    lead        sentences on which row is first and how surely, for a terminal
     """
 
     name: str
@@ -131,6 +132,7 @@ class Table:
     footnotes: tuple[str, ...] = ()
     head: str = "method"
     protocol: tuple[tuple[str, str], ...] = ()
+    lead: tuple[str, ...] = ()
 
     @property
     def heading(self) -> str:

@@ -14,11 +14,12 @@ from itertools import combinations, groupby
 from string import ascii_lowercase
 
 from bench.records.frame import may_be_guessed
-from bench.records.quantities import quantity_of_column
+from bench.records.quantities import format_value, quantity_of_column
 from reports.tables.rows import GroupTests
 from reports.tables.table import cell_of
 
 RUN = 3  # from so many neighbouring letters on a range is written
+NAMES = 5  # tied methods that a sentence names; the rest is counted
 BETTER, WORSE, TIED, UNTESTED = "><=."
 
 
@@ -111,10 +112,48 @@ class Ties:
 
         They are the first and all that are not shown to be worse. An accuracy that may be that of guesses is never one.
         """
-        first, *rest = self.order or [-1]
-        if not rest or not self.is_tested or may_be_guessed(self.tests.group.rows[first], self.column):
-            return []
-        tied = [place for place in rest if self.verdict(first, place) != BETTER]
         rows = self.tests.group.rows
-        together = [place for place in (first, *tied) if not may_be_guessed(rows[place], self.column)]
+        if len(self.order) < 2 or not self.is_tested or may_be_guessed(rows[self.order[0]], self.column):
+            return []
+        together = [place for place in (self.order[0], *self.tied) if not may_be_guessed(rows[place], self.column)]
         return together if len(together) < len(self.order) else []
+
+    @cached_property
+    def tied(self) -> list[int]:
+        """Return the rows behind the first that are not shown to be worse than it."""
+        return [place for place in self.order[1:] if self.verdict(self.order[0], place) != BETTER]
+
+    def sentences(self) -> list[str]:
+        """Return which method is first, beside the dense model and the next, and which are not shown to be worse."""
+        if not self.order or not quantity_of_column(self.column).better:
+            return []
+        dense, rest = self.tests.dense, self.order[1:]
+        beside = [] if dense is None else [f"dense {self._text(dense)}"]
+        beside += [f"next {self._named(place)}" for place in rest[:1]]
+        extreme = "highest" if self.better == "higher" else "lowest"
+        among = " of those that removed enough" * (len(self.order) < len(self._measured))
+        quantity = quantity_of_column(self.column)
+        heading = quantity.heading + (f" ({quantity.unit})" if quantity.unit and not quantity.unit_in_cell else "")
+        brackets = f" ({', '.join(beside)})" if beside else ""
+        first = f"{extreme} {heading}{among}: {self._named(self.order[0])}{brackets}."
+        if not rest:
+            return [first]
+        if not self.is_tested:
+            return [first, "nothing tests whether others are worse."]
+        worse = len(rest) - len(self.tied)
+        if not self.tied:
+            return [first, f"shown to be worse: {'the other method' if worse == 1 else f'all {worse} others'}."]
+        labels = [self.tests.group.label(place) for place in self.tied]
+        named = labels if len(labels) <= NAMES + 1 else [*labels[:NAMES], f"{len(labels) - NAMES} more"]
+        return [first, f"not shown to be worse: {', '.join(named)}; shown to be: {worse} of {len(rest)} others."]
+
+    @property
+    def _measured(self) -> list[int]:
+        """Return the methods with a value, of which some may have removed too little."""
+        return self.tests.order(self.tests.rows, self.column, self.better)
+
+    def _named(self, place: int) -> str:
+        return f"{self.tests.group.label(place)} {self._text(place)}"
+
+    def _text(self, place: int) -> str:
+        return format_value(self.tests.group.rows[place], self.column, spread=False)

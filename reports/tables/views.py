@@ -65,6 +65,7 @@ from reports.tables import (
 from reports.tables import rows as order
 from reports.tables.rows import ReportData, compare_rows, sort_rows, table_of_group
 from reports.tables.table import Column, Table, column_of
+from reports.tables.ties import Ties
 from reports.text import names_of_files
 
 
@@ -217,6 +218,8 @@ def _by_group(
         records = list(chain(*sorted_group.drawn))
         footnotes = legend.describe_columns(records, list(chain(*sorted_group.each)), about)
         footnotes += [FOLDED] * any(column.name.startswith(SKILL_LOSS) for column in present)
+        ties = Ties(order.GroupTests(sorted_group, data.samples), by)
+        leads = ties.sentences() if name == "main" and by else ()
         tables.append(
             table_of_group(
                 name,
@@ -226,6 +229,7 @@ def _by_group(
                 [*footnotes, *order.sorting_note(sorted_group, by)],
                 remarks=legend.describe_flags([*flags, *tests]),
                 measured=protocol.protocol_of_records(records, about),
+                lead=leads,
             )
         )
     return tables

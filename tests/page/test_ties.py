@@ -248,10 +248,10 @@ def spelt(words: str) -> set[str]:
 
 def test_what_has_no_interval_is_not_tested_and_a_guess_is_never_among_the_best():
     records = [DENSE, at(0.3, "a", 30.0, 0.9), at(0.3, "b", 31.0, 0.88), at(0.3, "c", 90.0, 0.36)]
-    for column in ("copying", "prune_seconds", "parameters"):
+    for column in ("peak_memory_bytes", "weight_bytes", "parameters"):
         tie = ties(records, column)
         assert (tie.is_tested, tie.best, tie.letters) == (False, [], {}), column
-        assert tie.verdict(1, 2) == UNTESTED
+        assert (len(tie.order), tie.verdict(1, 2)) == (3, UNTESTED)
     assert labels(ties(records, "average"), ties(records, "average").best) == ["a", "b"]
     guesses = [DENSE, *(at(0.3, name, 30.0, 0.36) for name in "ab"), at(0.3, "c", 30.0, 0.1)]
     tie = ties(guesses, "average")
@@ -459,3 +459,22 @@ def test_speed_is_compared_by_its_intervals():
     tie = ties([DENSE, fast("quick", 1.5, 0.02), fast("near", 1.48, 0.02), fast("slow", 0.9, 0.02)], "decode_speed")
     assert beaten(tie) == (["quick"], 1)
     assert labels(tie, tie.best) == ["quick", "near"]
+
+
+def test_the_lead_names_the_first_beside_the_dense_model_and_what_is_not_shown_to_be_worse():
+    far = [DENSE, at(0.3, "a", 30.0), at(0.3, "b", 60.0), at(0.3, "c", 90.0)]
+    assert ties(far).sentences() == [
+        "lowest ppl wiki: a 30.0 (dense 20.8, next b 60.0).",
+        "shown to be worse: all 2 others.",
+    ]
+    near = [DENSE, *(at(0.3, f"m{number}", 30.0) for number in range(8)), at(0.3, "far", 90.0)]
+    assert ties(near).sentences()[1] == (
+        "not shown to be worse: m1, m2, m3, m4, m5, 2 more; shown to be: 1 of 8 others."
+    )
+    assert ties([at(0.3, "a", 30.0)]).sentences() == ["lowest ppl wiki: a 30.0."]
+    assert ties(far, "average").sentences()[0].startswith("highest average (%): a 40.0 (dense ")
+    assert ties(far, "peak_memory_bytes").sentences()[1] == "nothing tests whether others are worse."
+    assert ties([DENSE, failed("error", "flap", "no")]).sentences() == []
+    too_little = changed(far[1], "measured", "ratio", to=far[1].measured.ratio - 0.02)
+    (first, _) = ties([DENSE, too_little, *far[2:]]).sentences()
+    assert first == "lowest ppl wiki of those that removed enough: b 60.0 (dense 20.8, next c 90.0)."

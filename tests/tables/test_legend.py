@@ -67,6 +67,15 @@ def test_a_terminal_shows_the_first_eight_lines_and_counts_the_rest():
     assert "--explain" not in whole
 
 
+def test_sentences_of_several_lines_count_as_such_and_a_long_first_one_is_cut():
+    (table,) = build_view("main", [DENSE, LACO])
+    for sentences, expected in (((3 * "word " * 19,) * 3, 6), ((12 * "word " * 19, "next"), 8)):
+        short = terminal.render([replace(table, notes=sentences, footnotes=())], explain=False)
+        assert sum("word " in line for line in short.splitlines()) == expected
+        assert max(map(len, short.splitlines())) <= terminal.LINE
+        assert "more lines, with `report --explain`: " in short
+
+
 def test_wrong_and_missing_figures_come_before_how_to_read():
     missed = changed(LACO, "measured", "ratio", to=0.2)
     records = [DENSE, missed, failed("error", "flap", "it broke")]
