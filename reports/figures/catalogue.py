@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from bench.records.record import Record
+from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from reports.figures import calibration, factors, heatmaps, load, pareto, positions, quality, recovery, skills, traces
@@ -97,6 +97,7 @@ def figures_of_report(
     Raises UserError for a label of the pair that no row has.
     """
     setups, figures = group_records(records), list[Figure]()
+    models = {name_of_model(record) for record in records}
     for number, setup in enumerate(setups):
         of_setup = [
             *quality.figures_of_quality(setup, setups, reference),
@@ -108,7 +109,8 @@ def figures_of_report(
             *traces.figures_of_traces(setup),
             *recovery.figures_of_recovery(setup),
         ]
-        figures += [replace(figure, name=f"{figure.name}-{number + 1}") if number else figure for figure in of_setup]
+        ending = f"-{name_of_model(setup[0].records[0])}" if len(models) > 1 else f"-{number + 1}" if number else ""
+        figures += [replace(figure, name=f"{figure.name}{ending}") for figure in of_setup]
     figures += [
         *factors.figures_of_studies(setups),
         *calibration.figures_of_curves(ReportData(records, needs=needs or {})),

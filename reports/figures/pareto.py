@@ -43,16 +43,15 @@ def figures_of_fronts(groups: Sequence[TableGroup], reference: str = "") -> list
         against = [cost for cost in COSTS if len(_points_with_value(measured, cost)) > 1]
         if not against or all(point.method == "dense" for point in measured):
             continue
-        charts = {cost: _chart(column, cost, measured, reference) for cost in against}
-        timed = tuple(chart for cost, chart in charts.items() if cost != "parameters")  # which the ratio tells too
-        every = tuple(charts.values())
+        every = tuple(_chart(column, cost, measured, reference) for cost in against)
+        costs = " and ".join(dict.fromkeys("size" if cost == "parameters" else "speed" for cost in against))
         title = (
-            f"{subject_of(column, groups)} against size and speed; the steps are the front of the cells that no "
-            "other one beats in both"
+            f"{subject_of(column, groups)} against {costs}; the steps are the front of the cells that no other one "
+            "beats in both"
         )
         words = " ".join(_words_of_front(column, cost, measured) for cost in against)
         name = f"{column.replace('_', '-', 1)}-by-cost"
-        figures.append(Figure(name, title, words, partial(draw_charts, every), timed or every))
+        figures.append(Figure(name, title, words, partial(draw_charts, every), every))
     return figures
 
 

@@ -607,3 +607,16 @@ def test_what_was_not_measured_is_not_drawn_as_gone():
     drawing = by_name([DENSE, LACO, other])["depth"].draw()
     said = [[text.get_text() for text in axis.texts] for axis in drawing.axes[:2]]
     assert said == [["not measured"], ["not measured"]]
+
+
+def test_figures_of_several_models_have_their_names_and_titles_say_what_is_there():
+    other = [
+        changed(changed(one, "cell", "model", to="x"), "cell", "display_name", to="Model X") for one in (DENSE, LACO)
+    ]
+    untimed = [with_measured(one, speed=None) for one in other]
+    found = by_name([DENSE, LACO, *untimed])
+    assert {"depth-SmolLM2-135M-Instruct", "depth-Model-X"} <= set(found)
+    assert "depth" not in found
+    titles = {name: figure.title for name, figure in found.items() if name.startswith("average-by-cost")}
+    assert " against size and speed; " in titles["average-by-cost-SmolLM2-135M-Instruct"]
+    assert " against size; " in titles["average-by-cost-Model-X"]

@@ -85,7 +85,7 @@ function answer() {
   if (!order.length) return "No method has a figure here.";
   const first = state.order === "reversed" ? order.at(-1) : order[0], dense = each.rows.find((row) => row.method === "dense");
   const beside = dense && value(dense, column.name) !== null ? `, beside ${text(dense, column.name)} of the dense model` : "";
-  const head = `${column.better === "lower" ? "The lowest" : "The highest"} ${column.title} at ${each.name} has ${first.label}: ${text(first, column.name)}${beside}.`;
+  const head = `${first.label} has the ${column.better === "lower" ? "lowest" : "highest"} ${column.title} at ${each.name}: ${text(first, column.name)}${beside}.`;
   const tie = each.ties[column.name];
   if (!tie) return `${head} It is not tested against others.`;
   const best = tie.best.map((place) => each.rows[place]).filter((row) => row !== first).map((row) => row.label);
@@ -169,7 +169,7 @@ function drawFront() {
     `Colours are families. In full colour: the best ${BEST} and what you choose${joins ? "" : ", with 95 % intervals"}.`,
     !joins ? "The dashed line joins what no other method beats in both." : "A line joins one method at several amounts; large dots are of the chosen one.",
     level === null ? "" : `The dotted line is the dense model, ${text(dense, y.name)}.`,
-    above ? `${above} figure${above > 1 ? "s" : ""} above ${CAP} times the dense model's ${above > 1 ? "are" : "is"} left out of the picture, and in the table.` : "",
+    above ? `${above} figure${above > 1 ? "s" : ""} above ${CAP} times the dense model's ${above > 1 ? "are" : "is"} left out here, and stand in the table.` : "",
   ].filter(Boolean).join(" ");
 }
 /* Names stand in a column beside the plot, at least a line apart, each joined to its point. */
