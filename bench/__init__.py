@@ -8,6 +8,7 @@
     cells = bench.read("results/mine")                       # a pandas DataFrame, a row for each cell
     documents = bench.samples("results/mine", "piqa")        # a row for each cell and document
     report = bench.report("results/mine")                    # tables and figures, for Jupyter to show
+    pruned = bench.prune(model, "flap", 0.2, tokenizer=tokenizer)       # a copy of a model that is in memory
 
 Nothing heavy is imported before one of these names is used.
 """
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     from bench.plan.protocol import Recipe
     from bench.plan.run_spec import RunSpec
     from bench.records.run_folder import read, samples
+    from bench.runs.in_memory import prune
     from bench.runs.runner import run_spec as run
     from reports.report import report
 
 
-__all__ = ["Recipe", "RunSpec", "read", "report", "run", "samples"]
+__all__ = ["Recipe", "RunSpec", "prune", "read", "report", "run", "samples"]
 
 HOMES = {  # the module that has each name, and what it is called there
     "Recipe": ("bench.plan.protocol", "Recipe"),
     "RunSpec": ("bench.plan.run_spec", "RunSpec"),
+    "prune": ("bench.runs.in_memory", "prune"),
     "read": ("bench.records.run_folder", "read"),
     "report": ("reports.report", "report"),
     "run": ("bench.runs.runner", "run_spec"),
