@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from bench.plan.cell import words_of_ratio
@@ -16,25 +16,28 @@ from reports.tables.under_load import levels_of
 
 ROOM = 0.06  # of an axis, beside its first and last point
 HEIGHT = 1.15  # times the highest point at which an axis ends, and below the lowest
-WAITS = {"ttft_ms": "to the first token", "tpot_ms": "per token behind the first"}
+WAITS = {"ttft": "to the first token", "tpot": "per token behind the first"}
 
 
 def figures_of_load(records: Sequence[ServedRecord]) -> list[Figure]:
-    """Return a figure for each group of models that were served alike under load."""
-    timed = [record for record in records if levels_of(record)]
-    return [_figure(several, f"-{number}" if number else "") for number, several in enumerate(group_alike(timed))]
+    """Return a figure for each group of models that were served alike under load, and each time that requests wait."""
+    timed, figures = [record for record in records if levels_of(record)], list[Figure]()
+    for number, several in enumerate(group_alike(timed)):
+        for wait in WAITS:
+            if curves := _curves(several, wait):
+                figures.append(_figure(several, wait, curves, f"-{number}" if number else ""))
+    return figures
 
 
-def _figure(records: Sequence[ServedRecord], ending: str) -> Figure:
-    first = records[0]
+def _figure(records: Sequence[ServedRecord], wait: str, curves: Sequence[Curve], ending: str) -> Figure:
+    first, chart = records[0], _chart(WAITS[wait], curves)
     levels = ", ".join(level.name for level in levels_of(first))
     title = (
-        f"{first.model['name']} under load in {first.protocol['engine']}: tokens per second against the median wait; a "
-        f"line leads through the levels {levels}"
+        f"{first.model['name']} under load in {first.protocol['engine']}: tokens per second against the milliseconds "
+        f"{WAITS[wait]}; a line leads through the levels {levels}"
     )
-    charts = tuple(_charts(records))
-    words = " ".join(_words_of_model(name, levels) for name, levels in _levels_by_name(records).items())
-    return Figure(f"load{ending}", title, words, partial(draw_charts, charts), charts)
+    words = " ".join(_words_of_curve(curve) for curve in curves)
+    return Figure(f"load-{wait}{ending}", title, words, partial(draw_charts, (chart,)), (chart,))
 
 
 def _levels_by_name(records: Sequence[ServedRecord]) -> dict[str, list[LevelTiming]]:
@@ -47,20 +50,18 @@ def _name(record: ServedRecord) -> str:
     return f"{record.model['label']}{f' at {ratio}' if ratio else ''}@{record.type}"
 
 
-def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
-    """Yield a chart for each time that requests wait."""
+def _curves(records: Sequence[ServedRecord], wait: str) -> list[Curve]:
+    """Return a curve for each model that has the time that requests wait."""
     methods = dict(zip(_levels_by_name(records), (str(record.model["method"]) for record in records), strict=True))
-    for wait, words in WAITS.items():
-        curves = list[Curve]()
-        for name, levels in _levels_by_name(records).items():
-            timed = [level for level in levels if getattr(level.pruned, wait)]
-            ys = [getattr(level.pruned, wait)[0] for level in timed]
-            points = tuple((level.pruned.tokens_per_second, y) for level, y in zip(timed, ys, strict=True))
-            texts = tuple(f"{format_significant(y)} ms, {level.name}" for level, y in zip(timed, ys, strict=True))
-            if points:
-                curves.append(Curve(name, methods[name], points, texts, emphasised=len(records) <= FEW))
-        if curves:
-            yield _chart(words, curves)
+    curves = list[Curve]()
+    for name, levels in _levels_by_name(records).items():
+        timed = [level for level in levels if getattr(level.pruned, f"{wait}_ms")]
+        ys = [getattr(level.pruned, f"{wait}_ms")[0] for level in timed]
+        points = tuple((level.pruned.tokens_per_second, y) for level, y in zip(timed, ys, strict=True))
+        texts = tuple(f"{format_significant(y)} ms, {level.name}" for level, y in zip(timed, ys, strict=True))
+        if points:
+            curves.append(Curve(name, methods[name], points, texts, emphasised=len(records) <= FEW))
+    return curves
 
 
 def _chart(words: str, curves: Sequence[Curve]) -> Chart:
@@ -80,11 +81,8 @@ def _chart(words: str, curves: Sequence[Curve]) -> Chart:
     )
 
 
-def _words_of_model(name: str, levels: Sequence[LevelTiming]) -> str:
+def _words_of_curve(curve: Curve) -> str:
     """Return a sentence on a model's levels."""
-    parts = []
-    for level in levels:
-        model = level.pruned
-        rate = f"{format_significant(model.tokens_per_second)} tokens/s"
-        parts.append(f"{rate} and {format_significant(model.ttft_ms[0])} ms to the first token with {level.name}")
-    return f"{name}: {'; '.join(parts)}."
+    rates = [f"{format_significant(x)} tokens/s" for x, _ in curve.points]
+    parts = [f"{rate} and {text}" for rate, text in zip(rates, curve.figures, strict=True)]
+    return f"{curve.label}: {'; '.join(parts)}."

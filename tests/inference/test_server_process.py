@@ -126,7 +126,7 @@ def test_a_server_ends_with_the_process_that_has_started_it(tmp_path):
         "with ServerProcess('vllm', sys.executable, Path('folder'), [], os.environ, silence=60): time.sleep(600)\n"
     )
     root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, str(STUB)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, str(STUB)]), "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen([sys.executable, "-c", program], env=environment)
     deadline = time.monotonic() + 60
     while not (tmp_path / "notes").exists() or not (tmp_path / "notes").read_text().endswith("\n"):
