@@ -260,6 +260,12 @@ def test_what_has_no_interval_is_not_tested_and_a_guess_is_never_among_the_best(
     for row in tie.tests.group.rows:
         row["average_chance"] = 0.35
     assert tie.best == []
+    tie = ties([DENSE, at(0.3, "a", 30.0, 0.4), at(0.3, "b", 30.0, 0.38), at(0.3, "c", 30.0, 0.1)], "average")
+    assert labels(tie, tie.best) == ["a", "b"]
+    tie = ties([DENSE, at(0.3, "a", 30.0, 0.4), at(0.3, "b", 30.0, 0.38), at(0.3, "c", 30.0, 0.1)], "average")
+    for row in tie.tests.group.rows:
+        row["average_chance"] = 0.35
+    assert labels(tie, tie.best) == ["a"]  # b is tied, and may guess
 
 
 class Made(Samples):
