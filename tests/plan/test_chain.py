@@ -107,7 +107,7 @@ LABELS = [
 CELL = made_cell(
     "laco",
     0.3,
-    protocol_of_profile("quick", windows_drawn=False),
+    protocol_of_profile("quick", windows_drawn=False, calibration_sequences=16),
     model="smollm2-135m",
     parameters={"C": 4, "T": None},
     given=("C",),
@@ -552,6 +552,8 @@ def test_draws_go_on_from_their_own_draw_and_share_a_row(healing, tmp_path, caps
     for record in records:
         seeds = {stage.parameters.get("seed") for stage in record.cell.stages}
         assert len(seeds) == 1
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "run"), "--explain"]) == 0  # a run prints eight lines of notes at most
     table = " ".join(capsys.readouterr().out.split())
     first, second = re.findall(r"standard deviation: (.+?) \[2 draws\]\.", table)
     assert sorted(first.split("; ")) == ["drop-random:draws=2", "drop-random:draws=2, healed"]

@@ -78,9 +78,9 @@ def test_a_value_as_by_default_is_in_no_question_and_any_other_one_is():
     default = json.dumps(methods.parameters_of_pruner(methods.make("sleb"))["tokens"])
     assert replace(CELL, parameters={"tokens": json.loads(default)}).key == replace(CELL, parameters={}).key
     assert CELL.key != replace(CELL, parameters={}).key
-    by_default = replace(CELL, protocol=Protocol())
+    by_default = replace(CELL, protocol=Protocol(calibration_sequences=16))  # its first default
     assert json.loads(by_default.question)["protocol"] == {}
-    changed = replace(CELL, protocol=Protocol(windows=99))
+    changed = replace(CELL, protocol=Protocol(windows=99, calibration_sequences=16))
     assert json.loads(changed.question)["protocol"] == {"windows": 99}
     assert changed.key != by_default.key
 

@@ -117,7 +117,7 @@ def test_more_windows_and_documents_take_as_much_more():
         assert found["perplexity"] == pytest.approx(9.0 * times)
         assert found["tasks"] == pytest.approx(33.0 * times)
         assert found["prune"] == pytest.approx(20.0)
-    longer = cell("shortgpt", protocol=protocol_of_profile("quick", calibration_sequences=32))
+    longer = cell("shortgpt", protocol=protocol_of_profile("quick", calibration_sequences=128))
     first, second = (COST.seconds(of, AMOUNTS)["prune"] for of in (cell("shortgpt"), longer))
     assert second == pytest.approx(2 * first)
 
@@ -177,8 +177,9 @@ def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothin
 def test_what_is_solved_in_float64_takes_as_long_as_float64_does():
     """Inverses, eigenvalues and singular values; none of it is in a method that only looks at states."""
     slow = replace(COST, rates=COST.rates._replace(exact=COST.rates.exact / 10))
+    few = protocol_of_profile("quick", calibration_sequences=16)
     for method in ("obs", "tyr", "slicegpt", "svd-llm"):
-        usual, longer = (cost.seconds(cell(method), AMOUNTS)["prune"] for cost in (COST, slow))
+        usual, longer = (cost.seconds(cell(method, protocol=few), AMOUNTS)["prune"] for cost in (COST, slow))
         assert 1.5 * usual < longer < 10 * usual, method
     for method in ("shortgpt", "flap", "sleb"):
         assert slow.seconds(cell(method), AMOUNTS) == COST.seconds(cell(method), AMOUNTS)
@@ -223,7 +224,7 @@ def test_a_record_that_this_version_would_not_measure_teaches_nothing(field, val
 
 def test_memory_grows_with_what_is_held():
     footprint = Footprint(SHAPE, 4, 2**29)
-    weights, untimed = 4 * SHAPE.parameters, protocol_of_profile("quick", speed_rounds=0)
+    weights, untimed = 4 * SHAPE.parameters, protocol_of_profile("quick", speed_rounds=0, calibration_sequences=16)
 
     def host(method: str, **changes) -> int:
         return footprint.needs(cell(method, **{"protocol": untimed} | changes)).host

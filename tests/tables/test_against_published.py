@@ -189,7 +189,8 @@ def test_the_command_prints_it_in_every_format(form, paper, tmp_path, capsys):
     assert ("against-mine-" if form == "csv" else "Somebody") in out  # a CSV has no notes, and its lines name the table
     assert main(["report", str(folder), "--against", "published", "--format", form]) == 0
     out = capsys.readouterr().out
-    assert ("against-laco-" if form == "csv" else "ShortGPT") in out
+    note = {"csv": "against-laco-", "terminal": "published (laco)"}.get(form, "ShortGPT")  # a terminal's notes are few
+    assert note in out
     assert "against-mine-" not in out
 
 

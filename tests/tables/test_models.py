@@ -20,7 +20,6 @@ from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from reports.formats import markup, terminal
 from reports.legend import MORE_CELLS
-from reports.page import sections
 from reports.tables.models import ratios_on_all_models
 from reports.tables.rows import ReportData
 from reports.tables.table import Table, TableCell
@@ -363,9 +362,3 @@ def test_the_view_stands_in_every_format_and_on_the_page(tmp_path, capsys):
     tables = build_view("models", records)
     assert max(map(len, terminal.render(tables).splitlines())) <= 100
     assert "places of 2 methods" in markup.render_markdown(tables)
-    found = sections.sections_of_views({"models": tables}, {})
-    assert [(one["title"], len(one["tables"])) for one in found] == [
-        ("Several models", 4),
-        ("Places", 3),
-        ("Orders", 2),
-    ]
