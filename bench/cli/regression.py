@@ -46,14 +46,7 @@ def _add_compare(commands: Any) -> None:
             metavar=side.upper(),
             help="a run folder, RUN/CELL by key, start of one, or label, or a results_*.json",
         )
-    _add_samples(compare)
-    compare.add_argument("--allow", default="", metavar="LIST", help="conditions that may differ, as in torch,cpu")
-    compare.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
-    compare.set_defaults(command=_compare)
-
-
-def _add_samples(parser: Any) -> None:
-    parser.add_argument(
+    compare.add_argument(
         "--samples",
         nargs=2,
         type=Path,
@@ -61,6 +54,9 @@ def _add_samples(parser: Any) -> None:
         metavar=("A", "B"),
         help="folders or files with the samples of two outputs of lm-eval, where they do not lie beside them",
     )
+    compare.add_argument("--allow", default="", metavar="LIST", help="conditions that may differ, as in torch,cpu")
+    compare.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    compare.set_defaults(command=_compare)
 
 
 def _add_baseline(commands: Any) -> None:

@@ -75,7 +75,7 @@ def evaluate(
         metrics = _metrics(task, outcome["results"][name], rows)
         has_choices = has_one_right_choice(task) and all(isinstance(target, int) for target in rows["target"])
         scores[name] = TaskScore(
-            main=next((main for main in ("acc_norm", "acc") if main in metrics), next(iter(metrics), ANSWER_BPB)),
+            main=answers.find_main_metric(metrics) or ANSWER_BPB,
             metrics=metrics,
             version=outcome["versions"][name],
             documents=len(rows),
@@ -109,18 +109,13 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
         row["greedy"] = [bool(greedy) for _, greedy in responses]
         right = position_of_answer(task, row["target"])
         if right is not None:
-            size = _scored_bytes(*sample["arguments"][right])
+            size = answers.count_scored_bytes(*sample["arguments"][right])
             row[ANSWER_BPB] = answers.bits_per_byte(row["loglikelihoods"][right], size)
     elif all(isinstance(response, float) for response in responses):
         row["loglikelihoods"] = responses
     else:
         row["responses"] = [str(response) for response in responses]
     return row
-
-
-def _scored_bytes(context: str, continuation: str) -> int:
-    """Return the number of bytes of a continuation, with the spaces at the end of the context, as in lm-eval."""
-    return len((context[len(context.rstrip()) :] + continuation).encode())
 
 
 def _target(task: Any, sample: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ Samples hold it in the column answer_bpb.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -24,11 +24,23 @@ from bench.records.measured import TaskMetric
 from bench.stats.intervals import mean_stderr
 
 CHANCE = "chance"
+MAIN_METRICS = ("acc_norm", "acc")  # the first that a task has
 
 
 def bits_per_byte(loglikelihood: float, size: int) -> float:
     """Return the bits per byte of a continuation of `size` bytes from its log-likelihood in nats."""
     return -loglikelihood / (math.log(2) * size)
+
+
+def count_scored_bytes(context: str, continuation: str) -> int:
+    """Return the number of bytes of a continuation, with the spaces at the end of the context, as in lm-eval."""
+    return len((context[len(context.rstrip()) :] + continuation).encode())
+
+
+def find_main_metric(metrics: Iterable[str]) -> str | None:
+    """Return the metric of a task that tables show: acc_norm, else acc, else its first; None where it has none."""
+    metrics = list(metrics)
+    return next((name for name in (*MAIN_METRICS, *metrics) if name in metrics), None)
 
 
 def accuracy_of_guesses(loglikelihoods: Sequence[Sequence[float]]) -> float | None:

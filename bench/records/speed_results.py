@@ -180,7 +180,7 @@ class SizedPoint:
 
     @property
     def tokens(self) -> int:
-        """Return the tokens of a prompt, or those that stand before the first that is generated."""
+        """Return the tokens of the prompt where that was timed, else of the context that a generated token follows."""
         return (self.length if self.kind == "prefill" else self.context) or 0
 
 

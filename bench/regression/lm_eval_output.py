@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.records.answers import bits_per_byte
+from bench.records.answers import bits_per_byte, count_scored_bytes, find_main_metric
 from bench.records.measured import ANSWER_BPB
 from bench.records.record import read_json
 from bench.records.samples import HASHES
@@ -29,7 +29,6 @@ from methods.errors import UserError
 RESULTS, SAMPLES = "results_", "samples_"  # how lm-eval begins the names of its files
 LOGGED = "lm_eval writes them with --output_path and --log_samples"
 OUTPUT = "lm-eval's output"  # as messages name it
-MAIN_METRICS = ("acc_norm", "acc")  # the first that a task has
 CLOSE = 1e-6  # between a task's metric and the mean of its samples
 Lines = list[dict[str, Any]]  # of one task, a sample in each
 
@@ -131,7 +130,7 @@ def _read_samples(file: Path) -> Lines:
 def _answers_of_task(task: str, lines: Lines, results: dict[str, Any]) -> Answers | None:
     """Return the values of a task's metric with its documents; None where no metric has a number for each."""
     numeric = [name for name in lines[0]["metrics"] if _is_number_throughout(lines, name)]
-    metric = next((name for name in (*MAIN_METRICS, *numeric) if name in numeric), None)
+    metric = find_main_metric(numeric)
     if metric is None:
         return None
     fewshot = int(results["n-shot"].get(task) or 0)
@@ -185,9 +184,7 @@ def _bits_of_documents(lines: Lines) -> list[float] | None:
         right = _position_of_right_choice(line, likelihoods)
         if right is None or len(texts) != len(likelihoods):
             return None
-        context, continuation = texts[right]
-        scored = len((context[len(context.rstrip()) :] + continuation).encode())
-        every.append(bits_per_byte(likelihoods[right], scored))
+        every.append(bits_per_byte(likelihoods[right], count_scored_bytes(*texts[right])))
     return every
 
 

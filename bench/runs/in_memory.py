@@ -32,23 +32,28 @@ from methods.model.sizes import parameters
 class PrunedCopy:
     """Holds what `bench.prune` returns.
 
-    model       the pruned copy, a model of transformers that computes and generates as any other
+    decoder     the pruned copy by its roles, which knows what went
     decisions   what went, as `decisions` of a record has it
     removed     share of all parameters that went
     parameters  of the copy, each tied one once
     """
 
-    model: Any
+    decoder: Decoder
     decisions: dict[str, Any]
     removed: float
     parameters: int
+
+    @property
+    def model(self) -> Any:
+        """Return the pruned copy: a model of transformers that computes and generates as any other."""
+        return self.decoder.model
 
     def save(self, folder: Path | str, tokenizer: Any = None) -> dict[str, Any]:
         """Write the model into a new folder, and return its manifest; `methods.checkpoint.load` reads it again.
 
         Raises CheckpointError where the folder is taken or the model runs code of its own.
         """
-        return save(Decoder(self.model), Path(folder), tokenizer=tokenizer, facts={"pruning": self.decisions})
+        return save(self.decoder, Path(folder), tokenizer=tokenizer, facts={"pruning": self.decisions})
 
 
 def prune(
@@ -95,7 +100,7 @@ def prune(
             share if exact else round_to_layers(decoder, share), pruner, decoder, block
         )
     after = parameters(decoder)
-    return PrunedCopy(decoder.model, decisions, 1 - after / before, after)
+    return PrunedCopy(decoder, decisions, 1 - after / before, after)
 
 
 def _make_pruner(method: str) -> methods.Pruner:

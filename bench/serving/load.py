@@ -81,7 +81,7 @@ class RequestSource:
 
     @property
     def context(self) -> int:
-        """Return the tokens of the longest request with those that it generates."""
+        """Return the most tokens of a request: of its prompt and its answer together."""
         if self.from_file:
             return max(len(each.prompt) + each.output_tokens for each in self.from_file)
         return self.load.prompt_range[1] + self.load.output_range[1]

@@ -36,9 +36,19 @@ from reports.tables.ties import Ties
 from reports.text import to_printable
 
 KINDS = {  # of columns, by the part of the frame
-    **{"text": "quality", "mean": "quality", "checks": "checks", "task": "tasks", "answers": "tasks"},
-    **{"flips": "answers", "written": "answers", "skills": "skills", "speed": "speed"},
-    **{"amount": "size", "size": "size", "cost": "cost", "healing": "cost"},
+    "text": "quality",
+    "mean": "quality",
+    "checks": "checks",
+    "task": "tasks",
+    "answers": "tasks",
+    "flips": "answers",
+    "written": "answers",
+    "skills": "skills",
+    "speed": "speed",
+    "amount": "size",
+    "size": "size",
+    "cost": "cost",
+    "healing": "cost",
 }
 LEFT_OUT = (
     "miss",

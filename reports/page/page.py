@@ -30,14 +30,18 @@ from reports.tables.views import build_views
 from reports.text import to_printable
 
 VIEWS = {  # that the explorer does not have, with their titles
-    **{"models": "Several models", "grid": "Compensations", "skills": "Skills"},
-    **{"positions": "Perplexity by position", "needle": "A needle in a haystack", "speed": "Speed at every size"},
-    **{
-        "served": "Served by an inference engine",
-        "recovery": "Recovery by healing",
-        "ablation": "One factor at a time",
-    },
-    **{"calibration": "Calibration tokens", "seeds": "Draws of the calibration", "signal": "Signal and noise"},
+    "models": "Several models",
+    "grid": "Compensations",
+    "skills": "Skills",
+    "positions": "Perplexity by position",
+    "needle": "A needle in a haystack",
+    "speed": "Speed at every size",
+    "served": "Served by an inference engine",
+    "recovery": "Recovery by healing",
+    "ablation": "One factor at a time",
+    "calibration": "Calibration tokens",
+    "seeds": "Draws of the calibration",
+    "signal": "Signal and noise",
 }
 LIBRARIES = ("d3", "plot")  # in reports/page/vendored, in the order in which they load
 

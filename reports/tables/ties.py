@@ -120,7 +120,7 @@ class Ties:
 
     @cached_property
     def tied(self) -> list[int]:
-        """Return the rows behind the first that are not shown to be worse than it."""
+        """Return all rows but the first that no test shows to be worse than the first."""
         return [place for place in self.order[1:] if self.verdict(self.order[0], place) != BETTER]
 
     def sentences(self) -> list[str]:
@@ -149,7 +149,7 @@ class Ties:
 
     @property
     def _measured(self) -> list[int]:
-        """Return the methods with a value, of which some may have removed too little."""
+        """Return the places of all methods with a value, also of those that removed too little, the best first."""
         return self.tests.order(self.tests.rows, self.column, self.better)
 
     def _named(self, place: int) -> str:

@@ -46,8 +46,9 @@ def test_ratio_zero_is_the_model():
     assert torch.equal(pruned.model(IDS).logits, dense(IDS).logits)
 
 
-def test_a_copy_generates_with_a_cache_what_it_does_without_and_comes_back_from_disk(tmp_path):
-    pruned = bench.prune(tiny("llama"), "flap", 0.3, calibration=IDS, ratio_of="decoder", exact=True)
+@pytest.mark.parametrize("method", ["flap", "slicegpt", "llm-drop+ghost", "drop-tail", "svd-llm"])
+def test_a_copy_generates_with_a_cache_what_it_does_without_and_comes_back_from_disk(method, tmp_path):
+    pruned = bench.prune(tiny("llama"), method, 0.3, calibration=IDS, ratio_of="decoder", exact=True)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     written = pruned.model.generate(IDS[:2], **options)
     assert torch.equal(written, pruned.model.generate(IDS[:2], use_cache=False, **options))
