@@ -159,8 +159,11 @@ def test_what_goes_wrong_is_one_line_and_nothing_is_left_running(behaviour, mode
 def test_a_python_without_vllm_or_that_is_none_is_one_line(start, tmp_path, monkeypatch):
     with pytest.raises(EngineFailed, match="cannot be run: No such file"):
         start(python=tmp_path / "none").exchange("describe")
+    ends = tmp_path / "ends"  # without the end of a line, after which it may as well still be running
+    ends.write_text('#!/bin/sh\nprintf %s "$*"\n')
+    ends.chmod(0o755)
     with pytest.raises(EngineFailed, match=r"vllm ended: -m bench.inference.vllm_script"):
-        start(python="/bin/echo").exchange("describe")
+        start(python=ends).exchange("describe")
     number = tmp_path / "number"
     number.write_text("#!/bin/sh\necho 3\nsleep 60\n")
     number.chmod(0o755)
