@@ -6,6 +6,7 @@ import contextlib
 import csv
 import importlib.util
 import io
+import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -42,14 +43,26 @@ def text(page: str) -> str:
 
 
 def tables(markdown: str) -> list[list[list[str]]]:
-    """Return every table of a page as rows of cells, the heads first, without backticks."""
+    """Return every table of a page that has a head, as rows of cells, the heads first, without backticks."""
     found: list[list[list[str]]] = [[]]
     for line in markdown.splitlines():
         if not line.startswith("|"):
             found.append([])
         elif "---" not in line:
             found[-1].append([cell.strip().strip("`") for cell in line.strip().strip("|").split(" | ")])
-    return [table for table in found if table]
+    return [table for table in found if table and any(table[0])]
+
+
+def sentences(markdown: str) -> list[str]:
+    """Return the sentences of a page without its tables and blocks of code; code within a line is one word."""
+    prose = re.sub(r"^ *```.*?^ *```|^ *\|[^\n]*$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"`[^`]*`", "CODE", re.sub(r"\]\([^)]*\)", "]", prose))
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", prose)
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.:;?!])[*\")]*\s+(?=[A-Z0-9*\[±])", " ".join(paragraph.split()))
+    ]
 
 
 @cache
@@ -65,6 +78,7 @@ def rows() -> list[tuple[str, ...]]:
     return [tuple(row) for page in methods for table in tables(page) for row in table]
 
 
+@cache
 def report(*runs: str, view: str, reference: str = "") -> list[dict[str, str]]:
     """Return what `report` prints as CSV of runs in docs/results; `shown` ends with a dagger where it differs."""
     from bench.cli.main import main

@@ -7,7 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from pages import DOCS, ROOT, generator, measure, pages, report, rows, tables, text
+from pages import DOCS, ROOT, generator, measure, pages, report, rows, sentences, tables, text
 
 import methods
 from bench.records import run_folder
@@ -102,21 +102,9 @@ def test_links_to_files_lead_somewhere(page):
     assert [path for path in found if not (ROOT / path).exists()] == []
 
 
-def sentences(page: str) -> list[str]:
-    """Return the sentences of a page without its tables and blocks of code; code within a line is one word."""
-    prose = re.sub(r"^ *```.*?^ *```|^ *\|[^\n]*$", "", text(page), flags=re.DOTALL | re.MULTILINE)
-    prose = re.sub(r"`[^`]*`", "CODE", re.sub(r"\]\([^)]*\)", "]", prose))
-    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", prose)
-    return [
-        sentence
-        for paragraph in paragraphs
-        for sentence in re.split(r"(?<=[.:;?!])[*\")]*\s+(?=[A-Z0-9*\[±])", " ".join(paragraph.split()))
-    ]
-
-
 @pytest.mark.parametrize("page", READ_ONCE)
 def test_no_sentence_has_more_than_30_words(page):
-    read = sentences(page)
+    read = sentences(text(page))
     assert len(read) > 10
     assert [sentence for sentence in read if len(sentence.split()) > 30] == []
 
