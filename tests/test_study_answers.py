@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
+from functools import cache
+from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
-from pages import ROOT, report, sentences, tables, text
+from pages import DOCS, ROOT, report, sentences, tables, text
 
 from bench.records import run_folder
+from bench.regression import contrasts
+from bench.stats.intervals import kendall
 
-STUDIES = ("calibration", "ratio-curves", "seeds")
+STUDIES = ("calibration", "healing", "ratio-curves", "seeds", "served", "settings", "similarity", "speed")
 NUMBER = re.compile(r"(?<![\w.,-])[-+]?\d[\d,.]*(?!\d*[A-Za-z])")
 
 
@@ -24,6 +30,31 @@ def test_a_study_is_a_question_an_answer_a_picture_and_a_method(name):
     assert len(sentences(answer)) <= 5
     assert re.fullmatch(r"!\[[^\]]{30,}\]\([\w./-]+\.svg\)", picture)
     assert method == "## Method"
+
+
+@cache
+def drawings() -> ModuleType:
+    """Return the module that draws the pictures of studies."""
+    spec = importlib.util.spec_from_file_location("studies_figures", DOCS / "studies/figures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(drawings().FIGURES))
+def test_a_picture_is_that_of_the_records(name):
+    """By what it says, since another matplotlib draws other bytes; its text is text, and the message stands in it."""
+    figure = drawings().FIGURES[name]()
+    root = ElementTree.parse(DOCS / "studies" / f"{name}.svg").getroot()
+    assert (root.findtext("{*}title"), root.findtext("{*}desc")) == (figure.title, figure.description)
+    assert figure.title in ["".join(one.itertext()) for one in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("name", sorted({*STUDIES} - {"similarity"}))  # which `bench similarity` draws, without records
+def test_the_picture_of_a_study_is_drawn_by_the_script_of_studies(name):
+    (picture,) = re.findall(r"^!\[[^\]]*\]\((.*)\.svg\)$", text(f"docs/studies/{name}.md"), re.MULTILINE)
+    assert picture in drawings().FIGURES
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -136,3 +167,69 @@ def test_what_is_said_of_draws():
     assert f"by {min(windows[0]):.0f} to {max(windows[0]):.0f} % on `wiki`" in page
     assert f"so that a difference moves by {float(moves[0]):.0f} %" in page
     assert f"it is {min(windows[1]):.0f} to {max(windows[1]):.0f} %, and {float(moves[1]):.0f} %" in page
+
+
+def test_what_is_said_of_healing():
+    page = text("docs/studies/healing.md")
+    lines = report("smollm2-135m-healed", view="by-ratio")
+    said = {(one["label"], one["measure"]): one["shown"] for one in lines}
+    ppl = [said[label, "perplexity_wiki"].partition(" ")[0] for label in ("laco", "laco, healed", "dense")]
+    assert "LoRA takes `laco` at 0.2 from a perplexity of {} to {}. The dense model has {},".format(*ppl) in page
+    assert all(f"| {cell} |" in page for (_, name), cell in said.items() if name == "perplexity_wiki")
+    records = run_folder.load_runs([ROOT / "docs/results/smollm2-135m-healed"])
+    at = {one.cell.label: n for n, one in enumerate(records.records)}
+    pair = at["laco"], at["laco, healed"]
+    gain = contrasts.contrast_of_perplexities(records.records, [pair], records.samples, "wiki")[pair]
+    off = [100 * (1 - value) for value in (gain.estimate, gain.high, gain.low)]
+    assert "takes {:.1f} % off the perplexity**, with an interval of {:.1f} to {:.1f}".format(*off) in page
+    tasks = list(records.records[pair[0]].measured.task_scores)
+    more = contrasts.contrast_of_averages(records.records, [pair], records.samples, tasks, bounds=True)[pair]
+    points = [100 * value for value in (more.estimate, more.low, more.high)]
+    assert "gains {:.1f} points [{:.1f}, {:+.1f}]".format(*points) in page
+    trained = [
+        one["shown"].partition(" ")[0]
+        for one in report("inherit", view="by-ratio")
+        if one["measure"] == "perplexity_wiki" and one["requested_ratio"] == "0.2" and "healed" in one["label"]
+    ]
+    assert "random weights stays at {1}, where the pruned one reaches {0}.".format(*trained) in page
+    ahead = []
+    for tokens in (0, 1):
+        (row,) = (line for line in tables(page)[1][1:] if line[0] == ("0", "32,768")[tokens])
+        pruned, drawn = (float(cell.partition(" ")[0]) for cell in row[3:5])
+        ahead.append(f"{drawn - pruned:.2f}")
+    assert "starts {} nats per token ahead of random weights, and ends {} ahead".format(*ahead) in page
+
+
+def test_what_is_said_of_lacos_settings():
+    page, cells = text("docs/studies/settings.md"), run_folder.load_runs([ROOT / "docs/results/laco-ablation"]).records
+    pruned = [one for one in cells if one.cell.method == "laco"]
+    assert len(pruned) == 32
+    models = {tuple(one.decisions["removed_layers"]): one for one in pruned}
+    assert f"Over {len(models)} different models" in page
+    of = {
+        key: (one.measured.text_scores["wiki"].perplexity, one.cell.parameters["T"], one.measured.ratio)
+        for key, one in models.items()
+    }
+    taus = [kendall([each[0] for each in of.values()], [each[at] for each in of.values()]) for at in (1, 2)]
+    assert f"with a Kendall's τ of {taus[0]:.2f}" in page
+    assert f"The τ of perplexity with the share removed is {taus[1]:.2f}" in page
+    rear = [ppl for key, (ppl, *_) in of.items() if 28 in key]
+    assert f"have at least {min(rear):.0f}" in page
+    low = [one.measured.text_scores["wiki"].perplexity for one in pruned if one.cell.parameters["T"] <= 0.75]
+    assert f"No cell from 0.55 to 0.75 has a perplexity below {min(low):.0f}" in page
+    by_step: dict[tuple[int, float], set[tuple[int, ...]]] = {}
+    for one in pruned:
+        key = one.cell.parameters["C"], one.cell.parameters["T"]
+        by_step.setdefault(key, set()).add(tuple(one.decisions["removed_layers"]))
+    assert f"In {sum(len(each) == 1 for each in by_step.values())} of {len(by_step)} pairs both steps" in page
+    said = {(one["label"], one["measure"]): one["shown"] for one in report("laco-range", view="ablation")}
+    reach = [said[f"H={H}", "perplexity_wiki, ratio=0.2"].partition(" ")[0] for H in (29, 21)]
+    assert "a perplexity of {} with its default range, and {} where".format(*reach) in page
+    curves = {
+        one["requested_ratio"]: one["shown"].partition(" ")[0]
+        for one in report("ratio-curves", view="by-ratio", reference="laco-ls")
+        if (one["label"], one["measure"]) == ("shortgpt", "perplexity_wiki")
+    }
+    assert f"`shortgpt` has {curves['0.2']} there" in page
+    late = said["H=21", "perplexity_wiki, ratio=0.3"].partition(" ")[0]
+    assert f"not shown to differ from `shortgpt` ({late} and {curves['0.3']})" in page

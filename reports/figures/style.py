@@ -51,7 +51,7 @@ SETTINGS: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "text.parse_math": False,  # a dollar in a method's name is a dollar
-    "svg.fonttype": "path",  # looks the same where the font is missing
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and edited
     "pdf.fonttype": 42,
 }
 
