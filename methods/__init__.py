@@ -4,7 +4,7 @@ depth/         methods that remove layers, attentions or MLPs
 width/         methods that cut heads, channels or the residual stream
 experts/       methods that remove experts of a mixture
 search/        methods that search over what goes from all layers at once
-compensation/  closed-form repairs that follow a method: `shortgpt+ghost`
+compensation/  repairs that follow a method, closed-form or trained: `shortgpt+ghost`
 trials/        how methods choose what goes: scores, trials, evolution, windows of layers
 model/         a Hugging Face decoder by role, and the cuts of it
 checkpoint/    pruned models on disk

@@ -1,1 +1,1 @@
-"""Closed-form repairs of a pruned model, one file per paper."""
+"""Repairs of a pruned model, closed-form or trained, one file per paper."""

@@ -1,4 +1,4 @@
-"""The base class of compensations, closed-form repairs of a pruned model, and the boundaries at which most work.
+"""The base class of compensations, repairs of a pruned model, and the boundaries at which most work.
 
 `shortgpt+ghost` is ShortGPT, repaired by ghost, and a Pruner like any other. The parameters that a compensation adds
 count. So the pruner removes more, until removed less added parameters come nearest to the budget.

@@ -562,7 +562,7 @@ def test_names_and_parameters():
     assert methods.make("shortgpt+none") == methods.make("shortgpt")
     assert methods.make("drop-random+ghost").alone.draws == 5
     assert methods.make("drop:layers".partition(":")[0] + "+scale", {"layers": "1"}).fixed
-    names = ["ghost", "linearpatch", "refit", "reinitialize", "replaceme", "scale"]
+    names = ["blockwise", "ghost", "linearpatch", "refit", "reinitialize", "replaceme", "scale"]
     assert [card.name for card in methods.cards_of_compensations()] == names
     for card in methods.cards_of_compensations():
         known = methods.parameters_of_pruner(methods.make(f"shortgpt+{card.name}"))

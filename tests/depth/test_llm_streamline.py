@@ -12,8 +12,10 @@ from conftest import LAYERS, VOCABULARY, tiny
 from tiny_methods import calibration
 
 import methods
-from methods.depth import angular, llm_streamline
-from methods.depth.llm_streamline import LayerTraining, LLMStreamline, states_at_ends
+from methods import layer_training
+from methods.depth import angular
+from methods.depth.llm_streamline import LLMStreamline, states_at_ends
+from methods.layer_training import LayerTraining
 from methods.model.activations import enter
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
@@ -190,7 +192,7 @@ def test_the_backward_pass_of_training_repeats_to_the_bit(monkeypatch):
         inside.pop()
 
     backward = torch.autograd.backward
-    monkeypatch.setattr(llm_streamline, "make_repeatable", repeatable)
+    monkeypatch.setattr(layer_training, "make_repeatable", repeatable)
     monkeypatch.setattr(torch.autograd, "backward", lambda *given: seen.append(len(inside)) or backward(*given))
     LLMStreamline(passes=2).train(Decoder(tiny("llama")), calibration(), 1, 3)
     assert seen == [1] * 4

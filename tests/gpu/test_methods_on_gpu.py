@@ -17,7 +17,14 @@ from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore, move_modules
 
 METHODS = [card.name for card in methods.cards_of_methods() if not card.fixed and card.name not in EXPERTS]
-COMPENSATED = ["shortgpt+replaceme", "llm-drop+ghost", "llm-drop+linearpatch", "shortgpt+scale", "flap+refit"]
+COMPENSATED = [
+    "shortgpt+replaceme",
+    "llm-drop+ghost",
+    "llm-drop+linearpatch",
+    "shortgpt+scale",
+    "flap+refit",
+    "flap+blockwise",
+]
 SETTINGS = {  # that take other paths than the defaults
     "laco-ls": {"attention": True, "later": True, "sweeps": 2, "choose": "error"},
     "laco-published": {"norms": "last"},
@@ -42,7 +49,7 @@ EVERY += [(family, name, {}) for family, names in FAMILIES.items() for name in n
 @pytest.fixture(autouse=True)
 def attention_of_the_cpu(monkeypatch):
     """Let gradients go through the attention of the CPU, whose bits those of plain products are not."""
-    for user in ("model.gradients", "depth.llm_streamline"):
+    for user in ("model.gradients", "layer_training"):
         monkeypatch.setattr(f"methods.{user}.make_repeatable", lambda model: nullcontext())
 
 

@@ -24,7 +24,13 @@ from methods.model.layer_store import LayerStore
 RATIO = 0.3
 EVERY = [card.name for card in methods.cards_of_methods() if not card.fixed and card.name not in EXPERTS]
 MENDED = ["scale", "linearpatch", "ghost", "replaceme"]
-MENDED = [*(f"shortgpt+{name}" for name in MENDED), "llm-drop+replaceme", "flap+refit", "laco+reinitialize"]
+MENDED = [
+    *(f"shortgpt+{name}" for name in MENDED),
+    "llm-drop+replaceme",
+    "flap+refit",
+    "flap+blockwise",
+    "laco+reinitialize",
+]
 # transposed matrices and tied tables; norms behind blocks; parallel blocks with biases
 OTHERS = {"gpt2": ["slicegpt", "flap", "shortgpt+replaceme"], "gemma2": ["laco-ls", "shortgpt+replaceme"]}
 OTHERS |= {"mixtral": ["reap", "expert-random", "shortgpt"], "phi": ["slicegpt", "llm-pruner", "flap+refit"]}

@@ -25,7 +25,7 @@ RATIO = 0.3
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
 WAITING = [("llama", name) for name in SPECS if TINY[name].looks_at != "nothing"]
 COMPENSATED = ["scale", "linearpatch", "ghost", "replaceme"]
-COMPENSATED = [*(f"shortgpt+{name}" for name in COMPENSATED), "llm-drop+replaceme", "flap+refit"]
+COMPENSATED = [*(f"shortgpt+{name}" for name in COMPENSATED), "llm-drop+replaceme", "flap+refit", "flap+blockwise"]
 WAITING += [("llama", name) for name in COMPENSATED]
 WAITING += [("mixtral", name) for name in EXPERTS if name != "expert-random"]
 WAITING += [("gemma2", "laco-ls"), ("gemma2", "shortgpt+replaceme"), ("phi", "obs"), ("phi", "shortgpt+ghost")]

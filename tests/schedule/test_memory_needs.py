@@ -42,7 +42,14 @@ WEIGHTS = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 512}, (4,
 STATES = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 512}, (16, 32, 2**19)
 LOGITS = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 2048}, (8, 32, 2**20)
 EVERY = [name for name in METHODS if TINY[name].looks_at != "nothing"]
-COMPENSATED = ["shortgpt+replaceme", "shortgpt+scale", "shortgpt+ghost", "flap+refit", "shortgpt+reinitialize"]
+COMPENSATED = [
+    "shortgpt+replaceme",
+    "shortgpt+scale",
+    "shortgpt+ghost",
+    "flap+refit",
+    "flap+blockwise",
+    "shortgpt+reinitialize",
+]
 SHORT = {  # what takes long, and no more memory for it
     "tyr": {"rounds": 1, "generations": 1, "offspring": 2, "survivors": 1, "levels": 3},
     "llm-streamline": {"passes": 1},
