@@ -30,8 +30,11 @@ from methods.registry import (
     make,
     modules_of,
     parameters_of_pruner,
-    plugin_of,
+    place_of_prune,
+    plugins_of,
     revision_of_method,
+    sources_of_method,
+    tiny_parameters_of,
 )
 
 if TYPE_CHECKING:
@@ -68,9 +71,12 @@ __all__ = [
     "modules_of",
     "parameters",
     "parameters_of_pruner",
-    "plugin_of",
+    "place_of_prune",
+    "plugins_of",
     "register",
     "revision_of_method",
+    "sources_of_method",
+    "tiny_parameters_of",
 ]
 
 

@@ -2,8 +2,8 @@
 
 `shortgpt+ghost` is a method and a compensation, see methods/compensation/base.py.
 
-A method of this package is a file of one of FOLDERS with `@register("name")` in it. A user's own method is in a file
-that --plugin names, or in an installed package with the entry-point group "prunebench.methods".
+A method of this package is a file of one of FOLDERS with `@register("name")` in it. A user's own method or compensation
+is in a file that --plugin names, or in an installed package with the entry-point group "prunebench.methods".
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from methods.base import REGISTRY, Pruner
 from methods.files import hash_file
+from methods.plugin_sources import find_sources
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -108,7 +111,7 @@ def _load_file(path: Path) -> None:
         raise ValueError(f"--plugin names a Python file with @register-ed methods; {path} is none")
     if name in sys.modules:
         return
-    before = set(REGISTRY)
+    before = _registered_names()
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -118,9 +121,26 @@ def _load_file(path: Path) -> None:
         raise
     except BaseException as error:  # SystemExit too, since it would end the program without a message
         del sys.modules[name]
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    if set(REGISTRY) == before:
+        raise ValueError(
+            f"{path} cannot be imported: {_line_in(path, error)}{type(error).__name__}: {error}"
+        ) from error
+    if _registered_names() == before:
         raise ValueError(f"{path} registers no method; put @register(NAME) above a frozen dataclass")
+
+
+def _registered_names() -> set[str]:
+    """Return the names of all methods, and of the compensations of plugins behind a plus."""
+    base = sys.modules.get("methods.compensation.base")  # imported by whoever registers one
+    compensations: Mapping[str, type] = {} if base is None else base.REGISTRY
+    own = {f"+{name}" for name, kind in compensations.items() if not kind.__module__.startswith("methods.")}
+    return {*REGISTRY, *own}
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    """Return the innermost line of a file that an error comes through, as "line 3: "; empty without one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    return f"line {lines[-1]}: " if lines else ""
 
 
 def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
@@ -153,6 +173,16 @@ def parameters_of_pruner(pruner: Pruner) -> dict[str, Any]:
     compensation = pruner.compensation
     ours = dataclasses.asdict(compensation)
     return parameters_of_pruner(pruner.pruner) | {f"{compensation.name}.{key}": value for key, value in ours.items()}
+
+
+def tiny_parameters_of(name: str) -> dict[str, str]:
+    """Return the parameters, as text and by the names that `make` takes, with which a method serves a tiny model."""
+    prefixes = ("", f"{name.partition('+')[2]}.")
+    parameters = dict[str, str]()
+    for prefix, kind in zip(prefixes, _classes(name), strict=False):
+        pairs = [pair.partition("=") for pair in getattr(kind, "tiny", "").split(",") if pair]
+        parameters |= {prefix + key: value for key, _, value in pairs}
+    return parameters
 
 
 def find_changed_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,19 +219,31 @@ def _defaults_of(kind: type, prefix: str) -> dict[str, str]:
 def revision_of_method(name: str) -> str:
     """Return the revision of a method: "1", or "1+1" with a compensation.
 
-    The sha256 of each file outside this package that defines one of the two follows.
+    The sha256 of each file of `sources_of_method` follows.
     """
-    classes = _classes(name)
-    numbers = "+".join(str(getattr(cls, "revision", 1)) for cls in classes)
-    modules = dict.fromkeys(cls.__module__ for cls in classes if not cls.__module__.startswith("methods."))
+    numbers = "+".join(str(getattr(cls, "revision", 1)) for cls in _classes(name))
+    return ", ".join([numbers, *map(hash_file, sources_of_method(name))])
+
+
+def sources_of_method(name: str) -> list[Path]:
+    """Return the files outside this package that a method and its compensation consist of, with what these import."""
+    sources = [source for plugin in plugins_of(name) for source in find_sources(Path(plugin))]
+    return list(dict.fromkeys(sources))
+
+
+def plugins_of(name: str) -> list[str]:
+    """Return the files of plugins or installed packages that define a method and its compensation."""
+    modules = dict.fromkeys(module for module in modules_of(name) if not module.startswith("methods."))
     files = [getattr(sys.modules.get(module), "__file__", None) for module in modules]
-    return ", ".join([numbers, *(hash_file(Path(file)) for file in files if file)])
+    return [file for file in files if file]
 
 
-def plugin_of(name: str) -> str | None:
-    """Return the file of the plugin or the installed package that defines a method; None for one of this package."""
-    module = modules_of(name)[0]
-    return None if module.startswith("methods.") else getattr(sys.modules.get(module), "__file__", None)
+def place_of_prune(name: str) -> str:
+    """Return where a plugin's method begins to prune, as 'mine.py:14 in prune: '; "" for a method of this package."""
+    code = getattr(inspect.unwrap(_classes(name)[0].prune), "__code__", None)  # type: ignore[attr-defined]
+    if code is None or code.co_filename not in plugins_of(name):
+        return ""
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno} in prune: "
 
 
 def modules_of(name: str) -> list[str]:

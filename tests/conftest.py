@@ -23,16 +23,22 @@ import pytest
 import torch
 from baichuan_code import BaichuanConfig, BaichuanForCausalLM
 from hypothesis import HealthCheck, settings
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
 from bench.system import worker
+from bench.workshop.tiny_models import (
+    LATER,
+    LAYERS,
+    TINY,
+    VOCABULARY,
+    draw_tiny_model,
+    options_of_tiny_model,
+    prepare_weights,
+)
+from methods.compensation.base import REGISTRY as COMPENSATIONS
 from methods.model.calibration import Calibration
 from methods.model.layer import copy_module
 from methods.registry import PLUGIN, REGISTRY
-
-VOCABULARY = 128
-LAYERS = 6
 
 # tests/fuzz has so many inputs in all: the same ones every time, or with --hypothesis-profile nightly others each time.
 QUIETLY = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -139,94 +145,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name in LONG and config.getoption("benchmark_disable") else None
 
 
-# Every structural switch that a family can have is on: grouped queries, tied and untied heads, biases, windows.
-TINY = {
-    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
-    "qwen2": {
-        "num_key_value_heads": 2,
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "max_window_layers": 2,
-        "tie_word_embeddings": True,
-    },
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
-    "gemma": {"num_key_value_heads": 1, "head_dim": 16},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
-    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
-    "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
-    "gpt2": {"n_positions": 128},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 1},
-    "gpt_neox": {},
-    "phi": {},
-}
-MIXTURES = {  # of experts, which have tests of their own beside those of all families
-    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
-    "qwen3_moe": {
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "moe_intermediate_size": 24,
-        "num_experts": 8,
-        "num_experts_per_tok": 3,
-        "norm_topk_prob": True,
-        "mlp_only_layers": [1],
-    },
-    "olmoe": {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": True},
-    "gpt_oss": {
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-        "sliding_window": 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    },
-    "glm4_moe": {  # two groups of four experts, of which a token may take one
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "use_qk_norm": True,
-        "moe_intermediate_size": 24,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
-        "n_group": 2,
-        "topk_group": 1,
-        "routed_scaling_factor": 1.5,
-    },
-}
-# These go through one method of each kind of shape (tests/tiny_methods.py, CELLS), those above through every method.
-LATER = {
-    "granite": {
-        "num_key_value_heads": 2,
-        "attention_bias": True,
-        "mlp_bias": True,
-        "tie_word_embeddings": True,
-        "embedding_multiplier": 3.0,
-        "logits_scaling": 2.0,
-        "residual_multiplier": 0.4,
-        "attention_multiplier": 0.2,
-    },
-    "smollm3": {
-        "num_key_value_heads": 2,
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "no_rope_layer_interval": 2,
-        "pad_token_id": 0,
-    },
-    "olmo2": {"num_key_value_heads": 2},
-    "olmo3": {"num_key_value_heads": 2, "sliding_window": 8},
-    "starcoder2": {"num_key_value_heads": 2, "sliding_window": 8, "tie_word_embeddings": True},
-    "stablelm": {"num_key_value_heads": 2, "use_qkv_bias": True},
-    "nemotron": {
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "intermediate_size": 96,
-        "attention_bias": True,
-        "mlp_bias": True,
-    },
-    "glm4": {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0},
-    "cohere2": {"num_key_value_heads": 2, "sliding_window": 8, "attention_bias": True, "logit_scale": 0.25},
-}
 OWN_CODE: dict[str, dict[str, object]] = {"baichuan": {}}  # families that transformers does not have
-FAMILIES = (*TINY, *OWN_CODE)
+FAMILIES = (
+    *TINY,
+    *OWN_CODE,
+)  # which go through every method; LATER through one of each kind of shape (tiny_methods.py)
 EVERY_FAMILY = (*FAMILIES, *LATER)
 
 
@@ -254,32 +177,10 @@ def copy_of_model(model: torch.nn.Module) -> torch.nn.Module:
 
 def draw(family: str, layers: int, seed: int, overrides: dict[str, object]) -> torch.nn.Module:
     """The model that `tiny` gives copies of."""
-    options: dict[str, object] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    options |= (TINY | LATER | OWN_CODE | MIXTURES)[family] | overrides
-    torch.default_generator.manual_seed(seed)  # that of all devices keeps the stack of each call, for 0.7 ms
-    if family in OWN_CODE:
-        model = BaichuanForCausalLM(BaichuanConfig(**options))
-    else:
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options), dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide mistakes
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            else:
-                parameter.mul_(4.0)
-        for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):  # of a router, zero too
-                buffer.copy_(0.1 * torch.randn_like(buffer))
-    return model.eval()
+    if family not in OWN_CODE:
+        return draw_tiny_model(family, layers=layers, seed=seed, **overrides)
+    torch.default_generator.manual_seed(seed)
+    return prepare_weights(BaichuanForCausalLM(BaichuanConfig(**options_of_tiny_model(layers) | overrides)))
 
 
 def padded(rows: list[list[int]]) -> Calibration:
@@ -376,10 +277,11 @@ def bars(monkeypatch):
 def no_plugin_outlives_its_test():
     """Methods of files that a test has loaded are gone behind it, so that another one may use their names."""
     yield
-    for name, method in list(REGISTRY.items()):
-        if method.__module__.startswith(PLUGIN):
-            del REGISTRY[name]
-            sys.modules.pop(method.__module__, None)
+    for registry in (REGISTRY, COMPENSATIONS):
+        for name, kind in list(registry.items()):
+            if kind.__module__.startswith(PLUGIN):
+                del registry[name]
+                sys.modules.pop(kind.__module__, None)
 
 
 @pytest.fixture

@@ -17,11 +17,13 @@ import pytest
 import torch
 from conftest import refused, tiny
 
+import methods
 from bench.cli.main import main
 from bench.records.run_folder import load_run
 from bench.runs import measure
 from bench.system.interrupt import EndedBySignal
 from methods import Decoder, OutOfReach
+from methods.files import hash_file
 from methods.model.sizes import layer_parameters, parameters
 
 PAGE = Path(__file__).parent.parent / "docs" / "guides" / "add-method.md"
@@ -194,6 +196,44 @@ def test_a_cell_that_fails_says_where_in_the_plugin(lines, said, base, tmp_path,
     first, _, trace = (record.error or "").partition("\n")
     assert first == said
     assert trace.startswith("Traceback (most recent call last):\n")
+
+
+MENDING = """
+from dataclasses import dataclass
+from methods.compensation.base import Compensation, register_compensation
+
+
+@register_compensation("NAME")
+@dataclass(frozen=True)
+class Mending(Compensation):
+    def parameters_added(self, pruning):
+        return 0
+    def repair(self, pruning, calibration):
+        return [][1]
+"""
+
+
+def test_a_compensation_of_a_file_that_fails_says_where_in_it(base, tmp_path, capsys):
+    """A file may hold nothing else; its text is a part of the revision of what it repairs."""
+    (tmp_path / "mending.py").write_text(MENDING.replace("NAME", "mending"))
+    plugin = ["--plugin", str(tmp_path / "mending.py"), "--methods", "shortgpt+mending", "--ratio", "0.3"]
+    assert main([*base, *plugin, "--no-isolate"]) == 3
+    assert "error: mending.py:12 in repair: IndexError: list index out of range" in capsys.readouterr().err
+    assert methods.plugins_of("shortgpt+mending") == [str(tmp_path / "mending.py")]
+    assert methods.revision_of_method("shortgpt+mending") == f"1+1, {hash_file(tmp_path / 'mending.py')}"
+
+
+def test_a_compensation_does_not_replace_one_of_its_name(tmp_path):
+    methods.make("shortgpt+scale")
+    (tmp_path / "scaled.py").write_text(MENDING.replace("NAME", "scale"))
+    with pytest.raises(ValueError, match="two compensations are called 'scale'"):
+        methods.load([str(tmp_path / "scaled.py")])
+
+
+def test_an_error_of_an_import_names_its_line(tmp_path):
+    (tmp_path / "early.py").write_text("import math\n\nmath.nothing()\n")
+    with pytest.raises(ValueError, match=r"early.py cannot be imported: line 3: AttributeError: module 'math' has no"):
+        methods.load([str(tmp_path / "early.py")])
 
 
 def test_a_plan_that_fails_is_a_line_that_says_where_before_any_work(base, tmp_path, capsys):

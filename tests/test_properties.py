@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EVERY_FAMILY, FAMILIES, LAYERS, MIXTURES, OWN_CODE, tiny
+from conftest import EVERY_FAMILY, FAMILIES, LAYERS, OWN_CODE, tiny
 from tiny_methods import CELLS, EXPERTS, KINDS, METHODS, SHAPED, SPECS, calibration, logits, pruned, pruned_anew
 
 import methods
+from bench.workshop import method_checks
+from bench.workshop.tiny_models import MIXTURES
 from methods.checkpoint import save_load
 from methods.errors import OutOfReach, Unsupported
 from methods.model.architectures import LISTS
@@ -75,13 +77,8 @@ def test_cache_and_multiplications_of_a_dense_model_are_those_of_its_shapes(fami
 def check_cached_generation(model: Decoder, ids: torch.Tensor) -> None:
     """Token by token with a cache, a model computes what it computes of the whole text."""
     whole = logits(model, ids)
-    with torch.no_grad():
-        start = model.model(ids[:, :16], use_cache=True)
-        steps, cache = [start.logits], start.cache
-        for t in range(16, ids.shape[1]):
-            out = model.model(ids[:, t : t + 1], cache=cache, use_cache=True)
-            steps.append(out.logits)
-    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+    atol = method_checks.ROUNDING * float(whole.abs().max())
+    torch.testing.assert_close(method_checks.compute_cached_logits(model, ids), whole, rtol=0, atol=atol)
 
 
 def check_saved_model(
@@ -223,10 +220,7 @@ def test_the_achieved_ratio_never_falls_as_the_request_grows(method, family):
 def test_dropping_layers_equals_silencing_them(family, ids):
     """A layer whose two output matrices are zero adds nothing to the residual."""
     silenced = Decoder(tiny(family))
-    for index in (1, 3, 4):
-        for matrix in (silenced.layers[index].out, silenced.layers[index].down):
-            for parameter in matrix.parameters():
-                parameter.data.zero_()
+    method_checks.silence_removed(silenced, {"removed_layers": [1, 3, 4]})
     dropped, _ = pruned("drop", family, 0.0)
     torch.testing.assert_close(logits(dropped, ids), logits(silenced, ids), rtol=0, atol=1e-5)
 

@@ -7,9 +7,10 @@ import functools
 
 import pytest
 import torch
-from conftest import FAMILIES, LATER, LAYERS, VOCABULARY, tiny
+from conftest import FAMILIES, LATER, LAYERS, tiny
 
 import methods
+from bench.workshop.tiny_models import draw_calibration as calibration
 from methods import decisions
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
@@ -37,11 +38,6 @@ FEW_LAYERS = 4  # two for each of two GPUs
 def layers_for(method: str) -> int:
     """How many layers a model has that a method is tried on in several places; LaCo merges windows of several."""
     return LAYERS if method.partition("+")[0] in ("laco", "laco-published") else FEW_LAYERS
-
-
-def calibration(seed: int = 0) -> Calibration:
-    ids = torch.randint(3, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(seed))
-    return Calibration(ids, torch.ones_like(ids, dtype=torch.bool), seed=seed)
 
 
 def pruned(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:

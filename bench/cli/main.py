@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.cli import READER_GONE, USAGE, export, folder, measurements, regression, report, run
+from bench.cli import READER_GONE, USAGE, export, folder, measurements, regression, report, run, workshop
 from bench.cli import list as list_command
 from bench.plan.fields import hint_of_similar_name
 from bench.system import failures, interrupt
@@ -165,7 +165,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             for name, command in reversed(_commands(parser).items())
             for option in command._option_string_actions
         }
-        meant = [flag] if flag in commands else get_close_matches(flag, commands, n=1)
+        flags_of_run = _commands(parser)["run"]._option_string_actions
+        longer = [option for option in flags_of_run if option.startswith(flag)]  # of the command that is left out most
+        if flag in commands and (flag in flags_of_run or not longer):
+            longer = [flag]
+        meant = longer[:1] or get_close_matches(flag, commands, n=1)
         hint = f"; did you mean `{commands[meant[0]]}`?" if meant else ""
         parser.error(f"a command stands first, and {flag} is none{hint}")
     return parser.parse_args(argv)
@@ -203,6 +207,7 @@ def _parser(program: str) -> Parser:
         list_command.add_list,
         measurements.add_similarity,
         list_command.add_doctor,
+        workshop.add_check_method,
     ):
         add(commands)
     return parser

@@ -216,7 +216,7 @@ def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by
     except methods.Unsupported:
         return
     except Exception as error:
-        if not (place := failures.place_in_plugin(error, methods.plugin_of(cell.method))):
+        if not (place := failures.place_in_plugin(error, methods.plugins_of(cell.method))):
             raise
         raise UserError(f"{cell.label} cannot be planned: {place}{failures.reason_of_error(error)}") from error
     if cell.ratio and not ratio:

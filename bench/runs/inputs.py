@@ -101,8 +101,30 @@ def find_old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str,
             yield path.stem, str(error)
             continue
         if cell := cell_by_question.get(question_of_record(record)):
-            changed = ", ".join(names_of_differences(record.cell.inputs, cell.inputs)) or "a default"
-            yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
+            yield path.stem, f"{path.stem}.json is old, since this has changed: {_words_of_change(record.cell, cell)}"
+
+
+def _words_of_change(before: Cell, after: Cell) -> str:
+    """Return the inputs that differ between two cells of one question, a plugin's by the names of its files."""
+    names = names_of_differences(before.inputs, after.inputs)
+    words = {name: name for name in names}
+    if "revision" in words and before.inputs is not None and after.inputs is not None:
+        words["revision"] = _words_of_revision(before.inputs.revision, after.inputs.revision, after.method)
+    return ", ".join(words.values()) or "a default"
+
+
+def _words_of_revision(before: str, now: str, method: str) -> str:
+    """Return what has changed of a method: files of a plugin, or its revision from one number to another."""
+    (number, *hashes), (number_now, *hashes_now) = before.split(", "), now.split(", ")
+    if number != number_now:
+        return f"revision ({number} before, {number_now} now)"
+    files = [file.name for file in methods.sources_of_method(method)]
+    if not files:
+        return "revision"
+    if len(hashes) != len(hashes_now):
+        return f"{files[0]} or what it imports"
+    pairs = zip(files, hashes, hashes_now, strict=False)  # behind them may stand a hash of all built-in methods
+    return ", ".join(name for name, first, second in pairs if first != second) or "revision"
 
 
 def question_of_record(record: Record) -> str:

@@ -90,7 +90,8 @@ def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
         memory.set_gpu(outcome.devices[0])
         _measure(cell, folder, datasets, outcome, parents)
     except tuple(OUTCOMES) as reason:
-        status, error = OUTCOMES[type(reason)], str(reason)
+        place = methods.place_of_prune(cell.method) if isinstance(reason, WrongDecisions) else ""  # raised behind it
+        status, error = OUTCOMES[type(reason)], f"{place}{reason}"
     except (KeyboardInterrupt, interrupt.EndedBySignal):
         raise
     except BaseException as reason:  # SystemExit of a plugin too, which would end the run as if it were done
@@ -105,7 +106,7 @@ def try_cell(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
         if status == "out_of_memory":
             error = str(reason).partition("\n")[0] or type(reason).__name__
         else:
-            place = failures.place_in_plugin(reason, methods.plugin_of(cell.method))
+            place = failures.place_in_plugin(reason, methods.plugins_of(cell.method))
             error = f"{place}{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
     outcome.send_values(status=status, error=error)
     gc.collect()  # models refer to themselves

@@ -24,7 +24,7 @@ from bench.plan import validate
 from bench.plan.cell import Cell
 from bench.plan.named import refuse_file
 from bench.plan.run_spec import RunSpec
-from bench.runs import store
+from bench.runs import inputs, store
 from bench.runs.calibration import OwnTexts
 from bench.runs.datasets import read_datasets, setting_of_calibration
 from bench.runs.runner import find_scoring_engine, with_inputs
@@ -180,7 +180,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     needs = {cell.key: footprint_of(cell, offload=has_folder).place(cell, room, card) for cell in cells}
     estimates = {cell.key: _without_untimed(estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
     missing = [cell for cell in cells if cell.key not in done]
-    remarks = remarks_on_memory(missing, needs, spec, slots, room / GIB) if is_here else []
+    remarks = [f"{why}; it is measured again" for _, why in inputs.find_old_records(folder, cells)]
+    remarks += remarks_on_memory(missing, needs, spec, slots, room / GIB) if is_here else []
     return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, is_here=is_here, remarks=remarks)
 
 

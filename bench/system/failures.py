@@ -85,15 +85,14 @@ def reason_of_error(error: BaseException) -> str:
     return f"out of memory ({text})" if is_out_of_memory(error) else text
 
 
-def place_in_plugin(error: BaseException, plugin: str | None) -> str:
+def place_in_plugin(error: BaseException, plugins: Iterable[str]) -> str:
     """Return the innermost place in a plugin that an error comes through, as 'mine.py:14 in prune: ', or "".
 
-    plugin  its file. Other modules in its folder belong to it, unless an installer has put them there
+    plugins  their files. Other modules in the folder of one belong to it, unless an installer has put them there
     """
-    if plugin is None:
-        return ""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_of(Path(frame.filename).resolve(), Path(plugin).resolve()):
+    files = [Path(plugin).resolve() for plugin in plugins]
+    for frame in reversed(traceback.extract_tb(error.__traceback__) if files else []):
+        if any(_is_of(Path(frame.filename).resolve(), file) for file in files):
             return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: "
     return ""
 

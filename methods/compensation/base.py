@@ -99,6 +99,9 @@ def register_compensation(name: str) -> Callable[[C], C]:
             raise TypeError(
                 f"@register_compensation goes above @dataclass and a subclass of Compensation: {cls.__name__} is none"
             )
+        registered = REGISTRY.get(name, cls)
+        if (registered.__module__, registered.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"two compensations are called {name!r}: {registered.__module__} and {cls.__module__}")
         cls.name = name
         REGISTRY[name] = cls
         return cls

@@ -7,13 +7,14 @@ import hashlib
 
 import pytest
 import torch
-from conftest import MIXTURES, padded, tiny
+from conftest import padded, tiny
 from made_records import DENSE, PER_LAYER, measured, ok, with_measured
 from tiny_methods import EXPERTS, calibration
 
 import methods
 from bench.healing.trainable import make_trainable
 from bench.plan.protocol import Recipe
+from bench.workshop.tiny_models import MIXTURES
 from methods.errors import OutOfReach, Unsupported
 from methods.experts.reap import experts_to_go, lowest_of_groups, sum_routed_outputs
 from methods.model import activations

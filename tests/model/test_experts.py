@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from conftest import MIXTURES, tiny
+from conftest import tiny
 from tiny_methods import MIXED, calibration, logits
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -16,6 +16,7 @@ import methods
 from bench.records.speed_results import MatrixWidths
 from bench.schedule.shape import Shape
 from bench.speed import peaks
+from bench.workshop.tiny_models import MIXTURES
 from methods.cards import cards_of_compensations
 from methods.checkpoint import load, save
 from methods.checkpoint.save_load import verify

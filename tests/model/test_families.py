@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import EVERY_FAMILY, MIXTURES, tiny
+from conftest import EVERY_FAMILY, tiny
 from pages import text
 from tiny_methods import calibration, logits
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import methods
 from bench.cli.main import main
+from bench.workshop.tiny_models import MIXTURES
 from methods.errors import Unsupported
 from methods.model import architectures
 from methods.model.activations import enter

@@ -111,8 +111,28 @@ def test_a_record_of_another_revision_is_old(asked, tmp_path, capsys, monkeypatc
     capsys.readouterr()
     assert main(asked) == 0
     said = capsys.readouterr().err
-    assert "is old, since this has changed: revision; moved to superseded/" in said
+    assert "is old, since this has changed: revision (1 before, 2 now); moved to superseded/" in said
     assert said.count("has a record") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ("1, aa, bb", "1, ab, bb", "mine.py"),
+        ("1, aa, bb", "1, aa, bc", "helper.py"),
+        ("1, aa, bb", "1, ab, bc", "mine.py, helper.py"),
+        ("1, aa", "1, aa, bb", "mine.py or what it imports"),
+        ("1, aa, bb, c0", "1, aa, bb, c1", "revision"),  # the methods of this package, in a checkout that is edited
+        ("1, aa, bb", "2, ab, bb", "revision (1 before, 2 now)"),
+    ],
+)
+def test_the_files_of_a_plugin_that_have_changed_are_named(before, now, words, monkeypatch):
+    monkeypatch.setattr(methods, "sources_of_method", lambda name: [Path("/a/mine.py"), Path("/a/helper.py")])
+    assert inputs._words_of_revision(before, now, "mine") == words
+
+
+def test_a_method_of_the_package_has_no_files_to_name():
+    assert inputs._words_of_revision("1, c0", "1, c1", "sleb") == "revision"
 
 
 def test_a_record_of_another_default_is_old(asked, tmp_path, capsys, monkeypatch):

@@ -339,10 +339,13 @@ def test_an_edited_plugin_is_not_served_its_old_answer(asked, tmp_path, capsys, 
     assert capsys.readouterr().err.count("has a record") == 2
     before = {path.name for path in (tmp_path / "run" / "cells").glob("ledger-mine*")}
     plugin.write_text(plugin.read_text() + "EDITED = True\n")
+    assert main([*arguments, "--plan"]) == 0
+    assert "is old, since this has changed: mine.py; it is measured again" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run" / "cells").glob("ledger-mine*")} == before  # a plan moves nothing
     assert main(arguments) == 0
     said = capsys.readouterr().err
     assert said.count("has a record") == 1
-    assert "is old, since this has changed: revision; moved to superseded/" in said
+    assert "is old, since this has changed: mine.py; moved to superseded/" in said
     after = {path.name for path in (tmp_path / "run" / "cells").glob("ledger-mine*")}
     assert (len(after), after & before) == (1, set())  # of which a report makes one row
     assert before <= {path.name for path in (tmp_path / "run" / "superseded" / "cells").iterdir()}

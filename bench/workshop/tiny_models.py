@@ -1,0 +1,164 @@
+"""Draws tiny models of every family from configurations, on which methods are checked: random weights, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from methods.model.calibration import Calibration
+
+VOCABULARY = 128
+LAYERS = 6
+SEQUENCES, LENGTH = 6, 24  # of the calibration
+SPECIAL = 3  # tokens at the front of the vocabulary that no text has
+
+# Every structural switch that a family can have is on: grouped queries, tied and untied heads, biases, windows.
+TINY: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "qwen2": {
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
+    "gpt2": {"n_positions": 128},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 1},
+    "gpt_neox": {},
+    "phi": {},
+}
+MIXTURES: dict[str, dict[str, Any]] = {  # of experts, which have tests of their own beside those of all families
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "moe_intermediate_size": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "olmoe": {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": True},
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "glm4_moe": {  # two groups of four experts, of which a token may take one
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "use_qk_norm": True,
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.5,
+    },
+}
+LATER: dict[str, dict[str, Any]] = {
+    "granite": {
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+    },
+    "smollm3": {
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "no_rope_layer_interval": 2,
+        "pad_token_id": 0,
+    },
+    "olmo2": {"num_key_value_heads": 2},
+    "olmo3": {"num_key_value_heads": 2, "sliding_window": 8},
+    "starcoder2": {"num_key_value_heads": 2, "sliding_window": 8, "tie_word_embeddings": True},
+    "stablelm": {"num_key_value_heads": 2, "use_qkv_bias": True},
+    "nemotron": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 96,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "glm4": {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0},
+    "cohere2": {"num_key_value_heads": 2, "sliding_window": 8, "attention_bias": True, "logit_scale": 0.25},
+}
+
+
+def draw_tiny_model(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: Any) -> nn.Module:
+    """Return a random float32 model of a family that the tables above name: width 32, four query heads, 128 positions.
+
+    overrides  fields of its configuration
+    """
+    options = options_of_tiny_model(layers) | (TINY | LATER | MIXTURES)[family] | overrides
+    torch.default_generator.manual_seed(seed)  # that of all devices keeps the stack of each call, for 0.7 ms
+    config = AutoConfig.for_model(family, **options)
+    return prepare_weights(AutoModelForCausalLM.from_config(config, dtype=torch.float32))  # type: ignore[no-untyped-call]
+
+
+def options_of_tiny_model(layers: int) -> dict[str, Any]:
+    """Return the fields of a configuration that all tiny models share."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+@torch.no_grad()
+def prepare_weights(model: nn.Module) -> nn.Module:
+    """Return the model with larger matrices, and with norms and biases that are not ones and zeros, ready to run.
+
+    Ones and zeros would hide mistakes.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        else:
+            parameter.mul_(4.0)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):  # of a router, zero too
+            buffer.copy_(0.1 * torch.randn_like(buffer))
+    return model.eval()
+
+
+def draw_calibration(seed: int = 0) -> Calibration:
+    """Return random tokens for methods to look at, in six sequences of 24."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(SPECIAL, VOCABULARY, (SEQUENCES, LENGTH), generator=generator)
+    return Calibration(ids, torch.ones_like(ids, dtype=torch.bool), seed=seed)
+
+
+def make_tokenizer() -> Any:
+    """Return a tokenizer of bytes with one merge, as every format holds it: 260 tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(("<pad>", "<s>", "</s>", *alphabet, "th"))}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[("t", "h")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
