@@ -9,6 +9,8 @@
     documents = bench.samples("results/mine", "piqa")        # a row for each cell and document
     report = bench.report("results/mine")                    # tables and figures, for Jupyter to show
     pruned = bench.prune(model, "flap", 0.2, tokenizer=tokenizer)       # a copy of a model that is in memory
+    before, after = (bench.evaluate(each, tokenizer=tokenizer) for each in (model, pruned))
+    bench.compare(before, after)                             # in pairs of the same documents and windows
 
 Nothing heavy is imported before one of these names is used.
 """
@@ -23,15 +25,18 @@ if TYPE_CHECKING:
     from bench.plan.run_spec import RunSpec
     from bench.records.run_folder import read, samples
     from bench.runs.in_memory import prune
+    from bench.runs.quality_in_memory import compare, evaluate
     from bench.runs.runner import run_spec as run
     from reports.report import report
 
 
-__all__ = ["Recipe", "RunSpec", "prune", "read", "report", "run", "samples"]
+__all__ = ["Recipe", "RunSpec", "compare", "evaluate", "prune", "read", "report", "run", "samples"]
 
 HOMES = {  # the module that has each name, and what it is called there
     "Recipe": ("bench.plan.protocol", "Recipe"),
     "RunSpec": ("bench.plan.run_spec", "RunSpec"),
+    "compare": ("bench.runs.quality_in_memory", "compare"),
+    "evaluate": ("bench.runs.quality_in_memory", "evaluate"),
     "prune": ("bench.runs.in_memory", "prune"),
     "read": ("bench.records.run_folder", "read"),
     "report": ("reports.report", "report"),

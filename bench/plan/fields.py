@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import GenericAlias, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from methods.errors import UserError
 
@@ -186,6 +186,15 @@ def hint_of_similar_name(name: str, names: Iterable[str]) -> str:
     """Return a hint at the known name that is most like `name`: '; did you mean laco?'; empty where none is like it."""
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def refuse_name(where: str, name: str, names: Iterable[str], see: str) -> NoReturn:
+    """Raise UserError for a name that is none of these; it names the one that is most like it.
+
+    where  the words in front of the name, as in "RunSpec takes no"
+    see    what is right, or where that stands
+    """
+    raise UserError(f"{where} {name!r}{hint_of_similar_name(name, names)}; {see}")
 
 
 def to_word(value: Any) -> str:

@@ -40,6 +40,7 @@ from bench.plan.fields import (
     parse_budget,
     parse_methods,
     parse_ratios,
+    refuse_name,
     split_list,
     split_repeated,
 )
@@ -93,6 +94,7 @@ ENGINE = "local is this machine, ray a cluster, see docs/reference/machines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
 
 HELP = "see `python -m bench run --help`"
+FLAGS = "it takes the names of the flags of `run`"
 
 Spec = TypeVar("Spec")
 
@@ -110,15 +112,14 @@ def accept_flags(spec_class: type[Spec]) -> type[Spec]:
 
     @functools.wraps(from_fields)
     def __init__(self: Any, *methods: Any, **named: Any) -> None:
-        own, options = [attribute.name for attribute in fields(RunSpec)], _known_names()
+        own, options = [attribute.name for attribute in fields(RunSpec)], options_by_name()
         parts: dict[type, dict[str, Any]] = {RunSpec: {}, Protocol: {}, Recipe: {}}
         given_as: dict[tuple[type, str], str] = {
             (Protocol, name): f"protocol's {name}" for name in named.get("protocol", ())
         }
         for name, value in named.items():
             if name not in own and name not in options:
-                hint = hint_of_similar_name(name, dict.fromkeys([*options, *own]))
-                raise UserError(f"RunSpec takes no {name!r}{hint}; it takes the names of the flags of `run`, {HELP}")
+                refuse_name("RunSpec takes no", name, dict.fromkeys([*options, *own]), f"{FLAGS}, {HELP}")
             where = (RunSpec, name) if name in own else (options[name].owner, options[name].field)
             if where in given_as:
                 raise UserError(f"{given_as[where]} and {name} say the same; give one of them")
@@ -145,7 +146,7 @@ def accept_flags(spec_class: type[Spec]) -> type[Spec]:
     return spec_class
 
 
-def _known_names() -> dict[str, Option]:
+def options_by_name() -> dict[str, Option]:
     """Return the flags of `run` by their names in Python, those of the protocol also by those of its fields."""
     of_protocol = {flag.field: flag for flag in flags_of_run().values() if flag.owner is Protocol}
     return of_protocol | {flag.flag.replace("-", "_"): flag for flag in flags_of_run().values()}
@@ -259,9 +260,7 @@ class RunSpec:
         names = [attribute.name for attribute in fields(Protocol)]
         for name in self.protocol:
             if name not in names:
-                raise UserError(
-                    f"a protocol has no {name!r}{hint_of_similar_name(name, names)}; it has {', '.join(names)}"
-                )
+                refuse_name("a protocol has no", name, names, f"it has {', '.join(names)}")
         if not self.models:
             raise UserError("--model is given nothing; name one or several, as in smollm2-135m,gemma3-270m")
         self._refuse_two_amounts()
@@ -572,8 +571,7 @@ def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         if flag in BY_HAND:
             raise UserError(f"{path}: {key} is not taken from a file; give --{flag} on the command line")
         if flag not in flags_of_run():
-            hint = hint_of_similar_name(flag, [*sorted(flags_of_run()), *OWN])
-            raise UserError(f"{path}: {key!r} is no flag of `run`{hint}; see `python -m bench run --help`")
+            refuse_name(f"{path}: `run` has no flag", str(key), [*sorted(flags_of_run()), *OWN], HELP)
         if flag in values:
             raise UserError(f"{path} names {flag} twice, as {key} and otherwise; keep one")
         try:

@@ -155,7 +155,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
                 raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
         _check_chat(first, model, trust=spec.trust_remote_code)
         for protocol in {protocol for protocol, _ in protocols}:
-            _refuse_longer(replace(protocol, tasks=names), target)
+            refuse_longer(replace(protocol, tasks=names), target.decoder.config)
         for protocol, seed in protocols:
             common = {
                 "model": model,
@@ -182,18 +182,22 @@ def _check_chat(protocol: Protocol, model: str, *, trust: bool) -> None:
         check_template(pretrained.load_tokenizer(model, trust), model, protocol.chat)
 
 
-def _refuse_longer(protocol: Protocol, target: Target) -> None:
+def refuse_longer(protocol: Protocol, config: Any, *, is_calibrated: bool = True) -> None:
     """Refuse sequences that are longer than a model takes, since it was not made for such positions.
 
-    An answer that a task lets it write has to leave room for the prompt.
+    config         of the model
+    is_calibrated  whether the calibration of the protocol is read
+
+    An answer that a task lets it write has to leave room for the prompt. Raises UserError.
     """
-    most = getattr(target.decoder.config, "max_position_embeddings", None)
+    most = getattr(config, "max_position_embeddings", None)
     if most is None:
         return
     window = protocol.window if protocol.texts else 0  # without texts nothing is cut into windows
     lengths = {"--window": window, "--positions": protocol.positions}
     lengths |= {f"--tasks {task}: a context of": CONTEXTS[task] for task in protocol.tasks if task in CONTEXTS}
-    for flag, length in (lengths | {"--calibration-length": protocol.calibration_length}).items():
+    lengths |= {"--calibration-length": protocol.calibration_length} if is_calibrated else {}
+    for flag, length in lengths.items():
         if length > most:
             raise UserError(f"{flag} {length} is more than the {most} tokens that the model takes")
     for task in protocol.tasks:

@@ -308,13 +308,18 @@ def _amounts(measured: Measured) -> dict[str, Any]:
     return row
 
 
+def interval_of_answers(task: TaskScore) -> tuple[float, float] | None:
+    """Return Wilson's 95 % interval of a task's accuracy; None where the main metric is no share of right answers."""
+    right, documents = task.main_metric.value * task.documents, task.documents
+    if task.main in ("acc", "acc_norm") and documents and abs(right - round(right)) < 1e-6:  # else no count of answers
+        return wilson(round(right), documents)
+    return None
+
+
 def _task(column: str, task: TaskScore) -> dict[str, Any]:
     main, documents = task.main, task.documents
     value, stderr = task.main_metric.value, task.main_metric.stderr
-    low, high = None, None
-    right = value * documents
-    if main in ("acc", "acc_norm") and documents and abs(right - round(right)) < 1e-6:  # else no count of answers
-        low, high = wilson(round(right), documents)
+    low, high = interval_of_answers(task) or (None, None)
     row = {
         column: value,
         f"{column}_stderr": stderr,

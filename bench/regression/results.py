@@ -167,11 +167,37 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     if record.status != "ok":
         return CellResults(identity_of_cell(record), record.status, requested_tasks=tuple(record.cell.protocol.tasks))
     folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
-    conditions = conditions_of_gate(record)
+    cell = results_of_measured(
+        measured,
+        lambda name: _table((record, folder, files), name),
+        identity=identity_of_cell(record),
+        conditions=conditions_of_gate(record),
+        where=(str(run), f"{run}: {key}: "),
+    )
+    about = {"model": record.display_name, "commit": record.environment.get("commit")}
+    return replace(cell, about={name: value for name, value in about.items() if value is not None})
+
+
+def results_of_measured(
+    measured: Measured,
+    read_table: Callable[[str], Any],
+    *,
+    identity: dict[str, Any],
+    conditions: dict[str, Any],
+    where: tuple[str, str],
+) -> CellResults:
+    """Return the results of measured values with their samples.
+
+    read_table  returns the pyarrow.Table of a task, or of a text or range by the name of its samples
+    identity    as CellResults has it, and so are the conditions
+    where       the beginning of a message about two texts, and of one about the samples of a text
+
+    Raises UserError for two texts of one name, and for impossible values of windows.
+    """
     chat = (conditions.get("chat_template"), conditions.get("system"))
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.task_scores.items():
-        table = _table((record, folder, files), name)
+        table = read_table(name)
         if task.main != ANSWER_BPB:
             tasks[name] = _answers_of_task(task, name, table, (task.main, chat))
         likely = _answers_of_task(task, name, table, (ANSWER_BPB, chat))
@@ -179,15 +205,13 @@ def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | No
     texts: dict[str, Windows] = {}
     for name, text in measured.scores_of_windows.items():
         if Path(name).name in texts:
-            raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        table = _table((record, folder, files), name_of_samples(name))
-        texts[Path(name).name] = _windows(text, table, f"{run}: {key}: the samples of {name}")
-    about = {"model": record.display_name, "commit": record.environment.get("commit")}
+            raise UserError(f"{where[0]}: two texts are called {Path(name).name}; give them different file names")
+        table = read_table(name_of_samples(name))
+        texts[Path(name).name] = _windows(text, table, f"{where[1]}the samples of {name}")
     return CellResults(
-        identity=identity_of_cell(record),
+        identity=identity,
         status="ok",
         conditions=conditions,
-        about={name: value for name, value in about.items() if value is not None},
         sizes=_sizes(measured),
         tasks={name: answers for name, answers in tasks.items() if answers is not None},
         texts=texts,

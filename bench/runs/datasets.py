@@ -26,7 +26,7 @@ from bench.data import pretrained, questions, task_loading, texts
 from bench.data.needle import CONTEXTS
 from bench.data.texts import EvaluationText, refuse_shared
 from bench.engines.engine import Machine, SearchStart
-from bench.evaluation import checks
+from bench.evaluation import checks, quality
 from bench.healing.training import Text, draw_text
 from bench.plan.cell import Cell, Inputs
 from bench.plan.kinds import to_plain, value_from_plain
@@ -210,18 +210,7 @@ class DatasetReader:
         p, tokenizer = cell.protocol, self.tokenizer
         loaded = _load_tasks(cell, self._tasks, tokenizer)
         block = draw_calibration(cell, tokenizer, self.own)
-        held_out = {
-            text: self._text(
-                text, p.window, p.stride, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
-            )
-            for text in p.texts
-        }
-        long_texts = {
-            text: self._long_text(
-                text, p.positions, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
-            )
-            for text in (p.texts if p.positions else ())
-        }
+        held_out, long_texts = quality.cut_texts(p, self._text), quality.cut_long_texts(p, self._long_text)
         every_text = [*held_out.values(), *long_texts.values()]
         refuse_shared(tokenizer, block.ids, block.source, every_text, "calibrated on")
         healing = {recipe: draw_text(tokenizer, recipe) for recipe in recipes}

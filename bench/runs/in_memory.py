@@ -17,6 +17,7 @@ from torch import Tensor
 
 import methods
 from bench.data import texts
+from bench.plan.cell import words_of_ratio
 from bench.plan.fields import parse_methods
 from bench.plan.protocol import Protocol
 from methods.budget import prune_to_budget, round_to_layers
@@ -27,6 +28,8 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, gpus_of
 from methods.model.sizes import parameters
 
+TOKENS_AT_HAND = "the text of calibration="  # the source of a calibration that is no text by name
+
 
 @dataclass(frozen=True)
 class PrunedCopy:
@@ -36,12 +39,16 @@ class PrunedCopy:
     decisions   what went, as `decisions` of a record has it
     removed     share of all parameters that went
     parameters  of the copy, each tied one once
+    title       the method and the ratio, as tables call a cell: "flap at 0.2"
+    calibration the tokens that the method looked at, on which the copy is not to be evaluated
     """
 
     decoder: Decoder
     decisions: dict[str, Any]
     removed: float
     parameters: int
+    title: str
+    calibration: Calibration
 
     @property
     def model(self) -> Any:
@@ -100,7 +107,8 @@ def prune(
             share if exact else round_to_layers(decoder, share), pruner, decoder, block
         )
     after = parameters(decoder)
-    return PrunedCopy(decoder, decisions, 1 - after / before, after)
+    title = f"{method} at {words_of_ratio(ratio, ratio_of)}"
+    return PrunedCopy(decoder, decisions, 1 - after / before, after, title, block)
 
 
 def _make_pruner(method: str) -> methods.Pruner:
@@ -119,7 +127,8 @@ def _calibration(calibration: str | Tensor, tokenizer: Any, shape: tuple[int, in
     if isinstance(calibration, Tensor):
         if calibration.dim() != 2 or calibration.is_floating_point() or not calibration.numel():
             raise UserError(f"calibration tokens are whole numbers of shape (N, T); got {tuple(calibration.shape)}")
-        return Calibration(calibration.long().cpu(), torch.ones_like(calibration, dtype=torch.bool).cpu(), seed=seed)
+        mask = torch.ones_like(calibration, dtype=torch.bool).cpu()
+        return Calibration(calibration.long().cpu(), mask, TOKENS_AT_HAND, seed)
     if tokenizer is None:
         raise UserError(f"the text {calibration!r} needs tokenizer=, that of the model; or give calibration= token ids")
     return texts.make_calibration(tokenizer, calibration, *shape, seed)

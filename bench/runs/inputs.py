@@ -50,7 +50,7 @@ def hash_shared_inputs(
     """
     of_texts = Inputs(
         weights_sha256="",
-        tokenizer_sha256=_tokenizer_sha256(tokenizer),
+        tokenizer_sha256=sha256_of_tokenizer(tokenizer),
         chat_template_sha256=sha256_of_template(tokenizer) if cell.protocol.apply_chat_template else None,
         calibration_sha256=calibration.sha256,
         texts={name: text.sha256 for name, text in texts.items()},
@@ -171,7 +171,8 @@ def sha256_of_state(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_sha256(tokenizer: Any) -> str:
+def sha256_of_tokenizer(tokenizer: Any) -> str:
+    """Return the sha256 of a tokenizer's vocabulary, rules and special tokens."""
     rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return hashlib.sha256(json.dumps([rules, special], sort_keys=True).encode()).hexdigest()

@@ -22,13 +22,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 
 import methods
-from bench.data import pretrained, texts
-from bench.evaluation import agreement, checks, scoring, tasks
+from bench.data import pretrained
+from bench.evaluation import agreement, checks, quality, scoring, tasks
 from bench.evaluation.agreement import Unlike
 from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import Backend
@@ -42,7 +41,7 @@ from bench.plan.address import ServerAddress, VllmPython
 from bench.plan.cell import Cell
 from bench.plan.grid import budget_of_cell, quantity_of_cell
 from bench.plan.kinds import to_plain, value_from_plain
-from bench.plan.protocol import name_of_range, name_of_samples, ranges_of_window
+from bench.plan.protocol import name_of_samples
 from bench.records.decided import WhatWent
 from bench.records.measured import (
     BudgetMet,
@@ -294,7 +293,8 @@ def _heal(
     def score_texts() -> dict[str, PointScore]:
         scores = {}
         for name, windows in datasets.texts.items():
-            score, _ = _score_text(cell, scoring.OwnModel(decoder.model, cell.protocol.batch_tokens), name, windows)
+            own = scoring.OwnModel(decoder.model, cell.protocol.batch_tokens)
+            score, _ = quality.score_text(cell.protocol, own, name, windows)
             scores[name] = PointScore(
                 perplexity=score.perplexity, perplexity_low=score.perplexity_low, perplexity_high=score.perplexity_high
             )
@@ -398,24 +398,9 @@ def _perplexity(cell: Cell, backend: Backend, datasets: Datasets, outcome: CellP
         with outcome.stage("perplexity"):
             score = pieces.recall(piece, TextScore)
             if score is None:
-                score, samples = _score_text(cell, backend, name, text)
+                score, samples = quality.score_text(cell.protocol, backend, name, text)
                 pieces.keep(piece, score, samples)
             scores[name] = score
-
-
-def _score_text(cell: Cell, backend: Backend, name: str, text: texts.EvaluationText) -> tuple[TextScore, pd.DataFrame]:
-    """Return the score of a text, and of each window: nll, in nats, and tokens that are scored."""
-    nll = backend.nll_of_windows(text.ids, text.scored).sum(1)
-    counts = text.scored.sum(1)
-    score = TextScore(
-        **vars(scoring.compute_perplexity(nll, counts, text.bytes, text.words, drawn=text.drawn)),
-        window=cell.protocol.window,
-        stride=cell.protocol.stride,
-        bos=text.bos,
-        sha256=text.sha256,
-        whole=texts.is_whole(name, cell.protocol.calibration),
-    )
-    return score, pd.DataFrame({"nll": nll.tolist(), "tokens": counts.tolist()})
 
 
 def _positions(backend: Backend, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:
@@ -423,27 +408,20 @@ def _positions(backend: Backend, datasets: Datasets, outcome: CellProgress, piec
     scores = dict[str, RangeScore]()
     for name, text in datasets.long_texts.items():
         with outcome.stage("perplexity"):
-            ranges = {name_of_range(name, *ends): ends for ends in ranges_of_window(text.ids.shape[1])}
-            kept = {each: pieces.recall(name_of_samples(each), RangeScore) for each in ranges}
+            kept = {each: pieces.recall(name_of_samples(each), RangeScore) for each in quality.list_ranges(name, text)}
             scores |= {each: score for each, score in kept.items() if score is not None}
             outcome.measured = replace(outcome.measured, positions=scores)
             if None not in kept.values():
                 continue
-            nll = backend.nll_of_windows(text.ids, text.scored)
-            for each, ends in ranges.items():
-                scores[each], sums, counts = scoring.score_range(nll, text, *ends)
-                samples = pd.DataFrame({"nll": sums.tolist(), "tokens": counts.tolist()})
-                pieces.keep(name_of_samples(each), scores[each], samples)
+            for each, (score, samples) in quality.score_ranges(backend, name, text).items():
+                scores[each] = score
+                pieces.keep(name_of_samples(each), score, samples)
 
 
 def _make_scorer(cell: Cell, loaded: tuple[Any, Any], backend: Backend, outcome: CellProgress) -> Any:
-    """Return what answers tasks for lm-eval."""
-    if cell.protocol.scorer == "stock":
-        return scoring.make_stock_scorer(*loaded)
-    # of the dense model alone: a damaged model can magnify rounding beyond any bound
-    check, tokens = cell.method == "dense", cell.protocol.batch_tokens
-    server = backend if cell.protocol.is_served else None
-    return scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping, backend=server)
+    """Return what answers tasks for lm-eval. The dense model alone is tried on a small tree."""
+    engine, check = backend if cell.protocol.is_served else None, cell.method == "dense"
+    return quality.make_scorer(cell.protocol, loaded, check=check, sweeping=outcome.sweeping, backend=engine)
 
 
 def _accuracy(cell: Cell, lm: Any, datasets: Datasets, outcome: CellProgress, pieces: store.Pieces) -> None:

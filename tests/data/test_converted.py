@@ -16,7 +16,7 @@ from uneven_models import bpe, uneven
 from bench.data import conversion, converted, pretrained
 from bench.data import gguf as gguf_reader
 from bench.export import gguf_file
-from bench.runs.inputs import _tokenizer_sha256
+from bench.runs.inputs import sha256_of_tokenizer
 from methods.errors import UserError
 from methods.files import hash_file
 from methods.model.decoder import Decoder
@@ -60,7 +60,7 @@ def test_what_is_converted_is_what_the_file_gives(file, cache, dtype, ids):
         with torch.no_grad():
             assert torch.equal(model(ids).logits, direct.eval()(ids).logits)
         assert type(model) is type(direct)
-        assert _tokenizer_sha256(tokenizer) == _tokenizer_sha256(words)
+        assert sha256_of_tokenizer(tokenizer) == sha256_of_tokenizer(words)
     assert pretrained.sha256_of_weights(str(file)) == hash_file(file)
     assert pretrained.sha256_of_config(str(file)) is pretrained.dtype_of_weights(str(file)) is None
 
@@ -105,7 +105,7 @@ def test_what_lies_beside_a_file_has_no_part_in_it(llama, cache):
     (llama.parent / "tokenizer_config.json").write_text(json.dumps({"bos_token": "x", "chat_template": "y"}))
     model, tokenizer = pretrained.load(str(llama), CPU, torch.float32)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.state_dict().items())
-    assert _tokenizer_sha256(tokenizer) == _tokenizer_sha256(words)
+    assert sha256_of_tokenizer(tokenizer) == sha256_of_tokenizer(words)
     assert tokenizer.chat_template == words.chat_template
 
 

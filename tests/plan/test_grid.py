@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from conftest import refused, tiny
 from made_cells import made_cell, made_inputs
@@ -21,7 +20,6 @@ from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
 from bench.runs import runner
 from methods.errors import UserError
-from methods.model.decoder import Decoder
 from reports.published.against import CLOSE
 from reports.published.papers import read_published
 
@@ -312,7 +310,7 @@ def test_a_spec_builds_on_another(base, tmp_path, cells_of):
 
 
 WRONG = {
-    "unknown key": ({"methdos": "laco"}, r"'methdos' is no flag of `run`; did you mean methods?"),
+    "unknown key": ({"methdos": "laco"}, "`run` has no flag 'methdos'; did you mean methods?"),
     "own word": ({"descripton": "x"}, "did you mean description?"),
     "wrong type": ({"methods": "laco", "window": "wide"}, "--window is 2 or more; got 'wide'"),
     "list of one": ({"methods": "laco", "window": [32, 64]}, "--window is 2 or more; got [32, 64]"),
@@ -325,7 +323,7 @@ WRONG = {
     "empty": ({"ratio": []}, "ratio is an empty list"),
     "nothing": ({"ratio": None}, "ratio has no value"),
     "twice": ({"max-cells": 1, "max_cells": 2}, "names max-cells twice"),
-    "a spec in a spec": ({"spec": "x"}, "'spec' is no flag"),
+    "a spec in a spec": ({"spec": "x"}, "`run` has no flag 'spec'"),
     "remote code": ({"trust_remote_code": True}, "give --trust-remote-code on the command line"),
     "no table": ("- laco\n", "is no table of the flags of `run`"),
     "no YAML": ("methods: [laco\n", "is not YAML"),
@@ -386,22 +384,24 @@ def test_sequences_that_are_longer_than_a_model_takes_are_refused(field):
     sizes = {"window": 128, "stride": 64, "calibration_length": 128}
     longer = protocol_of_profile("quick", **sizes | {field: 129})
     for family in ("gpt2", "llama"):
-        found = validate.Target(Decoder(tiny(family)), torch.device("cpu"), torch.float32)
-        validate._refuse_longer(protocol_of_profile("quick", **sizes), found)
+        config = tiny(family).config
+        validate.refuse_longer(protocol_of_profile("quick", **sizes), config)
         with pytest.raises(UserError, match=f"--{field.replace('_', '-')} 129 is more than the 128 tokens"):
-            validate._refuse_longer(longer, found)
+            validate.refuse_longer(longer, config)
+        if field == "calibration_length":
+            validate.refuse_longer(longer, config, is_calibrated=False)
 
 
 @pytest.mark.parametrize(("task", "tokens"), [("instructions", 128), ("gsm8k_gen", 256), ("codex_mbpp_gen", 512)])
 def test_an_answer_that_leaves_a_model_no_room_for_the_prompt_is_refused(task, tokens):
-    target = validate.Target(Decoder(tiny("llama")), torch.device("cpu"), torch.float32)  # which takes 128 tokens
+    config = tiny("llama").config  # which takes 128 tokens
     sizes = {"window": 128, "stride": 64, "calibration_length": 128}
-    validate._refuse_longer(protocol_of_profile("quick", tasks=("squad_gen", "piqa", "triviaqa"), **sizes), target)
+    validate.refuse_longer(protocol_of_profile("quick", tasks=("squad_gen", "piqa", "triviaqa"), **sizes), config)
     words = (
         f"--tasks {task}: a written answer has up to {tokens} tokens, and of the 128 tokens that the model takes none"
     )
     with pytest.raises(UserError, match=words):
-        validate._refuse_longer(protocol_of_profile("quick", tasks=("piqa", task), **sizes), target)
+        validate.refuse_longer(protocol_of_profile("quick", tasks=("piqa", task), **sizes), config)
 
 
 @pytest.mark.nightly

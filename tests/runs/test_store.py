@@ -368,7 +368,7 @@ def test_other_weights_have_another_key(asked, model_folder, tmp_path, capsys):
 
 
 def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
-    monkeypatch.setattr(inputs, "_tokenizer_sha256", lambda tokenizer: "")
+    monkeypatch.setattr(inputs, "sha256_of_tokenizer", lambda tokenizer: "")
     monkeypatch.setattr(inputs.pretrained, "sha256_of_config", lambda *_: "")
 
     def stands_on(rounds: int, turns: str) -> dict:
