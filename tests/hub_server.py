@@ -1,12 +1,17 @@
-"""A hub on the loopback address: what huggingface_hub asks when it makes a repository and uploads a folder to it."""
+"""A hub on the loopback address: what huggingface_hub asks when it makes a repository, uploads to it, and fetches it.
+
+A data set is kept under "datasets/OWNER/NAME", a model under "OWNER/NAME". Each commit has a sha of its own.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -27,7 +32,29 @@ class HubHandler(BaseHTTPRequestHandler):
         else:
             self._say(200, self._found(sent))
 
-    do_GET = do_POST = _answered
+    do_POST = _answered
+
+    def do_GET(self) -> None:
+        if "/resolve/" in self.path:
+            self._send_file()
+        else:
+            self._answered()
+
+    do_HEAD = do_GET
+
+    def _send_file(self) -> None:
+        """Send a file of a data set, or what is said of it."""
+        name, _, rest = self.path.split("?")[0].lstrip("/").partition("/resolve/")
+        revision, _, path = rest.partition("/")
+        kept = self.repositories[name]
+        content = kept["files"].get(unquote(path))
+        self.send_response(404 if content is None else 200)
+        self.send_header("ETag", f'"{hashlib.sha1(content or b"").hexdigest()}"')
+        self.send_header("X-Repo-Commit", revision)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content or b"")
 
     def _found(self, sent: bytes) -> Any:
         address = f"http://{self.headers['Host']}"
@@ -36,17 +63,19 @@ class HubHandler(BaseHTTPRequestHandler):
                 return {"type": "user", "name": "me", "auth": {"accessToken": {"role": "write"}}}
             case ["api", "repos", "create"]:
                 asked = json.loads(sent)
-                name, private = f"{asked['organization'] or 'me'}/{asked['name']}", asked.get("private", False)
+                kind = "datasets/" if asked.get("type") == "dataset" else ""
+                name = f"{kind}{asked['organization'] or 'me'}/{asked['name']}"
+                private = asked.get("private", False)
                 new = {"private": asked.get("visibility") == "private" or private, "files": {}, "said": []}
                 self.repositories.setdefault(name, new)
                 return {"url": f"{address}/{name}", "name": name}
             case ["api", "validate-yaml"]:
                 return {"errors": [], "warnings": []}
-            case ["api", "models", owner, name, "preupload", _]:
-                assert f"{owner}/{name}" in self.repositories
+            case ["api", kind, owner, name, "preupload", _]:
+                assert _name_of(kind, owner, name) in self.repositories
                 return {"files": [self._mode(file["path"]) for file in json.loads(sent)["files"]]}
-            case ["api", "models", owner, name, "commit", _]:
-                kept = self.repositories[f"{owner}/{name}"]
+            case ["api", kind, owner, name, "commit", _]:
+                kept = self.repositories[_name_of(kind, owner, name)]
                 for line in map(json.loads, sent.splitlines()):
                     if line["key"] == "header":
                         kept["said"].append(line["value"]["summary"])
@@ -56,10 +85,13 @@ class HubHandler(BaseHTTPRequestHandler):
                         assert (line["key"], line["value"]["encoding"]) == ("file", "base64")
                         kept["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 return {"commitUrl": f"{address}/{owner}/{name}/commit/0", "commitOid": "0" * 40}
-            case ["api", "models", owner, name, *more]:
-                files = self.repositories[f"{owner}/{name}"]["files"]
+            case ["api", kind, owner, name, *more]:
+                kept = self.repositories[_name_of(kind, owner, name)]
+                files, commit = kept["files"], f"{len(kept['said']):040x}"
                 listed = [{"type": "file", "path": file, "size": len(files[file]), "oid": "0" * 40} for file in files]
-                return listed if "tree" in more else {"id": f"{owner}/{name}", "sha": "0" * 40, "siblings": []}
+                siblings = [{"rfilename": file} for file in files]
+                about = {"id": f"{owner}/{name}", "sha": commit, "siblings": siblings, "tags": [], "downloads": 0}
+                return listed if "tree" in more else about | {"private": kept["private"], "gated": False}
         raise AssertionError(self.path)
 
     def _mode(self, path: str) -> dict[str, Any]:
@@ -75,6 +107,10 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing on stderr."""
+
+
+def _name_of(kind: str, owner: str, name: str) -> str:
+    return f"datasets/{owner}/{name}" if kind == "datasets" else f"{owner}/{name}"
 
 
 class LocalHub:

@@ -31,7 +31,8 @@ def _add_export(commands: Any) -> None:
         "its record. `list formats` says which shapes each format holds.",
     )
     export.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    export.add_argument("cell", metavar="CELL", help="the key of a cell, the start of one, or a label")
+    which = "the key of a cell, the start of one, or a label; with --every-eval-ever also `all`"
+    export.add_argument("cell", metavar="CELL", help=which)
     export.add_argument("--to", type=Path, metavar="PATH", help="a new folder for the model; a new file for gguf")
     export.add_argument("--format", default=HF, choices=FORMATS, help="hf by default")
     dtypes = (
@@ -45,7 +46,10 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--shard-mb", type=int, default=SHARD_MB, metavar="MB", help="the most of a weight file, in MB")
     export.add_argument("--device", default="auto", help="to make the model anew on; auto: as in the record")
     figures = "write what the cell has answered as a result file of lm-eval, in place of a model"
-    export.add_argument("--lm-eval-json", action="store_true", help=figures)
+    answers = export.add_mutually_exclusive_group()
+    answers.add_argument("--lm-eval-json", action="store_true", help=figures)
+    every = "write figures and answers in the schema of Every Eval Ever, in place of a model; --to is a folder"
+    answers.add_argument("--every-eval-ever", action="store_true", help=every)
     push = (
         "push the written folder to the Hugging Face hub, with its card, whose figures the hub shows as evaluation "
         "results; a new repository is private"
@@ -78,9 +82,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
         print(write_lm_eval_results(arguments.run, arguments.cell, arguments.to))
         return OK
+    if arguments.every_eval_ever:
+        from bench.export.every_eval_ever import write_every_eval_ever
+
+        cell = None if arguments.cell == "all" else arguments.cell
+        print(*write_every_eval_ever(arguments.run, cell, arguments.to), sep="\n")
+        return OK
     import methods
-    from bench.export import write
-    from bench.export import write as hub
+    from bench.export import hub, write
 
     try:
         methods.load(arguments.plugin)
@@ -106,11 +115,11 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _push(arguments: argparse.Namespace) -> int:
     """Push the written folder to the hub, and return the exit code."""
-    from bench.export import write
+    from bench.export import hub
 
     try:
-        print(write.push_folder(arguments.to, arguments.push, public=arguments.public))
-    except write.NotPushed as error:
+        print(hub.push_folder(arguments.to, arguments.push, public=arguments.public))
+    except hub.NotPushed as error:
         print(error, file=sys.stderr)
         return NOT_AS_SAID
     return OK
@@ -119,8 +128,8 @@ def _push(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for flags that do not go together."""
     if not arguments.to:
-        raise UserError(f"say where the {'file' if arguments.lm_eval_json else 'model'} goes: --to PATH")
-    if arguments.lm_eval_json:
+        raise UserError(f"say where the {_kind_of_export(arguments)} goes: --to PATH")
+    if arguments.lm_eval_json or arguments.every_eval_ever:
         _refuse_flags_of_models(arguments)
     form, dtype, dtypes = arguments.format, arguments.save_dtype, (*SAVE_DTYPES[1:], *QUANTISED)
     rules = {
@@ -140,6 +149,13 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(message)
 
 
+def _kind_of_export(arguments: argparse.Namespace) -> str:
+    """Return the word for what is written."""
+    if arguments.lm_eval_json:
+        return "file"
+    return "folder of answers" if arguments.every_eval_ever else "model"
+
+
 def _refuse_flags_of_models(arguments: argparse.Namespace) -> None:
     """Raise UserError for flags that are about models, where only answers are written."""
     of_models = {
@@ -153,7 +169,8 @@ def _refuse_flags_of_models(arguments: argparse.Namespace) -> None:
         "--push": arguments.push,
     }
     if given := [flag for flag, is_given in of_models.items() if is_given]:
-        raise UserError(f"--lm-eval-json writes figures and no model: leave {' and '.join(given)} out")
+        flag = "--lm-eval-json" if arguments.lm_eval_json else "--every-eval-ever"
+        raise UserError(f"{flag} writes figures and no model: leave {' and '.join(given)} out")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.cli import OK
+from bench.cli import NOT_AS_SAID, OK
 from methods.console import say
 from methods.errors import UserError
 
@@ -61,18 +61,54 @@ def add_pack(commands: Any) -> None:
     pack.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     pack.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the packed run; by default RUN itself")
     pack.add_argument("--unpack", action="store_true", help="give RUN a file for each cell again, so that it can go on")
+    push = (
+        "push the packed run to the Hugging Face hub as a dataset repository, which `report hf://datasets/ORG/NAME` "
+        "reads; a new one is private. Records hold the names and paths that the run was given"
+    )
+    pack.add_argument("--push", metavar="ORG/NAME", help=push)
+    public = "a new repository of --push can be seen by all; one that exists stays as it is"
+    pack.add_argument("--public", action="store_true", help=public)
     pack.set_defaults(command=_pack)
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from bench.records import packed_run, run_folder
+    from bench.records import packed_run
 
     run, target = arguments.run, arguments.out or arguments.run
-    if arguments.unpack and arguments.out:
-        raise UserError("--unpack writes into RUN itself: leave --out out")
+    if arguments.unpack and (arguments.out or arguments.push):
+        raise UserError(f"--unpack writes into RUN itself: leave {'--out' if arguments.out else '--push'} out")
+    if arguments.public and not arguments.push:
+        raise UserError("--public is about --push, which is not asked for; leave it out")
     if arguments.unpack:
         print(f"{run}: {packed_run.unpack_run(run)} cells, a file for each")
         return OK
+    if arguments.push:
+        return _pack_and_push(arguments)
+    _pack_into(run, target, arguments)
+    return OK
+
+
+def _pack_and_push(arguments: argparse.Namespace) -> int:
+    """Pack a run that is not packed yet, push it, and return the exit code."""
+    from bench.export import hub
+    from bench.records import packed_run
+
+    hub.check_push(arguments.push)
+    run, target = arguments.run, arguments.out or arguments.run
+    if arguments.out or not packed_run.is_packed(run):
+        _pack_into(run, target, arguments)
+    try:
+        print(hub.push_run(target, arguments.push, public=arguments.public))
+    except hub.NotPushed as error:
+        say(str(error))
+        return NOT_AS_SAID
+    return OK
+
+
+def _pack_into(run: Path, target: Path, arguments: argparse.Namespace) -> None:
+    """Pack a run into a folder, and print a line on it."""
+    from bench.records import packed_run, run_folder
+
     if arguments.out or packed_run.is_packed(run) or not run_folder.files_of_records(run):  # or pack says what is wrong
         cells = packed_run.pack_run(run, target)
     else:
@@ -83,7 +119,6 @@ def _pack(arguments: argparse.Namespace) -> int:
     packed = packed_run.files_of_packed_run(target)
     size = sum(path.stat().st_size for path in packed)
     print(f"{target}: {cells} cells in {len(packed)} files, {size / 1e6:.1f} MB")
-    return OK
 
 
 PORT = 8765

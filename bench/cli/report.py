@@ -83,7 +83,8 @@ def add(commands: Any) -> None:
 def _add_selection(command: argparse.ArgumentParser) -> None:
     """Add the runs, and the options that choose from their cells."""
     add = command.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, as in results/2026-01-31-laco")
+    which = "a run folder, as in results/2026-01-31-laco, or one of the Hugging Face hub, as hf://datasets/ORG/NAME"
+    add("runs", nargs="+", type=Path, metavar="RUN", help=which)
     add("--methods", type=split_names, default=(), metavar="LIST", help="these methods or labels alone")
     add("--ratio", default=(), metavar="LIST", help="these ratios alone")
     add("--model", type=split_names, default=(), metavar="LIST", help="these models alone")
@@ -95,6 +96,10 @@ def _load(arguments: argparse.Namespace) -> Merged:
     from bench.records import run_folder
     from bench.records.selection import Selection
 
+    if any(str(run).startswith("hf:/") for run in arguments.runs):
+        from bench.export.hub import fetch_run
+
+        arguments.runs = [fetch_run(run) for run in arguments.runs]
     selection = Selection(arguments.methods, parse_ratios(arguments.ratio), arguments.model)
     return run_folder.load_runs(arguments.runs, selection)
 

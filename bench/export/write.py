@@ -2,7 +2,6 @@
 
 run --save-models    every pruned model is saved, loaded again, and measured as it loads
 export               a saved model is copied; any other is made again from its record, which must agree
-export --push        a written model folder goes to the Hugging Face hub, with its card
 
 `SHAPES` says which shapes of pruned models each format holds, and what reads it.
 
@@ -14,8 +13,6 @@ lm-eval 0.4.13 that its own table and common readers use. The additions of this 
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,6 +24,7 @@ import torch
 
 from bench.data import pretrained, texts
 from bench.data.mixture import texts_of_calibration
+from bench.export.eval_results import write_eval_results
 from bench.export.formats import GGUF, HETEROGENEOUS, HF
 from bench.inference import llama_cpp
 from bench.plan.protocol import AUTO, QUANTISED, name_of_text
@@ -147,7 +145,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     unchanged = same_files and _resolve_dtype(wish.dtype, record, trust) in (None, kept.dtype)
     if wish.format == HF and folder and unchanged:
         copy_model(folder, wish.to, trust)
-        return _line(wish.to, save_load.read_manifest(wish.to), record)
+        return _complete_folder(wish.to, save_load.read_manifest(wish.to), record)
     dtype = "float32" if wish.dtype in QUANTISED else wish.dtype
     if wish.format == GGUF:
         from bench.export.gguf_file import describe_tokenizer
@@ -158,7 +156,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     kind = _dtype_to_store(dtype or kept.dtype or record.cell.dtype, record, trust)
     try:
         if wish.format == HF:
-            return _line(wish.to, _write_folder(pruned, kind, wish), record)
+            return _complete_folder(wish.to, _write_folder(pruned, kind, wish), record)
         model = pad_layers(pruned.model, save_load.make_probe(pruned.model))[0] if wish.pad else pruned.model
     except Uneven as error:
         raise UserError(str(error)) from error
@@ -212,6 +210,13 @@ def _measured_in(record: Record, stored: str) -> str:
     return f" (measured in {record.cell.dtype})" if record.cell.dtype != stored else ""
 
 
+def _complete_folder(folder: Path, manifest: Mapping[str, Any], record: Record) -> str:
+    """Write the hub's evaluation results into a written folder, and return a line on it."""
+    for line in write_eval_results(folder, record, manifest):
+        say(line)
+    return _line(folder, manifest, record)
+
+
 def _line(folder: Path, manifest: Mapping[str, Any], record: Record) -> str:
     size = sum(entry["bytes"] for entry in manifest["weights"].values()) / 1e6
     means = "stock transformers" if manifest["loads_with"] == "transformers" else "prunebench"
@@ -245,66 +250,6 @@ def check_engine(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
     yield from engine_check.check_gguf(
         wish.to, tokenizer, windows, threads=torch.get_num_threads(), which=engine_check.words_of_windows(text)
     )
-
-
-# Files that an earlier push may have left, at the top alone: the same commit deletes those that the folder has not,
-# since transformers takes a model.safetensors before an index, and so the weights of another model.
-REPLACED = [
-    *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "chat_template.jinja"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-]
-
-
-class NotPushed(Exception):
-    """Says why a model that has been written was not pushed."""
-
-
-def check_push(name: str) -> None:
-    """Ask the hub for the owner of the token. Raises UserError where `name` is no name there or cannot be pushed."""
-    from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # which it does
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise UserError(f"--push {name}: {first_line_of(error)}") from None
-    if name.count("/") != 1:
-        raise UserError(f"--push takes ORG/NAME, as in me/smollm2-135m-laco; got {name!r}")
-    if constants.HF_HUB_OFFLINE:
-        raise UserError("--push needs the hub, and HF_HUB_OFFLINE is set; unset it")
-    if get_token() is None:
-        raise UserError("--push needs a token that may write: run `hf auth login`, or set HF_TOKEN")
-    try:
-        HfApi().whoami()
-    except Exception as error:  # its class is the HTTP client's, which differs between the hub's versions
-        raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line_of(error)}") from None
-
-
-def _is_replaced(file: str) -> bool:
-    """Say whether a push replaces a file of the repository. A pattern with a star alone would reach into folders."""
-    return "/" not in file and any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
-
-
-def push_folder(folder: Path, name: str, *, public: bool) -> str:
-    """Push a folder of methods.checkpoint as a commit of the repository `name`; return its address.
-
-    public  whether a new repository can be seen by all; one that exists keeps its setting
-
-    Raises NotPushed where the hub refuses or does not answer.
-    """
-    from huggingface_hub import HfApi
-
-    hub, pruning = HfApi(), save_load.read_manifest(folder).get("pruning", {})
-    try:
-        hub.create_repo(name, private=not public, exist_ok=True)
-        message = f"Pruned with {pruning['label']}" if pruning.get("label") else "A pruned model"
-        replaced = [glob.escape(file) for file in hub.list_repo_files(name) if _is_replaced(file)]
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=replaced)
-    except Exception as error:  # see `check`
-        kept = f"the folder is whole, and `hf upload {name} {folder}` tries again"
-        raise NotPushed(f"{name} was not pushed: {first_line_of(error)}; {kept}") from None
-    return f"{hub.endpoint}/{name}"
 
 
 OF_TEXTS = {

@@ -10,7 +10,7 @@ from hub_server import LocalHub
 from huggingface_hub import ModelCard, constants
 
 from bench.cli.main import main
-from bench.export.write import push_folder
+from bench.export.hub import push_folder
 from bench.records.run_folder import load_run
 from methods.checkpoint import save_load
 from methods.model.decoder import Decoder

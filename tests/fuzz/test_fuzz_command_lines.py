@@ -206,6 +206,7 @@ COMBINATIONS = [
     "export RUN laco --to NEW --multiple 3",
     "export RUN laco --to NEW --save-dtype q8_0",
     "export RUN laco --to NEW --lm-eval-json --format gguf",
+    "export RUN laco --to NEW --lm-eval-json --every-eval-ever",
     "fetch --accept-terms",
     "verify nowhere.gguf",
     "verify nowhere",

@@ -38,6 +38,7 @@ WRITE = (
     ("merge", "RUN", "--out", "joined"),
     ("merge", "RUN", "BASE", "--out", "joined"),
     ("export", "RUN", "laco", "--to", "answers.json", "--lm-eval-json"),
+    ("export", "RUN", "laco", "--to", "answers", "--every-eval-ever"),
     ("baseline", "accept", "RUN", "--out", "new", "--allow-failed"),
 )
 

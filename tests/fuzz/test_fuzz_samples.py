@@ -30,6 +30,7 @@ COMMANDS = (
     ("merge", "RUN", "--out", "joined"),
     ("baseline", "accept", "RUN", "--out", "new"),
     ("export", "RUN", "laco", "--to", "answers.json", "--lm-eval-json"),
+    ("export", "RUN", "laco", "--to", "answers", "--every-eval-ever"),
 )
 WRITE = ("pack", "merge", "baseline", "export")
 COLUMNS = [
