@@ -30,9 +30,9 @@ Reuses = Literal["", "removals", "statistics"]
 class Look:
     """Says how figures show a method. reports.figures.style knows the names of colours and lines."""
 
-    colour: str
     line: str
     marker: str
+    colour: str = ""  # of a compensation, and of the dense model; a method has that of its family
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Dense(Pruner):
     cost = ""
     takes_ratio = False
     leaves = ()
-    look = Look("black", "dotted", "*")
+    look = Look("dotted", "*", "black")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return an empty plan. Raises OutOfReach for any ratio."""

@@ -16,7 +16,10 @@ from bench.records import run_folder
 from bench.regression import contrasts
 from bench.stats.intervals import kendall
 
-STUDIES = ("calibration", "healing", "ratio-curves", "seeds", "served", "settings", "similarity", "speed")
+STUDIES = (
+    *("calibration", "departures", "experts", "healing", "laco-ls", "ratio-curves"),
+    *("seeds", "served", "settings", "similarity", "speed", "tasks"),
+)
 NUMBER = re.compile(r"(?<![\w.,-])[-+]?\d[\d,.]*(?!\d*[A-Za-z])")
 
 
@@ -233,3 +236,61 @@ def test_what_is_said_of_lacos_settings():
     assert f"`shortgpt` has {curves['0.2']} there" in page
     late = said["H=21", "perplexity_wiki, ratio=0.3"].partition(" ")[0]
     assert f"not shown to differ from `shortgpt` ({late} and {curves['0.3']})" in page
+
+
+def test_what_is_said_of_laco_ls():
+    page = text("docs/studies/laco-ls.md")
+    said = {
+        (one["label"], one["measure"], one["requested_ratio"]): one
+        for one in report("laco-ls", view="by-ratio", reference="laco-ls")
+    }
+    labels = {label for label, *_ in said} - {"dense"}
+    assert len(labels) == 6
+
+    def times(label, measure, ratio):
+        return float(said[label, measure, ratio]["value"]) / float(said["laco-ls", measure, ratio]["value"])
+
+    for measure in ("perplexity_wiki", "perplexity_c4"):
+        for ratio in ("0.2", "0.3"):
+            others = sorted(labels - {"laco-ls"}, key=lambda label: times(label, measure, ratio))
+            assert others[0] == "sleb" and times("sleb", measure, ratio) > 1
+    below = [100 * (1 - 1 / times("sleb", "perplexity_wiki", ratio)) for ratio in ("0.2", "0.3")]
+    assert "it is {:.0f} to {:.0f} % below the next, `sleb`".format(*below) in page
+    assert all(said["sleb", "perplexity_wiki", ratio]["shown"].endswith("†") for ratio in ("0.2", "0.3"))
+    assert [said["sleb", "perplexity_c4", ratio]["shown"].endswith("†") for ratio in ("0.2", "0.3")] == [True, False]
+    run = run_folder.load_runs([ROOT / "docs/results/laco-ls"])
+    at = {(one.cell.label, one.cell.ratio): n for n, one in enumerate(run.records)}
+    pair = at["laco-ls", 0.3], at["sleb", 0.3]
+    found = contrasts.contrast_of_perplexities(run.records, [pair], run.samples, "c4")[pair]
+    assert f"`sleb` has {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] times its perplexity" in page
+    averages = {label: said[label, "average", "0.2"] for label in {*labels, "dense"} - {"laco-ls"}}
+    assert {label for label, one in averages.items() if one["shown"].endswith("†")} == {"dense"}
+    assert times("shortgpt", "average", "0.2") > 1
+    rows = [row for table in tables(page) if table[0][0] == "ratio" for row in table[1:]]
+    by_steps = {(ratio, seed): cells for ratio, seed, *cells in rows}
+    assert f"By draw 2 it has {by_steps['0.2', '2'][4].partition(' ')[0]} times the perplexity of steps alone" in page
+
+
+def test_what_is_said_of_departures():
+    page = text("docs/studies/departures.md")
+    by_head = {table[0][0]: table[1:] for table in tables(page)}
+    ((*_, first, second, third),) = by_head["as the code, over seeds"]
+    times = sorted(float(cell.partition(" ")[0]) for cell in (first, second, third))
+    assert f"it has {times[0]:.2f} to {times[-1]:.2f} times the perplexity over three draws" in page
+    quotients = {label.replace("`", ""): cells for label, _, *cells in by_head["as the code"]}
+
+    def estimate(label, at):
+        return float(quotients[label][at].partition(" ")[0])
+
+    def ends(label, at):
+        return [float(end) for end in quotients[label][at].partition("[")[2].strip("]").split(", ")]
+
+    assert all(ends("flap:variance=released", at)[0] < 1 < ends("flap:variance=released", at)[1] for at in range(3))
+    assert f"At 0.3 it has {estimate('llm-pruner:gqa=released', 2):.2f} times the perplexity" in page
+    assert f"has {estimate('shortgpt:token=last', 1):.1f} times the perplexity at 0.2" in page
+    front = "finercut:keep_first=13"
+    assert f"has {estimate(front, 2):.1f} times the perplexity at 0.3" in page
+    assert ends(front, 0)[1] < 1 < ends(front, 2)[0]
+    centred = [f"{100 * (1 - estimate('slicegpt:centre_embeddings=True', at)):.0f}" for at in (0, 2)]
+    assert centred == ["4", "4"] and "gives 4 % less at the lowest and the highest ratio" in page
+    assert ends("slicegpt:centre_embeddings=True", 1)[0] < 1 < ends("slicegpt:centre_embeddings=True", 1)[1]

@@ -100,6 +100,9 @@ def average(ratio: float, method: str, name: str) -> float:
 
 def test_what_it_says_in_short_is_so():
     quarter, half, _ = GONE
+    left = [f"{average(quarter, method, 'wiki'):.2f}" for method in ("reap", "expert-random")]
+    said = "it leaves {} times the dense perplexity there, where drawn experts leave {}."
+    assert said.format(*left) in text(PAGE)
     assert [below(ratio, "reap", "expert-random") for ratio in GONE] == [3, 3, 2]
     assert [below(ratio, "reap", "expert-norm") for ratio in (quarter, half)] == [2, 2]
     lower = [1 - average(ratio, "reap", "wiki") / average(ratio, "expert-norm", "wiki") for ratio in (quarter, half)]

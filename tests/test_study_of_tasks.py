@@ -118,6 +118,9 @@ def test_what_is_said_of_five_methods():
     }
     for name, key in (("average accuracy", "average"), ("bits per byte of the right answers", "bpb")):
         assert f"| {name} | {' | '.join(taus[key])} |" in page.splitlines()
+    accurate, bits = (sorted(taus[key]) for key in ("average", "bpb"))
+    assert f"by a Kendall's τ of {accurate[0]} to {accurate[-1]}" in page
+    assert f"it agrees by {bits[0]} to {bits[-1]}" in page
     without = [
         {figure.split()[0] for figure, one in column(table, "signal").items() if " acc" in figure and one == 0}
         for table in of_five().values()
@@ -148,7 +151,7 @@ def test_what_is_said_of_pairs():
 def test_what_is_said_of_all_methods():
     page = text(PAGE)
     found = [[float(cell) for cell in row.split(" | ")[2:4]] for row in rows_of_models()]
-    for at, words in enumerate(("by {:.2f} to {:.2f} in average accuracy", "by {:.2f} to {:.2f} in bits")):
+    for at, words in enumerate(("by {:.2f} to {:.2f} in average accuracy", "In bits they agree by {:.2f} to {:.2f}.")):
         values = [one[at] for one in found]
         assert words.format(min(values), max(values)) in page
     records = [record for record in run_folder.load_runs([ALL]).records if record.cell.method != "dense"]

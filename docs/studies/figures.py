@@ -7,6 +7,7 @@ Without a name it draws all. A file beside this one is written for each, as NAME
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,10 +17,13 @@ from typing import Any
 
 from bench.records import run_folder, served
 from bench.records.run_folder import Merged
+from bench.regression.contrasts import contrast_of_averages, contrast_of_perplexities
 from methods.files import write_atomically
-from reports.figures import catalogue, intervals, pareto
+from reports.figures import catalogue, curves, intervals, pareto
+from reports.figures.curves import Chart, Curve
 from reports.figures.figure import Figure, to_svg
 from reports.figures.intervals import IntervalPanel, IntervalRow
+from reports.tables import views
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results"
@@ -97,6 +101,91 @@ def speed() -> Figure:
     )
 
 
+def experts() -> Figure:
+    merged, charts = load("experts"), []
+    names = ("reap", "expert-norm", "expert-frequency", "expert-random")
+    for text in ("wiki", "c4"):
+        found = dict[tuple[str, int], list[float]]()
+        dense = {one.cell.model: perplexity(one, text) for one in merged.records if one.cell.method == "dense"}
+        for one in (one for one in merged.records if one.cell.method != "dense"):
+            gone = 16 - one.decisions["experts"][0]
+            times = perplexity(one, text) / dense[one.cell.model]
+            found.setdefault((one.cell.method, gone), []).append(math.log(times))
+        lines = []
+        for method in names:
+            points = [(0.0, 1.0), *((float(gone), mean(found[method, gone])) for gone in (4, 8, 12))]
+            lines.append(Curve(method, method, tuple(points), tuple(f"{y:.2f}" for _, y in points), emphasised=True))
+        y = f"times the dense perplexity on {text}"
+        charts.append(Chart("experts of 16 that are gone", y, tuple(lines), None, (0, 12), (0.9, 4.0), False))
+    words = [f"{chart.y}: {curve.label} {', '.join(curve.figures)}" for chart in charts for curve in chart.curves]
+    title = "Perplexity over the experts that are gone, as means over three models"
+    figure = Figure("experts", title, ". ".join(words), partial(curves.draw_charts, charts), tuple(charts))
+    return with_message(figure, "Which rule is best depends on the text")
+
+
+def perplexity(record: Any, text: str) -> float:
+    return float(record.measured.text_scores[text].perplexity)
+
+
+def mean(nats: Sequence[float]) -> float:
+    return math.exp(sum(nats) / len(nats))
+
+
+def tasks() -> Figure:
+    merged, rows = load("task-signal"), []
+    for table in views.build_view("signal", merged.records, samples=merged.samples):
+        at = [column.name for column in table.columns].index("agreement")
+        tau = {row.label: float(row.cells[at].value) for row in table.rows}
+        rows += [IntervalRow(table.model, "dense", tau["average"], tau["average"], tau["average"], tau["bpb"])]
+    panel = IntervalPanel("", tuple(rows))
+    x = "Kendall's τ of two orders of five methods (points: average accuracy; grey: bits per byte)"
+    return of_intervals("tasks", "Bits order methods the same way twice, accuracies do not", [panel], x, (0.0, 1.02))
+
+
+def departures() -> Figure:
+    merged, rows = load("smollm2-135m", "departures"), []
+    at = places(merged, "smollm2-135m", 0.2)
+    for label, base in PAIRS.items():
+        pair = at[base], at[label]
+        found = contrast_of_perplexities(merged.records, [pair], merged.samples, "wiki")[pair]
+        rows.append(IntervalRow(label, label.partition(":")[0], found.estimate, found.low, found.high))
+    message = "Where the authors' code departs from a paper, following it rarely helps"
+    x = "times the perplexity of the default on wiki at 0.2, lower is better for the code"
+    return of_intervals(
+        "departures", message, [IntervalPanel("", tuple(rows))], x, (0.8, 3.2), equal=1.0, logarithmic=True
+    )
+
+
+def laco_puzzle() -> Figure:
+    merged, panels = load("drawn-windows", "later-methods"), []
+    for model, name in NAMES.items():
+        at, rows = places(merged, model, 0.2), []
+        for label in BESIDE_LACO_PUZZLE:
+            pair = at["laco-puzzle"], at[label]
+            tasks = list(merged.records[pair[0]].measured.task_scores)
+            found = contrast_of_averages(
+                merged.records, [pair], merged.samples, tasks, "answer_bpb", bounds=True
+            )[pair]  # fmt: skip
+            rows.append(IntervalRow(label, label, found.estimate, found.low, found.high))
+        panels.append(IntervalPanel(name, tuple(rows)))
+    message = "At 0.2 no method is shown to have fewer bits than laco-puzzle"
+    x = "bits per byte of the right answers, more than laco-puzzle has"
+    return of_intervals("laco-puzzle", message, panels, x, (-0.05, 0.3), equal=0.0)
+
+
+BESIDE_LACO_PUZZLE = (
+    *("laco-ls", "llm-streamline", "puzzle+refit", "2ssp+refit", "evopress"),
+    *("tyr", "obs", "puzzle", "2ssp", "svd-llm"),
+)
+PAIRS = {
+    "flap:variance=released": "flap",
+    "slicegpt:centre_embeddings=True": "slicegpt",
+    "finercut:keep_first=13": "finercut",
+    "llm-pruner:gqa=released": "llm-pruner",
+    "shortgpt:token=last": "shortgpt",
+}
+
+
 def served_models() -> Figure:
     (figure,) = pareto.figures_of_served(served.load(RESULTS / "smollm2-135m"))
     return with_message(figure, "The whole model in 8 bits loses less than each pruned one in 16")
@@ -106,9 +195,18 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "calibration": partial(
         of_report, "calibration", name="calibration-perplexity-wiki-0.2-of-the-decoder",
         message="16,384 calibration tokens are enough for most methods"),
+    "compensation-mended": partial(
+        of_report, "compensation", name="perplexity-wiki-mended",
+        message="A fitted map takes off most where the cut has done most harm"),
+    "departures": departures,
+    "experts": experts,
     "healing-lora": partial(
         of_report, "smollm2-135m-healed", name="healing-0.2",
         message="LoRA gives back most of what the pruned model lost"),
+    "laco-ls": partial(
+        of_report, "laco-ls", name="perplexity-wiki-by-method",
+        message="By perplexity laco-ls loses least of six methods that remove layers"),
+    "laco-puzzle": laco_puzzle,
     "ratio-curves": partial(
         of_report, "ratio-curves", name="perplexity-wiki-by-ratio",
         message="Which method is second depends on the ratio"),
@@ -119,6 +217,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         of_report, "laco-range", name="ablation-laco-perplexity-wiki",
         message="LaCo loses less where it spares the rear layers"),
     "speed": speed,
+    "tasks": tasks,
     "../images/served": served_models,
 }  # fmt: skip
 

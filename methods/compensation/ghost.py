@@ -46,7 +46,7 @@ class Ghost(ResidualMap):
 
     forwards = 0.9
     paper_reads = "32 x 2,048 tokens of C4"  # scripts/run_examples.sh
-    look = Look("blue", "solid", "D")
+    look = Look("solid", "D", "blue")
 
     def fit(self, batches: list[BoundaryStates]) -> Fitted:
         """Return M (D, D), in float64, as the fit's W."""

@@ -46,7 +46,7 @@ class LinearPatch(ResidualMap):
 
     forwards = 0.81
     paper_reads = "128 x 2,048 tokens of WikiText-2"  # layer_select.py
-    look = Look("orange", "solid", "s")
+    look = Look("solid", "s", "orange")
 
     def fit(self, batches: list[BoundaryStates]) -> Fitted:
         """Return M (D, D) of y = x + x M, in float64."""

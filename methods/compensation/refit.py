@@ -62,7 +62,7 @@ class Refit(Compensation):
     forwards = 3.53
     holds = Holds(states=12, squares=1.5, steps=0.5)
     paper_reads = "1,000 documents of C4 in sequences of 2,048 tokens"  # main.py, src/datasets.py
-    look = Look("green", "solid", "^")
+    look = Look("solid", "^", "green")
     follows = "flap"
 
     @property

@@ -46,7 +46,7 @@ class Reinitialize(Compensation):
     reads_states = False  # so that it serves a model whose residual is cut, too
     forwards = 0.0
     holds = Holds(models=1, steps=0)
-    look = Look("grey", "dotted", "X")
+    look = Look("dotted", "X", "grey")
 
     def parameters_added(self, pruning: Pruning) -> int:
         """Return 0: it draws weights that are there."""

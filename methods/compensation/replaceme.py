@@ -66,7 +66,7 @@ class ReplaceMe(Compensation):
     needs_one_mlp = True
     forwards = 0.99
     paper_reads = "8,000 examples of SlimOrca in sequences of up to 1,024 tokens"  # reproduce/*_lstsq.yaml
-    look = Look("vermillion", "solid", "o")
+    look = Look("solid", "o", "vermillion")
 
     def parameters_added(self, pruning: Pruning) -> int:
         """Return 0: the map is folded in. Raises Unsupported where no layer is left in front of the first boundary."""

@@ -60,7 +60,7 @@ class Scale(Compensation):
     needs_one_mlp = True
     forwards = 0.71
     holds = Holds(states=9, steps=0.5)
-    look = Look("sky", "solid", "v")
+    look = Look("solid", "v", "sky")
 
     def parameters_added(self, pruning: Pruning) -> int:
         """Return 0: factors go into matrices. Raises Unsupported where the residual is read without a norm."""

@@ -53,7 +53,7 @@ class Angular(OneShot):
     keep_first: Layers = 1  # layers at the front that stay
     keep_last: Layers = 1  # layers at the end that stay
 
-    look = Look("blue", "dashed", "s")
+    look = Look("dashed", "v")
 
     @property
     def holds(self) -> Holds:

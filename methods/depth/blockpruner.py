@@ -38,5 +38,5 @@ class BlockPruner(GreedyBlocks):
 
     cost = "about L forwards over 512 tokens per block removed"
     paper_reads = "32 examples of Alpaca in sequences of 2,048 tokens; 256 in the paper"  # block_search.sh
-    look = Look("purple", "solid", "o")
+    look = Look("solid", "o")
     tiny = "tokens=48"

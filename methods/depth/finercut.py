@@ -55,7 +55,7 @@ class FinerCut(GreedyBlocks):
 
     cost = "about L forwards over 512 tokens per block removed"
     paper_reads = "10 x 256 tokens of WikiText-2"  # configs/_base_/datasets.yaml
-    look = Look("purple", "dashed", "s")
+    look = Look("dashed", "s")
     tiny = "tokens=48"
 
     @property

@@ -92,7 +92,7 @@ class LaCo(Pruner):
     axes = ("layers", "channels")  # which one layer takes over from others
     paper_ratio = "all parameters"
     paper_reads = "5 sentences of Wikipedia"  # laco_llama-13b.ipynb
-    look = Look("vermillion", "solid", "o")
+    look = Look("solid", "o")
     tiny = "C=3,I=1"
 
     def tokens_read(self, tokens: int) -> int:
@@ -177,7 +177,7 @@ class LaCoPublished(LaCo):
 
     cost = "about a forward of the layers behind it over 10 x 16 tokens per window tried"
     holds = Holds(steps=0, all_layers=1, layers=1.2)
-    look = Look("vermillion", "dashed", "s")
+    look = Look("dashed", "s")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return half a forward over few tokens for each window that is tried."""

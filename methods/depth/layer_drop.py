@@ -34,7 +34,7 @@ class DropTail(Pruner):
     looks_at = "nothing"
     cost = ""
     only_cuts = True
-    look = Look("grey", "solid", "v")
+    look = Look("solid", "v")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the number of layers to remove."""
@@ -58,7 +58,7 @@ class DropRandom(RandomPruner):
     looks_at = "nothing"
     cost = ""
     only_cuts = True
-    look = Look("grey", "dashed", "X")
+    look = Look("dashed", "X")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the number of layers to remove."""
@@ -83,7 +83,7 @@ class Drop(Pruner):
     cost = ""
     takes_ratio = False
     only_cuts = True
-    look = Look("grey", "dotted", "d")
+    look = Look("dotted", "d")
     tiny = "layers=1+3-4"
 
     def __post_init__(self) -> None:

@@ -61,7 +61,7 @@ class LLMDrop(Pruner):
     leaves = ("attentions", "mlps")
     paper_ratio = "attentions and MLPs, by their number"
     paper_reads = "256 x 2,048 tokens of C4"  # scripts/dropping/layer_drop_joint.sh
-    look = Look("purple", "dotted", "^")
+    look = Look("dotted", "^")
 
     @property
     def uneven_because(self) -> str:

@@ -67,7 +67,7 @@ class LLMStreamline(Pruner):
     holds = Holds(all_layers=1, layers=5, parks="all_layers")
     paper_ratio = "layers, by their number"
     paper_reads = "about 66,000 documents of SlimPajama in sequences of 2,048 tokens"  # args.py
-    look = Look("blue", "long", "p")
+    look = Look("long", "p")
     tiny = "passes=2"
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:

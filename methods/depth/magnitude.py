@@ -34,7 +34,7 @@ class Magnitude(OneShot):
     """Drop the layers that add least, relative to the state that leaves them (Samragh et al. 2023)."""
 
     paper_ratio = ""
-    look = Look("blue", "dotted", "^")
+    look = Look("dotted", "X")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return the magnitude s_l of every layer."""

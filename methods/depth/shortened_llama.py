@@ -61,7 +61,7 @@ class ShortenedLlama(OneShot):
     holds = Holds(all_layers=1.5, steps=2, logits=3)
     reuses = "statistics"
     paper_reads = "10 x 128 tokens of BookCorpus"  # script/prune_llama2-7b_crit-*.sh
-    look = Look("green", "solid", "o")
+    look = Look("solid", "h")
 
     def tokens_read(self, tokens: int) -> int:
         """Return the tokens of its parameter at most."""
@@ -99,7 +99,7 @@ class ShortenedLlamaTaylor(OneShot):
     holds = Holds(all_layers=1, layers=1, logits=9)
     reuses = "statistics"
     paper_reads = "10 x 128 tokens of BookCorpus"  # script/prune_llama2-7b_crit-*.sh
-    look = Look("green", "dashed", "s")
+    look = Look("dashed", "d")
 
     def tokens_read(self, tokens: int) -> int:
         """Return the tokens of its parameter at most."""

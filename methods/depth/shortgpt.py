@@ -46,7 +46,7 @@ class ShortGPT(OneShot):
     keep_last: Layers = 0  # layers at the end that stay
 
     paper_reads = "50 books of PG19 in sequences of 256 tokens"  # shortgpt/run_shortgpt.py
-    look = Look("blue", "solid", "o")
+    look = Look("solid", "^")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return the block influence BI_l of every layer."""

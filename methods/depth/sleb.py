@@ -53,7 +53,7 @@ class SLEB(Pruner):
     only_cuts = True
     paper_ratio = "layers, by their number"
     paper_reads = "128 lines of WikiText-2 in sequences of 2,048 tokens"  # sleb.py, utils/data_utils.py
-    look = Look("green", "mixed", "D")
+    look = Look("mixed", "P")
     tiny = "tokens=96"
 
     @property

@@ -91,7 +91,7 @@ class Reap(LowestExperts):
     """Remove the experts of least output where they are taken, weighed by the router (Lasby et al. 2025)."""
 
     paper_reads = "1,024 x 2,048 tokens of evol-codealpaca-v1"  # experiments/pruning-cli.sh
-    look = Look("blue", "mixed", "P")
+    look = Look("mixed", "P")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         """Return for each layer the mean of gate times norm over the tokens that an expert gets."""
@@ -103,7 +103,7 @@ class Reap(LowestExperts):
 class ExpertNorm(LowestExperts):
     """Remove the experts whose outputs are smallest in sum, as EAN does (Jaiswal et al. 2025)."""
 
-    look = Look("green", "dotted", "^")
+    look = Look("dotted", "^")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         """Return for each layer the sums of the norms of experts' outputs."""
@@ -115,7 +115,7 @@ class ExpertNorm(LowestExperts):
 class ExpertFrequency(LowestExperts):
     """Remove the experts that fewest tokens are routed to."""
 
-    look = Look("orange", "dotted", "v")
+    look = Look("dashed", "v")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         """Return for each layer how many tokens an expert gets."""
@@ -132,7 +132,7 @@ class ExpertRandom(LowestExperts, RandomPruner):
 
     looks_at = "nothing"
     cost = ""
-    look = Look("grey", "mixed", "p")
+    look = Look("mixed", "p")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         """Return for each layer numbers that are drawn."""

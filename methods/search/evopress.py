@@ -75,7 +75,7 @@ class EvoPress(Pruner):
     leaves = ("attentions", "mlps")
     paper_ratio = "attentions and MLPs, by their number"
     paper_reads = "131,072 tokens of FineWeb-Edu in sequences of up to 8,192 tokens"  # run_drop_search.sh
-    look = Look("purple", "mixed", "D")
+    look = Look("mixed", "D")
     tiny = "generations=3,offspring=4,initial=6,tokens=48"
 
     def tokens_read(self, tokens: int) -> int:

@@ -62,7 +62,7 @@ class LaCoPuzzle(Pruner):
     uneven_because = "it chooses the width of each layer"
     axes = ("channels", "layers")
     leaves = ("attentions", "mlps", "channels")
-    look = Look("vermillion", "dotted", "p")
+    look = Look("dotted", "p")
     tiny = "steps=2,tokens=48,best=2"
 
     @property

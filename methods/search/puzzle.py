@@ -93,7 +93,7 @@ class Puzzle(Pruner):
     leaves = ("attentions", "mlps", "channels")
     paper_ratio = "what a budget names"
     paper_reads = "1,000 x 8,192 tokens of Nemotron-Post-Training-Dataset-v2; 8 x 8,192 for damages"  # llama-3_1-8B*
-    look = Look("orange", "mixed", "p")
+    look = Look("mixed", "d")
     tiny = "steps=2,tokens=48,best=3"
 
     def tokens_read(self, tokens: int) -> int:

@@ -89,7 +89,7 @@ class Tyr(Pruner):
     leaves = ("heads",)
     paper_ratio = "the heads and channels"
     paper_reads = "4,194,304 tokens of FineWeb-Edu in sequences of up to 4,096 tokens"  # script/example.sh
-    look = Look("orange", "long", "X")
+    look = Look("long", "X")
     tiny = "rounds=2,generations=1,offspring=3,levels=3,tokens=48,final_tokens=48"
 
     @property

@@ -123,7 +123,7 @@ class FLAP(WidthPruner):
     leaves = ("heads",)
     paper_ratio = "the decoder"
     paper_reads = "1,024 x 128 tokens of WikiText-2"  # scripts/llama_7b.sh, main.py
-    look = Look("sky", "dashed", "s")
+    look = Look("dashed", "s")
 
     @property
     def equal(self) -> bool:

@@ -106,7 +106,7 @@ class LLMPruner(WidthPruner):
     leaves = ("heads",)
     paper_ratio = "the heads and channels of the layers that are not protected"
     paper_reads = "10 x 64 tokens of BookCorpus; 10 x 128 in the paper"  # hf_prune.py
-    look = Look("sky", "solid", "o")
+    look = Look("solid", "o")
     tiny = "sequences=4,tokens=16"
 
     def tokens_read(self, tokens: int) -> int:

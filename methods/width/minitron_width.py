@@ -54,7 +54,7 @@ class MinitronWidth(WidthPruner):
     leaves = ("equal widths",)
     paper_ratio = "nothing: it names widths"
     paper_reads = "1,024 x 4,096 tokens of Nemotron-Post-Training-Dataset-v2"  # prune_minitron.py
-    look = Look("sky", "mixed", "D")
+    look = Look("mixed", "D")
 
     def structures(self, model: Decoder) -> list[Structure]:
         """Return the channels of the model, and its heads where these are cut too."""

@@ -100,7 +100,7 @@ class OBS(WidthPruner):
     leaves = ("equal widths",)
     paper_ratio = "the heads and channels"
     paper_reads = "128 x 2,048 tokens of C4"  # README.md, opt_prune.py
-    look = Look("orange", "dashed", "h")
+    look = Look("solid", "h")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return two forwards, and sums of products in float64."""

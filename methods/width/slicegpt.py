@@ -88,7 +88,7 @@ class SliceGPT(Pruner):
     leaves = ("residual",)
     paper_ratio = "the residual width"
     paper_reads = "128 x 2,048 tokens of WikiText-2; 1,024 x 2,048 in the paper"  # run_slicegpt.py
-    look = Look("black", "solid", "D")
+    look = Look("solid", "D")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return two forwards, since each layer is passed once more after its cut."""

@@ -81,7 +81,7 @@ class SVDLLM(Pruner):
     leaves = ("ranks",)
     paper_ratio = "the matrices of the layers"
     paper_reads = "256 x 2,048 tokens of WikiText-2"  # compress_llama.sh
-    look = Look("black", "dashed", "8")
+    look = Look("dashed", "8")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return three or four forwards, with sums of products in float64."""

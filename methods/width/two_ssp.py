@@ -69,7 +69,7 @@ class TwoSSP(Pruner):
     leaves = ("attentions", "channels")
     paper_ratio = "the decoder"
     paper_reads = "32 x 2,048 tokens of C4; 1 x 2,048 in the second stage"  # main.py, src/pruning.py
-    look = Look("orange", "solid", "P")
+    look = Look("solid", "P")
     tiny = "tokens=48"
 
     def tokens_read(self, tokens: int) -> int:

@@ -60,7 +60,7 @@ class WandaSP(WidthPruner):
     leaves = ("equal widths",)
     paper_ratio = "the decoder"
     paper_reads = "128 x 128 tokens of C4"  # lib/prune.py, main.py
-    look = Look("sky", "dotted", "^")
+    look = Look("dotted", "^")
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return two forwards, since each layer is passed once more after its cut."""

@@ -55,7 +55,7 @@ def draw_intervals(
     rows = [row for panel in panels for row in panel.rows]
     labels = list(dict.fromkeys(row.label for row in rows))
     height = 0.9 + ROW * len(labels)
-    drawing, axes = make_axes(2.2 + 2.3 * len(panels), height, columns=len(panels), share_y=True)
+    drawing, axes = make_axes(max(6.4, 2.2 + 2.3 * len(panels)), height, columns=len(panels), share_y=True)
     for axis, panel in zip(axes, panels, strict=True):
         if logarithmic:
             axis.set_xscale("log")
@@ -77,7 +77,7 @@ def _draw_row(axis: Axes, row: IntervalRow, place: int, ends: tuple[float, float
     if row.expected is not None:
         axis.plot([row.expected] * 2, [place - 0.32, place + 0.32], color=GREY, linewidth=2.2)
     if row.value > ends[1]:
-        text = f"{to_plain(row.value)} \N{RIGHTWARDS ARROW}"
+        text = f"{to_plain(row.value) if row.value >= 1 else f'{row.value:.2f}'} \N{RIGHTWARDS ARROW}"
         axis.annotate(text, (ends[1], place), color=look["color"], fontsize=7.5, ha="right", va="center")
         return
     if row.low < row.high:

@@ -1,9 +1,9 @@
 """The look of a method in every figure: its colour, line and marker; and the look of figures themselves.
 
-The colours are those of M. Okabe, K. Ito, "Color universal design", 2008, which differ for colour-blind readers too;
-their yellow is left out, since it is hardly visible on white. A colour stands for a family of methods, by what they
-remove and how; line and marker tell its members apart, also in grey. A method of one's own gets its look from its name.
-A compensation behind a method changes line and marker, as parameters do.
+A colour stands for a family of methods, by what they remove (`reports.families`, which pages have too); line and marker
+tell its members apart, also in grey. Compensations, settings and methods of one's own have the colours of M. Okabe,
+K. Ito, "Color universal design", 2008, which differ for colour-blind readers too; their yellow is left out, since it is
+hardly visible on white. A compensation behind a method changes line and marker, as parameters do.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from methods.cards import cards_of_compensations, cards_of_methods
+from reports.families import COLOURS_BY_FAMILY, find_family
 from reports.text import shorten, to_printable
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Style:
     hollow: bool = False
 
 
-COLOUR_BY_NAME = {  # names that methods use in their `look`, as those of lines below
+COLOUR_BY_NAME = {  # names that compensations use in their `look`; of lines, below, methods too
     **{"black": BLACK, "grey": GREY, "orange": ORANGE, "sky": SKY},
     **{"green": GREEN, "blue": BLUE, "vermillion": VERMILLION, "purple": PURPLE},
 }
@@ -78,11 +79,14 @@ MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
 
 @cache
 def looks_by_name() -> dict[str, Style]:
-    """Return {name: look} of the methods and compensations that declare one."""
-    looks = {card.name: card.look for card in (*cards_of_methods(), *cards_of_compensations()) if card.look}
-    return {
-        name: Style(COLOUR_BY_NAME[look.colour], LINE_BY_NAME[look.line], look.marker) for name, look in looks.items()
-    }
+    """Return {name: look} of the methods and compensations that declare one; a method has its family's colour."""
+    looks = dict[str, Style]()
+    for card in (*cards_of_methods(), *cards_of_compensations()):
+        if card.look is not None:
+            named = COLOUR_BY_NAME.get(card.look.colour)
+            colour = named or COLOURS_BY_FAMILY[find_family(card)][0]
+            looks[card.name] = Style(colour, LINE_BY_NAME[card.look.line], card.look.marker)
+    return looks
 
 
 def style_of(method: str, label: str = "") -> Style:
@@ -146,7 +150,7 @@ def add_legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
     columns = max(1, math.ceil(len(named) / LEGEND_ROWS))
-    drawing.legend(list(named.values()), list(named), loc="outside right upper", ncols=columns, handlelength=3.2)
+    drawing.legend(list(named.values()), list(named), loc="outside right center", ncols=columns, handlelength=3.2)
 
 
 def set_log_ticks(axis: Any, figures: Iterable[float], most: int) -> None:

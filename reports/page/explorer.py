@@ -27,6 +27,7 @@ from bench.records.samples import Samples, pair_whole
 from bench.stats.intervals import NORMAL_95
 from methods.cards import Card, CodeComparison, cards_of_compensations, cards_of_methods, head_of, read_comparisons
 from reports import legend, protocol
+from reports.families import find_family
 from reports.groups import TableGroup, group_records
 from reports.page.flags import flags_of_order, flags_of_steps
 from reports.removed import removals_of
@@ -61,7 +62,6 @@ LEFT_OUT = (
     "gained_",
 )
 SIZES = ("parameters", "active_parameters", "macs_per_token")  # of which a reader wants less at one quality
-CONTROLS = "control"  # the family of what looks at nothing, such as random layers
 
 
 def data_of_explorer(records: Sequence[Record], samples: Samples) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _cards() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and the card of each built-in method and compensation."""
     comparisons = read_comparisons()
     for card in cards_of_methods():
-        yield card.name, _card(card, comparisons) | {"family": (card.family if card.cost else CONTROLS)}
+        yield card.name, _card(card, comparisons) | {"family": find_family(card)}
     for card in cards_of_compensations():
         yield card.name, _card(card, comparisons) | {"family": ""}
 

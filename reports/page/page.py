@@ -23,6 +23,7 @@ from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from reports import protocol
+from reports.families import give_custom_properties
 from reports.formats.markup import render_html
 from reports.page.explorer import data_of_explorer
 from reports.tables.table import Table
@@ -43,6 +44,7 @@ VIEWS = {  # that the explorer does not have, with their titles
     "seeds": "Draws of the calibration",
     "signal": "Signal and noise",
 }
+FAMILIES = "  /* families: reports/families.py */"  # what stands in page.css for their colours
 LIBRARIES = ("d3", "plot")  # in reports/page/vendored, in the order in which they load
 
 
@@ -69,6 +71,7 @@ def render_page(
     samples = samples or Samples()
     tables = build_views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
     style, theme, script = (_read("templates", name) for name in ("page.css", "theme.js", "page.js"))
+    style = style.replace(FAMILIES, give_custom_properties())
     models = ", ".join(dict.fromkeys(name_of_model(record) for record in records))
     drawn = sum(record.status == "ok" and record.cell.method != "dense" for record in records)
     libraries = [_library(name) for name in LIBRARIES if drawn > 1]

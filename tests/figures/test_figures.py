@@ -42,6 +42,7 @@ from bench.plan.kinds import to_plain
 from bench.records import run_folder
 from bench.records.record import Record
 from methods.files import write_atomically
+from reports.families import COLOURS_BY_FAMILY
 from reports.figures import catalogue, style
 from reports.figures.catalogue import figures_of_report
 from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, move_apart
@@ -49,6 +50,7 @@ from reports.figures.figure import FORMATS, Figure, render_figure, save_figure, 
 from reports.figures.pareto import front_of
 from reports.figures.quality import PlottedPoint
 from reports.figures.traces import _boxes
+from reports.page.page import render_page
 
 ROOT = Path(__file__).parents[2]
 LOOKING = [card.name for card in methods.cards_of_methods() if card.look and card.name != "dense"]
@@ -519,11 +521,23 @@ def test_draws_are_points_and_have_no_bar():
     "cards", [methods.cards_of_methods(), methods.cards_of_compensations()], ids=["methods", "compensations"]
 )
 def test_no_two_looks_are_equal(cards):
-    """Neither as lines nor as points; the rows of compensations stand in figures of their own."""
+    """As points, and so as lines, whose points are drawn; rows of compensations stand in figures of their own."""
     looks = [style.looks_by_name()[card.name] for card in cards if card.look]
     assert len(looks) > 5
-    for values in ([(look.colour, str(look.line)) for look in looks], [(look.colour, look.marker) for look in looks]):
-        assert len(set(values)) == len(values)
+    points = [(look.colour, look.marker) for look in looks]
+    assert len(set(points)) == len(points)
+
+
+def test_a_family_has_one_colour_in_drawings_and_on_pages():
+    """Which is its own; and each method that says how it looks has that of its family."""
+    assert len({*COLOURS_BY_FAMILY.values()}) == len(COLOURS_BY_FAMILY) == 8
+    page = render_page([DENSE, LACO])
+    for family, (light, dark) in COLOURS_BY_FAMILY.items():
+        assert f"--{family}: light-dark({light}, {dark});" in page
+    looks = style.looks_by_name()
+    assert looks["laco"].colour == looks["sleb"].colour == looks["shortgpt"].colour == COLOURS_BY_FAMILY["depth"][0]
+    assert looks["drop-tail"].colour == looks["expert-random"].colour == COLOURS_BY_FAMILY["control"][0]
+    assert {looks[name].colour for name in LOOKING} == {light for light, _ in COLOURS_BY_FAMILY.values()}
 
 
 def test_a_look_hangs_on_the_name_alone():
