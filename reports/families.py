@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 CONTROL = "control"  # the family of what looks at nothing, such as random layers
 COLOURS_BY_FAMILY = {  # on light paper, as in drawings; on dark paper
-    "depth": ("#0072b2", "#56a8e0"),
-    "sublayer": ("#a4508b", "#e09bc4"),
-    "width": ("#b45309", "#e9a24a"),
-    "residual": ("#1b1e22", "#e6e8ea"),
-    "low-rank": ("#5b4bb5", "#ab9df2"),
-    "mixed": ("#007a59", "#3fc19a"),
-    "experts": ("#a61b1b", "#f08a80"),
-    CONTROL: ("#6b7280", "#9aa3ad"),
+    "depth": ("#0072B2", "#56A8E0"),
+    "sublayer": ("#A4508B", "#E09BC4"),
+    "width": ("#B45309", "#E9A24A"),
+    "residual": ("#1B1E22", "#E6E8EA"),
+    "low-rank": ("#5B4BB5", "#AB9DF2"),
+    "mixed": ("#007A59", "#3FC19A"),
+    "experts": ("#A61B1B", "#F08A80"),
+    CONTROL: ("#6B7280", "#9AA3AD"),
 }
 
 
@@ -29,7 +29,7 @@ def find_family(card: Card) -> str:
 
 
 def give_custom_properties() -> str:
-    """Return the colours as custom properties of CSS, one a line, such as `--depth: light-dark(#0072b2, #56a8e0);`."""
+    """Return the colours as custom properties of CSS, one a line, such as `--depth: light-dark(#0072B2, #56A8E0);`."""
     return "\n".join(
         f"  --{family}: light-dark({light}, {dark});" for family, (light, dark) in COLOURS_BY_FAMILY.items()
     )
