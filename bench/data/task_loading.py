@@ -2,7 +2,8 @@
 
 Prompts, choices, metrics and versions are lm-eval's. Of a task in OFFLINE only the source of the documents is swapped:
 the stored split, and the columns that have other names there. Documents of any task can come from local files instead,
-by --task-data (`load_local_task`). Any other name goes to lm-eval's catalogue and the hub. `make_task` makes a task of
+by --task-data (`load_local_task`). A task of the user's own has its definition in a file (bench.data.task_files). Any
+other name goes to lm-eval's catalogue and the hub. `make_task` makes a task of
 a definition and of documents at hand, which are read when they are needed. The tasks by skill (bench.data.skills) have
 definitions of the suite's own (`make_definition`), for the same classes of lm-eval.
 
@@ -24,30 +25,32 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.data import assets, instructions, needle, programs, skills, task_sources
+from bench.data import assets, instructions, needle, programs, skills, task_files, task_sources
+from bench.data.task_files import Files
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE, BySkill
 from bench.data.written import JUDGES, METRICS
 from methods.console import say
-from methods.errors import UserError
+from methods.errors import UserError, first_line_of
 
 Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_data: task, path, sha256
 
 
-def check_tasks(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
+def check_tasks(names: Iterable[str], data: Data = (), fewshot: int = 0, files: Files = ()) -> tuple[str, ...]:
     """Return the names with GROUPS expanded, each once. Raises UserError for one that cannot be evaluated.
 
-    A group or tag of lm-eval's own stays one name; `load_tasks` turns it into its tasks.
+    A group or tag of lm-eval's own stays one name; `load_tasks` turns it into its tasks. `files` are of tasks of the
+    user's own, of which every prompt is made here.
     """
     every = split_groups(names, data)
-    local = {name for name, _, _ in data}
-    from_hub = [name for name in every if name not in OFFLINE and name not in local]
-    for name in (*from_hub, *sorted(local)):
+    local, own = {name for name, _, _ in data}, task_files.tasks_of_files(files)
+    from_hub = [name for name in every if name not in OFFLINE and name not in local and name not in own]
+    for name in (*from_hub, *sorted(local - own)):
         refuse_undefined(name)
-    refuse_unknown(every, data)
+    refuse_unknown(every, data, files)
     for name in every:
         if fewshot and name in OFFLINE and name not in local:
             _refuse_examples(name, OFFLINE[name].examples is not None)
-    load_tasks(local, data, fewshot, every_document=True)
+    load_tasks(local | own, data, fewshot, every_document=True, files=files)
     if from_hub and (fewshot or not assets.is_hub_reachable()):
         load_tasks(from_hub, fewshot=fewshot)
     return every
@@ -61,9 +64,10 @@ def split_groups(names: Iterable[str], data: Data = ()) -> tuple[str, ...]:
     return every
 
 
-def refuse_unknown(names: Iterable[str], data: Data = ()) -> None:
-    """Raise UserError for a task that no definition of lm-eval mentions. Its catalogue is not read."""
-    for name in dict.fromkeys([*names, *sorted(name for name, _, _ in data)]):
+def refuse_unknown(names: Iterable[str], data: Data = (), files: Files = ()) -> None:
+    """Raise UserError for a task that neither a file of `files` nor lm-eval defines. Its catalogue is not read."""
+    every = dict.fromkeys([*names, *sorted(name for name, _, _ in data)])
+    for name in task_files.without_tasks_of_files(every, files):
         if _is_foreign(name) and not _is_mentioned(name):
             _refuse_name(name)
 
@@ -91,20 +95,30 @@ def _refuse_examples(name: str, has_split: bool) -> None:
 
 
 def load_tasks(
-    names: Iterable[str], data: Data = (), fewshot: int = 0, tokenizer: Any = None, *, every_document: bool = False
+    names: Iterable[str],
+    data: Data = (),
+    fewshot: int = 0,
+    tokenizer: Any = None,
+    *,
+    every_document: bool = False,
+    files: Files = (),
 ) -> dict[str, Any]:
     """Return lm-eval's Task of each name, ready to evaluate. Raises UserError when its documents cannot be had.
 
     fewshot         examples in front of each question; 0 leaves that to the definition
     tokenizer       of the model, by which a needle's context is cut to the tokens that its task is named for
-    every_document  also make the prompt of every document, so that a bad one is found now
+    every_document  also make the prompt of every document, so that a bad one is found now, where they are local
+    files           of tasks of the user's own
     """
     local = {name: Path(path) for name, path, _ in data}
     tasks: dict[str, Any] = {}
     with silence_lm_eval():
         for name in names:
+            own = task_files.read_definition(name, files)
             if name in local:
-                loaded = {name: load_local_task(name, _definition(name), local[name], every_document)}
+                loaded = {name: load_local_task(name, own or _definition(name), local[name], every_document)}
+            elif own:
+                loaded = {name: _load_own(name, own, every_document=every_document)}
             else:
                 loaded = {name: _load_offline(name, tokenizer)} if name in OFFLINE else _load_from_hub(name)
             for task in loaded.values():
@@ -246,6 +260,37 @@ def _load_from_hub(name: str) -> dict[str, Any]:
             f"task {name} cannot be loaded from the hub or its cache: {reason}; "
             f"--task-data {name}=PATH takes local files"
         ) from error
+
+
+def _load_own(name: str, definition: dict[str, Any], *, every_document: bool) -> Any:
+    """Return the task of a definition of the user's own. Raises UserError where it or its documents do not fit."""
+    from lm_eval.api.metrics import mean  # fills the registry
+    from lm_eval.api.registry import metric_registry
+    from lm_eval.api.task import ConfigurableTask
+
+    _ = mean
+    for metric in definition.get("metric_list") or ():
+        named = metric.get("metric") if isinstance(metric, dict) else metric
+        is_of_hub = isinstance(metric, dict) and metric.get("hf_evaluate")
+        if (
+            isinstance(named, str)
+            and not is_of_hub
+            and named not in metric_registry
+            and not definition.get("process_results")
+        ):
+            raise UserError(f"task {name}: lm-eval has no metric {named!r}; hf_evaluate: true takes one of the hub")
+    assets.is_hub_reachable()
+    try:
+        task = ConfigurableTask(config=definition)
+        if every_document:
+            _refuse_unlabelled(task)
+            task.build_all_requests()
+    except Unlabelled as error:
+        raise UserError(f"task {name}: {error}") from None
+    except Exception as error:  # whatever a definition, its functions or its documents may raise
+        reason = f"{type(error).__name__}: {first_line_of(error)}"
+        raise UserError(f"task {name} cannot be made of its file and its documents ({reason})") from error
+    return task
 
 
 def _is_mentioned(name: str) -> bool:

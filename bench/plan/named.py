@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import pretrained, task_loading, task_sources, texts
+from bench.data import pretrained, task_files, task_loading, task_sources, texts
+from bench.data.task_files import Files
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
@@ -22,8 +23,8 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
         refuse_plugin(Path(plugin))
     protocols = spec.protocols()
     first = protocols[0][0]
-    local = task_sources.parse_task_data(spec.task_data)
-    task_loading.refuse_unknown(task_loading.split_groups(first.tasks, local), local)
+    local, (names, files) = task_sources.parse_task_data(spec.task_data), find_own_tasks(spec)
+    task_loading.refuse_unknown(task_loading.split_groups(names, local), local, files)
     healed_on = [spec.healing.text] if spec.healing else []
     for text in dict.fromkeys([*first.texts, *healed_on]):
         texts.check_text(text, ask_hub=False)
@@ -32,6 +33,16 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
         if not pretrained.is_on_hub(model):
             pretrained.check(model, spec.trust_remote_code)
     refuse_file(folder)
+
+
+def find_own_tasks(spec: RunSpec) -> tuple[tuple[str, ...], Files]:
+    """Return the tasks of a run by their names, and the files of those that the user has defined.
+
+    Raises UserError for a file that defines no task to measure, and for code that the user does not let run.
+    """
+    names, files = task_files.find_tasks(spec.protocols()[0][0].tasks, spec.include_path)
+    task_files.refuse_code(files, is_confirmed=spec.confirm_run_unsafe_code, trusts_remote_code=spec.trust_remote_code)
+    return names, files
 
 
 def refuse_plugin(path: Path) -> None:

@@ -318,6 +318,10 @@ class Protocol:
     task_data: Annotated[
         tuple[tuple[str, str, str], ...], Meaning("[task, path, sha256] of tasks whose documents are local files")
     ] = ()
+    task_files: Annotated[
+        tuple[tuple[str, str, str], ...],
+        Meaning("[task, path, sha256] of tasks whose definitions are the user's own files", later=True),
+    ] = ()
     checks: Annotated[bool, Meaning("whether text is generated and compared with the dense model's")] = measure_option(
         True, "no generation, no KL", flag="no-checks"
     )

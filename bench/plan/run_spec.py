@@ -61,6 +61,8 @@ TASK_DATA = (
     "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
     "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
 )
+INCLUDE = "with definitions of tasks as lm-eval's YAML has them, which --tasks names; a FILE.yaml of --tasks is one too"
+UNSAFE = "execute what models write, of the tasks `programs`, and functions that a task's file names"
 CALIBRATION_TOKENS = (
     "in place of --calibration-sequences: how many tokens in all, as in 4k,64k (k is 1,024); several sweep"
 )
@@ -197,7 +199,7 @@ class RunSpec:
     compensate: str | None = what_option(None, "of `list methods`, behind all of --methods: laco is laco+NAME", "NAME")
     uniform: bool = what_option(False, "cut widths alike in all layers, for stock transformers")
     search_minutes: float | None = what_option(None, SEARCH, "N", least=0.01)
-    trust_remote_code: bool = what_option(False, "run code that comes with a model")
+    trust_remote_code: bool = what_option(False, "run code that comes with a model or with a task's data")
     plugins: Sequence[str] = what_option((), "a Python file with methods", "FILE", flag="plugin", repeated=True)
     then: Sequence[str] = what_option((), THEN, "METHOD:ratio=R[,NAME=VALUE]", repeated=True)
     healing: Recipe | None = None
@@ -207,7 +209,8 @@ class RunSpec:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     calibration_tokens: Sequence[str] = option((), CALIBRATION_TOKENS, "LIST", group="measure")
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
-    confirm_run_unsafe_code: bool = option(False, "execute what models write, of the tasks `programs`", group="measure")
+    include_path: Path | None = option(None, INCLUDE, "DIR", group="measure")
+    confirm_run_unsafe_code: bool = option(False, UNSAFE, group="measure")
     endpoint: str = option("", SERVER, "URL", group="measure")
     endpoint_model: str = option("", "the model's name there; by default the only one", "NAME", group="measure")
     endpoint_requests: int = option(8, "that wait there at once, by default {default}", "N", group="measure", least=1)

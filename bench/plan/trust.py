@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.data import assets, programs, task_loading
+from bench.data import assets, programs, task_files, task_loading
 from bench.data.mixture import is_own_text, task_of_text, texts_of_calibration
 from bench.data.task_sources import GROUPS, OFFLINE
 from bench.plan.cell import Cell
@@ -58,6 +58,9 @@ class Trust:
         if cell.trust_remote_code and not self.remote_code:
             kinds.append("code of its model")
             flags.append("--trust-remote-code")
+        for what, flag in self._code_of_tasks(cell) if measured and not kinds else ():
+            kinds.append(what)
+            flags.append(f"--{flag}")
         if measured and not self.programs and any(task in programs.SOURCES for task in cell.protocol.tasks):
             kinds.append("programs that a model writes")
             flags.append(f"--{programs.FLAG}")
@@ -66,6 +69,13 @@ class Trust:
             raise UserError(
                 f"the record of {cell.label} names {what}, which it cannot allow itself; look at it, then add {how}"
             )
+
+    def _code_of_tasks(self, cell: Cell) -> Iterator[tuple[str, str]]:
+        """Yield what the files of a cell's tasks would run and the user does not let run, each with its flag."""
+        allowed = {programs.FLAG: self.programs, task_files.REMOTE_CODE: self.remote_code}
+        for _, path, _ in cell.protocol.task_files:
+            code = task_files.list_code(task_files.read_task_file(Path(path)))
+            yield from ((what, flag) for what, flag in code.items() if not allowed[flag])
 
     def refuse_text(self, text: str) -> None:
         """Raise UserError where records may not name this text."""
@@ -106,8 +116,10 @@ def _names_of_cell(cell: Cell, measured: bool) -> Iterator[tuple[str, str]]:
     for stage in cell.stages:
         if stage.healing:
             yield "text", stage.healing.text
-    for task in protocol.tasks:
+    for task in task_files.without_tasks_of_files(protocol.tasks, protocol.task_files):
         yield "task", task
+    for _, path, _ in protocol.task_files:
+        yield "file of a task", path
 
 
 def _names_of_calibration(calibration: str) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from bench.data.needle import CONTEXTS
 from bench.plan import grid
 from bench.plan.cell import Cell, LatencyParts, LatencyTable
 from bench.plan.fields import MethodChoice
-from bench.plan.named import refuse_file
+from bench.plan.named import find_own_tasks, refuse_file
 from bench.plan.protocol import Protocol, Recipe, protocol_for_cuda, refuse_recipe
 from bench.plan.run_spec import RunSpec
 from bench.system import environment
@@ -131,14 +131,10 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     except ValueError as error:
         raise UserError(str(error)) from None
     _check_search_minutes(spec, [*choices, *(stage.choice for stage in stages)])
-    local, first = task_sources.parse_task_data(spec.task_data), protocols[0][0]
-    programs.refuse_unconfirmed(
-        task_loading.split_groups(first.tasks, local), is_confirmed=spec.confirm_run_unsafe_code
-    )
-    names = task_loading.check_tasks(first.tasks, local, first.fewshot)
+    first, (tasks, local, files) = protocols[0][0], check_tasks_of_spec(spec)
     if is_here:
         check_cores(first.pin)
-        programs.refuse_open_guard(names)
+        programs.refuse_open_guard(tasks)
     healed_on = [spec.healing.text] if spec.healing else []
     texts.check_calibrations((protocol.calibration for protocol, _ in protocols))
     read = [*first.texts, *healed_on]
@@ -155,7 +151,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
                 raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
         _check_chat(first, model, trust=spec.trust_remote_code)
         for protocol in {protocol for protocol, _ in protocols}:
-            refuse_longer(replace(protocol, tasks=names), target.decoder.config)
+            refuse_longer(replace(protocol, tasks=tasks), target.decoder.config)
         for protocol, seed in protocols:
             common = {
                 "model": model,
@@ -164,7 +160,12 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
                 "device": str(target.device),
                 "dtype": str(target.dtype).removeprefix("torch."),
                 "trust_remote_code": spec.trust_remote_code,
-                "protocol": replace(_protocol_on_target(target, protocol, spec.protocol), tasks=names, task_data=local),
+                "protocol": replace(
+                    _protocol_on_target(target, protocol, spec.protocol),
+                    tasks=tasks,
+                    task_data=local,
+                    task_files=files,
+                ),
                 "seed": seed,
                 "latency": read_latency_table(spec, model, target, is_here=is_here) if of == "latency" else None,
             }
@@ -174,6 +175,16 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every
+
+
+def check_tasks_of_spec(spec: RunSpec) -> tuple[tuple[str, ...], Any, Any]:
+    """Return the tasks of a run, the files of their documents, and those of their definitions.
+
+    Raises UserError for a task that cannot be evaluated, and for code that the user does not let run.
+    """
+    local, (names, files) = task_sources.parse_task_data(spec.task_data), find_own_tasks(spec)
+    programs.refuse_unconfirmed(task_loading.split_groups(names, local), is_confirmed=spec.confirm_run_unsafe_code)
+    return task_loading.check_tasks(names, local, spec.protocols()[0][0].fewshot, files), local, files
 
 
 def _check_chat(protocol: Protocol, model: str, *, trust: bool) -> None:

@@ -99,6 +99,7 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("protocol.apply_chat_template", "task"),  # the gate goes by the template's hash
         ("protocol.system", "task", "task", "system"),
         ("protocol.task_data", "task"),
+        ("protocol.task_files", "task"),
         ("inputs.tasks", "task"),
         ("protocol.profile", "columns"),
         ("protocol.texts", "columns"),

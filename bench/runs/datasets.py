@@ -238,9 +238,9 @@ def _load_tasks(cell: Cell, load_tasks: Callable[..., dict[str, Any]], tokenizer
     """Return the tasks of a cell; only those with a needle depend on the tokenizer, that of its model by default."""
     p = cell.protocol
     if CONTEXTS.keys().isdisjoint(p.tasks):
-        return load_tasks(p.tasks, p.task_data, p.fewshot)
+        return load_tasks(p.tasks, p.task_data, p.fewshot, files=p.task_files)
     tokenizer = tokenizer or pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
-    return load_tasks(p.tasks, p.task_data, p.fewshot, tokenizer)
+    return load_tasks(p.tasks, p.task_data, p.fewshot, tokenizer, files=p.task_files)
 
 
 def _dense_outputs(

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from bench.data import programs, questions, task_loading, task_sources, texts
+from bench.data import programs, questions, task_loading, texts
 from bench.data.chat import check_template, sha256_of_template
 from bench.data.texts import EvaluationText
 from bench.evaluation import quality
@@ -31,7 +31,7 @@ from bench.evaluation.tasks import evaluate as evaluate_tasks
 from bench.plan.fields import refuse_name
 from bench.plan.protocol import Protocol, name_of_samples
 from bench.plan.run_spec import RunSpec, options_by_name
-from bench.plan.validate import refuse_longer
+from bench.plan.validate import check_tasks_of_spec, refuse_longer
 from bench.records.measured import Measured, RangeScore, TaskScore, TextScore
 from bench.regression import gate
 from bench.regression.compare import compare_cells, parse_allowed
@@ -51,7 +51,7 @@ from reports.tables.quality import table_of_quality
 OF_QUALITY = {  # fields of Protocol and RunSpec that say what quality is
     *("tasks", "documents", "texts", "window", "stride", "windows", "windows_drawn", "positions", "calibration"),
     *("batch_tokens", "scorer", "fewshot", "apply_chat_template", "system", "profile", "task_data"),
-    "confirm_run_unsafe_code",
+    *("confirm_run_unsafe_code", "include_path", "trust_remote_code"),
 }
 SCORERS = ("shared", "stock")  # that score in this process
 
@@ -201,13 +201,8 @@ def _parse_flags(flags: Mapping[str, Any]) -> RunSpec:
 def _read_data(spec: RunSpec, model: PreTrainedModel, tokenizer: Any, title: str) -> _Data:
     """Return what a model is evaluated on. Raises UserError where it cannot be had."""
     [(protocol, seed)] = spec.protocols()
-    local = task_sources.parse_task_data(spec.task_data)
-    programs.refuse_unconfirmed(
-        task_loading.split_groups(protocol.tasks, local), is_confirmed=spec.confirm_run_unsafe_code
-    )
-    protocol = replace(
-        protocol, tasks=task_loading.check_tasks(protocol.tasks, local, protocol.fewshot), task_data=local
-    )
+    tasks, local, files = check_tasks_of_spec(spec)
+    protocol = replace(protocol, tasks=tasks, task_data=local, task_files=files)
     programs.refuse_open_guard(protocol.tasks)
     if not protocol.tasks and not protocol.texts:
         raise UserError("nothing is measured without a text and without a task; name one, as in texts='wiki'")
@@ -217,10 +212,10 @@ def _read_data(spec: RunSpec, model: PreTrainedModel, tokenizer: Any, title: str
     if protocol.chat:
         check_template(tokenizer, title, protocol.chat)
     cut, cut_long = (partial(make, tokenizer) for make in (texts.make_evaluation_text, texts.make_long_text))
-    tasks = task_loading.load_tasks(protocol.tasks, local, protocol.fewshot, tokenizer)
-    documents = {name: task_loading.draw_documents(task, protocol.documents, seed) for name, task in tasks.items()}
+    loaded = task_loading.load_tasks(protocol.tasks, local, protocol.fewshot, tokenizer, files=files)
+    documents = {name: task_loading.draw_documents(task, protocol.documents, seed) for name, task in loaded.items()}
     every_text = quality.cut_texts(protocol, cut), quality.cut_long_texts(protocol, cut_long)
-    return _Data(protocol, *every_text, tasks, documents)
+    return _Data(protocol, *every_text, loaded, documents)
 
 
 def _refuse_data(data: _Data, model: PreTrainedModel, tokenizer: Any, block: Calibration | None) -> None:

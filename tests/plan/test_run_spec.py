@@ -47,7 +47,7 @@ def test_every_field_has_a_flag_but_those_that_are_no_users():
     without = {(owner, field.name) for owner in (RunSpec, Protocol, Recipe) for field in fields(owner)} - flagged
     assert without == {
         *((RunSpec, name) for name in ("healing", "protocol", "name", "record_out_of_reach")),
-        *((Protocol, name) for name in ("profile", "task_data")),
+        *((Protocol, name) for name in ("profile", "task_data", "task_files")),
         *((Recipe, name) for name in ("points", "seed")),
     }
     assert len(flagged) == len(flags_of_run())
