@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from bench.cli.main import _parse, main
 from bench.data import skills, task_sources
 from bench.plan.fields import options_of_class
 from bench.plan.protocol import PROFILES, SimilarityProtocol, protocol_of_profile
+from bench.workshop import method_checks, new_method
 from methods.errors import UserError
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md")))
@@ -58,6 +60,46 @@ def test_a_flag_that_begins_a_value_of_its_own_is_no_command_of_a_page():
     with pytest.raises(UserError, match="--engine-args: expected one argument"):
         _parse(["serve-speed", "run", "--engine-args", "--enforce-eager"])
     assert _parse(["serve-speed", "run", "--engine-args=--enforce-eager"])
+
+
+ADD_METHOD = "docs/guides/add-method.md"
+
+
+def test_code_of_the_guide_to_methods_is_that_of_the_files_that_new_method_writes(tmp_path):
+    written = ""
+    for kind in new_method.KINDS:
+        path, _ = new_method.write_method("mine", kind, tmp_path / kind)
+        written += path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text(ADD_METHOD), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    assert [block for block in blocks if without_indents(block) not in without_indents(written)] == []
+
+
+def without_indents(code: str) -> str:
+    return "\n".join(line.strip() for line in code.splitlines())
+
+
+def test_the_commands_of_the_guide_to_methods_run_from_the_first_to_the_last(base, tmp_path, monkeypatch, capsys):
+    """On a tiny model, with few families and properties; those of all are tested where the files are."""
+    monkeypatch.chdir(tmp_path)
+    few = ("budget met", "decisions name what went")
+    monkeypatch.setattr(method_checks, "CHECKS", {name: method_checks.CHECKS[name] for name in few})
+    monkeypatch.setattr(method_checks.check_method, "__defaults__", (("llama",), ""))
+    (fence,) = FENCED.findall(text(ADD_METHOD))
+    lines = [line.partition("  #")[0].split() for line in fence.splitlines()]
+    assert [line[2] for line in lines] == ["bench", "bench", "pytest", "bench"]
+    for line in lines:
+        if line[2] == "bench":
+            arguments = [*base, *line[4:], "--no-isolate"] if line[3] == "run" else line[3:]
+            arguments = ["0.3" if word == "0.1" else word for word in arguments]  # a tenth is no layer of six
+            assert main(arguments) == 0
+        else:
+            tests = [each for name, each in runpy.run_path(line[3]).items() if name.startswith("test_")]
+            assert len(tests) == 2
+            for each in tests:
+                each()
+    table = capsys.readouterr().out
+    assert re.search(r"^mine +", table, re.MULTILINE)
 
 
 def test_the_table_of_profiles_says_what_each_is_calibrated_on():

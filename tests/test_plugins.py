@@ -22,12 +22,14 @@ from bench.cli.main import main
 from bench.records.run_folder import load_run
 from bench.runs import measure
 from bench.system.interrupt import EndedBySignal
+from bench.workshop.new_method import write_method
+from bench.workshop.tiny_models import draw_calibration
 from methods import Decoder, OutOfReach
 from methods.files import hash_file
 from methods.model.sizes import layer_parameters, parameters
 
 PAGE = Path(__file__).parent.parent / "docs" / "guides" / "add-method.md"
-SOURCE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+NAME = "smallest-writers"  # of the method that new-method writes here
 
 
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,10 +49,11 @@ def test_the_page_names_what_modules_offer():
 
 @pytest.fixture
 def package(tmp_path):
-    """A folder with the module of the page and what an installer would write about it."""
+    """A folder with the module that new-method writes, and what an installer would write about it."""
     folder = tmp_path / "site"
     (folder / "mine-1.0.dist-info").mkdir(parents=True)
-    (folder / "mine.py").write_text(SOURCE)
+    method, _ = write_method(NAME, "depth", tmp_path / "new")
+    method.rename(folder / "mine.py")
     (folder / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     points = "[prunebench.methods]\nsmallest-writers = mine\n"
     (folder / "mine-1.0.dist-info" / "entry_points.txt").write_text(points)
@@ -69,7 +72,7 @@ def small(model_folder, text_file, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["file", "package"])
-def test_the_method_of_the_page_stands_in_the_table(way, package, small, capsys):
+def test_a_written_method_stands_in_the_table(way, package, small, capsys):
     """A package is installed for a process of its own; a file is loaded in this one."""
     words = ["run", "--methods", "smallest-writers,drop-tail", *small]
     if way == "package":
@@ -84,7 +87,7 @@ def test_the_method_of_the_page_stands_in_the_table(way, package, small, capsys)
     assert counts[0][1] == counts[1][1]  # at the same parameter count
 
 
-def test_layers_that_stay_are_a_part_of_the_plan_of_the_page(package, monkeypatch):
+def test_layers_that_stay_are_a_part_of_the_plan(package, monkeypatch):
     """With 25 of 30 layers kept it removes what it plans, or says what is out of reach."""
     monkeypatch.setattr("methods.register", lambda name: lambda method: method)
     method = runpy.run_path(str(package / "mine.py"))["SmallestWriters"](keep_first=25)
@@ -94,7 +97,7 @@ def test_layers_that_stay_are_a_part_of_the_plan_of_the_page(package, monkeypatc
         method.plan(model, 11 * each)
     assert method.plan(model, 5 * each) == {"layers": 5}
     with torch.no_grad():
-        assert method.prune(model, None, 5 * each)["removed_layers"] == [25, 26, 27, 28, 29]
+        assert method.prune(model, draw_calibration(), 5 * each)["removed_layers"] == [25, 26, 27, 28, 29]
     assert len(model.layers) == 25
 
 
@@ -119,7 +122,7 @@ def test_the_package_exports_what_its_user_needs():
 def test_its_parameters_are_checked_like_any_others(package, small):
     done = bench(package, "run", "--methods", "smallest-writers:keep_first=x", *small)
     assert done.returncode == 2
-    assert done.stderr == "prunebench: smallest-writers:keep_first is int; got 'x'\n"
+    assert done.stderr == "prunebench: smallest-writers:keep_first is int, at least 0; got 'x'\n"
 
 
 def test_the_list_names_the_package(package):

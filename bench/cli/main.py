@@ -207,6 +207,7 @@ def _parser(program: str) -> Parser:
         list_command.add_list,
         measurements.add_similarity,
         list_command.add_doctor,
+        workshop.add_new_method,
         workshop.add_check_method,
     ):
         add(commands)

@@ -4,12 +4,50 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from bench.cli import NOT_AS_SAID, OK
 from methods.console import say
 from methods.errors import UserError
+
+FAMILIES = ("depth", "width", "search", "compensation")  # those of bench.workshop.new_method
+
+
+def add_new_method(commands: Any) -> None:
+    """Add the command new-method."""
+    new = commands.add_parser(
+        "new-method",
+        help="write the first file of a method of your own, and its test",
+        description=(
+            "Write NAME.py and test_NAME.py, a small method that runs as it is and the test of what it alone promises. "
+            "Its head has places to fill. Nothing that is there is replaced."
+        ),
+    )
+    new.add_argument("name", metavar="NAME", help="of the method, as in smallest-writers")
+    new.add_argument(
+        "--family",
+        choices=FAMILIES,
+        default="depth",
+        help="depth drops layers, width cuts heads and channels, search compares sets of attentions and MLPs, "
+        "compensation repairs what a method has cut; by default %(default)s",
+    )
+    new.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="by default the folder of the command")
+    new.set_defaults(command=_new)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from bench.workshop import new_method
+
+    method, test = new_method.write_method(arguments.name, arguments.family, arguments.out)
+    print(f"{method}\n{test}")
+    label = f"shortgpt+{arguments.name}" if arguments.family == "compensation" else arguments.name
+    file, test_file = shlex.quote(str(method)), shlex.quote(str(test))
+    say(f"next: python -m bench check-method {file}")
+    say(f"      python -m pytest {test_file}")
+    say(f"      python -m bench run --plugin {file} --methods {label} --ratio 0.1")
+    return OK
 
 
 def add_check_method(commands: Any) -> None:
