@@ -59,7 +59,7 @@ class Blockwise(Compensation):
 
     holds = Holds(states=6, layers=5, steps=4)
     paper_reads = "about a billion tokens"
-    look = Look("purple", "solid", "D")
+    look = Look("solid", "D", "purple")
     follows = "flap"
     tiny = "passes=1"
 
