@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -305,11 +304,19 @@ def resident_bytes_of_process() -> int:
 def peak_bytes_of_process() -> int:
     """Return the most bytes that this process has had in the machine's memory, since the last reset if there was one.
 
-    On Linux this is VmHWM, because getrusage also counts the process that started this one.
+    On Linux this is VmHWM, because getrusage also counts the process that started this one. Windows has no getrusage,
+    and counts by itself.
     """
     with contextlib.suppress(OSError):
         if peak := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(peak[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

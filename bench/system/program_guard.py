@@ -17,7 +17,6 @@ from __future__ import annotations
 import ast
 import importlib
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -52,6 +51,8 @@ def find_imports(program: str) -> Iterator[str]:
 
 def lock_process() -> None:
     """Give up the rights to files, sockets, processes and memory. Ends the script where the kernel leaves one."""
+    import resource  # which Windows lacks, so that the guard does not hold there
+
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)

@@ -458,3 +458,26 @@ def test_the_papers_settings_are_the_published_ones():
         assert (given[0]["C"], given[0]["I"], given[0].get("T")) == (C, I, None)
         assert (given[1]["C"], given[1]["I"], given[1]["T"]) == (C, I, T)
         assert len(ratios) == 1
+
+
+PROTOCOLS = sorted(path.stem for path in (Path(run_spec.__file__).parents[1] / "specs/papers").glob("protocol-*.yaml"))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_spec_in_a_papers_protocol_says_its_rows_its_command_and_that_it_was_never_run(name):
+    spec, text = run_spec.load_spec(name, {}), run_spec.shipped_specs()[name]
+    cells = 1 + len(grid.choices_of_spec(spec)) * len(spec.ratios)  # with the dense model
+    assert f" {cells} cells, never run" in text
+    head = (Path(run_spec.__file__).parents[1] / f"specs/papers/{name}.yaml").read_text()
+    command = f"python -m bench run --spec {name} --device cuda"
+    assert f"{command} --plan" in head
+    assert f"{command} --out results/" in head
+    assert "# Never run." in head
+    assert spec.protocols()[0][0].speed_rounds == 0
+    models = {"llama3.1-8b": "meta-llama/Llama-3.1-8B", "qwen3-8b": "Qwen/Qwen3-8B"}
+    assert spec.model == models[name.split("-", 2)[2]]
+
+
+def test_both_models_stand_in_four_papers_protocols():
+    assert {name.split("-", 2)[1] for name in PROTOCOLS} == {"laco", "sleb", "2ssp", "minitron"}
+    assert len(PROTOCOLS) == 8
