@@ -7,7 +7,7 @@ from pages import report, tables, text
 
 PAGE = "docs/studies/calibration.md"
 TOKENS = (1024, 4096, 16384, 65536)
-QUANTITIES = ("perplexity_wiki", "perplexity_c4", "prune_seconds")
+QUANTITIES = ("perplexity_wiki", "perplexity_c4")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def lines():
 
 def test_every_figure_is_that_of_a_record(lines):
     for name, (head, *rows) in zip(QUANTITIES, tables(text(PAGE)), strict=True):
-        assert len(rows) == 8 + (name != "prune_seconds")
+        assert len(rows) == 9
         assert head[1:] == [f"{tokens:,}" for tokens in TOKENS]
         for label, *cells in rows:
             values = [lines[name, label, tokens][0] for tokens in TOKENS]
