@@ -68,7 +68,10 @@ class Mixture:
     groups: str = ""  # of the router: groups of experts, of which a token may take some alone
     groups_per_token: str = ""  # of the router: from how many groups a token may take experts
     shared: str = ""  # an MLP beside the bank that every token takes, and that stays
+    gate_up: str = "gate_up_proj"  # of the bank: gate and up in one; a bias has `_bias` behind its matrix's name
+    down: str = "down_proj"  # of the bank
     transposed: bool = False  # the bank's matrices are (in, out)
+    paired: bool = False  # gate and up of a channel lie side by side, and not in two halves
     pair: bool = False  # the mixture's forward gives back its result and the router's weights
     counts: tuple[str, ...] = ("num_experts",)  # what router, bank, model and configuration call J
     plain: str = ""  # the configuration's list of layers that have a single MLP instead
@@ -185,7 +188,7 @@ FAMILIES = {
     "olmoe": replace(LLAMA, mixture=MIXTURE, uncut=(ALL_HEADS, *MIXED)),
     "gpt_oss": replace(
         LLAMA,
-        mixture=replace(MIXTURE, router="mlp.router", transposed=True, pair=True),
+        mixture=replace(MIXTURE, router="mlp.router", transposed=True, paired=True, pair=True),
         uncut=(SINKS, *MIXED),
     ),
     "glm4_moe": replace(  # with the router of deepseek_v3

@@ -11,12 +11,12 @@ The experts' tensors lie in one bank, with the experts on the first axis, and so
 expert that goes takes its slice of each with it, and the router takes the k best of those that are left. Removing an
 expert equals forbidding it in the router.
 
-Letters: J = experts, k = experts that a token takes, D = residual width, M = tokens.
+Letters: J = experts, k = experts that a token takes, D = residual width, I = channels of an expert, M = tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -130,6 +130,67 @@ class Experts:
         ones = torch.ones(chosen.numel(), 1, device=h.device, dtype=h.dtype)
         outputs: Tensor = self.bank(h[:, None].expand(-1, k, -1).reshape(-1, h.shape[1]), chosen.reshape(-1, 1), ones)
         return outputs.view(len(h), k, -1)
+
+    def score(self, h: Tensor) -> Tensor:
+        """Return the router's logits of all experts, in front of any softmax, (M, D) -> (M, J) in float32."""
+        bias = getattr(self.router, "bias", None)
+        logits: Tensor = nn.functional.linear(
+            h.float(), self.router.weight.float(), None if bias is None else bias.float()
+        )
+        return logits
+
+    @property
+    def channels(self) -> int:
+        """Return I, how many channels an expert has between its matrices."""
+        return int(getattr(self.bank, self.row.down).shape[1 if self.row.transposed else 2])
+
+    def activations(self, h: Tensor, number: int) -> Tensor:
+        """Return what enters the last matrix of one expert, (M, D) -> (M, I)."""
+        tensors = self.tensors_of(number)
+        gate_up = tensors[self.row.gate_up]
+        both = nn.functional.linear(h, gate_up.T if self.row.transposed else gate_up, tensors.get(self._gate_up_bias))
+        activations: Tensor = self.bank._apply_gate(both)  # which every bank of transformers has
+        return activations
+
+    def weights_of_channels(self, number: int) -> Tensor:
+        """Return the weights of each channel of one expert, its rows of gate and up and its column of down, (I, 3D)."""
+        tensors = self.tensors_of(number)
+        gate_up, down = tensors[self.row.gate_up], tensors[self.row.down]
+        if self.row.transposed:
+            gate_up, down = gate_up.T, down.T
+        gate, up = (gate_up[0::2], gate_up[1::2]) if self.row.paired else gate_up.chunk(2)
+        return torch.cat([gate, up, down.T], dim=1)
+
+    def tensors_of(self, number: int) -> dict[str, Tensor]:
+        """Return the tensors of one expert by their names in the bank."""
+        return {name: tensor.detach()[number] for name, tensor in self.bank.named_parameters()}
+
+    def reorder_channels(self, number: int, order: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of one expert with its channels in another order, (I,), which changes no output."""
+        tensors, across = self.tensors_of(number), int(self.row.transposed)
+        order = order.to(tensors[self.row.down].device)
+        rows = self._rows(order)
+        tensors[self.row.gate_up] = tensors[self.row.gate_up].index_select(across, rows)
+        tensors[self.row.down] = tensors[self.row.down].index_select(1 - across, order)
+        if (bias := tensors.get(self._gate_up_bias)) is not None:
+            tensors[self._gate_up_bias] = bias[rows]
+        return tensors
+
+    @torch.no_grad()
+    def put(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors, by their names in the bank, in the place of one expert's."""
+        for name, tensor in tensors.items():
+            getattr(self.bank, name)[number].copy_(tensor)
+
+    @property
+    def _gate_up_bias(self) -> str:
+        return f"{self.row.gate_up}_bias"
+
+    def _rows(self, channels: Tensor) -> Tensor:
+        """Return the rows of gate and up, which are one matrix, of channels in this order, (I,) -> (2I,)."""
+        if self.row.paired:
+            return torch.stack([2 * channels, 2 * channels + 1], dim=1).flatten()
+        return torch.cat([channels, channels + self.channels])
 
     def keep(self, kept: Sequence[int]) -> None:
         """Keep the experts `kept`, in this order, and remove all others. The caller sets the model's count."""
