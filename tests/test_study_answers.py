@@ -300,3 +300,41 @@ def test_what_is_said_of_departures():
     centred = [f"{100 * (1 - estimate('slicegpt:centre_embeddings=True', at)):.0f}" for at in (0, 2)]
     assert centred == ["4", "4"] and "gives 4 % less at the lowest and the highest ratio" in page
     assert ends("slicegpt:centre_embeddings=True", 1)[0] < 1 < ends("slicegpt:centre_embeddings=True", 1)[1]
+
+
+def test_what_is_said_of_the_sentences_that_laco_compares():
+    page = text("docs/studies/settings.md")
+    runs = run_folder.load_runs([ROOT / "docs/results/laco-calibration"]).records
+    windows: dict[int, list[tuple[int, ...]]] = {}
+    ppl: dict[tuple[int, ...], list[float]] = {}
+    for one in (one for one in runs if one.cell.method == "laco"):
+        window = tuple(one.decisions["removed_layers"][1:])
+        windows.setdefault(one.cell.parameters["sentences"], []).append(window)
+        ppl.setdefault(window, []).append(one.measured.text_scores["wiki"].perplexity)
+    usual = (22, 23, 24)
+    others = {count: sum(window != usual for window in each) for count, each in windows.items()}
+    assert {len(each) for each in windows.values()} == {12}
+    assert others[10] == 0 and "All 12 draws of ten merge the layers 22 to 24." in page
+    assert f"Of as many draws of two sentences {others[2]} merge others, and of five sentences {others[5]}." in page
+    low = ppl[20, 21, 22]
+    assert len(low) == 4 and "Four draws of few sentences take another window" in page
+    assert f"a perplexity of {min(low):.0f} in place of {min(ppl[usual]):.0f}" in page
+    (table,) = (table for table in tables(page) if table[0][0].startswith("the main window"))
+    shown = {tuple(range(int(row[0][:2]), int(row[0][3:5]) + 1)): row[1:] for row in table[1:]}
+    assert {window: len(each) for window, each in ppl.items()} == {
+        window: int(cells.partition(":")[0]) for window, (cells, _) in shown.items()
+    }
+    for window, (_, figures) in shown.items():
+        ends = [float(end.replace(",", "")) for end in re.findall(r"[\d,.]+", figures)]
+        found = sorted(ppl[window])
+        assert [ends[0], ends[-1]] == [pytest.approx(found[0], abs=0.5), pytest.approx(found[-1], abs=0.5)], window
+
+
+def test_what_is_said_of_the_range_of_laco():
+    page = text("docs/studies/settings.md")
+    runs = [one for one in run_folder.load_runs([ROOT / "docs/results/laco-range"]).records if one.cell.ratio]
+    ppl = {(one.cell.ratio, one.cell.parameters["H"]): one.measured.text_scores["wiki"].perplexity for one in runs}
+    steps = [(ppl[ratio, H], ppl[ratio, H + 2]) for ratio in (0.1, 0.2, 0.3) for H in (21, 23, 25, 27)]
+    counts = [sum(test) for test in zip(*((a < b, a == b, a > b) for a, b in steps), strict=True)]
+    assert counts == [9, 2, 1]
+    assert "Of twelve steps of H towards the rear, nine raise the perplexity, two change nothing and one lowers" in page

@@ -72,6 +72,11 @@ def test_the_claims_are_what_the_records_say(records):
     eight = [times(one, records[f"{one.model['label']}@bfloat16"]) for one in records.values() if one.type == "q8_0"]
     assert f"has {min(eight):.3f} to {max(eight):.3f} times the perplexity of bfloat16" in page
     assert len(eight) == 5
+    assert f"`q4_0` costs the whole model {100 * (times(four, base) - 1):.0f} %" in page
+    for name in ("flap", "2ssp"):
+        one = records[f"{name}@bfloat16"]
+        speeds = figure(one, "speedup"), figure(one, "speedup_by_bytes")
+        assert "make {:.2f} times the speed of generation, where the bytes predict {:.2f}".format(*speeds) in page
     for name, kind in (("dense", "prefill"), ("dense", "decode"), ("shortgpt", "decode"), ("sleb", "decode")):
         one = records[f"{name}@bfloat16"]
         low, high = figure(one, "speedup_low", kind), figure(one, "speedup_high", kind)
