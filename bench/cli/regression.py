@@ -33,10 +33,10 @@ def add(commands: Any) -> None:
 def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
-        help="what differs between two runs or cells, or two outputs of lm-eval",
+        help="what differs between two runs or cells, or two outputs of lm-eval or Inspect",
         description=(
-            "Compare two runs cell by cell, two cells, or what lm-eval itself has written of two models, on the same "
-            "documents and windows: difference, interval, verdict. Exit code 4 where they were measured under "
+            "Compare two runs cell by cell, two cells, or what lm-eval or Inspect has written of two models, on the "
+            "same documents and windows: difference, interval, verdict. Exit code 4 where they were measured under "
             "different conditions."
         ),
     )
@@ -44,7 +44,7 @@ def _add_compare(commands: Any) -> None:
         compare.add_argument(
             side,
             metavar=side.upper(),
-            help="a run folder, RUN/CELL by key, start of one, or label, or a results_*.json",
+            help="a run folder, RUN/CELL by key, start of one, or label, a results_*.json, or a log of Inspect",
         )
     compare.add_argument(
         "--samples",
@@ -80,7 +80,7 @@ def _add_gate(commands: Any) -> None:
             "3 missing or failed cells, 4 not comparable or no baseline."
         ),
     )
-    gate.add_argument("run", type=Path, metavar="RUN", help="a run folder, or lm-eval's results_*.json")
+    gate.add_argument("run", type=Path, metavar="RUN", help="a run folder, a results_*.json, or a log of Inspect")
     gate.add_argument(
         "--baseline", type=Path, required=True, metavar="DIR", help="of `baseline accept`, any run, or another output"
     )
@@ -151,27 +151,27 @@ def _accept(arguments: argparse.Namespace) -> int:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from bench.records import run_folder
     from bench.regression import baseline, gate
     from bench.regression.gate import read_margins
-    from bench.regression.lm_eval_output import find_results_file, read_output
+    from bench.regression.other_output import OUTPUT, is_other_output, read_other_output
     from bench.regression.results import results_of_run
     from methods.files import write_atomically
     from reports.formats import markup, terminal
     from reports.tables import verdicts
 
     may_lose = read_margins(arguments.margins)
-    is_output = not run_folder.is_run(arguments.run) and find_results_file(arguments.run) is not None
+    is_output = is_other_output(arguments.run)
     try:
-        base = read_output(arguments.baseline) if is_output else baseline.read_baseline(arguments.baseline)
+        path = arguments.baseline
+        base = {OUTPUT: read_other_output(path)} if is_output else baseline.read_baseline(path)
     except baseline.NoBaseline as error:
         say(f"prunebench: {error}")
         return NO_COMPARISON
-    run = read_output(arguments.run) if is_output else results_of_run(arguments.run)
+    run = {OUTPUT: read_other_output(arguments.run)} if is_output else results_of_run(arguments.run)
     labels = [cell.identity["label"] for cell in run.values()]
     mapping = gate.parse_mapping(arguments.map, labels, [cell.identity["label"] for cell in base.values()])
     verdict_list = gate.judge(base, run, may_lose, mapping)
-    if not arguments.no_confirm and not is_output:  # what lm-eval has scored, this suite cannot measure again
+    if not arguments.no_confirm and not is_output:  # what others have scored, this suite cannot measure again
         verdict_list = _confirm(
             verdict_list, base, run, _Options(cli.trust_of(arguments), arguments.plugin, may_lose, mapping)
         )

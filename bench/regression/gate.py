@@ -36,7 +36,7 @@ import numpy as np
 from bench.plan import run_spec
 from bench.records import run_folder
 from bench.regression.compare import ComparedRow, compare_cells, parse_allowed
-from bench.regression.lm_eval_output import find_results_file, results_of_lm_eval
+from bench.regression.other_output import PROGRAMS, is_other_output, read_other_output
 from bench.regression.results import CellResults, results_of_named_cell, results_of_run
 from bench.stats import intervals
 from methods.errors import UserError
@@ -391,17 +391,15 @@ def pair_cells(
 
 
 def _side(named: str, samples: Path | None = None) -> dict[str, CellResults]:
-    """Return the cells of a run folder, the one cell of RUN/CELL, or that of lm-eval's output."""
+    """Return the cells of a run folder, the one cell of RUN/CELL, or that of another program's output."""
     if run_folder.is_run(Path(named)):
         return results_of_run(Path(named))
-    parts = run_folder.split_name(named)
-    file = find_results_file(Path(named)) if parts is None else None
-    if file is not None:
-        cell = results_of_lm_eval(file, samples)
-    elif parts is not None:
+    if is_other_output(Path(named)):
+        cell = read_other_output(Path(named), samples)
+    elif parts := run_folder.split_name(named):
         cell = results_of_named_cell(*parts)
     else:
-        raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL, nor lm-eval's results_*.json")
+        raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL, nor {PROGRAMS}")
     return {cell.name: cell}
 
 

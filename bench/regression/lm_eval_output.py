@@ -28,7 +28,6 @@ from methods.errors import UserError
 
 RESULTS, SAMPLES = "results_", "samples_"  # how lm-eval begins the names of its files
 LOGGED = "lm_eval writes them with --output_path and --log_samples"
-OUTPUT = "lm-eval's output"  # as messages name it
 CLOSE = 1e-6  # between a task's metric and the mean of its samples
 Lines = list[dict[str, Any]]  # of one task, a sample in each
 
@@ -39,14 +38,6 @@ def find_results_file(path: Path) -> Path | None:
         files = sorted([*path.glob(f"{RESULTS}*.json"), *path.glob(f"*/{RESULTS}*.json")], key=lambda file: file.name)
         return files[-1] if files else None
     return path if path.suffix == ".json" and path.is_file() else None
-
-
-def read_output(path: Path) -> dict[str, CellResults]:
-    """Return the one model of an output of lm-eval under the name OUTPUT, as a gate pairs it. Raises UserError."""
-    file = find_results_file(path)
-    if file is None:
-        raise UserError(f"{path} is no {RESULTS}DATE.json of lm-eval, nor a folder with one, as the other side is")
-    return {OUTPUT: results_of_lm_eval(file)}
 
 
 def results_of_lm_eval(file: Path, samples: Path | None = None) -> CellResults:
