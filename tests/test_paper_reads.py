@@ -26,6 +26,7 @@ NOT_STATED = {
     "laco-puzzle": "of this project",
     "scale": "the authors released no code, and no number was found in what their paper says",
     "reinitialize": "it reads nothing",
+    "blockwise": "the authors released no code of it, and the paper's number was not read",
 }
 
 

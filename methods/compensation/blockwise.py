@@ -15,7 +15,7 @@ With `inputs=dense` x_s is the dense model's, so that no layer's training depend
 is left count to it. How a layer is trained, and by which sequences it is judged, methods/layer_training.py says. A
 layer that no pass improves on those stays as it was.
 
-Departures from the paper. It trains candidates for a search, on some billion tokens; here the chosen layers are
+Departures from the paper. It trains all candidates of a search; here the chosen layers alone are
 trained, on the calibration text of the run. The paper divides the loss by the mean square of the target, which changes
 no minimum; here it is not divided.
 
@@ -58,7 +58,6 @@ class Blockwise(Compensation):
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     holds = Holds(states=6, layers=5, steps=4)
-    paper_reads = "about a billion tokens"
     look = Look("solid", "D", "purple")
     follows = "flap"
     tiny = "passes=1"
