@@ -17,7 +17,8 @@ OURS = {"bench", "methods", "reports"}  # whose revisions a cell has by other wa
 def find_sources(plugin: Path) -> list[Path]:
     """Return the file of a plugin and, in the order of their imports, its own files that it imports, however deep.
 
-    A file beside it counts unless an installer has put both there; of a package all its modules count.
+    A file beside it or in the folder of the program counts, unless an installer has put it there. Of the package that
+    a file is in all modules count.
     """
     sources, waiting = dict[Path, None](), [plugin.resolve()]
     while waiting:
@@ -34,40 +35,37 @@ def _imported_files(source: Path) -> Iterator[Path]:
         tree = ast.parse(source.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return
-    top = source.parent
-    while (top / "__init__.py").is_file():
-        top = top.parent
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _files_of_module(_folder_of_imports(source, top, alias.name), alias.name)
+                yield from _files_of_import(source, alias.name)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            folder = _folder_of_imports(source, top, module)
-            if node.level:
-                folder = source.parents[node.level - 1] if node.level <= len(source.parents) else None
-            yield from _files_of_module(folder, module)
-            for alias in node.names:
-                yield from _files_of_module(folder, f"{module}.{alias.name}".strip("."))
+            for name in (module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)):
+                yield from _files_of_import(source, name, node.level)
 
 
-def _folder_of_imports(source: Path, top: Path, module: str) -> Path | None:
-    """Return the folder below which a file finds a module of its own by an absolute name; None for any other module.
-
-    top  the folder that holds the file's package, or the file itself
-    """
-    name = module.partition(".")[0]
-    if name in OURS:
-        return None
-    if top != source.parent:
-        return top if name == source.relative_to(top).parts[0] else None
-    return None if top.name in INSTALLED else top
-
-
-def _files_of_module(folder: Path | None, module: str) -> Iterator[Path]:
-    """Yield the files that importing a module would run, below a folder."""
-    if folder is None:
+def _files_of_import(source: Path, module: str, level: int = 0) -> Iterator[Path]:
+    """Yield the files that may be meant where a file imports a module, by `level` dots or none."""
+    if level:
+        if level <= len(source.parents):
+            yield source.parents[level - 1] / "__init__.py"
+            yield from _files_of_module(source.parents[level - 1], module)
         return
+    name, top = module.partition(".")[0], source.parent
+    if name in OURS:
+        return
+    while (top / "__init__.py").is_file():
+        top = top.parent
+    is_in_package = top != source.parent
+    if (name == source.relative_to(top).parts[0]) if is_in_package else top.name not in INSTALLED:
+        yield from _files_of_module(top, module)
+    if Path.cwd() != top and Path.cwd().name not in INSTALLED:
+        yield from _files_of_module(Path.cwd(), module)
+
+
+def _files_of_module(folder: Path, module: str) -> Iterator[Path]:
+    """Yield the files that importing a module would run, below a folder."""
     for name in module.split(".") if module else ():
         folder /= name
         yield folder / "__init__.py"

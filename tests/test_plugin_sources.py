@@ -38,12 +38,20 @@ def test_the_modules_of_a_package_count_wherever_it_lies(line, place, tmp_path):
     (tmp_path / place / "own" / "__init__.py").write_text("")
     write(tmp_path / place, own__mine=f"import torch\n{line}\n", own__near="from . import mine", torch="")
     sources = names_of(tmp_path / place, "own/mine.py")
-    assert set(sources) - {"own/__init__.py"} == {"own/mine.py", "own/near.py"}
+    assert set(sources) == {"own/mine.py", "own/__init__.py", "own/near.py"}
 
 
 def test_a_single_file_that_an_installer_has_put_there_stands_alone(tmp_path):
     write(tmp_path / "site-packages", mine="import numpy, near", numpy="", near="")
     assert names_of(tmp_path / "site-packages", "mine.py") == ["mine.py"]
+
+
+def test_a_module_of_the_folder_of_the_program_counts(tmp_path, monkeypatch):
+    """`python -m` finds it there, wherever the plugin lies."""
+    write(tmp_path, plugins__mine="import near, far.deep", near="", far__deep="import near")
+    assert names_of(tmp_path, "plugins/mine.py") == ["plugins/mine.py"]
+    monkeypatch.chdir(tmp_path)
+    assert names_of(tmp_path, "plugins/mine.py") == ["plugins/mine.py", "near.py", "far/deep.py"]
 
 
 def test_this_package_is_not_a_part_of_a_plugin_beside_it(tmp_path):

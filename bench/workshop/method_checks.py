@@ -442,7 +442,7 @@ def check_method(
         except Unsupported as refusal:
             families_served[family] = Outcome("not here", f"refused: {refusal}")
             continue
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             families_served[family] = _outcome_of_error(error, plugins)
             continue
         is_first = all(outcome.status != "ok" for outcome in families_served.values())
@@ -483,11 +483,11 @@ def prune_tiny(label: str, given: Mapping[str, Any], family: str) -> PrunedTiny:
 def _try_check(check: Check, case: PrunedTiny, plugins: Sequence[str]) -> Outcome:
     try:
         return check(case)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _outcome_of_error(error, plugins)
 
 
-def _outcome_of_error(error: Exception, plugins: Sequence[str]) -> Outcome:
+def _outcome_of_error(error: BaseException, plugins: Sequence[str]) -> Outcome:
     """Return the outcome of an exception: the line of the plugin, if it comes through one, and its text."""
     frames = traceback.extract_tb(error.__traceback__)
     where = tuple(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames)

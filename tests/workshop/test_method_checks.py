@@ -169,12 +169,15 @@ def test_the_command_prints_a_line_for_each_property(plugin, capsys):
     assert err.endswith("all that was looked at holds of mine\n")
 
 
-def test_an_exception_names_the_line_of_the_plugin_and_the_exit_code_is_that_of_the_doctor(plugin, capsys):
-    assert main(["check-method", plugin("+ [][1]"), "--json"]) == 1
+@pytest.mark.parametrize(
+    ("line", "said"), [("+ [][1]", "IndexError: list index out of range"), ("+ exit(0)", "SystemExit: 0")]
+)
+def test_an_exception_names_the_line_of_the_plugin_and_the_exit_code_is_that_of_the_doctor(line, said, plugin, capsys):
+    assert main(["check-method", plugin(line), "--json"]) == 1
     out, err = capsys.readouterr()
     (finding,) = json.loads(out)["findings"]
-    assert finding["figure"] == "llama: mine.py:19 in prune: IndexError: list index out of range"
-    assert finding["where"][-1] == "mine.py:19 in prune"
+    assert finding["figure"] == f"llama: mine.py:19 in prune: {said}"
+    assert "mine.py:19 in prune" in finding["where"]
     assert "does not hold of mine: families" in err
 
 
