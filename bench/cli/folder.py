@@ -130,10 +130,18 @@ def add_show(commands: Any) -> None:
     show = commands.add_parser(
         "show",
         help="print one cell whole",
-        description="Print everything that was asked, decided and measured of one cell, and where.",
+        description=(
+            "Print everything that was asked, decided and measured of one cell, and where; what its model wrote beside "
+            "the dense one, and the answers that changed."
+        ),
     )
     show.add_argument("run", metavar="RUN", help="a run folder, or RUN/CELL in one word")
     show.add_argument("cell", nargs="?", metavar="CELL", help="the key of a cell, its start, or a label")
+    show.add_argument(
+        "--all-answers",
+        action="store_true",
+        help="all continuations and changed answers; by default three of each kind",
+    )
     show.set_defaults(command=_show)
     serve = commands.add_parser(
         "serve",
@@ -147,7 +155,10 @@ def add_show(commands: Any) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from bench.records import run_folder
+    from bench.records.changed_answers import find_beside
+    from bench.records.record import InvalidRecord
     from reports.formats import terminal
+    from reports.tables.answers_beside import list_facts_beside
 
     named = (Path(arguments.run), arguments.cell) if arguments.cell else run_folder.split_name(arguments.run)
     if named is None:
@@ -155,7 +166,12 @@ def _show(arguments: argparse.Namespace) -> int:
             f"{arguments.run!r} names no cell; say RUN/CELL, as in results/2026-01-31-laco-model/laco--0.3, or RUN CELL"
         )
     key, record = run_folder.find_cell(*named)
-    print(terminal.text_of_cell(record, key), end="")
+    try:
+        more = list_facts_beside(find_beside(named[0], key, record), record.cell.label, every=arguments.all_answers)
+    except InvalidRecord as error:  # of its samples: the record itself is whole
+        say(f"{error}; what was written is left out")
+        more = []
+    print(terminal.text_of_cell(record, key, more), end="")
     return OK
 
 

@@ -187,7 +187,7 @@ def _check_task(file: TaskFile) -> str:
         raise UserError(f"{path} is a group; name it with --include-path, or name its tasks")
     if name in (*OFFLINE, *HUB, *GROUPS):
         raise UserError(f"{path} defines {name}, which is a task or group of this suite; rename it")
-    if not NAME.fullmatch(name) or name.startswith(("perplexity-", "positions-")):
+    if not NAME.fullmatch(name) or name.startswith(("perplexity-", "positions-", "continuations")):
         raise UserError(f"{path}: a task's name has letters, digits, and . _ + - behind the first; got {name!r}")
     for key, why in UNSUPPORTED.items():
         if values.get(key):

@@ -10,9 +10,9 @@ kl           Kullback-Leibler divergence of the model's next token from the dens
              mean over tokens of sum_v p(v) (log p(v) - log q(v)), p dense, q pruned
 agreement    share of positions at which the same next token is the most likely for both
 
-All text is continued greedily, in one batch. Continuations, and the divergence, are of the first windows of the first
-evaluated text, which no method has read. Where weights lie in files, each token of a continuation would read all of
-them: nothing is continued there.
+All text is continued greedily, in one batch, and what was written is kept beside the values. Continuations, and the
+divergence, are of the first windows of the first evaluated text, which no method has read. Where weights lie in files,
+each token of a continuation would read all of them: nothing is continued there.
 
 Letters: B = prompts, L = tokens of a prompt, M = windows, W = tokens of a window, V = vocabulary.
 """
@@ -23,7 +23,7 @@ import copy
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,33 @@ HEAD_ROWS = 2**14  # of the head at once in float32: 256 MiB at a width of 4,096
 STORED = 2**26  # the most log-probabilities of the dense model that are kept, 256 MiB in float32
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """Holds a prompt of the checks, and what the model wrote behind it.
+
+    check  copying or counting; for a window of text repetition
+    """
+
+    check: str
+    prompt: str
+    written: str
+
+
 def measure_checks(
     model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None, sweeping: Sweeping | None = None
-) -> Checks:
-    """Return the checks at the head of this file; `ids` (M, W) are windows of held-out text.
+) -> tuple[Checks, list[Continuation]]:
+    """Return the checks at the head of this file, and the continuations; `ids` (M, W) are windows of held-out text.
 
     Without them no window is continued. Without `dense`, and for the dense model itself, there is no divergence.
     `sweeping` is that of bench.evaluation.forwards.read, for weights in files; None: they lie in memory.
     """
-    checks = _continuations(model, tokenizer, ids) if sweeping is None else Checks()
-    return checks if dense is None else replace(checks, **to_plain(dense.divergence_of(model, sweeping)))
+    checks, written = _continue_prompts(model, tokenizer, ids) if sweeping is None else (Checks(), [])
+    if dense is not None:
+        checks = replace(checks, **to_plain(dense.divergence_of(model, sweeping)))
+    return checks, written
 
 
-def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> Checks:
+def _continue_prompts(model: Any, tokenizer: Any, ids: Tensor | None) -> tuple[Checks, list[Continuation]]:
     """Return the checks of generated text: words, numbers, and continuations of the windows (M, W), if any."""
     lists, numbers = draw_word_lists(), [list(range(start, start + GIVEN + EXPECTED)) for start in STARTS]
     copying = [" ".join(words) + "\n" + " ".join(words) + "\n" + words[0] for words in lists]
@@ -74,14 +88,18 @@ def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> Checks:
     if ids is not None:
         prompts += ids[:WINDOWS, :PROMPT].tolist()
     new = generate_greedily(model, prompts, STEPS)
-    texts = tokenizer.batch_decode(new[: len(lists) + len(numbers)], skip_special_tokens=True)
-    word_lists = [text.replace(",", " ").split() for text in texts]
-    checks = Checks() if ids is None else measure_diversity(new[len(texts) :].tolist())
-    return replace(
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    words_and_numbers = len(lists) + len(numbers)
+    starts = [*copying, *counting, *tokenizer.batch_decode(prompts[words_and_numbers:], skip_special_tokens=True)]
+    word_lists = [text.replace(",", " ").split() for text in texts[:words_and_numbers]]
+    checks = Checks() if ids is None else measure_diversity(new[words_and_numbers:].tolist())
+    kinds = ["copying"] * len(lists) + ["counting"] * len(numbers) + ["repetition"] * (len(texts) - words_and_numbers)
+    checks = replace(
         checks,
         copying=share_of_expected([words[1:] for words in lists], word_lists[:LISTS]),
         counting=share_of_expected([list(map(str, series[GIVEN:])) for series in numbers], word_lists[LISTS:]),
     )
+    return checks, list(map(Continuation, kinds, starts, texts))
 
 
 def draw_word_lists() -> list[list[str]]:

@@ -24,11 +24,12 @@ from bench.records.record import InvalidRecord
 from methods.errors import first_line_of
 from methods.files import hash_file
 
+CONTINUATIONS = "continuations"  # the samples of the checks: what was written behind each prompt
 CELL = "cell"  # the column of a packed file that says whose a row is
 MOST = 1e100  # beyond any figure
 FIGURES = "numbers"  # what every column holds that COLUMNS does not name: a metric, null where a document has none
 COLUMNS = {
-    **dict.fromkeys((CELL, "doc_hash", "prompt_hash", "target_hash"), "texts"),
+    **dict.fromkeys((CELL, "doc_hash", "prompt_hash", "target_hash", "check", "prompt", "written"), "texts"),
     **dict.fromkeys(("doc_id", "tokens"), "whole numbers"),
     "target": "whole numbers or texts",
     "loglikelihoods": "lists of numbers",

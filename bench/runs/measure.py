@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -55,6 +56,7 @@ from bench.records.measured import (
     TextScore,
 )
 from bench.records.record import load, misfit_of_layout
+from bench.records.sample_tables import CONTINUATIONS
 from bench.runs import inputs, searches, store
 from bench.runs.datasets import Datasets
 from bench.runs.saving import complete_card, save_and_reload
@@ -149,8 +151,10 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
             outcome.measured = replace(outcome.measured, speed=speed)
     if cell.protocol.checks:
         with outcome.stage("checks"):
-            values = _checks(cell, decoder.model, tokenizer, datasets, outcome)
+            values, written = _checks(cell, decoder.model, tokenizer, datasets, outcome)
             outcome.measured = replace(outcome.measured, checks=values)
+            if written:
+                pieces.keep(CONTINUATIONS, values, pd.DataFrame([vars(each) for each in written]))
     if outcome.files and pretrained.sha256_of_weights(cell.model) != outcome.measured.weights_sha256:
         raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
     if outcome.measured.saved and outcome.measured.saved.folder:
@@ -439,7 +443,9 @@ def _accuracy(cell: Cell, lm: Any, datasets: Datasets, outcome: CellProgress, pi
             scores[name] = score
 
 
-def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: CellProgress) -> Checks:
+def _checks(
+    cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: CellProgress
+) -> tuple[Checks, list[checks.Continuation]]:
     """Run the checks, on the first text; the dense model is not compared with itself."""
     if outcome.files:
         outcome.say("no text is generated, since each token would read all weights from their files")

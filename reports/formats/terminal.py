@@ -224,13 +224,15 @@ NAME = 30  # columns of a name; the value of a longer one is not aligned with th
 INDENT = "  "
 
 
-def text_of_cell(record: Record, key: str) -> str:
+def text_of_cell(record: Record, key: str, more: Sequence[Fact] = ()) -> str:
     """Return everything about a cell in lines of at most 100 columns; `key` is the name of its file.
+
+    more  facts that stand behind those of the record
 
     A table that is wider stands row by row.
     """
     lines = [*wrap(to_printable(title_of_cell(record)), LINE, indent=INDENT), *wrap(to_printable(key), LINE), ""]
-    for block in facts_of(record):
+    for block in (*facts_of(record), *more):
         lines += [block.name.upper(), *_lines(block, 1), ""]
     return "\n".join(lines[:-1]) + "\n"
 

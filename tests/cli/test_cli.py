@@ -220,7 +220,9 @@ def test_a_run_prints_a_table_and_writes_what_it_promises(with_checks, capsys, t
         assert isinstance(cell["measured"]["parameters"], int)
     assert (tmp_path / "run" / "report.md").read_text().startswith("# Structured pruning of tiny-llama")
     assert (tmp_path / "run" / "report.csv").read_text().count("\n") == 9
-    assert len(list((tmp_path / "run" / "samples").rglob("*.parquet"))) == 8
+    assert (
+        len(list((tmp_path / "run" / "samples").rglob("*.parquet"))) == 16
+    )  # of each cell its text, and what the checks wrote
 
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
     assert main(arguments) == 0

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from byte_tokens import byte_tokenizer
 from conftest import FAMILIES, VOCABULARY, tiny
 from safetensors import safe_open
 
@@ -183,10 +184,22 @@ def test_the_default_model_passes_and_breaks_early():
     from bench.data import pretrained
 
     model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
-    dense = checks.measure_checks(model, tokenizer, None, None)
+    dense, _ = checks.measure_checks(model, tokenizer, None, None)
     assert dense == Checks(copying=1.0, counting=1.0)
-    pruned = checks.measure_checks(without_layer(model, 15), tokenizer, None, None)
+    pruned, _ = checks.measure_checks(without_layer(model, 15), tokenizer, None, None)
     assert pruned.copying < 0.6
     assert pruned.counting == 1.0
-    broken = checks.measure_checks(without_layer(model, 18), tokenizer, None, None)
+    broken, _ = checks.measure_checks(without_layer(model, 18), tokenizer, None, None)
     assert broken.copying < 0.6
+
+
+def test_continuations_are_what_the_values_are_of():
+    model, tokenizer, ids = tiny("llama", vocab_size=300, max_position_embeddings=512), byte_tokenizer(), windows(3)
+    values, written = checks.measure_checks(model, tokenizer, ids, None)
+    assert [each.check for each in written] == ["copying"] * 6 + ["counting"] * 6 + ["repetition"] * 3
+    assert written[6].prompt == "1, 2, 3, 4, 5,"
+    assert [each.prompt for each in written[12:]] == tokenizer.batch_decode(ids[:, : checks.PROMPT])
+    new = checks.generate_greedily(model, ids[:, : checks.PROMPT].tolist(), checks.STEPS)
+    assert [each.written for each in written[12:]] == tokenizer.batch_decode(new, skip_special_tokens=True)
+    expected = [words[1:] for words in checks.draw_word_lists()]
+    assert values.copying == checks.share_of_expected(expected, [each.written.split() for each in written[:6]])

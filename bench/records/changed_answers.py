@@ -1,0 +1,144 @@
+"""Sets what a cell wrote and chose beside what its dense cell did: continuations of the checks, and changed answers.
+
+An answer has changed where it is right in one cell and wrong in the other, or where another text was written. Both are
+of the samples, which hold no documents: `doc_id` is the place of a document among those of its task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.records import run_folder
+from bench.records.comparability import find_dense_peer, setups_of_records
+from bench.records.record import Record
+from bench.records.sample_tables import CONTINUATIONS
+from bench.records.samples import HASHES, SampleFiles
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TwoTexts:
+    """Holds a prompt of the checks, what the dense model wrote behind it, and what the cell's model did.
+
+    dense  None: there is no dense cell with these prompts, or the cell is one
+    """
+
+    check: str
+    prompt: str
+    dense: str | None
+    written: str
+
+
+@dataclass(frozen=True)
+class ChangedAnswer:
+    """Holds a document whose answer is another one than the dense model's.
+
+    target         the right answer: its place among the choices, or its text
+    dense, answer  what the two models wrote; of choices the place of the likeliest
+    change         lost, gained, or empty where both are right or both wrong
+    """
+
+    document: int
+    target: str
+    dense: str
+    answer: str
+    change: str
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Holds all that `show` prints of what two cells wrote and chose.
+
+    changed  of each task its changed answers, those that were lost first
+    counts   of each task all its documents
+    """
+
+    texts: list[TwoTexts]
+    changed: dict[str, list[ChangedAnswer]]
+    counts: dict[str, int]
+
+
+def find_beside(run: Path, key: str, record: Record) -> Beside:
+    """Return the continuations and changed answers of a cell of a run. Raises InvalidRecord for damaged samples."""
+    records = run_folder.read_records(run, run_folder.ignore_warning)
+    setups = dict(zip(records, setups_of_records(list(records.values())), strict=True))
+    peers = {peer: records[peer] for peer in records if setups[peer] == setups.get(key)}
+    dense = find_dense_peer(record, list(peers.values())) if record.cell.method != "dense" else None
+    dense_key = next((peer for peer in peers if peers[peer] is dense), None)
+    files = SampleFiles()
+
+    def read(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        tables = [files.table(record, run_folder.folder_of_samples(run, key), name)]
+        if dense_key is not None:
+            tables.append(files.table(dense, run_folder.folder_of_samples(run, dense_key), name))
+        rows = [[] if table is None else table.to_pylist() for table in tables]
+        return rows[0], rows[1] if len(rows) > 1 else []
+
+    changed, counts = dict[str, list[ChangedAnswer]](), dict[str, int]()
+    for name, score in record.measured.task_scores.items() if dense_key else ():
+        own, of_dense = read(name)
+        changed[name] = list_changed_answers(own, of_dense, score.main)
+        counts[name] = len(own)
+    return Beside(_pair_texts(*read(CONTINUATIONS)), changed, counts)
+
+
+def _pair_texts(own: Sequence[Row], dense: Sequence[Row]) -> list[TwoTexts]:
+    """Return the continuations, each with the dense model's where both cells have the same prompts."""
+    columns = ("check", "prompt", "written")
+    if not (_has_columns(own, columns) and _has_columns(dense, columns)):
+        return []
+    prompts, of_dense = _prompts(own), _prompts(dense)
+    is_same = prompts == of_dense  # in their order, since two may read alike
+    texts = [str(row["written"]) for row in dense] if is_same else [None] * len(own)
+    return [TwoTexts(row["check"], row["prompt"], text, row["written"]) for row, text in zip(own, texts, strict=True)]
+
+
+def _prompts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [(row["check"], row["prompt"]) for row in rows]
+
+
+def _has_columns(rows: Sequence[Row], names: Sequence[str]) -> bool:
+    return all(name in row for row in rows[:1] for name in names)
+
+
+def list_changed_answers(own: Sequence[Row], dense: Sequence[Row], metric: str) -> list[ChangedAnswer]:
+    """Return the changed answers of a task, lost ones first, from the rows of its samples in both cells.
+
+    metric  that says which answers are right, where it is 1 or 0
+    """
+    if not (_has_columns(own, ("doc_id",)) and _has_columns(dense, ("doc_id",))):
+        return []
+    by_document = {_identity(row): row for row in dense}
+    pairs = [(row, by_document[_identity(row)]) for row in own if _identity(row) in by_document]
+    changed = list[ChangedAnswer]()
+    for row, before in pairs:
+        change = _change(before.get(metric), row.get(metric))
+        old, new = _answer(before), _answer(row)
+        if change or ("responses" in row and old != new):
+            changed.append(ChangedAnswer(int(row["doc_id"]), str(row.get("target", "")), old, new, change))
+    order = ("lost", "gained", "")
+    return sorted(changed, key=lambda answer: (order.index(answer.change), answer.document))
+
+
+def _identity(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("doc_id", *HASHES))
+
+
+def _change(before: Any, after: Any) -> str:
+    if before not in (0, 1) or after not in (0, 1) or before == after:
+        return ""
+    return "lost" if before else "gained"
+
+
+def _answer(row: Row) -> str:
+    """Return what was written, or the place of the likeliest choice; of a single text whether it is the likeliest."""
+    if "responses" in row:
+        return str(next(iter(row["responses"]), ""))
+    likelihoods = row.get("loglikelihoods") or []
+    if len(likelihoods) > 1:
+        return str(likelihoods.index(max(likelihoods)))
+    return "the right text" if any(row.get("greedy") or ()) else "another text"
