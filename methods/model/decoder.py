@@ -216,7 +216,7 @@ class Decoder:
         if any(hasattr(module, "shortcuts") for module in self.stack):
             raise Unsupported(
                 "the residual has been sliced, and each layer reads another basis of it than it writes, so that none "
-                "can go, be observed as one of the family or be sliced again; llm-pruner serves such a model"
+                "can go, be observed as one of the family or be sliced again; llm-pruner and grasprune serve such a one"
             )
 
     def swap_stack(self, stack: nn.ModuleList) -> nn.ModuleList:

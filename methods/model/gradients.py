@@ -14,7 +14,7 @@ micro-batch, T = tokens, D = residual width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,6 +87,22 @@ def collect_gradients(
     return outcomes
 
 
+def compute_gradients(
+    model: Decoder, ids: Tensor, mask: Tensor, leaves: Mapping[int, Sequence[Tensor]], wait: Wait
+) -> tuple[float, Sums]:
+    """Return the mean loss over the targets of a few sequences, ids (B, T), and its gradient for each of the leaves.
+
+    leaves  by the number of a layer, tensors that its forward pass reads and that require a gradient
+    """
+    targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
+    first, sums = min(leaves), make_zeros(leaf for several in leaves.values() for leaf in several)
+    with require_gradients(model, ()), make_repeatable(model):
+        (batch,) = _forward(model, [(ids, targets)], first, wait, quiet=True)
+        for number, layer in model.passing(range(len(model.stack) - 1, first - 1, -1)):
+            batch.back_through(layer, leaves.get(number, ()), sums, {}, 0.0, on=number > first)
+    return batch.loss, sums
+
+
 @dataclass
 class _BackwardPass:
     """Holds a micro-batch between its forward pass and the rest of its backward pass.
@@ -95,12 +111,14 @@ class _BackwardPass:
     arguments  layer kind -> all that the decoder passes besides the hidden states (positions, masks)
     back       dL/dy, (B, T, D), of the last of those layers
     share      of its targets in all targets
+    loss       the mean over its targets
     """
 
     x: list[Tensor]
     arguments: dict[str | None, dict[str, Any]]
     back: Tensor
     share: float
+    loss: float
 
     def back_through(
         self, layer: Layer, weights: Sequence[Tensor], g: Sums, a: Sums, of_one: float, *, on: bool
@@ -134,18 +152,20 @@ class _Returns(nn.Module):
         return self.y
 
 
-def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int, wait: Wait) -> list[_BackwardPass]:
+def _forward(
+    model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int, wait: Wait, *, quiet: bool = False
+) -> list[_BackwardPass]:
     """Run each layer for all micro-batches, (ids, targets), and keep the inputs of the layers from `first` on.
 
-    Each micro-batch's mean loss is differentiated with respect to the output of the last layer.
+    Each micro-batch's mean loss is differentiated with respect to the output of the last layer. A `quiet` pass shows no
+    progress of its own.
     """
     entered = (enter(model, ids, sliced=True) for ids, _ in pairs)
     entries = [replace(entry, x=wait(entry.x)) for entry in entered]
     x, total = [entry.x for entry in entries], sum(int((targets >= 0).sum()) for _, targets in pairs)
     kept = [list[Tensor]() for _ in pairs]
-    for number, layer in show_progress(
-        model.passing(range(len(model.stack))), "states", "layer", total=len(model.stack)
-    ):
+    layers = model.passing(range(len(model.stack)))
+    for number, layer in layers if quiet else show_progress(layers, "states", "layer", total=len(model.stack)):
         for place, entry in enumerate(entries):
             if number >= first:
                 kept[place].append(x[place])
@@ -153,8 +173,9 @@ def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int,
                 x[place] = wait(layer(x[place], entry.arguments[layer.kind]))
     passes = []
     for inputs, entry, y, (ids, targets) in zip(kept, entries, x, pairs, strict=True):
-        back = wait(_back(model, y, ids, targets))
-        passes.append(_BackwardPass(inputs, entry.arguments, back, int((targets >= 0).sum()) / total))
+        loss, back = _back(model, y, ids, targets)
+        share = int((targets >= 0).sum()) / total
+        passes.append(_BackwardPass(inputs, entry.arguments, wait(back), share, loss))
     return passes
 
 
@@ -163,8 +184,8 @@ def _names_of_weights(layer: Layer, weights: Collection[Tensor]) -> list[str]:
     return [name for name, weight in layer.module.named_parameters() if weight in weights]
 
 
-def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
-    """Return dL/dy of a micro-batch's mean loss, where y leaves the last layer, (B, T, D) both."""
+def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    """Return a micro-batch's mean loss L and dL/dy, where y leaves the last layer, (B, T, D) both."""
     y = y.detach().requires_grad_()
     modules = model.swap_stack(nn.ModuleList(_Returns(y) for _ in model.stack))
     try:
@@ -174,7 +195,7 @@ def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
             (back,) = torch.autograd.grad(loss, y)
     finally:
         model.swap_stack(modules)
-    return back
+    return float(loss.detach()), back
 
 
 @contextmanager

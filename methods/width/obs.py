@@ -131,16 +131,19 @@ class OBS(WidthPruner):
         counts: Counts,
         calibration: Calibration,
         cut: Callable[[CutTarget, Tensor], Cut] | None = None,
+        *,
+        prefix: Prefix = "pruned",
     ) -> list[dict[str, float]]:
         """Cut layer by layer; return the errors of each layer's outputs, tr((V-W) H (V-W)^T) / tr(W H W^T), by kind.
 
         counts  how many units go, by layer and kind. A structure that is missing is not cut
         cut     returns the cut for a target and H without damping, (C, C), whose memory it may use; None: `self.cut`
+        prefix  what feeds a sublayer: those before it as they have been cut, or as they were
         """
         cut = cut or self.cut
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
         noted = units_in_order(calibration.order)
-        log = calibration.log([entry.x for entry in entries], "obs", self, counts, sorted(noted.items()))
+        log = calibration.log([entry.x for entry in entries], "obs", self, counts, sorted(noted.items()), prefix)
         kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
@@ -161,7 +164,7 @@ class OBS(WidthPruner):
                     given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
                     batches = list(map(Batch, X, given, *move_beside(X, masks)))
-                    X, cuts = _cut_layer(layer, targets, batches, (cut, calibration.wait))
+                    X, cuts = _cut_layer(layer, targets, batches, (cut, prefix, calibration.wait))
                     log.add([tensor for cut_of_target in cuts for tensor in cut_of_target], X)
             missed.append(
                 {
@@ -265,20 +268,34 @@ class Problem:
 
 
 def _cut_layer(
-    layer: Layer, targets: list[CutTarget], batches: list[Batch], how: tuple[Callable[[CutTarget, Tensor], Cut], Wait]
+    layer: Layer,
+    targets: list[CutTarget],
+    batches: list[Batch],
+    how: tuple[Callable[[CutTarget, Tensor], Cut], Prefix, Wait],
 ) -> tuple[list[Tensor], list[Cut]]:
-    """Cut a layer that is fed these batches; return its outputs after the cuts, (B, T, D) each, and the cuts."""
-    cut, wait = how
+    """Cut a layer that is fed these batches; return its outputs, (B, T, D) each, and the cuts.
+
+    The outputs are those after the cuts where the next layer is fed by the pruned model, and else those before.
+    """
+    cut, prefix, wait = how
     runs: tuple[Run, Run] = (layer.attend, lambda x, _: layer.transform(x))
     Y, cuts = [batch.x for batch in batches], list[Cut]()
     for kind, run in zip(KINDS, runs, strict=True):
         entering = batches if layer.parallel else [batch._replace(x=y) for batch, y in zip(batches, Y, strict=True)]
-        for each in targets:
-            if each.structure.kind == kind:
-                cuts.append(cut(each, second_moments_of(each.structure, run, entering)))
-                cuts[-1].make(each.structure)
+        of_kind = [each for each in targets if each.structure.kind == kind]
+        new = [cut(each, second_moments_of(each.structure, run, entering)) for each in of_kind]
+        if prefix == "pruned":
+            _make_all(new, of_kind)
         Y = [wait(y + run(batch.x, batch.arguments)) for y, batch in zip(Y, entering, strict=True)]
+        if prefix == "dense":
+            _make_all(new, of_kind)
+        cuts += new
     return Y, cuts
+
+
+def _make_all(cuts: list[Cut], targets: list[CutTarget]) -> None:
+    for cut_of_target, target in zip(cuts, targets, strict=True):
+        cut_of_target.make(target.structure)
 
 
 def second_moments_of(structure: Structure, run: Run, batches: Iterable[Batch]) -> Tensor:
@@ -298,6 +315,7 @@ def second_moments_of(structure: Structure, run: Run, batches: Iterable[Batch]) 
 
 
 Score = Literal["cost", "tyr-release"]
+Prefix = Literal["dense", "pruned"]
 
 LATER = 128  # columns whose updates are made in one product
 
@@ -407,7 +425,7 @@ def factor(H: Tensor) -> Tensor:
     L, failed = torch.linalg.cholesky_ex(H)
     if int(failed):
         raise Unsupported(
-            "the calibration tokens do not determine what the loss of each unit would cost; give more tokens, or obs a "
-            "larger damping"
+            "the calibration tokens do not determine what the loss of each unit would cost; give more tokens, or the "
+            "method a larger damping"
         )
     return L

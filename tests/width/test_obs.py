@@ -94,7 +94,7 @@ def test_the_score_of_a_release_is_another():
 
 
 def test_moments_that_are_not_positive_definite_are_refused():
-    with pytest.raises(Unsupported, match="give more tokens, or obs a larger damping"):
+    with pytest.raises(Unsupported, match="give more tokens, or the method a larger damping"):
         find_cheapest(torch.zeros(4, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64), 1, 2)
 
 
