@@ -80,7 +80,7 @@ class MoDeGPT(WidthPruner):
     leaves = ("channels",)
     paper_ratio = "the matrices of the layers"
     paper_reads = "32 x 2,048 tokens of WikiText-2; 128 x 2,048 in its scripts"  # CompressionConfig.py, tests.sh
-    look = Look("sky", "long", "p")
+    look = Look("long", "p")
     tiny = "most=0.95"  # where the MLP is a smaller part of a layer, 0.8 of it is too little
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
