@@ -88,7 +88,7 @@ class GRASPrune(Pruner):
     leaves = ("heads",)
     paper_ratio = "the heads and channels"
     paper_reads = "512 x 512 tokens of WikiText-2; 512 x 512 for its scales"  # config.py, pipeline.py
-    look = Look("mixed", "X")
+    look = Look("mixed", "v")
     tiny = "epochs=0"  # a score that is near to 0 changes its sign with the rounding, so that machines differ
 
     def tokens_read(self, tokens: int) -> int:
