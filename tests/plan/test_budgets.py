@@ -38,7 +38,7 @@ CONTEXT = 16
 TOKENS = calibration().first(72)
 ASKED = [name for name in METHODS if name != "drop"]  # which takes no ratio
 WHOLE = ("laco", "laco-published", "laco-ls", "drop-tail", "drop-random", "magnitude", "shortgpt", "angular")
-LEAVE_KV = ("slicegpt", "minitron-width", "svd-llm")  # which cut what no key/value cache depends on
+LEAVE_KV = ("slicegpt", "minitron-width", "svd-llm", "modegpt")  # which cut what no key/value cache depends on
 COARSE = {  # how far from the budget the nearest model is that a method can make of one that is so small
     ("slicegpt", "bytes"): 0.12,
     ("slicegpt", "macs"): 0.12,

@@ -8,6 +8,7 @@ from bench.cli.main import main
 from bench.evaluation.forwards import Sweeping
 from bench.plan.kinds import to_plain
 from bench.records.run_folder import load_run
+from bench.records.sample_tables import CONTINUATIONS
 from bench.runs import job, measure
 from bench.schedule import memory_needs
 from bench.schedule.estimate import Estimate, Estimator
@@ -44,6 +45,7 @@ def test_a_run_in_files_measures_what_one_in_memory_does(with_checks, tmp_path, 
         assert generated == {"copying", "counting", "repetition", "distinct_1", "distinct_2"}
         assert {"kl", "agreement"} <= checks[1].keys() or one.cell.method == "dense"
         same[0]["checks"] = {name: checks[0][name] for name in checks[0].keys() - generated}
+        assert same[0]["samples"].pop(CONTINUATIONS)["rows"] > 0
         assert same[0] == same[1]
         assert all(peak.anonymous_bytes > 0 for peak in other.measured.peak_memory.values())
     assert not list(tmp_path.glob("*/.run-*"))
