@@ -110,9 +110,7 @@ def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
     """
     search = BudgetSearch(pruner, dense, budget)
     plan, to_remove = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
-    may_cut_heads = not {"layers", "heads"}.isdisjoint(pruner.alone.axes)
-    unsaid = {"kv_heads": may_cut_heads and plan.keys().isdisjoint(("d", "ranks"))}
-    # a method that removes experts names no heads
+    unsaid = {"kv_heads": not {"layers", "heads"}.isdisjoint(pruner.alone.axes)}  # of a plan that names no units
     heads = plan.get("removed_per_layer", unsaid).get("kv_heads", 0)
     if budget.of == "kv" and to_remove and not heads and not plan.get("attentions"):
         raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")

@@ -27,14 +27,19 @@ MEASURES = {
 }
 
 
-@cache
-def generator() -> ModuleType:
-    """Return the module that writes the pages which follow from the code."""
-    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+def load_program(name: str) -> ModuleType:
+    """Return a program of the documents, named from their folder, as a module that no other test has."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, DOCS / name)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@cache
+def generator() -> ModuleType:
+    """Return the module that writes the pages which follow from the code."""
+    return load_program("generate.py")
 
 
 def text(page: str) -> str:

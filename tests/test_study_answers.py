@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from functools import cache
@@ -10,7 +9,7 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
-from pages import DOCS, ROOT, report, sentences, tables, text
+from pages import DOCS, ROOT, load_program, report, sentences, tables, text
 
 from bench.records import run_folder
 from bench.regression import contrasts
@@ -38,11 +37,7 @@ def test_a_study_is_a_question_an_answer_a_picture_and_a_method(name):
 @cache
 def drawings() -> ModuleType:
     """Return the module that draws the pictures of studies."""
-    spec = importlib.util.spec_from_file_location("studies_figures", DOCS / "studies/figures.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("studies/figures.py")
 
 
 @pytest.mark.parametrize("name", sorted(drawings().FIGURES))

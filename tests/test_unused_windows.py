@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
 import torch
-from pages import ROOT
+from pages import load_program
 from transformers import AutoTokenizer
 
 from bench.data import texts
@@ -16,9 +15,7 @@ from methods.model.calibration import Calibration
 
 @pytest.fixture
 def script(text_file, monkeypatch):
-    spec = importlib.util.spec_from_file_location("unused_windows", ROOT / "docs/studies/unused_windows.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program("studies/unused_windows.py")
     for name, value in {"TEXTS": (str(text_file),), "LENGTH": 32, "DRAWN": 4, "WINDOWS": 3}.items():
         monkeypatch.setattr(module, name, value)
     return module

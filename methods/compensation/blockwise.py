@@ -1,8 +1,8 @@
 """Train each changed layer by itself to give the states that the dense model has behind it: block-wise distillation.
 
 Bercovich and others 2024, "Puzzle: Distillation-Based NAS for Inference-Optimized LLMs", arXiv 2411.19146, train each
-candidate block so, before they choose among the blocks and train the whole model. The authors have
-released no code of this step: NVIDIA's Model-Optimizer begins such blocks without training them.
+candidate block so, before they choose among the blocks and train the whole model. The authors have released no code of
+this step: NVIDIA's Model-Optimizer begins such blocks without training them.
 
 A layer f of the pruned model has changed where it has lost parameters, or where layers behind it have gone. It stands
 for the layers s .. e of the dense model, up to the one in front of the next layer that is left. With x_s the state in
@@ -15,9 +15,9 @@ With `inputs=dense` x_s is the dense model's, so that no layer's training depend
 is left count to it. How a layer is trained, and by which sequences it is judged, methods/layer_training.py says. A
 layer that no pass improves on those stays as it was.
 
-Departures from the paper. It trains all candidates of a search; here the chosen layers alone are
-trained, on the calibration text of the run. The paper divides the loss by the mean square of the target, which changes
-no minimum; here it is not divided.
+Departures from the paper. It trains all candidates of a search; here the chosen layers alone are trained, on the
+calibration text of the run. The paper divides the loss by the mean square of the target, which changes no minimum; here
+it is not divided.
 
 Families. Every method but those that cut the residual. Transformers alone loads the result where it loads the method's.
 
@@ -51,9 +51,7 @@ class Blockwise(Compensation):
     passes: Count = 4  # over the calibration tokens
     learning_rate: Positive | None = None  # the highest; None: 2e-4 at a width of 4,096, at others as 1 / width
     batch: Count = 4  # sequences of a step
-    inputs: Literal["dense", "pruned"] = (
-        "dense"  # a layer's input: the dense model's, or of the trained layers in front
-    )
+    inputs: Literal["dense", "pruned"] = "dense"  # what enters a layer: dense states, or what trained layers give
     sinks: Sinks = "alike"  # attention sinks weigh as all other tokens, or apart, as a population of their own
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
@@ -104,7 +102,7 @@ class Span:
 
 
 def spans_of_changed_layers(pruning: Pruning) -> list[Span]:
-    """Return the spans of the layers that have lost parameters, have been refitted, or stand for several layers."""
+    """Return the spans of the layers that have lost parameters or stand for several layers."""
     dense, pruned = pruning.dense.layers, pruning.pruned.layers
     firsts = [0, *pruning.kept[1:]]
     spans = list[Span]()

@@ -41,13 +41,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Count, Holds, Look, WidthPruner, register
-from methods.errors import OutOfReach, Unsupported
+from methods.errors import Unsupported
 from methods.model.activations import Step, collect_by_layer
 from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts_of, find_lowest, structures_of, units_in_order
-from methods.width.widths import find_equal_widths, list_lower_widths, parameters_freed
+from methods.width.widths import find_equal_widths, list_lower_widths, parameters_freed, refuse_beyond_reach
 
 Metric = Literal["wifv", "ifv", "wifn"]
 Variance = Literal["pooled", "released"]
@@ -146,11 +146,7 @@ class FLAP(WidthPruner):
             }
         dense = parameters(model)
         reach = sum(int(self.gains(structure)[1].sum()) for structure in structures) / dense
-        if ratio > reach:
-            raise OutOfReach(
-                f"ratio {ratio:g} is out of reach: with one head and few channels left in each layer, {reach:.3f} of "
-                "the parameters are gone"
-            )
+        refuse_beyond_reach(ratio, reach)
         return {"budget": round((1 - ratio) * dense)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

@@ -54,13 +54,13 @@ from torch import Tensor, nn
 
 from methods.base import Holds, Look, Positive, Pruner, Whole, register
 from methods.console import make_bar
-from methods.errors import OutOfReach, Unsupported
+from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import compute_gradients
 from methods.model.sizes import parameters
 from methods.model.structures import MatrixSlice, Structure, cuts_of, structures_of, units_in_order
-from methods.width.widths import fewest_of
+from methods.width.widths import fewest_of, refuse_beyond_reach
 
 KINDS = ("kv_heads", "channels")
 BETAS = (0.9, 0.99)
@@ -103,11 +103,7 @@ class GRASPrune(Pruner):
         """Return the parameters that are left."""
         structures, dense = structures_of(model, *KINDS), parameters(model)
         reach = sum(each.cost * (each.size - fewest_of(each)) for each in structures) / dense
-        if ratio > reach:
-            raise OutOfReach(
-                f"ratio {ratio:g} is out of reach: with one head and few channels left in each layer, {reach:.3f} of "
-                "the parameters are gone"
-            )
+        refuse_beyond_reach(ratio, reach)
         return {"budget": round((1 - ratio) * dense)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

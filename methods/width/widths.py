@@ -29,6 +29,15 @@ def list_lower_widths(structure: Structure, multiple: int = 1) -> Tensor:
     return counts[(counts == 0) | ((structure.size - counts) % step == 0)]
 
 
+def refuse_beyond_reach(ratio: float, reach: float) -> None:
+    """Raise OutOfReach for a ratio above `reach`, the share that is gone where `fewest_of` stay in each layer."""
+    if ratio > reach:
+        raise OutOfReach(
+            f"ratio {ratio:g} is out of reach: with one head and few channels left in each layer, {reach:.3f} of the "
+            "parameters are gone"
+        )
+
+
 def parameters_freed(structure: Structure, counts: Tensor, biases: bool = False) -> Tensor:
     """Return the numbers of parameters that go with these numbers of units, (n,) -> (n,).
 

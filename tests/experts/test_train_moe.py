@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-from pages import ROOT
+from pages import load_program
 from transformers import AutoTokenizer
 
 import methods
@@ -18,9 +16,7 @@ from methods.model.structures import mixtures_of
 @pytest.fixture
 def recipe(text_file, monkeypatch):
     """The script with a smaller model, on forty documents of random words."""
-    spec = importlib.util.spec_from_file_location("train_moe", ROOT / "docs/studies/train_moe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program("studies/train_moe.py")
     smaller = {
         "TEXTS": (str(text_file),),
         "VOCABULARY": 300,
