@@ -114,10 +114,14 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_results(runner, whole, t
     runner.run(tmp_path / "timed")
     seconds = time.monotonic() - start
     kills = recorded = partial = owned = 0
-    for trial in range(KILLS):
+    for trial in range(5 * KILLS):
         folder = tmp_path / str(trial)
+        start = time.monotonic()
         code, said = runner.run(folder, seconds * draw.random())
-        kills += code == -signal.SIGKILL
+        if code != -signal.SIGKILL:  # it came to its end first: the machine has grown faster
+            seconds = time.monotonic() - start
+            continue
+        kills += 1
         before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("cells/*.json")}
         dead = (folder / store.OWNER).exists()
         finished = {load(path).cell.label for path in before}  # each of them whole
@@ -132,9 +136,10 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_results(runner, whole, t
         assert sum("loading the model" in line for line in lines) == 3 - len(finished)
         assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before}
         assert contents(folder) == expected, f"trial {trial}"
-    # the moments were such that something could go wrong at them
-    assert kills > KILLS / 2
-    assert min(recorded, partial, owned) > 0
+        if kills >= KILLS and min(recorded, partial, owned) > 0:
+            break
+    else:  # the moments were such that something could go wrong at them
+        pytest.fail(f"{kills} kills, {recorded} behind a record, {partial} behind a part, {owned} while it ran")
 
 
 def test_two_runs_do_not_share_a_folder(asked, tmp_path, capsys):
