@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,21 @@ from bench.stats.intervals import Contrast
 
 
 class MadeSamples(Samples):
-    """Gives what a function makes of a record's place, a task's name and a figure's; None for no samples."""
+    """Gives what a function makes of a record's place, a task's name and a figure's; None for no samples.
 
-    def __init__(self, made: Callable[[int, str, str], np.ndarray | None]) -> None:
+    Whole rows are those of another function, by place and name.
+    """
+
+    def __init__(
+        self,
+        made: Callable[[int, str, str], np.ndarray | None],
+        rows: Callable[[int, str], list[dict[str, Any]]] = lambda *_: [],
+    ) -> None:
         super().__init__()
-        self._made = made
+        self._made, self._made_rows = made, rows
+
+    def rows(self, number: int, name: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+        return self._made_rows(number, name)
 
     def of(self, number: int, name: str, figure: str) -> Sample | None:
         figures = self._made(number, name, figure)

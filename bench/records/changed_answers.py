@@ -15,9 +15,10 @@ from bench.records import run_folder
 from bench.records.comparability import find_dense_peer, setups_of_records
 from bench.records.record import Record
 from bench.records.sample_tables import CONTINUATIONS
-from bench.records.samples import HASHES, SampleFiles
+from bench.records.samples import HASHES, Samples
 
 Row = Mapping[str, Any]
+COLUMNS = (*HASHES, "doc_id", "target", "responses", "loglikelihoods", "greedy")  # of an answer, beside its metric
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,36 @@ class Beside:
 
 def find_beside(run: Path, key: str, record: Record) -> Beside:
     """Return the continuations and changed answers of a cell of a run. Raises InvalidRecord for damaged samples."""
-    records = run_folder.read_records(run, run_folder.ignore_warning)
+    records = run_folder.read_records(run, run_folder.ignore_warning) | {key: record}
     setups = dict(zip(records, setups_of_records(list(records.values())), strict=True))
-    peers = {peer: records[peer] for peer in records if setups[peer] == setups.get(key)}
-    dense = find_dense_peer(record, list(peers.values())) if record.cell.method != "dense" else None
-    dense_key = next((peer for peer in peers if peers[peer] is dense), None)
-    files = SampleFiles()
+    samples = Samples([run_folder.folder_of_samples(run, peer) for peer in records], list(records.values()))
+    numbers = {number: records[peer] for number, peer in enumerate(records) if setups[peer] == setups[key]}
+    return compare_with_dense(samples, list(records).index(key), numbers)
 
-    def read(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        tables = [files.table(record, run_folder.folder_of_samples(run, key), name)]
-        if dense_key is not None:
-            tables.append(files.table(dense, run_folder.folder_of_samples(run, dense_key), name))
-        rows = [[] if table is None else table.to_pylist() for table in tables]
-        return rows[0], rows[1] if len(rows) > 1 else []
+
+def compare_with_dense(samples: Samples, number: int, peers: Mapping[int, Record]) -> Beside:
+    """Return the continuations and changed answers of one record beside those of its dense peer.
+
+    samples  of all records
+    number   the place of the record among them
+    peers    the records of its setup, itself among them, by their places
+
+    Raises InvalidRecord for damaged samples.
+    """
+    record = peers[number]
+    dense = find_dense_peer(record, list(peers.values())) if record.cell.method != "dense" else None
+    dense_number = next((place for place, peer in peers.items() if peer is dense), None)
+
+    def read(name: str, columns: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        of_dense = [] if dense_number is None else samples.rows(dense_number, name, columns)
+        return samples.rows(number, name, columns), of_dense
 
     changed, counts = dict[str, list[ChangedAnswer]](), dict[str, int]()
-    for name, score in record.measured.task_scores.items() if dense_key else ():
-        own, of_dense = read(name)
+    for name, score in record.measured.task_scores.items() if dense else ():
+        own, of_dense = read(name, (*COLUMNS, score.main))
         changed[name] = list_changed_answers(own, of_dense, score.main)
         counts[name] = len(own)
-    return Beside(_pair_texts(*read(CONTINUATIONS)), changed, counts)
+    return Beside(_pair_texts(*read(CONTINUATIONS, ())), changed, counts)
 
 
 def _pair_texts(own: Sequence[Row], dense: Sequence[Row]) -> list[TwoTexts]:

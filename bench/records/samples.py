@@ -155,7 +155,7 @@ class SampleFiles:
 
 
 class Samples:
-    """Reads single columns of the samples of given records, each once.
+    """Reads single columns of the samples of given records, each once, and whole rows.
 
     folders  of the records, in their order; None for one without samples
     records  that the samples are checked against; none where they are not checked
@@ -189,6 +189,15 @@ class Samples:
             sample = None if table is None or table.num_rows < 2 else sample_of_table(table, name, figure)
             self._read[key] = sample and replace(sample, units=self._units.setdefault(sample.units, sample.units))
         return self._read[key]
+
+    def rows(self, number: int, name: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return the rows of a task, or of CONTINUATIONS, of the record at a place, with those of `columns` it has.
+
+        There are none without samples. Raises InvalidRecord where a file is damaged or does not fit its record.
+        """
+        folder = self._folders[number] if number < len(self._folders) else None
+        table = self._files.table(self._records[number], folder, name, columns) if folder else None
+        return [] if table is None else table.to_pylist()
 
 
 def sample_of_table(table: Any, name: str, figure: str) -> Sample | None:

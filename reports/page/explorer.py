@@ -1,6 +1,7 @@
 """The data of the explorer: values, intervals, groups of ties and verdicts of every pair, as the script shows them.
 
-records -> groups of cells -> rows, `Ties` of each column, answers that changed sides, methods' cards -> plain JSON
+records -> groups of cells -> rows, `Ties` of each column, answers beside the dense model's, methods' cards -> plain
+JSON
 
 The script chooses, sorts and draws. It computes no statistic.
 """
@@ -29,6 +30,7 @@ from methods.cards import Card, CodeComparison, cards_of_compensations, cards_of
 from reports import legend, protocol
 from reports.families import find_family
 from reports.groups import TableGroup, group_records
+from reports.page.answers import AnswersBeside
 from reports.page.flags import flags_of_order, flags_of_steps
 from reports.removed import removals_of
 from reports.tables.rows import GroupTests, sort_rows, sorting_quantity
@@ -110,16 +112,20 @@ def _setup(
     records = [record for group in groups for record in chain(*group.drawn)]
     model = name_of_model(records[0])
     alike = [several for several in setups if name_of_model(several[0].records[0]) == model]
+    beside = AnswersBeside(groups, samples)
     return {
         "name": ", ".join([model, *(groups[0].apart if len(alike) > 1 else ())]),
         "conditions": protocol.conditions_of(records),
         "protocol": protocol.protocol_of_records(records),
         "notes": legend.describe_flags(flags_of_steps(groups)),
-        "amounts": [_amount(group, samples, names, records) for group in groups],
+        "amounts": [_amount(group, samples, names, records, beside) for group in groups],
+        "prompts": beside.prompts,  # which the rows of the amounts have filled
     }
 
 
-def _amount(group: TableGroup, samples: Samples, names: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
+def _amount(
+    group: TableGroup, samples: Samples, names: Sequence[str], records: Sequence[Record], beside: AnswersBeside
+) -> dict[str, Any]:
     group = sort_rows(group, sorting_quantity(group))
     tests = GroupTests(group, samples, records)
     ties = {name: Ties(tests, name) for name in columns_with_values(group.rows, names)}
@@ -129,7 +135,7 @@ def _amount(group: TableGroup, samples: Samples, names: Sequence[str], records: 
     return {
         "name": words_of_ratio(group.ratio, group.ratio_of) or "fixed by parameters",
         "title": protocol.words_of_ratio(group.records),
-        "rows": [_row(group, place, names) for place in range(len(group.records))],
+        "rows": [_row(group, place, names, beside) for place in range(len(group.records))],
         "ties": {name: _tie(tie) for name, tie in tested.items()},
         "verdicts": {name: _verdicts(tie) for name, tie in tested.items()},
         "sides": _changed_sides(group, samples, records),
@@ -138,8 +144,9 @@ def _amount(group: TableGroup, samples: Samples, names: Sequence[str], records: 
     }
 
 
-def _row(group: TableGroup, place: int, names: Sequence[str]) -> dict[str, Any]:
+def _row(group: TableGroup, place: int, names: Sequence[str], beside: AnswersBeside) -> dict[str, Any]:
     record, row = group.records[place], group.rows[place]
+    answers = beside.describe_row(group, place)
     is_measured = record.status == "ok"
     removals = removals_of(record).items() if is_measured else ()
     return {
@@ -152,6 +159,7 @@ def _row(group: TableGroup, place: int, names: Sequence[str]) -> dict[str, Any]:
         "values": {name: _value(row, name, drawn=group.is_drawn(place)) for name in columns_with_values([row], names)}
         if is_measured
         else {},
+        **({} if answers is None else {"answers": answers}),
     }
 
 

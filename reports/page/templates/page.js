@@ -305,6 +305,29 @@ function drawCard() {
   const columns = columnsOfTable();
   byId("card-table").tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, "removed of"), ...columns.map((column) => make("th", { scope: "col" }, column.heading)), make("th", { scope: "col", class: "words" }, "what went")));
   byId("card-table").tBodies[0].replaceChildren(...own.map(([each, row]) => make("tr", {}, make("th", { scope: "row" }, each.name), ...(row.failure ? [make("td", { class: "failure", colspan: columns.length + 1 }, row.failure)] : [...columns.map((column) => make("td", {}, whole(row, column.name))), make("td", { class: "words" }, row.removed)]))));
+  drawAnswers(label, own.filter(([, row]) => row.answers));
+}
+/* What it wrote and chose beside the dense model: at the chosen amount, or the first one with texts or answers */
+function drawAnswers(label, own) {
+  const [each, row] = own.find(([each]) => each === amount()) || own[0] || [];
+  const { texts, count, sides, tasks, of_draws: draws } = row ? row.answers : { texts: [], tasks: [] };
+  const where = row ? ` (${each.name}${draws > 1 ? `, the first of ${draws} draws` : ""})` : "";
+  byId("written-part").hidden = !texts.length;
+  byId("changed-part").hidden = !tasks.length;
+  if (texts.length) byId("written-title").textContent = `What it wrote${where}: ${texts.length < count ? `${texts.length} of ${count}` : count} continuations`;
+  byId("written").replaceChildren(...texts.map(([place, written]) => {
+    const [check, prompt, dense] = setup().prompts[place];
+    const lines = [["prompt", prompt], ["dense", dense], [label, written]].filter(([, words]) => words !== null);
+    return make("div", {}, make("h3", {}, check), make("dl", {}, ...lines.flatMap(([name, words]) => [make("dt", {}, name), make("dd", {}, words)])));
+  }));
+  if (!tasks.length) return;
+  const [lost, gained, others, documents] = sides, all = lost + gained + others;
+  const counts = [[lost, "lost"], [gained, "gained"], [others, "other texts"]].filter(([many]) => many).map(([many, words]) => `${many.toLocaleString("en")} ${words}`);
+  const few = tasks.flatMap((task) => task[1]).length;
+  byId("changed-title").textContent = `Answers that changed${where}: ${all.toLocaleString("en")} of ${documents.toLocaleString("en")}, ${listed(counts)}`;
+  byId("changed-note").textContent = `${few < all ? `The first ${few}. ` : ""}Documents and choices are named by their places, from 0.`;
+  byId("changed").tHead.replaceChildren(make("tr", {}, ...["task", "document", "right", "dense", label, "change"].map((words) => make("th", { scope: "col" }, words))));
+  byId("changed").tBodies[0].replaceChildren(...tasks.flatMap(([task, answers]) => answers.map(([document, right, before, after, change]) => make("tr", {}, make("th", { scope: "row" }, task), ...[document, right, before, after, change].map((words) => make("td", {}, String(words)))))));
 }
 /* arXiv numbers and repositories as links */
 function linked(words) {
