@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import assets
+from bench.export.card_picture import FILE as PICTURE
 from bench.export.eval_results import FILES
 from bench.records import packed_run, run_folder, served
 from methods.errors import UserError, first_line_of
@@ -46,6 +47,7 @@ python -m bench report hf://datasets/{name}
 # since transformers takes a model.safetensors before an index, and so the weights of another model.
 REPLACED = [
     *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "chat_template.jinja"),
+    PICTURE,
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 ]
 

@@ -24,6 +24,7 @@ import torch
 
 from bench.data import pretrained, texts
 from bench.data.mixture import texts_of_calibration
+from bench.export.card_picture import add_picture
 from bench.export.eval_results import write_eval_results
 from bench.export.formats import GGUF, HETEROGENEOUS, HF
 from bench.inference import llama_cpp
@@ -145,7 +146,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     unchanged = same_files and _resolve_dtype(wish.dtype, record, trust) in (None, kept.dtype)
     if wish.format == HF and folder and unchanged:
         copy_model(folder, wish.to, trust)
-        return _complete_folder(wish.to, save_load.read_manifest(wish.to), record)
+        return _complete_folder(wish.to, save_load.read_manifest(wish.to), record, trust.run)
     dtype = "float32" if wish.dtype in QUANTISED else wish.dtype
     if wish.format == GGUF:
         from bench.export.gguf_file import describe_tokenizer
@@ -156,7 +157,7 @@ def write_model(record: Record, trust: Trust, wish: Wish) -> str:
     kind = _dtype_to_store(dtype or kept.dtype or record.cell.dtype, record, trust)
     try:
         if wish.format == HF:
-            return _complete_folder(wish.to, _write_folder(pruned, kind, wish), record)
+            return _complete_folder(wish.to, _write_folder(pruned, kind, wish), record, trust.run)
         model = pad_layers(pruned.model, save_load.make_probe(pruned.model))[0] if wish.pad else pruned.model
     except Uneven as error:
         raise UserError(str(error)) from error
@@ -210,8 +211,9 @@ def _measured_in(record: Record, stored: str) -> str:
     return f" (measured in {record.cell.dtype})" if record.cell.dtype != stored else ""
 
 
-def _complete_folder(folder: Path, manifest: Mapping[str, Any], record: Record) -> str:
-    """Write the hub's evaluation results into a written folder, and return a line on it."""
+def _complete_folder(folder: Path, manifest: Mapping[str, Any], record: Record, run: Path) -> str:
+    """Write the hub's evaluation results and the card's picture into a written folder, and return a line on it."""
+    add_picture(folder, manifest, record, run)
     for line in write_eval_results(folder, record, manifest):
         say(line)
     return _line(folder, manifest, record)

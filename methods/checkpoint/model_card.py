@@ -1,4 +1,4 @@
-"""Writes the card of a stored model, README.md, from its manifest and nothing else.
+"""Writes the card of a stored model, README.md, from its manifest, and from a picture where there is one.
 
 A value that the manifest lacks has no line. The words are in model_card.md.jinja. The front matter holds the values
 once more, as the model index that the hub shows as evaluation results.
@@ -27,8 +27,11 @@ TEXT_METRICS = {  # name on the hub: (name in a record, words for a reader)
 TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 
 
-def render(manifest: Mapping[str, Any]) -> str:
-    """Return the text of README.md for a manifest of methods.checkpoint.save_load."""
+def render(manifest: Mapping[str, Any], picture: str = "") -> str:
+    """Return the text of README.md for a manifest of methods.checkpoint.save_load.
+
+    picture  a line of Markdown that shows one
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     base, pruning = manifest.get("base", {}), manifest.get("pruning", {})
@@ -44,7 +47,8 @@ def render(manifest: Mapping[str, Any]) -> str:
         eval_results=results or None,
     )
     parts = {"manifest": manifest, "base": base, "pruning": pruning, "measured": measured}
-    parts |= {"title": title, "windows": words_of_windows, "documents": words_of_documents, "quantities": QUANTITIES}
+    parts |= {"picture": picture, "title": title, "quantities": QUANTITIES}
+    parts |= {"windows": words_of_windows, "documents": words_of_documents}
     runs = group_equal_layers(manifest["structure"]["layers"])
     text = _template().render(card_data=data.to_yaml(), runs=runs, **parts)
     return str(ModelCard(text)) + "\n"

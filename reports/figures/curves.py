@@ -60,6 +60,7 @@ class Chart:
     front        corners of the line through the cells that no other cell beats in both x and y
     names_all    whether grey curves are named too
     units        the text behind a value of x and behind a value of y in a description
+    ringed       the point with a ring around it; one above the axis has it at the top
     """
 
     x: str
@@ -72,6 +73,7 @@ class Chart:
     front: tuple[Point, ...] = ()
     names_all: bool = True
     units: tuple[str, str] = ("", "")
+    ringed: Point | None = None
 
     def across(self, x: float) -> float:
         """Return the place of `x` on the horizontal axis, 0 at the left and 1 at the right."""
@@ -185,6 +187,10 @@ def _panel(axis: Axes, chart: Chart, gap: float) -> None:
         )
         if curve.label in places:
             _name(axis, chart, curve, places[curve.label], own["color"])
+    if chart.ringed:
+        ring = (chart.across(chart.ringed[0]), min(1.0, chart.up(chart.ringed[1])))
+        look: dict[str, Any] = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": BLACK, "zorder": 4}
+        axis.plot(*ring, "o", transform=axis.transAxes, clip_on=False, markeredgewidth=1.4, **look)
 
 
 def _name(axis: Axes, chart: Chart, curve: Curve, place: float, colour: str) -> None:

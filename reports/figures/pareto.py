@@ -6,13 +6,15 @@ Its curves lead from the dense model to a pruned model, and on to the same prune
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from bench.plan.cell import words_of_ratio
-from bench.records.quantities import quantity_of_column
+from bench.records.quantities import format_value, quantity_of_column
 from bench.records.quantity import format_significant, is_finite, shorten_name
+from bench.records.record import Record
 from bench.records.served import ServedRecord, group_alike
 from reports.figures.curves import FEW, Chart, Curve, Point, draw_charts
 from reports.figures.figure import Figure
@@ -26,7 +28,7 @@ from reports.figures.quality import (
     subject_of,
     title_of_quantity,
 )
-from reports.groups import TableGroup
+from reports.groups import TableGroup, group_records
 from reports.tables.speed import first_rate_of, suffixes_of_seeds
 
 COSTS = {"parameters": "lower", "prefill_speed": "higher", "decode_speed": "higher"}  # and which way is better
@@ -53,6 +55,43 @@ def figures_of_fronts(groups: Sequence[TableGroup], reference: str = "") -> list
         name = f"{column.replace('_', '-', 1)}-by-cost"
         figures.append(Figure(name, title, words, partial(draw_charts, every), every))
     return figures
+
+
+def figure_of_model(records: Sequence[Record], record: Record) -> Figure | None:
+    """Return the figure of a run's first quality against size, with a ring around one of its cells.
+
+    record  the cell, which stands among the records with all that is compared with it
+
+    None where fewer than two cells of its setup, or not the cell itself, have a size and a quality, and where all are
+    dense.
+    """
+    for groups in group_records(records):
+        for group in groups:
+            for place, several in enumerate(group.drawn):
+                own = [row for row, each in zip(group.each[place], several, strict=True) if each.cell == record.cell]
+                if own and record.status == "ok":
+                    return _figure_with_ring(groups, own[0], group.label(place), record)
+    return None
+
+
+def _figure_with_ring(
+    groups: Sequence[TableGroup], row: Mapping[str, Any], label: str, record: Record
+) -> Figure | None:
+    points = _points_with_value(points_of(groups), "parameters")
+    for column in qualities_of(groups):
+        measured = _points_with_value(points, column)
+        is_compared = len(measured) > 1 and any(point.method != "dense" for point in measured)
+        if not is_compared or not is_finite(row.get(column)):
+            continue
+        place = (axis_scale("parameters") * row["parameters"], axis_scale(column) * row[column])
+        chart = replace(_chart(column, "parameters", measured, label), ringed=place)
+        ratio = words_of_ratio(record.cell.ratio, record.cell.ratio_of)
+        values = format_value(row, column, spread=False), quantity_of_column("parameters").show(row["parameters"])
+        subject = f"{subject_of(column, groups)} against size, {len(measured)} cells of one run"
+        title = f"{subject}; the ring is {label}{f' at {ratio}' if ratio else ''} ({', '.join(values)})"
+        words = _words_of_front(column, "parameters", measured)
+        return Figure("quality-by-size", title, words, partial(draw_charts, (chart,)), (chart,))
+    return None
 
 
 def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: str) -> Chart:
