@@ -39,7 +39,7 @@ class ChangedAnswer:
     """Holds a document whose answer is another one than the dense model's.
 
     target         the right answer: its place among the choices, or its text
-    dense, answer  what the two models wrote; of choices the place of the likeliest
+    dense, answer  what the two models wrote; of choices the place of the one that was taken
     change         lost, gained, or empty where both are right or both wrong
     """
 
@@ -128,7 +128,7 @@ def list_changed_answers(own: Sequence[Row], dense: Sequence[Row], metric: str) 
     changed = list[ChangedAnswer]()
     for row, before in pairs:
         change = _change(before.get(metric), row.get(metric))
-        old, new = _answer(before), _answer(row)
+        old, new = _answer(before, metric), _answer(row, metric)
         if change or ("responses" in row and old != new):
             changed.append(ChangedAnswer(int(row["doc_id"]), str(row.get("target", "")), old, new, change))
     order = ("lost", "gained", "")
@@ -145,11 +145,25 @@ def _change(before: Any, after: Any) -> str:
     return "lost" if before else "gained"
 
 
-def _answer(row: Row) -> str:
-    """Return what was written, or the place of the likeliest choice; of a single text whether it is the likeliest."""
+def _answer(row: Row, metric: str) -> str:
+    """Return what was written, or the place of the choice; of a single text whether it is the likeliest."""
     if "responses" in row:
         return str(next(iter(row["responses"]), ""))
     likelihoods = row.get("loglikelihoods") or []
     if len(likelihoods) > 1:
-        return str(likelihoods.index(max(likelihoods)))
+        return _choice(row, metric, likelihoods.index(max(likelihoods)), len(likelihoods))
     return "the right text" if any(row.get("greedy") or ()) else "another text"
+
+
+def _choice(row: Row, metric: str, likeliest: int, choices: int) -> str:
+    """Return the place of the choice that a metric judges, which for all but `acc` need not be the likeliest one.
+
+    acc_norm divides by lengths that no sample has. Of several wrong choices it is then not known which was taken.
+    """
+    right, target = row.get(metric), row.get("target")
+    if metric.partition(",")[0] == "acc" or right not in (0, 1):
+        return str(likeliest)
+    if right:
+        return str(target)
+    wrong = [place for place in range(choices) if place != target]
+    return str(wrong[0]) if len(wrong) == 1 else f"another; likeliest is {likeliest}"

@@ -131,3 +131,20 @@ def test_choices_are_named_by_the_likeliest():
     assert list_changed_answers([after], [before], "em") == [
         ChangedAnswer(1, "one", "the right text", "another text", "lost")
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "likelihoods", "expected"),
+    [
+        ("acc", [-3.0, -2.0, -4.0], "1"),
+        ("acc_norm", [-3.0, -2.0, -4.0], "another; likeliest is 1"),
+        ("acc_norm", [-1.0, -2.0, -4.0], "another; likeliest is 0"),  # which is right, but not by its length
+        ("acc_norm", [-1.0, -2.0], "1"),
+    ],
+)
+def test_a_lost_answer_never_has_the_right_choice_and_a_right_one_has_no_other(metric, likelihoods, expected):
+    dense = row(1, target=0, loglikelihoods=[-2.0, -1.0, -3.0], **{metric: 1})
+    own = row(1, target=0, loglikelihoods=likelihoods, **{metric: 0})
+    (answer,) = list_changed_answers([own], [dense], metric)
+    assert (answer.answer, answer.change) == (expected, "lost")
+    assert metric == "acc" or answer.dense == answer.target

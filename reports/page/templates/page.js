@@ -325,7 +325,7 @@ function drawAnswers(label, own) {
   const counts = [[lost, "lost"], [gained, "gained"], [others, "other texts"]].filter(([many]) => many).map(([many, words]) => `${many.toLocaleString("en")} ${words}`);
   const few = tasks.flatMap((task) => task[1]).length;
   byId("changed-title").textContent = `Answers that changed${where}: ${all.toLocaleString("en")} of ${documents.toLocaleString("en")}, ${listed(counts)}`;
-  byId("changed-note").textContent = `${few < all ? `The first ${few}. ` : ""}Documents and choices are named by their places, from 0.`;
+  byId("changed-note").textContent = `${few < all ? `The first ${few}. ` : ""}Documents and choices are named by their places, from 0. Where a metric goes by length, samples keep the likeliest choice without it alone.`;
   byId("changed").tHead.replaceChildren(make("tr", {}, ...["task", "document", "right", "dense", label, "change"].map((words) => make("th", { scope: "col" }, words))));
   byId("changed").tBodies[0].replaceChildren(...tasks.flatMap(([task, answers]) => answers.map(([document, right, before, after, change]) => make("tr", {}, make("th", { scope: "row" }, task), ...[document, right, before, after, change].map((words) => make("td", {}, String(words)))))));
 }
