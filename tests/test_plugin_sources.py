@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from methods.plugin_sources import find_sources
+from methods.errors import UserError
+from methods.plugin_sources import find_sources, read_sources
 
 
 def write(folder, **files):
@@ -63,3 +64,23 @@ def test_this_package_is_not_a_part_of_a_plugin_beside_it(tmp_path):
 def test_a_file_that_is_no_python_imports_nothing(tmp_path):
     write(tmp_path, mine="import near", near="this is no Python")
     assert names_of(tmp_path, "mine.py") == ["mine.py", "near.py"]
+
+
+def test_files_are_named_as_imports_find_them(tmp_path, monkeypatch):
+    write(tmp_path, own__mine="from own import near\nfrom . import inner\nimport far.deep", own__near="x = 1")
+    write(tmp_path, own__inner="", beside__far__deep="import near", beside__near="x = 2")
+    (tmp_path / "own" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path / "beside")
+    names, texts = read_sources([tmp_path / "own" / "mine.py"])
+    assert [name.as_posix() for name in names] == ["own/mine.py"]
+    assert set(texts) == {"own/mine.py", "own/__init__.py", "own/near.py", "own/inner.py", "far/deep.py", "near.py"}
+    assert texts["near.py"] == "x = 2"
+
+
+def test_two_files_of_one_name_do_not_travel_together(tmp_path):
+    write(tmp_path, a__mine="import near", b__other="import near", a__near="", b__near="")
+    plugins = [tmp_path / "a" / "mine.py", tmp_path / "b" / "other.py"]
+    assert [name.name for name in read_sources(plugins)[0]] == ["mine.py", "other.py"]
+    write(tmp_path, b__near="x = 1")
+    with pytest.raises(UserError, match=r"a/near.py and .*b/near.py would be one file, near.py, where jobs run"):
+        read_sources(plugins)

@@ -26,6 +26,7 @@ from bench.records.record import REFUSED
 from bench.system.failures import Failure
 from bench.system.worker import Channel, Limits, Worker
 from methods.errors import UserError
+from methods.plugin_sources import read_sources
 
 
 class Workplace:
@@ -101,8 +102,9 @@ class RunConditions:
     folder   of the run, which holds the record and the model of a cell's parent
     scratch  for what need not outlive the run; None: a folder of the machine that measures
     code_sha256   of the code that measures, which another machine has to have
-    plugins  files with methods
-    sources  {name: text} of those files, for a machine that does not have them
+    plugins  files with methods; in a job of another machine their names in `sources`
+    sources  {name: text} of those files and of what they import from beside them, for a machine that lacks them
+    imports  folder from which those are imported; None: from where Python finds them
     limits   of the process of a job
     slots    jobs that may be at once on the machine where they run, which share its memory
     memory_gib         that a cell may take of the host's memory; None: its share of what there is
@@ -119,6 +121,7 @@ class RunConditions:
     code_sha256: str = ""
     plugins: tuple[Path, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
+    imports: Path | None = None
     limits: Limits = Limits()
     slots: int = 1
     memory_gib: float | None = None
@@ -160,8 +163,8 @@ class Job:
 
     def to_json(self) -> str:
         """Return the job as JSON, with the text of its plugins, since another machine does not have the run's files."""
-        texts = {file.name: file.read_text(encoding="utf-8") for file in self.run.plugins}
-        return json.dumps(to_plain(replace(self, run=replace(self.run, plugins=(), sources=texts))))
+        names, texts = (self.run.plugins, self.run.sources) if self.run.sources else read_sources(self.run.plugins)
+        return json.dumps(to_plain(replace(self, run=replace(self.run, plugins=names, sources=texts))))
 
     @classmethod
     def from_json(cls, text: str) -> Job:

@@ -16,8 +16,8 @@ import hashlib
 import json
 import logging
 import math
-import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -68,6 +68,8 @@ def _run_job(channel: Channel, job: Job) -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     channel.alive("while it read its texts and tasks")
     torch.set_num_threads(job.run.timed_threads)
+    if job.run.imports and str(job.run.imports) not in sys.path:
+        sys.path.insert(0, str(job.run.imports))
     methods.load([str(file) for file in job.run.plugins])
     _refuse_other_code(job.cell, job.run.code_sha256)
     datasets = find_datasets(job, channel.cache)
@@ -195,6 +197,7 @@ def record_of_outcome(cell: Cell, outcome: Mapping[str, Any], slots: int | None 
     )
 
 
+SOURCES = "plugins"  # in the folder of a workplace, the files of its run's plugins
 PROGRESS_FILE = "told.json"  # in a part, what its cell has told so far
 PATIENCE = 120.0  # seconds for the lock of a process that is gone to be free on a file system over a network
 
@@ -291,14 +294,15 @@ def _job_on_this_machine(job: Job, part: Path, scratch: Path) -> Job:
 
     A plugin's file has the same path for all jobs of a workplace, so that its methods are registered once in a process.
     """
-    files = list[Path]()
+    imports = (scratch / SOURCES).resolve()
     for name, text in job.run.sources.items():
-        if Path(name).name != name:
+        file = imports / name
+        if imports not in file.resolve().parents:
             raise UserError(f"this is no job of a run: a plugin has the name {name!r}")
-        file, unfinished = scratch / name, scratch / f"{name}.{os.getpid()}"  # another process may be about the same
         if not file.exists():
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(file)
-        files.append(file)
-    run = replace(job.run, plugins=tuple(files), scratch=job.run.scratch or scratch)
+            write_atomically(file, text)  # another process may be about the same
+    if missing := [str(name) for name in job.run.plugins if name.as_posix() not in job.run.sources]:
+        raise UserError(f"this is no job of a run: it has no text of the plugin {missing[0]!r}")
+    plugins = tuple(imports / name for name in job.run.plugins)
+    run = replace(job.run, plugins=plugins, imports=imports, scratch=job.run.scratch or scratch)
     return replace(job, folder=part, run=run)

@@ -55,6 +55,7 @@ from bench.system.threads import set_up_threads, settings_of_waiting
 from bench.system.worker import Channel, Limits
 from methods.console import say
 from methods.errors import UserError
+from methods.plugin_sources import read_sources
 
 Report = Callable[[Path, list[Record]], object]
 Ending = Callable[[str], object]
@@ -149,11 +150,13 @@ def run(
     ended    is given the key of each cell as soon as its record is written, or found in the folder
 
     Raises UserError where the server cannot score, another run holds the folder, a text is shorter than asked, a
-    task's documents cannot be had, the engine cannot have what cells need, states cannot be put into `offload`, or the
-    disk takes no more.
+    task's documents cannot be had, two files of plugins would be one where jobs run, the engine cannot have what cells
+    need, states cannot be put into `offload`, or the disk takes no more.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     engine = engine or local.Local()
+    plugins = tuple(map(Path, methods.files_of_plugins()))
+    names, sources = (plugins, {}) if engine.is_here else read_sources(plugins)
     scored_by = find_scoring_engine(cells, server)
     soon = isolate is not False and not any((folder / "cells").glob("*.json"))
     needs = _needs_of_cells(cells, folder, threads, fresh=bool(limits) if isolate is None else isolate, soon=soon)
@@ -174,7 +177,8 @@ def run(
                 folder=folder,
                 scratch=shared,
                 code_sha256=inputs.sha256_of_code(),
-                plugins=tuple(map(Path, methods.files_of_plugins())),
+                plugins=names,
+                sources=sources,
                 limits=Limits(**(limits or {})),
                 memory_gib=room_of(memory, session.slots) / GIB if memory is not None or engine.is_here else None,
                 device_memory_gib=device_memory,

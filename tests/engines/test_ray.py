@@ -23,7 +23,7 @@ import ray_jobs
 from conftest import refused
 from engine_jobs import job
 from made_ray import MARK, MadeCluster, cells_of, made_cluster, measured, session, until
-from method_source import KILL, method_source
+from method_source import KILL, method_source, write_helped_method
 from ray_jobs import tries
 from run_contents import contents
 
@@ -231,6 +231,13 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
     assert not (tmp_path / "there" / "parts").exists()
     strange = [line for line in said.splitlines() if not line.startswith("[") and " cells done, " not in line]
     assert [line for line in strange if "ray" in line.lower() or "raylet" in line] == []
+
+
+def test_a_plugin_takes_along_what_it_imports_from_beside_it(cluster, base, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = ["--plugin", write_helped_method(tmp_path, "helped"), "--methods", "helped", "--ratio", "0.2"]
+    engine = ["--engine", "ray", "--ray-address", cluster.address, "--threads", "1"]
+    assert main([*base, *plugin, *engine, "--out", str(tmp_path / "run")]) == 0
 
 
 def records(folder: Path) -> dict[str, int]:

@@ -20,7 +20,7 @@ from conftest import refused
 from engine_jobs import job
 from made_cells import made_cell
 from made_slurm import Enough, MadeSlurm, wait_a_little
-from method_source import KILL, SHORTGPT, method_source
+from method_source import KILL, SHORTGPT, method_source, write_helped_method
 from run_contents import contents
 from slurm_jobs import session_needs
 
@@ -122,6 +122,15 @@ def test_a_run_through_slurm_is_the_local_one_and_a_cell_that_dies_is_an_outcome
     assert not (tmp_path / "there" / PARTS).exists()
     out, said = capfd.readouterr()
     assert "submitit" not in out + said
+
+
+def test_a_plugin_takes_along_what_it_imports_from_beside_it(base, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = ["--plugin", write_helped_method(tmp_path, "helped"), "--methods", "helped", "--ratio", "0.2"]
+    monkeypatch.setattr(engines, "engine_of_spec", lambda spec: HERE)
+    monkeypatch.setattr("bench.engines.slurm.ProcessQueue", ForkedQueue)
+    assert main([*base, *plugin, "--threads", "1", "--out", str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.nightly

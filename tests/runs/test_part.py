@@ -321,6 +321,12 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     assert "cannot be read: No such file" in refused(capsys, ["cell", "none.json", "--out", str(tmp_path / "new")])
 
 
+def test_a_job_has_the_text_of_its_plugins(tmp_path):
+    asked = made_job()
+    with pytest.raises(UserError, match="it has no text of the plugin 'mine.py'"):
+        part.run_remote_job(replace(asked, run=replace(asked.run, plugins=(Path("mine.py"),))), tmp_path)
+
+
 def made_job() -> Job:
     cell = validate.cells_of_spec(RunSpec(methods="dense", device="cpu"))[0]
     return Job(cell, "k", "k", Path(), RunConditions(Path()))
