@@ -82,5 +82,5 @@ def test_two_files_of_one_name_do_not_travel_together(tmp_path):
     plugins = [tmp_path / "a" / "mine.py", tmp_path / "b" / "other.py"]
     assert [name.name for name in read_sources(plugins)[0]] == ["mine.py", "other.py"]
     write(tmp_path, b__near="x = 1")
-    with pytest.raises(UserError, match=r"a/near.py and .*b/near.py would be one file, near.py, where jobs run"):
+    with pytest.raises(UserError, match=r"a/near\.py and .*b/near\.py would be one file, near\.py, where jobs run"):
         read_sources(plugins)

@@ -323,7 +323,7 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
 
 def test_a_job_has_the_text_of_its_plugins(tmp_path):
     asked = made_job()
-    with pytest.raises(UserError, match="it has no text of the plugin 'mine.py'"):
+    with pytest.raises(UserError, match=r"it has no text of the plugin 'mine\.py'"):
         part.run_remote_job(replace(asked, run=replace(asked.run, plugins=(Path("mine.py"),))), tmp_path)
 
 
