@@ -7,6 +7,7 @@ from pathlib import Path
 from bench.plan.cell import words_of_ratio
 from bench.plan.run_spec import RunSpec
 from bench.runs.plan import Plan, PlannedCell, summarise_plan
+from bench.schedule.cards import CARDS, SHARE, STREAM
 from bench.schedule.estimate import ESTIMATED, STAGES, format_duration
 from bench.schedule.memory_needs import ALONE, to_gib
 from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
@@ -20,6 +21,10 @@ ELSEWHERE = (
     "Cells run on other machines, and their time is estimated by the rate of this one. How much memory those have is "
     "not known: models are planned to lie in it as a whole unless --memory or --device-memory says what cells may take."
 )
+DATA_SHEET = (
+    f"On one {{card}}, and not measured: by {SHARE:.0%} of the arithmetic and {STREAM:.0%} of the bandwidth of its "
+    "data sheet. How much memory the host has is not known."
+)
 FILES = (
     "+ files: weights lie in files, since the cell would take more than --memory, or on a GPU than --device-memory, "
     "with all of them in memory."
@@ -28,9 +33,12 @@ OFFLOADED = "offloaded: states that wait between layers, in files of the folder 
 ONE_SLOT = "--slots is not given, so that the plan is for one cell at a time."
 
 
-def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
-    """Return the table of the cells, and a table of the slots if there are several."""
-    tables = [_cells(plan, spec)]
+def tables_of_plan(plan: Plan, spec: RunSpec, card: str | None = None) -> list[Table]:
+    """Return the table of the cells, and a table of the slots if there are several.
+
+    card  of bench.schedule.cards, for which the run was planned; None: the machine or engine of the spec
+    """
+    tables = [_cells(plan, spec, card)]
     if len(plan.slots) > 1:
         ends = [_time(end, plan.is_coarse) for end in plan.slots]
         rows = tuple(Row(f"slot {at}", "", None, (end,)) for at, end in enumerate(ends, start=1))
@@ -38,7 +46,7 @@ def tables_of_plan(plan: Plan, spec: RunSpec) -> list[Table]:
     return tables
 
 
-def _cells(plan: Plan, spec: RunSpec) -> Table:
+def _cells(plan: Plan, spec: RunSpec, card: str | None) -> Table:
     unmeasured = [planned for planned in plan.cells if not planned.done]
     estimates = [planned.estimate for planned in unmeasured if planned.estimate]
     stages = {name for estimate in estimates for name, seconds in estimate.stages.items() if seconds}
@@ -64,7 +72,9 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
     notes += [FILES] * any(planned.needs.in_files for planned in unmeasured)
     notes += [f"alone: {ALONE}."] * any(planned.needs.alone for planned in unmeasured)
     notes += [OFFLOADED] * offloads
-    return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
+    if card:
+        notes.append(DATA_SHEET.format(card=CARDS[card].title))
+    return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, *[BASES] * (not card)))
 
 
 def _row(planned: PlannedCell, columns: list[Column], is_coarse: bool) -> Row:

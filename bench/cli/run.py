@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 SPEC = "flags from YAML, see `list specs`; those given here win"
 SERVED = "serve the models by it afterwards, as serve-speed does by default, and print its table too"
-PLAN = "print the cells, what each will take in time and memory, and when all end; run nothing"
+THIS_MACHINE, CARDS = "here", ("h100", "h200", "a100", "l40s")  # of bench.schedule.cards, which loads torch
+PLAN = (
+    f"print the cells, what each will take in time and memory, and when all end; run nothing; with {', '.join(CARDS)}: "
+    "on a machine with that GPU, by its data sheet"
+)
 TRACK = (
     "log every cell as a run of a tracker, with its parameters, metrics, learning curve and page; mlflow, trackio and "
     "wandb write where their own environment variables say, see docs/reference/runs.md"
@@ -60,7 +64,9 @@ def add_run(commands: Any) -> None:
         if name == "time":
             group.add_argument("--engine-speed", choices=(LLAMA_CPP,), help=SERVED)
         if name == "engine":
-            group.add_argument("--plan", action="store_true", help=PLAN)
+            group.add_argument(
+                "--plan", nargs="?", const=THIS_MACHINE, choices=(THIS_MACHINE, *CARDS), metavar="GPU", help=PLAN
+            )
         if name == "where":
             group.add_argument("--track", choices=TRACKERS, help=TRACK)
     run.set_defaults(command=_run)
@@ -103,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if protocol:
         measurements.require_engine(protocol)
     if arguments.plan:
-        return _print_plan(spec)
+        return _print_plan(spec, None if arguments.plan == THIS_MACHINE else arguments.plan)
     code = _measure_and_print(spec, folder, _text_of_records, arguments.track)
     if not protocol:
         return code
@@ -155,14 +161,14 @@ def _tracking(name: str, folder: Path) -> RunTracking:
     return tracker.RunTracking(name, tracker.open_tracker(name), folder, say)
 
 
-def _print_plan(spec: RunSpec) -> int:
-    """Print what a run would do and take, and run nothing."""
+def _print_plan(spec: RunSpec, card: str | None) -> int:
+    """Print what a run would do and take, here or on a card, and run nothing."""
     from bench.runs.plan import plan_spec
     from reports import plan
     from reports.formats import terminal
 
-    planned = plan_spec(spec)
-    print(terminal.render(plan.tables_of_plan(planned, spec)), end="")
+    planned = plan_spec(spec, card)
+    print(terminal.render(plan.tables_of_plan(planned, spec, card)), end="")
     for remark in planned.remarks:
         print(remark, file=sys.stderr)
     return OK

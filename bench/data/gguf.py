@@ -32,6 +32,7 @@ from methods.model.decoder import Decoder
 
 DECI = "deci"
 EMBEDDING = "token_embd.weight"
+NFC = {"type": "NFC"}  # a normalizer: the composed form of Unicode
 
 
 @contextmanager
@@ -112,26 +113,46 @@ def save_tokenizer(tokenizer: Any, folder: Path, file: Path) -> None:
     """Write the tokenizer of `file` into a folder, from which it is loaded with the same rules and special tokens.
 
     The class that its files name may build rules of its own. Then a class that takes the rules unchanged is named
-    there. Raises CheckpointError where both differ.
+    there. Of some types transformers takes the model's own class whatever the files name, as of Qwen2, whose class
+    brings text into the normal form NFC. GGUF has no place for that rule, so that it may be added. Raises
+    CheckpointError where more differs.
     """
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
-    if not _comes_back(tokenizer, folder):
-        plain = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": TokenizersBackend.__name__}
-        settings.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
-        with refuse_damage(file):
-            if not _comes_back(tokenizer, folder):
-                raise ValueError("its tokenizer does not come back as it was stored")
+    own_class = settings.read_text(encoding="utf-8")
+    if _comes_back(tokenizer, folder):
+        return
+    plain = json.loads(own_class) | {"tokenizer_class": TokenizersBackend.__name__}
+    settings.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
+    if _comes_back(tokenizer, folder):
+        return
+    settings.write_text(own_class, encoding="utf-8")
+    with refuse_damage(file):
+        if not _comes_back(tokenizer, folder, may_compose=True):
+            raise ValueError("its tokenizer does not come back as it was stored")
 
 
-def _comes_back(tokenizer: Any, folder: Path) -> bool:
-    """Say whether the tokenizer that was written into a folder loads unchanged."""
+def _comes_back(tokenizer: Any, folder: Path, *, may_compose: bool = False) -> bool:
+    """Say whether the tokenizer that was written into a folder loads unchanged.
+
+    may_compose  whether it may bring text into NFC, where the tokenizer had no such rule
+    """
     try:
         again = AutoTokenizer.from_pretrained(folder)
     except Exception:  # whatever a class that its files name makes of them
         return False
-    rules = [each.backend_tokenizer.to_str() if each.is_fast else each.get_vocab() for each in (tokenizer, again)]
-    return bool(rules[0] == rules[1] and tokenizer.special_tokens_map == again.special_tokens_map)
+    written, loaded = (_rules(each) for each in (tokenizer, again))
+    if may_compose and written.get("normalizer", NFC) is None and loaded["normalizer"] == NFC:
+        loaded["normalizer"] = None
+    return bool(written == loaded and tokenizer.special_tokens_map == again.special_tokens_map)
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    """Return the rules of a tokenizer, or of a slow one its vocabulary."""
+    rules: dict[str, Any] = (
+        json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+    )
+    return rules
 
 
 def bytes_per_step(file: Path) -> tuple[int, int]:

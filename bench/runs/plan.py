@@ -28,6 +28,7 @@ from bench.runs import inputs, store
 from bench.runs.calibration import OwnTexts
 from bench.runs.datasets import read_datasets, setting_of_calibration
 from bench.runs.runner import find_scoring_engine, with_inputs
+from bench.schedule.cards import CARDS, GB, Card
 from bench.schedule.estimate import (
     ESTIMATED,
     Estimate,
@@ -49,6 +50,7 @@ from bench.schedule.memory_needs import (
 from bench.schedule.order import CellEnd, Schedule, drive
 from bench.system import environment
 from bench.system.memory import bytes_of_host, check_offload
+from methods.errors import UserError
 
 OutcomeOfKey = Callable[[str], dict[str, Any]]
 
@@ -140,12 +142,17 @@ def _fine(key: str) -> dict[str, Any]:
     return {"status": "ok", "error": None}
 
 
-def plan_spec(spec: RunSpec) -> Plan:
+def plan_spec(spec: RunSpec, card: str | None = None) -> Plan:
     """Return what a run would do and what that takes, without measuring and without writing anything.
+
+    card  one of bench.schedule.cards on which the run is to be, by its data sheet; None: this machine, or that of an
+          engine
 
     Raises UserError for what `run_spec` would refuse before any work, but for what the machines of another engine lack.
     """
-    is_here = spec.engine == "local"
+    if card:
+        spec = _spec_for_card(spec, CARDS[card])
+    is_here = spec.engine == "local" and not card
     engines.refuse_flags(spec)
     cells, folder = validate.cells_of_spec(spec, is_here=is_here), spec.folder()
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
@@ -174,40 +181,57 @@ def plan_spec(spec: RunSpec) -> Plan:
         threads=lambda _: threads,
         timed_threads=every,
         done=done,
+        rates=CARDS[card].rates(getattr(torch, cells[0].dtype)) if card else None,
     )
-    room, card = _places(spec, cells[0], slots)
+    room, device_room = _places(spec, cells[0], slots, is_here=is_here)
     has_folder, gpus = spec.offload is not None, spec.gpus_per_cell
-    needs = {cell.key: footprint_of(cell, offload=has_folder).place(cell, room, card) for cell in cells}
+    needs = {cell.key: footprint_of(cell, offload=has_folder).place(cell, room, device_room) for cell in cells}
     estimates = {cell.key: _without_untimed(estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
     missing = [cell for cell in cells if cell.key not in done]
     remarks = [f"{why}; it is measured again" for _, why in inputs.find_old_records(folder, cells)]
-    remarks += remarks_on_memory(missing, needs, spec, slots, room / GIB) if is_here else []
+    remarks += remarks_on_memory(missing, needs, spec, slots, room / GIB, is_here=is_here) if is_here or card else []
     return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, is_here=is_here, remarks=remarks)
 
 
+def _spec_for_card(spec: RunSpec, card: Card) -> RunSpec:
+    """Return a spec of this machine's as it is on one with a GPU of a data sheet."""
+    if spec.engine != "local":
+        raise UserError(f"--plan with a GPU's name plans for one machine with it; leave --engine {spec.engine} out")
+    if spec.device not in ("auto", "cuda"):
+        raise UserError(f"--plan with a GPU's name is for --device cuda, not for {spec.device}; leave --device out")
+    memory = card.memory * GB / GIB if spec.device_memory == "auto" else spec.device_memory
+    return replace(spec, device="cuda", device_memory=memory)
+
+
 def remarks_on_memory(
-    cells: Sequence[Cell], needs: Mapping[str, MemoryNeeds], spec: RunSpec, slots: int, memory: float
+    cells: Sequence[Cell],
+    needs: Mapping[str, MemoryNeeds],
+    spec: RunSpec,
+    slots: int,
+    memory: float,
+    *,
+    is_here: bool = True,
 ) -> list[str]:
     """Return a line for each cell that is larger than the memory, and on slots or states that are so together.
 
-    memory  GiB of the host's memory that a cell may take
+    memory   GiB of the host's memory that a cell may take
+    is_here  whether the host is this machine, whose memory is known
     """
     limits = spec.gpus_per_cell, memory, spec.device_memory_gib
     misfits = find_misfits(cells, *limits, offload=spec.offload, slots=slots)
     remarks = [misfit.words for misfit in misfits if misfit.words != ALONE]
     largest, host = sum(sorted((needs[cell.key].host for cell in cells), reverse=True)[:slots]), bytes_of_host()
-    if not remarks and largest > host:
+    if is_here and not remarks and largest > host:
         several = f"{slots} slots" if slots > 1 else "a cell"
         remarks.append(f"{several} may need {to_gib(largest)} at once, and the machine has {to_gib(host)}")
     return remarks
 
 
-def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
+def _places(spec: RunSpec, cell: Cell, slots: int, *, is_here: bool) -> tuple[int, int | None]:
     """Return the bytes that a cell may take of its host's memory and of its GPU's.
 
     Of another machine nothing is known beside the spec, and all may lie in memory there.
     """
-    is_here = spec.engine == "local"
     room = room_of(spec.memory_gib, slots) if is_here or spec.memory_gib is not None else sys.maxsize
     has_room = is_here or spec.device_memory_gib is not None
     return room, bytes_of_card(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if has_room else None

@@ -292,6 +292,7 @@ def estimate_cells(
     threads: Callable[[Cell], int],
     timed_threads: int,
     done: Container[str] = (),
+    rates: Rates | None = None,
 ) -> dict[str, Estimate]:
     """Return {key: estimate of the cell}, for cells of one device and dtype that run in this order.
 
@@ -300,11 +301,12 @@ def estimate_cells(
     threads        returns the threads of a cell while it is not timed
     timed_threads  threads of every cell while it is timed
     done           keys of the cells that are not measured, since they have a record
+    rates          of the machine that they run on; None: this one, which is measured and has records
     """
     ratio_by_key = find_known_ratios(cells, done)
     trusted = {cell.model: cell.trust_remote_code for cell in cells}
     counts = {*map(threads, cells), *[timed_threads] * any(cell.is_timed for cell in cells)}
-    estimators = {count: make_estimator(trusted, cells[0], records, count) for count in counts}
+    estimators = {count: make_estimator(trusted, cells[0], records, count, rates) for count in counts}
     estimates = dict[str, Estimate]()
     for cell in cells:
         work = cell, amounts(cell), ratio_by_key.get(cell.key, 0.0)
@@ -316,16 +318,20 @@ def estimate_cells(
     return estimates
 
 
-def make_estimator(models: Mapping[str, bool], cell: Cell, records: Sequence[Record], threads: int) -> Estimator:
+def make_estimator(
+    models: Mapping[str, bool], cell: Cell, records: Sequence[Record], threads: int, rates: Rates | None = None
+) -> Estimator:
     """Return an estimator for this machine, with the device and dtype of a cell, that has learnt from records.
 
     models  {name: whether its own code is trusted}
+    rates   of another machine, of which records are not looked for
     """
     device = torch.device(cell.device if cell.device == "cpu" or torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, cell.dtype)
-    rates = measure_rates(str(device), dtype, threads)
-    costs = {model: Cost(shape_of(model, trust), rates, bytes_of(cell.dtype)) for model, trust in models.items()}
-    estimator = Estimator(costs)
+    reached, each = rates or measure_rates(str(device), dtype, threads), bytes_of(cell.dtype)
+    estimator = Estimator({model: Cost(shape_of(model, trust), reached, each) for model, trust in models.items()})
+    if rates:
+        return estimator
     machine = environment.describe(device, dtype) | {"threads": threads, "device": cell.device}
     for record in records:
         if is_of_machine(record, machine):

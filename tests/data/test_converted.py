@@ -10,14 +10,15 @@ import pytest
 import torch
 from conftest import tiny
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from tokenizers import normalizers
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2Tokenizer
 from uneven_models import bpe, uneven
 
 from bench.data import conversion, converted, pretrained
 from bench.data import gguf as gguf_reader
 from bench.export import gguf_file
 from bench.runs.inputs import sha256_of_tokenizer
-from methods.errors import UserError
+from methods.errors import CheckpointError, UserError
 from methods.files import hash_file
 from methods.model.decoder import Decoder
 
@@ -181,3 +182,20 @@ def test_a_file_that_is_no_model_is_named_and_leaves_nothing(llama, cache):
         with pytest.raises(UserError, match=f"^{llama} cannot be read as GGUF: .*; copy or convert it again"):
             read(str(llama))
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(("rule", "comes_back"), [(None, True), (normalizers.Lowercase(), False)], ids=["none", "own"])
+def test_a_class_that_transformers_insists_on_may_compose_text_and_change_nothing_else(rule, comes_back, tmp_path):
+    rules = json.loads(bpe().backend_tokenizer.to_str())["model"]
+    stored = Qwen2Tokenizer(vocab=rules["vocab"], merges=[tuple(pair) for pair in rules["merges"]])
+    stored.backend_tokenizer.normalizer = rule
+    Qwen2Config(vocab_size=len(stored)).save_pretrained(tmp_path)  # of which transformers takes Qwen2's own class
+    if not comes_back:
+        with pytest.raises(CheckpointError, match="its tokenizer does not come back as it was stored"):
+            gguf_reader.save_tokenizer(stored, tmp_path, tmp_path / "model.gguf")
+        return
+    gguf_reader.save_tokenizer(stored, tmp_path, tmp_path / "model.gguf")
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    composed, apart = "th\u00e9", "the\u0301"
+    assert again(composed).input_ids == again(apart).input_ids == stored(composed).input_ids
+    assert stored(apart).input_ids != stored(composed).input_ids

@@ -469,9 +469,9 @@ def test_a_spec_in_a_papers_protocol_says_its_rows_its_command_and_that_it_was_n
     cells = len(grid.choices_of_spec(spec)) * len(spec.ratios)  # beside the dense model
     assert f" {cells} cells, never run" in text or (cells == 5 and " five methods, never run" in text)
     head = (Path(run_spec.__file__).parents[1] / f"specs/papers/{name}.yaml").read_text()
-    command = f"python -m bench run --spec {name} --device cuda"
-    assert f"{command} --plan" in head
-    assert f"{command} --out results/" in head
+    command = f"python -m bench run --spec {name}"
+    assert f"{command} --plan h100 " in head
+    assert f"{command} --device cuda --out results/" in head
     assert "# Never run." in head
     assert spec.protocols()[0][0].speed_rounds == 0
     models = {"llama3.1-8b": "meta-llama/Llama-3.1-8B", "qwen3-8b": "Qwen/Qwen3-8B"}

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 from conftest import refused
 from emulated import EmulatedGpus
 from made_cells import made_cell, made_inputs
 
+from bench.cli import run as command_of_run
 from bench.cli.main import main
 from bench.engines import local
 from bench.plan.cell import Cell, Stage
@@ -21,6 +23,7 @@ from bench.records.record import load
 from bench.runs import plan as planning
 from bench.runs.plan import plan_spec, simulate
 from bench.schedule import memory_needs
+from bench.schedule.cards import CARDS
 from bench.schedule.estimate import Estimate
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.order import CellEnd
@@ -157,6 +160,45 @@ def test_an_estimate_is_what_the_records_beside_the_run_took(base, tmp_path, cap
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if " measured" in line}
     assert "33 min" in lines["dense"]  # load and perplexity
     assert "50 min" in lines["shortgpt"]
+
+
+def test_a_plan_for_a_data_sheet_goes_by_its_rates_and_memory(base, tmp_path, capsys, monkeypatch):
+    arguments = [*base, "--methods", "shortgpt", "--ratio", "0.2"]
+    assert main(arguments) == 0  # records of this machine, which say nothing of another
+    (tmp_path / "run").rename(tmp_path / "earlier")
+    capsys.readouterr()
+    arguments += ["--device", "cuda"]
+    memories = list[float]()
+    monkeypatch.setattr(planning, "find_misfits", lambda *limits, **_: memories.append(limits[3]) or [])
+    assert main([*arguments, "--plan", "h100"]) == 0
+    assert memories == [80e9 / 2**30]
+    printed = capsys.readouterr()
+    assert "On one H100 SXM, and not measured: by 35% of the arithmetic and 70% of the bandwidth" in printed.out
+    assert " measured " not in printed.out.partition("to be measured")[0]
+    assert "device" in printed.out  # the memory of a GPU that is not here
+
+
+def test_rates_of_a_data_sheet_are_shares_of_it():
+    card = CARDS["h100"]
+    assert card.rates(torch.bfloat16).macs == pytest.approx(0.35 * 989e12 / 2)
+    assert card.rates(torch.float32).macs == card.rates(torch.float32).exact == pytest.approx(0.35 * 67e12 / 2)
+    assert card.rates(torch.float16).bytes == pytest.approx(0.7 * 3.35e12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--plan", "h10"], "did you mean h100?"),
+        (["--plan", "h100", "--device", "cpu"], "is for --device cuda, not for cpu"),
+        (["--plan", "h100", "--engine", "ray"], "leave --engine ray out"),
+    ],
+)
+def test_a_card_that_cannot_be_planned_for_is_refused(flags, words, capsys):
+    assert words in refused(capsys, ["run", "--methods", "shortgpt", "--ratio", "0.2", *flags])
+
+
+def test_the_flag_names_every_card():
+    assert tuple(CARDS) == command_of_run.CARDS
 
 
 def test_a_plan_refuses_to_time_cells_on_gpus_of_several_kinds(model_folder, text_file, tmp_path, monkeypatch):
