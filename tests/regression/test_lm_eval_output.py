@@ -200,6 +200,14 @@ def test_a_model_in_another_dtype_is_compared_only_where_that_is_allowed(outputs
     assert main(["compare", *sides, "--allow", "dtype"]) == 0
 
 
+@pytest.mark.parametrize(("part", "version"), [("lm_eval_version", "0.0.1"), ("versions", {"piqa": 99.5})])
+def test_other_versions_are_no_comparison(part, version, outputs, copied, capsys):
+    copied.write_text(json.dumps(json.loads(copied.read_text()) | {part: version}))
+    assert main(["compare", str(copied), str(outputs[1])]) == 4
+    assert main(["gate", str(outputs[1]), "--baseline", str(copied)]) == 4
+    assert ("99.5" if part == "versions" else version) in "".join(capsys.readouterr())
+
+
 def test_samples_of_another_task_are_refused(copied):
     (samples,) = copied.parent.glob("samples_*.jsonl")
     samples.rename(samples.with_name(samples.name.replace("piqa", "arc_easy")))
