@@ -184,8 +184,15 @@ def test_a_file_that_is_no_model_is_named_and_leaves_nothing(llama, cache):
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize(("rule", "comes_back"), [(None, True), (normalizers.Lowercase(), False)], ids=["none", "own"])
-def test_a_class_that_transformers_insists_on_may_compose_text_and_change_nothing_else(rule, comes_back, tmp_path):
+@pytest.mark.parametrize(
+    ("rule", "added", "comes_back"),
+    [(None, "NFC", True), (None, "another", False), (normalizers.Lowercase(), "NFC", False)],
+    ids=["composed", "another rule", "a rule of its own"],
+)
+def test_a_class_that_transformers_insists_on_may_compose_text_and_nothing_else(
+    rule, added, comes_back, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(gguf_reader.NFC, "type", added)  # the rule that may be added; Qwen2's class adds NFC
     rules = json.loads(bpe().backend_tokenizer.to_str())["model"]
     stored = Qwen2Tokenizer(vocab=rules["vocab"], merges=[tuple(pair) for pair in rules["merges"]])
     stored.backend_tokenizer.normalizer = rule
