@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.plan.cell import words_of_ratio
 from bench.plan.run_spec import RunSpec
 from bench.runs.plan import Plan, PlannedCell, summarise_plan
-from bench.schedule.cards import CARDS, SHARE, STREAM
+from bench.schedule.data_sheets import DATA_SHEETS, SHARE, STREAM
 from bench.schedule.estimate import ESTIMATED, STAGES, format_duration
 from bench.schedule.memory_needs import ALONE, to_gib
 from reports.tables.table import Column, Row, Table, TableCell, cell_of_text, column_of_words
@@ -36,7 +36,7 @@ ONE_SLOT = "--slots is not given, so that the plan is for one cell at a time."
 def tables_of_plan(plan: Plan, spec: RunSpec, card: str | None = None) -> list[Table]:
     """Return the table of the cells, and a table of the slots if there are several.
 
-    card  of bench.schedule.cards, for which the run was planned; None: the machine or engine of the spec
+    card  of bench.schedule.data_sheets, for which the run was planned; None: the machine or engine of the spec
     """
     tables = [_cells(plan, spec, card)]
     if len(plan.slots) > 1:
@@ -73,7 +73,7 @@ def _cells(plan: Plan, spec: RunSpec, card: str | None) -> Table:
     notes += [f"alone: {ALONE}."] * any(planned.needs.alone for planned in unmeasured)
     notes += [OFFLOADED] * offloads
     if card:
-        notes.append(DATA_SHEET.format(card=CARDS[card].title))
+        notes.append(DATA_SHEET.format(card=DATA_SHEETS[card].title))
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, *[BASES] * (not card)))
 
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 SPEC = "flags from YAML, see `list specs`; those given here win"
 SERVED = "serve the models by it afterwards, as serve-speed does by default, and print its table too"
-THIS_MACHINE, CARDS = "here", ("h100", "h200", "a100", "l40s")  # of bench.schedule.cards, which loads torch
+THIS_MACHINE, GPUS = "here", ("h100", "h200", "a100", "l40s")  # of bench.schedule.data_sheets, which loads torch
 PLAN = (
-    f"print the cells, what each will take in time and memory, and when all end; run nothing; with {', '.join(CARDS)}: "
+    f"print the cells, what each will take in time and memory, and when all end; run nothing; with {', '.join(GPUS)}: "
     "on a machine with that GPU, by its data sheet"
 )
 TRACK = (
@@ -65,7 +65,7 @@ def add_run(commands: Any) -> None:
             group.add_argument("--engine-speed", choices=(LLAMA_CPP,), help=SERVED)
         if name == "engine":
             group.add_argument(
-                "--plan", nargs="?", const=THIS_MACHINE, choices=(THIS_MACHINE, *CARDS), metavar="GPU", help=PLAN
+                "--plan", nargs="?", const=THIS_MACHINE, choices=(THIS_MACHINE, *GPUS), metavar="GPU", help=PLAN
             )
         if name == "where":
             group.add_argument("--track", choices=TRACKERS, help=TRACK)

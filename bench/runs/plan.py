@@ -28,7 +28,7 @@ from bench.runs import inputs, store
 from bench.runs.calibration import OwnTexts
 from bench.runs.datasets import read_datasets, setting_of_calibration
 from bench.runs.runner import find_scoring_engine, with_inputs
-from bench.schedule.cards import CARDS, GB, Card
+from bench.schedule.data_sheets import DATA_SHEETS, GB, DataSheet
 from bench.schedule.estimate import (
     ESTIMATED,
     Estimate,
@@ -145,13 +145,12 @@ def _fine(key: str) -> dict[str, Any]:
 def plan_spec(spec: RunSpec, card: str | None = None) -> Plan:
     """Return what a run would do and what that takes, without measuring and without writing anything.
 
-    card  one of bench.schedule.cards on which the run is to be, by its data sheet; None: this machine, or that of an
-          engine
+    card  a GPU of bench.schedule.data_sheets, by which the run is planned; None: this machine, or an engine's
 
     Raises UserError for what `run_spec` would refuse before any work, but for what the machines of another engine lack.
     """
     if card:
-        spec = _spec_for_card(spec, CARDS[card])
+        spec = _spec_for_card(spec, DATA_SHEETS[card])
     is_here = spec.engine == "local" and not card
     engines.refuse_flags(spec)
     cells, folder = validate.cells_of_spec(spec, is_here=is_here), spec.folder()
@@ -181,7 +180,7 @@ def plan_spec(spec: RunSpec, card: str | None = None) -> Plan:
         threads=lambda _: threads,
         timed_threads=every,
         done=done,
-        rates=CARDS[card].rates(getattr(torch, cells[0].dtype)) if card else None,
+        rates=DATA_SHEETS[card].rates(getattr(torch, cells[0].dtype)) if card else None,
     )
     room, device_room = _places(spec, cells[0], slots, is_here=is_here)
     has_folder, gpus = spec.offload is not None, spec.gpus_per_cell
@@ -193,7 +192,7 @@ def plan_spec(spec: RunSpec, card: str | None = None) -> Plan:
     return simulate(cells, done, estimates, slots=slots, start=read, needs=needs, is_here=is_here, remarks=remarks)
 
 
-def _spec_for_card(spec: RunSpec, card: Card) -> RunSpec:
+def _spec_for_card(spec: RunSpec, card: DataSheet) -> RunSpec:
     """Return a spec of this machine's as it is on one with a GPU of a data sheet."""
     if spec.engine != "local":
         raise UserError(f"--plan with a GPU's name plans for one machine with it; leave --engine {spec.engine} out")

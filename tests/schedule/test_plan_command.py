@@ -23,7 +23,7 @@ from bench.records.record import load
 from bench.runs import plan as planning
 from bench.runs.plan import plan_spec, simulate
 from bench.schedule import memory_needs
-from bench.schedule.cards import CARDS
+from bench.schedule.data_sheets import DATA_SHEETS
 from bench.schedule.estimate import Estimate
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.order import CellEnd
@@ -179,7 +179,7 @@ def test_a_plan_for_a_data_sheet_goes_by_its_rates_and_memory(base, tmp_path, ca
 
 
 def test_rates_of_a_data_sheet_are_shares_of_it():
-    card = CARDS["h100"]
+    card = DATA_SHEETS["h100"]
     assert card.rates(torch.bfloat16).macs == pytest.approx(0.35 * 989e12 / 2)
     assert card.rates(torch.float32).macs == card.rates(torch.float32).exact == pytest.approx(0.35 * 67e12 / 2)
     assert card.rates(torch.float16).bytes == pytest.approx(0.7 * 3.35e12)
@@ -198,7 +198,7 @@ def test_a_card_that_cannot_be_planned_for_is_refused(flags, words, capsys):
 
 
 def test_the_flag_names_every_card():
-    assert tuple(CARDS) == command_of_run.CARDS
+    assert tuple(DATA_SHEETS) == command_of_run.GPUS
 
 
 def test_a_plan_refuses_to_time_cells_on_gpus_of_several_kinds(model_folder, text_file, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Names GPUs for which a run can be planned from a machine without one, by their data sheets.
 
 A card's peak is what its maker prints for dense products. How much of it a run reaches is assumed, and not measured:
-SHARE of the arithmetic and STREAM of the bandwidth, as large products and large copies reach with plain kernels.
+SHARE of the arithmetic and STREAM of the bandwidth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHARE, STREAM = 0.35, 0.7
 GB, TERA = 10**9, 10**12
 
 
-class Card(NamedTuple):
+class DataSheet(NamedTuple):
     """Holds figures of a GPU's data sheet.
 
     title      its name
@@ -41,9 +41,9 @@ class Card(NamedTuple):
         return Rates(macs, exact, STREAM * GB * self.bandwidth)
 
 
-CARDS = {
-    "h100": Card("H100 SXM", 80, 989, 67, 67, 3350),
-    "h200": Card("H200 SXM", 141, 989, 67, 67, 4800),
-    "a100": Card("A100 80GB SXM", 80, 312, 19.5, 19.5, 2039),
-    "l40s": Card("L40S", 48, 362, 91.6, 1.4, 864),
+DATA_SHEETS = {
+    "h100": DataSheet("H100 SXM", 80, 989, 67, 67, 3350),
+    "h200": DataSheet("H200 SXM", 141, 989, 67, 67, 4800),
+    "a100": DataSheet("A100 80GB SXM", 80, 312, 19.5, 19.5, 2039),
+    "l40s": DataSheet("L40S", 48, 362, 91.6, 1.4, 864),
 }
