@@ -68,7 +68,7 @@ def count_quantity(model: Decoder, of: str, context: int = 0, table: LatencyTabl
     """Return how much of a quantity a model has.
 
     all      every parameter that is stored
-    decoder  all but the embedding, the table of positions and the head: the layers and the final norm
+    decoder  all but embedding, table of positions, head and vision tower: the layers and the final norm
     layers   those of the layers; where all are of one size, a share of them is one of their number
     bytes    those of all stored parameters, in their dtypes
     kv       bytes of the key/value cache for each token of context

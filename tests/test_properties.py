@@ -42,7 +42,7 @@ def test_ratio_zero_changes_nothing(method, family, ids):
     model, _ = pruned(method, family, 0.0)
     assert torch.equal(logits(model, ids), logits(Decoder(dense), ids))
     assert parameters(model) == sum(parameter.numel() for parameter in dense.parameters())
-    assert model.config.to_dict() == dense.config.to_dict()
+    assert model.whole_config.to_dict() == dense.config.to_dict()
 
 
 @pytest.mark.parametrize(("method", "family"), CELLS)
@@ -229,7 +229,7 @@ def test_dropping_layers_equals_silencing_them(family, ids):
 def test_what_a_configuration_lists_travels_with_the_layers(family):
     model, _ = pruned("drop", family, 0.0)
     for name in LISTS:
-        if (said := getattr(tiny(family).config, name, None)) is not None:
+        if (said := getattr(Decoder(tiny(family)).config, name, None)) is not None:
             assert getattr(model.config, name) == [said[i] for i in (0, 2, 5)]
     assert [layer.attn.layer_idx for layer in model.layers] == [0, 1, 2]
 

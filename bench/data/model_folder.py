@@ -35,7 +35,7 @@ def check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
             f"{name} computes with code of the hub, {kernel!r}; read it, then allow it with --trust-remote-code"
         )
     _check_weights(name, folder)
-    if isinstance(layers := config.get("num_hidden_layers"), int):
+    if isinstance(layers := (config.get("text_config") or config).get("num_hidden_layers"), int):
         refuse_layers(folder, layers)  # before transformers counts them
     _check_saved(folder)
 

@@ -54,15 +54,14 @@ def name_of_model(name: str) -> str:
 def make_shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
     """Return the model without weights, on the meta device: shapes, no memory. Raises UserError for an unknown type."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from methods.checkpoint.pruned_config import auto_class_of
 
     try:
         config = _config(name, trust_remote_code)
         model_folder.refuse_layers(Path(name), getattr(config.get_text_config(), "num_hidden_layers", 1))
         with torch.device("meta"):
-            model: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code
-            )
+            model: torch.nn.Module = auto_class_of(config).from_config(config, trust_remote_code=trust_remote_code)
         if empty := [parameter for parameter, weight in model.named_parameters() if not weight.numel()]:
             raise ValueError(f"{empty[0]} has a size of 0")
     except UserError:
@@ -88,11 +87,10 @@ def load(
 
     Raises UserError where weights are missing or have other shapes than the configuration says.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from methods.checkpoint import save_load
-    from methods.checkpoint.pruned_config import PrunedConfig
+    from methods.checkpoint.pruned_config import PrunedConfig, auto_class_of
     from methods.checkpoint.transformers_compat import load_with_all_weights
     from methods.model import decoder
     from methods.model.decoder import Decoder
@@ -109,7 +107,7 @@ def load(
         try:
             if isinstance(config := _config(name, trust_remote_code), PrunedConfig):
                 options["config"] = config
-            model = load_with_all_weights(AutoModelForCausalLM, folder, left_over=True, **options)
+            model = load_with_all_weights(auto_class_of(config), folder, left_over=True, **options)
         except ValueError as error:
             raise UserError(f"{name} does not load: {first_line_of(error)}; copy or download it again") from error
         if store is not None:

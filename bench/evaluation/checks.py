@@ -166,7 +166,7 @@ class DenseOutputs:
 
     def remember(self, model: Any, sweeping: Sweeping | None = None) -> None:
         """Write the log-probabilities of the dense `model` unless they exist; `sweeping` is as in `measure_checks`."""
-        self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
+        self.ids = self.ids[:, : 1 + max(1, STORED // (model.config.get_text_config().vocab_size * len(self.ids)))]
         if not self.file.exists():
             unfinished = self.file.with_suffix(f".{os.getpid()}")  # another process may be about the same
             rows = enumerate(log_probabilities_of(model, self.ids, sweeping))
@@ -226,4 +226,4 @@ def _exact_logits(decoder: Decoder, norm: nn.Module | None, h: Tensor) -> Tensor
     logits = torch.cat([h @ rows.float().T for rows in torch.split(head.weight, HEAD_ROWS)], -1)
     if head.bias is not None:
         logits += head.bias.float()
-    return cap_logits(logits, decoder.config)
+    return cap_logits(logits, decoder.whole_config)

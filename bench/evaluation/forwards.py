@@ -128,12 +128,13 @@ def to_masks(model: PreTrainedModel, visible: Tensor, distance: Tensor) -> Tenso
     visible   bool (T, P), which of the P tokens each of the T tokens sees
     distance  (T, P), how far in front of it they lie
     """
-    window = getattr(model.config, "sliding_window", None)
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
     near = visible if window is None else visible & (distance < window)
     zeros = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
     lowest = torch.finfo(model.dtype).min  # not -inf: softmax kernels have trouble with blocks of nothing else
     full, sliding = (zeros.masked_fill(~allowed, lowest)[None, None] for allowed in (visible, near))
-    if getattr(model.config, "layer_types", None):
+    if getattr(config, "layer_types", None):
         return {"full_attention": full, "sliding_attention": sliding}
     return sliding
 

@@ -98,7 +98,7 @@ class OwnModel:
         self, prompts: Sequence[Tokens], most: int, until: Sequence[str], has_ended: Callable[[Sequence[int]], bool]
     ) -> list[list[int]]:
         """Return what `Backend` says."""
-        limit, size = tokens_in_one_way(self.model.config), _tokens_of_forward(self.model, self.batch_tokens)
+        limit, size = tokens_in_one_way(self.model), _tokens_of_forward(self.model, self.batch_tokens)
         whole = sorted((prompt for prompt in prompts if len(prompt) + most > limit), key=len)
         shared = [prompt for prompt in prompts if len(prompt) + most <= limit]
         written = dict[Tokens, list[int]]()
@@ -268,7 +268,7 @@ def score(
     batch_tokens bounds the tokens of one forward; `sweeping` is that of bench.evaluation.forwards.read.
     """
     sums, misses = torch.zeros(len(questions), dtype=torch.float64), torch.zeros(len(questions), dtype=torch.long)
-    limit, size = tokens_in_one_way(model.config), _tokens_of_forward(model, batch_tokens)
+    limit, size = tokens_in_one_way(model), _tokens_of_forward(model, batch_tokens)
     whole = [number for number, (tokens, _) in enumerate(questions) if len(tokens) - 1 > limit]
     whole.sort(key=lambda number: len(questions[number][0]))  # what "dynamic" has grown to it keeps
     shared = sorted(set(range(len(questions))) - set(whole))
@@ -289,11 +289,12 @@ def score(
     return sums, misses == 0
 
 
-def tokens_in_one_way(config: Any) -> float:
+def tokens_in_one_way(model: PreTrainedModel) -> float:
     """Return the most tokens of a forward for which a model turns a position in one way, whatever else is read with it.
 
     Beyond it, "longrope" takes other frequencies for all positions, and "dynamic" those of the last one.
     """
+    config: Any = model.config.get_text_config()
     rotary = getattr(config, "rope_parameters", None) or {}
     limits = [
         each.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -330,7 +331,7 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     h (M, D) goes through the head LOGITS logits at a time. The softmax is float32, a few rows at a time, by logsumexp,
     because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
     """
-    size = max(1, LOGITS // int(model.config.vocab_size))
+    size = max(1, LOGITS // int(model.config.get_text_config().vocab_size))
     logarithms, best = torch.zeros(len(row), dtype=torch.float64, device=h.device), torch.zeros_like(row)
     for start in range(0, len(h), size):
         logits = cap_logits(_head(model)(h[start : start + size]), model.config)  # (M, V)
@@ -346,7 +347,8 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
 
 def _check(model: PreTrainedModel, sweeping: Sweeping | None) -> None:
     """Raise UserError unless a small tree gives the answers that the plain forward gives."""
-    ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % model.config.vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % vocabulary
     scored = torch.arange(5).expand(2, 5) > 0
     plain = -nll_of_windows(model, ids, scored, 10, sweeping).sum(1)
     tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], 3, sweeping)
@@ -385,7 +387,7 @@ def _window_calls(
     The scored tokens of these, (M,), follow.
     """
     size, last = max(1, batch_tokens), ids.shape[1] - 1  # nothing is predicted from the last token
-    size = max(size, ids.shape[1]) if last > tokens_in_one_way(model.config) else size
+    size = max(size, ids.shape[1]) if last > tokens_in_one_way(model) else size
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     for first in range(0, len(ids), rows):
         block = slice(first, first + rows)

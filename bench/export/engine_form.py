@@ -226,7 +226,7 @@ def write_heterogeneous(model: Decoder, tokenizer: Any, folder: Path, dtype: tor
 
 def nemotron_form_of(model: Decoder, multiple: int = 1) -> EngineForm:
     """Return the layout of a model in the folder. Raises UserError for a model that the format cannot hold."""
-    require_plain_llama(model.config, FORMAT, FAMILIES)
+    require_plain_llama(model.whole_config, FORMAT, FAMILIES)
     if model.config.hidden_act != "silu":
         raise UserError(f"{FORMAT} is written for the activation silu; this model's is {model.config.hidden_act}")
     with_attention = [(number, layer) for number, layer in enumerate(model.layers) if layer.has_attention]

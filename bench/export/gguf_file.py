@@ -152,7 +152,7 @@ def _require_blocks(contents: Contents, quantised: str) -> None:
 
 def contents_of(model: Decoder, multiple: int = 1) -> Contents:
     """Return the contents of a model's file. Raises UserError for a model that GGUF does not hold."""
-    require_plain_llama(model.config, "GGUF", tuple(ARCHITECTURES))
+    require_plain_llama(model.whole_config, "GGUF", tuple(ARCHITECTURES))
     R = model.layers[0].group
     form = form_of_model(model, "GGUF", multiple=multiple, heads=(R, 1), channels=CHANNELS)
     architecture = ARCHITECTURES[model.config.model_type]

@@ -67,7 +67,7 @@ class DensePredictions:
         """Run the dense model on ids, (N, T), and keep what the losses of the recipe need on the CPU."""
         self.recipe = recipe or Recipe(loss="kl")
         self.head = copy.deepcopy(dense.head).requires_grad_(False)
-        self.config = dense.config
+        self.config = dense.whole_config
         self.kept = _join_pieces(list(_read_text(dense, ids, self.recipe)))
 
     def _states(self, rows: list[int]) -> Kept:

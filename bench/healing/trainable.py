@@ -50,13 +50,14 @@ def make_trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Para
 
 def _weights_of(model: Decoder, recipe: Recipe) -> list[nn.Parameter]:
     """Return the weights that a recipe trains without adapters. Raises Unsupported where there are none."""
+    images = {weight for module in model.vision for weight in module.parameters()}
     modules: list[nn.Module] = [model.model]
     if recipe.kind == "norms":
         modules = [module for module in model.model.modules() if "norm" in type(module).__name__.lower()]
     elif recipe.kind == "beside":
         beside = find_layers_beside_cuts(model)
         modules = [layer.module for place, layer in enumerate(model.layers) if place in beside]
-    weights = {id(weight): weight for module in modules for weight in module.parameters()}
+    weights = {id(weight): weight for module in modules for weight in module.parameters() if weight not in images}
     if not weights:
         reasons = {"norms": "its norms have no weights", "beside": "it lacks nothing whole, so that there is no cut"}
         raise Unsupported(f"--heal {recipe.kind} has nothing to train in this model: {reasons[recipe.kind]}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, LlamaConfig
 
-from methods.checkpoint.pruned_config import PrunedConfig, class_that_cuts
+from methods.checkpoint.pruned_config import PrunedConfig, class_that_cuts, has_vision
 from methods.checkpoint.transformers_compat import WIDTHS, reason_for_own_code
 
 OWN = ("model_type", "architectures", "dtype", "transformers_version", "num_hidden_layers")  # not the base's
@@ -27,6 +27,8 @@ class ServedConfig(PrunedConfig):  # type: ignore[no-untyped-call]
         Its `hidden_size` is what the head reads, and `logit_scale` what vLLM multiplies logits by.
         """
         base = PrunedConfig(base_config=config_dict["base_config"]).base()
+        if has_vision(base):
+            raise ValueError(f"the plugin serves models of text alone, and this {base.model_type} has a vision tower")
         facts = {name: value for name, value in base.to_dict().items() if name not in OWN} | config_dict
         facts["head_dim"] = getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
         if residual := config_dict.get("residual"):

@@ -477,13 +477,13 @@ class Measured:
     )
     active_parameters: Parameters | None = declare_quantity(
         "active",
-        "with which one token is computed: all but those of experts that it is not routed to",
+        "with which one token of text is computed: none of experts that it is not routed to, none of a vision tower",
         format_count,
         source="methods.model",
     )
     parameters_without_embeddings: Parameters | None = declare_quantity(
         "parameters without embeddings",
-        "without embedding, position table and head",
+        "without embedding, position table, head and vision tower",
         format_significant,
         source="methods.model",
     )
@@ -495,7 +495,7 @@ class Measured:
         "removed", "1 - parameters / dense_parameters", format_percent, unit="%", part="amount"
     )
     ratio_without_embeddings: Ratio | None = declare_quantity(
-        "of decoder", "the same without embeddings", format_percent, unit="%"
+        "of decoder", "the same without embeddings and vision tower", format_percent, unit="%"
     )
     ratio_budget: Ratio | None = declare_optional_field(
         "what every method of the run had to meet; absent if none was asked", "bench.plan"

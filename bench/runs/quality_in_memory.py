@@ -208,7 +208,7 @@ def _read_data(spec: RunSpec, model: PreTrainedModel, tokenizer: Any, title: str
         raise UserError("nothing is measured without a text and without a task; name one, as in texts='wiki'")
     for text in protocol.texts:
         texts.check_text(text)
-    refuse_longer(protocol, model.config, is_calibrated=False)
+    refuse_longer(protocol, model.config.get_text_config(), is_calibrated=False)
     if protocol.chat:
         check_template(tokenizer, title, protocol.chat)
     cut, cut_long = (partial(make, tokenizer) for make in (texts.make_evaluation_text, texts.make_long_text))

@@ -166,7 +166,7 @@ def workload_of_point(
     """
     count = steps_of_point(point, protocol)
     tokens = point.tokens + (count if point.kind == "decode" else 0)
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and tokens > room:
         raise ValueError(f"{tokens} tokens are asked for, and the model has {room} positions")
     generator = torch.Generator().manual_seed(0)
@@ -309,8 +309,9 @@ def bytes_of_step(model: Decoder, point: TimedPoint) -> int:
     Layers with a sliding window read keys and values of no more tokens than that. A mixture reads the router and the
     experts of all tokens, as if each token took different ones, as long as there are any.
     """
-    matrices = (module.weight for module in model.model.modules() if isinstance(module, nn.Linear))
-    weights = sum(weight.numel() * weight.element_size() for weight in matrices)
+    images = {part for module in model.vision for part in module.modules()}
+    linear = (part for part in model.model.modules() if isinstance(part, nn.Linear) and part not in images)
+    weights = sum(part.weight.numel() * part.weight.element_size() for part in linear)
     for experts in (layer.experts for layer in model.layers):
         if experts is not None:
             times = {"router": 1, "experts": min(experts.count, experts.experts_per_token * point.batch)}

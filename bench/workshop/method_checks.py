@@ -199,7 +199,7 @@ def check_zero(case: PrunedTiny) -> Outcome:
     model, _ = case.prune_again(0.0)
     if sha256_of_state(model.model) != sha256_of_state(case.dense.model):
         return Outcome("wrong", f"{parameters(case.dense) - parameters(model):,} parameters went, or weights changed")
-    if model.config.to_dict() != case.dense.config.to_dict():
+    if model.whole_config.to_dict() != case.dense.whole_config.to_dict():
         return Outcome("wrong", "the configuration changed")
     return OK
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from methods.checkpoint.pruned_config import auto_class_of
 from methods.model.calibration import Calibration
 
 VOCABULARY = 128
@@ -100,18 +101,56 @@ LATER: dict[str, dict[str, Any]] = {
     },
     "glm4": {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0},
     "cohere2": {"num_key_value_heads": 2, "sliding_window": 8, "attention_bias": True, "logit_scale": 0.25},
+    "gemma3": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "llava": {"num_key_value_heads": 2},
+}
+IMAGE = 5  # the token in whose place an image's states stand
+VISION: dict[str, dict[str, Any]] = {  # what families that read images have beside their text tower
+    "gemma3": {
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+            "vision_use_head": False,
+        },
+        "text_config": {"model_type": "gemma3_text"},
+        "mm_tokens_per_image": 4,
+        "image_token_index": IMAGE,
+    },
+    "llava": {
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+            "projection_dim": 16,
+        },
+        "text_config": {"model_type": "llama"},
+        "image_seq_length": 4,
+        "image_token_index": IMAGE,
+        "vision_feature_layer": -1,
+    },
 }
 
 
 def draw_tiny_model(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: Any) -> nn.Module:
     """Return a random float32 model of a family that the tables above name: width 32, four query heads, 128 positions.
 
-    overrides  fields of its configuration
+    overrides  fields of its configuration, or of that of its text tower
     """
     options = options_of_tiny_model(layers) | (TINY | LATER | MIXTURES)[family] | overrides
+    if family in VISION:
+        options = VISION[family] | {"text_config": VISION[family]["text_config"] | options}
     torch.default_generator.manual_seed(seed)  # that of all devices keeps the stack of each call, for 0.7 ms
     config = AutoConfig.for_model(family, **options)
-    return prepare_weights(AutoModelForCausalLM.from_config(config, dtype=torch.float32))  # type: ignore[no-untyped-call]
+    return prepare_weights(auto_class_of(config).from_config(config, dtype=torch.float32))
 
 
 def options_of_tiny_model(layers: int) -> dict[str, Any]:
@@ -137,8 +176,10 @@ def prepare_weights(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.add_(0.1 * torch.randn_like(parameter))
-        else:
+        elif parameter.any():
             parameter.mul_(4.0)
+        else:  # as a projector begins
+            parameter.copy_(0.3 * torch.randn_like(parameter))
     for name, buffer in model.named_buffers():
         if name.endswith("correction_bias"):  # of a router, zero too
             buffer.copy_(0.1 * torch.randn_like(buffer))

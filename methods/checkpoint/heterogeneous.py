@@ -56,6 +56,8 @@ def heterogeneous_form_of(model: Decoder) -> tuple[PreTrainedConfig, dict[str, T
 def _config_of_layers(model: Decoder) -> PreTrainedConfig:
     """Return the configuration of a model with what each layer has of its own, if any has. Raises Uneven."""
     described = describe(model)
+    if model.vision:
+        raise Uneven(f"a {model.whole_config.model_type} has a vision tower, and per_layer_config is of text alone")
     if reason := reason_for_own_code(described):
         raise Uneven(reason)
     layers = [_entry(*pair) for pair in zip(model.layers, described.per_layer_config, strict=True)]

@@ -29,12 +29,22 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+)
 from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 
 from methods.errors import first_line_of
-from methods.model.decoder import Decoder
+from methods.model.architectures import FAMILIES
+from methods.model.decoder import Decoder, set_dtype
 from methods.model.inserted import (
     LowRank,
     SlicedLayer,
@@ -64,7 +74,8 @@ class PrunedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     def base(self) -> PreTrainedConfig:
         """Return the configuration of the architecture that has been pruned, with the layers that are left."""
         base = config_of_base(self.base_config or {})
-        base.dtype, base._attn_implementation = self.dtype, self._attn_implementation
+        base._attn_implementation = self._attn_implementation
+        set_dtype(base, self.dtype)
         return base
 
 
@@ -108,10 +119,12 @@ def describe(model: Decoder) -> PrunedConfig:
     if any(ranks):
         layers = [facts | {"ranks": of_layer} for facts, of_layer in zip(layers, ranks, strict=True)]
     scales = [getattr(layer.attn, "scaling", None) for layer in model.layers]
-    if has_own_scales(scales, model.config):
+    if has_own_scales(scales, model.whole_config):
         layers = [facts | {"scaling": scale} for facts, scale in zip(layers, scales, strict=True)]
     sliced = isinstance(model.layers[-1].module, SlicedLayer)
-    base = {name: value for name, value in model.config.to_diff_dict().items() if name != "dtype"}
+    whole = model.whole_config
+    plain = whole.to_dict() if model.vision else whole.to_diff_dict()  # which would leave out defaults of parts
+    base = {name: value for name, value in plain.items() if name != "dtype"}
     residual = {"hidden_size": model.embed.embedding_dim, "output_size": model.head.in_features}
     described: PrunedConfig = PrunedConfig.from_dict(
         {
@@ -119,11 +132,11 @@ def describe(model: Decoder) -> PrunedConfig:
             "base_config": base | {"architectures": [type(model.model).__name__]},
             "per_layer_config": dict(enumerate(layers)),
             "residual": residual if sliced else None,
-            "dtype": model.config.dtype,
+            "dtype": whole.dtype,
             **{name: getattr(model.config, name) for name in SHARED},
         }
     )
-    described._attn_implementation = model.config._attn_implementation
+    described._attn_implementation = whole._attn_implementation
     return described
 
 
@@ -267,14 +280,24 @@ class Uneven(ValueError):
 
 
 def class_of_config(config: PreTrainedConfig) -> Any:
-    """Return the class of transformers for causal language models of this configuration."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    """Return the class of transformers for language models of this configuration."""
+    return (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if has_vision(config) else MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
+
+
+def auto_class_of(config: PreTrainedConfig) -> Any:
+    """Return the Auto class that makes models of this configuration."""
+    return AutoModelForImageTextToText if has_vision(config) else AutoModelForCausalLM
+
+
+def has_vision(config: PreTrainedConfig) -> bool:
+    """Say whether a model of this configuration has a vision tower beside its text tower, by its family's row."""
+    return config.model_type in FAMILIES and bool(FAMILIES[config.model_type].vision)
 
 
 def make_empty(config: PreTrainedConfig) -> Any:
     """Return the model of a configuration without weights, on the meta device, where none is drawn."""
     with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = auto_class_of(config).from_config(config)
     model.tie_weights()
     return model
 
@@ -284,7 +307,8 @@ def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
 
     I is None where no layer has a single MLP; those of experts are never cut.
     """
-    layers, config = model.layers, type(model.config).from_dict(model.config.to_dict())
+    layers, whole = model.layers, model.whole_config
+    config = type(model.config).from_dict(model.config.to_dict())
     sizes = {"num_attention_heads": G * layers[0].group} | ({} if I is None else {model.family.mlp_width: I})
     if hasattr(config, "num_key_value_heads"):
         sizes["num_key_value_heads"] = G
@@ -296,13 +320,15 @@ def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
     }
     values = config.to_dict() | {config.attribute_map.get(name, name): size for name, size in sizes.items()}
     values |= {name: True for name, on in switches.items() if on and hasattr(config, name)}
+    if model.vision:
+        values = whole.to_dict() | {"text_config": values}
     try:
-        stock: PreTrainedConfig = type(config).from_dict(values)
+        stock: PreTrainedConfig = type(whole).from_dict(values)
         make_empty(stock)
     except (ValueError, StrictDataclassError) as error:
         raise Uneven(f"transformers takes no such widths: {first_line_of(error.__cause__ or error)}") from error
-    stock.architectures, stock.dtype = [type(model.model).__name__], model.config.dtype
-    stock._attn_implementation = model.config._attn_implementation
+    stock.architectures, stock._attn_implementation = [type(model.model).__name__], whole._attn_implementation
+    set_dtype(stock, model.whole_config.dtype)
     return stock
 
 

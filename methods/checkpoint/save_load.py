@@ -40,7 +40,7 @@ from methods.checkpoint.transformers_compat import (
     try_out,
 )
 from methods.errors import CheckpointError, first_line_of
-from methods.model.decoder import Decoder, Place, place_of
+from methods.model.decoder import Decoder, Place, place_of, set_dtype
 from methods.model.layer_store import LayerStore
 from methods.model.precision import dtype_by_name
 from methods.model.sizes import active_parameters, parameters
@@ -104,7 +104,7 @@ def save(
         if pad:
             model, manifest["padding"] = _pad(model, ids)
         form = form_of(model, ids)
-        form.config.dtype = dtype
+        set_dtype(form.config, dtype)
         manifest |= {
             "loads_with": "prunebench" if form.reason else "transformers",
             "reason": form.reason,
@@ -213,9 +213,10 @@ def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the configuration of `folder`. Raises CheckpointError where weights or manifest differ from it."""
     stored = weight_files.shapes_on_disk(folder, manifest["weights"])
     try:
-        _refuse_layers(PreTrainedConfig.get_config_dict(folder)[0].get("num_hidden_layers", 1), len(stored))
+        given = PreTrainedConfig.get_config_dict(folder)[0]
+        _refuse_layers((given.get("text_config") or given).get("num_hidden_layers", 1), len(stored))
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        _refuse_layers(config.num_hidden_layers, len(stored))
+        _refuse_layers(config.get_text_config().num_hidden_layers, len(stored))
         shell = make_empty(config)
     except Exception as error:  # transformers raises any exception for a description that it does not expect
         reason = first_line_of(error.__cause__ or error)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -28,6 +28,7 @@ from transformers.utils import logging
 from methods.checkpoint.pruned_config import (
     PrunedConfig,
     Uneven,
+    auto_class_of,
     class_of_config,
     class_that_cuts,
     describe,
@@ -109,7 +110,7 @@ def build_from_tensors(config: PreTrainedConfig, stored: dict[str, Tensor], dtyp
     """
     with init_empty_weights(include_buffers=False), no_init_weights():
         options = {"dtype": dtype, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)  # type: ignore[no-untyped-call]
+        model = auto_class_of(config).from_config(copy.deepcopy(config), **options)
     unknown = model.load_state_dict(stored, strict=False, assign=True).unexpected_keys
     model.tie_weights()
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
@@ -246,7 +247,8 @@ def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
         raise Uneven(f"{reason_for_own_code(form)}, which zeros do not undo")
     if any(layer.experts is not None for layer in model.layers):
         raise Uneven("a mixture of experts is not filled up with zeros")
-    layers, base = model.layers, Decoder(make_empty(type(model.config).from_dict(model.config.to_dict())))
+    layers, whole = model.layers, model.whole_config
+    base = Decoder(make_empty(type(whole).from_dict(whole.to_dict())))
     G, most = max(layer.kv_heads for layer in layers), base.layers[0].kv_heads
     if not any(layer.has_mlp for layer in layers):
         raise Uneven("no layer has an MLP")

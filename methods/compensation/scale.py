@@ -65,7 +65,7 @@ class Scale(Compensation):
     def parameters_added(self, pruning: Pruning) -> int:
         """Return 0: factors go into matrices. Raises Unsupported where the residual is read without a norm."""
         if pruning.pruned.final_norm is None or not pruning.pruned.family.attn_norm:
-            family = pruning.pruned.config.model_type
+            family = pruning.pruned.whole_config.model_type
             raise Unsupported(f"{family} reads the residual without a norm somewhere, which a factor changes")
         require_boundaries(pruning)
         return 0

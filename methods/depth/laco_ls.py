@@ -139,8 +139,8 @@ class LaCoLS(Pruner):
         model.refuse_experts()
         if model.family.post_norms and (self.attention or self.sweeps > 1):
             raise Unsupported(
-                f"{model.config.model_type} norms what an MLP adds to the residual, so that neither attention=yes nor "
-                "sweeps have a fit that is linear"
+                f"{model.whole_config.model_type} norms what an MLP adds to the residual, so that neither "
+                "attention=yes nor sweeps have a fit that is linear"
             )
         if not all(layer.has_mlp for layer in model.layers):
             raise Unsupported("a layer has lost its MLP, whose down matrix would take up what its window did")

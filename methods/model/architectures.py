@@ -109,6 +109,7 @@ class Family:
     unit_rows: bool = False  # a head that is no linear layer scales its rows to length one in each forward
     mixture: Mixture | None = None  # the mixture of experts that stands for the MLP of its layers, or of some
     factor: str = ""  # what the layer calls the number by which it multiplies what a sub-block adds to the residual
+    vision: tuple[str, ...] = ()  # paths from the model to what reads images, beside a text tower; it never changes
     uncut: tuple[Uncut, ...] = ()  # the axes along which its models, or some of them, cannot be cut
 
     def never(self, axis: str) -> bool:
@@ -120,6 +121,8 @@ class Family:
 NORMED = Uncut("residual", "norms stand between its sub-blocks and the residual, and no rotation survives them")
 SINKS = Uncut("heads", "each query head has a logit of its own that takes attention (a sink), which is not cut")
 ALL_HEADS = Uncut("heads", "q and k are normed over all heads at once, so that each head depends on the others")
+
+PROJECTED = Uncut("residual", "the projector of its vision tower writes into the residual too, and is not cut")
 
 MIXTURE = Mixture()
 MIXED = tuple(Uncut(axis, "a mixture of experts stands for its MLP") for axis in ("channels", "residual"))
@@ -152,6 +155,13 @@ OLMO = replace(
     post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
     uncut=(ALL_HEADS, NORMED),
 )
+
+
+def _with_vision(text: Family, *vision: str) -> Family:
+    """Return the family whose text tower is a model of the family `text`, beside modules that read images."""
+    layers, embed, norm = (f"model.language_{path}" for path in (text.layers, text.embed, text.final_norm))
+    return replace(text, layers=layers, embed=embed, final_norm=norm, vision=vision, uncut=(*text.uncut, PROJECTED))
+
 
 FAMILIES = {
     "llama": LLAMA,
@@ -229,6 +239,8 @@ FAMILIES = {
         uncut=(NORMED,),
     ),
     "cohere2": replace(LLAMA, mlp_norm="input_layernorm", centred=True, parallel=True),
+    "gemma3": _with_vision(GEMMA2, "model.vision_tower", "model.multi_modal_projector"),
+    "llava": _with_vision(LLAMA, "model.vision_tower", "model.multi_modal_projector"),
     "gpt2": Family(
         layers="transformer.h",
         embed="transformer.wte",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from methods.errors import Unsupported
-from methods.model.architectures import FAMILIES, LISTS, Axis
+from methods.model.architectures import FAMILIES, LISTS, LLAMA, Axis, Family
 from methods.model.layer import Layer, copy_module, make_linear
 from methods.model.layer_store import LayerStore, cast, move_modules
 from methods.model.parts import Removed
@@ -40,6 +40,7 @@ class Decoder:
     GPT-2's transposed matrices and Baichuan2's head become ordinary linear layers here, once, so that every kernel may
     assume (out, in) and that a head is what its weights say.
 
+    config   what its layers follow: the model's configuration, or that of the text tower of one that reads images
     store    keeps weights that methods change in files (methods.model.layer_store); None: they are in memory
     numbers  numbers of the layers, by which decisions name them: those they had when a method was given the model
     given    number of layers that it had then
@@ -48,14 +49,8 @@ class Decoder:
     def __init__(self, model: Any, store: LayerStore | None = None) -> None:
         self.model = model
         self.store = store
-        self.config = model.config
-        family = FAMILIES.get(self.config.model_type)
-        if family is None:
-            raise Unsupported(
-                f"model type {self.config.model_type!r} has no row in methods/model/architectures.py "
-                f"(known: {', '.join(FAMILIES)})"
-            )
-        self.family = family
+        self.family = family_of(model.config)
+        self.config = model.config.get_text_config() if self.family.vision else model.config
         _refuse_old_code(self.stack)
         self.number_layers()
         if store is not None and store.device is not None:
@@ -64,13 +59,14 @@ class Decoder:
             _straighten(layer.module)
         self.settle()
         head = model.get_output_embeddings()
-        if family.unit_rows and not isinstance(head, nn.Linear):
+        if self.family.unit_rows and not isinstance(head, nn.Linear):
             model.set_output_embeddings(make_linear(nn.functional.normalize(head.weight.detach()), None))
 
     def _put_around(self, device: torch.device) -> None:
         """Move all modules around the layers to a device; tied weights stay tied."""
         leaves = ((name, module) for name, module in self.model.named_modules() if not any(module.children()))
-        move_modules([module for name, module in leaves if not name.startswith(f"{self.family.layers}.")], device)
+        elsewhere = tuple(f"{path}." for path in (self.family.layers, *self.family.vision))
+        move_modules([module for name, module in leaves if not f"{name}.".startswith(elsewhere)], device)
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
@@ -86,6 +82,16 @@ class Decoder:
         finally:
             self.store.device = device
             self._put_around(device)
+
+    @property
+    def whole_config(self) -> Any:
+        """Return the configuration of the whole model, from which its class builds it."""
+        return self.model.config
+
+    @property
+    def vision(self) -> list[nn.Module]:
+        """Return the modules that read images, of which text passes none."""
+        return [attrgetter(path)(self.model) for path in self.family.vision]
 
     @property
     def stack(self) -> nn.ModuleList:
@@ -123,7 +129,8 @@ class Decoder:
         attention = next((layer.attn for layer in self.layers if layer.has_attention), None)
         for uncut in self.family.uncut:
             if uncut.axis == axis and uncut.of(self.config, attention):
-                raise Unsupported(f"the {axis} of this {self.config.model_type} cannot be cut: {uncut.because}")
+                kind = self.whole_config.model_type
+                raise Unsupported(f"the {axis} of this {kind} cannot be cut: {uncut.because}")
 
     def refuse_experts(self) -> None:
         """Raise Unsupported where a mixture of experts stands for the MLP of a layer."""
@@ -166,7 +173,7 @@ class Decoder:
             cast(((names[id(parameter)], parameter) for parameter in layer.module.parameters()), dtype_of_name)
         cast(named, dtype_of_name)
         self.settle()
-        self.config.dtype = dtype
+        set_dtype(self.whole_config, dtype)
         fresh, stored = _fresh_buffers(self.model, dtype), self.model.state_dict().keys()
         for name, buffer in self.model.named_buffers():
             if name not in stored and name in fresh:
@@ -253,7 +260,7 @@ class Decoder:
         """Give the head its own copy of the embedding, and set the configuration so that loaders keep it."""
         if self.head.weight is self.embed.weight:
             self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
-        self.config.tie_word_embeddings = False
+        self.config.tie_word_embeddings = self.whole_config.tie_word_embeddings = False
         self.model.all_tied_weights_keys = {}
 
     def gain(self, norm: Any) -> Tensor:
@@ -268,11 +275,31 @@ class Decoder:
         """Return the logits for the output of the last layer, (..., D) -> (..., V), in the model's dtype."""
         if x.shape[-1] != self.head.in_features:
             raise Unsupported("the head does not read the last layer's width")
-        return cap_logits(self.head(self.normed(x)), self.config)
+        return cap_logits(self.head(self.normed(x)), self.whole_config)
 
     def _put(self, path: str, module: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
         setattr(attrgetter(parent)(self.model), name, module)
+
+
+def family_of(config: Any) -> Family:
+    """Return the row of a model's family. Raises Unsupported where there is none that fits its configuration."""
+    kind, text = config.model_type, config.get_text_config().model_type
+    if (family := FAMILIES.get(kind)) is None:
+        raise Unsupported(
+            f"model type {kind!r} has no row in methods/model/architectures.py (known: {', '.join(FAMILIES)})"
+        )
+    serves = [name for name, row in FAMILIES.items() if row is LLAMA]
+    if family.vision and not text.startswith(kind) and text not in serves:
+        raise Unsupported(f"the text tower of this {kind} is a {text}, and may be one of {', '.join(serves)}")
+    return family
+
+
+def set_dtype(config: Any, dtype: torch.dtype | str | None) -> None:
+    """Set the dtype of a model's configuration, and of each part that builds a model of its own."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        set_dtype(getattr(config, name), dtype)
 
 
 def _slots(layers: Sequence[Layer]) -> list[int]:
@@ -422,11 +449,12 @@ def gpus_of(model: nn.Module) -> list[int]:
 
 def _parts(model: Decoder) -> dict[str, nn.Module]:
     """Return the modules that each lie on one device, by name: those before the layers, the layers, and the rest."""
-    layers = model.family.layers
-    leaves = {
+    layers, vision = model.family.layers, model.family.vision
+    elsewhere = tuple(f"{path}." for path in (layers, *vision))
+    leaves = dict(zip(vision, model.vision, strict=True)) | {
         name: module
         for name, module in model.model.named_modules()
-        if name and not any(module.children()) and not name.startswith(f"{layers}.")
+        if name and not any(module.children()) and not f"{name}.".startswith(elsewhere)
     }
     last = [name for name, module in leaves.items() if module in (model.final_norm, model.head)]
     stack = {f"{layers}.{number}": module for number, module in enumerate(model.stack)}

@@ -17,8 +17,8 @@ def parameters(model: Decoder) -> int:
 
 
 def parameters_without_embeddings(model: Decoder) -> int:
-    """Return how many parameters are stored without the embedding, the table of positions and the head."""
-    tables = [model.embed, model.head] + ([model.positions] if model.positions is not None else [])
+    """Return how many parameters are stored without embedding, table of positions, head and what reads images."""
+    tables = [model.embed, model.head, *model.vision] + ([model.positions] if model.positions is not None else [])
     left_out = {id(parameter): parameter.numel() for table in tables for parameter in table.parameters()}
     return parameters(model) - sum(left_out.values())
 
@@ -29,11 +29,11 @@ def layer_parameters(layer: Layer) -> int:
 
 
 def active_parameters(model: Decoder) -> int:
-    """Return how many parameters a token is computed with: all but those of experts that it is not routed to."""
+    """Return how many parameters a token of text is computed with: no experts but its own, and nothing for images."""
     mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
-    return parameters(model) - sum(
-        (experts.count - experts.experts_per_token) * experts.weights for experts in mixtures
-    )
+    unused = [(experts.count - experts.experts_per_token) * experts.weights for experts in mixtures]
+    unused += [parameter.numel() for module in model.vision for parameter in module.parameters()]
+    return parameters(model) - sum(unused)
 
 
 def weight_bytes(model: Decoder) -> int:
@@ -57,7 +57,7 @@ def kv_bytes_read(model: Decoder, context: int) -> int:
 def macs_behind(model: Decoder, context: int) -> int:
     """Return the multiply-accumulates of one token behind `context` tokens, as `macs_per_token` counts them."""
     rest = (_other_macs(layer, model.reach(layer, context)) for layer in model.layers)
-    return linear_macs(model.model) + sum(rest)
+    return _macs_of_text(model) + sum(rest)
 
 
 def macs_per_token(model: Decoder, context: int) -> int:
@@ -67,7 +67,12 @@ def macs_per_token(model: Decoder, context: int) -> int:
     their sums take 2 * H * E * context in each layer. The causal half that kernels may skip is counted in, as PyTorch's
     own counter does.
     """
-    return linear_macs(model.model) + sum(_other_macs(layer, context) for layer in model.layers)
+    return _macs_of_text(model) + sum(_other_macs(layer, context) for layer in model.layers)
+
+
+def _macs_of_text(model: Decoder) -> int:
+    """Return the multiply-accumulates of a token of text in all linear layers, none of which reads images."""
+    return linear_macs(model.model) - sum(map(linear_macs, model.vision))
 
 
 def layer_macs(layer: Layer, context: int) -> int:

@@ -349,5 +349,5 @@ def mixtures_of(model: Decoder) -> dict[int, Experts]:
     mixtures = {number: experts for number, experts in experts_by_layer.items() if experts is not None}
     if not mixtures:
         serves = ", ".join(name for name, family in FAMILIES.items() if family.mixture is not None)
-        raise Unsupported(f"{model.config.model_type} has no experts: this method serves {serves}")
+        raise Unsupported(f"{model.whole_config.model_type} has no experts: this method serves {serves}")
     return mixtures

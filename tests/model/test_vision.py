@@ -1,0 +1,174 @@
+"""The text towers of models that read images are pruned as text models are, and their vision towers do not change."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny
+from tiny_methods import SPECS, calibration, logits
+from transformers import AutoModelForImageTextToText, Gemma3ForCausalLM, LlamaForCausalLM
+
+import methods
+from bench.data import pretrained
+from bench.evaluation.scoring import nll_of_windows, score
+from bench.export.engine_form import nemotron_form_of, write_heterogeneous
+from bench.export.gguf_file import write_gguf
+from bench.healing.trainable import make_trainable
+from bench.inference.vllm_config import ServedConfig
+from bench.plan.protocol import Recipe
+from bench.workshop.tiny_models import IMAGE, VISION, make_tokenizer
+from methods import checkpoint
+from methods.checkpoint.pruned_config import describe
+from methods.errors import Unsupported, UserError
+from methods.model.decoder import Decoder, devices_of_modules
+from methods.model.sizes import active_parameters, macs_per_token, parameters, parameters_without_embeddings
+
+TEXT = {"gemma3": Gemma3ForCausalLM, "llava": LlamaForCausalLM}
+METHODS = {"shortgpt": 2, "laco": 2, "blockpruner": 2, "llm-pruner": 1.5, "flap+refit": 1.5}  # layers' worth that goes
+
+
+def text_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The text model that has the weights of the tower, and nothing else."""
+    alone = TEXT[model.config.model_type](copy.deepcopy(model.config.get_text_config()))
+    named = {name.replace("language_model.", ""): tensor for name, tensor in model.state_dict().items()}
+    alone.load_state_dict({name: tensor for name, tensor in named.items() if name in alone.state_dict()})
+    return alone.eval()
+
+
+def image_inputs(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """One image of four tokens between words."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor([[7, 8, *[IMAGE] * 4, 9, 11, 12]])
+    return {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16, generator=generator)}
+
+
+@torch.no_grad()
+def features_of(model: torch.nn.Module, family: str) -> list[torch.Tensor]:
+    """What the vision tower makes of the image, as the text tower gets it."""
+    given = {name: value for name, value in image_inputs(family).items() if name in ("pixel_values", "image_grid_thw")}
+    found = model.get_image_features(**given, return_dict=True)
+    return [*found.pooler_output, *(each[0] for each in getattr(found, "deepstack_features", None) or ())]
+
+
+@torch.no_grad()
+def logits_with_image(model: torch.nn.Module, family: str, seed: int = 0) -> torch.Tensor:
+    return model(**image_inputs(family, seed), use_cache=False).logits
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", VISION)
+def test_a_pruned_tower_is_the_same_cut_of_the_text_model_alone(family, method, ids):
+    tower = Decoder(tiny(family))
+    alone = Decoder(text_model(tower.model))
+    goes = METHODS[method] * sum(part.numel() for part in tower.layers[0].module.parameters())
+    pruner = methods.make(method, SPECS.get(method, {}))
+    for model in (tower, alone):
+        pruner.prune(model, calibration(), goes / parameters(model))
+    assert [layer.number for layer in tower.layers] == [layer.number for layer in alone.layers]
+    assert parameters(tower) - sum(part.numel() for each in tower.vision for part in each.parameters()) == (
+        parameters(alone)
+    )
+    expected = logits(alone, ids)
+    torch.testing.assert_close(logits(tower, ids), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_text_is_scored_and_counted_as_of_the_text_model_alone(family, ids):
+    model = tiny(family)
+    alone = text_model(model)
+    scored = torch.arange(ids.shape[1]).expand(ids.shape) > 0
+    questions = sorted((tuple(row), 12) for row in ids.tolist())
+    for width in (60, 7):  # whole windows, and pieces through a cache
+        torch.testing.assert_close(
+            *(nll_of_windows(one, ids, scored, width) for one in (model, alone)), rtol=1e-5, atol=0
+        )
+        torch.testing.assert_close(*(score(one, questions, width)[0] for one in (model, alone)), rtol=1e-5, atol=0)
+    both = Decoder(model), Decoder(alone)
+    for count in (parameters_without_embeddings, active_parameters, lambda one: macs_per_token(one, 20)):
+        assert count(both[0]) == count(both[1])
+    assert active_parameters(both[0]) == parameters(both[1]) < parameters(both[0])
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_nothing_pruned_reads_an_image_as_the_dense_model_does(family):
+    dense, model = tiny(family), Decoder(tiny(family))
+    methods.make("flap+refit").prune(model, calibration(), 0.0)
+    assert torch.equal(logits_with_image(model.model, family), logits_with_image(dense, family))
+    assert not torch.allclose(logits_with_image(dense, family), logits_with_image(dense, family, 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["shortgpt", "flap", "blockpruner"])
+@pytest.mark.parametrize("family", VISION)
+def test_a_pruned_model_reads_images_and_its_vision_tower_is_as_it_was(family, method, tmp_path):
+    dense, model = tiny(family), Decoder(tiny(family))
+    methods.make(method, SPECS.get(method, {})).prune(model, calibration(), 0.2)
+    expected = logits_with_image(model.model, family)
+    assert expected.isfinite().all()
+    assert not torch.equal(expected, logits_with_image(dense, family))
+    manifest = checkpoint.save(model, tmp_path / "model")
+    kinds = [lambda folder: checkpoint.load(folder).model]
+    if method == "shortgpt":
+        assert manifest["loads_with"] == "transformers"
+        kinds.append(AutoModelForImageTextToText.from_pretrained)
+    for load in kinds:
+        again = load(tmp_path / "model")
+        assert torch.equal(logits_with_image(again, family), expected)
+        assert again.config.text_config.num_hidden_layers == len(model.layers)
+        assert again.config.text_config is again.model.language_model.config
+        before = dict(dense.named_parameters())
+        tower = [name for name in before if ".language_model." not in name and not name.startswith("lm_head")]
+        assert tower
+        assert all(torch.equal(dict(again.named_parameters())[name], before[name]) for name in tower)
+        assert all(map(torch.equal, features_of(again, family), features_of(dense, family)))
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_a_folder_is_a_model_to_run_and_its_tower_lies_on_several_devices(family, tmp_path, ids):
+    dense = tiny(family)
+    dense.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    pretrained.check(str(tmp_path))
+    shell = Decoder(pretrained.make_shell(str(tmp_path)))
+    model, _ = pretrained.load(str(tmp_path), torch.device("cpu"), torch.float32)
+    assert torch.equal(logits_with_image(model, family), logits_with_image(dense, family))
+    assert parameters(shell) == parameters(Decoder(model))
+    places = devices_of_modules(shell, [torch.device("cpu"), torch.device("cpu")])
+    assert all(any(f"{name}.".startswith(f"{part}.") for part in places) for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_formats_of_text_alone_refuse_a_vision_tower(family, tmp_path):
+    model, tokenizer = Decoder(tiny(family)), make_tokenizer()
+    with pytest.raises(UserError, match=f"GGUF is written for .*; this model is a {family}$"):
+        write_gguf(model, tokenizer, tmp_path / "model.gguf", torch.float32, "name")
+    with pytest.raises(UserError, match=f"nemotron-nas is written for .*; this model is a {family}$"):
+        nemotron_form_of(model)
+    with pytest.raises(UserError, match=f"a {family} has a vision tower, and per_layer_config is of text alone$"):
+        write_heterogeneous(model, tokenizer, tmp_path / "model", torch.float32, shard_bytes=10**9)
+    with pytest.raises(ValueError, match=f"models of text alone, and this {family} has a vision tower$"):
+        ServedConfig.from_dict(describe(model).to_dict())
+
+
+def test_a_tower_of_another_kind_is_refused():
+    with pytest.raises(Unsupported, match="the text tower of this llava is a gemma2, and may be one of llama, mistral"):
+        Decoder(tiny("llava", model_type="gemma2"))
+
+
+def test_a_cap_of_logits_that_the_whole_model_does_not_apply_is_not_applied(ids):
+    model = Decoder(tiny("gemma3", final_logit_softcapping=1.0))
+    with torch.no_grad():
+        states = model.model.model(ids).last_hidden_state
+        model.final_norm = torch.nn.Identity()
+        plain = model.model.lm_head(states)
+        assert torch.equal(model.logits(states), plain)
+        assert float(plain.abs().max()) > 1.0
+
+
+@pytest.mark.parametrize("kind", ["full", "norms", "lora"])
+def test_healing_trains_no_weight_that_reads_images(kind):
+    model = Decoder(tiny("gemma3"))
+    with make_trainable(model, Recipe(kind, tokens=256)) as trained:
+        assert trained
+        assert all(".language_model." in name for name in trained)
