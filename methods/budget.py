@@ -31,7 +31,7 @@ def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
 
     At least `stay` layers stay, and never fewer than one. Raises OutOfReach where the other layers hold less.
     """
-    layers, stay = model.layers, max(1, stay)
+    layers, stay = model.layers, max(1, stay, model.fixed_layers)
     total, each = parameters(model), sum(map(layer_parameters, layers)) / len(layers)
     count, most = round(ratio * total / each), max(0, len(layers) - stay)
     if count > most:

@@ -137,6 +137,8 @@ def _sample(model: Any, tokenizer: Any, prompts: Prompts) -> list[list[int]]:
     import torch
     from transformers import GenerationConfig
 
+    from methods.model.decoder import clear_positions
+
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2 * LONGEST
     read = [(first + question)[-(most // 2) :] for first, question in prompts]  # of a long question the end
     longest = max(map(len, read))
@@ -158,6 +160,7 @@ def _sample(model: Any, tokenizer: Any, prompts: Prompts) -> list[list[int]]:
             rows = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     finally:
         model.generation_config = before
+        clear_positions(model)
     documents, gap = [], tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
     for (_, question), row in zip(prompts, rows[:, longest:].tolist(), strict=True):
         end = next((at + 1 for at, token in enumerate(row) if token in ends), None)

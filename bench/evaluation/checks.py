@@ -38,7 +38,7 @@ from bench.plan.kinds import to_plain
 from bench.records.measured import Checks
 from bench.stats.clusters import ratio_interval
 from methods import console
-from methods.model.decoder import Decoder, cap_logits
+from methods.model.decoder import Decoder, cap_logits, clear_positions
 
 WORDS = (
     "apple river window garden music paper stone winter bridge candle horse summer table mountain doctor bottle "
@@ -122,6 +122,7 @@ def generate_greedily(model: Any, prompts: Sequence[list[int]], steps: int) -> T
         new = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     finally:
         model.generation_config = before
+        clear_positions(model)
     return new[:, longest:].cpu()
 
 

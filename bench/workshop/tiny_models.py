@@ -102,6 +102,11 @@ LATER: dict[str, dict[str, Any]] = {
     "glm4": {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0},
     "cohere2": {"num_key_value_heads": 2, "sliding_window": 8, "attention_bias": True, "logit_scale": 0.25},
     "gemma3": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "qwen3_vl": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+    },
     "llava": {"num_key_value_heads": 2},
 }
 IMAGE = 5  # the token in whose place an image's states stand
@@ -120,6 +125,20 @@ VISION: dict[str, dict[str, Any]] = {  # what families that read images have bes
         "text_config": {"model_type": "gemma3_text"},
         "mm_tokens_per_image": 4,
         "image_token_index": IMAGE,
+    },
+    "qwen3_vl": {
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "depth": 3,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 2],
+        },
+        "text_config": {"model_type": "qwen3_vl_text"},
+        "image_token_id": IMAGE,
     },
     "llava": {
         "vision_config": {

@@ -66,7 +66,7 @@ class Angular(OneShot):
         if not n:
             return {"removed_layers": []}
         D = self.distances(model, calibration, n)
-        s = min(range(self.keep_first, L - self.keep_last - n + 1), key=lambda s: D[s])
+        s = min(range(max(self.keep_first, model.fixed_layers), L - self.keep_last - n + 1), key=lambda s: D[s])
         return drop_layers(model, list(range(s, s + n))) | {"distances": D}
 
     def distances(self, model: Decoder, calibration: Calibration, n: int) -> list[float]:

@@ -112,6 +112,7 @@ class LaCo(Pruner):
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the layers to remove, none for a threshold. Raises OutOfReach where windows cannot give so many."""
         model.refuse_experts()
+        model.refuse_fixed(self.L)
         if self.T is not None:
             return {}
         count = whole_layers(model, ratio)

@@ -137,6 +137,7 @@ class LaCoLS(Pruner):
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the layers to remove. Raises Unsupported for models whose fit is not linear."""
         model.refuse_experts()
+        model.refuse_fixed()
         if model.family.post_norms and (self.attention or self.sweeps > 1):
             raise Unsupported(
                 f"{model.whole_config.model_type} norms what an MLP adds to the residual, so that neither "

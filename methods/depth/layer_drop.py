@@ -68,7 +68,8 @@ class DropRandom(RandomPruner):
         """Drop the last layer and layers that are drawn; return the seed too."""
         n, last = whole_layers(model, ratio), len(model.layers) - 1
         seed = calibration.seed if self.seed is None else self.seed
-        order = torch.randperm(last - 1, generator=torch.Generator().manual_seed(seed)) + 1
+        first = max(1, model.fixed_layers)
+        order = torch.randperm(last - first, generator=torch.Generator().manual_seed(seed)) + first
         return drop_layers(model, sorted([*order.tolist(), last][:n])) | {"seed": seed}
 
 
@@ -114,6 +115,7 @@ class Drop(Pruner):
         if highest >= count:
             raise OutOfReach(f"there is no layer {highest}: the model has layers 0 to {count - 1}")
         numbers = self.numbers()
+        model.refuse_fixed(numbers[0])
         if len(numbers) == count:
             raise OutOfReach("at least one layer stays; all of them were named")
         return {"layers": len(numbers)}

@@ -76,6 +76,7 @@ class LLMStreamline(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the number of layers to remove, where one stays in their place."""
+        model.refuse_fixed()
         return {"layers": whole_layers(model, ratio, stay=1)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from methods.model.activations import refuse_overflow
 from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, collect_gradients
-from methods.model.structures import sublayers_of
+from methods.model.structures import Sublayer
 from methods.trials.blocks import Trial
 from methods.trials.selection import OneShot
 
@@ -131,7 +131,8 @@ class ShortenedLlamaTaylor(OneShot):
 def losses_without_layers(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return the loss per token without each layer, (L,), in float64."""
     trial = Trial(model, calibration, "nll")
-    return [torch.tensor(trial.losses_without(sublayers_of(model, "layer")), dtype=torch.float64)]
+    every = [Sublayer("layer", number) for number in range(len(model.layers))]
+    return [torch.tensor(trial.losses_without(every), dtype=torch.float64)]
 
 
 def importance_by_taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:

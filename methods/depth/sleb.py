@@ -72,14 +72,14 @@ class SLEB(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the number of layers to remove; the first and last ones are protected."""
-        return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
+        return {"layers": whole_layers(model, ratio, stay=max(self.keep_first, model.fixed_layers) + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Drop one layer after the other, each time that without which the loss is lowest."""
         n, L = self.plan(model, ratio)["layers"], len(model.layers)
         if not n:
             return {"removed_layers": []}
-        candidates = sublayers_of(model, "layer")[self.keep_first : L - self.keep_last]
+        candidates = [b for b in sublayers_of(model, "layer") if self.keep_first <= b.layer < L - self.keep_last]
         budget = n * sum(map(layer_parameters, model.layers)) / L
         trial = Trial(model, calibration.first(self.tokens), self.loss)
         return search_and_remove(trial, candidates, budget, calibration)

@@ -110,6 +110,7 @@ class Family:
     mixture: Mixture | None = None  # the mixture of experts that stands for the MLP of its layers, or of some
     factor: str = ""  # what the layer calls the number by which it multiplies what a sub-block adds to the residual
     vision: tuple[str, ...] = ()  # paths from the model to what reads images, beside a text tower; it never changes
+    added: str = ""  # the configuration's list with an entry for each of the first layers behind which images enter
     uncut: tuple[Uncut, ...] = ()  # the axes along which its models, or some of them, cannot be cut
 
     def never(self, axis: str) -> bool:
@@ -240,6 +241,7 @@ FAMILIES = {
     ),
     "cohere2": replace(LLAMA, mlp_norm="input_layernorm", centred=True, parallel=True),
     "gemma3": _with_vision(GEMMA2, "model.vision_tower", "model.multi_modal_projector"),
+    "qwen3_vl": replace(_with_vision(LLAMA, "model.visual"), added="vision_config.deepstack_visual_indexes"),
     "llava": _with_vision(LLAMA, "model.vision_tower", "model.multi_modal_projector"),
     "gpt2": Family(
         layers="transformer.h",

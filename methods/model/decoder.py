@@ -94,6 +94,20 @@ class Decoder:
         return [attrgetter(path)(self.model) for path in self.family.vision]
 
     @property
+    def fixed_layers(self) -> int:
+        """Return how many layers at the front keep their places, since states of images are added behind each."""
+        return len(attrgetter(self.family.added)(self.whole_config)) if self.family.added else 0
+
+    def refuse_fixed(self, first: int = 0) -> None:
+        """Raise Unsupported for a method that takes layers from `first` on into others, where such layers are fixed."""
+        if first < self.fixed_layers:
+            kind = self.whole_config.model_type
+            raise Unsupported(
+                f"the first {self.fixed_layers} layers of this {kind} stay where they are, since states of "
+                "images are added behind them, and this method may merge or empty them"
+            )
+
+    @property
     def stack(self) -> nn.ModuleList:
         """Return the modules behind `layers`."""
         return attrgetter(self.family.layers)(self.model)
@@ -201,6 +215,8 @@ class Decoder:
         gives wrong logits and no error.
         """
         self.refuse_sliced()
+        if [layer.number for layer in layers[: self.fixed_layers]] != list(range(self.fixed_layers)):
+            self.refuse_fixed()
         for slot, layer in zip(_slots(layers), layers, strict=True):
             for part in (layer.inner, layer.attn):
                 if hasattr(part, "layer_idx"):
@@ -293,6 +309,12 @@ def family_of(config: Any) -> Family:
     if family.vision and not text.startswith(kind) and text not in serves:
         raise Unsupported(f"the text tower of this {kind} is a {text}, and may be one of {', '.join(serves)}")
     return family
+
+
+def clear_positions(model: Any) -> None:
+    """Let a model forget how far the images of its last prompt moved positions, which Qwen3-VL keeps between calls."""
+    if hasattr(model.base_model, "rope_deltas"):
+        model.base_model.rope_deltas = None
 
 
 def set_dtype(config: Any, dtype: torch.dtype | str | None) -> None:

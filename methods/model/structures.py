@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from methods.errors import Unsupported
+from methods.errors import OutOfReach, Unsupported
 from methods.model.architectures import FAMILIES, Axis, Mixture
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -200,9 +200,11 @@ class Narrowed:
 
 
 def sublayers_of(model: Decoder, *parts: str) -> list[Sublayer]:
-    """Return every block of these kinds that the model still has, by layer."""
+    """Return every block of these kinds that the model still has and may lose, by layer."""
     has = [{"layer": True, "attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]
-    return [Sublayer(part, number) for number in range(len(has)) for part in parts if has[number][part]]
+    return [
+        Sublayer(part, number) for number in range(model.fixed_layers, len(has)) for part in parts if has[number][part]
+    ]
 
 
 def sizes_of_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[Sublayer, int]:
@@ -266,9 +268,12 @@ def drop_layers(model: Decoder, places: Sequence[int]) -> dict[str, Any]:
 def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
     """Remove the n candidate layers with the smallest score, in place, and return their places, rising.
 
-    Of equal ones the lower stays.
+    Of equal ones the lower stays. Raises OutOfReach where fewer may go.
     """
-    places = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
+    may_go = [l for l in candidates if l >= model.fixed_layers]
+    if len(may_go) < n:
+        raise OutOfReach(f"{n} layers are to go, and {len(may_go)} may")
+    places = sorted(sorted(may_go, key=lambda l: (scores[l], -l))[:n])
     drop_layers(model, places)
     return places
 

@@ -178,6 +178,7 @@ def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Repla
 
     Raises Unsupported where a choice loses heads and the model's family cannot.
     """
+    model.refuse_fixed()
     if heads > 1:
         model.refuse("heads")
     choices = []

@@ -212,7 +212,7 @@ class OneShot(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the number of layers to remove; the first and last ones are protected."""
-        return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
+        return {"layers": whole_layers(model, ratio, stay=max(self.keep_first, model.fixed_layers) + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Drop the layers with the lowest scores at once; return the scores too."""

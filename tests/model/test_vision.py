@@ -7,11 +7,14 @@ import copy
 import pytest
 import torch
 from conftest import tiny
+from tiny_methods import METHODS as ALL_METHODS
 from tiny_methods import SPECS, calibration, logits
-from transformers import AutoModelForImageTextToText, Gemma3ForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText, Gemma3ForCausalLM, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import methods
+import methods.decisions
 from bench.data import pretrained
+from bench.evaluation.checks import generate_greedily
 from bench.evaluation.scoring import nll_of_windows, score
 from bench.export.engine_form import nemotron_form_of, write_heterogeneous
 from bench.export.gguf_file import write_gguf
@@ -25,13 +28,18 @@ from methods.errors import Unsupported, UserError
 from methods.model.decoder import Decoder, devices_of_modules
 from methods.model.sizes import active_parameters, macs_per_token, parameters, parameters_without_embeddings
 
-TEXT = {"gemma3": Gemma3ForCausalLM, "llava": LlamaForCausalLM}
+TEXT = {"gemma3": Gemma3ForCausalLM, "llava": LlamaForCausalLM, "qwen3_vl": Qwen3ForCausalLM}
+MERGES = ("laco", "laco-published", "laco-ls", "llm-streamline", "puzzle", "laco-puzzle")  # or empty layers, refused
 METHODS = {"shortgpt": 2, "laco": 2, "blockpruner": 2, "llm-pruner": 1.5, "flap+refit": 1.5}  # layers' worth that goes
 
 
 def text_model(model: torch.nn.Module) -> torch.nn.Module:
     """The text model that has the weights of the tower, and nothing else."""
-    alone = TEXT[model.config.model_type](copy.deepcopy(model.config.get_text_config()))
+    config = copy.deepcopy(model.config.get_text_config())
+    if config.model_type == "qwen3_vl_text":  # which no class of text models has; of text its positions are Qwen3's
+        given = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "layer_types")}
+        config = Qwen3Config(**given | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
+    alone = TEXT[model.config.model_type](config)
     named = {name.replace("language_model.", ""): tensor for name, tensor in model.state_dict().items()}
     alone.load_state_dict({name: tensor for name, tensor in named.items() if name in alone.state_dict()})
     return alone.eval()
@@ -41,6 +49,10 @@ def image_inputs(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """One image of four tokens between words."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor([[7, 8, *[IMAGE] * 4, 9, 11, 12]])
+    if family == "qwen3_vl":  # 4 x 4 patches of 3 colours, 2 frames and 4 x 4 pixels, of which four make a token
+        patches = torch.randn(16, 96, generator=generator)
+        where = {"image_grid_thw": torch.tensor([[1, 4, 4]]), "mm_token_type_ids": (ids == IMAGE).int()}
+        return {"input_ids": ids, "pixel_values": patches} | where
     return {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16, generator=generator)}
 
 
@@ -62,6 +74,9 @@ def logits_with_image(model: torch.nn.Module, family: str, seed: int = 0) -> tor
 def test_a_pruned_tower_is_the_same_cut_of_the_text_model_alone(family, method, ids):
     tower = Decoder(tiny(family))
     alone = Decoder(text_model(tower.model))
+    if family == "qwen3_vl" and method == "laco":
+        pytest.skip("test_layers_behind_which_images_enter_stay_where_they_are has the refusal")
+    alone.__class__ = type("TextModel", (Decoder,), {"fixed_layers": tower.fixed_layers})
     goes = METHODS[method] * sum(part.numel() for part in tower.layers[0].module.parameters())
     pruner = methods.make(method, SPECS.get(method, {}))
     for model in (tower, alone):
@@ -172,3 +187,43 @@ def test_healing_trains_no_weight_that_reads_images(kind):
     with make_trainable(model, Recipe(kind, tokens=256)) as trained:
         assert trained
         assert all(".language_model." in name for name in trained)
+
+
+def prune_by(method: str, model: Decoder, ratio: float) -> None:
+    given = {"layers": "2-3"} if method == "drop" else SPECS[method]
+    methods.decisions.prune(methods.make(method, given), model, calibration(), ratio)
+
+
+@pytest.mark.parametrize("method", [name for name in ALL_METHODS if "layers" in methods.make(name, SPECS[name]).axes])
+def test_layers_behind_which_images_enter_stay_where_they_are(method):
+    """Qwen3-VL adds states of the image behind its first layers, here two, whichever these are."""
+    model = Decoder(tiny("qwen3_vl"))
+    assert model.fixed_layers == 2
+    if method in MERGES:
+        with pytest.raises(Unsupported, match="the first 2 layers of this qwen3_vl stay where they are"):
+            methods.make(method, SPECS[method]).plan(model, 0.3)
+        return
+    prune_by(method, model, 0.3)
+    assert parameters(model) < parameters(Decoder(tiny("qwen3_vl")))
+    assert [layer.number for layer in model.layers[:2]] == [0, 1]
+    assert all(layer.has_attention and layer.has_mlp for layer in model.layers[:2])
+    assert logits_with_image(model.model, "qwen3_vl").isfinite().all()
+
+
+def test_a_first_layer_does_not_go_whoever_asks():
+    model = Decoder(tiny("qwen3_vl"))
+    with pytest.raises(Unsupported, match="the first 2 layers"):
+        model.set_layers(model.layers[1:])
+    with pytest.raises(Unsupported, match="the first 2 layers"):
+        methods.make("drop", {"layers": "1-2"}).plan(model, 0.3)
+    methods.make("laco", {"C": "3", "I": "1", "L": "2"}).prune(model, calibration(), 0.15)
+    assert [layer.number for layer in model.layers[:2]] == [0, 1]
+
+
+def test_positions_that_a_prompt_left_behind_move_no_later_text(ids):
+    """Qwen3-VL keeps them for each prompt of the last batch, and takes them for those of any text with a cache."""
+    model = tiny("qwen3_vl")
+    scored = torch.arange(ids.shape[1]).expand(ids.shape) > 0
+    before = nll_of_windows(model, ids, scored, 7)
+    generate_greedily(model, ids[:2, :5].tolist(), 3)
+    assert torch.equal(nll_of_windows(model, ids, scored, 7), before)
