@@ -125,6 +125,7 @@ def _data() -> Any:
 METHODS = Path(__file__).parent
 FAMILY_BY_SHAPE = {
     **{"layers": "depth", "attentions": "sublayer", "mlps": "sublayer", "heads": "width", "channels": "width"},
+    "head widths": "width",
     **{"equal widths": "width", "residual": "residual", "ranks": "low-rank", "experts": "experts"},
 }
 WORDS = {"gradients": "calibration, gradients"}  # how a list shows `looks_at`; all other values are shown unchanged

@@ -8,12 +8,13 @@ like the built-in ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from bench.records.record import Record
+from methods.ranges import write_ranges
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,6 @@ def _how(decided: dict[str, Any]) -> str:
     return "blocks" if decided.get("removed_attention") or decided.get("removed_mlp") else "layers"
 
 
-def to_ranges(numbers: Iterable[int]) -> str:
-    """Return [10, 11, 12, 23] as '10-12, 23'."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
 def words_per_layer(counts: Sequence[int]) -> str:
     """Return counts per layer in words: '2 of each layer', '0 to 5 of a layer, mean 2.1', 'none'."""
     if not any(counts):
@@ -123,7 +113,7 @@ def removals_of(record: Record) -> dict[str, str]:
     """Return {column of WENT: what was removed, in words}, without columns in which nothing was."""
     decided = join_decisions(record)
     removals = {
-        column: to_ranges(decided[name])
+        column: write_ranges(decided[name], ", ")
         for column, name in (("layers", "removed_layers"), ("attentions", "removed_attention"), ("MLPs", "removed_mlp"))
         if decided.get(name)
     }

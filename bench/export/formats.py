@@ -35,6 +35,7 @@ SHAPES = {  # by the names that methods and compensations give in `leaves`
     "channels": HeldShape("channels, in each layer others", "prunebench", "deci", "yes", "yes"),
     "heads": HeldShape("heads, in each layer others", "prunebench", "deci", "no", "not for llama"),
     "ranks": HeldShape("rank of each matrix", "prunebench", "no", "no", "no"),
+    "head widths": HeldShape("width of each head", "prunebench", "no", "no", "no"),
     "residual": HeldShape("residual width", "prunebench", "no", "no", "no"),
     "maps": HeldShape("anything, with a map in its place", "prunebench", "no", "no", "no"),
 }

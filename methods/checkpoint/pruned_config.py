@@ -8,6 +8,8 @@ that methods use. Importing this file makes such folders load through the Auto c
                                  attention_output_bias, mlp_output_bias    whether the output matrix has a bias
                                  skip       ["attention"] or ["mlp"] where one has been removed
                                  ranks      {matrix: rank} of those that are two factors, (rank, in) and (out, rank)
+                                 rows       {matrix: places} where only these outputs are computed and the others are 0
+                                 columns    {matrix: places} where only these inputs are read, "0-11+13" for both
                                  maps       ["before"] or ["behind"] where a linear map of the residual stands
                                  scaling    of the attention's scores, where it is not what the layer's number gives}}
     residual            {"hidden_size": d, "output_size": e} where the residual stream has been cut to d and ends as e
@@ -46,12 +48,16 @@ from methods.errors import first_line_of
 from methods.model.architectures import FAMILIES
 from methods.model.decoder import Decoder, set_dtype
 from methods.model.inserted import (
-    LowRank,
+    FewColumns,
+    FewRows,
     SlicedLayer,
+    StandIn,
     cut_columns,
     factor_matrix,
     fuse_norms,
+    keep_few,
     maps_of,
+    places_of,
     put_map,
     ranks_of,
     read_in_basis,
@@ -59,7 +65,9 @@ from methods.model.inserted import (
 )
 from methods.model.layer import Layer
 from methods.model.structures import keep_channels, keep_kv_groups
+from methods.ranges import read_numbers, read_ranges, write_ranges
 
+STAND_INS: dict[str, type[FewRows | FewColumns]] = {"rows": FewRows, "columns": FewColumns}
 SHARED = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")  # shown beside the base's own
 
 
@@ -118,6 +126,10 @@ def describe(model: Decoder) -> PrunedConfig:
     ranks = [ranks_of(layer.named_matrices()) for layer in model.layers]
     if any(ranks):
         layers = [facts | {"ranks": of_layer} for facts, of_layer in zip(layers, ranks, strict=True)]
+    for name, kind in STAND_INS.items():
+        places = [places_of(layer.named_matrices(), kind) for layer in model.layers]
+        if any(places):
+            layers = [facts | {name: _to_texts(each)} for facts, each in zip(layers, places, strict=True)]
     scales = [getattr(layer.attn, "scaling", None) for layer in model.layers]
     if has_own_scales(scales, model.whole_config):
         layers = [facts | {"scaling": scale} for facts, scale in zip(layers, scales, strict=True)]
@@ -138,6 +150,10 @@ def describe(model: Decoder) -> PrunedConfig:
     )
     described._attn_implementation = whole._attn_implementation
     return described
+
+
+def _to_texts(places: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    return {matrix: write_ranges(numbers) for matrix, numbers in places.items()}
 
 
 def has_own_scales(scales: Sequence[float | None], config: PreTrainedConfig) -> bool:
@@ -197,6 +213,8 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
             keep_channels(layer, range(facts.intermediate_size))
             _set_bias(layer.down, facts.mlp_output_bias)
         _factor(layer, getattr(facts, "ranks", {}), number)
+        _leave_few(layer, facts, number)
+        _keep_from_being_drawn(layer)
     model.set_layers(layers)
     for number, facts in enumerate(config.per_layer_config):
         for place in getattr(facts, "maps", []):
@@ -230,9 +248,31 @@ def _factor(layer: Layer, ranks: dict[str, int], number: int) -> None:
         _within(f"the rank of {name}", k, min(weight.shape), number)
         factors = weight.new_empty(k, weight.shape[1]), weight.new_empty(weight.shape[0], k)
         layer.put(name, factor_matrix(matrices[name], *factors))
+
+
+def _leave_few(layer: Layer, facts: Any, number: int) -> None:
+    """Let stand-ins without values stand where matrices have lost rows or columns."""
+    for name, kind in STAND_INS.items():
+        for path, text in getattr(facts, name, {}).items():
+            matrices = layer.named_matrices()
+            if path not in matrices:
+                raise ValueError(
+                    f"{name} are of {', '.join(matrices)}; config.json has some of {path} in layer {number}"
+                )
+            matrix = matrices[path]
+            size = matrix.out_features if kind is FewRows else matrix.in_features
+            ranges = read_ranges(text)
+            if not ranges or max(last for _, last in ranges) >= size or write_ranges(read_numbers(text)) != text:
+                wrong = f"config.json says {text[:40]!r}"
+                raise ValueError(f"{name} of {path} in layer {number} rise from 0 to {size - 1}; {wrong}")
+            layer.put(path, keep_few(matrix, kind, read_numbers(text)))
+
+
+def _keep_from_being_drawn(layer: Layer) -> None:
+    """Keep GPT-2's rule from drawing a weight for its output matrices where something stands for one."""
     for module in layer.inner.modules():
-        if any(isinstance(child, LowRank) for child in module.children()):
-            module._is_hf_initialized = True  # GPT-2's rule would draw a weight for its output matrices
+        if any(isinstance(child, StandIn) for child in module.children()):
+            module._is_hf_initialized = True
 
 
 def _put_empty_map(model: Decoder, number: int, place: str) -> None:

@@ -78,6 +78,8 @@ def reason_for_own_code(form: PrunedConfig) -> str | None:
             return f"a linear map of the residual stands {place} layer {number}"
         if ranks := getattr(facts, "ranks", {}):
             return f"{next(iter(ranks))} of layer {number} is two factors of low rank"
+        if places := getattr(facts, "rows", {}) | getattr(facts, "columns", {}):
+            return f"{next(iter(places))} of layer {number} has lost some of its rows or columns"
         if hasattr(facts, "scaling"):
             return "the attention's scale follows from a layer's number, and layers in front of it have gone"
     return None
@@ -243,7 +245,8 @@ def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     does not compute the same on `ids` up to rounding.
     """
     form = describe(model)
-    if form.residual is not None or any(getattr(facts, "ranks", {}) for facts in form.per_layer_config):
+    whole = ("ranks", "rows", "columns")
+    if form.residual is not None or any(getattr(facts, name, {}) for facts in form.per_layer_config for name in whole):
         raise Uneven(f"{reason_for_own_code(form)}, which zeros do not undo")
     if any(layer.experts is not None for layer in model.layers):
         raise Uneven("a mixture of experts is not filled up with zeros")

@@ -22,6 +22,7 @@ from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import drop_layers
+from methods.ranges import read_numbers, read_ranges
 
 
 @register("drop-tail")
@@ -88,30 +89,16 @@ class Drop(Pruner):
     tiny = "layers=1+3-4"
 
     def __post_init__(self) -> None:
-        if not self.ranges():
+        if not read_ranges(self.layers):
             raise ValueError("drop needs the layers to drop, as in drop:layers=20-24 or drop:layers=3+20-24")
-
-    def ranges(self) -> list[tuple[int, int]]:
-        """Return the first and last layer of each named range. Raises ValueError."""
-        pieces = list[tuple[int, int]]()
-        for piece in filter(None, str(self.layers).split("+")):
-            first, dash, last = piece.partition("-")
-            try:
-                ends = int(first), int(last if dash else first)
-            except ValueError:
-                raise ValueError(f"layers are numbers and ranges joined by +, as in 3+20-24; got {piece!r}") from None
-            if ends[1] < ends[0]:
-                raise ValueError(f"a range names its lower end first, as in 20-24; got {piece!r}")
-            pieces.append(ends)
-        return pieces
 
     def numbers(self) -> list[int]:
         """Return the numbers of the layers that are named, rising."""
-        return sorted({number for first, last in self.ranges() for number in range(first, last + 1)})
+        return read_numbers(self.layers)
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the number of layers that are named. Raises OutOfReach where the model has no such layer."""
-        count, highest = len(model.layers), max(last for _, last in self.ranges())
+        count, highest = len(model.layers), max(last for _, last in read_ranges(self.layers))
         if highest >= count:
             raise OutOfReach(f"there is no layer {highest}: the model has layers 0 to {count - 1}")
         numbers = self.numbers()

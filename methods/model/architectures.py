@@ -103,6 +103,7 @@ class Family:
     gain_offset: float = 0.0  # a norm multiplies by gain_offset + weight
     one_width: bool = False  # the model's forward takes the last state to be as wide as the embedding
     parallel: bool = False  # attention and MLP both read the layer's input
+    turns_neighbours: bool = False  # positions turn dimensions 2i and 2i + 1 of a head together, not i and i + half
     interleaved: bool = False  # a fused q-k-v matrix has q, k and v head by head, (H, 3, E), not one below the other
     counts: tuple[tuple[str, str], ...] = ()  # sizes that the attention's forward does not read off its weights
     mlp_width: str = "intermediate_size"  # what the configuration calls I
@@ -237,9 +238,10 @@ FAMILIES = {
         LLAMA,
         up=("mlp.gate_up_proj",),
         post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"),
+        turns_neighbours=True,
         uncut=(NORMED,),
     ),
-    "cohere2": replace(LLAMA, mlp_norm="input_layernorm", centred=True, parallel=True),
+    "cohere2": replace(LLAMA, mlp_norm="input_layernorm", centred=True, parallel=True, turns_neighbours=True),
     "gemma3": _with_vision(GEMMA2, "model.vision_tower", "model.multi_modal_projector"),
     "qwen3_vl": replace(_with_vision(LLAMA, "model.visual"), added="vision_config.deepstack_visual_indexes"),
     "llava": _with_vision(LLAMA, "model.vision_tower", "model.multi_modal_projector"),

@@ -4,6 +4,10 @@ LowRank is the product of two thinner matrices in the place of one:
 
     y = up(down(x)) + b
 
+FewRows and FewColumns stand for a matrix of which some outputs are zero, or some inputs are not read:
+
+    y[rows] = W x + b,    y = W x[columns] + b
+
 MappedLayer is a layer with a linear map of the residual in front of it or behind it, where blocks have been cut out:
 
     y = layer(x + x M),    y + y N
@@ -16,8 +20,8 @@ Letters: m = outputs, n = inputs, k = rank, D = residual width, d = what is left
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,28 +33,39 @@ from methods.model.precision import widen
 
 
 class FactoredMatrix(Unsupported, AttributeError):
-    """Is raised where a weight is read of a matrix that is two factors. `hasattr` takes it for a missing attribute."""
+    """Is raised where a weight is read of what stands for a matrix. `hasattr` takes it for a missing attribute."""
 
 
-class LowRank(nn.Module):
-    """Multiplies by two factors, down (k, n) and up (m, k), and adds the bias (m,) that the matrix had.
+class StandIn(nn.Module):
+    """Stands for a matrix, with its widths and a bias, but without a weight: to read one raises FactoredMatrix.
 
-    It has the widths and the bias of the matrix whose place it takes, and no weight: to read one raises FactoredMatrix.
+    in_features, out_features  the widths of the matrix
+    bias                       of the linear layer in it that adds one; None for no bias
     """
+
+    became: ClassVar[str]  # what the matrix has become, in the words of the error
+
+    in_features: int
+    out_features: int
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise FactoredMatrix(
+                f"a matrix has {self.became}, and this reads or cuts whole ones; methods that remove layers, "
+                "attentions or MLPs without a look at weights serve such a model"
+            )
+        return super().__getattr__(name)
+
+
+class LowRank(StandIn):
+    """Multiplies by two factors, down (k, n) and up (m, k), and adds the bias (m,) that the matrix had."""
+
+    became = "been factored into two of low rank"
 
     def __init__(self, down: Tensor, up: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.down, self.up = make_linear(down, None), make_linear(up, bias)
-
-    @property
-    def in_features(self) -> int:
-        """Return the width of its input."""
-        return self.down.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Return the width of its output."""
-        return self.up.out_features
+        self.in_features, self.out_features = self.down.in_features, self.up.out_features
 
     @property
     def rank(self) -> int:
@@ -62,17 +77,67 @@ class LowRank(nn.Module):
         """Return the second factor's bias."""
         return self.up.bias
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":
-            raise FactoredMatrix(
-                "a matrix has been factored into two of low rank, and this reads or cuts whole ones; methods that "
-                "remove layers, attentions or MLPs without a look at weights serve such a model"
-            )
-        return super().__getattr__(name)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the product with both factors."""
         y: Tensor = self.up(self.down(x))
+        return y
+
+
+class Places:
+    """Holds the rows or columns of a matrix that are left, rising, and gives them as an index, (places,)."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = tuple(numbers)
+        self._index: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return them as an index on a device. It is made once for each."""
+        if device not in self._index:
+            self._index[device] = torch.tensor(self.numbers, device=device)
+        return self._index[device]
+
+
+class FewRows(StandIn):
+    """Computes some of the m outputs of a matrix, and zeros for the others: y[rows] = W x + b; W is (rows, n)."""
+
+    became = "lost outputs, in whose places zeros stand"
+    places: Places
+
+    def __init__(self, rows: Sequence[int], m: int, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.places, self.kept = Places(rows), make_linear(weight, bias)
+        self.in_features, self.out_features = weight.shape[1], m
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias of the outputs that are left, (rows,)."""
+        return self.kept.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs at their places, (..., n) -> (..., m)."""
+        y = self.kept(x)
+        return y.new_zeros(*y.shape[:-1], self.out_features).index_copy(-1, self.places.on(y.device), y)
+
+
+class FewColumns(StandIn):
+    """Reads some of the n inputs of a matrix: y = W x[columns] + b; W is (m, columns)."""
+
+    became = "lost inputs, which it does not read"
+    places: Places
+
+    def __init__(self, columns: Sequence[int], n: int, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.places, self.kept = Places(columns), make_linear(weight, bias)
+        self.in_features, self.out_features = n, weight.shape[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias that the matrix had, (m,)."""
+        return self.kept.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product with the inputs that are left, (..., n) -> (..., m)."""
+        y: Tensor = self.kept(x.index_select(-1, self.places.on(x.device)))
         return y
 
 
@@ -84,13 +149,32 @@ def factor_matrix(matrix: nn.Linear, down: Tensor, up: Tensor) -> LowRank:
     return LowRank(thin[0], thin[1], bias).requires_grad_(weight.requires_grad)
 
 
+def keep_few(matrix: nn.Linear, kind: type[FewRows | FewColumns], places: Sequence[int]) -> nn.Module:
+    """Return a FewRows or FewColumns for a matrix, which computes the same at these places, in its dtype."""
+    index = torch.tensor(places, device=matrix.weight.device)
+    bias = None if matrix.bias is None else matrix.bias.detach()
+    if kind is FewRows:
+        rows = matrix.weight.detach().index_select(0, index)
+        few: nn.Module = FewRows(
+            places, matrix.out_features, rows, None if bias is None else bias.index_select(0, index)
+        )
+    else:
+        few = FewColumns(places, matrix.in_features, matrix.weight.detach().index_select(1, index), bias)
+    return few.requires_grad_(matrix.weight.requires_grad)
+
+
 def ranks_of(matrices: dict[str, nn.Linear]) -> dict[str, int]:
     """Return the ranks of the matrices that have been factored, by their names in `matrices`."""
     return {name: matrix.rank for name, matrix in matrices.items() if isinstance(matrix, LowRank)}
 
 
+def places_of(matrices: Mapping[str, nn.Module], kind: type[FewRows | FewColumns]) -> dict[str, tuple[int, ...]]:
+    """Return the rows or columns that are left of the matrices that stand-ins of a kind are for, by their names."""
+    return {name: matrix.places.numbers for name, matrix in matrices.items() if isinstance(matrix, kind)}
+
+
 def factors_of(matrices: list[nn.Linear]) -> list[nn.Linear]:
-    """Return the linear layers that multiply: each matrix, or its two factors."""
+    """Return the linear layers that multiply: each matrix, its two factors, or what is left of it."""
     return [part for matrix in matrices for part in matrix.modules() if isinstance(part, nn.Linear)]
 
 

@@ -15,10 +15,11 @@ from bench.records.frame import columns_of_tasks, keep_shown_tasks
 from bench.records.quantities import quantity_of_column
 from bench.records.record import name_of_model
 from bench.records.samples import Samples
+from methods.ranges import write_ranges
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, GREY, make_axes, name_in_font
 from reports.groups import TableGroup
-from reports.removed import Remaining, remaining_of, to_ranges
+from reports.removed import Remaining, remaining_of
 from reports.tables.needle import DepthScore, scores_by_depth, tasks_with_needle
 
 if TYPE_CHECKING:
@@ -230,10 +231,10 @@ def _words_of_remaining(remaining: Remaining) -> str:
     for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp)):
         removed[part] = [number for number, share in enumerate(shares) if share == 0]
     both = [number for number in removed["attention"] if number in removed["MLP"]]
-    words = [f"layers {to_ranges(both)} gone"] if both else []
+    words = [f"layers {write_ranges(both, ', ')} gone"] if both else []
     for part, numbers in removed.items():
         alone = [number for number in numbers if number not in both]
-        words += [f"{part} of {to_ranges(alone)} gone"] if alone else []
+        words += [f"{part} of {write_ranges(alone, ', ')} gone"] if alone else []
     for part, shares in (("attention", remaining.attention), ("MLP", remaining.mlp)):
         partly = [share for share in shares if 0 < share < 1]
         lowest, highest = min(partly, default=0), max(partly, default=0)

@@ -94,6 +94,8 @@ def test_the_auto_classes_load_it_too(method, family, ids, tmp_path):
 STEPS = [
     ("svd-llm", "drop-tail"),
     ("blockpruner", "svd-llm"),
+    ("modegpt", "drop-tail"),
+    ("blockpruner", "modegpt"),
     ("llm-pruner", "drop-tail"),
     ("drop", "slicegpt"),
     ("llm-pruner", "slicegpt"),
@@ -159,6 +161,9 @@ def test_padding_goes_to_the_widest_layer_and_no_further(family, heads, expected
 def test_what_zeros_do_not_undo_is_not_padded(tmp_path):
     model, _ = pruned("slicegpt", "llama", 0.3)
     with pytest.raises(CheckpointError, match="padding does not make this model uniform: the residual stream"):
+        saved(model, tmp_path, pad=True)
+    model, _ = pruned("modegpt", "llama", 0.2)
+    with pytest.raises(CheckpointError, match=r"of layer 0 has lost some of its rows or columns, which zeros do not"):
         saved(model, tmp_path, pad=True)
     model, _ = pruned("svd-llm", "llama", 0.3)
     with pytest.raises(
@@ -328,6 +333,32 @@ def test_ranks_that_fit_no_model_are_noticed(ranks, words, tmp_path):
     folder, _ = saved(pruned("svd-llm", "llama", 0.3)[0], tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config["per_layer_config"]["0"]["ranks"] = ranks
+    change(folder / "config.json", **config)
+    refused(folder, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix", "places", "words"),
+    [
+        ("rows", "self_attn.q_proj", "0-32", "rows of self_attn.q_proj in layer 0 rise from 0 to 31; config.json says"),
+        ("rows", "self_attn.q_proj", "0-99999999999+5", "rise from 0 to 31; config.json says '0-99999999999"),
+        (
+            "columns",
+            "self_attn.o_proj",
+            "",
+            "columns of self_attn.o_proj in layer 0 rise from 0 to 31; config.json says",
+        ),
+        ("rows", "self_attn.q_proj", "0-3+2-7", "rise from 0 to 31"),
+        ("rows", "self_attn.side", "0-3", "config.json has some of self_attn.side in layer 0"),
+        ("rows", "self_attn.q_proj", "0-3", "and the weights disagree"),
+        ("rows", "self_attn.q_proj", 7, "describes no model"),
+        ("columns", "self_attn.o_proj", "0-x", "numbers and ranges are joined by"),
+    ],
+)
+def test_rows_and_columns_that_fit_no_model_are_noticed(name, matrix, places, words, tmp_path):
+    folder, _ = saved(pruned("modegpt", "llama", 0.2)[0], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["per_layer_config"]["0"][name] = {matrix: places}
     change(folder / "config.json", **config)
     refused(folder, words)
 

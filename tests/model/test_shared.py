@@ -47,7 +47,7 @@ def decided(name: str, parameters: dict[str, str], ratio: float, tokens: Calibra
     """What a method decides on a tiny model, or with which words it refuses."""
     try:
         return methods.make(name, parameters).prune(Decoder(tiny("llama", layers=4)), tokens, ratio)
-    except OutOfReach as reason:
+    except (OutOfReach, ValueError) as reason:  # as uniform=true without parts=mlp
         return str(reason)
 
 

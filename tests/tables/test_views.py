@@ -56,13 +56,14 @@ from bench.regression.pairs import compare_shares
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.ranges import read_numbers, write_ranges
 from reports import legend
 from reports.figures.catalogue import figures_of_report
 from reports.figures.figure import FORMATS
 from reports.figures.quality import points_of
 from reports.formats import latex, markup, terminal
 from reports.groups import group_records
-from reports.removed import remaining_of, to_ranges
+from reports.removed import remaining_of
 from reports.report import to_csv
 from reports.report import to_markdown as report_markdown
 from reports.tables.pivots import gains_of_compensations
@@ -462,12 +463,8 @@ def test_unknown_names_are_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("numbers", [[], [3], [3, 4], [0, 1, 2, 5, 7, 8], list(range(30))])
 def test_ranges_say_the_same_numbers(numbers):
-    back = []
-    for part in filter(None, to_ranges(numbers).split(", ")):
-        first, _, last = part.partition("-")
-        back += range(int(first), int(last or first) + 1)
-    assert back == numbers
-    ends = [part.split("-") for part in to_ranges(numbers).split(", ") if part]
+    assert read_numbers(write_ranges(numbers)) == numbers
+    ends = [part.split("-") for part in write_ranges(numbers, ", ").split(", ") if part]
     assert all(int(after[0]) > int(before[-1]) + 1 for before, after in pairwise(ends))
 
 
