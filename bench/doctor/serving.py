@@ -152,6 +152,7 @@ SHAPES: dict[str, Callable[[Decoder], None]] = {  # by what the table of formats
     "MLPs": lambda model: _leave_out(model, mlp=2),
     "channels, in each layer others": lambda model: _narrow(model, step=5),
     "heads, in each layer others": lambda model: _narrow(model, heads=(1, 3)),
+    "width of each head": lambda model: _prune(model, "modegpt"),
     "rank of each matrix": lambda model: _prune(model, "svd-llm"),
     "residual width": lambda model: _prune(model, "slicegpt"),
     "anything, with a map in its place": _put_maps,

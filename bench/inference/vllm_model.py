@@ -16,7 +16,7 @@ from vllm.model_executor.models.utils import maybe_prefix
 
 from bench.inference.vllm_config import refuse_parallel
 from methods.model.architectures import FAMILIES
-from methods.model.inserted import LowRank
+from methods.model.inserted import StandIn
 from methods.model.parts import Removed
 
 SLIDING = "sliding_attention"
@@ -54,7 +54,7 @@ class PrunedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]  # there
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = number
                 # vLLM finds out what to fuse once for each class, so that a class of its own is looked at by itself
-                if any(isinstance(child, LowRank | Removed) for child in module.children()):
+                if any(isinstance(child, StandIn | Removed) for child in module.children()):
                     module.__class__ = type(type(module).__name__, (type(module),), {})
         super().recursive_replace()
 
