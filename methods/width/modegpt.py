@@ -371,8 +371,11 @@ def pairs_of_dimensions(model: Decoder) -> Tensor:
 
     Those that do not turn are paired with their neighbours.
     """
-    E = model.layers[0].head_width
-    sizes = [2 * buffer.numel() for name, buffer in model.model.named_buffers() if name.endswith("inv_freq")]
+    E, sizes = model.layers[0].head_width, list[int]()
+    vision = tuple(f"{path}." for path in model.family.vision)
+    for name, buffer in model.model.named_buffers():
+        if name.endswith("inv_freq") and not name.startswith(vision):
+            sizes.append(2 * buffer.numel())
     turning = min(sizes, default=0)
     halves = torch.arange(turning).view(2, -1).T
     if model.family.turns_neighbours:

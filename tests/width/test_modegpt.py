@@ -275,7 +275,7 @@ def test_no_other_values_miss_less_for_all_query_heads():
         assert missed(other[0][0] @ other[1][0].T) > best
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "glm4", "cohere2", "stablelm", "phi", "nemotron"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "glm4", "cohere2", "stablelm", "phi", "nemotron", "qwen3_vl"])
 def test_positions_turn_the_dimensions_of_a_pair_among_themselves(family):
     """By the function that the family's own attention calls."""
     model = Decoder(tiny(family))
