@@ -11,11 +11,23 @@ from typing import Any
 import pytest
 import torch
 from conftest import EVERY_FAMILY, FAMILIES, LAYERS, OWN_CODE, tiny
-from tiny_methods import CELLS, EXPERTS, KINDS, METHODS, SHAPED, SPECS, calibration, logits, pruned, pruned_anew
+from tiny_methods import (
+    CELLS,
+    EXPERTS,
+    HYBRID_CELLS,
+    KINDS,
+    METHODS,
+    SHAPED,
+    SPECS,
+    calibration,
+    logits,
+    pruned,
+    pruned_anew,
+)
 
 import methods
 from bench.workshop import method_checks
-from bench.workshop.tiny_models import MIXTURES
+from bench.workshop.tiny_models import HYBRIDS, MIXTURES, WITH_MIXERS
 from methods.checkpoint import save_load
 from methods.errors import OutOfReach, Unsupported
 from methods.model.architectures import LISTS
@@ -36,7 +48,7 @@ def test_every_method_is_tested_here():
     assert set(SPECS) | set(EXPERTS) | {"dense"} == {card.name for card in methods.cards_of_methods()}
 
 
-@pytest.mark.parametrize(("method", "family"), [cell for cell in SHAPED if cell.values[0] != "drop"])
+@pytest.mark.parametrize(("method", "family"), [*(cell for cell in SHAPED if cell.values[0] != "drop"), *HYBRID_CELLS])
 def test_ratio_zero_changes_nothing(method, family, ids):
     dense = tiny(family)
     model, _ = pruned(method, family, 0.0)
@@ -133,12 +145,13 @@ def test_what_looks_at_calibration_tokens_shows_how_far_it_is(method, bars):
 def test_the_list_says_which_families_a_method_cannot_serve(method):
     (card,) = [card for card in methods.cards_of_methods() if card.name == method]
     refused = set()
-    for family in (*EVERY_FAMILY, *MIXTURES):
+    for family in (*EVERY_FAMILY, *MIXTURES, *HYBRIDS):
         try:
             methods.make(method, SPECS.get(method)).plan(dense(family), 0.3)
         except Unsupported:
             refused.add(family)
-    assert refused == set(card.without)
+    without = {"granitemoehybrid"} if "experts" in card.axes else set()  # whose tiny model has no experts
+    assert refused == set(card.without) | without
     assert card.needs in ("nothing", "calibration", "calibration, gradients")
     assert bool(card.cost) == (card.needs != "nothing")
 
@@ -216,7 +229,7 @@ def test_the_achieved_ratio_never_falls_as_the_request_grows(method, family):
     assert counts == sorted(counts, reverse=True)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, *WITH_MIXERS])
 def test_dropping_layers_equals_silencing_them(family, ids):
     """A layer whose two output matrices are zero adds nothing to the residual."""
     silenced = Decoder(tiny(family))
@@ -225,7 +238,7 @@ def test_dropping_layers_equals_silencing_them(family, ids):
     torch.testing.assert_close(logits(dropped, ids), logits(silenced, ids), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, *WITH_MIXERS])
 def test_what_a_configuration_lists_travels_with_the_layers(family):
     model, _ = pruned("drop", family, 0.0)
     for name in LISTS:

@@ -10,6 +10,7 @@ import torch
 from conftest import FAMILIES, LATER, LAYERS, tiny
 
 import methods
+from bench.workshop.tiny_models import HYBRIDS
 from bench.workshop.tiny_models import draw_calibration as calibration
 from methods import decisions
 from methods.errors import Unsupported
@@ -25,6 +26,8 @@ MIXED = {name: SPECS[name] for name in ("drop-tail", "shortgpt", "blockpruner", 
 METHODS = sorted(SPECS)
 FEW = ["slicegpt", "flap+refit", "2ssp", "blockpruner", "laco-ls"]  # one of each kind of shape, with fits
 CELLS = [(method, family) for method in METHODS for family in FAMILIES] + [(one, its) for one in FEW for its in LATER]
+ON_HYBRIDS = ("drop-tail", "sleb", "llm-drop", "laco", "laco-ls", "puzzle", "svd-llm", "minitron-width", "evopress")
+HYBRID_CELLS = [(method, its) for method in ON_HYBRIDS for its in HYBRIDS]
 # What depends on a model's shapes alone is tried with each kind of shape of every family; the other methods at night.
 KINDS = ("laco-ls", "blockpruner", "2ssp", "llm-pruner", "slicegpt", "svd-llm", "flap+refit")
 SHAPED = [

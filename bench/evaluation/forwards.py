@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from methods.model.activations import EntryNoted
+from methods.model.architectures import has_mixers
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
 
@@ -122,8 +123,8 @@ def read_states(model: PreTrainedModel, call: Call, reader: nn.Module) -> Tensor
     return states[0]
 
 
-def to_masks(model: PreTrainedModel, visible: Tensor, distance: Tensor) -> Tensor | dict[str, Tensor]:
-    """Return what a model takes for a mask: an additive (1, 1, T, P), or one per type of its layers.
+def to_masks(model: PreTrainedModel, visible: Tensor, distance: Tensor) -> Tensor | dict[str, Tensor | None]:
+    """Return what a model takes for a mask: an additive (1, 1, T, P), or one per type of its layers; of mixers none.
 
     visible   bool (T, P), which of the P tokens each of the T tokens sees
     distance  (T, P), how far in front of it they lie
@@ -134,6 +135,8 @@ def to_masks(model: PreTrainedModel, visible: Tensor, distance: Tensor) -> Tenso
     zeros = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
     lowest = torch.finfo(model.dtype).min  # not -inf: softmax kernels have trouble with blocks of nothing else
     full, sliding = (zeros.masked_fill(~allowed, lowest)[None, None] for allowed in (visible, near))
+    if has_mixers(config):
+        return {"full_attention": full, "linear_attention": None}
     if getattr(config, "layer_types", None):
         return {"full_attention": full, "sliding_attention": sliding}
     return sliding

@@ -12,7 +12,8 @@ because a forward with a mask takes another kernel; sums are float64, on the CPU
 
 Some models turn all positions of a forward by other frequencies where the last one lies beyond a limit
 (`tokens_in_one_way`). Keys that wait in a cache would then be turned differently from the queries that look at them.
-Whatever is longer is therefore read in one forward, whose tokens `batch_tokens` does not bound.
+Whatever is longer is therefore read in one forward, whose tokens `batch_tokens` does not bound. So is everything by a
+model with mixers, whose state is that of all tokens before it, and cannot leave out those that a mask hides.
 
 A `Backend` computes these likelihoods, and what is written: `OwnModel` the model in this process, as above, and the
 server behind an address (bench.inference.endpoint) the one that it serves.
@@ -39,13 +40,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.data.texts import EvaluationText
 from bench.evaluation.forwards import Call, Past, Sweeping, read, to_masks
-from bench.evaluation.writing import Tokens, divide_prompts, write_behind
+from bench.evaluation.writing import Tokens, divide_prompts, write_behind, write_one
 from bench.records.measured import Perplexity, RangeScore
 from bench.stats.clusters import ratio_interval
 from bench.stats.draws import exp_of_log
 from methods import console
 from methods.console import say
 from methods.errors import Unsupported, UserError
+from methods.model.architectures import has_mixers
 from methods.model.decoder import cap_logits
 from methods.model.precision import rows_in_cache
 
@@ -102,6 +104,9 @@ class OwnModel:
         whole = sorted((prompt for prompt in prompts if len(prompt) + most > limit), key=len)
         shared = [prompt for prompt in prompts if len(prompt) + most <= limit]
         written = dict[Tokens, list[int]]()
+        if has_mixers(self.model.config.get_text_config()):
+            each = console.show_progress(prompts, "writing", "prompt")
+            return [write_one(self.model, prompt, most, has_ended) for prompt in each]
         for together in ([shared] if shared else []) + [[prompt] for prompt in whole]:
             total = sum(map(len, divide_prompts(together))) + most * len(together)
             with console.make_bar(total, "writing", "token") as bar:
@@ -277,7 +282,8 @@ def score(
         tree_on_device, nodes = tree.to(model.device), size if numbers is shared else len(tree.tokens)
         likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
         with console.make_bar(len(tree.tokens), "scoring", "token") as bar:
-            calls = _tree_calls(model, tree_on_device, tree.forwards(nodes, model.device))
+            past = Past() if numbers is shared or not has_mixers(model.config.get_text_config()) else None
+            calls = _tree_calls(model, tree_on_device, tree.forwards(nodes, model.device), past)
             for forward, h in read(model, calls, bar, sweeping):  # (M, D)
                 row, token = forward.row.to(h.device), tree_on_device.pairs[1, forward.pairs].to(h.device)
                 logarithms, best = _log_probability(model, h, row, token)
@@ -292,9 +298,12 @@ def score(
 def tokens_in_one_way(model: PreTrainedModel) -> float:
     """Return the most tokens of a forward for which a model turns a position in one way, whatever else is read with it.
 
-    Beyond it, "longrope" takes other frequencies for all positions, and "dynamic" those of the last one.
+    Beyond it, "longrope" takes other frequencies for all positions, and "dynamic" those of the last one. It is 0 of a
+    model with mixers, whose state depends on all that is read before.
     """
     config: Any = model.config.get_text_config()
+    if has_mixers(config):
+        return 0
     rotary = getattr(config, "rope_parameters", None) or {}
     limits = [
         each.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -304,9 +313,10 @@ def tokens_in_one_way(model: PreTrainedModel) -> float:
     return min(limits, default=math.inf)
 
 
-def _tree_calls(model: PreTrainedModel, tree: Tree, forwards: Iterable[Forward]) -> Iterator[tuple[Call, Forward]]:
+def _tree_calls(
+    model: PreTrainedModel, tree: Tree, forwards: Iterable[Forward], past: Past | None
+) -> Iterator[tuple[Call, Forward]]:
     """Yield the call of the model for each forward over nodes of a tree that lies on its device."""
-    past = Past()
     kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
     for forward in forwards:
         nodes = torch.arange(forward.nodes.start, forward.nodes.stop, device=model.device)  # (T,)
@@ -532,7 +542,7 @@ def _length_of_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def make_masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, visible: Tensor) -> Tensor | dict[str, Tensor]:
+def make_masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, visible: Tensor) -> Tensor | dict[str, Tensor | None]:
     """Return the masks of (T,) `nodes` over (P + T,) `visible`: an additive (1, 1, T, P + T), or one per layer type."""
     query, key = nodes[:, None], visible[None, :]
     return to_masks(model, (key <= query) & (query < tree.end[key]), tree.depth[query] - tree.depth[key])

@@ -125,6 +125,25 @@ def write_behind(
     return written
 
 
+@torch.no_grad()
+def write_one(
+    model: PreTrainedModel, prompt: Tokens, most: int, has_ended: Callable[[Sequence[int]], bool]
+) -> list[int]:
+    """Return the tokens behind a prompt that a model with mixers writes by itself, on a cache that holds their states.
+
+    The arguments are those of `write_behind`. Nothing is shared, since a state cannot be divided among prompts.
+    """
+    written, cache, before = list[int](), None, 0
+    read = torch.tensor([prompt], device=model.device)
+    while len(written) < most and not (written and has_ended(written)):
+        places = torch.arange(before, before + read.shape[1], device=model.device)[None]
+        output = model(input_ids=read, position_ids=places, cache=cache, use_cache=True, logits_to_keep=1)
+        before += read.shape[1]
+        cache, read = output.cache, output.logits[:, -1:].float().argmax(-1)
+        written.append(int(read))
+    return written
+
+
 class _Cache:
     """Gives tokens to the model, and keeps the keys and values of those that later tokens look at."""
 

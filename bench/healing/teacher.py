@@ -218,7 +218,7 @@ def _note_output(states: Kept, name: str, _: Any, __: Any, output: Tensor) -> No
 
 def _last_attention(model: Decoder) -> list[nn.Linear]:
     """Return the matrices of queries, keys and values of the last layer that has an attention."""
-    layer = next((layer for layer in reversed(model.layers) if layer.has_attention), None)
+    layer = next((layer for layer in reversed(model.layers) if layer.has_heads), None)
     if layer is None:
         raise Unsupported("--heal-attention compares attentions, and the pruned model has none")
     return layer.qkv

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, LlamaConfig
 
 from methods.checkpoint.pruned_config import PrunedConfig, class_that_cuts, has_vision
 from methods.checkpoint.transformers_compat import WIDTHS, reason_for_own_code
+from methods.model.architectures import FAMILIES
 
 OWN = ("model_type", "architectures", "dtype", "transformers_version", "num_hidden_layers")  # not the base's
 NEMOTRON_NAS = "nemotron-nas"
@@ -87,6 +88,15 @@ def register_configs() -> None:
     AutoConfig.register(NEMOTRON_NAS, NemotronNasConfig, exist_ok=True)
     AutoConfig.register(PrunedConfig.model_type, ServedConfig, exist_ok=True)
     AutoModel.register(ServedConfig, PrunedBase, exist_ok=True)
+
+
+def refuse_mixers(config: PrunedConfig) -> None:
+    """Raise ValueError for a pruned model whose layers carry states, for which the plugin gives vLLM no cache."""
+    if FAMILIES[(config.base_config or {})["model_type"]].mixer is not None:
+        raise ValueError(
+            "some layers have a mixer, and the plugin serves pruned models whose layers have attentions alone; vLLM "
+            "itself serves those that stock transformers loads"
+        )
 
 
 def refuse_parallel(config: PrunedConfig, shards: int, stages: int) -> None:

@@ -14,7 +14,7 @@ from vllm.model_executor.models.transformers import TransformersForCausalLM
 from vllm.model_executor.models.transformers.base import VLLM_ATTN_ATTR
 from vllm.model_executor.models.utils import maybe_prefix
 
-from bench.inference.vllm_config import refuse_parallel
+from bench.inference.vllm_config import refuse_mixers, refuse_parallel
 from methods.model.architectures import FAMILIES
 from methods.model.inserted import StandIn
 from methods.model.parts import Removed
@@ -35,6 +35,7 @@ class PrunedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]  # there
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         parallel, config = vllm_config.parallel_config, vllm_config.model_config.hf_config
+        refuse_mixers(config)
         refuse_parallel(config, parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
 

@@ -49,7 +49,7 @@ class Shape:
         """Return the sizes of a model. It may be without weights."""
         vocabulary, width = model.head.weight.shape
         linear, layers = macs_per_token(model, 0), model.layers
-        whole = next(layer for layer in layers if layer.has_attention)
+        whole = next((layer for layer in layers if layer.has_heads), layers[0])
         return cls(
             layers=len(layers),
             width=width,

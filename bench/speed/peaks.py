@@ -69,7 +69,8 @@ def widths_of_model(model: Decoder) -> dict[str, MatrixWidths]:
     """Return {role: the widths of its matrices}."""
     roles = {"head": [model.head.weight]}
     for layer in model.layers:
-        matrices_by_role = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
+        read = "qkv" if layer.has_heads else "mixer"
+        matrices_by_role = {read: layer.qkv, "out": [layer.out]} if layer.has_attention else {}
         if layer.experts is not None:
             matrices_by_role["shared"] = list(layer.experts.shared)
         elif layer.has_mlp:

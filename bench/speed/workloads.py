@@ -19,13 +19,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import (
+    LinearAttentionCacheLayerMixin,
+    StaticCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from bench.plan.protocol import Protocol
 from bench.records.speed_results import PointMemory, PointTiming
 from bench.speed.timing import Workload
 from methods.model.decoder import Decoder
-from methods.model.sizes import kv_bytes_read, macs_behind, macs_per_token
+from methods.model.sizes import cache_bytes_read, macs_behind, macs_per_token
 
 UNCAPTURED = 3  # runs before the one that is captured, in which libraries choose kernels and allocate what they need
 
@@ -87,7 +92,7 @@ def make_capturable_cache(config: Any, depth: int, tokens: int) -> StaticCache:
     cache = StaticCache(config=config, max_cache_len=tokens)
     layers: list[Any] = list(cache.layers)
     for number, layer in enumerate(layers):
-        if not layer.is_sliding:
+        if not cache.is_sliding[number]:
             continue
         window = layer.max_cache_len
         if depth < window < tokens:
@@ -97,6 +102,11 @@ def make_capturable_cache(config: Any, depth: int, tokens: int) -> StaticCache:
             )
         cache.layers[number] = StaticLayer(tokens) if tokens <= window else FullWindow(tokens, window)
     return cache
+
+
+def has_states(cache: Any) -> bool:
+    """Say whether layers of a cache hold the states of mixers, which cannot go back to an earlier token."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 FILLED = (
@@ -217,7 +227,7 @@ class _Decode(_CachedRun):
     position = 0
 
     def reset(self) -> None:
-        """Crop the cache to the depth, or fill a new one where a sliding window has let tokens go."""
+        """Crop the cache to the depth, or fill a new one where windows let tokens go or mixers carry states."""
         if self.cache is not None and self._remembers_all():
             for layer in self.cache.layers:
                 if layer.is_initialized:  # a layer without attention never is
@@ -234,6 +244,8 @@ class _Decode(_CachedRun):
         return self.last
 
     def _remembers_all(self) -> bool:
+        if has_states(self.cache):
+            return False
         windows = [layer.get_max_length() for layer in self.cache.layers if layer.is_sliding]
         return all(self.position < window for window in windows)
 
@@ -245,14 +257,14 @@ class _CapturedDecode(_CachedRun):
         super().__init__(model, model, ids, size, "static")
         self.graph, self.token = graph, ids[:, size : size + 1].clone()
         self.place = torch.full_like(self.token, size)
-        self.full_windows = False
+        self.refills = False
         self.position = size
 
     def reset(self) -> None:
         """Fill the cache and capture a step, or bring the cache back to the depth."""
         if self.cache is None:
             self.cache = make_capturable_cache(self.model.config, self.size, self.ids.shape[1])
-            self.full_windows = any(layer.is_sliding for layer in self.cache.layers)
+            self.refills = any(self.cache.is_sliding) or has_states(self.cache)
             self.graph.capture(self.launched, self._rewind)
         self._rewind()
         self.position = self.size
@@ -265,19 +277,19 @@ class _CapturedDecode(_CachedRun):
 
     def launched(self) -> None:
         """Feed what lies in `token`. Layers with windows count positions on the host, so that they get them here."""
-        positions = {"position_ids": self.place} if self.full_windows else {}
+        positions = {"position_ids": self.place} if self.refills else {}
         self.last = self.model(input_ids=self.token, cache=self.cache, use_cache=True, logits_to_keep=1, **positions)
         self.place.add_(1)
 
     def _rewind(self) -> None:
-        """Set the cache's length back. An empty cache, or one that has dropped tokens, is filled anew at its place."""
-        layers = [layer for layer in self.cache.layers if layer.is_initialized]
-        if layers and not self.full_windows:
+        """Set the cache's length back. An empty one, or one that drops tokens or carries states, is filled anew."""
+        layers = [] if self.refills else [layer for layer in self.cache.layers if layer.is_initialized]
+        if layers:
             for layer in layers:
                 layer.cumulative_length.fill_(self.size)
         else:
             self.cache.reset()
-            part = self.size if self.full_windows else max(1, FILLED // len(self.ids))
+            part = self.size if self.refills else max(1, FILLED // len(self.ids))
             for start in range(0, self.size, part):
                 self.feed(self.model, self.ids[:, start : min(start + part, self.size)])
         self.place.fill_(self.size)
@@ -318,4 +330,4 @@ def bytes_of_step(model: Decoder, point: TimedPoint) -> int:
             weights += sum(
                 times[role] * matrix.nbytes for role, matrices in experts.matrices.items() for matrix in matrices
             )
-    return weights + point.batch * kv_bytes_read(model, point.tokens)
+    return weights + point.batch * cache_bytes_read(model, point.tokens)

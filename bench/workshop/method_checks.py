@@ -170,7 +170,9 @@ def silence_removed(model: Decoder, decisions: Mapping[str, Any]) -> None:
         if layer.has_attention and (whole or number in decisions.get("removed_attention", ())):
             _zero(layer.out.parameters())
         if layer.has_mlp and (whole or number in decisions.get("removed_mlp", ())):
-            _zero(layer.down.parameters() if layer.experts is None else layer.experts.bank.parameters())
+            experts = layer.experts
+            for module in [layer.down] if experts is None else [experts.bank, *experts.shared]:
+                _zero(module.parameters())
         for kind in AXIS:
             units = decisions.get(f"removed_{kind}", [[]] * len(model.layers))[number]
             if units and not whole:

@@ -38,6 +38,15 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
     "phi": {},
 }
+MIXERS_AND_ATTENTIONS = [*["linear_attention"] * 3, "full_attention", "linear_attention", "full_attention"]
+DELTA_NET: dict[str, Any] = {  # with more value heads than key heads, of other widths
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
 MIXTURES: dict[str, dict[str, Any]] = {  # of experts, which have tests of their own beside those of all families
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
     "qwen3_moe": {
@@ -69,7 +78,38 @@ MIXTURES: dict[str, dict[str, Any]] = {  # of experts, which have tests of their
         "topk_group": 1,
         "routed_scaling_factor": 1.5,
     },
+    "qwen3_next": DELTA_NET
+    | {
+        "full_attention_interval": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
 }
+HYBRIDS: dict[str, dict[str, Any]] = {  # of mixers and attentions
+    "qwen3_5_text": DELTA_NET | {"layer_types": MIXERS_AND_ATTENTIONS, "tie_word_embeddings": True},
+    "granitemoehybrid": {
+        "num_key_value_heads": 2,
+        "layer_types": MIXERS_AND_ATTENTIONS,
+        "position_embedding_type": "rope",
+        "attention_bias": True,
+        "mamba_proj_bias": True,
+        "mamba_n_heads": 4,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 6,
+        "mamba_chunk_size": 8,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 48,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+    },
+}
+WITH_MIXERS = (*HYBRIDS, "qwen3_next")
 LATER: dict[str, dict[str, Any]] = {
     "granite": {
         "num_key_value_heads": 2,
@@ -164,7 +204,7 @@ def draw_tiny_model(family: str, *, layers: int = LAYERS, seed: int = 0, **overr
 
     overrides  fields of its configuration, or of that of its text tower
     """
-    options = options_of_tiny_model(layers) | (TINY | LATER | MIXTURES)[family] | overrides
+    options = options_of_tiny_model(layers) | (TINY | LATER | MIXTURES | HYBRIDS)[family] | overrides
     if family in VISION:
         options = VISION[family] | {"text_config": VISION[family]["text_config"] | options}
     torch.default_generator.manual_seed(seed)  # that of all devices keeps the stack of each call, for 0.7 ms

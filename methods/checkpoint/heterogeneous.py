@@ -33,6 +33,7 @@ from methods.model.architectures import FAMILIES
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 
+MIXERS = "some layers have a mixer, which this layout has no sizes of"
 HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
@@ -60,6 +61,8 @@ def _config_of_layers(model: Decoder) -> PreTrainedConfig:
         raise Uneven(f"a {model.whole_config.model_type} has a vision tower, and per_layer_config is of text alone")
     if reason := reason_for_own_code(described):
         raise Uneven(reason)
+    if model.family.mixer is not None:
+        raise Uneven(MIXERS)
     layers = [_entry(*pair) for pair in zip(model.layers, described.per_layer_config, strict=True)]
     plain = model.config.to_dict() | _whole_sizes(model, layers)
     plain |= {name: True for name, is_on in _switches(model).items() if is_on and name in plain}
@@ -135,6 +138,8 @@ def pruned_config_of(config: PreTrainedConfig) -> PrunedConfig:
 
     Its base has the largest sizes of all layers. Raises ValueError where layers differ in more than sizes and `skip`.
     """
+    if FAMILIES[config.model_type].mixer is not None:
+        raise ValueError(MIXERS)
     layers, base = list(config.per_layer_config), without_layers(config)
     sizes = (*HEADS, FAMILIES[config.model_type].mlp_width)
     largest: dict[str, Any] = {}

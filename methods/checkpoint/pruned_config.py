@@ -170,7 +170,7 @@ def scales_of_stock(config: str) -> tuple[float | None, ...]:
 
     None stands for a layer without such a number.
     """
-    layers = Decoder(make_empty(config_of_base(json.loads(config)))).layers
+    layers = Decoder(make_empty(config_of_base(PreTrainedConfig._decode_special_floats(json.loads(config))))).layers
     return tuple(getattr(layer.attn, "scaling", None) for layer in layers)
 
 
@@ -186,7 +186,7 @@ def _facts(layer: Layer) -> dict[str, Any]:
         "num_attention_heads": layer.kv_heads * layer.group,
         "num_key_value_heads": layer.kv_heads,
         "intermediate_size": layer.down.in_features if has_one_mlp(layer) else 0,
-        "attention_output_bias": layer.has_attention and layer.out.bias is not None,
+        "attention_output_bias": layer.has_heads and layer.out.bias is not None,
         "mlp_output_bias": has_one_mlp(layer) and layer.down.bias is not None,
     }
     has = {"attention": layer.has_attention, "mlp": layer.has_mlp}
@@ -204,7 +204,7 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
     for number, (layer, facts) in enumerate(zip(layers, config.per_layer_config, strict=True)):
         if "attention" in facts.skip:
             layer.remove_attention()
-        else:
+        elif layer.mixer is None:
             _cut_attention(layer, facts, number)
         if "mlp" in facts.skip:
             layer.remove_mlp()
@@ -355,7 +355,7 @@ def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
     if hasattr(config, "head_dim") or G * layers[0].group != config.num_attention_heads:
         sizes["head_dim"] = layers[0].head_width
     switches = {
-        "attention_bias": any(layer.has_attention and layer.out.bias is not None for layer in layers),
+        "attention_bias": any(layer.has_heads and layer.out.bias is not None for layer in layers),
         "mlp_bias": any(has_one_mlp(layer) and layer.down.bias is not None for layer in layers),
     }
     values = config.to_dict() | {config.attribute_map.get(name, name): size for name, size in sizes.items()}

@@ -37,6 +37,7 @@ from methods.checkpoint.pruned_config import (
 )
 from methods.model import decoder
 from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.model.structures import MatrixSlice, slices_of_attention, slices_of_mlp
 
 TOLERANCE = 1e-5  # share of the largest logit by which a rebuilt model may differ, for kernels that reorder sums
@@ -59,14 +60,15 @@ def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
     for number, facts in enumerate(form.per_layer_config):
         for part in facts.skip:
             raise Uneven(f"layer {number} has no {part}")
-    single = {number for number, layer in enumerate(model.layers) if layer.experts is None}
+    single = [number for number, layer in enumerate(model.layers) if layer.experts is None]
+    with_heads = [number for number, layer in enumerate(model.layers) if layer.has_heads]
     for width in WIDTHS:
-        numbers = single if width == "intermediate_size" else range(len(form.per_layer_config))
+        numbers = single if width == "intermediate_size" else with_heads
         sizes = sorted({getattr(form.per_layer_config[number], width) for number in numbers})
         if len(sizes) > 1:
             raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
     I = next((form.per_layer_config[number].intermediate_size for number in single), None)
-    return stock_config_of(model, form.per_layer_config[0].num_key_value_heads, I)
+    return stock_config_of(model, form.per_layer_config[with_heads[0]].num_key_value_heads, I)
 
 
 def reason_for_own_code(form: PrunedConfig) -> str | None:
@@ -252,7 +254,7 @@ def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
         raise Uneven("a mixture of experts is not filled up with zeros")
     layers, whole = model.layers, model.whole_config
     base = Decoder(make_empty(type(whole).from_dict(whole.to_dict())))
-    G, most = max(layer.kv_heads for layer in layers), base.layers[0].kv_heads
+    G, most = max(layer.kv_heads for layer in layers), max(layer.kv_heads for layer in base.layers)
     if not any(layer.has_mlp for layer in layers):
         raise Uneven("no layer has an MLP")
     I = max(layer.down.in_features for layer in layers if layer.has_mlp)
@@ -282,18 +284,22 @@ def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
 @torch.no_grad()
 def _copy(narrow: Decoder, wide: Decoder) -> None:
     """Fill `wide` with the units of `narrow`, each matrix from its first unit on. The rest of it does not change."""
-    matrices = {id(matrix.weight) for layer in narrow.layers for matrix in layer.matrices}
+    matrices = {id(part.matrix.weight) for layer in narrow.layers for part in _slices(layer)}
     target = dict(wide.model.named_parameters())
     for name, parameter in narrow.model.named_parameters():
         if id(parameter) not in matrices and name in target and target[name].shape == parameter.shape:
             target[name].copy_(parameter)
     for ours, theirs in zip(narrow.layers, wide.layers, strict=True):
-        pairs = (
-            list(zip(slices_of_attention(ours), slices_of_attention(theirs), strict=True)) if ours.has_attention else []
-        )
-        pairs += zip(slices_of_mlp(ours), slices_of_mlp(theirs), strict=True) if ours.has_mlp else []
-        for source, place in pairs:
-            _copy_units(source, place)
+        parts = [(slices_of_attention, ours.has_heads), (slices_of_mlp, ours.has_mlp)]
+        for slices_of in (slices_of for slices_of, is_there in parts if is_there):
+            for source, place in zip(slices_of(ours), slices_of(theirs), strict=True):
+                _copy_units(source, place)
+
+
+def _slices(layer: Layer) -> list[MatrixSlice]:
+    """Return the slices of all matrices that can be narrower than the stock class builds them."""
+    attention = slices_of_attention(layer) if layer.has_heads else []
+    return attention + (slices_of_mlp(layer) if layer.has_mlp else [])
 
 
 def _copy_units(source: MatrixSlice, place: MatrixSlice) -> None:

@@ -61,7 +61,7 @@ from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.trials.merges import Candidate, Merged, MergeTrial, leaves_of
+from methods.trials.merges import Candidate, Merged, MergeTrial, leaves_of, may_merge
 
 TOGETHER = 16  # windows that go through layers in files together while a threshold is searched for
 
@@ -116,11 +116,17 @@ class LaCo(Pruner):
         if self.T is not None:
             return {}
         count = whole_layers(model, ratio)
-        most = _Loop(self, len(model.layers), lambda candidates: [1.0] * len(candidates)).run(-math.inf, count).removed
+        layers = model.layers
+
+        def similarities(candidates: list[Candidate]) -> list[float]:
+            return [1.0 if may_merge(layers, order[p]) else math.nan for order, p in candidates]
+
+        most = _Loop(self, len(layers), similarities).run(-math.inf, count).removed
         if most < count:
+            unlike = "" if may_merge(layers, tuple(range(len(layers)))) else ", of which only those of one shape merge"
             raise OutOfReach(
                 f"ratio {ratio:g} is out of reach: it takes {count} layers, and windows of C={self.C} with I={self.I} "
-                f"remove at most {most} of {len(model.layers)}"
+                f"remove at most {most} of {len(layers)}{unlike}"
             )
         return {"layers": count}
 
@@ -271,19 +277,23 @@ class _Loop:
 def merge(window: list[Layer], rule: str, norms: str) -> Layer:
     """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`. The window does not change.
 
+    Of a mixer all is merged by `rule` but its norm: its convolution and its decays belong to its matrices.
     All else is that of the window's first layer, as in the authors' code: whether its attention is of a sliding window,
     the base of its rotary positions, and its scale, also where its projections are those of the last.
     """
     survivor = window[0].copy_sharing_matrices()
-    for slot, matrix in enumerate(survivor.matrices):
-        weights = [layer.matrices[slot].weight for layer in window]
+    matrices_by_layer = [layer.weights_by_path() for layer in window]
+    for path, weight in survivor.weights_by_path().items():
+        parent, _, name = path.rpartition(".")
+        weights = [by_path[path] for by_path in matrices_by_layer]
         if rule == "sum":
-            matrix.weight = nn.Parameter(_sum_of_differences(weights))
-        elif weights[-1].device == matrix.weight.device:
-            matrix.weight = weights[-1]
+            merged = nn.Parameter(_sum_of_differences(weights))
+        elif weights[-1].device == weight.device:
+            merged = weights[-1]
         else:
-            matrix.weight = nn.Parameter(weights[-1].detach().to(matrix.weight.device))
-    matrices = {id(matrix.weight) for matrix in survivor.matrices}
+            merged = nn.Parameter(weights[-1].detach().to(weight.device))
+        setattr(survivor.inner.get_submodule(parent), name, merged)
+    matrices = {id(weight) for weight in survivor.weights_by_path().values()}
     parameters_by_layer = [dict(layer.inner.named_parameters()) for layer in window]
     for name, parameter in survivor.inner.named_parameters():
         if id(parameter) not in matrices and norms != "base":

@@ -38,6 +38,10 @@ def _has_no_final_norm(config: Any, attention: Any) -> bool:
     return bool(config._remove_final_layer_norm)
 
 
+def _has_experts(config: Any, attention: Any) -> bool:
+    return bool(config.num_local_experts)
+
+
 @dataclass(frozen=True)
 class Uncut:
     """Says why models of a family cannot be cut along an axis.
@@ -80,6 +84,23 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Mixer:
+    """Says where a family keeps what stands for the attention of some layers, and carries a state from token to token.
+
+    A layer has either this or an attention. Paths begin at a layer, names at the mixer.
+    """
+
+    path: str
+    reads: tuple[str, ...]  # read the residual for the mixer
+    out: str  # writes its result into the residual
+    state: tuple[str, ...]  # sizes whose product is the numbers of its state, which are float32
+    macs: int  # multiply-accumulates of a token for each of these numbers: what updates and reads the state
+    own: tuple[str, ...]  # its other parameters, which are neither matrices nor a norm
+    conv: str = "conv1d"  # the convolution of each channel over the latest tokens
+    attentions: str = ""  # the configuration's list of the layers that have an attention; "": it has layer_types
+
+
+@dataclass(frozen=True)
 class Family:
     """Says where a family keeps its parts. Paths of layers, embed, positions, final_norm begin at the model.
 
@@ -109,6 +130,9 @@ class Family:
     mlp_width: str = "intermediate_size"  # what the configuration calls I
     unit_rows: bool = False  # a head that is no linear layer scales its rows to length one in each forward
     mixture: Mixture | None = None  # the mixture of experts that stands for the MLP of its layers, or of some
+    gated_heads: bool = False  # q has twice the rows: behind those of each head stand those of a gate of its output
+    mixer: Mixer | None = None  # what stands for the attention of some layers
+    beside: str = ""  # a module whose result is added to the MLP's, in layers that have it
     factor: str = ""  # what the layer calls the number by which it multiplies what a sub-block adds to the residual
     vision: tuple[str, ...] = ()  # paths from the model to what reads images, beside a text tower; it never changes
     added: str = ""  # the configuration's list with an entry for each of the first layers behind which images enter
@@ -125,6 +149,24 @@ SINKS = Uncut("heads", "each query head has a logit of its own that takes attent
 ALL_HEADS = Uncut("heads", "q and k are normed over all heads at once, so that each head depends on the others")
 
 PROJECTED = Uncut("residual", "the projector of its vision tower writes into the residual too, and is not cut")
+MIXERS = Uncut("heads", "most of its layers have a mixer for an attention, and a mixer has no key/value heads")
+MIXED_RESIDUAL = Uncut("residual", "its mixers read the residual by matrices that no rotation has been built for")
+DELTA_NET = Mixer(
+    path="linear_attn",
+    reads=("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.in_proj_b", "linear_attn.in_proj_a"),
+    out="linear_attn.out_proj",
+    state=("num_v_heads", "head_k_dim", "head_v_dim"),
+    own=("A_log", "dt_bias"),
+    macs=3,  # S k, the update by beta (v - S k) k^T, and S q
+)
+MAMBA2 = Mixer(
+    path="mamba",
+    reads=("mamba.in_proj",),
+    out="mamba.out_proj",
+    state=("num_heads", "head_dim", "ssm_state_size"),
+    own=("A_log", "D", "dt_bias"),
+    macs=2,  # the update by dt x B^T, and S C
+)
 
 MIXTURE = Mixture()
 MIXED = tuple(Uncut(axis, "a mixture of experts stands for its MLP") for axis in ("channels", "residual"))
@@ -214,6 +256,37 @@ FAMILIES = {
             first="first_k_dense_replace",
         ),
         uncut=MIXED,
+    ),
+    "qwen3_next": replace(
+        LLAMA,
+        gain_offset=1.0,
+        gated_heads=True,
+        mixer=replace(DELTA_NET, reads=("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")),
+        mixture=replace(MIXTURE, plain="mlp_only_layers", every="decoder_sparse_step", shared="mlp.shared_expert"),
+        uncut=(MIXERS, *MIXED),
+    ),
+    "qwen3_5_text": replace(LLAMA, gain_offset=1.0, gated_heads=True, mixer=DELTA_NET, uncut=(MIXERS, MIXED_RESIDUAL)),
+    "granitemoehybrid": replace(
+        LLAMA,
+        mlp="shared_mlp",
+        up=("shared_mlp.input_linear",),
+        down="shared_mlp.output_linear",
+        mlp_width="shared_intermediate_size",
+        factor="residual_multiplier",
+        mixer=MAMBA2,
+        mixture=replace(
+            MIXTURE,
+            router="block_sparse_moe.router",
+            bank="block_sparse_moe.experts",
+            shared="shared_mlp",
+            counts=("num_experts", "num_local_experts"),
+        ),
+        beside="block_sparse_moe",
+        uncut=(
+            MIXERS,
+            MIXED_RESIDUAL,
+            replace(MIXED[0], models="with experts, as Granite 4.0 H Tiny", of=_has_experts),
+        ),
     ),
     "granite": replace(LLAMA, factor="residual_multiplier"),
     "smollm3": LLAMA,
@@ -325,6 +398,12 @@ FAMILIES = {
         parallel=True,
     ),
 }
+
+
+def has_mixers(config: Any) -> bool:
+    """Say whether a model of this configuration has layers that carry a state from token to token."""
+    family = FAMILIES.get(config.model_type)
+    return family is not None and family.mixer is not None
 
 
 def table_of_families() -> list[tuple[str, str, str]]:

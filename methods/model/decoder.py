@@ -217,6 +217,11 @@ class Decoder:
         self.refuse_sliced()
         if [layer.number for layer in layers[: self.fixed_layers]] != list(range(self.fixed_layers)):
             self.refuse_fixed()
+        if self.family.mixer is not None and all(layer.mixer is not None for layer in layers):
+            raise Unsupported(
+                "no layer with an attention would be left beside the mixers, off which a cache of transformers reads "
+                "how many tokens it holds"
+            )
         for slot, layer in zip(_slots(layers), layers, strict=True):
             for part in (layer.inner, layer.attn):
                 if hasattr(part, "layer_idx"):
@@ -227,6 +232,12 @@ class Decoder:
         for name in LISTS:
             if any(layer.config.get(name) is not None for layer in layers):
                 setattr(self.config, name, [layer.config[name] for layer in layers])
+        self._set_places(layers)
+
+    def _set_places(self, layers: Sequence[Layer]) -> None:
+        """Set what the configuration says by the numbers of layers: which are mixtures, and which have an attention."""
+        if self.family.mixer is not None and (name := self.family.mixer.attentions):
+            setattr(self.config, name, [number for number, layer in enumerate(layers) if layer.mixer is None])
         single = [number for number, layer in enumerate(layers) if layer.experts is None]
         if (mixture := self.family.mixture) and mixture.plain:
             setattr(self.config, mixture.plain, single)
@@ -337,7 +348,7 @@ def _slots(layers: Sequence[Layer]) -> list[int]:
             slots[number] = place
             stand_in = layers[number].attn
             if isinstance(stand_in, Removed):
-                stand_in.counts = number == order[0]
+                stand_in.counts = stand_in.pair and number == order[0]
     return slots
 
 

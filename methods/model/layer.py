@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from methods.errors import Unsupported
-from methods.model.architectures import Family
+from methods.model.architectures import Family, Mixer
 from methods.model.layer_store import LayerStore, copy_tensors
 from methods.model.parts import Experts, Removed, Times
+
+OF_ATTENTION = ("position_embeddings", "position_ids", "use_cache")  # arguments of a layer that no mixer takes
 
 
 class Layer:
@@ -64,9 +67,24 @@ class Layer:
             raise Unsupported("a layer has lost its attention or its MLP, which this method needs whole") from None
 
     @property
+    def mixer(self) -> Mixer | None:
+        """Return where the parts of the mixer are that stands for the attention; None in a layer with an attention."""
+        row = self.family.mixer
+        return row if row is not None and getattr(self.inner, row.path, None) is not None else None
+
+    @property
+    def _attn_path(self) -> str:
+        return self.family.attn if self.mixer is None else self.mixer.path
+
+    @property
     def has_attention(self) -> bool:
-        """Say whether the attention is still there."""
-        return not isinstance(getattr(self.inner, self.family.attn), Removed)
+        """Say whether the attention, or the mixer in its place, is still there."""
+        return not isinstance(getattr(self.inner, self._attn_path), Removed)
+
+    @property
+    def has_heads(self) -> bool:
+        """Say whether there is an attention with key/value heads, which a mixer has not."""
+        return self.mixer is None and self.has_attention
 
     @property
     def has_mlp(self) -> bool:
@@ -78,7 +96,7 @@ class Layer:
         self._is_a_sum()
         for norm in self._own_norms(0):
             setattr(self.inner, norm, nn.Identity())
-        setattr(self.inner, self.family.attn, Removed(attention=True))
+        setattr(self.inner, self._attn_path, Removed(attention=self.mixer is None))
 
     def remove_mlp(self) -> None:
         """Take the MLP out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
@@ -87,7 +105,13 @@ class Layer:
             setattr(self.inner, norm, nn.Identity())
         if not self.family.mlp:
             setattr(self.inner, self.family.up[0], nn.Identity())
-        setattr(self.inner, self.family.mlp or self.family.down, Removed(attention=False, pair=self._gives_a_pair))
+        for path in (self.family.mlp or self.family.down, *self._beside):
+            setattr(self.inner, path, Removed(attention=False, pair=self._gives_a_pair))
+
+    @property
+    def _beside(self) -> list[str]:
+        """Return the path of the module whose result is added to the MLP's, if there is one."""
+        return [self.family.beside] if self.family.beside and getattr(self.inner, self.family.beside) else []
 
     @property
     def _gives_a_pair(self) -> bool:
@@ -110,29 +134,36 @@ class Layer:
         """Return the parameters that go when the `layer`, its `attention` or its `mlp` is removed."""
         mlp = [self.family.mlp] if self.family.mlp else [*self.family.up, self.family.down]
         parts = {
-            "attention": [self.family.attn, *self._own_norms(0)],
-            "mlp": [*mlp, *self._own_norms(1)],
+            "attention": [self._attn_path, *self._own_norms(0)],
+            "mlp": [*mlp, *self._beside, *self._own_norms(1)],
         }
         counted = {name: sum(map(_count, map(self._part, paths))) for name, paths in parts.items()}
         return {"layer": _count(self.module)} | counted
 
     @property
     def attn(self) -> nn.Module:
-        """Return the attention."""
-        return self._part(self.family.attn)
+        """Return the attention, or the mixer in its place."""
+        return self._part(self._attn_path)
 
     @property
     def qkv(self) -> list[nn.Linear]:
-        """Return q, k, v, each (heads * E, D); or one matrix with all three below each other.
+        """Return q, k, v, each (heads * E, D); or one matrix with all three below each other; or those of a mixer.
 
         Any matrix of a layer may be a LowRank (methods.model.parts), which has widths and a bias, but no weight.
         """
-        return [self._part(path) for path in self.family.qkv]
+        return [self._part(path) for path in self.paths_of_attention[:-1]]
+
+    @property
+    def paths_of_attention(self) -> tuple[str, ...]:
+        """Return the paths of the matrices of the attention, or of the mixer in its place; the last is `out`."""
+        if self.mixer is not None:
+            return *self.mixer.reads, self.mixer.out
+        return *self.family.qkv, self.family.out
 
     @property
     def out(self) -> nn.Linear:
-        """Return the attention's output matrix, (D, H * E)."""
-        return self._part(self.family.out)
+        """Return the attention's output matrix, (D, H * E), or that of a mixer."""
+        return self._part(self.paths_of_attention[-1])
 
     @property
     def up(self) -> list[nn.Linear]:
@@ -167,9 +198,18 @@ class Layer:
 
     def named_matrices(self) -> dict[str, nn.Linear]:
         """Return the matrices by their paths in the layer (`put` takes these); of experts none."""
-        attention = [*self.family.qkv, self.family.out] if self.has_attention else []
+        attention = self.paths_of_attention if self.has_attention else ()
         mlp = [*self.family.up, self.family.down] if self.has_mlp and self.experts is None else []
         return {path: self._part(path) for path in (*attention, *mlp)}
+
+    def weights_by_path(self) -> dict[str, nn.Parameter]:
+        """Return the weights of the matrices by their paths, and all that a mixer has beside them and its norm."""
+        weights: dict[str, Any] = {f"{path}.weight": each.weight for path, each in self.named_matrices().items()}
+        if self.mixer is not None and self.has_attention:
+            beside = (*self.mixer.own, f"{self.mixer.conv}.weight", f"{self.mixer.conv}.bias")
+            named = dict(self.attn.named_parameters())
+            weights |= {f"{self.mixer.path}.{name}": named[name] for name in beside if name in named}
+        return weights
 
     def put(self, path: str, module: nn.Module) -> None:
         """Put a module where a matrix is."""
@@ -203,9 +243,24 @@ class Layer:
     @property
     def kv_heads(self) -> int:
         """Return G as the weights have it, also after pruning."""
-        if not self.has_attention:
+        if not self.has_heads:
             return 0
-        return sum(matrix.out_features for matrix in self.qkv) // (self.head_width * (self.group + 2))
+        queries = self.group * (2 if self.family.gated_heads else 1)
+        return sum(matrix.out_features for matrix in self.qkv) // (self.head_width * (queries + 2))
+
+    @property
+    def state_numbers(self) -> int:
+        """Return the numbers of the state that a mixer carries from token to token; 0 without one."""
+        if self.mixer is None or not self.has_attention:
+            return 0
+        return math.prod(getattr(self.attn, size) for size in self.mixer.state)
+
+    @property
+    def conv(self) -> Tensor | None:
+        """Return the taps of a mixer's convolution, one row for each channel; None without a mixer."""
+        if self.mixer is None or not self.has_attention:
+            return None
+        return getattr(self.attn, self.mixer.conv).weight
 
     def set_kv_heads(self, G: int) -> None:
         """Set the attention's number of key/value heads to G, where its forward does not read it off the weights.
@@ -241,6 +296,8 @@ class Layer:
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
         with self.visiting():
+            if self.mixer is not None:
+                return self.attn(h, **{name: each for name, each in arguments.items() if name not in OF_ATTENTION})
             return self.attn(h, **arguments)[0]
 
     def feed_forward(self, h: Tensor) -> Tensor:
@@ -248,7 +305,8 @@ class Layer:
         with self.visiting():
             if self.family.mlp:
                 m = self._part(self.family.mlp)(h)
-                return m[0] if self._gives_a_pair else m
+                m = m[0] if self._gives_a_pair else m
+                return sum((self._part(path)(h) for path in self._beside), m)
             (up,) = self.up
             return self.down(self.inner.activation_fn(up(h)))
 

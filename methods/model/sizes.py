@@ -48,10 +48,21 @@ def kv_bytes_per_token(model: Decoder) -> int:
     return 2 * size * (counted + sum(layer.kv_heads * layer.head_width for layer in model.layers))
 
 
-def kv_bytes_read(model: Decoder, context: int) -> int:
-    """Return the bytes of keys and values that a token behind `context` tokens reads, in the model's dtype."""
+def state_bytes(model: Decoder) -> int:
+    """Return the bytes of what mixers carry from token to token in a sequence, whatever its length.
+
+    These are the latest inputs of each convolution, in the model's dtype, and the states, in float32.
+    """
+    convolutions = [layer.conv for layer in model.layers]
+    latest = sum(taps.nbytes for taps in convolutions if taps is not None)
+    return latest + 4 * sum(layer.state_numbers for layer in model.layers)
+
+
+def cache_bytes_read(model: Decoder, context: int) -> int:
+    """Return the bytes that a token behind `context` tokens reads: keys and values, and states of mixers."""
     size = 2 * model.embed.weight.element_size()
-    return size * sum(model.reach(layer, context) * layer.kv_heads * layer.head_width for layer in model.layers)
+    widths = (model.reach(layer, context) * layer.kv_heads * layer.head_width for layer in model.layers)
+    return size * sum(widths) + state_bytes(model)
 
 
 def macs_behind(model: Decoder, context: int) -> int:
@@ -65,7 +76,8 @@ def macs_per_token(model: Decoder, context: int) -> int:
 
     Each matrix multiplies once per token, of a mixture those of the experts that a token takes; attention scores and
     their sums take 2 * H * E * context in each layer. The causal half that kernels may skip is counted in, as PyTorch's
-    own counter does.
+    own counter does. Of a mixer the convolution counts, and updating and reading the state token by token; kernels that
+    read many tokens at once compute more.
     """
     return _macs_of_text(model) + sum(_other_macs(layer, context) for layer in model.layers)
 
@@ -86,8 +98,10 @@ def linear_macs(module: nn.Module) -> int:
 
 
 def _other_macs(layer: Layer, context: int) -> int:
-    """Count what is no linear layer: attention's scores and sums, and a mixture's router and experts."""
-    scores = 2 * layer.out.in_features * context if layer.has_attention else 0
+    """Count what is no linear layer: attention's scores and sums or a mixer's state, a mixture's router and experts."""
+    scores = 2 * layer.out.in_features * context if layer.has_heads else 0
+    if layer.mixer is not None and layer.conv is not None:
+        scores = layer.conv.numel() + layer.mixer.macs * layer.state_numbers
     return scores + (0 if layer.experts is None else layer.experts.macs)
 
 

@@ -51,9 +51,12 @@ class MatrixSlice:
 
 
 def slices_of_attention(layer: Layer) -> list[MatrixSlice]:
-    """Return q, k, v and the output matrix by key/value head: R * E, E, E and R * E rows or columns for each."""
+    """Return q, k, v and the output matrix by key/value head: R * E, E, E and R * E rows or columns for each.
+
+    Where q has a gate for each head too, these are 2 * R * E rows of q.
+    """
     G, R, E = layer.kv_heads, layer.group, layer.head_width
-    sizes = (G * R * E, G * E, G * E)
+    sizes = (G * R * E * (2 if layer.family.gated_heads else 1), G * E, G * E)
     if layer.family.interleaved:
         rows = list(torch.arange(G * 3 * E).view(G, 3, E).unbind(1))
     else:
@@ -138,7 +141,7 @@ def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
     """
     for kind in kinds:
         model.refuse(AXIS[kind])
-    has = [{"kv_heads": layer.has_attention, "channels": layer.has_mlp} for layer in model.layers]
+    has = [{"kv_heads": layer.has_heads, "channels": layer.has_mlp} for layer in model.layers]
     return [
         Structure(number, kind, layer)
         for number, layer in enumerate(model.layers)
@@ -354,5 +357,5 @@ def mixtures_of(model: Decoder) -> dict[int, Experts]:
     mixtures = {number: experts for number, experts in experts_by_layer.items() if experts is not None}
     if not mixtures:
         serves = ", ".join(name for name, family in FAMILIES.items() if family.mixture is not None)
-        raise Unsupported(f"{model.whole_config.model_type} has no experts: this method serves {serves}")
+        raise Unsupported(f"this {model.whole_config.model_type} has no experts: this method serves {serves}")
     return mixtures

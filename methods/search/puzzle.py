@@ -185,7 +185,7 @@ def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Repla
     for number, layer in enumerate(model.layers):
         parts: list[list[Replacements]] = []
         if layer.has_attention:
-            parts.append(_of_part("attention", "kv_heads", number, layer.kv_heads, heads))
+            parts.append(_of_part("attention", "kv_heads", number, layer.kv_heads, heads if layer.has_heads else 1))
         if layer.has_mlp:
             parts.append(_of_part("mlp", "channels", number, layer.down.in_features, steps))
         choices.append([Replacements().union(*combination) for combination in product(*parts)])
@@ -257,7 +257,7 @@ def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Ten
             addends = ((X.double().abs() * step.mask[:, :, None]).sum((0, 1)) for X in (step.heads, step.channels))
             sums = [total + addend.cpu() for total, addend in zip(sums, addends, strict=True)]
         contributions = [torch.zeros(0, dtype=torch.float64)] * 2
-        if layer.has_attention:
+        if layer.has_heads:
             contributions[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(layer.kv_heads, -1).sum(1)
         if layer.has_mlp:
             contributions[1] = sums[1] / tokens * norms_of_columns(layer.down)

@@ -78,13 +78,9 @@ class MergeTrial:
         A cosine is over all real tokens. It is NaN, and rejected, where an earlier method has cut the window's layers
         to different shapes.
         """
-        windows = [leaves_of(order[p]) for order, p in candidates]
-        alike = [len(set(map(self._shapes_of_layer, window))) == 1 for window in windows]
+        alike = [may_merge(self.original, order[p]) for order, p in candidates]
         ends = iter(self._ends([(order[p:], p) for order, p in compress(candidates, alike)]))
         return [self._cosine(next(ends)) if same else math.nan for same in alike]
-
-    def _shapes_of_layer(self, number: int) -> Any:
-        return _shapes(self.original[number])
 
     def _cosine(self, states: list[Tensor]) -> float:
         cosines = []
@@ -132,9 +128,14 @@ class MergeTrial:
         return self.merged([self.realise(part) for part in layer])
 
 
+def may_merge(layers: Sequence[Layer], window: Merged) -> bool:
+    """Say whether layers of a window may merge: whether they have the same sublayers, and matrices of one shape."""
+    return len({_shapes(layers[number]) for number in leaves_of(window)}) == 1
+
+
 def _shapes(layer: Layer) -> tuple[Any, ...]:
-    """Return the sublayers of a layer and the shapes of its matrices. Layers that merge have the same."""
-    return layer.has_attention, layer.has_mlp, *(tuple(matrix.weight.shape) for matrix in layer.matrices)
+    shapes = [tuple(matrix.weight.shape) for matrix in layer.matrices]
+    return layer.has_attention, layer.has_mlp, layer.mixer is None, *shapes
 
 
 def leaves_of(layer: Merged) -> list[int]:

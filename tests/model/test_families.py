@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import methods
 from bench.cli.main import main
-from bench.workshop.tiny_models import MIXTURES
+from bench.workshop.tiny_models import HYBRIDS, MIXTURES
 from methods.errors import Unsupported
 from methods.model import architectures
 from methods.model.activations import enter
@@ -31,15 +31,16 @@ SOME = {  # models whose configuration decides
     "stablelm": ("heads", {"qk_layernorm": True}),
     "opt": ("residual", {"do_layer_norm_before": False}),
     "baichuan": ("heads", {"alibi": True}),
+    "granitemoehybrid": ("channels", {"num_local_experts": 8}),
 }
 
 
 def test_every_family_of_the_rows_is_tested():
-    assert set(EVERY_FAMILY) | set(MIXTURES) == set(FAMILIES)
+    assert set(EVERY_FAMILY) | set(MIXTURES) | set(HYBRIDS) == set(FAMILIES)
     assert all(one.axis in AXES and one.because for family in FAMILIES.values() for one in family.uncut)
 
 
-@pytest.mark.parametrize("family", [*EVERY_FAMILY, *MIXTURES])
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, *MIXTURES, *HYBRIDS])
 def test_an_axis_is_cut_or_refused_before_any_work_as_the_row_says(family):
     model = Decoder(tiny(family))
     for axis in AXES if family in MIXTURES else [one for one in AXES if one != "experts"]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import ALIKE, EVERY_FAMILY, FAMILIES, LATER, tiny
+from transformers.cache_utils import CacheLayerMixin
 
+from bench.workshop.tiny_models import HYBRIDS
 from methods.model.decoder import Decoder
 from methods.model.sizes import kv_bytes_per_token, parameters
 from methods.model.structures import (
@@ -60,14 +62,14 @@ def masked(model: Decoder) -> Decoder:
     return model
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, *HYBRIDS])
 def test_a_cut_is_a_mask(family, ids):
     expected = logits(masked(model_of(family)), ids)
     found = logits(cut(model_of(family)), ids)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, *HYBRIDS])
 def test_a_cut_model_generates_with_its_cache(family, ids):
     model = cut(model_of(family))
     whole = logits(model, ids)
@@ -162,7 +164,9 @@ PLACES = [
     pytest.param(family, blocks, marks=[pytest.mark.nightly] if family in ALIKE else [])
     for family in FAMILIES
     for blocks in BLOCKS
-] + [pytest.param(family, "some of each") for family in LATER]
+]
+PLACES += [pytest.param(family, "some of each") for family in (*LATER, *HYBRIDS)]
+PLACES += [pytest.param(family, f"attentions of the {which} kind") for family in HYBRIDS for which in ("first", "last")]
 
 
 def without(family: str, blocks: str) -> Decoder:
@@ -195,7 +199,8 @@ def test_without_blocks_the_cache_stays_right(family, blocks, ids):
     with torch.no_grad():
         start = model.model(ids[:, :5], use_cache=True)
         cache, steps = start.cache, [start.logits]
-        held = sum(2 * layer.keys.numel() * 4 for layer in cache.layers if layer.is_initialized)
+        with_keys = (layer for layer in cache.layers if isinstance(layer, CacheLayerMixin))
+        held = sum(2 * layer.keys.numel() * 4 for layer in with_keys if layer.is_initialized)
         assert held == 3 * 5 * kv_bytes_per_token(model)
         for t in range(5, ids.shape[1]):
             steps.append(model.model(ids[:, t : t + 1], cache=cache, use_cache=True).logits)
@@ -209,7 +214,7 @@ def test_without_blocks_the_cache_stays_right(family, blocks, ids):
             assert torch.equal(static, uncached)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "olmo2", "cohere2"])
+@pytest.mark.parametrize("family", [*FAMILIES, "olmo2", "cohere2", *HYBRIDS])
 def test_blocks_know_their_size(family):
     model = model_of(family)
     for block in sublayers_of(model, "layer", "attention", "mlp"):

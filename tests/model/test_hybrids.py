@@ -1,0 +1,232 @@
+"""Mixers in the place of attentions: what is cut, counted, cached, stored and scored of models that have both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+from conftest import tiny
+from tiny_methods import HYBRID_CELLS, calibration, logits, pruned
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import methods
+from bench.evaluation.scoring import OwnModel, nll_of_windows, score
+from bench.plan.protocol import Protocol
+from bench.schedule.shape import Shape
+from bench.speed.workloads import TimedPoint, make_capturable_cache, workload_of_point
+from bench.workshop import method_checks
+from bench.workshop.tiny_models import HYBRIDS, WITH_MIXERS
+from methods.checkpoint import save_load
+from methods.checkpoint.heterogeneous import heterogeneous_form_of
+from methods.checkpoint.pruned_config import Uneven
+from methods.depth.laco import merge
+from methods.errors import OutOfReach, Unsupported
+from methods.model.decoder import Decoder
+from methods.model.gradients import collect_gradients
+from methods.model.sizes import (
+    cache_bytes_read,
+    kv_bytes_per_token,
+    macs_behind,
+    parameters,
+    state_bytes,
+)
+from methods.model.structures import Sublayer, keep_channels, remove_experts, remove_sublayers
+
+WITH_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}  # of granitemoehybrid, beside its MLP
+
+
+@pytest.mark.parametrize(("method", "family"), HYBRID_CELLS)
+def test_a_pruned_hybrid_keeps_every_promise(method, family, ids):
+    """It computes what the dense one does without what is named, with a cache too, and is the same once loaded."""
+    model, decisions = pruned(method, family, 0.25)
+    dense = Decoder(tiny(family))
+    case = method_checks.PrunedTiny(method, {}, family, 0.25, dense, model, decisions)
+    case = replace(case, parameters=methods.tiny_parameters_of(method))
+    for check in ("check_decisions", "check_zeroing", "check_cache", "check_saving"):
+        assert getattr(method_checks, check)(case).status != "wrong", check
+    assert parameters(model) < parameters(dense)
+    assert torch.isfinite(logits(model, ids)).all()
+
+
+@pytest.mark.parametrize("family", WITH_MIXERS)
+def test_whole_layers_that_are_left_load_in_the_stock_class(family, ids, tmp_path):
+    model = Decoder(tiny(family))
+    layers, kinds = model.layers, list(model.config.layer_types)
+    model.set_layers([layers[number] for number in (0, 1, 3)])
+    assert model.config.layer_types == [kinds[number] for number in (0, 1, 3)]
+    assert save_load.save(model, tmp_path / "model")["loads_with"] == "transformers"
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        torch.testing.assert_close(stock(ids).logits, logits(model, ids), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", WITH_MIXERS)
+def test_an_attention_stays_since_a_cache_has_its_length_from_it(family):
+    model = Decoder(tiny(family))
+    mixers = [layer for layer in model.layers if layer.mixer is not None]
+    with pytest.raises(Unsupported, match="no layer with an attention would be left"):
+        model.set_layers(mixers)
+    with pytest.raises(
+        ValueError, match="only be called on Attention layers"
+    ):  # what transformers says of such a cache
+        model.config.layer_types = [layer.kind for layer in mixers]
+        DynamicCache(config=model.config).get_seq_length()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", WITH_MIXERS)
+def test_bytes_of_states_are_those_of_the_cache(family, dtype, ids):
+    model = Decoder(tiny(family).to(dtype))
+    remove_sublayers(model, [Sublayer("attention", 0)])
+    with torch.no_grad():
+        cache = model.model(ids[:1, :5], use_cache=True).cache
+    linear = [layer for layer, is_linear in zip(cache.layers, cache.is_linear, strict=True) if is_linear]
+    states = [state for layer in linear for state in (*layer.conv_states.values(), *layer.recurrent_states.values())]
+    assert state_bytes(model) == sum(state.nbytes for state in states if state is not None) > 0
+    assert cache_bytes_read(model, 10) == 10 * kv_bytes_per_token(model) + state_bytes(model)
+
+
+@pytest.mark.parametrize("family", WITH_MIXERS)
+def test_multiplications_of_a_token_are_those_that_torch_counts(family, ids):
+    """But for those of states that are no products of matrices; the convolution takes a position more each time."""
+    model = Decoder(tiny(family, attn_implementation="eager", experts_implementation="eager"))
+    state = sum(layer.mixer.macs * layer.state_numbers for layer in model.layers if layer.mixer is not None)
+    sizes = {"granitemoehybrid": (2, 4, 16, 6)}.get(family, (3, 4, 8, 6))  # products, heads, and both widths
+    mixers = [layer for layer in model.layers if layer.mixer is not None]
+    assert state == len(mixers) * prod(sizes)
+    with torch.no_grad():
+        cache = model.model(ids[:1, :-1], use_cache=True).cache
+        with FlopCounterMode(display=False) as counter:
+            model.model(ids[:1, -1:], cache=cache, use_cache=True)
+    again = sum(layer.conv.numel() for layer in mixers)
+    read_by_product = state // 2 if family == "granitemoehybrid" else 0
+    counted = counter.get_total_flops() // 2 + state - read_by_product - again
+    rotary = 3 * model.layers[0].head_width  # frequencies times positions
+    assert 0 <= counted - macs_behind(model, ids.shape[1]) <= rotary
+
+
+def test_layers_of_one_shape_merge_with_all_that_a_mixer_has_but_its_norm():
+    layers = Decoder(tiny("granitemoehybrid")).layers
+    own = ("A_log", "D", "dt_bias", "conv1d.weight", "conv1d.bias", "in_proj.weight", "out_proj.weight")
+    last = merge(layers[:3], "last", "base").attn
+    total = merge(layers[:3], "sum", "base").attn
+    for name in own:
+        a, b, c = (layer.attn.get_parameter(name) for layer in layers[:3])
+        assert torch.equal(last.get_parameter(name), c)
+        torch.testing.assert_close(total.get_parameter(name), b + c - a)
+    assert torch.equal(last.norm.weight, layers[0].attn.norm.weight)
+    assert not torch.equal(layers[0].attn.A_log, layers[2].attn.A_log)
+
+
+def test_windows_of_layers_that_differ_are_out_of_reach_before_any_work():
+    for ratio, C in ((0.3, 4), (0.6, 2)):
+        with pytest.raises(OutOfReach, match="of which only those of one shape merge"):
+            methods.make("laco", {"C": C, "I": 1}).plan(Decoder(tiny("qwen3_5_text")), ratio)
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_layers_of_uneven_widths_are_padded_and_no_other_layout_takes_them(family, ids, tmp_path):
+    model = Decoder(tiny(family))
+    keep_channels(model.layers[0], range(40))
+    assert save_load.save(model, tmp_path / "uneven")["loads_with"] == "prunebench"
+    assert save_load.save(model, tmp_path / "even", pad=True)["loads_with"] == "transformers"
+    torch.testing.assert_close(logits(save_load.load(tmp_path / "even"), ids), logits(model, ids), rtol=0, atol=1e-5)
+    with pytest.raises(Uneven, match="have a mixer"):
+        heterogeneous_form_of(model)
+
+
+@pytest.mark.parametrize("family", WITH_MIXERS)
+def test_scores_and_texts_are_those_of_the_plain_model(family, ids):
+    """A question shares its beginning with the next one, and no branch of them may pass through another's state."""
+    inner = tiny(family)
+    rows = [tuple(ids[0, :9].tolist()), tuple(ids[0, :5].tolist() + ids[1, :4].tolist())]
+    questions = sorted((row, 3) for row in rows)
+    sums, _ = score(inner, questions, 4)
+    for (row, _), total in zip(questions, sums.tolist(), strict=True):
+        with torch.no_grad():
+            p = inner(torch.tensor([row])).logits[0].log_softmax(-1)
+        assert total == pytest.approx(sum(float(p[at - 1, row[at]]) for at in (6, 7, 8)), abs=1e-4)
+    scored = torch.ones_like(ids, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
+    pieces, whole = (nll_of_windows(inner, ids, scored, size) for size in (4, 4096))
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
+    written = OwnModel(inner, 16).write_behind(sorted(rows), 5, [], lambda tokens: False)
+    for row, tokens in zip(sorted(rows), written, strict=True):
+        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        assert inner.generate(torch.tensor([row]), use_cache=False, **options)[0, len(row) :].tolist() == tokens
+
+
+class Relaunched:
+    """Stands for a captured step on a machine without CUDA: it runs the step once more."""
+
+    def capture(self, step, rewind):
+        rewind()
+        self.replay = step
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static", "graph"])
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_each_timed_pass_begins_with_the_same_states(family, mode):
+    inner = tiny(family)
+    protocol = Protocol(decode_steps=3, cache="dynamic" if mode == "dynamic" else "static")
+    point = TimedPoint("decode", 2, 12, "graph" if mode == "graph" else "")
+    work, ends = workload_of_point(inner, point, protocol, Relaunched), []
+    for _ in range(2):
+        work.reset()
+        with torch.no_grad():
+            for _ in range(3):
+                out = work.step()
+        ends.append(out.logits[:, -1])
+    ids = torch.randint(128, (2, 15), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ends[0], logits(Decoder(inner), ids)[:, -1], rtol=0, atol=1e-5)
+    assert torch.equal(*ends)
+
+
+def test_a_capturable_cache_and_a_shape_know_mixers():
+    model = Decoder(tiny("qwen3_5_text"))
+    assert sum(make_capturable_cache(model.config, 4, 8).is_linear) == 4
+    assert (Shape.of(model).heads, Shape.of(model).keys) == (64, 64)
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_gradients_layer_by_layer_are_those_of_the_whole_model(family):
+    model, tokens = Decoder(tiny(family)), calibration()
+    few = replace(tokens, ids=tokens.ids[:2], mask=tokens.mask[:2])
+    weights = {layer.attn.A_log for layer in model.layers if layer.mixer is not None}
+    sums = collect_gradients(model, few, weights, lambda _, g, __: [g[W].clone() for W in g])
+    whole = Decoder(tiny(family))
+    whole.model(few.ids, labels=few.ids).loss.backward()
+    for number, layer in enumerate(whole.layers):
+        if layer.mixer is not None:
+            expected = layer.attn.A_log.grad
+            torch.testing.assert_close(sums[number][0], expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_an_mlp_beside_experts_goes_with_them(ids, tmp_path):
+    cut, silenced = (Decoder(tiny("granitemoehybrid", **WITH_EXPERTS)) for _ in range(2))
+    sizes, before = cut.layers[1].sizes(), parameters(cut)
+    remove_sublayers(cut, [Sublayer("mlp", 1), Sublayer("attention", 2)])
+    layers = silenced.layers
+    with torch.no_grad():
+        for parameter in (*layers[1].inner.shared_mlp.output_linear.parameters(), *layers[2].out.parameters()):
+            parameter.zero_()
+        layers[1].experts.bank.down_proj.zero_()
+    expected = logits(silenced, ids)
+    torch.testing.assert_close(logits(cut, ids), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert before - parameters(cut) == sizes["mlp"] + layers[2].sizes()["attention"]
+    assert save_load.save(cut, tmp_path / "model")["loads_with"] == "prunebench"
+    assert torch.equal(logits(save_load.load(tmp_path / "model"), ids), logits(cut, ids))
+
+
+def test_experts_beside_an_mlp_are_removed_alone(ids, tmp_path):
+    model = Decoder(tiny("granitemoehybrid", **WITH_EXPERTS))
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.experts.router.weight[5:] = 0
+            layer.experts.router.weight[5:, 0] = -1e3  # a token with a positive first channel takes none of these
+    remove_experts(model, [[5, 6, 7]] * 6)
+    assert model.config.num_local_experts == model.layers[0].experts.count == 5
+    assert save_load.save(model, tmp_path / "model")["loads_with"] == "transformers"
+    assert torch.equal(logits(save_load.load(tmp_path / "model"), ids), logits(model, ids))
