@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from reports.figures.style import BLACK, GREY, LIGHT, look_of, make_axes, name_in_font, set_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.lines import Line2D
 
 
 Point = tuple[float, float]
@@ -138,6 +141,40 @@ def move_apart(places: Sequence[float], gap: float) -> list[float]:
     return [min(max(start, 0.0), last) + number * gap for number, start in enumerate(starts)]
 
 
+def name_lines(panels: Sequence[Axes]) -> None:
+    """Write the name of each labelled line beside the last panel that has it, with a thin line to its right end.
+
+    Names stand as far apart as they are high. Call it once scales and limits are set.
+    """
+    named: dict[str, tuple[Axes, Line2D]] = {}
+    for axis in panels:
+        axis.autoscale_view()
+        for line in axis.get_lines():
+            if not str(line.get_label()).startswith("_"):
+                named[str(line.get_label())] = (axis, line)
+    for axis in panels:
+        lines = [line for panel, line in named.values() if panel is axis]
+        ends = {id(line): _right_end(axis, line) for line in lines}
+        lines.sort(key=lambda line: ends[id(line)][1])
+        gap = GAP * axis.figure.dpi / axis.bbox.height
+        heights = move_apart([min(1.0, max(0.0, ends[id(line)][1])) for line in lines], gap)
+        for line, height in zip(lines, heights, strict=True):
+            _name_beside(axis, str(line.get_label()), ends[id(line)], height, line.get_color())
+
+
+def _right_end(axis: Axes, line: Line2D) -> Point:
+    """Return the point of a line that is furthest to the right, across and up, as shares of the panel."""
+    points = np.column_stack(line.get_data()).astype(float)
+    points = points[np.isfinite(points).all(1)]
+    if not len(points):
+        return 1.0, 0.5
+    x, y = points[points[:, 0].argmax()].tolist()
+    if line.get_transform() != axis.transData:  # a horizontal line, from one end of the panel to the other
+        x = axis.get_xlim()[1]
+    across, up = axis.transAxes.inverted().transform(axis.transData.transform((x, y)))
+    return float(across), float(up)
+
+
 def _count_names(chart: Chart) -> int:
     """Return how many curves have their name beside them."""
     return sum(chart.names_all or curve.emphasised for curve in chart.curves)
@@ -196,6 +233,11 @@ def _panel(axis: Axes, chart: Chart, gap: float) -> None:
 def _name(axis: Axes, chart: Chart, curve: Curve, place: float, colour: str) -> None:
     """Write a curve's name beside the chart, with a thin line to its end; its value too if it ends above the axis."""
     above = f" {curve.figures[-1]} \N{UPWARDS ARROW}" if chart.up(curve.points[-1][1]) > 1 else ""
+    name = name_in_font(curve.label) + above
+    _name_beside(axis, name, chart.end(curve), place, colour, emphasised=curve.emphasised)
+
+
+def _name_beside(axis: Axes, name: str, end: Point, place: float, colour: Any, *, emphasised: bool = True) -> None:
     line = {
         "arrowstyle": "-",
         "color": colour,
@@ -206,14 +248,14 @@ def _name(axis: Axes, chart: Chart, curve: Curve, place: float, colour: str) -> 
         "relpos": (0, 0.5),
     }
     axis.annotate(
-        name_in_font(curve.label) + above,
-        chart.end(curve),
+        name,
+        end,
         (1.04, place),
         xycoords="axes fraction",
         textcoords="axes fraction",
         arrowprops=line,
-        color=BLACK if curve.emphasised else GREY,
-        fontsize=8 if curve.emphasised else 7,
+        color=BLACK if emphasised else GREY,
+        fontsize=8 if emphasised else 7,
         verticalalignment="center",
         annotation_clip=False,
     )

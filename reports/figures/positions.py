@@ -13,8 +13,9 @@ from bench.plan.protocol import split_range
 from bench.records.quantity import format_significant, is_finite, shorten_name
 from bench.records.record import name_of_model
 from bench.records.samples import Samples
+from reports.figures.curves import name_lines
 from reports.figures.figure import Figure
-from reports.figures.style import BLACK, add_legend, look_of, make_axes, name_in_font, set_log_ticks
+from reports.figures.style import BLACK, look_of, make_axes, name_in_font, set_log_ticks
 from reports.groups import TableGroup
 from reports.tables.positions import column_of_range, contrasts_with_dense, ranges_by_text
 from reports.tables.rows import GroupTests
@@ -92,7 +93,7 @@ def _draw(ranges: Sequence[str], lines: Sequence[PositionLine]) -> Drawing:
     for axis in panels[1:]:
         _panel(axis, ranges, [(line, line.multiples) for line in paired], "times the dense model's")
         axis.axhline(1.0, color=BLACK, linestyle=":", linewidth=1.2)
-    add_legend(drawing, panels)
+    name_lines(panels)
     return drawing
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.records.quantities import quantity_of_column
+from reports.figures.curves import name_lines
 from reports.figures.figure import Figure
-from reports.figures.style import BLACK, COLOURS, add_legend, name_in_font, set_log_ticks
+from reports.figures.style import BLACK, COLOURS, name_in_font, set_log_ticks
 from reports.text import to_printable
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _merge_curves(study: Study) -> Drawing:
         below.axhline(plotted[0], color=BLACK, linewidth=1, linestyle=":", label="dense")
     axes[0, 0].set_ylabel("cosine of the last state to dense")
     axes[1, 0].set_ylabel("perplexity, 95 % interval shaded")
-    add_legend(drawing, list(axes[1]))
+    name_lines(axes[1].tolist())
     return drawing
 
 

@@ -45,10 +45,11 @@ from methods.files import write_atomically
 from reports.families import COLOURS_BY_FAMILY
 from reports.figures import catalogue, style
 from reports.figures.catalogue import figures_of_report
-from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, move_apart
+from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, move_apart, name_lines
 from reports.figures.figure import FORMATS, Figure, render_figure, save_figure, to_svg
 from reports.figures.pareto import front_of
 from reports.figures.quality import PlottedPoint
+from reports.figures.style import make_axes
 from reports.figures.traces import _boxes
 from reports.page.page import render_page
 
@@ -464,6 +465,38 @@ def test_names_are_apart_in_their_order_and_as_near_as_can_be(seed):
             assert cost(other) >= cost(found) - 1e-9
     assert move_apart([0.5] * 11, 0.5) == pytest.approx([number / 10 for number in range(11)])
     assert move_apart([], 0.1) == []
+
+
+def test_every_line_has_its_name_once_beside_its_right_end_and_no_two_overlap():
+    """In the last panel that has it, also on a logarithmic axis and for a horizontal line; NaN is no end."""
+    drawing, panels = make_axes(8.0, 4.0, columns=2)
+    lines = {"low": [1, 2, 3], "lower": [1, 2, 2.9], "high": [1, 10, 900], "short": [5, 50, float("nan")]}
+    for label, values in lines.items():
+        panels[0].plot([1, 2, 3], values, label=label)
+        if label != "short":
+            panels[1].plot([1, 2, 3], values[::-1], label=label)
+    panels[1].axhline(30, label="dense")
+    panels[0].plot([1, 2], [1, 1], label="_unnamed")
+    for axis in panels:
+        axis.set_yscale("log")
+    name_lines(panels)
+    written = [{text.get_text(): text for text in axis.texts} for axis in panels]
+    assert [set(names) for names in written] == [{"short"}, {"low", "lower", "high", "dense"}]
+    canvas = FigureCanvasAgg(drawing)
+    canvas.draw()
+    for axis, names in zip(panels, written, strict=True):
+        renderer = canvas.get_renderer()
+        boxes = sorted((Text.get_window_extent(text, renderer) for text in names.values()), key=lambda box: box.y0)
+        assert all(below.y1 <= above.y0 + 0.5 for below, above in pairwise(boxes))
+        assert all(box.x0 > axis.bbox.x1 for box in boxes)
+
+    def end(name: str, axis: int) -> tuple[float, float]:
+        at = panels[axis].transAxes.transform(written[axis][name].xy)
+        return tuple(panels[axis].transData.inverted().transform(at))
+
+    assert end("short", 0) == pytest.approx((2, 50))
+    assert end("high", 1) == pytest.approx((3, 1))
+    assert end("dense", 1)[1] == pytest.approx(30)
 
 
 def test_a_curve_starts_at_the_dense_model_and_is_cut_at_the_top():
