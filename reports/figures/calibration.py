@@ -12,7 +12,7 @@ from bench.plan.cell import words_of_amount, words_of_ratio
 from bench.records.quantities import format_value, quantity_of_column
 from bench.records.quantity import is_finite
 from bench.records.record import name_of_model
-from reports.figures.curves import name_lines
+from reports.figures.curves import write_names
 from reports.figures.figure import Figure
 from reports.figures.quality import axis_scale, title_of_quantity
 from reports.figures.style import BLACK, look_of, make_axes, name_in_font, set_log_ticks
@@ -69,7 +69,7 @@ def _draw(curves: CalibrationCurves, column: str) -> Drawing:
         set_log_ticks(panels[0].yaxis, every, 12)
     panels[0].set(xlabel=TOKENS, ylabel=f"{title_of_quantity(column)}, {quality.better} is better")
     panels[1].set_xlabel("seconds of pruning")
-    name_lines(panels[:1])
+    write_names(panels[:1])
     return drawing
 
 

@@ -141,7 +141,7 @@ def move_apart(places: Sequence[float], gap: float) -> list[float]:
     return [min(max(start, 0.0), last) + number * gap for number, start in enumerate(starts)]
 
 
-def name_lines(panels: Sequence[Axes]) -> None:
+def write_names(panels: Sequence[Axes]) -> None:
     """Write the name of each labelled line beside the last panel that has it, with a thin line to its right end.
 
     Names stand as far apart as they are high. Call it once scales and limits are set.

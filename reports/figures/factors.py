@@ -19,7 +19,7 @@ from bench.records.quantities import format_value, quantity_of_column
 from bench.records.quantity import format_perplexity, is_finite, shorten_name
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples
-from reports.figures.curves import name_lines
+from reports.figures.curves import write_names
 from reports.figures.figure import Figure
 from reports.figures.quality import axis_scale, qualities_of, subject_of, title_of_quantity
 from reports.figures.style import (
@@ -94,7 +94,7 @@ def _draw_study(study: Study, column: str) -> Drawing:
             )
         )
     panels[0].set_ylabel(name_in_font(_with_unit(column)))
-    name_lines(panels)
+    write_names(panels)
     return drawing
 
 

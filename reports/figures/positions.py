@@ -13,7 +13,7 @@ from bench.plan.protocol import split_range
 from bench.records.quantity import format_significant, is_finite, shorten_name
 from bench.records.record import name_of_model
 from bench.records.samples import Samples
-from reports.figures.curves import name_lines
+from reports.figures.curves import write_names
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, look_of, make_axes, name_in_font, set_log_ticks
 from reports.groups import TableGroup
@@ -93,7 +93,7 @@ def _draw(ranges: Sequence[str], lines: Sequence[PositionLine]) -> Drawing:
     for axis in panels[1:]:
         _panel(axis, ranges, [(line, line.multiples) for line in paired], "times the dense model's")
         axis.axhline(1.0, color=BLACK, linestyle=":", linewidth=1.2)
-    name_lines(panels)
+    write_names(panels)
     return drawing
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.plan.cell import words_of_amount
 from bench.records.quantity import format_count, format_seconds, format_significant, shorten_name
 from bench.records.record import name_of_model
-from reports.figures.curves import name_lines
+from reports.figures.curves import write_names
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, look_of, make_axes, name_in_font, set_log_ticks
 from reports.groups import TableGroup
@@ -59,7 +59,7 @@ def _draw(curves: Sequence[RecoveryCurve], dense: float | None) -> Drawing:
         axis.locator_params(axis="x", nbins=5)
         axis.xaxis.set_major_formatter(lambda amount, _: f"{amount:,.0f}")
     panels[0].set_ylabel("perplexity, lower is better")
-    name_lines(panels)
+    write_names(panels)
     return drawing
 
 

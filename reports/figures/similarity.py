@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.records.quantities import quantity_of_column
-from reports.figures.curves import name_lines
+from reports.figures.curves import write_names
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, COLOURS, name_in_font, set_log_ticks
 from reports.text import to_printable
@@ -134,7 +134,7 @@ def _merge_curves(study: Study) -> Drawing:
         below.axhline(plotted[0], color=BLACK, linewidth=1, linestyle=":", label="dense")
     axes[0, 0].set_ylabel("cosine of the last state to dense")
     axes[1, 0].set_ylabel("perplexity, 95 % interval shaded")
-    name_lines(axes[1].tolist())
+    write_names(axes[1].tolist())
     return drawing
 
 

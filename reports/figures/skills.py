@@ -225,7 +225,7 @@ def _draw_slopes(group: TableGroup, places: Sequence[int], slopes: Sequence[Sequ
     for axis, panel in zip(axes, panels, strict=True):
         _draw_lines(axis, panel, colours)
         low, high = axis.get_ylim()
-        _name_lines(axis, panel, (low, high), GAP / (height - 1.2))
+        _write_names(axis, panel, (low, high), GAP / (height - 1.2))
         axis.axhline(0, color=BLACK, linestyle=":", linewidth=1.0)
         axis.set_title(PANELS[panel[0].column.kind], fontsize=8.5)
         axis.set_xticks([0, 1], [name_in_font(group.label(place)) for place in places])
@@ -267,7 +267,7 @@ def _draw_lines(axis: Axes, panel: Sequence[SkillSlope], colours: Sequence[str])
         )
 
 
-def _name_lines(axis: Axes, panel: Sequence[SkillSlope], ends: tuple[float, float], gap: float) -> None:
+def _write_names(axis: Axes, panel: Sequence[SkillSlope], ends: tuple[float, float], gap: float) -> None:
     """Write the skills' names on the right, each at least `gap` of the axis from the next."""
     low, high = ends
     ordered = sorted(panel, key=lambda slope: _value(slope.ends[1]))

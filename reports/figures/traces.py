@@ -16,7 +16,7 @@ from bench.records.frame import STAGES, main_timing
 from bench.records.measured import LearningPoint
 from bench.records.quantity import format_significant
 from bench.records.record import Record, name_of_model
-from reports.figures.curves import name_lines
+from reports.figures.curves import write_names
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, GREY, add_legend, look_of, make_axes, name_in_font, style_of
 from reports.groups import TableGroup
@@ -140,7 +140,7 @@ def _draw_learning(curves: Mapping[str, tuple[str, Sequence[LearningPoint]]]) ->
     axis.set_ylabel("held-out loss (nats per token)")
     axis.locator_params(axis="x", nbins=5)  # more numbers of this length would run into each other
     axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
-    name_lines([axis])
+    write_names([axis])
     return drawing
 
 

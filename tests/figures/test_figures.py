@@ -45,7 +45,7 @@ from methods.files import write_atomically
 from reports.families import COLOURS_BY_FAMILY
 from reports.figures import catalogue, style
 from reports.figures.catalogue import figures_of_report
-from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, move_apart, name_lines
+from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, move_apart, write_names
 from reports.figures.figure import FORMATS, Figure, render_figure, save_figure, to_svg
 from reports.figures.pareto import front_of
 from reports.figures.quality import PlottedPoint
@@ -479,7 +479,7 @@ def test_every_line_has_its_name_once_beside_its_right_end_and_no_two_overlap():
     panels[0].plot([1, 2], [1, 1], label="_unnamed")
     for axis in panels:
         axis.set_yscale("log")
-    name_lines(panels)
+    write_names(panels)
     written = [{text.get_text(): text for text in axis.texts} for axis in panels]
     assert [set(names) for names in written] == [{"short"}, {"low", "lower", "high", "dense"}]
     canvas = FigureCanvasAgg(drawing)
