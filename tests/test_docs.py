@@ -18,7 +18,7 @@ CARDS = {card.name: card for card in methods.cards_of_methods()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
 METHOD_PAGES = {page.stem: page for page in generator().method_pages.PAGES}
 CONTROLS = {"layer_drop", "reinitialize"}
-LONGER = {"drawn-windows.md", "twenty-methods.md"}  # studies with sentences that are held to records as they stand
+LONGER = {"drawn-windows.md"}  # studies with sentences that are held to records as they stand
 PROSE = sorted(path for folder in ("guides", "reference", "studies") for path in (DOCS / folder).glob("*.md"))
 READ_ONCE = [
     "README.md",
@@ -113,19 +113,6 @@ def test_what_is_no_study_is_short():
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in pages}
     assert {name: count for name, count in lines.items() if count > 170} == {}
     assert sum(lines.values()) <= 2000
-
-
-def test_the_tables_of_twenty_methods_are_what_their_records_say():
-    said = {
-        (line["measure"], line["label"], line["requested_ratio"]): line["shown"]
-        for line in report("smollm2-135m", view="by-ratio")
-    }
-    found = tables(text("docs/studies/twenty-methods.md"))
-    assert len(found) == 3
-    for (head, *ratios), *lines in found:
-        assert len(lines) == 21
-        for method, *shown in lines:
-            assert shown == [said[measure(head), method, ratio] for ratio in ratios], (head, method)
 
 
 def test_the_tables_of_laco_ls_are_what_their_records_say():

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from pages import DOCS, ROOT, text
+from pages import DOCS, ROOT, load_program, text
 
-import bench
 import methods
 from bench.cli.main import main
 
 PAGE = text("README.md")
 LINES = PAGE.splitlines()
-PICTURED = "laco-puzzle,laco-ls,puzzle+refit,2ssp+refit,flap,sleb,shortgpt,llm-pruner"
 FIGURE = re.compile(r"(?<![\w.])\d[\d,.]*(?![\w])")
 
 
@@ -54,10 +52,7 @@ def test_the_lines_that_it_shows_are_what_its_command_prints(capsys, monkeypatch
 
 
 def test_its_picture_is_that_of_the_records():
-    """By what it says, since another matplotlib draws other bytes. bench.report(...).figure(...).save(...) drew it."""
-    report = bench.report(DOCS / "results/drawn-windows", methods=PICTURED)
-    drawn = report.figure("perplexity-wiki-by-ratio").figure
-    root = ElementTree.parse(DOCS / "images/readme.svg").getroot()
+    """By what it says, since another matplotlib draws other bytes. docs/studies/figures.py drew it."""
+    drawn = load_program("studies/figures.py").FIGURES["all-methods"]()
+    root = ElementTree.parse(DOCS / "studies/all-methods.svg").getroot()
     assert (root.findtext("{*}title"), root.findtext("{*}desc")) == (drawn.title, drawn.description)
-    assert len(PICTURED.split(",")) == 8
-    assert "for eight methods" in PAGE

@@ -24,7 +24,7 @@ pytest.importorskip("material", reason="mkdocs-material is not installed; pip in
 LOOKED_AT = (
     "index.html",
     "studies/drawn-windows.html",
-    "studies/twenty-methods.html",
+    "studies/all-methods.html",
     "studies/compensation.html",
     "methods/laco.html",
     "commands.html",

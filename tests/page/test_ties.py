@@ -13,12 +13,9 @@ import pandas as pd
 import pytest
 from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok, with_measured
 from made_samples import paired_perplexity
-from pages import ROOT, text
 from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
-from bench.records import run_folder
-from bench.records.quantities import quantity_of_column
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from bench.regression import contrasts
@@ -316,48 +313,6 @@ def pairs_apart(tie: Ties) -> tuple[int, int]:
     """How many pairs of models a column tells apart, and of how many."""
     tests = tie.tests.tests(tie.column)
     return sum(contrast.p < LEVEL for contrast in tests.values()), len(tests)
-
-
-def test_the_study_has_what_the_page_says_of_twenty_methods():
-    """How many pairs each figure tells apart, and how much the best is ahead of the next."""
-    merged = run_folder.load_runs([ROOT / "docs/results/smollm2-135m"])
-    (groups,) = group_records(merged.records)
-    names = {"average": "average", "bpb": "answer_bpb", "ppl wiki": "perplexity_wiki"}
-    found = {
-        (name, f"{group.ratio:g}"): Ties(GroupTests(group, merged.samples, merged.records), column)
-        for group in groups
-        for name, column in names.items()
-    }
-    study = " ".join(text("docs/studies/twenty-methods.md").split())
-
-    def numbers(name: str, column: str) -> list[str]:
-        counts = {"apart": lambda tie: pairs_apart(tie)[0], "better": lambda tie: beaten(tie)[1]}
-        return [str(counts[column](found[name, ratio])) for ratio in ("0.1", "0.2", "0.3")]
-
-    def counts(name: str, column: str) -> str:
-        *first, last = numbers(name, column)
-        return f"{', '.join(first)} and {last}"
-
-    accuracy, perplexity = (counts(name, "apart") for name in ("average", "ppl wiki"))
-    assert {pairs_apart(found["bpb", ratio])[1] for ratio in ("0.1", "0.2", "0.3")} == {300}
-    assert f"is shown to differ in {perplexity}, the average in {accuracy}." in study
-    assert {beaten(found["ppl wiki", ratio])[0][0] for ratio in ("0.1", "0.2", "0.3")} == {"laco-ls"}
-    below = counts("ppl wiki", "better")
-    assert f"show it to be below {below} of the 19 others at 0.1, 0.2 and 0.3" in study
-    factors = []
-    for group in groups:
-        tested = GroupTests(group, merged.samples, merged.records)
-        order = tested.order(tested.eligible(), "perplexity_wiki", "lower")
-        (first, second) = (tested.models(place)[0] for place in order[:2])
-        contrast, turned = tested.tests("perplexity_wiki").get((first, second)), False
-        if contrast is None:
-            contrast, turned = tested.tests("perplexity_wiki")[second, first], True
-        ends = (contrast.estimate, contrast.low, contrast.high)
-        factors.append([1 / end for end in (ends[0], ends[2], ends[1])] if turned else ends)
-    for times in factors:
-        value, low, high = (quantity_of_column("prefill_speed").format(end, times[0]) for end in times)
-        forms = (f"{value} [{low}, {high}]", f"{value} times its perplexity [{low}, {high}]")
-        assert any(form in study for form in forms), forms
 
 
 def test_of_equal_models_none_is_shown_to_be_better():

@@ -110,8 +110,7 @@ def test_earlier_records_know_their_choices_from_their_samples(capsys):
     assert "winogrande" not in out
 
 
-def test_how_many_averages_of_the_study_may_be_guessed():
-    """docs/studies/twenty-methods.md says so."""
+def test_how_many_averages_of_a_shipped_run_may_be_guessed():
     found = rows_of_records([record for record in load_run(STUDY) if record.cell.method != "drop-random"])
     counts = [
         sum(may_be_guessed(row, "average") for row in found if row["requested_ratio"] == ratio)

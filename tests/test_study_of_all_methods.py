@@ -1,0 +1,92 @@
+"""The study of all methods at 0.2 says what its records say, and the README says the same."""
+
+from __future__ import annotations
+
+from pages import measure, report, tables, text
+from tested_run import load_run
+
+from bench.records.measured import ANSWER_BPB
+
+RUN, PAGE = "grid", "docs/studies/all-methods.md"
+WIKI, C4 = "perplexity_wiki", "perplexity_c4"
+FIRST, LOWEST = "laco-puzzle", "llm-streamline"  # by bits, by perplexity
+REFITTED = ("flap", "llm-pruner", "2ssp", "minitron-width")
+
+
+def value(method: str, column: str) -> float:
+    return load_run(RUN).value(0.2, method, column)
+
+
+def names(methods: list[str]) -> str:
+    *first, last = [f"`{method}`" for method in methods]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def test_each_method_has_one_cell_of_one_protocol():
+    records = [record for record in load_run(RUN).merged.records if record.cell.ratio in (None, 0.2)]
+    labels = [record.cell.label for record in records]
+    assert {label for label in labels if labels.count(label) > 1} == {"drop-random"}
+    assert {record.status for record in records} == {"ok"}
+    for record in records:
+        assert {(of.drawn, of.windows) for of in record.measured.text_scores.values()} == {(True, 24)}
+        assert {task.documents for task in record.measured.task_scores.values()} == {100}
+        protocol = record.cell.protocol
+        assert (protocol.calibration_sequences, protocol.calibration_length, record.cell.dtype) == (64, 256, "float32")
+
+
+def test_the_table_is_what_the_records_say():
+    figures = {
+        (line["measure"], line["label"]): line["shown"].rstrip("†")
+        for line in report(RUN, view="by-ratio")
+        if line["requested_ratio"].startswith("0.2")
+    }
+    (table,) = [table for table in tables(text(PAGE)) if table[0][0] == "method"]
+    (_, *heads), *lines = table
+    assert [measure(head) for head in heads] == [WIKI, C4, ANSWER_BPB, "average"]
+    assert [method for method, *_ in lines] == ["dense", *load_run(RUN).order(0.2, WIKI)]
+    for method, *cells in lines:
+        assert cells == [figures[measure(head), method] for head in heads], method
+
+
+def sentences() -> list[str]:
+    """Return what the page says and the records decide."""
+    run = load_run(RUN)
+    every = len(run.order(0.2, WIKI))
+    assert run.order(0.2, ANSWER_BPB)[:2] == [FIRST, "laco-ls"] and run.unshown(0.2, FIRST, ANSWER_BPB) == []
+    assert run.order(0.2, WIKI)[0] == LOWEST
+    shown = {column: run.pairs_shown(0.2, column)[0] for column in (WIKI, C4, ANSWER_BPB, "average")}
+    pairs = run.pairs_shown(0.2, WIKI)[1]
+    assert all(base not in run.unshown(0.2, f"{base}+refit", WIKI) for base in REFITTED)
+    times = {base: value(f"{base}+refit", WIKI) / value(base, WIKI) for base in REFITTED}
+    random = [
+        label
+        for label in run.order(0.2, WIKI)
+        if label != "drop-random" and "drop-random" in run.unshown(0.2, label, WIKI)
+    ]
+    return [
+        f"By the right answers `{FIRST}` is the first of {every} methods, and each other one is shown behind it.",
+        f"By perplexity on Wikipedia `{LOWEST}` is the lowest ({value(LOWEST, WIKI):.1f})",
+        f"from which {names(run.unshown(0.2, LOWEST, WIKI))} are not told apart",
+        f"takes {100 * (1 - max(times.values())):.0f} to {100 * (1 - min(times.values())):.0f} % off the perplexity of "
+        f"{names(list(REFITTED))}",
+        f"{names(random)} are not shown to be below each of five draws of random layers",
+        f"Of {pairs} pairs of methods bits per byte tell {shown[ANSWER_BPB]} apart, perplexity on Wikipedia "
+        f"{shown[WIKI]}, and average accuracy {shown['average']}",
+    ]
+
+
+def test_what_is_said_is_what_the_records_say():
+    page = " ".join(text(PAGE).replace("**", "").split())
+    assert [sentence for sentence in sentences() if sentence not in page] == []
+
+
+def test_the_readme_has_the_same_figures():
+    run, page = load_run(RUN), text("README.md")
+    every = len(run.order(0.2, WIKI))
+    average, pairs = run.pairs_shown(0.2, "average")
+    assert f"It has the fewest `bpb` of {every} methods on SmolLM2, each other one shown behind it." in page
+    assert f"By perplexity {names(run.unshown(0.2, LOWEST, WIKI))} are not told apart from `{LOWEST}`" in page
+    assert f"Its perplexity is {value('flap', WIKI):.1f} in place of {value(FIRST, WIKI):.1f}." in page
+    assert f"`drop-random` has a perplexity of {value('drop-random', WIKI):,.0f} at 0.2." in page
+    bits = run.pairs_shown(0.2, ANSWER_BPB)[0]
+    assert f"At 0.2 it separates {average} of {pairs} pairs. Bits per byte separate {bits} (" in page
