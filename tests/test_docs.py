@@ -9,10 +9,9 @@ import pytest
 from pages import DOCS, ROOT, generator, measure, pages, report, rows, sentences, tables, text
 
 import methods
+from bench.cli.main import main
 from bench.records import run_folder
 from bench.records.quantities import list_quantities
-from reports.formats import terminal
-from reports.tables import views
 
 CARDS = {card.name: card for card in methods.cards_of_methods()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
@@ -220,21 +219,14 @@ def test_what_is_said_of_speeds_beside_predictions_is_what_the_records_say():
     assert min(share for kind in ("prefill", "decode") for share in shares[f"drop:layers=10-20 {kind}"]) > 90
 
 
-def test_the_sample_of_the_start_page_is_what_the_records_print():
-    """That of the command above it: of three cells in float32 on the first windows."""
-    merged = run_folder.load_runs([ROOT / "docs" / "results" / "smollm2-135m"])
-    methods = {"dense": None, "laco": 0.3, "slicegpt": 0.3}
-    shown = [one for one in merged.records if methods.get(one.cell.method, 0) == one.cell.ratio]
-    assert {(one.cell.dtype, one.measured.text_scores["wiki"].drawn) for one in shown} <= {
-        ("float32", False),
-        ("float32", None),
-    }
-    printed = terminal.render(views.build_view("main", shown))
+def test_the_sample_of_the_start_page_is_what_its_command_prints(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     page = text("docs/index.md")
-    sample = page[page.index("```text\n") + 8 :]
-    assert printed.startswith(sample[: sample.index("```")])
-    assert "--methods laco,slicegpt --ratio 0.3 --dtype float32 --first-windows --calibration-sequences 16" in page
-    assert {one.cell.protocol.calibration_sequences for one in shown} == {16}
+    (command,) = re.findall(r"python -m bench (report .*)", page)
+    (sample,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out.startswith(sample)
+    assert len(sample.splitlines()) > 10
 
 
 def test_generated_pages_name_every_command_and_every_part_of_a_record():
