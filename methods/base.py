@@ -67,6 +67,7 @@ class Pruner(ABC):
     takes_budget: ClassVar[bool] = False  # True: prune_to meets macs=0.8 by itself; else a ratio is searched for
     only_cuts: ClassVar[bool] = False  # whether its decisions name all that it changes
     axes: ClassVar[tuple[str, ...]] = ("layers",)  # of layers, heads, channels, experts, residual
+    takes_first: ClassVar[bool] = False  # whether it may merge or empty the first layers too, which some families fix
     leaves: ClassVar[tuple[str, ...]] = ("layers",)  # shapes of its models, by the names of bench.export.write
 
     # What lists, figures, the doctor and the tests take from it.

@@ -147,6 +147,7 @@ class Card:
     cost: str = ""
     takes_ratio: bool = True
     axes: tuple[str, ...] = ()
+    takes_first: bool = False
     leaves: tuple[str, ...] = ()
     paper_ratio: str = ""
     paper_reads: str = ""
@@ -178,8 +179,9 @@ class Card:
 
     @property
     def without(self) -> tuple[str, ...]:
-        """Return the families whose models it cannot serve, since these cannot be cut along one of its axes."""
-        return tuple(name for name, family in FAMILIES.items() if any(map(family.never, self.axes)))
+        """Return the families whose models it cannot serve: one of its axes is uncut, or a layer that it takes fixed."""
+        fixed = {name for name, family in FAMILIES.items() if self.takes_first and family.added}
+        return tuple(name for name, family in FAMILIES.items() if name in fixed or any(map(family.never, self.axes)))
 
 
 def cards_of_methods() -> list[Card]:

@@ -147,10 +147,11 @@ def test_the_list_says_which_families_a_method_cannot_serve(method):
     refused = set()
     for family in (*EVERY_FAMILY, *MIXTURES, *HYBRIDS):
         try:
-            methods.make(method, SPECS.get(method)).plan(dense(family), 0.3)
+            methods.make(method, SPECS.get(method)).plan(dense(family), 0.2)
         except Unsupported:
             refused.add(family)
     without = {"granitemoehybrid"} if "experts" in card.axes else set()  # whose tiny model has no experts
+    without |= {"qwen3_vl"} if method == "drop" else set()  # of which it is to drop a layer that is fixed
     assert refused == set(card.without) | without
     assert card.needs in ("nothing", "calibration", "calibration, gradients")
     assert bool(card.cost) == (card.needs != "nothing")

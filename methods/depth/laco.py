@@ -90,6 +90,7 @@ class LaCo(Pruner):
     cost = "about a forward of the layers behind it over 5 x 16 tokens per window tried"
     holds = Holds(steps=0, all_layers=1, layers=0.8)
     axes = ("layers", "channels")  # which one layer takes over from others
+    takes_first = True
     paper_ratio = "all parameters"
     paper_reads = "5 sentences of Wikipedia"  # laco_llama-13b.ipynb
     look = Look("solid", "o")

@@ -112,6 +112,7 @@ class LaCoLS(Pruner):
     cost = "15 forwards, and about 9 over 512 tokens for each layer removed"
     reuses = "removals"
     axes = ("layers", "channels")  # which a survivor takes over from its window
+    takes_first = True
     look = Look("mixed", "D")
     tiny = "trial_tokens=48,final_tokens=96"
 

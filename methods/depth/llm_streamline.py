@@ -62,6 +62,7 @@ class LLMStreamline(Pruner):
     batch: Count = 4  # sequences of a step
     sinks: Sinks = "alike"  # attention sinks weigh as all other tokens, or apart, as a population of their own
 
+    takes_first = True
     looks_at = "gradients"
     cost = "up to 2 forwards, and 16 forward and backward passes of one layer"
     holds = Holds(all_layers=1, layers=5, parks="all_layers")

@@ -61,6 +61,7 @@ class LaCoPuzzle(Pruner):
     cost = "those of laco-ls, and of puzzle+refit on 512 tokens"
     uneven_because = "it chooses the width of each layer"
     axes = ("channels", "layers")
+    takes_first = True
     leaves = ("attentions", "mlps", "channels")
     look = Look("dotted", "p")
     tiny = "steps=2,tokens=48,best=2"

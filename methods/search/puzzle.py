@@ -90,6 +90,7 @@ class Puzzle(Pruner):
     only_cuts = True
     uneven_because = "it chooses the width of each layer"
     axes = ("channels", "layers")
+    takes_first = True
     leaves = ("attentions", "mlps", "channels")
     paper_ratio = "what a budget names"
     paper_reads = "1,000 x 8,192 tokens of Nemotron-Post-Training-Dataset-v2; 8 x 8,192 for damages"  # llama-3_1-8B*

@@ -125,7 +125,7 @@ ILLEGAL_ON_TWO = [
     ("methods/model/activations.py", "tensor.to(state.device)", "tensor", "shortgpt+ghost"),
     ("methods/model/inserted.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
     ("methods/model/inserted.py", "Q.to(matrix.weight.device)", "Q", "slicegpt"),
-    ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
+    ("methods/depth/laco.py", "weights[-1].detach().to(weight.device)", "weights[-1].detach()", "laco"),
     ("methods/depth/laco.py", "theta.detach().to(base.device)", "theta.detach()", "laco-published"),
     ("methods/trials/collapse_fit.py", "z, where = move_beside(before, z, self.where)", "where = self.where",
      "laco-ls"),
