@@ -179,7 +179,7 @@ class Card:
 
     @property
     def without(self) -> tuple[str, ...]:
-        """Return the families whose models it cannot serve: one of its axes is uncut, or a layer that it takes fixed."""
+        """Return the families whose models it cannot serve: one axis is uncut, or a layer that it takes is fixed."""
         fixed = {name for name, family in FAMILIES.items() if self.takes_first and family.added}
         return tuple(name for name, family in FAMILIES.items() if name in fixed or any(map(family.never, self.axes)))
 

@@ -54,7 +54,8 @@ LONG = (
 
 
 # Families that differ from another one in numbers and not in structure: each method goes through these with --nightly.
-ALIKE = {"mistral": "llama", "qwen2": "llama", "gemma": "qwen3", "gemma2": "gemma3_text"}
+ALIKE = {"mistral": "llama", "qwen2": "llama", "llava": "llama", "gemma": "qwen3"}
+ALIKE |= {"gemma2": "gemma3_text", "gemma3": "gemma3_text"}
 # Folders and files whose tests take long and wait for most of it: last, they would leave a core idle. The longest of a
 # single test come before all, since the last two that a process has are stolen by none. What several tests share that
 # takes long to make, as in test_chain.py, is made once more by each process that steals some of them.
