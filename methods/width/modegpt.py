@@ -80,13 +80,13 @@ from methods.width.widths import find_equal_widths, list_lower_widths
 @register("modegpt")
 @dataclass(frozen=True)
 class MoDeGPT(WidthPruner):
-    """Keep the channels of the largest ridge leverage, by block influence, and fit the rest (Lin et al. 2025)."""
+    """Narrow MLPs and heads, more where layers change little, and fit what writes the residual (Lin et al. 2025)."""
 
     parts: Literal["all", "mlp"] = "all"  # pairs of matrices that are narrowed
     ridge: Positive = 0.01  # lam of the leverage, as a share of the mean of C's diagonal
     damping: Positive = 0.01  # what is added to the diagonal of C for the fit, as a share of its mean
     smoothing: Positive = 0.15  # eps of the shares: the larger, the more alike
-    most: Share = 0.8  # share of its channels that a layer loses at most
+    most: Share = 0.8  # share of its channels and head widths that a layer loses at most
     prefix: Prefix = "dense"  # what feeds a layer where it is fitted: the dense ones before it, or those cut
     multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # as many channels in every layer, which stock transformers loads
