@@ -39,7 +39,7 @@ def test_the_answer_is_what_the_tables_say(lines):
     assert falls[1] == falls[2]
     obs = f"take {falls[0]} % off the perplexity of `obs` on Wikipedia"
     assert f"{obs}, and {falls[1]} % off that of `svd-llm` and `slicegpt`" in page
-    said = "**4,096 tokens of calibration, as above, are few.** With 16,384, the default, `obs` has a quarter less"
+    said = "**4,096 tokens of calibration are few.** With 16,384, the default, `obs` has a quarter less"
     assert f"{said} perplexity" in text("README.md")
     most = max(fall(label, 16384, 65536) for label in labels)
     assert f"none of eight methods falls by more than {most} % on that text" in page
