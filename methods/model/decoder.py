@@ -90,7 +90,7 @@ class Decoder:
 
     @property
     def vision(self) -> list[nn.Module]:
-        """Return the modules that read images, of which text passes none."""
+        """Return the modules that read images. Text goes through none of them."""
         return [attrgetter(path)(self.model) for path in self.family.vision]
 
     @property

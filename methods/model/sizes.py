@@ -83,7 +83,7 @@ def macs_per_token(model: Decoder, context: int) -> int:
 
 
 def _macs_of_text(model: Decoder) -> int:
-    """Return the multiply-accumulates of a token of text in all linear layers, none of which reads images."""
+    """Return the multiply-accumulates of a text token in all linear layers but those that read images."""
     return linear_macs(model.model) - sum(map(linear_macs, model.vision))
 
 

@@ -227,3 +227,13 @@ def test_positions_that_a_prompt_left_behind_move_no_later_text(ids):
     before = nll_of_windows(model, ids, scored, 7)
     generate_greedily(model, ids[:2, :5].tolist(), 3)
     assert torch.equal(nll_of_windows(model, ids, scored, 7), before)
+
+
+@pytest.mark.parametrize("family", TEXT)
+def test_a_model_in_another_dtype_says_so_of_each_part(family):
+    """A part's configuration names the dtype in which its own class would be built."""
+    model = Decoder(tiny(family))
+    model.cast(torch.bfloat16)
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
+    parts = [getattr(model.whole_config, name) for name in model.whole_config.sub_configs]
+    assert {config.dtype for config in (model.whole_config, *parts)} == {torch.bfloat16}
