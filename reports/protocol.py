@@ -246,8 +246,9 @@ def words_of_recipe(recipe: Recipe) -> str:
         for name, words in FURTHER.items()
         if getattr(recipe, name) != getattr(Recipe, name)
     )
+    loss = f"towards the predictions of {shorten_name(recipe.teacher)}" if recipe.teacher else LOSSES[recipe.loss]
     return (
-        f"{RECIPES[recipe.kind].format(**vars(recipe))}, {LOSSES[recipe.loss]}{further}, {recipe.tokens:,} tokens of "
+        f"{RECIPES[recipe.kind].format(**vars(recipe))}, {loss}{further}, {recipe.tokens:,} tokens of "
         f"{shorten_name(recipe.text)}{passes}, batches of {recipe.batch} x {recipe.length}, learning rate up to "
         f"{recipe.highest:g}, seed {recipe.seed}"
     )

@@ -1,7 +1,8 @@
 """Keeps what the dense model predicts for the text of healing, and says how far the trained model is from that.
 
 There is no second model while one is trained. The dense model reads the training sequences once, before pruning, when
-it is on the device anyway. What is kept for each token depends on the recipe:
+it is on the device anyway. Where a recipe names a teacher, a model of the same tokens, that one reads them instead,
+before the dense model is loaded. What is kept for each token depends on the recipe:
 
 all tokens     what the head reads, D numbers, in the host's memory. A copy of the head on the device makes the
                predictions, V numbers, anew.

@@ -81,6 +81,7 @@ class HealingInput:
     text_sha256: Annotated[Sha256, Meaning("of the tokens")]
     revision: Annotated[str, Meaning("of the code that trains")]
     peft: Annotated[str | None, Meaning("its version, for LoRA")] = None
+    teacher_sha256: Annotated[Sha256 | None, Meaning("of the weight files of a teacher, where there is one")] = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
     for text in dict.fromkeys([*first.texts, *healed_on]):
         texts.check_text(text, ask_hub=False)
     texts.check_calibrations((protocol.calibration for protocol, _ in protocols), ask_hub=False)
-    for model in spec.models:
+    teachers = [spec.healing.teacher] if spec.healing and spec.healing.teacher else []
+    for model in [*spec.models, *teachers]:
         if not pretrained.is_on_hub(model):
             pretrained.check(model, spec.trust_remote_code)
     refuse_file(folder)

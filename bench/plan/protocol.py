@@ -111,6 +111,10 @@ class Recipe:
     attention: Annotated[
         Amount, Meaning("weight of the divergence of the relations in the last attention, beside kl", later=True)
     ] = heal_option(0.0, "with kl: weight of the last attention's relations", "WEIGHT", least=0)
+    teacher: Annotated[
+        Name | None,
+        Meaning("model of the same tokens that kl learns from; null: the dense model itself", null=True, later=True),
+    ] = heal_option(None, "with kl: another model of the same tokens to learn from, by default the dense one", "MODEL")
     patience: Annotated[
         Count, Meaning("points without a lower held-out loss after which training ends; 0: it does not", later=True)
     ] = heal_option(0, "points without a lower held-out loss that end it, by default none", "N", least=0)
@@ -127,9 +131,11 @@ class Recipe:
         check_fields(self)
         if self.points < 1:
             raise UserError(f"points of healing is a positive number; got {self.points}")
-        for name in ("top", "temperature", "hidden", "attention"):
+        for name in ("top", "temperature", "hidden", "attention", "teacher"):
             if self.loss != "kl" and getattr(self, name) != getattr(Recipe, name):
-                raise UserError(f"--heal-{name} is of what the dense model predicts; add --heal-loss kl")
+                raise UserError(f"--heal-{name} is of what the dense model or a teacher predicts; add --heal-loss kl")
+        if self.teacher and self.hidden:
+            raise UserError("--heal-hidden compares states number by number, which are another model's with a teacher")
         if self.at and max(self.at) > self.tokens:
             raise UserError(f"--heal-at {max(self.at)} is beyond the {self.tokens} tokens of --heal-tokens")
         if self.tokens < self.passes * self.length:

@@ -116,6 +116,8 @@ def _names_of_cell(cell: Cell, measured: bool) -> Iterator[tuple[str, str]]:
     for stage in cell.stages:
         if stage.healing:
             yield "text", stage.healing.text
+            if stage.healing.teacher:
+                yield "model", stage.healing.teacher
     for task in task_files.without_tasks_of_files(protocol.tasks, protocol.task_files):
         yield "task", task
     for _, path, _ in protocol.task_files:

@@ -143,6 +143,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
         target = prepare_target(spec, model, read, is_here=is_here)
         if spec.healing:
             _check_healing(spec.healing, [protocol for protocol, _ in protocols], target)
+            _check_teacher(spec.healing, model, target, trust=spec.trust_remote_code)
             _check_room(spec.healing, is_here=is_here)
         if first.save_dtype or stages:  # which go on from a model that the run has kept
             try:
@@ -272,6 +273,27 @@ def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target
         raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
     if recipe.top >= (size := target.decoder.embed.num_embeddings):
         raise UserError(f"--heal-top {recipe.top} leaves none of the model's {size} tokens; leave it out, to keep all")
+
+
+def _check_teacher(recipe: Recipe, model: str, target: Target, *, trust: bool) -> None:
+    """Refuse a teacher that cannot be had, or whose tokens are not the model's, by number, text and count."""
+    if recipe.teacher is None:
+        return
+    pretrained.check(recipe.teacher, trust)
+    try:
+        teacher = Decoder(pretrained.make_shell(recipe.teacher, trust))
+    except methods.Unsupported as error:
+        raise UserError(f"--heal-teacher {recipe.teacher}: {error}") from None
+    sizes = [each.embed.num_embeddings for each in (teacher, target.decoder)]
+    own, learnt = (pretrained.load_tokenizer(name, trust).get_vocab() for name in (model, recipe.teacher))
+    if own != learnt or sizes[0] != sizes[1]:
+        differing = sum(own.get(token) != number for token, number in learnt.items()) or "none"
+        raise UserError(
+            f"--heal-teacher {recipe.teacher} has another vocabulary than {model}: {sizes[0]} tokens beside "
+            f"{sizes[1]}, of which {differing} differ; name a model of the same tokenizer"
+        )
+    if recipe.length > (most := getattr(teacher.config, "max_position_embeddings", recipe.length)):
+        raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that --heal-teacher takes")
 
 
 def _check_room(recipe: Recipe, *, is_here: bool) -> None:

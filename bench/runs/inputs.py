@@ -74,9 +74,11 @@ def with_own_inputs(
     )
 
 
-def inputs_of_healing(recipe: Recipe, text: Text) -> HealingInput:
-    """Return the inputs that a healed cell has beside those of the pruned model."""
-    return HealingInput(text.sha256, str(REVISION), metadata.version("peft") if recipe.kind == "lora" else None)
+def inputs_of_healing(recipe: Recipe, text: Text, *, download: bool = True) -> HealingInput:
+    """Return the inputs that a healed cell has beside those of the pruned model; `download` as `sha256_of_weights`."""
+    teacher = pretrained.sha256_of_weights(recipe.teacher, download=download) if recipe.teacher else None
+    peft = metadata.version("peft") if recipe.kind == "lora" else None
+    return HealingInput(text.sha256, str(REVISION), peft, teacher)
 
 
 def names_of_differences(before: Inputs | None, after: Inputs | None) -> list[str]:

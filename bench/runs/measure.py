@@ -122,10 +122,11 @@ def _is_loaded(outcome: CellProgress) -> bool:
 
 def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress, parents: Path) -> None:
     """Load, prune, heal and save the model, then measure what the protocol names. A saved model is loaded for that."""
+    taught = _ask_teacher(cell, datasets, outcome)
     model, tokenizer = _load(cell, datasets, outcome)
     decoder, ratio, sizes = _dense(cell, model, datasets, outcome)
     del model
-    dense = _predictions(cell, decoder, datasets, outcome)
+    dense = taught or _predictions(cell, decoder, str(outcome.measured.weights_sha256), datasets, outcome)
     if cell.earlier:
         del decoder
         decoder, ratio = _load_parent(cell, parents, (ratio, sizes), outcome)
@@ -271,12 +272,28 @@ def _refuse_unreadable(method: str, decided: dict[str, Any]) -> None:
         raise WrongDecisions(f"the decisions of {method} do not hold: {wrong}; {decisions.WHERE}")
 
 
-def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: CellProgress) -> DensePredictions | None:
-    """Return what the dense model predicts for the text of healing, where the loss needs that."""
+def _ask_teacher(cell: Cell, datasets: Datasets, outcome: CellProgress) -> DensePredictions | None:
+    """Return what a teacher predicts for the text of healing; None where the dense model itself is the teacher.
+
+    It is given back before the model is loaded, so that both are never in memory.
+    """
+    if cell.healing is None or cell.healing.teacher is None:
+        return None
+    name, dtype = cell.healing.teacher, getattr(torch, cell.dtype)
+    with outcome.stage("heal"):
+        weights = pretrained.sha256_of_weights(name)
+        teacher = Decoder(pretrained.load(name, outcome.devices, dtype, cell.trust_remote_code)[0])
+    return _predictions(cell, teacher, weights, datasets, outcome)
+
+
+def _predictions(
+    cell: Cell, dense: Decoder, weights_sha256: str, datasets: Datasets, outcome: CellProgress
+) -> DensePredictions | None:
+    """Return what the dense model or a teacher predicts for the text of healing, where the loss needs that."""
     if cell.healing is None or cell.healing.loss != "kl":
         return None
-    text, measured = datasets.healing[cell.healing], outcome.measured
-    identity = f"{measured.weights_sha256} {text.sha256} {cell.dtype} {outcome.devices[0].type}"
+    text = datasets.healing[cell.healing]
+    identity = f"{weights_sha256} {text.sha256} {cell.dtype} {outcome.devices[0].type}"
     with outcome.stage("heal"):
         return predict(dense, text.train, cell.healing, identity)
 

@@ -449,12 +449,14 @@ def with_inputs(
     with_hashes, keys = list[Cell](), dict[str, str]()
     for cell in cells:
         own_datasets = datasets[setting_of_calibration(cell)]
-        recipe = cell.healing
+        recipe, healing = cell.healing, None
+        if recipe:
+            healing = inputs.inputs_of_healing(recipe, own_datasets.healing[recipe], download=download)
         filled = replace(
             own_datasets.inputs,
             weights_sha256=weights[cell.model],
             revision=revisions[cell.method],
-            healing=inputs.inputs_of_healing(recipe, own_datasets.healing[recipe]) if recipe else None,
+            healing=healing,
             parent=grid.key_of_parent(cell, keys) if cell.earlier else None,
             scored_by=scored_by if cell.protocol.is_served else None,
         )

@@ -111,8 +111,9 @@ def facts_of_card(cell: Cell, decisions: Mapping[str, Any], measured: Measured) 
 
 
 def _without_path(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorten the path of a text under "source" or "text" to the file's name."""
-    return {**facts, **{name: _name(facts[name]) for name in ("source", "text") if name in facts}}
+    """Shorten the path of a text under "source" or "text" to the file's name, and that of a teacher to the model's."""
+    teacher = {"teacher": pretrained.name_of_model(facts["teacher"])} if facts.get("teacher") else {}
+    return {**facts, **{name: _name(facts[name]) for name in ("source", "text") if name in facts}, **teacher}
 
 
 def _name(text: str) -> str:

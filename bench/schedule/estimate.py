@@ -110,7 +110,7 @@ class Cost:
             seconds["prune"] = self._prune(cell, known_ratio)
             seconds |= {"save": SAVE * self._read(kept)} if p.save_dtype else {}
         if cell.healing:
-            seconds["heal"] = self._heal(cell.healing, kept)
+            seconds["heal"] = self._heal(cell.healing, kept, cell.trust_remote_code)
         if has_text:
             seconds["perplexity"] = self._forward(amounts.text_tokens, p.window, kept)
         if amounts.documents:
@@ -145,12 +145,14 @@ class Cost:
         work = count_work(pruner, self.shape, ratio, tokens, length, known_ratio=known_ratio)
         return self.shape.kept(before) * (work.macs / self.rates.macs + work.exact / self.rates.exact)
 
-    def _heal(self, recipe: Recipe, kept: float) -> float:
-        """Return the seconds of training, of the losses on held-out text, and of the dense model's predictions."""
+    def _heal(self, recipe: Recipe, kept: float, trust: bool) -> float:
+        """Return the seconds of training, of the losses on held-out text, and of what the teacher predicts."""
         trained = recipe.sequences * recipe.length * recipe.passes
         held_out = HELD_OUT * recipe.length * (recipe.points + 1)
-        dense = self._forward(trained, recipe.length, 1.0) if recipe.loss == "kl" else 0.0
-        return self._forward(TRAINED * trained + held_out, recipe.length, kept) + dense
+        teacher = replace(self, shape=shape_of(recipe.teacher, trust)) if recipe.teacher else self
+        read = teacher._forward(recipe.sequences * recipe.length, recipe.length, 1.0) if recipe.loss == "kl" else 0.0
+        read += LOAD * teacher._read(1.0) if recipe.teacher else 0.0
+        return self._forward(TRAINED * trained + held_out, recipe.length, kept) + read
 
     def _checks(self, kept: float, has_text: bool) -> float:
         """Return the seconds of continuing all prompts in one batch, and of the divergence on a few windows."""
@@ -231,11 +233,12 @@ class Estimator:
         """Take in the seconds of a record's stages; a record that was interrupted or failed is ignored.
 
         A record of a model without costs is ignored too, since its seconds say nothing about another model. So is a
-        record whose cell this version would not measure, as of a later version in a folder beside the run.
+        record with a teacher, which may not be here, and one whose cell this version would not measure, as of a later
+        version in a folder beside the run.
         """
-        if record.status != "ok" or record.cell.model not in self.costs:
-            return
         cell = record.cell
+        if record.status != "ok" or cell.model not in self.costs or (cell.healing and cell.healing.teacher):
+            return
         try:
             cell.refuse_unmeasurable()
         except UserError:

@@ -20,6 +20,7 @@ import torch
 import methods
 from bench.data import pretrained
 from bench.healing import training
+from bench.healing.teacher import LOGITS_OF_DENSE
 from bench.plan.cell import Cell
 from bench.schedule.pruning_memory import FLOAT32, PruningMemory
 from bench.schedule.shape import Shape
@@ -198,7 +199,7 @@ class Footprint:
             beside = self.pruning(cell).device_bytes + self._kept_head(cell) + self._copies(cell, pruned_weights)
             bytes_by_stage["prune"] = self.weights + beside
         if cell.healing:
-            bytes_by_stage["heal"] = self._healing(cell, pruned_weights)
+            bytes_by_stage["heal"] = max(self._healing(cell, pruned_weights), self._teaching(cell))
         if cell.is_timed:
             bytes_by_stage["speed"] = self.weights + self._timed(cell)
         return bytes_by_stage
@@ -260,18 +261,31 @@ class Footprint:
         dense = tokens * shape.vocabulary * 3 * FLOAT32 if recipe.loss == "kl" else 0
         return round(trained + passed + dense + self._kept_head(cell))
 
+    def _teaching(self, cell: Cell) -> int:
+        """Return the bytes of a teacher, in memory before the model is, and of its forward; 0 without one."""
+        recipe, teacher = cell.healing, self._teacher(cell)
+        if not recipe or not recipe.teacher:
+            return 0
+        tokens = min(recipe.sequences * recipe.length, max(recipe.length, LOGITS_OF_DENSE // teacher.vocabulary))
+        return round(self.bytes_each * teacher.parameters + tokens * teacher.vocabulary * (FLOAT32 + self.bytes_each))
+
+    def _teacher(self, cell: Cell) -> Shape:
+        """Return the shape of the model that healing learns from."""
+        teacher = cell.healing.teacher if cell.healing else None
+        return shape_of(teacher, cell.trust_remote_code) if teacher else self.shape
+
     def _kept_head(self, cell: Cell) -> int:
-        """Return the bytes of the dense model's head where healing needs its predictions; else 0."""
+        """Return the bytes of the teacher's head where healing needs its predictions; else 0."""
         kept = cell.healing is not None and cell.healing.loss == "kl" and not cell.healing.top
-        return self.bytes_each * self.shape.head if kept else 0
+        return self.bytes_each * self._teacher(cell).head if kept else 0
 
     def _parked(self, cell: Cell, *, in_files: bool = False) -> int:
         """Return the bytes that wait on the host: inputs of the dense head; beside a GPU states and dense layers."""
-        width, recipe = self.shape.width, cell.healing
+        teacher, recipe = self._teacher(cell), cell.healing
         pruning = self.pruning(cell, in_files=in_files)
         states = 0 if self.offload else pruning.parked
         in_memory = recipe is not None and recipe.loss == "kl" and not recipe.top
-        kept = width + (width + self.shape.keys if recipe and recipe.attention else 0)
+        kept = teacher.width + (teacher.width + teacher.keys if recipe and recipe.attention else 0)
         read = self.bytes_each * recipe.sequences * recipe.length * kept if recipe and in_memory else 0
         if not pruning.on_gpu:
             return states + read

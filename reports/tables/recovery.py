@@ -139,8 +139,10 @@ def work_of_training(recipe: Recipe, macs: float | None, dense: Record | None) -
     """Return the floating-point operations of a token of training, and those of the dense model's predictions.
 
     macs  of the pruned model for a token; None where they are not known
+
+    Both are unknown where another model was the teacher, since no record has its size.
     """
-    if macs is None:
+    if macs is None or recipe.teacher:
         return None, 0.0
     passes = (3 if recipe.kind == "full" else 2) + recipe.recompute
     of_dense = dense.measured.macs_per_token if dense and recipe.loss == "kl" else None

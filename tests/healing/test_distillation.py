@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch import nn
 
 import methods
 from bench.cli.main import main
+from bench.data import pretrained
 from bench.healing.teacher import (
     HEAD,
     DensePredictions,
@@ -26,6 +30,7 @@ from bench.healing.trainable import find_layers_beside_cuts, make_trainable
 from bench.healing.training import heal
 from bench.plan.protocol import Recipe
 from bench.records.run_folder import load_run
+from bench.workshop.tiny_models import draw_tiny_model
 from methods.errors import Unsupported, UserError
 from methods.model.decoder import Decoder
 
@@ -223,8 +228,11 @@ def test_training_ends_where_the_held_out_loss_has_not_fallen_for_as_many_points
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--heal-top", "8"), "--heal-top is of what the dense model predicts; add --heal-loss kl"),
+        (("--heal-top", "8"), "--heal-top is of what the dense model or a teacher predicts; add --heal-loss kl"),
         (("--heal-hidden", "1"), "add --heal-loss kl"),
+        (("--heal-teacher", "smollm2-135m"), "--heal-teacher is of what the dense model or a teacher predicts; add"),
+        (("--heal-loss", "kl", "--heal-teacher", "x", "--heal-hidden", "1"), "--heal-hidden compares states number by"),
+        (("--heal-loss", "kl", "--heal-teacher", "/nope"), "'/nope' is no model"),
         (("--heal-loss", "kl", "--heal-top", "128"), "--heal-top 128 leaves none of the model's 128 tokens"),
         (("--heal-loss", "kl", "--heal-temperature", "0"), "--heal-temperature is a positive number; got 0"),
         (("--heal-patience", "-1"), "--heal-patience is 0 or positive"),
@@ -237,6 +245,68 @@ def test_recipes_that_cannot_be_are_refused_before_any_work(flags, message, base
     assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", *heal_flags, *flags]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+def tiny_teacher(folder, model_folder, tokenizer=lambda plain: None, **options):
+    """Save another tiny Llama beside the tokenizer of the model, whose file `tokenizer` changes."""
+    shutil.copytree(model_folder, folder)
+    draw_tiny_model("llama", seed=7, **({"max_position_embeddings": 2048} | options)).save_pretrained(folder)
+    plain = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer(plain)
+    (folder / "tokenizer.json").write_text(json.dumps(plain))
+    return folder
+
+
+def swap_two_words(plain):
+    words = plain["model"]["vocab"]
+    first, second = list(words)[5:7]
+    words[first], words[second] = words[second], words[first]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"tokenizer": swap_two_words}, "has another vocabulary than"),
+        ({"tokenizer": swap_two_words}, "128 tokens beside 128, of which 2 differ; name a model of the same tokenizer"),
+        ({"vocab_size": 136}, "136 tokens beside 128, of which none differ"),
+        ({"max_position_embeddings": 8}, "--heal-length 16 is more than the 8 tokens that --heal-teacher takes"),
+    ],
+)
+def test_a_teacher_of_other_tokens_is_refused_before_any_work(teacher, message, base, text_file, capsys):
+    folder, out = Path(base[2]), Path(base[base.index("--out") + 1])
+    recipe = ("--heal", "lora", "--heal-loss", "kl", "--heal-tokens", "128", "--heal-length", "16")
+    run = [*base, "--methods", "drop-tail", "--ratio", "0.3", *recipe, "--heal-text", str(text_file)]
+    run += ["--heal-teacher", str(tiny_teacher(out.with_name("teacher"), folder, **teacher))]
+    capsys.readouterr()
+    assert main(run) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not out.exists()
+
+
+def test_a_run_learns_from_the_teacher_that_it_names(base, text_file, model_folder, tmp_path, monkeypatch):
+    """A copy of the model teaches what the dense model does; another one something else, from its own predictions."""
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
+    recipe = ("--heal", "full", "--heal-loss", "kl", "--heal-top", "8", "--heal-tokens", "128", "--heal-length", "16")
+    run = [*base[:-4], "--speed-rounds", "0", "--methods", "drop-tail", "--ratio", "0.3", *recipe]
+    run += ["--heal-text", str(text_file)]
+    twin = tmp_path / "twin"
+    shutil.copytree(model_folder, twin)
+    unlike = tiny_teacher(tmp_path / "unlike", model_folder, hidden_size=48)
+    healed = {}
+    for name, flags in {"dense": (), "twin": ("--heal-teacher", twin), "unlike": ("--heal-teacher", unlike)}.items():
+        assert main([*map(str, (*run, *flags)), "--out", str(tmp_path / name)]) == 0
+        (healed[name],) = [record for record in load_run(tmp_path / name) if record.cell.healing]
+    curves = {name: timeless(record.measured.healing.curve) for name, record in healed.items()}
+    assert curves["twin"] == curves["dense"]
+    assert [point.loss for point in curves["unlike"]] != [point.loss for point in curves["dense"]]
+    assert len(list((tmp_path / "cache").glob("predictions-*"))) == 2
+    hashes = {name: record.cell.inputs.healing.teacher_sha256 for name, record in healed.items()}
+    assert hashes == {
+        "dense": None,
+        "twin": healed["dense"].measured.weights_sha256,
+        "unlike": pretrained.sha256_of_weights(str(unlike)),
+    }
 
 
 def test_predictions_that_the_disk_cannot_hold_are_refused_before_any_work(base, text_file, monkeypatch, capsys):

@@ -236,8 +236,10 @@ def test_all_that_a_record_names_is_looked_at(place, sent):
     trust = Trust(sent, remote_code=True, names=(str(place / "model"), str(place / "words.txt")))
     trust.refuse(cell, measured=True)
     recipe, protocol = Recipe(text="hub:a/b"), cell.protocol
+    taught = Recipe(text=str(place / "words.txt"), loss="kl", teacher="hub:a/b")
     for more in (
         {"healing": recipe},
+        {"healing": taught},
         {"earlier": (Stage("drop-tail", {}, 0.1, healing=recipe),)},
         {"protocol": replace(protocol, texts=("hub:a/b",))},
         {"protocol": replace(protocol, task_data=(("piqa", "hub:a/b", ""),), tasks=("piqa",))},

@@ -16,7 +16,7 @@ from bench.plan.protocol import Recipe, protocol_of_profile
 from bench.records.measured import Measured, TaskScore, TextScore
 from bench.records.record import Record
 from bench.schedule import estimate
-from bench.schedule.estimate import ESTIMATED, MEASURED, Amounts, Cost, Estimator, format_duration, is_of_machine
+from bench.schedule.estimate import ESTIMATED, LOAD, MEASURED, Amounts, Cost, Estimator, format_duration, is_of_machine
 from bench.schedule.memory_needs import Footprint
 from bench.schedule.shape import Shape
 from bench.system import rates
@@ -172,6 +172,16 @@ def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothin
         cell("laco", protocol=protocol_of_profile("quick", speed_rounds=0, checks=False)), Amounts(0, {})
     )
     assert set(untimed) == {"load", "prune"}
+
+
+def test_a_teacher_reads_each_sequence_once_and_is_loaded(monkeypatch):
+    large = replace(SHAPE, macs=10 * SHAPE.macs, inner=10 * SHAPE.inner, parameters=10 * SHAPE.parameters)
+    monkeypatch.setattr(estimate, "shape_of", lambda model, trust: {"large": large}[model])
+    recipes = [Recipe(loss="kl", tokens=20_000, passes=2, teacher=teacher) for teacher in ("large", None)]
+    taught, alone = (COST.seconds(cell("laco", healing=recipe), AMOUNTS)["heal"] for recipe in recipes)
+    read = [replace(COST, shape=shape)._forward(39 * 256, 256, 1.0) for shape in (large, SHAPE)]
+    loaded = LOAD * 4 * large.parameters / COST.rates.bytes
+    assert taught - alone == pytest.approx(read[0] - read[1] + loaded)
 
 
 def test_what_is_solved_in_float64_takes_as_long_as_float64_does():

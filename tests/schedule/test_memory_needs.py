@@ -211,6 +211,18 @@ def test_a_card_of_24_gib_prunes_times_and_heals_8_billion_parameters(eight_bill
     assert eight_billion.weights < needed <= most * GIB
 
 
+def test_a_teacher_lies_in_memory_alone_and_its_head_is_kept(eight_billion, monkeypatch):
+    small = llama(hidden_size=512, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=8)
+    monkeypatch.setattr(memory_needs, "shape_of", lambda model, trust: {"large": eight_billion.shape}[model])
+    taught, alone = (cell("laco", healing=Recipe(loss="kl", teacher=teacher)) for teacher in ("large", None))
+    assert 1.0 < small.stages(taught)["heal"] / eight_billion.weights < 1.1
+    assert small.stages(alone)["heal"] < 0.2 * eight_billion.weights
+    heads = [footprint.bytes_each * footprint.shape.head for footprint in (eight_billion, small)]
+    assert small.stages(taught)["prune"] - small.stages(alone)["prune"] == heads[0] - heads[1]
+    widths = [2 * (100_000 // 256) * 256 * footprint.shape.width for footprint in (eight_billion, small)]
+    assert small._parked(taught) - small._parked(alone) == widths[0] - widths[1]
+
+
 def test_a_ratio_of_the_decoder_leaves_more_than_one_of_all(eight_billion):
     of_all, of_decoder = (eight_billion.stages(cell("laco", ratio_of=of))["perplexity"] for of in ("all", "decoder"))
     assert of_decoder - of_all == pytest.approx(0.3 * 2 * (eight_billion.shape.parameters - eight_billion.shape.inner))
