@@ -33,10 +33,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ from bench.healing.teacher import DensePredictions, collect_states
 from bench.healing.trainable import make_trainable
 from bench.plan.kinds import to_plain, value_from_plain
 from bench.plan.protocol import Recipe, refuse_recipe
-from bench.records.measured import LearningPoint, PointScore
+from bench.records.measured import LearningPoint, PointScore, TaskMetric
 from bench.stats.clusters import ratio_interval
 from methods import console
 from methods.errors import UserError
@@ -59,6 +60,7 @@ LOGITS = 2**26  # the most of one forward, 256 MiB in float32
 LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor is quicker, and takes half the memory
 CHECKPOINT = "heal.safetensors"
 PROGRESS = ("step", "tokens", "seconds", "curve")  # of training, in a checkpoint beside weights and moments
+Scorers = Mapping[str, Callable[[], Mapping[str, PointScore | TaskMetric]]]
 REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
 
 
@@ -87,13 +89,13 @@ def heal(
     *,
     dense: DensePredictions | None = None,
     folder: Path | None = None,
-    score_texts: Callable[[], dict[str, PointScore]] = dict,
+    scorers: Scorers = MappingProxyType({}),
 ) -> list[LearningPoint]:
     """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
 
-    dense        predictions of the model before pruning for text.train, for loss "kl"
-    folder       for the checkpoint; training goes on from a checkpoint of the same model and recipe
-    score_texts  measures the texts of the run on the model as it is, where the recipe says so
+    dense    predictions of the model before pruning for text.train, for loss "kl"
+    folder   for the checkpoint; training goes on from a checkpoint of the same model and recipe
+    scorers  measure the model as it is where the recipe says so, by the field of the point
 
     `loss` of a point is the mean of the recipe's loss since the point before, and None at step 0. `heldout_loss` is
     that of the next token, whatever the recipe's loss. Its interval is over sequences that follow each other in their
@@ -107,7 +109,7 @@ def heal(
     refuse_recipe(recipe, dtype, dense)
     with make_trainable(model, recipe) as weights:
         training = _Training(model, text, recipe, dense, weights)
-        training.score_texts = score_texts
+        training.scorers = scorers
         training.half = recipe.kind != "lora" and dtype == torch.bfloat16
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,7 @@ class _Training:
         self.model, self.text, self.recipe, self.dense, self.weights = model, text, recipe, dense, weights
         self.device = model.embed.weight.device
         self.measured_at = set(map(recipe.step_at, recipe.at))  # steps
-        self.score_texts: Callable[[], dict[str, PointScore]] = dict
+        self.scorers: Scorers = {}
         self.half = False  # the weights are float32 while they are trained, and products are bfloat16
         # one tensor after the other, also on a GPU: lists would take 4 bytes more for each number that is trained
         self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0, foreach=False)
@@ -228,7 +230,7 @@ class _Training:
             point["loss"] = self.losses[0] / self.losses[1]
         if self.step in self.measured_at:
             with self._casting():
-                point["texts"] = to_plain(self.score_texts())
+                point |= {name: to_plain(score()) for name, score in self.scorers.items()}
         self.curve.append(point | self.held_out())
         self.losses = [0.0, 0]
 

@@ -124,6 +124,9 @@ class Recipe:
     at: Annotated[
         tuple[Count, ...], Meaning("tokens trained on after which the texts are measured; empty: not", later=True)
     ] = heal_option((), "tokens after which the texts are measured too, as in 0,10000,30000", "LIST", least=0)
+    answers: Annotated[
+        bool, Meaning("whether the bits of the tasks' right answers are measured at these tokens too", later=True)
+    ] = heal_option(False, "at --heal-at the bits of the tasks' right answers too")
     points: Annotated[Positive, Meaning("of the learning curve, besides the one before training")] = 10
     seed: Annotated[Whole, Meaning("of the draw of text, of its order, and of the adapters")] = 0
 
@@ -138,6 +141,8 @@ class Recipe:
             raise UserError("--heal-hidden compares states number by number, which are another model's with a teacher")
         if self.at and max(self.at) > self.tokens:
             raise UserError(f"--heal-at {max(self.at)} is beyond the {self.tokens} tokens of --heal-tokens")
+        if self.answers and not self.at:
+            raise UserError("--heal-answers is measured after the tokens of --heal-at, and there are none; give some")
         if self.tokens < self.passes * self.length:
             raise UserError(
                 f"healing needs a sequence of {self.length} tokens in each pass, {self.passes * self.length} in all; "

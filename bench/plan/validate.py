@@ -261,8 +261,10 @@ def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target
     """
     refuse_recipe(recipe, target.dtype, dense=True)  # which is loaded where the loss needs it
     for protocol in protocols:
-        if recipe.at and not protocol.texts:
+        if recipe.at and not protocol.texts and not recipe.answers:
             raise UserError("--heal-at measures the texts of --texts, and there are none; name a text")
+        if recipe.answers and not protocol.tasks:
+            raise UserError("--heal-answers measures the tasks of --tasks, and there are none; name a task")
         for text in protocol.texts:
             if texts.is_whole(text, protocol.calibration) and not texts.is_whole(text, recipe.text):
                 raise UserError(

@@ -132,6 +132,9 @@ class LearningPoint:
     heldout_loss_low: Nats = declare_field("lower end of its 95 % interval")
     heldout_loss_high: Nats = declare_field("upper end of its 95 % interval")
     texts: dict[str, PointScore] | None = declare_optional_field("of the run by name, where the recipe measures them")
+    answers: dict[str, TaskMetric] | None = declare_optional_field(
+        "bits per byte of the right answer by task, where the recipe measures them"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

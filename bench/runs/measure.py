@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from bench.records.measured import (
     PeakOfStage,
     PointScore,
     RangeScore,
+    TaskMetric,
     TaskScore,
     TextScore,
 )
@@ -135,7 +137,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: CellProgress
     decoder = _prune(cell, decoder, amount, searches.resume_search(datasets, folder, cell.key), outcome)
     count = _count_sizes(cell, decoder, sizes, outcome)
     if cell.healing:
-        _heal(cell, decoder, datasets, outcome, dense=dense, folder=folder)
+        _heal(cell, (decoder, tokenizer), datasets, outcome, dense=dense, folder=folder)
         del dense
     decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
     outcome.say(f"measuring {count / 1e6:.1f} M parameters")
@@ -300,7 +302,7 @@ def _predictions(
 
 def _heal(
     cell: Cell,
-    decoder: Decoder,
+    loaded: tuple[Decoder, Any],
     datasets: Datasets,
     outcome: CellProgress,
     *,
@@ -309,23 +311,15 @@ def _heal(
 ) -> None:
     """Train the pruned model in place. Its checkpoint is among the pieces of the cell."""
     assert cell.healing is not None
-    recipe, text = cell.healing, datasets.healing[cell.healing]
-
-    def score_texts() -> dict[str, PointScore]:
-        scores = {}
-        for name, windows in datasets.texts.items():
-            own = scoring.OwnModel(decoder.model, cell.protocol.batch_tokens)
-            score, _ = quality.score_text(cell.protocol, own, name, windows)
-            scores[name] = PointScore(
-                perplexity=score.perplexity, perplexity_low=score.perplexity_low, perplexity_high=score.perplexity_high
-            )
-        return scores
-
+    recipe, text, decoder = cell.healing, datasets.healing[cell.healing], loaded[0]
+    scorers: dict[str, Any] = {"texts": partial(_score_texts, cell, decoder, datasets)}
+    if recipe.answers:
+        scorers["answers"] = partial(_score_answers, cell, loaded, datasets)
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
     with outcome.stage("heal"):
         start = inputs.sha256_of_state(decoder.model)
         place = store.pieces_of(folder, cell.key, start).healing
-        curve = heal(decoder, text, recipe, dense=dense, folder=place, score_texts=score_texts)
+        curve = heal(decoder, text, recipe, dense=dense, folder=place, scorers=scorers)
     end = curve[-1]
     trained = Healing(
         recipe=recipe.as_run(),
@@ -338,6 +332,26 @@ def _heal(
         curve=tuple(curve),
     )
     outcome.measured = replace(outcome.measured, healing=trained)
+
+
+def _score_texts(cell: Cell, decoder: Decoder, datasets: Datasets) -> dict[str, PointScore]:
+    """Return how well a model in training predicts each text."""
+    scores = {}
+    for name, windows in datasets.texts.items():
+        own = scoring.OwnModel(decoder.model, cell.protocol.batch_tokens)
+        score, _ = quality.score_text(cell.protocol, own, name, windows)
+        scores[name] = PointScore(
+            perplexity=score.perplexity, perplexity_low=score.perplexity_low, perplexity_high=score.perplexity_high
+        )
+    return scores
+
+
+def _score_answers(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets) -> dict[str, TaskMetric]:
+    """Return the bits per byte of the right answers that a model in training gives, by task; of no other task."""
+    decoder, tokenizer = loaded
+    lm = quality.make_scorer(cell.protocol, (decoder.model, tokenizer), check=False)
+    scores, _ = tasks.evaluate(lm, datasets.tasks, datasets.documents, cell.protocol.chat)
+    return {name: score.answer_bpb for name, score in scores.items() if score.answer_bpb}
 
 
 def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: CellProgress) -> Decoder:

@@ -116,6 +116,9 @@ class Cost:
         if amounts.documents:
             tokens = DOCUMENT * sum(amounts.documents.values())
             seconds["tasks"] = self._forward(tokens, DOCUMENT, kept, ANSWERED)
+        if cell.healing:  # measured at some tokens too
+            measured = ["perplexity", *["tasks"] * cell.healing.answers]
+            seconds["heal"] += len(cell.healing.at) * sum(seconds.get(stage, 0.0) for stage in measured)
         if cell.is_timed:
             seconds["speed"] = self._speed(p, kept)
         if p.checks:

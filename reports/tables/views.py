@@ -11,7 +11,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     grid         a table per ratio and measure: methods by compensations
     speed        everything that was timed, and the sizes that explain it
     cost         what pruning took: seconds, memory, tokens, gradients
-    recovery     two tables per ratio and text: perplexity by the tokens of healing, and the tokens, work and time in
+    recovery     two tables per ratio and measure: quality by the tokens of healing, and the tokens, work and time in
                  which a method comes near the dense model
     decisions    which layers, attentions, MLPs, heads and channels were removed
     ablation     one factor against another among the cells of one method

@@ -237,6 +237,8 @@ def test_training_ends_where_the_held_out_loss_has_not_fallen_for_as_many_points
         (("--heal-loss", "kl", "--heal-temperature", "0"), "--heal-temperature is a positive number; got 0"),
         (("--heal-patience", "-1"), "--heal-patience is 0 or positive"),
         (("--heal-at", "0,129"), "--heal-at 129 is beyond the 128 tokens of --heal-tokens"),
+        (("--heal-answers",), "--heal-answers is measured after the tokens of --heal-at, and there are none"),
+        (("--heal-answers", "--heal-at", "0"), "--heal-answers measures the tasks of --tasks, and there are none"),
         (("--heal-at", "0", "--texts", "none"), "--heal-at measures the texts of --texts"),
     ],
 )
@@ -357,6 +359,35 @@ def test_a_run_measures_its_texts_while_it_heals(base, text_file, tmp_path):
     assert start.perplexity_low == pytest.approx(plain.measured.text_scores[text].perplexity_low, rel=1e-5)
     assert measured[64][text].perplexity != start.perplexity
     assert dense.measured.healing is None
+
+
+def test_a_run_measures_the_right_answers_while_it_heals(base, text_file, tmp_path):
+    few = ("--heal-tokens", "128", "--heal-length", "16", "--heal-batch", "4", "--heal-text", str(text_file))
+    run = [
+        *base,
+        "--methods",
+        "drop-tail",
+        "--ratio",
+        "0.3",
+        "--heal",
+        "lora",
+        "--heal-at",
+        "0,64",
+        "--heal-answers",
+        *few,
+    ]
+    rows = [{"goal": f"w{i} w{i + 1}", "sol1": f"w{i + 2}", "sol2": f"w{i + 3}", "label": i % 2} for i in range(6)]
+    (tmp_path / "piqa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main([*run, "--tasks", "piqa", "--task-data", f"piqa={tmp_path / 'piqa.jsonl'}", "--texts", "none"]) == 0
+    _, plain, trained = sorted(
+        load_run(tmp_path / "run"), key=lambda each: (bool(each.cell.ratio), len(each.cell.label))
+    )
+    points = {point.tokens: point.answers for point in trained.measured.healing.curve if point.answers}
+    assert list(points) == [0, 64]
+    start, halfway = (points[tokens]["piqa"] for tokens in (0, 64))
+    before = plain.measured.task_scores["piqa"].answer_bpb
+    assert [start.value, start.stderr] == pytest.approx([before.value, before.stderr], rel=1e-5)
+    assert halfway.value != start.value
 
 
 def test_points_are_at_the_first_step_with_so_many_tokens():

@@ -168,6 +168,10 @@ def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothin
     assert COST.seconds(cell("shortgpt+ghost"), AMOUNTS)["prune"] > COST.seconds(cell("shortgpt"), AMOUNTS)["prune"]
     healed = COST.seconds(cell("laco", healing=Recipe(tokens=10_000)), AMOUNTS)
     assert healed["heal"] < COST.seconds(cell("laco", healing=Recipe(tokens=20_000)), AMOUNTS)["heal"]
+    for answers, stages in ((False, ["perplexity"]), (True, ["perplexity", "tasks"])):
+        measured = Recipe(tokens=10_000, at=(0, 5000), answers=answers)
+        while_healing = COST.seconds(cell("laco", healing=measured), AMOUNTS)["heal"] - healed["heal"]
+        assert while_healing == pytest.approx(2 * sum(healed[stage] for stage in stages))
     untimed = COST.seconds(
         cell("laco", protocol=protocol_of_profile("quick", speed_rounds=0, checks=False)), Amounts(0, {})
     )

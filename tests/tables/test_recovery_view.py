@@ -68,6 +68,40 @@ def test_work_follows_from_what_is_trained_and_how():
     assert work_of_training(Recipe("lora", loss="kl", tokens=1000, length=100), 100, DENSE_AT_WORK) == (400, 300_000)
 
 
+def test_bits_of_right_answers_are_a_measure_of_their_own_where_points_have_them():
+    """The mean over the tasks of the points, dense too, with 1.96 standard errors; a task of the end alone is none."""
+    bits = {t: 1.5 * math.exp(2 * max(t, 500) ** -0.3) for t in TOKENS}
+    plain = healed().plain()["measured"]
+    for point in plain["healing"]["curve"][:-1]:
+        own = bits[point["tokens"]]
+        point["answers"] = {
+            "piqa": {"value": own - 0.2, "stderr": 0.03},
+            "arc_easy": {"value": own + 0.2, "stderr": 0.04},
+        }
+    made = {
+        name: plain["tasks"][name] | {"answer_bpb": {"value": bits[8000] + more, "stderr": 0.03}}
+        for name, more in (("piqa", -0.2), ("arc_easy", 0.2))
+    }
+    of_dense = DENSE_AT_WORK.plain()["measured"]["tasks"]
+    for name, value in (("piqa", 1.4), ("arc_easy", 1.6)):
+        of_dense[name]["answer_bpb"]["value"] = value
+    record = with_measured(healed(), healing=plain["healing"], tasks=plain["tasks"] | made)
+    dense = with_measured(DENSE_AT_WORK, tasks=of_dense)
+    names = ["recovery-wiki-0.3", "recovery-cost-wiki-0.3", "recovery-answer_bpb-0.3", "recovery-cost-answer_bpb-0.3"]
+    tables = build_view("recovery", [dense, record])
+    assert [table.name for table in tables] == names
+    (row,) = tables[2].rows
+    assert [cell.value for cell in row.cells] == pytest.approx(list(bits.values()))
+    assert [cell.high - cell.value for cell in row.cells[:-1]] == pytest.approx([1.96 * 0.025] * 4)
+    assert "bits per byte of the right answers by tokens of healing, dense 1.5" in tables[2].title
+    assert [row.cells[0].text for row in tables[3].rows] == ["10 %", "5 %", "2 %"]
+    for row, share in zip(tables[3].rows, (0.1, 0.05, 0.02), strict=True):
+        assert row.cells[1].value == pytest.approx((math.log(1 + share) / 2) ** (1 / -0.3), rel=1e-5)
+    drawn = {each.name: each for each in figures_of_report([dense, record]) if each.name.startswith("recovery")}
+    assert list(drawn) == [names[0], names[2]]
+    assert "bits per byte, lower is better" in to_svg(drawn[names[2]])
+
+
 def test_stages_that_a_cell_goes_on_from_count_as_tokens_and_time():
     stage = {"method": "laco", "decisions": {}, "measured": {"layers": 24, "prune_seconds": 3.0}}
     stage["measured"]["healing"] = {"tokens": 500, "seconds": 7.0}
